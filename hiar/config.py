@@ -1,0 +1,397 @@
+"""The types of ``params.yaml``: frozen, validated sections; the numbers themselves live in that file only.
+
+An experiment is ``params.yaml`` with a small override file of ``experiments/`` merged over it. Every field is
+required and unknown keys are errors, so that a typo cannot pass silently and no default hides in code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hiar.errors import UserError
+
+Order = Literal["block_first", "step_first", "diagonal"]
+Context = Literal["clean", "output", "input"]
+Prediction = Literal["flow", "x0"]
+AttentionMode = Literal["bidirectional", "causal"]
+Renoise = Literal["sde", "euler"]
+Shape = Literal["disc", "wide_bar", "tall_bar", "square", "diamond", "ring"]
+Color = Literal["red", "green", "blue", "yellow", "magenta", "cyan", "orange", "white"]
+Background = Literal["black", "grey", "navy", "brown", "teal", "olive"]
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+
+
+class Section(BaseModel):
+    """A part of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class World(Section):
+    """The procedural video world: one moving shape on a plain background."""
+
+    size: Count  # pixels a side
+    shapes: Annotated[list[Shape], Field(min_length=1)]
+    colors: Annotated[list[Color], Field(min_length=1)]
+    backgrounds: Annotated[list[Background], Field(min_length=1)]
+    radius: Positive  # half the longer side of a shape, in pixels
+    speed: Annotated[tuple[Positive, Positive], Field(strict=False)]  # slowest and fastest, pixels a frame
+    camera: NonNegative  # fastest pan of the striped backdrop, pixels a frame; 0: plain backdrop
+    caption_dropout: Probability  # chance that a caption leaves out speed, direction or background (each by itself)
+    frames_per_second: Count  # of the videos written
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(self.speed[0] <= self.speed[1], "speed", self.speed, "give the slowest first: [slow, fast]")
+        _require(
+            2 * self.radius + 2 * self.speed[1] <= self.size,
+            "radius",
+            self.radius,
+            f"the shape must fit in {self.size} pixels with room to move; lower radius or speed, or raise size",
+        )
+        return self
+
+
+class Video(Section):
+    """The geometry of latent videos, in latent frames."""
+
+    frames: Count  # of a training clip, and of the teacher
+    block: Count  # k: frames denoised together
+    window: Count  # frames the student attends to, its own block included
+    sink_blocks: Annotated[int, Field(ge=0)]  # first blocks that never leave the window; the paper uses none
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        k = self.block
+        _require(
+            self.frames % k == 0, "frames", self.frames, f"must be a multiple of block = {k}; try {_round(self.frames, k)}"
+        )
+        _require(
+            self.window % k == 0 and self.window >= k,
+            "window",
+            self.window,
+            f"must be a multiple of block = {k} and no smaller than one block; try {max(k, _round(self.window, k))}",
+        )
+        _require(
+            (self.sink_blocks + 1) * k <= self.window,
+            "sink_blocks",
+            self.sink_blocks,
+            f"the window of {self.window} frames must hold the sinks and one more block; lower it",
+        )
+        return self
+
+    @property
+    def window_blocks(self) -> int:
+        return self.window // self.block
+
+
+class Schedule(Section):
+    """Noise levels (Eq. 1-3)."""
+
+    teacher_shift: Positive
+    student_shift: Positive
+    student_steps: Count  # S
+    renoise: Renoise  # how a student state moves to the next level
+
+
+class Muon(Section):
+    lr: Positive
+    weight_decay: NonNegative
+
+
+class AdamW(Section):
+    lr: Positive
+    betas: Annotated[tuple[Probability, Probability], Field(strict=False)]
+    weight_decay: NonNegative
+
+
+class Optimizer(Section):
+    """Muon for the matrices of the transformer blocks, AdamW for everything else; without muon, AdamW for all."""
+
+    adamw: AdamW
+    muon: Muon | None
+    warmup: Annotated[int, Field(ge=0)]  # updates of linear warm-up
+    decay: Literal["constant", "cosine"]
+    clip: Positive  # largest gradient norm
+    ema: Annotated[float, Field(ge=0, lt=1)]  # decay of the averaged weights that are kept
+    ema_from: Annotated[int, Field(ge=0)]  # update from which weights are averaged
+
+
+class Training(Section):
+    """A finite training run."""
+
+    steps: Count
+    batch: Count  # samples an update, over all processes
+    optimizer: Optimizer
+
+
+class Codec(Section):
+    """Pixels <-> latents: a fixed linear patch encoder and a trained convolutional decoder."""
+
+    patch: Count  # pixels a side that become one latent pixel
+    channels: Count
+    width: Count  # channels of the decoder's refiner
+    depth: Count  # its residual layers
+    noise: Probability  # the decoder is trained on latents with noise of standard deviation up to this
+    training: Training
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(self.channels <= 3 * self.patch**2, "channels", self.channels, "cannot exceed 3 patch^2")
+        return self
+
+
+class Model(Section):
+    """The Wan transformer of teacher, student and critic."""
+
+    layers: Count
+    heads: Count
+    head_dim: Annotated[int, Field(ge=6, multiple_of=2)]
+    ffn: Count
+    freq_dim: Annotated[int, Field(ge=2, multiple_of=2)]
+    patch: Count  # latent pixels a side of one token
+    prediction: Prediction
+    coordinates: bool  # two input channels with x and y, for models of several tokens a frame
+    text_dim: Count
+    text_length: Count  # words
+
+
+class Teacher(Section):
+    training: Training
+    caption_dropout: Probability  # whole captions dropped, for classifier-free guidance
+    guidance: Positive  # usual notation: 1 is none
+
+
+class Pairs(Section):
+    """Teacher ODE trajectories, kept at the student's levels."""
+
+    count: Count
+    solver_steps: Count  # Euler steps, a multiple of the student's
+    guidance: Positive
+    batch: Count
+    shard: Count  # trajectories a file
+
+
+class Init(Section):
+    training: Training
+
+
+class Distill(Section):
+    """Self-rollout distillation: DMD with a critic, plus the forward-KL regulariser of a variant."""
+
+    steps: Annotated[int, Field(ge=0)]
+    batch: Count  # rollouts a generator update
+    windows: Count  # training windows one rollout spans; the paper's is 1
+    guidance: Positive  # of the real score, usual notation
+    critic_updates: Count  # a generator update
+    critic_warmup: Annotated[int, Field(ge=0)]  # critic updates before the first generator update
+    critic_batch: Count
+    replay: Count  # rollouts the critic may draw from, in batches
+    generator: Optimizer
+    critic: Optimizer
+
+
+class ForwardKL(Section):
+    """Eq. 10-11."""
+
+    weight: Positive  # lambda
+    steps: Count  # K: first steps of the student that are regularised
+    attention: AttentionMode
+
+
+class Variant(Section):
+    """A method: how the grid is walked, what context a block sees, and what is added to DMD."""
+
+    order: Order
+    context: Context
+    forward_kl: ForwardKL | None
+
+
+class Compare(Section):
+    """What the comparison holds: the walks the causal init is sampled with, and the variants distilled."""
+
+    init: list[Name]
+    distill: list[Name]
+
+
+class Sample(Section):
+    videos: Count
+    frames: Count
+    batch: Count
+
+
+class Score(Section):
+    """Oracle thresholds and the comparison's segments."""
+
+    good_residual: Positive  # root mean square pixel error under which a frame is good, in [0, 1] units
+    good_color: Positive  # largest colour error of a good frame
+    hop: Positive  # displacement between frames that counts as a hop, pixels
+    segments: Count  # a video is cut into for drift
+
+
+class Report(Section):
+    videos: Count  # shown side by side
+
+
+class Runtime(Section):
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["no", "bf16"]  # accelerate's mixed precision
+    threads: Count  # a stage's CPU threads
+    checkpoint_minutes: Positive  # between resumable checkpoints
+
+
+class Params(Section):
+    """The whole experiment."""
+
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    world: World
+    video: Video
+    schedule: Schedule
+    codec: Codec
+    model: Model
+    teacher: Teacher
+    pairs: Pairs
+    init: Init
+    distill: Distill
+    variants: dict[Name, Variant]
+    compare: Compare
+    sample: Sample
+    score: Score
+    report: Report
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        k = self.video.block
+        latent = self.world.size // self.codec.patch
+        _require(self.world.size % self.codec.patch == 0, "codec.patch", self.codec.patch, f"must divide world.size = {self.world.size}")
+        _require(latent % self.model.patch == 0, "model.patch", self.model.patch, f"must divide the {latent} latent pixels a side")
+        _require(self.sample.frames % k == 0, "sample.frames", self.sample.frames, f"must be a multiple of video.block = {k}")
+        _require(
+            self.pairs.solver_steps % self.schedule.student_steps == 0,
+            "pairs.solver_steps",
+            self.pairs.solver_steps,
+            f"must be a multiple of schedule.student_steps = {self.schedule.student_steps}",
+        )
+        for field, names in (("compare.init", self.compare.init), ("compare.distill", self.compare.distill)):
+            for name in names:
+                _require(name in self.variants, field, name, f"no such variant; {_suggest(name, self.variants)}")
+        for name, variant in self.variants.items():
+            kl = variant.forward_kl
+            _require(
+                kl is None or kl.steps <= self.schedule.student_steps,
+                f"variants.{name}.forward_kl.steps",
+                kl and kl.steps,
+                f"cannot exceed schedule.student_steps = {self.schedule.student_steps}",
+            )
+        return self
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name. Raises UserError when there is none."""
+        if name not in self.variants:
+            raise UserError(f"variant '{name}': no such variant; {_suggest(name, self.variants)}")
+        return self.variants[name]
+
+
+def load_params(path: Path, override: Path | None = None) -> Params:
+    """Read ``path``, merge ``override`` over it when given, and validate.
+
+    Raises UserError naming the file, the field, its value and the remedy.
+    """
+    tree = read_yaml(path)
+    source = path
+    if override is not None:
+        tree = merge(tree, read_yaml(override))
+        source = override
+    return parse_params(tree, source)
+
+
+def parse_params(tree: dict[str, Any], source: Path) -> Params:
+    """Validate a parsed YAML tree; ``source`` is the file that errors name."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises UserError when the file is missing, not UTF-8, not YAML, or not a mapping."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's folder or name the file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: should hold a mapping of sections, not {type(tree).__name__}")
+    return tree
+
+
+def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with every leaf of ``override`` put in its place; lists are replaced whole."""
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem of a validation error, in one line."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, _Invalid):
+        field = ".".join(part for part in (field, cause.field) if part)
+        return f"{field} = {cause.value!r}: {cause.remedy}"
+    if problem["type"] == "extra_forbidden":
+        return f"{field} = {problem['input']!r}: unknown parameter; {_suggest(field.rsplit('.', 1)[-1], _siblings(problem['loc']))}"
+    if problem["type"] == "missing":
+        return f"{field}: is missing; give it a value"
+    return f"{field} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _siblings(loc: tuple[int | str, ...]) -> list[str]:
+    """The fields of the section that holds ``loc``."""
+    section: Any = Params
+    for part in loc[:-1]:
+        annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else section
+        options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Section)]
+        if options:
+            section = options[0]
+    return list(getattr(section, "model_fields", {}))
+
+
+def _suggest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+class _Invalid(ValueError):
+    """A broken rule between fields, with what its error line needs."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        super().__init__(f"{field} = {value!r}: {remedy}")
+        self.field, self.value, self.remedy = field, value, remedy
+
+
+def _require(condition: bool, field: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise _Invalid(field, value, remedy)
+
+
+def _round(frames: int, block: int) -> int:
+    """The multiple of ``block`` nearest to ``frames``, at least one block."""
+    return max(block, round(frames / block) * block)
