@@ -1,0 +1,1 @@
+"""HiAR Lab: hierarchical denoising for long autoregressive video, from teacher to scored comparison."""

@@ -1,0 +1,59 @@
+"""Noise levels of flow matching and the moves between them (Eq. 1-3).
+
+A noisy latent is ``x = (1 - sigma) x0 + sigma eps``; the network's velocity is ``v = eps - x0``. Everything here is a function
+of sigma itself: nothing is looked up in a table of training timesteps. Tensors of sigmas broadcast against the latents they
+belong to, see `expand`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TIMESTEP_SCALE = 1000.0  # Wan's timestep embedding was trained on sigma * 1000
+
+
+def warp(t: Tensor, shift: float) -> Tensor:
+    """sigma_t = s t / (1 + (s - 1) t) (Eq. 1); t = 0 is clean, t = 1 pure noise."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def student_sigmas(steps: int, shift: float) -> Tensor:
+    """Levels t_1 > ... > t_S > 0 of the student: t = 1, 1 - 1/S, ..., 1/S, 0 warped by the shift. Shape (S + 1,), float32."""
+    return warp(torch.linspace(1, 0, steps + 1), shift)
+
+
+def solver_sigmas(sigmas: Tensor, substeps: int) -> Tensor:
+    """Levels of an ODE solver that visits every one of ``sigmas`` exactly, with ``substeps`` steps between neighbours.
+
+    ``sigmas``: (S + 1,) -> (S * substeps + 1,); entry ``j * substeps`` is ``sigmas[j]``.
+    """
+    parts = [torch.lerp(a, b, torch.linspace(0, 1, substeps + 1)[:-1]) for a, b in zip(sigmas[:-1], sigmas[1:], strict=True)]
+    return torch.cat([*parts, sigmas[-1:]])
+
+
+def expand(sigma: Tensor, frames: Tensor) -> Tensor:
+    """Shape sigmas of (B,) or (B, F) to broadcast against latents (B, C, F, H, W)."""
+    if sigma.ndim == 1:
+        sigma = sigma[:, None]
+    return sigma[:, None, :, None, None].to(frames)
+
+
+def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x_sigma = (1 - sigma) x0 + sigma eps (Eq. 1)."""
+    return (1 - sigma) * x0 + sigma * noise
+
+
+def x0_from_velocity(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
+    """x0 = x - sigma v (Eq. 2)."""
+    return x - sigma * velocity
+
+
+def velocity_from_x0(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    """v = (x - x0) / sigma, the inverse of Eq. 2; sigma must be positive."""
+    return (x - x0) / sigma
+
+
+def euler_step(x: Tensor, x0: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
+    """One deterministic step to ``next_sigma`` (Eq. 3), from the x0 the network predicts at ``sigma``."""
+    return x + velocity_from_x0(x, x0, sigma) * (next_sigma - sigma)
