@@ -1,0 +1,123 @@
+"""The pixel codec of the built-in world: a fixed linear encoder of patches and a trained convolutional decoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hiar.errors import UserError
+
+CONFIG = "config.json"
+WEIGHTS = "codec.safetensors"
+
+
+class PatchCodec(nn.Module):
+    """Videos <-> latents, frame by frame: one latent frame a pixel frame, one latent pixel a patch.
+
+    The encoder projects each patch on the first ``channels`` principal components of the world's patches and scales them
+    to unit variance (``fit_encoder``). The decoder inverts that projection and adds what a small residual
+    convolutional network over the latent frame makes of each patch and its neighbours.
+    """
+
+    mean: Tensor  # (3 patch^2,) of the fitted patches
+    basis: Tensor  # (channels, 3 patch^2), orthonormal rows
+    scale: Tensor  # (channels,) standard deviations of the projections
+
+    def __init__(self, patch: int, channels: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.config = {"patch": patch, "channels": channels, "width": width, "depth": depth}
+        self.patch, self.channels = patch, channels
+        pixels = 3 * patch**2
+        self.register_buffer("mean", torch.zeros(pixels))
+        self.register_buffer("basis", torch.eye(channels, pixels))
+        self.register_buffer("scale", torch.ones(channels))
+        self.enter = nn.Conv2d(channels, width, 3, padding=1)
+        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
+        self.leave = nn.Conv2d(width, pixels, 1)
+        nn.init.zeros_(self.leave.weight)  # an untrained decoder is the linear one
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def fit_encoder(self, frames: Tensor) -> None:
+        """Set the encoder to the principal components of the patches of ``frames``, (N, 3, H, W) in [-1, 1]."""
+        patches = F.pixel_unshuffle(frames, self.patch).movedim(1, -1).flatten(0, -2).double()
+        mean = patches.mean(dim=0)
+        centred = patches - mean
+        variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+        basis = vectors.flip(1)[:, : self.channels].T
+        signs = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True)).sign()  # eigenvectors come with any sign
+        self.mean.copy_(mean)
+        self.basis.copy_(basis * signs)
+        self.scale.copy_(variances.flip(0)[: self.channels].clamp_min(1e-12).sqrt())
+
+    def encode(self, video: Tensor) -> Tensor:
+        """(B, 3, F, H, W) in [-1, 1] -> latents (B, channels, F, H / patch, W / patch)."""
+        frames, batch = _unfold(video)
+        weight = (self.basis / self.scale[:, None]).view(self.channels, 3, self.patch, self.patch)
+        bias = -(self.basis @ self.mean) / self.scale
+        return _fold(F.conv2d(frames, weight, bias, stride=self.patch), batch)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, channels, F, h, w) -> video (B, 3, F, h patch, w patch), in about [-1, 1]; not clipped."""
+        frames, batch = _unfold(latents)
+        weight = (self.basis * self.scale[:, None]).T[:, :, None, None]
+        hidden = self.enter(frames)
+        for layer in self.layers:
+            hidden = hidden + layer(F.silu(hidden))
+        patches = F.conv2d(frames, weight, self.mean) + self.leave(F.silu(hidden))
+        return _fold(F.pixel_shuffle(patches, self.patch), batch)
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and codec.safetensors into an existing folder."""
+        (folder / CONFIG).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        save_file(self.state_dict(), folder / WEIGHTS)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The codec saved in ``folder``. Raises UserError when a file is missing, broken, or of another shape."""
+        try:
+            codec = cls(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"{folder / CONFIG}: no such file; run 'hiar stage codec' or name a codec's folder") from None
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{folder / CONFIG}: is not a codec's configuration ({error}); make the codec anew") from None
+        try:
+            codec.load_state_dict(load_file(folder / WEIGHTS))
+        except FileNotFoundError:
+            raise UserError(f"{folder / WEIGHTS}: no such file; run 'hiar stage codec' or name a codec's folder") from None
+        except (SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder / WEIGHTS}: does not fit {CONFIG} ({reason}); make the codec anew") from None
+        return codec
+
+
+def decoder_loss(codec: PatchCodec, video: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of decoding the latents of ``video`` with ``noise`` added to them."""
+    return F.mse_loss(codec.decode(codec.encode(video) + noise), video)
+
+
+def to_video(frames: Tensor) -> Tensor:
+    """uint8 (..., F, H, W, 3) -> float (..., 3, F, H, W) in [-1, 1]."""
+    return frames.movedim(-1, -4).float().div_(127.5).sub_(1)
+
+
+def to_frames(video: Tensor) -> Tensor:
+    """Float (..., 3, F, H, W) in [-1, 1], clipped to it -> uint8 (..., F, H, W, 3)."""
+    return video.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).movedim(-4, -1).contiguous()
+
+
+def _unfold(video: Tensor) -> tuple[Tensor, int]:
+    """(B, C, F, H, W) -> (B F, C, H, W) and B."""
+    return video.transpose(1, 2).flatten(0, 1), len(video)
+
+
+def _fold(frames: Tensor, batch: int) -> Tensor:
+    """(B F, C, H, W) -> (B, C, F, H, W)."""
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)

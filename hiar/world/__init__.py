@@ -1,0 +1,1 @@
+"""The procedural captioned video world: what it shows, how it is told, and an oracle that knows all of it."""

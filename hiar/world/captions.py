@@ -1,0 +1,127 @@
+"""The world's language: scenes to sentences and back.
+
+A caption is ``a(n) COLOR SHAPE moves [SPEED] [DIRECTION] [on a(n) BACKGROUND background]``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import cast
+
+from hiar.config import Background, Color, Shape, World
+from hiar.errors import UserError
+from hiar.world.scenes import Scenes, scenes
+
+SPEEDS = ("slowly", "quickly")  # under and over the middle of world.speed
+DIRECTIONS = ("right", "down", "left", "up")  # before the first bounce; in the order of a growing angle, y pointing down
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caption asks for; None where it leaves the choice open."""
+
+    color: Color
+    shape: Shape
+    speed: str | None  # of SPEEDS
+    direction: str | None  # of DIRECTIONS
+    background: Background | None
+
+
+def captions(world: World, *, seed: int, first: int, count: int) -> list[str]:
+    """The captions of the clips ``first`` to ``first + count``, without rendering them."""
+    return describe(world, scenes(world, seed=seed, first=first, count=count))
+
+
+def describe(world: World, batch: Scenes) -> list[str]:
+    """One sentence a scene, with what ``batch.told`` leaves out left out."""
+    return [sentence(scene) for scene in facts(world, batch)]
+
+
+def facts(world: World, batch: Scenes) -> list[Asked]:
+    """What each scene's caption says."""
+    speed = batch.velocity.norm(dim=1)
+    fast = (speed >= sum(world.speed) / 2).long().tolist()
+    x, y = batch.velocity.unbind(1)
+    sideways = x.abs() >= y.abs()
+    direction = sideways.logical_not().long() + 2 * ((sideways & (x < 0)) | (~sideways & (y < 0))).long()
+    return [
+        Asked(
+            color=world.colors[color],
+            shape=world.shapes[shape],
+            speed=SPEEDS[fast[i]] if told[0] else None,
+            direction=DIRECTIONS[way] if told[1] else None,
+            background=world.backgrounds[background] if told[2] else None,
+        )
+        for i, (color, shape, way, background, told) in enumerate(
+            zip(
+                batch.color.tolist(),
+                batch.shape.tolist(),
+                direction.tolist(),
+                batch.background.tolist(),
+                batch.told.tolist(),
+                strict=True,
+            )
+        )
+    ]
+
+
+def sentence(asked: Asked) -> str:
+    """The one sentence that says exactly this."""
+    words = [_article(asked.color), asked.color, _spoken(asked.shape), "moves", asked.speed, asked.direction]
+    if asked.background is not None:
+        words += ["on", _article(asked.background), asked.background, "background"]
+    return " ".join(word for word in words if word is not None)
+
+
+def vocabulary(world: World) -> tuple[str, ...]:
+    """Every word a caption of this world may hold, without repetition, in an order that only the world decides."""
+    words = ["a", "an", "moves", "on", "background", *SPEEDS, *DIRECTIONS, *world.colors]
+    words += [word for shape in world.shapes for word in _spoken(shape).split()]
+    words += world.backgrounds
+    return tuple(dict.fromkeys(words))
+
+
+def parse_caption(world: World, text: str) -> Asked:
+    """What ``text`` asks for. Case, spacing and a closing full stop do not matter.
+
+    Raises UserError naming the word this world does not know, or, when all are known, showing a sentence that it does.
+    """
+    words = text.lower().strip().rstrip(".").split()
+    known = vocabulary(world)
+    for word in words:
+        if word not in known:
+            close = difflib.get_close_matches(word, known, n=3)
+            remedy = f"did you mean {' or '.join(repr(w) for w in close)}?" if close else f"known: {', '.join(known)}"
+            raise UserError(f"prompt '{text}': unknown word '{word}'; {remedy}")
+    found = re.fullmatch(_grammar(world), " ".join(words))
+    if found is None:
+        example = sentence(Asked(world.colors[0], world.shapes[0], SPEEDS[0], DIRECTIONS[0], world.backgrounds[0]))
+        raise UserError(f"prompt '{text}': not a sentence of this world; write one like '{example}'")
+    return Asked(
+        color=cast(Color, found["color"]),
+        shape=next(shape for shape in world.shapes if _spoken(shape) == found["shape"]),
+        speed=found["speed"],
+        direction=found["direction"],
+        background=cast("Background | None", found["background"]),
+    )
+
+
+def _grammar(world: World) -> str:
+    def one_of(name: str, words: object) -> str:
+        return f"(?P<{name}>{'|'.join(words)})"  # type: ignore[arg-type]
+
+    return (
+        f"an? {one_of('color', world.colors)} {one_of('shape', map(_spoken, world.shapes))} moves"
+        f"( {one_of('speed', SPEEDS)})?( {one_of('direction', DIRECTIONS)})?"
+        f"( on an? {one_of('background', world.backgrounds)} background)?"
+    )
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def _spoken(shape: Shape) -> str:
+    return shape.replace("_", " ")
