@@ -1,0 +1,56 @@
+"""Drift in the form of Sec. 4.1: how far a measure of the frames moves, steadily, over a long video.
+
+The paper's Drift feeds this recipe with MUSIQ, CLIP-IQA, DINOv2, LPIPS, saturation and sharpness. ``saturation`` and
+``sharpness`` below need no weights; alone they are stand-ins, and must be reported under their own names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hiar.metrics.segments import segment_means, trend
+
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as in every grey conversion of 8-bit RGB
+
+
+def drift(per_frame: Tensor, segments: int) -> Tensor:
+    """Absolute trend of a per-frame measure: (V, F) -> (V,), in units of the measure per whole video."""
+    return trend(per_frame, segments).abs()
+
+
+def weighted_drift(drifts: Mapping[str, Tensor], scales: Mapping[str, float], weights: Mapping[str, float]) -> Tensor:
+    """One score from several measures' drifts (Sec. 4.1): sum of weight x drift / scale, each (V,) -> (V,).
+
+    ``scales`` bring the measures to a common size; the paper does not print its own, nor its weights, so both are
+    the caller's to state. Raises ValueError unless all three name the same measures.
+    """
+    if not drifts.keys() == scales.keys() == weights.keys():
+        raise ValueError(f"measures differ: {sorted(drifts)}, scales {sorted(scales)}, weights {sorted(weights)}")
+    return torch.stack([weights[name] / scales[name] * drifts[name] for name in sorted(drifts)]).sum(dim=0)
+
+
+def shift(per_frame: Tensor, segments: int) -> Tensor:
+    """Distance of each segment's mean from the first segment's: (V, F) or (V, F, D) -> (V, segments), first is 0.
+
+    For vectors it is Euclidean.
+    """
+    vectors = per_frame if per_frame.ndim == 3 else per_frame.unsqueeze(-1)
+    means = torch.stack([segment_means(component, segments) for component in vectors.unbind(dim=-1)], dim=-1)
+    return (means - means[:, :1]).norm(dim=-1)
+
+
+def saturation(frames: Tensor) -> Tensor:
+    """Mean HSV saturation, (max - min) / max over RGB and 0 for black: uint8 (V, F, H, W, 3) -> (V, F) in [0, 1]."""
+    low, high = (extreme.float() for extreme in frames.aminmax(dim=-1))
+    return ((high - low) / high.clamp(min=1)).mean(dim=(-2, -1))
+
+
+def sharpness(frames: Tensor) -> Tensor:
+    """Variance of the 4-neighbour Laplacian of luma, in squared grey levels: uint8 (V, F, H, W, 3) -> (V, F)."""
+    grey = frames.float() @ torch.tensor(LUMA)
+    centre = grey[..., 1:-1, 1:-1]
+    neighbours = grey[..., :-2, 1:-1] + grey[..., 2:, 1:-1] + grey[..., 1:-1, :-2] + grey[..., 1:-1, 2:]
+    return (neighbours - 4 * centre).var(dim=(-2, -1), unbiased=False)

@@ -1,0 +1,42 @@
+"""From one value a video to mean, standard error and count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class Summary(TypedDict):
+    """Mean over ``n`` videos and its standard error; one video has none."""
+
+    mean: float
+    se: float | None
+    n: int
+
+
+def summarise(values: Tensor) -> Summary:
+    """Mean of (V,) values and its standard error over videos, std / sqrt(V), to six significant digits."""
+    n = values.numel()
+    values = values.double()
+    se = float(values.std() / math.sqrt(n)) if n > 1 else None
+    return {"mean": _digits(float(values.mean())), "se": None if se is None else _digits(se), "n": n}
+
+
+def pool(summaries: Sequence[Summary]) -> Summary:
+    """One summary of several seeds' summaries.
+
+    The mean is that of the seeds' means; its standard error, sqrt(sum se^2) / seeds, is the one of the videos: it says
+    nothing of how far another training seed would land.
+    """
+    count = len(summaries)
+    errors = [summary["se"] for summary in summaries if summary["se"] is not None]
+    se = math.sqrt(sum(error**2 for error in errors)) / count if len(errors) == count else None
+    mean = sum(summary["mean"] for summary in summaries) / count
+    return {"mean": mean, "se": se, "n": sum(summary["n"] for summary in summaries)}
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.6g}")
