@@ -1,0 +1,68 @@
+# `make` alone lists what there is. Everything runs in .venv, which `make setup` builds and every target below builds for itself.
+SHELL := /bin/sh
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PORT ?= 5000
+
+# What runs here is offline but for the package registry, and reports to nobody.
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types browser crash-test mlflow prefect clean
+
+help: ## this list
+	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "Then: .venv/bin/hiar --help"
+
+setup: $(READY) ## create .venv and install the locked packages (done once, and again when the lock changes)
+
+# The stamp comes last, so that an interrupted installation is taken up again.
+$(READY): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(READY) ## run the default experiment: train, distil, sample, score; print the comparison, leave reports/index.html
+	$(BIN)/hiar run
+
+test: $(READY) lint types browser ## lint, types, import layers, then every test with coverage
+	$(BIN)/pytest --cov --cov-report=term
+
+lint: $(READY) ## ruff and the import-layer contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(READY) ## mypy
+	$(BIN)/mypy
+
+# The report's test opens it in a browser. Where one cannot be installed, that test skips and says why.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; } \
+		|| echo "no chromium and no way to install it here: the browser test will skip"
+
+crash-test: $(READY) ## kill every stage at random moments and compare the results with undisturbed runs
+	$(BIN)/pytest tests/crash --crash-moments 5 -s
+
+mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:5000 (PORT=... for another)
+	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow.db
+
+prefect: $(READY) ## how to run experiments on a schedule, with Prefect's server and a worker
+	@echo "In three terminals, each with PREFECT_API_URL=http://127.0.0.1:4200/api exported:"
+	@echo "  .venv/bin/prefect server start"
+	@echo "  .venv/bin/prefect work-pool create --type process local && .venv/bin/prefect worker start --pool local"
+	@echo "  .venv/bin/prefect deploy --all          # from prefect.yaml; then: prefect deployment run experiment/demo"
+	@echo "\`hiar run\` needs none of this; with PREFECT_API_URL set it reports to that server."
+
+clean: ## remove what experiments made (.venv, DVC's cache and the MLflow records stay)
+	rm -rf artifacts curves metrics reports runs logs dvc.lock
