@@ -15,7 +15,12 @@ from hiar.errors import UserError
 from hiar.world.scenes import Scenes, scenes
 
 SPEEDS = ("slowly", "quickly")  # under and over the middle of world.speed
-DIRECTIONS = ("right", "down", "left", "up")  # before the first bounce; in the order of a growing angle, y pointing down
+DIRECTIONS = (
+    "right",
+    "down",
+    "left",
+    "up",
+)  # before the first bounce; in the order of a growing angle, y pointing down
 
 
 @dataclass(frozen=True)
