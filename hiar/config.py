@@ -169,6 +169,7 @@ class Model(Section):
 class Teacher(Section):
     training: Training
     caption_dropout: Probability  # whole captions dropped, for classifier-free guidance
+    sigma_floor: Positive  # levels under it weigh no more than it does in the loss
     guidance: Positive  # usual notation: 1 is none
 
 
@@ -184,6 +185,7 @@ class Pairs(Section):
 
 class Init(Section):
     training: Training
+    sigma_floor: Positive  # as the teacher's
 
 
 class Distill(Section):
@@ -246,7 +248,8 @@ class Report(Section):
 class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["no", "bf16"]  # accelerate's mixed precision
-    threads: Count  # a stage's CPU threads
+    threads: Count  # CPU threads of a stage that runs alone
+    variant_threads: Count  # CPU threads of the stages of one variant, which run side by side
     checkpoint_minutes: Positive  # between resumable checkpoints
 
 

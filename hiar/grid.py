@@ -10,10 +10,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Order = Literal["block_first", "step_first", "diagonal"]
-Context = Literal["clean", "output", "input"]
+from hiar.config import Context, Order
 
 
 class Cell(NamedTuple):
@@ -54,6 +53,10 @@ class Grid:
     @property
     def caches(self) -> int:
         return 1 if self.finished else self.steps
+
+    def is_context(self, block: int) -> bool:
+        """Whether some later block sees ``block``."""
+        return self.window > 1 and (self.blocks is None or block < self.blocks - 1)
 
     def visible(self, block: int) -> list[int]:
         """Earlier blocks that ``block`` sees: the sinks, then the newest ones the window has room for."""
@@ -113,11 +116,11 @@ def make_grid(
 def passes(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
     """The separate passes of a walk: denoise each cell, then write its context where a later block will read it."""
     for block in range(grid.given):
-        if _is_context(grid, block):
+        if grid.is_context(block):
             yield from (Pass(write=Cell(block, step)) for step in range(grid.steps) if _writes(grid, step))
     for cell in cells:
         yield Pass(denoise=cell)
-        if _is_context(grid, cell.block) and _writes(grid, cell.step):
+        if grid.is_context(cell.block) and _writes(grid, cell.step):
             yield Pass(write=cell)
 
 
@@ -165,11 +168,6 @@ def _check_write(grid: Grid, cell: Cell, steps_done: dict[int, int], cached: lis
     if cached[grid.cache(cell.step)] != grid.visible(cell.block):
         raise ValueError(f"its context holds blocks {cached[grid.cache(cell.step)]}, not {grid.visible(cell.block)}")
     cached[grid.cache(cell.step)] = grid.visible(cell.block + 1)
-
-
-def _is_context(grid: Grid, block: int) -> bool:
-    """Whether some later block sees ``block``."""
-    return grid.window > 1 and (grid.blocks is None or block < grid.blocks - 1)
 
 
 def _writes(grid: Grid, step: int) -> bool:

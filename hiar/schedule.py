@@ -23,12 +23,17 @@ def student_sigmas(steps: int, shift: float) -> Tensor:
     return warp(torch.linspace(1, 0, steps + 1), shift)
 
 
-def solver_sigmas(sigmas: Tensor, substeps: int) -> Tensor:
+def solver_sigmas(sigmas: Tensor, substeps: int, shift: float) -> Tensor:
     """Levels of an ODE solver that visits every one of ``sigmas`` exactly, with ``substeps`` steps between neighbours.
 
-    ``sigmas``: (S + 1,) -> (S * substeps + 1,); entry ``j * substeps`` is ``sigmas[j]``.
+    Steps are even in the t that ``shift`` warps, the teacher's. sigmas: (S + 1,) -> (S * substeps + 1,); entry ``j * substeps``
+    is ``sigmas[j]``.
     """
-    parts = [torch.lerp(a, b, torch.linspace(0, 1, substeps + 1)[:-1]) for a, b in zip(sigmas[:-1], sigmas[1:], strict=True)]
+    t = sigmas / (shift - (shift - 1) * sigmas)  # the inverse of `warp`
+    parts = []
+    for j, (start, end) in enumerate(zip(t[:-1], t[1:], strict=True)):
+        between = torch.lerp(start, end, torch.linspace(0, 1, substeps + 1)[1:-1])
+        parts += [sigmas[j : j + 1], warp(between, shift)]
     return torch.cat([*parts, sigmas[-1:]])
 
 

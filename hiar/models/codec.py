@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hiar.config import Codec
 from hiar.errors import UserError
 
 CONFIG = "config.json"
@@ -21,9 +23,9 @@ WEIGHTS = "codec.safetensors"
 class PatchCodec(nn.Module):
     """Videos <-> latents, frame by frame: one latent frame a pixel frame, one latent pixel a patch.
 
-    The encoder projects each patch on the first ``channels`` principal components of the world's patches and scales them
-    to unit variance (``fit_encoder``). The decoder inverts that projection and adds what a small residual
-    convolutional network over the latent frame makes of each patch and its neighbours.
+    The encoder projects each patch on the first ``channels`` principal components of the world's patches and scales
+    them to unit variance (``fit_encoder``). The decoder inverts that projection and adds what a small residual
+    convolutional network on the latent frame makes of each patch and its neighbours.
     """
 
     mean: Tensor  # (3 patch^2,) of the fitted patches
@@ -39,10 +41,8 @@ class PatchCodec(nn.Module):
         self.register_buffer("basis", torch.eye(channels, pixels))
         self.register_buffer("scale", torch.ones(channels))
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
-        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
-        self.leave = nn.Conv2d(width, pixels, 1)
-        nn.init.zeros_(self.leave.weight)  # an untrained decoder is the linear one
-        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        self.layers = nn.Sequential(*(_Layer(width) for _ in range(depth)))
+        self.leave = _zeroed(nn.Conv2d(width, pixels, 1))  # an untrained decoder is the linear one
 
     @torch.no_grad()
     def fit_encoder(self, frames: Tensor) -> None:
@@ -50,8 +50,8 @@ class PatchCodec(nn.Module):
         patches = F.pixel_unshuffle(frames, self.patch).movedim(1, -1).flatten(0, -2).double()
         mean = patches.mean(dim=0)
         centred = patches - mean
-        variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-        basis = vectors.flip(1)[:, : self.channels].T
+        variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))  # in ascending order
+        basis = vectors.T.flip(0)[: self.channels]
         signs = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True)).sign()  # eigenvectors come with any sign
         self.mean.copy_(mean)
         self.basis.copy_(basis * signs)
@@ -59,20 +59,17 @@ class PatchCodec(nn.Module):
 
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, F, H, W) in [-1, 1] -> latents (B, channels, F, H / patch, W / patch)."""
-        frames, batch = _unfold(video)
         weight = (self.basis / self.scale[:, None]).view(self.channels, 3, self.patch, self.patch)
         bias = -(self.basis @ self.mean) / self.scale
-        return _fold(F.conv2d(frames, weight, bias, stride=self.patch), batch)
+        return _fold(F.conv2d(_unfold(video), weight, bias, stride=self.patch), len(video))
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, channels, F, h, w) -> video (B, 3, F, h patch, w patch), in about [-1, 1]; not clipped."""
-        frames, batch = _unfold(latents)
+        frames = _unfold(latents)
         weight = (self.basis * self.scale[:, None]).T[:, :, None, None]
-        hidden = self.enter(frames)
-        for layer in self.layers:
-            hidden = hidden + layer(F.silu(hidden))
-        patches = F.conv2d(frames, weight, self.mean) + self.leave(F.silu(hidden))
-        return _fold(F.pixel_shuffle(patches, self.patch), batch)
+        linear = F.conv2d(frames, weight, self.mean)
+        refined = linear + self.leave(F.silu(self.layers(self.enter(frames))))
+        return _fold(F.pixel_shuffle(refined, self.patch), len(latents))
 
     def save(self, folder: Path) -> None:
         """Write config.json and codec.safetensors into an existing folder."""
@@ -81,26 +78,56 @@ class PatchCodec(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The codec saved in ``folder``. Raises UserError when a file is missing, broken, or of another shape."""
+        """The codec saved in ``folder``. Raises UserError when a file is missing, broken, or does not fit the other."""
+        config, weights = folder / CONFIG, folder / WEIGHTS
         try:
-            codec = cls(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise UserError(f"{folder / CONFIG}: no such file; run 'hiar stage codec' or name a codec's folder") from None
+            codec = cls(**json.loads(config.read_text(encoding="utf-8")))
+            codec.load_state_dict(load_file(weights))
+        except OSError as error:
+            missing = error.filename or weights
+            raise UserError(f"{missing}: cannot be read; name a codec's folder or make one with 'hiar stage codec'") from None
         except (ValueError, TypeError) as error:
-            raise UserError(f"{folder / CONFIG}: is not a codec's configuration ({error}); make the codec anew") from None
-        try:
-            codec.load_state_dict(load_file(folder / WEIGHTS))
-        except FileNotFoundError:
-            raise UserError(f"{folder / WEIGHTS}: no such file; run 'hiar stage codec' or name a codec's folder") from None
+            raise UserError(f"{config}: is not a codec's configuration ({error}); make the codec anew") from None
         except (SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{folder / WEIGHTS}: does not fit {CONFIG} ({reason}); make the codec anew") from None
+            raise UserError(f"{weights}: does not fit {CONFIG} ({reason}); make the codec anew") from None
         return codec
 
 
+class _Layer(nn.Module):
+    """A residual pair of convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = _zeroed(nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + cast(Tensor, self.second(F.silu(self.first(F.silu(hidden)))))
+
+
+def build_codec(config: Codec, seed: int) -> PatchCodec:
+    """An untrained codec; its random weights depend on ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PatchCodec(config.patch, config.channels, config.width, config.depth)
+
+
 def decoder_loss(codec: PatchCodec, video: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of decoding the latents of ``video`` with ``noise`` added to them."""
+    """Mean squared error of decoding the latents of ``video`` (B, 3, F, H, W) with ``noise`` added to them.
+
+    Only the decoder learns: the encoder has no parameters.
+    """
     return F.mse_loss(codec.decode(codec.encode(video) + noise), video)
+
+
+def decoder_noise(shape: Sequence[int], most: float, generator: torch.Generator) -> Tensor:
+    """Gaussian noise for latents of that shape; its standard deviation is uniform in [0, ``most``] over the clips.
+
+    Generated latents are never exactly those of a picture: a decoder that has seen their errors mends them.
+    """
+    deviation = most * torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator)
+    return deviation * torch.randn(*shape, generator=generator)
 
 
 def to_video(frames: Tensor) -> Tensor:
@@ -109,15 +136,22 @@ def to_video(frames: Tensor) -> Tensor:
 
 
 def to_frames(video: Tensor) -> Tensor:
-    """Float (..., 3, F, H, W) in [-1, 1], clipped to it -> uint8 (..., F, H, W, 3)."""
+    """Float (..., 3, F, H, W), clipped to [-1, 1] -> uint8 (..., F, H, W, 3)."""
     return video.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).movedim(-4, -1).contiguous()
 
 
-def _unfold(video: Tensor) -> tuple[Tensor, int]:
-    """(B, C, F, H, W) -> (B F, C, H, W) and B."""
-    return video.transpose(1, 2).flatten(0, 1), len(video)
+def _unfold(video: Tensor) -> Tensor:
+    """(B, C, F, H, W) -> (B F, C, H, W)."""
+    return video.transpose(1, 2).flatten(0, 1)
 
 
 def _fold(frames: Tensor, batch: int) -> Tensor:
     """(B F, C, H, W) -> (B, C, F, H, W)."""
     return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with all its weights set to zero: what it is added to passes unchanged at first."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -1,0 +1,32 @@
+"""Flow matching, the loss of the teacher and of the critic; and the levels it is trained on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hiar.models.attention import Attention
+from hiar.models.denoiser import Denoiser
+from hiar.schedule import add_noise, expand, warp
+
+
+def stratified_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
+    """Training levels (count,): t stratified over (0, 1), so that a small batch covers all levels, warped by the shift."""
+    t = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return warp(t, shift)
+
+
+def velocity_error(x0_hat: Tensor, x0: Tensor, sigma: Tensor, floor: float) -> Tensor:
+    """Mean squared error of the velocity, from estimates of x0: both v's share x, so it is |x0_hat - x0|^2 / sigma^2.
+
+    ``floor`` bounds the weight of nearly clean levels. Tensors broadcast; the result is a scalar.
+    """
+    return ((x0_hat - x0) / sigma.clamp(min=floor)).square().mean()
+
+
+def flow_matching(
+    model: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, text: Tensor, attention: Attention, floor: float
+) -> Tensor:
+    """|| v_theta(x_sigma, sigma) - (eps - x0) ||^2 at levels ``sigma`` (B,), for latents x0 (B, C, F, H, W)."""
+    level = expand(sigma, x0)
+    return velocity_error(model(add_noise(x0, noise, level), sigma, text, attention), x0, level, floor)

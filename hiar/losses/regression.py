@@ -1,0 +1,36 @@
+"""Causal initialisation: regression on teacher ODE trajectories under the block-causal mask (Sec. 4.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hiar.losses.flow import velocity_error
+from hiar.models.attention import BlockCausal
+from hiar.models.denoiser import Denoiser
+from hiar.schedule import expand
+
+
+def block_levels(samples: int, blocks: int, levels: int, generator: torch.Generator) -> Tensor:
+    """Which level each block is shown at, (samples, blocks): independent, the clean one included, as contexts may be clean."""
+    return torch.randint(levels, (samples, blocks), generator=generator)
+
+
+def ode_regression(
+    model: Denoiser, trajectory: Tensor, sigmas: Tensor, levels: Tensor, text: Tensor, attention: BlockCausal, floor: float
+) -> Tensor:
+    """From every block at its own level, the clean end of the trajectory.
+
+    trajectory: (B, S + 1, C, F, H, W) at ``sigmas`` (S + 1,), the last of which is 0; levels: (B, F / k).
+    Clean blocks are context only: they carry no loss.
+    """
+    chosen = levels.repeat_interleave(attention.block, dim=1)  # (B, F)
+    rows = torch.arange(len(trajectory), device=trajectory.device)[:, None]
+    frames = torch.arange(chosen.shape[1], device=trajectory.device)[None, :]
+    x = trajectory.transpose(2, 3)[rows, chosen, frames].transpose(1, 2)  # a frame each from its own level
+    sigma = sigmas[chosen]
+    x0_hat = model(x, sigma, text, attention)
+    noisy = (sigma > 0)[:, None, :, None, None]
+    x0 = trajectory[:, -1]
+    share = noisy.float().mean().clamp(min=1 / chosen.numel())
+    return velocity_error(torch.where(noisy, x0_hat, x0), x0, expand(sigma, x), floor) / share

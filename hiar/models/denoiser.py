@@ -1,0 +1,94 @@
+"""The network of teacher, student and critic: diffusers' Wan transformer, asked for the clean latent."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor, nn
+
+from hiar import config
+from hiar.models.attention import Attention, Bidirectional, Cached, install
+from hiar.schedule import TIMESTEP_SCALE, expand, x0_from_velocity
+
+
+class Denoiser(nn.Module):
+    """A Wan transformer and the meaning of its output.
+
+    prediction: "flow" when the transformer puts out the velocity (Wan), "x0" when the clean latent itself.
+    coordinates: whether it takes two channels more than the latent, with the y and x of each latent pixel.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel, prediction: config.Prediction, coordinates: bool) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.prediction = prediction
+        self.coordinates = coordinates
+        self.positions = [install(transformer)]  # in a list: it is a submodule of the transformer already
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return self.transformer.config.in_channels - 2 * self.coordinates
+
+    def forward(self, x: Tensor, sigma: Tensor, text: Tensor, attention: Attention) -> Tensor:
+        """The clean latent x0 the network sees in ``x``.
+
+        x: (B, C, F, H, W) at noise levels ``sigma``, (B,) or one a frame (B, F); text: (B, words, text_dim).
+        """
+        positions = self.positions[0]
+        plan = positions.plan = positions.make_plan(attention, x)
+        channels = torch.cat([x, coordinates(x)], dim=1) if self.coordinates else x
+        try:
+            (out,) = self.transformer(channels, self._timesteps(sigma, x), text, return_dict=False)
+        finally:
+            positions.plan = None
+        if isinstance(attention, Cached) and attention.write is not None:
+            attention.cache.blocks[attention.write] = cast(list[tuple[Tensor, Tensor]], plan.written)
+        return out if self.prediction == "x0" else x0_from_velocity(x, out, expand(sigma, x))
+
+    def _timesteps(self, sigma: Tensor, x: Tensor) -> Tensor:
+        """Wan's timesteps: (B,), or one a token (B, tokens) where frames differ."""
+        timesteps = (sigma * TIMESTEP_SCALE).to(x.device)
+        if sigma.ndim == 1:
+            return timesteps
+        _, height, width = self.transformer.config.patch_size
+        return timesteps.repeat_interleave((x.shape[3] // height) * (x.shape[4] // width), dim=1)
+
+
+def guided_x0(model: Denoiser, x: Tensor, sigma: Tensor, text: Tensor, no_text: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance in x0 form, usual notation: uncond + guidance (cond - uncond); 1 is none.
+
+    x: (B, C, F, H, W), sigma: (B,), text and no_text: (B, words, dim).
+    """
+    if guidance == 1:
+        return model(x, sigma, text, Bidirectional())
+    both = model(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([text, no_text]), Bidirectional())
+    cond, uncond = both.chunk(2)
+    return uncond + guidance * (cond - uncond)
+
+
+def coordinates(x: Tensor) -> Tensor:
+    """Vertical and horizontal place of each latent pixel in [-1, 1], for latents (B, C, F, H, W): (B, 2, F, H, W)."""
+    rows, columns = (torch.linspace(-1, 1, size, device=x.device, dtype=x.dtype) for size in x.shape[-2:])
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+    return grid[None, :, None].expand(x.shape[0], -1, x.shape[2], -1, -1)
+
+
+def build_denoiser(model: config.Model, latent_channels: int, seed: int) -> Denoiser:
+    """A randomly initialised denoiser; the weights depend on ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = WanTransformer3DModel(
+            patch_size=(1, model.patch, model.patch),
+            num_attention_heads=model.heads,
+            attention_head_dim=model.head_dim,
+            in_channels=latent_channels + 2 * model.coordinates,
+            out_channels=latent_channels,
+            text_dim=model.text_dim,
+            freq_dim=model.freq_dim,
+            ffn_dim=model.ffn,
+            num_layers=model.layers,
+        )
+    return Denoiser(transformer, model.prediction, model.coordinates)

@@ -1,0 +1,133 @@
+"""A generator in a folder: transformer, text encoder and codec in their own formats, and a card that says how to use them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from pydantic import ValidationError
+from torch import Tensor
+
+from hiar import config
+from hiar.errors import UserError
+from hiar.models.codec import PatchCodec
+from hiar.models.denoiser import Denoiser
+from hiar.models.text import WordEncoder
+
+CARD = "generator.json"
+
+
+class Walk(config.Section):
+    """How the student was trained to walk the grid."""
+
+    order: config.Order
+    context: config.Context
+
+
+class Card(config.Section):
+    """What is needed besides weights to generate with a checkpoint, and where it came from."""
+
+    stage: Literal["teacher", "init", "distill"]
+    variant: str | None
+    seed: int
+    walk: Walk | None  # none: a bidirectional teacher, or a causal init that may walk in any way
+    guidance: float  # of the teacher; students use none
+    prediction: config.Prediction
+    coordinates: bool
+    world: config.World
+    video: config.Video
+    schedule: config.Schedule
+
+
+@dataclass
+class Generator:
+    """Everything that turns a prompt and a seed into a video."""
+
+    card: Card
+    denoiser: Denoiser
+    text: WordEncoder
+    codec: PatchCodec
+
+    @property
+    def latent_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent frame."""
+        side = self.card.world.size // self.codec.patch
+        return self.denoiser.channels, side, side
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int]:
+        """(C, k, h, w) of one block."""
+        channels, height, width = self.latent_size
+        return channels, self.card.video.block, height, width
+
+    @torch.no_grad()
+    def embed(self, captions: list[str]) -> Tensor:
+        """Text embeddings (B, words, dim)."""
+        return self.text.encode(captions)
+
+    def to(self, device: torch.device | str) -> Generator:
+        """Move every network."""
+        for network in (self.denoiser, self.text, self.codec):
+            network.to(device)
+        return self
+
+    def frozen(self) -> Generator:
+        """Set every network to evaluation without gradients."""
+        for network in (self.denoiser, self.text, self.codec):
+            network.eval().requires_grad_(False)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Write transformer/, text_encoder/, codec/ and the card into an existing folder."""
+        self.denoiser.transformer.save_pretrained(folder / "transformer")
+        self.text.save_pretrained(folder / "text_encoder")
+        (folder / "codec").mkdir(exist_ok=True)
+        self.codec.save(folder / "codec")
+        (folder / CARD).write_text(self.card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load_generator(folder: Path) -> Generator:
+    """The generator of a checkpoint folder, frozen. Raises UserError when a part is missing, broken or of another shape."""
+    card = load_card(folder)
+    transformer = _load(WanTransformer3DModel, folder / "transformer")
+    text = _load(WordEncoder, folder / "text_encoder")
+    codec = PatchCodec.load(folder / "codec")
+    expected = codec.channels + 2 * card.coordinates
+    if transformer.config.in_channels != expected:
+        raise UserError(
+            f"{folder / 'transformer' / 'config.json'}: in_channels = {transformer.config.in_channels}: the codec beside it and "
+            f"the card make {expected}; the parts are not of one checkpoint, make it anew"
+        )
+    return Generator(card, Denoiser(transformer, card.prediction, card.coordinates), text, codec).frozen()
+
+
+def load_card(folder: Path) -> Card:
+    """The card of a checkpoint folder. Raises UserError when there is none or it is not valid."""
+    path = folder / CARD
+    try:
+        return Card.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; name a checkpoint folder, such as artifacts/seed-0/init") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{path}: {field} = {problem['input']!r}: {problem['msg']}; make the checkpoint anew") from None
+
+
+def clone(denoiser: Denoiser) -> Denoiser:
+    """A trainable copy, in training mode."""
+    return copy.deepcopy(denoiser).requires_grad_(True).train()
+
+
+def _load(kind, folder: Path):  # type: ignore[no-untyped-def]
+    """A diffusers model saved by save_pretrained, its errors made into one line."""
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: cannot be loaded ({reason}); the checkpoint is missing, truncated or of another shape, make it anew") from None

@@ -1,0 +1,59 @@
+"""A small text encoder for the built-in world's captions, trained with the teacher and frozen afterwards."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from hiar.errors import UserError
+
+
+class WordEncoder(ModelMixin, ConfigMixin):
+    """Embeds the words of a caption at their places; the empty caption is the unconditional one."""
+
+    @register_to_config
+    def __init__(self, vocabulary: list[str], length: int, dim: int) -> None:
+        super().__init__()
+        self.index = {word: place for place, word in enumerate(vocabulary, start=1)}  # 0 is padding
+        self.words = nn.Embedding(len(vocabulary) + 1, dim)
+        self.places = nn.Parameter(torch.randn(length, dim) * 0.02)
+        self.mix = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: (B, length) -> (B, length, dim)."""
+        return self.mix(self.words(tokens) + self.places)
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Word numbers (B, length), padded with 0. Raises UserError for unknown words and captions that are too long."""
+        tokens = torch.zeros(len(captions), self.config.length, dtype=torch.long)
+        for row, caption in enumerate(captions):
+            words = caption.lower().replace(",", " ").replace(".", " ").split()
+            if len(words) > self.config.length:
+                raise UserError(f"prompt '{caption}': has {len(words)} words; the model reads at most {self.config.length}")
+            for column, word in enumerate(words):
+                tokens[row, column] = self._number(word, caption)
+        return tokens.to(self.places.device)
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings (B, length, dim) of captions."""
+        return cast(Tensor, self(self.tokenize(captions)))
+
+    def _number(self, word: str, caption: str) -> int:
+        if word not in self.index:
+            close = difflib.get_close_matches(word, self.index, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"it knows: {', '.join(self.index)}"
+            raise UserError(f"prompt '{caption}': the model has never read the word '{word}'; {hint}")
+        return self.index[word]
+
+
+def build_word_encoder(vocabulary: Sequence[str], length: int, dim: int, seed: int) -> WordEncoder:
+    """A randomly initialised encoder; the weights depend on ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WordEncoder(list(vocabulary), length, dim)

@@ -1,0 +1,172 @@
+"""What every stage shares: where artifacts lie, and the frame a stage runs in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hiar.config import Params, Section
+from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_json, write_manifest, write_text
+from hiar.io.tracking import Run, tracked
+
+
+# Every purpose draws its scenes from a range of clip numbers of its own: no caption or clip serves two of them.
+FIRST_CLIP = {name: place * 2**40 for place, name in enumerate(["training", "held-out", "pairs", "distill", "sample"])}
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the artifacts of one seed lie in a workspace."""
+
+    workspace: Path
+    seed: int
+
+    @property
+    def root(self) -> Path:
+        return self.workspace / "artifacts" / f"seed-{self.seed}"
+
+    @property
+    def codec(self) -> Path:
+        return self.root / "codec"
+
+    @property
+    def teacher(self) -> Path:
+        return self.root / "teacher"
+
+    @property
+    def pairs(self) -> Path:
+        return self.root / "pairs"
+
+    @property
+    def init(self) -> Path:
+        return self.root / "init"
+
+    def distilled(self, variant: str) -> Path:
+        return self.root / "distill" / variant
+
+    def samples(self, model: str, variant: str | None) -> Path:
+        return self.root / "samples" / model / (variant or "")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage at work: ``folder`` becomes its artifact when the work ends well."""
+
+    name: str
+    params: Params
+    folder: Path
+    run: Run
+    accelerator: Accelerator
+    parents: Mapping[str, Path]
+    facts: Mapping[str, Any]
+
+    @property
+    def training(self) -> Path:
+        """Where the state of a training run is kept until the artifact is whole."""
+        return self.folder / ".training"
+
+    def finish(self, kind: str, **facts: Any) -> None:
+        """Describe the artifact; the last thing a stage does in its folder."""
+        write_manifest(self.folder, kind, parents=self.parents, **self.facts, **facts)
+
+
+@contextmanager
+def stage(
+    name: str,
+    params: Params,
+    workspace: Path,
+    out: Path,
+    *,
+    seed: int,
+    settings: Sequence[Section],
+    parents: Mapping[str, tuple[Path, str]],
+    variant: str | None = None,
+) -> Iterator[Stage]:
+    """Check the ``parents`` (folder and kind), set the machine up, track the run, and give a folder to work in.
+
+    ``settings`` are the sections of params that decide the artifact: an interrupted stage goes on only while they, the seed and the
+    parents' contents stay the same.
+    """
+    threads = params.runtime.threads if variant is None else params.runtime.variant_threads
+    torch.set_num_threads(threads)
+    began, started = time.monotonic(), datetime.now(UTC)
+    for folder, kind in parents.values():
+        read_manifest(folder, kind)
+    folders = {parent: folder for parent, (folder, _) in parents.items()}
+    facts = {"stage": name, "seed": seed, "variant": variant}
+    key = facts | {
+        "settings": [section.model_dump(mode="json") for section in settings],
+        "parents": {parent: content_hash(folder) for parent, folder in folders.items()},
+    }
+    accelerator = Accelerator(cpu=params.runtime.device == "cpu", mixed_precision=params.runtime.precision)
+    with tracked(name, seed, variant, params, workspace) as run, unfinished(out, key) as folder:
+        resumed = (folder / ".training").exists() or any(folder.glob("*.safetensors"))
+        yield Stage(name, params, folder, run, accelerator, folders, facts)
+        place = out.relative_to(workspace / "artifacts")
+        write_json(
+            workspace / "logs" / place.with_suffix(".json"),
+            {
+                "stage": name,
+                "variant": variant,
+                "seed": seed,
+                "started": started.isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - began, 1),
+                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "hardware": hardware(accelerator),
+                "threads": threads,
+                "resumed": resumed,
+            },
+        )
+    run.tag("content", content_hash(out))
+    run.tag("path", str(out.relative_to(workspace)))
+
+
+def write_metrics(workspace: Path, place: str, metrics: Mapping[str, float]) -> None:
+    """metrics/<place>.json: the final figures of a stage."""
+    write_json(workspace / "metrics" / f"{place}.json", {name: float(f"{value:.6g}") for name, value in metrics.items()})
+
+
+def write_curve(workspace: Path, place: str, curve: Sequence[Mapping[str, float]]) -> None:
+    """curves/<place>.csv: a row an update; cells are empty where a row lacks a column."""
+    columns = list(dict.fromkeys(name for row in curve for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in curve)
+    write_text(workspace / "curves" / f"{place}.csv", text.getvalue())
+
+
+def tail_mean(curve: Sequence[Mapping[str, float]], column: str) -> float:
+    """The mean of a column over the last tenth of a curve."""
+    values = [row[column] for row in curve if column in row]
+    tail = values[-max(1, len(values) // 10) :]
+    return sum(tail) / len(tail)
+
+
+def hardware(accelerator: Accelerator) -> str:
+    """The device a stage ran on, in words."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return f"{_processor()}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,89 @@
+"""Stage pairs: teacher ODE trajectories, kept at the student's levels only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hiar.config import Params
+from hiar.errors import UserError
+from hiar.io.artifacts import read_manifest
+from hiar.io.progress import Progress
+from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
+from hiar.models.generator import Generator, load_generator
+from hiar.noise import generator
+from hiar.rollout.ode import ode_states
+from hiar.schedule import solver_sigmas, student_sigmas
+from hiar.stages.common import FIRST_CLIP, Paths, stage, write_metrics
+from hiar.world.captions import captions
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """states: (N, S + 1, C, F, h, w) at sigmas (S + 1,), from pure noise to clean; a caption each."""
+
+    states: Tensor
+    sigmas: Tensor
+    captions: list[str]
+
+
+def run(params: Params, workspace: Path, seed: int) -> None:
+    """Write artifacts/seed-S/pairs: shards of ``pairs.shard`` trajectories; a shard that is whole is not made again."""
+    paths, spec = Paths(workspace, seed), params.pairs
+    settings = [params.world, params.video, params.schedule, spec]
+    parents = {"teacher": (paths.teacher, "checkpoint")}
+    with stage("pairs", params, workspace, paths.pairs, seed=seed, settings=settings, parents=parents) as work:
+        teacher = load_generator(paths.teacher).to(work.accelerator.device)
+        whole = set(complete_shards(work.folder))
+        with Progress("pairs", spec.count) as progress:
+            for index, first in enumerate(range(0, spec.count, spec.shard)):
+                numbers = range(first, min(first + spec.shard, spec.count))
+                if index not in whole:
+                    batches = [numbers[i : i + spec.batch] for i in range(0, len(numbers), spec.batch)]
+                    states = torch.cat([solve(params, teacher, seed, batch) for batch in batches])
+                    write_shard(shard_path(work.folder, index), {"states": states}, {"first": str(first)})
+                progress.advance(len(numbers))
+        text = "".join(f"{caption}\n" for caption in pair_captions(params, seed, range(spec.count)))
+        (work.folder / "captions.txt").write_text(text, encoding="utf-8")
+        spread = float(load_shard(work.folder, 0)[:, -1].std())
+        write_metrics(workspace, f"seed-{seed}/pairs", {"count": spec.count, "latent_std": spread})
+        sigmas = student_sigmas(params.schedule.student_steps, params.schedule.student_shift).tolist()
+        work.finish("pairs", count=spec.count, shard=spec.shard, sigmas=sigmas)
+
+
+@torch.no_grad()
+def solve(params: Params, teacher: Generator, seed: int, numbers: range) -> Tensor:
+    """Trajectories ``numbers`` at the student's levels, (len(numbers), S + 1, C, F, h, w); each depends on its number alone."""
+    schedule, substeps = params.schedule, params.pairs.solver_steps // params.schedule.student_steps
+    sigmas = solver_sigmas(student_sigmas(schedule.student_steps, schedule.student_shift), substeps, schedule.teacher_shift)
+    channels, height, width = teacher.latent_size
+    shape = (channels, params.video.frames, height, width)
+    noise = torch.stack([torch.randn(shape, generator=generator(seed, "pairs", number)) for number in numbers])
+    text = teacher.embed(pair_captions(params, seed, numbers))
+    no_text = teacher.embed([""]).expand_as(text)
+    states = ode_states(teacher.denoiser, noise.to(text), sigmas, text, no_text, params.pairs.guidance)
+    return torch.stack([state for i, state in enumerate(states) if i % substeps == 0], dim=1).cpu()
+
+
+def pair_captions(params: Params, seed: int, numbers: range) -> list[str]:
+    return captions(params.world, seed=seed, first=FIRST_CLIP["pairs"] + numbers.start, count=len(numbers))
+
+
+def load_pairs(folder: Path) -> Trajectories:
+    """All trajectories of a pairs folder, checked. Raises UserError naming the shard that is missing or broken."""
+    manifest = read_manifest(folder, "pairs")
+    count = -(-manifest["count"] // manifest["shard"])
+    states = torch.cat([load_shard(folder, index) for index in range(count)])
+    lines = (folder / "captions.txt").read_text(encoding="utf-8").splitlines()
+    if len(states) != manifest["count"] or len(lines) != manifest["count"]:
+        raise UserError(
+            f"{folder}: holds {len(states)} trajectories and {len(lines)} captions, not {manifest['count']}; run the pairs stage again"
+        )
+    return Trajectories(states, torch.tensor(manifest["sigmas"]), lines)
+
+
+def load_shard(folder: Path, index: int) -> Tensor:
+    return read_shard(shard_path(folder, index))["states"]

@@ -1,0 +1,182 @@
+"""Stage sample: long rollouts of one checkpoint, as videos and latents; also ``hiar sample`` for anyone's prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hiar.config import Context, Order, Params
+from hiar.errors import UserError
+from hiar.grid import make_grid
+from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest, write_text
+from hiar.io.progress import Progress
+from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
+from hiar.io.video import write_mp4
+from hiar.models.codec import to_frames
+from hiar.models.generator import Generator, Walk, load_generator
+from hiar.noise import generator
+from hiar.rollout.cell import Rollout
+from hiar.rollout.ode import ode_states
+from hiar.rollout.walk import generate
+from hiar.schedule import solver_sigmas, student_sigmas
+from hiar.stages.common import FIRST_CLIP, Paths, stage
+from hiar.world.captions import captions, parse_caption
+
+Model = Literal["teacher", "init", "distill"]
+BATCH = 16  # videos generated at a time by `hiar sample`
+TEACHER_SUBSTEPS = 6  # Euler steps of the teacher between two levels of the student
+DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
+
+
+def run(params: Params, workspace: Path, seed: int, model: Model, variant: str | None) -> None:
+    """Write artifacts/seed-S/samples/MODEL[/VARIANT]: ``sample.videos`` videos on prompts and noise all rows share.
+
+    Students roll out ``sample.frames`` frames the way ``variant`` walks the grid; the teacher makes clips of its own length.
+    """
+    paths = Paths(workspace, seed)
+    checkpoint = {
+        "teacher": lambda: paths.teacher,
+        "init": lambda: paths.init,
+        "distill": lambda: paths.distilled(variant or ""),
+    }[model]()
+    walk = None
+    if variant is not None:
+        method = params.variant(variant)
+        walk = Walk(order=method.order, context=method.context)
+    settings = [params.world, params.video, params.schedule, params.sample, *([walk] if walk else [])]
+    parents = {"checkpoint": (checkpoint, "checkpoint")}
+    out = paths.samples(model, variant)
+    with stage("sample", params, workspace, out, seed=seed, settings=settings, parents=parents, variant=variant) as work:
+        source = load_generator(checkpoint).to(work.accelerator.device)
+        count = params.sample.videos
+        prompts = captions(params.world, seed=seed, first=FIRST_CLIP["sample"], count=count)
+        frames = params.sample.frames if walk else source.card.video.frames
+        make_videos(work.folder, source, prompts, frames, walk, seed, params.sample.batch, f"sample {variant or model}")
+        facts = walk.model_dump() if walk else {"order": None, "context": None}
+        work.finish("samples", model=model, frames=frames, world=params.world.model_dump(mode="json"), **facts)
+        for number in range(min(params.report.videos, count)):
+            work.run.artifact(work.folder / f"{number:04d}.mp4")
+
+
+def sample_prompts(
+    checkpoint: Path,
+    prompts: list[str],
+    frames: int,
+    order: Order | None,
+    context: Context | None,
+    seed: int,
+    out: Path,
+    save_latents: bool,
+) -> None:
+    """Write a video a prompt into ``out``, walking the grid as the checkpoint was trained to unless told otherwise.
+
+    Raises UserError for a bad checkpoint, prompt, number of frames or folder; nothing is then written.
+    """
+    read_manifest(checkpoint, "checkpoint")
+    source = load_generator(checkpoint).frozen()
+    for prompt in prompts:
+        parse_caption(source.card.world, prompt)
+    walk = None
+    if source.card.stage == "teacher":
+        if order or context:
+            raise UserError("--order, --context: the teacher is bidirectional and walks no grid; leave them out")
+        if frames != source.card.video.frames:
+            raise UserError(f"--frames = {frames}: the teacher makes clips of {source.card.video.frames} frames; ask for those")
+    else:
+        trained = source.card.walk or DEFAULT_WALK
+        walk = Walk(order=order or trained.order, context=context or trained.context)
+        block = source.card.video.block
+        if frames < block or frames % block:
+            nearest = max(block, round(frames / block) * block)
+            raise UserError(f"--frames = {frames}: must be a positive multiple of the block of {block} frames; try {nearest}")
+    key = {"checkpoint": content_hash(checkpoint), "prompts": prompts, "frames": frames, "seed": seed, "latents": save_latents}
+    with unfinished(out, key | {"walk": walk.model_dump() if walk else None}) as folder:
+        make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)
+        facts = walk.model_dump() if walk else {"order": None, "context": None}
+        card = source.card
+        write_manifest(
+            folder,
+            "samples",
+            parents={"checkpoint": checkpoint},
+            stage="sample",
+            model=card.stage,
+            variant=card.variant,
+            seed=seed,
+            frames=frames,
+            world=card.world.model_dump(mode="json"),
+            **facts,
+        )
+
+
+def make_videos(
+    folder: Path,
+    source: Generator,
+    prompts: Sequence[str],
+    frames: int,
+    walk: Walk | None,
+    seed: int,
+    batch: int,
+    label: str,
+    *,
+    save_latents: bool = True,
+) -> None:
+    """Fill ``folder`` with {0000,0001,...}.mp4, captions.txt and latents.safetensors; batches that are whole are not made again."""
+    scratch = folder / ".latents"
+    scratch.mkdir(exist_ok=True)
+    whole = set(complete_shards(scratch))
+    starts = range(0, len(prompts), batch)
+    with Progress(label, len(prompts)) as progress:
+        for index, first in enumerate(starts):
+            numbers = range(first, min(first + batch, len(prompts)))
+            if index not in whole:
+                latents = sample_latents(source, [prompts[i] for i in numbers], frames, walk, seed, numbers)
+                write_shard(shard_path(scratch, index), {"latents": latents}, {})
+            latents = read_shard(shard_path(scratch, index))["latents"]
+            for number, latent in zip(numbers, latents, strict=True):
+                write_mp4(folder / f"{number:04d}.mp4", decode(source, latent), source.card.world.frames_per_second)
+            progress.advance(len(numbers))
+    if save_latents:
+        every = torch.cat([read_shard(shard_path(scratch, index))["latents"] for index in range(len(starts))])
+        write_shard(folder / "latents.safetensors", {"latents": every}, {})
+    write_text(folder / "captions.txt", "".join(f"{prompt}\n" for prompt in prompts))
+
+
+@torch.no_grad()
+def sample_latents(
+    source: Generator, prompts: list[str], frames: int, walk: Walk | None, seed: int, numbers: range
+) -> Tensor:
+    """Latents (len(prompts), C, frames, h, w) on the CPU; video i depends on its prompt, the seed and its number alone."""
+    text, card = source.embed(prompts), source.card
+    sigmas = student_sigmas(card.schedule.student_steps, card.schedule.student_shift)
+    if walk is None:
+        return _teacher_latents(source, text, frames, seed, numbers, sigmas)
+    grid = make_grid(
+        walk.order,
+        walk.context,
+        blocks=frames // card.video.block,
+        steps=card.schedule.student_steps,
+        window=card.video.window_blocks,
+        sinks=card.video.sink_blocks,
+    )
+    rollout = Rollout(grid, sigmas, source.block_shape, card.schedule.renoise, seed, numbers, text)
+    return generate(source.denoiser, rollout, walk.order).cpu()
+
+
+def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, numbers: range, sigmas: Tensor) -> Tensor:
+    channels, height, width = source.latent_size
+    shape = (channels, frames, height, width)
+    noise = torch.stack([torch.randn(shape, generator=generator(seed, "teacher-sample", number)) for number in numbers])
+    levels = solver_sigmas(sigmas, TEACHER_SUBSTEPS, source.card.schedule.teacher_shift)
+    no_text = source.embed([""]).expand_as(text)
+    *_, latents = ode_states(source.denoiser, noise.to(text), levels, text, no_text, source.card.guidance)
+    return latents.cpu()
+
+
+@torch.no_grad()
+def decode(source: Generator, latent: Tensor) -> Tensor:
+    """One video's latents (C, F, h, w) as frames, uint8 (F, H, W, 3)."""
+    return to_frames(source.codec.decode(latent[None].to(source.codec.basis)))[0].cpu()

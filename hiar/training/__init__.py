@@ -1,0 +1,1 @@
+"""Finite, resumable training: optimisers, averaged weights, checkpoints and the loop."""

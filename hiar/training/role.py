@@ -1,0 +1,80 @@
+"""A network in training - teacher, student, critic - with its optimisers and its averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from hiar import config
+
+
+@dataclass
+class Role:
+    """``steps``: updates the learning rate's schedule spans."""
+
+    module: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    average: AveragedModel
+    settings: config.Optimizer
+    steps: int
+
+
+def make_role(module: nn.Module, settings: config.Optimizer, steps: int) -> Role:
+    """Muon for the matrices of transformer blocks when it is set, AdamW for every other parameter (see config.Optimizer)."""
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    matrices = [p for name, p in named if settings.muon and p.ndim == 2 and ".blocks." in f".{name}"]
+    chosen = {id(p) for p in matrices}
+    others = [p for _, p in named if id(p) not in chosen]
+    adamw, muon = settings.adamw, settings.muon
+    optimizers: list[torch.optim.Optimizer] = []
+    if others:
+        optimizers.append(torch.optim.AdamW(others, lr=adamw.lr, betas=adamw.betas, weight_decay=adamw.weight_decay))
+    if matrices and muon:
+        optimizers.append(torch.optim.Muon(matrices, lr=muon.lr, weight_decay=muon.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    average = AveragedModel(module, multi_avg_fn=_averager(settings.ema))
+    average.requires_grad_(False)
+    return Role(module, optimizers, average, settings, steps)
+
+
+def update(role: Role, step: int, accelerator: Accelerator) -> float:
+    """Clip, take one optimiser step, clear the gradients, average the weights. Returns the gradient norm before clipping."""
+    norm = accelerator.clip_grad_norm_(role.module.parameters(), role.settings.clip)
+    factor = lr_factor(role.settings, step, role.steps)
+    for optimizer in role.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if step >= role.settings.ema_from or step == role.steps - 1:
+        role.average.update_parameters(role.module)
+    return float(norm) if norm is not None else math.nan
+
+
+def lr_factor(settings: config.Optimizer, step: int, steps: int) -> float:
+    """Share of the peak learning rate at an update: linear warm-up, then constant or a cosine to zero."""
+    if step < settings.warmup:
+        return (step + 1) / (settings.warmup + 1)
+    if settings.decay == "constant":
+        return 1.0
+    progress = (step - settings.warmup) / max(1, steps - settings.warmup)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _averager(decay: float):  # type: ignore[no-untyped-def]
+    """Exponential average whose memory grows with the number of updates, so that early weights are soon forgotten."""
+
+    @torch.no_grad()
+    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        weight = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(list(averaged), list(current), weight)
+
+    return average

@@ -1,0 +1,35 @@
+"""Small networks that the tests of every room share."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+from hiar.models.denoiser import Denoiser
+
+torch.set_num_threads(1)
+
+
+def tiny_denoiser(prediction: str = "flow", coordinates: bool = False, seed: int = 0) -> Denoiser:
+    """A Wan transformer of two layers and four tokens a frame of 4x4 latents with 3 channels; all its weights are random."""
+    torch.manual_seed(seed)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=3 + 2 * coordinates,
+        out_channels=3,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+    )
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return Denoiser(transformer, prediction, coordinates)  # type: ignore[arg-type]
+
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, as a share of the largest expected value."""
+    return float((actual - expected).abs().max() / expected.abs().max())
