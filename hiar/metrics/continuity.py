@@ -14,8 +14,7 @@ def border_jump(frames: Tensor, block: int) -> Tensor:
     The change of two frames is their mean absolute difference. 1 means that borders cannot be seen; a video of one
     block, or of blocks of one frame, has nothing to compare: 1.
     """
-    levels = frames.float()
-    change = (levels[:, 1:] - levels[:, :-1]).abs().mean(dim=(-3, -2, -1)).double()
+    change = frames.flatten(2).float().diff(dim=1).abs().mean(dim=2).double()
     across = torch.arange(1, frames.shape[1]) % block == 0
     if not across.any() or across.all():
         return torch.ones(frames.shape[0], dtype=torch.float64)

@@ -44,7 +44,9 @@ def shift(per_frame: Tensor, segments: int) -> Tensor:
 
 def saturation(frames: Tensor) -> Tensor:
     """Mean HSV saturation, (max - min) / max over RGB and 0 for black: uint8 (V, F, H, W, 3) -> (V, F) in [0, 1]."""
-    low, high = (extreme.float() for extreme in frames.aminmax(dim=-1))
+    red, green, blue = frames.unbind(dim=-1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
     return ((high - low) / high.clamp(min=1)).mean(dim=(-2, -1))
 
 
