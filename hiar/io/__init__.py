@@ -1,0 +1,1 @@
+"""Atomic files and folders, tensor shards, video files, and experiment tracking."""

@@ -1,0 +1,77 @@
+"""Tensor shards: safetensors files ``00000.safetensors``, ``00001.safetensors``, ... that carry their checksum.
+
+The SHA-256 covers names, types, shapes and bytes of the tensors and the metadata, and lies in the file's own header: a
+shard is one file that appears by one rename, and can be copied and checked without a second file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hiar.errors import UserError
+from hiar.io.files import atomic_file
+
+_HEADER = "hiar"  # one JSON entry: safetensors writes several in an order that differs from process to process
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """The file of shard ``index`` (from 0)."""
+    return folder / f"{index:05d}.safetensors"
+
+
+def write_shard(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a shard atomically, byte-deterministically. Raises UserError when it cannot be written."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"metadata": metadata, "sha256": _checksum(tensors, metadata)}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, {_HEADER: json.dumps(header, sort_keys=True)})
+
+
+def read_shard(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a shard, checked. Raises UserError when it is missing, truncated, altered or no shard."""
+    remedy = "run the stage that makes it again"
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()[_HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        whole = header["sha256"] == _checksum(tensors, header["metadata"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such shard; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is truncated or no shard ({error}); delete it and {remedy}") from None
+    if not whole:
+        raise UserError(f"{path}: is corrupt (its checksum differs); delete it and {remedy}")
+    return tensors
+
+
+def complete_shards(folder: Path) -> list[int]:
+    """Indices, ascending, of the shards in ``folder`` that are whole, each one read and checked."""
+    return sorted(int(path.stem) for path in folder.glob("*.safetensors") if _is_whole(path))
+
+
+def _is_whole(path: Path) -> bool:
+    if not re.fullmatch(r"\d{5}", path.stem):
+        return False
+    try:
+        read_shard(path)
+    except UserError:
+        return False
+    return True
+
+
+def _checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 over everything a shard holds, whatever the order of its entries."""
+    layout = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    digest = hashlib.sha256(json.dumps([metadata, layout], sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
