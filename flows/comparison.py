@@ -1,0 +1,48 @@
+"""The comparison as a table for people in a hurry; the report has all of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("good", "saturation_drift", "background_shift", "border_jump", "hops", "smoothed_speed")
+
+
+def comparison_table(workspace: Path) -> str:
+    """metrics/summary.json and metrics/world.json as a Markdown table, a row a model, pooled over seeds."""
+    from hiar.metrics.summary import pool
+    from hiar.report.columns import METRICS
+    from hiar.report.series import TRUTH, Series, model_series
+    from hiar.report.tables import comparison
+
+    rows: dict[Series, list[dict[str, Any]]] = {}
+    teachers = set()
+    results = _read(workspace / "metrics" / "summary.json")
+    variants = list(dict.fromkeys(row["variant"] for row in results))
+    for row in results:
+        series = model_series(row["stage"], row["variant"], row["order"], row["context"], variants)
+        rows.setdefault(series, []).append(row["metrics"])
+        if row["stage"] == "teacher":
+            teachers.add(series)
+    rows[TRUTH] = [row["metrics"] for row in _read(workspace / "metrics" / "world.json")]
+    figures = {
+        series: {name: pool([seed[name] for seed in seeds]) for name in COLUMNS} for series, seeds in rows.items()
+    }
+    students = {series: means for series, means in figures.items() if series not in teachers | {TRUTH}}
+    references = {series: means for series, means in figures.items() if series not in students}
+    table = comparison("", [metric for metric in METRICS if metric.key in COLUMNS], students, references)
+    lines = [["Model", *(head.name for head in table.heads), "Videos"]]
+    for line in table.rows:
+        cells = [f"{cell.mean} ± {cell.se}" if cell.se else cell.mean for cell in line.cells]
+        lines.append([line.series.name, *cells, str(line.n)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return rows

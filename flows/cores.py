@@ -1,0 +1,41 @@
+"""The machine's cores, shared by the stages that run at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hiar.config import Runtime
+
+
+class Cores:
+    """A number of cores of which any thread may take some for a while."""
+
+    def __init__(self, count: int) -> None:
+        self._count = self._free = count
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, wanted: int) -> Iterator[None]:
+        """Wait for ``wanted`` cores, or for all of them where there are fewer, and hold them in the body."""
+        taken = min(wanted, self._count)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= taken)
+            self._free -= taken
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += taken
+                self._changed.notify_all()
+
+
+def usable_cores(runtime: Runtime) -> int:
+    """The cores of this process; one where a GPU does the work, so that its stages run one after another."""
+    import torch
+
+    if runtime.device != "cpu" and torch.cuda.is_available():
+        return 1
+    return len(os.sched_getaffinity(0))

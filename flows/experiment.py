@@ -1,0 +1,88 @@
+"""The experiment flow: a task for every stage that is stale, in DVC's order, as many at once as cores allow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture
+from prefect.states import Failed
+
+from flows.comparison import comparison_table
+from flows.cores import Cores, usable_cores
+from flows.pipeline import MISTAKE, StageFailure, reproduce, stale_stages
+from flows.processes import ProcessGroups
+from hiar.config import load_params
+from hiar.workspace import open_workspace
+
+
+def _crashed(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed stage is worth another attempt: it goes on from its last checkpoint."""
+    failure = state.result(raise_on_failure=False)
+    return isinstance(failure, StageFailure) and failure.code != MISTAKE
+
+
+# DVC alone decides what is up to date, so Prefect keeps no results.
+@task(
+    task_run_name="{stage}",
+    retries=2,
+    retry_delay_seconds=5,
+    retry_condition_fn=_crashed,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def run_stage(
+    workspace: Path, stage: str, force: bool, groups: ProcessGroups, cores: Cores, threads: int
+) -> State[Any] | None:
+    """Reproduce one stage; a failure is a state, not an exception, so that the log holds its line and no traceback."""
+    logger = get_run_logger()
+    with cores.take(threads):
+        try:
+            reproduce(workspace, stage, groups, logger.info, force=force)
+        except StageFailure as failure:
+            return Failed(message=str(failure), data=failure)
+    return None
+
+
+@flow(name="experiment", persist_result=False)
+def experiment(name: str | None = None, force: bool = False) -> State[Any] | None:
+    """Bring experiment ``name`` up to date (none: the default one), in the project that is the current folder.
+
+    Fails with the StageFailure of the first stage that failed; stages that do not need it are run all the same.
+    """
+    workspace = open_workspace(Path.cwd(), name)
+    runtime = load_params(workspace / "params.yaml").runtime
+    groups, cores = ProcessGroups(), Cores(usable_cores(runtime))
+    runs: dict[str, PrefectFuture[Any]] = {}
+    try:
+        for stage in stale_stages(workspace, force=force):
+            runs[stage.name] = run_stage.submit(
+                workspace,
+                stage.name,
+                force,
+                groups,
+                cores,
+                runtime.variant_threads if stage.of_variant else runtime.threads,
+                wait_for=[runs[needed] for needed in stage.needs],
+                return_state=False,
+            )
+        for run in runs.values():
+            run.wait()
+    finally:
+        groups.stop()
+    failures = [run.state.result(raise_on_failure=False) for run in runs.values() if run.state.is_failed()]
+    if failures:
+        return Failed(message=str(failures[0]), data=failures[0])
+    publish(workspace)
+    return None
+
+
+def publish(workspace: Path) -> None:
+    """The comparison, and where its pictures are, as artifacts of the flow run."""
+    create_markdown_artifact(comparison_table(workspace), key="comparison", description="Mean ± standard error")
+    for key, name in (("report", "index.html"), ("contact-sheet", "contact_sheet.png")):
+        create_link_artifact((workspace / "reports" / name).resolve().as_uri(), key=key, link_text=name)

@@ -1,0 +1,148 @@
+"""What DVC knows of an experiment: its stages, which of them are stale and why, and how one is reproduced."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.processes import ProcessGroups
+from hiar.errors import UserError
+
+BUSY_SECONDS = 5.0  # between attempts at a stage that another process is using
+# What DVC says after each stage of things to do by hand; of no use in a run's log.
+HINTS = (
+    "Generating lock file",
+    "Updating lock file",
+    "To track the changes with git, run:",
+    "\tgit add",
+    "To enable auto staging, run:",
+    "\tdvc config core.autostage",
+    "Use `dvc push`",
+)
+MISTAKE = 2  # the exit code of a stage whose user has to mend something
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage to run.
+
+    ``needs``: the stages to run before it. ``reason``: what has changed, in words. ``of_variant``: it is one of those
+    that run side by side, with the threads that params.yaml gives these.
+    """
+
+    name: str
+    needs: frozenset[str]
+    reason: str
+    of_variant: bool
+
+
+class StageFailure(Exception):
+    """A stage failed; ``code`` is its exit code (128 + N when signal N ended it), the message its error in one line."""
+
+    def __init__(self, stage: str, code: int, line: str) -> None:
+        super().__init__(line)
+        self.stage, self.code = stage, code
+
+
+def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
+    """The stages that DVC would run and all that depend on them, in an order in which they can run; all with ``force``.
+
+    Stages that most others wait for come first. Raises UserError when dvc.yaml is not valid or the workspace is in use.
+    """
+    import networkx as nx
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(os.fspath(workspace)) as repo:
+            graph = repo.index.graph  # an edge leads from a stage to one that it needs
+            status = {} if force else repo.status()
+    except LockError as error:
+        raise UserError(f"{workspace}: is in use by another run ({_one_line(error)}); wait for it or stop it") from None
+    except DvcException as error:
+        raise UserError(f"{workspace / 'dvc.yaml'}: {_one_line(error)}") from None
+    changed = {stage: status.get(stage.addressing) for stage in graph}
+    stale = {stage for stage in graph if force or changed[stage]}
+    chosen = graph.subgraph(stale.union(*(nx.ancestors(graph, stage) for stage in stale)))
+    weight = {stage: len(nx.ancestors(chosen, stage)) for stage in chosen}
+    ordered = nx.lexicographical_topological_sort(chosen.reverse(), key=lambda stage: (-weight[stage], stage.name))
+    return [
+        Stage(
+            name=stage.name,
+            needs=frozenset(needed.name for needed in chosen.successors(stage)),
+            reason="forced" if force else _reason(changed[stage]),
+            of_variant=" --variant " in stage.cmd,
+        )
+        for stage in ordered
+    ]
+
+
+def reproduce(
+    workspace: Path, stage: str, groups: ProcessGroups, on_line: Callable[[str], None], *, force: bool = False
+) -> None:
+    """`dvc repro` of one stage, waiting while another process uses it. Raises StageFailure."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    if force:
+        command.insert(-1, "--force")
+    while True:
+        tail: deque[str] = deque(maxlen=100)
+
+        def heard(line: str, tail: deque[str] = tail) -> None:
+            if line and not line.startswith(HINTS):
+                tail.append(line)
+                on_line(line)
+
+        code = groups.run(command, workspace, stage_environment(), heard)
+        if code == 0:
+            return
+        if not any("is busy, it is being blocked by" in line for line in tail):
+            raise _failure(stage, code, list(tail))
+        on_line(f"waiting until the other process is done with {stage}")
+        time.sleep(BUSY_SECONDS)
+
+
+def stage_environment() -> dict[str, str]:
+    """The environment of a stage: the `hiar` of this Python comes first, and its lines come as they are printed."""
+    path = os.pathsep.join((os.fspath(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def _failure(stage: str, code: int, lines: list[str]) -> StageFailure:
+    """What to tell of a failed `dvc repro`: the stage's own exit code and last words rather than DVC's."""
+    own = [line for line in lines if not line.startswith("ERROR: ")]
+    dvc = [line for line in lines if line.startswith("ERROR: ")]
+    exits = re.findall(r"exited with (-?\d+)", "\n".join(dvc))
+    if exits:
+        code, said = int(exits[-1]), own
+    else:
+        said = dvc or own
+    words = said[-1].removeprefix("error: ").removeprefix("ERROR: ") if said else "no message"
+    return StageFailure(stage, 128 - code if code < 0 else code, f"{stage}: {words}")
+
+
+def _reason(changes: list[Any] | None) -> str:
+    """DVC's status of a stage in words, as in "changed: params.yaml; missing: artifacts/seed-0/codec"."""
+    if not changes:
+        return "needs a stage that runs"
+    states: dict[str, list[str]] = {}
+    for change in changes:
+        if not isinstance(change, dict):
+            states.setdefault("changed", []).append(str(change).removeprefix("changed "))
+            continue
+        for paths in change.values():
+            for path, state in paths.items():
+                states.setdefault(state if isinstance(state, str) else "changed", []).append(path)
+    names = {"deleted": "missing", "modified": "changed"}
+    return "; ".join(f"{names.get(state, state)}: {', '.join(paths)}" for state, paths in states.items())
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,85 @@
+"""Commands that leave no orphan: each in a process group of its own, which is stopped as a whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
+from pathlib import Path
+
+GRACE = 10.0  # seconds between asking a group to end and killing it
+
+
+class Stopped(Exception):
+    """The groups are being stopped: nothing new is started."""
+
+
+class ProcessGroups:
+    """The commands at work; ``stop`` ends them from another thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._leaders: set[subprocess.Popen[str]] = set()
+        self._stopping = False
+
+    def run(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], on_line: Callable[[str], None]
+    ) -> int:
+        """Run ``command`` in ``folder``; every line it prints, errors included, goes to ``on_line`` as it comes.
+
+        Returns its exit code, -N when signal N ended it. Raises Stopped instead of starting after ``stop``.
+        """
+        with self._lock:
+            if self._stopping:
+                raise Stopped
+            leader = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            self._leaders.add(leader)
+        try:
+            assert leader.stdout is not None
+            for line in leader.stdout:
+                on_line(line.rstrip())
+            return leader.wait()
+        finally:
+            _end({leader}, GRACE)  # when on_line raised, or the command left something behind
+            with self._lock:
+                self._leaders.discard(leader)
+
+    def stop(self, grace: float = GRACE) -> None:
+        """End every group: SIGTERM first, SIGKILL for what is left after ``grace`` seconds."""
+        with self._lock:
+            self._stopping = True
+            leaders = set(self._leaders)
+        _end(leaders, grace)
+
+
+def _end(leaders: Set[subprocess.Popen[str]], grace: float) -> None:
+    deadline = time.monotonic() + grace
+    for leader in leaders:
+        _signal(leader, signal.SIGTERM)
+    while any(_signal(leader, 0) for leader in leaders) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for leader in leaders:
+        _signal(leader, signal.SIGKILL)
+
+
+def _signal(leader: subprocess.Popen[str], number: int) -> bool:
+    """Signal the group of ``leader``; whether the group exists."""
+    leader.poll()  # a leader that has ended counts as alive until it is asked for
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, number)
+        return True
+    return False

@@ -1,0 +1,93 @@
+"""Where an experiment lives: the project's folder for the default one, ``runs/NAME/`` for every other.
+
+A workspace holds its own params.yaml and everything made from it. The definition of the stages and the code they
+depend on are links to the project's, and DVC's cache is the project's too, so that the same stage on the same inputs
+is run once for all experiments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hiar.config import Params, merge, parse_params, read_yaml
+from hiar.errors import UserError
+
+PARAMS = "params.yaml"
+LINKS = ("hiar", "dvc.yaml", ".dvcignore")
+# A DVC repository of its own: its lock file and state are the experiment's, its cache the project's.
+DVC_CONFIG = """\
+[core]
+    no_scm = true
+    analytics = false
+    check_update = false
+[cache]
+    dir = ../../../.dvc/cache
+"""
+
+
+def experiment_tree(root: Path, name: str | None) -> dict[str, Any]:
+    """The parameters of an experiment as YAML data: params.yaml, with experiments/NAME.yaml merged over it.
+
+    Raises UserError when there is no such experiment or a file is not valid YAML.
+    """
+    tree = read_yaml(root / PARAMS)
+    return tree if name is None else merge(tree, read_yaml(override_of(root, name)))
+
+
+def experiment_params(root: Path, name: str | None) -> Params:
+    """The validated parameters of an experiment; an error names the file that holds it."""
+    defaults = root / PARAMS
+    if name is None:
+        return parse_params(read_yaml(defaults), defaults)
+    parse_params(read_yaml(defaults), defaults)
+    return parse_params(experiment_tree(root, name), override_of(root, name))
+
+
+def override_of(root: Path, name: str) -> Path:
+    """experiments/NAME.yaml. Raises UserError with the closest known name when there is none."""
+    path = root / "experiments" / f"{name}.yaml"
+    if path.is_file():
+        return path
+    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    close = difflib.get_close_matches(name, known, n=1)
+    remedy = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
+    raise UserError(f"experiment '{name}': there is no {path}; {remedy}")
+
+
+def open_workspace(root: Path, name: str | None) -> Path:
+    """The folder of an experiment, made and brought up to date where need be; params.yaml is validated first.
+
+    Raises UserError for parameters that are not valid, OSError where the folder cannot be written.
+    """
+    experiment_params(root, name)
+    if name is None:
+        return root
+    workspace = root / "runs" / name
+    (workspace / ".dvc").mkdir(parents=True, exist_ok=True)
+    for link in LINKS:
+        _link(workspace / link, Path("..", "..", link))
+    header = f"# Made by `hiar run {name}` from params.yaml and experiments/{name}.yaml: change those.\n"
+    _write(workspace / PARAMS, header + yaml.safe_dump(experiment_tree(root, name), sort_keys=False))
+    _write(workspace / ".dvc" / "config", DVC_CONFIG)
+    return workspace
+
+
+def _link(path: Path, target: Path) -> None:
+    if path.is_symlink() and path.readlink() == target:
+        return
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write ``text`` unless it is there already."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
