@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Self, cast
 
@@ -13,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiar.config import Codec
 from hiar.errors import UserError
 
 CONFIG = "config.json"
@@ -85,7 +83,9 @@ class PatchCodec(nn.Module):
             codec.load_state_dict(load_file(weights))
         except OSError as error:
             missing = error.filename or weights
-            raise UserError(f"{missing}: cannot be read; name a codec's folder or make one with 'hiar stage codec'") from None
+            raise UserError(
+                f"{missing}: cannot be read; name a codec's folder or make one with 'hiar stage codec'"
+            ) from None
         except (ValueError, TypeError) as error:
             raise UserError(f"{config}: is not a codec's configuration ({error}); make the codec anew") from None
         except (SafetensorError, RuntimeError) as error:
@@ -106,28 +106,13 @@ class _Layer(nn.Module):
         return hidden + cast(Tensor, self.second(F.silu(self.first(F.silu(hidden)))))
 
 
-def build_codec(config: Codec, seed: int) -> PatchCodec:
-    """An untrained codec; its random weights depend on ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return PatchCodec(config.patch, config.channels, config.width, config.depth)
-
-
 def decoder_loss(codec: PatchCodec, video: Tensor, noise: Tensor) -> Tensor:
     """Mean squared error of decoding the latents of ``video`` (B, 3, F, H, W) with ``noise`` added to them.
 
-    Only the decoder learns: the encoder has no parameters.
+    Generated latents are never exactly those of a picture: a decoder that has seen noisy ones mends their errors. Only
+    the decoder learns; the encoder has no parameters.
     """
     return F.mse_loss(codec.decode(codec.encode(video) + noise), video)
-
-
-def decoder_noise(shape: Sequence[int], most: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise for latents of that shape; its standard deviation is uniform in [0, ``most``] over the clips.
-
-    Generated latents are never exactly those of a picture: a decoder that has seen their errors mends them.
-    """
-    deviation = most * torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator)
-    return deviation * torch.randn(*shape, generator=generator)
 
 
 def to_video(frames: Tensor) -> Tensor:

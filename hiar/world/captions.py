@@ -6,9 +6,13 @@ A caption is ``a(n) COLOR SHAPE moves [SPEED] [DIRECTION] [on a(n) BACKGROUND ba
 from __future__ import annotations
 
 import difflib
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
+
+import torch
 
 from hiar.config import Background, Color, Shape, World
 from hiar.errors import UserError
@@ -46,29 +50,19 @@ def describe(world: World, batch: Scenes) -> list[str]:
 
 def facts(world: World, batch: Scenes) -> list[Asked]:
     """What each scene's caption says."""
-    speed = batch.velocity.norm(dim=1)
-    fast = (speed >= sum(world.speed) / 2).long().tolist()
-    x, y = batch.velocity.unbind(1)
-    sideways = x.abs() >= y.abs()
-    direction = sideways.logical_not().long() + 2 * ((sideways & (x < 0)) | (~sideways & (y < 0))).long()
+    fast = batch.velocity.norm(dim=1) >= sum(world.speed) / 2
+    angle = torch.atan2(batch.velocity[:, 1], batch.velocity[:, 0])
+    quarter = (angle / (math.pi / 2)).round().long() % len(DIRECTIONS)
+    columns = (batch.color, batch.shape, fast.long(), quarter, batch.background, batch.told)
     return [
         Asked(
             color=world.colors[color],
             shape=world.shapes[shape],
-            speed=SPEEDS[fast[i]] if told[0] else None,
-            direction=DIRECTIONS[way] if told[1] else None,
+            speed=SPEEDS[speed] if told[0] else None,
+            direction=DIRECTIONS[direction] if told[1] else None,
             background=world.backgrounds[background] if told[2] else None,
         )
-        for i, (color, shape, way, background, told) in enumerate(
-            zip(
-                batch.color.tolist(),
-                batch.shape.tolist(),
-                direction.tolist(),
-                batch.background.tolist(),
-                batch.told.tolist(),
-                strict=True,
-            )
-        )
+        for color, shape, speed, direction, background, told in zip(*(c.tolist() for c in columns), strict=True)
     ]
 
 
@@ -89,11 +83,11 @@ def vocabulary(world: World) -> tuple[str, ...]:
 
 
 def parse_caption(world: World, text: str) -> Asked:
-    """What ``text`` asks for. Case, spacing and a closing full stop do not matter.
+    """What ``text`` asks for. Case, spacing, commas and full stops do not matter.
 
     Raises UserError naming the word this world does not know, or, when all are known, showing a sentence that it does.
     """
-    words = text.lower().strip().rstrip(".").split()
+    words = text.lower().replace(",", " ").replace(".", " ").split()
     known = vocabulary(world)
     for word in words:
         if word not in known:
@@ -114,8 +108,8 @@ def parse_caption(world: World, text: str) -> Asked:
 
 
 def _grammar(world: World) -> str:
-    def one_of(name: str, words: object) -> str:
-        return f"(?P<{name}>{'|'.join(words)})"  # type: ignore[arg-type]
+    def one_of(name: str, words: Iterable[str]) -> str:
+        return f"(?P<{name}>{'|'.join(words)})"
 
     return (
         f"an? {one_of('color', world.colors)} {one_of('shape', map(_spoken, world.shapes))} moves"

@@ -38,7 +38,7 @@ def judge(world: World, frames: Tensor, captions: Sequence[str]) -> Judgement:
     Colours that the world does not have are fitted all the same; how far off they are is what the errors tell.
     Raises UserError for captions that are not this world's, ValueError for frames of another size.
     """
-    videos, count = frames.shape[:2]
+    videos = len(frames)
     if frames.shape[2:] != (world.size, world.size, 3) or len(captions) != videos:
         raise ValueError(f"{videos} captioned videos of {world.size} pixels a side expected, not {tuple(frames.shape)}")
     asked = [parse_caption(world, caption) for caption in captions]

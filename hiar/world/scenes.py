@@ -38,7 +38,7 @@ class Scenes:
 
 
 def scenes(world: World, *, seed: int, first: int, count: int) -> Scenes:
-    """Scenes ``first`` to ``first + count``; scene i depends on the world, the seed and i, not on the batch it is in."""
+    """Scenes ``first`` to ``first + count``; scene i depends on the world, the seed and i, not on its batch."""
     drawn = torch.from_numpy(np.stack([_uniforms(seed, first + i) for i in range(count)]))
     shape = _pick(drawn[:, 0], len(world.shapes))
     reach = torch.tensor([extents(s, world.radius) for s in world.shapes], dtype=torch.float64)[shape]
