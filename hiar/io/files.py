@@ -61,7 +61,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turn a full disk, missing permission and the like in the body into a UserError that names the file or ``place``."""
+    """Turn a full disk, missing permission and the like in the body into a UserError naming file or ``place``."""
     try:
         yield
     except Exception as error:

@@ -1,0 +1,282 @@
+"""Artifact folders are whole or absent, whenever the writer dies; what is read is checked."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hiar.errors import UserError
+from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_json, write_manifest, write_text
+
+fork = multiprocessing.get_context("fork")
+
+
+def fill(folder: Path, text: str, key: str = "k") -> None:
+    """Write a small artifact, resuming: a file that is there is not written again."""
+    with unfinished(folder, {"key": key}) as partial:
+        for name in ("a.txt", "deep/b.txt"):
+            if not (partial / name).exists():
+                write_text(partial / name, f"{text} {name}")
+        write_text(partial / ".state", text)
+        write_manifest(partial, "toy", text=text)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def in_child(body: Callable[[], None]) -> int | None:
+    """The exit code of ``body`` run in a forked process."""
+    child = fork.Process(target=body)
+    child.start()
+    child.join(30)
+    return child.exitcode
+
+
+def test_a_folder_appears_whole_under_its_name_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "codec"
+    with unfinished(folder, {}) as partial:
+        assert partial == tmp_path / "out" / "codec.partial"
+        write_text(partial / "x", "1")
+        assert not folder.exists()
+    assert tree(tmp_path) == {"out/codec/x": "1"}
+    assert [path.name for path in folder.parent.iterdir()] == ["codec"]
+
+
+def test_an_exception_leaves_the_old_folder_and_what_was_done(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    fill(folder, "old")
+    with pytest.raises(ZeroDivisionError), unfinished(folder, {"key": "new"}) as partial:
+        write_text(partial / "a.txt", "half")
+        raise ZeroDivisionError
+    assert read_manifest(folder, "toy")["text"] == "old"
+    with unfinished(folder, {"key": "new"}) as partial:
+        assert (partial / "a.txt").read_text() == "half"
+
+
+@pytest.mark.parametrize("second", [{"steps": 2, "world": [1]}, {"steps": 3, "world": [1]}, {"steps": 2}])
+def test_work_is_taken_up_again_exactly_under_an_equal_key(second: dict[str, object], tmp_path: Path) -> None:
+    first = {"world": [1], "steps": 2}
+    with pytest.raises(ZeroDivisionError), unfinished(tmp_path / "out", first) as partial:
+        write_text(partial / "done", "1")
+        raise ZeroDivisionError
+    with unfinished(tmp_path / "out", second) as partial:
+        assert (partial / "done").exists() == (first == second)
+
+
+def test_killed_at_any_system_call_the_next_run_ends_as_an_unkilled_one(tmp_path: Path) -> None:
+    """Every operation that changes the file system while a folder is replaced is a moment to be killed at, once."""
+    clean, old = tmp_path / "clean", tmp_path / "old"
+    fill(clean, "new")
+    fill(old, "old")
+    folder = tmp_path / "out"
+
+    def die_at(moment: int) -> None:
+        seen = 0
+
+        def hook(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal seen
+            changes = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+            if changes or (event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT):
+                seen += 1
+                if seen == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        fill(folder, "new", key="new")
+
+    for moment in range(1, 200):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(old, folder)
+        code = in_child(lambda moment=moment: die_at(moment))
+        if folder.exists():
+            assert read_manifest(folder, "toy")["text"] in ("old", "new")
+        else:
+            assert read_manifest(tmp_path / "out.old.partial", "toy")["text"] == "old"
+        # whichever run comes next, the one that was killed or another, finds only what is whole
+        if moment % 2:
+            fill(folder, "new", key="new")
+            assert tree(folder) == tree(clean)
+        else:
+            fill(folder, "other", key="other")
+            assert read_manifest(folder, "toy")["text"] == "other"
+            assert (folder / "a.txt").read_text() == "other a.txt"
+        assert {path.name for path in tmp_path.iterdir()} == {"clean", "old", "out"}
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert moment > 20
+
+
+def test_debris_of_a_killed_save_is_cleared_when_work_is_taken_up(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError), unfinished(folder, {}) as partial:
+        (partial / "model").mkdir()
+        for debris in (".tmpXY12z", "model/.tmpAbCd", ".a.json.tmp"):
+            write_text(partial / debris, "half")
+        write_text(partial / ".state", "kept")
+        raise ZeroDivisionError
+    with unfinished(folder, {}) as partial:
+        assert sorted(tree(partial)) == [".key.json", ".state"]
+    assert tree(folder) == {}
+
+
+def test_a_second_writer_is_refused_until_the_first_dies(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    held, release = fork.Event(), fork.Event()
+
+    def hold() -> None:
+        with unfinished(folder, {}):
+            held.set()
+            release.wait(30)
+
+    child = fork.Process(target=hold)
+    child.start()
+    assert held.wait(30)
+    with pytest.raises(UserError, match=r"out\.partial: another process is writing it"), unfinished(folder, {}):
+        pass
+    child.kill()
+    child.join()
+    with unfinished(folder, {}) as partial:
+        write_text(partial / "x", "1")
+    assert tree(folder) == {"x": "1"}
+
+
+@pytest.mark.parametrize("name", [".", "..", "taken", "file", "file/below"])
+def test_what_is_no_artifact_is_not_replaced(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text(Path("taken/thesis.txt"), "years of work")
+    write_text(Path("file"), "too")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=r"; .*choose"), unfinished(Path(name), {}):
+        pass
+    assert tree(tmp_path) == before
+
+
+def save_tensors(partial: Path) -> None:
+    save_file({"x": torch.zeros(1 << 18)}, partial / "x.safetensors")
+
+
+def save_state(partial: Path) -> None:
+    torch.save({"x": torch.ones(1 << 18)}, partial / "state.pt")
+
+
+def save_json(partial: Path) -> None:
+    write_json(partial / "x.json", "x" * (1 << 20))
+
+
+def save_through_a_temporary(partial: Path) -> None:
+    with (partial / "x").open("wb") as file:
+        file.write(bytes(1 << 20))
+
+
+WRITERS = [save_tensors, save_state, save_json, save_through_a_temporary]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_full_disk_is_one_line_with_a_remedy_and_the_old_folder_stays(
+    write: Callable[[Path], None], small_disk: Path
+) -> None:
+    folder = small_disk / "out"
+    fill(folder, "old")
+    with (
+        pytest.raises(UserError, match=r"^\S*out\S*: no space left on device; free some space and run again$"),
+        unfinished(folder, {"key": "new"}) as partial,
+    ):
+        write(partial)
+    assert read_manifest(folder, "toy")["text"] == "old"
+
+
+@pytest.mark.parametrize("write", [save_tensors, save_json, save_through_a_temporary])
+def test_a_file_size_limit_is_one_line_with_a_remedy(write: Callable[[Path], None], tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with (
+            pytest.raises(UserError, match=r"out.*: file too large; raise the limit"),
+            unfinished(tmp_path / "out", {}) as partial,
+        ):
+            write(partial)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_without_permission_is_one_line_with_a_remedy(tmp_path: Path) -> None:
+    """As another user when we are root, whom permissions do not stop."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    tmp_path.chmod(0o755)
+    locked.chmod(0o555)
+
+    def as_nobody() -> None:
+        os.chdir(tmp_path)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        with (
+            pytest.raises(UserError, match=r"^locked/out\.partial: permission denied; get permission"),
+            unfinished(Path("locked/out"), {}),
+        ):
+            pass
+        with pytest.raises(UserError, match=r"^locked/m\.json: permission denied; get permission"):
+            write_json(Path("locked/m.json"), {})
+
+    assert in_child(as_nobody) == 0
+
+
+def test_json_is_the_same_bytes_whatever_the_order_and_refuses_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "a" / "m.json", {"b": 1.5, "a": "é"})
+    write_json(tmp_path / "m.json", {"a": "é", "b": 1.5})
+    assert (tmp_path / "a" / "m.json").read_bytes() == (tmp_path / "m.json").read_bytes()
+    with pytest.raises(ValueError, match="nan"):
+        write_json(tmp_path / "m.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "m.json").read_text()) == {"a": "é", "b": 1.5}
+
+
+def test_a_manifest_is_deterministic_and_follows_contents_through_parents(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        fill(tmp_path / name, "same")
+    assert (tmp_path / "one/manifest.json").read_bytes() == (tmp_path / "two/manifest.json").read_bytes()
+    assert content_hash(tmp_path / "one") == content_hash(tmp_path / "two")
+    fill(tmp_path / "two", "changed", key="changed")
+    assert content_hash(tmp_path / "one") != content_hash(tmp_path / "two")
+    with unfinished(tmp_path / "child", {}) as partial:
+        write_manifest(partial, "child", parents={"toy": tmp_path / "two"}, seed=3)
+    manifest = read_manifest(tmp_path / "child", "child")
+    assert manifest["parents"] == {"toy": content_hash(tmp_path / "two")}
+    assert manifest["seed"] == 3
+    assert str(tmp_path) not in (tmp_path / "child/manifest.json").read_text()
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing file": (lambda f: (f / "a.txt").unlink(), r"a\.txt: cannot be read"),
+    "truncated": (lambda f: (f / "a.txt").write_text("t"), r"a\.txt: size = 1 bytes: should be 7"),
+    "altered": (lambda f: (f / "deep/b.txt").write_text("x" * 12), r"b\.txt: is not what its manifest says"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: no such file"),
+    "half a manifest": (lambda f: (f / "manifest.json").write_text('{"kind": "to'), "is not a manifest"),
+    "a list": (lambda f: (f / "manifest.json").write_text("[1]"), "is not a manifest"),
+    "no folder": (lambda f: shutil.rmtree(f), r"manifest\.json: no such file"),
+    "other kind": (lambda f: write_manifest(f, "other"), "kind = 'other': should be 'toy'"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_with_a_remedy(damage: str, tmp_path: Path) -> None:
+    do, message = DAMAGE[damage]
+    fill(tmp_path / "out", "x")
+    do(tmp_path / "out")
+    with pytest.raises(UserError, match=message) as caught:
+        read_manifest(tmp_path / "out", "toy")
+    assert "; " in str(caught.value)
+    assert "\n" not in str(caught.value)

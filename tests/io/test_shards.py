@@ -1,0 +1,105 @@
+"""Shards: what is read is what was written, or a UserError."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hiar.errors import UserError
+from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
+
+TENSORS = {
+    "b": torch.arange(12, dtype=torch.float32).reshape(3, 4).T,
+    "a": torch.linspace(0, 1, 5).bfloat16(),
+    "scalar": torch.tensor(7),
+    "empty": torch.zeros(0, 3),
+    "u8": torch.arange(256, dtype=torch.uint8),
+}
+METADATA = {f"field {i}": str(i) for i in range(9)}
+
+
+def test_a_shard_comes_back_as_it_was(tmp_path: Path) -> None:
+    write_shard(tmp_path / "new" / "00000.safetensors", TENSORS, METADATA)
+    back = read_shard(tmp_path / "new" / "00000.safetensors")
+    assert back.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor)
+
+
+def test_bytes_are_the_same_in_every_process_and_order(tmp_path: Path) -> None:
+    program = f"""
+import pathlib, sys, torch
+from hiar.io.shards import write_shard
+tensors = {{"a": torch.ones(3), "b": torch.zeros(2)}}
+write_shard(pathlib.Path(sys.argv[1]), dict(reversed(tensors.items())), dict(reversed({METADATA!r}.items())))
+"""
+    write_shard(tmp_path / "here", {"a": torch.ones(3), "b": torch.zeros(2)}, METADATA)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "there")], check=True, timeout=60)
+    assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = shard_path(tmp_path_factory.mktemp("shards"), 4)
+    write_shard(path, TENSORS, METADATA)
+    return path
+
+
+@given(place=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=150, deadline=None)
+def test_any_changed_bit_is_found(place: float, shard: Path) -> None:
+    whole = shard.read_bytes()
+    bit = int(place * len(whole) * 8)
+    changed = bytearray(whole)
+    changed[bit // 8] ^= 1 << bit % 8
+    other = shard.with_name("changed")
+    other.write_bytes(changed)
+    try:
+        back = read_shard(other)
+    except UserError as error:
+        assert "run the stage" in str(error)
+    else:  # a bit of padding
+        assert all(torch.equal(back[name], tensor) for name, tensor in TENSORS.items())
+
+
+@given(place=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=60, deadline=None)
+def test_any_truncation_is_found(place: float, shard: Path) -> None:
+    whole = shard.read_bytes()
+    other = shard.with_name("cut")
+    other.write_bytes(whole[: int(place * len(whole))])
+    with pytest.raises(UserError, match=r"cut: is truncated .*delete it and run the stage"):
+        read_shard(other)
+
+
+def test_a_missing_shard_is_named_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"00003\.safetensors: no such shard; run the stage"):
+        read_shard(shard_path(tmp_path, 3))
+
+
+def test_only_whole_shards_count_as_complete(tmp_path: Path) -> None:
+    for index in (3, 0, 1, 2):
+        write_shard(shard_path(tmp_path, index), {"x": torch.full((64,), float(index))}, {})
+    cut = shard_path(tmp_path, 1)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    altered = shard_path(tmp_path, 2)
+    altered.write_bytes(altered.read_bytes()[:-1] + b"\xff")
+    (tmp_path / "notes.safetensors").write_bytes(b"")
+    (tmp_path / ".00009.safetensors.tmp").write_bytes(b"")
+    assert complete_shards(tmp_path) == [0, 3]
+
+
+def test_a_full_disk_leaves_the_old_shard(small_disk: Path) -> None:
+    path = small_disk / "00000.safetensors"
+    write_shard(path, {"x": torch.zeros(4)}, {})
+    with pytest.raises(UserError, match=r"00000\.safetensors: no space left on device; free some space"):
+        write_shard(path, {"x": torch.zeros(1 << 18)}, {})
+    assert read_shard(path)["x"].shape == (4,)
+    assert [entry.name for entry in small_disk.iterdir()] == ["00000.safetensors"]
