@@ -15,7 +15,7 @@ TIMESTEP_SCALE = 1000.0  # Wan's timestep embedding was trained on sigma * 1000
 
 def warp(t: Tensor, shift: float) -> Tensor:
     """sigma_t = s t / (1 + (s - 1) t) (Eq. 1); t = 0 is clean, t = 1 pure noise."""
-    return shift * t / (1 + (shift - 1) * t)
+    return shift * t / (shift * t + (1 - t))  # in this form t = 1 gives 1 to the bit
 
 
 def student_sigmas(steps: int, shift: float) -> Tensor:

@@ -127,7 +127,7 @@ def clone(denoiser: Denoiser) -> Denoiser:
 def _load(kind, folder: Path):  # type: ignore[no-untyped-def]
     """A diffusers model saved by save_pretrained, its errors made into one line."""
     try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False)
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, TypeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be loaded ({reason}); the checkpoint is missing, truncated or of another shape, make it anew") from None

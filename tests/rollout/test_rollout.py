@@ -1,0 +1,216 @@
+"""Rollouts: one numerical truth for every order, for cached and masked forms, and for their gradients."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from tiny import relative_error, tiny_denoiser
+
+from hiar.config import Context, Order, Renoise
+from hiar.grid import Cell, make_grid
+from hiar.models.attention import BlockCausal
+from hiar.models.denoiser import Denoiser
+from hiar.rollout.cell import Rollout, given_state
+from hiar.rollout.walk import generate, walk
+from hiar.schedule import add_noise, student_sigmas
+
+STEPS, BLOCK, SHAPE = 3, 2, (3, 2, 4, 4)
+
+
+def make_rollout(
+    order: Order = "step_first",
+    context: Context = "output",
+    *,
+    blocks: int | None = 6,
+    window: int = 3,
+    sinks: int = 0,
+    given: int = 0,
+    renoise: Renoise = "sde",
+    batch: int = 2,
+    steps: int = STEPS,
+) -> Rollout:
+    grid = make_grid(order, context, blocks=blocks, steps=steps, window=window, sinks=sinks, given=given)
+    text = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(2))[:batch]
+    return Rollout(grid, student_sigmas(STEPS, 5.0), SHAPE, renoise, 7, range(batch), text)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("renoise", ["sde", "euler"])
+@pytest.mark.parametrize("context", ["clean", "output", "input"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_step_first_is_diagonal_to_the_bit(batch: int, context: Context, renoise: Renoise) -> None:
+    model = tiny_denoiser()
+    rollout = make_rollout(context=context, renoise=renoise, batch=batch, sinks=1)
+    assert torch.equal(generate(model, rollout, "step_first"), generate(model, rollout, "diagonal"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", ["output", "input"])
+def test_block_first_walks_the_same_grid(context: Context) -> None:
+    model = tiny_denoiser()
+    rollout = make_rollout(context=context)
+    assert torch.equal(generate(model, rollout, "step_first"), generate(model, rollout, "block_first"))
+
+
+@torch.no_grad()
+def test_a_video_does_not_depend_on_its_batch() -> None:
+    model = tiny_denoiser()
+    together = generate(model, make_rollout(batch=4), "step_first")
+    alone = generate(model, make_rollout(batch=1), "step_first")
+    assert relative_error(together[:1], alone) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", ["clean", "output", "input"])
+@pytest.mark.parametrize("window", [1, 3, 6])
+def test_a_cached_rollout_is_the_masked_full_sequence(context: Context, window: int) -> None:
+    """Every step on the sequence [contexts | noisy blocks] in one forward under a mask, instead of block by block."""
+    model = tiny_denoiser()
+    rollout = make_rollout(context=context, window=window)
+    cached = generate(model, rollout, "step_first")
+    assert relative_error(cached, masked_rollout(model, rollout)) < 1e-5
+
+
+def test_gradients_of_a_cached_self_rollout_are_those_of_the_masked_form() -> None:
+    for context, exit_step in itertools.product(("clean", "output"), range(STEPS)):
+        gradients = []
+        for form in ("cached", "masked"):
+            model = tiny_denoiser()
+            rollout = make_rollout(context=context, steps=exit_step + 1)
+            if form == "cached":
+                video = generate(model, rollout, "step_first", grad_step=exit_step)
+            else:
+                video = masked_rollout(model, rollout, grad_step=exit_step)
+            (video**2).sum().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        assert gradients[0].abs().max() > 0
+        assert relative_error(*gradients) < 1e-5
+
+
+def test_only_the_exit_step_is_recorded() -> None:
+    rollout = make_rollout()
+    model = tiny_denoiser()
+    assert not generate(model, rollout, "step_first").requires_grad
+    blocks = [latent for _, latent in walk(model, rollout, "diagonal", grad_step=STEPS - 1)]
+    assert all(latent.requires_grad for latent in blocks)
+    # A block's result does not reach back into the context it saw: its gradient stops at its own last pass.
+    (grad,) = torch.autograd.grad(blocks[-1].sum(), blocks[0], allow_unused=True)
+    assert grad is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", ["clean", "output", "input"])
+def test_a_given_clip_is_continued_alike_in_every_order(context: Context) -> None:
+    model = tiny_denoiser()
+    given = torch.randn(2, 3, 2 * BLOCK, 4, 4, generator=torch.Generator().manual_seed(3))
+    rollout = make_rollout(context=context, given=2)
+    videos = [generate(model, rollout, order, given) for order in ("step_first", "diagonal")]
+    assert torch.equal(videos[0][:, :, : 2 * BLOCK], given)
+    assert videos[0].shape[2] == 6 * BLOCK
+    assert torch.equal(*videos)
+    other = generate(model, rollout, "step_first", given + 1)
+    assert not torch.allclose(videos[0][:, :, 2 * BLOCK : 3 * BLOCK], other[:, :, 2 * BLOCK : 3 * BLOCK])
+
+
+@torch.no_grad()
+def test_self_forcing_continues_a_clip() -> None:
+    """Giving back the clip's own first blocks changes nothing that follows: finished blocks are all the context there is."""
+    model = tiny_denoiser()
+    whole = generate(model, make_rollout("block_first", "clean"), "block_first")
+    given = whole[:, :, : 2 * BLOCK]
+    again = generate(model, make_rollout("block_first", "clean", given=2), "block_first", given)
+    assert relative_error(again, whole) < 1e-5
+
+
+def test_a_given_block_is_shown_as_the_walk_would_show_it() -> None:
+    rollout = make_rollout(context="output", given=1)
+    x0 = torch.ones(2, *SHAPE)
+    state = given_state(rollout, x0, Cell(0, 1))
+    expected = add_noise(x0, rollout.noise(Cell(0, 2)), rollout.sigmas[2])
+    assert torch.equal(state.after, expected)
+
+
+@torch.no_grad()
+def test_two_thousand_blocks_in_constant_memory() -> None:
+    """Nothing a rollout keeps grows with its length: counted in the tensors alive, not in the process's memory."""
+    model = tiny_denoiser()
+    del model.transformer.blocks[1]
+    rollout = make_rollout("diagonal", "output", blocks=2000, batch=1, steps=2)
+    alive = {}
+    for n, _ in walk(model, rollout, "diagonal"):
+        if n in (100, 1999):
+            alive[n] = live_tensor_bytes()
+    assert alive[1999] <= alive[100]
+
+
+@torch.no_grad()
+def test_positions_are_relative_to_the_window() -> None:
+    """Far beyond the position table's length a block still depends only on its window, not on its place in the video."""
+    model = tiny_denoiser()
+    rollout = make_rollout("block_first", "clean", blocks=None)
+    blocks = walk(model, rollout, "block_first")
+    norms = [float(latent.norm()) for _, latent in itertools.islice(blocks, 600)]  # 1,200 frames; Wan's table has 1,024
+    assert sum(norms[-50:]) == pytest.approx(sum(norms[50:100]), rel=0.2)
+
+
+def masked_rollout(model: Denoiser, rollout: Rollout, grad_step: int | None = None) -> torch.Tensor:
+    """A step-first rollout without caches: each block is computed from scratch, from the masked sequence of its contexts."""
+    grid, k = rollout.grid, BLOCK
+    assert grid.blocks is not None
+    states: list[torch.Tensor] = [rollout.noise(Cell(n, 0)) for n in range(grid.blocks)]
+    for j in range(grid.steps):
+        sigma, next_sigma = rollout.sigmas[j], rollout.sigmas[j + 1]
+        contexts: list[torch.Tensor] = []
+        before, states = states, []
+        for n in range(grid.blocks):
+            with torch.set_grad_enabled(j == grad_step):
+                x0 = last_block(model, contexts, before[n], _level(grid.context, rollout, j), sigma, rollout)
+            after = add_noise(x0, rollout.noise(Cell(n, j + 1)), next_sigma) if next_sigma > 0 else x0
+            contexts.append({"clean": x0, "output": after, "input": before[n]}[grid.context].detach())
+            states.append(x0 if j == grid.steps - 1 else after)
+    return torch.cat(states, dim=2)
+
+
+def last_block(
+    model: Denoiser, contexts: list[torch.Tensor], x: torch.Tensor, level: torch.Tensor, sigma: torch.Tensor, rollout: Rollout
+) -> torch.Tensor:
+    """x0 of the block ``x`` at ``sigma`` behind its contexts at ``level``: one masked forward over all of them, of which the
+    contexts' part is not recorded."""
+    sequence = torch.cat([*contexts, x], dim=2)
+    sigmas = torch.cat([level.expand(len(contexts) * BLOCK), sigma.expand(BLOCK)]).expand(len(x), -1)
+    attention = BlockCausal(BLOCK, rollout.grid.window)
+    with detached_context(model, len(contexts) * BLOCK * 4):
+        return model(sequence, sigmas, rollout.text, attention)[:, :, -BLOCK:]
+
+
+class detached_context:
+    """Cuts the gradient through the keys and values of the first ``tokens`` tokens, as a cache written without gradients does."""
+
+    def __init__(self, model: Denoiser, tokens: int) -> None:
+        layers = [layer for block in model.transformer.blocks for layer in (block.attn1.norm_k, block.attn1.to_v)]
+
+        def cut(_: object, __: object, out: torch.Tensor) -> torch.Tensor:
+            return torch.cat([out[:, :tokens].detach(), out[:, tokens:]], dim=1)
+
+        self.hooks = [layer.register_forward_hook(cut) for layer in layers]
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def _level(context: Context, rollout: Rollout, step: int) -> torch.Tensor:
+    return {"clean": torch.zeros(()), "output": rollout.sigmas[step + 1], "input": rollout.sigmas[step]}[context]
+
+
+def live_tensor_bytes() -> int:
+    import gc
+
+    gc.collect()
+    return sum(o.untyped_storage().nbytes() for o in gc.get_objects() if type(o) is torch.Tensor)
+
+

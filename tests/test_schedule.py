@@ -1,0 +1,80 @@
+"""The paper's formulas for noise levels (Eq. 1-3)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiar.noise import block_noise
+from hiar.schedule import (
+    add_noise,
+    euler_step,
+    solver_sigmas,
+    student_sigmas,
+    velocity_from_x0,
+    warp,
+    x0_from_velocity,
+)
+
+shifts = st.floats(0.2, 12)
+
+
+def test_the_papers_student_levels() -> None:
+    """S = 4, shift 5: the levels PAPER-quoted checkpoints use."""
+    expected = torch.tensor([1.0, 0.9375, 5 / 6, 0.625, 0.0])
+    torch.testing.assert_close(student_sigmas(4, 5.0), expected)
+
+
+@given(shifts)
+def test_warp_keeps_the_ends_and_the_order(shift: float) -> None:
+    sigma = warp(torch.linspace(0, 1, 11), shift)
+    assert sigma[0] == 0
+    assert sigma[-1] == 1
+    assert (sigma.diff() > 0).all()
+
+
+@given(shifts, shifts, st.integers(1, 6), st.integers(1, 7))
+def test_the_solver_visits_the_students_levels(student: float, teacher: float, steps: int, substeps: int) -> None:
+    sigmas = student_sigmas(steps, student)
+    levels = solver_sigmas(sigmas, substeps, teacher)
+    assert len(levels) == steps * substeps + 1
+    assert torch.equal(levels[::substeps], sigmas)
+    assert (levels.diff() < 0).all()
+
+
+@given(st.floats(0.01, 1))
+def test_velocity_and_x0_are_two_views_of_one_prediction(sigma: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 50, generator=random, dtype=torch.float64)
+    level = torch.tensor(sigma, dtype=torch.float64)
+    x = add_noise(x0, noise, level)
+    torch.testing.assert_close(velocity_from_x0(x, x0, level), noise - x0)
+    torch.testing.assert_close(x0_from_velocity(x, noise - x0, level), x0)
+
+
+def test_an_euler_step_on_a_straight_path_is_exact() -> None:
+    x0, noise = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    a, b = torch.tensor(0.8), torch.tensor(0.3)
+    torch.testing.assert_close(euler_step(add_noise(x0, noise, a), x0, a, b), add_noise(x0, noise, b))
+
+
+def test_noise_depends_on_its_key_alone() -> None:
+    together = block_noise(3, [5, 6, 7], step=2, block=1, shape=(2, 3))
+    assert torch.equal(together[1:2], block_noise(3, [6], step=2, block=1, shape=(2, 3)))
+    others = [
+        block_noise(4, [6], step=2, block=1, shape=(2, 3)),
+        block_noise(3, [7], step=2, block=1, shape=(2, 3)),
+        block_noise(3, [6], step=1, block=1, shape=(2, 3)),
+        block_noise(3, [6], step=2, block=2, shape=(2, 3)),
+        block_noise(3, [6], step=1, block=2, shape=(2, 3)),
+    ]
+    for first, one in enumerate([together[1:2], *others]):
+        assert not any(torch.equal(one, other) for other in others[first:])
+
+
+def test_noise_is_standard_normal() -> None:
+    noise = block_noise(0, range(200), step=0, block=0, shape=(4, 3, 8, 8))
+    assert noise.mean().item() == pytest.approx(0, abs=0.01)
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
