@@ -21,6 +21,7 @@ from hiar.world.shapes import EDGE, extents, masks
 
 STRIDE = 0.25  # of the coarse grid of positions, in radii
 REDUCTION = 0.4  # of the coarse pictures: at most this many radii a pixel
+CHUNK = 256  # positions whose pictures are made at a time
 STEPS = 2  # Gauss-Newton steps; from half a stride away they leave hundredths of a pixel
 RIDGE = 1e-6  # squared contrast so small that no position can be told from it
 
@@ -70,7 +71,7 @@ def atlases(world: World) -> list[Atlas]:
 def fit(world: World, tables: list[Atlas], pixels: Tensor) -> Fit:
     """Fit frames (N, 3, H, W) in [0, 1] against all shapes, positions and colours; ``tables`` is ``atlases(world)``."""
     frames = _prepare(world, pixels)
-    reduced = F.avg_pool2d(pixels, _reduction(world)).flatten(2)
+    reduced = _reduce(world, pixels)
     reduced = reduced - reduced.mean(dim=2, keepdim=True)  # any constant is renderable; without it sums are more exact
     fits = []
     for index, table in enumerate(tables):
@@ -89,17 +90,21 @@ def _atlas(world: World, shape: Shape) -> Atlas:
     counts = ((high - low) / (STRIDE * world.radius)).ceil().int() + 1
     x, y = (torch.linspace(float(a), float(b), int(n)) for a, b, n in zip(low, high, counts, strict=True))
     position = torch.cartesian_prod(x, y)
-    mask = masks(shape, world.radius, world.size, position)[:, None]
-    behind = (1 - mask) * backdrop.basis(world).float()[:, None, :]
-    pictures = F.avg_pool2d(torch.cat([mask, behind], dim=1), _reduction(world)).flatten(2)
-    basis, _ = torch.linalg.qr(pictures.mT)
+    basis = torch.cat([_spanning(world, shape, part) for part in position.split(CHUNK)])
     return Atlas(shape, low, high, position, basis.permute(1, 2, 0).flatten(1))
 
 
-def _reduction(world: World) -> int:
-    """Pixels a side that the coarse search averages into one: a divisor of the frame's size."""
-    most = max(1, int(REDUCTION * world.radius))
-    return max(n for n in range(1, most + 1) if world.size % n == 0)
+def _spanning(world: World, shape: Shape, position: Tensor) -> Tensor:
+    """Orthonormal reduced pictures (N, reduced pixels, r) that span a shape at (N, 2) and the backdrop around it."""
+    mask = masks(shape, world.radius, world.size, position)[:, None]
+    behind = (1 - mask) * backdrop.basis(world).float()[:, None, :]
+    return torch.linalg.qr(_reduce(world, torch.cat([mask, behind], dim=1)).mT).Q
+
+
+def _reduce(world: World, pictures: Tensor) -> Tensor:
+    """Pictures (N, channels, H, W) averaged over squares for the coarse search, (N, channels, reduced pixels)."""
+    side = min(world.size, math.ceil(world.size / (REDUCTION * world.radius)))
+    return F.adaptive_avg_pool2d(pictures, side).flatten(2)
 
 
 def _prepare(world: World, pixels: Tensor) -> _Frames:

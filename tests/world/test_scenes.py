@@ -1,0 +1,61 @@
+"""Scenes: motion, and what they depend on."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import DEFAULT, worlds
+
+from hiar.config import World
+from hiar.world.scenes import positions, scenes
+
+
+@settings(max_examples=40, deadline=None)
+@given(worlds(), st.integers(0, 2**63), st.integers(0, 10**12))
+def test_shapes_stay_in_the_frame_and_move_no_faster_than_their_speed(world: World, seed: int, first: int) -> None:
+    batch = scenes(world, seed=seed, first=first, count=5)
+    centres = positions(batch, 200)
+    tolerance = 1e-9
+    assert (centres >= batch.low[:, None] - tolerance).all()
+    assert (centres <= batch.high[:, None] + tolerance).all()
+    speed = batch.velocity.norm(dim=1)
+    assert (speed >= world.speed[0] - tolerance).all()
+    assert (speed <= world.speed[1] + tolerance).all()
+    assert (centres.diff(dim=1).norm(dim=2) <= speed[:, None] + tolerance).all()
+
+
+def test_between_bounces_velocity_is_constant_and_a_bounce_reverses_one_component() -> None:
+    batch = scenes(DEFAULT, seed=0, first=0, count=50)
+    steps = positions(batch, 60).diff(dim=1)
+    speed = batch.velocity.abs()[:, None].expand_as(steps)
+    straight = torch.isclose(steps.abs(), speed)
+    assert straight.float().mean() > 0.8
+    assert (steps.abs() <= speed + 1e-9).all()
+    assert (steps.sign().diff(dim=1) != 0).any()  # there are bounces at all
+    torch.testing.assert_close(steps[:, 0][straight[:, 0]], batch.velocity[straight[:, 0]])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**9), st.integers(0, 100), st.integers(1, 9))
+def test_a_scene_depends_on_seed_and_index_alone(seed: int, first: int, count: int) -> None:
+    together = scenes(DEFAULT, seed=seed, first=first, count=count)
+    last = scenes(DEFAULT, seed=seed, first=first + count - 1, count=1)
+    for field in fields(together):
+        assert torch.equal(getattr(together, field.name)[-1:], getattr(last, field.name))
+
+
+def test_seeds_and_indices_give_different_scenes() -> None:
+    starts = torch.cat([scenes(DEFAULT, seed=seed, first=0, count=100).start for seed in (0, 1)])
+    assert len(starts.unique(dim=0)) == 200
+
+
+def test_a_long_video_is_as_exact_at_its_end_as_at_its_start() -> None:
+    batch = scenes(DEFAULT, seed=3, first=0, count=4)
+    room = 2 * (batch.high - batch.low)
+    assert torch.equal(positions(batch, 50), positions(batch, 20_000)[:, :50])
+    frame = 19_999
+    folded = (batch.start - batch.low + batch.velocity * frame) % room
+    torch.testing.assert_close(positions(batch, frame + 1)[:, -1], batch.low + torch.minimum(folded, room - folded))
