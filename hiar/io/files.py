@@ -45,7 +45,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
         except BaseException:
             remove(temporary)
             raise
-        sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
