@@ -1,0 +1,82 @@
+"""Flow matching, ODE regression and forward KL: their formulas, and what they must not look at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_denoiser
+
+from hiar.losses.flow import flow_matching, stratified_sigmas
+from hiar.losses.forward_kl import forward_kl
+from hiar.losses.regression import block_levels, ode_regression
+from hiar.models.attention import Bidirectional, BlockCausal
+from hiar.schedule import expand, student_sigmas
+
+RANDOM = torch.Generator().manual_seed(0)
+STATES = torch.randn(2, 4, 3, 6, 4, 4, generator=RANDOM)  # 2 trajectories of 4 levels, 6 frames
+TEXT = torch.randn(2, 5, 8, generator=RANDOM)
+SIGMAS = student_sigmas(3, 5.0)
+CAUSAL = BlockCausal(block=2, window=3)
+
+
+@torch.no_grad()
+def test_flow_matching_is_the_velocitys_error() -> None:
+    model = tiny_denoiser("flow")
+    x0, noise, sigma = STATES[:, 0], STATES[:, 1], torch.tensor([0.3, 0.9])
+    level = expand(sigma, x0)
+    x = (1 - level) * x0 + level * noise
+    velocity = model.transformer(x, 1000 * sigma, TEXT, return_dict=False)[0]
+    expected = (velocity - (noise - x0)).square().mean()
+    loss = flow_matching(model, x0, noise, sigma, TEXT, Bidirectional(), floor=0.01)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
+def test_training_levels_cover_every_stratum() -> None:
+    sigma = stratified_sigmas(10, 1.0, torch.Generator().manual_seed(1))
+    assert sorted((10 * sigma).int().tolist()) == list(range(10))
+    assert not torch.equal(sigma, sigma.sort().values)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_forward_kl_is_the_papers_formula(steps: int) -> None:
+    """Eq. 10-11 written out with the network's own velocity."""
+    model = tiny_denoiser("flow")
+    expected = torch.zeros(())
+    for i in range(steps):
+        velocity = model.transformer(STATES[:, i], 1000 * SIGMAS[i].expand(2), TEXT, return_dict=False)[0]
+        slope = (STATES[:, i + 1] - STATES[:, i]) / (SIGMAS[i + 1] - SIGMAS[i])
+        expected = expected + (velocity - slope).square().mean() / steps
+    loss = forward_kl(model, STATES, SIGMAS, steps, TEXT, Bidirectional())
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
+@torch.no_grad()
+def test_forward_kl_sees_the_attention_it_is_given() -> None:
+    model = tiny_denoiser()
+    bidirectional = forward_kl(model, STATES, SIGMAS, 1, TEXT, Bidirectional())
+    causal = forward_kl(model, STATES, SIGMAS, 1, TEXT, CAUSAL)
+    assert not torch.isclose(bidirectional, causal, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_regression_shows_each_block_at_its_level_and_scores_the_noisy_ones() -> None:
+    model = tiny_denoiser("x0")
+    levels = torch.tensor([[0, 3, 1], [2, 2, 3]])
+    x = torch.stack([torch.cat([STATES[b, levels[b, n], :, 2 * n : 2 * n + 2] for n in range(3)], dim=1) for b in range(2)])
+    sigma = SIGMAS[levels].repeat_interleave(2, dim=1)
+    error = ((model(x, sigma, TEXT, CAUSAL) - STATES[:, -1]) / expand(sigma, x).clamp(min=0.2)).square()
+    expected = torch.cat([error[b, :, 2 * n : 2 * n + 2] for b, n in ((0, 0), (0, 2), (1, 0), (1, 1))]).mean()
+    loss = ode_regression(model, STATES, SIGMAS, levels, TEXT, CAUSAL, floor=0.2)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
+def test_regression_survives_an_all_clean_draw() -> None:
+    levels = torch.full((2, 3), 3)
+    assert ode_regression(tiny_denoiser(), STATES, SIGMAS, levels, TEXT, CAUSAL, floor=0.2) == 0
+
+
+def test_levels_of_blocks_are_independent_and_cover_all() -> None:
+    levels = block_levels(500, 3, 4, torch.Generator().manual_seed(0))
+    assert levels.unique().tolist() == [0, 1, 2, 3]
+    assert abs(torch.corrcoef(levels.float().T)[0, 1]) < 0.1
