@@ -1,0 +1,87 @@
+"""Workspaces with samples in them, rendered by the true world instead of a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hiar.config import Params, parse_params, read_yaml
+from hiar.io.artifacts import write_manifest
+from hiar.io.shards import write_shard
+from hiar.io.video import write_mp4
+from hiar.stages.common import FIRST_CLIP
+from hiar.stages.comparison import Contender, contenders
+from hiar.world.render import clips
+
+ROOT = Path(__file__).parents[1]
+VIDEOS, FRAMES = 3, 30
+
+
+def small_params(**changes: object) -> Params:
+    """The default experiment with few and short samples and two seeds; ``changes`` replace whole sections."""
+    tree = read_yaml(ROOT / "params.yaml")
+    tree |= {"seeds": [0, 1], "sample": {"videos": VIDEOS, "frames": FRAMES, "batch": 4}, "report": {"videos": 2}}
+    tree["runtime"] |= {"threads": 1}
+    tree |= changes
+    return parse_params(tree, Path("small"))
+
+
+def write_samples(folder: Path, frames: Tensor, captions: list[str], params: Params, *, lossless: bool = True) -> None:
+    """A samples folder of videos uint8 (V, F, H, W, 3)."""
+    folder.mkdir(parents=True)
+    for index, video in enumerate(frames):
+        write_mp4(folder / f"{index:04d}.mp4", video, params.world.frames_per_second)
+    if lossless:
+        write_shard(folder / "frames.safetensors", {"frames": frames}, {})
+    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
+    write_manifest(folder, "samples", world=params.world.model_dump(mode="json"), block=params.video.block)
+
+
+def sampled_workspace(workspace: Path, params: Params) -> None:
+    """Samples of everything that is compared; inits lose their colours along the video, the others are perfect."""
+    for one in contenders(params):
+        count = params.video.frames if one.stage == "teacher" else params.sample.frames
+        frames, captions = true_clips(params, one.seed, count)
+        write_samples(one.samples(workspace), fade(frames) if one.stage == "init" else frames, captions, params)
+        write_traces(workspace, one)
+
+
+def true_clips(params: Params, seed: int, frames: int) -> tuple[Tensor, list[str]]:
+    """The world's own clips of the samples' prompts."""
+    return clips(params.world, seed=seed, first=FIRST_CLIP["sample"], count=params.sample.videos, frames=frames)
+
+
+def fade(frames: Tensor) -> Tensor:
+    """The videos with their colours turning grey from the first frame to the last."""
+    grey = frames.float().mean(dim=-1, keepdim=True)
+    share = torch.linspace(0, 1, frames.shape[1])[None, :, None, None, None]
+    return (frames + share * (grey - frames)).round().to(torch.uint8)
+
+
+def write_traces(workspace: Path, one: Contender) -> None:
+    """A training curve and a log, as the stages leave them."""
+    if one.stage != "distill":
+        return
+    curve = workspace / "curves" / f"seed-{one.seed}" / "distill" / f"{one.variant}.csv"
+    curve.parent.mkdir(parents=True, exist_ok=True)
+    curve.write_text(
+        "step,critic,dmd\n0,2.5,\n" + "".join(f"{step},{2 / step:.6g},{1 / step:.6g}\n" for step in range(1, 40))
+    )
+    log = workspace / "logs" / f"seed-{one.seed}" / "distill" / f"{one.variant}.json"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(
+        json.dumps(
+            {
+                "stage": "distill",
+                "started": "2026-01-01T00:00:00+00:00",
+                "seconds": 83.4,
+                "peak_memory_mb": 1536,
+                "hardware": "a machine",
+                "threads": 1,
+                "resumed": False,
+            }
+        )
+    )

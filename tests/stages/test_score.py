@@ -1,0 +1,195 @@
+import json
+
+import pytest
+from sampled import FRAMES, ROOT, VIDEOS, sampled_workspace, small_params, true_clips, write_samples
+
+from hiar.errors import UserError
+from hiar.io.artifacts import MANIFEST
+from hiar.io.video import read_mp4, write_mp4
+from hiar.stages import score
+
+ISSUE = {"good", "residual", "smoothed_speed", "saturation_drift", "sharpness_drift", "background_shift", "border_jump"}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return small_params()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, params):
+    folder = tmp_path_factory.mktemp("scored")
+    sampled_workspace(folder, params)
+    score.run(params, folder)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with params.yaml, as `hiar score` is run in."""
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "params.yaml").symlink_to(ROOT / "params.yaml")
+    return root
+
+
+def samples(tmp_path, params, **options):
+    folder = tmp_path / "samples"
+    frames, captions = true_clips(params, seed=0, frames=FRAMES)
+    write_samples(folder, frames, captions, params, **options)
+    return folder
+
+
+def test_summary_has_a_row_a_model_and_seed(workspace, params):
+    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    keys = [(row["seed"], row["stage"], row["variant"], row["order"], row["context"]) for row in rows]
+    one_seed = [
+        ("teacher", "teacher", None, None),
+        ("init", "self-forcing", "block_first", "clean"),
+        ("init", "hiar", "step_first", "output"),
+        ("distill", "self-forcing", "block_first", "clean"),
+        ("distill", "hiar", "step_first", "output"),
+        ("distill", "hiar-no-fkl", "step_first", "output"),
+    ]
+    assert keys == [(seed, *rest) for seed in params.seeds for rest in one_seed]
+    for row in rows:
+        assert set(row) == {"stage", "variant", "order", "context", "seed", "metrics"}
+        assert row["metrics"].keys() >= ISSUE
+        assert all(
+            set(summary) == {"mean", "se", "n"} and summary["n"] == VIDEOS for summary in row["metrics"].values()
+        )
+
+
+def test_summary_tells_fading_videos_from_true_ones(workspace):
+    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    truth = json.loads((workspace / "metrics" / "world.json").read_text())
+    for row in rows:
+        metrics = row["metrics"]
+        if row["stage"] == "init":
+            assert metrics["good"]["mean"] < 0.7
+            assert metrics["good_segment_1"]["mean"] == 1
+            assert metrics["saturation_drift"]["mean"] > 0.1
+        elif row["stage"] == "distill":
+            assert metrics == truth["rows"][row["seed"]]["metrics"]  # these samples are the world's own clips
+    assert truth["protocol"]["scored"] == ["frames.safetensors"]
+
+
+def test_scoring_again_gives_the_same_bytes(workspace, params):
+    files = [workspace / "metrics" / name for name in ("summary.json", "world.json")]
+    before = [path.read_bytes() for path in files]
+    score.run(params, workspace)
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_only_what_is_compared_is_scored(workspace, params, tmp_path):
+    fewer = params.model_copy(update={"seeds": [1], "compare": params.compare.model_copy(update={"distill": []})})
+    (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
+    score.run(fewer, tmp_path)
+    rows = json.loads((tmp_path / "metrics" / "summary.json").read_text())
+    assert [(row["stage"], row["seed"]) for row in rows] == [("teacher", 1), ("init", 1), ("init", 1)]
+
+
+def test_missing_samples_are_named(params, tmp_path):
+    with pytest.raises(UserError, match=r"seed-0/samples/teacher/manifest\.json: no such file"):
+        score.run(params, tmp_path)
+    assert not (tmp_path / "metrics").exists()
+
+
+def test_folder_is_scored_by_its_lossless_frames(params, tmp_path, project):
+    out = tmp_path / "score.json"
+    score.score_folder(samples(tmp_path, params), out, project)
+    result = json.loads(out.read_text())
+    assert (result["videos"], result["frames"]) == (VIDEOS, FRAMES)
+    assert result["protocol"]["scored"] == ["frames.safetensors"]
+    assert result["metrics"]["good"]["mean"] == 1
+
+
+def test_folder_of_anybodys_videos_is_scored_by_its_mp4_files(params, tmp_path, project):
+    folder = samples(tmp_path, params, lossless=False)
+    (folder / MANIFEST).unlink()
+    score.score_folder(folder, tmp_path / "score.json", project)
+    result = json.loads((tmp_path / "score.json").read_text())
+    assert result["protocol"]["scored"] == ["mp4"]
+    assert result["metrics"]["good"]["mean"] == 1  # h264 costs less than the thresholds allow
+    assert result["metrics"]["residual"]["mean"] > 0.001
+
+
+def test_broken_lossless_frames_are_not_scored(params, tmp_path, project, caplog):
+    folder = samples(tmp_path, params)
+    (folder / MANIFEST).unlink()
+    frames = folder / "frames.safetensors"
+    frames.write_bytes(frames.read_bytes()[:-1])
+    score.score_folder(folder, tmp_path / "score.json", project)
+    assert json.loads((tmp_path / "score.json").read_text())["protocol"]["scored"] == ["mp4"]
+    assert "frames.safetensors" in caplog.text
+
+
+def test_the_folders_own_world_counts(params, tmp_path, project):
+    own = small_params(world={**params.world.model_dump(mode="json"), "size": 128, "radius": 20.0})
+    folder = samples(tmp_path, own)
+    score.score_folder(folder, tmp_path / "score.json", project)
+    assert json.loads((tmp_path / "score.json").read_text())["metrics"]["good"]["mean"] == 1
+    (folder / MANIFEST).unlink()
+    with pytest.raises(UserError, match="videos are 128x128 pixels, the world 64x64"):
+        score.score_folder(folder, tmp_path / "score.json", project)
+
+
+def test_other_captions_are_judged_by(params, tmp_path, project):
+    folder = samples(tmp_path, params)
+    (folder / MANIFEST).unlink()
+    captions = [
+        f"a {'blue' if 'red' in line else 'red'} disc moves"
+        for line in (folder / "captions.txt").read_text().splitlines()
+    ]
+    (folder / "captions.txt").write_text("\n".join(captions))
+    score.score_folder(folder, tmp_path / "score.json", project)
+    assert json.loads((tmp_path / "score.json").read_text())["metrics"]["good"]["mean"] == 0
+
+
+def truncate_video(folder):
+    path = folder / "0001.mp4"
+    path.write_bytes(path.read_bytes()[:400])
+
+
+def shorten_video(folder):
+    write_mp4(folder / "0001.mp4", read_mp4(folder / "0001.mp4")[:12], 12)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "manifest", "message"),
+    [
+        (lambda f: (f / "captions.txt").unlink(), False, "captions.txt: cannot be read"),
+        (lambda f: (f / "captions.txt").write_text("a red disc moves\n"), False, "holds 1 captions for 3 videos"),
+        (lambda f: (f / "captions.txt").write_text(""), False, "captions.txt: holds an empty line or nothing"),
+        (lambda f: (f / "captions.txt").write_bytes(b"\xff\xfe\n" * 3), False, "captions.txt: is not UTF-8"),
+        (lambda f: (f / "captions.txt").write_text("a red cow moves\n" * 3), False, "unknown word 'cow'"),
+        (lambda f: (f / "0002.mp4").unlink(), False, "holds 3 captions for 2 videos"),
+        (truncate_video, False, "0001.mp4"),
+        (truncate_video, True, "0001.mp4: size"),
+        (shorten_video, False, "0001.mp4: is 12 frames of 64x64, 0000.mp4 30 frames of 64x64"),
+    ],
+)
+def test_bad_folders_are_named_and_nothing_is_written(spoil, manifest, message, params, tmp_path, project):
+    folder = samples(tmp_path, params, lossless=False)
+    if not manifest:
+        (folder / MANIFEST).unlink()
+    spoil(folder)
+    out = tmp_path / "score.json"
+    with pytest.raises(UserError) as caught:
+        score.score_folder(folder, out, project)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_no_folder(tmp_path, project):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        score.score_folder(tmp_path / "nowhere", tmp_path / "score.json", project)
+
+
+def test_videos_too_short_for_the_segments(params, tmp_path, project):
+    folder = tmp_path / "samples"
+    frames, captions = true_clips(params, seed=0, frames=3)
+    write_samples(folder, frames, captions, params)
+    with pytest.raises(UserError, match="videos have 3 frames, scoring needs 5"):
+        score.score_folder(folder, tmp_path / "score.json", project)
