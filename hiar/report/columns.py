@@ -1,0 +1,81 @@
+"""The metrics that the report's tables show, and what each means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column: ``better`` tells which way is good, None where neither is."""
+
+    key: str
+    name: str
+    definition: str
+    better: Literal["higher", "lower"] | None = None
+
+
+METRICS = (
+    Metric(
+        "good",
+        "Good frames",
+        "Share of frames that show what the caption asks for: residual and colour error under their thresholds, and "
+        "the right shape.",
+        "higher",
+    ),
+    Metric("shape_right", "Right shape", "Share of frames whose best-fitting shape is the captioned one.", "higher"),
+    Metric(
+        "residual",
+        "Residual",
+        "Root mean square distance of a frame from the nearest one that the world can render, pixels in [0, 1].",
+        "lower",
+    ),
+    Metric("color_error", "Colour error", "Distance in RGB between the fitted and the captioned colour.", "lower"),
+    Metric(
+        "saturation_drift",
+        "Saturation drift",
+        "Absolute slope of a line through the mean HSV saturation of the video's parts, as the change over the whole "
+        "video. It has the form of the paper's Drift but is one plain measure, not that score.",
+        "lower",
+    ),
+    Metric(
+        "sharpness_drift",
+        "Sharpness drift",
+        "The same for the variance of the Laplacian of luma, in squared grey levels.",
+        "lower",
+    ),
+    Metric(
+        "background_shift",
+        "Background shift",
+        "Distance in RGB between the fitted backgrounds of the video's first and last part.",
+        "lower",
+    ),
+    Metric(
+        "border_jump",
+        "Border jump",
+        "Change between frames across block borders over that inside blocks; 1 means that borders do not show.",
+        "lower",
+    ),
+    Metric(
+        "hops",
+        "Hops",
+        "Steps of the object between consecutive frames that are longer than the threshold, in 100 steps.",
+        "lower",
+    ),
+    Metric(
+        "smoothed_speed",
+        "Speed",
+        "Displacement of the object over three frames divided by three, pixels a frame, after a running median of "
+        "three frames. To be compared with the true world's: motion that dies out is the classic failure.",
+    ),
+    Metric("dynamic", "Moving", "Share of videos whose speed is at least half the world's slowest."),
+)
+
+
+def good_by_part(parts: int) -> list[Metric]:
+    """Columns of the share of good frames in each part of the videos."""
+    return [
+        Metric(f"good_segment_{part}", f"Part {part}", f"Share of good frames in part {part} of {parts}.", "higher")
+        for part in range(1, parts + 1)
+    ]

@@ -1,0 +1,84 @@
+"""The report's page: one HTML file that holds everything it shows and asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from hiar.report.logs import StageLog
+from hiar.report.series import Series
+from hiar.report.tables import Table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its heading; ``svg`` is trusted."""
+
+    title: str
+    note: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The curves of one stage."""
+
+    name: str
+    legend: Sequence[Series]
+    charts: Sequence[Figure]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video in the wall; ``label`` says what it shows to those who cannot see it."""
+
+    uri: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything the page shows, in its order. ``wall``: a prompt and its clips, one a column; times are in seconds."""
+
+    title: str
+    lead: str
+    facts: Sequence[tuple[str, str]]
+    seed: int
+    size: int
+    training_seconds: float
+    longest_seconds: float
+    columns: Sequence[Series]
+    wall: Sequence[tuple[str, Sequence[Clip]]]
+    segments: int
+    legend: Sequence[Series]
+    curves: Sequence[Figure]
+    pooling: str
+    tables: Sequence[Table]
+    definitions: Sequence[tuple[str, str]]
+    losses: Sequence[Losses]
+    stages: Sequence[StageLog]
+    parameters: str
+
+
+def render(page: Page) -> str:
+    """The page as HTML. All text is escaped; only the package's own style, script and drawings are not."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["drawing"] = Markup
+    template = environment.from_string(_resource("page.html.jinja"))
+    context: dict[str, Any] = {name: getattr(page, name) for name in page.__dataclass_fields__}
+    return template.render(context, style=Markup(_resource("style.css")), script=Markup(_resource("page.js")))
+
+
+def data_uri(mp4: bytes) -> str:
+    """A video as an address that holds it."""
+    return f"data:video/mp4;base64,{base64.b64encode(mp4).decode()}"
+
+
+def _resource(name: str) -> str:
+    return files("hiar.report").joinpath(name).read_text(encoding="utf-8")

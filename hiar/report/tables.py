@@ -1,0 +1,81 @@
+"""The comparison as tables: mean, standard error, and which figures cannot be told from the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hiar.metrics.summary import Summary
+from hiar.report.columns import Metric
+from hiar.report.series import Series
+
+TOLERANCE = 2.0  # standard errors of the difference within which a figure is as good as the best
+
+
+@dataclass(frozen=True)
+class Head:
+    name: str
+    definition: str
+    better: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    mean: str
+    se: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    series: Series
+    cells: Sequence[Cell]
+    n: int
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    caption: str
+    heads: Sequence[Head]
+    rows: list[Row] = field(default_factory=list)
+
+
+Figures = Mapping[str, Summary]
+
+
+def comparison(
+    caption: str, metrics: Sequence[Metric], students: Mapping[Series, Figures], references: Mapping[Series, Figures]
+) -> Table:
+    """A row a model and a column a metric; of the students' figures, those that are as good as the best are marked.
+
+    ``references`` - the teacher on its short clips, the true world - are no competitors and come last.
+    """
+    table = Table(caption, [Head(metric.name, metric.definition, metric.better) for metric in metrics])
+    marked = {metric.key: _as_good_as_best(metric, students) for metric in metrics}
+    for series, figures in [*students.items(), *references.items()]:
+        cells = [_cell(figures[metric.key], series in marked[metric.key]) for metric in metrics]
+        table.rows.append(Row(series, cells, figures[metrics[0].key]["n"], reference=series in references))
+    return table
+
+
+def _as_good_as_best(metric: Metric, students: Mapping[Series, Figures]) -> set[Series]:
+    """The students within TOLERANCE standard errors of the best; none when that is everybody."""
+    if metric.better is None or not students:
+        return set()
+    sign = 1 if metric.better == "higher" else -1
+    best = max((figures[metric.key] for figures in students.values()), key=lambda summary: sign * summary["mean"])
+    chosen = {series for series, figures in students.items() if _close(figures[metric.key], best)}
+    return chosen if len(chosen) < len(students) else set()
+
+
+def _close(one: Summary, other: Summary) -> bool:
+    error = math.hypot(one["se"] or 0.0, other["se"] or 0.0)
+    return abs(one["mean"] - other["mean"]) <= TOLERANCE * error
+
+
+def _cell(summary: Summary, best: bool) -> Cell:
+    decimals = 3 if abs(summary["mean"]) < 10 else 1
+    se = summary["se"]
+    return Cell(f"{summary['mean']:.{decimals}f}", "" if se is None else f"{se:.{decimals}f}", best)

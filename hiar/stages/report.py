@@ -1,0 +1,190 @@
+"""The report of an experiment: reports/index.html, one file that needs no network, and a contact sheet."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from hiar.config import Params
+from hiar.errors import UserError
+from hiar.io.artifacts import read_manifest, write_text
+from hiar.io.video import read_mp4, write_mp4, write_png
+from hiar.metrics.summary import Summary, pool
+from hiar.report.columns import METRICS, good_by_part
+from hiar.report.curves import along_the_video
+from hiar.report.logs import Log, machine_facts, read_logs, stage_logs
+from hiar.report.losses import Curve, losses
+from hiar.report.page import Clip, Losses, Page, data_uri, render
+from hiar.report.series import TRUTH, Series, model_series
+from hiar.report.sheet import contact_sheet
+from hiar.report.tables import comparison
+from hiar.stages.common import FIRST_CLIP
+from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, read_captions
+from hiar.world.render import clips
+
+SHEET_COLUMNS = 10
+TITLE = "Long rollouts, compared"
+
+Figures = dict[str, Summary]
+
+
+def run(params: Params, workspace: Path) -> None:
+    """Write reports/index.html and reports/contact_sheet.png from samples, metrics, curves and logs of the workspace.
+
+    Raises UserError when samples or metrics are missing or do not belong together; logs and curves may be missing.
+    """
+    seed, fps = params.seeds[0], params.world.frames_per_second
+    models = {_series(params, one): one for one in contenders(params) if one.seed == seed}
+    folders = {series: one.samples(workspace) for series, one in models.items()}
+    manifests = [read_manifest(folder, SAMPLES) for folder in folders.values()]
+    prompts, wall = _wall(params, seed, folders)
+    first_row = {series: read_mp4(folder / _name(0)) for series, folder in folders.items()}
+    seconds = {series: len(video) / fps for series, video in first_row.items()}
+
+    figures = _figures(params, workspace)
+    truth = _pool(_read(workspace / "metrics" / "world.json")["rows"])
+    students = {series: metrics for series, metrics in figures.items() if models[series].stage != TEACHER}
+    references = {series: metrics for series, metrics in figures.items() if series not in students} | {TRUTH: truth}
+    logs = read_logs(workspace / "logs")
+
+    page = Page(
+        title=TITLE,
+        lead=_lead(params),
+        facts=_facts(params, manifests, logs),
+        seed=seed,
+        size=params.world.size,
+        training_seconds=params.video.frames / fps,
+        longest_seconds=max(seconds.values()),
+        columns=[TRUTH, *models],
+        wall=wall,
+        segments=params.score.segments,
+        legend=list(models),
+        curves=along_the_video(figures, seconds, params.score.segments),
+        pooling=_pooling(params),
+        tables=[
+            comparison("All parts of the videos together", METRICS, students, references),
+            comparison("Good frames, part by part", good_by_part(params.score.segments), students, references),
+        ],
+        definitions=[(metric.name, metric.definition) for metric in METRICS],
+        losses=_losses(params, workspace),
+        stages=stage_logs(logs),
+        parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
+    )
+    write_text(workspace / "reports" / "index.html", render(page))
+    rows = [(series.name, video) for series, video in first_row.items()]
+    write_png(workspace / "reports" / "contact_sheet.png", contact_sheet(prompts[0], rows, SHEET_COLUMNS, fps))
+
+
+def _series(params: Params, one: Contender) -> Series:
+    return model_series(one.stage, one.variant, one.order, one.context, list(params.variants))
+
+
+def _wall(params: Params, seed: int, folders: Mapping[Series, Path]) -> tuple[list[str], list[tuple[str, list[Clip]]]]:
+    """The first prompts, and for each its clip from the true world and from every model."""
+    count = min(params.report.videos, params.sample.videos)
+    true_clips, prompts = clips(
+        params.world, seed=seed, first=FIRST_CLIP["sample"], count=count, frames=params.sample.frames
+    )
+    for folder in folders.values():
+        if read_captions(folder)[:count] != prompts:
+            raise UserError(f"{folder}: its prompts are not those of params.yaml; run its sample stage again")
+    with TemporaryDirectory() as scratch:
+        for index, clip in enumerate(true_clips):
+            write_mp4(Path(scratch, _name(index)), clip, params.world.frames_per_second)
+        places = {TRUTH: Path(scratch), **folders}
+        return prompts, [
+            (
+                prompt,
+                [
+                    Clip(data_uri((folder / _name(index)).read_bytes()), f"{series.name}: {prompt}")
+                    for series, folder in places.items()
+                ],
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+
+
+def _name(index: int) -> str:
+    return f"{index:04d}.mp4"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: cannot be read; run `hiar stage score` first") from None
+
+
+def _figures(params: Params, workspace: Path) -> dict[Series, Figures]:
+    """The metrics of every model over its seeds, in the comparison's order."""
+    path = workspace / "metrics" / "summary.json"
+    rows = {(row["stage"], row["variant"], row["seed"]): row for row in _read(path)}
+    seeds: dict[Series, list[dict[str, Any]]] = defaultdict(list)
+    for one in contenders(params):
+        row = rows.get((one.stage, one.variant, one.seed))
+        if row is None:
+            name = f"{one.stage} {one.variant}, seed {one.seed}"
+            raise UserError(f"{path}: holds no row of {name}; run `hiar stage score` again")
+        seeds[_series(params, one)].append(row)
+    return {series: _pool(found) for series, found in seeds.items()}
+
+
+def _pool(rows: list[dict[str, Any]]) -> Figures:
+    return {name: pool([row["metrics"][name] for row in rows]) for name in rows[0]["metrics"]}
+
+
+def _lead(params: Params) -> str:
+    world, fps = params.world, params.world.frames_per_second
+    trained, rolled = params.video.frames, params.sample.frames
+    return (
+        "A teacher, the students initialised from it, and what distillation made of them, on the built-in video world "
+        f"of {world.size}×{world.size} pixels. Same prompts, same noise; trained on clips of {trained} frames "
+        f"({trained / fps:.2g} s), rolled out for {rolled} ({rolled / fps:.2g} s)."
+    )
+
+
+def _pooling(params: Params) -> str:
+    seeds = len(params.seeds)
+    what = (
+        "Mean over videos ± its standard error; n videos. Shaded: the best student's figure and those within two "
+        "standard errors of it."
+    )
+    if seeds == 1:
+        return f"{what} There is one training seed: the errors do not say how far another one would land."
+    return (
+        f"{what} Pooled over {seeds} training seeds: the mean of their means, with the root of their summed squared "
+        f"standard errors over {seeds}. That is the error of the videos, not of the training seeds: "
+        "metrics/summary.json has a row for each."
+    )
+
+
+def _facts(params: Params, manifests: list[dict[str, Any]], logs: list[Log]) -> list[tuple[str, str]]:
+    commits = {f"{m['code']['commit'][:10]}{' + changes' if m['code']['dirty'] else ''}" for m in manifests}
+    return [
+        ("Commit", ", ".join(sorted(commits))),
+        ("Seeds", ", ".join(map(str, params.seeds))),
+        ("Videos a model", str(params.sample.videos)),
+        *machine_facts(logs),
+    ]
+
+
+def _losses(params: Params, workspace: Path) -> list[Losses]:
+    """The training curves, stage by stage."""
+    roots = {seed: workspace / "curves" / f"seed-{seed}" for seed in params.seeds}
+    found = []
+    for stage in ("codec", "teacher", "init"):
+        curves = [
+            Curve(Series(f"seed {seed}", "", f"c{i}"), root / f"{stage}.csv")
+            for i, (seed, root) in enumerate(roots.items())
+        ]
+        found.append(losses(stage.capitalize(), curves))
+    distilled = [one for one in contenders(params) if one.stage == "distill"]
+    curves = [Curve(_series(params, one), roots[one.seed] / "distill" / f"{one.variant}.csv") for one in distilled]
+    found.append(losses("Distillation", curves))
+    return [one for one in found if one is not None]
