@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -48,6 +49,7 @@ def _run_flow(root: Path, name: str | None, force: bool) -> StageFailure | None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     state = experiment(name=name, force=force, return_state=True)
+    logging.getLogger("prefect").setLevel(logging.WARNING)  # its farewell would come after our last line
     if state.is_completed():
         return None
     try:

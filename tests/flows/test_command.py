@@ -1,0 +1,92 @@
+"""`hiar run`, as a command."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+HIAR = [sys.executable, "-m", "hiar"]
+
+
+def hiar(project, *arguments):
+    return subprocess.run([*HIAR, *arguments], cwd=project.folder, capture_output=True, text=True)
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch):
+    """A user who has never heard of Prefect."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+
+
+def test_when_all_is_up_to_date_the_comparison_is_printed_and_prefect_left_alone(project):
+    project.dvc("repro")
+    run = hiar(project, "run")
+    assert run.returncode == 0, run.stderr
+    assert "everything is up to date" in run.stdout
+    assert "| HiAR " in run.stdout
+    assert "reports/index.html" in run.stdout
+    assert project.begun("codec-0") == 1
+    assert not (project.folder / ".prefect").exists()
+
+
+def test_a_dry_run_tells_what_would_run_and_runs_nothing(project):
+    run = hiar(project, "run", "--dry-run")
+    assert run.returncode == 0
+    assert "codec@0: " in run.stdout
+    assert "4 stage(s) would run" in run.stdout
+    assert project.events() == []
+
+
+def test_a_mistake_in_a_stage_ends_with_its_line_and_code_and_no_traceback(project):
+    project.order("codec-0", "say error: params.yaml: codec.patch = 0: should be positive", "exit 2")
+    run = hiar(project, "run")
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == "error: codec@0: params.yaml: codec.patch = 0: should be positive"
+    assert "Traceback" not in run.stdout + run.stderr
+    assert (project.folder / ".prefect").is_dir()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)])
+def test_stopping_a_run_takes_its_stages_along_and_the_next_one_goes_on(
+    project, number, code, prefect_server, monkeypatch
+):
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    project.order("codec-0", "touch started", "wait never")
+    run = subprocess.Popen([*HIAR, "run"], cwd=project.folder, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until((project.folder / "started").exists)
+        run.send_signal(number)
+        _, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == code, errors
+    assert working_in(project.folder) == []
+    project.order("codec-0")
+    project.dvc("repro", "codec@0")
+
+
+def working_in(folder):
+    """Processes whose working directory is in ``folder``."""
+    found = []
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        try:
+            if process.cwd().startswith(str(folder)) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.cmdline())
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until(condition):
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("never happened")

@@ -1,0 +1,110 @@
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from flows.pipeline import StageFailure, reproduce, stage_environment, stale_stages
+from flows.processes import ProcessGroups
+from hiar.errors import UserError
+
+
+def run(project, stage, on_line=lambda line: None):
+    reproduce(project.folder, stage, ProcessGroups(), on_line)
+
+
+def names(project, **options):
+    return [stage.name for stage in stale_stages(project.folder, **options)]
+
+
+def test_before_the_first_run_everything_is_stale_in_an_order_that_can_run(project):
+    stages = stale_stages(project.folder)
+    assert {stage.name for stage in stages} == {"codec@0", "distill@0-hiar", "distill@0-self-forcing", "score"}
+    before = set()
+    for stage in stages:
+        assert stage.needs <= before
+        before.add(stage.name)
+    by_name = {stage.name: stage for stage in stages}
+    assert by_name["distill@0-hiar"].needs == {"codec@0"}
+    assert by_name["score"].needs == {"codec@0", "distill@0-hiar", "distill@0-self-forcing"}
+    assert by_name["distill@0-hiar"].of_variant
+    assert not by_name["codec@0"].of_variant
+
+
+def test_empty_lists_of_variants_make_no_stages(project):
+    project.change(compare={"init": [], "distill": []})
+    assert names(project) == ["codec@0", "score"]
+
+
+def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_follows(project):
+    project.dvc("repro")
+    assert names(project) == []
+    assert len(names(project, force=True)) == 4
+    project.change(distill={"steps": 1})
+    stages = {stage.name: stage for stage in stale_stages(project.folder)}
+    assert set(stages) == {"distill@0-hiar", "distill@0-self-forcing", "score"}
+    assert "params.yaml" in stages["distill@0-hiar"].reason
+    assert stages["score"].reason == "needs a stage that runs"
+
+
+def test_a_pipeline_that_dvc_cannot_read_is_a_mistake(project):
+    (project.folder / "dvc.yaml").write_text("stages: 3\n")
+    with pytest.raises(UserError, match=r"dvc\.yaml"):
+        names(project)
+
+
+def test_a_stage_s_lines_are_passed_on_without_dvc_s_hints(project):
+    lines = []
+    run(project, "codec@0", lines.append)
+    assert "at work on codec-0" in lines
+    assert not [line for line in lines if "dvc push" in line or "lock file" in line]
+    assert names(project) == ["distill@0-hiar", "distill@0-self-forcing", "score"]
+
+
+def test_a_mistake_keeps_its_exit_code_and_its_line(project):
+    project.order("codec-0", "say error: params.yaml: codec.patch = 0: should be positive", "exit 2")
+    with pytest.raises(StageFailure) as failure:
+        run(project, "codec@0")
+    assert failure.value.code == 2
+    assert str(failure.value) == "codec@0: params.yaml: codec.patch = 0: should be positive"
+
+
+def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code(project):
+    project.order("codec-0", "crash-once crashed")
+    with pytest.raises(StageFailure) as failure:
+        run(project, "codec@0")
+    assert failure.value.code == 128 + 9
+
+
+def test_a_failure_of_dvc_itself_is_told(project):
+    with pytest.raises(StageFailure, match="out/codec-0"):
+        run(project, "distill@0-hiar")
+
+
+def test_a_stage_in_use_is_waited_for_and_not_run_twice(project):
+    project.order("codec-0", "touch started", "wait go")
+    command = [sys.executable, "-m", "dvc", "repro", "codec@0"]
+    other = subprocess.Popen(command, cwd=project.folder, env=stage_environment(), stdout=subprocess.DEVNULL)
+    try:
+        wait_until((project.folder / "started").exists)
+        with pytest.raises(UserError, match="in use"):
+            names(project)
+
+        def on_line(line):
+            if "waiting" in line:
+                (project.folder / "go").touch()
+
+        run(project, "codec@0", on_line)
+    finally:
+        (project.folder / "go").touch()
+        other.wait(60)
+    assert project.begun("codec-0") == 1
+
+
+def wait_until(condition):
+    tick = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        tick.wait(0.02)
+    raise AssertionError("never happened")
