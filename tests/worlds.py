@@ -19,13 +19,14 @@ WHOLE_FAMILY = DEFAULT.model_copy(
     }
 )
 PANNING = WHOLE_FAMILY.model_copy(update={"camera": 3.0})
+LARGE = DEFAULT.model_copy(update={"size": 120, "radius": 30.0})
 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     """Valid worlds of every kind, small enough to render quickly."""
     size = draw(st.sampled_from([32, 45, 64]))
-    radius = draw(st.floats(4, size / 4))
+    radius = draw(st.floats(5, size / 4))
     fast = draw(st.floats(0.5, size / 2 - radius))
     return World(
         size=size,

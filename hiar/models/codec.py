@@ -16,6 +16,7 @@ from hiar.errors import UserError
 
 CONFIG = "config.json"
 WEIGHTS = "codec.safetensors"
+CHUNK = 64  # frames decoded at a time: bounds memory, and stays in a processor's cache
 
 
 class PatchCodec(nn.Module):
@@ -63,11 +64,15 @@ class PatchCodec(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, channels, F, h, w) -> video (B, 3, F, h patch, w patch), in about [-1, 1]; not clipped."""
-        frames = _unfold(latents)
+        frames = [self._decode(part) for part in _unfold(latents).split(CHUNK)]
+        return _fold(torch.cat(frames), len(latents))
+
+    def _decode(self, frames: Tensor) -> Tensor:
+        """(N, channels, h, w) -> (N, 3, h patch, w patch)."""
         weight = (self.basis * self.scale[:, None]).T[:, :, None, None]
         linear = F.conv2d(frames, weight, self.mean)
-        refined = linear + self.leave(F.silu(self.layers(self.enter(frames))))
-        return _fold(F.pixel_shuffle(refined, self.patch), len(latents))
+        patches = linear + self.leave(F.silu(self.layers(self.enter(frames))))
+        return F.pixel_shuffle(patches, self.patch)
 
     def save(self, folder: Path) -> None:
         """Write config.json and codec.safetensors into an existing folder."""

@@ -22,7 +22,6 @@ from hiar.world.shapes import EDGE, extents, masks
 STRIDE = 0.25  # of the coarse grid of positions, in radii
 REDUCTION = 0.4  # of the coarse pictures: at most this many radii a pixel
 CHUNK = 256  # positions whose pictures are made at a time
-STEPS = 2  # Gauss-Newton steps; from half a stride away they leave hundredths of a pixel
 RIDGE = 1e-6  # squared contrast so small that no position can be told from it
 
 
@@ -128,7 +127,8 @@ def _search(table: Atlas, reduced: Tensor) -> Tensor:
 def _refine(world: World, table: Atlas, frames: _Frames, position: Tensor) -> Tensor:
     """The best position (N, 2) near the given one."""
     furthest = STRIDE * world.radius  # a step; a fit that wants to go further is no use as a direction
-    for _ in range(STEPS):
+    steps = 1 + max(1, round(furthest / EDGE))  # each goes about half an edge's width; the last is for precision
+    for _ in range(steps):
         move = _solve(world, table.shape, frames, position, moving=True).move
         position = (position + move.clamp(-furthest, furthest)).clamp(table.low, table.high)
     return position

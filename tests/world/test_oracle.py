@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from worlds import DEFAULT, PANNING, WHOLE_FAMILY, worlds
+from worlds import DEFAULT, LARGE, PANNING, WHOLE_FAMILY, worlds
 
 from hiar.config import World
 from hiar.errors import UserError
@@ -41,12 +41,12 @@ def _check_true_clips(world: World, seed: int, count: int, frames: int) -> None:
     assert judgement.background_error.max() < 0.02
 
 
-@pytest.mark.parametrize("world", [DEFAULT, WHOLE_FAMILY, PANNING], ids=["default", "whole family", "panning"])
+@pytest.mark.parametrize("world", [DEFAULT, WHOLE_FAMILY, PANNING, LARGE], ids=["default", "all", "panning", "large"])
 def test_true_clips_are_recognised(world: World) -> None:
-    _check_true_clips(world, seed=11, count=60, frames=8)
+    _check_true_clips(world, seed=11, count=40, frames=5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(worlds(), st.integers(0, 1000))
 def test_true_clips_of_any_world_are_recognised(world: World, seed: int) -> None:
     _check_true_clips(world, seed, count=6, frames=3)
