@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self.shape)
-
-    def __getitem__(self, part: slice) -> Scenes:
-        return Scenes(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
 
 
 def scenes(world: World, *, seed: int, first: int, count: int) -> Scenes:
