@@ -1,0 +1,35 @@
+import pytest
+
+from hiar.errors import UserError
+from hiar.report.losses import Curve, losses, read_curve
+from hiar.report.series import Series
+
+
+def test_empty_cells_are_left_out(tmp_path):
+    path = tmp_path / "curve.csv"
+    path.write_text("step,critic,dmd\n0,2.5,\n1,2,0.5\n")
+    curve = read_curve(path)
+    assert [(point.x, point.y) for point in curve["critic"]] == [(0, 2.5), (1, 2)]
+    assert [(point.x, point.y) for point in curve["dmd"]] == [(1, 0.5)]
+
+
+def test_a_chart_a_column_with_a_line_a_file(tmp_path):
+    names = ("one", "two", "missing")
+    for name, column in zip(names, ("loss", "loss"), strict=False):
+        (tmp_path / f"{name}.csv").write_text(f"step,{column},{name}\n0,1,2\n1,2,3\n")
+    found = losses("Stage", [Curve(Series(name, "", "c0"), tmp_path / f"{name}.csv") for name in names])
+    assert [chart.title for chart in found.charts] == ["loss", "one", "two"]
+    assert [chart.svg.count("<polyline") for chart in found.charts] == [2, 1, 1]
+    assert [series.name for series in found.legend] == ["one", "two"]
+
+
+def test_no_file_no_section(tmp_path):
+    assert losses("Stage", [Curve(Series("one", "", "c0"), tmp_path / "one.csv")]) is None
+
+
+@pytest.mark.parametrize("text", ["step,loss\n0,x\n", "loss\n1\n", "step,loss\n0,1\n,2\n", "step,loss\n0,1,2,3\n"])
+def test_broken_tables_are_named(tmp_path, text):
+    path = tmp_path / "curve.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"curve\.csv: line \d: is not numbers"):
+        read_curve(path)

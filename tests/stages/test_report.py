@@ -1,0 +1,135 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from sampled import FRAMES, sampled_workspace, small_params, true_clips, write_samples
+
+from hiar.errors import UserError
+from hiar.stages import report, score
+
+
+class Page(HTMLParser):
+    """The tags of a page and their attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return small_params()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, params):
+    folder = tmp_path_factory.mktemp("reported")
+    sampled_workspace(folder, params)
+    score.run(params, folder)
+    report.run(params, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(workspace):
+    return (workspace / "reports" / "index.html").read_text()
+
+
+def test_the_page_refers_to_nothing_outside_itself(text):
+    for tag, attributes in Page(text).tags:
+        for name in ("src", "href", "poster", "srcset", "data"):
+            address = attributes.get(name)
+            assert address is None or address.startswith(("data:", "#")), (tag, name, address)
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_every_prompt_has_a_video_of_every_model(text, params, workspace):
+    videos = Page(text).all("video")
+    prompts = true_clips(params, 0, FRAMES)[1][: params.report.videos]
+    models = ["True world", "Teacher", "Self-Forcing · init", "HiAR · init", "Self-Forcing", "HiAR"]
+    models += ["HiAR without forward-KL"]
+    assert [video["aria-label"] for video in videos] == [f"{model}: {prompt}" for prompt in prompts for model in models]
+    assert all("muted" in video and "loop" in video and "playsinline" in video for video in videos)
+
+
+def test_both_seeds_are_pooled(text, params, workspace):
+    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    means = [row["metrics"]["good"]["mean"] for row in rows if (row["stage"], row["variant"]) == ("init", "hiar")]
+    assert len(means) == len(params.seeds)
+    row = re.search(r"<tr>\s*<th scope=\"row\"><span[^>]*></span>HiAR · init.*?</tr>", text, re.DOTALL)[0]
+    assert f"<td>{sum(means) / 2:.3f}" in row
+    assert f"<td>{params.sample.videos * 2}</td>" in row
+
+
+def test_parameters_times_and_curves_are_shown(text):
+    assert "good_residual: 0.08" in text
+    assert "1 min 23 s" in text
+    assert "1.5 GB" in text
+    assert "a machine" in text
+    charts = [attributes["aria-label"] for attributes in Page(text).all("svg")]
+    assert [label.split(":")[0] for label in charts] == [
+        "Good frames",
+        "Saturation shift",
+        "Background shift",
+        "Distillation, critic",
+        "Distillation, dmd",
+    ]
+
+
+def test_the_contact_sheet_has_a_row_a_model(workspace):
+    sheet = np.asarray(Image.open(workspace / "reports" / "contact_sheet.png"))
+    assert sheet.ndim == 3
+    assert sheet.std() > 10
+
+
+def test_a_workspace_without_logs_and_curves_has_a_report_too(workspace, params, tmp_path):
+    for name in ("artifacts", "metrics"):
+        (tmp_path / name).symlink_to(workspace / name)
+    report.run(params, tmp_path)
+    text = (tmp_path / "reports" / "index.html").read_text()
+    assert "its outputs came from a cache" in text
+    assert "Training</h2>" not in text
+
+
+def test_names_are_escaped(workspace, params, tmp_path):
+    for name in ("artifacts", "metrics"):
+        (tmp_path / name).symlink_to(workspace / name)
+    log = tmp_path / "logs" / "codec.json"
+    log.parent.mkdir()
+    entry = json.loads(next((workspace / "logs").rglob("*.json")).read_text())
+    log.write_text(json.dumps(entry | {"hardware": "<script>alert(1)</script>"}))
+    report.run(params, tmp_path)
+    assert "<script>alert(1)" not in (tmp_path / "reports" / "index.html").read_text()
+
+
+def test_scores_of_another_experiment_are_refused(workspace, params, tmp_path):
+    (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
+    (tmp_path / "metrics").mkdir()
+    with pytest.raises(UserError, match=r"summary\.json: cannot be read; run `hiar stage score` first"):
+        report.run(params, tmp_path)
+    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    (tmp_path / "metrics" / "summary.json").write_text(json.dumps(rows[:-1]))
+    with pytest.raises(UserError, match="holds no row of distill hiar-no-fkl, seed 1"):
+        report.run(params, tmp_path)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_samples_of_other_prompts_are_refused(workspace, params, tmp_path):
+    compare = params.compare.model_copy(update={"init": [], "distill": []})
+    alone = params.model_copy(update={"compare": compare, "seeds": [0]})
+    frames, captions = true_clips(params, seed=1, frames=params.video.frames)
+    write_samples(tmp_path / "artifacts" / "seed-0" / "samples" / "teacher", frames, captions, params)
+    with pytest.raises(UserError, match=r"samples/teacher: its prompts are not those of params\.yaml"):
+        report.run(alone, tmp_path)
