@@ -141,7 +141,7 @@ class Codec(Section):
     patch: Count  # pixels a side that become one latent pixel
     channels: Count
     width: Count  # channels of the decoder's refiner
-    depth: Count  # its residual layers
+    depth: Count  # its residual layers, two convolutions each
     noise: Probability  # the decoder is trained on latents with noise of standard deviation up to this
     training: Training
 
