@@ -61,7 +61,7 @@ def _run_flow(root: Path, name: str | None, force: bool) -> StageFailure | None:
 
 def set_prefect_up(root: Path) -> None:
     """Prefect's settings where the user has none: records kept in the project, nothing reported to anybody."""
-    os.environ.setdefault("PREFECT_HOME", os.fspath(root / ".prefect"))
+    os.environ.setdefault("PREFECT_HOME", os.fspath((root / ".prefect").resolve()))
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # A busy machine takes longer than the default to start the temporary server.

@@ -81,7 +81,7 @@ def run(
     """
     from flows.command import run_experiment
 
-    raise typer.Exit(run_experiment(Path.cwd(), experiment, dry_run=dry_run, force=force))
+    raise typer.Exit(run_experiment(Path(), experiment, dry_run=dry_run, force=force))
 
 
 @app.command(

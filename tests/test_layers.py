@@ -1,0 +1,25 @@
+"""The import contracts of pyproject.toml cover the whole package and hold."""
+
+import tomllib
+from pathlib import Path
+
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_room_has_a_floor():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    floors = next(contract for contract in contracts if contract["id"] == "floors")["layers"]
+    placed = {room.strip() for floor in floors for room in floor.replace("|", ":").split(":")}
+    rooms = {
+        f"hiar.{path.stem}"
+        for path in (ROOT / "hiar").iterdir()
+        if not path.name.startswith("__") and (path.is_dir() or path.suffix == ".py")
+    }
+    assert placed == rooms | {"flows"}
+
+
+def test_imports_point_down(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(cache_dir=None) == 0, capsys.readouterr().out

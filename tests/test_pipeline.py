@@ -1,0 +1,66 @@
+"""dvc.yaml says what the stages' code says: what they import, which parameters there are, how they are called."""
+
+import re
+from pathlib import Path
+
+import grimp
+import pytest
+import yaml
+
+from hiar.cli import STAGES
+from hiar.workspace import experiment_params
+
+ROOT = Path(__file__).parents[1]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+# What decides no result: how parameters are checked, how files get to the disk, how a run is shown and recorded. The
+# videos' encoding is part of a result.
+PLUMBING = re.compile(r"hiar\.(config|errors|io(\.(?!video).*)?)")
+
+
+@pytest.fixture(scope="module")
+def imports():
+    return grimp.build_graph("hiar", cache_dir=None)
+
+
+def module_of(stage):
+    return "sample" if stage.startswith("sample") else stage
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_a_stage_depends_on_the_code_that_decides_its_result(stage, imports):
+    entry = f"hiar.stages.{module_of(stage)}"
+    used = {module for module in {entry, *imports.find_upstream_modules(entry)} if not PLUMBING.fullmatch(module)}
+    files = {path for path in map(path_of, used) if path.name != "__init__.py"}
+    listed = {Path(dep) for dep in PIPELINE[stage]["deps"] if dep.startswith("hiar/")}
+    missing = {str(path) for path in files if not any(path.is_relative_to(dep) for dep in listed)}
+    useless = {str(dep) for dep in listed if not any(path.is_relative_to(dep) for path in files)}
+    assert (missing, useless) == (set(), set())
+    assert not [dep for dep in listed if not (ROOT / dep).exists()]
+
+
+def path_of(module):
+    path = Path(*module.split("."))
+    return path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_the_parameters_of_a_stage_exist(stage):
+    for name in PIPELINE[stage]["params"]:
+        value = PARAMS
+        for key in name.replace("${item.variant}", "hiar").split("."):
+            assert key in value, name
+            value = value[key]
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_a_stage_is_called_as_the_command_line_takes_it(stage):
+    _, _, name, *options = PIPELINE[stage]["cmd"].split()
+    assert name == module_of(stage)
+    given = set(re.findall(r"--(\w+)", " ".join(options)))
+    assert given == STAGES[name] - ({"variant"} if stage == "sample-teacher" else set())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_is_valid(path):
+    experiment_params(ROOT, path.stem)
