@@ -1,0 +1,125 @@
+"""Checkpoint folders: what is saved comes back, and what is broken is named in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from worlds import DEFAULT
+
+from hiar.config import Model, Schedule, Video
+from hiar.errors import UserError
+from hiar.models.attention import Bidirectional
+from hiar.models.codec import PatchCodec
+from hiar.models.denoiser import build_denoiser
+from hiar.models.generator import Card, Generator, Walk, load_generator
+from hiar.models.text import build_word_encoder
+from hiar.world.captions import vocabulary
+
+MODEL = Model(
+    layers=1,
+    heads=2,
+    head_dim=12,
+    ffn=16,
+    freq_dim=8,
+    patch=8,
+    prediction="x0",
+    coordinates=True,
+    text_dim=8,
+    text_length=12,
+)
+
+
+@pytest.fixture
+def generator() -> Generator:
+    card = Card(
+        stage="distill",
+        variant="hiar",
+        seed=3,
+        walk=Walk(order="step_first", context="output"),
+        guidance=1.5,
+        prediction=MODEL.prediction,
+        coordinates=MODEL.coordinates,
+        world=DEFAULT,
+        video=Video(frames=6, block=3, window=6, sink_blocks=0),
+        schedule=Schedule(teacher_shift=4.0, student_shift=4.0, student_steps=4, renoise="sde"),
+    )
+    codec = PatchCodec(patch=8, channels=4, width=8, depth=1)
+    text = build_word_encoder(vocabulary(DEFAULT), MODEL.text_length, MODEL.text_dim, seed=0)
+    return Generator(card, build_denoiser(MODEL, codec.channels, seed=0), text, codec)
+
+
+@pytest.fixture
+def folder(generator: Generator, tmp_path: Path) -> Path:
+    generator.save(tmp_path)
+    return tmp_path
+
+
+@torch.no_grad()
+def test_a_generator_comes_back_as_it_was(generator: Generator, folder: Path) -> None:
+    loaded = load_generator(folder)
+    assert loaded.card == generator.card
+    prompts = ["a red disc moves", ""]
+    x = torch.randn(2, *loaded.latent_size[:1], 3, *loaded.latent_size[1:])
+    sigma = torch.tensor([0.4, 0.9])
+    outputs = [one.denoiser(x, sigma, one.embed(prompts), Bidirectional()) for one in (generator, loaded)]
+    assert torch.equal(*outputs)
+    assert not any(p.requires_grad for network in (loaded.denoiser, loaded.text) for p in network.parameters())
+
+
+def test_the_transformer_is_saved_as_diffusers_own(folder: Path) -> None:
+    files = {path.name for path in (folder / "transformer").iterdir()}
+    assert files == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert json.loads((folder / "transformer" / "config.json").read_text())["_class_name"] == "WanTransformer3DModel"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "generator.json").unlink(), r"generator\.json: no such file; name a checkpoint folder"),
+        (lambda f: edit(f / "generator.json", stage="oracle"), r"generator\.json: stage = 'oracle': .*make the checkpoint anew"),
+        (lambda f: truncate(f / "transformer" / "diffusion_pytorch_model.safetensors"), r"transformer: cannot be loaded"),
+        (lambda f: truncate(f / "text_encoder" / "diffusion_pytorch_model.safetensors"), r"text_encoder: cannot be loaded"),
+        (lambda f: edit(f / "transformer" / "config.json", ffn_dim=32), r"transformer: cannot be loaded .*of another shape"),
+        (lambda f: edit(f / "generator.json", coordinates=False), r"in_channels = 6: the codec beside it and the card make 4"),
+        (lambda f: truncate(f / "codec" / "codec.safetensors"), r"codec\.safetensors: does not fit"),
+    ],
+)
+def test_damage_is_named_in_one_line(folder: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        load_generator(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_words_the_model_has_never_read(generator: Generator) -> None:
+    with pytest.raises(UserError, match=r"prompt 'a rde disc': .*the word 'rde'; did you mean 'red'\?"):
+        generator.embed(["a rde disc"])
+    with pytest.raises(UserError, match=r"has 13 words; the model reads at most 12"):
+        generator.embed(["a " * 13])
+
+
+def test_words_keep_their_places(generator: Generator) -> None:
+    with torch.no_grad():
+        one, other = generator.embed(["red disc"]), generator.embed(["disc red"])
+    assert not torch.allclose(one, other)
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = build_denoiser(MODEL, 4, seed=5).state_dict()
+    torch.manual_seed(2)
+    second = build_denoiser(MODEL, 4, seed=5).state_dict()
+    other = build_denoiser(MODEL, 4, seed=6).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["transformer.proj_out.weight"], other["transformer.proj_out.weight"])
