@@ -36,7 +36,7 @@ def contact_sheet(heading: str, rows: Sequence[tuple[str, Tensor]], columns: int
                 continue
             draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=EMPTY)
             if moments[c - 1] < len(video):
-                end = f"ends at\n{len(video) / frames_per_second:.2g} s"
+                end = f"ends at\n{len(video) / frames_per_second:.3g} s"
                 draw.text((left + CELL / 2, top + CELL / 2), end, fill=SOFT, font=small, anchor="mm", align="center")
     for c, moment in enumerate(moments):
         place = (GAP + LABEL + c * (CELL + GAP) + CELL / 2, sheet.height - FOOT / 2)

@@ -14,6 +14,7 @@ import yaml
 from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest, write_text
+from hiar.io.tracking import tracked
 from hiar.io.video import read_mp4, write_mp4, write_png
 from hiar.metrics.summary import Summary, pool
 from hiar.report.columns import METRICS, good_by_part
@@ -48,7 +49,7 @@ def run(params: Params, workspace: Path) -> None:
     seconds = {series: len(video) / fps for series, video in first_row.items()}
 
     figures = _figures(params, workspace)
-    truth = _pool(_read(workspace / "metrics" / "world.json")["rows"])
+    truth = _pool(_read(workspace / "metrics" / "world.json"))
     students = {series: metrics for series, metrics in figures.items() if models[series].stage != TEACHER}
     references = {series: metrics for series, metrics in figures.items() if series not in students} | {TRUTH: truth}
     logs = read_logs(workspace / "logs")
@@ -76,9 +77,13 @@ def run(params: Params, workspace: Path) -> None:
         stages=stage_logs(logs),
         parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
     )
-    write_text(workspace / "reports" / "index.html", render(page))
     rows = [(series.name, video) for series, video in first_row.items()]
-    write_png(workspace / "reports" / "contact_sheet.png", contact_sheet(prompts[0], rows, SHEET_COLUMNS, fps))
+    html, picture = workspace / "reports" / "index.html", workspace / "reports" / "contact_sheet.png"
+    with tracked("report", None, None, params, workspace) as run:
+        write_text(html, render(page))
+        write_png(picture, contact_sheet(prompts[0], rows, SHEET_COLUMNS, fps))
+        run.artifact(html)
+        run.artifact(picture)
 
 
 def _series(params: Params, one: Contender) -> Series:
@@ -145,7 +150,7 @@ def _lead(params: Params) -> str:
     return (
         "A teacher, the students initialised from it, and what distillation made of them, on the built-in video world "
         f"of {world.size}×{world.size} pixels. Same prompts, same noise; trained on clips of {trained} frames "
-        f"({trained / fps:.2g} s), rolled out for {rolled} ({rolled / fps:.2g} s)."
+        f"({trained / fps:.3g} s), rolled out for {rolled} ({rolled / fps:.3g} s)."
     )
 
 

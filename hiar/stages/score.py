@@ -14,6 +14,7 @@ from hiar.config import Params, Score, World, load_params
 from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST, read_manifest, write_json
 from hiar.io.progress import Progress
+from hiar.io.tracking import tracked
 from hiar.metrics.motion import LEAST_FRAMES
 from hiar.metrics.summary import Summary, summarise
 from hiar.metrics.world import measure
@@ -28,26 +29,35 @@ BATCH = 32  # videos scored at once: enough to keep the oracle busy, little enou
 def run(params: Params, workspace: Path) -> None:
     """Score every contender of ``params`` and the true world.
 
-    Writes metrics/summary.json, a row a contender, and metrics/world.json: what was scored and how, and a row a seed
-    with the metrics of the world's own clips of the same captions. Raises UserError when samples are missing, altered,
-    or too short.
+    Writes metrics/summary.json, a row a contender, and metrics/world.json, a row a seed: what was scored and how, and
+    the metrics of the world's own clips of the same captions. Raises UserError when samples are missing, altered, or
+    too short.
     """
     torch.set_num_threads(params.runtime.threads)
-    rows, sources = [], set()
-    for contender in contenders(params):
-        folder = contender.samples(workspace)
-        read_manifest(folder, SAMPLES)
-        captions = read_captions(folder)
-        frames, source = read_videos(folder, len(captions))
-        metrics = score(frames, captions, params.world, params.score, params.video.block, folder)
-        rows.append({**asdict(contender), "metrics": metrics})
-        sources.add(source)
-    truth = {
-        "protocol": _protocol(sorted(sources), params.world, params.score, params.video.block),
-        "rows": [{"seed": seed, "metrics": _true_world(params, seed)} for seed in params.seeds],
-    }
-    write_json(workspace / "metrics" / "summary.json", rows)
-    write_json(workspace / "metrics" / "world.json", truth)
+    summary = workspace / "metrics" / "summary.json"
+    with tracked("score", None, None, params, workspace) as run:
+        rows, sources = [], {seed: set[str]() for seed in params.seeds}
+        for contender in contenders(params):
+            folder = contender.samples(workspace)
+            read_manifest(folder, SAMPLES)
+            captions = read_captions(folder)
+            frames, source = read_videos(folder, len(captions))
+            metrics = score(frames, captions, params.world, params.score, params.video.block, folder)
+            rows.append({**asdict(contender), "metrics": metrics})
+            sources[contender.seed].add(source)
+            place = f"{contender.stage}/{contender.variant}/seed-{contender.seed}"
+            run.log(0, {f"{place}/{name}": figure["mean"] for name, figure in metrics.items()})
+        truth = [
+            {
+                "seed": seed,
+                "protocol": _protocol(sorted(read), params.world, params.score, params.video.block),
+                "metrics": _true_world(params, seed),
+            }
+            for seed, read in sources.items()
+        ]
+        write_json(summary, rows)
+        write_json(workspace / "metrics" / "world.json", truth)
+        run.artifact(summary)
 
 
 def score_folder(folder: Path, out: Path, workspace: Path = Path()) -> None:
