@@ -266,7 +266,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: no such file"),
     "half a manifest": (lambda f: (f / "manifest.json").write_text('{"kind": "to'), "is not a manifest"),
     "a list": (lambda f: (f / "manifest.json").write_text("[1]"), "is not a manifest"),
-    "no folder": (lambda f: shutil.rmtree(f), r"manifest\.json: no such file"),
+    "no folder": (shutil.rmtree, r"manifest\.json: no such file"),
     "other kind": (lambda f: write_manifest(f, "other"), "kind = 'other': should be 'toy'"),
 }
 
