@@ -74,7 +74,10 @@ class Video(Section):
     def _check(self) -> Self:
         k = self.block
         _require(
-            self.frames % k == 0, "frames", self.frames, f"must be a multiple of block = {k}; try {_round(self.frames, k)}"
+            self.frames % k == 0,
+            "frames",
+            self.frames,
+            f"must be a multiple of block = {k}; try {_round(self.frames, k)}",
         )
         _require(
             self.window % k == 0 and self.window >= k,
@@ -229,6 +232,7 @@ class Compare(Section):
 class Sample(Section):
     videos: Count
     frames: Count
+    caption_dropout: Probability  # as the world's, of the prompts; 0: nothing is left to the model's choice
     batch: Count
 
 
@@ -277,9 +281,21 @@ class Params(Section):
     def _check(self) -> Self:
         k = self.video.block
         latent = self.world.size // self.codec.patch
-        _require(self.world.size % self.codec.patch == 0, "codec.patch", self.codec.patch, f"must divide world.size = {self.world.size}")
-        _require(latent % self.model.patch == 0, "model.patch", self.model.patch, f"must divide the {latent} latent pixels a side")
-        _require(self.sample.frames % k == 0, "sample.frames", self.sample.frames, f"must be a multiple of video.block = {k}")
+        _require(
+            self.world.size % self.codec.patch == 0,
+            "codec.patch",
+            self.codec.patch,
+            f"must divide world.size = {self.world.size}",
+        )
+        _require(
+            latent % self.model.patch == 0,
+            "model.patch",
+            self.model.patch,
+            f"must divide the {latent} latent pixels a side",
+        )
+        _require(
+            self.sample.frames % k == 0, "sample.frames", self.sample.frames, f"must be a multiple of video.block = {k}"
+        )
         _require(
             self.pairs.solver_steps % self.schedule.student_steps == 0,
             "pairs.solver_steps",

@@ -23,7 +23,7 @@ VIDEOS, FRAMES = 3, 30
 def small_params(**changes: object) -> Params:
     """The default experiment with few and short samples and two seeds; ``changes`` replace whole sections."""
     tree = read_yaml(ROOT / "params.yaml")
-    tree |= {"seeds": [0, 1], "sample": {"videos": VIDEOS, "frames": FRAMES, "batch": 4}, "report": {"videos": 2}}
+    tree |= {"seeds": [0, 1], "sample": {"videos": VIDEOS, "frames": FRAMES, "caption_dropout": 0.5, "batch": 4}, "report": {"videos": 2}}
     tree["runtime"] |= {"threads": 1}
     tree |= changes
     return parse_params(tree, Path("small"))

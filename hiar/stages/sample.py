@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,14 +50,16 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
     settings = [params.world, params.video, params.schedule, params.sample, *([walk] if walk else [])]
     parents = {"checkpoint": (checkpoint, "checkpoint")}
     out = paths.samples(model, variant)
-    with stage("sample", params, workspace, out, seed=seed, settings=settings, parents=parents, variant=variant) as work:
+    with stage(
+        "sample", params, workspace, out, seed=seed, settings=settings, parents=parents, variant=variant
+    ) as work:
         source = load_generator(checkpoint).to(work.accelerator.device)
         count = params.sample.videos
-        prompts = captions(params.world, seed=seed, first=FIRST_CLIP["sample"], count=count)
+        world = params.world.model_copy(update={"caption_dropout": params.sample.caption_dropout})
+        prompts = captions(world, seed=seed, first=FIRST_CLIP["sample"], count=count)
         frames = params.sample.frames if walk else source.card.video.frames
         make_videos(work.folder, source, prompts, frames, walk, seed, params.sample.batch, f"sample {variant or model}")
-        facts = walk.model_dump() if walk else {"order": None, "context": None}
-        work.finish("samples", model=model, frames=frames, world=params.world.model_dump(mode="json"), **facts)
+        work.finish("samples", model=model, **describe(source, walk, frames))
         for number in range(min(params.report.videos, count)):
             work.run.artifact(work.folder / f"{number:04d}.mp4")
 
@@ -85,31 +87,30 @@ def sample_prompts(
         if order or context:
             raise UserError("--order, --context: the teacher is bidirectional and walks no grid; leave them out")
         if frames != source.card.video.frames:
-            raise UserError(f"--frames = {frames}: the teacher makes clips of {source.card.video.frames} frames; ask for those")
+            raise UserError(
+                f"--frames = {frames}: the teacher makes clips of {source.card.video.frames} frames; ask for those"
+            )
     else:
         trained = source.card.walk or DEFAULT_WALK
         walk = Walk(order=order or trained.order, context=context or trained.context)
         block = source.card.video.block
         if frames < block or frames % block:
             nearest = max(block, round(frames / block) * block)
-            raise UserError(f"--frames = {frames}: must be a positive multiple of the block of {block} frames; try {nearest}")
-    key = {"checkpoint": content_hash(checkpoint), "prompts": prompts, "frames": frames, "seed": seed, "latents": save_latents}
+            raise UserError(
+                f"--frames = {frames}: must be a positive multiple of the block of {block} frames; try {nearest}"
+            )
+    key = {
+        "checkpoint": content_hash(checkpoint),
+        "prompts": prompts,
+        "frames": frames,
+        "seed": seed,
+        "latents": save_latents,
+    }
     with unfinished(out, key | {"walk": walk.model_dump() if walk else None}) as folder:
         make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)
-        facts = walk.model_dump() if walk else {"order": None, "context": None}
-        card = source.card
-        write_manifest(
-            folder,
-            "samples",
-            parents={"checkpoint": checkpoint},
-            stage="sample",
-            model=card.stage,
-            variant=card.variant,
-            seed=seed,
-            frames=frames,
-            world=card.world.model_dump(mode="json"),
-            **facts,
-        )
+        facts = {"stage": "sample", "seed": seed, "variant": source.card.variant, "model": source.card.stage}
+        parents = {"checkpoint": checkpoint}
+        write_manifest(folder, "samples", parents=parents, **facts, **describe(source, walk, frames))
 
 
 def make_videos(
@@ -143,6 +144,14 @@ def make_videos(
         every = torch.cat([read_shard(shard_path(scratch, index))["latents"] for index in range(len(starts))])
         write_shard(folder / "latents.safetensors", {"latents": every}, {})
     write_text(folder / "captions.txt", "".join(f"{prompt}\n" for prompt in prompts))
+
+
+def describe(source: Generator, walk: Walk | None, frames: int) -> dict[str, Any]:
+    """What a samples' manifest says of how its videos were made; enough to score them without params.yaml."""
+    card = source.card
+    order, context = (walk.order, walk.context) if walk else (None, None)
+    world = card.world.model_dump(mode="json")
+    return {"frames": frames, "block": card.video.block, "world": world, "order": order, "context": context}
 
 
 @torch.no_grad()
