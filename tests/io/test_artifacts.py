@@ -22,13 +22,18 @@ from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_jso
 fork = multiprocessing.get_context("fork")
 
 
-def fill(folder: Path, text: str, key: str = "k") -> None:
-    """Write a small artifact, resuming: a file that is there is not written again."""
-    with unfinished(folder, {"key": key}) as partial:
-        for name in ("a.txt", "deep/b.txt"):
-            if not (partial / name).exists():
+def fill(folder: Path, text: str, stop_after: int = 9) -> None:
+    """Write a small artifact, resuming: what its state calls done is not written again."""
+    with unfinished(folder, {"text": text}) as partial:
+        state = partial / ".state"
+        done = state.read_text().split() if state.exists() else []
+        for name in ("a.txt", "b.txt", "deep/c.txt"):
+            if name not in done:
                 write_text(partial / name, f"{text} {name}")
-        write_text(partial / ".state", text)
+                done.append(name)
+                write_text(state, " ".join(done))
+            if len(done) == stop_after:
+                raise InterruptedError
         write_manifest(partial, "toy", text=text)
 
 
@@ -57,11 +62,11 @@ def test_a_folder_appears_whole_under_its_name_and_leaves_nothing_beside(tmp_pat
 def test_an_exception_leaves_the_old_folder_and_what_was_done(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     fill(folder, "old")
-    with pytest.raises(ZeroDivisionError), unfinished(folder, {"key": "new"}) as partial:
+    with pytest.raises(ZeroDivisionError), unfinished(folder, {"text": "new"}) as partial:
         write_text(partial / "a.txt", "half")
         raise ZeroDivisionError
     assert read_manifest(folder, "toy")["text"] == "old"
-    with unfinished(folder, {"key": "new"}) as partial:
+    with unfinished(folder, {"text": "new"}) as partial:
         assert (partial / "a.txt").read_text() == "half"
 
 
@@ -75,12 +80,17 @@ def test_work_is_taken_up_again_exactly_under_an_equal_key(second: dict[str, obj
         assert (partial / "done").exists() == (first == second)
 
 
-def test_killed_at_any_system_call_the_next_run_ends_as_an_unkilled_one(tmp_path: Path) -> None:
-    """Every operation that changes the file system while a folder is replaced is a moment to be killed at, once."""
-    clean, old = tmp_path / "clean", tmp_path / "old"
-    fill(clean, "new")
-    fill(old, "old")
-    folder = tmp_path / "out"
+def test_killed_at_any_operation_the_next_run_ends_as_an_unkilled_one(memory_disk: Path) -> None:
+    """Every operation that changes the file system is a moment to be killed at, once: while an old folder is replaced
+    and what another run left unfinished is cleared away. Then either of the two runs comes again.
+    """
+    before, after = memory_disk / "before", memory_disk / "after"
+    fill(before / "out", "old")
+    with pytest.raises(InterruptedError):
+        fill(before / "out", "other", stop_after=2)
+    folder = memory_disk / "work" / "out"
+    for text in ("new", "other"):
+        fill(after / text, text)
 
     def die_at(moment: int) -> None:
         seen = 0
@@ -94,29 +104,24 @@ def test_killed_at_any_system_call_the_next_run_ends_as_an_unkilled_one(tmp_path
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
-        fill(folder, "new", key="new")
+        fill(folder, "new")
 
-    for moment in range(1, 200):
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(old, folder)
-        code = in_child(lambda moment=moment: die_at(moment))
-        if folder.exists():
-            assert read_manifest(folder, "toy")["text"] in ("old", "new")
-        else:
-            assert read_manifest(tmp_path / "out.old.partial", "toy")["text"] == "old"
-        # whichever run comes next, the one that was killed or another, finds only what is whole
-        if moment % 2:
-            fill(folder, "new", key="new")
-            assert tree(folder) == tree(clean)
-        else:
-            fill(folder, "other", key="other")
-            assert read_manifest(folder, "toy")["text"] == "other"
-            assert (folder / "a.txt").read_text() == "other a.txt"
-        assert {path.name for path in tmp_path.iterdir()} == {"clean", "old", "out"}
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
-    assert moment > 20
+    moment, code = 0, None
+    while code != 0:
+        moment += 1
+        for text in ("new", "other"):
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            shutil.copytree(before, folder.parent)
+            code = in_child(lambda moment=moment: die_at(moment))
+            assert code in (0, -signal.SIGKILL)
+            if folder.exists():
+                assert read_manifest(folder, "toy")["text"] in ("old", "new")
+            else:
+                assert read_manifest(folder.with_name("out.old.partial"), "toy")["text"] == "old"
+            fill(folder, text)
+            assert tree(folder) == tree(after / text)
+            assert os.listdir(folder.parent) == ["out"]
+    assert moment > 30
 
 
 def test_debris_of_a_killed_save_is_cleared_when_work_is_taken_up(tmp_path: Path) -> None:
@@ -249,7 +254,7 @@ def test_a_manifest_is_deterministic_and_follows_contents_through_parents(tmp_pa
         fill(tmp_path / name, "same")
     assert (tmp_path / "one/manifest.json").read_bytes() == (tmp_path / "two/manifest.json").read_bytes()
     assert content_hash(tmp_path / "one") == content_hash(tmp_path / "two")
-    fill(tmp_path / "two", "changed", key="changed")
+    fill(tmp_path / "two", "changed")
     assert content_hash(tmp_path / "one") != content_hash(tmp_path / "two")
     with unfinished(tmp_path / "child", {}) as partial:
         write_manifest(partial, "child", parents={"toy": tmp_path / "two"}, seed=3)
@@ -262,7 +267,7 @@ def test_a_manifest_is_deterministic_and_follows_contents_through_parents(tmp_pa
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing file": (lambda f: (f / "a.txt").unlink(), r"a\.txt: cannot be read"),
     "truncated": (lambda f: (f / "a.txt").write_text("t"), r"a\.txt: size = 1 bytes: should be 7"),
-    "altered": (lambda f: (f / "deep/b.txt").write_text("x" * 12), r"b\.txt: is not what its manifest says"),
+    "altered": (lambda f: (f / "deep/c.txt").write_text("y" * 12), r"c\.txt: is not what its manifest says"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: no such file"),
     "half a manifest": (lambda f: (f / "manifest.json").write_text('{"kind": "to'), "is not a manifest"),
     "a list": (lambda f: (f / "manifest.json").write_text("[1]"), "is not a manifest"),
