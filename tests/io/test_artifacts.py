@@ -26,12 +26,14 @@ def fill(folder: Path, text: str, stop_after: int = 9) -> None:
     """Write a small artifact, resuming: what its state calls done is not written again."""
     with unfinished(folder, {"text": text}) as partial:
         state = partial / ".state"
-        done = state.read_text().split() if state.exists() else []
+        state.touch()
+        done = state.read_text().split()
         for name in ("a.txt", "b.txt", "deep/c.txt"):
             if name not in done:
                 write_text(partial / name, f"{text} {name}")
                 done.append(name)
-                write_text(state, " ".join(done))
+                with state.open("a") as file:
+                    file.write(f"{name}\n")
             if len(done) == stop_after:
                 raise InterruptedError
         write_manifest(partial, "toy", text=text)
@@ -84,10 +86,7 @@ def test_killed_at_any_operation_the_next_run_ends_as_an_unkilled_one(memory_dis
     """Every operation that changes the file system is a moment to be killed at, once: while an old folder is replaced
     and what another run left unfinished is cleared away. Then either of the two runs comes again.
     """
-    before, after = memory_disk / "before", memory_disk / "after"
-    fill(before / "out", "old")
-    with pytest.raises(InterruptedError):
-        fill(before / "out", "other", stop_after=2)
+    after = memory_disk / "after"
     folder = memory_disk / "work" / "out"
     for text in ("new", "other"):
         fill(after / text, text)
@@ -111,7 +110,9 @@ def test_killed_at_any_operation_the_next_run_ends_as_an_unkilled_one(memory_dis
         moment += 1
         for text in ("new", "other"):
             shutil.rmtree(folder.parent, ignore_errors=True)
-            shutil.copytree(before, folder.parent)
+            fill(folder, "old")
+            with pytest.raises(InterruptedError):
+                fill(folder, "other", stop_after=2)
             code = in_child(lambda moment=moment: die_at(moment))
             assert code in (0, -signal.SIGKILL)
             if folder.exists():
