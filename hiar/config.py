@@ -376,7 +376,8 @@ def _explain(error: ValidationError) -> str:
         field = ".".join(part for part in (field, cause.field) if part)
         return f"{field} = {cause.value!r}: {cause.remedy}"
     if problem["type"] == "extra_forbidden":
-        return f"{field} = {problem['input']!r}: unknown parameter; {_suggest(field.rsplit('.', 1)[-1], _siblings(problem['loc']))}"
+        suggestion = _suggest(field.rsplit(".", 1)[-1], _siblings(problem["loc"]))
+        return f"{field} = {problem['input']!r}: unknown parameter; {suggestion}"
     if problem["type"] == "missing":
         return f"{field}: is missing; give it a value"
     return f"{field} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

@@ -1,8 +1,9 @@
 """The grid of denoising step by video block, the orders it is walked in, and what makes a walk legal.
 
-Cell (n, j) takes block n from level t_j to t_{j+1}. It needs the block's own previous step, and the earlier blocks of its window
-as context at the level the method prescribes (Sec. 3.1, Eq. 6-9). Contexts live in caches of keys and values: one a step, or a
-single one of finished blocks for Self-Forcing. A walk is a sequence of passes, each one forward call of the network. Pure Python.
+Cell (n, j) takes block n from level t_j to t_{j+1}. It needs the block's own previous step, and the earlier blocks of
+its window as context at the level the method prescribes (Sec. 3.1, Eq. 6-9). Contexts live in caches of keys and
+values: one a step, or a single one of finished blocks for Self-Forcing. A walk is a sequence of passes, each one
+forward call of the network. Pure Python.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Grid:
 
     window: blocks a cell attends to, its own included. sinks: first blocks that stay in every window.
     given: first blocks that are known clean and only serve as context. blocks=None: endless (not for step_first).
-    finished: Self-Forcing's reading of clean context: blocks are shown once finished, from one cache for all steps, instead of
-    as the step's own estimate of x0.
+    finished: Self-Forcing's reading of clean context: blocks are shown once finished, from one cache for all steps,
+    instead of as the step's own estimate of x0.
     """
 
     blocks: int | None
@@ -89,7 +90,7 @@ def step_first(grid: Grid) -> Iterator[Cell]:
 
 
 def diagonal(grid: Grid) -> Iterator[Cell]:
-    """Anti-diagonals of the grid, N + S - 1 of them: the cells of one are independent, so that steps can be pipelined."""
+    """Anti-diagonals of the grid, N + S - 1 of them: the cells of one are independent, so steps can be pipelined."""
     for d in itertools.count():
         blocks = [(grid.given + d - step, step) for step in range(min(d + 1, grid.steps))]
         cells = [Cell(block, step) for block, step in blocks if grid.blocks is None or block < grid.blocks]
@@ -108,7 +109,10 @@ ORDERS: dict[Order, Callable[[Grid], Iterator[Cell]]] = {
 def make_grid(
     order: Order, context: Context, *, blocks: int | None, steps: int, window: int, sinks: int = 0, given: int = 0
 ) -> Grid:
-    """The grid of a method. Clean context walked block by block is Self-Forcing's: earlier blocks are shown once finished."""
+    """The grid of a method.
+
+    Clean context walked block by block is Self-Forcing's: earlier blocks are shown once finished.
+    """
     finished = context == "clean" and order == "block_first"
     return Grid(blocks, steps, context, window, sinks, given, finished)
 
@@ -127,8 +131,9 @@ def passes(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
 def check(grid: Grid, walk: Iterable[Pass]) -> None:
     """Raise ValueError at the first pass of a finite ``walk`` that is illegal, or when cells are left undone.
 
-    Legal: a cell is denoised once, after the block's previous step, while its cache holds exactly the blocks it sees; a context is
-    written once, in block order, while the state it shows is at hand. In a pass that does both, the write comes first.
+    Legal: a cell is denoised once, after the block's previous step, while its cache holds exactly the blocks it sees;
+    a context is written once, in block order, while the state it shows is at hand. In a pass that does both, the write
+    comes first.
     """
     if grid.blocks is None:
         raise ValueError("only a finite grid can be checked")

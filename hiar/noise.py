@@ -1,7 +1,7 @@
 """Every noise tensor of a rollout as a function of (seed, sample, step, block).
 
-No order of the walk, batch size or split over processes can then change a video. Values are drawn on the CPU, whatever the
-device, so that a GPU shows the same video.
+No order of the walk, batch size or split over processes can then change a video. Values are drawn on the CPU, whatever
+the device, so that a GPU shows the same video.
 """
 
 from __future__ import annotations
@@ -24,4 +24,6 @@ def block_noise(seed: int, samples: Sequence[int], step: int, block: int, shape:
 
     Step 0 is the noise the block starts from; step j > 0 is what re-noises it to level t_j.
     """
-    return torch.stack([torch.randn(tuple(shape), generator=generator(seed, sample, step, block)) for sample in samples])
+    return torch.stack(
+        [torch.randn(tuple(shape), generator=generator(seed, sample, step, block)) for sample in samples]
+    )

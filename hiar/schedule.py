@@ -1,11 +1,13 @@
 """Noise levels of flow matching and the moves between them (Eq. 1-3).
 
-A noisy latent is ``x = (1 - sigma) x0 + sigma eps``; the network's velocity is ``v = eps - x0``. Everything here is a function
-of sigma itself: nothing is looked up in a table of training timesteps. Tensors of sigmas broadcast against the latents they
-belong to, see `expand`.
+A noisy latent is ``x = (1 - sigma) x0 + sigma eps``; the network's velocity is ``v = eps - x0``. Everything here is a
+function of sigma itself: nothing is looked up in a table of training timesteps. Tensors of sigmas broadcast against
+the latents they belong to, see `expand`.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,19 +21,19 @@ def warp(t: Tensor, shift: float) -> Tensor:
 
 
 def student_sigmas(steps: int, shift: float) -> Tensor:
-    """Levels t_1 > ... > t_S > 0 of the student: t = 1, 1 - 1/S, ..., 1/S, 0 warped by the shift. Shape (S + 1,), float32."""
+    """Levels t_1 > ... > t_S > 0 of the student, (S + 1,) float32: t = 1, 1 - 1/S, ..., 1/S, 0 warped by the shift."""
     return warp(torch.linspace(1, 0, steps + 1), shift)
 
 
 def solver_sigmas(sigmas: Tensor, substeps: int, shift: float) -> Tensor:
     """Levels of an ODE solver that visits every one of ``sigmas`` exactly, with ``substeps`` steps between neighbours.
 
-    Steps are even in the t that ``shift`` warps, the teacher's. sigmas: (S + 1,) -> (S * substeps + 1,); entry ``j * substeps``
-    is ``sigmas[j]``.
+    Steps are even in the t that ``shift`` warps, the teacher's.
+    sigmas: (S + 1,) -> (S * substeps + 1,); entry ``j * substeps`` is ``sigmas[j]``.
     """
     t = sigmas / (shift - (shift - 1) * sigmas)  # the inverse of `warp`
     parts = []
-    for j, (start, end) in enumerate(zip(t[:-1], t[1:], strict=True)):
+    for j, (start, end) in enumerate(pairwise(t)):
         between = torch.lerp(start, end, torch.linspace(0, 1, substeps + 1)[1:-1])
         parts += [sigmas[j : j + 1], warp(between, shift)]
     return torch.cat([*parts, sigmas[-1:]])
@@ -55,7 +57,7 @@ def x0_from_velocity(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
 
 
 def velocity_from_x0(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """v = (x - x0) / sigma, the inverse of Eq. 2; sigma must be positive."""
+    """The inverse of Eq. 2, v = (x - x0) / sigma; sigma must be positive."""
     return (x - x0) / sigma
 
 

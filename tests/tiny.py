@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 
 
 def tiny_denoiser(prediction: str = "flow", coordinates: bool = False, seed: int = 0) -> Denoiser:
-    """A Wan transformer of two layers and four tokens a frame of 4x4 latents with 3 channels; all its weights are random."""
+    """A Wan transformer of two layers, all its weights random; 4x4 latents with 3 channels are four tokens a frame."""
     torch.manual_seed(seed)
     transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -27,7 +27,6 @@ def tiny_denoiser(prediction: str = "flow", coordinates: bool = False, seed: int
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return Denoiser(transformer, prediction, coordinates)  # type: ignore[arg-type]
-
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -26,10 +27,10 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def advance(self, count: int = 1, **metrics: float) -> None:
+    def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
         """Note that ``count`` more are done; ``metrics`` are shown beside."""
         self.done += count
-        shown = {name: f"{value:.3g}" for name, value in metrics.items()}
+        shown = {name: f"{value:.3g}" for name, value in (metrics or {}).items()}
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(count)

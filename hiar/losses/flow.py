@@ -11,7 +11,7 @@ from hiar.schedule import add_noise, expand, warp
 
 
 def stratified_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
-    """Training levels (count,): t stratified over (0, 1), so that a small batch covers all levels, warped by the shift."""
+    """Training levels (count,): t stratified over (0, 1), so a small batch covers all levels, warped by the shift."""
     t = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     return warp(t, shift)
 

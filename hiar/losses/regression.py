@@ -12,12 +12,21 @@ from hiar.schedule import expand
 
 
 def block_levels(samples: int, blocks: int, levels: int, generator: torch.Generator) -> Tensor:
-    """Which level each block is shown at, (samples, blocks): independent, the clean one included, as contexts may be clean."""
+    """Which level each block is shown at, (samples, blocks), independently of the others.
+
+    The clean level is among them, as contexts may be clean.
+    """
     return torch.randint(levels, (samples, blocks), generator=generator)
 
 
 def ode_regression(
-    model: Denoiser, trajectory: Tensor, sigmas: Tensor, levels: Tensor, text: Tensor, attention: BlockCausal, floor: float
+    model: Denoiser,
+    trajectory: Tensor,
+    sigmas: Tensor,
+    levels: Tensor,
+    text: Tensor,
+    attention: BlockCausal,
+    floor: float,
 ) -> Tensor:
     """From every block at its own level, the clean end of the trajectory.
 

@@ -1,8 +1,8 @@
 """Attention modes of the Wan transformer: bidirectional, block-causal under a mask, and block by block with a cache.
 
-diffusers' transformer is used as it is: `install` gives its self-attention layers a processor, and puts a module in the place
-of its position table that hands every layer the plan of the current forward. Keys are cached before their rotation, so that
-positions can be relative to the window: a rollout then never runs out of positions.
+diffusers' transformer is used as it is: `install` gives its self-attention layers a processor, and puts a module in
+the place of its position table that hands every layer the plan of the current forward. Keys are cached before their
+rotation, so that positions can be relative to the window: a rollout then never runs out of positions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanRotaryPosEmbed, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanAttnProcessor,
+    WanRotaryPosEmbed,
+    WanTransformer3DModel,
+)
 from torch import Tensor, nn
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (1, tokens, 1, head_dim)
@@ -26,7 +31,10 @@ class Bidirectional:
 
 @dataclass(frozen=True)
 class BlockCausal:
-    """A whole clip under a mask (Eq. 4): blocks of ``block`` frames see themselves and up to ``window`` - 1 blocks before."""
+    """A whole clip under a mask (Eq. 4).
+
+    Blocks of ``block`` frames see themselves and up to ``window`` - 1 blocks before.
+    """
 
     block: int
     window: int
@@ -50,7 +58,7 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Cached:
-    """One block that sees the blocks of ``cache`` and itself; with ``write``, it becomes block ``write`` of the cache."""
+    """One block that sees the blocks of ``cache`` and itself; with ``write``, it joins the cache as block ``write``."""
 
     cache: KVCache
     write: int | None = None
@@ -97,7 +105,9 @@ class Positions(nn.Module):
 
     def _tokens(self, latents: Tensor) -> tuple[int, int]:
         """Frames of tokens, and tokens a frame."""
-        frames, height, width = (size // patch for size, patch in zip(latents.shape[2:], self.table.patch_size, strict=True))
+        frames, height, width = (
+            size // patch for size, patch in zip(latents.shape[2:], self.table.patch_size, strict=True)
+        )
         return frames, height * width
 
     def _rotation(self, frames: int, latents: Tensor) -> Rotation:
@@ -118,7 +128,7 @@ class PlannedSelfAttention(WanAttnProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: WanAttention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -140,7 +150,12 @@ class PlannedSelfAttention(WanAttnProcessor):
         query = rotate(query, (cos[:, -query.shape[1] :], sin[:, -query.shape[1] :]))
         key = rotate(key, (cos, sin))
         out = dispatch_attention_fn(
-            query, key, value, attn_mask=plan.mask, backend=self._attention_backend, parallel_config=self._parallel_config
+            query,
+            key,
+            value,
+            attn_mask=plan.mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
         )
         out = out.flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](out))
@@ -162,7 +177,10 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def block_causal_mask(frames: int, tokens: int, block: int, window: int) -> Tensor:
-    """Mask of Eq. 4 over ``frames`` frames of ``tokens`` tokens: (L, L), true where the row's token may see the column's."""
+    """Mask of Eq. 4 over ``frames`` frames of ``tokens`` tokens.
+
+    (L, L), L = frames * tokens; true where the row's token may see the column's.
+    """
     index = torch.arange(frames).repeat_interleave(tokens) // block
     age = index[:, None] - index[None, :]
     return (age >= 0) & (age < window)

@@ -1,4 +1,4 @@
-"""A generator in a folder: transformer, text encoder and codec in their own formats, and a card that says how to use them."""
+"""A generator in a folder: transformer, text encoder and codec in their own formats, and a card on how to use them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from pydantic import ValidationError
 from torch import Tensor
@@ -20,6 +21,8 @@ from hiar.models.denoiser import Denoiser
 from hiar.models.text import WordEncoder
 
 CARD = "generator.json"
+
+Model = TypeVar("Model", bound=ModelMixin)
 
 
 class Walk(config.Section):
@@ -92,7 +95,10 @@ class Generator:
 
 
 def load_generator(folder: Path) -> Generator:
-    """The generator of a checkpoint folder, frozen. Raises UserError when a part is missing, broken or of another shape."""
+    """The generator of a checkpoint folder, frozen.
+
+    Raises UserError when a part is missing, broken or of another shape.
+    """
     card = load_card(folder)
     transformer = _load(WanTransformer3DModel, folder / "transformer")
     text = _load(WordEncoder, folder / "text_encoder")
@@ -100,8 +106,8 @@ def load_generator(folder: Path) -> Generator:
     expected = codec.channels + 2 * card.coordinates
     if transformer.config.in_channels != expected:
         raise UserError(
-            f"{folder / 'transformer' / 'config.json'}: in_channels = {transformer.config.in_channels}: the codec beside it and "
-            f"the card make {expected}; the parts are not of one checkpoint, make it anew"
+            f"{folder / 'transformer' / 'config.json'}: in_channels = {transformer.config.in_channels}: "
+            f"the codec beside it and the card make {expected}; the parts are not of one checkpoint, make it anew"
         )
     return Generator(card, Denoiser(transformer, card.prediction, card.coordinates), text, codec).frozen()
 
@@ -124,10 +130,13 @@ def clone(denoiser: Denoiser) -> Denoiser:
     return copy.deepcopy(denoiser).requires_grad_(True).train()
 
 
-def _load(kind, folder: Path):  # type: ignore[no-untyped-def]
+def _load(kind: type[Model], folder: Path) -> Model:
     """A diffusers model saved by save_pretrained, its errors made into one line."""
     try:
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, TypeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: cannot be loaded ({reason}); the checkpoint is missing, truncated or of another shape, make it anew") from None
+        raise UserError(
+            f"{folder}: cannot be loaded ({reason}); "
+            "the checkpoint is missing, truncated or of another shape, make it anew"
+        ) from None

@@ -30,12 +30,17 @@ class WordEncoder(ModelMixin, ConfigMixin):
         return self.mix(self.words(tokens) + self.places)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Word numbers (B, length), padded with 0. Raises UserError for unknown words and captions that are too long."""
+        """Word numbers (B, length), padded with 0.
+
+        Raises UserError for unknown words and captions that are too long.
+        """
         tokens = torch.zeros(len(captions), self.config.length, dtype=torch.long)
         for row, caption in enumerate(captions):
             words = caption.lower().replace(",", " ").replace(".", " ").split()
             if len(words) > self.config.length:
-                raise UserError(f"prompt '{caption}': has {len(words)} words; the model reads at most {self.config.length}")
+                raise UserError(
+                    f"prompt '{caption}': has {len(words)} words; the model reads at most {self.config.length}"
+                )
             for column, word in enumerate(words):
                 tokens[row, column] = self._number(word, caption)
         return tokens.to(self.places.device)

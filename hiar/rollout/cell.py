@@ -20,8 +20,9 @@ from hiar.schedule import add_noise, euler_step
 class Rollout:
     """What a walk generates: the grid, its noise levels, and which samples.
 
-    sigmas: (steps + 1,) or more, see `schedule.student_sigmas`; a grid of fewer steps than levels exits early, with the estimate of
-    x0 as its result. shape: (C, k, H, W) of one block. samples: numbers that give each video its noise; text: (B, words, dim).
+    sigmas: (steps + 1,) or more, see `schedule.student_sigmas`; a grid of fewer steps than levels exits early, with the
+    estimate of x0 as its result. shape: (C, k, H, W) of one block. samples: numbers that give each video its noise.
+    text: (B, words, dim).
     """
 
     grid: Grid
@@ -71,7 +72,10 @@ def given_state(rollout: Rollout, x0: Tensor, cell: Cell) -> BlockState:
 
 @torch.no_grad()
 def write_context(model: Denoiser, rollout: Rollout, cache: KVCache, cell: Cell, state: BlockState) -> None:
-    """Show a block to the later ones at the level of the grid's context rule (Sec. 3.1), and let the cache's window slide."""
+    """Show a block to the later ones at the level of the grid's context rule (Sec. 3.1).
+
+    The cache's window then slides: blocks that the next one does not see are forgotten.
+    """
     match rollout.grid.context:
         case "clean":  # t_c = 0
             latent, sigma = state.x0, torch.zeros(())

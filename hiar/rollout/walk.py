@@ -19,8 +19,8 @@ def walk(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (block, its clean latent (B, C, k, H, W)) as blocks are finished, for ever on an endless grid.
 
-    given: clean latents (B, C, given blocks * k, H, W) to continue. grad_step: the one step whose denoising is recorded for
-    backward, as in self-rollout training; contexts never are.
+    given: clean latents (B, C, given blocks * k, H, W) to continue.
+    grad_step: the one step whose denoising is recorded for backward, as in self-rollout training; contexts never are.
     """
     grid = rollout.grid
     caches = [KVCache() for _ in range(grid.caches)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from hiar.config import Params
+from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, Walk, clone, load_generator
 from hiar.noise import generator
 from hiar.stages.common import FIRST_CLIP, Paths, stage, tail_mean, write_curve, write_metrics
@@ -28,7 +30,9 @@ def run(params: Params, workspace: Path, seed: int, variant: str) -> None:
         "init": (paths.init, "checkpoint"),
     }
     out = paths.distilled(variant)
-    with stage("distill", params, workspace, out, seed=seed, settings=settings, parents=parents, variant=variant) as work:
+    with stage(
+        "distill", params, workspace, out, seed=seed, settings=settings, parents=parents, variant=variant
+    ) as work:
         spec, device = params.distill, work.accelerator.device
         teacher, init = load_generator(paths.teacher).to(device), load_generator(paths.init).to(device)
         warmup = -(-spec.critic_warmup // spec.critic_updates)  # steps before the student learns
@@ -64,7 +68,9 @@ def run(params: Params, workspace: Path, seed: int, variant: str) -> None:
                 batch = None
                 if pairs is not None and pair_text is not None:
                     # A stream of its own: with or without the regulariser, a variant sees the same prompts and noise.
-                    chosen = torch.randint(len(pairs.states), (spec.batch,), generator=generator(seed, "forward-kl", step))
+                    chosen = torch.randint(
+                        len(pairs.states), (spec.batch,), generator=generator(seed, "forward-kl", step)
+                    )
                     batch = (pairs.states[chosen].to(device), pairs.sigmas.to(device), pair_text[chosen.to(device)])
                 metrics |= student_step(job, windows, text, batch, random, step - warmup)
             remember(replay, windows.detach(), text, spec.replay * len(windows))
@@ -86,7 +92,8 @@ def run(params: Params, workspace: Path, seed: int, variant: str) -> None:
         )
         walk = Walk(order=method.order, context=method.context)
         card = init.card.model_copy(update={"stage": "distill", "variant": variant, "walk": walk})
-        Generator(card, job.student.average.module, init.text, init.codec).save(work.folder)
+        averaged = cast(Denoiser, job.student.average.module)
+        Generator(card, averaged, init.text, init.codec).save(work.folder)
         columns = [name for name in curve[-1] if name != "step"]
         write_metrics(workspace, f"seed-{seed}/distill/{variant}", {name: tail_mean(curve, name) for name in columns})
         write_curve(workspace, f"seed-{seed}/distill/{variant}", curve)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from hiar.config import Params
 from hiar.losses.regression import block_levels, ode_regression
 from hiar.models.attention import BlockCausal
+from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, clone, load_generator
 from hiar.noise import generator
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
@@ -54,7 +56,8 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             checkpoint_minutes=params.runtime.checkpoint_minutes,
         )
         card = teacher.card.model_copy(update={"stage": "init", "schedule": params.schedule, "video": video})
-        Generator(card, role.average.module, teacher.text, teacher.codec).save(work.folder)
+        averaged = cast(Denoiser, role.average.module)
+        Generator(card, averaged, teacher.text, teacher.codec).save(work.folder)
         write_metrics(workspace, f"seed-{seed}/init", {"loss": tail_mean(curve, "loss")})
         write_curve(workspace, f"seed-{seed}/init", curve)
         work.finish("checkpoint")

@@ -56,9 +56,14 @@ def run(params: Params, workspace: Path, seed: int) -> None:
 
 @torch.no_grad()
 def solve(params: Params, teacher: Generator, seed: int, numbers: range) -> Tensor:
-    """Trajectories ``numbers`` at the student's levels, (len(numbers), S + 1, C, F, h, w); each depends on its number alone."""
+    """Trajectories ``numbers`` at the student's levels, (len(numbers), S + 1, C, F, h, w).
+
+    Each depends on its number alone, not on its neighbours.
+    """
     schedule, substeps = params.schedule, params.pairs.solver_steps // params.schedule.student_steps
-    sigmas = solver_sigmas(student_sigmas(schedule.student_steps, schedule.student_shift), substeps, schedule.teacher_shift)
+    sigmas = solver_sigmas(
+        student_sigmas(schedule.student_steps, schedule.student_shift), substeps, schedule.teacher_shift
+    )
     channels, height, width = teacher.latent_size
     shape = (channels, params.video.frames, height, width)
     noise = torch.stack([torch.randn(shape, generator=generator(seed, "pairs", number)) for number in numbers])
@@ -69,6 +74,7 @@ def solve(params: Params, teacher: Generator, seed: int, numbers: range) -> Tens
 
 
 def pair_captions(params: Params, seed: int, numbers: range) -> list[str]:
+    """The captions of trajectories ``numbers``."""
     return captions(params.world, seed=seed, first=FIRST_CLIP["pairs"] + numbers.start, count=len(numbers))
 
 
@@ -80,10 +86,12 @@ def load_pairs(folder: Path) -> Trajectories:
     lines = (folder / "captions.txt").read_text(encoding="utf-8").splitlines()
     if len(states) != manifest["count"] or len(lines) != manifest["count"]:
         raise UserError(
-            f"{folder}: holds {len(states)} trajectories and {len(lines)} captions, not {manifest['count']}; run the pairs stage again"
+            f"{folder}: holds {len(states)} trajectories and {len(lines)} captions, not {manifest['count']}; "
+            "run the pairs stage again"
         )
     return Trajectories(states, torch.tensor(manifest["sigmas"]), lines)
 
 
 def load_shard(folder: Path, index: int) -> Tensor:
+    """The trajectories of one shard, (n, S + 1, C, F, h, w). Raises UserError when it is missing or broken."""
     return read_shard(shard_path(folder, index))["states"]

@@ -23,7 +23,7 @@ from hiar.rollout.cell import Rollout
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import generate
 from hiar.schedule import solver_sigmas, student_sigmas
-from hiar.stages.common import FIRST_CLIP, Paths, stage
+from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
@@ -35,7 +35,8 @@ DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which w
 def run(params: Params, workspace: Path, seed: int, model: Model, variant: str | None) -> None:
     """Write artifacts/seed-S/samples/MODEL[/VARIANT]: ``sample.videos`` videos on prompts and noise all rows share.
 
-    Students roll out ``sample.frames`` frames the way ``variant`` walks the grid; the teacher makes clips of its own length.
+    Students roll out ``sample.frames`` frames the way ``variant`` walks the grid; the teacher makes clips of its own
+    length.
     """
     paths = Paths(workspace, seed)
     checkpoint = {
@@ -55,8 +56,7 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
     ) as work:
         source = load_generator(checkpoint).to(work.accelerator.device)
         count = params.sample.videos
-        world = params.world.model_copy(update={"caption_dropout": params.sample.caption_dropout})
-        prompts = captions(world, seed=seed, first=FIRST_CLIP["sample"], count=count)
+        prompts = captions(sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=count)
         frames = params.sample.frames if walk else source.card.video.frames
         make_videos(work.folder, source, prompts, frames, walk, seed, params.sample.batch, f"sample {variant or model}")
         work.finish("samples", model=model, **describe(source, walk, frames))
@@ -125,7 +125,10 @@ def make_videos(
     *,
     save_latents: bool = True,
 ) -> None:
-    """Fill ``folder`` with {0000,0001,...}.mp4, captions.txt and latents.safetensors; batches that are whole are not made again."""
+    """Fill ``folder`` with {0000,0001,...}.mp4, captions.txt and latents.safetensors.
+
+    Batches that are whole are not made again.
+    """
     scratch = folder / ".latents"
     scratch.mkdir(exist_ok=True)
     whole = set(complete_shards(scratch))
@@ -158,7 +161,10 @@ def describe(source: Generator, walk: Walk | None, frames: int) -> dict[str, Any
 def sample_latents(
     source: Generator, prompts: list[str], frames: int, walk: Walk | None, seed: int, numbers: range
 ) -> Tensor:
-    """Latents (len(prompts), C, frames, h, w) on the CPU; video i depends on its prompt, the seed and its number alone."""
+    """Latents (len(prompts), C, frames, h, w) on the CPU.
+
+    Video i depends on its prompt, the seed and its number alone.
+    """
     text, card = source.embed(prompts), source.card
     sigmas = student_sigmas(card.schedule.student_steps, card.schedule.student_shift)
     if walk is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -11,9 +12,9 @@ from hiar.config import Params
 from hiar.losses.flow import flow_matching, stratified_sigmas
 from hiar.models.attention import Bidirectional
 from hiar.models.codec import PatchCodec, to_video
-from hiar.models.denoiser import build_denoiser
+from hiar.models.denoiser import Denoiser, build_denoiser
 from hiar.models.generator import Card, Generator
-from hiar.models.text import build_word_encoder
+from hiar.models.text import WordEncoder, build_word_encoder
 from hiar.noise import generator
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.training.loop import Metrics, train
@@ -31,7 +32,8 @@ def run(params: Params, workspace: Path, seed: int) -> None:
         training, device = params.teacher.training, work.accelerator.device
         codec = PatchCodec.load(paths.codec).to(device).requires_grad_(False)
         denoiser = build_denoiser(params.model, codec.channels, seed).to(device)
-        text = build_word_encoder(vocabulary(params.world), params.model.text_length, params.model.text_dim, seed).to(device)
+        words, model = vocabulary(params.world), params.model
+        text = build_word_encoder(words, model.text_length, model.text_dim, seed).to(device)
         role = make_role(nn.ModuleDict({"denoiser": denoiser, "text": text}), training.optimizer, training.steps)
 
         def train_step(step: int) -> Metrics:
@@ -60,7 +62,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             work.run,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
         )
-        averaged = role.average.module
+        averaged = cast(nn.ModuleDict, role.average.module)
         card = Card(
             stage="teacher",
             variant=None,
@@ -73,9 +75,9 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             video=params.video,
             schedule=params.schedule,
         )
-        Generator(card, averaged["denoiser"], averaged["text"], codec).save(work.folder)
+        average = cast(Denoiser, averaged["denoiser"]), cast(WordEncoder, averaged["text"])
+        Generator(card, *average, codec).save(work.folder)
         metrics = {"loss": tail_mean(curve, "loss")}
         write_metrics(workspace, f"seed-{seed}/teacher", metrics)
         write_curve(workspace, f"seed-{seed}/teacher", curve)
         work.finish("checkpoint")
-

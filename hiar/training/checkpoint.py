@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +20,9 @@ STATE = "state.safetensors"
 PROGRESS = "progress.json"
 
 
-def save_state(folder: Path, step: int, roles: Mapping[str, Role], memory: Mapping[str, Tensor], curve: list[dict[str, float]]) -> None:
+def save_state(
+    folder: Path, step: int, roles: Mapping[str, Role], memory: Mapping[str, Tensor], curve: list[dict[str, float]]
+) -> None:
     """Keep the state after ``step`` updates as ``folder/step-N``, then drop older ones."""
     target = folder / f"step-{step:07d}"
     temporary = folder / f".{target.name}"
@@ -49,8 +50,10 @@ def save_state(folder: Path, step: int, roles: Mapping[str, Role], memory: Mappi
             shutil.rmtree(old)
 
 
-def load_state(folder: Path, roles: Mapping[str, Role], memory: dict[str, Tensor]) -> tuple[int, list[dict[str, float]]]:
-    """Restore the newest state into ``roles`` and ``memory``; returns its step and curve, (0, []) when there is none."""
+def load_state(
+    folder: Path, roles: Mapping[str, Role], memory: dict[str, Tensor]
+) -> tuple[int, list[dict[str, float]]]:
+    """Restore the newest state into ``roles`` and ``memory``; returns its step and curve, (0, []) if there is none."""
     saved = saved_steps(folder)
     if not saved:
         return 0, []

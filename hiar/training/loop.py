@@ -37,8 +37,8 @@ def train(
 ) -> list[Metrics]:
     """Call ``train_step(i)`` for i = 0 .. steps - 1, going on from the newest state in ``folder``; returns the curve.
 
-    ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with them.
-    Raises UserError when a metric is not finite; the state before it is kept.
+    ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with
+    them. Raises UserError when a metric is not finite; the state before it is kept.
     """
     memory = {} if memory is None else memory
     start, curve = load_state(folder, roles, memory)
@@ -54,7 +54,7 @@ def train(
                 )
             curve.append({"step": step, **metrics})
             log.log(step, metrics)
-            progress.advance(**metrics)
+            progress.advance(metrics=metrics)
             if time.monotonic() - saved_at >= 60 * checkpoint_minutes and step + 1 < steps:
                 save_state(folder, step + 1, roles, memory, curve)
                 saved_at = time.monotonic()

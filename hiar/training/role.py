@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from hiar import config
+
+# Moves averaged weights towards the current ones, given how many updates they average.
+Average = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]
 
 
 @dataclass
@@ -26,7 +29,7 @@ class Role:
 
 
 def make_role(module: nn.Module, settings: config.Optimizer, steps: int) -> Role:
-    """Muon for the matrices of transformer blocks when it is set, AdamW for every other parameter (see config.Optimizer)."""
+    """Muon for the matrices of transformer blocks when set, AdamW for every other parameter (see config.Optimizer)."""
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     matrices = [p for name, p in named if settings.muon and p.ndim == 2 and ".blocks." in f".{name}"]
     chosen = {id(p) for p in matrices}
@@ -46,7 +49,10 @@ def make_role(module: nn.Module, settings: config.Optimizer, steps: int) -> Role
 
 
 def update(role: Role, step: int, accelerator: Accelerator) -> float:
-    """Clip, take one optimiser step, clear the gradients, average the weights. Returns the gradient norm before clipping."""
+    """Clip, take one optimiser step, clear the gradients, average the weights.
+
+    Returns the gradient norm before clipping.
+    """
     norm = accelerator.clip_grad_norm_(role.module.parameters(), role.settings.clip)
     factor = lr_factor(role.settings, step, role.steps)
     for optimizer in role.optimizers:
@@ -69,7 +75,7 @@ def lr_factor(settings: config.Optimizer, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _averager(decay: float):  # type: ignore[no-untyped-def]
+def _averager(decay: float) -> Average:
     """Exponential average whose memory grows with the number of updates, so that early weights are soon forgotten."""
 
     @torch.no_grad()

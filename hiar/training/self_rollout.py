@@ -1,7 +1,7 @@
-"""Self-rollout distillation: the student learns on videos it generated itself, the way it will generate them (Sec. 3.3).
+"""Self-rollout distillation: the student learns on videos it generated itself, as it will generate them (Sec. 3.3).
 
-The real score is the teacher; the fake score, or critic, follows the student's samples by flow matching; their difference is the
-gradient of DMD. A variant may add the forward-KL regulariser.
+The real score is the teacher; the fake score, or critic, follows the student's samples by flow matching; their
+difference is the gradient of DMD. A variant may add the forward-KL regulariser.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Distillation:
-    """The roles of distillation and what rules them; text embeddings are (B, words, dim), ``no_text`` (1, words, dim)."""
+    """The roles of distillation and what rules them.
+
+    Text embeddings are (B, words, dim), ``no_text`` (1, words, dim).
+    """
 
     student: Role
     critic: Role
@@ -67,7 +70,12 @@ def self_rollout(job: Distillation, text: Tensor, seed: int, samples: range, exi
 
 
 def student_step(
-    job: Distillation, windows: Tensor, text: Tensor, pairs: tuple[Tensor, Tensor, Tensor] | None, random: torch.Generator, step: int
+    job: Distillation,
+    windows: Tensor,
+    text: Tensor,
+    pairs: tuple[Tensor, Tensor, Tensor] | None,
+    random: torch.Generator,
+    step: int,
 ) -> Metrics:
     """One generator update: DMD on ``windows`` (B, C, F, h, w), plus the regulariser on teacher ``pairs``.
 

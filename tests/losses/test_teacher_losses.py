@@ -63,7 +63,9 @@ def test_forward_kl_sees_the_attention_it_is_given() -> None:
 def test_regression_shows_each_block_at_its_level_and_scores_the_noisy_ones() -> None:
     model = tiny_denoiser("x0")
     levels = torch.tensor([[0, 3, 1], [2, 2, 3]])
-    x = torch.stack([torch.cat([STATES[b, levels[b, n], :, 2 * n : 2 * n + 2] for n in range(3)], dim=1) for b in range(2)])
+    x = torch.stack(
+        [torch.cat([STATES[b, levels[b, n], :, 2 * n : 2 * n + 2] for n in range(3)], dim=1) for b in range(2)]
+    )
     sigma = SIGMAS[levels].repeat_interleave(2, dim=1)
     error = ((model(x, sigma, TEXT, CAUSAL) - STATES[:, -1]) / expand(sigma, x).clamp(min=0.2)).square()
     expected = torch.cat([error[b, :, 2 * n : 2 * n + 2] for b, n in ((0, 0), (0, 2), (1, 0), (1, 1))]).mean()

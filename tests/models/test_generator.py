@@ -87,11 +87,26 @@ def edit(path: Path, **changes: object) -> None:
     ("damage", "message"),
     [
         (lambda f: (f / "generator.json").unlink(), r"generator\.json: no such file; name a checkpoint folder"),
-        (lambda f: edit(f / "generator.json", stage="oracle"), r"generator\.json: stage = 'oracle': .*make the checkpoint anew"),
-        (lambda f: truncate(f / "transformer" / "diffusion_pytorch_model.safetensors"), r"transformer: cannot be loaded"),
-        (lambda f: truncate(f / "text_encoder" / "diffusion_pytorch_model.safetensors"), r"text_encoder: cannot be loaded"),
-        (lambda f: edit(f / "transformer" / "config.json", ffn_dim=32), r"transformer: cannot be loaded .*of another shape"),
-        (lambda f: edit(f / "generator.json", coordinates=False), r"in_channels = 6: the codec beside it and the card make 4"),
+        (
+            lambda f: edit(f / "generator.json", stage="oracle"),
+            r"generator\.json: stage = 'oracle': .*make the checkpoint anew",
+        ),
+        (
+            lambda f: truncate(f / "transformer" / "diffusion_pytorch_model.safetensors"),
+            r"transformer: cannot be loaded",
+        ),
+        (
+            lambda f: truncate(f / "text_encoder" / "diffusion_pytorch_model.safetensors"),
+            r"text_encoder: cannot be loaded",
+        ),
+        (
+            lambda f: edit(f / "transformer" / "config.json", ffn_dim=32),
+            r"transformer: cannot be loaded .*of another shape",
+        ),
+        (
+            lambda f: edit(f / "generator.json", coordinates=False),
+            r"in_channels = 6: the codec beside it and the card make 4",
+        ),
         (lambda f: truncate(f / "codec" / "codec.safetensors"), r"codec\.safetensors: does not fit"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_given_clip_is_continued_alike_in_every_order(context: Context) -> Non
 
 @torch.no_grad()
 def test_self_forcing_continues_a_clip() -> None:
-    """Giving back the clip's own first blocks changes nothing that follows: finished blocks are all the context there is."""
+    """Given its own first blocks back, a clip goes on as before: finished blocks are all the context there is."""
     model = tiny_denoiser()
     whole = generate(model, make_rollout("block_first", "clean"), "block_first")
     given = whole[:, :, : 2 * BLOCK]
@@ -147,7 +147,7 @@ def test_two_thousand_blocks_in_constant_memory() -> None:
 
 @torch.no_grad()
 def test_positions_are_relative_to_the_window() -> None:
-    """Far beyond the position table's length a block still depends only on its window, not on its place in the video."""
+    """Far beyond the position table's length a block depends only on its window, not on its place in the video."""
     model = tiny_denoiser()
     rollout = make_rollout("block_first", "clean", blocks=None)
     blocks = walk(model, rollout, "block_first")
@@ -156,8 +156,8 @@ def test_positions_are_relative_to_the_window() -> None:
 
 
 def masked_rollout(model: Denoiser, rollout: Rollout, grad_step: int | None = None) -> torch.Tensor:
-    """A step-first rollout without caches: each block is computed from scratch, from the masked sequence of its contexts."""
-    grid, k = rollout.grid, BLOCK
+    """A step-first rollout without caches: each block is made anew, from the masked sequence of its contexts."""
+    grid = rollout.grid
     assert grid.blocks is not None
     states: list[torch.Tensor] = [rollout.noise(Cell(n, 0)) for n in range(grid.blocks)]
     for j in range(grid.steps):
@@ -174,10 +174,17 @@ def masked_rollout(model: Denoiser, rollout: Rollout, grad_step: int | None = No
 
 
 def last_block(
-    model: Denoiser, contexts: list[torch.Tensor], x: torch.Tensor, level: torch.Tensor, sigma: torch.Tensor, rollout: Rollout
+    model: Denoiser,
+    contexts: list[torch.Tensor],
+    x: torch.Tensor,
+    level: torch.Tensor,
+    sigma: torch.Tensor,
+    rollout: Rollout,
 ) -> torch.Tensor:
-    """x0 of the block ``x`` at ``sigma`` behind its contexts at ``level``: one masked forward over all of them, of which the
-    contexts' part is not recorded."""
+    """x0 of the block ``x`` at ``sigma`` behind its contexts at ``level``.
+
+    One masked forward over all of them, of which the contexts' part is not recorded.
+    """
     sequence = torch.cat([*contexts, x], dim=2)
     sigmas = torch.cat([level.expand(len(contexts) * BLOCK), sigma.expand(BLOCK)]).expand(len(x), -1)
     attention = BlockCausal(BLOCK, rollout.grid.window)
@@ -186,7 +193,10 @@ def last_block(
 
 
 class detached_context:
-    """Cuts the gradient through the keys and values of the first ``tokens`` tokens, as a cache written without gradients does."""
+    """Cuts the gradient through the keys and values of the first ``tokens`` tokens.
+
+    A cache that is written without gradients does the same.
+    """
 
     def __init__(self, model: Denoiser, tokens: int) -> None:
         layers = [layer for block in model.transformer.blocks for layer in (block.attn1.norm_k, block.attn1.to_v)]
@@ -212,5 +222,3 @@ def live_tensor_bytes() -> int:
 
     gc.collect()
     return sum(o.untyped_storage().nbytes() for o in gc.get_objects() if type(o) is torch.Tensor)
-
-

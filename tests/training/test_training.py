@@ -84,8 +84,11 @@ def test_only_the_newest_whole_state_counts(tmp_path: Path) -> None:
 
 def test_training_checkpoints_as_it_goes(tmp_path: Path) -> None:
     role, memory = make_role(tiny_denoiser(), SETTINGS, 4), {}
-    train("test", 4, make_step(role, memory), {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9, memory=memory)
-    assert [path.name for path in saved_steps(tmp_path)] == ["step-0000003"]  # none after the last step: the artifact follows
+    train(
+        "test", 4, make_step(role, memory), {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9, memory=memory
+    )
+    # None after the last step: the artifact follows.
+    assert [path.name for path in saved_steps(tmp_path)] == ["step-0000003"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path) -> None:
@@ -120,7 +123,7 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(warmup: int, steps: int
     assert max(factors) == factors[warmup] == 1
     assert factors[:warmup] == sorted(factors[:warmup])
     assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
-    assert 0 < factors[0]
+    assert factors[0] > 0
     assert lr_factor(settings, steps, steps) == pytest.approx(0)
 
 
