@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hiar.config import Params, parse_params, read_yaml
 from hiar.io.artifacts import write_manifest
-from hiar.io.shards import write_shard
 from hiar.io.video import write_mp4
 from hiar.stages.common import FIRST_CLIP
 from hiar.stages.comparison import Contender, contenders
@@ -23,19 +22,18 @@ VIDEOS, FRAMES = 3, 30
 def small_params(**changes: object) -> Params:
     """The default experiment with few and short samples and two seeds; ``changes`` replace whole sections."""
     tree = read_yaml(ROOT / "params.yaml")
-    tree |= {"seeds": [0, 1], "sample": {"videos": VIDEOS, "frames": FRAMES, "caption_dropout": 0.5, "batch": 4}, "report": {"videos": 2}}
+    sample = {"videos": VIDEOS, "frames": FRAMES, "caption_dropout": 0.0, "batch": 4}
+    tree |= {"seeds": [0, 1], "sample": sample, "report": {"videos": 2}}
     tree["runtime"] |= {"threads": 1}
     tree |= changes
     return parse_params(tree, Path("small"))
 
 
-def write_samples(folder: Path, frames: Tensor, captions: list[str], params: Params, *, lossless: bool = True) -> None:
+def write_samples(folder: Path, frames: Tensor, captions: list[str], params: Params) -> None:
     """A samples folder of videos uint8 (V, F, H, W, 3)."""
     folder.mkdir(parents=True)
     for index, video in enumerate(frames):
         write_mp4(folder / f"{index:04d}.mp4", video, params.world.frames_per_second)
-    if lossless:
-        write_shard(folder / "frames.safetensors", {"frames": frames}, {})
     (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
     write_manifest(folder, "samples", world=params.world.model_dump(mode="json"), block=params.video.block)
 
@@ -51,7 +49,8 @@ def sampled_workspace(workspace: Path, params: Params) -> None:
 
 def true_clips(params: Params, seed: int, frames: int) -> tuple[Tensor, list[str]]:
     """The world's own clips of the samples' prompts."""
-    return clips(params.world, seed=seed, first=FIRST_CLIP["sample"], count=params.sample.videos, frames=frames)
+    world = params.world.model_copy(update={"caption_dropout": params.sample.caption_dropout})
+    return clips(world, seed=seed, first=FIRST_CLIP["sample"], count=params.sample.videos, frames=frames)
 
 
 def fade(frames: Tensor) -> Tensor:

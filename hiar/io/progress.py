@@ -19,6 +19,7 @@ class Progress:
     def __init__(self, label: str, total: int, start: int = 0) -> None:
         self.label, self.total, self.start, self.done = label, total, start, start
         self.began = self.printed = time.monotonic()
+        self.told: int | None = None  # how many were done when a line was last printed
         terminal = sys.stderr.isatty()
         self.bar = (
             tqdm(desc=label, total=total, initial=start, file=sys.stderr, dynamic_ncols=True) if terminal else None
@@ -42,11 +43,11 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif kind is None:
+        elif kind is None and self.told != self.done:
             self._print({})
 
     def _print(self, shown: dict[str, str]) -> None:
-        self.printed = time.monotonic()
+        self.printed, self.told = time.monotonic(), self.done
         elapsed = self.printed - self.began
         count = self.done - self.start
         left = elapsed / count * (self.total - self.done) if count else float("nan")

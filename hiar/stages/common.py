@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import platform
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from hiar.config import Params, Section
+from hiar.config import Params, Section, World
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_json, write_manifest, write_text
+from hiar.io.hardware import hardware
 from hiar.io.tracking import Run, tracked
-
 
 # Every purpose draws its scenes from a range of clip numbers of its own: no caption or clip serves two of them.
 FIRST_CLIP = {name: place * 2**40 for place, name in enumerate(["training", "held-out", "pairs", "distill", "sample"])}
@@ -97,12 +95,12 @@ def stage(
 ) -> Iterator[Stage]:
     """Check the ``parents`` (folder and kind), set the machine up, track the run, and give a folder to work in.
 
-    ``settings`` are the sections of params that decide the artifact: an interrupted stage goes on only while they, the seed and the
-    parents' contents stay the same.
+    ``settings`` are the sections of params that decide the artifact: an interrupted stage goes on only while they, the
+    seed and the parents' contents stay the same.
     """
     threads = params.runtime.threads if variant is None else params.runtime.variant_threads
     torch.set_num_threads(threads)
-    began, started = time.monotonic(), datetime.now(UTC)
+    began = time.monotonic()
     for folder, kind in parents.values():
         read_manifest(folder, kind)
     folders = {parent: folder for parent, (folder, _) in parents.items()}
@@ -113,30 +111,53 @@ def stage(
     }
     accelerator = Accelerator(cpu=params.runtime.device == "cpu", mixed_precision=params.runtime.precision)
     with tracked(name, seed, variant, params, workspace) as run, unfinished(out, key) as folder:
-        resumed = (folder / ".training").exists() or any(folder.glob("*.safetensors"))
+        resumed = any(folder.rglob("*.safetensors"))
         yield Stage(name, params, folder, run, accelerator, folders, facts)
         place = out.relative_to(workspace / "artifacts")
-        write_json(
-            workspace / "logs" / place.with_suffix(".json"),
-            {
-                "stage": name,
-                "variant": variant,
-                "seed": seed,
-                "started": started.isoformat(timespec="seconds"),
-                "seconds": round(time.monotonic() - began, 1),
-                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "hardware": hardware(accelerator),
-                "threads": threads,
-                "resumed": resumed,
-            },
-        )
+        write_log(workspace, str(place), params, began, stage=name, seed=seed, variant=variant, resumed=resumed)
     run.tag("content", content_hash(out))
     run.tag("path", str(out.relative_to(workspace)))
 
 
+def sample_world(params: Params) -> World:
+    """The world whose clips from ``FIRST_CLIP["sample"]`` on the samples' prompts describe."""
+    return params.world.model_copy(update={"caption_dropout": params.sample.caption_dropout})
+
+
+def write_log(
+    workspace: Path,
+    place: str,
+    params: Params,
+    began: float,
+    *,
+    stage: str,
+    seed: int | None = None,
+    variant: str | None = None,
+    resumed: bool = False,
+) -> None:
+    """logs/<place>.json: when a stage ran, how long (from ``began``, of ``time.monotonic``), and on what."""
+    seconds = time.monotonic() - began
+    write_json(
+        workspace / "logs" / f"{place}.json",
+        {
+            "stage": stage,
+            "seed": seed,
+            "variant": variant,
+            "started": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "hardware": hardware(params.runtime.device),
+            "threads": torch.get_num_threads(),
+            "resumed": resumed,
+        },
+    )
+
+
 def write_metrics(workspace: Path, place: str, metrics: Mapping[str, float]) -> None:
     """metrics/<place>.json: the final figures of a stage."""
-    write_json(workspace / "metrics" / f"{place}.json", {name: float(f"{value:.6g}") for name, value in metrics.items()})
+    write_json(
+        workspace / "metrics" / f"{place}.json", {name: float(f"{value:.6g}") for name, value in metrics.items()}
+    )
 
 
 def write_curve(workspace: Path, place: str, curve: Sequence[Mapping[str, float]]) -> None:
@@ -154,19 +175,3 @@ def tail_mean(curve: Sequence[Mapping[str, float]], column: str) -> float:
     values = [row[column] for row in curve if column in row]
     tail = values[-max(1, len(values) // 10) :]
     return sum(tail) / len(tail)
-
-
-def hardware(accelerator: Accelerator) -> str:
-    """The device a stage ran on, in words."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return f"{_processor()}, {os.cpu_count()} cores"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,11 @@ from torch import Tensor
 
 from hiar.config import Context, Order, Params
 from hiar.errors import UserError
-from hiar.io.shards import read_shard
 from hiar.io.video import read_mp4
 from hiar.stages.common import Paths
 
 SAMPLES = "samples"  # kind of their manifests
 CAPTIONS = "captions.txt"
-FRAMES = "frames.safetensors"
 TEACHER = "teacher"
 
 
@@ -66,35 +63,19 @@ def read_captions(folder: Path) -> list[str]:
     return captions
 
 
-def read_videos(folder: Path, count: int) -> tuple[Tensor, str]:
-    """The ``count`` videos of a folder, uint8 (V, F, H, W, 3), and the name or ending of the files they were read from.
+def read_videos(folder: Path, count: int) -> Tensor:
+    """The ``count`` mp4 videos of a folder in the order of their names, uint8 (V, F, H, W, 3).
 
-    The lossless frames where they are there and whole, else the mp4 files. Raises UserError when there are not as many
-    mp4 files as captions, or they cannot be read or differ in size.
+    Raises UserError when there are not as many as captions, or they cannot be read or differ in size.
     """
     paths = sorted(folder.glob("*.mp4"))
     if len(paths) != count:
         raise UserError(f"{folder / CAPTIONS}: holds {count} captions for {len(paths)} videos; write one line a video")
-    frames = _lossless(folder / FRAMES)
-    if frames is not None and len(frames) == count:
-        return frames, FRAMES
     videos = [read_mp4(path) for path in paths]
     for path, video in zip(paths, videos, strict=True):
         if video.shape != videos[0].shape:
             raise UserError(f"{path}: is {_geometry(video)}, {paths[0].name} {_geometry(videos[0])}; make them alike")
-    return torch.stack(videos), "mp4"
-
-
-def _lossless(path: Path) -> Tensor | None:
-    """The frames of a samples folder, or None, with a warning, when the file is broken."""
-    if not path.exists():
-        return None
-    try:
-        frames = read_shard(path).get("frames")
-    except UserError as error:
-        logging.getLogger(__name__).warning("%s; the mp4 files are read instead", error)
-        return None
-    return frames if frames is not None and frames.dtype == torch.uint8 and frames.ndim == 5 else None
+    return torch.stack(videos)
 
 
 def _geometry(video: Tensor) -> str:

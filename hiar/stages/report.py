@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from hiar.report.page import Clip, Losses, Page, data_uri, render
 from hiar.report.series import TRUTH, Series, model_series
 from hiar.report.sheet import contact_sheet
 from hiar.report.tables import comparison
-from hiar.stages.common import FIRST_CLIP
+from hiar.stages.common import FIRST_CLIP, sample_world, write_log
 from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, read_captions
 from hiar.world.render import clips
 
@@ -40,6 +41,7 @@ def run(params: Params, workspace: Path) -> None:
 
     Raises UserError when samples or metrics are missing or do not belong together; logs and curves may be missing.
     """
+    began = time.monotonic()
     seed, fps = params.seeds[0], params.world.frames_per_second
     models = {_series(params, one): one for one in contenders(params) if one.seed == seed}
     folders = {series: one.samples(workspace) for series, one in models.items()}
@@ -52,7 +54,8 @@ def run(params: Params, workspace: Path) -> None:
     truth = _pool(_read(workspace / "metrics" / "world.json"))
     students = {series: metrics for series, metrics in figures.items() if models[series].stage != TEACHER}
     references = {series: metrics for series, metrics in figures.items() if series not in students} | {TRUTH: truth}
-    logs = read_logs(workspace / "logs")
+    # Its own log is of the run before this one.
+    logs = [log for log in read_logs(workspace / "logs") if log["name"] != "report"]
 
     page = Page(
         title=TITLE,
@@ -84,6 +87,7 @@ def run(params: Params, workspace: Path) -> None:
         write_png(picture, contact_sheet(prompts[0], rows, SHEET_COLUMNS, fps))
         run.artifact(html)
         run.artifact(picture)
+    write_log(workspace, "report", params, began, stage="report")
 
 
 def _series(params: Params, one: Contender) -> Series:
@@ -94,7 +98,7 @@ def _wall(params: Params, seed: int, folders: Mapping[Series, Path]) -> tuple[li
     """The first prompts, and for each its clip from the true world and from every model."""
     count = min(params.report.videos, params.sample.videos)
     true_clips, prompts = clips(
-        params.world, seed=seed, first=FIRST_CLIP["sample"], count=count, frames=params.sample.frames
+        sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=count, frames=params.sample.frames
     )
     for folder in folders.values():
         if read_captions(folder)[:count] != prompts:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from hiar.config import Params, Score, World, load_params
@@ -18,7 +18,7 @@ from hiar.io.tracking import tracked
 from hiar.metrics.motion import LEAST_FRAMES
 from hiar.metrics.summary import Summary, summarise
 from hiar.metrics.world import measure
-from hiar.stages.common import FIRST_CLIP
+from hiar.stages.common import FIRST_CLIP, sample_world, write_log
 from hiar.stages.comparison import CAPTIONS, SAMPLES, contenders, read_captions, read_videos
 from hiar.world.oracle import judge
 from hiar.world.render import clips
@@ -33,39 +33,39 @@ def run(params: Params, workspace: Path) -> None:
     the metrics of the world's own clips of the same captions. Raises UserError when samples are missing, altered, or
     too short.
     """
+    began = time.monotonic()
     torch.set_num_threads(params.runtime.threads)
     summary = workspace / "metrics" / "summary.json"
     with tracked("score", None, None, params, workspace) as run:
-        rows, sources = [], {seed: set[str]() for seed in params.seeds}
+        rows = []
         for contender in contenders(params):
             folder = contender.samples(workspace)
             read_manifest(folder, SAMPLES)
             captions = read_captions(folder)
-            frames, source = read_videos(folder, len(captions))
+            frames = read_videos(folder, len(captions))
             metrics = score(frames, captions, params.world, params.score, params.video.block, folder)
             rows.append({**asdict(contender), "metrics": metrics})
-            sources[contender.seed].add(source)
             place = f"{contender.stage}/{contender.variant}/seed-{contender.seed}"
             run.log(0, {f"{place}/{name}": figure["mean"] for name, figure in metrics.items()})
         truth = [
             {
                 "seed": seed,
-                "protocol": _protocol(sorted(read), params.world, params.score, params.video.block),
+                "protocol": _protocol(params.world, params.score, params.video.block),
                 "metrics": _true_world(params, seed),
             }
-            for seed, read in sources.items()
+            for seed in params.seeds
         ]
         write_json(summary, rows)
         write_json(workspace / "metrics" / "world.json", truth)
         run.artifact(summary)
+    write_log(workspace, "score", params, began, stage="score")
 
 
 def score_folder(folder: Path, out: Path, workspace: Path = Path()) -> None:
     """Score a folder of ``NAME.mp4`` videos, in the order of their names, with a caption a line in captions.txt.
 
-    The lossless frames of a samples folder are scored when they are there and whole, else the decoded mp4 files;
-    ``out`` says which, and with what thresholds. World and block come from the folder's manifest where it has one and
-    they are in it, else from params.yaml of the ``workspace``, as the thresholds always do.
+    World and block come from the folder's manifest where it has one, else from params.yaml of the ``workspace``, as the
+    thresholds always do; ``out`` holds them beside the metrics.
 
     Raises UserError naming what is missing, truncated, of another size, not what the manifest says, or does not fit the
     captions.
@@ -75,9 +75,9 @@ def score_folder(folder: Path, out: Path, workspace: Path = Path()) -> None:
     params = load_params(workspace / "params.yaml")
     world, block = _geometry(folder, params)
     captions = read_captions(folder)
-    frames, source = read_videos(folder, len(captions))
+    frames = read_videos(folder, len(captions))
     result = {
-        "protocol": _protocol([source], world, params.score, block),
+        "protocol": _protocol(world, params.score, block),
         "videos": len(captions),
         "frames": frames.shape[1],
         "metrics": score(frames, captions, world, params.score, block, folder),
@@ -110,15 +110,14 @@ def _true_world(params: Params, seed: int) -> dict[str, Summary]:
     """The metrics of the clips whose captions are the samples' prompts."""
     sample = params.sample
     frames, captions = clips(
-        params.world, seed=seed, first=FIRST_CLIP["sample"], count=sample.videos, frames=sample.frames
+        sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=sample.videos, frames=sample.frames
     )
     return score(frames, captions, params.world, params.score, params.video.block, "the true world")
 
 
-def _protocol(sources: list[str], world: World, thresholds: Score, block: int) -> dict[str, Any]:
-    """What was scored, and against what."""
+def _protocol(world: World, thresholds: Score, block: int) -> dict[str, Any]:
+    """What the videos were scored against."""
     return {
-        "scored": sources,
         "world": world.model_dump(mode="json"),
         "score": thresholds.model_dump(mode="json"),
         "block": block,
@@ -126,14 +125,13 @@ def _protocol(sources: list[str], world: World, thresholds: Score, block: int) -
 
 
 def _geometry(folder: Path, params: Params) -> tuple[World, int]:
-    """World and block of the videos of a folder: of its manifest as far as it tells, else of ``params``."""
+    """World and block of the videos of a folder: of its manifest where it has one, else of ``params``."""
     if not (folder / MANIFEST).exists():
         return params.world, params.video.block
     manifest = read_manifest(folder, SAMPLES)
     try:
-        world = World.model_validate(manifest["world"]) if "world" in manifest else params.world
-    except ValidationError:
+        return World.model_validate(manifest["world"]), int(manifest["block"])
+    except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{folder / MANIFEST}: world: is not valid; delete the file to score with params.yaml"
+            f"{folder / MANIFEST}: world, block: are missing or not valid; delete the file to score with params.yaml"
         ) from None
-    return world, manifest.get("block", params.video.block)

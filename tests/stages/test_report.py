@@ -88,6 +88,13 @@ def test_parameters_times_and_curves_are_shown(text):
     ]
 
 
+def test_times_of_the_stages_before_it_are_shown(workspace, params, text):
+    assert '<th scope="row">score</th>' in text
+    report.run(params, workspace)  # its first run has left a log
+    assert (workspace / "logs" / "report.json").exists()
+    assert '<th scope="row">report</th>' not in (workspace / "reports" / "index.html").read_text()
+
+
 def test_the_contact_sheet_has_a_row_a_model(workspace):
     sheet = np.asarray(Image.open(workspace / "reports" / "contact_sheet.png"))
     assert sheet.ndim == 3
