@@ -46,6 +46,7 @@ class Denoiser(nn.Module):
             positions.plan = None
         if isinstance(attention, Cached) and attention.write is not None:
             attention.cache.blocks[attention.write] = cast(list[tuple[Tensor, Tensor]], plan.written)
+        out = out.type_as(x)  # under autocast, levels and latents stay in full precision
         return out if self.prediction == "x0" else x0_from_velocity(x, out, expand(sigma, x))
 
     def _timesteps(self, sigma: Tensor, x: Tensor) -> Tensor:

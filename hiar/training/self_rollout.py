@@ -65,7 +65,8 @@ def self_rollout(job: Distillation, text: Tensor, seed: int, samples: range, exi
     )
     sigmas = student_sigmas(job.schedule.student_steps, job.schedule.student_shift)
     rollout = Rollout(grid, sigmas, job.block_shape, job.schedule.renoise, seed, samples, text)
-    latents = generate(student, rollout, variant.order, grad_step=exit_step if learn else None)
+    with job.accelerator.autocast():
+        latents = generate(student, rollout, variant.order, grad_step=exit_step if learn else None)
     return latents.unflatten(2, (-1, video.frames)).transpose(1, 2).flatten(0, 1)
 
 
@@ -85,11 +86,13 @@ def student_step(
     noise = torch.randn(windows.shape, generator=random).to(windows)
     critic = cast(Denoiser, job.critic.module)
     no_text = job.no_text.expand_as(text)
-    gradient = score_difference(job.teacher, critic, windows, noise, sigma, text, no_text, job.settings.guidance)
+    with job.accelerator.autocast():
+        gradient = score_difference(job.teacher, critic, windows, noise, sigma, text, no_text, job.settings.guidance)
     loss = dmd_loss(windows, gradient)
     metrics = {"dmd": gradient.square().mean().item()}
     if job.variant.forward_kl and pairs:
-        regulariser = forward_kl_loss(job, job.variant.forward_kl, *pairs)
+        with job.accelerator.autocast():
+            regulariser = forward_kl_loss(job, job.variant.forward_kl, *pairs)
         loss = loss + job.variant.forward_kl.weight * regulariser
         metrics["forward_kl"] = regulariser.item()
     job.accelerator.backward(loss)
@@ -109,7 +112,8 @@ def critic_step(job: Distillation, windows: Tensor, text: Tensor, random: torch.
     sigma = stratified_sigmas(len(windows), job.schedule.teacher_shift, random).to(windows)
     noise = torch.randn(windows.shape, generator=random).to(windows)
     critic = cast(Denoiser, job.critic.module)
-    loss = flow_matching(critic, windows, noise, sigma, text, Bidirectional(), job.sigma_floor)
+    with job.accelerator.autocast():
+        loss = flow_matching(critic, windows, noise, sigma, text, Bidirectional(), job.sigma_floor)
     job.accelerator.backward(loss)
     norm = update(job.critic, step, job.accelerator)
     return {"critic": loss.item(), "critic_grad_norm": norm}
