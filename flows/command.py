@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from flows.comparison import comparison_table
-from flows.pipeline import StageFailure, stale_stages
+from flows.pipeline import stale_stages
 from hiar.workspace import open_workspace
+
+STOPPING_SECONDS = 60  # that a flow may take to stop its stages and to tell its server
 
 
 def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force: bool = False) -> int:
@@ -27,10 +28,9 @@ def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force
         print(f"{len(stages)} stage(s) would run")
         return 0
     if stages:
-        failure = _run_flow(root, name, force)
-        if failure is not None:
-            print(f"error: {failure}", file=sys.stderr)
-            return failure.code
+        code = _run_flow(root, name, force)
+        if code != 0:
+            return code
     else:
         print("everything is up to date")
     reports = (workspace / "reports").relative_to(root)
@@ -40,33 +40,36 @@ def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force
     return 0
 
 
-def _run_flow(root: Path, name: str | None, force: bool) -> StageFailure | None:
-    """Run the experiment flow in this process. Returns the failure of a stage, if any."""
-    set_prefect_up(root)
-    from flows.experiment import experiment
+def _run_flow(root: Path, name: str | None, force: bool) -> int:
+    """Run the flow in a process of its own (flows/__main__.py) and return its exit code.
 
-    # A terminal that closes and a supervisor that stops us must take the stages along, as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-    state = experiment(name=name, force=force, return_state=True)
-    logging.getLogger("prefect").setLevel(logging.WARNING)  # its farewell would come after our last line
-    if state.is_completed():
-        return None
-    try:
-        state.result()
-    except StageFailure as failure:
-        return failure
-    raise RuntimeError(f"the flow ended as {state}")
+    Prefect's temporary server is that process's child. In this terminal's group Ctrl-C would hit the server too, and
+    the flow could no longer tell it how it ended; in a session of its own it learns of signals from here alone.
+    """
+    command = [sys.executable, "-m", "flows", *([] if name is None else [name]), *(["--force"] if force else [])]
+    settings = {**prefect_settings(root), **os.environ}
+    flow = subprocess.Popen(command, cwd=root, env=settings, start_new_session=True)
+
+    def pass_on(number: int, _frame: object) -> None:
+        flow.send_signal(number)
+        signal.alarm(STOPPING_SECONDS)
+
+    def kill(_number: int, _frame: object) -> None:
+        os.killpg(flow.pid, signal.SIGKILL)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    signal.signal(signal.SIGALRM, kill)
+    code = flow.wait()
+    return 128 - code if code < 0 else code
 
 
-def set_prefect_up(root: Path) -> None:
+def prefect_settings(root: Path) -> dict[str, str]:
     """Prefect's settings where the user has none: records kept in the project, nothing reported to anybody."""
-    os.environ.setdefault("PREFECT_HOME", os.fspath((root / ".prefect").resolve()))
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    # A busy machine takes longer than the default to start the temporary server.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-
-
-def _end(number: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
+    return {
+        "PREFECT_HOME": os.fspath((root / ".prefect").resolve()),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        # A busy machine takes longer than the default to start the temporary server.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+    }

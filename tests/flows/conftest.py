@@ -51,7 +51,9 @@ def project(tmp_path, monkeypatch):
             shutil.copy(path, tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (tmp_path / ".dvc" / "config").write_text(
+        "[core]\n    no_scm = true\n    analytics = false\n    check_update = false\n"
+    )
     monkeypatch.chdir(tmp_path)
     project = Project(tmp_path)
     one_thread = {"device": "cpu", "precision": "no", "threads": 1, "variant_threads": 1, "checkpoint_minutes": 5.0}

@@ -51,23 +51,42 @@ def test_a_mistake_in_a_stage_ends_with_its_line_and_code_and_no_traceback(proje
     assert (project.folder / ".prefect").is_dir()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)])
-def test_stopping_a_run_takes_its_stages_along_and_the_next_one_goes_on(
-    project, number, code, prefect_server, monkeypatch
-):
+def test_ctrl_c_takes_the_stages_and_the_server_along(project):
+    """A terminal sends it to the whole process group."""
+    run = start(project)
+    os.killpg(run.pid, signal.SIGINT)
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 130, output
+    assert output.splitlines()[-1].startswith("interrupted")
+    assert "Traceback" not in output
+    wait_until(lambda: working_in(project.folder) == [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_killed_takes_its_stages_along(project, number, prefect_server, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
-    project.order("codec-0", "touch started", "wait never")
-    run = subprocess.Popen([*HIAR, "run"], cwd=project.folder, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_until((project.folder / "started").exists)
-        run.send_signal(number)
-        _, errors = run.communicate(timeout=60)
-    finally:
-        run.kill()
-    assert run.returncode == code, errors
-    assert working_in(project.folder) == []
+    run = start(project)
+    run.send_signal(number)
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == (-number if number == signal.SIGKILL else 128 + number), output
+    wait_until(lambda: working_in(project.folder) == [])
     project.order("codec-0")
     project.dvc("repro", "codec@0")
+
+
+def start(project):
+    """A run in the middle of a stage."""
+    project.order("codec-0", "touch started", "wait never")
+    run = subprocess.Popen(
+        [*HIAR, "run"],
+        cwd=project.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until((project.folder / "started").exists)
+    return run
 
 
 def working_in(folder):
