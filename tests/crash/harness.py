@@ -1,0 +1,126 @@
+"""Kill a command with SIGKILL, run it again to its end, and compare what it leaves with what an unkilled run left."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+POLL_SECONDS = 0.002
+EARLIER = 0.7  # when a run ended before its kill, the next attempt kills at this share of the time
+
+
+def kill_and_resume(
+    command: list[str],
+    cwd: Path,
+    env: Mapping[str, str],
+    moments: Sequence[float],
+    out: Path,
+    also: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Run ``command`` once without and once for every moment with a kill of its whole process group.
+
+    A moment is a share, between 0 and 1, of the time that an unkilled run works: while ``out.partial`` exists. Before,
+    there is only Python importing, and after, its farewell. Each killed run starts from nothing and is then run again,
+    to its end. ``also`` are further files it writes that are compared.
+
+    Returns ``{"seconds", "clean", "killed": [{"moment", "seconds", "left", "sha256", "different"}, ...]}``: the working
+    time of the unkilled run and the SHA-256 over the names and bytes of all that it left; then for every moment the
+    time of the kill, the newest file there was in the unfinished folder, and after the second run the SHA-256 and the
+    names of the files that are not the same. Raises RuntimeError when a run fails that was not killed.
+    """
+    partial = out.with_name(f"{out.name}.partial")
+    paths = (out, *also)
+
+    def start_afresh() -> None:
+        for path in (*paths, partial):
+            _remove(path)
+
+    start_afresh()
+    clean_seconds, _ = _run(command, cwd, env, partial)
+    clean, killed = file_hashes(paths), []
+    for moment in moments:
+        seconds, in_time = moment * clean_seconds, False
+        while not in_time:  # a machine that was busy may be idle now
+            start_afresh()
+            seconds, in_time = _run(command, cwd, env, partial, seconds)
+            if not in_time:
+                seconds *= EARLIER
+        left = _newest(partial)
+        _run(command, cwd, env, partial)
+        resumed = file_hashes(paths)
+        different = sorted(name for name in clean | resumed if clean.get(name) != resumed.get(name))
+        killed.append(
+            {"moment": moment, "seconds": seconds, "left": left, "sha256": _total(resumed), "different": different}
+        )
+    return {"seconds": clean_seconds, "clean": _total(clean), "killed": killed}
+
+
+def file_hashes(paths: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 by name of every file at and under ``paths``. Raises RuntimeError when one of them does not exist."""
+    hashes = {}
+    for top in paths:
+        if not top.exists():
+            raise RuntimeError(f"{top} was not written")
+        for path in [top] if top.is_file() else top.rglob("*"):
+            if path.is_file():
+                hashes[str(path.relative_to(top.parent))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashes
+
+
+def _total(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
+
+
+def _run(
+    command: list[str], cwd: Path, env: Mapping[str, str], partial: Path, kill_after: float = math.inf
+) -> tuple[float, bool]:
+    """Run the command; returns the seconds it worked, and whether a kill after ``kill_after`` of them met it at work."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            began = _wait(process, partial.exists)
+            ended = _wait(process, lambda: not partial.exists(), began + kill_after)
+            if ended < began + kill_after:
+                process.wait()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        killed = process.returncode == -signal.SIGKILL
+        if process.returncode != 0 and not killed:
+            output.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output.read()[-2000:]}")
+        return ended - began, killed and partial.exists()
+
+
+def _wait(process: subprocess.Popen[bytes], condition: Callable[[], bool], until: float = math.inf) -> float:
+    """The time at which the process ended, the condition came true, or ``until`` passed."""
+    while process.poll() is None and not condition() and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+    return time.monotonic()
+
+
+def _newest(partial: Path) -> str:
+    """The file of an unfinished folder that was written last."""
+    files = [path for path in partial.rglob("*") if path.is_file()] if partial.exists() else []
+    if not files:
+        return "nothing"
+    return str(max(files, key=lambda path: path.stat().st_mtime_ns).relative_to(partial))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

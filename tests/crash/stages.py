@@ -1,0 +1,52 @@
+"""The stages that promise an exact resume, run at the size of the smoke experiment in a workspace of their own."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hiar.config import merge
+from hiar.workspace import experiment_tree
+
+from .harness import kill_and_resume
+
+PROJECT = Path(__file__).parents[2]
+VARIANT = "hiar"
+# Outputs of each stage: its artifact, then its figures and its curve. In the order in which they build on each other.
+STAGES = {
+    "codec": ("codec", "metrics/seed-0/codec.json", "curves/seed-0/codec.csv"),
+    "teacher": ("teacher", "metrics/seed-0/teacher.json", "curves/seed-0/teacher.csv"),
+    "pairs": ("pairs", "metrics/seed-0/pairs.json"),
+    "init": ("init", "metrics/seed-0/init.json", "curves/seed-0/init.csv"),
+    "distill": (f"distill/{VARIANT}", f"metrics/seed-0/distill/{VARIANT}.json", f"curves/seed-0/distill/{VARIANT}.csv"),
+    "sample": (f"samples/distill/{VARIANT}",),
+}
+OPTIONS = {"distill": ["--variant", VARIANT], "sample": ["--model", "distill", "--variant", VARIANT]}
+# The smoke experiment is over before its first checkpoint would be due.
+OFTEN = {"runtime": {"checkpoint_minutes": 0.0005}}
+
+
+def make_workspace(folder: Path) -> None:
+    """Params of the smoke experiment with frequent checkpoints, and the link to the code that a workspace has."""
+    tree = merge(experiment_tree(PROJECT, "smoke"), OFTEN)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    (folder / "hiar").symlink_to(PROJECT / "hiar")
+
+
+def crash(workspace: Path, stage: str, moments: int, seed: int) -> dict[str, Any]:
+    """Kill a stage at ``moments`` random moments, each in a run of its own; the stages before it must have run."""
+    draw = random.Random(f"{seed} {stage}")
+    artifact, *also = STAGES[stage]
+    return kill_and_resume(
+        [sys.executable, "-m", "hiar", "stage", stage, "--seed", "0", *OPTIONS.get(stage, [])],
+        workspace,
+        {**os.environ, "HIAR_TRACKING": "off"},
+        sorted(draw.uniform(0.02, 0.98) for _ in range(moments)),
+        workspace / "artifacts" / "seed-0" / artifact,
+        [workspace / path for path in also],
+    )

@@ -1,0 +1,56 @@
+"""The harness kills for real, the whole group, and tells a good resume from a bad one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from crash.harness import file_hashes, kill_and_resume
+
+TOY = [sys.executable, str(Path(__file__).with_name("toy.py"))]
+
+
+def test_a_good_resume_leaves_what_an_unkilled_run_leaves(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = kill_and_resume([*TOY, str(out), "good"], tmp_path, os.environ, [0.3, 0.8], out)
+    assert [run["sha256"] for run in result["killed"]] == [result["clean"]] * 2
+    assert all(run["left"] != "nothing" for run in result["killed"])
+    assert result["killed"][0]["seconds"] < result["killed"][1]["seconds"] < result["seconds"]
+    assert (out / "history.txt").read_text().split() == [str(step) for step in range(40)]
+    helpers = (tmp_path / "helpers.txt").read_text().split()
+    assert len(helpers) >= 5  # one clean run, two killed, two to the end
+    assert not any(is_running(pid) for pid in helpers)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "helpers.txt"}
+
+
+def is_running(pid: str) -> bool:
+    status = Path("/proc", pid, "stat")
+    return status.exists() and status.read_text().split()[2] != "Z"
+
+
+def test_a_bad_resume_is_found(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = kill_and_resume([*TOY, str(out), "forgetful"], tmp_path, os.environ, [0.5], out)
+    (run,) = result["killed"]
+    assert run["sha256"] != result["clean"]
+    assert run["different"] == ["out/history.txt", "out/manifest.json"]
+
+
+def test_a_command_that_fails_by_itself_is_told_with_its_output(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no such thing"):
+        kill_and_resume([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path, {}, [], tmp_path / "out")
+
+
+def test_hashes_see_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a").write_text("1")
+    (tmp_path / "b").write_text("1")
+    hashes = file_hashes([tmp_path / "deep", tmp_path / "b"])
+    assert hashes.keys() == {"deep/a", "b"}
+    assert hashes["deep/a"] == hashes["b"]
+    (tmp_path / "b").write_text("2")
+    assert file_hashes([tmp_path / "b"])["b"] != hashes["b"]
+    with pytest.raises(RuntimeError, match="was not written"):
+        file_hashes([tmp_path / "missing"])
