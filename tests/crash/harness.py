@@ -83,7 +83,7 @@ def _total(hashes: Mapping[str, str]) -> str:
 def _run(
     command: list[str], cwd: Path, env: Mapping[str, str], partial: Path, kill_after: float = math.inf
 ) -> tuple[float, bool]:
-    """Run the command; returns the seconds it worked, and whether a kill after ``kill_after`` of them met it at work."""
+    """Run the command; returns the seconds it worked, and whether the kill after ``kill_after`` met it working."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
