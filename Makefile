@@ -52,7 +52,7 @@ browser:
 		|| echo "no chromium and no way to install it here: the browser test will skip"
 
 crash-test: $(READY) ## kill every stage at random moments and compare the results with undisturbed runs
-	$(BIN)/pytest tests/crash --crash-moments 5 -s
+	$(BIN)/python -m tests.crash
 
 mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:5000 (PORT=... for another)
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow.db

@@ -5,7 +5,6 @@ A mistake of the user is one line on the standard error and exit code 2, a faile
 
 from __future__ import annotations
 
-import errno
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,16 +13,7 @@ from typing import Annotated, NoReturn, cast, get_args
 import typer
 
 from hiar.errors import UserError
-
-# Failures of the machine that the user can mend, and how.
-REMEDIES = {
-    errno.ENOSPC: "free some space or choose another disk",
-    errno.EDQUOT: "free some space or choose another disk",
-    errno.EACCES: "choose a place you may write, or change its permissions",
-    errno.EPERM: "choose a place you may write, or change its permissions",
-    errno.EROFS: "choose a place you may write",
-    errno.ENOTDIR: "choose another path: a part of this one is a file",
-}
+from hiar.io.files import writing
 
 # What each stage is told on the command line.
 STAGES = {
@@ -122,7 +112,7 @@ def stage(
         params.variant(variant)
     given = {"seed": seed, "model": model, "variant": variant}
     run_stage = import_module(f"hiar.stages.{name}").run
-    run_stage(params, Path.cwd(), **{option: given[option] for option in given if option in STAGES[name]})
+    run_stage(params, Path(), **{option: given[option] for option in given if option in STAGES[name]})
 
 
 @app.command(
@@ -200,15 +190,12 @@ def config_check(experiment: Experiment = None) -> None:
 def main() -> NoReturn:
     """Run the command line and exit as the module says."""
     try:
-        code = typer.main.get_command(app).main(sys.argv[1:] or ["--help"], standalone_mode=False)
+        with writing(Path("output")):  # also where a library writes: a full disk is the user's to mend
+            code = typer.main.get_command(app).main(sys.argv[1:] or ["--help"], standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
     except typer.TyperException as error:
         code = _fail(f"{error.format_message().rstrip('.')}; see `hiar --help`")
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        code = _fail(f"{error.filename or 'output'}: {error.strerror}; {REMEDIES[error.errno]}")
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:

@@ -8,7 +8,6 @@ is run once for all experiments.
 from __future__ import annotations
 
 import difflib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import yaml
 
 from hiar.config import Params, merge, parse_params, read_yaml
 from hiar.errors import UserError
+from hiar.io.files import write_text, writing
 
 PARAMS = "params.yaml"
 LINKS = ("hiar", "dvc.yaml", ".dvcignore")
@@ -51,9 +51,9 @@ def experiment_params(root: Path, name: str | None) -> Params:
 def override_of(root: Path, name: str) -> Path:
     """experiments/NAME.yaml. Raises UserError with the closest known name when there is none."""
     path = root / "experiments" / f"{name}.yaml"
-    if path.is_file():
+    known = sorted(file.stem for file in (root / "experiments").glob("*.yaml"))
+    if name in known:
         return path
-    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
     close = difflib.get_close_matches(name, known, n=1)
     remedy = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
     raise UserError(f"experiment '{name}': there is no {path}; {remedy}")
@@ -62,18 +62,23 @@ def override_of(root: Path, name: str) -> Path:
 def open_workspace(root: Path, name: str | None) -> Path:
     """The folder of an experiment, made and brought up to date where need be; params.yaml is validated first.
 
-    Raises UserError for parameters that are not valid, OSError where the folder cannot be written.
+    Raises UserError for parameters that are not valid, and where the folder cannot be written.
     """
     experiment_params(root, name)
     if name is None:
         return root
     workspace = root / "runs" / name
-    (workspace / ".dvc").mkdir(parents=True, exist_ok=True)
-    for link in LINKS:
-        _link(workspace / link, Path("..", "..", link))
+    with writing(workspace):
+        (workspace / ".dvc").mkdir(parents=True, exist_ok=True)
+        for link in LINKS:
+            _link(workspace / link, Path("..", "..", link))
     header = f"# Made by `hiar run {name}` from params.yaml and experiments/{name}.yaml: change those.\n"
-    _write(workspace / PARAMS, header + yaml.safe_dump(experiment_tree(root, name), sort_keys=False))
-    _write(workspace / ".dvc" / "config", DVC_CONFIG)
+    for path, text in {
+        workspace / PARAMS: header + yaml.safe_dump(experiment_tree(root, name), sort_keys=False),
+        workspace / ".dvc" / "config": DVC_CONFIG,
+    }.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
     return workspace
 
 
@@ -82,12 +87,3 @@ def _link(path: Path, target: Path) -> None:
         return
     path.unlink(missing_ok=True)
     path.symlink_to(target)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write ``text`` unless it is there already."""
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
