@@ -117,7 +117,7 @@ def stage(
 
 @app.command(
     epilog=_examples(
-        'hiar sample --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc" --frames 60 --out out',
+        'hiar sample --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --frames 60 --out out',
         "hiar sample --checkpoint artifacts/seed-0/init --prompts prompts.txt --frames 300 --order diagonal \\",
         "    --context output --seed 7 --out out --save-latents",
     )
@@ -134,7 +134,7 @@ def sample(
     context: Annotated[
         str | None, typer.Option(help="clean, output or input; default: as trained.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same videos, in every order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed, prompts and walk give the same videos.")] = 0,
     save_latents: Annotated[bool, typer.Option("--save-latents", help="Write latents.safetensors too.")] = False,
 ) -> None:
     """Generate videos from prompts with a checkpoint."""

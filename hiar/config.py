@@ -34,7 +34,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 class Section(BaseModel):
     """A part of params.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class World(Section):
@@ -126,7 +126,9 @@ class Optimizer(Section):
     warmup: Annotated[int, Field(ge=0)]  # updates of linear warm-up
     decay: Literal["constant", "cosine"]
     clip: Positive  # largest gradient norm
-    ema: Annotated[float, Field(ge=0, lt=1)]  # decay of the averaged weights that are kept
+    ema: (
+        Annotated[float, Field(ge=0, lt=1)] | None
+    )  # decay of the averaged weights that are kept; null: keep no average
     ema_from: Annotated[int, Field(ge=0)]  # update from which weights are averaged
 
 
@@ -134,7 +136,7 @@ class Training(Section):
     """A finite training run."""
 
     steps: Count
-    batch: Count  # samples an update, over all processes
+    batch: Count  # samples an update
     optimizer: Optimizer
 
 
@@ -173,6 +175,7 @@ class Teacher(Section):
     training: Training
     caption_dropout: Probability  # whole captions dropped, for classifier-free guidance
     sigma_floor: Positive  # levels under it weigh no more than it does in the loss
+    solver_steps: Count  # Euler steps when it is sampled
     guidance: Positive  # usual notation: 1 is none
 
 
@@ -194,7 +197,7 @@ class Init(Section):
 class Distill(Section):
     """Self-rollout distillation: DMD with a critic, plus the forward-KL regulariser of a variant."""
 
-    steps: Annotated[int, Field(ge=0)]
+    steps: Count  # generator updates
     batch: Count  # rollouts a generator update
     windows: Count  # training windows one rollout spans; the paper's is 1
     guidance: Positive  # of the real score, usual notation
@@ -203,7 +206,7 @@ class Distill(Section):
     critic_batch: Count
     replay: Count  # rollouts the critic may draw from, in batches
     generator: Optimizer
-    critic: Optimizer
+    critic: Optimizer  # the critic itself is used, not its average: ema is null
 
 
 class ForwardKL(Section):
@@ -260,7 +263,7 @@ class Runtime(Section):
 class Params(Section):
     """The whole experiment."""
 
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)]
     world: World
     video: Video
     schedule: Schedule
@@ -297,6 +300,21 @@ class Params(Section):
             self.sample.frames % k == 0, "sample.frames", self.sample.frames, f"must be a multiple of video.block = {k}"
         )
         _require(
+            self.video.sink_blocks == 0 or self.video.frames <= self.video.window,
+            "video.sink_blocks",
+            self.video.sink_blocks,
+            f"training clips must fit in the window of {self.video.window} frames when there are sinks; use 0",
+        )
+        shortest = max(self.score.segments, 4)
+        for field, frames in (("video.frames", self.video.frames), ("sample.frames", self.sample.frames)):
+            _require(frames >= shortest, field, frames, f"scoring needs at least {shortest} frames")
+        _require(
+            self.report.videos <= self.sample.videos,
+            "report.videos",
+            self.report.videos,
+            f"cannot exceed sample.videos = {self.sample.videos}",
+        )
+        _require(
             self.pairs.solver_steps % self.schedule.student_steps == 0,
             "pairs.solver_steps",
             self.pairs.solver_steps,
@@ -322,17 +340,12 @@ class Params(Section):
         return self.variants[name]
 
 
-def load_params(path: Path, override: Path | None = None) -> Params:
-    """Read ``path``, merge ``override`` over it when given, and validate.
+def load_params(path: Path) -> Params:
+    """Read and validate ``path``.
 
     Raises UserError naming the file, the field, its value and the remedy.
     """
-    tree = read_yaml(path)
-    source = path
-    if override is not None:
-        tree = merge(tree, read_yaml(override))
-        source = override
-    return parse_params(tree, source)
+    return parse_params(read_yaml(path), path)
 
 
 def parse_params(tree: dict[str, Any], source: Path) -> Params:

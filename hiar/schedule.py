@@ -20,8 +20,8 @@ def warp(t: Tensor, shift: float) -> Tensor:
     return shift * t / (shift * t + (1 - t))  # in this form t = 1 gives 1 to the bit
 
 
-def student_sigmas(steps: int, shift: float) -> Tensor:
-    """Levels t_1 > ... > t_S > 0 of the student, (S + 1,) float32: t = 1, 1 - 1/S, ..., 1/S, 0 warped by the shift."""
+def step_sigmas(steps: int, shift: float) -> Tensor:
+    """Levels of S = ``steps`` steps, (S + 1,) float32: t = 1, 1 - 1/S, ..., 1/S, 0 warped by the shift."""
     return warp(torch.linspace(1, 0, steps + 1), shift)
 
 

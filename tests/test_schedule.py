@@ -12,7 +12,7 @@ from hiar.schedule import (
     add_noise,
     euler_step,
     solver_sigmas,
-    student_sigmas,
+    step_sigmas,
     velocity_from_x0,
     warp,
     x0_from_velocity,
@@ -24,7 +24,7 @@ shifts = st.floats(0.2, 12)
 def test_the_papers_student_levels() -> None:
     """S = 4, shift 5: the levels PAPER-quoted checkpoints use."""
     expected = torch.tensor([1.0, 0.9375, 5 / 6, 0.625, 0.0])
-    torch.testing.assert_close(student_sigmas(4, 5.0), expected)
+    torch.testing.assert_close(step_sigmas(4, 5.0), expected)
 
 
 @given(shifts)
@@ -37,7 +37,7 @@ def test_warp_keeps_the_ends_and_the_order(shift: float) -> None:
 
 @given(shifts, shifts, st.integers(1, 6), st.integers(1, 7))
 def test_the_solver_visits_the_students_levels(student: float, teacher: float, steps: int, substeps: int) -> None:
-    sigmas = student_sigmas(steps, student)
+    sigmas = step_sigmas(steps, student)
     levels = solver_sigmas(sigmas, substeps, teacher)
     assert len(levels) == steps * substeps + 1
     assert torch.equal(levels[::substeps], sigmas)

@@ -28,6 +28,7 @@ __all__ = [
     "code_version",
     "content_hash",
     "read_manifest",
+    "source_hash",
     "unfinished",
     "write_json",
     "write_manifest",
@@ -39,18 +40,19 @@ _KEY = ".key.json"
 
 
 @contextmanager
-def unfinished(folder: Path, key: Mapping[str, Any]) -> Iterator[Path]:
+def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None) -> Iterator[Path]:
     """The folder ``<folder>.partial`` to write in, which becomes ``folder`` when the body ends without an exception.
 
     What an interrupted run left there is kept when it ran with an equal ``key`` (JSON: the settings that decide the
     content), so that the body can resume; else the folder starts out empty. An exception or a kill leaves it in place.
-    ``folder`` keeps its old content until the new one is whole and on disk.
+    ``folder`` keeps its old content until the new one is whole and on disk; with ``replaces``, that must be an artifact
+    of this kind.
 
     Raises UserError when another process of this machine is writing the folder; when ``folder`` exists and is no
     artifact; and when something cannot be written (also in the body): no space, no permission, read-only.
     """
     with writing(folder):
-        _check_replaceable(folder)
+        _check_replaceable(folder, replaces)
         partial = folder.with_name(f"{folder.name}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
         with _locked(partial):
@@ -112,6 +114,14 @@ def code_version() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def source_hash() -> str:
+    """SHA-256 over the package's Python files: what an interrupted stage must find unchanged to go on."""
+    package = Path(__file__).resolve().parent.parent
+    files = sorted(package.rglob("*.py"))
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
 def _git(folder: Path, *arguments: str) -> str:
     """The output of a git command, or nothing where there is no git or no checkout."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
@@ -125,7 +135,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return result.stdout.strip()
 
 
-def _check_replaceable(folder: Path) -> None:
+def _check_replaceable(folder: Path, kind: str | None) -> None:
     """Refuse to replace what is not an artifact: a finished folder is swapped whole, with everything in it."""
     if folder.name in ("", "..") or folder.resolve() == Path.cwd():
         raise UserError(f"{folder}: would be replaced as a whole; choose a folder below it")
@@ -135,6 +145,8 @@ def _check_replaceable(folder: Path) -> None:
         raise UserError(
             f"{folder}: holds files but no {MANIFEST}, so it is no artifact to replace; choose a new folder"
         )
+    if kind is not None and (folder / MANIFEST).is_file() and (found := _load_manifest(folder)["kind"]) != kind:
+        raise UserError(f"{folder}: holds an artifact of kind '{found}', not '{kind}'; choose a new folder")
 
 
 @contextmanager

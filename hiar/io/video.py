@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from hiar.io.files import atomic_file
 Pixels = NDArray[np.uint8]
 
 WATCHABLE = 192  # pixels that the shorter side should have
-GAP = 2  # pixels between the pictures of a contact sheet
 _BT709 = 1  # in the numbering that colour space, primaries and transfer share
 _H264 = {"profile": "baseline", "preset": "veryfast", "crf": "16"}
 
@@ -86,15 +84,6 @@ def read_mp4(path: Path) -> Tensor:
     return torch.from_numpy(np.stack(frames))
 
 
-def contact_sheet(videos: Sequence[Tensor], rows: int, cols: int) -> Pixels:
-    """One picture of the first ``rows`` of ``videos``, uint8 (F, H, W, 3), at ``cols`` evenly spaced moments."""
-    lines = []
-    for video in videos[:rows]:
-        moments = np.linspace(0, len(video) - 1, cols).round().astype(int)
-        lines.append(np.concatenate([_framed(video[moment].numpy(force=True)) for moment in moments], axis=1))
-    return np.concatenate(lines)
-
-
 def write_png(path: Path, image: Pixels) -> None:
     """Write a picture, uint8 (H, W, 3), atomically. Raises UserError when it cannot be written."""
     with atomic_file(path) as temporary:
@@ -117,8 +106,3 @@ def _shrink(pixels: Pixels, scale: int) -> Pixels:
     total = np.stack([lines[:, column::scale] for column in range(scale)]).sum(axis=0, dtype=np.uint32)
     mean: Pixels = ((total + scale**2 // 2) // scale**2).astype(np.uint8)
     return mean
-
-
-def _framed(pixels: Pixels) -> Pixels:
-    """A picture with a white margin to the right and below."""
-    return np.pad(pixels, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)

@@ -6,8 +6,6 @@ The paper's Drift feeds this recipe with MUSIQ, CLIP-IQA, DINOv2, LPIPS, saturat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -19,17 +17,6 @@ LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as in every grey conversion of 8-bit R
 def drift(per_frame: Tensor, segments: int) -> Tensor:
     """Absolute trend of a per-frame measure: (V, F) -> (V,), in units of the measure per whole video."""
     return trend(per_frame, segments).abs()
-
-
-def weighted_drift(drifts: Mapping[str, Tensor], scales: Mapping[str, float], weights: Mapping[str, float]) -> Tensor:
-    """One score from several measures' drifts (Sec. 4.1): sum of weight x drift / scale, each (V,) -> (V,).
-
-    ``scales`` bring the measures to a common size; the paper does not print its own, nor its weights, so both are
-    the caller's to state. Raises ValueError unless all three name the same measures.
-    """
-    if not drifts.keys() == scales.keys() == weights.keys():
-        raise ValueError(f"measures differ: {sorted(drifts)}, scales {sorted(scales)}, weights {sorted(weights)}")
-    return torch.stack([weights[name] / scales[name] * drifts[name] for name in sorted(drifts)]).sum(dim=0)
 
 
 def shift(per_frame: Tensor, segments: int) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -11,6 +13,7 @@ from typing import Literal, TypeVar
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.utils import logging
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -40,6 +43,7 @@ class Card(config.Section):
     seed: int
     walk: Walk | None  # none: a bidirectional teacher, or a causal init that may walk in any way
     guidance: float  # of the teacher; students use none
+    solver_steps: int  # of the teacher
     prediction: config.Prediction
     coordinates: bool
     world: config.World
@@ -131,12 +135,33 @@ def clone(denoiser: Denoiser) -> Denoiser:
 
 
 def _load(kind: type[Model], folder: Path) -> Model:
-    """A diffusers model saved by save_pretrained, its errors made into one line."""
+    """A diffusers model saved by save_pretrained, its errors made into one line.
+
+    diffusers only warns of weights that are missing, and makes them up.
+    """
     try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        with _no_warnings():
+            model, info = kind.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        for name in ("missing_keys", "unexpected_keys"):
+            if info[name]:
+                raise ValueError(f"{name.replace('_keys', '')} weights: {', '.join(sorted(info[name]))}")
     except (OSError, ValueError, RuntimeError, TypeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: cannot be loaded ({reason}); "
             "the checkpoint is missing, truncated or of another shape, make it anew"
         ) from None
+    return model
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Silence diffusers below errors."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -20,7 +20,7 @@ from hiar.schedule import add_noise, euler_step
 class Rollout:
     """What a walk generates: the grid, its noise levels, and which samples.
 
-    sigmas: (steps + 1,) or more, see `schedule.student_sigmas`; a grid of fewer steps than levels exits early, with the
+    sigmas: (steps + 1,) or more, see `schedule.step_sigmas`; a grid of fewer steps than levels exits early, with the
     estimate of x0 as its result. shape: (C, k, H, W) of one block. samples: numbers that give each video its noise.
     text: (B, words, dim).
     """

@@ -13,7 +13,7 @@ from hiar.models.codec import PatchCodec, decoder_loss, to_video
 from hiar.noise import generator
 from hiar.stages.common import FIRST_CLIP, Paths, stage, write_curve, write_metrics
 from hiar.training.loop import Metrics, train
-from hiar.training.role import make_role, update
+from hiar.training.role import kept, make_role, update
 from hiar.world.render import clips
 
 FIT_CLIPS = 64  # clips whose patches the encoder's principal components are taken from
@@ -23,7 +23,7 @@ HELD_OUT_CLIPS = 32
 def run(params: Params, workspace: Path, seed: int) -> None:
     """Write artifacts/seed-S/codec; its metric is the PSNR of held-out clips, in dB."""
     paths = Paths(workspace, seed)
-    settings = [params.world, params.codec]
+    settings = [params.world, params.video, params.codec]
     with stage("codec", params, workspace, paths.codec, seed=seed, settings=settings, parents={}) as work:
         spec, training = params.codec, params.codec.training
         device = work.accelerator.device
@@ -40,8 +40,8 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             noise = scale * torch.randn(latents.shape, generator=random)
             loss = decoder_loss(codec, video, noise.to(device))
             work.accelerator.backward(loss)
-            update(role, step, work.accelerator)
-            return {"loss": loss.item()}
+            norm = update(role, step, work.accelerator)
+            return {"loss": loss.item(), "grad_norm": norm}
 
         curve = train(
             "codec",
@@ -52,7 +52,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             work.run,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
         )
-        codec.load_state_dict(role.average.module.state_dict())
+        codec.load_state_dict(kept(role).state_dict())
         codec.save(work.folder)
         metrics = {"psnr": psnr(codec, held_out(params, seed).to(device))}
         write_metrics(workspace, f"seed-{seed}/codec", metrics)

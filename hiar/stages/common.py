@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,30 @@ import torch
 from accelerate import Accelerator
 
 from hiar.config import Params, Section, World
-from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_json, write_manifest, write_text
+from hiar.errors import UserError
+from hiar.io.artifacts import (
+    MANIFEST,
+    content_hash,
+    read_manifest,
+    source_hash,
+    unfinished,
+    write_json,
+    write_manifest,
+    write_text,
+)
 from hiar.io.hardware import hardware
 from hiar.io.tracking import Run, tracked
 
 # Every purpose draws its scenes from a range of clip numbers of its own: no caption or clip serves two of them.
 FIRST_CLIP = {name: place * 2**40 for place, name in enumerate(["training", "held-out", "pairs", "distill", "sample"])}
+
+# The parameters that say whether the artifact of a stage fits those of later stages: shapes of tensors depend on them.
+SHAPE = {
+    "teacher": ("world.size",),
+    "pairs": ("world.size", "video.frames", "schedule.student_steps"),
+    "init": ("world.size", "video.block", "schedule.student_steps"),
+    "distill": ("world.size", "video.block", "schedule.student_steps"),
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,8 @@ class Stage:
 
     def finish(self, kind: str, **facts: Any) -> None:
         """Describe the artifact; the last thing a stage does in its folder."""
-        write_manifest(self.folder, kind, parents=self.parents, **self.facts, **facts)
+        shape = {field: _value(self.params, field) for field in SHAPE.get(self.name, ())}
+        write_manifest(self.folder, kind, parents=self.parents, shape=shape, **self.facts, **facts)
 
 
 @contextmanager
@@ -96,20 +116,22 @@ def stage(
     """Check the ``parents`` (folder and kind), set the machine up, track the run, and give a folder to work in.
 
     ``settings`` are the sections of params that decide the artifact: an interrupted stage goes on only while they, the
-    seed and the parents' contents stay the same.
+    seed, the device, the parents' contents and the code stay the same.
     """
     threads = params.runtime.threads if variant is None else params.runtime.variant_threads
     torch.set_num_threads(threads)
     began = time.monotonic()
     for folder, kind in parents.values():
-        read_manifest(folder, kind)
+        _check_shape(folder, read_manifest(folder, kind), params)
     folders = {parent: folder for parent, (folder, _) in parents.items()}
     facts = {"stage": name, "seed": seed, "variant": variant}
     key = facts | {
         "settings": [section.model_dump(mode="json") for section in settings],
         "parents": {parent: content_hash(folder) for parent, folder in folders.items()},
+        "runtime": params.runtime.model_dump(mode="json", exclude={"checkpoint_minutes"}),
+        "source": source_hash(),
     }
-    accelerator = Accelerator(cpu=params.runtime.device == "cpu", mixed_precision=params.runtime.precision)
+    accelerator = make_accelerator(params)
     with tracked(name, seed, variant, params, workspace) as run, unfinished(out, key) as folder:
         resumed = any(folder.rglob("*.safetensors"))
         yield Stage(name, params, folder, run, accelerator, folders, facts)
@@ -117,6 +139,35 @@ def stage(
         write_log(workspace, str(place), params, began, stage=name, seed=seed, variant=variant, resumed=resumed)
     run.tag("content", content_hash(out))
     run.tag("path", str(out.relative_to(workspace)))
+
+
+def make_accelerator(params: Params) -> Accelerator:
+    """The device and precision of a stage, which is one process. Raises UserError for a GPU that is not there."""
+    device = params.runtime.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"params.yaml: runtime.device = {device!r}: torch sees no GPU here; use auto or cpu")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=params.runtime.precision)
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"WORLD_SIZE = {accelerator.num_processes}: a stage is one process for now; start it without a launcher"
+        )
+    return accelerator
+
+
+def _check_shape(folder: Path, manifest: Mapping[str, Any], params: Params) -> None:
+    """Raise UserError when an artifact was made for tensors of another shape than ``params`` ask for."""
+    for field, value in manifest.get("shape", {}).items():
+        wanted = _value(params, field)
+        if value != wanted:
+            raise UserError(
+                f"{folder / MANIFEST}: {field} = {value}: params.yaml says {wanted}; "
+                f"run stage {manifest['stage']} again, or set it back"
+            )
+
+
+def _value(params: Params, field: str) -> Any:
+    """The parameter that a name such as ``world.size`` stands for."""
+    return reduce(getattr, field.split("."), params)
 
 
 def sample_world(params: Params) -> World:

@@ -15,7 +15,7 @@ from hiar.noise import generator
 from hiar.stages.common import FIRST_CLIP, Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
 from hiar.training.loop import Metrics, train
-from hiar.training.role import make_role
+from hiar.training.role import kept, make_role
 from hiar.training.self_rollout import Distillation, critic_step, self_rollout, student_step
 from hiar.world.captions import captions
 
@@ -56,8 +56,10 @@ def run(params: Params, workspace: Path, seed: int, variant: str) -> None:
 
         def train_step(step: int) -> Metrics:
             random = generator(seed, "distill", step)
-            samples = range(step * spec.batch, (step + 1) * spec.batch)
-            prompts = captions(params.world, seed=seed, first=FIRST_CLIP["distill"] + samples.start, count=spec.batch)
+            # Samples are numbered apart from those of the comparison: no noise trains a student that it tests.
+            first = FIRST_CLIP["distill"] + step * spec.batch
+            samples = range(first, first + spec.batch)
+            prompts = captions(params.world, seed=seed, first=first, count=spec.batch)
             text = teacher.embed(prompts)
             exit_step = int(torch.randint(params.schedule.student_steps, (), generator=random))
             learns = step >= warmup
@@ -92,7 +94,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str) -> None:
         )
         walk = Walk(order=method.order, context=method.context)
         card = init.card.model_copy(update={"stage": "distill", "variant": variant, "walk": walk})
-        averaged = cast(Denoiser, job.student.average.module)
+        averaged = cast(Denoiser, kept(job.student))
         Generator(card, averaged, init.text, init.codec).save(work.folder)
         columns = [name for name in curve[-1] if name != "step"]
         write_metrics(workspace, f"seed-{seed}/distill/{variant}", {name: tail_mean(curve, name) for name in columns})

@@ -16,7 +16,7 @@ from hiar.noise import generator
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
 from hiar.training.loop import Metrics, train
-from hiar.training.role import make_role, update
+from hiar.training.role import kept, make_role, update
 
 
 def run(params: Params, workspace: Path, seed: int) -> None:
@@ -56,7 +56,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             checkpoint_minutes=params.runtime.checkpoint_minutes,
         )
         card = teacher.card.model_copy(update={"stage": "init", "schedule": params.schedule, "video": video})
-        averaged = cast(Denoiser, role.average.module)
+        averaged = cast(Denoiser, kept(role))
         Generator(card, averaged, teacher.text, teacher.codec).save(work.folder)
         write_metrics(workspace, f"seed-{seed}/init", {"loss": tail_mean(curve, "loss")})
         write_curve(workspace, f"seed-{seed}/init", curve)

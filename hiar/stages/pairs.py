@@ -16,7 +16,7 @@ from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import generator
 from hiar.rollout.ode import ode_states
-from hiar.schedule import solver_sigmas, student_sigmas
+from hiar.schedule import solver_sigmas, step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, stage, write_metrics
 from hiar.world.captions import captions
 
@@ -49,8 +49,10 @@ def run(params: Params, workspace: Path, seed: int) -> None:
         text = "".join(f"{caption}\n" for caption in pair_captions(params, seed, range(spec.count)))
         (work.folder / "captions.txt").write_text(text, encoding="utf-8")
         spread = float(load_shard(work.folder, 0)[:, -1].std())
-        write_metrics(workspace, f"seed-{seed}/pairs", {"count": spec.count, "latent_std": spread})
-        sigmas = student_sigmas(params.schedule.student_steps, params.schedule.student_shift).tolist()
+        metrics = {"count": float(spec.count), "latent_std": spread}
+        write_metrics(workspace, f"seed-{seed}/pairs", metrics)
+        work.run.log(0, metrics)
+        sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift).tolist()
         work.finish("pairs", count=spec.count, shard=spec.shard, sigmas=sigmas)
 
 
@@ -62,7 +64,7 @@ def solve(params: Params, teacher: Generator, seed: int, numbers: range) -> Tens
     """
     schedule, substeps = params.schedule, params.pairs.solver_steps // params.schedule.student_steps
     sigmas = solver_sigmas(
-        student_sigmas(schedule.student_steps, schedule.student_shift), substeps, schedule.teacher_shift
+        step_sigmas(schedule.student_steps, schedule.student_shift), substeps, schedule.teacher_shift
     )
     channels, height, width = teacher.latent_size
     shape = (channels, params.video.frames, height, width)

@@ -22,13 +22,12 @@ from hiar.noise import generator
 from hiar.rollout.cell import Rollout
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import generate
-from hiar.schedule import solver_sigmas, student_sigmas
+from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
 BATCH = 16  # videos generated at a time by `hiar sample`
-TEACHER_SUBSTEPS = 6  # Euler steps of the teacher between two levels of the student
 DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
 
 
@@ -79,7 +78,7 @@ def sample_prompts(
     Raises UserError for a bad checkpoint, prompt, number of frames or folder; nothing is then written.
     """
     read_manifest(checkpoint, "checkpoint")
-    source = load_generator(checkpoint).frozen()
+    source = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     for prompt in prompts:
         parse_caption(source.card.world, prompt)
     walk = None
@@ -106,7 +105,7 @@ def sample_prompts(
         "seed": seed,
         "latents": save_latents,
     }
-    with unfinished(out, key | {"walk": walk.model_dump() if walk else None}) as folder:
+    with unfinished(out, key | {"walk": walk.model_dump() if walk else None}, replaces="samples") as folder:
         make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)
         facts = {"stage": "sample", "seed": seed, "variant": source.card.variant, "model": source.card.stage}
         parents = {"checkpoint": checkpoint}
@@ -127,7 +126,7 @@ def make_videos(
 ) -> None:
     """Fill ``folder`` with {0000,0001,...}.mp4, captions.txt and latents.safetensors.
 
-    Batches that are whole are not made again.
+    Batches and videos that are whole are not made again.
     """
     scratch = folder / ".latents"
     scratch.mkdir(exist_ok=True)
@@ -141,7 +140,9 @@ def make_videos(
                 write_shard(shard_path(scratch, index), {"latents": latents}, {})
             latents = read_shard(shard_path(scratch, index))["latents"]
             for number, latent in zip(numbers, latents, strict=True):
-                write_mp4(folder / f"{number:04d}.mp4", decode(source, latent), source.card.world.frames_per_second)
+                path = folder / f"{number:04d}.mp4"
+                if not path.exists():
+                    write_mp4(path, decode(source, latent), source.card.world.frames_per_second)
             progress.advance(len(numbers))
     if save_latents:
         every = torch.cat([read_shard(shard_path(scratch, index))["latents"] for index in range(len(starts))])
@@ -166,9 +167,8 @@ def sample_latents(
     Video i depends on its prompt, the seed and its number alone.
     """
     text, card = source.embed(prompts), source.card
-    sigmas = student_sigmas(card.schedule.student_steps, card.schedule.student_shift)
     if walk is None:
-        return _teacher_latents(source, text, frames, seed, numbers, sigmas)
+        return _teacher_latents(source, text, frames, seed, numbers)
     grid = make_grid(
         walk.order,
         walk.context,
@@ -177,15 +177,16 @@ def sample_latents(
         window=card.video.window_blocks,
         sinks=card.video.sink_blocks,
     )
+    sigmas = step_sigmas(card.schedule.student_steps, card.schedule.student_shift)
     rollout = Rollout(grid, sigmas, source.block_shape, card.schedule.renoise, seed, numbers, text)
     return generate(source.denoiser, rollout, walk.order).cpu()
 
 
-def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, numbers: range, sigmas: Tensor) -> Tensor:
+def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, numbers: range) -> Tensor:
     channels, height, width = source.latent_size
     shape = (channels, frames, height, width)
     noise = torch.stack([torch.randn(shape, generator=generator(seed, "teacher-sample", number)) for number in numbers])
-    levels = solver_sigmas(sigmas, TEACHER_SUBSTEPS, source.card.schedule.teacher_shift)
+    levels = step_sigmas(source.card.solver_steps, source.card.schedule.teacher_shift)
     no_text = source.embed([""]).expand_as(text)
     *_, latents = ode_states(source.denoiser, noise.to(text), levels, text, no_text, source.card.guidance)
     return latents.cpu()

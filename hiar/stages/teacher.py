@@ -18,7 +18,7 @@ from hiar.models.text import WordEncoder, build_word_encoder
 from hiar.noise import generator
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.training.loop import Metrics, train
-from hiar.training.role import make_role, update
+from hiar.training.role import kept, make_role, update
 from hiar.world.captions import vocabulary
 from hiar.world.render import clips
 
@@ -62,13 +62,14 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             work.run,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
         )
-        averaged = cast(nn.ModuleDict, role.average.module)
+        averaged = cast(nn.ModuleDict, kept(role))
         card = Card(
             stage="teacher",
             variant=None,
             seed=seed,
             walk=None,
             guidance=params.teacher.guidance,
+            solver_steps=params.teacher.solver_steps,
             prediction=params.model.prediction,
             coordinates=params.model.coordinates,
             world=params.world,

@@ -49,8 +49,8 @@ def train(
             broken = [name for name, value in metrics.items() if not math.isfinite(value)]
             if broken:
                 raise UserError(
-                    f"{label}: {broken[0]} = {metrics[broken[0]]} at step {step}; lower the learning rate or the clip; "
-                    f"the last good state is kept in {folder}"
+                    f"{label}: {broken[0]} = {metrics[broken[0]]} at step {step}; lower the learning rate or the clip "
+                    f"and start anew; until then the last good state is kept in {folder}"
                 )
             curve.append({"step": step, **metrics})
             log.log(step, metrics)

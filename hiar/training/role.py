@@ -23,7 +23,7 @@ class Role:
 
     module: nn.Module
     optimizers: list[torch.optim.Optimizer]
-    average: AveragedModel
+    average: AveragedModel | None
     settings: config.Optimizer
     steps: int
 
@@ -43,8 +43,9 @@ def make_role(module: nn.Module, settings: config.Optimizer, steps: int) -> Role
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
-    average = AveragedModel(module, multi_avg_fn=_averager(settings.ema))
-    average.requires_grad_(False)
+    average = None
+    if settings.ema is not None:
+        average = AveragedModel(module, multi_avg_fn=_averager(settings.ema)).requires_grad_(False)
     return Role(module, optimizers, average, settings, steps)
 
 
@@ -60,9 +61,14 @@ def update(role: Role, step: int, accelerator: Accelerator) -> float:
             group["lr"] = group["peak_lr"] * factor
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    if step >= role.settings.ema_from or step == role.steps - 1:
+    if role.average is not None and (step >= role.settings.ema_from or step == role.steps - 1):
         role.average.update_parameters(role.module)
     return float(norm) if norm is not None else math.nan
+
+
+def kept(role: Role) -> nn.Module:
+    """The network to keep when training ends: the average, or the last weights where there is none."""
+    return role.module if role.average is None else role.average.module
 
 
 def lr_factor(settings: config.Optimizer, step: int, steps: int) -> float:

@@ -22,7 +22,7 @@ from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import generate
-from hiar.schedule import student_sigmas
+from hiar.schedule import step_sigmas
 from hiar.training.role import Role, update
 
 Metrics = dict[str, float]
@@ -63,7 +63,7 @@ def self_rollout(job: Distillation, text: Tensor, seed: int, samples: range, exi
         window=video.window_blocks,
         sinks=video.sink_blocks,
     )
-    sigmas = student_sigmas(job.schedule.student_steps, job.schedule.student_shift)
+    sigmas = step_sigmas(job.schedule.student_steps, job.schedule.student_shift)
     rollout = Rollout(grid, sigmas, job.block_shape, job.schedule.renoise, seed, samples, text)
     with job.accelerator.autocast():
         latents = generate(student, rollout, variant.order, grad_step=exit_step if learn else None)

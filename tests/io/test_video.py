@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.video import GAP, contact_sheet, read_mp4, write_mp4, write_png
+from hiar.io.video import read_mp4, write_mp4
 
 
 def moving_disc(frames: int, height: int, width: int) -> Tensor:
@@ -93,13 +91,3 @@ def test_a_full_disk_leaves_the_old_video(small_disk: Path) -> None:
         write_mp4(path, noise, 12)
     assert path.read_bytes() == before
     assert [entry.name for entry in small_disk.iterdir()] == ["v.mp4"]
-
-
-def test_a_contact_sheet_shows_videos_by_row_from_first_to_last_frame(tmp_path: Path) -> None:
-    videos = torch.arange(2 * 7, dtype=torch.uint8).reshape(2, 7, 1, 1, 1).expand(2, 7, 4, 6, 3)
-    sheet = contact_sheet(list(videos), rows=2, cols=3)
-    write_png(tmp_path / "sheet.png", sheet)
-    back = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert back.shape == (2 * (4 + GAP), 3 * (6 + GAP), 3)
-    assert back[:: 4 + GAP, :: 6 + GAP, 0].tolist() == [[0, 3, 6], [7, 10, 13]]
-    assert (back[4] == 255).all()

@@ -10,12 +10,12 @@ from hiar.losses.flow import flow_matching, stratified_sigmas
 from hiar.losses.forward_kl import forward_kl
 from hiar.losses.regression import block_levels, ode_regression
 from hiar.models.attention import Bidirectional, BlockCausal
-from hiar.schedule import expand, student_sigmas
+from hiar.schedule import expand, step_sigmas
 
 RANDOM = torch.Generator().manual_seed(0)
 STATES = torch.randn(2, 4, 3, 6, 4, 4, generator=RANDOM)  # 2 trajectories of 4 levels, 6 frames
 TEXT = torch.randn(2, 5, 8, generator=RANDOM)
-SIGMAS = student_sigmas(3, 5.0)
+SIGMAS = step_sigmas(3, 5.0)
 CAUSAL = BlockCausal(block=2, window=3)
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiar.metrics.drift import drift, saturation, sharpness, shift, weighted_drift
+from hiar.metrics.drift import drift, saturation, sharpness, shift
 
 SEGMENTS = 5
 BYTE = st.integers(0, 255)
@@ -57,11 +57,3 @@ def test_shift_is_the_distance_from_the_first_segment():
     color[:, 2:4, 0] = 0.3
     color[:, 4:, 0], color[:, 4:, 1] = 0.3, 0.4
     assert shift(color, SEGMENTS)[0].tolist() == pytest.approx([0, 0.3, 0.5, 0.5, 0.5])
-
-
-def test_weighted_drift_scales_then_weighs():
-    drifts = {"a": torch.tensor([2.0, 0.0]), "b": torch.tensor([10.0, 5.0])}
-    score = weighted_drift(drifts, scales={"a": 2.0, "b": 10.0}, weights={"a": 0.25, "b": 0.75})
-    assert score.tolist() == pytest.approx([1.0, 0.375])
-    with pytest.raises(ValueError, match="measures differ"):
-        weighted_drift(drifts, scales={"a": 1.0}, weights={"a": 1.0, "b": 1.0})

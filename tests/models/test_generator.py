@@ -40,6 +40,7 @@ def generator() -> Generator:
         seed=3,
         walk=Walk(order="step_first", context="output"),
         guidance=1.5,
+        solver_steps=8,
         prediction=MODEL.prediction,
         coordinates=MODEL.coordinates,
         world=DEFAULT,

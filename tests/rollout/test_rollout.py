@@ -14,7 +14,7 @@ from hiar.models.attention import BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.rollout.cell import Rollout, given_state
 from hiar.rollout.walk import generate, walk
-from hiar.schedule import add_noise, student_sigmas
+from hiar.schedule import add_noise, step_sigmas
 
 STEPS, BLOCK, SHAPE = 3, 2, (3, 2, 4, 4)
 
@@ -33,7 +33,7 @@ def make_rollout(
 ) -> Rollout:
     grid = make_grid(order, context, blocks=blocks, steps=steps, window=window, sinks=sinks, given=given)
     text = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(2))[:batch]
-    return Rollout(grid, student_sigmas(STEPS, 5.0), SHAPE, renoise, 7, range(batch), text)
+    return Rollout(grid, step_sigmas(STEPS, 5.0), SHAPE, renoise, 7, range(batch), text)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from hiar.config import AdamW, Distill, ForwardKL, Optimizer, Schedule, Variant,
 from hiar.grid import make_grid
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import generate
-from hiar.schedule import student_sigmas
+from hiar.schedule import step_sigmas
 from hiar.training.role import make_role
 from hiar.training.self_rollout import Distillation, critic_step, self_rollout, student_step
 
@@ -77,7 +77,7 @@ def test_windows_are_the_rollout_cut_in_time(variant: Variant, exit_step: int) -
     assert windows.shape == (4, 3, 4, 4, 4)
     assert windows.requires_grad
     grid = make_grid(variant.order, variant.context, blocks=4, steps=exit_step + 1, window=2)
-    rollout = Rollout(grid, student_sigmas(3, 2.0), SHAPE, "sde", 7, range(2), TEXT)
+    rollout = Rollout(grid, step_sigmas(3, 2.0), SHAPE, "sde", 7, range(2), TEXT)
     with torch.no_grad():
         video = generate(job.student.module, rollout, variant.order)  # type: ignore[arg-type]
     assert torch.equal(windows[0], video[0, :, :4])
@@ -101,7 +101,7 @@ def test_the_student_learns_from_frozen_scores_and_the_critic_from_the_students_
 
 def test_the_regulariser_is_there_when_the_variant_asks_for_it() -> None:
     results = {}
-    pairs = (torch.randn(2, 4, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1)), student_sigmas(3, 2.0), TEXT)
+    pairs = (torch.randn(2, 4, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1)), step_sigmas(3, 2.0), TEXT)
     for name, variant in (("with", REGULARISED), ("without", HIAR)):
         job = make_job(variant)
         windows = self_rollout(job, TEXT, 7, range(2), 1, learn=True)
@@ -118,6 +118,9 @@ def test_half_precision_keeps_levels_and_latents_in_full() -> None:
     windows = self_rollout(job, TEXT, 7, range(2), 1, learn=True)
     assert windows.dtype == torch.float32
     assert not torch.equal(windows, full)
+    windows.square().sum().backward()
+    student = job.student.module
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in student.parameters())
     assert (windows - full).abs().mean() < 0.1 * full.abs().mean()
     critic_step(job, windows.detach(), TEXT.repeat_interleave(2, dim=0), torch.Generator().manual_seed(0), 0)
     assert weights(job, "critic").dtype == torch.float32

@@ -16,9 +16,9 @@ from hiar.config import AdamW, Muon, Optimizer
 from hiar.errors import UserError
 from hiar.models.attention import Bidirectional
 from hiar.noise import generator
-from hiar.training.checkpoint import load_state, save_state, saved_steps
+from hiar.training.checkpoint import STATE, load_state, save_state
 from hiar.training.loop import train
-from hiar.training.role import Role, lr_factor, make_role, update
+from hiar.training.role import Role, kept, lr_factor, make_role, update
 
 SETTINGS = Optimizer(
     adamw=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0),
@@ -68,27 +68,32 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, stop: int) -> No
     run(tmp_path / "killed", 6, stop=stop)
     resumed, resumed_curve = run(tmp_path / "killed", 6)
     assert whole_curve == resumed_curve
-    for kind in ("module", "average"):
-        expected, actual = getattr(whole, kind).state_dict(), getattr(resumed, kind).state_dict()
+    for kind in (lambda role: role.module, kept):
+        expected, actual = kind(whole).state_dict(), kind(resumed).state_dict()
         assert expected.keys() == actual.keys()
         assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
-def test_only_the_newest_whole_state_counts(tmp_path: Path) -> None:
+def test_a_state_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     role, _ = run(tmp_path, 6, stop=2)
-    (tmp_path / ".step-0000004").mkdir()  # left by a kill in the middle of saving
-    assert load_state(tmp_path, {"role": role}, {})[0] == 2
     run(tmp_path, 6, stop=3)
-    assert [path.name for path in saved_steps(tmp_path)] == ["step-0000003"]
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+    assert load_state(tmp_path, {"role": role}, {})[0] == 3
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    role, _ = run(tmp_path, 6, stop=2)
+    path = tmp_path / STATE
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"state\.safetensors: is truncated .*; delete it"):
+        load_state(tmp_path, {"role": role}, {})
 
 
 def test_training_checkpoints_as_it_goes(tmp_path: Path) -> None:
     role, memory = make_role(tiny_denoiser(), SETTINGS, 4), {}
-    train(
-        "test", 4, make_step(role, memory), {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9, memory=memory
-    )
-    # None after the last step: the artifact follows.
-    assert [path.name for path in saved_steps(tmp_path)] == ["step-0000003"]
+    step = make_step(role, memory)
+    train("test", 4, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9, memory=memory)
+    assert load_state(tmp_path, {"role": role}, {})[0] == 3  # none after the last step: the artifact follows
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path) -> None:
@@ -100,7 +105,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path
 
     with pytest.raises(UserError, match=r"loss = inf at step 3; lower the learning rate"):
         train("test", 6, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9, memory=memory)
-    assert [path.name for path in saved_steps(tmp_path)] == ["step-0000003"]
     assert load_state(tmp_path, {"role": role}, {})[0] == 3
 
 
@@ -129,7 +133,7 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(warmup: int, steps: int
 
 def test_the_average_starts_from_the_first_weights_and_follows(tmp_path: Path) -> None:
     role = make_role(torch.nn.Linear(2, 1, bias=False), SETTINGS.model_copy(update={"muon": None}), 10)
-    weight, average = role.module.weight, role.average.module.weight
+    weight, average = role.module.weight, kept(role).weight
     seen = []
     for step in range(5):
         weight.grad = torch.ones_like(weight)
@@ -139,3 +143,9 @@ def test_the_average_starts_from_the_first_weights_and_follows(tmp_path: Path) -
     for count, value in enumerate(seen[1:], start=1):
         expected = expected.lerp(value, 1 - min(0.9, (1 + count) / (10 + count)))
     torch.testing.assert_close(average, expected)
+
+
+def test_without_a_decay_no_average_is_kept() -> None:
+    role = make_role(tiny_denoiser(), SETTINGS.model_copy(update={"ema": None}), 10)
+    assert role.average is None
+    assert kept(role) is role.module
