@@ -16,7 +16,7 @@ from flows.comparison import comparison_table
 from flows.cores import Cores, usable_cores
 from flows.pipeline import MISTAKE, StageFailure, reproduce, stale_stages
 from flows.processes import ProcessGroups
-from hiar.config import load_params
+from hiar.parameters import load_params
 from hiar.workspace import open_workspace
 
 

@@ -105,7 +105,7 @@ def stage(
     if model not in (None, "teacher", "init", "distill"):
         raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init or distill")
 
-    from hiar.config import load_params
+    from hiar.parameters import load_params
 
     params = load_params(Path("params.yaml"))
     if variant is not None:

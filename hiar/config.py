@@ -1,19 +1,15 @@
 """The types of ``params.yaml``: frozen, validated sections; the numbers themselves live in that file only.
 
-An experiment is ``params.yaml`` with a small override file of ``experiments/`` merged over it. Every field is
-required and unknown keys are errors, so that a typo cannot pass silently and no default hides in code.
+Every field is required and unknown keys are errors, so that a typo cannot pass silently and no default hides in code.
 """
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hiar.errors import UserError
+from hiar.errors import UserError, suggest
 
 Order = Literal["block_first", "step_first", "diagonal"]
 Context = Literal["clean", "output", "input"]
@@ -322,7 +318,7 @@ class Params(Section):
         )
         for field, names in (("compare.init", self.compare.init), ("compare.distill", self.compare.distill)):
             for name in names:
-                _require(name in self.variants, field, name, f"no such variant; {_suggest(name, self.variants)}")
+                _require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
         for name, variant in self.variants.items():
             kl = variant.forward_kl
             _require(
@@ -336,83 +332,11 @@ class Params(Section):
     def variant(self, name: str) -> Variant:
         """The variant of that name. Raises UserError when there is none."""
         if name not in self.variants:
-            raise UserError(f"variant '{name}': no such variant; {_suggest(name, self.variants)}")
+            raise UserError(f"variant '{name}': no such variant; {suggest(name, self.variants)}")
         return self.variants[name]
 
 
-def load_params(path: Path) -> Params:
-    """Read and validate ``path``.
-
-    Raises UserError naming the file, the field, its value and the remedy.
-    """
-    return parse_params(read_yaml(path), path)
-
-
-def parse_params(tree: dict[str, Any], source: Path) -> Params:
-    """Validate a parsed YAML tree; ``source`` is the file that errors name."""
-    try:
-        return Params.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises UserError when the file is missing, not UTF-8, not YAML, or not a mapping."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run from the project's folder or name the file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: should hold a mapping of sections, not {type(tree).__name__}")
-    return tree
-
-
-def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with every leaf of ``override`` put in its place; lists are replaced whole."""
-    merged = dict(base)
-    for key, value in override.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem of a validation error, in one line."""
-    problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, _Invalid):
-        field = ".".join(part for part in (field, cause.field) if part)
-        return f"{field} = {cause.value!r}: {cause.remedy}"
-    if problem["type"] == "extra_forbidden":
-        suggestion = _suggest(field.rsplit(".", 1)[-1], _siblings(problem["loc"]))
-        return f"{field} = {problem['input']!r}: unknown parameter; {suggestion}"
-    if problem["type"] == "missing":
-        return f"{field}: is missing; give it a value"
-    return f"{field} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
-def _siblings(loc: tuple[int | str, ...]) -> list[str]:
-    """The fields of the section that holds ``loc``."""
-    section: Any = Params
-    for part in loc[:-1]:
-        annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else section
-        options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Section)]
-        if options:
-            section = options[0]
-    return list(getattr(section, "model_fields", {}))
-
-
-def _suggest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-
-
-class _Invalid(ValueError):
+class BrokenRule(ValueError):
     """A broken rule between fields, with what its error line needs."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
@@ -422,7 +346,7 @@ class _Invalid(ValueError):
 
 def _require(condition: bool, field: str, value: object, remedy: str) -> None:
     if not condition:
-        raise _Invalid(field, value, remedy)
+        raise BrokenRule(field, value, remedy)
 
 
 def _round(frames: int, block: int) -> int:

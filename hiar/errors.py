@@ -1,5 +1,10 @@
 """The one exception a user may cause: a line that says what is wrong and what to do about it."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake the user can mend; the command line prints it as one line and exits with code 2.
@@ -7,3 +12,10 @@ class UserError(Exception):
     The message names the file or option, the field, the value found, and the remedy, for example
     ``params.yaml: teacher.steps = -3: should be at least 1; set a positive number of steps``.
     """
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A remedy for a name that is not ``known``: the closest one that is, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names) or 'none'}"

@@ -7,15 +7,15 @@ is run once for all experiments.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hiar.config import Params, merge, parse_params, read_yaml
-from hiar.errors import UserError
+from hiar.config import Params
+from hiar.errors import UserError, suggest
 from hiar.io.files import write_text, writing
+from hiar.parameters import merge, parse_params, read_yaml
 
 PARAMS = "params.yaml"
 LINKS = ("hiar", "dvc.yaml", ".dvcignore")
@@ -54,9 +54,7 @@ def override_of(root: Path, name: str) -> Path:
     known = sorted(file.stem for file in (root / "experiments").glob("*.yaml"))
     if name in known:
         return path
-    close = difflib.get_close_matches(name, known, n=1)
-    remedy = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
-    raise UserError(f"experiment '{name}': there is no {path}; {remedy}")
+    raise UserError(f"experiment '{name}': there is no {path}; {suggest(name, known)}")
 
 
 def open_workspace(root: Path, name: str | None) -> Path:

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hiar.config import Params, parse_params, read_yaml
+from hiar.config import Params
 from hiar.io.artifacts import write_manifest
 from hiar.io.video import write_mp4
+from hiar.parameters import parse_params, read_yaml
 from hiar.stages.common import FIRST_CLIP
 from hiar.stages.comparison import Contender, contenders
 from hiar.world.render import clips

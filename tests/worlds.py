@@ -8,7 +8,8 @@ from typing import get_args
 import torch
 from hypothesis import strategies as st
 
-from hiar.config import Background, Color, Shape, World, load_params
+from hiar.config import Background, Color, Shape, World
+from hiar.parameters import load_params
 
 torch.set_num_threads(1)
 

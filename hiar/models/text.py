@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import cast
 
@@ -11,7 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from hiar.errors import UserError
+from hiar.errors import UserError, suggest
 
 
 class WordEncoder(ModelMixin, ConfigMixin):
@@ -51,9 +50,8 @@ class WordEncoder(ModelMixin, ConfigMixin):
 
     def _number(self, word: str, caption: str) -> int:
         if word not in self.index:
-            close = difflib.get_close_matches(word, self.index, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"it knows: {', '.join(self.index)}"
-            raise UserError(f"prompt '{caption}': the model has never read the word '{word}'; {hint}")
+            remedy = suggest(word, self.index)
+            raise UserError(f"prompt '{caption}': the model has never read the word '{word}'; {remedy}")
         return self.index[word]
 
 

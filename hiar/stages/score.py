@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiar.config import Params, Score, World, load_params
+from hiar.config import Params, Score, World
 from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST, read_manifest, write_json
 from hiar.io.progress import Progress
@@ -18,6 +18,7 @@ from hiar.io.tracking import tracked
 from hiar.metrics.motion import LEAST_FRAMES
 from hiar.metrics.summary import Summary, summarise
 from hiar.metrics.world import measure
+from hiar.parameters import load_params
 from hiar.stages.common import FIRST_CLIP, sample_world, write_log
 from hiar.stages.comparison import CAPTIONS, SAMPLES, contenders, read_captions, read_videos
 from hiar.world.oracle import judge

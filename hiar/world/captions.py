@@ -5,7 +5,6 @@ A caption is ``a(n) COLOR SHAPE moves [SPEED] [DIRECTION] [on a(n) BACKGROUND ba
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import cast
 import torch
 
 from hiar.config import Background, Color, Shape, World
-from hiar.errors import UserError
+from hiar.errors import UserError, suggest
 from hiar.world.scenes import Scenes, scenes
 
 SPEEDS = ("slowly", "quickly")  # under and over the middle of world.speed
@@ -91,9 +90,7 @@ def parse_caption(world: World, text: str) -> Asked:
     known = vocabulary(world)
     for word in words:
         if word not in known:
-            close = difflib.get_close_matches(word, known, n=3)
-            remedy = f"did you mean {' or '.join(repr(w) for w in close)}?" if close else f"known: {', '.join(known)}"
-            raise UserError(f"prompt '{text}': unknown word '{word}'; {remedy}")
+            raise UserError(f"prompt '{text}': unknown word '{word}'; {suggest(word, known)}")
     found = re.fullmatch(_grammar(world), " ".join(words))
     if found is None:
         example = sentence(Asked(world.colors[0], world.shapes[0], SPEEDS[0], DIRECTIONS[0], world.backgrounds[0]))

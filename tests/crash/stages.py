@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from hiar.config import merge
+from hiar.parameters import merge
 from hiar.workspace import experiment_tree
 
 from .harness import kill_and_resume

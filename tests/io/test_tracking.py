@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from hiar.config import Params, load_params
+from hiar.config import Params
 from hiar.io.artifacts import code_version
 from hiar.io.tracking import tracked
+from hiar.parameters import load_params
 
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
 
@@ -124,7 +125,7 @@ def test_the_project_itself_is_the_default_experiment_and_another_name_can_be_gi
 CHILD = """
 import sys, time
 from pathlib import Path
-from hiar.config import load_params
+from hiar.parameters import load_params
 from hiar.io.tracking import tracked
 with tracked("distill", 0, sys.argv[3], load_params(Path(sys.argv[1])), Path(sys.argv[2])):
     print("in the body", flush=True)
@@ -161,7 +162,7 @@ def test_variants_start_together_and_a_killed_one_is_marked_when_its_stage_start
 OFFLINE = """
 import json, sys
 from pathlib import Path
-from hiar.config import load_params
+from hiar.parameters import load_params
 from hiar.io.tracking import tracked
 with tracked("codec", 0, None, load_params(Path(sys.argv[1])), Path(sys.argv[2])) as run:
     run.log(0, {"loss": 1.0})

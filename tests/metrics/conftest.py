@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from hiar.config import Params, World, load_params
+from hiar.config import Params, World
+from hiar.parameters import load_params
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def test_words_tell_the_motion() -> None:
         along = x * towards[asked.direction][0] + y * towards[asked.direction][1]
         speed = (x * x + y * y) ** 0.5
         assert along >= speed * 0.707
-        assert asked.speed == ("quickly" if speed >= 3.75 else "slowly")
+        assert asked.speed == ("quickly" if speed >= sum(DEFAULT.speed) / 2 else "slowly")
 
 
 def test_captions_are_those_of_the_clips() -> None:

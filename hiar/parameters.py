@@ -1,0 +1,79 @@
+"""Reading params.yaml and what is merged over it; whatever is wrong with them is told in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from hiar.config import BrokenRule, Params, Section
+from hiar.errors import UserError, suggest
+
+
+def load_params(path: Path) -> Params:
+    """Read and validate ``path``.
+
+    Raises UserError naming the file, the field, its value and the remedy.
+    """
+    return parse_params(read_yaml(path), path)
+
+
+def parse_params(tree: dict[str, Any], source: Path) -> Params:
+    """Validate a parsed YAML tree; ``source`` is the file that errors name."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises UserError when the file is missing, not UTF-8, not YAML, or not a mapping."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's folder or name the file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: should hold a mapping of sections, not {type(tree).__name__}")
+    return tree
+
+
+def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with every leaf of ``override`` put in its place; lists are replaced whole."""
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem of a validation error, in one line."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, BrokenRule):
+        field = ".".join(part for part in (field, cause.field) if part)
+        return f"{field} = {cause.value!r}: {cause.remedy}"
+    if problem["type"] == "extra_forbidden":
+        suggestion = suggest(field.rsplit(".", 1)[-1], _siblings(problem["loc"]))
+        return f"{field} = {problem['input']!r}: unknown parameter; {suggestion}"
+    if problem["type"] == "missing":
+        return f"{field}: is missing; give it a value"
+    return f"{field} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _siblings(loc: tuple[int | str, ...]) -> list[str]:
+    """The fields of the section that holds ``loc``."""
+    section: Any = Params
+    for part in loc[:-1]:
+        annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else section
+        options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Section)]
+        if options:
+            section = options[0]
+    return list(getattr(section, "model_fields", {}))
