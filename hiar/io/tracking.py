@@ -92,7 +92,7 @@ def tracked(stage: str, seed: int | None, variant: str | None, params: Params, w
     """
     run = Run()
     finish: list[Callable[[str], object]] = []
-    if os.environ.get("HIAR_TRACKING") != "off" and os.environ.get("RANK", "0") == "0":
+    if os.environ.get("HIAR_TRACKING") != "off":
         try:
             finish = _begin(
                 run, {"stage": stage, "seed": _or_dash(seed), "variant": _or_dash(variant)}, params, workspace
@@ -244,9 +244,9 @@ def _process() -> str:
 
 
 def _is_alive(process: str) -> bool:
-    """Whether a process of this machine, named as ``_process`` does, is there; one of another machine is not."""
+    """Whether a process named as ``_process`` does is there; of another machine's nobody here can tell, so it is."""
     host, _, pid = process.partition(" ")
-    return host == socket.gethostname() and pid.isdigit() and Path("/proc", pid).exists()
+    return host != socket.gethostname() or Path("/proc", pid).exists()
 
 
 def _warn(error: Exception) -> None:
