@@ -32,7 +32,7 @@ def params() -> Params:
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "HIAR_TRACKING", "HIAR_EXPERIMENT", "RANK"):
+    for name in ("MLFLOW_TRACKING_URI", "HIAR_TRACKING", "HIAR_EXPERIMENT"):
         monkeypatch.delenv(name, raising=False)
 
 
