@@ -1,0 +1,26 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# What a developer's shell may hold and a test must not depend on.
+FOREIGN = ("HIAR_", "MLFLOW_", "PREFECT_")
+
+
+def environment() -> dict[str, str]:
+    """The environment of a command; its code is this project's wherever it runs, so that coverage counts it."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    return {**own, "PYTHONPATH": os.fspath(ROOT), "PYTHONSAFEPATH": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def hiar(*arguments: object, folder: Path, code: int = 0, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run `hiar` in a folder and expect an exit code; ``settings`` are environment variables."""
+    command = [sys.executable, "-m", "hiar", *map(str, arguments)]
+    run = subprocess.run(command, cwd=folder, env=environment() | settings, capture_output=True, text=True)
+    assert run.returncode == code, f"exit code {run.returncode}\n{run.stdout}\n{run.stderr}"
+    return run

@@ -1,0 +1,23 @@
+"""The smoke experiment, run once for all tests that look at what it leaves."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import ROOT, hiar
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace of `hiar run smoke` in a copy of the project; tests may read it, and copy what they spoil."""
+    project = tmp_path_factory.mktemp("smoke") / "project"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, project / name)
+    hiar("run", "smoke", folder=project)
+    return project / "runs" / "smoke"

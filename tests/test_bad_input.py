@@ -1,0 +1,256 @@
+"""Bad input, given to the command line: one line that names the trouble, exit code 2, and what was there is untouched.
+
+What needs no artifacts (parameters, geometries, variants, prompt files) is in test_cli.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+from commands import hiar
+from safetensors.torch import load_file, save_file
+
+from hiar.io.artifacts import write_manifest
+
+PROMPT = "a red disc moves quickly right on a black background"
+ROOM = 300_000  # bytes left on a full disk: less than the largest file of what is made in it
+
+
+def mistake(*arguments, folder):
+    """The one line that a mistake is answered with."""
+    run = hiar(*arguments, folder=folder, code=2, HIAR_TRACKING="off")
+    assert run.stdout == ""
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def sample(work, *options, checkpoint="init", frames=6):
+    checkpoint = f"artifacts/seed-0/{checkpoint}"
+    return mistake(
+        *("sample", "--checkpoint", checkpoint, "--prompt", PROMPT, "--frames", frames, *options), folder=work
+    )
+
+
+def contents(folder):
+    """Every file below a folder, with its bytes; unfinished work aside."""
+    files = [path for path in folder.rglob("*") if path.is_file() and ".partial/" not in str(path)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def take(smoke):
+    """Gives a folder the parameters and the trained artifacts of the smoke experiment, to spoil."""
+
+    def take(folder):
+        for name in ("codec", "teacher", "pairs", "init"):
+            shutil.copytree(smoke / "artifacts" / "seed-0" / name, folder / "artifacts" / "seed-0" / name)
+        shutil.copy(smoke / "params.yaml", folder)
+        return folder
+
+    return take
+
+
+@pytest.fixture
+def work(take, tmp_path):
+    return take(tmp_path / "work")
+
+
+@pytest.fixture
+def artifacts(work):
+    return work / "artifacts" / "seed-0"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda shard: shard.unlink(), "cannot be read (No such file or directory)"),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-100]), "size = "),
+    ],
+    ids=["missing", "truncated"],
+)
+def test_a_shard_that_is_not_whole(work, artifacts, spoil, complaint):
+    spoil(artifacts / "pairs" / "00001.safetensors")
+    before = contents(work)
+    line = mistake("stage", "init", "--seed", 0, folder=work)
+    assert line.startswith(f"artifacts/seed-0/pairs/00001.safetensors: {complaint}")
+    assert line.endswith("delete artifacts/seed-0/pairs and run the stage that makes it again")
+    assert contents(work) == before
+    assert not list(work.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "command", "line"),
+    [
+        (
+            "frames: 15",
+            "frames: 30",
+            ["init"],
+            "pairs/manifest.json: video.frames = 15: params.yaml says 30; run stage",
+        ),
+        (
+            "block: 3",
+            "block: 5",
+            ["sample", "--model", "init", "--variant", "hiar"],
+            "init/manifest.json: video.block = 3: params.yaml says 5; run stage init again",
+        ),
+    ],
+)
+def test_artifacts_of_another_shape_than_the_parameters(work, old, new, command, line):
+    path = work / "params.yaml"
+    text = path.read_text()
+    assert text.count(f"  {old}\n") == 1
+    path.write_text(text.replace(f"  {old}\n", f"  {new}\n"))
+    before = contents(work)
+    assert mistake("stage", *command, "--seed", 0, folder=work).startswith(f"artifacts/seed-0/{line}")
+    assert contents(work) == before
+    assert not list(work.rglob("*.partial"))
+
+
+def widen(path, **config):
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+
+
+def lose_a_matrix(checkpoint):
+    (path,) = (checkpoint / "transformer").glob("*.safetensors")
+    tensors = load_file(path)
+    del tensors["proj_out.weight"]
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda c: widen(c / "codec" / "config.json", channels=5), "codec/codec.safetensors: does not fit config.json"),
+        (lambda c: widen(c / "transformer" / "config.json", ffn_dim=128), "transformer: cannot be loaded (Cannot load"),
+        (lose_a_matrix, "transformer: cannot be loaded (missing weights: proj_out.weight)"),
+    ],
+    ids=["codec", "width", "matrix"],
+)
+def test_a_checkpoint_of_another_shape(work, artifacts, spoil, line):
+    spoil(artifacts / "init")
+    write_manifest(artifacts / "init", "checkpoint")  # somebody's own: with the old manifest, any change is told
+    before = contents(work)
+    said = sample(work, "--out", "out")
+    assert said.startswith(f"artifacts/seed-0/init/{line}")
+    assert "anew" in said
+    assert contents(work) == before
+    assert not list(work.rglob("*.partial"))
+
+
+def test_what_is_no_checkpoint_and_frames_that_make_no_blocks(work):
+    line = sample(work, "--out", "out", checkpoint="pairs")
+    assert line.startswith("artifacts/seed-0/pairs/manifest.json: kind = 'pairs': should be 'checkpoint'; name a")
+    line = sample(work, "--out", "out", frames=7)
+    assert line == "--frames = 7: must be a positive multiple of the block of 3 frames; try 6"
+    assert not list(work.glob("out*"))
+
+
+def test_outputs_below_a_file_and_instead_of_what_is_no_artifact(work, smoke):
+    (work / "file").write_text("of somebody")
+    (work / "folder").mkdir()
+    (work / "folder" / "letter.txt").write_text("of somebody")
+    before = contents(work)
+    assert sample(work, "--out", "file/out") == "file: file exists; a file has this name; choose another"
+    line = sample(work, "--out", "folder")
+    assert line.startswith("folder: holds files but no manifest.json, so it is no artifact to replace; choose")
+    videos = smoke / "artifacts" / "seed-0" / "samples" / "distill" / "hiar"
+    assert mistake("score", videos, "--out", "file/score.json", folder=work).startswith("file: file exists; a")
+    assert contents(work) == before
+    assert not list(work.rglob("*.partial"))
+
+
+def mount(*arguments):
+    """Whether this user may mount, and has."""
+    try:
+        return subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def read_only(folder):
+    """A folder that cannot be written; the permission bits do not bind root, a mount does."""
+    if os.geteuid() == 0:
+        if not mount("--bind", folder, folder):
+            pytest.skip("root that may not mount writes everywhere")
+        try:
+            assert mount("-o", "remount,bind,ro", folder)
+            yield
+        finally:
+            subprocess.run(["umount", "-l", folder], check=True)
+    else:
+        folder.chmod(0o555)
+        try:
+            yield
+        finally:
+            folder.chmod(0o755)
+
+
+def test_a_workspace_that_may_only_be_read(work, artifacts):
+    before = contents(work)
+    with read_only(artifacts):
+        line = mistake("stage", "pairs", "--seed", 0, folder=work)
+    assert line.startswith("artifacts/seed-0/pairs.partial: ")
+    assert line.endswith("or choose another place")
+    assert contents(work) == before
+    assert not list(work.rglob("*.partial"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder that is a disk of its own where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = mount("-t", "tmpfs", "-o", "size=16m", "tmpfs", disk)
+    yield disk
+    if mounted:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@contextmanager
+def little_room(disk):
+    """Leave ``ROOM`` bytes on the disk; where it is none of its own, limit each file to so much."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    filler = disk / "filler"
+    if disk.is_mount():
+        state = os.statvfs(disk)
+        filler.write_bytes(bytes(state.f_bavail * state.f_frsize - ROOM))
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, hard))
+    try:
+        yield
+    finally:
+        filler.unlink(missing_ok=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_and_a_stage(disk, take):
+    take(disk)
+    pairs = disk / "artifacts" / "seed-0" / "pairs"
+    before = contents(disk)
+    with little_room(disk):
+        line = mistake("stage", "pairs", "--seed", 0, folder=disk)
+    assert line.startswith("artifacts/seed-0/pairs.partial/00000.safetensors: ")
+    assert line.endswith("run again")
+    assert contents(disk) == before
+    assert not (pairs.with_name("pairs.partial") / "manifest.json").exists()
+    hiar("stage", "pairs", "--seed", 0, folder=disk, HIAR_TRACKING="off")  # once there is space
+    assert contents(pairs).keys() == {"00000.safetensors", "00001.safetensors", "captions.txt", "manifest.json"}
+
+
+def test_a_full_disk_and_videos_that_are_there(disk, work, smoke):
+    shutil.copytree(smoke / "artifacts" / "seed-0" / "samples" / "init" / "hiar", disk / "out")
+    before = contents(disk)
+    with little_room(disk):
+        line = sample(work, "--out", disk / "out", "--save-latents", frames=330)
+    assert line.startswith(f"{disk}/out.partial/.latents/00000.safetensors: ")
+    assert line.endswith("run again")
+    assert contents(disk) == before
+    assert not (disk / "out.partial" / "manifest.json").exists()

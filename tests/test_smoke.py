@@ -1,0 +1,167 @@
+"""What a user gets from `hiar run smoke`, and what can be done with it next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from commands import environment, hiar
+
+from hiar.io.artifacts import content_hash
+
+STAGES = 12  # codec, teacher, pairs, init, two of distill, four of sample, score, report
+METRICS = {
+    "good",
+    "residual",
+    "smoothed_speed",
+    "saturation_drift",
+    "sharpness_drift",
+    "background_shift",
+    "border_jump",
+}
+PROMPT = "a red disc moves quickly right on a black background"
+
+
+def run_ids(client):
+    (experiment,) = [one for one in client.search_experiments() if one.name == "hiar/smoke"]
+    return [run.info.run_id for run in client.search_runs([experiment.experiment_id])]
+
+
+@pytest.fixture(scope="module")
+def client(smoke):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{smoke.parents[1] / 'mlflow.db'}")
+
+
+def test_the_summary_has_a_row_a_model(smoke):
+    params = yaml.safe_load((smoke / "params.yaml").read_text())
+    rows = json.loads((smoke / "metrics" / "summary.json").read_text())
+    expected = [("teacher", "teacher", None, None)]
+    for stage in ("init", "distill"):
+        for name in params["compare"][stage]:
+            variant = params["variants"][name]
+            expected.append((stage, name, variant["order"], variant["context"]))
+    assert [(row["stage"], row["variant"], row["order"], row["context"]) for row in rows] == expected
+    for row in rows:
+        assert row.keys() == {"variant", "stage", "order", "context", "seed", "metrics"}
+        assert row["seed"] == 0
+        assert row["metrics"].keys() >= METRICS
+        for figure in row["metrics"].values():
+            assert figure.keys() == {"mean", "se", "n"}
+            assert figure["n"] == params["sample"]["videos"]
+
+
+def test_the_report_is_one_file(smoke):
+    text = (smoke / "reports" / "index.html").read_text()
+    assert text.count("data:video/mp4;base64,") == 2 * 5  # prompts; true world, teacher, init, two students
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
+    assert {path.name for path in (smoke / "reports").iterdir()} == {"index.html", "contact_sheet.png"}
+    for stage in ("seed-0/codec", "seed-0/distill/hiar", "seed-0/samples/teacher", "score"):
+        assert f'<th scope="row">{stage}</th>' in text
+
+
+def test_nothing_unfinished_is_left(smoke):
+    assert list(smoke.rglob("*.partial")) == []
+    assert [path for path in smoke.rglob(".*") if path.is_relative_to(smoke / "artifacts")] == []
+
+
+def test_a_second_run_runs_no_stage(smoke, client):
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status"], cwd=smoke, env=environment(), capture_output=True, text=True
+    )
+    assert status.stdout.strip() == "Data and pipelines are up to date.", status.stderr
+    before, runs = stamps(smoke), run_ids(client)
+    said = hiar("run", "smoke", folder=smoke.parents[1]).stdout
+    assert said.startswith("everything is up to date\n")
+    table = [line.split("|")[1].strip() for line in said.splitlines() if line.startswith("|")]
+    assert table[2:] == ["HiAR · init", "Self-Forcing", "HiAR", "Teacher", "True world"]
+    assert "runs/smoke/reports/index.html" in said
+    assert stamps(smoke) == before
+    assert run_ids(client) == runs
+
+
+def stamps(workspace):
+    """What a stage that runs would change."""
+    names = ("dvc.lock", "artifacts", "metrics", "curves", "reports", "logs")
+    files = [path for name in names for path in [workspace / name, *(workspace / name).rglob("*")] if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_mlflow_has_a_run_a_stage_under_one_parent(smoke, client):
+    runs = [client.get_run(run_id) for run_id in run_ids(client)]
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert len(children) == STAGES
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    for run in runs:
+        assert (run.data.params["teacher.training.steps"], run.data.params["seeds"]) == ("20", "[0]")
+        assert re.match("[0-9a-f]{40}", run.data.tags["commit"])
+    of_stage = {stage: [run for run in children if run.data.tags["stage"] == stage] for stage in STAGE_METRICS}
+    for stage, metrics in STAGE_METRICS.items():
+        for run in of_stage[stage]:
+            assert run.data.metrics.keys() >= metrics, stage
+            if stage not in ("score", "report"):
+                assert run.data.tags["content"] == content_hash(smoke / run.data.tags["path"])
+    steps = [metric.step for metric in client.get_metric_history(of_stage["teacher"][0].info.run_id, "loss")]
+    assert steps == list(range(20))
+    kept = {
+        stage: {file.path for file in client.list_artifacts(runs[0].info.run_id)} for stage, runs in of_stage.items()
+    }
+    assert kept["sample"] == {"0000.mp4", "0001.mp4"}
+    assert kept["report"] == {"index.html", "contact_sheet.png"}
+
+
+STAGE_METRICS = {
+    "codec": {"loss", "psnr"},
+    "teacher": {"loss", "grad_norm"},
+    "pairs": {"latent_std"},
+    "init": {"loss", "grad_norm"},
+    "distill": {"critic", "dmd"},
+    "sample": set(),
+    "score": {"distill/hiar/seed-0/good"},
+    "report": set(),
+}
+
+
+def sample(smoke, out, checkpoint, frames, *options):
+    return hiar(
+        *("sample", "--checkpoint", smoke / "artifacts" / "seed-0" / checkpoint, "--frames", frames, "--out", out),
+        *("--seed", 3, *options),
+        folder=smoke,
+    )
+
+
+def test_step_first_and_diagonal_give_the_same_videos_which_can_be_scored(smoke, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n\na blue wide bar moves\n")
+    for order in ("step_first", "diagonal"):
+        options = ("--prompts", prompts, "--order", order, "--save-latents")
+        sample(smoke, tmp_path / order, "distill/hiar", 30, *options)
+    names = ["0000.mp4", "0001.mp4", "captions.txt", "latents.safetensors"]
+    for order in ("step_first", "diagonal"):
+        assert sorted(path.name for path in (tmp_path / order).iterdir()) == [*names, "manifest.json"]
+    digests = [
+        {name: hashlib.sha256((tmp_path / order / name).read_bytes()).hexdigest() for name in names}
+        for order in ("step_first", "diagonal")
+    ]
+    assert digests[0] == digests[1]
+    manifest = json.loads((tmp_path / "diagonal" / "manifest.json").read_text())
+    assert (manifest["order"], manifest["context"], manifest["variant"]) == ("diagonal", "output", "hiar")
+
+    hiar("score", tmp_path / "diagonal", "--out", tmp_path / "score.json", folder=smoke)
+    score = json.loads((tmp_path / "score.json").read_text())
+    assert (score["videos"], score["frames"]) == (2, 30)
+    assert score["metrics"].keys() >= METRICS
+
+
+def test_the_teacher_makes_clips_of_its_own_length(smoke, tmp_path):
+    sample(smoke, tmp_path / "out", "teacher", 15, "--prompt", PROMPT)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0000.mp4", "captions.txt", "manifest.json"]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["order"] is None
