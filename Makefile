@@ -26,6 +26,7 @@ setup: $(READY) ## create .venv and install the locked packages (done once, and 
 
 # The stamp comes last, so that an interrupted installation is taken up again.
 $(READY): pyproject.toml requirements.lock
+	@echo "installing into $(VENV), once: about two minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .

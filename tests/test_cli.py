@@ -1,25 +1,14 @@
 """The command line, run as a command: help at once, mistakes in one line with exit code 2."""
 
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-
-
-def hiar(*arguments, folder=ROOT, code=None):
-    command = [sys.executable, "-m", "hiar", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert code is None or run.returncode == code, run.stdout + run.stderr
-    return run
+from commands import ROOT, hiar
 
 
-def mistake(*arguments, folder=ROOT):
+def mistake(*arguments, folder):
     """The line that a mistake is answered with."""
     run = hiar(*arguments, folder=folder, code=2)
     assert run.stdout == ""
@@ -58,14 +47,14 @@ def test_help_needs_nothing_heavy(command):
 
 
 def test_without_arguments_the_help_is_shown():
-    assert "Commands:" in hiar(code=0).stdout
+    assert "Commands:" in hiar(folder=ROOT).stdout
 
 
 def test_config_check_and_show_merge_the_experiment(project):
-    assert "valid" in hiar("config", "check", folder=project, code=0).stdout
+    assert "valid" in hiar("config", "check", folder=project).stdout
     (project / "experiments" / "mine.yaml").write_text("sample: {frames: 90}\n")
-    assert "valid" in hiar("config", "check", "mine", folder=project, code=0).stdout
-    assert "  frames: 90\n" in hiar("config", "show", "mine", folder=project, code=0).stdout
+    assert "valid" in hiar("config", "check", "mine", folder=project).stdout
+    assert "  frames: 90\n" in hiar("config", "show", "mine", folder=project).stdout
 
 
 @pytest.mark.parametrize(
