@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -23,10 +24,10 @@ ROOM = 300_000  # bytes left on a full disk: less than the largest file of what 
 
 
 def mistake(*arguments, folder):
-    """The one line that a mistake is answered with."""
+    """The one line that a mistake is answered with, after those of the progress until then."""
     run = hiar(*arguments, folder=folder, code=2, HIAR_TRACKING="off")
     assert run.stdout == ""
-    (line,) = run.stderr.splitlines()
+    (line,) = [line for line in run.stderr.splitlines() if not re.search(r": \d+/\d+ in \d\d:\d\d", line)]
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
 

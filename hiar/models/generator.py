@@ -126,7 +126,8 @@ def load_card(folder: Path) -> Card:
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(map(str, problem["loc"]))
-        raise UserError(f"{path}: {field} = {problem['input']!r}: {problem['msg']}; make the checkpoint anew") from None
+        found = "is missing" if problem["type"] == "missing" else f"= {problem['input']!r}: {problem['msg']}"
+        raise UserError(f"{path}: {field} {found}; make the checkpoint anew") from None
 
 
 def clone(denoiser: Denoiser) -> Denoiser:
