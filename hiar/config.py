@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hiar.errors import UserError, suggest
+from hiar.errors import UserError, require, suggest
 
 Order = Literal["block_first", "step_first", "diagonal"]
 Context = Literal["clean", "output", "input"]
@@ -48,8 +48,8 @@ class World(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _require(self.speed[0] <= self.speed[1], "speed", self.speed, "give the slowest first: [slow, fast]")
-        _require(
+        require(self.speed[0] <= self.speed[1], "speed", self.speed, "give the slowest first: [slow, fast]")
+        require(
             2 * self.radius + 2 * self.speed[1] <= self.size,
             "radius",
             self.radius,
@@ -69,19 +69,19 @@ class Video(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         k = self.block
-        _require(
+        require(
             self.frames % k == 0,
             "frames",
             self.frames,
             f"must be a multiple of block = {k}; try {_round(self.frames, k)}",
         )
-        _require(
+        require(
             self.window % k == 0 and self.window >= k,
             "window",
             self.window,
             f"must be a multiple of block = {k} and no smaller than one block; try {max(k, _round(self.window, k))}",
         )
-        _require(
+        require(
             (self.sink_blocks + 1) * k <= self.window,
             "sink_blocks",
             self.sink_blocks,
@@ -148,7 +148,7 @@ class Codec(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _require(self.channels <= 3 * self.patch**2, "channels", self.channels, "cannot exceed 3 patch^2")
+        require(self.channels <= 3 * self.patch**2, "channels", self.channels, "cannot exceed 3 patch^2")
         return self
 
 
@@ -280,22 +280,22 @@ class Params(Section):
     def _check(self) -> Self:
         k = self.video.block
         latent = self.world.size // self.codec.patch
-        _require(
+        require(
             self.world.size % self.codec.patch == 0,
             "codec.patch",
             self.codec.patch,
             f"must divide world.size = {self.world.size}",
         )
-        _require(
+        require(
             latent % self.model.patch == 0,
             "model.patch",
             self.model.patch,
             f"must divide the {latent} latent pixels a side",
         )
-        _require(
+        require(
             self.sample.frames % k == 0, "sample.frames", self.sample.frames, f"must be a multiple of video.block = {k}"
         )
-        _require(
+        require(
             self.video.sink_blocks == 0 or self.video.frames <= self.video.window,
             "video.sink_blocks",
             self.video.sink_blocks,
@@ -303,14 +303,14 @@ class Params(Section):
         )
         shortest = max(self.score.segments, 4)
         for field, frames in (("video.frames", self.video.frames), ("sample.frames", self.sample.frames)):
-            _require(frames >= shortest, field, frames, f"scoring needs at least {shortest} frames")
-        _require(
+            require(frames >= shortest, field, frames, f"scoring needs at least {shortest} frames")
+        require(
             self.report.videos <= self.sample.videos,
             "report.videos",
             self.report.videos,
             f"cannot exceed sample.videos = {self.sample.videos}",
         )
-        _require(
+        require(
             self.pairs.solver_steps % self.schedule.student_steps == 0,
             "pairs.solver_steps",
             self.pairs.solver_steps,
@@ -318,10 +318,10 @@ class Params(Section):
         )
         for field, names in (("compare.init", self.compare.init), ("compare.distill", self.compare.distill)):
             for name in names:
-                _require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
+                require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
         for name, variant in self.variants.items():
             kl = variant.forward_kl
-            _require(
+            require(
                 kl is None or kl.steps <= self.schedule.student_steps,
                 f"variants.{name}.forward_kl.steps",
                 kl and kl.steps,
@@ -334,19 +334,6 @@ class Params(Section):
         if name not in self.variants:
             raise UserError(f"variant '{name}': no such variant; {suggest(name, self.variants)}")
         return self.variants[name]
-
-
-class BrokenRule(ValueError):
-    """A broken rule between fields, with what its error line needs."""
-
-    def __init__(self, field: str, value: object, remedy: str) -> None:
-        super().__init__(f"{field} = {value!r}: {remedy}")
-        self.field, self.value, self.remedy = field, value, remedy
-
-
-def _require(condition: bool, field: str, value: object, remedy: str) -> None:
-    if not condition:
-        raise BrokenRule(field, value, remedy)
 
 
 def _round(frames: int, block: int) -> int:

@@ -19,3 +19,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names) or 'none'}"
+
+
+class BrokenRule(ValueError):
+    """A broken rule between fields, with what its error line needs."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        super().__init__(f"{field} = {value!r}: {remedy}")
+        self.field, self.value, self.remedy = field, value, remedy
+
+
+def require(condition: bool, field: str, value: object, remedy: str) -> None:
+    """Raise BrokenRule unless ``condition`` holds; for the validators of a section."""
+    if not condition:
+        raise BrokenRule(field, value, remedy)

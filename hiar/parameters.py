@@ -8,8 +8,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from hiar.config import BrokenRule, Params, Section
-from hiar.errors import UserError, suggest
+from hiar.config import Params, Section
+from hiar.errors import BrokenRule, UserError, suggest
 
 
 def load_params(path: Path) -> Params:
