@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 HIAR = [sys.executable, "-m", "hiar"]
+PATIENCE = 300  # seconds, for a loaded machine
 
 
 def hiar(project, *arguments):
@@ -51,11 +52,36 @@ def test_a_mistake_in_a_stage_ends_with_its_line_and_code_and_no_traceback(proje
     assert (project.folder / ".prefect").is_dir()
 
 
-def test_ctrl_c_takes_the_stages_and_the_server_along(project):
+@pytest.fixture
+def start(project):
+    """Starts a run and returns it in the middle of a stage."""
+    started = []
+
+    def start():
+        project.order("codec-0", "touch started", "wait never")
+        run = subprocess.Popen(
+            [*HIAR, "run"],
+            cwd=project.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(run)
+        wait_until((project.folder / "started").exists)
+        return run
+
+    yield start
+    for run in started:
+        run.kill()
+        run.wait()
+
+
+def test_ctrl_c_takes_the_stages_and_the_server_along(project, start):
     """A terminal sends it to the whole process group."""
-    run = start(project)
+    run = start()
     os.killpg(run.pid, signal.SIGINT)
-    output, _ = run.communicate(timeout=120)
+    output, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 130, output
     assert output.splitlines()[-1].startswith("interrupted")
     assert "Traceback" not in output
@@ -63,30 +89,15 @@ def test_ctrl_c_takes_the_stages_and_the_server_along(project):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_killed_takes_its_stages_along(project, number, prefect_server, monkeypatch):
+def test_a_run_that_is_killed_takes_its_stages_along(project, start, number, prefect_server, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
-    run = start(project)
+    run = start()
     run.send_signal(number)
-    output, _ = run.communicate(timeout=120)
+    output, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == (-number if number == signal.SIGKILL else 128 + number), output
     wait_until(lambda: working_in(project.folder) == [])
     project.order("codec-0")
     project.dvc("repro", "codec@0")
-
-
-def start(project):
-    """A run in the middle of a stage."""
-    project.order("codec-0", "touch started", "wait never")
-    run = subprocess.Popen(
-        [*HIAR, "run"],
-        cwd=project.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    wait_until((project.folder / "started").exists)
-    return run
 
 
 def working_in(folder):
@@ -104,7 +115,8 @@ def working_in(folder):
 
 
 def wait_until(condition):
-    for _ in range(3000):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
         if condition():
             return
         time.sleep(0.02)

@@ -51,9 +51,9 @@ def test_stop_ends_the_whole_group_even_what_ignores_sigterm():
     code = STUBBORN.format(child=IGNORES_TERM)
     thread = threading.Thread(target=lambda: codes.append(run(groups, code, on_line)))
     thread.start()
-    assert started.wait(60)
+    assert started.wait(300)
     groups.stop(grace=0.2)
-    thread.join(60)
+    thread.join(300)
     assert codes == [-9]
     assert gone(pids[0])
 

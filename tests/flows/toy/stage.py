@@ -16,7 +16,7 @@ def note(event):
 
 
 def wait_for(path):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not Path(path).exists():
         if time.monotonic() > end:
             sys.exit(f"{path} never came")
