@@ -33,6 +33,7 @@ METRICS_BATCH, PARAMS_BATCH = 1000, 100  # what MLflow takes in one request
 # Taken where the user has set nothing else.
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it may hold a password
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT_SECONDS),
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
