@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hiar.errors import UserError, require, suggest
 
 Order = Literal["block_first", "step_first", "diagonal"]
-Context = Literal["clean", "output", "input"]
+Context = Literal["clean", "output", "input", "shared"]
+Passes = Literal["separate", "fused", "batched"]
 Prediction = Literal["flow", "x0"]
 AttentionMode = Literal["bidirectional", "causal"]
 Renoise = Literal["sde", "euler"]
@@ -219,6 +220,16 @@ class Variant(Section):
     order: Order
     context: Context
     forward_kl: ForwardKL | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(
+            self.context != "shared" or self.order == "block_first",
+            "order",
+            self.order,
+            "shared context is left by a later step of the block before; use block_first",
+        )
+        return self
 
 
 class Compare(Section):

@@ -3,7 +3,7 @@
 Cell (n, j) takes block n from level t_j to t_{j+1}. It needs the block's own previous step, and the earlier blocks of
 its window as context at the level the method prescribes (Sec. 3.1, Eq. 6-9). Contexts live in caches of keys and
 values: one a step, or a single one of finished blocks for Self-Forcing. A walk is a sequence of passes, each one
-forward call of the network. Pure Python.
+forward call of the network on one cell or on several that do not wait for each other. Pure Python.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hiar.config import Context, Order
+from hiar.config import Context, Order, Passes
+from hiar.errors import require
 
 
 class Cell(NamedTuple):
@@ -55,6 +56,17 @@ class Grid:
     def caches(self) -> int:
         return 1 if self.finished else self.steps
 
+    def leaves(self, step: int) -> int | None:
+        """Index of the cache in which denoising a cell of ``step`` leaves its block as context, if it does.
+
+        Under the shared rule the keys and values at level t_j, where step j begins, serve the cells of step j - 1.
+        """
+        return step - 1 if self.context == "shared" and step > 0 else None
+
+    def writes(self, step: int) -> bool:
+        """Whether contexts are written after ``step`` by a pass of their own: always, or after the last step only."""
+        return step == self.steps - 1 or not (self.finished or self.context == "shared")
+
     def is_context(self, block: int) -> bool:
         """Whether some later block sees ``block``."""
         return self.window > 1 and (self.blocks is None or block < self.blocks - 1)
@@ -67,14 +79,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward call: it denoises a cell, writes the context of a cell into that step's cache, or both."""
+    """One forward call: it writes the contexts of some cells into their caches, then denoises others."""
 
-    denoise: Cell | None = None
-    write: Cell | None = None
+    write: tuple[Cell, ...] = ()
+    denoise: tuple[Cell, ...] = ()
 
 
 def block_first(grid: Grid) -> Iterator[Cell]:
-    """All steps of a block before the next block: Self-Forcing, and endless streams."""
+    """All steps of a block before the next block: Self-Forcing, and shared passes."""
     for block in _blocks(grid):
         for step in range(grid.steps):
             yield Cell(block, step)
@@ -117,23 +129,87 @@ def make_grid(
     return Grid(blocks, steps, context, window, sinks, given, finished)
 
 
-def passes(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
-    """The separate passes of a walk: denoise each cell, then write its context where a later block will read it."""
+def fastest(order: Order, context: Context) -> tuple[Order, Passes]:
+    """The order and passes with the fewest forward calls that give the same video as ``order``."""
+    if order == "block_first" and context in ("clean", "shared"):
+        return order, "fused"
+    return "diagonal", "batched"
+
+
+def check_walk(order: Order, context: Context, passes: Passes) -> None:
+    """Raise BrokenRule when no grid can be walked so."""
+    require(
+        context != "shared" or order == "block_first",
+        "order",
+        order,
+        "shared context is left by a later step of the block before; use block_first",
+    )
+    require(
+        passes != "batched" or order == "diagonal",
+        "passes",
+        passes,
+        f"only the cells of an anti-diagonal do not wait for each other; use order diagonal, or fewer with {order}",
+    )
+    require(
+        passes != "fused" or order != "block_first" or context in ("clean", "shared"),
+        "passes",
+        passes,
+        f"block_first has moved on when the next block reads a context at the {context} level; use order diagonal",
+    )
+
+
+def walk_passes(grid: Grid, order: Order, passes: Passes = "separate") -> Iterator[Pass]:
+    """The passes of a walk: a kind of passes over an order's cells, the contexts of given blocks first."""
     for block in range(grid.given):
         if grid.is_context(block):
-            yield from (Pass(write=Cell(block, step)) for step in range(grid.steps) if _writes(grid, step))
+            # A given block is shown in every cache, also where a generated one would leave its context by itself.
+            steps = range(grid.steps - 1 if grid.finished else 0, grid.steps)
+            yield from (Pass(write=(Cell(block, step),)) for step in steps)
+    yield from PASSES[passes](grid, ORDERS[order](grid))
+
+
+def separate(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
+    """Denoise each cell, then write its context where a later block will read it."""
     for cell in cells:
-        yield Pass(denoise=cell)
-        if grid.is_context(cell.block) and _writes(grid, cell.step):
-            yield Pass(write=cell)
+        yield Pass(denoise=(cell,))
+        if grid.is_context(cell.block) and grid.writes(cell.step):
+            yield Pass(write=(cell,))
+
+
+def fused(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
+    """Algorithm 1's fused passes: [context of n | noisy n + 1] in one forward call."""
+    return _fuse(grid, ((cell,) for cell in cells))
+
+
+def batched(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
+    """A whole anti-diagonal in one forward call, with the contexts that its cells read: N + S - 1 calls in all."""
+    diagonals = itertools.groupby(cells, key=lambda cell: cell.block + cell.step)
+    return _fuse(grid, (tuple(group) for _, group in diagonals))
+
+
+PASSES: dict[Passes, Callable[[Grid, Iterable[Cell]], Iterator[Pass]]] = {
+    "separate": separate,
+    "fused": fused,
+    "batched": batched,
+}
+
+
+def _fuse(grid: Grid, groups: Iterable[tuple[Cell, ...]]) -> Iterator[Pass]:
+    """Carry each context out with the pass that first reads its cache."""
+    waiting: dict[int, Cell] = {}
+    for group in groups:
+        reads = sorted({grid.cache(cell.step) for cell in group} & waiting.keys())
+        yield Pass(write=tuple(waiting.pop(cache) for cache in reads), denoise=group)
+        written = (cell for cell in group if grid.is_context(cell.block) and grid.writes(cell.step))
+        waiting |= {grid.cache(cell.step): cell for cell in written}
 
 
 def check(grid: Grid, walk: Iterable[Pass]) -> None:
     """Raise ValueError at the first pass of a finite ``walk`` that is illegal, or when cells are left undone.
 
     Legal: a cell is denoised once, after the block's previous step, while its cache holds exactly the blocks it sees;
-    a context is written once, in block order, while the state it shows is at hand. In a pass that does both, the write
-    comes first.
+    a context is written once, in block order, while the state it shows is at hand. A pass does its writes first; none
+    of its cells waits for another that it denoises.
     """
     if grid.blocks is None:
         raise ValueError("only a finite grid can be checked")
@@ -141,10 +217,16 @@ def check(grid: Grid, walk: Iterable[Pass]) -> None:
     cached: list[list[int]] = [[] for _ in range(grid.caches)]
     for number, step in enumerate(walk):
         try:
-            if step.write is not None:
-                _check_write(grid, step.write, steps_done, cached)
-            if step.denoise is not None:
-                _check_denoise(grid, step.denoise, steps_done, cached)
+            if len({cell.block for cell in step.denoise}) < len(step.denoise):
+                raise ValueError("it denoises a block twice")
+            for cell in step.write:
+                _check_write(grid, cell, steps_done, cached)
+            for cell in step.denoise:
+                _check_denoise(grid, cell, steps_done, cached)
+            for cell in step.denoise:
+                steps_done[cell.block] += 1
+                if (cache := grid.leaves(cell.step)) is not None:
+                    cached[cache] = grid.visible(cell.block + 1)
         except ValueError as error:
             raise ValueError(f"pass {number}, {step}: {error}") from None
     undone = [block for block, done in steps_done.items() if done < grid.steps]
@@ -157,27 +239,29 @@ def _check_denoise(grid: Grid, cell: Cell, steps_done: dict[int, int], cached: l
         raise ValueError("the cell is outside the grid")
     if steps_done[cell.block] != cell.step:
         raise ValueError(f"the block has been through {steps_done[cell.block]} steps")
-    if cached[grid.cache(cell.step)] != grid.visible(cell.block):
-        raise ValueError(f"its context holds blocks {cached[grid.cache(cell.step)]}, not {grid.visible(cell.block)}")
-    steps_done[cell.block] += 1
+    _check_context(grid, cell.block, grid.cache(cell.step), cached)
+    if (cache := grid.leaves(cell.step)) is not None:
+        _check_context(grid, cell.block, cache, cached)
 
 
 def _check_write(grid: Grid, cell: Cell, steps_done: dict[int, int], cached: list[list[int]]) -> None:
     if cell.block not in steps_done or not 0 <= cell.step < grid.steps:
         raise ValueError("the cell is outside the grid")
-    if not _writes(grid, cell.step):
-        raise ValueError("blocks are shown once finished, after their last step")
+    given = cell.block < grid.given
+    if not grid.writes(cell.step) and not (given and grid.context == "shared"):
+        raise ValueError("its context is not written after this step")
     at_hand = {cell.step, cell.step + 1} if grid.context == "input" else {cell.step + 1}
-    if cell.block >= grid.given and steps_done[cell.block] not in at_hand:
+    if not given and steps_done[cell.block] not in at_hand:
         raise ValueError(f"the state to show is not at hand: the block has been through {steps_done[cell.block]} steps")
-    if cached[grid.cache(cell.step)] != grid.visible(cell.block):
-        raise ValueError(f"its context holds blocks {cached[grid.cache(cell.step)]}, not {grid.visible(cell.block)}")
+    _check_context(grid, cell.block, grid.cache(cell.step), cached)
+    if not grid.writes(cell.step):  # made as the next step's pass would have made it, in that step's context
+        _check_context(grid, cell.block, cell.step + 1, cached)
     cached[grid.cache(cell.step)] = grid.visible(cell.block + 1)
 
 
-def _writes(grid: Grid, step: int) -> bool:
-    """Whether contexts are written after ``step``: after every step, or after the last one only."""
-    return not grid.finished or step == grid.steps - 1
+def _check_context(grid: Grid, block: int, cache: int, cached: list[list[int]]) -> None:
+    if cached[cache] != grid.visible(block):
+        raise ValueError(f"its context holds blocks {cached[cache]}, not {grid.visible(block)}")
 
 
 def _blocks(grid: Grid) -> Iterable[int]:

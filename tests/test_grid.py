@@ -6,61 +6,91 @@ import pytest
 from hypothesis import given as cases
 from hypothesis import strategies as st
 
-from hiar.grid import ORDERS, Cell, Grid, Pass, check, make_grid, passes
+from hiar.config import Passes
+from hiar.errors import BrokenRule
+from hiar.grid import ORDERS, PASSES, Cell, Grid, Pass, check, check_walk, fastest, make_grid, walk_passes
 
-CONTEXTS = ["clean", "output", "input"]
-orders = st.sampled_from(sorted(ORDERS))
+CONTEXTS = ["clean", "output", "input", "shared"]
+
+
+def possible(order: str, context: str, passes: Passes) -> bool:
+    try:
+        check_walk(order, context, passes)  # type: ignore[arg-type]
+    except BrokenRule:
+        return False
+    return True
+
+
+WALKS = [
+    (order, context, passes)
+    for order in sorted(ORDERS)
+    for context in CONTEXTS
+    for passes in PASSES
+    if possible(order, context, passes)
+]
 
 
 @st.composite
-def grids(draw: st.DrawFn) -> tuple[str, Grid]:
-    order, blocks, window = draw(orders), draw(st.integers(1, 7)), draw(st.integers(1, 5))
+def walks(draw: st.DrawFn) -> tuple[Grid, list[Pass]]:
+    """A grid and the passes of a possible walk over it."""
+    order, context, passes = draw(st.sampled_from(WALKS))
+    blocks, window = draw(st.integers(1, 7)), draw(st.integers(1, 5))
     grid = make_grid(
         order,
-        draw(st.sampled_from(CONTEXTS)),
+        context,
         blocks=blocks,
         steps=draw(st.integers(1, 5)),
         window=window,
         sinks=draw(st.integers(0, window - 1)),
         given=draw(st.integers(0, blocks - 1)),
     )
-    return order, grid
+    return grid, list(walk_passes(grid, order, passes))
 
 
 def legal(grid: Grid, walk: list[Pass]) -> bool:
     """The definition, with whole histories instead of the checker's running state."""
     done: list[Cell] = []
-    shown: list[tuple[int, Cell]] = []  # (cache, cell written)
+    shown: list[list[int]] = [[] for _ in range(grid.caches)]  # the blocks each cache was ever given
+
+    def sees_what_it_should(cache: int, n: int) -> bool:
+        if grid.window > 1 + grid.sinks:
+            return shown[cache] == list(range(n))
+        return shown[cache][: grid.sinks] == list(range(min(n, grid.sinks))) and n not in shown[cache][: grid.sinks]
+
+    def inside(n: int, j: int) -> bool:
+        return 0 <= n < grid.blocks and 0 <= j < grid.steps  # type: ignore[operator]
+
+    def may_write(n: int, j: int) -> bool:
+        last = j == grid.steps - 1
+        progress = sum(cell.block == n for cell in done)
+        if n < grid.given:
+            if grid.finished and not last:
+                return False
+            # Under the shared rule a context at t_{j+1} is computed among the contexts of step j + 1.
+            return grid.context != "shared" or last or sees_what_it_should(j + 1, n)
+        if (grid.finished or grid.context == "shared") and not last:
+            return False
+        return progress == j + 1 or (grid.context == "input" and progress == j)
+
     for step in walk:
-        if step.write is not None:
-            n, j = step.write
-            if not (0 <= n < grid.blocks and 0 <= j < grid.steps):  # type: ignore[operator]
+        for n, j in step.write:
+            if not inside(n, j) or not may_write(n, j) or not sees_what_it_should(grid.cache(j), n):
                 return False
-            if grid.finished and j != grid.steps - 1:
+            shown[grid.cache(j)].append(n)
+        for n, j in step.denoise:
+            if not inside(n, j) or n < grid.given or [cell.step for cell in done if cell.block == n] != list(range(j)):
                 return False
-            progress = sum(cell.block == n for cell in done)
-            if n >= grid.given and progress != j + 1 and not (grid.context == "input" and progress == j):
+            if not sees_what_it_should(grid.cache(j), n):
                 return False
-            written = [cell.block for cache, cell in shown if cache == grid.cache(j)]
-            if grid.window > 1 + grid.sinks:
-                if written != list(range(n)):
-                    return False
-            elif written[: grid.sinks] != list(range(min(n, grid.sinks))) or n in written[: grid.sinks]:
+            if grid.context == "shared" and j > 0 and not sees_what_it_should(j - 1, n):
                 return False
-            shown.append((grid.cache(j), step.write))
-        if step.denoise is not None:
-            n, j = step.denoise
-            if not (grid.given <= n < grid.blocks and 0 <= j < grid.steps):  # type: ignore[operator]
-                return False
-            if [cell.step for cell in done if cell.block == n] != list(range(j)):
-                return False
-            written = [cell.block for cache, cell in shown if cache == grid.cache(j)]
-            if grid.window > 1 + grid.sinks:
-                if written != list(range(n)):
-                    return False
-            elif written[: grid.sinks] != list(range(min(n, grid.sinks))):
-                return False
-            done.append(step.denoise)
+        if len({n for n, _ in step.denoise}) < len(step.denoise):
+            return False
+        done += step.denoise
+        if grid.context == "shared":
+            for n, j in step.denoise:
+                if j > 0:
+                    shown[j - 1].append(n)
     return len(done) == (grid.blocks - grid.given) * grid.steps  # type: ignore[operator]
 
 
@@ -72,21 +102,23 @@ def accepted(grid: Grid, walk: list[Pass]) -> bool:
     return True
 
 
-@cases(grids())
-def test_every_order_walks_every_cell_once_and_legally(case: tuple[str, Grid]) -> None:
-    order, grid = case
-    cells = list(ORDERS[order](grid))
+@cases(walks())
+def test_every_walk_does_every_cell_once_and_legally(case: tuple[Grid, list[Pass]]) -> None:
+    grid, walk = case
+    cells = [cell for step in walk for cell in step.denoise]
     assert sorted(cells) == [Cell(n, j) for n in range(grid.given, grid.blocks) for j in range(grid.steps)]
-    check(grid, passes(grid, cells))
+    assert legal(grid, walk)
+    check(grid, walk)
 
 
-@cases(grids(), st.data())
-def test_the_checker_agrees_with_the_definition_on_damaged_walks(case: tuple[str, Grid], data: st.DataObject) -> None:
-    order, grid = case
-    walk = list(passes(grid, ORDERS[order](grid)))
+@cases(walks(), st.data())
+def test_the_checker_agrees_with_the_definition_on_damaged_walks(
+    case: tuple[Grid, list[Pass]], data: st.DataObject
+) -> None:
+    grid, walk = case
     for _ in range(data.draw(st.integers(1, 3))):
         i, j = (data.draw(st.integers(0, len(walk) - 1)) for _ in range(2))
-        match data.draw(st.sampled_from(["swap", "drop", "repeat", "replace"])):
+        match data.draw(st.sampled_from(["swap", "drop", "repeat", "replace", "merge", "split"])):
             case "swap":
                 walk[i], walk[j] = walk[j], walk[i]
             case "drop" if len(walk) > 1:
@@ -95,23 +127,58 @@ def test_the_checker_agrees_with_the_definition_on_damaged_walks(case: tuple[str
                 walk.insert(i, walk[j])
             case "replace":
                 cell = Cell(data.draw(st.integers(-1, grid.blocks)), data.draw(st.integers(-1, grid.steps)))  # type: ignore[operator]
-                walk[i] = Pass(write=cell) if walk[i].denoise is None else Pass(denoise=cell)
+                walk[i] = Pass(denoise=(cell,)) if walk[i].denoise else Pass(write=(cell,))
+            case "merge" if i + 1 < len(walk):
+                second = walk.pop(i + 1)
+                walk[i] = Pass(walk[i].write + second.write, walk[i].denoise + second.denoise)
+            case "split" if walk[i].write and walk[i].denoise:
+                walk[i : i + 1] = [Pass(denoise=walk[i].denoise), Pass(write=walk[i].write)]
     assert accepted(grid, walk) == legal(grid, walk)
 
 
-@cases(grids())
-def test_orders_of_step_wise_contexts_are_interchangeable(case: tuple[str, Grid]) -> None:
-    _, grid = case
-    if not grid.finished:
-        for order in ORDERS.values():
-            check(grid, passes(grid, order(grid)))
+@pytest.mark.parametrize(
+    ("context", "order"), [("output", "step_first"), ("clean", "block_first"), ("shared", "block_first")]
+)
+def test_as_many_forward_calls_as_promised(context: str, order: str) -> None:
+    """N blocks, S steps: separate passes write every context that is read, fused ones none by itself."""
+    blocks, steps = 10, 4
+    grid = make_grid(order, context, blocks=blocks, steps=steps, window=3)  # type: ignore[arg-type]
+    written = (blocks - 1) * (steps if context == "output" else 1)
+    assert len(list(walk_passes(grid, order, "separate"))) == blocks * steps + written  # type: ignore[arg-type]
+    assert len(list(walk_passes(grid, order, "fused"))) == blocks * steps  # type: ignore[arg-type]
+    if context == "output":
+        assert len(list(walk_passes(grid, "diagonal", "batched"))) == blocks + steps - 1
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("order", sorted(ORDERS))
+def test_the_fastest_walk_is_possible_and_gives_the_same_video(order: str, context: str) -> None:
+    if (order, context, "separate") in WALKS:
+        fast_order, passes = fastest(order, context)  # type: ignore[arg-type]
+        assert (fast_order, context, passes) in WALKS
+        grid = make_grid(order, context, blocks=5, steps=3, window=3)  # type: ignore[arg-type]
+        assert make_grid(fast_order, context, blocks=5, steps=3, window=3) == grid  # type: ignore[arg-type]
+
+
+@cases(walks())
+def test_orders_of_step_wise_contexts_are_interchangeable(case: tuple[Grid, list[Pass]]) -> None:
+    grid, _ = case
+    if not grid.finished and grid.context != "shared":
+        for order in ORDERS:
+            check(grid, walk_passes(grid, order))
 
 
 def test_finished_context_needs_whole_blocks() -> None:
     grid = make_grid("block_first", "clean", blocks=2, steps=2, window=2)
     assert grid.finished
     with pytest.raises(ValueError, match="its context holds blocks"):
-        check(grid, passes(grid, ORDERS["step_first"](grid)))
+        check(grid, walk_passes(grid, "step_first"))
+
+
+def test_shared_context_needs_the_next_step_of_the_block_before() -> None:
+    grid = make_grid("block_first", "shared", blocks=3, steps=2, window=2)
+    with pytest.raises(ValueError, match="its context holds blocks"):
+        check(grid, walk_passes(grid, "step_first"))
 
 
 def test_diagonals_are_as_many_as_the_paper_says() -> None:
@@ -124,11 +191,11 @@ def test_diagonals_are_as_many_as_the_paper_says() -> None:
     assert list(diagonals) == sorted(diagonals)
 
 
-@pytest.mark.parametrize("order", ["block_first", "diagonal"])
-def test_endless_walks_go_on(order: str) -> None:
-    grid = make_grid(order, "output", blocks=None, steps=3, window=2)
-    walk = passes(grid, ORDERS[order](grid))
-    newest = max(step.denoise.block for step, _ in zip(walk, range(300), strict=False) if step.denoise)
+@pytest.mark.parametrize(("order", "context", "passes"), [walk for walk in WALKS if walk[0] != "step_first"])
+def test_endless_walks_go_on(order: str, context: str, passes: str) -> None:
+    grid = make_grid(order, context, blocks=None, steps=3, window=2)  # type: ignore[arg-type]
+    walk = walk_passes(grid, order, passes)  # type: ignore[arg-type]
+    newest = max(cell.block for step, _ in zip(walk, range(300), strict=False) for cell in step.denoise)
     assert newest > 40
 
 

@@ -1,14 +1,14 @@
-"""Attention modes of the Wan transformer: bidirectional, block-causal under a mask, and block by block with a cache.
+"""Attention modes of the Wan transformer: bidirectional, block-causal under a mask, and block by block with rings.
 
-diffusers' transformer is used as it is: `install` gives its self-attention layers a processor, and puts a module in
-the place of its position table that hands every layer the plan of the current forward. Keys are cached before their
-rotation, so that positions can be relative to the window: a rollout then never runs out of positions.
+diffusers' transformer is used as it is: `install` gives its attention layers processors, and puts a module in the place
+of its position table that hands every layer the plan of the current forward. Forwards on single blocks of a rollout
+have plans of their own, see `hiar.models.blockwise`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -19,9 +19,12 @@ from diffusers.models.transformers.transformer_wan import (
     WanTransformer3DModel,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (1, tokens, 1, head_dim)
-KeysValues = tuple[Tensor, Tensor]  # each (B, tokens, heads, head_dim); keys before rotation
+from hiar.models.rings import Rings
+from hiar.models.rotary import rotate, rotations
+
+KeysValues = tuple[Tensor, Tensor]  # each (B, tokens, heads, head_dim)
 
 
 @dataclass(frozen=True)
@@ -40,41 +43,43 @@ class BlockCausal:
     window: int
 
 
-@dataclass
-class KVCache:
-    """Keys and values of context blocks: ``blocks[n][layer]``, in the order the blocks were written."""
-
-    blocks: dict[int, list[KeysValues]] = field(default_factory=dict)
-
-    @property
-    def tokens(self) -> int:
-        """Cached tokens, of one layer."""
-        return sum(layers[0][0].shape[1] for layers in self.blocks.values())
-
-    def keep(self, visible: list[int]) -> None:
-        """Forget every block but the ``visible`` ones."""
-        self.blocks = {block: layers for block, layers in self.blocks.items() if block in visible}
+Attention = Bidirectional | BlockCausal
 
 
 @dataclass(frozen=True)
-class Cached:
-    """One block that sees the blocks of ``cache`` and itself; with ``write``, it joins the cache as block ``write``."""
+class SequencePlan:
+    """What the self-attention of a forward on whole clips needs; travels in the place of Wan's rotary embedding."""
 
-    cache: KVCache
-    write: int | None = None
-
-
-Attention = Bidirectional | BlockCausal | Cached
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the self-attention of one forward needs; travels to the layers in the place of Wan's rotary embedding."""
-
-    rotation: Rotation  # of the cached tokens, then of the forward's own
+    turns: Tensor  # (1, tokens, 1, head_dim / 2), complex
     mask: Tensor | None = None  # (tokens, tokens), true where a query may look
-    context: list[list[KeysValues]] = field(default_factory=list)  # cached blocks, a list of layers each
-    written: list[KeysValues] | None = None  # filled in by the layers, in their order
+
+
+class Row(NamedTuple):
+    """A block in a forward: it attends to ``cache``, itself included, and stays there until another takes its slot.
+
+    leave: a further cache that keeps it as context.
+    """
+
+    block: int
+    cache: int
+    leave: int | None = None
+
+
+@dataclass(frozen=True)
+class BlocksPlan:
+    """What the self-attention of a forward on single blocks needs; hidden states are (B * rows, tokens, dim)."""
+
+    rings: Rings
+    rows: tuple[Row, ...]
+    turns: Tensor  # (1, rows, tokens, 1, head_dim / 2), complex
+    sink_shifts: tuple[Tensor | None, ...]  # one a row, see Rings.seen
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """Keys and values of prompts, in the place of text embeddings: (rows in a row that share one, a layer's each)."""
+
+    runs: tuple[tuple[int, list[KeysValues]], ...]
 
 
 class Positions(nn.Module):
@@ -83,44 +88,28 @@ class Positions(nn.Module):
     def __init__(self, table: WanRotaryPosEmbed) -> None:
         super().__init__()
         self.table = table
-        self.plan: Plan | None = None
-        self._rotations: dict[tuple[Any, ...], Rotation] = {}
+        self.plan: SequencePlan | None = None
+        self._turns: dict[tuple[Any, ...], Tensor] = {}
 
-    def forward(self, hidden_states: Tensor) -> Plan:
+    def forward(self, hidden_states: Tensor) -> SequencePlan:
         # A bare forward of the transformer is diffusers' own: bidirectional.
-        return self.plan or Plan(self.table(hidden_states))
+        return self.plan or self.make_plan(Bidirectional(), hidden_states)
 
-    def make_plan(self, attention: Attention, latents: Tensor) -> Plan:
+    def make_plan(self, attention: Attention, latents: Tensor) -> SequencePlan:
         """Plan of a forward on ``latents`` (B, C, F, H, W)."""
-        frames, tokens = self._tokens(latents)
-        match attention:
-            case Bidirectional():
-                return Plan(self._rotation(frames, latents))
-            case BlockCausal(block, window):
-                mask = block_causal_mask(frames, tokens, block, window).to(latents.device)
-                return Plan(self._rotation(frames, latents), mask=mask)
-            case Cached(cache, write):
-                rotation = self._rotation(cache.tokens // tokens + frames, latents)
-                return Plan(rotation, None, list(cache.blocks.values()), None if write is None else [])
-
-    def _tokens(self, latents: Tensor) -> tuple[int, int]:
-        """Frames of tokens, and tokens a frame."""
-        frames, height, width = (
-            size // patch for size, patch in zip(latents.shape[2:], self.table.patch_size, strict=True)
-        )
-        return frames, height * width
-
-    def _rotation(self, frames: int, latents: Tensor) -> Rotation:
-        """Rotations of ``frames`` frames of the size of ``latents``, computed once."""
-        key = (frames, *latents.shape[3:], latents.device)
-        if key not in self._rotations:
-            shape = (1, 1, frames * self.table.patch_size[0], *latents.shape[3:])
-            self._rotations[key] = self.table(torch.empty(shape, device="meta"))
-        return self._rotations[key]
+        sizes = [size // patch for size, patch in zip(latents.shape[2:], self.table.patch_size, strict=True)]
+        key = (*sizes, latents.device)
+        if key not in self._turns:
+            self._turns[key] = rotations(self.table, 0, *sizes).to(latents.device)
+        mask = None
+        if isinstance(attention, BlockCausal):
+            tokens = sizes[1] * sizes[2]
+            mask = block_causal_mask(sizes[0], tokens, attention.block, attention.window).to(latents.device)
+        return SequencePlan(self._turns[key], mask)
 
 
 class PlannedSelfAttention(WanAttnProcessor):
-    """Wan's attention, with the self-attention following a `Plan`; cross-attention is left to diffusers."""
+    """Wan's self-attention, following the plan of the forward."""
 
     def __init__(self, layer: int) -> None:
         super().__init__()
@@ -132,48 +121,86 @@ class PlannedSelfAttention(WanAttnProcessor):
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        rotary_emb: Plan | None = None,
+        rotary_emb: SequencePlan | BlocksPlan | None = None,
     ) -> Tensor:
-        if rotary_emb is None:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+        assert rotary_emb is not None
         plan = rotary_emb
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
-        if plan.written is not None:
-            plan.written.append((key, value))
-        if plan.context:
-            cached = [layers[self.layer] for layers in plan.context]
-            key = torch.cat([*(keys for keys, _ in cached), key], dim=1)
-            value = torch.cat([*(values for _, values in cached), value], dim=1)
-        cos, sin = plan.rotation
-        query = rotate(query, (cos[:, -query.shape[1] :], sin[:, -query.shape[1] :]))
-        key = rotate(key, (cos, sin))
-        out = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=plan.mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        out = out.flatten(2, 3).type_as(query)
-        return attn.to_out[1](attn.to_out[0](out))
+        if isinstance(plan, BlocksPlan):
+            out = self._blocks(plan, query, key, value)
+        else:
+            out = dispatch_attention_fn(
+                rotate(query, plan.turns),
+                rotate(key, plan.turns),
+                value,
+                attn_mask=plan.mask,
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
+            )
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+
+    def _blocks(self, plan: BlocksPlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention without masks, a call a row: every row's ring shows just what the row may see."""
+        query, key, value = (x.unflatten(0, (-1, len(plan.rows))) for x in (query, key, value))
+        query, key = rotate(query, plan.turns), rotate(key, plan.turns)
+        out = []
+        for i, (row, sink_shift) in enumerate(zip(plan.rows, plan.sink_shifts, strict=True)):
+            own = (key[:, i], value[:, i])
+            if torch.is_grad_enabled():
+                seen = plan.rings.around(row.cache, self.layer, row.block, *own, sink_shift)
+            else:
+                plan.rings.put(row.cache, self.layer, row.block, *own)
+                seen = plan.rings.seen(row.cache, self.layer, row.block, sink_shift)
+            if row.leave is not None:
+                plan.rings.put(row.leave, self.layer, row.block, *own)
+            out.append(attend(query[:, i], *seen))
+        return torch.stack(out, dim=1).flatten(0, 1)
+
+
+class PlannedCrossAttention(WanAttnProcessor):
+    """Wan's cross-attention; under a `TextPlan`, to keys and values that were computed once for the prompt."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | TextPlan | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: None = None,
+    ) -> Tensor:
+        if not isinstance(encoder_hidden_states, TextPlan):
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+        runs = encoder_hidden_states.runs
+        rows = sum(count for count, _ in runs)
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).unflatten(0, (-1, rows))
+        out, first = [], 0
+        for count, layers in runs:
+            part = query[:, first : first + count].flatten(1, 2)
+            out.append(attend(part, *layers[self.layer]).unflatten(1, (count, -1)))
+            first += count
+        attended = out[0] if len(out) == 1 else torch.cat(out, dim=1)
+        return attn.to_out[1](attn.to_out[0](attended.flatten(0, 1).flatten(2, 3).type_as(hidden_states)))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention of (B, tokens, heads, head_dim) to all keys."""
+    out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return out.transpose(1, 2)
 
 
 def install(transformer: WanTransformer3DModel) -> Positions:
     """Make ``transformer`` follow plans; its weights, config and saved form stay diffusers' own."""
     for layer, block in enumerate(transformer.blocks):
         block.attn1.set_processor(PlannedSelfAttention(layer))
+        block.attn2.set_processor(PlannedCrossAttention(layer))
     transformer.rope = Positions(transformer.rope)
     return transformer.rope
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotary position embedding in Wan's interleaved layout: x (B, tokens, heads, head_dim)."""
-    cos, sin = rotation[0][..., 0::2], rotation[1][..., 1::2]
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
 
 
 def block_causal_mask(frames: int, tokens: int, block: int, window: int) -> Tensor:

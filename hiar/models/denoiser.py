@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
 from hiar import config
-from hiar.models.attention import Attention, Bidirectional, Cached, install
+from hiar.models.attention import Attention, Bidirectional, install
 from hiar.schedule import TIMESTEP_SCALE, expand, x0_from_velocity
 
 
@@ -38,14 +36,12 @@ class Denoiser(nn.Module):
         x: (B, C, F, H, W) at noise levels ``sigma``, (B,) or one a frame (B, F); text: (B, words, text_dim).
         """
         positions = self.positions[0]
-        plan = positions.plan = positions.make_plan(attention, x)
+        positions.plan = positions.make_plan(attention, x)
         channels = torch.cat([x, coordinates(x)], dim=1) if self.coordinates else x
         try:
             (out,) = self.transformer(channels, self._timesteps(sigma, x), text, return_dict=False)
         finally:
             positions.plan = None
-        if isinstance(attention, Cached) and attention.write is not None:
-            attention.cache.blocks[attention.write] = cast(list[tuple[Tensor, Tensor]], plan.written)
         out = out.type_as(x)  # under autocast, levels and latents stay in full precision
         return out if self.prediction == "x0" else x0_from_velocity(x, out, expand(sigma, x))
 

@@ -1,17 +1,20 @@
-"""The one place where a cell of the grid is denoised and its context is written."""
+"""The one place where cells of the grid are denoised and their contexts are written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from hiar.config import Renoise
-from hiar.grid import Cell, Grid
-from hiar.models.attention import Cached, KVCache
+from hiar.grid import Cell, Grid, Pass
+from hiar.models.attention import Row
+from hiar.models.blockwise import Conditioning, Places, condition, forward_blocks
 from hiar.models.denoiser import Denoiser
+from hiar.models.rings import Rings
 from hiar.noise import block_noise
 from hiar.schedule import add_noise, euler_step
 
@@ -20,9 +23,9 @@ from hiar.schedule import add_noise, euler_step
 class Rollout:
     """What a walk generates: the grid, its noise levels, and which samples.
 
-    sigmas: (steps + 1,) or more, see `schedule.step_sigmas`; a grid of fewer steps than levels exits early, with the
-    estimate of x0 as its result. shape: (C, k, H, W) of one block. samples: numbers that give each video its noise.
-    text: (B, words, dim).
+    sigmas: (steps + 1,) or more, ending with 0, see `schedule.step_sigmas`; a grid of fewer steps than levels exits
+    early, with the estimate of x0 as its result. shape: (C, k, H, W) of one block. samples: numbers that give each
+    video its noise. text: (B, words, dim). changes: other texts, each from a block on.
     """
 
     grid: Grid
@@ -32,10 +35,15 @@ class Rollout:
     seed: int
     samples: Sequence[int]
     text: Tensor
+    changes: Mapping[int, Tensor] = field(default_factory=dict)
 
     def noise(self, cell: Cell) -> Tensor:
         """The noise of a cell, (B, C, k, H, W)."""
         return block_noise(self.seed, self.samples, cell.step, cell.block, self.shape).to(self.text)
+
+    def text_from(self, block: int) -> int | None:
+        """The block from which the text of ``block`` holds; None: from the start."""
+        return max((start for start in self.changes if start <= block), default=None)
 
 
 @dataclass
@@ -47,18 +55,72 @@ class BlockState:
     after: Tensor
 
 
-def denoise(model: Denoiser, rollout: Rollout, cache: KVCache, cell: Cell, state: BlockState | None) -> BlockState:
-    """Take a block from level t_j to t_{j+1} (Eq. 1-3), its context being in ``cache``."""
+@dataclass
+class Memory:
+    """What a walk holds between its passes: caches of contexts, blocks under way, and what is computed once."""
+
+    model: Denoiser
+    rollout: Rollout
+    states: dict[int, BlockState] = field(default_factory=dict)
+    _conditions: dict[int | None, Conditioning] = field(default_factory=dict)
+
+    @cached_property
+    def rings(self) -> Rings:
+        grid = self.rollout.grid
+        return Rings(grid.caches, grid.window, grid.sinks)
+
+    @cached_property
+    def places(self) -> Places:
+        patches = self.model.transformer.config.patch_size
+        frames, rows, columns = (size // patch for size, patch in zip(self.rollout.shape[1:], patches, strict=True))
+        return Places(self.model, (frames, rows, columns), self.rollout.text.device)
+
+    def conditioning(self, block: int) -> Conditioning:
+        """The block's prompt and the rollout's levels, embedded once; forgotten once the prompt has changed."""
+        start = self.rollout.text_from(block)
+        if start not in self._conditions:
+            while len(self._conditions) > 1:  # blocks on both sides of a change may be under way
+                self._conditions.pop(next(iter(self._conditions)))
+            text = self.rollout.text if start is None else self.rollout.changes[start]
+            self._conditions[start] = condition(self.model, text, self.rollout.sigmas)
+        return self._conditions[start]
+
+
+def carry_out(memory: Memory, step: Pass, given: Tensor | None = None, grad_step: int | None = None) -> None:
+    """One forward call: show the contexts of ``step.write`` to later blocks and denoise ``step.denoise``.
+
+    given: clean latents of the grid's given blocks, (B, C, blocks * k, H, W).
+    grad_step: the step whose denoising is recorded for backward; contexts never are.
+    """
+    rollout = memory.rollout
+    with torch.set_grad_enabled(any(cell.step == grad_step for cell in step.denoise)):
+        shown = [_shown(memory, cell, given) for cell in step.write]
+        starts = [_start(memory, cell) for cell in step.denoise]
+        rows = [_context_row(rollout.grid, cell) for cell in step.write]
+        rows += [
+            Row(cell.block, rollout.grid.cache(cell.step), rollout.grid.leaves(cell.step)) for cell in step.denoise
+        ]
+        x0 = forward_blocks(
+            memory.model,
+            torch.stack([latent for latent, _ in shown] + starts, dim=1),
+            rows,
+            [level for _, level in shown] + [cell.step for cell in step.denoise],
+            [memory.conditioning(cell.block) for cell in step.write + step.denoise],
+            memory.rings,
+            memory.places,
+        )
+        for cell, x, estimate in zip(step.denoise, starts, x0[:, len(shown) :].unbind(1), strict=True):
+            memory.states[cell.block] = BlockState(x, estimate, advance(rollout, cell, x, estimate))
+
+
+def advance(rollout: Rollout, cell: Cell, x: Tensor, x0: Tensor) -> Tensor:
+    """From level t_j to t_{j+1} with the x0 seen at t_j (Eq. 1-3)."""
     sigma, next_sigma = rollout.sigmas[cell.step], rollout.sigmas[cell.step + 1]
-    x = rollout.noise(cell) if state is None else state.after
-    x0 = model(x, sigma.expand(len(x)), rollout.text, Cached(cache))
     if next_sigma == 0:
-        after = x0
-    elif rollout.renoise == "sde":
-        after = add_noise(x0, rollout.noise(Cell(cell.block, cell.step + 1)), next_sigma)
-    else:
-        after = euler_step(x, x0, sigma, next_sigma)
-    return BlockState(x, x0, after)
+        return x0
+    if rollout.renoise == "sde":
+        return add_noise(x0, rollout.noise(Cell(cell.block, cell.step + 1)), next_sigma)
+    return euler_step(x, x0, sigma, next_sigma)
 
 
 def given_state(rollout: Rollout, x0: Tensor, cell: Cell) -> BlockState:
@@ -70,18 +132,38 @@ def given_state(rollout: Rollout, x0: Tensor, cell: Cell) -> BlockState:
     return BlockState(levels[0], x0, levels[1])
 
 
-@torch.no_grad()
-def write_context(model: Denoiser, rollout: Rollout, cache: KVCache, cell: Cell, state: BlockState) -> None:
-    """Show a block to the later ones at the level of the grid's context rule (Sec. 3.1).
+def _start(memory: Memory, cell: Cell) -> Tensor:
+    """The latent that a cell takes on: noise, or what the step before made of it."""
+    if cell.step == 0 and cell.block not in memory.states:
+        return memory.rollout.noise(cell)
+    return memory.states[cell.block].after.detach()
 
-    The cache's window then slides: blocks that the next one does not see are forgotten.
-    """
+
+def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, int]:
+    """The latent a block is shown as after ``cell``, and its level (Sec. 3.1), as an index of the rollout's sigmas."""
+    rollout = memory.rollout
+    if cell.block < rollout.grid.given:
+        if given is None:
+            raise ValueError("the grid has given blocks, but no latents were given")
+        k = rollout.shape[1]
+        state = given_state(rollout, given[:, :, cell.block * k : (cell.block + 1) * k], cell)
+    else:
+        state = memory.states[cell.block]
+    clean = len(rollout.sigmas) - 1
     match rollout.grid.context:
         case "clean":  # t_c = 0
-            latent, sigma = state.x0, torch.zeros(())
+            latent, level = state.x0, clean
         case "output":  # t_c = t_{j+1}
-            latent, sigma = state.after, rollout.sigmas[cell.step + 1]
+            latent, level = state.after, cell.step + 1
         case "input":  # t_c = t_j
-            latent, sigma = state.before, rollout.sigmas[cell.step]
-    model(latent.detach(), sigma.expand(len(latent)), rollout.text, Cached(cache, write=cell.block))
-    cache.keep(rollout.grid.visible(cell.block + 1))
+            latent, level = state.before, cell.step
+        case "shared":  # t_c = t_{j+1}; only the last step's, and those of given blocks, are not left by a denoising
+            latent, level = state.after, cell.step + 1
+    return latent.detach(), level
+
+
+def _context_row(grid: Grid, cell: Cell) -> Row:
+    """Where a context is computed and kept."""
+    if grid.writes(cell.step):
+        return Row(cell.block, grid.cache(cell.step))
+    return Row(cell.block, cell.step + 1, leave=cell.step)  # as denoising the next step would leave it

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hiar.config import Context, Order, Params
 from hiar.errors import UserError
-from hiar.grid import make_grid
+from hiar.grid import fastest, make_grid
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest, write_text
 from hiar.io.progress import Progress
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
@@ -179,7 +179,8 @@ def sample_latents(
     )
     sigmas = step_sigmas(card.schedule.student_steps, card.schedule.student_shift)
     rollout = Rollout(grid, sigmas, source.block_shape, card.schedule.renoise, seed, numbers, text)
-    return generate(source.denoiser, rollout, walk.order).cpu()
+    order, passes = fastest(walk.order, walk.context)
+    return generate(source.denoiser, rollout, order, passes=passes).cpu()
 
 
 def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, numbers: range) -> Tensor:

@@ -55,18 +55,21 @@ def self_rollout(job: Distillation, text: Tensor, seed: int, samples: range, exi
     """
     student, video, variant = cast(Denoiser, job.student.module), job.video, job.variant
     blocks = job.settings.windows * video.frames // video.block
+    # Steps behind the exit change nothing before it, except where they leave its context: shared passes do them all.
+    steps = job.schedule.student_steps if variant.context == "shared" else exit_step + 1
     grid = make_grid(
         variant.order,
         variant.context,
         blocks=blocks,
-        steps=exit_step + 1,
+        steps=steps,
         window=video.window_blocks,
         sinks=video.sink_blocks,
     )
     sigmas = step_sigmas(job.schedule.student_steps, job.schedule.student_shift)
     rollout = Rollout(grid, sigmas, job.block_shape, job.schedule.renoise, seed, samples, text)
     with job.accelerator.autocast():
-        latents = generate(student, rollout, variant.order, grad_step=exit_step if learn else None)
+        grad_step = exit_step if learn else None
+        latents = generate(student, rollout, variant.order, grad_step=grad_step, exit_step=exit_step)
     return latents.unflatten(2, (-1, video.frames)).transpose(1, 2).flatten(0, 1)
 
 

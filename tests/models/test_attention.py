@@ -6,9 +6,13 @@ import copy
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from tiny import relative_error, tiny_denoiser
 
-from hiar.models.attention import Bidirectional, BlockCausal, Cached, KVCache
+from hiar.models.attention import Bidirectional, BlockCausal, Row
+from hiar.models.blockwise import Places, condition, forward_blocks
+from hiar.models.rings import Rings
+from hiar.models.rotary import rotate, rotations
 
 FRAMES, BLOCK = 8, 2
 
@@ -45,18 +49,51 @@ def test_one_block_wide_mask_is_bidirectional(prediction: str, coordinates: bool
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("prediction", "coordinates"), [("flow", False), ("x0", True)])
 @pytest.mark.parametrize("window", [1, 2, 3, 4])
-def test_cached_is_masked(window: int) -> None:
-    """Block by block with a sliding cache = the whole sequence under the mask, the window sliding included."""
-    denoiser = tiny_denoiser()
-    x, sigma, text = inputs(frames=12)
+def test_cached_is_masked(window: int, prediction: str, coordinates: bool) -> None:
+    """Block by block with rings = the whole sequence under the mask, the window sliding included."""
+    denoiser = tiny_denoiser(prediction, coordinates)
+    x, _, text = inputs(frames=14)
+    levels = torch.linspace(0.1, 0.9, 7)
+    sigma = levels.repeat_interleave(BLOCK).expand(2, -1)
     masked = denoiser(x, sigma, text, BlockCausal(BLOCK, window))
-    cache, blocks = KVCache(), []
-    for n in range(6):
-        frames = slice(n * BLOCK, (n + 1) * BLOCK)
-        blocks.append(denoiser(x[:, :, frames], sigma[:, frames], text, Cached(cache, write=n)))
-        cache.keep(list(range(n + 2 - window, n + 1)))
+    rings, places = Rings(1, window), Places(denoiser, (BLOCK, 2, 2), x.device)
+    conditioning = condition(denoiser, text, levels)
+    blocks = [
+        forward_blocks(
+            denoiser,
+            x[:, None, :, n * BLOCK : (n + 1) * BLOCK],
+            [Row(n, 0)],
+            [n],
+            [conditioning],
+            rings,
+            places,
+        )[:, 0]
+        for n in range(7)
+    ]
     assert relative_error(torch.cat(blocks, dim=2), masked) < 1e-5
+
+
+@torch.no_grad()
+def test_positions_have_no_end() -> None:
+    """Beyond the 1,024 frames of Wan's table, and before its start, only distances count."""
+    denoiser = tiny_denoiser()
+    table = denoiser.positions[0].table
+    first = rotations(table, 0, 6, 2, 2)
+    assert torch.equal(first, torch.complex(*_table(table, 6)))
+    query, key = torch.randn(2, 1, 24, 2, 12, generator=torch.Generator().manual_seed(1)).unbind(0)
+    for start in (-7, 1021, 10**6):
+        turns = rotations(table, start, 6, 2, 2)
+        scores = torch.einsum("bqhd,bkhd->bhqk", rotate(query, turns), rotate(key, turns))
+        expected = torch.einsum("bqhd,bkhd->bhqk", rotate(query, first), rotate(key, first))
+        assert relative_error(scores, expected) < 1e-5
+
+
+def _table(table: WanRotaryPosEmbed, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Diffusers' own cosines and sines, one a pair of channels."""
+    cos, sin = table(torch.empty(1, 1, frames, 4, 4))
+    return cos[..., 0::2], sin[..., 1::2]
 
 
 def test_later_blocks_have_no_influence_at_all() -> None:

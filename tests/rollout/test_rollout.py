@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 from tiny import relative_error, tiny_denoiser
 
-from hiar.config import Context, Order, Renoise
+from hiar.config import Context, Order, Passes, Renoise
 from hiar.grid import Cell, make_grid
-from hiar.models.attention import BlockCausal
+from hiar.models.attention import Bidirectional, BlockCausal, attend
 from hiar.models.denoiser import Denoiser
+from hiar.models.rotary import rotate, rotations
 from hiar.rollout.cell import Rollout, given_state
 from hiar.rollout.walk import generate, walk
 from hiar.schedule import add_noise, step_sigmas
@@ -52,6 +54,96 @@ def test_block_first_walks_the_same_grid(context: Context) -> None:
     model = tiny_denoiser()
     rollout = make_rollout(context=context)
     assert torch.equal(generate(model, rollout, "step_first"), generate(model, rollout, "block_first"))
+
+
+WALKS: list[tuple[Context, Order, Order, Passes]] = [
+    ("output", "step_first", "step_first", "fused"),
+    ("output", "step_first", "diagonal", "fused"),
+    ("output", "step_first", "diagonal", "batched"),
+    ("input", "step_first", "step_first", "fused"),
+    ("input", "step_first", "diagonal", "batched"),
+    ("clean", "step_first", "step_first", "fused"),
+    ("clean", "step_first", "diagonal", "batched"),
+    ("clean", "block_first", "block_first", "fused"),
+    ("shared", "block_first", "block_first", "fused"),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("context", "order", "fast_order", "passes"), WALKS)
+@pytest.mark.parametrize(("window", "sinks", "given"), [(3, 0, 0), (2, 0, 1), (4, 2, 0), (1, 0, 0), (4, 1, 3)])
+def test_fused_and_batched_passes_are_the_separate_ones(
+    context: Context, order: Order, fast_order: Order, passes: Passes, window: int, sinks: int, given: int
+) -> None:
+    """One forward call on several cells = one a cell, the window sliding, with sinks, and behind given clips."""
+    model = tiny_denoiser()
+    options = {"blocks": 9, "window": window, "sinks": sinks, "given": given}
+    clip = torch.randn(2, 3, given * BLOCK, 4, 4, generator=torch.Generator().manual_seed(3)) if given else None
+    expected = generate(model, make_rollout(order, context, **options), order, clip)  # type: ignore[arg-type]
+    rollout = make_rollout(fast_order, context, **options)  # type: ignore[arg-type]
+    assert relative_error(generate(model, rollout, fast_order, clip, passes=passes), expected) < 1e-5
+
+
+@pytest.mark.parametrize(("context", "order", "fast_order", "passes"), WALKS)
+def test_gradients_of_fused_passes_are_those_of_separate_ones(
+    context: Context, order: Order, fast_order: Order, passes: Passes
+) -> None:
+    for exit_step in range(STEPS):
+        gradients = []
+        for walk_order, kind in ((order, "separate"), (fast_order, passes)):
+            model = tiny_denoiser()
+            steps = STEPS if context == "shared" else exit_step + 1
+            rollout = make_rollout(walk_order, context, steps=steps)
+            video = generate(model, rollout, walk_order, passes=kind, grad_step=exit_step, exit_step=exit_step)  # type: ignore[arg-type]
+            (video**2).sum().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        assert gradients[0].abs().max() > 0
+        assert relative_error(gradients[1], gradients[0]) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("window", "given"), [(3, 0), (2, 0), (6, 0), (3, 2)])
+def test_shared_context_is_what_the_next_step_left(window: int, given: int) -> None:
+    """Against a rollout that keeps every block's keys and values in lists, as they came out of the layers."""
+    model = tiny_denoiser()
+    clip = torch.randn(2, 3, given * BLOCK, 4, 4, generator=torch.Generator().manual_seed(3)) if given else None
+    rollout = make_rollout("block_first", "shared", window=window, given=given)
+    shared = generate(model, rollout, "block_first", clip)
+    assert relative_error(shared, listed_shared_rollout(model, rollout, clip)) < 1e-5
+
+
+@torch.no_grad()
+def test_with_one_step_shared_context_is_clean_context() -> None:
+    model = tiny_denoiser()
+    text = make_rollout().text
+    videos = []
+    for context in ("shared", "clean"):
+        grid = make_grid("block_first", context, blocks=6, steps=1, window=3)  # type: ignore[arg-type]
+        rollout = Rollout(grid, step_sigmas(1, 5.0), SHAPE, "sde", 7, range(2), text)
+        videos.append(generate(model, rollout, "block_first"))
+    assert torch.equal(*videos)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("order", "context", "passes"), [("diagonal", "output", "batched"), ("block_first", "clean", "fused")]
+)
+def test_a_prompt_changes_at_a_block_border(order: Order, context: Context, passes: Passes) -> None:
+    model = tiny_denoiser()
+    plain = make_rollout(order, context)
+    other = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(5))
+    changed = dataclasses.replace(plain, changes={3: other})
+    before, after = (generate(model, rollout, order, passes=passes) for rollout in (plain, changed))
+    assert relative_error(after[:, :, : 3 * BLOCK], before[:, :, : 3 * BLOCK]) < 1e-5
+    assert not torch.allclose(after[:, :, 3 * BLOCK : 4 * BLOCK], before[:, :, 3 * BLOCK : 4 * BLOCK], atol=1e-2)
+    if order == "diagonal":
+        step_first = dataclasses.replace(changed, grid=make_rollout("step_first", context).grid)
+        assert relative_error(after, generate(model, step_first, "step_first")) < 1e-5
+    whole = dataclasses.replace(plain, changes={0: other})
+    assert (
+        relative_error(generate(model, whole, order), generate(model, dataclasses.replace(plain, text=other), order))
+        < 1e-5
+    )
 
 
 @torch.no_grad()
@@ -153,6 +245,56 @@ def test_positions_are_relative_to_the_window() -> None:
     blocks = walk(model, rollout, "block_first")
     norms = [float(latent.norm()) for _, latent in itertools.islice(blocks, 600)]  # 1,200 frames; Wan's table has 1,024
     assert sum(norms[-50:]) == pytest.approx(sum(norms[50:100]), rel=0.2)
+
+
+def listed_shared_rollout(model: Denoiser, rollout: Rollout, clip: torch.Tensor | None) -> torch.Tensor:
+    """Shared passes without rings: lists of keys and values, before rotation, at positions relative to the window."""
+    grid, layers = rollout.grid, range(len(model.transformer.blocks))
+    shown: list[list[list[tuple[torch.Tensor, torch.Tensor]]]] = [[] for _ in range(grid.steps)]
+    assert grid.blocks is not None
+
+    def block(x: torch.Tensor, level: torch.Tensor, context: list[list[tuple[torch.Tensor, torch.Tensor]]]) -> tuple:
+        own: list[tuple[torch.Tensor, torch.Tensor]] = []
+        context = context[len(context) - min(len(context), grid.window - 1) :]
+        turns = rotations(model.positions[0].table, 0, (len(context) + 1) * BLOCK, 2, 2)
+
+        def processor(layer: int):
+            def attention(attn, hidden, *_args, **_kwargs):
+                q, k = (norm(to(hidden)) for norm, to in ((attn.norm_q, attn.to_q), (attn.norm_k, attn.to_k)))
+                q, k, v = (t.unflatten(2, (attn.heads, -1)) for t in (q, k, attn.to_v(hidden)))
+                own.append((k, v))
+                k, v = (torch.cat([*(c[layer][i] for c in context), t], dim=1) for i, t in enumerate((k, v)))
+                return attn.to_out[0](attend(rotate(q, turns[:, -q.shape[1] :]), rotate(k, turns), v).flatten(2))
+
+            return attention
+
+        saved = [model.transformer.blocks[layer].attn1.processor for layer in layers]
+        for layer in layers:
+            model.transformer.blocks[layer].attn1.processor = processor(layer)
+        x0 = model(x, level.expand(len(x)), rollout.text, Bidirectional())
+        for layer in layers:
+            model.transformer.blocks[layer].attn1.processor = saved[layer]
+        return x0, own
+
+    videos = [] if clip is None else [clip]
+    for n in range(grid.blocks):
+        if n < grid.given:
+            x0 = clip[:, :, n * BLOCK : (n + 1) * BLOCK]  # type: ignore[index]
+            left = []
+            for j in range(1, grid.steps):
+                x = add_noise(x0, rollout.noise(Cell(n, j)), rollout.sigmas[j])
+                left.append(block(x, rollout.sigmas[j], shown[j])[1])
+        else:
+            x, left = rollout.noise(Cell(n, 0)), []
+            for j in range(grid.steps):
+                x0, own = block(x, rollout.sigmas[j], shown[j])
+                left += [own] if j else []
+                x = add_noise(x0, rollout.noise(Cell(n, j + 1)), rollout.sigmas[j + 1]) if j < grid.steps - 1 else x0
+            videos.append(x0)
+        left.append(block(x0, torch.zeros(()), shown[-1])[1])
+        for cache, own in zip(shown, left, strict=True):
+            cache.append(own)
+    return torch.cat(videos, dim=2)
 
 
 def masked_rollout(model: Denoiser, rollout: Rollout, grad_step: int | None = None) -> torch.Tensor:

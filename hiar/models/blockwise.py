@@ -1,0 +1,134 @@
+"""Forwards on single blocks of a rollout, which see their context in rings: what a pass of a walk asks of the network.
+
+Everything that a rollout's passes have in common is computed once: the embeddings of the noise levels, and the
+cross-attention's keys and values of a prompt. The layers are diffusers'; only the frame around them is restated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from hiar.models.attention import BlocksPlan, KeysValues, Row, TextPlan
+from hiar.models.denoiser import Denoiser, coordinates
+from hiar.models.rings import Rings
+from hiar.models.rotary import rotations
+from hiar.schedule import TIMESTEP_SCALE, x0_from_velocity
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A prompt and the levels of a rollout, as the layers want them.
+
+    sigmas: (levels,). time: (levels, dim) and modulation (levels, 6, dim): what the network makes of a level.
+    text: keys and values (B, words, heads, head_dim) of every layer's cross-attention.
+    """
+
+    sigmas: Tensor
+    time: Tensor
+    modulation: Tensor
+    text: list[KeysValues]
+
+
+def condition(model: Denoiser, text: Tensor, sigmas: Tensor) -> Conditioning:
+    """Embed a prompt (B, words, text_dim) and levels (levels,) once for all passes.
+
+    Gradients pass through where they are enabled.
+    """
+    transformer = model.transformer
+    sigmas = sigmas.to(text)
+    time, modulation, words, _ = transformer.condition_embedder(TIMESTEP_SCALE * sigmas, text)
+    keys_values = []
+    for block in transformer.blocks:
+        attention = block.attn2
+        key = attention.norm_k(attention.to_k(words))
+        keys_values.append(tuple(x.unflatten(2, (attention.heads, -1)) for x in (key, attention.to_v(words))))
+    return Conditioning(sigmas, time, modulation.unflatten(1, (6, -1)), keys_values)
+
+
+@dataclass
+class Places:
+    """Rotations of the blocks of a rollout, each computed once while it is near."""
+
+    model: Denoiser
+    sizes: tuple[int, int, int]  # frames, rows and columns of tokens of a block
+    device: torch.device
+    _turns: dict[int, Tensor] = field(default_factory=dict)
+
+    def of(self, block: int) -> Tensor:
+        """(1, tokens, 1, head_dim / 2), complex."""
+        if block not in self._turns:
+            if len(self._turns) >= 64:  # more than the diagonal of any grid
+                self._turns.pop(next(iter(self._turns)))
+            table = self.model.positions[0].table
+            frames = self.sizes[0]
+            self._turns[block] = rotations(table, block * frames, *self.sizes).to(self.device)
+        return self._turns[block]
+
+    def shift(self, blocks: int) -> Tensor:
+        """The rotation that moves keys by ``blocks`` blocks in time."""
+        table = self.model.positions[0].table
+        return rotations(table, blocks * self.sizes[0], 1, 1, 1).to(self.device)
+
+
+def forward_blocks(
+    model: Denoiser,
+    x: Tensor,
+    rows: Sequence[Row],
+    levels: Sequence[int],
+    conditions: Sequence[Conditioning],
+    rings: Rings,
+    places: Places,
+) -> Tensor:
+    """The clean latents x0 the network sees in blocks ``x`` (B, rows, C, k, H, W).
+
+    Every row has its place and caches (`Row`), its level (an index of the conditioning's sigmas) and its prompt.
+    Rows run in their order where they share a cache: the keys of an earlier one are there for a later one.
+    """
+    transformer = model.transformer
+    batch, count = x.shape[:2]
+    latents = x.flatten(0, 1)
+    channels = torch.cat([latents, coordinates(latents)], dim=1) if model.coordinates else latents
+    hidden = transformer.patch_embedding(channels).flatten(2).transpose(1, 2).contiguous()
+    plan = BlocksPlan(
+        rings,
+        tuple(rows),
+        torch.stack([places.of(row.block) for row in rows], dim=1),
+        tuple(_sink_shift(rings, places, row.block) for row in rows),
+    )
+    runs = [list(run) for _, run in groupby(conditions, key=id)]
+    text = TextPlan(tuple((len(run), run[0].text) for run in runs))
+    time, modulation = (
+        torch.stack([getattr(c, name)[level] for c, level in zip(conditions, levels, strict=True)])
+        .expand(batch, count, *getattr(conditions[0], name).shape[1:])
+        .flatten(0, 1)
+        for name in ("time", "modulation")
+    )
+    for block in transformer.blocks:
+        hidden = block(hidden, text, modulation, plan)
+    shift, scale = (transformer.scale_shift_table + time[:, None]).chunk(2, dim=1)
+    hidden = (transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+    out = _unpatchify(transformer.proj_out(hidden), transformer.config.patch_size, x).type_as(x)
+    if model.prediction == "x0":
+        return out
+    sigmas = torch.stack([c.sigmas[level] for c, level in zip(conditions, levels, strict=True)])
+    return x0_from_velocity(x, out, sigmas.view(1, count, 1, 1, 1, 1))
+
+
+def _sink_shift(rings: Rings, places: Places, block: int) -> Tensor | None:
+    """How far the sinks have to move to stay at the start of the window of ``block``."""
+    if rings.sinks == 0 or block < rings.window:
+        return None
+    return places.shift(block - (rings.window - 1))
+
+
+def _unpatchify(tokens: Tensor, patch_size: tuple[int, int, int], like: Tensor) -> Tensor:
+    """Tokens (B * rows, tokens, C * patch) -> latents (B, rows, C, k, H, W) of the size of ``like``."""
+    batch, rows, _, *size = like.shape
+    frames, height, width = (length // patch for length, patch in zip(size, patch_size, strict=True))
+    patches = tokens.view(batch, rows, frames, height, width, *patch_size, -1)
+    return patches.permute(0, 1, 8, 2, 5, 3, 6, 4, 7).reshape(batch, rows, -1, *size)

@@ -1,0 +1,30 @@
+"""Rotary positions of Wan: by frame, row and column of a token, as unit complex numbers that turn pairs of channels."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from torch import Tensor
+
+
+def rotations(table: WanRotaryPosEmbed, first: int, frames: int, rows: int, columns: int) -> Tensor:
+    """Turns of the tokens of ``frames`` frames from frame ``first`` on: (1, tokens, 1, head_dim / 2), complex.
+
+    They are diffusers' own, without an end: any frame number will do, also negative ones.
+    """
+    axes = (
+        (table.t_dim, torch.arange(first, first + frames)),
+        (table.h_dim, torch.arange(rows)),
+        (table.w_dim, torch.arange(columns)),
+    )
+    time, height, width = (get_1d_rotary_pos_embed(dim, places, freqs_dtype=torch.float64) for dim, places in axes)
+    size = (frames, rows, columns, -1)
+    parts = (time[:, None, None].expand(size), height[None, :, None].expand(size), width[None, None].expand(size))
+    return torch.cat(parts, dim=-1).reshape(1, frames * rows * columns, 1, -1).to(torch.complex64)
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn neighbouring pairs of channels: x (B, tokens, heads, head_dim), turns (B or 1, tokens, 1, head_dim / 2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
