@@ -158,14 +158,18 @@ def check_walk(order: Order, context: Context, passes: Passes) -> None:
     )
 
 
-def walk_passes(grid: Grid, order: Order, passes: Passes = "separate") -> Iterator[Pass]:
-    """The passes of a walk: a kind of passes over an order's cells, the contexts of given blocks first."""
+def walk_passes(grid: Grid, order: Order, passes: Passes = "separate", steps: range | None = None) -> Iterator[Pass]:
+    """The passes of a walk: a kind of passes over an order's cells, the contexts of given blocks first.
+
+    steps: only these, where the others are walked elsewhere.
+    """
+    steps = range(grid.steps) if steps is None else steps
     for block in range(grid.given):
         if grid.is_context(block):
             # A given block is shown in every cache, also where a generated one would leave its context by itself.
-            steps = range(grid.steps - 1 if grid.finished else 0, grid.steps)
-            yield from (Pass(write=(Cell(block, step),)) for step in steps)
-    yield from PASSES[passes](grid, ORDERS[order](grid))
+            shown = range(grid.steps - 1, grid.steps) if grid.finished else steps
+            yield from (Pass(write=(Cell(block, step),)) for step in shown)
+    yield from PASSES[passes](grid, (cell for cell in ORDERS[order](grid) if cell.step in steps))
 
 
 def separate(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:

@@ -1,8 +1,9 @@
-"""Walkers in one process: they carry out the passes of any order and yield each block as it is finished."""
+"""Walkers: they carry out the passes of any order and yield each block as it is finished."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from hiar.config import Order, Passes
 from hiar.grid import walk_passes
 from hiar.models.denoiser import Denoiser
-from hiar.rollout.cell import Memory, Rollout, carry_out
+from hiar.rollout.cell import BlockState, Memory, Rollout, carry_out
 
 
 def walk(
@@ -45,6 +46,47 @@ def walk(
                 yield cell.block, memory.states[cell.block].x0
             if cell.step == last and not grid.is_context(cell.block):
                 del memory.states[cell.block]
+
+
+def walk_steps(
+    model: Denoiser,
+    rollout: Rollout,
+    steps: range,
+    arrive: Callable[[int], Tensor],
+    given: Tensor | None = None,
+    *,
+    passes: Passes = "separate",
+) -> Iterator[tuple[int, Tensor]]:
+    """One place of a pipeline: walk some ``steps`` of a grid along its diagonals, while others walk the others.
+
+    arrive(block): the latent (B, C, k, H, W) that the step before left of a block, waited for if need be; it is asked
+    for in the order of blocks, and never where ``steps`` begin with the first. Yields (block, what the last of the
+    steps leaves of it) before the block's context is written, so that the hand-over runs beside it.
+    """
+    memory = Memory(model, rollout)
+    for step in walk_passes(rollout.grid, "diagonal", passes, steps):
+        for block, j in step.denoise:
+            if j == steps.start > 0:
+                x = arrive(block)
+                memory.states[block] = BlockState(x, x, x)
+        carry_out(memory, step, given)
+        for block, j in step.write:
+            if j == steps.stop - 1:
+                memory.states.pop(block, None)
+        for block, j in step.denoise:
+            if j == steps.stop - 1:
+                yield block, memory.states[block].after
+                if not rollout.grid.is_context(block):
+                    del memory.states[block]
+
+
+def split_steps(steps: int, ranks: int) -> list[range]:
+    """The contiguous steps of each of ``ranks`` places of a pipeline, as even as can be, longer shares last.
+
+    The first place also starts every prompt.
+    """
+    borders = [rank * steps // ranks for rank in range(ranks + 1)]
+    return [range(start, stop) for start, stop in pairwise(borders)]
 
 
 def generate(

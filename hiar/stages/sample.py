@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hiar.config import Context, Order, Params
-from hiar.errors import UserError
-from hiar.grid import fastest, make_grid
+from hiar.errors import BrokenRule, UserError
+from hiar.grid import check_walk, fastest, make_grid
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest, write_text
 from hiar.io.progress import Progress
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
@@ -28,6 +28,7 @@ from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
 BATCH = 16  # videos generated at a time by `hiar sample`
+SCRATCH = ".latents"  # where latents wait until all are there
 DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
 
 
@@ -79,9 +80,22 @@ def sample_prompts(
     """
     read_manifest(checkpoint, "checkpoint")
     source = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    walk = check_request(source, prompts, frames, order, context)
+    key = sample_key(checkpoint, prompts, frames, walk, seed, save_latents)
+    with unfinished(out, key, replaces="samples") as folder:
+        make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)
+        finish_samples(folder, checkpoint, source, walk, frames, seed)
+
+
+def check_request(
+    source: Generator, prompts: Sequence[str], frames: int, order: Order | None, context: Context | None
+) -> Walk | None:
+    """How ``source`` is to walk the grid: as it was trained to, unless told otherwise; None for a teacher.
+
+    Raises UserError when it cannot do what is asked.
+    """
     for prompt in prompts:
         parse_caption(source.card.world, prompt)
-    walk = None
     if source.card.stage == "teacher":
         if order or context:
             raise UserError("--order, --context: the teacher is bidirectional and walks no grid; leave them out")
@@ -89,27 +103,42 @@ def sample_prompts(
             raise UserError(
                 f"--frames = {frames}: the teacher makes clips of {source.card.video.frames} frames; ask for those"
             )
-    else:
-        trained = source.card.walk or DEFAULT_WALK
-        walk = Walk(order=order or trained.order, context=context or trained.context)
-        block = source.card.video.block
-        if frames < block or frames % block:
-            nearest = max(block, round(frames / block) * block)
-            raise UserError(
-                f"--frames = {frames}: must be a positive multiple of the block of {block} frames; try {nearest}"
-            )
-    key = {
+        return None
+    trained = source.card.walk or DEFAULT_WALK
+    walk = Walk(order=order or trained.order, context=context or trained.context)
+    try:
+        check_walk(walk.order, walk.context, "separate")
+    except BrokenRule as error:
+        raise UserError(f"--{error.field} = {error.value}: {error.remedy}") from None
+    block = source.card.video.block
+    if frames < block or frames % block:
+        nearest = max(block, round(frames / block) * block)
+        raise UserError(
+            f"--frames = {frames}: must be a positive multiple of the block of {block} frames; try {nearest}"
+        )
+    return walk
+
+
+def sample_key(
+    checkpoint: Path, prompts: Sequence[str], frames: int, walk: Walk | None, seed: int, save_latents: bool
+) -> dict[str, Any]:
+    """What decides the content of a folder of samples."""
+    return {
         "checkpoint": content_hash(checkpoint),
-        "prompts": prompts,
+        "prompts": list(prompts),
         "frames": frames,
         "seed": seed,
         "latents": save_latents,
+        "walk": walk.model_dump() if walk else None,
     }
-    with unfinished(out, key | {"walk": walk.model_dump() if walk else None}, replaces="samples") as folder:
-        make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)
-        facts = {"stage": "sample", "seed": seed, "variant": source.card.variant, "model": source.card.stage}
-        parents = {"checkpoint": checkpoint}
-        write_manifest(folder, "samples", parents=parents, **facts, **describe(source, walk, frames))
+
+
+def finish_samples(
+    folder: Path, checkpoint: Path, source: Generator, walk: Walk | None, frames: int, seed: int
+) -> None:
+    """Describe a folder of samples that holds everything else."""
+    facts = {"stage": "sample", "seed": seed, "variant": source.card.variant, "model": source.card.stage}
+    write_manifest(folder, "samples", parents={"checkpoint": checkpoint}, **facts, **describe(source, walk, frames))
 
 
 def make_videos(
@@ -128,24 +157,49 @@ def make_videos(
 
     Batches and videos that are whole are not made again.
     """
-    scratch = folder / ".latents"
-    scratch.mkdir(exist_ok=True)
-    whole = set(complete_shards(scratch))
-    starts = range(0, len(prompts), batch)
+
+    def latents_of(numbers: range) -> Tensor:
+        return sample_latents(source, [prompts[i] for i in numbers], frames, walk, seed, numbers)
+
     with Progress(label, len(prompts)) as progress:
-        for index, first in enumerate(starts):
-            numbers = range(first, min(first + batch, len(prompts)))
-            if index not in whole:
-                latents = sample_latents(source, [prompts[i] for i in numbers], frames, walk, seed, numbers)
-                write_shard(shard_path(scratch, index), {"latents": latents}, {})
-            latents = read_shard(shard_path(scratch, index))["latents"]
-            for number, latent in zip(numbers, latents, strict=True):
-                path = folder / f"{number:04d}.mp4"
-                if not path.exists():
-                    write_mp4(path, decode(source, latent), source.card.world.frames_per_second)
+        for index, numbers in enumerate(batches(len(prompts), batch)):
+            make_batch(folder, source, index, numbers, latents_of)
             progress.advance(len(numbers))
+    gather(folder, prompts, batch, save_latents)
+
+
+def batches(count: int, batch: int) -> list[range]:
+    """The numbers of the videos that are generated together."""
+    return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+
+
+def missing_batches(folder: Path, count: int, batch: int) -> list[int]:
+    """The batches whose latents are not in ``folder`` yet."""
+    whole = complete_shards(folder / SCRATCH)
+    return [index for index in range(len(batches(count, batch))) if index not in whole]
+
+
+def make_batch(
+    folder: Path, source: Generator, index: int, numbers: range, latents_of: Callable[[range], Tensor]
+) -> None:
+    """The latents and videos of one batch, as far as they are not there yet."""
+    scratch = folder / SCRATCH
+    scratch.mkdir(exist_ok=True)
+    if index not in complete_shards(scratch):
+        write_shard(shard_path(scratch, index), {"latents": latents_of(numbers)}, {})
+    latents = read_shard(shard_path(scratch, index))["latents"]
+    for number, latent in zip(numbers, latents, strict=True):
+        path = folder / f"{number:04d}.mp4"
+        if not path.exists():
+            write_mp4(path, decode(source, latent), source.card.world.frames_per_second)
+
+
+def gather(folder: Path, prompts: Sequence[str], batch: int, save_latents: bool) -> None:
+    """What a folder of samples holds besides its videos."""
+    scratch = folder / SCRATCH
     if save_latents:
-        every = torch.cat([read_shard(shard_path(scratch, index))["latents"] for index in range(len(starts))])
+        shards = range(len(batches(len(prompts), batch)))
+        every = torch.cat([read_shard(shard_path(scratch, index))["latents"] for index in shards])
         write_shard(folder / "latents.safetensors", {"latents": every}, {})
     write_text(folder / "captions.txt", "".join(f"{prompt}\n" for prompt in prompts))
 
@@ -166,21 +220,36 @@ def sample_latents(
 
     Video i depends on its prompt, the seed and its number alone.
     """
-    text, card = source.embed(prompts), source.card
+    text = source.embed(prompts)
     if walk is None:
         return _teacher_latents(source, text, frames, seed, numbers)
+    order, passes = fastest(walk.order, walk.context)
+    rollout = make_rollout(source, text, walk, frames // source.card.video.block, seed, numbers)
+    return generate(source.denoiser, rollout, order, passes=passes).cpu()
+
+
+def make_rollout(
+    source: Generator,
+    text: Tensor,
+    walk: Walk,
+    blocks: int | None,
+    seed: int,
+    numbers: Sequence[int],
+    changes: Mapping[int, Tensor] | None = None,
+) -> Rollout:
+    """The rollout of videos ``numbers`` with prompts ``text`` (B, words, dim), endless when ``blocks`` is None."""
+    card = source.card
+    order, _ = fastest(walk.order, walk.context)
     grid = make_grid(
-        walk.order,
+        order,
         walk.context,
-        blocks=frames // card.video.block,
+        blocks=blocks,
         steps=card.schedule.student_steps,
         window=card.video.window_blocks,
         sinks=card.video.sink_blocks,
     )
     sigmas = step_sigmas(card.schedule.student_steps, card.schedule.student_shift)
-    rollout = Rollout(grid, sigmas, source.block_shape, card.schedule.renoise, seed, numbers, text)
-    order, passes = fastest(walk.order, walk.context)
-    return generate(source.denoiser, rollout, order, passes=passes).cpu()
+    return Rollout(grid, sigmas, source.block_shape, card.schedule.renoise, seed, numbers, text, changes or {})
 
 
 def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, numbers: range) -> Tensor:

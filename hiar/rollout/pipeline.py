@@ -1,0 +1,106 @@
+"""The grid walked by several processes: each has some of the steps, and blocks travel from one to the next.
+
+Rank r of R walks its share of the steps; the last rank hands finished blocks to the codec's place, rank R. Several
+rollouts follow each other without a gap: a rank begins the next one while later ranks still finish the one before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hiar.config import Passes
+from hiar.models.denoiser import Denoiser
+from hiar.rollout.cell import Rollout
+from hiar.rollout.walk import split_steps, walk_steps
+
+AHEAD = 2  # messages asked for before they are needed, so that they travel beside the work
+
+
+class Inbox:
+    """Blocks from the rank before, in the order they were sent, received ahead of their use."""
+
+    def __init__(self, source: int, shapes: Iterable[Sequence[int]], like: Tensor) -> None:
+        self.source, self.shapes, self.like = source, iter(shapes), like
+        self.coming: deque[tuple[Tensor, dist.Work]] = deque()
+        for _ in range(AHEAD):
+            self._ask()
+
+    def take(self) -> Tensor:
+        """The next block, waited for if need be. Raises RuntimeError when the other rank is gone or silent too long."""
+        latent, work = self.coming.popleft()
+        work.wait()
+        self._ask()
+        return latent
+
+    def _ask(self) -> None:
+        if (shape := next(self.shapes, None)) is not None:
+            latent = self.like.new_empty(tuple(shape))
+            work = dist.irecv(latent, self.source)
+            assert work is not None
+            self.coming.append((latent, work))
+
+
+class Outbox:
+    """Blocks to the rank after; sending goes on while this rank works."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.going: deque[tuple[Tensor, dist.Work]] = deque()
+
+    def put(self, latent: Tensor) -> None:
+        """Send a block. Raises RuntimeError when the other rank is gone."""
+        while self.going and self.going[0][1].is_completed():
+            self.going.popleft()
+        latent = latent.contiguous()  # kept until it has gone
+        work = dist.isend(latent, self.target)
+        assert work is not None
+        self.going.append((latent, work))
+
+    def close(self) -> None:
+        """Wait until everything has gone."""
+        while self.going:
+            self.going.popleft()[1].wait()
+
+
+@torch.no_grad()
+def walk_rank(model: Denoiser, rollouts: Sequence[Rollout], rank: int, ranks: int, passes: Passes = "fused") -> None:
+    """What rank ``rank`` of ``ranks`` does: its steps of every rollout, one rollout after the other."""
+    if not rollouts:
+        return
+    steps = split_steps(rollouts[0].grid.steps, ranks)[rank]
+    outbox = Outbox(rank + 1)
+    inbox = Inbox(rank - 1, _shapes(rollouts), rollouts[0].text) if rank else None
+    for rollout in rollouts:
+        walker = walk_steps(model, rollout, steps, lambda _: inbox.take(), passes=passes)  # type: ignore[union-attr]
+        for _, latent in walker:
+            outbox.put(latent)
+    outbox.close()
+
+
+def finished_blocks(rollouts: Sequence[Rollout], ranks: int) -> Iterator[tuple[int, int, Tensor]]:
+    """What arrives at the codec's place: (index of the rollout, block, clean latent (B, C, k, H, W)), in order."""
+    if not rollouts:
+        return
+    inbox = Inbox(ranks - 1, _shapes(rollouts), rollouts[0].text)
+    for index, rollout in enumerate(rollouts):
+        for block in range(rollout.grid.given, _blocks(rollout)):
+            yield index, block, inbox.take()
+
+
+def _shapes(rollouts: Sequence[Rollout]) -> Iterator[Sequence[int]]:
+    """The shapes of all messages, in their order."""
+    return chain.from_iterable(
+        [(len(rollout.samples), *rollout.shape)] * (_blocks(rollout) - rollout.grid.given) for rollout in rollouts
+    )
+
+
+def _blocks(rollout: Rollout) -> int:
+    if rollout.grid.blocks is None:
+        raise ValueError("a pipeline's rollouts have a number of blocks")
+    return rollout.grid.blocks
