@@ -1,4 +1,4 @@
-"""Progress with an estimated end: a bar on a terminal, a line every few seconds in a log."""
+"""Progress, with an estimated end where there is one: a bar on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ LINE_SECONDS = 5.0
 
 
 class Progress:
-    """Counts to ``total`` from ``start``; use as a context manager and call ``advance``."""
+    """Counts to ``total``, or for ever, from ``start``; use as a context manager and call ``advance``.
 
-    def __init__(self, label: str, total: int, start: int = 0) -> None:
-        self.label, self.total, self.start, self.done = label, total, start, start
+    Where the ``unit`` is given, how many of it pass in a second is told too.
+    """
+
+    def __init__(self, label: str, total: int | None, start: int = 0, unit: str | None = None) -> None:
+        self.label, self.total, self.start, self.done, self.unit = label, total, start, start, unit
         self.began = self.printed = time.monotonic()
         self.told: int | None = None  # how many were done when a line was last printed
         terminal = sys.stderr.isatty()
-        self.bar = (
-            tqdm(desc=label, total=total, initial=start, file=sys.stderr, dynamic_ncols=True) if terminal else None
-        )
+        options = {"total": total, "initial": start, "unit": f" {unit}" if unit else "it"}
+        self.bar = tqdm(desc=label, file=sys.stderr, dynamic_ncols=True, **options) if terminal else None
 
     def __enter__(self) -> Self:
         return self
@@ -50,8 +52,13 @@ class Progress:
         self.printed, self.told = time.monotonic(), self.done
         elapsed = self.printed - self.began
         count = self.done - self.start
-        left = elapsed / count * (self.total - self.done) if count else float("nan")
-        values = "".join(f"  {name} {value}" for name, value in shown.items())
         clock = tqdm.format_interval
-        eta = f", {clock(left)} left" if count and self.done < self.total else ""
-        print(f"{self.label}: {self.done}/{self.total} in {clock(elapsed)}{eta}{values}", file=sys.stderr, flush=True)
+        of = "" if self.total is None else f"/{self.total}"
+        unit = f" {self.unit}" if self.unit else ""
+        parts = [f"{self.label}: {self.done}{of}{unit} in {clock(elapsed)}"]
+        if self.unit:
+            parts.append(f"{count / elapsed:.1f} {self.unit}/s")
+        if self.total is not None and 0 < count < self.total - self.start:
+            parts.append(f"{clock(elapsed / count * (self.total - self.done))} left")
+        values = "".join(f"  {name} {value}" for name, value in shown.items())
+        print(", ".join(parts) + values, file=sys.stderr, flush=True)

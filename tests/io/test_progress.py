@@ -1,5 +1,7 @@
 """Progress in a log: lines, not a bar, and each count once."""
 
+import re
+
 import pytest
 
 from hiar.io import progress
@@ -40,3 +42,21 @@ def test_a_failure_tells_no_end(capsys):
     with pytest.raises(RuntimeError), Progress("work", 3):
         raise RuntimeError
     assert lines(capsys) == []
+
+
+def test_without_an_end_the_rate_is_told(eager, capsys):
+    with Progress("work", None, unit="frames") as bar:
+        bar.advance(3, {"latency": 0.25})
+        bar.advance(3)
+    first, last = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"work: 3 frames in 00:00, \d+\.\d frames/s  latency 0\.25", first)
+    assert re.fullmatch(r"work: 6 frames in 00:00, \d+\.\d frames/s", last)
+
+
+def test_the_time_that_is_left_is_told_until_there_is_none(eager, capsys):
+    with Progress("work", 3, unit="frames") as bar:
+        bar.advance(2)
+        bar.advance(1)
+    first, last = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"work: 2/3 frames in 00:00, \d+\.\d frames/s, 00:00 left", first)
+    assert re.fullmatch(r"work: 3/3 frames in 00:00, \d+\.\d frames/s", last)
