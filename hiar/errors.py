@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+ERROR_FILE = "HIAR_ERROR_FILE"  # where a process that is one of several writes its line, for the one that tells it
+LOST = 3  # exit code of a process that only lost another one of its job
+
 
 class UserError(Exception):
     """A mistake the user can mend; the command line prints it as one line and exits with code 2.
@@ -12,6 +15,17 @@ class UserError(Exception):
     The message names the file or option, the field, the value found, and the remedy, for example
     ``params.yaml: teacher.steps = -3: should be at least 1; set a positive number of steps``.
     """
+
+
+class RunFailed(Exception):
+    """A run that broke down through no mistake of the user; the command line prints it as one line.
+
+    exit_code: 1, or ``LOST`` when another process is the cause.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -55,8 +55,8 @@ class Outbox:
 
     def put(self, latent: Tensor) -> None:
         """Send a block. Raises RuntimeError when the other rank is gone."""
-        while self.going and self.going[0][1].is_completed():
-            self.going.popleft()
+        if len(self.going) >= AHEAD:  # a rank does not run away from a slower one
+            self.going.popleft()[1].wait()
         latent = latent.contiguous()  # kept until it has gone
         work = dist.isend(latent, self.target)
         assert work is not None
@@ -83,14 +83,12 @@ def walk_rank(model: Denoiser, rollouts: Sequence[Rollout], rank: int, ranks: in
     outbox.close()
 
 
-def finished_blocks(rollouts: Sequence[Rollout], ranks: int) -> Iterator[tuple[int, int, Tensor]]:
-    """What arrives at the codec's place: (index of the rollout, block, clean latent (B, C, k, H, W)), in order."""
-    if not rollouts:
-        return
-    inbox = Inbox(ranks - 1, _shapes(rollouts), rollouts[0].text)
-    for index, rollout in enumerate(rollouts):
-        for block in range(rollout.grid.given, _blocks(rollout)):
-            yield index, block, inbox.take()
+def finished_blocks(rollouts: Sequence[Rollout], ranks: int) -> Iterator[Tensor]:
+    """What arrives at the codec's place: the clean latents (B, C, k, H, W) of all blocks, rollout after rollout."""
+    if rollouts:
+        inbox = Inbox(ranks - 1, _shapes(rollouts), rollouts[0].text)
+        for _ in _shapes(rollouts):
+            yield inbox.take()
 
 
 def _shapes(rollouts: Sequence[Rollout]) -> Iterator[Sequence[int]]:

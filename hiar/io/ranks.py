@@ -1,0 +1,124 @@
+"""Several processes that do one job together: started here, watched, and ended as one.
+
+They are the same command, told apart by RANK and WORLD_SIZE as torchrun's are. Whichever way one of them ends before
+its time, the others are ended too, and one line tells the cause.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hiar.errors import ERROR_FILE, LOST, RunFailed, UserError
+
+RENDEZVOUS = "HIAR_RENDEZVOUS"  # the file in which processes started here find each other
+POLL = 0.05  # seconds between looks at the processes
+SETTLE = 1.0  # seconds the others have to fail too, so that the first cause is told and not its consequence
+GRACE = 3.0  # seconds between asking a process to end and killing it
+
+
+def launch(command: Sequence[str], names: Sequence[str]) -> None:
+    """Run ``command`` once a name, the last one with this process's standard error, and wait for all.
+
+    Raises UserError with a rank's own words when it refused its input, and RunFailed when one broke down.
+    """
+    with tempfile.TemporaryDirectory(prefix="hiar-ranks-") as folder:
+        place = Path(folder)
+        processes = [_start(command, rank, len(names), place) for rank in range(len(names))]
+        try:
+            codes = _codes(processes)
+            while all(code in (None, 0) for code in codes):
+                if None not in codes:
+                    return
+                time.sleep(POLL)
+                codes = _codes(processes)
+            deadline = time.monotonic() + SETTLE
+            while None in codes and time.monotonic() < deadline:
+                time.sleep(POLL)
+                codes = _codes(processes)
+        finally:
+            _end(processes)
+        raise _cause(codes, names, place)
+
+
+def launched() -> bool:
+    """Whether this process is one of several; called once, it also sees to it that it does not outlive its launcher."""
+    if RENDEZVOUS in os.environ:
+        threading.Thread(target=_end_with_launcher, daemon=True).start()
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _end_with_launcher() -> None:
+    os.read(0, 1)  # a pipe that the launcher holds open, and empty, as long as it lives
+    os._exit(LOST)
+
+
+def _start(command: Sequence[str], rank: int, world: int, place: Path) -> subprocess.Popen[bytes]:
+    denoisers = world - 1
+    threads = max(1, (os.cpu_count() or 1) // denoisers)
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        RENDEZVOUS: str(place / "rendezvous"),
+        ERROR_FILE: str(place / f"error-{rank}"),
+    }
+    last = rank == world - 1
+    with (place / f"log-{rank}").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=None if last else log,
+            start_new_session=True,
+        )
+
+
+def _codes(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Exit codes, None of what still runs."""
+    return [process.poll() for process in processes]
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask what still runs to end, then kill it."""
+    deadline = time.monotonic() + GRACE
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            if process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+        while number == signal.SIGTERM and time.monotonic() < deadline and any(p.poll() is None for p in processes):
+            time.sleep(POLL)
+    for process in processes:
+        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _cause(codes: Sequence[int | None], names: Sequence[str], place: Path) -> Exception:
+    """The first cause: a signal, else a rank's own words, else the words of one that lost another."""
+    for name, code in zip(names, codes, strict=True):
+        if code is not None and code < 0:
+            return RunFailed(f"{name} was ended by {signal.Signals(-code).name}; the same command goes on from here")
+    broken = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+    broken.sort(key=lambda rank: codes[rank] == LOST)
+    rank, code = broken[0], codes[broken[0]]
+    error, log = place / f"error-{rank}", place / f"log-{rank}"
+    if error.exists():
+        message = error.read_text(encoding="utf-8").strip()
+        return UserError(message) if code == 2 else RunFailed(message)
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    said = f": {lines[-1]}" if lines else ""
+    return RunFailed(f"{names[rank]} ended with exit code {code}{said}")

@@ -1,0 +1,124 @@
+"""``python -m tests.crash.ranks``: processes of a pipeline killed at random moments; what is left, and how soon."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hiar.io.video import read_mp4
+
+FRAMES = 6000  # enough that a kill always meets the walk under way
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What became of a run in which one process was stopped."""
+
+    seconds: float  # from the signal until the command had ended
+    code: int
+    errors: list[str]  # lines on the standard error that tell of it
+    frames: int  # that can be played of the unfinished video
+    survivors: list[int]  # processes that are still there
+
+
+def break_a_rank(
+    checkpoint: Path, folder: Path, environment: Mapping[str, str], rank: int, ranks: int, *, delay: float = 0.0,
+    number: int = signal.SIGKILL, stall_seconds: float = 60.0,
+) -> Broken:  # fmt: skip
+    """Signal ``rank`` (-1: the launcher) of a running `hiar sample`, ``delay`` seconds after its first blocks."""
+    command = [
+        *(sys.executable, "-m", "hiar", "sample", "--checkpoint", checkpoint, "--prompt", "a red disc moves left"),
+        *("--frames", FRAMES, "--processes", ranks, "--stall-seconds", stall_seconds, "--out", folder / "out"),
+    ]
+    film = folder / "out.partial" / "unfinished-0000.mp4"
+    with tempfile.TemporaryFile("w+") as said:
+        run = subprocess.Popen(
+            [str(word) for word in command], env=dict(environment), stdout=said, stderr=said, stdin=subprocess.DEVNULL
+        )
+        wait_until(lambda: film.exists() and film.stat().st_size > 0, run)
+        time.sleep(delay)
+        processes = {_rank_of(pid): pid for pid in _children(run.pid)}
+        os.kill(processes[rank] if rank >= 0 else run.pid, number)
+        began = time.monotonic()
+        code = run.wait(timeout=60 + stall_seconds)
+        seconds = time.monotonic() - began
+        if rank < 0:
+            wait_until(lambda: not _alive(processes.values()))
+        said.seek(0)
+        errors = [line for line in said.read().splitlines() if "sample (blocks)" not in line]
+    frames = len(read_mp4(film))
+    return Broken(seconds, code, errors, frames, _alive(processes.values()))
+
+
+def wait_until(true: Callable[[], bool], run: subprocess.Popen[bytes] | None = None, seconds: float = 120.0) -> None:
+    """Wait for something that a process brings about. Raises RuntimeError when it ends before, or takes too long."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if (run is not None and run.poll() is not None) or time.monotonic() > deadline:
+            raise RuntimeError("the command ended, or went on for too long, before it was to be stopped")
+        time.sleep(0.01)
+
+
+def _children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def _rank_of(pid: int) -> int:
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next(int(entry.removeprefix(b"RANK=")) for entry in environment if entry.startswith(b"RANK="))
+
+
+def _alive(pids: object) -> list[int]:
+    """The processes that have not ended; one that waits to be asked for its exit code has."""
+
+    def state(pid: int) -> str:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return "X"
+
+    return [pid for pid in pids if state(pid) not in "XZ"]  # type: ignore[attr-defined]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash.ranks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--ranks", type=int, default=2, help="processes that denoise; one more decodes (2)")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from commands import environment
+    from students import save_student
+
+    moments = random.Random(arguments.seed)
+    bad = 0
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "student"
+        save_student(checkpoint)
+        print("round  killed  after s  ended after s  code  playable frames  line")
+        for number in range(arguments.rounds):
+            rank, delay = moments.randrange(arguments.ranks + 1), moments.uniform(0, 3)
+            place = Path(folder) / str(number)
+            place.mkdir()
+            broken = break_a_rank(checkpoint, place, environment(), rank, arguments.ranks, delay=delay)
+            good = broken.seconds < 15 and broken.code == 1 and len(broken.errors) == 1 and broken.frames > 0
+            bad += not (good and not broken.survivors)
+            row = (
+                f"{number:>5}  {rank:>6}  {delay:>7.2f}  {broken.seconds:>13.2f}  {broken.code:>4}  {broken.frames:>15}"
+            )
+            print(f"{row}  {' | '.join(broken.errors)}", flush=True)
+    print(f"{bad} of {arguments.rounds} rounds did not end as promised")
+    return bad > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Whichever process of a pipeline ends or falls silent, the others end with it, one line tells, and videos are kept."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from commands import environment, hiar
+from safetensors.torch import load_file
+from students import save_student
+from tiny import relative_error
+
+from .ranks import break_a_rank
+
+RANKS = 2  # and one that decodes
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks") / "student"
+    save_student(folder)
+    return folder
+
+
+@pytest.mark.parametrize("rank", [0, RANKS])
+def test_a_killed_process_ends_all(student: Path, tmp_path: Path, rank: int) -> None:
+    broken = break_a_rank(student, tmp_path, environment(), rank, RANKS)
+    name = "the process that decodes" if rank == RANKS else f"process {rank} of {RANKS}"
+    assert broken.errors == [f"error: {name} was ended by SIGKILL; the same command goes on from here"]
+    assert broken.code == 1
+    assert broken.frames > 0
+    assert broken.survivors == []
+
+
+def test_a_process_that_falls_silent_ends_all(student: Path, tmp_path: Path) -> None:
+    broken = break_a_rank(student, tmp_path, environment(), 0, RANKS, number=signal.SIGSTOP, stall_seconds=3)
+    assert broken.code == 1
+    assert len(broken.errors) == 1
+    assert "lost another one, or waited 3 s for it" in broken.errors[0]
+    assert broken.frames > 0
+    assert broken.survivors == []
+
+
+def test_no_process_outlives_its_launcher(student: Path, tmp_path: Path) -> None:
+    broken = break_a_rank(student, tmp_path, environment(), -1, RANKS)
+    assert broken.code == -signal.SIGKILL
+    assert broken.survivors == []
+
+
+def test_the_same_command_goes_on_and_gives_what_one_process_gives(student: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"a {color} disc moves left\n" for color in ("red", "green") * 9))
+    common = ("sample", "--checkpoint", student, "--prompts", prompts, "--frames", 12, "--save-latents")
+    hiar(*common, "--out", "one", folder=tmp_path)
+    hiar(*common, "--out", "several", "--processes", RANKS, folder=tmp_path)
+    one, several = tmp_path / "one", tmp_path / "several"
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in several.iterdir())
+    latents = [load_file(folder / "latents.safetensors")["latents"] for folder in (one, several)]
+    assert relative_error(latents[1], latents[0]) < 1e-5
+    again = hiar(*common, "--out", "one", "--processes", RANKS, folder=tmp_path)
+    assert "error" not in again.stderr

@@ -1,0 +1,60 @@
+"""What a process of a pipeline does in the tests, in a module that such a process can import."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from tiny import tiny_denoiser
+
+from hiar.config import Context, Passes
+from hiar.grid import make_grid
+from hiar.rollout.cell import Rollout
+from hiar.rollout.pipeline import finished_blocks, walk_rank
+from hiar.schedule import step_sigmas
+
+STEPS, BLOCK, SHAPE = 4, 2, (3, 2, 4, 4)
+
+
+def rollouts(context: Context, sinks: int = 0) -> list[Rollout]:
+    """Three prompts in flight, the last batch smaller, the blocks of one prompt fewer; the window slides."""
+    text = torch.randn(5, 5, 8, generator=torch.Generator().manual_seed(2))
+    grid = make_grid("diagonal", context, blocks=7, steps=STEPS, window=3, sinks=sinks)
+    sigmas = step_sigmas(STEPS, 5.0)
+    return [
+        Rollout(grid, sigmas, SHAPE, "sde", 7, range(2), text[:2]),
+        Rollout(dataclasses.replace(grid, blocks=5), sigmas, SHAPE, "euler", 7, range(2, 4), text[2:4]),
+        Rollout(grid, sigmas, SHAPE, "sde", 7, range(4, 5), text[4:]),
+    ]
+
+
+def run_rank(rank: int, ranks: int, folder: str, cases: list[tuple[Context, Passes, int]]) -> None:
+    """A rank of a pipeline over tiny rollouts; the codec's place writes what arrives."""
+    torch.set_num_threads(1)
+    init = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=ranks + 1, timeout=timedelta(seconds=60))
+    for number, (context, passes, sinks) in enumerate(cases):
+        if rank < ranks:
+            walk_rank(tiny_denoiser(), rollouts(context, sinks), rank, ranks, passes)
+        else:
+            blocks = list(finished_blocks(rollouts(context, sinks), ranks))
+            save_file({f"{i:03d}": block for i, block in enumerate(blocks)}, Path(folder) / f"{number}.safetensors")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_ranks(ranks: int, folder: Path, cases: list[tuple[Context, Passes, int]]) -> None:
+    """All ranks of a pipeline as processes of their own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hiar.rollout.pipeline"])  # once for all of them
+    processes = [context.Process(target=run_rank, args=(r, ranks, str(folder), cases)) for r in range(ranks + 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0

@@ -1,0 +1,56 @@
+"""A grid walked by several processes gives the video that one process gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ranked import STEPS, rollouts, run_ranks
+from safetensors.torch import load_file
+from tiny import relative_error, tiny_denoiser
+
+from hiar.config import Context, Passes
+from hiar.rollout.walk import generate, split_steps
+
+CASES: list[tuple[Context, Passes, int]] = [
+    ("output", "separate", 0),
+    ("output", "fused", 0),
+    ("output", "batched", 1),
+    ("input", "fused", 0),
+    ("clean", "fused", 0),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_any_number_of_processes_gives_one_video(ranks: int, tmp_path: Path) -> None:
+    """Against step_first with separate passes in one process; bitwise where the passes are the same ones."""
+    run_ranks(ranks, tmp_path, CASES)
+    for number, (context, passes, sinks) in enumerate(CASES):
+        arrived = load_file(tmp_path / f"{number}.safetensors")
+        blocks = [arrived[name] for name in sorted(arrived)]
+        for rollout in rollouts(context, sinks):
+            count = rollout.grid.blocks
+            assert count is not None
+            video, blocks = torch.cat(blocks[:count], dim=2), blocks[count:]
+            expected = generate(tiny_denoiser(), rollout, "step_first")
+            assert relative_error(video, expected) < 1e-5
+            if passes == "separate":
+                assert torch.equal(video, expected)
+        assert not blocks
+
+
+@given(st.integers(1, 12).flatmap(lambda steps: st.tuples(st.just(steps), st.integers(1, steps))))
+def test_every_step_has_one_place_and_shares_differ_by_one_at_most(case: tuple[int, int]) -> None:
+    steps, ranks = case
+    shares = split_steps(steps, ranks)
+    assert [step for share in shares for step in share] == list(range(steps))
+    assert len(shares) == ranks
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_steps_are_shared_out_evenly() -> None:
+    assert split_steps(STEPS, 2) == [range(2), range(2, 4)]
