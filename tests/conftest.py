@@ -10,6 +10,13 @@ import pytest
 from commands import ROOT, hiar
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist the tests of a file share a process, and so do all that look at the smoke experiment."""
+    for item in items:
+        group = "smoke" if "smoke" in getattr(item, "fixturenames", ()) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workspace of `hiar run smoke` in a copy of the project; tests may read it, and copy what they spoil."""
