@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from hiar.config import Context, Order
 
 COLORS = 8  # classes c0 .. c7 of the style sheet
-NAMES = {"hiar": "HiAR", "hiar-no-fkl": "HiAR without forward-KL", "self-forcing": "Self-Forcing", "teacher": "Teacher"}
+NAMES = {
+    "hiar": "HiAR",
+    "hiar-no-fkl": "HiAR without forward-KL",
+    "self-forcing": "Self-Forcing",
+    "shared": "Shared passes",
+    "teacher": "Teacher",
+}
 
 
 @dataclass(frozen=True)
