@@ -5,15 +5,18 @@ A mistake of the user is one line on the standard error and exit code 2, a faile
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, NoReturn, cast, get_args
+from typing import Annotated, NoReturn
 
 import typer
 
-from hiar.errors import UserError
+from hiar.errors import ERROR_FILE, RunFailed, UserError
 from hiar.io.files import writing
+from hiar.options import prompts_of, walk_of
 
 # What each stage is told on the command line.
 STAGES = {
@@ -50,6 +53,14 @@ Experiment = Annotated[
     str | None,
     typer.Argument(help="A file of experiments/ without .yaml; none: params.yaml as it is.", show_default=False),
 ]
+
+Order = Annotated[
+    str | None, typer.Option(help="block_first, step_first or diagonal; default: as trained.", show_default=False)
+]
+Context = Annotated[
+    str | None, typer.Option(help="clean, output, input or shared; default: as trained.", show_default=False)
+]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed, prompts and walk give the same videos.")]
 
 
 @app.command(
@@ -128,25 +139,89 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the videos, one NAME.mp4 a prompt; replaced when whole.")],
     prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A UTF-8 text file, one prompt a line.")] = None,
-    order: Annotated[
-        str | None, typer.Option(help="block_first, step_first or diagonal; default: as trained.", show_default=False)
-    ] = None,
-    context: Annotated[
-        str | None, typer.Option(help="clean, output or input; default: as trained.", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed, prompts and walk give the same videos.")] = 0,
+    order: Order = None,
+    context: Context = None,
+    seed: Seed = 0,
     save_latents: Annotated[bool, typer.Option("--save-latents", help="Write latents.safetensors too.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Share the steps among this many processes, at most one a step; one more decodes. Default: one "
+            "process for all.",
+            show_default=False,
+        ),
+    ] = None,
+    stall_seconds: Annotated[
+        float, typer.Option(min=1, help="With --processes: end all when one is silent for so long.")
+    ] = 60.0,
 ) -> None:
-    """Generate videos from prompts with a checkpoint."""
-    from hiar.config import Context, Order
+    """Generate videos from prompts with a checkpoint.
 
-    walk_order = cast("Order | None", _choice("--order", order, get_args(Order)))
-    walk_context = cast("Context | None", _choice("--context", context, get_args(Context)))
-    texts = _prompts(prompt, prompts)
+    Under torchrun each process takes its place in the pipeline: the last one decodes, the others share the steps.
+    """
+    walk = walk_of(order, context)
+    texts = prompts_of(prompt, prompts)
 
-    from hiar.stages.sample import sample_prompts
+    from hiar.io.ranks import launch, launched
 
-    sample_prompts(checkpoint, texts, frames, walk_order, walk_context, seed, out, save_latents)
+    request = (checkpoint, texts, frames, *walk, seed, out, save_latents)
+    if launched():
+        from hiar.stages.pipelined import sample_on_rank
+
+        sample_on_rank(*request, stall_seconds=stall_seconds)
+    elif processes is not None:
+        names = [f"process {rank} of {processes}" for rank in range(processes)] + ["the process that decodes"]
+        launch([sys.executable, "-m", "hiar", *sys.argv[1:]], names)
+    else:
+        from hiar.stages.sample import sample_prompts
+
+        sample_prompts(*request)
+
+
+@app.command(
+    epilog=_examples(
+        'hiar stream --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --out - | ffplay -',
+        'hiar stream --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --frames 600 \\',
+        '    --change 300="a blue disc moves" --out video.mp4',
+    )
+)
+def stream(
+    checkpoint: Annotated[Path, typer.Option(help="Folder of an init or a distilled student.")],
+    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    out: Annotated[str, typer.Option(help="An mp4 file, replaced with the first block; -: the standard output.")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FRAME=TEXT",
+            help="Another prompt from a frame on, a multiple of the checkpoint's block. May be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="A multiple of the checkpoint's block; default: until Ctrl-C.", show_default=False),
+    ] = None,
+    order: Order = None,
+    context: Context = None,
+    seed: Seed = 0,
+) -> None:
+    """Generate a video for as long as you like, and watch it meanwhile.
+
+    Each block is written as soon as it is clean. Memory and speed stay what they are, however long it gets. It shows
+    what `hiar sample` makes of this prompt and seed.
+    """
+    walk = walk_of(order, context)
+    (text,) = prompts_of(prompt, None)
+    if out == "-" and sys.stdout.isatty():
+        raise UserError("--out = -: is a terminal; name a file, or append a reader, such as | ffplay -")
+
+    from hiar.stages.stream import stream as write_stream
+
+    # Unbuffered: what a reader that has gone did not take is not tried again at the end of the process.
+    to_file = out != "-"
+    with nullcontext(Path(out)) if to_file else open(sys.stdout.fileno(), "wb", buffering=0, closefd=False) as target:
+        write_stream(checkpoint, text, change or [], frames, *walk, seed, target)
 
 
 @app.command(epilog=_examples("hiar score out --out out/score.json"))
@@ -189,54 +264,30 @@ def config_check(experiment: Experiment = None) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit as the module says."""
+    told = "interrupted; the same command goes on from here"
     try:
         with writing(Path("output")):  # also where a library writes: a full disk is the user's to mend
             code = typer.main.get_command(app).main(sys.argv[1:] or ["--help"], standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
+    except RunFailed as error:
+        code = _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         code = _fail(f"{error.format_message().rstrip('.')}; see `hiar --help`")
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    except KeyboardInterrupt as interruption:
+        code, told = INTERRUPTED, str(interruption) or told
     if code == INTERRUPTED:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print(told, file=sys.stderr)
     sys.exit(code or 0)
 
 
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
-
-
-def _choice(option: str, value: str | None, choices: tuple[str, ...]) -> str | None:
-    if value is not None and value not in choices:
-        raise UserError(f"{option} = {value}: is none of {', '.join(choices)}; choose one of them")
-    return value
-
-
-def _prompts(prompt: str | None, path: Path | None) -> list[str]:
-    """The prompts of ``--prompt`` or ``--prompts`` (one a line, blank lines left out). Raises UserError for none."""
-    if prompt is not None and path is None:
-        if not prompt.strip():
-            raise UserError(f"--prompt = {prompt!r}: is empty; describe a video")
-        return [prompt.strip()]
-    if path is None or prompt is not None:
-        raise UserError("--prompt, --prompts: give exactly one of the two")
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such file; name a text file with one prompt a line") from None
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}: line {line}: byte {error.start} = 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"{path}: holds no prompt; write one a line")
-    return prompts
+def _fail(message: str, code: int = 2) -> int:
+    line = " ".join(message.split())
+    if path := os.environ.get(ERROR_FILE):
+        Path(path).write_text(line, encoding="utf-8")
+    else:
+        print(f"error: {line}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

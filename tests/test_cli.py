@@ -32,7 +32,9 @@ def spoil(project, old, new):
     path.write_text(text.replace(old, new))
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["stage"], ["sample"], ["score"], ["config"], ["config", "show"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["stage"], ["sample"], ["stream"], ["score"], ["config"], ["config", "show"]]
+)
 def test_help_needs_nothing_heavy(command):
     code = (
         "import sys; sys.argv[1:] = {arguments!r}; from hiar.cli import main\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
@@ -32,3 +34,9 @@ def tiny_denoiser(prediction: str = "flow", coordinates: bool = False, seed: int
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference, as a share of the largest expected value."""
     return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def live_tensor_bytes() -> int:
+    """Bytes of all tensors that something still holds."""
+    gc.collect()
+    return sum(o.untyped_storage().nbytes() for o in gc.get_objects() if type(o) is torch.Tensor)

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from tiny import relative_error, tiny_denoiser
+from tiny import live_tensor_bytes, relative_error, tiny_denoiser
 
 from hiar.config import Context, Order, Passes, Renoise
 from hiar.grid import Cell, make_grid
@@ -357,10 +357,3 @@ class detached_context:
 
 def _level(context: Context, rollout: Rollout, step: int) -> torch.Tensor:
     return {"clean": torch.zeros(()), "output": rollout.sigmas[step + 1], "input": rollout.sigmas[step]}[context]
-
-
-def live_tensor_bytes() -> int:
-    import gc
-
-    gc.collect()
-    return sum(o.untyped_storage().nbytes() for o in gc.get_objects() if type(o) is torch.Tensor)

@@ -1,0 +1,137 @@
+"""``hiar stream``: a video for as long as it is wanted, each block written as soon as it is clean."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from hiar.config import Context, Order
+from hiar.errors import UserError
+from hiar.grid import fastest
+from hiar.io.artifacts import read_manifest
+from hiar.io.progress import Progress
+from hiar.io.video import open_stream
+from hiar.models.generator import Generator, Walk, load_generator
+from hiar.rollout.walk import walk as walk_grid
+from hiar.stages.sample import check_request, decode, make_rollout
+
+
+def stream(
+    checkpoint: Path,
+    prompt: str,
+    changes: Sequence[str],
+    frames: int | None,
+    order: Order | None,
+    context: Context | None,
+    seed: int,
+    target: Path | BinaryIO,
+) -> None:
+    """Write a video block by block, the one that `hiar sample` makes of its first prompt with the same seed.
+
+    changes: FRAME=PROMPT each, what the video shows from that frame on. frames: None goes on for ever; SIGINT ends that
+    after the block under way. Memory and the time of a block stay what they are.
+
+    Raises UserError for a bad checkpoint, prompt, change or number of frames, nothing is then written; also when the
+    target cannot be written or its reader has gone. Raises KeyboardInterrupt when SIGINT came before all ``frames``.
+    """
+    read_manifest(checkpoint, "checkpoint")
+    source = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    if source.card.stage == "teacher":
+        raise UserError(
+            f"--checkpoint = {checkpoint}: is a teacher, which makes whole clips; name an init or a distilled student"
+        )
+    block, world = source.card.video.block, source.card.world
+    prompts = change_prompts(changes, block, frames)
+    asked = block if frames is None else frames
+    walk = check_request(source, [prompt, *prompts.values()], asked, order, context)
+    assert walk is not None
+    done = 0
+    with (
+        interruptions() as interrupted,
+        open_stream(target, world.size, world.size, world.frames_per_second) as add,
+        Progress("stream", frames, unit="frames") as progress,
+    ):
+        first: float | None = None
+        last = time.monotonic()
+        for latent in clean_blocks(source, prompt, prompts, walk, None if frames is None else frames // block, seed):
+            try:
+                add(decode(source, latent))
+            except UserError as error:
+                if interrupted and isinstance(error.__cause__, BrokenPipeError):
+                    break  # Ctrl-C reaches the reader of a pipe too
+                raise
+            done += block
+            latency = time.monotonic() - last
+            last += latency
+            first = first or latency
+            progress.advance(block, {"first block (s)": first, "block (s)": latency})
+            if interrupted:
+                break
+    if frames is not None and done < frames:
+        raise KeyboardInterrupt(f"interrupted: the video ends after {done} of {frames} frames")
+
+
+@torch.no_grad()
+def clean_blocks(
+    source: Generator, prompt: str, changes: Mapping[int, str], walk: Walk, blocks: int | None, seed: int
+) -> Iterator[Tensor]:
+    """Latents (C, k, h, w) of sample 0, each block as it is finished, for ever when ``blocks`` is None.
+
+    changes: prompts by the block from which they hold.
+    """
+    texts = {block: source.embed([text]) for block, text in changes.items()}
+    rollout = make_rollout(source, source.embed([prompt]), walk, blocks, seed, [0], texts)
+    order, passes = fastest(walk.order, walk.context)
+    for _, latent in walk_grid(source.denoiser, rollout, order, passes=passes):
+        yield latent[0]
+
+
+def change_prompts(changes: Sequence[str], block: int, frames: int | None) -> dict[int, str]:
+    """Prompts by the block from which they hold, of changes FRAME=PROMPT in a video of ``frames`` frames.
+
+    Raises UserError for a change that is none, or that is not at a border of blocks of ``block`` frames.
+    """
+    prompts: dict[int, str] = {}
+    for change in changes:
+        number, _, prompt = (part.strip() for part in change.partition("="))
+        if not (number.isdecimal() and prompt):
+            raise UserError(f"--change = {change}: is not FRAME=PROMPT; write one like '{20 * block}=a red disc moves'")
+        frame = int(number)
+        if frame == 0:
+            raise UserError(f"--change = {change}: is no change at the first frame; give this prompt with --prompt")
+        if frame % block:
+            borders = [border for border in (frame - frame % block, frame - frame % block + block) if border > 0]
+            raise UserError(
+                f"--change = {change}: frame {frame} is inside a block of {block} frames; "
+                f"use {' or '.join(map(str, borders))}"
+            )
+        if frames is not None and frame >= frames:
+            raise UserError(f"--change = {change}: the video ends before, after {frames} frames; raise --frames")
+        if frame // block in prompts:
+            raise UserError(f"--change = {change}: frame {frame} has another prompt already; leave one of them out")
+        prompts[frame // block] = prompt
+    return prompts
+
+
+@contextmanager
+def interruptions() -> Iterator[list[int]]:
+    """SIGINT does not interrupt the body but is noted in this list; a second one interrupts as ever."""
+    noted: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,148 @@
+"""The stream's blocks are those of `hiar sample`, for ever in constant memory; what cannot be streamed is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from students import save_student
+from tiny import live_tensor_bytes, relative_error
+
+from hiar.errors import UserError
+from hiar.io.artifacts import write_manifest
+from hiar.io.video import open_stream, read_mp4
+from hiar.models.generator import Generator, Walk, load_generator
+from hiar.stages.sample import decode, sample_latents
+from hiar.stages.stream import change_prompts, clean_blocks, interruptions, stream
+
+BLOCK = 3
+PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stream") / "student"
+    save_student(folder)
+    return folder
+
+
+@pytest.fixture
+def student(folder: Path) -> Generator:
+    """With all its weights random: as it is initialised, its text says next to nothing."""
+    student = load_generator(folder)
+    torch.manual_seed(0)
+    for parameter in student.denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return student
+
+
+@pytest.mark.parametrize(
+    ("order", "context"),
+    [("step_first", "output"), ("diagonal", "input"), ("block_first", "clean"), ("block_first", "shared")],
+)
+def test_the_blocks_are_those_of_sample(student: Generator, order: str, context: str) -> None:
+    walk = Walk(order=order, context=context)
+    frames = 8 * BLOCK
+    expected = sample_latents(student, [PROMPT, OTHER], frames, walk, seed=5, numbers=range(2))[0]
+    for blocks in (None, 8):
+        latents = torch.cat(list(islice(clean_blocks(student, PROMPT, {}, walk, blocks, seed=5), 8)), dim=1)
+        assert relative_error(latents, expected) < 1e-5
+
+
+def test_a_change_shows_from_its_block_on(student: Generator) -> None:
+    walk = Walk(order="step_first", context="output")
+    one, other = (
+        list(islice(clean_blocks(student, PROMPT, changes, walk, None, seed=5), 6)) for changes in ({}, {3: OTHER})
+    )
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(one[:3], other[:3], strict=True))
+    assert all(relative_error(a, b) > 1e-3 for a, b in zip(one[3:], other[3:], strict=True))
+
+
+@torch.no_grad()
+def test_four_hundred_blocks_in_constant_memory(student: Generator) -> None:
+    walk = Walk(order="step_first", context="output")
+    blocks = clean_blocks(student, PROMPT, {80: OTHER, 200: PROMPT}, walk, None, seed=5)
+    size, rate = student.card.world.size, student.card.world.frames_per_second
+    alive = {}
+    with open_stream(Path(os.devnull), size, size, rate) as add:
+        for number, latent in enumerate(islice(blocks, 401)):
+            add(decode(student, latent))
+            if number in (100, 400):
+                alive[number] = live_tensor_bytes()
+    assert alive[400] <= alive[100]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("10=" + OTHER, "frame 10 is inside a block of 3 frames; use 9 or 12"),
+        ("2=" + OTHER, "frame 2 is inside a block of 3 frames; use 3"),
+        ("0=" + OTHER, "is no change at the first frame; give this prompt with --prompt"),
+        ("30=" + OTHER, "the video ends before, after 30 frames; raise --frames"),
+        ("6=" + OTHER, "frame 6 has another prompt already; leave one of them out"),
+        ("-3=" + OTHER, "is not FRAME=PROMPT; write one like '60=a red disc moves'"),
+        (OTHER, "is not FRAME=PROMPT; write one like"),
+        ("9=", "is not FRAME=PROMPT; write one like"),
+    ],
+)
+def test_changes_that_cannot_be_made(change: str, line: str) -> None:
+    with pytest.raises(UserError) as refused:
+        change_prompts([f"6={PROMPT}", change], BLOCK, 30)
+    assert str(refused.value).startswith(f"--change = {change}: {line}")
+
+
+def test_changes_are_counted_in_blocks() -> None:
+    assert change_prompts([f" 6 = {OTHER} ", f"900={PROMPT}"], BLOCK, None) == {2: OTHER, 300: PROMPT}
+
+
+def refuse(checkpoint: Path, tmp_path: Path, **changed: object) -> str:
+    """The line with which something is refused; the file that was there before stays as it is."""
+    out = tmp_path / "v.mp4"
+    out.write_text("of before")
+    request = {"prompt": PROMPT, "changes": [], "frames": 30, "order": None, "context": None, "seed": 0} | changed
+    with pytest.raises(UserError) as refused:
+        stream(checkpoint, target=out, **request)  # type: ignore[arg-type]
+    assert out.read_text() == "of before"
+    return str(refused.value)
+
+
+def test_what_is_refused_leaves_the_file_of_before(folder: Path, tmp_path: Path) -> None:
+    assert refuse(folder, tmp_path, prompt="a red disk moves").startswith("prompt 'a red disk moves': unknown word")
+    assert refuse(folder, tmp_path, changes=["6=a red disk moves"]).startswith("prompt 'a red disk moves': unknown")
+    assert refuse(folder, tmp_path, changes=[f"7={OTHER}"]).startswith(f"--change = 7={OTHER}: frame 7 is inside a")
+    assert refuse(folder, tmp_path, frames=31) == (
+        "--frames = 31: must be a positive multiple of the block of 3 frames; try 30"
+    )
+    assert refuse(folder, tmp_path, context="shared").startswith("--order = step_first: shared context is left by")
+
+
+def test_a_teacher_is_refused(tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    save_student(teacher)
+    card = json.loads((teacher / "generator.json").read_text())
+    (teacher / "generator.json").write_text(json.dumps(card | {"stage": "teacher", "walk": None}))
+    write_manifest(teacher, "checkpoint")
+    line = refuse(teacher, tmp_path, frames=None)
+    assert (
+        line == f"--checkpoint = {teacher}: is a teacher, which makes whole clips; name an init or a distilled student"
+    )
+
+
+def test_a_stream_has_as_many_frames_as_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stream(folder, PROMPT, [], 12, None, None, 0, tmp_path / "v.mp4")
+    assert len(read_mp4(tmp_path / "v.mp4")) == 12
+    assert capsys.readouterr().err.startswith("stream: 12/12 frames in 00:0")
+
+
+def test_a_second_interruption_interrupts() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptions() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
