@@ -1,0 +1,96 @@
+"""What a walk should take, from what its parts take: passes in their order, and messages between processes.
+
+Every process carries out its passes one after the other. A pass that takes a block over from the process before waits
+for it. Nothing is fitted to a walk: costs are those of single passes, measured by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hiar.grid import Cell, Grid, Pass
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of the parts of a walk.
+
+    forward: of a forward call on 1, 2, ... rows whose windows are full. context: of one block in one row's window.
+    around: of the rest of a pass. leave: of keeping a row's keys in a second cache. noise: of a block's first noise.
+    renoise: of the move to the next level. place: of a block's positions. condition: of the prompt and the levels, once
+    a process. message: of handing a block over, to its sender and to its receiver.
+    """
+
+    forward: tuple[float, ...]
+    context: float = 0.0
+    around: float = 0.0
+    leave: float = 0.0
+    noise: float = 0.0
+    renoise: float = 0.0
+    place: float = 0.0
+    condition: float = 0.0
+    message: float = 0.0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A pass and when it runs."""
+
+    step: Pass
+    start: float
+    end: float
+
+
+def place_seconds(costs: Costs, grid: Grid, passes: Sequence[Pass]) -> list[float]:
+    """Seconds of each pass of one process; the first has the prompt's embedding with it."""
+    seconds, known = [], set[int]()
+    for step in passes:
+        cells = step.write + step.denoise
+        missing = sum(grid.window - 1 - len(grid.visible(cell.block)) for cell in cells)
+        blocks = {cell.block for cell in cells}
+        time = costs.forward[len(cells) - 1] + costs.around
+        time += costs.place * len(blocks - known) - costs.context * missing
+        for cell in step.denoise:
+            time += costs.noise * (cell.step == 0) + costs.renoise * (cell.step < grid.steps - 1)
+            time += costs.leave * (grid.leaves(cell.step) is not None)
+        seconds.append(time)
+        known |= blocks
+    seconds[0] += costs.condition
+    return seconds
+
+
+def timeline(
+    places: Sequence[Sequence[Pass]], seconds: Iterable[Sequence[float]], message: float = 0.0
+) -> list[list[Slot]]:
+    """When every pass of every process runs, if nothing else holds it up.
+
+    Every process hands its last step's blocks on, before anything else. A message costs its sender and its receiver
+    ``message`` each, and arrives once it is sent.
+    """
+    slots, arrived = [], dict[Cell, float]()
+    for passes, times in zip(places, seconds, strict=True):
+        last = max(cell.step for step in passes for cell in step.denoise)
+        clock, row, sent = 0.0, list[Slot](), dict[Cell, float]()
+        for step, time in zip(passes, times, strict=True):
+            taken = [arrived[before] for c in step.denoise if (before := Cell(c.block, c.step - 1)) in arrived]
+            start = max([clock, *taken]) + message * len(taken)
+            clock = start + time
+            row.append(Slot(step, start, clock))
+            for cell in step.denoise:
+                if cell.step == last:
+                    clock += message
+                    sent[cell] = clock
+        slots.append(row)
+        arrived = sent
+    return slots
+
+
+def predict(costs: Costs, grid: Grid, places: Sequence[Sequence[Pass]], cores: int) -> float:
+    """Seconds of a walk by one process a core; where there are fewer cores, they share the work at best.
+
+    costs.message is 0 for a walk within one process.
+    """
+    seconds = [place_seconds(costs, grid, passes) for passes in places]
+    end = max(slot.end for row in timeline(places, seconds, costs.message) for slot in row) + costs.message
+    return max(end, sum(map(sum, seconds)) / cores)

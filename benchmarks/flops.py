@@ -1,0 +1,71 @@
+"""Floating-point operations and bytes of passes, from the model's configuration.
+
+Counted are matrix products - linear layers, convolutions and attention with the window that a row really sees - at two
+operations a multiply-add; norms, rotations and activations are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.presets import Preset
+from hiar.grid import Grid, Pass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the count needs of a preset; ``tokens`` are those of a block."""
+
+    layers: int
+    dim: int
+    ffn: int
+    tokens: int
+    patch_in: int  # numbers in a token's patch
+    patch_out: int
+    words: int
+    text_dim: int
+    freq_dim: int
+
+
+def sizes(preset: Preset) -> Sizes:
+    """The sizes of a preset's model and blocks."""
+    model = preset.model
+    channels, frames, height, width = preset.shape
+    area = model.patch**2
+    return Sizes(
+        model.layers,
+        model.heads * model.head_dim,
+        model.ffn,
+        frames * height * width // area,
+        (channels + 2 * model.coordinates) * area,
+        channels * area,
+        model.text_length,
+        model.text_dim,
+        model.freq_dim,
+    )
+
+
+def row_flops(s: Sizes, seen: int) -> int:
+    """One block in a forward call that attends to ``seen`` blocks, its own included."""
+    linear = (
+        4 * s.dim**2 + 2 * s.dim**2 + 2 * s.dim * s.ffn
+    )  # self-attention, cross-attention's q and out, feed-forward
+    attention = 2 * s.dim * (seen * s.tokens + s.words)  # scores and values
+    return 2 * s.tokens * (s.layers * (linear + attention) + (s.patch_in + s.patch_out) * s.dim)
+
+
+def pass_flops(s: Sizes, grid: Grid, step: Pass) -> int:
+    """One forward call for one sample."""
+    return sum(row_flops(s, len(grid.visible(cell.block)) + 1) for cell in step.write + step.denoise)
+
+
+def condition_flops(s: Sizes, levels: int, batch: int) -> int:
+    """What a process computes once: the embeddings of levels, and of prompts with their keys and values."""
+    time = s.freq_dim * s.dim + s.dim**2 + 6 * s.dim**2
+    text = s.text_dim * s.dim + s.dim**2 + s.layers * 2 * s.dim**2
+    return 2 * (levels * time + batch * s.words * text)
+
+
+def cache_bytes(s: Sizes, grid: Grid, caches: int, batch: int, itemsize: int) -> int:
+    """Keys and values of ``caches`` caches with full windows."""
+    return caches * batch * s.layers * 2 * grid.window * s.tokens * s.dim * itemsize

@@ -1,0 +1,146 @@
+"""Shapes of models that walks are measured on, with random weights: speed does not depend on what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.walks import Walk
+from hiar import config
+from hiar.grid import Grid, make_grid
+from hiar.models.codec import PatchCodec
+from hiar.models.denoiser import Denoiser, build_denoiser
+from hiar.parameters import load_params
+from hiar.rollout.cell import Rollout
+from hiar.schedule import step_sigmas
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model and the rollouts it makes.
+
+    latent: channels, height and width of a latent frame. block, window: frames. codec: none where the project has none.
+    """
+
+    model: config.Model
+    latent: tuple[int, int, int]
+    block: int
+    window: int
+    steps: int
+    shift: float
+    renoise: config.Renoise
+    dtype: torch.dtype
+    codec: config.Codec | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(C, k, H, W) of one block."""
+        channels, height, width = self.latent
+        return channels, self.block, height, width
+
+    @property
+    def window_blocks(self) -> int:
+        return self.window // self.block
+
+    def grid(self, walk: Walk, blocks: int) -> Grid:
+        return make_grid(walk.order, walk.context, blocks=blocks, steps=self.steps, window=self.window_blocks)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A preset's networks on a device, and a batch of prompts (B, words, text_dim)."""
+
+    preset: Preset
+    denoiser: Denoiser
+    codec: PatchCodec | None
+    text: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.device
+
+    def rollout(self, grid: Grid) -> Rollout:
+        preset = self.preset
+        sigmas = step_sigmas(preset.steps, preset.shift)
+        return Rollout(grid, sigmas, preset.shape, preset.renoise, SEED, range(len(self.text)), self.text)
+
+
+def build(preset: Preset, device: torch.device, batch: int) -> Setup:
+    """The networks, frozen, the same in every process."""
+    with device:
+        denoiser = build_denoiser(preset.model, preset.latent[0], SEED).eval().requires_grad_(False)
+    _cast(denoiser, preset.dtype)
+    codec = None
+    if preset.codec is not None:
+        shape = preset.codec
+        codec = PatchCodec(shape.patch, shape.channels, shape.width, shape.depth).eval().requires_grad_(False)
+        codec.to(device)
+    words = preset.model.text_length, preset.model.text_dim
+    text = torch.randn(batch, *words, generator=torch.Generator().manual_seed(SEED))
+    return Setup(preset, denoiser, codec, text.to(device, preset.dtype))
+
+
+def _cast(denoiser: Denoiser, dtype: torch.dtype) -> None:
+    """Give weights their type, but for those that Wan keeps in full precision."""
+    kept = set(denoiser.transformer._keep_in_fp32_modules)
+    for name, parameter in denoiser.named_parameters():
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+
+
+def world() -> Preset:
+    """The default experiment's student, as params.yaml has it."""
+    params = load_params(Path(__file__).parents[1] / "params.yaml")
+    side = params.world.size // params.codec.patch
+    return Preset(
+        params.model,
+        (params.codec.channels, side, side),
+        params.video.block,
+        params.video.window,
+        params.schedule.student_steps,
+        params.schedule.student_shift,
+        params.schedule.renoise,
+        torch.float32,
+        params.codec,
+    )
+
+
+def wan(heads: int, layers: int, ffn: int) -> Preset:
+    """Wan2.1's text-to-video transformers at 832x480, walked as in the paper: blocks of 3 frames, a window of 21."""
+    model = _wan_model(heads, 128, layers, ffn, text_dim=4096, text_length=512)
+    return Preset(model, (16, 60, 104), 3, 21, 4, 5.0, "sde", torch.bfloat16)
+
+
+def wan_tiny() -> Preset:
+    """Wan's layout, types and prediction in a size that any processor walks in a moment."""
+    model = _wan_model(2, 12, 2, 48, text_dim=32, text_length=8)
+    return Preset(model, (16, 4, 6), 3, 9, 4, 5.0, "sde", torch.bfloat16)
+
+
+def _wan_model(heads: int, head_dim: int, layers: int, ffn: int, text_dim: int, text_length: int) -> config.Model:
+    return config.Model(
+        layers=layers,
+        heads=heads,
+        head_dim=head_dim,
+        ffn=ffn,
+        freq_dim=256,
+        patch=2,
+        prediction="flow",
+        coordinates=False,
+        text_dim=text_dim,
+        text_length=text_length,
+    )
+
+
+PRESETS: dict[str, Callable[[], Preset]] = {
+    "world": world,
+    "wan-1.3b": lambda: wan(heads=12, layers=30, ffn=8960),
+    "wan-14b": lambda: wan(heads=40, layers=40, ffn=13824),
+    "wan-tiny": wan_tiny,
+}

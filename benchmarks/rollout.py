@@ -1,0 +1,173 @@
+"""Measure every walk of the grid beside what the cost model predicts: ``python -m benchmarks.rollout --help``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import sys
+from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from benchmarks.figures import costs_of, ratio_record, spread, walk_record
+from benchmarks.flops import sizes
+from benchmarks.memory import device_memory, memory_needed
+from benchmarks.pipelined import Pipeline, pipeline
+from benchmarks.presets import PRESETS, Setup, build
+from benchmarks.report import write_report
+from benchmarks.timing import PEAK_SIZE, Probe, Timing, peak_flops, time_walk
+from benchmarks.walks import Walk, all_walks, ratios
+from hiar.errors import UserError, suggest
+from hiar.io.artifacts import code_version
+from hiar.io.hardware import hardware
+
+
+@dataclass
+class Samples:
+    """What rounds of measurements leave: a timing a round of each walk, seconds of the parts, operations a second."""
+
+    walks: dict[tuple[Walk, bool], list[Timing]] = field(default_factory=lambda: defaultdict(list))
+    parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    peak: float = 0.0
+
+
+def measure(setup: Setup, walkers: Pipeline | None, walks: list[Walk], blocks: int, rounds: int) -> Samples:
+    """Interleave all walks, with and without decoding, and all their parts; every round begins with another walk."""
+    cases = [(walk, decode) for walk in walks for decode in ([False, True] if setup.codec else [False])]
+    probe = Probe(setup)
+    rows = max(len(step.write + step.denoise) for walk in walks for step in _passes(setup, walk, blocks))
+
+    def run(walk: Walk, decode: bool, length: int) -> Timing:
+        if walk.processes:
+            assert walkers is not None
+            return walkers.time_walk(walk, length, decode)
+        return time_walk(setup, walk, length, decode)
+
+    for case in cases:
+        run(*case, min(blocks, setup.preset.window_blocks + setup.preset.steps))
+    samples = Samples()
+    for number in range(rounds):
+        first = number * len(cases) // rounds
+        for case in cases[first:] + cases[:first]:
+            samples.walks[case].append(run(*case, blocks))
+        for name, seconds in probe.measure(rows).items():
+            samples.parts[name] += seconds
+        if walkers is not None:
+            samples.parts["message"].append(walkers.message())
+        samples.peak = max(samples.peak, peak_flops(setup.device, setup.preset.dtype))
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    return samples
+
+
+def bench(preset: str, blocks: int, batch: int, rounds: int, threads: int, processes: int | None) -> dict[str, Any]:
+    """Everything that a result file holds."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setup = build(PRESETS[preset](), device, batch)
+    steps = setup.preset.steps
+    places = torch.cuda.device_count() - 1 if device.type == "cuda" else steps  # a GPU a process, and the codec's
+    processes = max(0, min(places, steps)) if processes is None else processes
+    walks, left_out = fitting(setup, all_walks(processes), blocks)
+    with pipeline(preset, batch, threads, processes, device.type) if processes else nullcontext() as walkers:
+        samples = measure(setup, walkers, walks, blocks, rounds)
+    costs = costs_of(samples.parts, setup.preset.window_blocks)
+    cores = max(1, (os.cpu_count() or 1) // threads) if device.type == "cpu" else processes
+    records = [walk_record(setup, walk, blocks, samples.walks, samples.peak, costs, cores) for walk in walks]
+    kept = [(fast, slow) for fast, slow in ratios(processes) if fast in walks and slow in walks]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    size = PEAK_SIZE[device.type]
+    return {
+        "preset": preset,
+        "blocks": blocks,
+        "batch": batch,
+        "rounds": rounds,
+        "threads": threads,
+        "device": device.type,
+        "dtype": str(setup.preset.dtype).removeprefix("torch."),
+        "hardware": hardware("auto"),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers")},
+        "code": code_version(),
+        "shape": vars(sizes(setup.preset))
+        | {"latent_block": setup.preset.shape, "window_blocks": setup.preset.window_blocks, "steps": steps},
+        "peak": {"flops_per_second": samples.peak, "measured_with": f"product of {size}x{size} matrices"},
+        "process_peak_memory": {"bytes": peak, "of": "the measuring process over all its walks, not of one walk"},
+        "parts_seconds": {name: spread(seconds) for name, seconds in samples.parts.items()},
+        "walks": records,
+        "ratios": [ratio_record(fast, slow, samples.walks, records) for fast, slow in kept],
+        "left_out": left_out,
+    }
+
+
+def fitting(setup: Setup, walks: list[Walk], blocks: int) -> tuple[list[Walk], dict[str, str]]:
+    """The walks whose weights and caches fit in memory, and why the others do not."""
+    memory, kept, left_out = device_memory(setup.device), [], {}
+    for walk in walks:
+        needed = memory_needed(setup, walk, blocks)
+        if needed > memory:
+            left_out[walk.name] = f"weights and caches need {needed / 2**30:.1f} GiB of {memory / 2**30:.1f}"
+        else:
+            kept.append(walk)
+    if not kept:
+        raise UserError(f"--preset: no walk fits in memory ({next(iter(left_out.values()))}); choose a smaller preset")
+    return kept, left_out
+
+
+def _passes(setup: Setup, walk: Walk, blocks: int) -> list[Any]:
+    return [step for place in walk.places(setup.preset.grid(walk, blocks)) for step in place]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one line, as everywhere in the project."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def arguments(line: list[str] | None) -> argparse.Namespace:
+    """The checked options. Raises UserError for those that make no sense."""
+    parser = _Parser(prog="python -m benchmarks.rollout", description=__doc__)
+    parser.add_argument("--preset", required=True, help=f"a model's shape: {', '.join(PRESETS)}")
+    parser.add_argument("--blocks", type=int, default=60, help="length of a walk")
+    parser.add_argument("--batch", type=int, default=1, help="videos at a time")
+    parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured, in turn")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
+    parser.add_argument("--processes", type=int, help="longest pipeline; as many as steps or GPUs unless told, 0: none")
+    parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md and NAME.svg come beside it")
+    options = parser.parse_args(line)
+    if options.preset not in PRESETS:
+        raise UserError(f"--preset = {options.preset}: no such preset; {suggest(options.preset, PRESETS)}")
+    for name in ("blocks", "batch", "rounds", "threads"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} = {getattr(options, name)}: must be at least 1")
+    steps = PRESETS[options.preset]().steps
+    if options.processes is not None and not 0 <= options.processes <= steps:
+        raise UserError(
+            f"--processes = {options.processes}: a pipeline has 1 to {steps} processes, one a step; 0: none"
+        )
+    if options.out.suffix != ".json":
+        raise UserError(f"--out = {options.out}: should end with .json")
+    return options
+
+
+def main(line: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    try:
+        options = vars(arguments(line))
+        out = options.pop("out")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        print(write_report(out, bench(**options)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""The benchmark as a command, on the smallest model that has the GPU presets' layout and types."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.presets import PRESETS, build
+from benchmarks.rollout import fitting, main
+from benchmarks.walks import ALONE, HIAR, SELF_FORCING
+from hiar.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path):
+    out = tmp_path / "results" / "tiny.json"
+    options = ["--preset", "wan-tiny", "--blocks", "4", "--rounds", "1", "--processes", "2", "--out", str(out)]
+    subprocess.run([sys.executable, "-m", "benchmarks.rollout", *options], cwd=ROOT, check=True, timeout=600)
+    result = json.loads(out.read_text())
+    assert result.keys() >= {"hardware", "versions", "code", "threads", "dtype", "peak", "parts_seconds", "left_out"}
+    assert (result["preset"], result["blocks"], result["dtype"]) == ("wan-tiny", 4, "bfloat16")
+    walks = {walk["name"]: walk for walk in result["walks"]}
+    assert len(walks) == len(ALONE) + 2 * 2
+    assert walks["step_first separate"]["forward_calls"] == [4 * (4 + 3)]  # the last block's context is read by nobody
+    assert walks["diagonal batched"]["forward_calls"] == [4 + 4 - 1]
+    assert walks["shared separate"]["forward_calls"] == [4 * 4 + 3]
+    assert walks["pipelined separate, 2 processes"]["forward_calls"] == [14, 14]
+    for walk in walks.values():
+        assert walk["frames_per_second"]["low"] <= walk["frames_per_second"]["median"]
+        assert walk["frames_per_second_decoded"] is None  # the project has no codec for Wan's latents
+        assert walk["predicted_seconds"] > 0
+        assert walk["first_block_seconds"]["median"] <= walk["seconds"]["high"]
+    assert "pipelined fused, 2 processes" in {ratio["walk"] for ratio in result["ratios"]}
+    page = out.with_suffix(".md").read_text()
+    assert all(f"| {name} |" in page for name in walks)
+    ET.fromstring(out.with_suffix(".svg").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--preset", "wan-tinny"], "--preset = wan-tinny: no such preset; did you mean 'wan-tiny'?"),
+        (["--preset", "world", "--blocks", "0"], "--blocks = 0: must be at least 1"),
+        (["--preset", "world", "--rounds", "many"], "argument --rounds: invalid int value: 'many'"),
+        (["--preset", "world", "--processes", "5"], "--processes = 5: a pipeline has 1 to 4 processes"),
+    ],
+)
+def test_a_mistake_is_one_line(options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([*options, "--out", str(tmp_path / "out.json")]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_walks_that_do_not_fit_in_memory_are_told_before_they_start(monkeypatch: pytest.MonkeyPatch):
+    setup = build(PRESETS["wan-tiny"](), torch.device("cpu"), batch=1)
+    weights = sum(p.numel() * p.element_size() for p in setup.denoiser.parameters())
+    cache = 2 * 2 * 3 * 18 * 24 * 2  # layers, keys and values, blocks, tokens, width, bytes
+    monkeypatch.setattr("benchmarks.rollout.device_memory", lambda device: weights + 2 * cache)
+    kept, left_out = fitting(setup, [SELF_FORCING, HIAR], blocks=5)
+    assert kept == [SELF_FORCING]
+    assert list(left_out) == [HIAR.name]
+    monkeypatch.setattr("benchmarks.rollout.device_memory", lambda device: weights)
+    with pytest.raises(UserError, match="no walk fits in memory"):
+        fitting(setup, [SELF_FORCING, HIAR], blocks=5)
