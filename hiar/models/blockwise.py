@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hiar.models.attention import BlocksPlan, KeysValues, Row, TextPlan
 from hiar.models.denoiser import Denoiser, coordinates
@@ -93,7 +94,7 @@ def forward_blocks(
     batch, count = x.shape[:2]
     latents = x.flatten(0, 1)
     channels = torch.cat([latents, coordinates(latents)], dim=1) if model.coordinates else latents
-    hidden = transformer.patch_embedding(channels).flatten(2).transpose(1, 2).contiguous()
+    hidden = _embed_patches(channels, transformer.patch_embedding)
     plan = BlocksPlan(
         rings,
         tuple(rows),
@@ -124,6 +125,18 @@ def _sink_shift(rings: Rings, places: Places, block: int) -> Tensor | None:
     if rings.sinks == 0 or block < rings.window:
         return None
     return places.shift(block - (rings.window - 1))
+
+
+def _embed_patches(latents: Tensor, embedding: nn.Conv3d) -> Tensor:
+    """What the convolution makes of patches that do not overlap, as a product of matrices: (N, tokens, dim).
+
+    At the few frames of a block, a convolution's set-up takes longer than its work.
+    """
+    patches = latents
+    for axis, size in enumerate(embedding.kernel_size, start=2):
+        patches = patches.unflatten(axis * 2 - 2, (-1, size))  # every axis becomes places and what is in a patch
+    patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+    return F.linear(patches, embedding.weight.flatten(1), embedding.bias)
 
 
 def _unpatchify(tokens: Tensor, patch_size: tuple[int, int, int], like: Tensor) -> Tensor:
