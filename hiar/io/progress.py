@@ -62,3 +62,8 @@ class Progress:
             parts.append(f"{clock(elapsed / count * (self.total - self.done))} left")
         values = "".join(f"  {name} {value}" for name, value in shown.items())
         print(", ".join(parts) + values, file=sys.stderr, flush=True)
+
+
+def tell(line: str) -> None:
+    """Say something once, where progress is shown."""
+    print(line, file=sys.stderr, flush=True)

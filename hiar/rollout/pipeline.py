@@ -19,6 +19,7 @@ from hiar.models.denoiser import Denoiser
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import split_steps, walk_steps
 
+PASSES: Passes = "fused"  # what a rank makes of its steps unless told otherwise
 AHEAD = 2  # messages asked for before they are needed, so that they travel beside the work
 
 
@@ -69,7 +70,7 @@ class Outbox:
 
 
 @torch.no_grad()
-def walk_rank(model: Denoiser, rollouts: Sequence[Rollout], rank: int, ranks: int, passes: Passes = "fused") -> None:
+def walk_rank(model: Denoiser, rollouts: Sequence[Rollout], rank: int, ranks: int, passes: Passes = PASSES) -> None:
     """What rank ``rank`` of ``ranks`` does: its steps of every rollout, one rollout after the other."""
     if not rollouts:
         return

@@ -30,6 +30,7 @@ from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import finished_blocks, walk_rank
+from hiar.stages.plan import announce
 from hiar.stages.sample import (
     BATCH,
     batches,
@@ -82,6 +83,7 @@ def sample_on_rank(
             todo = _told(ranks, None)
             walk_rank(source.denoiser, [rollout(every[index]) for index in todo], rank, ranks)
             return
+        announce(source, walk, rollout(every[0]), ranks)
         with unfinished(out, key, replaces="samples") as folder:
             todo = _told(ranks, missing_batches(folder, len(prompts), BATCH))
             arrivals = finished_blocks([rollout(every[index]) for index in todo], ranks)

@@ -24,6 +24,7 @@ from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import generate
 from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
+from hiar.stages.plan import announce
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
@@ -81,6 +82,10 @@ def sample_prompts(
     read_manifest(checkpoint, "checkpoint")
     source = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     walk = check_request(source, prompts, frames, order, context)
+    if walk is not None:
+        numbers = batches(len(prompts), BATCH)[0]
+        text = source.embed(prompts[: numbers.stop])
+        announce(source, walk, make_rollout(source, text, walk, frames // source.card.video.block, seed, numbers))
     key = sample_key(checkpoint, prompts, frames, walk, seed, save_latents)
     with unfinished(out, key, replaces="samples") as folder:
         make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)

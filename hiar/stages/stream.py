@@ -21,6 +21,7 @@ from hiar.io.progress import Progress
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.rollout.walk import walk as walk_grid
+from hiar.stages.plan import announce
 from hiar.stages.sample import check_request, decode, make_rollout
 
 
@@ -76,7 +77,7 @@ def stream(
             if interrupted:
                 break
     if frames is not None and done < frames:
-        raise KeyboardInterrupt(f"interrupted: the video ends after {done} of {frames} frames")
+        raise KeyboardInterrupt
 
 
 @torch.no_grad()
@@ -89,6 +90,7 @@ def clean_blocks(
     """
     texts = {block: source.embed([text]) for block, text in changes.items()}
     rollout = make_rollout(source, source.embed([prompt]), walk, blocks, seed, [0], texts)
+    announce(source, walk, rollout)
     order, passes = fastest(walk.order, walk.context)
     for _, latent in walk_grid(source.denoiser, rollout, order, passes=passes):
         yield latent[0]

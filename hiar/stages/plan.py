@@ -1,0 +1,66 @@
+"""What a rollout is going to do, before it does it: a line that tells every choice, and whether its memory suffices."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from hiar.errors import UserError
+from hiar.grid import Grid, fastest, walk_passes
+from hiar.io.progress import tell
+from hiar.models.generator import Generator, Walk
+from hiar.rollout.cell import Rollout
+from hiar.rollout.pipeline import PASSES
+
+GB = 1e9
+
+
+def ring_bytes(source: Generator, grid: Grid, videos: int) -> int:
+    """Bytes of the keys and values of a walk's caches, its windows full."""
+    transformer = source.denoiser.transformer
+    parameter = next(transformer.parameters())
+    heads, dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
+    _, *size = source.block_shape
+    tokens = 1
+    for length, patch in zip(size, transformer.config.patch_size, strict=True):
+        tokens *= length // patch
+    values = 2 * heads * dim * tokens * grid.window * transformer.config.num_layers * grid.caches
+    return values * videos * parameter.element_size()
+
+
+def announce(source: Generator, walk: Walk, rollout: Rollout, processes: int | None = None) -> None:
+    """Tell how a rollout is walked. Raises UserError when its caches do not fit in what is free of the memory."""
+    videos, window = len(rollout.samples), source.card.video.window
+    needed, free = ring_bytes(source, rollout.grid, videos), free_bytes(rollout.text.device)
+    if needed > free:
+        raise UserError(
+            f"video.window = {window}: the caches of {window} frames take {needed / GB:.3g} GB for {videos} video(s) "
+            f"at a time, {free / GB:.3g} GB are free; give fewer prompts at a time or more memory"
+        )
+    tell(plan_line(source, walk, rollout, processes))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def plan_line(source: Generator, walk: Walk, rollout: Rollout, processes: int | None = None) -> str:
+    """Every choice of a walk, in one line: order and passes, forward calls, processes, caches, and what computes."""
+    grid, device, videos = rollout.grid, rollout.text.device, len(rollout.samples)
+    order, passes = fastest(walk.order, walk.context)
+    shared_out = ""
+    if processes is not None:
+        passes, shared_out = PASSES, f", the steps over {processes} process(es)"
+    calls = ""
+    if grid.blocks is not None:
+        count = sum(1 for _ in walk_passes(grid, order, passes))
+        calls = f" ({count} forward calls for {grid.blocks} blocks in {grid.steps} steps)"
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
+    dtype = str(next(source.denoiser.parameters()).dtype).removeprefix("torch.")
+    return (
+        f"walk: {order}, {walk.context} context, {passes} passes{calls}{shared_out}; "
+        f"caches: {ring_bytes(source, grid, videos) / GB:.3g} GB for {videos} video(s) at a time; {place}, {dtype}"
+    )
