@@ -11,8 +11,8 @@ from accelerate.state import AcceleratorState
 from tiny import tiny_denoiser
 
 from hiar.config import AdamW, Distill, ForwardKL, Optimizer, Schedule, Variant, Video
-from hiar.grid import make_grid
-from hiar.rollout.cell import Rollout
+from hiar.grid import Cell, make_grid, walk_passes
+from hiar.rollout.cell import Memory, Rollout, carry_out
 from hiar.rollout.walk import generate
 from hiar.schedule import step_sigmas
 from hiar.training.role import make_role
@@ -82,6 +82,24 @@ def test_windows_are_the_rollout_cut_in_time(variant: Variant, exit_step: int) -
         video = generate(job.student.module, rollout, variant.order)  # type: ignore[arg-type]
     assert torch.equal(windows[0], video[0, :, :4])
     assert torch.equal(windows[3], video[1, :, 4:])
+
+
+@pytest.mark.parametrize("exit_step", [0, 1])
+def test_shared_context_is_at_the_exit_what_it_is_in_a_whole_rollout(exit_step: int) -> None:
+    """Cutting the steps behind the exit would take its context away: it is left by the next step."""
+    job = make_job(Variant(order="block_first", context="shared", forward_kl=None))
+    windows = self_rollout(job, TEXT, 7, range(2), exit_step, learn=True)
+    grid = make_grid("block_first", "shared", blocks=4, steps=3, window=2)
+    rollout = Rollout(grid, step_sigmas(3, 2.0), SHAPE, "sde", 7, range(2), TEXT)
+    memory = Memory(job.student.module, rollout)  # type: ignore[arg-type]
+    seen = {}
+    with torch.no_grad():
+        for step in walk_passes(grid, "block_first"):
+            carry_out(memory, step)
+            seen |= {cell: memory.states[cell.block].x0 for cell in step.denoise}
+    expected = torch.cat([seen[Cell(block, exit_step)] for block in range(4)], dim=2)
+    assert torch.equal(torch.cat([windows[0], windows[1]], dim=1), expected[0])
+    assert windows.requires_grad
 
 
 def test_the_student_learns_from_frozen_scores_and_the_critic_from_the_students_videos() -> None:
