@@ -161,7 +161,7 @@ def _check_ranks(source: Generator, walk: Walk | None, ranks: int) -> None:
 
 def _check_alike(key: dict[str, Any], rank: int) -> None:
     """Raise UserError on every rank when they were not started with the same checkpoint, options and code."""
-    facts = {"checkpoint": key["checkpoint"], "options": key, "code": source_hash()}
+    facts = {"checkpoint": key["checkpoint"], "command": key, "code": source_hash()}
     digests = {name: hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest() for name, fact in facts.items()}
     own = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8).to(_device())
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -169,7 +169,7 @@ def _check_alike(key: dict[str, Any], rank: int) -> None:
     for other, theirs in enumerate(everyone):
         for name, start in zip(digests, range(0, len(own), 32), strict=True):
             if not torch.equal(theirs[start : start + 32], everyone[0][start : start + 32]):
-                raise UserError(f"process {other}: has another {name} than process 0; start all of them alike")
+                raise UserError(f"process {other}: {name}: not that of process 0; start all processes alike")
 
 
 def _encode_once(source: Generator, prompts: list[str], rank: int) -> Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,26 @@ def test_the_same_command_goes_on_and_gives_what_one_process_gives(student: Path
     assert relative_error(latents[1], latents[0]) < 1e-5
     again = hiar(*common, "--out", "one", "--processes", RANKS, folder=tmp_path)
     assert "error" not in again.stderr
+
+
+def test_processes_that_were_not_started_alike_refuse_each_other(student: Path, tmp_path: Path) -> None:
+    """Started as torchrun starts them, on a port, without our launcher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    common = ("sample", "--checkpoint", student, "--prompt", "a red disc moves left", "--frames", 12, "--out", "out")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "hiar", *map(str, common), "--seed", str(seed)],
+            cwd=tmp_path,
+            env=environment() | place | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, seed in enumerate((0, 1))
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert said == ["error: process 1: command: not that of process 0; start all processes alike\n"] * 2
+    assert [process.returncode for process in processes] == [2, 2]
+    assert list(tmp_path.iterdir()) == []
