@@ -264,7 +264,6 @@ def config_check(experiment: Experiment = None) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit as the module says."""
-    told = "interrupted; the same command goes on from here"
     try:
         with writing(Path("output")):  # also where a library writes: a full disk is the user's to mend
             code = typer.main.get_command(app).main(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -274,10 +273,11 @@ def main() -> NoReturn:
         code = _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         code = _fail(f"{error.format_message().rstrip('.')}; see `hiar --help`")
-    except KeyboardInterrupt as interruption:
-        code, told = INTERRUPTED, str(interruption) or told
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     if code == INTERRUPTED:
-        print(told, file=sys.stderr)
+        goes_on = sys.argv[1:2] != ["stream"]
+        print("interrupted" + "; the same command goes on from here" * goes_on, file=sys.stderr)
     sys.exit(code or 0)
 
 

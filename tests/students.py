@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hiar.config import Context, Order
 from hiar.io.artifacts import write_manifest
 from hiar.models.codec import PatchCodec
 from hiar.models.denoiser import build_denoiser
-from hiar.models.generator import Card, Generator, Walk
+from hiar.models.generator import Card, Generator, Walk, load_generator
 from hiar.models.text import build_word_encoder
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.world.captions import vocabulary
@@ -43,3 +45,13 @@ def save_student(
     folder.mkdir(parents=True)
     Generator(card, denoiser, text, codec).save(folder)
     write_manifest(folder, "checkpoint", stage="distill", seed=seed, variant="hiar")
+
+
+@torch.no_grad()
+def save_attentive_student(folder: Path) -> None:
+    """A student whose prompts show: as a text encoder is initialised, they hardly do."""
+    save_student(folder)
+    student = load_generator(folder)
+    student.text.words.weight.mul_(20)
+    student.save(folder)
+    write_manifest(folder, "checkpoint", stage="distill", seed=0, variant="hiar")

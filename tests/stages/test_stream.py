@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from students import save_student
+from students import save_attentive_student, save_student
 from tiny import live_tensor_bytes, relative_error
 
 from hiar.errors import UserError
@@ -27,18 +27,13 @@ PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stream") / "student"
-    save_student(folder)
+    save_attentive_student(folder)
     return folder
 
 
 @pytest.fixture
 def student(folder: Path) -> Generator:
-    """With all its weights random: as it is initialised, its text says next to nothing."""
-    student = load_generator(folder)
-    torch.manual_seed(0)
-    for parameter in student.denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return student
+    return load_generator(folder)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +55,7 @@ def test_a_change_shows_from_its_block_on(student: Generator) -> None:
         list(islice(clean_blocks(student, PROMPT, changes, walk, None, seed=5), 6)) for changes in ({}, {3: OTHER})
     )
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(one[:3], other[:3], strict=True))
-    assert all(relative_error(a, b) > 1e-3 for a, b in zip(one[3:], other[3:], strict=True))
+    assert all(relative_error(a, b) > 0.05 for a, b in zip(one[3:], other[3:], strict=True))
 
 
 @torch.no_grad()
@@ -136,7 +131,7 @@ def test_a_teacher_is_refused(tmp_path: Path) -> None:
 def test_a_stream_has_as_many_frames_as_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stream(folder, PROMPT, [], 12, None, None, 0, tmp_path / "v.mp4")
     assert len(read_mp4(tmp_path / "v.mp4")) == 12
-    assert capsys.readouterr().err.startswith("stream: 12/12 frames in 00:0")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stream: 12/12 frames in ")
 
 
 def test_a_second_interruption_interrupts() -> None:
