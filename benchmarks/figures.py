@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cost_model import Costs, predict
 from benchmarks.flops import condition_flops, pass_flops, sizes
-from benchmarks.memory import largest_caches
+from benchmarks.memory import process_caches
 from benchmarks.presets import Setup
 from benchmarks.timing import Timing
 from benchmarks.walks import Walk
@@ -59,7 +59,7 @@ def walk_record(
         "forward_calls": [len(place) for place in places],
         "frames": frames,
         "flops": flops,
-        "cache_bytes": max(largest_caches(setup, walk, blocks)),
+        "cache_bytes": max(process_caches(setup, walk, blocks)),
         "seconds": seconds,
         "seconds_a_block": seconds["median"] / blocks,
         "frames_per_second": spread([frames / timing.seconds for timing in plain]),

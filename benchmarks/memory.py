@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-import torch
-
 from benchmarks.flops import cache_bytes, sizes
 from benchmarks.presets import Setup
 from benchmarks.walks import Walk
@@ -19,7 +15,7 @@ def caches(grid: Grid, passes: list[Pass]) -> int:
     return len({grid.cache(cell.step) for cell in cells}.union(left))
 
 
-def largest_caches(setup: Setup, walk: Walk, blocks: int) -> list[int]:
+def process_caches(setup: Setup, walk: Walk, blocks: int) -> list[int]:
     """Bytes of keys and values in each process of a walk."""
     grid = setup.preset.grid(walk, blocks)
     shape, batch = sizes(setup.preset), len(setup.text)
@@ -30,14 +26,10 @@ def largest_caches(setup: Setup, walk: Walk, blocks: int) -> list[int]:
 
 
 def memory_needed(setup: Setup, walk: Walk, blocks: int) -> int:
-    """Bytes of weights and caches: of the fullest GPU, or of all processes where they share one memory."""
-    weights = sum(p.numel() * p.element_size() for p in setup.denoiser.parameters())
-    needed = [weights + kept for kept in largest_caches(setup, walk, blocks)]
+    """Bytes that a walk takes once ``setup`` is there: caches, and the weights of further processes.
+
+    Of the fullest GPU, or of all processes where they share one memory.
+    """
+    weights = sum(p.numel() * p.element_size() for p in setup.denoiser.parameters()) if walk.processes else 0
+    needed = [weights + held for held in process_caches(setup, walk, blocks)]
     return max(needed) if setup.device.type == "cuda" else sum(needed)
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes in all."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

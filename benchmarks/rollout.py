@@ -18,15 +18,18 @@ import torch
 
 from benchmarks.figures import costs_of, ratio_record, spread, walk_record
 from benchmarks.flops import sizes
-from benchmarks.memory import device_memory, memory_needed
+from benchmarks.memory import memory_needed
 from benchmarks.pipelined import Pipeline, pipeline
 from benchmarks.presets import PRESETS, Setup, build
+from benchmarks.probe import Probe
 from benchmarks.report import write_report
-from benchmarks.timing import PEAK_SIZE, Probe, Timing, peak_flops, time_walk
+from benchmarks.timing import PEAK_SIZE, Timing, peak_flops, time_walk
 from benchmarks.walks import Walk, all_walks, ratios
 from hiar.errors import UserError, suggest
+from hiar.grid import Pass
 from hiar.io.artifacts import code_version
 from hiar.io.hardware import hardware
+from hiar.stages.plan import free_bytes
 
 
 @dataclass
@@ -41,8 +44,7 @@ class Samples:
 def measure(setup: Setup, walkers: Pipeline | None, walks: list[Walk], blocks: int, rounds: int) -> Samples:
     """Interleave all walks, with and without decoding, and all their parts; every round begins with another walk."""
     cases = [(walk, decode) for walk in walks for decode in ([False, True] if setup.codec else [False])]
-    probe = Probe(setup)
-    rows = max(len(step.write + step.denoise) for walk in walks for step in _passes(setup, walk, blocks))
+    probe = Probe(setup, max(len(step.write + step.denoise) for walk in walks for step in _passes(setup, walk, blocks)))
 
     def run(walk: Walk, decode: bool, length: int) -> Timing:
         if walk.processes:
@@ -57,7 +59,7 @@ def measure(setup: Setup, walkers: Pipeline | None, walks: list[Walk], blocks: i
         first = number * len(cases) // rounds
         for case in cases[first:] + cases[:first]:
             samples.walks[case].append(run(*case, blocks))
-        for name, seconds in probe.measure(rows).items():
+        for name, seconds in probe.measure().items():
             samples.parts[name] += seconds
         if walkers is not None:
             samples.parts["message"].append(walkers.message())
@@ -106,12 +108,12 @@ def bench(preset: str, blocks: int, batch: int, rounds: int, threads: int, proce
 
 
 def fitting(setup: Setup, walks: list[Walk], blocks: int) -> tuple[list[Walk], dict[str, str]]:
-    """The walks whose weights and caches fit in memory, and why the others do not."""
-    memory, kept, left_out = device_memory(setup.device), [], {}
+    """The walks whose caches fit in what is free of the memory, and why the others do not."""
+    memory, kept, left_out = free_bytes(setup.device), [], {}
     for walk in walks:
         needed = memory_needed(setup, walk, blocks)
         if needed > memory:
-            left_out[walk.name] = f"weights and caches need {needed / 2**30:.1f} GiB of {memory / 2**30:.1f}"
+            left_out[walk.name] = f"needs {needed / 2**30:.1f} GiB, {memory / 2**30:.1f} are free"
         else:
             kept.append(walk)
     if not kept:
@@ -119,7 +121,7 @@ def fitting(setup: Setup, walks: list[Walk], blocks: int) -> tuple[list[Walk], d
     return kept, left_out
 
 
-def _passes(setup: Setup, walk: Walk, blocks: int) -> list[Any]:
+def _passes(setup: Setup, walk: Walk, blocks: int) -> list[Pass]:
     return [step for place in walk.places(setup.preset.grid(walk, blocks)) for step in place]
 
 

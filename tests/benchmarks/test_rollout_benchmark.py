@@ -62,12 +62,11 @@ def test_a_mistake_is_one_line(options: list[str], words: str, tmp_path: Path, c
 
 def test_walks_that_do_not_fit_in_memory_are_told_before_they_start(monkeypatch: pytest.MonkeyPatch):
     setup = build(PRESETS["wan-tiny"](), torch.device("cpu"), batch=1)
-    weights = sum(p.numel() * p.element_size() for p in setup.denoiser.parameters())
     cache = 2 * 2 * 3 * 18 * 24 * 2  # layers, keys and values, blocks, tokens, width, bytes
-    monkeypatch.setattr("benchmarks.rollout.device_memory", lambda device: weights + 2 * cache)
+    monkeypatch.setattr("benchmarks.rollout.free_bytes", lambda device: 2 * cache)
     kept, left_out = fitting(setup, [SELF_FORCING, HIAR], blocks=5)
     assert kept == [SELF_FORCING]
     assert list(left_out) == [HIAR.name]
-    monkeypatch.setattr("benchmarks.rollout.device_memory", lambda device: weights)
+    monkeypatch.setattr("benchmarks.rollout.free_bytes", lambda device: cache - 1)
     with pytest.raises(UserError, match="no walk fits in memory"):
         fitting(setup, [SELF_FORCING, HIAR], blocks=5)

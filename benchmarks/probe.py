@@ -1,0 +1,95 @@
+"""The parts of walks, each measured by itself: what the cost model is made of."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.presets import Setup
+from benchmarks.timing import now
+from hiar.grid import Cell, Pass, make_grid
+from hiar.models.attention import Row
+from hiar.models.blockwise import condition, forward_blocks
+from hiar.models.rings import Rings
+from hiar.rollout.cell import BlockState, Memory, advance, carry_out
+
+SWEEPS = 4  # over all kinds of forward calls in a round: a machine's speed drifts
+REPEATS, WARM = 5, 1  # of a kind in a sweep, and how many before that do not count
+Part = Callable[[int], object]  # done for a block that is new to it
+
+
+class Probe:
+    """Single passes on rings whose windows are full, and the work between passes."""
+
+    @torch.no_grad()
+    def __init__(self, setup: Setup, rows: int) -> None:
+        """rows: of the largest forward call."""
+        preset = setup.preset
+        grid = make_grid("step_first", "output", blocks=10**9, steps=preset.steps, window=preset.window_blocks)
+        self.setup, self.grid = setup, grid
+        self.memory = Memory(setup.denoiser, setup.rollout(grid))
+        self.rings = Rings(max(2, (rows + 1) // 2), grid.window)
+        self.noise = self.memory.rollout.noise(Cell(0, 0))
+        self.blocks = itertools.count(grid.window)
+        for block in range(grid.window):
+            self._forward(block, rows)
+            self._forward(block, 1, leave=1)
+        self.parts = self._parts(rows)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, list[float]]:
+        """Seconds of all that `cost_model.Costs` holds but messages.
+
+        Every part is repeated with noise between, as in walks: caches of the processor are then as warm as there.
+        """
+        rollout, x = self.memory.rollout, self.noise
+        samples: dict[str, list[float]] = defaultdict(list)
+        for _, (name, part) in itertools.product(range(SWEEPS), self.parts.items()):
+            blocks = [next(self.blocks) for _ in range(WARM + REPEATS)]
+            for block in [*blocks, blocks[-1] + 1]:  # positions are a part of their own
+                self.memory.places.of(block)
+            for number, block in enumerate(blocks):
+                noise = self._time(lambda block: rollout.noise(Cell(block, 0)), block)
+                renoise = self._time(lambda block: advance(rollout, Cell(block, 0), x, x), block)
+                seconds = self._time(part, block)
+                if number >= WARM:
+                    samples["noise"].append(noise)
+                    samples["renoise"].append(renoise)
+                    samples[name].append(seconds)
+        x, last = self.noise, Cell(0, self.grid.steps - 1)  # after which no noise is due
+        self.memory.states[0] = BlockState(x, x, x)
+        with patch("hiar.rollout.cell.forward_blocks", lambda model, x, *_: x):
+            samples["around"] = [
+                self._time(lambda _: carry_out(self.memory, Pass(denoise=(last,))), 0) for _ in range(REPEATS)
+            ]
+        return samples
+
+    def _time(self, part: Part, block: int) -> float:
+        start = now(self.setup.device)
+        part(block)
+        return now(self.setup.device) - start
+
+    def _parts(self, rows: int) -> dict[str, Part]:
+        memory = self.memory
+
+        def forward(count: int) -> Part:
+            return lambda block: self._forward(block, count)
+
+        return {f"forward {count}": forward(count) for count in range(1, rows + 1)} | {
+            "forward empty": lambda _: self._forward(0, 1),
+            "forward leave": lambda block: self._forward(block, 1, leave=1),
+            "place": lambda block: memory.places.of(block + 10**8),
+            "condition": lambda _: condition(self.setup.denoiser, memory.rollout.text, memory.rollout.sigmas),
+        }
+
+    def _forward(self, block: int, count: int, leave: int | None = None) -> None:
+        """A forward call on ``count`` rows: pairs [context of n | noisy n + 1], each on a cache of its own."""
+        memory = self.memory
+        x = torch.stack([self.noise] * count, dim=1)
+        rows = [Row(block + i % 2, i // 2, leave) for i in range(count)]
+        conditions = [memory.conditioning(0)] * count
+        forward_blocks(self.setup.denoiser, x, rows, [0] * count, conditions, self.rings, memory.places)
