@@ -11,6 +11,9 @@ from typing import Self
 from tqdm import tqdm
 
 LINE_SECONDS = 5.0
+# tqdm's own, but with a rate that never becomes seconds a unit.
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+COUNT = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_noinv_fmt}{postfix}]"
 
 
 class Progress:
@@ -24,8 +27,12 @@ class Progress:
         self.began = self.printed = time.monotonic()
         self.told: int | None = None  # how many were done when a line was last printed
         terminal = sys.stderr.isatty()
-        options = {"total": total, "initial": start, "unit": f" {unit}" if unit else "it"}
-        self.bar = tqdm(desc=label, file=sys.stderr, dynamic_ncols=True, **options) if terminal else None
+        options = {"unit": f" {unit}", "bar_format": BAR if total else COUNT} if unit else {}
+        self.bar = (
+            tqdm(desc=label, total=total, initial=start, file=sys.stderr, dynamic_ncols=True, **options)
+            if terminal
+            else None
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from hiar.io.artifacts import read_manifest
 from hiar.io.progress import Progress
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk, load_generator
+from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk as walk_grid
 from hiar.stages.plan import announce
 from hiar.stages.sample import check_request, decode, make_rollout
@@ -43,6 +45,8 @@ def stream(
     Raises UserError for a bad checkpoint, prompt, change or number of frames, nothing is then written; also when the
     target cannot be written or its reader has gone. Raises KeyboardInterrupt when SIGINT came before all ``frames``.
     """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # on a busy machine threads wait for each other, much longer than a block takes one
     read_manifest(checkpoint, "checkpoint")
     source = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     if source.card.stage == "teacher":
@@ -54,6 +58,8 @@ def stream(
     asked = block if frames is None else frames
     walk = check_request(source, [prompt, *prompts.values()], asked, order, context)
     assert walk is not None
+    rollout = stream_rollout(source, prompt, prompts, walk, None if frames is None else frames // block, seed)
+    announce(source, walk, rollout)
     done = 0
     with (
         interruptions() as interrupted,
@@ -62,7 +68,7 @@ def stream(
     ):
         first: float | None = None
         last = time.monotonic()
-        for latent in clean_blocks(source, prompt, prompts, walk, None if frames is None else frames // block, seed):
+        for latent in clean_blocks(source, walk, rollout):
             try:
                 add(decode(source, latent))
             except UserError as error:
@@ -80,17 +86,17 @@ def stream(
         raise KeyboardInterrupt
 
 
-@torch.no_grad()
-def clean_blocks(
+def stream_rollout(
     source: Generator, prompt: str, changes: Mapping[int, str], walk: Walk, blocks: int | None, seed: int
-) -> Iterator[Tensor]:
-    """Latents (C, k, h, w) of sample 0, each block as it is finished, for ever when ``blocks`` is None.
-
-    changes: prompts by the block from which they hold.
-    """
+) -> Rollout:
+    """The rollout of sample 0, endless when ``blocks`` is None; ``changes``: prompts by the block they hold from."""
     texts = {block: source.embed([text]) for block, text in changes.items()}
-    rollout = make_rollout(source, source.embed([prompt]), walk, blocks, seed, [0], texts)
-    announce(source, walk, rollout)
+    return make_rollout(source, source.embed([prompt]), walk, blocks, seed, [0], texts)
+
+
+@torch.no_grad()
+def clean_blocks(source: Generator, walk: Walk, rollout: Rollout) -> Iterator[Tensor]:
+    """Latents (C, k, h, w) of the rollout's one video, each block as it is finished."""
     order, passes = fastest(walk.order, walk.context)
     for _, latent in walk_grid(source.denoiser, rollout, order, passes=passes):
         yield latent[0]

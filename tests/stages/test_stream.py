@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hiar.io.artifacts import write_manifest
 from hiar.io.video import open_stream, read_mp4
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.stages.sample import decode, sample_latents
-from hiar.stages.stream import change_prompts, clean_blocks, interruptions, stream
+from hiar.stages.stream import change_prompts, clean_blocks, interruptions, stream, stream_rollout
 
 BLOCK = 3
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
@@ -36,6 +37,12 @@ def student(folder: Path) -> Generator:
     return load_generator(folder)
 
 
+def blocks_of(
+    student: Generator, changes: dict[int, str], walk: Walk, blocks: int | None = None
+) -> Iterator[torch.Tensor]:
+    return clean_blocks(student, walk, stream_rollout(student, PROMPT, changes, walk, blocks, seed=5))
+
+
 @pytest.mark.parametrize(
     ("order", "context"),
     [("step_first", "output"), ("diagonal", "input"), ("block_first", "clean"), ("block_first", "shared")],
@@ -45,15 +52,13 @@ def test_the_blocks_are_those_of_sample(student: Generator, order: str, context:
     frames = 8 * BLOCK
     expected = sample_latents(student, [PROMPT, OTHER], frames, walk, seed=5, numbers=range(2))[0]
     for blocks in (None, 8):
-        latents = torch.cat(list(islice(clean_blocks(student, PROMPT, {}, walk, blocks, seed=5), 8)), dim=1)
+        latents = torch.cat(list(islice(blocks_of(student, {}, walk, blocks), 8)), dim=1)
         assert relative_error(latents, expected) < 1e-5
 
 
 def test_a_change_shows_from_its_block_on(student: Generator) -> None:
     walk = Walk(order="step_first", context="output")
-    one, other = (
-        list(islice(clean_blocks(student, PROMPT, changes, walk, None, seed=5), 6)) for changes in ({}, {3: OTHER})
-    )
+    one, other = (list(islice(blocks_of(student, changes, walk), 6)) for changes in ({}, {3: OTHER}))
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(one[:3], other[:3], strict=True))
     assert all(relative_error(a, b) > 0.05 for a, b in zip(one[3:], other[3:], strict=True))
 
@@ -61,7 +66,7 @@ def test_a_change_shows_from_its_block_on(student: Generator) -> None:
 @torch.no_grad()
 def test_four_hundred_blocks_in_constant_memory(student: Generator) -> None:
     walk = Walk(order="step_first", context="output")
-    blocks = clean_blocks(student, PROMPT, {80: OTHER, 200: PROMPT}, walk, None, seed=5)
+    blocks = blocks_of(student, {80: OTHER, 200: PROMPT}, walk)
     size, rate = student.card.world.size, student.card.world.frames_per_second
     alive = {}
     with open_stream(Path(os.devnull), size, size, rate) as add:
