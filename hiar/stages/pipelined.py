@@ -30,7 +30,7 @@ from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import finished_blocks, walk_rank
-from hiar.stages.plan import announce
+from hiar.stages.plan import announce, settle_threads
 from hiar.stages.sample import (
     BATCH,
     batches,
@@ -63,6 +63,7 @@ def sample_on_rank(
     were not started alike, and RunFailed when another process is gone or silent for ``stall_seconds``.
     """
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
+    settle_threads()
     read_manifest(checkpoint, "checkpoint")
     source = load_generator(checkpoint).to(_device())
     walk = check_request(source, prompts, frames, order, context)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import psutil
 import torch
 
@@ -13,6 +15,15 @@ from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import PASSES
 
 GB = 1e9
+
+
+def settle_threads() -> None:
+    """One CPU thread unless OMP_NUM_THREADS asks for more.
+
+    On a block's few tokens threads gain nothing, and on a busy machine they wait for each other longer than they work.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def ring_bytes(source: Generator, grid: Grid, videos: int) -> int:

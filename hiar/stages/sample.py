@@ -24,7 +24,7 @@ from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import generate
 from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
-from hiar.stages.plan import announce
+from hiar.stages.plan import announce, settle_threads
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
@@ -79,6 +79,7 @@ def sample_prompts(
 
     Raises UserError for a bad checkpoint, prompt, number of frames or folder; nothing is then written.
     """
+    settle_threads()
     read_manifest(checkpoint, "checkpoint")
     source = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     walk = check_request(source, prompts, frames, order, context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk as walk_grid
-from hiar.stages.plan import announce
+from hiar.stages.plan import announce, settle_threads
 from hiar.stages.sample import check_request, decode, make_rollout
 
 
@@ -45,8 +44,7 @@ def stream(
     Raises UserError for a bad checkpoint, prompt, change or number of frames, nothing is then written; also when the
     target cannot be written or its reader has gone. Raises KeyboardInterrupt when SIGINT came before all ``frames``.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # on a busy machine threads wait for each other, much longer than a block takes one
+    settle_threads()
     read_manifest(checkpoint, "checkpoint")
     source = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     if source.card.stage == "teacher":
