@@ -1,7 +1,7 @@
 """Several GPUs and Wan2.1-1.3B's shape, from the cost model alone: ``python -m benchmarks.extrapolate``.
 
 Nothing here is measured. Assumed is that a forward call takes time in proportion to its floating-point operations,
-that nothing else takes any, and that a GPU is added for every process. More GPUs than steps hold several pipelines,
+that nothing else takes any, and that every process has a GPU; the codec is left out. More GPUs than steps hold several pipelines,
 each with a video of its own.
 """
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ from benchmarks.walks import Walk
 from hiar.models.codec import to_frames
 from hiar.rollout.pipeline import Inbox, Outbox, finished_blocks, walk_rank
 
-MESSAGES = 200
+MESSAGES = 200  # in a round
+APART = 0.001  # seconds between them
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ class Pipeline:
         return Timing([end - start[0] for end in ends], max(memory, default=None) if peaks is None else peaks)
 
     def message(self) -> float:
-        """Seconds of handing over a block, one of many in a row."""
-        (start, _), (ends, _) = self._do(Task(None, MESSAGES), 2)
-        return (ends[-1] - start) / MESSAGES
+        """Seconds that a block takes of its sender, and of its receiver once it has arrived: their mean."""
+        (puts, _), (takes, _) = self._do(Task(None, MESSAGES), 2)
+        return (statistics.median(puts) + statistics.median(takes)) / 2
 
     def _do(self, task: Task, count: int) -> list[Any]:
         for pipe in self.pipes[:count]:
@@ -92,7 +95,10 @@ def _serve(
     torch.set_num_threads(threads)
     device = torch.device(device_type, rank) if device_type == "cuda" else torch.device(device_type)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-    backend = "nccl" if device_type == "cuda" else "gloo"
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "nccl"
     dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=world)
     setup = build(PRESETS[preset](), device, batch)
     pipe.send(None)
@@ -105,14 +111,17 @@ def _serve(
 
 @torch.no_grad()
 def _carry_out(setup: Setup, task: Task, rank: int) -> tuple[Any, int | None]:
-    """(when a walker started, or when each block was finished at the codec's place), and the peak of memory."""
+    """(when a walker started, or when each block was finished at the codec's place), and the peak of memory.
+
+    Of messages: what each took.
+    """
     device = setup.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = now(device)
     result: Any = start
     if task.walk is None:
-        result = _messages(setup, task.blocks, rank) or start
+        result = _messages(setup, task.blocks, rank)
     else:
         rollout = setup.rollout(setup.preset.grid(task.walk, task.blocks))
         ranks = task.walk.processes
@@ -128,15 +137,20 @@ def _carry_out(setup: Setup, task: Task, rank: int) -> tuple[Any, int | None]:
 
 
 def _messages(setup: Setup, count: int, rank: int) -> list[float]:
-    """Hand one block after the other from process 0 to process 1."""
+    """Hand blocks from process 0 to process 1, so far apart that each has arrived when it is taken."""
     block = setup.text.new_zeros(len(setup.text), *setup.preset.shape)
-    if rank == 0:
-        outbox = Outbox(1)
-        for _ in range(count):
-            outbox.put(block)
-        outbox.close()
-        return []
-    inbox = Inbox(0, [block.shape] * count, block)
+    outbox, inbox = (Outbox(1), None) if rank == 0 else (None, Inbox(0, [block.shape] * count, block))
+    if inbox:
+        time.sleep(10 * APART)
+    seconds = []
     for _ in range(count):
-        inbox.take()
-    return [now(setup.device)]
+        time.sleep(APART)
+        start = now(setup.device)
+        if outbox:
+            outbox.put(block)
+        elif inbox:
+            inbox.take()
+        seconds.append(now(setup.device) - start)
+    if outbox:
+        outbox.close()
+    return seconds

@@ -18,7 +18,7 @@ from hiar.models.rings import Rings
 from hiar.rollout.cell import BlockState, Memory, advance, carry_out
 
 SWEEPS = 4  # over all kinds of forward calls in a round: a machine's speed drifts
-REPEATS, WARM = 5, 1  # of a kind in a sweep, and how many before that do not count
+REPEATS, WARM = 5, 3  # of a kind in a sweep, and how many before that do not count
 Part = Callable[[int], object]  # done for a block that is new to it
 
 

@@ -74,9 +74,10 @@ def bench(preset: str, blocks: int, batch: int, rounds: int, threads: int, proce
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setup = build(PRESETS[preset](), device, batch)
     steps = setup.preset.steps
-    places = torch.cuda.device_count() - 1 if device.type == "cuda" else steps  # a GPU a process, and the codec's
-    processes = max(0, min(places, steps)) if processes is None else processes
+    processes = longest_pipeline(device, steps, processes)
     walks, left_out = fitting(setup, all_walks(processes), blocks)
+    longer = [walk for walk in all_walks(steps) if walk.processes > processes]
+    left_out |= {walk.name: f"pipelines were limited to {processes}" for walk in longer}
     with pipeline(preset, batch, threads, processes, device.type) if processes else nullcontext() as walkers:
         samples = measure(setup, walkers, walks, blocks, rounds)
     costs = costs_of(samples.parts, setup.preset.window_blocks)
@@ -105,6 +106,17 @@ def bench(preset: str, blocks: int, batch: int, rounds: int, threads: int, proce
         "ratios": [ratio_record(fast, slow, samples.walks, records) for fast, slow in kept],
         "left_out": left_out,
     }
+
+
+def longest_pipeline(device: torch.device, steps: int, asked: int | None) -> int:
+    """Processes of the longest pipeline. Raises UserError when more are asked for than there are GPUs for."""
+    if device.type != "cuda":
+        return steps if asked is None else asked
+    gpus = torch.cuda.device_count()
+    places = max(0, gpus - 1)  # one is the codec's
+    if asked is not None and asked > places:
+        raise UserError(f"--processes = {asked}: need {asked + 1} GPUs, one of them for the codec; there are {gpus}")
+    return min(places, steps) if asked is None else asked
 
 
 def fitting(setup: Setup, walks: list[Walk], blocks: int) -> tuple[list[Walk], dict[str, str]]:

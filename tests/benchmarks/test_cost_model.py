@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.cost_model import Costs, place_seconds, predict, timeline
-from benchmarks.extrapolate import estimate
+from benchmarks.extrapolate import OUT, PRESET, estimate, page
 from benchmarks.presets import PRESETS
 from benchmarks.walks import FUSED, HIAR, SELF_FORCING, SHARED, pipelined
 from hiar.grid import make_grid
@@ -70,3 +70,7 @@ def test_more_gpus_than_steps_make_more_videos_not_faster_ones():
     four, sixty_four = (estimate(preset, pipelined("fused", 4), 27, gpus) for gpus in (4, 64))
     assert sixty_four.video == four.video
     assert sixty_four.throughput == 16 * four.throughput
+
+
+def test_the_committed_extrapolation_is_that_of_today():
+    assert OUT.read_text(encoding="utf-8") == page(PRESETS[PRESET]())

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.presets import PRESETS, build
+from benchmarks.report import main as report
 from benchmarks.rollout import fitting, main
 from benchmarks.walks import ALONE, HIAR, SELF_FORCING
 from hiar.errors import UserError
@@ -19,7 +20,7 @@ from hiar.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path):
+def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "results" / "tiny.json"
     options = ["--preset", "wan-tiny", "--blocks", "4", "--rounds", "1", "--processes", "2", "--out", str(out)]
     subprocess.run([sys.executable, "-m", "benchmarks.rollout", *options], cwd=ROOT, check=True, timeout=600)
@@ -41,6 +42,14 @@ def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path):
     page = out.with_suffix(".md").read_text()
     assert all(f"| {name} |" in page for name in walks)
     ET.fromstring(out.with_suffix(".svg").read_text())
+    guide = tmp_path / "speed.md"
+    guide.write_text("before\n<!-- table: tiny -->\nold\n<!-- end of table -->\nafter\n")
+    monkeypatch.setattr("benchmarks.report.GUIDE", guide)
+    report([str(out)])
+    before, *table, after = guide.read_text().splitlines()
+    assert (before, after) == ("before", "after")
+    assert "old" not in table
+    assert sum(line.startswith(f"| {name} |") for name in walks for line in table) >= len(walks)
 
 
 @pytest.mark.parametrize(
