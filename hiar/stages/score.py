@@ -74,6 +74,7 @@ def score_folder(folder: Path, out: Path, workspace: Path = Path()) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one that holds mp4 videos and {CAPTIONS}")
     params = load_params(workspace / "params.yaml")
+    torch.set_num_threads(params.runtime.threads)
     world, block = _geometry(folder, params)
     captions = read_captions(folder)
     frames = read_videos(folder, len(captions))
