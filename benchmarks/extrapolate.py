@@ -1,8 +1,8 @@
 """Several GPUs and Wan2.1-1.3B's shape, from the cost model alone: ``python -m benchmarks.extrapolate``.
 
 Nothing here is measured. Assumed is that a forward call takes time in proportion to its floating-point operations,
-that nothing else takes any, and that every process has a GPU; the codec is left out. More GPUs than steps hold several pipelines,
-each with a video of its own.
+that nothing else takes any, and that every process has a GPU; the codec is left out. More GPUs than steps hold several
+pipelines, each with a video of its own.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def pipelined(passes: Passes, processes: int) -> Walk:
 
 def all_walks(processes: int) -> list[Walk]:
     """Everything that is measured, with pipelines of up to ``processes`` processes."""
-    kinds: tuple[Passes, Passes] = ("separate", "fused")
+    kinds: tuple[Passes, ...] = ("separate", "fused", "batched")
     return ALONE + [pipelined(passes, count) for count in range(1, processes + 1) for passes in kinds]
 
 
@@ -65,5 +65,5 @@ def ratios(processes: int) -> list[tuple[Walk, Walk]]:
     pairs = [(FUSED, HIAR), (SHARED, HIAR), (BATCHED, HIAR), (SELF_FORCING, HIAR), (SHARED, SELF_FORCING)]
     for count in range(2, processes + 1):
         pairs += [(pipelined("separate", count), HIAR), (pipelined("fused", count), FUSED)]
-        pairs += [(pipelined("separate", count), SELF_FORCING), (pipelined("fused", count), SELF_FORCING)]
+        pairs += [(pipelined(passes, count), SELF_FORCING) for passes in ("separate", "fused", "batched")]
     return pairs

@@ -19,7 +19,7 @@ from hiar.models.denoiser import Denoiser
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import split_steps, walk_steps
 
-PASSES: Passes = "fused"  # what a rank makes of its steps unless told otherwise
+PASSES: Passes = "batched"  # what a rank makes of its steps unless told otherwise: the fewest forward calls
 AHEAD = 2  # messages asked for before they are needed, so that they travel beside the work
 
 

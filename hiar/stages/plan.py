@@ -13,6 +13,7 @@ from hiar.io.progress import tell
 from hiar.models.generator import Generator, Walk
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import PASSES
+from hiar.rollout.walk import split_steps
 
 GB = 1e9
 
@@ -62,16 +63,16 @@ def plan_line(source: Generator, walk: Walk, rollout: Rollout, processes: int | 
     """Every choice of a walk, in one line: order and passes, forward calls, processes, caches, and what computes."""
     grid, device, videos = rollout.grid, rollout.text.device, len(rollout.samples)
     order, passes = fastest(walk.order, walk.context)
-    shared_out = ""
+    calls, each = "", ""
     if processes is not None:
-        passes, shared_out = PASSES, f", the steps over {processes} process(es)"
-    calls = ""
+        passes, each = PASSES, f" in each of {processes} process(es)"
     if grid.blocks is not None:
-        count = sum(1 for _ in walk_passes(grid, order, passes))
-        calls = f" ({count} forward calls for {grid.blocks} blocks in {grid.steps} steps)"
+        shares = split_steps(grid.steps, processes or 1)
+        count = max(sum(1 for _ in walk_passes(grid, order, passes, steps)) for steps in shares)
+        calls = f" ({count} forward calls{each} for {grid.blocks} blocks in {grid.steps} steps)"
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
     dtype = str(next(source.denoiser.parameters()).dtype).removeprefix("torch.")
     return (
-        f"walk: {order}, {walk.context} context, {passes} passes{calls}{shared_out}; "
+        f"walk: {order}, {walk.context} context, {passes} passes{calls}; "
         f"caches: {ring_bytes(source, grid, videos) / GB:.3g} GB for {videos} video(s) at a time; {place}, {dtype}"
     )

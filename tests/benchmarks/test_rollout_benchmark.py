@@ -28,7 +28,7 @@ def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path, monkeypatc
     assert result.keys() >= {"hardware", "versions", "code", "threads", "dtype", "peak", "parts_seconds", "left_out"}
     assert (result["preset"], result["blocks"], result["dtype"]) == ("wan-tiny", 4, "bfloat16")
     walks = {walk["name"]: walk for walk in result["walks"]}
-    assert len(walks) == len(ALONE) + 2 * 2
+    assert len(walks) == len(ALONE) + 2 * 3
     assert walks["step_first separate"]["forward_calls"] == [4 * (4 + 3)]  # the last block's context is read by nobody
     assert walks["diagonal batched"]["forward_calls"] == [4 + 4 - 1]
     assert walks["shared separate"]["forward_calls"] == [4 * 4 + 3]
