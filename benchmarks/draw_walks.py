@@ -24,7 +24,7 @@ CAPTIONS: dict[str, tuple[Walk, str]] = {
     "step_first_fused": (FUSED, "HiAR: a context goes along with the call that reads it first"),
     "diagonal_batched": (BATCHED, "HiAR: an anti-diagonal and the contexts it reads are one call"),
     "shared": (SHARED, "shared: denoising a block leaves it as context of the step before"),
-    "pipelined": (pipelined("fused", 2), "HiAR: equal numbers in two colours are calls at the same time"),
+    "pipelined": (pipelined("batched", 2), "HiAR: equal numbers in two colours are calls at the same time"),
 }
 
 
