@@ -41,7 +41,7 @@ def condition(model: Denoiser, text: Tensor, sigmas: Tensor) -> Conditioning:
     Gradients pass through where they are enabled.
     """
     transformer = model.transformer
-    sigmas = sigmas.to(text)
+    sigmas = sigmas.to(text.device)  # in full precision, whatever the text's: 937.5 is no bf16 number
     time, modulation, words, _ = transformer.condition_embedder(TIMESTEP_SCALE * sigmas, text)
     keys_values = []
     for block in transformer.blocks:
@@ -117,7 +117,7 @@ def forward_blocks(
     if model.prediction == "x0":
         return out
     sigmas = torch.stack([c.sigmas[level] for c, level in zip(conditions, levels, strict=True)])
-    return x0_from_velocity(x, out, sigmas.view(1, count, 1, 1, 1, 1))
+    return x0_from_velocity(x, out, sigmas.view(1, count, 1, 1, 1, 1)).type_as(x)
 
 
 def _sink_shift(rings: Rings, places: Places, block: int) -> Tensor | None:

@@ -76,6 +76,21 @@ def test_cached_is_masked(window: int, prediction: str, coordinates: bool) -> No
 
 
 @torch.no_grad()
+def test_levels_stay_exact_in_half_precision() -> None:
+    """937.5, a level of shift 5, is no bf16 number."""
+    denoiser = tiny_denoiser()
+    _, _, text = inputs()
+    full = condition(denoiser, text, torch.tensor([0.9375]))
+    embedder = denoiser.transformer.condition_embedder
+    seen: list[torch.Tensor] = []
+    hook = embedder.timesteps_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    half = condition(denoiser.to(torch.bfloat16), text.bfloat16(), torch.tensor([0.9375]))
+    hook.remove()
+    assert seen[0].item() == 937.5
+    assert half.sigmas.item() == full.sigmas.item() == 0.9375
+
+
+@torch.no_grad()
 def test_positions_have_no_end() -> None:
     """Beyond the 1,024 frames of Wan's table, and before its start, only distances count."""
     denoiser = tiny_denoiser()
