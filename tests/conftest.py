@@ -10,6 +10,7 @@ import pytest
 from commands import ROOT, hiar
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist the tests of a file share a process, and so do all that look at the smoke experiment."""
     for item in items:

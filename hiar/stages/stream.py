@@ -134,7 +134,7 @@ def interruptions() -> Iterator[list[int]]:
 
     def note(number: int, _: FrameType | None) -> None:
         noted.append(number)
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, note)
     try:
