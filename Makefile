@@ -52,8 +52,9 @@ browser:
 		&& apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; } \
 		|| echo "no chromium and no way to install it here: the browser test will skip"
 
-crash-test: $(READY) ## kill every stage at random moments and compare the results with undisturbed runs
+crash-test: $(READY) ## kill every stage and every process of a pipeline at random moments; what is left must be right
 	$(BIN)/python -m tests.crash
+	$(BIN)/python -m tests.crash.ranks
 
 mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:5000 (PORT=... for another)
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow.db
