@@ -36,7 +36,7 @@ demo: $(READY) ## run the default experiment: train, distil, sample, score; prin
 	$(BIN)/hiar run
 
 test: $(READY) lint types browser ## lint, types, import layers, then every test with coverage
-	$(BIN)/pytest --numprocesses auto --dist loadgroup --cov --cov-report=term
+	$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term
 
 lint: $(READY) ## ruff and the import-layer contracts
 	$(BIN)/ruff check .
