@@ -34,6 +34,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def require_order(order: Order, context: Context) -> None:
+    """Raise BrokenRule for an order in which no block finds its context."""
+    remedy = "shared context is left by a later step of the block before; use block_first"
+    require(context != "shared" or order == "block_first", "order", order, remedy)
+
+
 class World(Section):
     """The procedural video world: one moving shape on a plain background."""
 
@@ -223,12 +229,7 @@ class Variant(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        require(
-            self.context != "shared" or self.order == "block_first",
-            "order",
-            self.order,
-            "shared context is left by a later step of the block before; use block_first",
-        )
+        require_order(self.order, self.context)
         return self
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hiar.config import Context, Order, Passes
+from hiar.config import Context, Order, Passes, require_order
 from hiar.errors import require
 
 
@@ -138,12 +138,7 @@ def fastest(order: Order, context: Context) -> tuple[Order, Passes]:
 
 def check_walk(order: Order, context: Context, passes: Passes) -> None:
     """Raise BrokenRule when no grid can be walked so."""
-    require(
-        context != "shared" or order == "block_first",
-        "order",
-        order,
-        "shared context is left by a later step of the block before; use block_first",
-    )
+    require_order(order, context)
     require(
         passes != "batched" or order == "diagonal",
         "passes",
@@ -161,8 +156,9 @@ def check_walk(order: Order, context: Context, passes: Passes) -> None:
 def walk_passes(grid: Grid, order: Order, passes: Passes = "separate", steps: range | None = None) -> Iterator[Pass]:
     """The passes of a walk: a kind of passes over an order's cells, the contexts of given blocks first.
 
-    steps: only these, where the others are walked elsewhere.
+    steps: only these, where the others are walked elsewhere. Raises BrokenRule for a walk that cannot be.
     """
+    check_walk(order, grid.context, passes)
     steps = range(grid.steps) if steps is None else steps
     for block in range(grid.given):
         if grid.is_context(block):

@@ -178,7 +178,17 @@ def test_finished_context_needs_whole_blocks() -> None:
 def test_shared_context_needs_the_next_step_of_the_block_before() -> None:
     grid = make_grid("block_first", "shared", blocks=3, steps=2, window=2)
     with pytest.raises(ValueError, match="its context holds blocks"):
-        check(grid, walk_passes(grid, "step_first"))
+        check(grid, PASSES["separate"](grid, ORDERS["step_first"](grid)))
+
+
+@pytest.mark.parametrize(
+    ("order", "context", "passes"),
+    [("step_first", "shared", "separate"), ("step_first", "output", "batched"), ("block_first", "output", "fused")],
+)
+def test_walks_that_cannot_be_are_refused_before_their_first_pass(order: str, context: str, passes: str) -> None:
+    grid = make_grid(order, context, blocks=3, steps=2, window=2)  # type: ignore[arg-type]
+    with pytest.raises(BrokenRule):
+        next(walk_passes(grid, order, passes))  # type: ignore[arg-type]
 
 
 def test_diagonals_are_as_many_as_the_paper_says() -> None:
