@@ -21,13 +21,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 
-from benchmarks.presets import PRESETS, Setup, build
+from benchmarks.presets import PRESETS, Setup, build, map_weights
 from benchmarks.timing import Timing, now
 from benchmarks.walks import Walk
 from hiar.models.codec import to_frames
 from hiar.rollout.pipeline import Inbox, Outbox, finished_blocks, walk_rank
 
+STORE, WEIGHTS = "store", "weights.safetensors"  # where processes find each other, and their weights
 MESSAGES = 200  # in a round
 APART = 0.001  # seconds between them
 
@@ -65,14 +67,20 @@ class Pipeline:
 
 
 @contextmanager
-def pipeline(preset: str, batch: int, threads: int, processes: int, device_type: str) -> Iterator[Pipeline]:
-    """Start ``processes`` walkers and a codec's place; they end with the context."""
+def pipeline(preset: str, setup: Setup, threads: int, processes: int) -> Iterator[Pipeline]:
+    """Start ``processes`` walkers and a codec's place; they end with the context.
+
+    They and this process map the same weights, as processes that load a checkpoint do.
+    """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
+        save_file(setup.denoiser.state_dict(), Path(folder) / WEIGHTS)
+        map_weights(setup, Path(folder) / WEIGHTS)
         pipes, workers = [], []
         for rank in range(processes + 1):
             here, there = context.Pipe()
-            arguments = (there, Path(folder) / "store", rank, processes + 1, preset, batch, threads, device_type)
+            place = (there, Path(folder), rank, processes + 1)
+            arguments = (*place, preset, len(setup.text), threads, setup.device.type)
             workers.append(context.Process(target=_serve, args=arguments, daemon=True))
             workers[-1].start()
             there.close()
@@ -89,7 +97,7 @@ def pipeline(preset: str, batch: int, threads: int, processes: int, device_type:
 
 
 def _serve(
-    pipe: Connection, store: Path, rank: int, world: int, preset: str, batch: int, threads: int, device_type: str
+    pipe: Connection, folder: Path, rank: int, world: int, preset: str, batch: int, threads: int, device_type: str
 ) -> None:
     """A process's life: build, then carry out tasks until the other end of the pipe is closed."""
     torch.set_num_threads(threads)
@@ -99,8 +107,9 @@ def _serve(
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "nccl"
-    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=world)
+    dist.init_process_group(backend, init_method=f"file://{folder / STORE}", rank=rank, world_size=world)
     setup = build(PRESETS[preset](), device, batch)
+    map_weights(setup, folder / WEIGHTS)
     pipe.send(None)
     try:
         while True:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.walks import Walk
@@ -84,6 +85,16 @@ def build(preset: Preset, device: torch.device, batch: int) -> Setup:
     words = preset.model.text_length, preset.model.text_dim
     text = torch.randn(batch, *words, generator=torch.Generator().manual_seed(SEED))
     return Setup(preset, denoiser, codec, text.to(device, preset.dtype))
+
+
+def map_weights(setup: Setup, path: Path) -> None:
+    """Take the denoiser's weights from a safetensors file that other processes map too, as checkpoints are loaded.
+
+    On a CPU the pages of the file are then in memory, and in the last cache, once for all of them.
+    """
+    weights = load_file(path, device=str(setup.device))
+    setup.denoiser.load_state_dict(weights, assign=True)
+    setup.denoiser.requires_grad_(False)
 
 
 def _cast(denoiser: Denoiser, dtype: torch.dtype) -> None:
