@@ -12,6 +12,7 @@ from benchmarks.memory import process_caches
 from benchmarks.presets import Setup
 from benchmarks.timing import Timing
 from benchmarks.walks import Walk
+from hiar.config import Order
 
 Timings = Mapping[tuple[Walk, bool], Sequence[Timing]]
 
@@ -86,6 +87,24 @@ def ratio_record(fast: Walk, slow: Walk, timings: Timings, records: Sequence[Map
         "predicted": expected,
         "prediction_error": expected / statistics.median(rounds) - 1,
     }
+
+
+def reference_record(
+    setup: Setup, walks: Sequence[Walk], blocks: int, timings: Timings, others: Mapping[Order, Sequence[float]]
+) -> dict[str, Any]:
+    """The other implementation's walks, and how many times faster ours are, round by round."""
+    frames = blocks * setup.preset.block * len(setup.text)
+    ratios = [
+        {
+            "walk": walk.name,
+            "against": f"reference {order}",
+            "measured": spread([b / a.seconds for a, b in zip(timings[walk, False], seconds, strict=True)]),
+        }
+        for order, seconds in others.items()
+        for walk in walks
+    ]
+    rates = {order: spread([frames / value for value in seconds]) for order, seconds in others.items()}
+    return {"frames_per_second": rates, "ratios": ratios}
 
 
 def _within(costs: Costs) -> Costs:

@@ -52,6 +52,8 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
     parts += ["## Walks", _walks(result["walks"])]
     if result["ratios"]:
         parts += ["## Ratios", _ratios(result["ratios"])]
+    if other := result.get("reference"):
+        parts += ["## The original implementation", _reference(other)]
     parts += ["## Parts", _parts(result["parts_seconds"])]
     if result["left_out"]:
         parts += ["## Left out", "\n".join(f"- {name}: {reason}" for name, reason in result["left_out"].items())]
@@ -131,7 +133,7 @@ def _ratios(ratios: Sequence[Mapping[str, Any]]) -> str:
         [
             ratio["walk"],
             ratio["against"],
-            "{median:.2f} ({low:.2f}-{high:.2f})".format(**ratio["measured"]),
+            _times(ratio["measured"]),
             f"{ratio['predicted']:.2f}",
             f"{ratio['prediction_error']:+.0%}",
         ]
@@ -140,9 +142,20 @@ def _ratios(ratios: Sequence[Mapping[str, Any]]) -> str:
     return table(heads, rows)
 
 
+def _reference(other: Mapping[str, Any]) -> str:
+    rates = [f"- {order}: {_range(rate)} frames/s" for order, rate in other["frames_per_second"].items()]
+    head = [f"- commit {other['commit'][:12]}, attention of {other['attention']}", *rates]
+    rows = [[ratio["walk"], ratio["against"], _times(ratio["measured"])] for ratio in other["ratios"]]
+    return "\n\n".join(["\n".join(head), table(["walk", "against", "times faster"], rows)])
+
+
 def _parts(parts: Mapping[str, Mapping[str, float]]) -> str:
     rows = [[name, *(f"{1e3 * part[key]:.3f}" for key in ("median", "low", "high"))] for name, part in parts.items()]
     return table(["part", "median, ms", "lowest", "highest"], rows)
+
+
+def _times(ratio: Mapping[str, float]) -> str:
+    return "{median:.2f} ({low:.2f}-{high:.2f})".format(**ratio)
 
 
 def _range(values: Mapping[str, float] | None) -> str:

@@ -16,15 +16,17 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks.figures import costs_of, ratio_record, spread, walk_record
+from benchmarks.figures import costs_of, ratio_record, reference_record, spread, walk_record
 from benchmarks.flops import sizes
 from benchmarks.memory import memory_needed
 from benchmarks.pipelined import Pipeline, pipeline
 from benchmarks.presets import PRESETS, Setup, build
 from benchmarks.probe import Probe
+from benchmarks.reference import ORDERS, Reference, check_reference, reference
 from benchmarks.report import write_report
 from benchmarks.timing import PEAK_SIZE, Timing, peak_flops, time_walk
 from benchmarks.walks import Walk, all_walks, ratios
+from hiar.config import Order
 from hiar.errors import UserError, suggest
 from hiar.grid import Pass
 from hiar.io.artifacts import code_version
@@ -34,14 +36,20 @@ from hiar.stages.plan import free_bytes
 
 @dataclass
 class Samples:
-    """What rounds of measurements leave: a timing a round of each walk, seconds of the parts, operations a second."""
+    """What rounds of measurements leave: a timing a round of each walk, seconds of the parts, operations a second.
+
+    others: seconds a round of the other implementation's walks.
+    """
 
     walks: dict[tuple[Walk, bool], list[Timing]] = field(default_factory=lambda: defaultdict(list))
     parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    others: dict[Order, list[float]] = field(default_factory=lambda: defaultdict(list))
     peak: float = 0.0
 
 
-def measure(setup: Setup, walkers: Pipeline | None, walks: list[Walk], blocks: int, rounds: int) -> Samples:
+def measure(
+    setup: Setup, walkers: Pipeline | None, other: Reference | None, walks: list[Walk], blocks: int, rounds: int
+) -> Samples:
     """Interleave all walks, with and without decoding, and all their parts; every round begins with another walk."""
     cases = [(walk, decode) for walk in walks for decode in ([False, True] if setup.codec else [False])]
     probe = Probe(setup, max(len(step.write + step.denoise) for walk in walks for step in _passes(setup, walk, blocks)))
@@ -52,13 +60,20 @@ def measure(setup: Setup, walkers: Pipeline | None, walks: list[Walk], blocks: i
             return walkers.time_walk(walk, length, decode)
         return time_walk(setup, walk, length, decode)
 
+    warm_up = min(blocks, setup.preset.window_blocks + setup.preset.steps)
     for case in cases:
-        run(*case, min(blocks, setup.preset.window_blocks + setup.preset.steps))
+        run(*case, warm_up)
+    if other:
+        for order in ORDERS:
+            other.seconds(order, warm_up)
     samples = Samples()
     for number in range(rounds):
         first = number * len(cases) // rounds
         for case in cases[first:] + cases[:first]:
             samples.walks[case].append(run(*case, blocks))
+        if other:
+            for order in ORDERS:
+                samples.others[order].append(other.seconds(order, blocks))
         for name, seconds in probe.measure().items():
             samples.parts[name] += seconds
         if walkers is not None:
@@ -68,7 +83,15 @@ def measure(setup: Setup, walkers: Pipeline | None, walks: list[Walk], blocks: i
     return samples
 
 
-def bench(preset: str, blocks: int, batch: int, rounds: int, threads: int, processes: int | None) -> dict[str, Any]:
+def bench(
+    preset: str,
+    blocks: int,
+    batch: int,
+    rounds: int,
+    threads: int,
+    processes: int | None,
+    checkout: Path | None,
+) -> dict[str, Any]:
     """Everything that a result file holds."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,8 +101,12 @@ def bench(preset: str, blocks: int, batch: int, rounds: int, threads: int, proce
     walks, left_out = fitting(setup, all_walks(processes), blocks)
     longer = [walk for walk in all_walks(steps) if walk.processes > processes]
     left_out |= {walk.name: f"pipelines were limited to {processes}" for walk in longer}
-    with pipeline(preset, batch, threads, processes, device.type) if processes else nullcontext() as walkers:
-        samples = measure(setup, walkers, walks, blocks, rounds)
+    with (
+        pipeline(preset, setup, threads, processes) if processes else nullcontext() as walkers,
+        reference(checkout, setup, threads) if checkout else nullcontext() as other,
+    ):
+        samples = measure(setup, walkers, other, walks, blocks, rounds)
+        facts = other.facts() if other else None
     costs = costs_of(samples.parts, setup.preset.window_blocks)
     cores = max(1, (os.cpu_count() or 1) // threads) if device.type == "cpu" else processes
     records = [walk_record(setup, walk, blocks, samples.walks, samples.peak, costs, cores) for walk in walks]
@@ -104,6 +131,7 @@ def bench(preset: str, blocks: int, batch: int, rounds: int, threads: int, proce
         "parts_seconds": {name: spread(seconds) for name, seconds in samples.parts.items()},
         "walks": records,
         "ratios": [ratio_record(fast, slow, samples.walks, records) for fast, slow in kept],
+        "reference": facts and facts | reference_record(setup, walks, blocks, samples.walks, samples.others),
         "left_out": left_out,
     }
 
@@ -153,6 +181,9 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured, in turn")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
     parser.add_argument("--processes", type=int, help="longest pipeline; as many as steps or GPUs unless told, 0: none")
+    parser.add_argument(
+        "--reference", type=Path, metavar="PATH", help="checkout of the original implementation, to time it beside ours"
+    )
     parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md and NAME.svg come beside it")
     options = parser.parse_args(line)
     if options.preset not in PRESETS:
@@ -160,6 +191,8 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
     for name in ("blocks", "batch", "rounds", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} = {getattr(options, name)}: must be at least 1")
+    if options.reference is not None:
+        check_reference(options.reference, PRESETS[options.preset]())
     steps = PRESETS[options.preset]().steps
     if options.processes is not None and not 0 <= options.processes <= steps:
         raise UserError(
@@ -174,9 +207,9 @@ def main(line: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     try:
         options = vars(arguments(line))
-        out = options.pop("out")
+        out, checkout = options.pop("out"), options.pop("reference")
         out.parent.mkdir(parents=True, exist_ok=True)
-        print(write_report(out, bench(**options)))
+        print(write_report(out, bench(**options, checkout=checkout)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
