@@ -27,6 +27,7 @@ from benchmarks.presets import PRESETS, Setup, build, map_weights
 from benchmarks.timing import Timing, now
 from benchmarks.walks import Walk
 from hiar.models.codec import to_frames
+from hiar.models.kernels import using
 from hiar.rollout.pipeline import Inbox, Outbox, finished_blocks, walk_rank
 
 STORE, WEIGHTS = "store", "weights.safetensors"  # where processes find each other, and their weights
@@ -110,10 +111,12 @@ def _serve(
     dist.init_process_group(backend, init_method=f"file://{folder / STORE}", rank=rank, world_size=world)
     setup = build(PRESETS[preset](), device, batch)
     map_weights(setup, folder / WEIGHTS)
+    kernel = setup.kernel()
     pipe.send(None)
     try:
-        while True:
-            pipe.send(_carry_out(setup, pipe.recv(), rank))
+        with using(kernel):
+            while True:
+                pipe.send(_carry_out(setup, pipe.recv(), rank))
     except EOFError:
         dist.destroy_process_group()
 

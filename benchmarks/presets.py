@@ -15,6 +15,7 @@ from hiar import config
 from hiar.grid import Grid, make_grid
 from hiar.models.codec import PatchCodec
 from hiar.models.denoiser import Denoiser, build_denoiser
+from hiar.models.kernels import choose_kernel
 from hiar.parameters import load_params
 from hiar.rollout.cell import Rollout
 from hiar.schedule import step_sigmas
@@ -65,6 +66,14 @@ class Setup:
     @property
     def device(self) -> torch.device:
         return self.text.device
+
+    def kernel(self) -> str | None:
+        """The attention kernel to use, as `hiar sample` chooses it."""
+        preset, model = self.preset, self.preset.model
+        _, height, width = preset.latent
+        frame = (height // model.patch) * (width // model.patch)
+        shape = (preset.block * frame, preset.window * frame, model.heads, model.head_dim, len(self.text))
+        return choose_kernel(*shape, self.device, self.text.dtype)
 
     def rollout(self, grid: Grid) -> Rollout:
         preset = self.preset

@@ -69,7 +69,8 @@ def _facts(result: Mapping[str, Any]) -> list[str]:
         f"commit {code['commit'][:12]}{' with changes' if code['dirty'] else ''}",
         f"batch {result['batch']}, {result['blocks']} blocks of {shape['latent_block'][1]} latent frames "
         f"({shape['tokens']} tokens), window {shape['window_blocks']} blocks, {shape['steps']} steps, "
-        f"{shape['layers']} layers of width {shape['dim']}, {result['dtype']}",
+        f"{shape['layers']} layers of width {shape['dim']}, {result['dtype']}, "
+        f"{result.get('attention', 'default')} attention",
     ]
 
 

@@ -31,6 +31,7 @@ from hiar.errors import UserError, suggest
 from hiar.grid import Pass
 from hiar.io.artifacts import code_version
 from hiar.io.hardware import hardware
+from hiar.models.kernels import using
 from hiar.stages.plan import free_bytes
 
 
@@ -101,7 +102,9 @@ def bench(
     walks, left_out = fitting(setup, all_walks(processes), blocks)
     longer = [walk for walk in all_walks(steps) if walk.processes > processes]
     left_out |= {walk.name: f"pipelines were limited to {processes}" for walk in longer}
+    kernel = setup.kernel()
     with (
+        using(kernel),
         pipeline(preset, setup, threads, processes) if processes else nullcontext() as walkers,
         reference(checkout, setup, threads) if checkout else nullcontext() as other,
     ):
@@ -122,6 +125,7 @@ def bench(
         "device": device.type,
         "dtype": str(setup.preset.dtype).removeprefix("torch."),
         "hardware": hardware("auto"),
+        "attention": kernel or "default",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers")},
         "code": code_version(),
         "shape": vars(sizes(setup.preset))

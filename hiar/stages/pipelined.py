@@ -28,9 +28,10 @@ from hiar.io.progress import Progress
 from hiar.io.ranks import RENDEZVOUS
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk, load_generator
+from hiar.models.kernels import using
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import finished_blocks, walk_rank
-from hiar.stages.plan import announce, settle_threads
+from hiar.stages.plan import announce, attention_kernel, settle_threads
 from hiar.stages.sample import (
     BATCH,
     batches,
@@ -82,7 +83,8 @@ def sample_on_rank(
         every = batches(len(prompts), BATCH)
         if rank < ranks:
             todo = _told(ranks, None)
-            walk_rank(source.denoiser, [rollout(every[index]) for index in todo], rank, ranks)
+            with using(attention_kernel(source, rollout(every[0]))):
+                walk_rank(source.denoiser, [rollout(every[index]) for index in todo], rank, ranks)
             return
         announce(source, walk, rollout(every[0]), ranks)
         with unfinished(out, key, replaces="samples") as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import psutil
@@ -11,6 +12,7 @@ from hiar.errors import UserError
 from hiar.grid import Grid, fastest, walk_passes
 from hiar.io.progress import tell
 from hiar.models.generator import Generator, Walk
+from hiar.models.kernels import choose_kernel
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import PASSES
 from hiar.rollout.walk import split_steps
@@ -27,21 +29,35 @@ def settle_threads() -> None:
         torch.set_num_threads(1)
 
 
+def block_tokens(source: Generator) -> int:
+    """Tokens of a block."""
+    _, *size = source.block_shape
+    patches = source.denoiser.transformer.config.patch_size
+    return math.prod(length // patch for length, patch in zip(size, patches, strict=True))
+
+
 def ring_bytes(source: Generator, grid: Grid, videos: int) -> int:
     """Bytes of the keys and values of a walk's caches, its windows full."""
     transformer = source.denoiser.transformer
     parameter = next(transformer.parameters())
     heads, dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
-    _, *size = source.block_shape
-    tokens = 1
-    for length, patch in zip(size, transformer.config.patch_size, strict=True):
-        tokens *= length // patch
-    values = 2 * heads * dim * tokens * grid.window * transformer.config.num_layers * grid.caches
+    values = 2 * heads * dim * block_tokens(source) * grid.window * transformer.config.num_layers * grid.caches
     return values * videos * parameter.element_size()
 
 
-def announce(source: Generator, walk: Walk, rollout: Rollout, processes: int | None = None) -> None:
-    """Tell how a rollout is walked. Raises UserError when its caches do not fit in what is free of the memory."""
+def attention_kernel(source: Generator, rollout: Rollout) -> str | None:
+    """The attention kernel for a rollout whose windows are full, see `models.kernels`."""
+    config, tokens = source.denoiser.transformer.config, block_tokens(source)
+    heads, dim = config.num_attention_heads, config.attention_head_dim
+    text, videos = rollout.text, len(rollout.samples)
+    return choose_kernel(tokens, tokens * rollout.grid.window, heads, dim, videos, text.device, text.dtype)
+
+
+def announce(source: Generator, walk: Walk, rollout: Rollout, processes: int | None = None) -> str | None:
+    """Tell how a rollout is walked, and return its attention kernel.
+
+    Raises UserError when its caches do not fit in what is free of the memory.
+    """
     videos, window = len(rollout.samples), source.card.video.window
     needed, free = ring_bytes(source, rollout.grid, videos), free_bytes(rollout.text.device)
     if needed > free:
@@ -49,7 +65,9 @@ def announce(source: Generator, walk: Walk, rollout: Rollout, processes: int | N
             f"video.window = {window}: the caches of {window} frames take {needed / GB:.3g} GB for {videos} video(s) "
             f"at a time, {free / GB:.3g} GB are free; give fewer prompts at a time or more memory"
         )
-    tell(plan_line(source, walk, rollout, processes))
+    kernel = attention_kernel(source, rollout)
+    tell(plan_line(source, walk, rollout, processes, kernel))
+    return kernel
 
 
 def free_bytes(device: torch.device) -> int:
@@ -59,7 +77,9 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def plan_line(source: Generator, walk: Walk, rollout: Rollout, processes: int | None = None) -> str:
+def plan_line(
+    source: Generator, walk: Walk, rollout: Rollout, processes: int | None = None, kernel: str | None = None
+) -> str:
     """Every choice of a walk, in one line: order and passes, forward calls, processes, caches, and what computes."""
     grid, device, videos = rollout.grid, rollout.text.device, len(rollout.samples)
     order, passes = fastest(walk.order, walk.context)
@@ -74,5 +94,6 @@ def plan_line(source: Generator, walk: Walk, rollout: Rollout, processes: int | 
     dtype = str(next(source.denoiser.parameters()).dtype).removeprefix("torch.")
     return (
         f"walk: {order}, {walk.context} context, {passes} passes{calls}; "
-        f"caches: {ring_bytes(source, grid, videos) / GB:.3g} GB for {videos} video(s) at a time; {place}, {dtype}"
+        f"caches: {ring_bytes(source, grid, videos) / GB:.3g} GB for {videos} video(s) at a time; {place}, {dtype}, "
+        f"{kernel or 'default'} attention"
     )

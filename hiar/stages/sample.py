@@ -18,6 +18,7 @@ from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
 from hiar.io.video import write_mp4
 from hiar.models.codec import to_frames
 from hiar.models.generator import Generator, Walk, load_generator
+from hiar.models.kernels import using
 from hiar.noise import generator
 from hiar.rollout.cell import Rollout
 from hiar.rollout.ode import ode_states
@@ -83,12 +84,14 @@ def sample_prompts(
     read_manifest(checkpoint, "checkpoint")
     source = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     walk = check_request(source, prompts, frames, order, context)
+    kernel = None
     if walk is not None:
         numbers = batches(len(prompts), BATCH)[0]
         text = source.embed(prompts[: numbers.stop])
-        announce(source, walk, make_rollout(source, text, walk, frames // source.card.video.block, seed, numbers))
+        blocks = frames // source.card.video.block
+        kernel = announce(source, walk, make_rollout(source, text, walk, blocks, seed, numbers))
     key = sample_key(checkpoint, prompts, frames, walk, seed, save_latents)
-    with unfinished(out, key, replaces="samples") as folder:
+    with using(kernel), unfinished(out, key, replaces="samples") as folder:
         make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)
         finish_samples(folder, checkpoint, source, walk, frames, seed)
 

@@ -20,6 +20,7 @@ from hiar.io.artifacts import read_manifest
 from hiar.io.progress import Progress
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk, load_generator
+from hiar.models.kernels import using
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk as walk_grid
 from hiar.stages.plan import announce, settle_threads
@@ -57,9 +58,10 @@ def stream(
     walk = check_request(source, [prompt, *prompts.values()], asked, order, context)
     assert walk is not None
     rollout = stream_rollout(source, prompt, prompts, walk, None if frames is None else frames // block, seed)
-    announce(source, walk, rollout)
+    kernel = announce(source, walk, rollout)
     done = 0
     with (
+        using(kernel),
         interruptions() as interrupted,
         open_stream(target, world.size, world.size, world.frames_per_second) as add,
         Progress("stream", frames, unit="frames") as progress,

@@ -1,0 +1,88 @@
+"""Which of torch's attention kernels computes: the fastest of those that are right, measured on the device itself."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hiar.models.attention import attend
+from hiar.noise import generator
+
+KERNELS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+WARM, REPEATS = 2, 5
+ROUNDING = 4.0  # of the type's precision: the error, relative to exact attention, up to which a kernel is right
+
+
+def measure_kernels(
+    queries: int, keys: int, heads: int, head_dim: int, batch: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """Median seconds of every kernel that takes this shape and gives the right result, the fastest first.
+
+    queries, keys: tokens. Right is what differs from attention in double precision by rounding alone.
+    """
+    random = generator(0, "kernels")
+    shapes = [(batch, tokens, heads, head_dim) for tokens in (queries, keys, keys)]
+    inputs = [torch.randn(shape, generator=random).to(device, dtype) for shape in shapes]
+    head = [x[:1, :, :1].double() for x in inputs]  # of one head, so that it fits
+    exact = attend(*head)
+    seconds = {}
+    for name in KERNELS:
+        with sdpa_kernel(KERNELS[name]):
+            try:
+                out, seconds[name] = _timed(inputs)
+            except RuntimeError:  # torch has no such kernel for this device, type or shape
+                continue
+        error = (out[:1, :, :1].double() - exact).norm() / exact.norm()
+        if not error <= ROUNDING * torch.finfo(dtype).eps:
+            del seconds[name]
+    return dict(sorted(seconds.items(), key=lambda item: item[1]))
+
+
+def choose_kernel(
+    queries: int, keys: int, heads: int, head_dim: int, batch: int, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """The fastest right kernel, for `using`. None on a CPU.
+
+    torch has one fused kernel for a CPU, 1.5 to 2.8 times as fast as its other one on all shapes we tried, and what is
+    computed there should not depend on a clock.
+    """
+    if device.type == "cpu":
+        return None
+    return next(iter(measure_kernels(queries, keys, heads, head_dim, batch, device, dtype)), None)
+
+
+@contextmanager
+def using(kernel: str | None) -> Iterator[None]:
+    """Attention by this kernel, by others for shapes it does not take; None leaves the choice to torch."""
+    if kernel is None:
+        yield
+        return
+    others = [backend for name, backend in KERNELS.items() if name != kernel]
+    with sdpa_kernel([KERNELS[kernel], *others], set_priority=True):
+        yield
+
+
+def _timed(inputs: list[Tensor]) -> tuple[Tensor, float]:
+    seconds = []
+    for _ in range(WARM + REPEATS):
+        start = _now(inputs[0].device)
+        out = attend(*inputs)
+        seconds.append(_now(inputs[0].device) - start)
+    return out, statistics.median(seconds[WARM:])
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

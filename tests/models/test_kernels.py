@@ -1,0 +1,42 @@
+"""Kernels are held to exact attention before they are timed, and the one that is chosen is the one that computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+
+from hiar.models import kernels
+from hiar.models.attention import attend
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_has_two_and_both_are_right(dtype: torch.dtype):
+    found = kernels.measure_kernels(6, 30, heads=2, head_dim=12, batch=2, device=CPU, dtype=dtype)
+    assert set(found) == {"flash", "math"}
+    assert list(found.values()) == sorted(found.values())
+
+
+def test_a_kernel_that_is_wrong_is_not_chosen_however_fast(monkeypatch: pytest.MonkeyPatch):
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        out = attend(query, key, value)
+        wrong = query.dtype != torch.float64 and not torch.backends.cuda.math_sdp_enabled()
+        return out * 1.001 if wrong else out
+
+    monkeypatch.setattr(kernels, "attend", attention)
+    assert set(kernels.measure_kernels(6, 30, 2, 12, 1, CPU, torch.float32)) == {"math"}
+
+
+def test_the_chosen_kernel_comes_first_and_others_take_what_it_does_not():
+    inputs = [torch.randn(1, 5, 2, 12, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    expected = attend(*inputs)
+    with kernels.using("cudnn"):  # which no CPU has
+        torch.testing.assert_close(attend(*inputs), expected)
+    with kernels.using("math"):
+        order = torch._C._get_sdp_priority_order()
+        assert order[0] == int(SDPBackend.MATH)
+        torch.testing.assert_close(attend(*inputs), expected)
+    with kernels.using(None):
+        assert torch.equal(attend(*inputs), expected)
