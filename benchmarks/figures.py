@@ -31,8 +31,7 @@ def costs_of(parts: Mapping[str, Sequence[float]], window: int) -> Costs:
         forward=tuple(middle[f"forward {count}"] for count in range(1, rows + 1)),
         context=max(0.0, full - middle["forward empty"]) / max(1, window - 1),
         leave=max(0.0, middle["forward leave"] - full),
-        message=middle.get("message", 0.0),
-        **{name: middle[name] for name in ("around", "noise", "renoise", "place", "condition")},
+        **{name: middle[name] for name in ("around", "noise", "renoise", "place", "condition", "message")},
     )
 
 
@@ -49,7 +48,7 @@ def walk_record(
     seconds = spread([timing.seconds for timing in plain])
     flops = sum(batch * pass_flops(shape, grid, step) for place in places for step in place)
     flops += len(places) * condition_flops(shape, preset.steps + 1, batch)
-    predicted = predict(costs if walk.processes else _within(costs), grid, places, cores)
+    predicted = predict(costs, grid, places, cores)
     memory = [timing.peak_memory for timing in plain if timing.peak_memory is not None]
     return {
         "name": walk.name,
@@ -105,8 +104,3 @@ def reference_record(
     ]
     rates = {order: spread([frames / value for value in seconds]) for order, seconds in others.items()}
     return {"frames_per_second": rates, "ratios": ratios}
-
-
-def _within(costs: Costs) -> Costs:
-    """The same within one process: nothing is sent."""
-    return Costs(**{**vars(costs), "message": 0.0})

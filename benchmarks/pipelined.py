@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from benchmarks.presets import PRESETS, Setup, build, map_weights
+from benchmarks.probe import Probe
 from benchmarks.timing import Timing, now
 from benchmarks.walks import Walk
 from hiar.models.codec import to_frames
@@ -31,17 +30,22 @@ from hiar.models.kernels import using
 from hiar.rollout.pipeline import Inbox, Outbox, finished_blocks, walk_rank
 
 STORE, WEIGHTS = "store", "weights.safetensors"  # where processes find each other, and their weights
-MESSAGES = 200  # in a round
-APART = 0.001  # seconds between them
 
 
 @dataclass(frozen=True)
 class Task:
-    """A walk to carry out; None: messages from process 0 to process 1 and nothing else."""
+    """A walk to carry out."""
 
-    walk: Walk | None
+    walk: Walk
     blocks: int
-    decode: bool = False
+    decode: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of walks to measure, by two processes at a time that hand each other blocks."""
+
+    rows: int  # of the largest forward call
 
 
 class Pipeline:
@@ -56,12 +60,11 @@ class Pipeline:
         memory = [peak for _, peak in [start, *others] if peak is not None]
         return Timing([end - start[0] for end in ends], max(memory, default=None) if peaks is None else peaks)
 
-    def message(self) -> float:
-        """Seconds that a block takes of its sender, and of its receiver once it has arrived: their mean."""
-        (puts, _), (takes, _) = self._do(Task(None, MESSAGES), 2)
-        return (statistics.median(puts) + statistics.median(takes)) / 2
+    def parts(self, rows: int) -> list[dict[str, list[float]]]:
+        """Seconds of the parts of walks in two processes that work side by side, see `Probe.measure`."""
+        return self._do(Parts(rows), 2)
 
-    def _do(self, task: Task, count: int) -> list[Any]:
+    def _do(self, task: Task | Parts, count: int) -> list[Any]:
         for pipe in self.pipes[:count]:
             pipe.send(task)
         return [pipe.recv() for pipe in self.pipes[:count]]
@@ -116,53 +119,40 @@ def _serve(
     try:
         with using(kernel):
             while True:
-                pipe.send(_carry_out(setup, pipe.recv(), rank))
+                task = pipe.recv()
+                pipe.send(_measure(setup, task, rank) if isinstance(task, Parts) else _carry_out(setup, task, rank))
     except EOFError:
         dist.destroy_process_group()
 
 
 @torch.no_grad()
 def _carry_out(setup: Setup, task: Task, rank: int) -> tuple[Any, int | None]:
-    """(when a walker started, or when each block was finished at the codec's place), and the peak of memory.
-
-    Of messages: what each took.
-    """
+    """(when a walker started, or when each block was finished at the codec's place), and the peak of memory."""
     device = setup.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = now(device)
     result: Any = start
-    if task.walk is None:
-        result = _messages(setup, task.blocks, rank)
+    rollout = setup.rollout(setup.preset.grid(task.walk, task.blocks))
+    ranks = task.walk.processes
+    if rank < ranks:
+        walk_rank(setup.denoiser, [rollout], rank, ranks, task.walk.passes)
     else:
-        rollout = setup.rollout(setup.preset.grid(task.walk, task.blocks))
-        ranks = task.walk.processes
-        if rank < ranks:
-            walk_rank(setup.denoiser, [rollout], rank, ranks, task.walk.passes)
-        else:
-            result = []
-            for latent in finished_blocks([rollout], ranks):
-                if task.decode and setup.codec is not None:
-                    to_frames(setup.codec.decode(latent.float())).cpu()
-                result.append(now(device))
+        result = []
+        for latent in finished_blocks([rollout], ranks):
+            if task.decode and setup.codec is not None:
+                to_frames(setup.codec.decode(latent.float())).cpu()
+            result.append(now(device))
     return result, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def _messages(setup: Setup, count: int, rank: int) -> list[float]:
-    """Hand blocks from process 0 to process 1, so far apart that each has arrived when it is taken."""
+def _measure(setup: Setup, task: Parts, rank: int) -> dict[str, list[float]]:
+    """The parts of walks in process 0, which hands a block on after each, or in process 1, which takes it."""
+    probe = Probe(setup, task.rows)
     block = setup.text.new_zeros(len(setup.text), *setup.preset.shape)
-    outbox, inbox = (Outbox(1), None) if rank == 0 else (None, Inbox(0, [block.shape] * count, block))
-    if inbox:
-        time.sleep(10 * APART)
-    seconds = []
-    for _ in range(count):
-        time.sleep(APART)
-        start = now(setup.device)
-        if outbox:
-            outbox.put(block)
-        elif inbox:
-            inbox.take()
-        seconds.append(now(setup.device) - start)
-    if outbox:
-        outbox.close()
-    return seconds
+    if rank == 1:
+        return probe.measure(Inbox(0, [block.shape] * probe.exchanges, block).take)
+    outbox = Outbox(1)
+    samples = probe.measure(lambda: outbox.put(block))
+    outbox.close()
+    return samples

@@ -40,11 +40,17 @@ class Probe:
             self._forward(block, 1, leave=1)
         self.parts = self._parts(rows)
 
+    @property
+    def exchanges(self) -> int:
+        """How many messages a measurement exchanges."""
+        return SWEEPS * len(self.parts) * (WARM + REPEATS)
+
     @torch.no_grad()
-    def measure(self) -> dict[str, list[float]]:
-        """Seconds of all that `cost_model.Costs` holds but messages.
+    def measure(self, exchange: Callable[[], object] | None = None) -> dict[str, list[float]]:
+        """Seconds of all that `cost_model.Costs` holds.
 
         Every part is repeated with noise between, as in walks: caches of the processor are then as warm as there.
+        exchange: hands a block to, or takes one from, another process that measures the same at the same time.
         """
         rollout, x = self.memory.rollout, self.noise
         samples: dict[str, list[float]] = defaultdict(list)
@@ -56,7 +62,9 @@ class Probe:
                 noise = self._time(lambda block: rollout.noise(Cell(block, 0)), block)
                 renoise = self._time(lambda block: advance(rollout, Cell(block, 0), x, x), block)
                 seconds = self._time(part, block)
+                message = self._time(lambda _: exchange(), block) if exchange else 0.0
                 if number >= WARM:
+                    samples["message"].append(message)
                     samples["noise"].append(noise)
                     samples["renoise"].append(renoise)
                     samples[name].append(seconds)

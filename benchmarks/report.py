@@ -55,6 +55,8 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
     if other := result.get("reference"):
         parts += ["## The original implementation", _reference(other)]
     parts += ["## Parts", _parts(result["parts_seconds"])]
+    if together := result.get("parts_seconds_together"):
+        parts += ["## Parts, two processes side by side", _parts(together)]
     if result["left_out"]:
         parts += ["## Left out", "\n".join(f"- {name}: {reason}" for name, reason in result["left_out"].items())]
     return "\n\n".join(parts) + "\n"

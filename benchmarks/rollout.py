@@ -28,7 +28,6 @@ from benchmarks.timing import PEAK_SIZE, Timing, peak_flops, time_walk
 from benchmarks.walks import Walk, all_walks, ratios
 from hiar.config import Order
 from hiar.errors import UserError, suggest
-from hiar.grid import Pass
 from hiar.io.artifacts import code_version
 from hiar.io.hardware import hardware
 from hiar.models.kernels import using
@@ -39,11 +38,13 @@ from hiar.stages.plan import free_bytes
 class Samples:
     """What rounds of measurements leave: a timing a round of each walk, seconds of the parts, operations a second.
 
-    others: seconds a round of the other implementation's walks.
+    together: the parts where two processes work side by side. others: seconds a round of the other implementation's
+    walks.
     """
 
     walks: dict[tuple[Walk, bool], list[Timing]] = field(default_factory=lambda: defaultdict(list))
     parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    together: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     others: dict[Order, list[float]] = field(default_factory=lambda: defaultdict(list))
     peak: float = 0.0
 
@@ -53,7 +54,8 @@ def measure(
 ) -> Samples:
     """Interleave all walks, with and without decoding, and all their parts; every round begins with another walk."""
     cases = [(walk, decode) for walk in walks for decode in ([False, True] if setup.codec else [False])]
-    probe = Probe(setup, max(len(step.write + step.denoise) for walk in walks for step in _passes(setup, walk, blocks)))
+    rows = max(_rows(setup, walk, blocks) for walk in walks)
+    probe = Probe(setup, rows)
 
     def run(walk: Walk, decode: bool, length: int) -> Timing:
         if walk.processes:
@@ -77,8 +79,9 @@ def measure(
                 samples.others[order].append(other.seconds(order, blocks))
         for name, seconds in probe.measure().items():
             samples.parts[name] += seconds
-        if walkers is not None:
-            samples.parts["message"].append(walkers.message())
+        for parts in walkers.parts(rows) if walkers else ():
+            for name, seconds in parts.items():
+                samples.together[name] += seconds
         samples.peak = max(samples.peak, peak_flops(setup.device, setup.preset.dtype))
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return samples
@@ -110,9 +113,14 @@ def bench(
     ):
         samples = measure(setup, walkers, other, walks, blocks, rounds)
         facts = other.facts() if other else None
-    costs = costs_of(samples.parts, setup.preset.window_blocks)
+    window = setup.preset.window_blocks
+    costs = costs_of(samples.parts, window)
+    together = costs_of(samples.together, window) if samples.together else costs
     cores = max(1, (os.cpu_count() or 1) // threads) if device.type == "cpu" else processes
-    records = [walk_record(setup, walk, blocks, samples.walks, samples.peak, costs, cores) for walk in walks]
+    records = [
+        walk_record(setup, walk, blocks, samples.walks, samples.peak, together if walk.processes else costs, cores)
+        for walk in walks
+    ]
     kept = [(fast, slow) for fast, slow in ratios(processes) if fast in walks and slow in walks]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
     size = PEAK_SIZE[device.type]
@@ -133,6 +141,7 @@ def bench(
         "peak": {"flops_per_second": samples.peak, "measured_with": f"product of {size}x{size} matrices"},
         "process_peak_memory": {"bytes": peak, "of": "the measuring process over all its walks, not of one walk"},
         "parts_seconds": {name: spread(seconds) for name, seconds in samples.parts.items()},
+        "parts_seconds_together": {name: spread(seconds) for name, seconds in samples.together.items()},
         "walks": records,
         "ratios": [ratio_record(fast, slow, samples.walks, records) for fast, slow in kept],
         "reference": facts and facts | reference_record(setup, walks, blocks, samples.walks, samples.others),
@@ -165,8 +174,10 @@ def fitting(setup: Setup, walks: list[Walk], blocks: int) -> tuple[list[Walk], d
     return kept, left_out
 
 
-def _passes(setup: Setup, walk: Walk, blocks: int) -> list[Pass]:
-    return [step for place in walk.places(setup.preset.grid(walk, blocks)) for step in place]
+def _rows(setup: Setup, walk: Walk, blocks: int) -> int:
+    """Of a walk's largest forward call."""
+    places = walk.places(setup.preset.grid(walk, blocks))
+    return max(len(step.write + step.denoise) for place in places for step in place)
 
 
 class _Parser(argparse.ArgumentParser):
