@@ -95,6 +95,4 @@ def _errno(error: Exception) -> int | None:
         return error.errno
     if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
         return int(found[1])
-    if "inline_container" in str(error) and "unexpected pos" in str(error):  # torch.save, after a short write
-        return errno.ENOSPC
     return None

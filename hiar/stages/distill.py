@@ -23,7 +23,7 @@ from hiar.world.captions import captions
 def run(params: Params, workspace: Path, seed: int, variant: str) -> None:
     """Write artifacts/seed-S/distill/VARIANT; its metrics are means over the last tenth of training."""
     paths, method = Paths(workspace, seed), params.variant(variant)
-    settings = [params.world, params.video, params.schedule, params.distill, method]
+    settings = [params.world, params.video, params.schedule, params.teacher, params.distill, method]
     parents = {
         "teacher": (paths.teacher, "checkpoint"),
         "pairs": (paths.pairs, "pairs"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.io.progress import Progress
-from hiar.training.checkpoint import load_state, save_state
+from hiar.training.checkpoint import STATE, load_state, save_state
 from hiar.training.role import Role
 
 Metrics = dict[str, float]
@@ -48,9 +48,10 @@ def train(
             metrics = train_step(step)
             broken = [name for name, value in metrics.items() if not math.isfinite(value)]
             if broken:
+                kept = f"; until then the last good state is kept in {folder}" if (folder / STATE).exists() else ""
                 raise UserError(
                     f"{label}: {broken[0]} = {metrics[broken[0]]} at step {step}; lower the learning rate or the clip "
-                    f"and start anew; until then the last good state is kept in {folder}"
+                    f"and start anew{kept}"
                 )
             curve.append({"step": step, **metrics})
             log.log(step, metrics)

@@ -183,10 +183,6 @@ def save_tensors(partial: Path) -> None:
     save_file({"x": torch.zeros(1 << 18)}, partial / "x.safetensors")
 
 
-def save_state(partial: Path) -> None:
-    torch.save({"x": torch.ones(1 << 18)}, partial / "state.pt")
-
-
 def save_json(partial: Path) -> None:
     write_json(partial / "x.json", "x" * (1 << 20))
 
@@ -196,7 +192,7 @@ def save_through_a_temporary(partial: Path) -> None:
         file.write(bytes(1 << 20))
 
 
-WRITERS = [save_tensors, save_state, save_json, save_through_a_temporary]
+WRITERS = [save_tensors, save_json, save_through_a_temporary]
 
 
 @pytest.mark.parametrize("write", WRITERS)
