@@ -52,7 +52,7 @@ browser:
 		&& apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; } \
 		|| echo "no chromium and no way to install it here: the browser test will skip"
 
-crash-test: $(READY) ## kill every stage and every process of a pipeline at random moments; what is left must be right
+crash-test: $(READY) ## kill stages that train or generate, and processes of a pipeline, at random moments; what is left must be right
 	$(BIN)/python -m tests.crash
 	$(BIN)/python -m tests.crash.ranks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ HINTS = (
     "\tdvc config core.autostage",
     "Use `dvc push`",
 )
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}  # what no further attempt mends
 MISTAKE = 2  # the exit code of a stage whose user has to mend something
 
 
@@ -124,6 +126,8 @@ def _failure(stage: str, code: int, lines: list[str]) -> StageFailure:
         code, said = int(exits[-1]), own
     else:
         said = dvc or own
+        numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", "\n".join(dvc))}
+        code = MISTAKE if numbers & DISK else code
     words = said[-1].removeprefix("error: ").removeprefix("ERROR: ") if said else "no message"
     return StageFailure(stage, 128 - code if code < 0 else code, f"{stage}: {words}")
 

@@ -27,7 +27,7 @@ def mistake(*arguments, folder):
     """The one line that a mistake is answered with, after those of the progress until then."""
     run = hiar(*arguments, folder=folder, code=2, HIAR_TRACKING="off")
     assert run.stdout == ""
-    progress = re.compile(r"walk: |.*: \d+/\d+ in \d\d:\d\d")  # what was done before the mistake was met
+    progress = re.compile(r"walk: |.*: \d+/\d+( frames)? in \d\d:\d\d")  # what was done before the mistake was met
     (line,) = [line for line in run.stderr.splitlines() if not progress.match(line)]
     assert line.startswith("error: ")
     return line.removeprefix("error: ")

@@ -61,7 +61,7 @@ def test_the_report_is_one_file(smoke):
     text = (smoke / "reports" / "index.html").read_text()
     assert text.count("data:video/mp4;base64,") == 2 * 5  # prompts; true world, teacher, init, two students
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
-    assert {path.name for path in (smoke / "reports").iterdir()} == {"index.html", "contact_sheet.png"}
+    assert {path.name for path in (smoke / "reports").iterdir()} == {"index.html", "contact_sheet.png", "run.json"}
     for stage in ("seed-0/codec", "seed-0/distill/hiar", "seed-0/samples/teacher", "score"):
         assert f'<th scope="row">{stage}</th>' in text
 
@@ -109,6 +109,7 @@ def test_mlflow_has_a_run_a_stage_under_one_parent(smoke, client):
             assert run.data.metrics.keys() >= metrics, stage
             if stage not in ("score", "report"):
                 assert run.data.tags["content"] == content_hash(smoke / run.data.tags["path"])
+    assert of_stage["init"][0].data.tags["content of teacher"] == of_stage["teacher"][0].data.tags["content"]
     steps = [metric.step for metric in client.get_metric_history(of_stage["teacher"][0].info.run_id, "loss")]
     assert steps == list(range(20))
     kept = {

@@ -124,15 +124,18 @@ def stage(
     for folder, kind in parents.values():
         _check_shape(folder, read_manifest(folder, kind), params)
     folders = {parent: folder for parent, (folder, _) in parents.items()}
+    contents = {parent: content_hash(folder) for parent, folder in folders.items()}
     facts = {"stage": name, "seed": seed, "variant": variant}
     key = facts | {
         "settings": [section.model_dump(mode="json") for section in settings],
-        "parents": {parent: content_hash(folder) for parent, folder in folders.items()},
+        "parents": contents,
         "runtime": params.runtime.model_dump(mode="json", exclude={"checkpoint_minutes"}),
         "source": source_hash(),
     }
     accelerator = make_accelerator(params)
     with tracked(name, seed, variant, params, workspace) as run, unfinished(out, key) as folder:
+        for parent, content in contents.items():
+            run.tag(f"content of {parent}", content)
         resumed = any(folder.rglob("*.safetensors"))
         yield Stage(name, params, folder, run, accelerator, folders, facts)
         place = out.relative_to(workspace / "artifacts")

@@ -24,14 +24,15 @@ from torch import Tensor
 from hiar.config import Context, Order
 from hiar.errors import LOST, RunFailed, UserError
 from hiar.io.artifacts import read_manifest, source_hash, unfinished
-from hiar.io.progress import Progress
+from hiar.io.progress import Progress, tell
 from hiar.io.ranks import RENDEZVOUS
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk, load_generator
-from hiar.models.kernels import using
+from hiar.models.kernels import KERNELS, using
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import finished_blocks, walk_rank
-from hiar.stages.plan import announce, attention_kernel, settle_threads
+from hiar.rollout.walk import split_steps
+from hiar.stages.plan import attention_kernel, check_memory, plan_line, settle_threads
 from hiar.stages.sample import (
     BATCH,
     batches,
@@ -81,16 +82,20 @@ def sample_on_rank(
             return make_rollout(source, part, walk, blocks, seed, numbers)
 
         every = batches(len(prompts), BATCH)
+        kernel = _agreed(attention_kernel(source, rollout(every[0])) if rank == 0 else None)
         if rank < ranks:
+            steps = split_steps(source.card.schedule.student_steps, ranks)[rank]
+            check_memory(source, rollout(every[0]), caches=len(steps))
             todo = _told(ranks, None)
-            with using(attention_kernel(source, rollout(every[0]))):
+            with using(kernel):
                 walk_rank(source.denoiser, [rollout(every[index]) for index in todo], rank, ranks)
             return
-        announce(source, walk, rollout(every[0]), ranks)
-        with unfinished(out, key, replaces="samples") as folder:
+        tell(plan_line(source, walk, rollout(every[0]), kernel, ranks))
+        with unfinished(out, key | {"attention": kernel}, replaces="samples") as folder:
             todo = _told(ranks, missing_batches(folder, len(prompts), BATCH))
             arrivals = finished_blocks([rollout(every[index]) for index in todo], ranks)
-            with Progress("sample (blocks)", len(todo) * blocks) as progress:
+            done = frames * (len(prompts) - sum(len(every[index]) for index in todo))
+            with Progress("sample", frames * len(prompts), done, unit="frames") as progress:
 
                 def latents_of(numbers: range) -> Tensor:
                     return _collect(folder, source, arrivals, numbers, blocks, progress)
@@ -117,7 +122,7 @@ def _collect(
             finished.append(latents.cpu())
             for film, latent in zip(films, latents, strict=True):
                 film(decode(source, latent))
-            progress.advance()
+            progress.advance(len(latents) * latents.shape[2])
     for path in paths:
         path.unlink()
     return torch.cat(finished, dim=2)
@@ -196,6 +201,14 @@ def _told(teller: int, todo: list[int] | None) -> list[int]:
     numbers = torch.tensor(todo or [0] * int(count), dtype=torch.long, device=_device())
     dist.broadcast(numbers, teller)
     return numbers.tolist()
+
+
+def _agreed(kernel: str | None) -> str | None:
+    """The attention kernel of process 0, for all."""
+    names = [None, *KERNELS]
+    choice = torch.tensor([names.index(kernel)], device=_device())
+    dist.broadcast(choice, 0)
+    return names[int(choice)]
 
 
 def _device() -> str:

@@ -10,7 +10,6 @@ import torch
 
 from hiar.errors import UserError
 from hiar.grid import Grid, fastest, walk_passes
-from hiar.io.progress import tell
 from hiar.models.generator import Generator, Walk
 from hiar.models.kernels import choose_kernel
 from hiar.rollout.cell import Rollout
@@ -36,12 +35,20 @@ def block_tokens(source: Generator) -> int:
     return math.prod(length // patch for length, patch in zip(size, patches, strict=True))
 
 
-def ring_bytes(source: Generator, grid: Grid, videos: int) -> int:
-    """Bytes of the keys and values of a walk's caches, its windows full."""
+def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = None) -> int:
+    """Bytes of the keys and values of a walk's caches, or of some of them, their windows full."""
     transformer = source.denoiser.transformer
     parameter = next(transformer.parameters())
     heads, dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
-    values = 2 * heads * dim * block_tokens(source) * grid.window * transformer.config.num_layers * grid.caches
+    values = (
+        2
+        * heads
+        * dim
+        * block_tokens(source)
+        * grid.window
+        * transformer.config.num_layers
+        * (grid.caches if caches is None else caches)
+    )
     return values * videos * parameter.element_size()
 
 
@@ -53,21 +60,15 @@ def attention_kernel(source: Generator, rollout: Rollout) -> str | None:
     return choose_kernel(tokens, tokens * rollout.grid.window, heads, dim, videos, text.device, text.dtype)
 
 
-def announce(source: Generator, walk: Walk, rollout: Rollout, processes: int | None = None) -> str | None:
-    """Tell how a rollout is walked, and return its attention kernel.
-
-    Raises UserError when its caches do not fit in what is free of the memory.
-    """
+def check_memory(source: Generator, rollout: Rollout, caches: int | None = None) -> None:
+    """Raise UserError when a rollout's caches, or this many of them, do not fit in what is free of the memory."""
     videos, window = len(rollout.samples), source.card.video.window
-    needed, free = ring_bytes(source, rollout.grid, videos), free_bytes(rollout.text.device)
+    needed, free = ring_bytes(source, rollout.grid, videos, caches), free_bytes(rollout.text.device)
     if needed > free:
         raise UserError(
             f"video.window = {window}: the caches of {window} frames take {needed / GB:.3g} GB for {videos} video(s) "
             f"at a time, {free / GB:.3g} GB are free; give fewer prompts at a time or more memory"
         )
-    kernel = attention_kernel(source, rollout)
-    tell(plan_line(source, walk, rollout, processes, kernel))
-    return kernel
 
 
 def free_bytes(device: torch.device) -> int:
@@ -77,9 +78,7 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def plan_line(
-    source: Generator, walk: Walk, rollout: Rollout, processes: int | None = None, kernel: str | None = None
-) -> str:
+def plan_line(source: Generator, walk: Walk, rollout: Rollout, kernel: str | None, processes: int | None = None) -> str:
     """Every choice of a walk, in one line: order and passes, forward calls, processes, caches, and what computes."""
     grid, device, videos = rollout.grid, rollout.text.device, len(rollout.samples)
     order, passes = fastest(walk.order, walk.context)

@@ -14,7 +14,7 @@ import yaml
 
 from hiar.config import Params
 from hiar.errors import UserError
-from hiar.io.artifacts import read_manifest, write_text
+from hiar.io.artifacts import read_manifest, write_json, write_text
 from hiar.io.tracking import tracked
 from hiar.io.video import read_mp4, write_mp4, write_png
 from hiar.metrics.summary import Summary, pool
@@ -37,7 +37,9 @@ Figures = dict[str, Summary]
 
 
 def run(params: Params, workspace: Path) -> None:
-    """Write reports/index.html and reports/contact_sheet.png from samples, metrics, curves and logs of the workspace.
+    """Write reports/ from samples, metrics, curves and logs of the workspace.
+
+    index.html and contact_sheet.png are for people; run.json says what was run: commits, and every stage's machine and time.
 
     Raises UserError when samples or metrics are missing or do not belong together; logs and curves may be missing.
     """
@@ -57,10 +59,11 @@ def run(params: Params, workspace: Path) -> None:
     # Its own log is of the run before this one.
     logs = [log for log in read_logs(workspace / "logs") if log["name"] != "report"]
 
+    commits = _commits(manifests)
     page = Page(
         title=TITLE,
         lead=_lead(params),
-        facts=_facts(params, manifests, logs),
+        facts=_facts(params, commits, logs),
         seed=seed,
         size=params.world.size,
         training_seconds=params.video.frames / fps,
@@ -84,6 +87,7 @@ def run(params: Params, workspace: Path) -> None:
     html, picture = workspace / "reports" / "index.html", workspace / "reports" / "contact_sheet.png"
     with tracked("report", None, None, params, workspace) as run:
         write_text(html, render(page))
+        write_json(html.with_name("run.json"), {"commits": commits, "seeds": params.seeds, "stages": logs})
         write_png(picture, contact_sheet(prompts[0], rows, SHEET_COLUMNS, fps))
         run.artifact(html)
         run.artifact(picture)
@@ -173,10 +177,14 @@ def _pooling(params: Params) -> str:
     )
 
 
-def _facts(params: Params, manifests: list[dict[str, Any]], logs: list[Log]) -> list[tuple[str, str]]:
-    commits = {f"{m['code']['commit'][:10]}{' + changes' if m['code']['dirty'] else ''}" for m in manifests}
+def _commits(manifests: list[dict[str, Any]]) -> list[str]:
+    """Of the code that made the samples."""
+    return sorted({f"{m['code']['commit'][:10]}{' + changes' if m['code']['dirty'] else ''}" for m in manifests})
+
+
+def _facts(params: Params, commits: list[str], logs: list[Log]) -> list[tuple[str, str]]:
     return [
-        ("Commit", ", ".join(sorted(commits))),
+        ("Commit", ", ".join(commits)),
         ("Seeds", ", ".join(map(str, params.seeds))),
         ("Videos a model", str(params.sample.videos)),
         *machine_facts(logs),

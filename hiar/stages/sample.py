@@ -13,7 +13,7 @@ from hiar.config import Context, Order, Params
 from hiar.errors import BrokenRule, UserError
 from hiar.grid import check_walk, fastest, make_grid
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest, write_text
-from hiar.io.progress import Progress
+from hiar.io.progress import Progress, tell
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
 from hiar.io.video import write_mp4
 from hiar.models.codec import to_frames
@@ -22,10 +22,10 @@ from hiar.models.kernels import using
 from hiar.noise import generator
 from hiar.rollout.cell import Rollout
 from hiar.rollout.ode import ode_states
-from hiar.rollout.walk import generate
+from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
-from hiar.stages.plan import announce, settle_threads
+from hiar.stages.plan import attention_kernel, check_memory, plan_line, settle_threads
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
@@ -89,8 +89,11 @@ def sample_prompts(
         numbers = batches(len(prompts), BATCH)[0]
         text = source.embed(prompts[: numbers.stop])
         blocks = frames // source.card.video.block
-        kernel = announce(source, walk, make_rollout(source, text, walk, blocks, seed, numbers))
-    key = sample_key(checkpoint, prompts, frames, walk, seed, save_latents)
+        rollout = make_rollout(source, text, walk, blocks, seed, numbers)
+        check_memory(source, rollout)
+        kernel = attention_kernel(source, rollout)
+        tell(plan_line(source, walk, rollout, kernel))
+    key = sample_key(checkpoint, prompts, frames, walk, seed, save_latents) | {"attention": kernel}
     with using(kernel), unfinished(out, key, replaces="samples") as folder:
         make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)
         finish_samples(folder, checkpoint, source, walk, frames, seed)
@@ -166,14 +169,16 @@ def make_videos(
 
     Batches and videos that are whole are not made again.
     """
+    every = batches(len(prompts), batch)
+    missing = sum(len(every[index]) for index in missing_batches(folder, len(prompts), batch))
+    with Progress(label, len(prompts) * frames, (len(prompts) - missing) * frames, unit="frames") as progress:
 
-    def latents_of(numbers: range) -> Tensor:
-        return sample_latents(source, [prompts[i] for i in numbers], frames, walk, seed, numbers)
+        def latents_of(numbers: range) -> Tensor:
+            asked = [prompts[i] for i in numbers]
+            return sample_latents(source, asked, frames, walk, seed, numbers, progress.advance)
 
-    with Progress(label, len(prompts)) as progress:
-        for index, numbers in enumerate(batches(len(prompts), batch)):
+        for index, numbers in enumerate(every):
             make_batch(folder, source, index, numbers, latents_of)
-            progress.advance(len(numbers))
     gather(folder, prompts, batch, save_latents)
 
 
@@ -223,18 +228,30 @@ def describe(source: Generator, walk: Walk | None, frames: int) -> dict[str, Any
 
 @torch.no_grad()
 def sample_latents(
-    source: Generator, prompts: list[str], frames: int, walk: Walk | None, seed: int, numbers: range
+    source: Generator,
+    prompts: list[str],
+    frames: int,
+    walk: Walk | None,
+    seed: int,
+    numbers: range,
+    advance: Callable[[int], None] = lambda frames: None,
 ) -> Tensor:
-    """Latents (len(prompts), C, frames, h, w) on the CPU.
+    """Latents (len(prompts), C, frames, h, w) on the CPU; ``advance`` is told how many frames more are done.
 
     Video i depends on its prompt, the seed and its number alone.
     """
     text = source.embed(prompts)
     if walk is None:
-        return _teacher_latents(source, text, frames, seed, numbers)
+        latents = _teacher_latents(source, text, frames, seed, numbers)
+        advance(len(prompts) * frames)
+        return latents
     order, passes = fastest(walk.order, walk.context)
     rollout = make_rollout(source, text, walk, frames // source.card.video.block, seed, numbers)
-    return generate(source.denoiser, rollout, order, passes=passes).cpu()
+    blocks = []
+    for _, latent in walk_grid(source.denoiser, rollout, order, passes=passes):
+        blocks.append(latent.cpu())
+        advance(len(latent) * latent.shape[2])
+    return torch.cat(blocks, dim=2)
 
 
 def make_rollout(

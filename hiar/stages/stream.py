@@ -17,13 +17,13 @@ from hiar.config import Context, Order
 from hiar.errors import UserError
 from hiar.grid import fastest
 from hiar.io.artifacts import read_manifest
-from hiar.io.progress import Progress
+from hiar.io.progress import Progress, tell
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.models.kernels import using
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk as walk_grid
-from hiar.stages.plan import announce, settle_threads
+from hiar.stages.plan import attention_kernel, check_memory, plan_line, settle_threads
 from hiar.stages.sample import check_request, decode, make_rollout
 
 
@@ -58,7 +58,9 @@ def stream(
     walk = check_request(source, [prompt, *prompts.values()], asked, order, context)
     assert walk is not None
     rollout = stream_rollout(source, prompt, prompts, walk, None if frames is None else frames // block, seed)
-    kernel = announce(source, walk, rollout)
+    check_memory(source, rollout)
+    kernel = attention_kernel(source, rollout)
+    tell(plan_line(source, walk, rollout, kernel))
     done = 0
     with (
         using(kernel),

@@ -54,7 +54,7 @@ def break_a_rank(
         if rank < 0:
             wait_until(lambda: not _alive(processes.values()))
         said.seek(0)
-        errors = [line for line in said.read().splitlines() if not line.startswith(("walk: ", "sample (blocks): "))]
+        errors = [line for line in said.read().splitlines() if not line.startswith(("walk: ", "sample: "))]
     frames = len(read_mp4(film))
     return Broken(seconds, code, errors, frames, _alive(processes.values()))
 

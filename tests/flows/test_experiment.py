@@ -38,6 +38,9 @@ def test_the_comparison_is_an_artifact_of_the_run(project):
     artifact = Artifact.get("comparison")
     assert artifact is not None
     assert "HiAR" in str(artifact.data)
+    sheet = Artifact.get("contact-sheet")
+    assert sheet is not None
+    assert (project.folder / "reports" / "contact_sheet.png").as_uri() in str(sheet.data)
 
 
 def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project):

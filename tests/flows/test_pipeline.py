@@ -81,6 +81,27 @@ def test_a_failure_of_dvc_itself_is_told(project):
         run(project, "distill@0-hiar")
 
 
+@pytest.mark.parametrize(("full", "reason"), [(True, "No space left"), (False, "Read-only file system")])
+def test_a_disk_that_dvc_cannot_write_is_a_mistake_and_not_tried_again(project, full, reason):
+    """The stage has ended well; what it made does not fit in DVC's cache, or may not go there."""
+    cache = project.folder / "cache"
+    cache.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", cache], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        project.dvc("config", "cache.dir", "cache")
+        if full:
+            project.order("codec-0", f"fill {1 << 20}")
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", cache], check=True)
+        with pytest.raises(StageFailure, match=reason) as failure:
+            run(project, "codec@0")
+    finally:
+        subprocess.run(["umount", "-l", cache], check=True)
+    assert failure.value.code == 2
+    assert "\n" not in str(failure.value)
+
+
 def test_a_stage_in_use_is_waited_for_and_not_run_twice(project):
     project.order("codec-0", "touch started", "wait go")
     command = [sys.executable, "-m", "dvc", "repro", "codec@0"]

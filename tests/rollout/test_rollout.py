@@ -14,7 +14,7 @@ from hiar.grid import Cell, make_grid
 from hiar.models.attention import Bidirectional, BlockCausal, attend
 from hiar.models.denoiser import Denoiser
 from hiar.models.rotary import rotate, rotations
-from hiar.rollout.cell import Rollout, given_state
+from hiar.rollout.cell import Memory, Rollout, given_state
 from hiar.rollout.walk import generate, walk
 from hiar.schedule import add_noise, step_sigmas
 
@@ -102,12 +102,17 @@ def test_gradients_of_fused_passes_are_those_of_separate_ones(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("window", "given"), [(3, 0), (2, 0), (6, 0), (3, 2)])
-def test_shared_context_is_what_the_next_step_left(window: int, given: int) -> None:
-    """Against a rollout that keeps every block's keys and values in lists, as they came out of the layers."""
+@pytest.mark.parametrize(
+    ("window", "given", "sinks"), [(3, 0, 0), (2, 0, 0), (6, 0, 0), (3, 2, 0), (3, 0, 1), (4, 0, 2), (4, 2, 1)]
+)
+def test_shared_context_is_what_the_next_step_left(window: int, given: int, sinks: int) -> None:
+    """Against a rollout that keeps every block's keys and values in lists, as they came out of the layers.
+
+    The first blocks, where they are kept as sinks, stand right before the newest ones.
+    """
     model = tiny_denoiser()
     clip = torch.randn(2, 3, given * BLOCK, 4, 4, generator=torch.Generator().manual_seed(3)) if given else None
-    rollout = make_rollout("block_first", "shared", window=window, given=given)
+    rollout = make_rollout("block_first", "shared", window=window, given=given, sinks=sinks)
     shared = generate(model, rollout, "block_first", clip)
     assert relative_error(shared, listed_shared_rollout(model, rollout, clip)) < 1e-5
 
@@ -239,12 +244,17 @@ def test_two_thousand_blocks_in_constant_memory() -> None:
 
 @torch.no_grad()
 def test_positions_are_relative_to_the_window() -> None:
-    """Far beyond the position table's length a block depends only on its window, not on its place in the video."""
-    model = tiny_denoiser()
-    rollout = make_rollout("block_first", "clean", blocks=None)
-    blocks = walk(model, rollout, "block_first")
-    norms = [float(latent.norm()) for _, latent in itertools.islice(blocks, 600)]  # 1,200 frames; Wan's table has 1,024
-    assert sum(norms[-50:]) == pytest.approx(sum(norms[50:100]), rel=0.2)
+    """Far beyond the position table's length attention depends only on how far apart blocks are."""
+    places = Memory(tiny_denoiser(), make_rollout("block_first", "clean", blocks=None)).places
+    random = torch.Generator().manual_seed(5)
+    query, *keys = (torch.randn(2, 8, 2, 12, generator=random) for _ in range(4))
+    values = torch.randn(2, 24, 2, 12, generator=random)
+    seen = []
+    for first in (0, 600):  # 1,200 frames; Wan's table has 1,024
+        turns = [places.of(first + i)[:, :8] for i in range(3)]
+        context = torch.cat([rotate(key, turn) for key, turn in zip(keys, turns, strict=True)], dim=1)
+        seen.append(attend(rotate(query, turns[-1]), context, values))
+    assert relative_error(seen[1], seen[0]) < 1e-5
 
 
 def listed_shared_rollout(model: Denoiser, rollout: Rollout, clip: torch.Tensor | None) -> torch.Tensor:
@@ -255,7 +265,8 @@ def listed_shared_rollout(model: Denoiser, rollout: Rollout, clip: torch.Tensor 
 
     def block(x: torch.Tensor, level: torch.Tensor, context: list[list[tuple[torch.Tensor, torch.Tensor]]]) -> tuple:
         own: list[tuple[torch.Tensor, torch.Tensor]] = []
-        context = context[len(context) - min(len(context), grid.window - 1) :]
+        if len(context) >= grid.window:
+            context = context[: grid.sinks] + context[len(context) - (grid.window - 1 - grid.sinks) :]
         turns = rotations(model.positions[0].table, 0, (len(context) + 1) * BLOCK, 2, 2)
 
         def processor(layer: int):

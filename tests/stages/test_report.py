@@ -8,7 +8,11 @@ from PIL import Image
 from sampled import FRAMES, sampled_workspace, small_params, true_clips, write_samples
 
 from hiar.errors import UserError
+from hiar.report.sheet import CELL, FOOT, GAP, HEAD, LABEL
 from hiar.stages import report, score
+
+MODELS = ["True world", "Teacher", "Self-Forcing · init", "HiAR · init", "Self-Forcing", "HiAR"]
+MODELS += ["HiAR without forward-KL"]
 
 
 class Page(HTMLParser):
@@ -58,9 +62,7 @@ def test_the_page_refers_to_nothing_outside_itself(text):
 def test_every_prompt_has_a_video_of_every_model(text, params, workspace):
     videos = Page(text).all("video")
     prompts = true_clips(params, 0, FRAMES)[1][: params.report.videos]
-    models = ["True world", "Teacher", "Self-Forcing · init", "HiAR · init", "Self-Forcing", "HiAR"]
-    models += ["HiAR without forward-KL"]
-    assert [video["aria-label"] for video in videos] == [f"{model}: {prompt}" for prompt in prompts for model in models]
+    assert [video["aria-label"] for video in videos] == [f"{model}: {prompt}" for prompt in prompts for model in MODELS]
     assert all("muted" in video and "loop" in video and "playsinline" in video for video in videos)
 
 
@@ -95,10 +97,22 @@ def test_times_of_the_stages_before_it_are_shown(workspace, params, text):
     assert '<th scope="row">report</th>' not in (workspace / "reports" / "index.html").read_text()
 
 
+def test_what_was_run_is_told_to_programs_too(workspace, params):
+    run = json.loads((workspace / "reports" / "run.json").read_text())
+    assert run["seeds"] == params.seeds
+    assert len(run["commits"]) == 1
+    assert [stage["name"] for stage in run["stages"]] == ["score"]
+    assert run["stages"][0]["hardware"]
+
+
 def test_the_contact_sheet_has_a_row_a_model(workspace):
     sheet = np.asarray(Image.open(workspace / "reports" / "contact_sheet.png"))
-    assert sheet.ndim == 3
-    assert sheet.std() > 10
+    rows, foot = divmod(len(sheet) - HEAD, CELL + GAP)
+    assert foot == FOOT
+    tops = [HEAD + row * (CELL + GAP) for row in range(rows)]
+    assert rows == len(MODELS) - 1  # the true world is not in it
+    for top in tops:  # a picture of it, not a gap
+        assert sheet[top : top + CELL, GAP + LABEL :][:, :CELL].std() > 10
 
 
 def test_a_workspace_without_logs_and_curves_has_a_report_too(workspace, params, tmp_path):

@@ -26,6 +26,7 @@ def wait_for(path):
 note("begin")
 print(f"at work on {name}")
 orders = Path("orders") / name
+size = 0
 for order in orders.read_text().splitlines() if orders.exists() else []:
     action, _, argument = order.partition(" ")
     if action == "say":
@@ -37,6 +38,8 @@ for order in orders.read_text().splitlines() if orders.exists() else []:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "touch":
         Path(argument).touch()
+    elif action == "fill":
+        size = int(argument)
     elif action == "wait":
         wait_for(argument)
 
@@ -55,5 +58,5 @@ if name == "score":
     Path("metrics/world.json").write_text(json.dumps([{"seed": 0, "metrics": metrics}]))
 else:
     Path("out").mkdir(exist_ok=True)
-    Path("out", name).write_text(name)
+    Path("out", name).write_text(name.ljust(size))
 note("end")
