@@ -39,7 +39,7 @@ Figures = dict[str, Summary]
 def run(params: Params, workspace: Path) -> None:
     """Write reports/ from samples, metrics, curves and logs of the workspace.
 
-    index.html and contact_sheet.png are for people; run.json says what was run: commits, and every stage's machine and time.
+    index.html and contact_sheet.png are for people; run.json tells programs what was run, where, and for how long.
 
     Raises UserError when samples or metrics are missing or do not belong together; logs and curves may be missing.
     """
