@@ -38,13 +38,13 @@ def costs_of(parts: Mapping[str, Sequence[float]], window: int) -> Costs:
 def walk_record(
     setup: Setup, walk: Walk, blocks: int, timings: Timings, peak: float, costs: Costs, cores: int
 ) -> dict[str, Any]:
-    """A walk as it was measured and predicted. Frames are latent frames, of all videos of the batch."""
+    """A walk as it was measured and predicted. Frames are those of the decoded videos, of the whole batch."""
     preset, batch = setup.preset, len(setup.text)
     grid = preset.grid(walk, blocks)
     places = walk.places(grid)
     shape = sizes(preset)
     plain, decoded = timings[walk, False], timings.get((walk, True))
-    frames = blocks * preset.block * batch
+    frames = preset.frames(blocks) * batch
     seconds = spread([timing.seconds for timing in plain])
     flops = sum(batch * pass_flops(shape, grid, step) for place in places for step in place)
     flops += len(places) * condition_flops(shape, preset.steps + 1, batch)
@@ -92,7 +92,7 @@ def reference_record(
     setup: Setup, walks: Sequence[Walk], blocks: int, timings: Timings, others: Mapping[Order, Sequence[float]]
 ) -> dict[str, Any]:
     """The other implementation's walks, and how many times faster ours are, round by round."""
-    frames = blocks * setup.preset.block * len(setup.text)
+    frames = setup.preset.frames(blocks) * len(setup.text)
     ratios = [
         {
             "walk": walk.name,

@@ -21,13 +21,15 @@ from hiar.rollout.cell import Rollout
 from hiar.schedule import step_sigmas
 
 SEED = 0
+WAN_STRETCH = 4  # its decoder makes four frames of a latent one (of a video's first, one)
 
 
 @dataclass(frozen=True)
 class Preset:
     """A model and the rollouts it makes.
 
-    latent: channels, height and width of a latent frame. block, window: frames. codec: none where the project has none.
+    latent: channels, height and width of a latent frame. block, window: latent frames. stretch: frames of video that a
+    latent frame becomes. codec: none where the project has none.
     """
 
     model: config.Model
@@ -38,6 +40,7 @@ class Preset:
     shift: float
     renoise: config.Renoise
     dtype: torch.dtype
+    stretch: int = 1
     codec: config.Codec | None = None
 
     @property
@@ -45,6 +48,10 @@ class Preset:
         """(C, k, H, W) of one block."""
         channels, height, width = self.latent
         return channels, self.block, height, width
+
+    def frames(self, blocks: int) -> int:
+        """Frames of video in this many blocks."""
+        return blocks * self.block * self.stretch
 
     @property
     def window_blocks(self) -> int:
@@ -127,20 +134,20 @@ def world() -> Preset:
         params.schedule.student_shift,
         params.schedule.renoise,
         torch.float32,
-        params.codec,
+        codec=params.codec,
     )
 
 
 def wan(heads: int, layers: int, ffn: int) -> Preset:
     """Wan2.1's text-to-video transformers at 832x480, walked as in the paper: blocks of 3 frames, a window of 21."""
     model = _wan_model(heads, 128, layers, ffn, text_dim=4096, text_length=512)
-    return Preset(model, (16, 60, 104), 3, 21, 4, 5.0, "sde", torch.bfloat16)
+    return Preset(model, (16, 60, 104), 3, 21, 4, 5.0, "sde", torch.bfloat16, WAN_STRETCH)
 
 
 def wan_tiny() -> Preset:
     """Wan's layout, types and prediction in a size that any processor walks in a moment."""
     model = _wan_model(2, 12, 2, 48, text_dim=32, text_length=8)
-    return Preset(model, (16, 4, 6), 3, 9, 4, 5.0, "sde", torch.bfloat16)
+    return Preset(model, (16, 4, 6), 3, 9, 4, 5.0, "sde", torch.bfloat16, WAN_STRETCH)
 
 
 def _wan_model(heads: int, head_dim: int, layers: int, ffn: int, text_dim: int, text_length: int) -> config.Model:

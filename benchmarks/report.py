@@ -178,7 +178,7 @@ def plot(result: Mapping[str, Any]) -> str:
     predicted = [walk["frames"] / walk["predicted_seconds"] for walk in walks]
     top = max([*predicted, *(walk["frames_per_second"]["high"] for walk in walks)])
     axis = Axis(0.0, 1.05 * top, LEFT, WIDTH - RIGHT)
-    title = f"{result['preset']}, batch {result['batch']}: latent frames a second"
+    title = f"{result['preset']}, batch {result['batch']}: frames of video a second"
     body = [_text(LEFT, 18, title, INK, 13), _key(LEFT, 36)]
     for tick in axis.ticks():
         x = axis.at(tick)
