@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,10 +22,19 @@ from hiar.schedule import step_sigmas
 STEPS, BLOCK, SHAPE = 4, 2, (3, 2, 4, 4)
 
 
-def rollouts(context: Context, sinks: int = 0) -> list[Rollout]:
+class Case(NamedTuple):
+    """A way to walk; given: blocks of a clip that is continued."""
+
+    context: Context
+    passes: Passes
+    sinks: int = 0
+    given: int = 0
+
+
+def rollouts(case: Case) -> list[Rollout]:
     """Three prompts in flight, the last batch smaller, the blocks of one prompt fewer; the window slides."""
     text = torch.randn(5, 5, 8, generator=torch.Generator().manual_seed(2))
-    grid = make_grid("diagonal", context, blocks=7, steps=STEPS, window=3, sinks=sinks)
+    grid = make_grid("diagonal", case.context, blocks=7, steps=STEPS, window=3, sinks=case.sinks, given=case.given)
     sigmas = step_sigmas(STEPS, 5.0)
     return [
         Rollout(grid, sigmas, SHAPE, "sde", 7, range(2), text[:2]),
@@ -33,22 +43,31 @@ def rollouts(context: Context, sinks: int = 0) -> list[Rollout]:
     ]
 
 
-def run_rank(rank: int, ranks: int, folder: str, cases: list[tuple[Context, Passes, int]]) -> None:
+def clips(case: Case) -> list[torch.Tensor | None]:
+    """What the rollouts continue."""
+    if not case.given:
+        return [None] * 3
+    random = torch.Generator().manual_seed(3)
+    channels, block, *size = SHAPE
+    return [torch.randn(videos, channels, case.given * block, *size, generator=random) for videos in (2, 2, 1)]
+
+
+def run_rank(rank: int, ranks: int, folder: str, cases: list[Case]) -> None:
     """A rank of a pipeline over tiny rollouts; the codec's place writes what arrives."""
     torch.set_num_threads(1)
     init = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=ranks + 1, timeout=timedelta(seconds=60))
-    for number, (context, passes, sinks) in enumerate(cases):
+    for number, case in enumerate(cases):
         if rank < ranks:
-            walk_rank(tiny_denoiser(), rollouts(context, sinks), rank, ranks, passes)
+            walk_rank(tiny_denoiser(), rollouts(case), rank, ranks, case.passes, clips(case))
         else:
-            blocks = list(finished_blocks(rollouts(context, sinks), ranks))
+            blocks = list(finished_blocks(rollouts(case), ranks))
             save_file({f"{i:03d}": block for i, block in enumerate(blocks)}, Path(folder) / f"{number}.safetensors")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def run_ranks(ranks: int, folder: Path, cases: list[tuple[Context, Passes, int]]) -> None:
+def run_ranks(ranks: int, folder: Path, cases: list[Case]) -> None:
     """All ranks of a pipeline as processes of their own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiar.rollout.pipeline"])  # once for all of them

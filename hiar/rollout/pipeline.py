@@ -70,15 +70,25 @@ class Outbox:
 
 
 @torch.no_grad()
-def walk_rank(model: Denoiser, rollouts: Sequence[Rollout], rank: int, ranks: int, passes: Passes = PASSES) -> None:
-    """What rank ``rank`` of ``ranks`` does: its steps of every rollout, one rollout after the other."""
+def walk_rank(
+    model: Denoiser,
+    rollouts: Sequence[Rollout],
+    rank: int,
+    ranks: int,
+    passes: Passes = PASSES,
+    given: Sequence[Tensor | None] | None = None,
+) -> None:
+    """What rank ``rank`` of ``ranks`` does: its steps of every rollout, one rollout after the other.
+
+    given: the clean latents that each rollout continues, if any; see `rollout.walk.walk_steps`.
+    """
     if not rollouts:
         return
     steps = split_steps(rollouts[0].grid.steps, ranks)[rank]
     outbox = Outbox(rank + 1)
     inbox = Inbox(rank - 1, _shapes(rollouts), rollouts[0].text) if rank else None
-    for rollout in rollouts:
-        walker = walk_steps(model, rollout, steps, lambda _: inbox.take(), passes=passes)  # type: ignore[union-attr]
+    for rollout, clip in zip(rollouts, given or [None] * len(rollouts), strict=True):
+        walker = walk_steps(model, rollout, steps, lambda _: inbox.take(), clip, passes=passes)  # type: ignore[union-attr]
         for _, latent in walker:
             outbox.put(latent)
     outbox.close()

@@ -8,19 +8,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ranked import STEPS, rollouts, run_ranks
+from ranked import BLOCK, STEPS, Case, clips, rollouts, run_ranks
 from safetensors.torch import load_file
 from tiny import relative_error, tiny_denoiser
 
-from hiar.config import Context, Passes
 from hiar.rollout.walk import generate, split_steps
 
-CASES: list[tuple[Context, Passes, int]] = [
-    ("output", "separate", 0),
-    ("output", "fused", 0),
-    ("output", "batched", 1),
-    ("input", "fused", 0),
-    ("clean", "fused", 0),
+CASES = [
+    Case("output", "separate"),
+    Case("output", "fused"),
+    Case("output", "batched", sinks=1),
+    Case("input", "fused"),
+    Case("clean", "fused"),
+    Case("output", "separate", given=1),
+    Case("output", "batched", given=2),
 ]
 
 
@@ -29,16 +30,16 @@ CASES: list[tuple[Context, Passes, int]] = [
 def test_any_number_of_processes_gives_one_video(ranks: int, tmp_path: Path) -> None:
     """Against step_first with separate passes in one process; bitwise where the passes are the same ones."""
     run_ranks(ranks, tmp_path, CASES)
-    for number, (context, passes, sinks) in enumerate(CASES):
+    for number, case in enumerate(CASES):
         arrived = load_file(tmp_path / f"{number}.safetensors")
         blocks = [arrived[name] for name in sorted(arrived)]
-        for rollout in rollouts(context, sinks):
-            count = rollout.grid.blocks
-            assert count is not None
+        for rollout, clip in zip(rollouts(case), clips(case), strict=True):
+            assert rollout.grid.blocks is not None
+            count = rollout.grid.blocks - case.given
             video, blocks = torch.cat(blocks[:count], dim=2), blocks[count:]
-            expected = generate(tiny_denoiser(), rollout, "step_first")
+            expected = generate(tiny_denoiser(), rollout, "step_first", clip)[:, :, case.given * BLOCK :]
             assert relative_error(video, expected) < 1e-5
-            if passes == "separate":
+            if case.passes == "separate":
                 assert torch.equal(video, expected)
         assert not blocks
 
