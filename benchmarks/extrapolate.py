@@ -115,8 +115,8 @@ def _conclusions(preset: Preset) -> str:
             f"{0.69 / 0.30:.1f} times from block to block; the model says {gain(27, 'between'):.2f} times from block "
             "to block. It knows of no decoder, no messages, no launches of kernels and no pass that is too small to "
             "fill a GPU, so it should err high.",
-            f"- 17 frames of video a second are {17 / preset.frames(1):.2f} blocks: {rate / 1e12:.0f} TFLOP/s in passes "
-            "with full windows, within a current GPU's reach. (As latent frames they would take four times as many.)",
+            f"- 17 frames of video a second are {17 / preset.frames(1):.2f} blocks: {rate / 1e12:.0f} TFLOP/s in "
+            "passes with full windows, within a current GPU's reach. (As latent frames: four times that.)",
             "- A pipeline makes one video faster, not more videos: the last column is higher when every GPU walks "
             "block_first, or with shared context, by itself.",
             "- Beyond a GPU a step, one video gets no faster: 8 and 64 GPUs are 2 and 16 pipelines.",
