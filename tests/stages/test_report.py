@@ -101,8 +101,8 @@ def test_what_was_run_is_told_to_programs_too(workspace, params):
     run = json.loads((workspace / "reports" / "run.json").read_text())
     assert run["seeds"] == params.seeds
     assert len(run["commits"]) == 1
-    assert [stage["name"] for stage in run["stages"]] == ["score"]
-    assert run["stages"][0]["hardware"]
+    assert {"seed-0/distill/hiar", "score"} <= {stage["name"] for stage in run["stages"]}
+    assert all(stage["hardware"] and stage["seconds"] >= 0 for stage in run["stages"])
 
 
 def test_the_contact_sheet_has_a_row_a_model(workspace):
