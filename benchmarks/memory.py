@@ -25,6 +25,18 @@ def process_caches(setup: Setup, walk: Walk, blocks: int) -> list[int]:
     ]
 
 
+def probe_caches(rows: int) -> int:
+    """How many caches the measurement of single passes on up to ``rows`` rows takes: one a pair, two to leave keys."""
+    return max(2, (rows + 1) // 2)
+
+
+def probe_bytes(setup: Setup, walk: Walk, blocks: int) -> int:
+    """Bytes of keys and values while a walk's largest pass is measured by itself."""
+    grid = setup.preset.grid(walk, blocks)
+    rows = max(len(step.write + step.denoise) for passes in walk.places(grid) for step in passes)
+    return cache_bytes(sizes(setup.preset), grid, probe_caches(rows), len(setup.text), setup.preset.dtype.itemsize)
+
+
 def memory_needed(setup: Setup, walk: Walk, blocks: int) -> int:
     """Bytes that a walk takes once ``setup`` is there: caches, and the weights of further processes.
 

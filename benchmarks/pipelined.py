@@ -57,8 +57,8 @@ class Pipeline:
     def time_walk(self, walk: Walk, blocks: int, decode: bool) -> Timing:
         """Carry out a walk; seconds count from the first process's start."""
         start, *others, (ends, peaks) = self._do(Task(walk, blocks, decode), walk.processes + 1)
-        memory = [peak for _, peak in [start, *others] if peak is not None]
-        return Timing([end - start[0] for end in ends], max(memory, default=None) if peaks is None else peaks)
+        memory = [peak for _, peak in [start, *others, (ends, peaks)] if peak is not None]
+        return Timing([end - start[0] for end in ends], max(memory, default=None))
 
     def parts(self, rows: int) -> list[dict[str, list[float]]]:
         """Seconds of the parts of walks in two processes that work side by side, see `Probe.measure`."""

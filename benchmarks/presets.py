@@ -92,7 +92,7 @@ def build(preset: Preset, device: torch.device, batch: int) -> Setup:
     """The networks, frozen, the same in every process."""
     with device:
         denoiser = build_denoiser(preset.model, preset.latent[0], SEED).eval().requires_grad_(False)
-    _cast(denoiser, preset.dtype)
+    denoiser.cast(preset.dtype)
     codec = None
     if preset.codec is not None:
         shape = preset.codec
@@ -111,14 +111,6 @@ def map_weights(setup: Setup, path: Path) -> None:
     weights = load_file(path, device=str(setup.device))
     setup.denoiser.load_state_dict(weights, assign=True)
     setup.denoiser.requires_grad_(False)
-
-
-def _cast(denoiser: Denoiser, dtype: torch.dtype) -> None:
-    """Give weights their type, but for those that Wan keeps in full precision."""
-    kept = set(denoiser.transformer._keep_in_fp32_modules)
-    for name, parameter in denoiser.named_parameters():
-        if not kept & set(name.split(".")):
-            parameter.data = parameter.data.to(dtype)
 
 
 def world() -> Preset:

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.memory import probe_caches
 from benchmarks.presets import Setup
 from benchmarks.timing import now
 from hiar.grid import Cell, Pass, make_grid
@@ -32,7 +33,7 @@ class Probe:
         grid = make_grid("step_first", "output", blocks=10**9, steps=preset.steps, window=preset.window_blocks)
         self.setup, self.grid = setup, grid
         self.memory = Memory(setup.denoiser, setup.rollout(grid))
-        self.rings = Rings(max(2, (rows + 1) // 2), grid.window)
+        self.rings = Rings(probe_caches(rows), grid.window)
         self.noise = self.memory.rollout.noise(Cell(0, 0))
         self.blocks = itertools.count(grid.window)
         for block in range(grid.window):

@@ -53,7 +53,8 @@ class Reference:
         self.pipe.send(task)
         answer = self.pipe.recv()
         if isinstance(answer, str):
-            raise UserError(f"--reference = {self.checkout}: {answer}; install what its requirements.txt lists")
+            remedy = "; install what its requirements.txt lists" if "No module named" in answer else ""
+            raise UserError(f"--reference = {self.checkout}: {answer}{remedy}")
         return answer
 
 

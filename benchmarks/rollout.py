@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.figures import costs_of, ratio_record, reference_record, spread, walk_record
 from benchmarks.flops import sizes
-from benchmarks.memory import memory_needed
+from benchmarks.memory import memory_needed, probe_bytes
 from benchmarks.pipelined import Pipeline, pipeline
 from benchmarks.presets import PRESETS, Setup, build
 from benchmarks.probe import Probe
@@ -55,7 +55,6 @@ def measure(
     """Interleave all walks, with and without decoding, and all their parts; every round begins with another walk."""
     cases = [(walk, decode) for walk in walks for decode in ([False, True] if setup.codec else [False])]
     rows = max(_rows(setup, walk, blocks) for walk in walks)
-    probe = Probe(setup, rows)
 
     def run(walk: Walk, decode: bool, length: int) -> Timing:
         if walk.processes:
@@ -77,7 +76,7 @@ def measure(
         if other:
             for order in ORDERS:
                 samples.others[order].append(other.seconds(order, blocks))
-        for name, seconds in probe.measure().items():
+        for name, seconds in Probe(setup, rows).measure().items():
             samples.parts[name] += seconds
         for parts in walkers.parts(rows) if walkers else ():
             for name, seconds in parts.items():
@@ -116,7 +115,7 @@ def bench(
     window = setup.preset.window_blocks
     costs = costs_of(samples.parts, window)
     together = costs_of(samples.together, window) if samples.together else costs
-    cores = max(1, (os.cpu_count() or 1) // threads) if device.type == "cpu" else processes
+    cores = max(1, len(os.sched_getaffinity(0)) // threads if device.type == "cpu" else processes)
     records = [
         walk_record(setup, walk, blocks, samples.walks, samples.peak, together if walk.processes else costs, cores)
         for walk in walks
@@ -164,7 +163,7 @@ def fitting(setup: Setup, walks: list[Walk], blocks: int) -> tuple[list[Walk], d
     """The walks whose caches fit in what is free of the memory, and why the others do not."""
     memory, kept, left_out = free_bytes(setup.device), [], {}
     for walk in walks:
-        needed = memory_needed(setup, walk, blocks)
+        needed = max(memory_needed(setup, walk, blocks), probe_bytes(setup, walk, blocks))
         if needed > memory:
             left_out[walk.name] = f"needs {needed / 2**30:.1f} GiB, {memory / 2**30:.1f} are free"
         else:

@@ -27,3 +27,8 @@ def block_noise(seed: int, samples: Sequence[int], step: int, block: int, shape:
     return torch.stack(
         [torch.randn(tuple(shape), generator=generator(seed, sample, step, block)) for sample in samples]
     )
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """What was drawn or computed in the host's memory, on the device; a GPU is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from hiar.io.video import read_mp4
 from hiar.models.generator import load_generator
-from hiar.stages.sample import decode
 from hiar.stages.stream import clean_blocks, stream_rollout
+from hiar.stages.videos import decode
 
 BLOCK = 3
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"

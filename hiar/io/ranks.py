@@ -63,7 +63,7 @@ def _end_with_launcher() -> None:
 
 def _start(command: Sequence[str], rank: int, world: int, place: Path) -> subprocess.Popen[bytes]:
     denoisers = world - 1
-    threads = max(1, (os.cpu_count() or 1) // denoisers)
+    threads = max(1, len(os.sched_getaffinity(0)) // denoisers)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",

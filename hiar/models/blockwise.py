@@ -18,7 +18,10 @@ from hiar.models.attention import BlocksPlan, KeysValues, Row, TextPlan
 from hiar.models.denoiser import Denoiser, coordinates
 from hiar.models.rings import Rings
 from hiar.models.rotary import rotations
+from hiar.noise import upload
 from hiar.schedule import TIMESTEP_SCALE, x0_from_velocity
+
+NEAR = 64  # blocks whose rotations are kept: more than the diagonal of any grid
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,26 @@ class Places:
     sizes: tuple[int, int, int]  # frames, rows and columns of tokens of a block
     device: torch.device
     _turns: dict[int, Tensor] = field(default_factory=dict)
+    _shifts: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, block: int) -> Tensor:
         """(1, tokens, 1, head_dim / 2), complex."""
         if block not in self._turns:
-            if len(self._turns) >= 64:  # more than the diagonal of any grid
+            if len(self._turns) >= NEAR:
                 self._turns.pop(next(iter(self._turns)))
             table = self.model.positions[0].table
             frames = self.sizes[0]
-            self._turns[block] = rotations(table, block * frames, *self.sizes).to(self.device)
+            self._turns[block] = upload(rotations(table, block * frames, *self.sizes), self.device)
         return self._turns[block]
 
     def shift(self, blocks: int) -> Tensor:
         """The rotation that moves keys by ``blocks`` blocks in time."""
-        table = self.model.positions[0].table
-        return rotations(table, blocks * self.sizes[0], 1, 1, 1).to(self.device)
+        if blocks not in self._shifts:
+            if len(self._shifts) >= NEAR:
+                self._shifts.pop(next(iter(self._shifts)))
+            table = self.model.positions[0].table
+            self._shifts[blocks] = upload(rotations(table, blocks * self.sizes[0], 1, 1, 1), self.device)
+        return self._shifts[blocks]
 
 
 def forward_blocks(

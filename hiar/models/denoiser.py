@@ -26,6 +26,18 @@ class Denoiser(nn.Module):
         self.positions = [install(transformer)]  # in a list: it is a submodule of the transformer already
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in: latents and text should be of this type."""
+        return self.transformer.patch_embedding.weight.dtype
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Give the weights a type, but for those that Wan keeps in full precision."""
+        kept = set(self.transformer._keep_in_fp32_modules)
+        for name, parameter in self.transformer.named_parameters():
+            if not kept & set(name.split(".")):
+                parameter.data = parameter.data.to(dtype)
+
+    @property
     def channels(self) -> int:
         """Channels of the latents."""
         return self.transformer.config.in_channels - 2 * self.coordinates

@@ -74,8 +74,8 @@ class Generator:
 
     @torch.no_grad()
     def embed(self, captions: list[str]) -> Tensor:
-        """Text embeddings (B, words, dim)."""
-        return self.text.encode(captions)
+        """Text embeddings (B, words, dim), of the denoiser's type."""
+        return self.text.encode(captions).to(self.denoiser.dtype)
 
     def to(self, device: torch.device | str) -> Generator:
         """Move every network."""

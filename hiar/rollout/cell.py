@@ -15,7 +15,7 @@ from hiar.models.attention import Row
 from hiar.models.blockwise import Conditioning, Places, condition, forward_blocks
 from hiar.models.denoiser import Denoiser
 from hiar.models.rings import Rings
-from hiar.noise import block_noise
+from hiar.noise import block_noise, upload
 from hiar.schedule import add_noise, euler_step
 
 
@@ -39,7 +39,8 @@ class Rollout:
 
     def noise(self, cell: Cell) -> Tensor:
         """The noise of a cell, (B, C, k, H, W)."""
-        return block_noise(self.seed, self.samples, cell.step, cell.block, self.shape).to(self.text)
+        drawn = block_noise(self.seed, self.samples, cell.step, cell.block, self.shape)
+        return upload(drawn, self.text.device).to(self.text.dtype)
 
     def text_from(self, block: int) -> int | None:
         """The block from which the text of ``block`` holds; None: from the start."""
@@ -79,7 +80,7 @@ class Memory:
         """The block's prompt and the rollout's levels, embedded once; forgotten once the prompt has changed."""
         start = self.rollout.text_from(block)
         if start not in self._conditions:
-            while len(self._conditions) > 1:  # blocks on both sides of a change may be under way
+            while len(self._conditions) > self.rollout.grid.steps:  # as many blocks are under way, and one is shown
                 self._conditions.pop(next(iter(self._conditions)))
             text = self.rollout.text if start is None else self.rollout.changes[start]
             self._conditions[start] = condition(self.model, text, self.rollout.sigmas)

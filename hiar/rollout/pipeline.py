@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -23,6 +24,19 @@ PASSES: Passes = "batched"  # what a rank makes of its steps unless told otherwi
 AHEAD = 2  # messages asked for before they are needed, so that they travel beside the work
 
 
+class PeerLost(Exception):
+    """Another process of the group is gone, or silent for longer than the group waits."""
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Around what needs other processes, and nothing else: its failures become PeerLost."""
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        raise PeerLost(" ".join(str(error).split())[:200]) from error
+
+
 class Inbox:
     """Blocks from the rank before, in the order they were sent, received ahead of their use."""
 
@@ -33,16 +47,18 @@ class Inbox:
             self._ask()
 
     def take(self) -> Tensor:
-        """The next block, waited for if need be. Raises RuntimeError when the other rank is gone or silent too long."""
+        """The next block, waited for if need be. Raises PeerLost when the other rank is gone or silent too long."""
         latent, work = self.coming.popleft()
-        work.wait()
+        with talking():
+            work.wait()
         self._ask()
         return latent
 
     def _ask(self) -> None:
         if (shape := next(self.shapes, None)) is not None:
             latent = self.like.new_empty(tuple(shape))
-            work = dist.irecv(latent, self.source)
+            with talking():
+                work = dist.irecv(latent, self.source)
             assert work is not None
             self.coming.append((latent, work))
 
@@ -55,18 +71,20 @@ class Outbox:
         self.going: deque[tuple[Tensor, dist.Work]] = deque()
 
     def put(self, latent: Tensor) -> None:
-        """Send a block. Raises RuntimeError when the other rank is gone."""
-        if len(self.going) >= AHEAD:  # a rank does not run away from a slower one
-            self.going.popleft()[1].wait()
+        """Send a block. Raises PeerLost when the other rank is gone or silent too long."""
         latent = latent.contiguous()  # kept until it has gone
-        work = dist.isend(latent, self.target)
+        with talking():
+            if len(self.going) >= AHEAD:  # a rank does not run away from a slower one
+                self.going.popleft()[1].wait()
+            work = dist.isend(latent, self.target)
         assert work is not None
         self.going.append((latent, work))
 
     def close(self) -> None:
-        """Wait until everything has gone."""
-        while self.going:
-            self.going.popleft()[1].wait()
+        """Wait until everything has gone. Raises PeerLost."""
+        with talking():
+            while self.going:
+                self.going.popleft()[1].wait()
 
 
 @torch.no_grad()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import psutil
 import torch
 
 from hiar.errors import UserError
 from hiar.grid import Grid, fastest, walk_passes
-from hiar.models.generator import Generator, Walk
+from hiar.models.generator import Generator, Walk, load_generator
 from hiar.models.kernels import choose_kernel
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import PASSES
@@ -28,6 +29,17 @@ def settle_threads() -> None:
         torch.set_num_threads(1)
 
 
+def load_sampler(checkpoint: Path, device: torch.device) -> Generator:
+    """A checkpoint to sample with: on a GPU in bf16, but for what Wan keeps in full precision.
+
+    Raises UserError as `load_generator` does.
+    """
+    source = load_generator(checkpoint).to(device)
+    if device.type == "cuda":
+        source.denoiser.cast(torch.bfloat16)
+    return source
+
+
 def block_tokens(source: Generator) -> int:
     """Tokens of a block."""
     _, *size = source.block_shape
@@ -38,7 +50,6 @@ def block_tokens(source: Generator) -> int:
 def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = None) -> int:
     """Bytes of the keys and values of a walk's caches, or of some of them, their windows full."""
     transformer = source.denoiser.transformer
-    parameter = next(transformer.parameters())
     heads, dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
     values = (
         2
@@ -49,7 +60,7 @@ def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = 
         * transformer.config.num_layers
         * (grid.caches if caches is None else caches)
     )
-    return values * videos * parameter.element_size()
+    return values * videos * source.denoiser.dtype.itemsize
 
 
 def attention_kernel(source: Generator, rollout: Rollout) -> str | None:
@@ -90,7 +101,7 @@ def plan_line(source: Generator, walk: Walk, rollout: Rollout, kernel: str | Non
         count = max(sum(1 for _ in walk_passes(grid, order, passes, steps)) for steps in shares)
         calls = f" ({count} forward calls{each} for {grid.blocks} blocks in {grid.steps} steps)"
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
-    dtype = str(next(source.denoiser.parameters()).dtype).removeprefix("torch.")
+    dtype = str(source.denoiser.dtype).removeprefix("torch.")
     return (
         f"walk: {order}, {walk.context} context, {passes} passes{calls}; "
         f"caches: {ring_bytes(source, grid, videos) / GB:.3g} GB for {videos} video(s) at a time; {place}, {dtype}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,8 @@ from hiar.errors import BrokenRule, UserError
 from hiar.grid import check_walk, fastest, make_grid
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest, write_text
 from hiar.io.progress import Progress, tell
-from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
-from hiar.io.video import write_mp4
-from hiar.models.codec import to_frames
-from hiar.models.generator import Generator, Walk, load_generator
+from hiar.io.shards import complete_shards
+from hiar.models.generator import Card, Generator, Walk, load_generator
 from hiar.models.kernels import using
 from hiar.noise import generator
 from hiar.rollout.cell import Rollout
@@ -25,12 +24,13 @@ from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
-from hiar.stages.plan import attention_kernel, check_memory, plan_line, settle_threads
+from hiar.stages.plan import attention_kernel, check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.videos import SCRATCH, batches, gather, missing_batches, write_latents, write_videos
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
 BATCH = 16  # videos generated at a time by `hiar sample`
-SCRATCH = ".latents"  # where latents wait until all are there
+KERNEL = ".attention"  # names the kernel that an unfinished folder was begun with
 DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
 
 
@@ -82,19 +82,21 @@ def sample_prompts(
     """
     settle_threads()
     read_manifest(checkpoint, "checkpoint")
-    source = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    source = load_sampler(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     walk = check_request(source, prompts, frames, order, context)
-    kernel = None
+    rollout = None
     if walk is not None:
         numbers = batches(len(prompts), BATCH)[0]
         text = source.embed(prompts[: numbers.stop])
-        blocks = frames // source.card.video.block
-        rollout = make_rollout(source, text, walk, blocks, seed, numbers)
+        rollout = make_rollout(source, text, walk, frames // source.card.video.block, seed, numbers)
         check_memory(source, rollout)
-        kernel = attention_kernel(source, rollout)
-        tell(plan_line(source, walk, rollout, kernel))
-    key = sample_key(checkpoint, prompts, frames, walk, seed, save_latents) | {"attention": kernel}
-    with using(kernel), unfinished(out, key, replaces="samples") as folder:
+    key = sample_key(checkpoint, prompts, frames, walk, seed, save_latents)
+    with ExitStack() as stack:
+        folder = stack.enter_context(unfinished(out, key, replaces="samples"))
+        if walk is not None and rollout is not None:
+            kernel = settled_kernel(folder, source, rollout)
+            tell(plan_line(source, walk, rollout, kernel))
+            stack.enter_context(using(kernel))
         make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)
         finish_samples(folder, checkpoint, source, walk, frames, seed)
 
@@ -116,12 +118,7 @@ def check_request(
                 f"--frames = {frames}: the teacher makes clips of {source.card.video.frames} frames; ask for those"
             )
         return None
-    trained = source.card.walk or DEFAULT_WALK
-    walk = Walk(order=order or trained.order, context=context or trained.context)
-    try:
-        check_walk(walk.order, walk.context, "separate")
-    except BrokenRule as error:
-        raise UserError(f"--{error.field} = {error.value}: {error.remedy}") from None
+    walk = walk_asked(source.card, order, context)
     block = source.card.video.block
     if frames < block or frames % block:
         nearest = max(block, round(frames / block) * block)
@@ -129,6 +126,25 @@ def check_request(
             f"--frames = {frames}: must be a positive multiple of the block of {block} frames; try {nearest}"
         )
     return walk
+
+
+def walk_asked(card: Card, order: Order | None, context: Context | None) -> Walk:
+    """How a student is to walk: as it was trained to, unless told otherwise. Raises UserError when it cannot be."""
+    trained = card.walk or DEFAULT_WALK
+    walk = Walk(order=order or trained.order, context=context or trained.context)
+    try:
+        check_walk(walk.order, walk.context, "separate")
+    except BrokenRule as error:
+        raise UserError(f"--{error.field} = {error.value}: {error.remedy}") from None
+    return walk
+
+
+def settled_kernel(folder: Path, source: Generator, rollout: Rollout) -> str | None:
+    """The attention kernel that an unfinished folder of samples was begun with, or is begun with now."""
+    path = folder / KERNEL
+    if not path.exists():
+        write_text(path, attention_kernel(source, rollout) or "")
+    return path.read_text(encoding="utf-8") or None
 
 
 def sample_key(
@@ -178,44 +194,10 @@ def make_videos(
             return sample_latents(source, asked, frames, walk, seed, numbers, progress.advance)
 
         for index, numbers in enumerate(every):
-            make_batch(folder, source, index, numbers, latents_of)
+            if index not in complete_shards(folder / SCRATCH):
+                write_latents(folder, index, latents_of(numbers))
+            write_videos(folder, source, index, numbers)
     gather(folder, prompts, batch, save_latents)
-
-
-def batches(count: int, batch: int) -> list[range]:
-    """The numbers of the videos that are generated together."""
-    return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
-
-
-def missing_batches(folder: Path, count: int, batch: int) -> list[int]:
-    """The batches whose latents are not in ``folder`` yet."""
-    whole = complete_shards(folder / SCRATCH)
-    return [index for index in range(len(batches(count, batch))) if index not in whole]
-
-
-def make_batch(
-    folder: Path, source: Generator, index: int, numbers: range, latents_of: Callable[[range], Tensor]
-) -> None:
-    """The latents and videos of one batch, as far as they are not there yet."""
-    scratch = folder / SCRATCH
-    scratch.mkdir(exist_ok=True)
-    if index not in complete_shards(scratch):
-        write_shard(shard_path(scratch, index), {"latents": latents_of(numbers)}, {})
-    latents = read_shard(shard_path(scratch, index))["latents"]
-    for number, latent in zip(numbers, latents, strict=True):
-        path = folder / f"{number:04d}.mp4"
-        if not path.exists():
-            write_mp4(path, decode(source, latent), source.card.world.frames_per_second)
-
-
-def gather(folder: Path, prompts: Sequence[str], batch: int, save_latents: bool) -> None:
-    """What a folder of samples holds besides its videos."""
-    scratch = folder / SCRATCH
-    if save_latents:
-        shards = range(len(batches(len(prompts), batch)))
-        every = torch.cat([read_shard(shard_path(scratch, index))["latents"] for index in shards])
-        write_shard(folder / "latents.safetensors", {"latents": every}, {})
-    write_text(folder / "captions.txt", "".join(f"{prompt}\n" for prompt in prompts))
 
 
 def describe(source: Generator, walk: Walk | None, frames: int) -> dict[str, Any]:
@@ -286,9 +268,3 @@ def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, nu
     no_text = source.embed([""]).expand_as(text)
     *_, latents = ode_states(source.denoiser, noise.to(text), levels, text, no_text, source.card.guidance)
     return latents.cpu()
-
-
-@torch.no_grad()
-def decode(source: Generator, latent: Tensor) -> Tensor:
-    """One video's latents (C, F, h, w) as frames, uint8 (F, H, W, 3)."""
-    return to_frames(source.codec.decode(latent[None].to(source.codec.basis)))[0].cpu()

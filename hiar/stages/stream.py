@@ -19,12 +19,13 @@ from hiar.grid import fastest
 from hiar.io.artifacts import read_manifest
 from hiar.io.progress import Progress, tell
 from hiar.io.video import open_stream
-from hiar.models.generator import Generator, Walk, load_generator
+from hiar.models.generator import Generator, Walk
 from hiar.models.kernels import using
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk as walk_grid
-from hiar.stages.plan import attention_kernel, check_memory, plan_line, settle_threads
-from hiar.stages.sample import check_request, decode, make_rollout
+from hiar.stages.plan import attention_kernel, check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.sample import check_request, make_rollout
+from hiar.stages.videos import decode
 
 
 def stream(
@@ -47,7 +48,7 @@ def stream(
     """
     settle_threads()
     read_manifest(checkpoint, "checkpoint")
-    source = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    source = load_sampler(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if source.card.stage == "teacher":
         raise UserError(
             f"--checkpoint = {checkpoint}: is a teacher, which makes whole clips; name an init or a distilled student"

@@ -32,6 +32,7 @@ def test_a_killed_process_ends_all(student: Path, tmp_path: Path, rank: int) -> 
     name = "the process that decodes" if rank == RANKS else f"process {rank} of {RANKS}"
     assert broken.errors == [f"error: {name} was ended by SIGKILL; the same command goes on from here"]
     assert broken.code == 1
+    assert broken.seconds < 15
     assert broken.frames > 0
     assert broken.survivors == []
 
@@ -41,6 +42,7 @@ def test_a_process_that_falls_silent_ends_all(student: Path, tmp_path: Path) -> 
     assert broken.code == 1
     assert len(broken.errors) == 1
     assert "lost another one, or waited 3 s for it" in broken.errors[0]
+    assert broken.seconds < 3 + 15
     assert broken.frames > 0
     assert broken.survivors == []
 

@@ -18,8 +18,9 @@ from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
 from hiar.io.video import open_stream, read_mp4
 from hiar.models.generator import Generator, Walk, load_generator
-from hiar.stages.sample import decode, sample_latents
+from hiar.stages.sample import sample_latents
 from hiar.stages.stream import change_prompts, clean_blocks, interruptions, stream, stream_rollout
+from hiar.stages.videos import decode
 
 BLOCK = 3
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"

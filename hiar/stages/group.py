@@ -1,0 +1,93 @@
+"""Several processes as one group: how they find each other, and what they agree on before they work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hiar.errors import LOST, RunFailed, UserError
+from hiar.io.artifacts import source_hash
+from hiar.io.ranks import RENDEZVOUS
+from hiar.rollout.pipeline import PeerLost, talking
+
+
+def own_device() -> torch.device:
+    """The GPU of this process, or the CPU where there is none. Raises UserError when processes outnumber GPUs."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        remedy = f"use at most {count - 1}" if count > 1 else "leave it out"
+        raise UserError(f"--processes: each takes a GPU, and the one that decodes too; here are {count}; {remedy}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+@contextmanager
+def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> Iterator[None]:
+    """The process group, for the length of the body, which ends when all processes are at its end.
+
+    Raises RunFailed when another process is gone or silent for ``stall_seconds``.
+    """
+    place = os.environ.get(RENDEZVOUS)
+    try:
+        with talking():
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                init_method=f"file://{place}" if place else "env://",
+                rank=rank,
+                world_size=ranks + 1,
+                timeout=timedelta(seconds=stall_seconds),
+                device_id=device if device.type == "cuda" else None,
+            )
+        yield
+        with talking():
+            dist.barrier()
+            dist.destroy_process_group()
+    except PeerLost as error:
+        raise RunFailed(
+            f"process {rank} of {ranks} lost another one, or waited {stall_seconds:g} s for it ({error}); videos under "
+            "way play up to their last block, the same command goes on from the last whole batch",
+            LOST,
+        ) from error
+
+
+def check_alike(key: dict[str, Any], device: torch.device) -> None:
+    """Raise UserError on every rank when they were not started with the same checkpoint, options and code."""
+    facts = {"checkpoint": key["checkpoint"], "command": key, "code": source_hash()}
+    digests = {name: hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest() for name, fact in facts.items()}
+    own = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8).to(device)
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    with talking():
+        dist.all_gather(everyone, own)
+    for other, theirs in enumerate(everyone):
+        for name, start in zip(digests, range(0, len(own), 32), strict=True):
+            if not torch.equal(theirs[start : start + 32], everyone[0][start : start + 32]):
+                raise UserError(f"process {other}: {name}: not that of process 0; start all processes alike")
+
+
+def tensor_of(teller: int, tensor: Tensor | None, dimensions: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor that process ``teller`` has, for all; the others pass None."""
+    shape = torch.tensor(tensor.shape if tensor is not None else [0] * dimensions, device=device)
+    with talking():
+        dist.broadcast(shape, teller)
+    if tensor is None:
+        tensor = torch.empty(tuple(shape.tolist()), dtype=dtype, device=device)
+    with talking():
+        dist.broadcast(tensor, teller)
+    return tensor
+
+
+def numbers_of(teller: int, numbers: list[int] | None, device: torch.device) -> list[int]:
+    """Numbers that process ``teller`` has, for all; the others pass None."""
+    own = None if numbers is None else torch.tensor(numbers, dtype=torch.long, device=device)
+    return tensor_of(teller, own, 1, torch.long, device).tolist()

@@ -1,0 +1,59 @@
+"""A folder of samples while it fills: latents of a batch at a time, then its videos, then what all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hiar.io.artifacts import write_text
+from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
+from hiar.io.video import write_mp4
+from hiar.models.codec import to_frames
+from hiar.models.generator import Generator
+
+SCRATCH = ".latents"  # where latents wait until all are there
+
+
+def batches(count: int, batch: int) -> list[range]:
+    """The numbers of the videos that are generated together."""
+    return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+
+
+def missing_batches(folder: Path, count: int, batch: int) -> list[int]:
+    """The batches whose latents are not in ``folder`` yet."""
+    whole = complete_shards(folder / SCRATCH)
+    return [index for index in range(len(batches(count, batch))) if index not in whole]
+
+
+def write_latents(folder: Path, index: int, latents: Tensor) -> None:
+    """Lay the latents (B, C, F, h, w) of a batch aside, whole or not at all."""
+    (folder / SCRATCH).mkdir(exist_ok=True)
+    write_shard(shard_path(folder / SCRATCH, index), {"latents": latents.float()}, {})
+
+
+def write_videos(folder: Path, source: Generator, index: int, numbers: range) -> None:
+    """The videos of a batch whose latents are there, as far as they are not there too."""
+    latents = read_shard(shard_path(folder / SCRATCH, index))["latents"]
+    for number, latent in zip(numbers, latents, strict=True):
+        path = folder / f"{number:04d}.mp4"
+        if not path.exists():
+            write_mp4(path, decode(source, latent), source.card.world.frames_per_second)
+
+
+def gather(folder: Path, prompts: Sequence[str], batch: int, save_latents: bool) -> None:
+    """What a folder of samples holds besides its videos."""
+    scratch = folder / SCRATCH
+    if save_latents:
+        shards = range(len(batches(len(prompts), batch)))
+        every = torch.cat([read_shard(shard_path(scratch, index))["latents"] for index in shards])
+        write_shard(folder / "latents.safetensors", {"latents": every}, {})
+    write_text(folder / "captions.txt", "".join(f"{prompt}\n" for prompt in prompts))
+
+
+@torch.no_grad()
+def decode(source: Generator, latent: Tensor) -> Tensor:
+    """One video's latents (C, F, h, w) as frames, uint8 (F, H, W, 3)."""
+    return to_frames(source.codec.decode(latent[None].to(source.codec.basis)))[0].cpu()
