@@ -1,0 +1,59 @@
+"""Pipelines that cannot be are refused before any process is started; what samples in bf16 makes the same video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from commands import hiar
+from students import save_student
+
+from hiar.models.generator import CARD, Walk, load_card, load_generator
+from hiar.stages.sample import sample_latents
+
+PROMPTS = ["a red disc moves left", "a blue disc moves up"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "words"),
+    [
+        ("distill", ("--processes", 5), "--processes = 5: the student takes 4 steps; use 1 to 4"),
+        (
+            "distill",
+            ("--processes", 2, "--order", "block_first", "--context", "shared"),
+            "--processes = 2: order block_first with shared context waits for whole blocks, so its steps cannot be "
+            "shared out; leave it out, or use --order diagonal --context output",
+        ),
+        (
+            "teacher",
+            ("--processes", 2),
+            "--processes: the teacher is bidirectional and has no steps to share out; leave it out",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused_by_the_first_process(
+    tmp_path: Path, stage: str, options: tuple[object, ...], words: str
+) -> None:
+    save_student(tmp_path / "student")
+    card = load_card(tmp_path / "student").model_copy(update={"stage": stage})
+    (tmp_path / "student" / CARD).write_text(card.model_dump_json())
+    request = ("--checkpoint", "student", "--prompt", PROMPTS[0], "--frames", 12, "--out", "out")
+    assert hiar("sample", *request, *options, folder=tmp_path, code=2).stderr == f"error: {words}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_in_bf16_a_video_is_the_same_but_for_rounding(tmp_path: Path) -> None:
+    """As on a GPU; what Wan keeps in full precision stays so."""
+    save_student(tmp_path / "student")
+    walk = Walk(order="step_first", context="output")
+    videos = []
+    for dtype in (torch.float32, torch.bfloat16):
+        source = load_generator(tmp_path / "student")
+        source.denoiser.cast(dtype)
+        assert source.denoiser.dtype == source.embed(PROMPTS).dtype == dtype
+        assert source.denoiser.transformer.scale_shift_table.dtype == torch.float32
+        assert source.denoiser.transformer.blocks[0].attn1.to_q.weight.dtype == dtype
+        videos.append(sample_latents(source, PROMPTS, 12, walk, 0, range(2)).float())
+    assert not torch.equal(*videos)
+    assert (videos[1] - videos[0]).norm() < 0.05 * videos[0].norm()
