@@ -32,19 +32,29 @@ class Broken:
 
 def break_a_rank(
     checkpoint: Path, folder: Path, environment: Mapping[str, str], rank: int, ranks: int, *, delay: float = 0.0,
-    number: int = signal.SIGKILL, stall_seconds: float = 60.0,
+    number: int = signal.SIGKILL, stall_seconds: float = 60.0, frames: int = FRAMES, walked: bool = False,
 ) -> Broken:  # fmt: skip
-    """Signal ``rank`` (-1: the launcher) of a running `hiar sample`, ``delay`` seconds after its first blocks."""
+    """Signal ``rank`` (-1: the launcher) of a running `hiar sample`, ``delay`` seconds after its first blocks.
+
+    walked: after its last ones, while the process that decodes writes the video.
+    """
     command = [
         *(sys.executable, "-m", "hiar", "sample", "--checkpoint", checkpoint, "--prompt", "a red disc moves left"),
-        *("--frames", FRAMES, "--processes", ranks, "--stall-seconds", stall_seconds, "--out", folder / "out"),
+        *("--frames", frames, "--processes", ranks, "--stall-seconds", stall_seconds, "--out", folder / "out"),
     ]
-    film = folder / "out.partial" / "unfinished-0000.mp4"
+    partial = folder / "out.partial"
+    film, video = partial / "unfinished-0000.mp4", partial / "0000.mp4"
+
+    def begun() -> bool:
+        if walked:
+            return any((partial / ".latents").glob("*.safetensors"))
+        return film.exists() and film.stat().st_size > 0
+
     with tempfile.TemporaryFile("w+") as said:
         run = subprocess.Popen(
             [str(word) for word in command], env=dict(environment), stdout=said, stderr=said, stdin=subprocess.DEVNULL
         )
-        wait_until(lambda: film.exists() and film.stat().st_size > 0, run)
+        wait_until(begun, run)
         time.sleep(delay)
         processes = {_rank_of(pid): pid for pid in _children(run.pid)}
         os.kill(processes[rank] if rank >= 0 else run.pid, number)
@@ -55,8 +65,8 @@ def break_a_rank(
             wait_until(lambda: not _alive(processes.values()))
         said.seek(0)
         errors = [line for line in said.read().splitlines() if not line.startswith(("walk: ", "sample: "))]
-    frames = len(read_mp4(film))
-    return Broken(seconds, code, errors, frames, _alive(processes.values()))
+    playable = len(read_mp4(film if film.exists() else video))
+    return Broken(seconds, code, errors, playable, _alive(processes.values()))
 
 
 def wait_until(true: Callable[[], bool], run: subprocess.Popen[bytes] | None = None, seconds: float = 120.0) -> None:

@@ -37,6 +37,13 @@ def test_a_killed_process_ends_all(student: Path, tmp_path: Path, rank: int) -> 
     assert broken.survivors == []
 
 
+def test_a_kill_while_the_video_is_written_leaves_all_of_it_to_play(student: Path, tmp_path: Path) -> None:
+    broken = break_a_rank(student, tmp_path, environment(), RANKS, RANKS, frames=3000, walked=True)
+    assert broken.errors == ["error: the process that decodes was ended by SIGKILL; the same command goes on from here"]
+    assert broken.frames == 3000
+    assert broken.survivors == []
+
+
 def test_a_process_that_falls_silent_ends_all(student: Path, tmp_path: Path) -> None:
     broken = break_a_rank(student, tmp_path, environment(), 0, RANKS, number=signal.SIGSTOP, stall_seconds=3)
     assert broken.code == 1
