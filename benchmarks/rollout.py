@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import resource
 import sys
@@ -29,6 +28,7 @@ from benchmarks.walks import Walk, all_walks, ratios
 from hiar.config import Order
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import code_version
+from hiar.io.cores import process_cores
 from hiar.io.hardware import hardware
 from hiar.models.kernels import using
 from hiar.stages.plan import free_bytes
@@ -115,7 +115,7 @@ def bench(
     window = setup.preset.window_blocks
     costs = costs_of(samples.parts, window)
     together = costs_of(samples.together, window) if samples.together else costs
-    cores = max(1, len(os.sched_getaffinity(0)) // threads if device.type == "cpu" else processes)
+    cores = max(1, process_cores() // threads if device.type == "cpu" else processes)
     records = [
         walk_record(setup, walk, blocks, samples.walks, samples.peak, together if walk.processes else costs, cores)
         for walk in walks

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hiar.config import Runtime
+from hiar.io.cores import process_cores
 
 
 class Cores:
@@ -38,4 +38,4 @@ def usable_cores(runtime: Runtime) -> int:
 
     if runtime.device != "cpu" and torch.cuda.is_available():
         return 1
-    return len(os.sched_getaffinity(0))
+    return process_cores()

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hiar.errors import ERROR_FILE, LOST, RunFailed, UserError
+from hiar.io.cores import process_cores
 
 RENDEZVOUS = "HIAR_RENDEZVOUS"  # the file in which processes started here find each other
 POLL = 0.05  # seconds between looks at the processes
@@ -63,7 +64,7 @@ def _end_with_launcher() -> None:
 
 def _start(command: Sequence[str], rank: int, world: int, place: Path) -> subprocess.Popen[bytes]:
     denoisers = world - 1
-    threads = max(1, len(os.sched_getaffinity(0)) // denoisers)
+    threads = max(1, process_cores() // denoisers)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
