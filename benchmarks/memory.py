@@ -38,10 +38,12 @@ def probe_bytes(setup: Setup, walk: Walk, blocks: int) -> int:
 
 
 def memory_needed(setup: Setup, walk: Walk, blocks: int) -> int:
-    """Bytes that a walk takes once ``setup`` is there: caches, and the weights of further processes.
+    """Bytes that a walk takes once ``setup`` is there: caches, and on a GPU the weights of further processes.
 
-    Of the fullest GPU, or of all processes where they share one memory.
+    Of the fullest GPU, or of all processes where they share one memory, and the weights in it.
     """
+    held = process_caches(setup, walk, blocks)
+    if setup.device.type != "cuda":
+        return sum(held)
     weights = sum(p.numel() * p.element_size() for p in setup.denoiser.parameters()) if walk.processes else 0
-    needed = [weights + held for held in process_caches(setup, walk, blocks)]
-    return max(needed) if setup.device.type == "cuda" else sum(needed)
+    return weights + max(held)

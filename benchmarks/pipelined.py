@@ -71,7 +71,7 @@ class Pipeline:
 
 
 @contextmanager
-def pipeline(preset: str, setup: Setup, threads: int, processes: int) -> Iterator[Pipeline]:
+def pipeline(preset: str, setup: Setup, threads: int, processes: int, kernel: str | None) -> Iterator[Pipeline]:
     """Start ``processes`` walkers and a codec's place; they end with the context.
 
     They and this process map the same weights, as processes that load a checkpoint do.
@@ -84,7 +84,7 @@ def pipeline(preset: str, setup: Setup, threads: int, processes: int) -> Iterato
         for rank in range(processes + 1):
             here, there = context.Pipe()
             place = (there, Path(folder), rank, processes + 1)
-            arguments = (*place, preset, len(setup.text), threads, setup.device.type)
+            arguments = (*place, preset, len(setup.text), threads, setup.device.type, kernel)
             workers.append(context.Process(target=_serve, args=arguments, daemon=True))
             workers[-1].start()
             there.close()
@@ -101,7 +101,15 @@ def pipeline(preset: str, setup: Setup, threads: int, processes: int) -> Iterato
 
 
 def _serve(
-    pipe: Connection, folder: Path, rank: int, world: int, preset: str, batch: int, threads: int, device_type: str
+    pipe: Connection,
+    folder: Path,
+    rank: int,
+    world: int,
+    preset: str,
+    batch: int,
+    threads: int,
+    device_type: str,
+    kernel: str | None,
 ) -> None:
     """A process's life: build, then carry out tasks until the other end of the pipe is closed."""
     torch.set_num_threads(threads)
@@ -112,9 +120,8 @@ def _serve(
         torch.cuda.set_device(device)
         backend = "nccl"
     dist.init_process_group(backend, init_method=f"file://{folder / STORE}", rank=rank, world_size=world)
-    setup = build(PRESETS[preset](), device, batch)
+    setup = build(PRESETS[preset](), device, batch, weights=False)
     map_weights(setup, folder / WEIGHTS)
-    kernel = setup.kernel()
     pipe.send(None)
     try:
         with using(kernel):

@@ -88,9 +88,9 @@ class Setup:
         return Rollout(grid, sigmas, preset.shape, preset.renoise, SEED, range(len(self.text)), self.text)
 
 
-def build(preset: Preset, device: torch.device, batch: int) -> Setup:
-    """The networks, frozen, the same in every process."""
-    with device:
+def build(preset: Preset, device: torch.device, batch: int, weights: bool = True) -> Setup:
+    """The networks, frozen, the same in every process. Without ``weights`` the denoiser waits for `map_weights`."""
+    with device if weights else torch.device("meta"):
         denoiser = build_denoiser(preset.model, preset.latent[0], SEED).eval().requires_grad_(False)
     denoiser.cast(preset.dtype)
     codec = None

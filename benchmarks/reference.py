@@ -50,8 +50,11 @@ class Reference:
         return {"commit": commit or "unknown", "attention": "flash-attn" if find_spec("flash_attn") else "torch"}
 
     def _ask(self, task: tuple[Order, int] | None) -> float:
-        self.pipe.send(task)
-        answer = self.pipe.recv()
+        try:
+            self.pipe.send(task)
+            answer = self.pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            answer = "its process has ended"
         if isinstance(answer, str):
             remedy = "; install what its requirements.txt lists" if "No module named" in answer else ""
             raise UserError(f"--reference = {self.checkout}: {answer}{remedy}")
@@ -100,7 +103,7 @@ def _serve(pipe: Connection, checkout: Path, preset: Preset, batch: int, threads
                         pipe.send(0.0)
                     else:
                         pipe.send(_walk(walker, preset, batch, torch.device(device_type), *task))
-                except Exception as error:  # whatever code that is not ours runs into: its user is told in one line
+                except (Exception, SystemExit) as error:  # whatever other people's code runs into is told in a line
                     pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         except EOFError:
             return

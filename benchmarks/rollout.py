@@ -107,7 +107,7 @@ def bench(
     kernel = setup.kernel()
     with (
         using(kernel),
-        pipeline(preset, setup, threads, processes) if processes else nullcontext() as walkers,
+        pipeline(preset, setup, threads, processes, kernel) if processes else nullcontext() as walkers,
         reference(checkout, setup, threads) if checkout else nullcontext() as other,
     ):
         samples = measure(setup, walkers, other, walks, blocks, rounds)

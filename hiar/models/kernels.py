@@ -46,6 +46,8 @@ def measure_kernels(
         error = (out[:1, :, :1].double() - exact).norm() / exact.norm()
         if not error <= ROUNDING * torch.finfo(dtype).eps:
             del seconds[name]
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # one of them holds all weights of the softmax at once
     return dict(sorted(seconds.items(), key=lambda item: item[1]))
 
 

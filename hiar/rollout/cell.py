@@ -80,8 +80,9 @@ class Memory:
         """The block's prompt and the rollout's levels, embedded once; forgotten once the prompt has changed."""
         start = self.rollout.text_from(block)
         if start not in self._conditions:
-            while len(self._conditions) > self.rollout.grid.steps:  # as many blocks are under way, and one is shown
-                self._conditions.pop(next(iter(self._conditions)))
+            oldest = self.rollout.text_from(block - self.rollout.grid.steps) or 0  # of the blocks under way
+            for known in [known for known in self._conditions if (known or 0) < oldest]:
+                del self._conditions[known]
             text = self.rollout.text if start is None else self.rollout.changes[start]
             self._conditions[start] = condition(self.model, text, self.rollout.sigmas)
         return self._conditions[start]

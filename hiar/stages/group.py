@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hiar.errors import LOST, RunFailed, UserError
-from hiar.io.artifacts import source_hash
 from hiar.io.ranks import RENDEZVOUS
 from hiar.rollout.pipeline import PeerLost, talking
 
@@ -47,11 +46,10 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
                 rank=rank,
                 world_size=ranks + 1,
                 timeout=timedelta(seconds=stall_seconds),
-                device_id=device if device.type == "cuda" else None,
             )
         yield
         with talking():
-            dist.barrier()
+            dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
             dist.destroy_process_group()
     except PeerLost as error:
         raise RunFailed(
@@ -63,7 +61,7 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
 
 def check_alike(key: dict[str, Any], device: torch.device) -> None:
     """Raise UserError on every rank when they were not started with the same checkpoint, options and code."""
-    facts = {"checkpoint": key["checkpoint"], "command": key, "code": source_hash()}
+    facts = {"checkpoint": key["checkpoint"], "code": key["code"], "command": key}
     digests = {name: hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest() for name, fact in facts.items()}
     own = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8).to(device)
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]

@@ -8,7 +8,7 @@ are finished, and is the only one that writes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,7 @@ from hiar.stages.sample import (
     settled_kernel,
     walk_asked,
 )
-from hiar.stages.videos import batches, decode, gather, missing_batches, write_latents, write_videos
+from hiar.stages.videos import batches, decode, film_path, gather, missing_batches, write_latents, write_videos
 
 NAMES = [None, *KERNELS]  # of attention kernels, as processes tell each other
 
@@ -84,7 +84,7 @@ def sample_on_rank(
     walk = check_request(source, prompts, frames, order, context)
     assert walk is not None
     blocks, every = frames // source.card.video.block, batches(len(prompts), BATCH)
-    key = sample_key(checkpoint, prompts, frames, walk, seed, save_latents)
+    key = sample_key(checkpoint, source, prompts, frames, walk, seed, save_latents)
     with ExitStack() as writing:
         with group(rank, ranks, device, stall_seconds):
             check_alike(key, device)
@@ -115,8 +115,6 @@ def sample_on_rank(
         # The others are done, and nobody waits for what takes its time from here on.
         for index, numbers in enumerate(every):
             write_videos(folder, source, index, numbers)
-            for film in _films(folder, numbers):
-                film.unlink(missing_ok=True)
         gather(folder, prompts, BATCH, save_latents)
         finish_samples(folder, checkpoint, source, walk, frames, seed)
 
@@ -131,14 +129,10 @@ def _collect(
     size, rate = source.card.world.size, source.card.world.frames_per_second
     finished = []
     with ExitStack() as stack:
-        films = [stack.enter_context(open_stream(path, size, size, rate)) for path in _films(folder, numbers)]
+        films = [stack.enter_context(open_stream(film_path(folder, number), size, size, rate)) for number in numbers]
         for latents in islice(arrivals, blocks):
             finished.append(latents.cpu())
             for film, latent in zip(films, latents, strict=True):
                 film(decode(source, latent))
             progress.advance(len(latents) * latents.shape[2])
     return torch.cat(finished, dim=2)
-
-
-def _films(folder: Path, numbers: Sequence[int]) -> list[Path]:
-    return [folder / f"unfinished-{number:04d}.mp4" for number in numbers]

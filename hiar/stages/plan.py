@@ -30,12 +30,13 @@ def settle_threads() -> None:
 
 
 def load_sampler(checkpoint: Path, device: torch.device) -> Generator:
-    """A checkpoint to sample with: on a GPU in bf16, but for what Wan keeps in full precision.
+    """A checkpoint to sample with: on a GPU students compute in bf16, but for what Wan keeps in full precision.
 
+    A teacher stays as it is: its solver takes many small steps, and each would be rounded.
     Raises UserError as `load_generator` does.
     """
     source = load_generator(checkpoint).to(device)
-    if device.type == "cuda":
+    if device.type == "cuda" and source.card.stage != "teacher":
         source.denoiser.cast(torch.bfloat16)
     return source
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from hiar.config import Context, Order, Params
 from hiar.errors import BrokenRule, UserError
 from hiar.grid import check_walk, fastest, make_grid
-from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest, write_text
+from hiar.io.artifacts import content_hash, read_manifest, source_hash, unfinished, write_manifest, write_text
 from hiar.io.progress import Progress, tell
-from hiar.io.shards import complete_shards
 from hiar.models.generator import Card, Generator, Walk, load_generator
 from hiar.models.kernels import using
 from hiar.noise import generator
@@ -25,7 +24,7 @@ from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
 from hiar.stages.plan import attention_kernel, check_memory, load_sampler, plan_line, settle_threads
-from hiar.stages.videos import SCRATCH, batches, gather, missing_batches, write_latents, write_videos
+from hiar.stages.videos import batches, gather, missing_batches, write_latents, write_videos
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
@@ -90,7 +89,7 @@ def sample_prompts(
         text = source.embed(prompts[: numbers.stop])
         rollout = make_rollout(source, text, walk, frames // source.card.video.block, seed, numbers)
         check_memory(source, rollout)
-    key = sample_key(checkpoint, prompts, frames, walk, seed, save_latents)
+    key = sample_key(checkpoint, source, prompts, frames, walk, seed, save_latents)
     with ExitStack() as stack:
         folder = stack.enter_context(unfinished(out, key, replaces="samples"))
         if walk is not None and rollout is not None:
@@ -148,11 +147,19 @@ def settled_kernel(folder: Path, source: Generator, rollout: Rollout) -> str | N
 
 
 def sample_key(
-    checkpoint: Path, prompts: Sequence[str], frames: int, walk: Walk | None, seed: int, save_latents: bool
+    checkpoint: Path,
+    source: Generator,
+    prompts: Sequence[str],
+    frames: int,
+    walk: Walk | None,
+    seed: int,
+    save_latents: bool,
 ) -> dict[str, Any]:
-    """What decides the content of a folder of samples."""
+    """What decides the content of a folder of samples; ``source`` is the checkpoint, where it is to compute."""
     return {
         "checkpoint": content_hash(checkpoint),
+        "code": source_hash(),
+        "computes": f"{source.codec.basis.device.type}, {source.denoiser.dtype}",
         "prompts": list(prompts),
         "frames": frames,
         "seed": seed,
@@ -186,15 +193,16 @@ def make_videos(
     Batches and videos that are whole are not made again.
     """
     every = batches(len(prompts), batch)
-    missing = sum(len(every[index]) for index in missing_batches(folder, len(prompts), batch))
-    with Progress(label, len(prompts) * frames, (len(prompts) - missing) * frames, unit="frames") as progress:
+    todo = missing_batches(folder, len(prompts), batch)
+    done = frames * (len(prompts) - sum(len(every[index]) for index in todo))
+    with Progress(label, frames * len(prompts), done, unit="frames") as progress:
 
         def latents_of(numbers: range) -> Tensor:
             asked = [prompts[i] for i in numbers]
             return sample_latents(source, asked, frames, walk, seed, numbers, progress.advance)
 
         for index, numbers in enumerate(every):
-            if index not in complete_shards(folder / SCRATCH):
+            if index in todo:
                 write_latents(folder, index, latents_of(numbers))
             write_videos(folder, source, index, numbers)
     gather(folder, prompts, batch, save_latents)

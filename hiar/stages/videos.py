@@ -41,6 +41,12 @@ def write_videos(folder: Path, source: Generator, index: int, numbers: range) ->
         path = folder / f"{number:04d}.mp4"
         if not path.exists():
             write_mp4(path, decode(source, latent), source.card.world.frames_per_second)
+        film_path(folder, number).unlink(missing_ok=True)
+
+
+def film_path(folder: Path, number: int) -> Path:
+    """Where a video can be watched while it is made by several processes, and until it is whole."""
+    return folder / f"unfinished-{number:04d}.mp4"
 
 
 def gather(folder: Path, prompts: Sequence[str], batch: int, save_latents: bool) -> None:

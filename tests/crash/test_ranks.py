@@ -37,11 +37,23 @@ def test_a_killed_process_ends_all(student: Path, tmp_path: Path, rank: int) -> 
     assert broken.survivors == []
 
 
-def test_a_kill_while_the_video_is_written_leaves_all_of_it_to_play(student: Path, tmp_path: Path) -> None:
-    broken = break_a_rank(student, tmp_path, environment(), RANKS, RANKS, frames=3000, walked=True)
+@pytest.mark.parametrize("options", [(), ("--processes", RANKS)])
+def test_a_kill_while_the_video_is_written_leaves_all_of_it_to_play(
+    student: Path, tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    """And whichever way the command goes on, it ends with the folder of an undisturbed run."""
+    frames = 3000
+    broken = break_a_rank(student, tmp_path, environment(), RANKS, RANKS, frames=frames, walked=True)
     assert broken.errors == ["error: the process that decodes was ended by SIGKILL; the same command goes on from here"]
-    assert broken.frames == 3000
+    assert broken.frames == frames
     assert broken.survivors == []
+    request = ("sample", "--checkpoint", student, "--prompt", "a red disc moves left", "--frames", frames)
+    hiar(*request, *options, "--out", "out", folder=tmp_path)
+    hiar(*request, "--processes", RANKS, "--out", "undisturbed", folder=tmp_path)
+    left, right = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("out", "undisturbed")
+    )
+    assert left == right
 
 
 def test_a_process_that_falls_silent_ends_all(student: Path, tmp_path: Path) -> None:
