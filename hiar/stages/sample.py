@@ -196,14 +196,11 @@ def make_videos(
     todo = missing_batches(folder, len(prompts), batch)
     done = frames * (len(prompts) - sum(len(every[index]) for index in todo))
     with Progress(label, frames * len(prompts), done, unit="frames") as progress:
-
-        def latents_of(numbers: range) -> Tensor:
-            asked = [prompts[i] for i in numbers]
-            return sample_latents(source, asked, frames, walk, seed, numbers, progress.advance)
-
         for index, numbers in enumerate(every):
             if index in todo:
-                write_latents(folder, index, latents_of(numbers))
+                asked = [prompts[i] for i in numbers]
+                latents = sample_latents(source, asked, frames, walk, seed, numbers, progress.advance)
+                write_latents(folder, index, latents)
             write_videos(folder, source, index, numbers)
     gather(folder, prompts, batch, save_latents)
 
