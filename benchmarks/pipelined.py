@@ -7,8 +7,6 @@ wait without using a core while others are measured.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +25,13 @@ from benchmarks.timing import Timing, now
 from benchmarks.walks import Walk
 from hiar.models.codec import to_frames
 from hiar.models.kernels import using
-from hiar.rollout.pipeline import Inbox, Outbox, finished_blocks, walk_rank
+from hiar.rollout.links import Links
+from hiar.rollout.messages import Messages
+from hiar.rollout.pipeline import finished_blocks, walk_rank
+from hiar.rollout.shared_memory import Neighbours, SharedMemory, line_of
 
 STORE, WEIGHTS = "store", "weights.safetensors"  # where processes find each other, and their weights
+STALL_SECONDS = 600.0  # after which a process gives its neighbour up
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,26 @@ class Parts:
     """The parts of walks to measure, by two processes at a time that hand each other blocks."""
 
     rows: int  # of the largest forward call
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a process is told when it starts."""
+
+    rank: int
+    world: int
+    neighbours: Neighbours
+    folder: Path
+    preset: str
+    batch: int
+    threads: int
+    kernel: str | None
+
+    def links(self, ranks: int, device: torch.device) -> Links:
+        """To its neighbours, in a pipeline of the first ``ranks`` processes and one more."""
+        if device.type == "cuda":
+            return Messages(self.rank, ranks)
+        return SharedMemory(self.rank, ranks, self.neighbours, STALL_SECONDS)
 
 
 class Pipeline:
@@ -81,14 +103,14 @@ def pipeline(preset: str, setup: Setup, threads: int, processes: int, kernel: st
         save_file(setup.denoiser.state_dict(), Path(folder) / WEIGHTS)
         map_weights(setup, Path(folder) / WEIGHTS)
         pipes, workers = [], []
-        for rank in range(processes + 1):
-            here, there = context.Pipe()
-            place = (there, Path(folder), rank, processes + 1)
-            arguments = (*place, preset, len(setup.text), threads, setup.device.type, kernel)
-            workers.append(context.Process(target=_serve, args=arguments, daemon=True))
-            workers[-1].start()
-            there.close()
-            pipes.append(here)
+        with line_of(processes + 1) as line:
+            for rank, neighbours in enumerate(line):
+                here, there = context.Pipe()
+                place = Place(rank, len(line), neighbours, Path(folder), preset, len(setup.text), threads, kernel)
+                workers.append(context.Process(target=_serve, args=(there, place, setup.device.type), daemon=True))
+                workers[-1].start()
+                there.close()
+                pipes.append(here)
         try:
             for pipe in pipes:
                 pipe.recv()
@@ -100,40 +122,31 @@ def pipeline(preset: str, setup: Setup, threads: int, processes: int, kernel: st
                 worker.join()
 
 
-def _serve(
-    pipe: Connection,
-    folder: Path,
-    rank: int,
-    world: int,
-    preset: str,
-    batch: int,
-    threads: int,
-    device_type: str,
-    kernel: str | None,
-) -> None:
+def _serve(pipe: Connection, place: Place, device_type: str) -> None:
     """A process's life: build, then carry out tasks until the other end of the pipe is closed."""
-    torch.set_num_threads(threads)
-    device = torch.device(device_type, rank) if device_type == "cuda" else torch.device(device_type)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-    backend = "gloo"
-    if device.type == "cuda":
+    torch.set_num_threads(place.threads)
+    device = torch.device(device_type)
+    if device_type == "cuda":
+        device = torch.device(device_type, place.rank)
         torch.cuda.set_device(device)
-        backend = "nccl"
-    dist.init_process_group(backend, init_method=f"file://{folder / STORE}", rank=rank, world_size=world)
-    setup = build(PRESETS[preset](), device, batch, weights=False)
-    map_weights(setup, folder / WEIGHTS)
+        store = f"file://{place.folder / STORE}"
+        dist.init_process_group("nccl", init_method=store, rank=place.rank, world_size=place.world)
+    setup = build(PRESETS[place.preset](), device, place.batch, weights=False)
+    map_weights(setup, place.folder / WEIGHTS)
     pipe.send(None)
     try:
-        with using(kernel):
+        with using(place.kernel):
             while True:
                 task = pipe.recv()
-                pipe.send(_measure(setup, task, rank) if isinstance(task, Parts) else _carry_out(setup, task, rank))
+                links = place.links(1 if isinstance(task, Parts) else task.walk.processes, device)
+                pipe.send(_measure(setup, task, links) if isinstance(task, Parts) else _carry_out(setup, task, links))
     except EOFError:
-        dist.destroy_process_group()
+        if device_type == "cuda":
+            dist.destroy_process_group()
 
 
 @torch.no_grad()
-def _carry_out(setup: Setup, task: Task, rank: int) -> tuple[Any, int | None]:
+def _carry_out(setup: Setup, task: Task, links: Links) -> tuple[Any, int | None]:
     """(when a walker started, or when each block was finished at the codec's place), and the peak of memory."""
     device = setup.device
     if device.type == "cuda":
@@ -141,25 +154,25 @@ def _carry_out(setup: Setup, task: Task, rank: int) -> tuple[Any, int | None]:
     start = now(device)
     result: Any = start
     rollout = setup.rollout(setup.preset.grid(task.walk, task.blocks))
-    ranks = task.walk.processes
-    if rank < ranks:
-        walk_rank(setup.denoiser, [rollout], rank, ranks, task.walk.passes)
+    if links.rank < links.ranks:
+        walk_rank(setup.denoiser, [rollout], links, task.walk.passes)
     else:
         result = []
-        for latent in finished_blocks([rollout], ranks):
+        for latent in finished_blocks([rollout], links):
             if task.decode and setup.codec is not None:
                 to_frames(setup.codec.decode(latent.float())).cpu()
             result.append(now(device))
     return result, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def _measure(setup: Setup, task: Parts, rank: int) -> dict[str, list[float]]:
+def _measure(setup: Setup, task: Parts, links: Links) -> dict[str, list[float]]:
     """The parts of walks in process 0, which hands a block on after each, or in process 1, which takes it."""
     probe = Probe(setup, task.rows)
     block = setup.text.new_zeros(len(setup.text), *setup.preset.shape)
-    if rank == 1:
-        return probe.measure(Inbox(0, [block.shape] * probe.exchanges, block).take)
-    outbox = Outbox(1)
+    shapes = [block.shape] * probe.exchanges
+    if links.rank == 1:
+        return probe.measure(links.inbox(shapes, block).take)
+    outbox = links.outbox(shapes, block)
     samples = probe.measure(lambda: outbox.put(block))
     outbox.close()
     return samples

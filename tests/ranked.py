@@ -16,7 +16,9 @@ from tiny import tiny_denoiser
 from hiar.config import Context, Passes
 from hiar.grid import make_grid
 from hiar.rollout.cell import Rollout
+from hiar.rollout.messages import Messages
 from hiar.rollout.pipeline import finished_blocks, walk_rank
+from hiar.rollout.shared_memory import Neighbours, SharedMemory, line_of
 from hiar.schedule import step_sigmas
 
 STEPS, BLOCK, SHAPE = 4, 2, (3, 2, 4, 4)
@@ -52,28 +54,33 @@ def clips(case: Case) -> list[torch.Tensor | None]:
     return [torch.randn(videos, channels, case.given * block, *size, generator=random) for videos in (2, 2, 1)]
 
 
-def run_rank(rank: int, ranks: int, folder: str, cases: list[Case]) -> None:
+def run_rank(rank: int, ranks: int, neighbours: Neighbours | None, folder: str, cases: list[Case]) -> None:
     """A rank of a pipeline over tiny rollouts; the codec's place writes what arrives."""
     torch.set_num_threads(1)
     init = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=ranks + 1, timeout=timedelta(seconds=60))
+    links = SharedMemory(rank, ranks, neighbours, 60.0) if neighbours else Messages(rank, ranks)
     for number, case in enumerate(cases):
         if rank < ranks:
-            walk_rank(tiny_denoiser(), rollouts(case), rank, ranks, case.passes, clips(case))
+            walk_rank(tiny_denoiser(), rollouts(case), links, case.passes, clips(case))
         else:
-            blocks = list(finished_blocks(rollouts(case), ranks))
+            blocks = list(finished_blocks(rollouts(case), links))
             save_file({f"{i:03d}": block for i, block in enumerate(blocks)}, Path(folder) / f"{number}.safetensors")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def run_ranks(ranks: int, folder: Path, cases: list[Case]) -> None:
-    """All ranks of a pipeline as processes of their own."""
+def run_ranks(ranks: int, shared: bool, folder: Path, cases: list[Case]) -> None:
+    """All ranks of a pipeline as processes of their own; shared: blocks travel through shared memory."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiar.rollout.pipeline"])  # once for all of them
-    processes = [context.Process(target=run_rank, args=(r, ranks, str(folder), cases)) for r in range(ranks + 1)]
-    for process in processes:
-        process.start()
+    with line_of(ranks + 1) as line:
+        processes = [
+            context.Process(target=run_rank, args=(rank, ranks, ends if shared else None, str(folder), cases))
+            for rank, ends in enumerate(line)
+        ]
+        for process in processes:
+            process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0

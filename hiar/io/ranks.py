@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,10 @@ from pathlib import Path
 
 from hiar.errors import ERROR_FILE, LOST, RunFailed, UserError
 from hiar.io.cores import process_cores
+from hiar.rollout.shared_memory import Neighbours, line_of
 
 RENDEZVOUS = "HIAR_RENDEZVOUS"  # the file in which processes started here find each other
+NEIGHBOURS = "HIAR_NEIGHBOURS"  # numbers of their open sockets to the process before and after; "" where there is none
 POLL = 0.05  # seconds between looks at the processes
 SETTLE = 1.0  # seconds the others have to fail too, so that the first cause is told and not its consequence
 GRACE = 3.0  # seconds between asking a process to end and killing it
@@ -33,7 +36,8 @@ def launch(command: Sequence[str], names: Sequence[str]) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="hiar-ranks-") as folder:
         place = Path(folder)
-        processes = [_start(command, rank, len(names), place) for rank in range(len(names))]
+        with line_of(len(names)) as line:
+            processes = [_start(command, rank, line, place) for rank in range(len(names))]
         try:
             codes = _codes(processes)
             while all(code in (None, 0) for code in codes):
@@ -57,13 +61,24 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def neighbours() -> Neighbours | None:
+    """Connections of this process, if it was started by `launch`; to be asked for once."""
+    numbers = os.environ.get(NEIGHBOURS)
+    if numbers is None:
+        return None
+    before, after = (socket.socket(fileno=int(number)) if number else None for number in numbers.split(","))
+    return before, after
+
+
 def _end_with_launcher() -> None:
     os.read(0, 1)  # a pipe that the launcher holds open, and empty, as long as it lives
     os._exit(LOST)
 
 
-def _start(command: Sequence[str], rank: int, world: int, place: Path) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], rank: int, line: Sequence[Neighbours], place: Path) -> subprocess.Popen[bytes]:
+    world = len(line)
     denoisers = world - 1
+    numbers = [end.fileno() if end else None for end in line[rank]]
     threads = max(1, process_cores() // denoisers)
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -73,6 +88,7 @@ def _start(command: Sequence[str], rank: int, world: int, place: Path) -> subpro
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
         RENDEZVOUS: str(place / "rendezvous"),
+        NEIGHBOURS: ",".join("" if number is None else str(number) for number in numbers),
         ERROR_FILE: str(place / f"error-{rank}"),
     }
     last = rank == world - 1
@@ -84,6 +100,7 @@ def _start(command: Sequence[str], rank: int, world: int, place: Path) -> subpro
             stdout=log,
             stderr=None if last else log,
             start_new_session=True,
+            pass_fds=[number for number in numbers if number is not None],
         )
 
 

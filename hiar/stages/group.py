@@ -15,8 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hiar.errors import LOST, RunFailed, UserError
-from hiar.io.ranks import RENDEZVOUS
-from hiar.rollout.pipeline import PeerLost, talking
+from hiar.io.ranks import RENDEZVOUS, neighbours
+from hiar.rollout.links import Links, PeerLost
+from hiar.rollout.messages import Messages, talking
+from hiar.rollout.shared_memory import SharedMemory
 
 
 def own_device() -> torch.device:
@@ -32,9 +34,10 @@ def own_device() -> torch.device:
 
 
 @contextmanager
-def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> Iterator[None]:
+def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> Iterator[Links]:
     """The process group, for the length of the body, which ends when all processes are at its end.
 
+    Blocks travel through shared memory where all processes were started here and use the CPU, else by messages.
     Raises RunFailed when another process is gone or silent for ``stall_seconds``.
     """
     place = os.environ.get(RENDEZVOUS)
@@ -47,7 +50,8 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
                 world_size=ranks + 1,
                 timeout=timedelta(seconds=stall_seconds),
             )
-        yield
+        ends = neighbours() if device.type == "cpu" else None
+        yield SharedMemory(rank, ranks, ends, stall_seconds) if ends else Messages(rank, ranks)
         with talking():
             dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
             dist.destroy_process_group()

@@ -86,7 +86,7 @@ def sample_on_rank(
     blocks, every = frames // source.card.video.block, batches(len(prompts), BATCH)
     key = sample_key(checkpoint, source, prompts, frames, walk, seed, save_latents)
     with ExitStack() as writing:
-        with group(rank, ranks, device, stall_seconds):
+        with group(rank, ranks, device, stall_seconds) as links:
             check_alike(key, device)
             text = tensor_of(0, source.embed(prompts) if rank == 0 else None, 3, source.denoiser.dtype, device)
 
@@ -99,14 +99,14 @@ def sample_on_rank(
                 check_memory(source, rollout(every[0]), caches=len(steps) if device.type == "cuda" else None)
                 kernel, *todo = numbers_of(ranks, None, device)
                 with using(NAMES[kernel]):
-                    walk_rank(source.denoiser, [rollout(every[index]) for index in todo], rank, ranks)
+                    walk_rank(source.denoiser, [rollout(every[index]) for index in todo], links)
                 return
             folder = writing.enter_context(unfinished(out, key, replaces="samples"))
             chosen = settled_kernel(folder, source, rollout(every[0]))
             tell(plan_line(source, walk, rollout(every[0]), chosen, ranks))
             todo = missing_batches(folder, len(prompts), BATCH)
             numbers_of(ranks, [NAMES.index(chosen), *todo], device)
-            arrivals = finished_blocks([rollout(every[index]) for index in todo], ranks)
+            arrivals = finished_blocks([rollout(every[index]) for index in todo], links)
             done = frames * (len(prompts) - sum(len(every[index]) for index in todo))
             with Progress("sample", frames * len(prompts), done, unit="frames") as progress:
                 for index in todo:

@@ -26,10 +26,11 @@ CASES = [
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "gloo"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_any_number_of_processes_gives_one_video(ranks: int, tmp_path: Path) -> None:
+def test_any_number_of_processes_gives_one_video(ranks: int, shared: bool, tmp_path: Path) -> None:
     """Against step_first with separate passes in one process; bitwise where the passes are the same ones."""
-    run_ranks(ranks, tmp_path, CASES)
+    run_ranks(ranks, shared, tmp_path, CASES)
     for number, case in enumerate(CASES):
         arrived = load_file(tmp_path / f"{number}.safetensors")
         blocks = [arrived[name] for name in sorted(arrived)]

@@ -1,0 +1,145 @@
+"""Links through memory that neighbours share: between processes of one host that compute on its CPU.
+
+A block is copied into a ring that both have mapped, and a byte through a socket tells of it. Nobody else has to run for
+that: torch.distributed moves blocks with threads of its own, which wait for a core while all cores compute.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hiar.rollout.links import PeerLost, Shapes
+
+SLOTS = 8  # of a ring: how many blocks a process may be ahead of the next one
+RING, BLOCK, TAKEN = b"r", b"b", b"t"  # what a byte tells: here is a ring, a block lies in it, its slot is free again
+
+Neighbours = tuple[socket.socket | None, socket.socket | None]  # connections to the process before and the one after
+
+
+@contextmanager
+def line_of(processes: int) -> Iterator[list[Neighbours]]:
+    """Connections between processes that are about to be started, each one's to its neighbours.
+
+    They are closed here at the end of the body, by when the processes should have theirs: so each sees another's end.
+    """
+    with ExitStack() as ends:
+        pairs = [[ends.enter_context(end) for end in socket.socketpair()] for _ in range(processes - 1)]
+        befores, afters = [None, *(pair[1] for pair in pairs)], [*(pair[0] for pair in pairs), None]
+        yield list(zip(befores, afters, strict=True))
+
+
+@dataclass(frozen=True)
+class SharedMemory:
+    """`Links` of a process to its neighbours. seconds: how long one may be silent."""
+
+    rank: int
+    ranks: int
+    neighbours: Neighbours
+    seconds: float
+
+    def inbox(self, shapes: Shapes, like: Tensor) -> RingInbox:
+        """From the process before."""
+        return RingInbox(self._connection(0), shapes, like)
+
+    def outbox(self, shapes: Shapes, like: Tensor) -> RingOutbox:
+        """To the process after."""
+        return RingOutbox(self._connection(1), shapes, like)
+
+    def _connection(self, side: int) -> socket.socket:
+        connection = self.neighbours[side]
+        assert connection is not None
+        connection.settimeout(self.seconds)
+        return connection
+
+
+class RingInbox:
+    """The end of a ring where blocks are taken."""
+
+    def __init__(self, peer: socket.socket, shapes: Shapes, like: Tensor) -> None:
+        self.peer, self.shapes = peer, shapes
+        self.taken = self.arrived = 0
+        with talking():
+            told, files, *_ = socket.recv_fds(peer, 1, 1)
+        if told != RING:
+            raise PeerLost("the process before has ended")
+        self.ring = _map(files[0], shapes, like)
+        os.close(files[0])
+
+    def take(self) -> Tensor:
+        """The next block."""
+        if self.taken == self.arrived:
+            self.arrived += _count(self.peer)
+        shape = self.shapes[self.taken]
+        latent = self.ring[self.taken % SLOTS][: math.prod(shape)].view(*shape).clone()
+        self.taken += 1
+        with suppress(OSError):  # a neighbour that has ended is missed when there are no more blocks of it
+            self.peer.sendall(TAKEN)
+        return latent
+
+
+class RingOutbox:
+    """The end of a ring where blocks are laid down; it is made here, and handed over as an open file without a name."""
+
+    def __init__(self, peer: socket.socket, shapes: Shapes, like: Tensor) -> None:
+        self.peer = peer
+        self.sent = self.returned = 0
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(_slot(shapes) * like.element_size() * SLOTS))  # a disk that is full tells so here
+            file.flush()
+            self.ring = _map(file.fileno(), shapes, like)
+            with talking():
+                socket.send_fds(peer, [RING], [file.fileno()])
+
+    def put(self, latent: Tensor) -> None:
+        """Send a block on, once there is a slot for it."""
+        while self.sent - self.returned == SLOTS:
+            self.returned += _count(self.peer)
+        self.ring[self.sent % SLOTS][: latent.numel()].view(latent.shape).copy_(latent)
+        self.sent += 1
+        with talking():
+            self.peer.sendall(BLOCK)
+
+    def close(self) -> None:
+        """Wait until everything has been taken."""
+        while self.returned < self.sent:
+            self.returned += _count(self.peer)
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Around what needs the neighbour, and nothing else: its failures become PeerLost."""
+    try:
+        yield
+    except OSError as error:
+        raise PeerLost(str(error)) from error
+
+
+def _count(peer: socket.socket) -> int:
+    """How many messages there are, at least one; waits for it."""
+    with talking():
+        told = peer.recv(SLOTS)
+    if not told:
+        raise PeerLost("its neighbour has ended")
+    return len(told)
+
+
+def _slot(shapes: Shapes) -> int:
+    """Numbers in the largest block."""
+    return max(map(math.prod, shapes))
+
+
+def _map(file: int, shapes: Shapes, like: Tensor) -> Tensor:
+    """The ring in a file, as (slots, numbers); what is mapped lives as long as the tensor."""
+    size = _slot(shapes)
+    memory = mmap.mmap(file, size * like.element_size() * SLOTS)
+    return torch.frombuffer(memory, dtype=like.dtype).view(SLOTS, size)
