@@ -102,7 +102,8 @@ def _conclusions(preset: Preset) -> str:
         base, four = (estimate(preset, walk, blocks, 4) for walk in (SELF_FORCING, pipelined("fused", 4)))
         return getattr(base, attribute) / getattr(four, attribute)
 
-    rate = 17 / preset.frames(1) * (preset.steps + 1) * _unit(preset, sizes(preset))
+    blocks = 17 / (preset.block * preset.stretch)
+    rate = blocks * (preset.steps + 1) * _unit(preset, sizes(preset))
     short, paper, long = (gain(blocks, "video") for blocks in LENGTHS)
     return "\n".join(
         [
@@ -115,7 +116,7 @@ def _conclusions(preset: Preset) -> str:
             f"{0.69 / 0.30:.1f} times from block to block; the model says {gain(27, 'between'):.2f} times from block "
             "to block. It knows of no decoder, no messages, no launches of kernels and no pass that is too small to "
             "fill a GPU, so it should err high.",
-            f"- 17 frames of video a second are {17 / preset.frames(1):.2f} blocks: {rate / 1e12:.0f} TFLOP/s in "
+            f"- 17 frames of video a second are {blocks:.2f} blocks: {rate / 1e12:.0f} TFLOP/s in "
             "passes with full windows, within a current GPU's reach. (As latent frames: four times that.)",
             "- A pipeline makes one video faster, not more videos: the last column is higher when every GPU walks "
             "block_first, or with shared context, by itself.",

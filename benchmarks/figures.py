@@ -43,7 +43,7 @@ def walk_record(
     grid = preset.grid(walk, blocks)
     places = walk.places(grid)
     shape = sizes(preset)
-    plain, decoded = timings[walk, False], timings.get((walk, True))
+    plain, decoded = timings[walk, False], timings[walk, True]
     frames = preset.frames(blocks) * batch
     seconds = spread([timing.seconds for timing in plain])
     flops = sum(batch * pass_flops(shape, grid, step) for place in places for step in place)
@@ -63,7 +63,7 @@ def walk_record(
         "seconds": seconds,
         "seconds_a_block": seconds["median"] / blocks,
         "frames_per_second": spread([frames / timing.seconds for timing in plain]),
-        "frames_per_second_decoded": spread([frames / timing.seconds for timing in decoded]) if decoded else None,
+        "frames_per_second_decoded": spread([frames / timing.seconds for timing in decoded]),
         "first_block_seconds": spread([timing.blocks[0] for timing in plain]),
         "between_blocks_seconds": spread([timing.between for timing in plain]),
         "peak_memory_bytes": max(memory, default=None),

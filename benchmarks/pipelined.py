@@ -157,10 +157,10 @@ def _carry_out(setup: Setup, task: Task, links: Links) -> tuple[Any, int | None]
     if links.rank < links.ranks:
         walk_rank(setup.denoiser, [rollout], links, task.walk.passes)
     else:
-        result = []
+        result, decoded = [], setup.codec.decoding()
         for latent in finished_blocks([rollout], links):
-            if task.decode and setup.codec is not None:
-                to_frames(setup.codec.decode(latent.float())).cpu()
+            if task.decode:
+                to_frames(decoded(latent.float())).cpu()
             result.append(now(device))
     return result, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,12 +17,21 @@ from hiar.grid import Grid, make_grid
 from hiar.models.codec import PatchCodec
 from hiar.models.denoiser import Denoiser, build_denoiser
 from hiar.models.kernels import choose_kernel
+from hiar.models.wan_codec import WanDecoder
 from hiar.parameters import load_params
 from hiar.rollout.cell import Rollout
 from hiar.schedule import step_sigmas
 
 SEED = 0
-WAN_STRETCH = 4  # its decoder makes four frames of a latent one (of a video's first, one)
+
+
+@dataclass(frozen=True)
+class WanCodec:
+    """The shape of a Wan autoencoder, as diffusers has it; what is not here is Wan2.1's."""
+
+    base_dim: int = 96
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Preset:
     """A model and the rollouts it makes.
 
     latent: channels, height and width of a latent frame. block, window: latent frames. stretch: frames of video that a
-    latent frame becomes. codec: none where the project has none.
+    latent frame becomes; the first of a video becomes one.
     """
 
     model: config.Model
@@ -40,8 +50,8 @@ class Preset:
     shift: float
     renoise: config.Renoise
     dtype: torch.dtype
-    stretch: int = 1
-    codec: config.Codec | None = None
+    codec: config.Codec | WanCodec
+    stretch: int
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -50,8 +60,8 @@ class Preset:
         return channels, self.block, height, width
 
     def frames(self, blocks: int) -> int:
-        """Frames of video in this many blocks."""
-        return blocks * self.block * self.stretch
+        """Frames of a video of this many blocks."""
+        return (blocks * self.block - 1) * self.stretch + 1
 
     @property
     def window_blocks(self) -> int:
@@ -67,7 +77,7 @@ class Setup:
 
     preset: Preset
     denoiser: Denoiser
-    codec: PatchCodec | None
+    codec: PatchCodec | WanDecoder
     text: Tensor
 
     @property
@@ -93,14 +103,19 @@ def build(preset: Preset, device: torch.device, batch: int, weights: bool = True
     with device if weights else torch.device("meta"):
         denoiser = build_denoiser(preset.model, preset.latent[0], SEED).eval().requires_grad_(False)
     denoiser.cast(preset.dtype)
-    codec = None
-    if preset.codec is not None:
-        shape = preset.codec
-        codec = PatchCodec(shape.patch, shape.channels, shape.width, shape.depth).eval().requires_grad_(False)
-        codec.to(device)
+    with device:
+        codec = _build_codec(preset.codec).eval().requires_grad_(False)
     words = preset.model.text_length, preset.model.text_dim
     text = torch.randn(batch, *words, generator=torch.Generator().manual_seed(SEED))
     return Setup(preset, denoiser, codec, text.to(device, preset.dtype))
+
+
+def _build_codec(shape: config.Codec | WanCodec) -> PatchCodec | WanDecoder:
+    if isinstance(shape, WanCodec):
+        return WanDecoder(
+            AutoencoderKLWan(shape.base_dim, dim_mult=[*shape.dim_mult], num_res_blocks=shape.num_res_blocks)
+        )
+    return PatchCodec(shape.patch, shape.channels, shape.width, shape.depth)
 
 
 def map_weights(setup: Setup, path: Path) -> None:
@@ -126,20 +141,22 @@ def world() -> Preset:
         params.schedule.student_shift,
         params.schedule.renoise,
         torch.float32,
-        codec=params.codec,
+        params.codec,
+        stretch=1,
     )
 
 
 def wan(heads: int, layers: int, ffn: int) -> Preset:
     """Wan2.1's text-to-video transformers at 832x480, walked as in the paper: blocks of 3 frames, a window of 21."""
     model = _wan_model(heads, 128, layers, ffn, text_dim=4096, text_length=512)
-    return Preset(model, (16, 60, 104), 3, 21, 4, 5.0, "sde", torch.bfloat16, WAN_STRETCH)
+    return Preset(model, (16, 60, 104), 3, 21, 4, 5.0, "sde", torch.bfloat16, WanCodec(), stretch=4)
 
 
 def wan_tiny() -> Preset:
     """Wan's layout, types and prediction in a size that any processor walks in a moment."""
     model = _wan_model(2, 12, 2, 48, text_dim=32, text_length=8)
-    return Preset(model, (16, 4, 6), 3, 9, 4, 5.0, "sde", torch.bfloat16, WAN_STRETCH)
+    codec = WanCodec(base_dim=4, dim_mult=(1, 2, 2, 2), num_res_blocks=1)
+    return Preset(model, (16, 4, 6), 3, 9, 4, 5.0, "sde", torch.bfloat16, codec, stretch=4)
 
 
 def _wan_model(heads: int, head_dim: int, layers: int, ffn: int, text_dim: int, text_length: int) -> config.Model:

@@ -53,7 +53,7 @@ def measure(
     setup: Setup, walkers: Pipeline | None, other: Reference | None, walks: list[Walk], blocks: int, rounds: int
 ) -> Samples:
     """Interleave all walks, with and without decoding, and all their parts; every round begins with another walk."""
-    cases = [(walk, decode) for walk in walks for decode in ([False, True] if setup.codec else [False])]
+    cases = [(walk, decode) for walk in walks for decode in (False, True)]
     rows = max(_rows(setup, walk, blocks) for walk in walks)
 
     def run(walk: Walk, decode: bool, length: int) -> Timing:

@@ -51,11 +51,12 @@ def time_walk(setup: Setup, walk: Walk, blocks: int, decode: bool) -> Timing:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     rollout = setup.rollout(setup.preset.grid(walk, blocks))
+    decoded = setup.codec.decoding()
     start = now(device)
     ends = []
     for _, latent in walk_grid(setup.denoiser, rollout, walk.order, passes=walk.passes):
-        if decode and setup.codec is not None:
-            to_frames(setup.codec.decode(latent.float())).cpu()
+        if decode:
+            to_frames(decoded(latent.float())).cpu()
         ends.append(now(device) - start)
     return Timing(ends, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self, cast
 
@@ -66,6 +67,10 @@ class PatchCodec(nn.Module):
         """(B, channels, F, h, w) -> video (B, 3, F, h patch, w patch), in about [-1, 1]; not clipped."""
         frames = [self._decode(part) for part in _unfold(latents).split(CHUNK)]
         return _fold(torch.cat(frames), len(latents))
+
+    def decoding(self) -> Callable[[Tensor], Tensor]:
+        """A decoder of one batch of videos, to be called with block after block; this one needs no memory of them."""
+        return self.decode
 
     def _decode(self, frames: Tensor) -> Tensor:
         """(N, channels, h, w) -> (N, 3, h patch, w patch)."""
