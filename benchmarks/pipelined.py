@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +24,7 @@ from benchmarks.probe import Probe
 from benchmarks.timing import Timing, now
 from benchmarks.walks import Walk
 from hiar.models.codec import to_frames
+from hiar.models.compiled import compiled
 from hiar.models.kernels import using
 from hiar.rollout.links import Links
 from hiar.rollout.messages import Messages
@@ -62,6 +63,7 @@ class Place:
     batch: int
     threads: int
     kernel: str | None
+    compile_layers: bool
 
     def links(self, ranks: int, device: torch.device) -> Links:
         """To its neighbours, in a pipeline of the first ``ranks`` processes and one more."""
@@ -93,7 +95,9 @@ class Pipeline:
 
 
 @contextmanager
-def pipeline(preset: str, setup: Setup, threads: int, processes: int, kernel: str | None) -> Iterator[Pipeline]:
+def pipeline(
+    preset: str, setup: Setup, threads: int, processes: int, kernel: str | None, compile_layers: bool = False
+) -> Iterator[Pipeline]:
     """Start ``processes`` walkers and a codec's place; they end with the context.
 
     They and this process map the same weights, as processes that load a checkpoint do.
@@ -106,7 +110,8 @@ def pipeline(preset: str, setup: Setup, threads: int, processes: int, kernel: st
         with line_of(processes + 1) as line:
             for rank, neighbours in enumerate(line):
                 here, there = context.Pipe()
-                place = Place(rank, len(line), neighbours, Path(folder), preset, len(setup.text), threads, kernel)
+                shape = preset, len(setup.text), threads, kernel, compile_layers
+                place = Place(rank, len(line), neighbours, Path(folder), *shape)
                 workers.append(context.Process(target=_serve, args=(there, place, setup.device.type), daemon=True))
                 workers[-1].start()
                 there.close()
@@ -135,7 +140,7 @@ def _serve(pipe: Connection, place: Place, device_type: str) -> None:
     map_weights(setup, place.folder / WEIGHTS)
     pipe.send(None)
     try:
-        with using(place.kernel):
+        with using(place.kernel), compiled(setup.denoiser) if place.compile_layers else nullcontext():
             while True:
                 task = pipe.recv()
                 links = place.links(1 if isinstance(task, Parts) else task.walk.processes, device)

@@ -24,13 +24,15 @@ from benchmarks.probe import Probe
 from benchmarks.reference import ORDERS, Reference, check_reference, reference
 from benchmarks.report import write_report
 from benchmarks.timing import PEAK_SIZE, Timing, peak_flops, time_walk
-from benchmarks.walks import Walk, all_walks, ratios
+from benchmarks.walks import SELF_FORCING, Walk, all_walks, ratios
 from hiar.config import Order
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import code_version
 from hiar.io.cores import process_cores
 from hiar.io.hardware import hardware
+from hiar.models.compiled import Compiled, compiled, measure_compiled
 from hiar.models.kernels import using
+from hiar.stages.computing import full_pass
 from hiar.stages.plan import free_bytes
 
 
@@ -94,6 +96,7 @@ def bench(
     threads: int,
     processes: int | None,
     checkout: Path | None,
+    compile_layers: bool,
 ) -> dict[str, Any]:
     """Everything that a result file holds."""
     torch.set_num_threads(threads)
@@ -105,9 +108,11 @@ def bench(
     longer = [walk for walk in all_walks(steps) if walk.processes > processes]
     left_out |= {walk.name: f"pipelines were limited to {processes}" for walk in longer}
     kernel = setup.kernel()
+    layers = compiling(setup, kernel) if compile_layers else None
     with (
         using(kernel),
-        pipeline(preset, setup, threads, processes, kernel) if processes else nullcontext() as walkers,
+        compiled(setup.denoiser) if compile_layers else nullcontext(),
+        pipeline(preset, setup, threads, processes, kernel, compile_layers) if processes else nullcontext() as walkers,
         reference(checkout, setup, threads) if checkout else nullcontext() as other,
     ):
         samples = measure(setup, walkers, other, walks, blocks, rounds)
@@ -133,6 +138,7 @@ def bench(
         "dtype": str(setup.preset.dtype).removeprefix("torch."),
         "hardware": hardware("auto"),
         "attention": kernel or "default",
+        "compiled": layers and layers._asdict(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers")},
         "code": code_version(),
         "shape": vars(sizes(setup.preset))
@@ -146,6 +152,16 @@ def bench(
         "reference": facts and facts | reference_record(setup, walks, blocks, samples.walks, samples.others),
         "left_out": left_out,
     }
+
+
+def compiling(setup: Setup, kernel: str | None) -> Compiled:
+    """What compiling the layers gives for a pass on one block. Raises UserError where torch cannot."""
+    rollout = setup.rollout(setup.preset.grid(SELF_FORCING, setup.preset.window_blocks))
+    try:
+        with using(kernel):
+            return measure_compiled(setup.denoiser, full_pass(setup.denoiser, rollout))
+    except RuntimeError as error:
+        raise UserError(f"--compile: torch cannot here ({' '.join(str(error).split())[:100]}); leave it out") from None
 
 
 def longest_pipeline(device: torch.device, steps: int, asked: int | None) -> int:
@@ -197,6 +213,9 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, help="longest pipeline; as many as steps or GPUs unless told, 0: none")
     parser.add_argument(
         "--reference", type=Path, metavar="PATH", help="checkout of the original implementation, to time it beside ours"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", dest="compile_layers", help="run the layers compiled, and tell what it gives"
     )
     parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md and NAME.svg come beside it")
     options = parser.parse_args(line)

@@ -129,7 +129,7 @@ class PlannedSelfAttention(WanAttnProcessor):
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
         if isinstance(plan, BlocksPlan):
-            out = self._blocks(plan, query, key, value)
+            out = self.attend(plan, query, key, value)
         else:
             out = dispatch_attention_fn(
                 rotate(query, plan.turns),
@@ -141,8 +141,11 @@ class PlannedSelfAttention(WanAttnProcessor):
             )
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
 
-    def _blocks(self, plan: BlocksPlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention without masks, a call a row: every row's ring shows just what the row may see."""
+    def attend(self, plan: BlocksPlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of blocks (B * rows, tokens, heads, head_dim) without masks, a call a row.
+
+        Every row's ring shows just what the row may see.
+        """
         query, key, value = (x.unflatten(0, (-1, len(plan.rows))) for x in (query, key, value))
         query, key = rotate(query, plan.turns), rotate(key, plan.turns)
         out = []
@@ -176,16 +179,20 @@ class PlannedCrossAttention(WanAttnProcessor):
     ) -> Tensor:
         if not isinstance(encoder_hidden_states, TextPlan):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
-        runs = encoder_hidden_states.runs
-        rows = sum(count for count, _ in runs)
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).unflatten(0, (-1, rows))
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        out = self.attend(encoder_hidden_states, query)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(hidden_states)))
+
+    def attend(self, plan: TextPlan, query: Tensor) -> Tensor:
+        """Attention of (B * rows, tokens, heads, head_dim) to the prompts, a call for rows that share one."""
+        rows = sum(count for count, _ in plan.runs)
+        query = query.unflatten(0, (-1, rows))
         out, first = [], 0
-        for count, layers in runs:
+        for count, layers in plan.runs:
             part = query[:, first : first + count].flatten(1, 2)
             out.append(attend(part, *layers[self.layer]).unflatten(1, (count, -1)))
             first += count
-        attended = out[0] if len(out) == 1 else torch.cat(out, dim=1)
-        return attn.to_out[1](attn.to_out[0](attended.flatten(0, 1).flatten(2, 3).type_as(hidden_states)))
+        return (out[0] if len(out) == 1 else torch.cat(out, dim=1)).flatten(0, 1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

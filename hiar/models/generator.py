@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +72,13 @@ class Generator:
         """(C, k, h, w) of one block."""
         channels, height, width = self.latent_size
         return channels, self.card.video.block, height, width
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of one block."""
+        _, *size = self.block_shape
+        patches = self.denoiser.transformer.config.patch_size
+        return math.prod(length // patch for length, patch in zip(size, patches, strict=True))
 
     @torch.no_grad()
     def embed(self, captions: list[str]) -> Tensor:

@@ -26,6 +26,7 @@ from hiar.models.kernels import KERNELS, using
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import finished_blocks, walk_rank
 from hiar.rollout.walk import split_steps
+from hiar.stages.computing import settle
 from hiar.stages.group import check_alike, group, numbers_of, own_device, tensor_of
 from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
 from hiar.stages.sample import (
@@ -34,7 +35,6 @@ from hiar.stages.sample import (
     finish_samples,
     make_rollout,
     sample_key,
-    settled_kernel,
     walk_asked,
 )
 from hiar.stages.videos import batches, decode, film_path, gather, missing_batches, write_latents, write_videos
@@ -102,10 +102,10 @@ def sample_on_rank(
                     walk_rank(source.denoiser, [rollout(every[index]) for index in todo], links)
                 return
             folder = writing.enter_context(unfinished(out, key, replaces="samples"))
-            chosen = settled_kernel(folder, source, rollout(every[0]))
-            tell(plan_line(source, walk, rollout(every[0]), chosen, ranks))
+            choice = settle(folder, source, walk, rollout(every[0]), 0)  # compiling takes longer than others wait
+            tell(plan_line(source, walk, rollout(every[0]), choice, ranks))
             todo = missing_batches(folder, len(prompts), BATCH)
-            numbers_of(ranks, [NAMES.index(chosen), *todo], device)
+            numbers_of(ranks, [NAMES.index(choice.kernel), *todo], device)
             arrivals = finished_blocks([rollout(every[index]) for index in todo], links)
             done = frames * (len(prompts) - sum(len(every[index]) for index in todo))
             with Progress("sample", frames * len(prompts), done, unit="frames") as progress:

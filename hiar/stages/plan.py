@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import torch
 from hiar.errors import UserError
 from hiar.grid import Grid, fastest, walk_passes
 from hiar.models.generator import Generator, Walk, load_generator
-from hiar.models.kernels import choose_kernel
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import PASSES
 from hiar.rollout.walk import split_steps
+from hiar.stages.computing import Choice
 
 GB = 1e9
 
@@ -41,13 +40,6 @@ def load_sampler(checkpoint: Path, device: torch.device) -> Generator:
     return source
 
 
-def block_tokens(source: Generator) -> int:
-    """Tokens of a block."""
-    _, *size = source.block_shape
-    patches = source.denoiser.transformer.config.patch_size
-    return math.prod(length // patch for length, patch in zip(size, patches, strict=True))
-
-
 def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = None) -> int:
     """Bytes of the keys and values of a walk's caches, or of some of them, their windows full."""
     transformer = source.denoiser.transformer
@@ -56,20 +48,12 @@ def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = 
         2
         * heads
         * dim
-        * block_tokens(source)
+        * source.block_tokens
         * grid.window
         * transformer.config.num_layers
         * (grid.caches if caches is None else caches)
     )
     return values * videos * source.denoiser.dtype.itemsize
-
-
-def attention_kernel(source: Generator, rollout: Rollout) -> str | None:
-    """The attention kernel for a rollout whose windows are full, see `models.kernels`."""
-    config, tokens = source.denoiser.transformer.config, block_tokens(source)
-    heads, dim = config.num_attention_heads, config.attention_head_dim
-    text, videos = rollout.text, len(rollout.samples)
-    return choose_kernel(tokens, tokens * rollout.grid.window, heads, dim, videos, text.device, text.dtype)
 
 
 def check_memory(source: Generator, rollout: Rollout, caches: int | None = None) -> None:
@@ -90,7 +74,7 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def plan_line(source: Generator, walk: Walk, rollout: Rollout, kernel: str | None, processes: int | None = None) -> str:
+def plan_line(source: Generator, walk: Walk, rollout: Rollout, choice: Choice, processes: int | None = None) -> str:
     """Every choice of a walk, in one line: order and passes, forward calls, processes, caches, and what computes."""
     grid, device, videos = rollout.grid, rollout.text.device, len(rollout.samples)
     order, passes = fastest(walk.order, walk.context)
@@ -106,5 +90,5 @@ def plan_line(source: Generator, walk: Walk, rollout: Rollout, kernel: str | Non
     return (
         f"walk: {order}, {walk.context} context, {passes} passes{calls}; "
         f"caches: {ring_bytes(source, grid, videos) / GB:.3g} GB for {videos} video(s) at a time; {place}, {dtype}, "
-        f"{kernel or 'default'} attention"
+        f"{choice}"
     )

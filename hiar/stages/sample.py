@@ -13,23 +13,22 @@ from torch import Tensor
 from hiar.config import Context, Order, Params
 from hiar.errors import BrokenRule, UserError
 from hiar.grid import check_walk, fastest, make_grid
-from hiar.io.artifacts import content_hash, read_manifest, source_hash, unfinished, write_manifest, write_text
+from hiar.io.artifacts import content_hash, read_manifest, source_hash, unfinished, write_manifest
 from hiar.io.progress import Progress, tell
 from hiar.models.generator import Card, Generator, Walk, load_generator
-from hiar.models.kernels import using
 from hiar.noise import generator
 from hiar.rollout.cell import Rollout
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
-from hiar.stages.plan import attention_kernel, check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.computing import computing, settle
+from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
 from hiar.stages.videos import batches, gather, missing_batches, write_latents, write_videos
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
 BATCH = 16  # videos generated at a time by `hiar sample`
-KERNEL = ".attention"  # names the kernel that an unfinished folder was begun with
 DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
 
 
@@ -93,9 +92,9 @@ def sample_prompts(
     with ExitStack() as stack:
         folder = stack.enter_context(unfinished(out, key, replaces="samples"))
         if walk is not None and rollout is not None:
-            kernel = settled_kernel(folder, source, rollout)
-            tell(plan_line(source, walk, rollout, kernel))
-            stack.enter_context(using(kernel))
+            choice = settle(folder, source, walk, rollout, len(batches(len(prompts), BATCH)))
+            tell(plan_line(source, walk, rollout, choice))
+            stack.enter_context(computing(source.denoiser, choice))
         make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)
         finish_samples(folder, checkpoint, source, walk, frames, seed)
 
@@ -136,14 +135,6 @@ def walk_asked(card: Card, order: Order | None, context: Context | None) -> Walk
     except BrokenRule as error:
         raise UserError(f"--{error.field} = {error.value}: {error.remedy}") from None
     return walk
-
-
-def settled_kernel(folder: Path, source: Generator, rollout: Rollout) -> str | None:
-    """The attention kernel that an unfinished folder of samples was begun with, or is begun with now."""
-    path = folder / KERNEL
-    if not path.exists():
-        write_text(path, attention_kernel(source, rollout) or "")
-    return path.read_text(encoding="utf-8") or None
 
 
 def sample_key(

@@ -20,10 +20,10 @@ from hiar.io.artifacts import read_manifest
 from hiar.io.progress import Progress, tell
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk
-from hiar.models.kernels import using
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk as walk_grid
-from hiar.stages.plan import attention_kernel, check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.computing import choose, computing
+from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
 from hiar.stages.sample import check_request, make_rollout
 from hiar.stages.videos import decode
 
@@ -60,11 +60,11 @@ def stream(
     assert walk is not None
     rollout = stream_rollout(source, prompt, prompts, walk, None if frames is None else frames // block, seed)
     check_memory(source, rollout)
-    kernel = attention_kernel(source, rollout)
-    tell(plan_line(source, walk, rollout, kernel))
+    choice = choose(source, walk, rollout)
+    tell(plan_line(source, walk, rollout, choice))
     done = 0
     with (
-        using(kernel),
+        computing(source.denoiser, choice),
         interruptions() as interrupted,
         open_stream(target, world.size, world.size, world.frames_per_second) as add,
         Progress("stream", frames, unit="frames") as progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -51,6 +52,18 @@ def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path, monkeypatc
     assert (before, after) == ("before", "after")
     assert "old" not in table
     assert sum(line.startswith(f"| {name} |") for name in walks for line in table) >= len(walks)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++")
+def test_layers_run_compiled_where_asked_also_in_other_processes(tmp_path: Path):
+    out = tmp_path / "tiny.json"
+    options = ["--preset", "wan-tiny", "--blocks", "2", "--rounds", "1", "--processes", "1", "--compile", "--out", out]
+    assert main([str(option) for option in options]) == 0
+    result = json.loads(out.read_text())
+    assert 0 < result["compiled"]["error"] < 0.05  # of bf16
+    assert result["compiled"]["first_call"] > result["parts_seconds"]["forward 1"]["median"]
+    assert len(result["walks"]) == len(ALONE) + 3
+    assert "compiled layers (a pass on one block " in out.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(

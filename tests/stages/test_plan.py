@@ -13,6 +13,7 @@ from hiar.config import Context, Order
 from hiar.grid import walk_passes
 from hiar.models.generator import Walk, load_generator
 from hiar.rollout.cell import Memory, carry_out
+from hiar.stages.computing import Choice
 from hiar.stages.plan import plan_line, ring_bytes
 from hiar.stages.sample import make_rollout
 
@@ -50,6 +51,6 @@ def test_the_line_tells_how_many_forward_calls_there_are(tmp_path: Path) -> None
     source = load_generator(tmp_path / "student")
     walk = Walk(order="step_first", context="output")
     rollout = make_rollout(source, source.embed(["a red disc moves left"]), walk, 10, 0, [0])
-    assert "batched passes (13 forward calls for 10 blocks in 4 steps)" in plan_line(source, walk, rollout, None)
-    said = plan_line(source, walk, rollout, None, 2)
+    assert "batched passes (13 forward calls for 10 blocks in 4 steps)" in plan_line(source, walk, rollout, Choice())
+    said = plan_line(source, walk, rollout, Choice(), 2)
     assert "batched passes (11 forward calls in each of 2 process(es) for 10 blocks in 4 steps)" in said

@@ -1,0 +1,92 @@
+"""Layers compiled by torch.compile, a layer at a time, where measuring says that it pays."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hiar.models.denoiser import Denoiser
+
+REPEATS = 5
+WORTH = 300.0  # seconds of layers as they are, below which a minute of compiling does not come back
+GAIN = 1.05  # times faster than layers as they are; what gains less stays as it is
+ERROR = 8.0  # of the type's precision: the difference, relative to the output, up to which compiled layers are right
+
+
+class Compiled(NamedTuple):
+    """What compiling gave: how many times faster, the output's relative difference, and seconds of the first call."""
+
+    gain: float
+    error: float
+    first_call: float
+
+
+@contextmanager
+def compiled(denoiser: Denoiser, backend: str = "inductor") -> Iterator[None]:
+    """Within the body the layers run compiled, all from the same graphs; what is compiled is kept on disk by torch.
+
+    Attention itself stays as it is: it writes rings by the number of a block, and would be compiled for each anew.
+    """
+    layers = denoiser.transformer.blocks
+    attentions = [attention.processor for layer in layers for attention in (layer.attn1, layer.attn2)]
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, backend=backend)
+    for attention in attentions:
+        attention.attend = torch.compiler.disable(attention.attend)
+    try:
+        yield
+    finally:
+        for changed, name in [*((layer, "forward") for layer in layers), *((a, "attend") for a in attentions)]:
+            delattr(changed, name)  # the class's own is there again
+
+
+def where_it_pays(denoiser: Denoiser, forward: Callable[[], Tensor], calls: float = math.inf) -> Compiled | None:
+    """What compiling gives where ``forward``, a call of the denoiser, is to be made so many times.
+
+    None where that does not pay: for few calls, where it gains too little or differs by more than rounding does, and
+    where torch cannot compile.
+    """
+    if _timed(forward)[1] * calls < WORTH:
+        return None
+    try:
+        found = measure_compiled(denoiser, forward)
+    except RuntimeError:  # as all of torch's complaints are
+        return None
+    right = found.error <= ERROR * torch.finfo(denoiser.dtype).eps
+    return found if right and found.gain >= GAIN else None
+
+
+@torch.no_grad()
+def measure_compiled(denoiser: Denoiser, forward: Callable[[], Tensor]) -> Compiled:
+    """Compile the layers for ``forward``, and compare. Raises RuntimeError where torch cannot."""
+    expected, plain = _timed(forward)
+    start = _now(expected)
+    with compiled(denoiser):
+        first_call = _now(forward()) - start
+        out, fast = _timed(forward)
+    return Compiled(plain / fast, float((out - expected).norm() / expected.norm()), first_call)
+
+
+@torch.no_grad()
+def _timed(forward: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """What a call gives, in full precision, and its median seconds."""
+    out, seconds = forward(), []
+    for _ in range(REPEATS):
+        start = _now(out)
+        out = forward()
+        seconds.append(_now(out) - start)
+    return out.float(), statistics.median(seconds)
+
+
+def _now(computed: Tensor) -> float:
+    """Seconds, once what was asked of the device of ``computed`` is done."""
+    if computed.is_cuda:
+        torch.cuda.synchronize(computed.device)
+    return time.perf_counter()

@@ -1,0 +1,119 @@
+"""Compiled layers compute what layers as they are compute, from few graphs, and are left again without a trace."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from students import save_student
+from torch._dynamo.utils import counters
+
+from benchmarks.presets import PRESETS, build
+from benchmarks.walks import ALONE
+from hiar.models import compiled as module
+from hiar.models.compiled import Compiled, compiled, where_it_pays
+from hiar.models.denoiser import Denoiser
+from hiar.models.generator import Generator, Walk, load_generator
+from hiar.rollout.walk import generate
+from hiar.stages.computing import SETTLED, Choice, computing, full_pass, settle
+from hiar.stages.sample import make_rollout, sample_latents
+
+PROMPTS = ["a red disc moves left", "a blue disc moves up"]
+WALK = Walk(order="step_first", context="output")
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++")
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Generator:
+    save_student(tmp_path / "student")
+    return load_generator(tmp_path / "student")
+
+
+def _graphs(layers: int) -> int:
+    """How many graphs all walks make of a model of so many layers."""
+    preset = PRESETS["wan-tiny"]()
+    model = preset.model.model_copy(update={"layers": layers})
+    setup = build(type(preset)(**{**vars(preset), "model": model, "dtype": torch.float32}), torch.device("cpu"), 2)
+    torch._dynamo.reset()
+    counters.clear()
+    for walk in ALONE:
+        rollout = setup.rollout(preset.grid(walk, 6))
+        expected = generate(setup.denoiser, rollout, walk.order, passes=walk.passes)
+        with compiled(setup.denoiser, backend="eager"):
+            out = generate(setup.denoiser, rollout, walk.order, passes=walk.passes)
+        assert torch.equal(out, expected)
+    return counters["stats"]["unique_graphs"]
+
+
+@torch.no_grad()
+def test_all_layers_and_all_blocks_share_graphs() -> None:
+    """A graph a layer, a block or a cache would soon be more than torch keeps, and each takes seconds to compile."""
+    assert 0 < _graphs(2) == _graphs(12)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_what_is_sampled_with_compiled_layers_is_the_same_but_for_rounding(source: Generator) -> None:
+    expected = sample_latents(source, PROMPTS, 24, WALK, 0, range(2))
+    with computing(source.denoiser, Choice("math", Compiled(1.0, 0.0, 1.0))):
+        out = sample_latents(source, PROMPTS, 24, WALK, 0, range(2))
+        assert counters["stats"]["unique_graphs"] > 0
+    assert not torch.equal(out, expected)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
+    assert torch.equal(sample_latents(source, PROMPTS, 24, WALK, 0, range(2)), expected)
+
+
+@needs_compiler
+def test_it_is_measured_and_taken_where_it_pays_and_is_right(
+    source: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout = make_rollout(source, source.embed(PROMPTS), WALK, None, 0, range(2))
+    forward = full_pass(source.denoiser, rollout)
+    assert where_it_pays(source.denoiser, forward, calls=10) is None
+    assert not counters["stats"], "a short walk is not worth compiling"
+    monkeypatch.setattr(module, "GAIN", 0.0)
+    found = where_it_pays(source.denoiser, forward)
+    assert found is not None
+    assert found.gain > 0
+    assert 0 < found.error < 1e-5
+    assert found.first_call > 0
+    monkeypatch.setattr(module, "ERROR", -1.0)
+    assert where_it_pays(source.denoiser, forward) is None
+    monkeypatch.setattr(module, "ERROR", 8.0)
+    monkeypatch.setattr(module, "GAIN", math.inf)
+    assert where_it_pays(source.denoiser, forward) is None
+
+
+def test_layers_that_cannot_be_compiled_stay_as_they_are(source: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(denoiser: Denoiser) -> object:
+        return compiled(denoiser, backend="no such backend")
+
+    monkeypatch.setattr(module, "compiled", fails)
+    rollout = make_rollout(source, source.embed(PROMPTS), WALK, None, 0, range(2))
+    forward = full_pass(source.denoiser, rollout)
+    expected = forward()
+    assert where_it_pays(source.denoiser, forward) is None
+    assert torch.equal(forward(), expected)
+
+
+def test_a_run_goes_on_with_the_choice_it_was_begun_with(source: Generator, tmp_path: Path) -> None:
+    rollout = make_rollout(source, source.embed(PROMPTS), WALK, 8, 0, range(2))
+    assert settle(tmp_path, source, WALK, rollout, 1) == Choice(None, None)
+    assert settle(tmp_path, source, WALK, rollout, 1) == Choice(None, None)
+    (tmp_path / SETTLED).write_text('["math", [1.25, 0.001, 31.5]]')
+    choice = settle(tmp_path, source, WALK, rollout, 1)
+    assert choice == Choice("math", Compiled(1.25, 0.001, 31.5))
+    assert str(choice) == "math attention, compiled layers (1.25 times as fast, 32 s to compile)"
