@@ -25,6 +25,7 @@ from benchmarks.timing import Timing, now
 from benchmarks.walks import Walk
 from hiar.models.codec import to_frames
 from hiar.models.compiled import compiled
+from hiar.models.fp8 import in_fp8
 from hiar.models.kernels import using
 from hiar.rollout.links import Links
 from hiar.rollout.messages import Messages
@@ -64,6 +65,7 @@ class Place:
     threads: int
     kernel: str | None
     compile_layers: bool
+    fp8: bool
 
     def links(self, ranks: int, device: torch.device) -> Links:
         """To its neighbours, in a pipeline of the first ``ranks`` processes and one more."""
@@ -110,7 +112,7 @@ def pipeline(
         with line_of(processes + 1) as line:
             for rank, neighbours in enumerate(line):
                 here, there = context.Pipe()
-                shape = preset, len(setup.text), threads, kernel, compile_layers
+                shape = preset, len(setup.text), threads, kernel, compile_layers, in_fp8(setup.denoiser)
                 place = Place(rank, len(line), neighbours, Path(folder), *shape)
                 workers.append(context.Process(target=_serve, args=(there, place, setup.device.type), daemon=True))
                 workers[-1].start()
@@ -136,7 +138,7 @@ def _serve(pipe: Connection, place: Place, device_type: str) -> None:
         torch.cuda.set_device(device)
         store = f"file://{place.folder / STORE}"
         dist.init_process_group("nccl", init_method=store, rank=place.rank, world_size=place.world)
-    setup = build(PRESETS[place.preset](), device, place.batch, weights=False)
+    setup = build(PRESETS[place.preset](), device, place.batch, weights=False, fp8=place.fp8)
     map_weights(setup, place.folder / WEIGHTS)
     pipe.send(None)
     try:

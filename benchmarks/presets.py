@@ -16,6 +16,7 @@ from hiar import config
 from hiar.grid import Grid, make_grid
 from hiar.models.codec import PatchCodec
 from hiar.models.denoiser import Denoiser, build_denoiser
+from hiar.models.fp8 import use_fp8
 from hiar.models.kernels import choose_kernel
 from hiar.models.wan_codec import WanDecoder
 from hiar.parameters import load_params
@@ -98,11 +99,16 @@ class Setup:
         return Rollout(grid, sigmas, preset.shape, preset.renoise, SEED, range(len(self.text)), self.text)
 
 
-def build(preset: Preset, device: torch.device, batch: int, weights: bool = True) -> Setup:
-    """The networks, frozen, the same in every process. Without ``weights`` the denoiser waits for `map_weights`."""
+def build(preset: Preset, device: torch.device, batch: int, weights: bool = True, fp8: bool = False) -> Setup:
+    """The networks, frozen, the same in every process. Without ``weights`` the denoiser waits for `map_weights`.
+
+    fp8: its layers take the weights of a denoiser whose linear layers are in fp8.
+    """
     with device if weights else torch.device("meta"):
         denoiser = build_denoiser(preset.model, preset.latent[0], SEED).eval().requires_grad_(False)
     denoiser.cast(preset.dtype)
+    if fp8:
+        use_fp8(denoiser)
     with device:
         codec = _build_codec(preset.codec).eval().requires_grad_(False)
     words = preset.model.text_length, preset.model.text_dim
@@ -154,7 +160,7 @@ def wan(heads: int, layers: int, ffn: int) -> Preset:
 
 def wan_tiny() -> Preset:
     """Wan's layout, types and prediction in a size that any processor walks in a moment."""
-    model = _wan_model(2, 12, 2, 48, text_dim=32, text_length=8)
+    model = _wan_model(2, 16, 2, 64, text_dim=32, text_length=8)
     codec = WanCodec(base_dim=4, dim_mult=(1, 2, 2, 2), num_res_blocks=1)
     return Preset(model, (16, 4, 6), 3, 9, 4, 5.0, "sde", torch.bfloat16, codec, stretch=4)
 

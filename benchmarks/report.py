@@ -72,17 +72,21 @@ def _facts(result: Mapping[str, Any]) -> list[str]:
         f"batch {result['batch']}, {result['blocks']} blocks of {shape['latent_block'][1]} latent frames "
         f"({shape['tokens']} tokens), window {shape['window_blocks']} blocks, {shape['steps']} steps, "
         f"{shape['layers']} layers of width {shape['dim']}, {result['dtype']}, "
-        f"{result.get('attention', 'default')} attention{_compiled(result)}",
+        f"{result.get('attention', 'default')} attention{_layers(result)}",
     ]
 
 
-def _compiled(result: Mapping[str, Any]) -> str:
-    if not (layers := result.get("compiled")):
-        return ""
-    return (
-        f", compiled layers (a pass on one block {layers['gain']:.2f} times as fast, {layers['first_call']:.0f} s for "
-        f"its first call, relative difference {layers['error']:.1g})"
-    )
+def _layers(result: Mapping[str, Any]) -> str:
+    """What the layers are, where they are not as they were."""
+    said = ""
+    if fp8 := result.get("fp8"):
+        said += f", linear layers in fp8 (a pass on one block differs by {fp8['error']:.1%})"
+    if compiled := result.get("compiled"):
+        said += (
+            f", compiled layers (a pass on one block {compiled['gain']:.2f} times as fast, "
+            f"{compiled['first_call']:.0f} s for its first call, relative difference {compiled['error']:.1g})"
+        )
+    return said
 
 
 def _short(result: Mapping[str, Any]) -> str:

@@ -7,7 +7,8 @@ import platform
 import resource
 import sys
 from collections import defaultdict
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,9 @@ from hiar.io.artifacts import code_version
 from hiar.io.cores import process_cores
 from hiar.io.hardware import hardware
 from hiar.models.compiled import Compiled, compiled, measure_compiled
+from hiar.models.fp8 import with_fp8
 from hiar.models.kernels import using
+from hiar.rollout.cell import Rollout
 from hiar.stages.computing import full_pass
 from hiar.stages.plan import free_bytes
 
@@ -97,6 +100,7 @@ def bench(
     processes: int | None,
     checkout: Path | None,
     compile_layers: bool,
+    fp8: bool,
 ) -> dict[str, Any]:
     """Everything that a result file holds."""
     torch.set_num_threads(threads)
@@ -108,6 +112,7 @@ def bench(
     longer = [walk for walk in all_walks(steps) if walk.processes > processes]
     left_out |= {walk.name: f"pipelines were limited to {processes}" for walk in longer}
     kernel = setup.kernel()
+    fp8_error = to_fp8(setup, kernel) if fp8 else None
     layers = compiling(setup, kernel) if compile_layers else None
     with (
         using(kernel),
@@ -138,6 +143,7 @@ def bench(
         "dtype": str(setup.preset.dtype).removeprefix("torch."),
         "hardware": hardware("auto"),
         "attention": kernel or "default",
+        "fp8": None if fp8_error is None else {"error": fp8_error},
         "compiled": layers and layers._asdict(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers")},
         "code": code_version(),
@@ -154,14 +160,29 @@ def bench(
     }
 
 
+def to_fp8(setup: Setup, kernel: str | None) -> float:
+    """Put linear layers into fp8; by how much that changes a pass. Raises UserError where the device cannot."""
+    with using(kernel), _refusals("--fp8"):
+        return with_fp8(setup.denoiser, full_pass(setup.denoiser, _one_window(setup)))
+
+
 def compiling(setup: Setup, kernel: str | None) -> Compiled:
     """What compiling the layers gives for a pass on one block. Raises UserError where torch cannot."""
-    rollout = setup.rollout(setup.preset.grid(SELF_FORCING, setup.preset.window_blocks))
+    with using(kernel), _refusals("--compile"):
+        return measure_compiled(setup.denoiser, full_pass(setup.denoiser, _one_window(setup)))
+
+
+def _one_window(setup: Setup) -> Rollout:
+    return setup.rollout(setup.preset.grid(SELF_FORCING, setup.preset.window_blocks))
+
+
+@contextmanager
+def _refusals(option: str) -> Iterator[None]:
+    """What torch cannot do here is told in one line."""
     try:
-        with using(kernel):
-            return measure_compiled(setup.denoiser, full_pass(setup.denoiser, rollout))
+        yield
     except RuntimeError as error:
-        raise UserError(f"--compile: torch cannot here ({' '.join(str(error).split())[:100]}); leave it out") from None
+        raise UserError(f"{option}: torch cannot here ({' '.join(str(error).split())[:100]}); leave it out") from None
 
 
 def longest_pipeline(device: torch.device, steps: int, asked: int | None) -> int:
@@ -217,6 +238,7 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compile", action="store_true", dest="compile_layers", help="run the layers compiled, and tell what it gives"
     )
+    parser.add_argument("--fp8", action="store_true", help="run linear layers in fp8, and tell what it changes")
     parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md and NAME.svg come beside it")
     options = parser.parse_args(line)
     if options.preset not in PRESETS:

@@ -60,6 +60,7 @@ Order = Annotated[
 Context = Annotated[
     str | None, typer.Option(help="clean, output, input or shared; default: as trained.", show_default=False)
 ]
+Fp8 = Annotated[bool, typer.Option("--fp8", help="Linear layers in eight-bit numbers, on GPUs from Hopper on.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed, prompts and walk give the same videos.")]
 
 
@@ -143,6 +144,7 @@ def sample(
     context: Context = None,
     seed: Seed = 0,
     save_latents: Annotated[bool, typer.Option("--save-latents", help="Write latents.safetensors too.")] = False,
+    fp8: Fp8 = False,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -165,7 +167,7 @@ def sample(
 
     from hiar.io.ranks import launch, launched
 
-    request = (checkpoint, texts, frames, *walk, seed, out, save_latents)
+    request = (checkpoint, texts, frames, *walk, seed, out, save_latents, fp8)
     if launched():
         from hiar.stages.pipelined import sample_on_rank
 
@@ -208,6 +210,7 @@ def stream(
     order: Order = None,
     context: Context = None,
     seed: Seed = 0,
+    fp8: Fp8 = False,
 ) -> None:
     """Generate a video for as long as you like, and watch it meanwhile.
 
@@ -224,7 +227,7 @@ def stream(
     # Unbuffered: what a reader that has gone did not take is not tried again at the end of the process.
     to_file = out != "-"
     with nullcontext(Path(out)) if to_file else open(sys.stdout.fileno(), "wb", buffering=0, closefd=False) as target:
-        write_stream(checkpoint, text, change or [], frames, *walk, seed, target)
+        write_stream(checkpoint, text, change or [], frames, *walk, seed, fp8, target)
 
 
 @app.command(epilog=_examples("hiar score out --out out/score.json"))

@@ -29,13 +29,12 @@ from hiar.rollout.walk import split_steps
 from hiar.stages.computing import settle
 from hiar.stages.group import check_alike, group, numbers_of, own_device, tensor_of
 from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.sample import (
     BATCH,
     check_request,
     finish_samples,
-    make_rollout,
     sample_key,
-    walk_asked,
 )
 from hiar.stages.videos import batches, decode, film_path, gather, missing_batches, write_latents, write_videos
 
@@ -67,6 +66,7 @@ def sample_on_rank(
     seed: int,
     out: Path,
     save_latents: bool,
+    fp8: bool,
     *,
     stall_seconds: float,
 ) -> None:
@@ -80,7 +80,7 @@ def sample_on_rank(
     check_processes(checkpoint, order, context, ranks)
     read_manifest(checkpoint, "checkpoint")
     device = own_device()
-    source = load_sampler(checkpoint, device)
+    source = load_sampler(checkpoint, device, fp8)
     walk = check_request(source, prompts, frames, order, context)
     assert walk is not None
     blocks, every = frames // source.card.video.block, batches(len(prompts), BATCH)

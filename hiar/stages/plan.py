@@ -10,11 +10,14 @@ import torch
 
 from hiar.errors import UserError
 from hiar.grid import Grid, fastest, walk_passes
+from hiar.io.progress import tell
+from hiar.models.fp8 import CAPABILITY, ERROR, MULTIPLE, in_fp8, with_fp8
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import PASSES
 from hiar.rollout.walk import split_steps
-from hiar.stages.computing import Choice
+from hiar.stages.computing import Choice, full_pass
+from hiar.stages.rollouts import DEFAULT_WALK, make_rollout
 
 GB = 1e9
 
@@ -28,16 +31,44 @@ def settle_threads() -> None:
         torch.set_num_threads(1)
 
 
-def load_sampler(checkpoint: Path, device: torch.device) -> Generator:
+def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False) -> Generator:
     """A checkpoint to sample with: on a GPU students compute in bf16, but for what Wan keeps in full precision.
 
-    A teacher stays as it is: its solver takes many small steps, and each would be rounded.
-    Raises UserError as `load_generator` does.
+    A teacher stays as it is: its solver takes many small steps, and each would be rounded. fp8: students' linear layers
+    in eight bits. Raises UserError as `load_generator` does, and where fp8 cannot be or changes too much.
     """
     source = load_generator(checkpoint).to(device)
-    if device.type == "cuda" and source.card.stage != "teacher":
+    student = source.card.stage != "teacher"
+    if device.type == "cuda" and student:
         source.denoiser.cast(torch.bfloat16)
+    if fp8:
+        if not student:
+            raise UserError("--fp8: a teacher computes as it was trained; leave it out")
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
+            raise UserError(f"--fp8: needs a GPU that multiplies such numbers, Hopper or newer, not {_name(device)}")
+        error = round_to_fp8(source)
+        tell(f"fp8: a pass differs by {error:.1%}")
     return source
+
+
+def round_to_fp8(source: Generator) -> float:
+    """Compute linear layers in fp8 from here on; returns by how much it changes a pass, relative.
+
+    Raises UserError when that is too much.
+    """
+    rollout = make_rollout(source, source.embed([""]), DEFAULT_WALK, None, 0, [0])
+    error = with_fp8(source.denoiser, full_pass(source.denoiser, rollout))
+    if not in_fp8(source.denoiser):
+        raise UserError(f"--fp8: no linear layer has sizes that are multiples of {MULTIPLE}; leave it out")
+    if not error <= ERROR:
+        raise UserError(f"--fp8: a pass differs by {error:.1%}, more than {ERROR:.0%}; leave it out")
+    return error
+
+
+def number_format(source: Generator) -> str:
+    """What the denoiser computes in."""
+    dtype = str(source.denoiser.dtype).removeprefix("torch.")
+    return f"{dtype} with fp8 linear layers" if in_fp8(source.denoiser) else dtype
 
 
 def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = None) -> int:
@@ -85,10 +116,12 @@ def plan_line(source: Generator, walk: Walk, rollout: Rollout, choice: Choice, p
         shares = split_steps(grid.steps, processes or 1)
         count = max(sum(1 for _ in walk_passes(grid, order, passes, steps)) for steps in shares)
         calls = f" ({count} forward calls{each} for {grid.blocks} blocks in {grid.steps} steps)"
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
-    dtype = str(source.denoiser.dtype).removeprefix("torch.")
     return (
         f"walk: {order}, {walk.context} context, {passes} passes{calls}; "
-        f"caches: {ring_bytes(source, grid, videos) / GB:.3g} GB for {videos} video(s) at a time; {place}, {dtype}, "
-        f"{choice}"
+        f"caches: {ring_bytes(source, grid, videos) / GB:.3g} GB for {videos} video(s) at a time; {_name(device)}, "
+        f"{number_format(source)}, {choice}"
     )
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"

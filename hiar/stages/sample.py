@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -11,25 +11,24 @@ import torch
 from torch import Tensor
 
 from hiar.config import Context, Order, Params
-from hiar.errors import BrokenRule, UserError
-from hiar.grid import check_walk, fastest, make_grid
+from hiar.errors import UserError
+from hiar.grid import fastest
 from hiar.io.artifacts import content_hash, read_manifest, source_hash, unfinished, write_manifest
 from hiar.io.progress import Progress, tell
-from hiar.models.generator import Card, Generator, Walk, load_generator
+from hiar.models.generator import Generator, Walk, load_generator
 from hiar.noise import generator
-from hiar.rollout.cell import Rollout
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
 from hiar.stages.computing import computing, settle
-from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.plan import check_memory, load_sampler, number_format, plan_line, settle_threads
+from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.videos import batches, gather, missing_batches, write_latents, write_videos
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
 BATCH = 16  # videos generated at a time by `hiar sample`
-DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
 
 
 def run(params: Params, workspace: Path, seed: int, model: Model, variant: str | None) -> None:
@@ -73,14 +72,16 @@ def sample_prompts(
     seed: int,
     out: Path,
     save_latents: bool,
+    fp8: bool,
 ) -> None:
     """Write a video a prompt into ``out``, walking the grid as the checkpoint was trained to unless told otherwise.
 
+    fp8: compute linear layers with numbers of eight bits.
     Raises UserError for a bad checkpoint, prompt, number of frames or folder; nothing is then written.
     """
     settle_threads()
     read_manifest(checkpoint, "checkpoint")
-    source = load_sampler(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    source = load_sampler(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"), fp8)
     walk = check_request(source, prompts, frames, order, context)
     rollout = None
     if walk is not None:
@@ -126,17 +127,6 @@ def check_request(
     return walk
 
 
-def walk_asked(card: Card, order: Order | None, context: Context | None) -> Walk:
-    """How a student is to walk: as it was trained to, unless told otherwise. Raises UserError when it cannot be."""
-    trained = card.walk or DEFAULT_WALK
-    walk = Walk(order=order or trained.order, context=context or trained.context)
-    try:
-        check_walk(walk.order, walk.context, "separate")
-    except BrokenRule as error:
-        raise UserError(f"--{error.field} = {error.value}: {error.remedy}") from None
-    return walk
-
-
 def sample_key(
     checkpoint: Path,
     source: Generator,
@@ -150,7 +140,7 @@ def sample_key(
     return {
         "checkpoint": content_hash(checkpoint),
         "code": source_hash(),
-        "computes": f"{source.codec.basis.device.type}, {source.denoiser.dtype}",
+        "computes": f"{source.codec.basis.device.type}, {number_format(source)}",
         "prompts": list(prompts),
         "frames": frames,
         "seed": seed,
@@ -230,30 +220,6 @@ def sample_latents(
         blocks.append(latent.cpu())
         advance(len(latent) * latent.shape[2])
     return torch.cat(blocks, dim=2)
-
-
-def make_rollout(
-    source: Generator,
-    text: Tensor,
-    walk: Walk,
-    blocks: int | None,
-    seed: int,
-    numbers: Sequence[int],
-    changes: Mapping[int, Tensor] | None = None,
-) -> Rollout:
-    """The rollout of videos ``numbers`` with prompts ``text`` (B, words, dim), endless when ``blocks`` is None."""
-    card = source.card
-    order, _ = fastest(walk.order, walk.context)
-    grid = make_grid(
-        order,
-        walk.context,
-        blocks=blocks,
-        steps=card.schedule.student_steps,
-        window=card.video.window_blocks,
-        sinks=card.video.sink_blocks,
-    )
-    sigmas = step_sigmas(card.schedule.student_steps, card.schedule.student_shift)
-    return Rollout(grid, sigmas, source.block_shape, card.schedule.renoise, seed, numbers, text, changes or {})
 
 
 def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, numbers: range) -> Tensor:

@@ -24,7 +24,8 @@ from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk as walk_grid
 from hiar.stages.computing import choose, computing
 from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
-from hiar.stages.sample import check_request, make_rollout
+from hiar.stages.rollouts import make_rollout
+from hiar.stages.sample import check_request
 from hiar.stages.videos import decode
 
 
@@ -36,19 +37,20 @@ def stream(
     order: Order | None,
     context: Context | None,
     seed: int,
+    fp8: bool,
     target: Path | BinaryIO,
 ) -> None:
     """Write a video block by block, the one that `hiar sample` makes of its first prompt with the same seed.
 
     changes: FRAME=PROMPT each, what the video shows from that frame on. frames: None goes on for ever; SIGINT ends that
-    after the block under way. Memory and the time of a block stay what they are.
+    after the block under way. Memory and the time of a block stay what they are. fp8: as in `hiar sample`.
 
     Raises UserError for a bad checkpoint, prompt, change or number of frames, nothing is then written; also when the
     target cannot be written or its reader has gone. Raises KeyboardInterrupt when SIGINT came before all ``frames``.
     """
     settle_threads()
     read_manifest(checkpoint, "checkpoint")
-    source = load_sampler(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    source = load_sampler(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"), fp8)
     if source.card.stage == "teacher":
         raise UserError(
             f"--checkpoint = {checkpoint}: is a teacher, which makes whole clips; name an init or a distilled student"

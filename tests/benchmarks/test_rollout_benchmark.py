@@ -55,15 +55,18 @@ def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++")
-def test_layers_run_compiled_where_asked_also_in_other_processes(tmp_path: Path):
+def test_layers_run_compiled_and_in_fp8_where_asked_also_in_other_processes(tmp_path: Path):
     out = tmp_path / "tiny.json"
-    options = ["--preset", "wan-tiny", "--blocks", "2", "--rounds", "1", "--processes", "1", "--compile", "--out", out]
-    assert main([str(option) for option in options]) == 0
+    options = ["--preset", "wan-tiny", "--blocks", "2", "--rounds", "1", "--processes", "1", "--out", out]
+    assert main([*map(str, options), "--compile", "--fp8"]) == 0
     result = json.loads(out.read_text())
     assert 0 < result["compiled"]["error"] < 0.05  # of bf16
     assert result["compiled"]["first_call"] > result["parts_seconds"]["forward 1"]["median"]
     assert len(result["walks"]) == len(ALONE) + 3
-    assert "compiled layers (a pass on one block " in out.with_suffix(".md").read_text()
+    assert 0 < result["fp8"]["error"] < 0.05
+    page = out.with_suffix(".md").read_text()
+    assert "compiled layers (a pass on one block " in page
+    assert "linear layers in fp8 (a pass on one block differs by " in page
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,7 @@ def test_a_mistake_is_one_line(options: list[str], words: str, tmp_path: Path, c
 
 def test_walks_that_do_not_fit_in_memory_are_told_before_they_start(monkeypatch: pytest.MonkeyPatch):
     setup = build(PRESETS["wan-tiny"](), torch.device("cpu"), batch=1)
-    cache = 2 * 2 * 3 * 18 * 24 * 2  # layers, keys and values, blocks, tokens, width, bytes
+    cache = 2 * 2 * 3 * 18 * 32 * 2  # layers, keys and values, blocks, tokens, width, bytes
     monkeypatch.setattr("benchmarks.rollout.free_bytes", lambda device: 2 * cache)
     kept, left_out = fitting(setup, [SELF_FORCING, HIAR], blocks=5)
     assert kept == [SELF_FORCING]

@@ -20,7 +20,8 @@ from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.rollout.walk import generate
 from hiar.stages.computing import SETTLED, Choice, computing, full_pass, settle
-from hiar.stages.sample import make_rollout, sample_latents
+from hiar.stages.rollouts import make_rollout
+from hiar.stages.sample import sample_latents
 
 PROMPTS = ["a red disc moves left", "a blue disc moves up"]
 WALK = Walk(order="step_first", context="output")

@@ -15,7 +15,7 @@ from hiar.models.generator import Walk, load_generator
 from hiar.rollout.cell import Memory, carry_out
 from hiar.stages.computing import Choice
 from hiar.stages.plan import plan_line, ring_bytes
-from hiar.stages.sample import make_rollout
+from hiar.stages.rollouts import make_rollout
 
 
 @torch.no_grad()

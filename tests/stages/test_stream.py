@@ -105,7 +105,15 @@ def refuse(checkpoint: Path, tmp_path: Path, **changed: object) -> str:
     """The line with which something is refused; the file that was there before stays as it is."""
     out = tmp_path / "v.mp4"
     out.write_text("of before")
-    request = {"prompt": PROMPT, "changes": [], "frames": 30, "order": None, "context": None, "seed": 0} | changed
+    request = {
+        "prompt": PROMPT,
+        "changes": [],
+        "frames": 30,
+        "order": None,
+        "context": None,
+        "seed": 0,
+        "fp8": False,
+    } | changed
     with pytest.raises(UserError) as refused:
         stream(checkpoint, target=out, **request)  # type: ignore[arg-type]
     assert out.read_text() == "of before"
@@ -135,7 +143,7 @@ def test_a_teacher_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stream_has_as_many_frames_as_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stream(folder, PROMPT, [], 12, None, None, 0, tmp_path / "v.mp4")
+    stream(folder, PROMPT, [], 12, None, None, 0, False, tmp_path / "v.mp4")
     assert len(read_mp4(tmp_path / "v.mp4")) == 12
     assert capsys.readouterr().err.splitlines()[-1].startswith("stream: 12/12 frames in ")
 

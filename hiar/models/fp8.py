@@ -1,0 +1,74 @@
+"""Linear layers in eight-bit floating point, for GPUs that multiply such numbers (Hopper and newer).
+
+Rounding is measured, not trusted: `with_fp8` tells by how much the network's output changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hiar.models.denoiser import Denoiser
+
+FP8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FP8).max
+MULTIPLE = 16  # of the sizes of matrices that GPUs take
+ERROR = 0.05  # of a pass's output, relative: more is refused
+CAPABILITY = (9, 0)  # of the first GPUs, Hopper, that scale rows by themselves
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer whose weights and inputs are e4m3 numbers, with a scale for each output and for each token."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, scale = _rounded(linear.weight)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), of the type of ``x``."""
+        rows, scale = _rounded(x.flatten(0, -2))
+        by_row = F.ScalingType.RowWise
+        out = F.scaled_mm(rows, self.weight.T, scale, by_row, self.scale.T, by_row, output_dtype=x.dtype)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.unflatten(0, x.shape[:-1])
+
+
+def use_fp8(denoiser: Denoiser) -> None:
+    """Replace the linear layers of all transformer layers, for good.
+
+    What is outside of them - patches, levels, words, the last projection - is little, and matters more.
+    """
+    for layer in denoiser.transformer.blocks:
+        for name, module in [*layer.named_modules()]:
+            if isinstance(module, nn.Linear) and not (module.in_features % MULTIPLE or module.out_features % MULTIPLE):
+                parent, _, own = name.rpartition(".")
+                setattr(layer.get_submodule(parent), own, Fp8Linear(module))
+
+
+def in_fp8(denoiser: Denoiser) -> bool:
+    """Whether `use_fp8` has been there."""
+    return any(isinstance(module, Fp8Linear) for module in denoiser.modules())
+
+
+@torch.no_grad()
+def with_fp8(denoiser: Denoiser, forward: Callable[[], Tensor]) -> float:
+    """`use_fp8`, and by how much it changes what ``forward``, a call of the denoiser, gives; relative, in the norm."""
+    expected = forward().float()
+    use_fp8(denoiser)
+    return float((forward().float() - expected).norm() / expected.norm())
+
+
+def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (N, K) as e4m3 numbers, each row scaled to their range, and the scales (N, 1) that undo it."""
+    scale = rows.detach().abs().amax(dim=1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+    return (rows.detach() / scale).to(FP8), scale

@@ -1,0 +1,51 @@
+"""What is asked of a checkpoint, as a rollout: how it walks the grid, and which videos it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from hiar.config import Context, Order
+from hiar.errors import BrokenRule, UserError
+from hiar.grid import check_walk, fastest, make_grid
+from hiar.models.generator import Card, Generator, Walk
+from hiar.rollout.cell import Rollout
+from hiar.schedule import step_sigmas
+
+DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
+
+
+def walk_asked(card: Card, order: Order | None, context: Context | None) -> Walk:
+    """How a student is to walk: as it was trained to, unless told otherwise. Raises UserError when it cannot be."""
+    trained = card.walk or DEFAULT_WALK
+    walk = Walk(order=order or trained.order, context=context or trained.context)
+    try:
+        check_walk(walk.order, walk.context, "separate")
+    except BrokenRule as error:
+        raise UserError(f"--{error.field} = {error.value}: {error.remedy}") from None
+    return walk
+
+
+def make_rollout(
+    source: Generator,
+    text: Tensor,
+    walk: Walk,
+    blocks: int | None,
+    seed: int,
+    numbers: Sequence[int],
+    changes: Mapping[int, Tensor] | None = None,
+) -> Rollout:
+    """The rollout of videos ``numbers`` with prompts ``text`` (B, words, dim), endless when ``blocks`` is None."""
+    card = source.card
+    order, _ = fastest(walk.order, walk.context)
+    grid = make_grid(
+        order,
+        walk.context,
+        blocks=blocks,
+        steps=card.schedule.student_steps,
+        window=card.video.window_blocks,
+        sinks=card.video.sink_blocks,
+    )
+    sigmas = step_sigmas(card.schedule.student_steps, card.schedule.student_shift)
+    return Rollout(grid, sigmas, source.block_shape, card.schedule.renoise, seed, numbers, text, changes or {})
