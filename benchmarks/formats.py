@@ -1,0 +1,138 @@
+"""What number formats change in the videos of trained students: ``python -m benchmarks.formats --help``.
+
+On a GPU `hiar sample` computes in bf16, with --fp8 linear layers in fp8. A CPU has the same numbers, slowly: so
+this is about quality, and says nothing of speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.report import table
+from hiar.errors import UserError
+from hiar.io.artifacts import code_version, read_manifest, write_json, write_text
+from hiar.io.hardware import hardware
+from hiar.io.progress import Progress
+from hiar.metrics.summary import summarise
+from hiar.metrics.world import measure
+from hiar.models.codec import to_frames
+from hiar.models.generator import load_generator
+from hiar.parameters import load_params
+from hiar.stages.common import FIRST_CLIP, sample_world
+from hiar.stages.plan import round_to_fp8, settle_threads
+from hiar.stages.sample import check_request, sample_latents
+from hiar.stages.videos import batches
+from hiar.world.captions import captions
+from hiar.world.oracle import judge
+
+FORMATS = "fp32", "bf16", "fp8"
+METRICS = "good", "saturation_drift", "smoothed_speed", "border_jump"
+BATCH = 64
+
+
+def bench(checkpoints: list[Path], videos: int, frames: int, seed: int) -> dict[str, Any]:
+    """Everything that the result file holds; differences are those of the same videos from fp32's."""
+    settle_threads()
+    rows = []
+    for checkpoint in checkpoints:
+        read_manifest(checkpoint, "checkpoint")
+        values: dict[str, dict[str, Tensor]] = {}
+        for name in FORMATS:
+            values[name], error = _measured(checkpoint, name, videos, frames, seed)
+            rows.append(
+                {
+                    "checkpoint": f"{checkpoint.name}, seed {load_generator(checkpoint).card.seed}",
+                    "format": name,
+                    "pass_difference": error,
+                    "metrics": {metric: summarise(values[name][metric]) for metric in METRICS},
+                    "from_fp32": {
+                        metric: summarise(values[name][metric] - values["fp32"][metric]) for metric in METRICS
+                    },
+                }
+            )
+    asked = {"videos": videos, "frames": frames, "seed": seed}
+    return asked | {"rows": rows, "hardware": hardware("auto"), "code": code_version()}
+
+
+def _measured(
+    checkpoint: Path, name: str, videos: int, frames: int, seed: int
+) -> tuple[dict[str, Tensor], float | None]:
+    """Metrics, one value a video, and by how much fp8 changes a pass."""
+    params = load_params(Path(__file__).parents[1] / "params.yaml")
+    source = load_generator(checkpoint)
+    prompts = captions(sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=videos)
+    walk = check_request(source, prompts, frames, None, None)
+    if walk is None:
+        raise UserError(f"--checkpoint = {checkpoint}: is a teacher; name an init or a distilled student")
+    if name != "fp32":
+        source.denoiser.cast(torch.bfloat16)
+    error = round_to_fp8(source) if name == "fp8" else None
+    parts = []
+    with Progress(f"{checkpoint.name} in {name}", videos) as progress:
+        for numbers in batches(videos, BATCH):
+            asked = [prompts[number] for number in numbers]
+            latents = sample_latents(source, asked, frames, walk, seed, numbers)
+            shown = to_frames(source.codec.decode(latents.float()))
+            judgement = judge(source.card.world, shown, asked)
+            parts.append(measure(shown, judgement, source.card.world, params.score, source.card.video.block))
+            progress.advance(len(numbers))
+    return {metric: torch.cat([part[metric] for part in parts]) for metric in METRICS}, error
+
+
+def page(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    heads = ["student", "computed in", "a pass differs by", *METRICS]
+    rows = [
+        [
+            row["checkpoint"],
+            row["format"],
+            "-" if row["pass_difference"] is None else f"{row['pass_difference']:.1%}",
+            *(_figure(row["metrics"][m], row["from_fp32"][m], row["format"] == "fp32") for m in METRICS),
+        ]
+        for row in result["rows"]
+    ]
+    said = (
+        f"{result['videos']} videos of {result['frames']} frames a row, the same prompts and noise in all rows, "
+        f"mean ± standard error over videos; in brackets the difference from fp32's, video by video. "
+        f"{result['hardware']}, commit {result['code']['commit'][:12]}."
+    )
+    return f"# Number formats\n\n{said}\n\n{table(heads, rows)}\n"
+
+
+def _figure(figure: dict[str, float], difference: dict[str, float], first: bool) -> str:
+    said = f"{figure['mean']:.4f} ± {figure['se']:.4f}"
+    return said if first else f"{said} ({difference['mean']:+.4f} ± {difference['se']:.4f})"
+
+
+def main(line: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.formats", description=__doc__)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, action="append", help="a trained student; may be given again"
+    )
+    parser.add_argument("--videos", type=int, default=256)
+    parser.add_argument("--frames", type=int, default=60, help="of a video; a multiple of the checkpoint's block")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and noise")
+    parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md comes beside it")
+    options = parser.parse_args(line)
+    try:
+        if options.videos < 2:
+            raise UserError(f"--videos = {options.videos}: has no standard error; give at least 2")
+        result = bench(options.checkpoint, options.videos, options.frames, options.seed)
+        write_json(options.out, result)
+        write_text(options.out.with_suffix(".md"), page(result))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(page(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
