@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.cost_model import Slot, timeline
-from benchmarks.walks import BATCHED, FUSED, HIAR, SELF_FORCING, SHARED, Walk, pipelined
+from benchmarks.walks import BATCHED, FUSED, HIAR, SELF_FORCING, SHARED, SHARED_BATCHED, Walk, pipelined
 from hiar.grid import Cell, Grid, make_grid
 from hiar.io.files import write_text
 
@@ -24,6 +24,7 @@ CAPTIONS: dict[str, tuple[Walk, str]] = {
     "step_first_fused": (FUSED, "HiAR: a context goes along with the call that reads it first"),
     "diagonal_batched": (BATCHED, "HiAR: an anti-diagonal and the contexts it reads are one call"),
     "shared": (SHARED, "shared: denoising a block leaves it as context of the step before"),
+    "shared_batched": (SHARED_BATCHED, "shared: a block begins two calls after the block before it"),
     "pipelined": (pipelined("batched", 2), "HiAR: equal numbers in two colours are calls at the same time"),
 }
 

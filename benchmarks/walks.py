@@ -37,6 +37,7 @@ HIAR = Walk("step_first", "output", "separate")
 FUSED = Walk("step_first", "output", "fused")
 BATCHED = Walk("diagonal", "output", "batched")
 SHARED = Walk("block_first", "shared", "separate")
+SHARED_BATCHED = Walk("diagonal", "shared", "batched")
 
 ALONE = [
     SELF_FORCING,
@@ -46,6 +47,7 @@ ALONE = [
     BATCHED,
     SHARED,
     Walk("block_first", "shared", "fused"),
+    SHARED_BATCHED,
 ]
 
 
@@ -62,7 +64,8 @@ def all_walks(processes: int) -> list[Walk]:
 
 def ratios(processes: int) -> list[tuple[Walk, Walk]]:
     """(faster walk, the one it is measured against): the comparisons that settle arguments."""
-    pairs = [(FUSED, HIAR), (SHARED, HIAR), (BATCHED, HIAR), (SELF_FORCING, HIAR), (SHARED, SELF_FORCING)]
+    pairs = [(FUSED, HIAR), (SHARED, HIAR), (BATCHED, HIAR), (SELF_FORCING, HIAR)]
+    pairs += [(SHARED, SELF_FORCING), (SHARED_BATCHED, SELF_FORCING)]
     for count in range(2, processes + 1):
         pairs += [(pipelined("separate", count), HIAR), (pipelined("fused", count), FUSED)]
         pairs += [(pipelined(passes, count), SELF_FORCING) for passes in ("separate", "fused", "batched")]

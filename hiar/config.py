@@ -36,8 +36,8 @@ class Section(BaseModel):
 
 def require_order(order: Order, context: Context) -> None:
     """Raise BrokenRule for an order in which no block finds its context."""
-    remedy = "shared context is left by a later step of the block before; use block_first"
-    require(context != "shared" or order == "block_first", "order", order, remedy)
+    remedy = "shared context is left by a later step of the block before; use block_first or diagonal"
+    require(context != "shared" or order != "step_first", "order", order, remedy)
 
 
 class World(Section):

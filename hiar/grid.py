@@ -67,6 +67,25 @@ class Grid:
         """Whether contexts are written after ``step`` by a pass of their own: always, or after the last step only."""
         return step == self.steps - 1 or not (self.finished or self.context == "shared")
 
+    def diagonal(self, cell: Cell) -> int:
+        """The anti-diagonal of a cell, whose cells do not wait for each other.
+
+        A block begins one diagonal after the block before it; under the shared rule two, for its context at a step is
+        what that block's next step leaves.
+        """
+        return (cell.block - self.given) * self._lag + cell.step
+
+    def on_diagonal(self, number: int) -> Iterator[Cell]:
+        """The cells of an anti-diagonal, the newest block first."""
+        for step in range(min(number + 1, self.steps)):
+            late, between = divmod(number - step, self._lag)
+            if not between and (self.blocks is None or self.given + late < self.blocks):
+                yield Cell(self.given + late, step)
+
+    @property
+    def _lag(self) -> int:
+        return 2 if self.context == "shared" and self.steps > 1 else 1
+
     def is_context(self, block: int) -> bool:
         """Whether some later block sees ``block``."""
         return self.window > 1 and (self.blocks is None or block < self.blocks - 1)
@@ -86,7 +105,7 @@ class Pass:
 
 
 def block_first(grid: Grid) -> Iterator[Cell]:
-    """All steps of a block before the next block: Self-Forcing, and shared passes."""
+    """All steps of a block before the next block: Self-Forcing."""
     for block in _blocks(grid):
         for step in range(grid.steps):
             yield Cell(block, step)
@@ -103,9 +122,8 @@ def step_first(grid: Grid) -> Iterator[Cell]:
 
 def diagonal(grid: Grid) -> Iterator[Cell]:
     """Anti-diagonals of the grid, N + S - 1 of them: the cells of one are independent, so steps can be pipelined."""
-    for d in itertools.count():
-        blocks = [(grid.given + d - step, step) for step in range(min(d + 1, grid.steps))]
-        cells = [Cell(block, step) for block, step in blocks if grid.blocks is None or block < grid.blocks]
+    for number in itertools.count():
+        cells = list(grid.on_diagonal(number))
         if not cells:
             return
         yield from cells
@@ -131,7 +149,7 @@ def make_grid(
 
 def fastest(order: Order, context: Context) -> tuple[Order, Passes]:
     """The order and passes with the fewest forward calls that give the same video as ``order``."""
-    if order == "block_first" and context in ("clean", "shared"):
+    if order == "block_first" and context == "clean":
         return order, "fused"
     return "diagonal", "batched"
 
@@ -183,7 +201,7 @@ def fused(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
 
 def batched(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
     """A whole anti-diagonal in one forward call, with the contexts that its cells read: N + S - 1 calls in all."""
-    diagonals = itertools.groupby(cells, key=lambda cell: cell.block + cell.step)
+    diagonals = itertools.groupby(cells, key=grid.diagonal)
     return _fuse(grid, (tuple(group) for _, group in diagonals))
 
 

@@ -47,10 +47,15 @@ def check_processes(checkpoint: Path, order: Order | None, context: Context | No
     if card.stage == "teacher":
         raise UserError("--processes: the teacher is bidirectional and has no steps to share out; leave it out")
     walk = walk_asked(card, order, context)
-    if walk.context == "shared" or (walk.order == "block_first" and walk.context == "clean"):
+    reason = None
+    if walk.context == "shared":
+        reason = "shared context goes from later steps back to earlier ones"
+    elif walk.order == "block_first" and walk.context == "clean":
+        reason = "order block_first with clean context waits for whole blocks"
+    if reason:
         raise UserError(
-            f"--processes = {ranks}: order {walk.order} with {walk.context} context waits for whole blocks, so its "
-            "steps cannot be shared out; leave it out, or use --order diagonal --context output"
+            f"--processes = {ranks}: {reason}, so its steps cannot be shared out; leave it out, or use --order "
+            "diagonal --context output"
         )
     steps = card.schedule.student_steps
     if not 1 <= ranks <= steps:

@@ -66,6 +66,8 @@ WALKS: list[tuple[Context, Order, Order, Passes]] = [
     ("clean", "step_first", "diagonal", "batched"),
     ("clean", "block_first", "block_first", "fused"),
     ("shared", "block_first", "block_first", "fused"),
+    ("shared", "block_first", "diagonal", "fused"),
+    ("shared", "block_first", "diagonal", "batched"),
 ]
 
 

@@ -22,7 +22,13 @@ PROMPTS = ["a red disc moves left", "a blue disc moves up"]
         (
             "distill",
             ("--processes", 2, "--order", "block_first", "--context", "shared"),
-            "--processes = 2: order block_first with shared context waits for whole blocks, so its steps cannot be "
+            "--processes = 2: shared context goes from later steps back to earlier ones, so its steps cannot be shared "
+            "out; leave it out, or use --order diagonal --context output",
+        ),
+        (
+            "distill",
+            ("--processes", 2, "--order", "block_first", "--context", "clean"),
+            "--processes = 2: order block_first with clean context waits for whole blocks, so its steps cannot be "
             "shared out; leave it out, or use --order diagonal --context output",
         ),
         (
