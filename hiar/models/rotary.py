@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
@@ -13,15 +15,20 @@ def rotations(table: WanRotaryPosEmbed, first: int, frames: int, rows: int, colu
 
     They are diffusers' own, without an end: any frame number will do, also negative ones.
     """
-    axes = (
-        (table.t_dim, torch.arange(first, first + frames)),
-        (table.h_dim, torch.arange(rows)),
-        (table.w_dim, torch.arange(columns)),
+    time, height, width = (
+        _axis(table.t_dim, first, frames),
+        _axis(table.h_dim, 0, rows),
+        _axis(table.w_dim, 0, columns),
     )
-    time, height, width = (get_1d_rotary_pos_embed(dim, places, freqs_dtype=torch.float64) for dim, places in axes)
     size = (frames, rows, columns, -1)
     parts = (time[:, None, None].expand(size), height[None, :, None].expand(size), width[None, None].expand(size))
     return torch.cat(parts, dim=-1).reshape(1, frames * rows * columns, 1, -1).to(torch.complex64)
+
+
+@lru_cache(maxsize=64)
+def _axis(dim: int, first: int, count: int) -> Tensor:
+    """Turns of ``count`` places from ``first`` on: (count, dim / 2). Rows and columns are those of every block."""
+    return get_1d_rotary_pos_embed(dim, torch.arange(first, first + count), freqs_dtype=torch.float64)
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
