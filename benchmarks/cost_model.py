@@ -19,7 +19,8 @@ class Costs:
     forward: of a forward call on 1, 2, ... rows whose windows are full. context: of one block in one row's window.
     around: of the rest of a pass. leave: of keeping a row's keys in a second cache. noise: of a block's first noise.
     renoise: of the move to the next level. place: of a block's positions. condition: of the prompt and the levels, once
-    a process. message: of handing a block over, to its sender and to its receiver.
+    a process. message: of handing a block over, to its sender and to its receiver. delivery: of handing a finished
+    block to the codec's place, which sleeps until then and takes the sender's core for a moment where all are at work.
     """
 
     forward: tuple[float, ...]
@@ -31,6 +32,7 @@ class Costs:
     place: float = 0.0
     condition: float = 0.0
     message: float = 0.0
+    delivery: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,19 @@ def place_seconds(costs: Costs, grid: Grid, passes: Sequence[Pass]) -> list[floa
 
 
 def timeline(
-    places: Sequence[Sequence[Pass]], seconds: Iterable[Sequence[float]], message: float = 0.0
+    places: Sequence[Sequence[Pass]],
+    seconds: Iterable[Sequence[float]],
+    message: float = 0.0,
+    delivery: float = 0.0,
 ) -> list[list[Slot]]:
     """When every pass of every process runs, if nothing else holds it up.
 
     Every process hands its last step's blocks on, before anything else. A message costs its sender and its receiver
-    ``message`` each, and arrives once it is sent.
+    ``message`` each, and arrives once it is sent; the last process's messages cost it ``delivery``.
     """
     slots, arrived = [], dict[Cell, float]()
-    for passes, times in zip(places, seconds, strict=True):
+    handing_on = [message] * (len(places) - 1) + [delivery]
+    for passes, times, hand_on in zip(places, seconds, handing_on, strict=True):
         last = max(cell.step for step in passes for cell in step.denoise)
         clock, row, sent = 0.0, list[Slot](), dict[Cell, float]()
         for step, time in zip(passes, times, strict=True):
@@ -79,7 +85,7 @@ def timeline(
             row.append(Slot(step, start, clock))
             for cell in step.denoise:
                 if cell.step == last:
-                    clock += message
+                    clock += hand_on
                     sent[cell] = clock
         slots.append(row)
         arrived = sent
@@ -89,8 +95,9 @@ def timeline(
 def predict(costs: Costs, grid: Grid, places: Sequence[Sequence[Pass]], cores: int) -> float:
     """Seconds of a walk by one process a core; where there are fewer cores, they share the work at best.
 
-    costs.message is 0 for a walk within one process.
+    costs.message and costs.delivery are 0 for a walk within one process.
     """
     seconds = [place_seconds(costs, grid, passes) for passes in places]
-    end = max(slot.end for row in timeline(places, seconds, costs.message) for slot in row) + costs.message
+    slots = timeline(places, seconds, costs.message, costs.delivery)
+    end = max(slot.end for row in slots for slot in row) + costs.delivery
     return max(end, sum(map(sum, seconds)) / cores)

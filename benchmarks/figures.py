@@ -31,7 +31,8 @@ def costs_of(parts: Mapping[str, Sequence[float]], window: int) -> Costs:
         forward=tuple(middle[f"forward {count}"] for count in range(1, rows + 1)),
         context=max(0.0, full - middle["forward empty"]) / max(1, window - 1),
         leave=max(0.0, middle["forward leave"] - full),
-        **{name: middle[name] for name in ("around", "noise", "renoise", "place", "condition", "message")},
+        **{name: middle[name] for name in ("around", "noise", "renoise", "place", "condition")},
+        **{name: middle.get(name, 0.0) for name in ("message", "delivery")},  # none within one process
     )
 
 

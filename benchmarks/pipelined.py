@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of walks to measure, by two processes at a time that hand each other blocks."""
+    """The parts of walks to measure, by two processes at a time and a codec's place, which hand each other blocks."""
 
     rows: int  # of the largest forward call
 
@@ -74,6 +74,11 @@ class Place:
         return SharedMemory(self.rank, ranks, self.neighbours, STALL_SECONDS)
 
 
+def side_by_side(world: int) -> int:
+    """How many of so many processes measure the parts of walks at the same time, one more takes what they deliver."""
+    return min(2, world - 1)
+
+
 class Pipeline:
     """The processes' ends of pipes; process numbers are ranks."""
 
@@ -88,7 +93,8 @@ class Pipeline:
 
     def parts(self, rows: int) -> list[dict[str, list[float]]]:
         """Seconds of the parts of walks in two processes that work side by side, see `Probe.measure`."""
-        return self._do(Parts(rows), 2)
+        ranks = side_by_side(len(self.pipes))
+        return self._do(Parts(rows), ranks + 1)[:ranks]
 
     def _do(self, task: Task | Parts, count: int) -> list[Any]:
         for pipe in self.pipes[:count]:
@@ -145,7 +151,9 @@ def _serve(pipe: Connection, place: Place, device_type: str) -> None:
         with using(place.kernel), compiled(setup.denoiser) if place.compile_layers else nullcontext():
             while True:
                 task = pipe.recv()
-                links = place.links(1 if isinstance(task, Parts) else task.walk.processes, device)
+                links = place.links(
+                    side_by_side(place.world) if isinstance(task, Parts) else task.walk.processes, device
+                )
                 pipe.send(_measure(setup, task, links) if isinstance(task, Parts) else _carry_out(setup, task, links))
     except EOFError:
         if device_type == "cuda":
@@ -173,13 +181,20 @@ def _carry_out(setup: Setup, task: Task, links: Links) -> tuple[Any, int | None]
 
 
 def _measure(setup: Setup, task: Parts, links: Links) -> dict[str, list[float]]:
-    """The parts of walks in process 0, which hands a block on after each, or in process 1, which takes it."""
+    """The parts of walks in two processes, the first of which hands a block on after each, to be delivered at once."""
     probe = Probe(setup, task.rows)
     block = setup.text.new_zeros(len(setup.text), *setup.preset.shape)
-    shapes = [block.shape] * probe.exchanges
-    if links.rank == 1:
-        return probe.measure(links.inbox(shapes, block).take)
+    shapes = [block.shape] * probe.repeats
+    if links.rank == links.ranks:
+        inbox = links.inbox(shapes, block)
+        for _ in shapes:
+            inbox.take()
+        return {}
     outbox = links.outbox(shapes, block)
-    samples = probe.measure(lambda: outbox.put(block))
+    exchanges: dict[str, Callable[[], object]] = {}
+    if links.rank:
+        exchanges["message"] = links.inbox(shapes, block).take
+    exchanges["delivery" if links.rank == links.ranks - 1 else "message"] = lambda: outbox.put(block)
+    samples = probe.measure(exchanges)
     outbox.close()
     return samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from unittest.mock import patch
 
 import torch
@@ -42,16 +42,16 @@ class Probe:
         self.parts = self._parts(rows)
 
     @property
-    def exchanges(self) -> int:
-        """How many messages a measurement exchanges."""
+    def repeats(self) -> int:
+        """How often a measurement carries out a part, and exchanges messages."""
         return SWEEPS * len(self.parts) * (WARM + REPEATS)
 
     @torch.no_grad()
-    def measure(self, exchange: Callable[[], object] | None = None) -> dict[str, list[float]]:
+    def measure(self, exchanges: Mapping[str, Callable[[], object]] | None = None) -> dict[str, list[float]]:
         """Seconds of all that `cost_model.Costs` holds.
 
         Every part is repeated with noise between, as in walks: caches of the processor are then as warm as there.
-        exchange: hands a block to, or takes one from, another process that measures the same at the same time.
+        exchanges: each hands a block to, or takes one from, another process that works at the same time.
         """
         rollout, x = self.memory.rollout, self.noise
         samples: dict[str, list[float]] = defaultdict(list)
@@ -63,12 +63,12 @@ class Probe:
                 noise = self._time(lambda block: rollout.noise(Cell(block, 0)), block)
                 renoise = self._time(lambda block: advance(rollout, Cell(block, 0), x, x), block)
                 seconds = self._time(part, block)
-                message = self._time(lambda _: exchange(), block) if exchange else 0.0
+                taken = {"noise": noise, "renoise": renoise, name: seconds}
+                for kind, exchange in (exchanges or {}).items():
+                    taken[kind] = self._time(lambda _, exchange=exchange: exchange(), block)  # type: ignore[misc]
                 if number >= WARM:
-                    samples["message"].append(message)
-                    samples["noise"].append(noise)
-                    samples["renoise"].append(renoise)
-                    samples[name].append(seconds)
+                    for kind, time in taken.items():
+                        samples[kind].append(time)
         x, last = self.noise, Cell(0, self.grid.steps - 1)  # after which no noise is due
         self.memory.states[0] = BlockState(x, x, x)
         with patch("hiar.rollout.cell.forward_blocks", lambda model, x, *_: x):

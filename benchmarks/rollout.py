@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import resource
+import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -43,8 +44,8 @@ from hiar.stages.plan import free_bytes
 class Samples:
     """What rounds of measurements leave: a timing a round of each walk, seconds of the parts, operations a second.
 
-    together: the parts where two processes work side by side. others: seconds a round of the other implementation's
-    walks.
+    parts: means, one a round, as a walk is the sum of its passes, slow ones too. together: the parts where two
+    processes work side by side. others: seconds a round of the other implementation's walks.
     """
 
     walks: dict[tuple[Walk, bool], list[Timing]] = field(default_factory=lambda: defaultdict(list))
@@ -57,7 +58,10 @@ class Samples:
 def measure(
     setup: Setup, walkers: Pipeline | None, other: Reference | None, walks: list[Walk], blocks: int, rounds: int
 ) -> Samples:
-    """Interleave all walks, with and without decoding, and all their parts; every round begins with another walk."""
+    """Interleave all walks, with and without decoding, and all their parts; every round begins with another walk.
+
+    Before each is timed it is carried out once, short: the processor's caches held others' weights and code.
+    """
     cases = [(walk, decode) for walk in walks for decode in (False, True)]
     rows = max(_rows(setup, walk, blocks) for walk in walks)
 
@@ -68,24 +72,21 @@ def measure(
         return time_walk(setup, walk, length, decode)
 
     warm_up = min(blocks, setup.preset.window_blocks + setup.preset.steps)
-    for case in cases:
-        run(*case, warm_up)
-    if other:
-        for order in ORDERS:
-            other.seconds(order, warm_up)
     samples = Samples()
     for number in range(rounds):
         first = number * len(cases) // rounds
         for case in cases[first:] + cases[:first]:
+            run(*case, warm_up)
             samples.walks[case].append(run(*case, blocks))
         if other:
             for order in ORDERS:
+                other.seconds(order, warm_up)
                 samples.others[order].append(other.seconds(order, blocks))
         for name, seconds in Probe(setup, rows).measure().items():
-            samples.parts[name] += seconds
+            samples.parts[name].append(statistics.fmean(seconds))
         for parts in walkers.parts(rows) if walkers else ():
             for name, seconds in parts.items():
-                samples.together[name] += seconds
+                samples.together[name].append(statistics.fmean(seconds))
         samples.peak = max(samples.peak, peak_flops(setup.device, setup.preset.dtype))
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return samples

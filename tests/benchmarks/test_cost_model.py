@@ -12,16 +12,19 @@ from hiar.grid import make_grid
 
 
 def test_a_pipeline_of_two_steps_by_hand():
-    """Process 0: denoise at 0-1, message to 1.25, context to 2.25 and so on; process 1 takes block 0 at 1.25-1.5."""
+    """Process 0: denoise at 0-1, message to 1.25, context to 2.25 and so on; process 1 takes block 0 at 1.25-1.5,
+    denoises it to 2.5 and delivers it to 3.0.
+    """
     walk = pipelined("separate", 2)
     grid = make_grid("diagonal", "output", blocks=3, steps=2, window=2)
     places = walk.places(grid)
-    costs = Costs(forward=(1.0,), message=0.25)
-    slots = timeline(places, [place_seconds(costs, grid, passes) for passes in places], costs.message)
+    costs = Costs(forward=(1.0,), message=0.25, delivery=0.5)
+    seconds = [place_seconds(costs, grid, passes) for passes in places]
+    slots = timeline(places, seconds, costs.message, costs.delivery)
     first, second = [[(slot.start, slot.end) for slot in row] for row in slots]
     assert first == [(0, 1), (1.25, 2.25), (2.25, 3.25), (3.5, 4.5), (4.5, 5.5)]
-    assert second == [(1.5, 2.5), (2.75, 3.75), (4.0, 5.0), (5.25, 6.25), (6.5, 7.5)]
-    assert predict(costs, grid, places, cores=2) == 7.75
+    assert second == [(1.5, 2.5), (3.0, 4.0), (4.25, 5.25), (5.75, 6.75), (7.0, 8.0)]
+    assert predict(costs, grid, places, cores=2) == 8.5
     assert predict(costs, grid, places, cores=1) == 10.0  # ten passes on one core
 
 

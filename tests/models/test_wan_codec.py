@@ -32,7 +32,7 @@ def test_blocks_give_the_frames_of_the_whole_video(autoencoder: AutoencoderKLWan
     )
     whole = autoencoder.decode(latents * std + mean).sample
     assert video.std() > 0.01
-    torch.testing.assert_close(video, whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(video, whole, rtol=0, atol=1e-4)
 
 
 def test_videos_decoded_in_turns_do_not_see_each_other(autoencoder: AutoencoderKLWan, latents: Tensor) -> None:
