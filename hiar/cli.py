@@ -173,9 +173,9 @@ def sample(
 
         sample_on_rank(*request, stall_seconds=stall_seconds)
     elif processes is not None:
-        from hiar.stages.pipelined import check_processes
+        from hiar.stages.pipelined import plan_processes
 
-        check_processes(checkpoint, *walk, processes)
+        plan_processes(checkpoint, *walk, processes)
         names = [f"process {rank} of {processes}" for rank in range(processes)] + ["the process that decodes"]
         launch([sys.executable, "-m", "hiar", *sys.argv[1:]], names)
     else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hiar.models.denoiser import Denoiser
 
-REPEATS = 5
+LOOK, MEASURE = (1, 3), (20, 10)  # calls that do not count and calls that do; compiled ones settle slowly
 WORTH = 300.0  # seconds of layers as they are, below which a minute of compiling does not come back
 GAIN = 1.05  # times faster than layers as they are; what gains less stays as it is
 ERROR = 8.0  # of the type's precision: the difference, relative to the output, up to which compiled layers are right
@@ -53,7 +53,7 @@ def where_it_pays(denoiser: Denoiser, forward: Callable[[], Tensor], calls: floa
     None where that does not pay: for few calls, where it gains too little or differs by more than rounding does, and
     where torch cannot compile.
     """
-    if _timed(forward)[1] * calls < WORTH:
+    if _timed(forward, LOOK)[1] * calls < WORTH:
         return None
     try:
         found = measure_compiled(denoiser, forward)
@@ -66,23 +66,24 @@ def where_it_pays(denoiser: Denoiser, forward: Callable[[], Tensor], calls: floa
 @torch.no_grad()
 def measure_compiled(denoiser: Denoiser, forward: Callable[[], Tensor]) -> Compiled:
     """Compile the layers for ``forward``, and compare. Raises RuntimeError where torch cannot."""
-    expected, plain = _timed(forward)
+    expected, plain = _timed(forward, MEASURE)
     start = _now(expected)
     with compiled(denoiser):
         first_call = _now(forward()) - start
-        out, fast = _timed(forward)
+        out, fast = _timed(forward, MEASURE)
     return Compiled(plain / fast, float((out - expected).norm() / expected.norm()), first_call)
 
 
 @torch.no_grad()
-def _timed(forward: Callable[[], Tensor]) -> tuple[Tensor, float]:
+def _timed(forward: Callable[[], Tensor], calls: tuple[int, int]) -> tuple[Tensor, float]:
     """What a call gives, in full precision, and its median seconds."""
-    out, seconds = forward(), []
-    for _ in range(REPEATS):
-        start = _now(out)
+    warm, counted = calls
+    seconds = []
+    for _ in range(warm + counted):
+        start = time.perf_counter()
         out = forward()
         seconds.append(_now(out) - start)
-    return out.float(), statistics.median(seconds)
+    return out.float(), statistics.median(seconds[warm:])
 
 
 def _now(computed: Tensor) -> float:

@@ -43,7 +43,7 @@ class Choice(NamedTuple):
 def choose(source: Generator, walk: Walk, rollout: Rollout, rollouts: int = 1) -> Choice:
     """What to compute with for so many rollouts like ``rollout``; for none, only the attention kernel is chosen.
 
-    On a CPU layers run as they are: compiled, the world's were .8 times as fast.
+    On a CPU layers run as they are: compiled, the world's gain nothing (docs/speed.md).
     """
     config, tokens = source.denoiser.transformer.config, source.block_tokens
     heads, dim = config.num_attention_heads, config.attention_head_dim

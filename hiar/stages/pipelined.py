@@ -19,6 +19,7 @@ from torch import Tensor
 from hiar.config import Context, Order
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest, unfinished
+from hiar.io.cores import process_cores
 from hiar.io.progress import Progress, tell
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, load_card
@@ -39,6 +40,13 @@ from hiar.stages.sample import (
 from hiar.stages.videos import batches, decode, film_path, gather, missing_batches, write_latents, write_videos
 
 NAMES = [None, *KERNELS]  # of attention kernels, as processes tell each other
+
+
+def plan_processes(checkpoint: Path, order: Order | None, context: Context | None, ranks: int) -> None:
+    """`check_processes`, before any is started; tells when there are more than can work at a time."""
+    check_processes(checkpoint, order, context, ranks)
+    if ranks > (cores := process_cores()) and not torch.cuda.is_available():
+        tell(f"walk: {ranks} processes wait for each other on {cores} core(s); --processes {cores} is faster here")
 
 
 def check_processes(checkpoint: Path, order: Order | None, context: Context | None, ranks: int) -> None:

@@ -10,6 +10,7 @@ from commands import hiar
 from students import save_student
 
 from hiar.models.generator import CARD, Walk, load_card, load_generator
+from hiar.stages import pipelined
 from hiar.stages.sample import sample_latents
 
 PROMPTS = ["a red disc moves left", "a blue disc moves up"]
@@ -47,6 +48,19 @@ def test_what_cannot_be_shared_out_is_refused_by_the_first_process(
     request = ("--checkpoint", "student", "--prompt", PROMPTS[0], "--frames", 12, "--out", "out")
     assert hiar("sample", *request, *options, folder=tmp_path, code=2).stderr == f"error: {words}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="processes have a GPU each here")
+def test_more_processes_than_cores_are_told_of_before_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_student(tmp_path / "student")
+    monkeypatch.setattr(pipelined, "process_cores", lambda: 2)
+    pipelined.plan_processes(tmp_path / "student", None, None, 2)
+    assert capsys.readouterr().err == ""
+    pipelined.plan_processes(tmp_path / "student", None, None, 3)
+    said = "walk: 3 processes wait for each other on 2 core(s); --processes 2 is faster here\n"
+    assert capsys.readouterr().err == said
 
 
 def test_in_bf16_a_video_is_the_same_but_for_rounding(tmp_path: Path) -> None:
