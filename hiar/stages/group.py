@@ -18,7 +18,7 @@ from hiar.errors import LOST, RunFailed, UserError
 from hiar.io.ranks import RENDEZVOUS, neighbours
 from hiar.rollout.links import Links, PeerLost
 from hiar.rollout.messages import Messages, talking
-from hiar.rollout.shared_memory import SharedMemory
+from hiar.rollout.shared_memory import SLOTS, SharedMemory
 
 
 def own_device() -> torch.device:
@@ -50,10 +50,12 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
                 world_size=ranks + 1,
                 timeout=timedelta(seconds=stall_seconds),
             )
+            # Whoever is done waits for blocks that are still under way behind it: each may take as long as a silence.
+            ending = dist.new_group(timeout=timedelta(seconds=stall_seconds * (1 + SLOTS * ranks)))
         ends = neighbours() if device.type == "cpu" else None
         yield SharedMemory(rank, ranks, ends, stall_seconds) if ends else Messages(rank, ranks)
         with talking():
-            dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+            dist.barrier(ending, device_ids=[device.index] if device.type == "cuda" else None)
             dist.destroy_process_group()
     except PeerLost as error:
         raise RunFailed(

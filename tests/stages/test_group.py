@@ -1,0 +1,37 @@
+"""A group of processes ends together: who is done waits for who works, longer than for who is silent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from hiar.io.ranks import RENDEZVOUS
+from hiar.stages.group import group
+
+STALL_SECONDS = 4.0  # more than processes need to find each other on busy cores
+
+
+def take_part(rank: int, ranks: int, place: str, seconds: float) -> None:
+    """A process of a group, at work for so long."""
+    os.environ[RENDEZVOUS] = place
+    with group(rank, ranks, torch.device("cpu"), STALL_SECONDS):
+        time.sleep(seconds)
+
+
+def test_who_is_done_waits_for_blocks_that_are_still_under_way(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hiar.stages.group"])
+    work = (0.0, 2 * STALL_SECONDS, 0.0)
+    processes = [
+        context.Process(target=take_part, args=(rank, len(work) - 1, str(tmp_path / "place"), seconds))
+        for rank, seconds in enumerate(work)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
