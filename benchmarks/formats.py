@@ -6,7 +6,6 @@ this is about quality, and says nothing of speed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.command import Parser, check_out
 from benchmarks.report import table
 from hiar.errors import UserError
 from hiar.io.artifacts import code_version, read_manifest, write_json, write_text
@@ -22,7 +22,7 @@ from hiar.io.progress import Progress
 from hiar.metrics.summary import summarise
 from hiar.metrics.world import measure
 from hiar.models.codec import to_frames
-from hiar.models.generator import load_generator
+from hiar.models.generator import load_card, load_generator
 from hiar.parameters import load_params
 from hiar.stages.common import FIRST_CLIP, sample_world
 from hiar.stages.plan import round_to_fp8, settle_threads
@@ -47,7 +47,7 @@ def bench(checkpoints: list[Path], videos: int, frames: int, seed: int) -> dict[
             values[name], error = _measured(checkpoint, name, videos, frames, seed)
             rows.append(
                 {
-                    "checkpoint": f"{checkpoint.name}, seed {load_generator(checkpoint).card.seed}",
+                    "checkpoint": f"{checkpoint.name}, seed {load_card(checkpoint).seed}",
                     "format": name,
                     "pass_difference": error,
                     "metrics": {metric: summarise(values[name][metric]) for metric in METRICS},
@@ -112,7 +112,7 @@ def _figure(figure: dict[str, float], difference: dict[str, float], first: bool)
 
 def main(line: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.formats", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.formats", description=__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, action="append", help="a trained student; may be given again"
     )
@@ -120,8 +120,9 @@ def main(line: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=60, help="of a video; a multiple of the checkpoint's block")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and noise")
     parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md comes beside it")
-    options = parser.parse_args(line)
     try:
+        options = parser.parse_args(line)
+        check_out(options.out)
         if options.videos < 2:
             raise UserError(f"--videos = {options.videos}: has no standard error; give at least 2")
         result = bench(options.checkpoint, options.videos, options.frames, options.seed)

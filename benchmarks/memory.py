@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from benchmarks.flops import cache_bytes, sizes
 from benchmarks.presets import Setup
 from benchmarks.walks import Walk
@@ -37,13 +39,26 @@ def probe_bytes(setup: Setup, walk: Walk, blocks: int) -> int:
     return cache_bytes(sizes(setup.preset), grid, probe_caches(rows), len(setup.text), setup.preset.dtype.itemsize)
 
 
+@torch.no_grad()
+def decode_bytes(setup: Setup) -> int:
+    """Bytes of a GPU that decoding a block takes at its fullest."""
+    if setup.device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(setup.device)
+    before, decode = torch.cuda.memory_allocated(setup.device), setup.codec.decoding()
+    for _ in range(2):  # what a decoder remembers of the first block is there with the second
+        decode(torch.zeros(len(setup.text), *setup.preset.shape, device=setup.device))
+    return torch.cuda.max_memory_allocated(setup.device) - before
+
+
 def memory_needed(setup: Setup, walk: Walk, blocks: int) -> int:
-    """Bytes that a walk takes once ``setup`` is there: caches, and on a GPU the weights of further processes.
+    """Bytes that a walk takes once ``setup`` is there: caches, and on a GPU a decoder's memory or further weights.
 
     Of the fullest GPU, or of all processes where they share one memory, and the weights in it.
     """
     held = process_caches(setup, walk, blocks)
     if setup.device.type != "cuda":
         return sum(held)
+    decoding = 0 if walk.processes else decode_bytes(setup)  # a pipeline decodes on a GPU of its own
     weights = sum(p.numel() * p.element_size() for p in setup.denoiser.parameters()) if walk.processes else 0
-    return weights + max(held)
+    return weights + max(held) + decoding

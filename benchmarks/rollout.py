@@ -11,12 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
+from benchmarks.command import Parser, check_out
 from benchmarks.figures import costs_of, ratio_record, reference_record, spread, walk_record
 from benchmarks.flops import sizes
 from benchmarks.memory import memory_needed, probe_bytes
@@ -164,7 +166,7 @@ def bench(
 def to_fp8(setup: Setup, kernel: str | None) -> float:
     """Put linear layers into fp8; by how much that changes a pass. Raises UserError where the device cannot."""
     with using(kernel), _refusals("--fp8"):
-        return with_fp8(setup.denoiser, full_pass(setup.denoiser, _one_window(setup)))
+        return with_fp8(setup.denoiser, partial(full_pass, setup.denoiser, _one_window(setup)))
 
 
 def compiling(setup: Setup, kernel: str | None) -> Compiled:
@@ -182,7 +184,7 @@ def _refusals(option: str) -> Iterator[None]:
     """What torch cannot do here is told in one line."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise UserError(f"{option}: torch cannot here ({' '.join(str(error).split())[:100]}); leave it out") from None
 
 
@@ -217,16 +219,9 @@ def _rows(setup: Setup, walk: Walk, blocks: int) -> int:
     return max(len(step.write + step.denoise) for place in places for step in place)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes are one line, as everywhere in the project."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def arguments(line: list[str] | None) -> argparse.Namespace:
     """The checked options. Raises UserError for those that make no sense."""
-    parser = _Parser(prog="python -m benchmarks.rollout", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.rollout", description=__doc__)
     parser.add_argument("--preset", required=True, help=f"a model's shape: {', '.join(PRESETS)}")
     parser.add_argument("--blocks", type=int, default=60, help="length of a walk")
     parser.add_argument("--batch", type=int, default=1, help="videos at a time")
@@ -254,8 +249,7 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
         raise UserError(
             f"--processes = {options.processes}: a pipeline has 1 to {steps} processes, one a step; 0: none"
         )
-    if options.out.suffix != ".json":
-        raise UserError(f"--out = {options.out}: should end with .json")
+    check_out(options.out)
     return options
 
 

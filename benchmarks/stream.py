@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import io
 import itertools
@@ -23,6 +22,7 @@ from typing import IO, Any
 import av
 import psutil
 
+from benchmarks.command import Parser
 from benchmarks.students import save_student
 from hiar.errors import UserError
 from hiar.io.artifacts import code_version, content_hash, write_json
@@ -178,15 +178,15 @@ def seconds_a_block(record: Record, first: int, last: int) -> dict[str, float]:
 
 def main(line: list[str] | None = None) -> int:
     """The command; returns its exit code: 1 when the video does not play to its end."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stream", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.stream", description=__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, help="a student; one of params.yaml with random weights unless given"
     )
     parser.add_argument("--blocks", type=int, default=10_000, help="blocks until the stream is interrupted")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the stream")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the result")
-    options = parser.parse_args(line)
     try:
+        options = parser.parse_args(line)
         if options.blocks < 6:
             raise UserError(f"--blocks = {options.blocks}: are too few to compare; give at least 6")
         result = bench(options.checkpoint, options.blocks, options.threads)

@@ -121,7 +121,10 @@ def step_first(grid: Grid) -> Iterator[Cell]:
 
 
 def diagonal(grid: Grid) -> Iterator[Cell]:
-    """Anti-diagonals of the grid, N + S - 1 of them: the cells of one are independent, so steps can be pipelined."""
+    """Anti-diagonals of the grid, whose cells are independent.
+
+    They are N + S - 1, and 2 (N - 1) + S under the shared rule.
+    """
     for number in itertools.count():
         cells = list(grid.on_diagonal(number))
         if not cells:
@@ -174,10 +177,13 @@ def check_walk(order: Order, context: Context, passes: Passes) -> None:
 def walk_passes(grid: Grid, order: Order, passes: Passes = "separate", steps: range | None = None) -> Iterator[Pass]:
     """The passes of a walk: a kind of passes over an order's cells, the contexts of given blocks first.
 
-    steps: only these, where the others are walked elsewhere. Raises BrokenRule for a walk that cannot be.
+    steps: only these, where the others are walked elsewhere.
+    Raises BrokenRule for a walk that cannot be, and ValueError for steps that cannot be walked apart.
     """
     check_walk(order, grid.context, passes)
     steps = range(grid.steps) if steps is None else steps
+    if grid.context == "shared" and len(steps) < grid.steps:
+        raise ValueError("shared context goes from later steps back to earlier ones: they are walked in one place")
     for block in range(grid.given):
         if grid.is_context(block):
             # A given block is shown in every cache, also where a generated one would leave its context by itself.
@@ -200,7 +206,7 @@ def fused(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
 
 
 def batched(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
-    """A whole anti-diagonal in one forward call, with the contexts that its cells read: N + S - 1 calls in all."""
+    """A whole anti-diagonal in one forward call, with the contexts that its cells read."""
     diagonals = itertools.groupby(cells, key=grid.diagonal)
     return _fuse(grid, (tuple(group) for _, group in diagonals))
 

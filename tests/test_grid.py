@@ -193,6 +193,12 @@ def test_walks_that_cannot_be_are_refused_before_their_first_pass(order: str, co
         next(walk_passes(grid, order, passes))  # type: ignore[arg-type]
 
 
+def test_steps_of_shared_context_are_not_walked_apart() -> None:
+    grid = make_grid("diagonal", "shared", blocks=3, steps=4, window=2)
+    with pytest.raises(ValueError, match="back to earlier ones"):
+        next(walk_passes(grid, "diagonal", "separate", range(2)))
+
+
 def test_diagonals_are_as_many_as_the_paper_says() -> None:
     """N + S - 1 diagonals, one after the other: no cell waits for another of its own."""
     grid = make_grid("diagonal", "output", blocks=6, steps=4, window=3)

@@ -17,7 +17,7 @@ from hiar.models.denoiser import Denoiser
 LOOK, MEASURE = (1, 3), (20, 10)  # calls that do not count and calls that do; compiled ones settle slowly
 WORTH = 300.0  # seconds of layers as they are, below which a minute of compiling does not come back
 GAIN = 1.05  # times faster than layers as they are; what gains less stays as it is
-ERROR = 8.0  # of the type's precision: the difference, relative to the output, up to which compiled layers are right
+ERROR = 3.0  # of the type's precision: the difference, relative to the output, up to which compiled layers are right
 
 
 class Compiled(NamedTuple):

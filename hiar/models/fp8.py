@@ -61,11 +61,15 @@ def in_fp8(denoiser: Denoiser) -> bool:
 
 
 @torch.no_grad()
-def with_fp8(denoiser: Denoiser, forward: Callable[[], Tensor]) -> float:
-    """`use_fp8`, and by how much it changes what ``forward``, a call of the denoiser, gives; relative, in the norm."""
-    expected = forward().float()
+def with_fp8(denoiser: Denoiser, prepare: Callable[[], Callable[[], Tensor]]) -> float:
+    """`use_fp8`, and by how much it changes what a pass of the denoiser gives; relative, in the norm.
+
+    prepare: gives the pass, once what it sees has been computed.
+    Raises RuntimeError or ValueError, torch's own, where it cannot multiply such numbers.
+    """
+    expected = prepare()().float()
     use_fp8(denoiser)
-    return float((forward().float() - expected).norm() / expected.norm())
+    return float((prepare()().float() - expected).norm() / expected.norm())
 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from html import escape
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30
 LOG_RATIO = 30  # curves that span more than this factor are drawn on a logarithmic scale
+TINY = 1e-300  # a range that ticks cannot divide
 POINTS = 150  # a line is thinned to, by averaging neighbours
 
 
@@ -107,8 +108,8 @@ def _y_axis(lines: Sequence[Line], y_range: tuple[float, float] | None) -> Axis:
     if low > 0 and high / low > LOG_RATIO:
         return Axis(low, high, bottom, top, log=True)
     low, high = min(low, 0.0), max(high, 0.0)
-    if high == low:
-        high = 1.0
+    if high - low < TINY:
+        high = low + 1.0
     step = _round_step((high - low) / 4)
     return Axis(step * math.floor(low / step), step * math.ceil(high / step), bottom, top)
 

@@ -1,4 +1,4 @@
-"""Links by torch.distributed: between GPUs (NCCL), and between hosts (gloo)."""
+"""Links by torch.distributed: between GPUs (NCCL), and between processes that torchrun started (gloo)."""
 
 from __future__ import annotations
 

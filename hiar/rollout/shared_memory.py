@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -93,12 +94,10 @@ class RingOutbox:
     def __init__(self, peer: socket.socket, shapes: Shapes, like: Tensor) -> None:
         self.peer = peer
         self.sent = self.returned = 0
-        with tempfile.TemporaryFile() as file:
-            file.write(bytes(_slot(shapes) * like.element_size() * SLOTS))  # a disk that is full tells so here
-            file.flush()
-            self.ring = _map(file.fileno(), shapes, like)
+        with _memory(_slot(shapes) * like.element_size() * SLOTS) as file:
+            self.ring = _map(file, shapes, like)
             with talking():
-                socket.send_fds(peer, [RING], [file.fileno()])
+                socket.send_fds(peer, [RING], [file])
 
     def put(self, latent: Tensor) -> None:
         """Send a block on, once there is a slot for it."""
@@ -131,6 +130,22 @@ def _count(peer: socket.socket) -> int:
     if not told:
         raise PeerLost("its neighbour has ended")
     return len(told)
+
+
+@contextmanager
+def _memory(size: int) -> Iterator[int]:
+    """An open file without a name: in memory where the system has such files, else on disk."""
+    if sys.platform != "linux":
+        with tempfile.TemporaryFile() as on_disk:
+            on_disk.truncate(size)
+            yield on_disk.fileno()
+        return
+    file = os.memfd_create("hiar-ring")
+    try:
+        os.ftruncate(file, size)
+        yield file
+    finally:
+        os.close(file)
 
 
 def _slot(shapes: Shapes) -> int:

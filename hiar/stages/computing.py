@@ -6,7 +6,9 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
+from statistics import mode
 from typing import NamedTuple
 
 import torch
@@ -24,6 +26,8 @@ from hiar.models.kernels import choose_kernel, using
 from hiar.rollout.cell import Memory, Rollout
 
 SETTLED = ".computing"  # holds the choice that an unfinished folder was begun with
+
+ENOUGH = 64  # passes of a walk without end, to see how many blocks most of them are on
 
 
 class Choice(NamedTuple):
@@ -51,13 +55,19 @@ def choose(source: Generator, walk: Walk, rollout: Rollout, rollouts: int = 1) -
     kernel = choose_kernel(tokens, tokens * rollout.grid.window, heads, dim, videos, text.device, text.dtype)
     if text.device.type == "cpu" or not rollouts:
         return Choice(kernel)
-    calls = math.inf
-    if rollout.grid.blocks is not None:  # on single blocks, as many as there are in the calls of the walk
-        passes = walk_passes(rollout.grid, *fastest(walk.order, walk.context))
-        calls = rollouts * sum(len(step.write + step.denoise) for step in passes)
+    rows, calls = work(walk, rollout)
     tell("walk: choosing what computes fastest here; for long runs layers are compiled, which may take minutes")
     with using(kernel):
-        return Choice(kernel, where_it_pays(source.denoiser, full_pass(source.denoiser, rollout), calls))
+        forward = full_pass(source.denoiser, rollout, rows)
+        return Choice(kernel, where_it_pays(source.denoiser, forward, rollouts * calls))
+
+
+def work(walk: Walk, rollout: Rollout) -> tuple[int, float]:
+    """How many blocks most forward calls of a walk are on, and how many calls there are."""
+    passes = walk_passes(rollout.grid, *fastest(walk.order, walk.context))
+    endless = rollout.grid.blocks is None
+    sizes = [len(step.write + step.denoise) for step in islice(passes, ENOUGH if endless else None)]
+    return mode(sizes), math.inf if endless else len(sizes)
 
 
 def settle(folder: Path, source: Generator, walk: Walk, rollout: Rollout, rollouts: int) -> Choice:
@@ -77,14 +87,15 @@ def computing(denoiser: Denoiser, choice: Choice) -> Iterator[None]:
 
 
 @torch.no_grad()
-def full_pass(denoiser: Denoiser, rollout: Rollout) -> Callable[[], Tensor]:
-    """A forward call on one block whose window is full, to be made as often as one likes."""
+def full_pass(denoiser: Denoiser, rollout: Rollout, rows: int = 1) -> Callable[[], Tensor]:
+    """A forward call on blocks whose windows are full, to be made as often as one likes: pairs that share a cache."""
     memory = Memory(denoiser, rollout)
-    x = rollout.noise(Cell(0, 0))[:, None]
+    x = torch.stack([rollout.noise(Cell(0, 0))] * rows, dim=1)
 
     def forward(block: int = rollout.grid.window) -> Tensor:
-        conditions = [memory.conditioning(0)]
-        return forward_blocks(denoiser, x, [Row(block, 0)], [0], conditions, memory.rings, memory.places)
+        places = [Row(block + row % 2, row // 2) for row in range(rows)]
+        conditions = [memory.conditioning(0)] * rows
+        return forward_blocks(denoiser, x, places, [0] * rows, conditions, memory.rings, memory.places)
 
     for block in range(rollout.grid.window):
         forward(block)

@@ -50,8 +50,10 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
                 world_size=ranks + 1,
                 timeout=timedelta(seconds=stall_seconds),
             )
-            # Whoever is done waits for blocks that are still under way behind it: each may take as long as a silence.
-            ending = dist.new_group(timeout=timedelta(seconds=stall_seconds * (1 + SLOTS * ranks)))
+            ending = None
+            if device.type == "cpu":
+                # Whoever is done waits for blocks under way, each of which may take as long as a silence.
+                ending = dist.new_group(timeout=timedelta(seconds=stall_seconds * (1 + SLOTS * ranks)))
         ends = neighbours() if device.type == "cpu" else None
         yield SharedMemory(rank, ranks, ends, stall_seconds) if ends else Messages(rank, ranks)
         with talking():

@@ -115,7 +115,8 @@ def sample_on_rank(
                     walk_rank(source.denoiser, [rollout(every[index]) for index in todo], links)
                 return
             folder = writing.enter_context(unfinished(out, key, replaces="samples"))
-            choice = settle(folder, source, walk, rollout(every[0]), 0)  # compiling takes longer than others wait
+            # Layers stay as they are, whatever one process alone began with: compiling takes longer than others wait.
+            choice = settle(folder, source, walk, rollout(every[0]), 0)._replace(compiled=None)
             tell(plan_line(source, walk, rollout(every[0]), choice, ranks))
             todo = missing_batches(folder, len(prompts), BATCH)
             numbers_of(ranks, [NAMES.index(choice.kernel), *todo], device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -45,9 +46,12 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False) -> G
         if not student:
             raise UserError("--fp8: a teacher computes as it was trained; leave it out")
         if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
-            raise UserError(f"--fp8: needs a GPU that multiplies such numbers, Hopper or newer, not {_name(device)}")
+            found = _name(device) if device.type == "cuda" else "none"
+            raise UserError(f"--fp8: needs a GPU from Hopper on, here is {found}; leave it out")
         error = round_to_fp8(source)
         tell(f"fp8: a pass differs by {error:.1%}")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # of the weights as they were
     return source
 
 
@@ -57,7 +61,11 @@ def round_to_fp8(source: Generator) -> float:
     Raises UserError when that is too much.
     """
     rollout = make_rollout(source, source.embed([""]), DEFAULT_WALK, None, 0, [0])
-    error = with_fp8(source.denoiser, full_pass(source.denoiser, rollout))
+    try:
+        error = with_fp8(source.denoiser, partial(full_pass, source.denoiser, rollout))
+    except (RuntimeError, ValueError) as refusal:
+        reason = " ".join(str(refusal).split())[:200]
+        raise UserError(f"--fp8: torch cannot multiply such numbers here ({reason}); leave it out") from None
     if not in_fp8(source.denoiser):
         raise UserError(f"--fp8: no linear layer has sizes that are multiples of {MULTIPLE}; leave it out")
     if not error <= ERROR:

@@ -33,6 +33,8 @@ def test_formats_are_compared_video_by_video(tmp_path: Path) -> None:
     [
         ("teacher", ("--frames", 15), "is a teacher; name an init or a distilled student"),
         ("distill", ("--frames", 13), "--frames = 13: must be a positive multiple of the block of 3 frames"),
+        ("distill", ("--videos", "many"), "argument --videos: invalid int value: 'many'"),
+        ("distill", ("--out", "formats.md"), "--out = formats.md: should end with .json"),
         ("distill", ("--videos", 1), "--videos = 1: has no standard error; give at least 2"),
     ],
 )

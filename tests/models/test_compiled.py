@@ -14,12 +14,13 @@ from torch._dynamo.utils import counters
 
 from benchmarks.presets import PRESETS, build
 from benchmarks.walks import ALONE
+from hiar.config import Context, Order
 from hiar.models import compiled as module
 from hiar.models.compiled import Compiled, compiled, where_it_pays
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.rollout.walk import generate
-from hiar.stages.computing import SETTLED, Choice, computing, full_pass, settle
+from hiar.stages.computing import SETTLED, Choice, computing, full_pass, settle, work
 from hiar.stages.rollouts import make_rollout
 from hiar.stages.sample import sample_latents
 
@@ -72,7 +73,6 @@ def test_what_is_sampled_with_compiled_layers_is_the_same_but_for_rounding(sourc
     with computing(source.denoiser, Choice("math", Compiled(1.0, 0.0, 1.0))):
         out = sample_latents(source, PROMPTS, 24, WALK, 0, range(2))
         assert counters["stats"]["unique_graphs"] > 0
-    assert not torch.equal(out, expected)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
     assert torch.equal(sample_latents(source, PROMPTS, 24, WALK, 0, range(2)), expected)
 
@@ -89,7 +89,7 @@ def test_it_is_measured_and_taken_where_it_pays_and_is_right(
     found = where_it_pays(source.denoiser, forward)
     assert found is not None
     assert found.gain > 0
-    assert 0 < found.error < 1e-5
+    assert found.error < 1e-5
     assert found.first_call > 0
     monkeypatch.setattr(module, "ERROR", -1.0)
     assert where_it_pays(source.denoiser, forward) is None
@@ -108,6 +108,24 @@ def test_layers_that_cannot_be_compiled_stay_as_they_are(source: Generator, monk
     expected = forward()
     assert where_it_pays(source.denoiser, forward) is None
     assert torch.equal(forward(), expected)
+
+
+@pytest.mark.parametrize(
+    ("order", "context", "rows", "calls"),
+    [
+        ("step_first", "output", 8, 20 + 4 - 1),
+        ("block_first", "clean", 1, 20 * 4),
+        ("block_first", "shared", 2, 38 + 4),
+    ],
+)
+def test_work_is_told_in_calls_of_the_usual_size(
+    source: Generator, order: Order, context: Context, rows: int, calls: int
+) -> None:
+    walk = Walk(order=order, context=context)
+    rollout = make_rollout(source, source.embed(PROMPTS), walk, 20, 0, range(2))
+    assert work(walk, rollout) == (rows, calls)
+    assert full_pass(source.denoiser, rollout, rows)().shape == (2, rows, *source.block_shape)
+    assert work(walk, make_rollout(source, source.embed(PROMPTS), walk, None, 0, range(2))) == (rows, math.inf)
 
 
 def test_a_run_goes_on_with_the_choice_it_was_begun_with(source: Generator, tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""What the benchmarks' commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from hiar.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes are one line, as everywhere in the project."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError for a result file that what comes beside it would replace."""
+    if out.suffix != ".json":
+        raise UserError(f"--out = {out}: should end with .json")
