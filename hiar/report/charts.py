@@ -69,7 +69,7 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line], *, y_range: tupl
     if not lines:
         raise ValueError(f"{title}: nothing to draw")
     xs = [point.x for line in lines for point in line.points]
-    x_axis = Axis(min(0.0, *xs), max(xs) or 1.0, LEFT, WIDTH - RIGHT)
+    x_axis = Axis(*_range(min(0.0, *xs), max(xs)), LEFT, WIDTH - RIGHT)
     y_axis = _y_axis(lines, y_range)
     body = [_grid(x_axis, y_axis), *(_band(line, x_axis, y_axis) for line in lines)]
     body += [_polyline(line, x_axis, y_axis) for line in lines]
@@ -107,11 +107,14 @@ def _y_axis(lines: Sequence[Line], y_range: tuple[float, float] | None) -> Axis:
     low, high = min(lows), max(highs)
     if low > 0 and high / low > LOG_RATIO:
         return Axis(low, high, bottom, top, log=True)
-    low, high = min(low, 0.0), max(high, 0.0)
-    if high - low < TINY:
-        high = low + 1.0
+    low, high = _range(min(low, 0.0), max(high, 0.0))
     step = _round_step((high - low) / 4)
     return Axis(step * math.floor(low / step), step * math.ceil(high / step), bottom, top)
+
+
+def _range(low: float, high: float) -> tuple[float, float]:
+    """What an axis spans: one, where values are too near to each other to be told apart."""
+    return (low, high) if high - low > TINY else (low, low + 1.0)
 
 
 def _grid(x_axis: Axis, y_axis: Axis) -> str:
