@@ -20,11 +20,11 @@ from hiar.options import prompts_of, walk_of
 
 # What each stage is told on the command line.
 STAGES = {
-    "codec": {"seed"},
-    "teacher": {"seed"},
+    "codec": {"seed", "restart-from"},
+    "teacher": {"seed", "restart-from"},
     "pairs": {"seed"},
-    "init": {"seed"},
-    "distill": {"seed", "variant"},
+    "init": {"seed", "restart-from"},
+    "distill": {"seed", "variant", "restart-from"},
     "sample": {"seed", "model", "variant"},
     "score": set(),
     "report": set(),
@@ -91,6 +91,7 @@ def run(
         "hiar stage teacher --seed 0",
         "hiar stage distill --seed 0 --variant hiar",
         "hiar stage sample --seed 0 --model init --variant self-forcing",
+        "hiar stage teacher --seed 0 --restart-from artifacts/seed-0/teacher.aside-1.partial",
     )
 )
 def stage(
@@ -98,6 +99,10 @@ def stage(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the run; for all stages but score, report.")] = None,
     variant: Annotated[str | None, typer.Option(help="A name of `variants` in params.yaml (distill, sample).")] = None,
     model: Annotated[str | None, typer.Option(help="What is sampled: teacher, init or distill.")] = None,
+    restart_from: Annotated[
+        Path | None,
+        typer.Option(help="Go on from the state in this folder, which a run with other settings left unfinished."),
+    ] = None,
 ) -> None:
     """Run one stage in this folder; what dvc.yaml calls.
 
@@ -109,8 +114,9 @@ def stage(
         raise UserError(f"stage '{name}': no such stage; known: {', '.join(STAGES)}")
     if name == "sample" and model == "teacher":
         needed = needed - {"variant"}
-    for option, value in {"seed": seed, "variant": variant, "model": model}.items():
-        if option in needed and value is None:
+    given = {"seed": seed, "model": model, "variant": variant, "restart-from": restart_from}
+    for option, value in given.items():
+        if option in needed - {"restart-from"} and value is None:
             raise UserError(f"--{option}: is missing; stage {name} needs it")
         if option not in needed and value is not None:
             raise UserError(f"--{option} = {value}: stage {name} takes no such option; leave it out")
@@ -122,9 +128,8 @@ def stage(
     params = load_params(Path("params.yaml"))
     if variant is not None:
         params.variant(variant)
-    given = {"seed": seed, "model": model, "variant": variant}
     run_stage = import_module(f"hiar.stages.{name}").run
-    run_stage(params, Path(), **{option: given[option] for option in given if option in STAGES[name]})
+    run_stage(params, Path(), **{option.replace("-", "_"): given[option] for option in STAGES[name]})
 
 
 @app.command(
