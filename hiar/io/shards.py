@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from hiar.errors import UserError
 from hiar.io.files import atomic_file
 
+STATE = "state.safetensors"  # the shard in which a training run keeps its state
 _HEADER = "hiar"  # one JSON entry: safetensors writes several in an order that differs from process to process
 
 

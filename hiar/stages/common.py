@@ -28,7 +28,6 @@ from hiar.io.artifacts import (
 )
 from hiar.io.hardware import hardware
 from hiar.io.tracking import Run, tracked
-from hiar.models.generator import Card
 from hiar.stages.definition import check_fits, code_hash, settings_of
 from hiar.stages.restart import TRAINING, opened_state, restarted_from, take_up
 
@@ -158,12 +157,6 @@ def make_accelerator(params: Params) -> Accelerator:
             f"WORLD_SIZE = {accelerator.num_processes}: a stage is one process for now; start it without a launcher"
         )
     return accelerator
-
-
-def trained_card(card: Card, params: Params, **changes: Any) -> Card:
-    """The card of a student that was trained as ``params`` say, from a checkpoint with ``card``."""
-    trained = {"video": params.video, "schedule": params.schedule, "conventions": params.conventions}
-    return card.model_copy(update=trained | {"precision": params.runtime.precision} | changes)
 
 
 def sample_world(params: Params) -> World:

@@ -11,7 +11,8 @@ from torch import Tensor
 from hiar.config import Params
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, Walk, clone, load_generator
-from hiar.stages.common import FIRST_CLIP, Paths, stage, tail_mean, trained_card, write_curve, write_metrics
+from hiar.stages.cards import trained_card
+from hiar.stages.common import FIRST_CLIP, Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
 from hiar.training.distillation import Distillation, Pairs, distillation_step
 from hiar.training.loop import train

@@ -13,7 +13,8 @@ from hiar.models.attention import BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, clone, load_generator
 from hiar.noise import stream
-from hiar.stages.common import Paths, stage, tail_mean, trained_card, write_curve, write_metrics
+from hiar.stages.cards import trained_card
+from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
 from hiar.training.loop import Metrics, train
 from hiar.training.role import kept, make_role, update

@@ -14,7 +14,7 @@ from typing import Any
 from hiar.errors import UserError
 from hiar.io.artifacts import write_json
 from hiar.io.files import atomic_file
-from hiar.training.checkpoint import STATE
+from hiar.io.shards import STATE
 
 TRAINING = ".training"  # where a training run keeps its state, in the folder that it fills
 ORIGIN = "restarted_from.json"  # beside the state, where it is another run's

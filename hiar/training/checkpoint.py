@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.shards import read_shard, write_shard
+from hiar.io.shards import STATE, read_shard, write_shard
 from hiar.training.role import Role
 
-STATE = "state.safetensors"
 PROGRESS = "progress"  # the entry that holds step and curve, as JSON in bytes
 
 

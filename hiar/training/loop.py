@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.io.progress import Progress
-from hiar.training.checkpoint import STATE, load_state, save_state
+from hiar.io.shards import STATE
+from hiar.training.checkpoint import load_state, save_state
 from hiar.training.role import Role
 
 Metrics = dict[str, float]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -130,7 +131,11 @@ def test_killed_at_any_operation_the_next_run_ends_as_an_unkilled_one(memory_dis
                 assert read_manifest(folder.with_name("out.old.partial"), "toy")["text"] == "old"
             fill(folder, text)
             assert tree(folder) == tree(after / text)
-            assert os.listdir(folder.parent) == ["out"]
+            # What the first run had done is gone on with or set aside.
+            beside = [name for name in os.listdir(folder.parent) if name != "out"]
+            assert all(re.fullmatch(r"out\.aside-\d\.partial", name) for name in beside)
+            others = [*folder.parent.glob("*.partial/a.txt"), folder / "a.txt"]
+            assert "other a.txt" in [path.read_text() for path in others]
     assert moment > 30
 
 

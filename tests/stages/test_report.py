@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -151,6 +152,7 @@ def test_samples_of_other_prompts_are_refused(workspace, params, tmp_path):
     compare = params.compare.model_copy(update={"init": [], "distill": []})
     alone = params.model_copy(update={"compare": compare, "seeds": [0]})
     frames, captions = true_clips(params, seed=1, frames=params.video.frames)
+    shutil.copytree(workspace / "artifacts" / "seed-0" / "codec", tmp_path / "artifacts" / "seed-0" / "codec")
     write_samples(tmp_path / "artifacts" / "seed-0" / "samples" / "teacher", frames, captions, params)
     with pytest.raises(UserError, match=r"samples/teacher: its prompts are not those of params\.yaml"):
         report.run(alone, tmp_path)

@@ -14,8 +14,9 @@ from tiny import tiny_denoiser
 
 from hiar.config import AdamW, Muon, Optimizer
 from hiar.errors import UserError
+from hiar.io.shards import STATE
 from hiar.models.attention import Bidirectional
-from hiar.training.checkpoint import STATE, load_state, save_state
+from hiar.training.checkpoint import load_state, save_state
 from hiar.training.loop import train
 from hiar.training.role import Role, kept, lr_factor, make_role, update
 
