@@ -144,6 +144,63 @@ def test_the_average_starts_from_the_first_weights_and_follows(tmp_path: Path) -
     torch.testing.assert_close(average, expected)
 
 
+def test_the_first_average_is_a_copy_and_a_late_one_leaves_out_what_came_before() -> None:
+    """Update by update; where averaging would begin after the end, the last weights are what is kept."""
+    accelerator = Accelerator(cpu=True)
+    for first, steps, averaged in ((0, 3, [0, 1, 2]), (2, 4, [2, 3]), (9, 3, [2])):
+        settings = SETTINGS.model_copy(update={"muon": None, "ema": 0.5, "ema_from": first})
+        role = make_role(torch.nn.Linear(2, 1, bias=False), settings, steps)
+        weight, initial = role.module.weight, role.module.weight.detach().clone()
+        expected, count = initial, 0
+        for step in range(steps):
+            weight.grad = torch.ones_like(weight)
+            update(role, step, accelerator)
+            if step in averaged:
+                decay = min(0.5, (1 + count) / (10 + count)) if count else 0.0
+                expected, count = decay * expected + (1 - decay) * weight.detach(), count + 1
+            torch.testing.assert_close(kept(role).weight, expected)
+        assert not torch.equal(expected, initial)
+
+
+def test_an_update_clips_scales_every_optimiser_and_forgets_the_gradient() -> None:
+    role = make_role(tiny_denoiser(), SETTINGS.model_copy(update={"clip": 0.5}), 10)
+    peaks = [0.001, 0.01]
+    for step, factor in ((0, 1 / 3), (1, 2 / 3), (2, 1.0), (6, 0.5)):
+        gradients = {}
+        for index, parameter in enumerate(role.module.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.01 * (index + 1))
+            gradients[parameter] = parameter.grad
+        raw = torch.cat([grad.flatten().clone() for grad in gradients.values()])
+        norm = update(role, step, Accelerator(cpu=True))
+        assert norm == pytest.approx(raw.norm().item(), rel=1e-5)
+        clipped = torch.cat([grad.flatten() for grad in gradients.values()])
+        torch.testing.assert_close(clipped, raw * 0.5 / raw.norm(), rtol=1e-4, atol=0)
+        rates = [group["lr"] for optimizer in role.optimizers for group in optimizer.param_groups]
+        assert rates == pytest.approx([peak * factor for peak in peaks])
+        assert all(parameter.grad is None for parameter in role.module.parameters())
+
+
+def test_optimisers_have_the_settings() -> None:
+    role = make_role(tiny_denoiser(), SETTINGS, 10)
+    adamw, muon = (optimizer.param_groups[0] for optimizer in role.optimizers)
+    assert (adamw["betas"], adamw["weight_decay"]) == ((0.9, 0.99), 0.0)
+    assert muon["weight_decay"] == 0.01
+    frozen = tiny_denoiser()
+    frozen.transformer.blocks[0].requires_grad_(False)
+    role = make_role(frozen, SETTINGS, 10)
+    learning = {id(p) for o in role.optimizers for group in o.param_groups for p in group["params"]}
+    assert learning == {id(p) for p in frozen.parameters() if p.requires_grad}
+
+
+def test_the_rate_of_every_update() -> None:
+    cosine = SETTINGS.model_copy(update={"warmup": 2})
+    constant = cosine.model_copy(update={"decay": "constant"})
+    assert [lr_factor(constant, step, 6) for step in range(6)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
+    fall = [0.5 * (1 + math.cos(math.pi * n / 4)) for n in range(4)]
+    assert [lr_factor(cosine, step, 6) for step in range(6)] == pytest.approx([1 / 3, 2 / 3, *fall])
+    assert lr_factor(cosine, 2, 2) == 1  # a run no longer than its warm-up
+
+
 def test_without_a_decay_no_average_is_kept() -> None:
     role = make_role(tiny_denoiser(), SETTINGS.model_copy(update={"ema": None}), 10)
     assert role.average is None
