@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from ranked import BLOCK, STEPS, Case, clips, rollouts, run_ranks
 from safetensors.torch import load_file
 from tiny import relative_error, tiny_denoiser
 
+from hiar.rollout.pipeline import finished_blocks, walk_rank
+from hiar.rollout.shared_memory import SharedMemory, line_of
 from hiar.rollout.walk import generate, split_steps
 
 CASES = [
@@ -43,6 +47,36 @@ def test_any_number_of_processes_gives_one_video(ranks: int, shared: bool, tmp_p
             if case.passes == "separate":
                 assert torch.equal(video, expected)
         assert not blocks
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_places_of_a_pipeline_may_be_threads(ranks: int) -> None:
+    """As above within one process, where coverage and `make mutants` see what a place does."""
+    models = [tiny_denoiser() for _ in range(ranks)]
+    with line_of(ranks + 1) as line, ThreadPoolExecutor(ranks) as pool:
+        links = [SharedMemory(rank, ranks, ends, 20.0) for rank, ends in enumerate(line)]
+        for case in CASES:
+            places = [
+                pool.submit(walk_rank, models[rank], rollouts(case), links[rank], case.passes, clips(case))
+                for rank in range(ranks)
+            ]
+            blocks = list(finished_blocks(rollouts(case), links[ranks]))
+            for place in places:
+                place.result()
+            for rollout, clip in zip(rollouts(case), clips(case), strict=True):
+                with torch.no_grad():
+                    expected = generate(models[0], rollout, "step_first", clip)[:, :, case.given * BLOCK :]
+                count = expected.shape[2] // BLOCK
+                video, blocks = torch.cat(blocks[:count], dim=2), blocks[count:]
+                assert relative_error(video, expected) < 1e-5
+            assert not blocks
+
+
+def test_a_pipeline_needs_an_end() -> None:
+    (rollout, *_) = rollouts(CASES[0])
+    endless = dataclasses.replace(rollout, grid=dataclasses.replace(rollout.grid, blocks=None))
+    with line_of(2) as line, pytest.raises(ValueError, match="a number of blocks"):
+        walk_rank(tiny_denoiser(), [endless], SharedMemory(0, 1, line[0], 1.0))
 
 
 @given(st.integers(1, 12).flatmap(lambda steps: st.tuples(st.just(steps), st.integers(1, steps))))
