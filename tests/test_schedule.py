@@ -60,7 +60,7 @@ def test_an_euler_step_on_a_straight_path_is_exact() -> None:
     torch.testing.assert_close(euler_step(add_noise(x0, noise, a), x0, a, b), add_noise(x0, noise, b))
 
 
-@pytest.mark.parametrize("move", ["add_noise", "euler_step", "x0_from_velocity"])
+@pytest.mark.parametrize("move", ["add_noise", "euler_step", "x0_from_velocity", "velocity_from_x0"])
 def test_moves_of_bf16_latents_are_rounded_once(move: str) -> None:
     """What comes of float32, rounded: in bf16 throughout, the levels themselves would be rounded."""
     random = torch.Generator().manual_seed(0)
@@ -70,6 +70,7 @@ def test_moves_of_bf16_latents_are_rounded_once(move: str) -> None:
         "add_noise": lambda x, other: add_noise(x, other, b),
         "euler_step": lambda x, other: euler_step(x, other, a, b),
         "x0_from_velocity": lambda x, other: x0_from_velocity(x, other, b),
+        "velocity_from_x0": lambda x, other: velocity_from_x0(x, other, b),
     }
     moved = moves[move](x, other)
     assert moved.dtype == torch.bfloat16

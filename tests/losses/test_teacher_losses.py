@@ -108,6 +108,19 @@ def test_regression_shows_each_block_at_its_level_and_scores_the_noisy_ones() ->
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
 
 
+@torch.no_grad()
+def test_regression_scores_a_single_noisy_frame_in_full() -> None:
+    model, alone = tiny_denoiser("x0"), BlockCausal(block=1, window=6)
+    levels = torch.full((1, 6), 3)
+    levels[0, 4] = 1
+    x = STATES[:1, 3].clone()
+    x[:, :, 4] = STATES[:1, 1, :, 4]
+    seen = model(x, SIGMAS[levels], TEXT[:1], alone)[:, :, 4]
+    expected = ((seen - STATES[:1, 3, :, 4]) / SIGMAS[1]).square().mean()
+    loss = ode_regression(model, STATES[:1], SIGMAS, levels, TEXT[:1], alone, floor=0.2)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
 def test_regression_survives_an_all_clean_draw() -> None:
     levels = torch.full((2, 3), 3)
     assert ode_regression(tiny_denoiser(), STATES, SIGMAS, levels, TEXT, CAUSAL, floor=0.2) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,31 @@ def test_training_checkpoints_as_it_goes(tmp_path: Path) -> None:
     assert load_state(tmp_path, {"role": role}, {})[0] == 3  # none after the last step: the artifact follows
 
 
+def test_every_step_is_logged_told_and_in_the_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With nothing to remember from step to step; a run that goes on counts and logs from where it goes on."""
+    logged: list[tuple[int, dict[str, float]]] = []
+
+    class Log:
+        def log(self, step: int, metrics: dict[str, float]) -> None:
+            logged.append((step, dict(metrics)))
+
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
+    for steps in (2, 5):
+        curve = train(
+            "a run", steps, lambda n: {"loss": n / 2}, {"role": role}, tmp_path, Log(), checkpoint_minutes=1e-9
+        )
+        assert curve == [{"step": n, "loss": n / 2} for n in range(steps)]
+        assert f"a run: {steps}/{steps}" in capsys.readouterr().err
+    assert logged == [(n, {"loss": n / 2}) for n in (0, 1, 1, 2, 3, 4)]  # the last step of a run leaves no state
+    assert load_state(tmp_path, {"role": role}, {})[0] == 4
+
+
+def test_a_state_waits_for_its_minutes(tmp_path: Path) -> None:
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
+    train("test", 3, lambda _: {"loss": 0.0}, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
+    assert not (tmp_path / STATE).exists()
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path) -> None:
     role, memory = make_role(tiny_denoiser(), SETTINGS, 6), {}
     good = make_step(role, memory)
@@ -102,9 +128,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path
     def step(number: int) -> dict[str, float]:
         return {"loss": math.inf} if number == 3 else good(number)
 
-    with pytest.raises(UserError, match=r"loss = inf at step 3; lower the learning rate"):
+    advice = rf"loss = inf at step 3; lower the learning rate .*--restart-from {re.escape(str(tmp_path.parent))}$"
+    with pytest.raises(UserError, match=advice):
         train("test", 6, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9, memory=memory)
     assert load_state(tmp_path, {"role": role}, {})[0] == 3
+
+
+def test_without_a_state_a_loss_that_is_not_finite_sends_nobody_back_to_one(tmp_path: Path) -> None:
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
+    with pytest.raises(UserError, match=r"loss = nan at step 0; .* and start anew$"):
+        train("test", 3, lambda _: {"loss": math.nan}, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
 
 
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
