@@ -89,6 +89,15 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         load_state(tmp_path, {"role": role}, {})
 
 
+def test_a_state_of_another_network_is_named_on_one_line(tmp_path: Path) -> None:
+    run(tmp_path, 6, stop=2)
+    other = make_role(tiny_denoiser(coordinates=True), SETTINGS, 6)
+    with pytest.raises(UserError, match=r"other networks .*size mismatch for transformer\.patch_embedding") as caught:
+        load_state(tmp_path, {"role": other}, {})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 330  # of torch's long list of differences, the first
+
+
 def test_training_checkpoints_as_it_goes(tmp_path: Path) -> None:
     role, memory = make_role(tiny_denoiser(), SETTINGS, 4), {}
     step = make_step(role, memory)
