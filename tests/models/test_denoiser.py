@@ -10,6 +10,7 @@ from torch import Tensor
 from hiar.config import Model
 from hiar.models.attention import Attention, Bidirectional, BlockCausal
 from hiar.models.denoiser import build_denoiser, coordinates, guided_x0
+from hiar.noise import seeded
 
 RANDOM = torch.Generator().manual_seed(0)
 X = torch.randn(2, 3, 4, 4, 6, generator=RANDOM)
@@ -21,7 +22,7 @@ MODEL = Model(
     head_dim=12,
     ffn=32,
     freq_dim=16,
-    patch=2,
+    patch=1,
     prediction="x0",
     coordinates=True,
     text_dim=8,
@@ -112,9 +113,12 @@ def test_a_new_denoiser_is_the_one_of_its_settings_and_its_seed() -> None:
     one, again, other = (build_denoiser(MODEL, 3, seed) for seed in (4, 4, 5))
     assert (one.prediction, one.coordinates, one.channels) == ("x0", True, 3)
     config = one.transformer.config
-    assert (config.in_channels, config.out_channels, config.patch_size) == (5, 3, (1, 2, 2))
+    assert (config.in_channels, config.out_channels, config.patch_size) == (5, 3, (1, 1, 1))
     assert (config.num_layers, config.num_attention_heads, config.attention_head_dim) == (2, 2, 12)
     assert (config.text_dim, config.freq_dim, config.ffn_dim) == (8, 16, 32)
     weights = [torch.cat([p.detach().flatten() for p in network.parameters()]) for network in (one, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+    with seeded("denoiser weights", 4):
+        drawn = type(one.transformer).from_config(config)
+    assert torch.equal(torch.cat([p.detach().flatten() for p in drawn.parameters()]), weights[0])
