@@ -227,6 +227,8 @@ def test_optimisers_have_the_settings() -> None:
     adamw, muon = (optimizer.param_groups[0] for optimizer in role.optimizers)
     assert (adamw["betas"], adamw["weight_decay"]) == ((0.9, 0.99), 0.0)
     assert muon["weight_decay"] == 0.01
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS, 10)  # nothing for Muon, which takes no empty list
+    assert [type(optimizer) for optimizer in role.optimizers] == [torch.optim.AdamW]
     frozen = tiny_denoiser()
     frozen.transformer.blocks[0].requires_grad_(False)
     role = make_role(frozen, SETTINGS, 10)
