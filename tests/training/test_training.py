@@ -202,6 +202,7 @@ def test_the_first_average_is_a_copy_and_a_late_one_leaves_out_what_came_before(
                 expected, count = decay * expected + (1 - decay) * weight.detach(), count + 1
             torch.testing.assert_close(kept(role).weight, expected)
         assert not torch.equal(expected, initial)
+        assert not kept(role).weight.requires_grad
 
 
 def test_an_update_clips_scales_every_optimiser_and_forgets_the_gradient() -> None:
