@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types browser crash-test mlflow prefect clean
+.PHONY: help setup demo test lint types browser crash-test mutants mlflow prefect clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -56,6 +56,13 @@ crash-test: $(READY) ## kill stages that train or generate, and processes of a p
 	$(BIN)/python -m tests.crash
 	$(BIN)/python -m tests.crash.ranks
 
+# mutmut ends mutants that hang by the numbers of their processes, late enough for another process to have the number:
+# so it runs among processes of its own, where the system allows that.
+mutants: $(READY) ## plant small faults one by one in what computes and learns, for hours; list those that no test sees
+	apart="unshare --user --map-current-user --pid --fork --mount-proc --kill-child"; \
+		$$apart true 2>/dev/null || apart=; $$apart $(BIN)/mutmut run
+	$(BIN)/mutmut results
+
 mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:5000 (PORT=... for another)
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow.db
 
@@ -67,4 +74,4 @@ prefect: $(READY) ## how to run experiments on a schedule, with Prefect's server
 	@echo "\`hiar run\` needs none of this; with PREFECT_API_URL set it reports to that server."
 
 clean: ## remove what experiments made (.venv, DVC's cache and the MLflow records stay)
-	rm -rf artifacts curves metrics reports runs logs dvc.lock
+	rm -rf artifacts curves metrics reports runs logs mutants dvc.lock

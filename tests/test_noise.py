@@ -29,6 +29,9 @@ def test_noise_is_the_same_in_any_batch_and_order(shape: tuple[int, ...]) -> Non
 def test_shapes_take_both_ways_of_drawing() -> None:
     counts = [np.prod(shape) for shape in SHAPES]
     assert counts[0] < FEW <= min(counts[1:])
+    for count in (FEW - 1, FEW):
+        numpys = stream("rollout", 3, sample=6).standard_normal(count, dtype=np.float32)
+        assert np.array_equal(normals("rollout", 3, [6], (count,))[0], numpys) == (count < FEW)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -60,7 +60,7 @@ def test_an_euler_step_on_a_straight_path_is_exact() -> None:
     torch.testing.assert_close(euler_step(add_noise(x0, noise, a), x0, a, b), add_noise(x0, noise, b))
 
 
-@pytest.mark.parametrize("move", ["add_noise", "euler_step", "x0_from_velocity"])
+@pytest.mark.parametrize("move", ["add_noise", "euler_step", "x0_from_velocity", "velocity_from_x0"])
 def test_moves_of_bf16_latents_are_rounded_once(move: str) -> None:
     """What comes of float32, rounded: in bf16 throughout, the levels themselves would be rounded."""
     random = torch.Generator().manual_seed(0)
@@ -70,10 +70,39 @@ def test_moves_of_bf16_latents_are_rounded_once(move: str) -> None:
         "add_noise": lambda x, other: add_noise(x, other, b),
         "euler_step": lambda x, other: euler_step(x, other, a, b),
         "x0_from_velocity": lambda x, other: x0_from_velocity(x, other, b),
+        "velocity_from_x0": lambda x, other: velocity_from_x0(x, other, b),
     }
     moved = moves[move](x, other)
     assert moved.dtype == torch.bfloat16
     assert torch.equal(moved, moves[move](x.float(), other.float()).bfloat16())
+
+
+@given(shifts, st.floats(0, 1))
+def test_warp_is_the_papers_formula(shift: float, t: float) -> None:
+    sigma = warp(torch.tensor(t, dtype=torch.float64), shift).item()
+    assert sigma == pytest.approx(shift * t / (1 + (shift - 1) * t), abs=1e-12)
+
+
+def test_solver_steps_are_even_in_the_teachers_t() -> None:
+    sigmas, shift = step_sigmas(2, 3.0), 5.0
+    levels = solver_sigmas(sigmas, 4, shift).double()
+    t = levels / (shift - (shift - 1) * levels)
+    for part in (t[:5], t[4:]):
+        torch.testing.assert_close(part.diff(), ((part[-1] - part[0]) / 4).expand(4), atol=1e-6, rtol=0)
+
+
+def test_an_euler_step_follows_the_velocity() -> None:
+    """Eq. 3: x + (sigma' - sigma) v, wherever the x0 lies that the network sees."""
+    x, velocity = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    a, b = torch.tensor(0.8), torch.tensor(0.3)
+    torch.testing.assert_close(euler_step(x, x - a * velocity, a, b), x - 0.5 * velocity)
+
+
+def test_levels_of_clips_and_of_frames_stand_against_latents() -> None:
+    latents, sigma = torch.zeros(2, 3, 4, 5, 6), torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
+    spread = expand(sigma, latents).expand_as(latents)
+    assert torch.equal(spread, torch.stack([s.view(1, 4, 1, 1).expand(3, 4, 5, 6) for s in sigma]))
+    assert torch.equal(expand(sigma[:, 0], latents), sigma[:, :1, None, None, None])
 
 
 def test_levels_keep_their_precision_beside_bf16_latents() -> None:

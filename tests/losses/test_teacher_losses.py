@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_denoiser
 
-from hiar.losses.flow import flow_matching, stratified_sigmas
+from hiar.losses.flow import flow_matching, stratified_sigmas, velocity_error
 from hiar.losses.forward_kl import forward_kl
 from hiar.losses.regression import block_levels, ode_regression
 from hiar.models.attention import Bidirectional, BlockCausal
@@ -32,10 +32,44 @@ def test_flow_matching_is_the_velocitys_error() -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
 
 
+@torch.no_grad()
+def test_nearly_clean_levels_weigh_no_more_than_the_floor_does() -> None:
+    model = tiny_denoiser("flow")
+    x0, noise, sigma = STATES[:, 0], STATES[:, 1], torch.tensor([0.02, 0.9])
+    level = expand(sigma, x0)
+    velocity = model.transformer((1 - level) * x0 + level * noise, 1000 * sigma, TEXT, return_dict=False)[0]
+    error = (velocity - (noise - x0)).square().mean(dim=(1, 2, 3, 4))
+    for floor, weight in ((0.0, 1.0), (0.01, 1.0), (0.1, 0.2**2), (0.2, 0.1**2)):
+        loss = flow_matching(model, x0, noise, sigma, TEXT, Bidirectional(), floor)
+        torch.testing.assert_close(loss, (weight * error[0] + error[1]) / 2, rtol=1e-4, atol=0)
+
+
+@torch.no_grad()
+def test_flow_matching_sees_the_attention_it_is_given() -> None:
+    model, sigma = tiny_denoiser("flow"), torch.tensor([0.3, 0.9])
+    losses = [flow_matching(model, STATES[:, 0], STATES[:, 1], sigma, TEXT, a, 0.0) for a in (Bidirectional(), CAUSAL)]
+    assert not torch.isclose(*losses, rtol=1e-5)
+
+
+def test_the_error_of_the_velocity_is_that_of_x0_over_the_level() -> None:
+    x0_hat, x0 = torch.tensor([[2.0, 0.0], [1.0, 5.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    error = velocity_error(x0_hat, x0, torch.tensor([[0.1], [0.8]]), floor=0.5)
+    assert error.item() == pytest.approx(((1 / 0.5) ** 2 + (4 / 0.8) ** 2) / 4)
+
+
 def test_training_levels_cover_every_stratum() -> None:
     sigma = stratified_sigmas(10, 1.0, np.random.default_rng(1))
+    assert sigma.dtype == torch.float32
     assert sorted((10 * sigma).int().tolist()) == list(range(10))
     assert not torch.equal(sigma, sigma.sort().values)
+    within = torch.cat([10 * stratified_sigmas(10, 1.0, np.random.default_rng(n)) % 1 for n in range(200)])
+    assert within.mean().item() == pytest.approx(0.5, abs=0.03)  # anywhere in its stratum
+    assert within.std().item() == pytest.approx(12**-0.5, abs=0.02)
+
+
+def test_training_levels_are_warped_by_the_shift() -> None:
+    even, shifted = (stratified_sigmas(10, shift, np.random.default_rng(1)) for shift in (1.0, 3.0))
+    torch.testing.assert_close(shifted, 3 * even / (1 + 2 * even))
 
 
 @torch.no_grad()
@@ -74,6 +108,19 @@ def test_regression_shows_each_block_at_its_level_and_scores_the_noisy_ones() ->
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
 
 
+@torch.no_grad()
+def test_regression_scores_a_single_noisy_frame_in_full() -> None:
+    model, alone = tiny_denoiser("x0"), BlockCausal(block=1, window=6)
+    levels = torch.full((1, 6), 3)
+    levels[0, 4] = 1
+    x = STATES[:1, 3].clone()
+    x[:, :, 4] = STATES[:1, 1, :, 4]
+    seen = model(x, SIGMAS[levels], TEXT[:1], alone)[:, :, 4]
+    expected = ((seen - STATES[:1, 3, :, 4]) / SIGMAS[1]).square().mean()
+    loss = ode_regression(model, STATES[:1], SIGMAS, levels, TEXT[:1], alone, floor=0.2)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
 def test_regression_survives_an_all_clean_draw() -> None:
     levels = torch.full((2, 3), 3)
     assert ode_regression(tiny_denoiser(), STATES, SIGMAS, levels, TEXT, CAUSAL, floor=0.2) == 0
@@ -81,5 +128,6 @@ def test_regression_survives_an_all_clean_draw() -> None:
 
 def test_levels_of_blocks_are_independent_and_cover_all() -> None:
     levels = block_levels(500, 3, 4, np.random.default_rng(0))
+    assert levels.shape == (500, 3)
     assert levels.unique().tolist() == [0, 1, 2, 3]
     assert abs(torch.corrcoef(levels.float().T)[0, 1]) < 0.1

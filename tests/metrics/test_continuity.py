@@ -27,6 +27,7 @@ def test_nothing_to_compare_is_one():
     assert border_jump(steps([7] * 9), BLOCK).item() == 1  # still
     assert border_jump(steps([0, 9, 99]), BLOCK).item() == 1  # one block
     assert border_jump(steps([0, 9, 99]), 1).item() == 1  # borders only
+    assert {border_jump(steps([0, 9, 99]), block).dtype for block in (1, 2, 3)} == {torch.float64}
 
 
 def test_the_true_world_has_no_borders(world: World):

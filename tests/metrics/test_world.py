@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from hiar.metrics import continuity, drift, motion
+from hiar.metrics.segments import trend
 from hiar.metrics.world import measure
-from hiar.world.oracle import judge
+from hiar.world.oracle import Judgement, judge
 from hiar.world.render import clips
 
 BLOCK = 3
@@ -64,3 +66,54 @@ def test_a_fading_background_shifts(params, true_clips):
     shift = measured(params, lighter, captions)["background_shift"]
     middle_to_middle = 60 / 255 * 48 / 59  # from the middle of the first to that of the last fifth
     assert shift.tolist() == pytest.approx([3**0.5 * middle_to_middle] * VIDEOS, rel=0.05)
+
+
+def test_every_name_is_the_measure_that_it_says(params):
+    """Two videos of ten frames with a judgement made by hand, in which no two measures agree."""
+    random = torch.Generator().manual_seed(0)
+    frames = torch.randint(256, (2, 10, 12, 12, 3), dtype=torch.uint8, generator=random)
+    score, world = params.score, params.world
+    residual, color_error, background_error = torch.rand(3, 2, 10, generator=random).mul(0.06)
+    residual[0, 0], color_error[0, 3], residual[1, 9] = score.good_residual, score.good_color, 0.5
+    right = torch.ones(2, 10, dtype=torch.bool)
+    right[0, 6:8] = False
+    position = torch.cumsum(torch.tensor([[2.0, 0.0], [0.03, 0.04]])[:, None].expand(2, 10, 2), dim=1).contiguous()
+    position[0, 5:, 1] += score.hop
+    background = torch.rand(2, 10, 3, generator=random)
+    blank = torch.zeros(2, 10, 3)
+    shape = torch.zeros(2, 10, dtype=torch.long)
+    seen = Judgement(residual, shape, right, blank, color_error, position, background, background_error)
+    metrics = measure(frames, seen, world, score.model_copy(update={"segments": 5}), BLOCK)
+    good = torch.ones(2, 10).double()
+    good[0, [0, 3, 6, 7]], good[1, 9] = 0, 0  # at a threshold is not under it
+    middles = background.double().view(2, 5, 2, 3).mean(dim=2)
+    away = (middles - middles[:, :1]).norm(dim=-1)
+    expected = {
+        "good": good.mean(dim=1),
+        "residual": residual.double().mean(dim=1),
+        "shape_right": torch.tensor([0.8, 1.0]),
+        "color_error": color_error.double().mean(dim=1),
+        "background_error": background_error.double().mean(dim=1),
+        "smoothed_speed": motion.smoothed_speed(position),
+        "hops": torch.tensor([100 / 9, 0.0]),
+        "dynamic": (motion.smoothed_speed(position) >= world.speed[0] / 2).double(),
+        "saturation_trend": trend(drift.saturation(frames), 5),
+        "saturation_drift": trend(drift.saturation(frames), 5).abs(),
+        "sharpness_trend": trend(drift.sharpness(frames), 5),
+        "sharpness_drift": trend(drift.sharpness(frames), 5).abs(),
+        "background_shift": away[:, -1],
+        "border_jump": continuity.border_jump(frames, BLOCK),
+    }
+    saturation = drift.saturation(frames).double().view(2, 5, 2).mean(dim=2)
+    for n in range(5):
+        expected |= {
+            f"good_segment_{n + 1}": good.view(2, 5, 2).mean(dim=2)[:, n],
+            f"saturation_segment_{n + 1}": saturation[:, n],
+            f"saturation_shift_segment_{n + 1}": (saturation[:, n] - saturation[:, 0]).abs(),
+            f"background_shift_segment_{n + 1}": away[:, n],
+        }
+    assert metrics.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(metrics[name].double(), values.double(), msg=name)
+    assert expected["sharpness_trend"].sign().unique().tolist() == [-1, 1]
+    assert expected["dynamic"].tolist() == [1, 0]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ranked import BLOCK, STEPS, Case, clips, rollouts, run_ranks
+from ranked import BLOCK, SHAPE, STEPS, Case, clips, rollouts, run_ranks
 from safetensors.torch import load_file
-from tiny import relative_error, tiny_denoiser
+from tiny import live_tensor_bytes, relative_error, tiny_denoiser
 
-from hiar.rollout.walk import generate, split_steps
+from hiar.grid import make_grid
+from hiar.models.denoiser import Denoiser
+from hiar.rollout.cell import Rollout
+from hiar.rollout.pipeline import finished_blocks, walk_rank
+from hiar.rollout.shared_memory import SharedMemory, line_of
+from hiar.rollout.walk import generate, split_steps, walk_steps
+from hiar.schedule import step_sigmas
 
 CASES = [
     Case("output", "separate"),
@@ -43,6 +52,71 @@ def test_any_number_of_processes_gives_one_video(ranks: int, shared: bool, tmp_p
             if case.passes == "separate":
                 assert torch.equal(video, expected)
         assert not blocks
+
+
+def walk_or_leave(model: Denoiser, walked: list[Rollout], links: SharedMemory, *options: Any) -> None:
+    """A place that fails hangs up, as a process does, so that nobody waits for it."""
+    try:
+        walk_rank(model, walked, links, *options)
+    except BaseException:
+        for end in links.neighbours:
+            if end is not None:
+                end.close()
+        raise
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_places_of_a_pipeline_may_be_threads(ranks: int) -> None:
+    """As above within one process, where coverage and `make mutants` see what a place does."""
+    models = [tiny_denoiser() for _ in range(ranks)]
+    with line_of(ranks + 1) as line, ThreadPoolExecutor(ranks) as pool:
+        links = [SharedMemory(rank, ranks, ends, 20.0) for rank, ends in enumerate(line)]
+        for case in CASES:
+            places = [
+                pool.submit(walk_or_leave, models[rank], rollouts(case), links[rank], case.passes, clips(case))
+                for rank in range(ranks)
+            ]
+            blocks = list(finished_blocks(rollouts(case), links[ranks]))
+            for place in places:
+                place.result()
+            for rollout, clip in zip(rollouts(case), clips(case), strict=True):
+                with torch.no_grad():
+                    expected = generate(models[0], rollout, "step_first", clip)[:, :, case.given * BLOCK :]
+                count = expected.shape[2] // BLOCK
+                video, blocks = torch.cat(blocks[:count], dim=2), blocks[count:]
+                assert relative_error(video, expected) < 1e-5
+            assert not blocks
+
+
+def test_a_pipeline_may_have_one_batch_only() -> None:
+    (rollout, *_), model = rollouts(CASES[0]), tiny_denoiser()
+    with line_of(2) as line, ThreadPoolExecutor(1) as pool:
+        first, codec = (SharedMemory(rank, 1, ends, 20.0) for rank, ends in enumerate(line))
+        place = pool.submit(walk_or_leave, model, [rollout], first)
+        video = torch.cat(list(finished_blocks([rollout], codec)), dim=2)
+        place.result()
+    with torch.no_grad():
+        assert relative_error(video, generate(model, rollout, "step_first")) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [range(2), range(1, 2)])
+def test_a_place_holds_no_more_the_longer_it_walks(steps: range) -> None:
+    grid = make_grid("diagonal", "output", blocks=140, steps=2, window=3)
+    rollout = Rollout(grid, step_sigmas(2, 5.0), SHAPE, "sde", 7, range(1), torch.zeros(1, 5, 8))
+    alive, model = {}, tiny_denoiser()
+    del model.transformer.blocks[1]
+    for n, _ in walk_steps(model, rollout, steps, lambda _: torch.zeros(1, *SHAPE)):
+        if n in (80, 130):  # the places of some 60 blocks are kept
+            alive[n] = live_tensor_bytes()
+    assert alive[130] <= alive[80]
+
+
+def test_a_pipeline_needs_an_end() -> None:
+    (rollout, *_) = rollouts(CASES[0])
+    endless = dataclasses.replace(rollout, grid=dataclasses.replace(rollout.grid, blocks=None))
+    with line_of(2) as line, pytest.raises(ValueError, match="a number of blocks"):
+        walk_rank(tiny_denoiser(), [endless], SharedMemory(0, 1, line[0], 1.0))
 
 
 @given(st.integers(1, 12).flatmap(lambda steps: st.tuples(st.just(steps), st.integers(1, steps))))

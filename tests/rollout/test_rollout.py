@@ -7,11 +7,12 @@ import itertools
 
 import pytest
 import torch
+from masked import last_block
 from tiny import live_tensor_bytes, relative_error, tiny_denoiser
 
 from hiar.config import Context, Order, Passes, Renoise
 from hiar.grid import Cell, make_grid
-from hiar.models.attention import Bidirectional, BlockCausal, attend
+from hiar.models.attention import Bidirectional, attend
 from hiar.models.denoiser import Denoiser
 from hiar.models.rotary import rotate, rotations
 from hiar.rollout.cell import Memory, Rollout, given_state
@@ -321,51 +322,12 @@ def masked_rollout(model: Denoiser, rollout: Rollout, grad_step: int | None = No
         before, states = states, []
         for n in range(grid.blocks):
             with torch.set_grad_enabled(j == grad_step):
-                x0 = last_block(model, contexts, before[n], _level(grid.context, rollout, j), sigma, rollout)
+                level = _level(grid.context, rollout, j)
+                x0 = last_block(model, contexts, level, before[n], sigma, rollout.text, grid.window)
             after = add_noise(x0, rollout.noise(Cell(n, j + 1)), next_sigma) if next_sigma > 0 else x0
             contexts.append({"clean": x0, "output": after, "input": before[n]}[grid.context].detach())
             states.append(x0 if j == grid.steps - 1 else after)
     return torch.cat(states, dim=2)
-
-
-def last_block(
-    model: Denoiser,
-    contexts: list[torch.Tensor],
-    x: torch.Tensor,
-    level: torch.Tensor,
-    sigma: torch.Tensor,
-    rollout: Rollout,
-) -> torch.Tensor:
-    """x0 of the block ``x`` at ``sigma`` behind its contexts at ``level``.
-
-    One masked forward over all of them, of which the contexts' part is not recorded.
-    """
-    sequence = torch.cat([*contexts, x], dim=2)
-    sigmas = torch.cat([level.expand(len(contexts) * BLOCK), sigma.expand(BLOCK)]).expand(len(x), -1)
-    attention = BlockCausal(BLOCK, rollout.grid.window)
-    with detached_context(model, len(contexts) * BLOCK * 4):
-        return model(sequence, sigmas, rollout.text, attention)[:, :, -BLOCK:]
-
-
-class detached_context:
-    """Cuts the gradient through the keys and values of the first ``tokens`` tokens.
-
-    A cache that is written without gradients does the same.
-    """
-
-    def __init__(self, model: Denoiser, tokens: int) -> None:
-        layers = [layer for block in model.transformer.blocks for layer in (block.attn1.norm_k, block.attn1.to_v)]
-
-        def cut(_: object, __: object, out: torch.Tensor) -> torch.Tensor:
-            return torch.cat([out[:, :tokens].detach(), out[:, tokens:]], dim=1)
-
-        self.hooks = [layer.register_forward_hook(cut) for layer in layers]
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
 
 
 def _level(context: Context, rollout: Rollout, step: int) -> torch.Tensor:

@@ -1,145 +1,165 @@
-"""Self-rollout distillation: who learns from what."""
+"""Self-rollouts: the student generates as it will generate, and learns at one step."""
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from tiny import tiny_denoiser
+from masked import last_block
+from tiny import relative_error, tiny_denoiser
+from torch import Tensor
 
-from hiar.config import AdamW, Distill, ForwardKL, Optimizer, Schedule, Variant, Video
+from hiar.config import Context, Conventions, Order, Renoise, Schedule, Variant, Video
 from hiar.grid import Cell, make_grid, walk_passes
+from hiar.noise import normals
 from hiar.rollout.cell import Memory, Rollout, carry_out
 from hiar.rollout.walk import generate
-from hiar.schedule import step_sigmas
-from hiar.training.role import make_role
-from hiar.training.self_rollout import Distillation, critic_step, self_rollout, student_step
+from hiar.schedule import add_noise, step_sigmas
+from hiar.training.self_rollout import SelfRollout
 
-OPTIMIZER = Optimizer(
-    adamw=AdamW(lr=1e-3, betas=(0.0, 0.999), weight_decay=0.0),
-    muon=None,
-    warmup=0,
-    decay="constant",
-    clip=1.0,
-    ema=0.9,
-    ema_from=0,
-)
-SHAPE = (3, 2, 4, 4)
+SHAPE, STEPS, SEED, SAMPLES = (3, 2, 4, 4), 3, 7, range(4, 6)
 TEXT = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+CONVENTIONS = Conventions(given="level", sinks="turn", context_noise=0.0)
+KINDS: list[tuple[Order, Context]] = [("step_first", "output"), ("step_first", "input"), ("block_first", "clean")]
 
 
-def make_job(variant: Variant, precision: Literal["no", "bf16"] = "no") -> Distillation:
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate allows one precision a process otherwise
-    settings = Distill(
-        steps=4,
-        batch=2,
-        windows=2,
-        guidance=1.5,
-        critic_updates=1,
-        critic_warmup=0,
-        critic_batch=4,
-        replay=2,
-        generator=OPTIMIZER,
-        critic=OPTIMIZER,
-    )
-    return Distillation(
-        student=make_role(tiny_denoiser(seed=1), OPTIMIZER, 4),
-        critic=make_role(tiny_denoiser(seed=2), OPTIMIZER, 4),
-        teacher=tiny_denoiser(seed=3),
-        no_text=torch.zeros(1, 5, 8),
+def make_self_rollout(
+    order: Order = "step_first",
+    context: Context = "output",
+    *,
+    windows: int = 2,
+    sinks: int = 0,
+    renoise: Renoise = "sde",
+) -> SelfRollout:
+    return SelfRollout(
         block_shape=SHAPE,
-        settings=settings,
-        variant=variant,
-        video=Video(frames=4, block=2, window=4, sink_blocks=0),
-        schedule=Schedule(teacher_shift=4.0, student_shift=2.0, student_steps=3, renoise="sde"),
-        sigma_floor=0.2,
-        accelerator=Accelerator(cpu=True, mixed_precision=precision),
+        windows=windows,
+        variant=Variant(order=order, context=context, forward_kl=None),
+        video=Video(frames=4, block=2, window=4, sink_blocks=sinks),
+        schedule=Schedule(teacher_shift=4.0, student_shift=2.0, student_steps=STEPS, renoise=renoise),
+        conventions=CONVENTIONS,
     )
 
 
-HIAR = Variant(order="step_first", context="output", forward_kl=None)
-SELF_FORCING = Variant(order="block_first", context="clean", forward_kl=None)
-REGULARISED = HIAR.model_copy(update={"forward_kl": ForwardKL(weight=1.0, steps=1, attention="bidirectional")})
+def rolled_out(roll_out: SelfRollout, exit_step: int, learn: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """Windows, and the student's parameters."""
+    student = tiny_denoiser(seed=1)
+    return roll_out(student, TEXT, SEED, SAMPLES, exit_step, learn), list(student.parameters())
 
 
-def weights(job: Distillation, role: str) -> torch.Tensor:
-    return torch.cat([p.detach().flatten().clone() for p in getattr(job, role).module.parameters()])
+def video_of(windows: Tensor, per_video: int) -> Tensor:
+    """The videos whose windows these are."""
+    return torch.stack([torch.cat([*part], dim=1) for part in windows.split(per_video)])
 
 
-@pytest.mark.parametrize("variant", [HIAR, SELF_FORCING])
+@torch.no_grad()
+@pytest.mark.parametrize(("order", "context"), KINDS)
 @pytest.mark.parametrize("exit_step", [0, 2])
-def test_windows_are_the_rollout_cut_in_time(variant: Variant, exit_step: int) -> None:
-    job = make_job(variant)
-    windows = self_rollout(job, TEXT, 7, range(2), exit_step, learn=True)
-    assert windows.shape == (4, 3, 4, 4, 4)
-    assert windows.requires_grad
-    grid = make_grid(variant.order, variant.context, blocks=4, steps=exit_step + 1, window=2)
-    rollout = Rollout(grid, step_sigmas(3, 2.0), SHAPE, "sde", 7, range(2), TEXT)
-    with torch.no_grad():
-        video = generate(job.student.module, rollout, variant.order)  # type: ignore[arg-type]
-    assert torch.equal(windows[0], video[0, :, :4])
-    assert torch.equal(windows[3], video[1, :, 4:])
+def test_windows_are_the_rollout_cut_in_time(order: Order, context: Context, exit_step: int) -> None:
+    windows, _ = rolled_out(make_self_rollout(order, context, windows=3), exit_step)
+    assert windows.shape == (6, 3, 4, 4, 4)
+    grid = make_grid(order, context, blocks=6, steps=exit_step + 1, window=2)
+    rollout = Rollout(grid, step_sigmas(STEPS, 2.0), SHAPE, "sde", SEED, SAMPLES, TEXT)
+    video = generate(tiny_denoiser(seed=1), rollout, order)
+    for n, window in enumerate(windows):
+        assert torch.equal(window, video[n // 3, :, n % 3 * 4 : (n % 3 + 1) * 4])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("order", "context"), KINDS)
+def test_an_exit_is_what_a_whole_rollout_sees_at_that_step(order: Order, context: Context) -> None:
+    """Step by step, the last one included, where it is the video itself."""
+    roll_out, seen = make_self_rollout(order, context), {}
+    grid = make_grid(order, context, blocks=4, steps=STEPS, window=2)
+    memory = Memory(tiny_denoiser(seed=1), Rollout(grid, step_sigmas(STEPS, 2.0), SHAPE, "sde", SEED, SAMPLES, TEXT))
+    for step in walk_passes(grid, order):
+        carry_out(memory, step)
+        seen |= {cell: memory.states[cell.block].x0 for cell in step.denoise}
+    # Self-Forcing's contexts are finished blocks: an early exit finishes them early, so only its first block agrees.
+    blocks = 1 if context == "clean" else 4
+    for exit_step in range(STEPS):
+        video = video_of(rolled_out(roll_out, exit_step)[0], 2)[:, :, : 2 * blocks]
+        expected = torch.cat([seen[Cell(block, exit_step)] for block in range(blocks)], dim=2)
+        assert relative_error(video, expected) < 1e-5
 
 
 @pytest.mark.parametrize("exit_step", [0, 1])
 def test_shared_context_is_at_the_exit_what_it_is_in_a_whole_rollout(exit_step: int) -> None:
     """Cutting the steps behind the exit would take its context away: it is left by the next step."""
-    job = make_job(Variant(order="block_first", context="shared", forward_kl=None))
-    windows = self_rollout(job, TEXT, 7, range(2), exit_step, learn=True)
-    grid = make_grid("block_first", "shared", blocks=4, steps=3, window=2)
-    rollout = Rollout(grid, step_sigmas(3, 2.0), SHAPE, "sde", 7, range(2), TEXT)
-    memory = Memory(job.student.module, rollout)  # type: ignore[arg-type]
+    windows, _ = rolled_out(make_self_rollout("block_first", "shared"), exit_step, learn=True)
+    grid = make_grid("block_first", "shared", blocks=4, steps=STEPS, window=2)
+    memory = Memory(tiny_denoiser(seed=1), Rollout(grid, step_sigmas(STEPS, 2.0), SHAPE, "sde", SEED, SAMPLES, TEXT))
     seen = {}
     with torch.no_grad():
         for step in walk_passes(grid, "block_first"):
             carry_out(memory, step)
             seen |= {cell: memory.states[cell.block].x0 for cell in step.denoise}
     expected = torch.cat([seen[Cell(block, exit_step)] for block in range(4)], dim=2)
-    assert torch.equal(torch.cat([windows[0], windows[1]], dim=1), expected[0])
+    assert torch.equal(video_of(windows, 2), expected)
     assert windows.requires_grad
 
 
-def test_the_student_learns_from_frozen_scores_and_the_critic_from_the_students_videos() -> None:
-    job = make_job(HIAR)
-    before = {role: weights(job, role) for role in ("student", "critic")}
-    windows = self_rollout(job, TEXT, 7, range(2), 1, learn=True)
-    text = TEXT.repeat_interleave(2, dim=0)
-    student_step(job, windows, text, None, torch.Generator().manual_seed(0), 0)
-    assert not torch.equal(weights(job, "student"), before["student"])
-    assert torch.equal(weights(job, "critic"), before["critic"])
-    assert all(p.grad is None for p in job.teacher.parameters())
-    after = weights(job, "student")
-    critic_step(job, windows.detach(), text, torch.Generator().manual_seed(0), 0)
-    assert torch.equal(weights(job, "student"), after)
-    assert not torch.equal(weights(job, "critic"), before["critic"])
+@pytest.mark.parametrize(("order", "context"), KINDS)
+@pytest.mark.parametrize("exit_step", [0, 1, 2])
+def test_every_window_carries_gradients_of_its_own_exit_step_alone(
+    order: Order, context: Context, exit_step: int
+) -> None:
+    windows, parameters = rolled_out(make_self_rollout(order, context), exit_step, learn=True)
+    assert not rolled_out(make_self_rollout(order, context), exit_step)[0].requires_grad
+    for window in windows:
+        (grad,) = torch.autograd.grad(window.square().sum(), parameters[0], retain_graph=True)
+        assert grad.abs().max() > 0
+    # Of the first block, which sees no context, the whole gradient is that of one forward on what it began with.
+    student = tiny_denoiser(seed=1)
+    sigma, x = step_sigmas(STEPS, 2.0), noise(0, 0)
+    for j in range(exit_step):
+        with torch.no_grad():
+            x = add_noise(last_block(student, [], sigma[j], x, sigma[j], TEXT, 2), noise(0, j + 1), sigma[j + 1])
+    x0 = last_block(student, [], sigma[0], x, sigma[exit_step], TEXT, 2)
+    expected = torch.autograd.grad(x0.square().sum(), list(student.parameters()))
+    actual = torch.autograd.grad(windows[::2, :, :2].square().sum(), parameters)
+    assert max(relative_error(a, e) for a, e in zip(actual, expected, strict=True)) < 1e-4
 
 
-def test_the_regulariser_is_there_when_the_variant_asks_for_it() -> None:
-    results = {}
-    pairs = (torch.randn(2, 4, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1)), step_sigmas(3, 2.0), TEXT)
-    for name, variant in (("with", REGULARISED), ("without", HIAR)):
-        job = make_job(variant)
-        windows = self_rollout(job, TEXT, 7, range(2), 1, learn=True)
-        text = TEXT.repeat_interleave(2, dim=0)
-        metrics = student_step(job, windows, text, pairs, torch.Generator().manual_seed(0), 0)
-        assert ("forward_kl" in metrics) == (name == "with")
-        results[name] = weights(job, "student")
-    assert not torch.equal(results["with"], results["without"])
+def noise(block: int, step: int) -> Tensor:
+    return normals("rollout", SEED, SAMPLES, SHAPE, step=step, block=block)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "options", "conventions"),
+    [
+        (("step_first", "output"), {"renoise": "euler"}, {}),
+        (("step_first", "output"), {"sinks": 1}, {}),
+        (("step_first", "output"), {"sinks": 1}, {"sinks": "stay"}),
+        (("block_first", "clean"), {}, {"context_noise": 0.3}),
+    ],
+)
+def test_settings_of_the_rollout_are_passed_on(
+    kind: tuple[Order, Context], options: dict[str, Any], conventions: dict[str, Any]
+) -> None:
+    """Behind the first window, where contexts slide: what a setting makes of them, and that it makes a difference."""
+    order, context = kind
+    seen = make_self_rollout(order, context, windows=3, **options)
+    seen = dataclasses.replace(seen, conventions=CONVENTIONS.model_copy(update=conventions))
+    windows, _ = rolled_out(seen, 1)
+    plain, _ = rolled_out(make_self_rollout(order, context, windows=3), 1)
+    grid = make_grid(order, context, blocks=6, steps=2, window=2, sinks=options.get("sinks", 0))
+    sigmas, renoise = step_sigmas(STEPS, 2.0), options.get("renoise", "sde")
+    rollout = Rollout(grid, sigmas, SHAPE, renoise, SEED, SAMPLES, TEXT, conventions=seen.conventions)
+    expected = generate(tiny_denoiser(seed=1), rollout, order)
+    assert torch.equal(video_of(windows, 3), expected)
+    assert not torch.allclose(windows, plain, atol=1e-3)
 
 
 def test_half_precision_keeps_levels_and_latents_in_full() -> None:
-    full = self_rollout(make_job(REGULARISED), TEXT, 7, range(2), 1, learn=True)
-    job = make_job(REGULARISED, "bf16")
-    windows = self_rollout(job, TEXT, 7, range(2), 1, learn=True)
+    full, _ = rolled_out(make_self_rollout(), 1, learn=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        windows, parameters = rolled_out(make_self_rollout(), 1, learn=True)
     assert windows.dtype == torch.float32
     assert not torch.equal(windows, full)
-    windows.square().sum().backward()
-    student = job.student.module
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in student.parameters())
+    gradients = torch.autograd.grad(windows.square().sum(), parameters)
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
     assert (windows - full).abs().mean() < 0.1 * full.abs().mean()
-    critic_step(job, windows.detach(), TEXT.repeat_interleave(2, dim=0), torch.Generator().manual_seed(0), 0)
-    assert weights(job, "critic").dtype == torch.float32
-    AcceleratorState._reset_state(reset_partial_state=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,45 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         load_state(tmp_path, {"role": role}, {})
 
 
+def test_a_state_of_another_network_is_named_on_one_line(tmp_path: Path) -> None:
+    run(tmp_path, 6, stop=2)
+    other = make_role(tiny_denoiser(coordinates=True), SETTINGS, 6)
+    with pytest.raises(UserError, match=r"other networks .*size mismatch for transformer\.patch_embedding") as caught:
+        load_state(tmp_path, {"role": other}, {})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 330  # of torch's long list of differences, the first
+
+
 def test_training_checkpoints_as_it_goes(tmp_path: Path) -> None:
     role, memory = make_role(tiny_denoiser(), SETTINGS, 4), {}
     step = make_step(role, memory)
     train("test", 4, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9, memory=memory)
     assert load_state(tmp_path, {"role": role}, {})[0] == 3  # none after the last step: the artifact follows
+
+
+def test_every_step_is_logged_told_and_in_the_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With nothing to remember from step to step; a run that goes on counts and logs from where it goes on."""
+    logged: list[tuple[int, dict[str, float]]] = []
+
+    class Log:
+        def log(self, step: int, metrics: dict[str, float]) -> None:
+            logged.append((step, dict(metrics)))
+
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
+    for steps in (2, 5):
+        curve = train(
+            "a run", steps, lambda n: {"loss": n / 2}, {"role": role}, tmp_path, Log(), checkpoint_minutes=1e-9
+        )
+        assert curve == [{"step": n, "loss": n / 2} for n in range(steps)]
+        assert f"a run: {steps}/{steps}" in capsys.readouterr().err
+    assert logged == [(n, {"loss": n / 2}) for n in (0, 1, 1, 2, 3, 4)]  # the last step of a run leaves no state
+    assert load_state(tmp_path, {"role": role}, {})[0] == 4
+
+
+def test_a_state_waits_for_its_minutes(tmp_path: Path) -> None:
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
+    train("test", 3, lambda _: {"loss": 0.0}, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
+    assert not (tmp_path / STATE).exists()
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path) -> None:
@@ -103,9 +138,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path
     def step(number: int) -> dict[str, float]:
         return {"loss": math.inf} if number == 3 else good(number)
 
-    with pytest.raises(UserError, match=r"loss = inf at step 3; lower the learning rate"):
+    advice = rf"loss = inf at step 3; lower the learning rate .*--restart-from {re.escape(str(tmp_path.parent))}$"
+    with pytest.raises(UserError, match=advice):
         train("test", 6, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9, memory=memory)
     assert load_state(tmp_path, {"role": role}, {})[0] == 3
+
+
+def test_without_a_state_a_loss_that_is_not_finite_sends_nobody_back_to_one(tmp_path: Path) -> None:
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
+    with pytest.raises(UserError, match=r"loss = nan at step 0; .* and start anew$"):
+        train("test", 3, lambda _: {"loss": math.nan}, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
 
 
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
@@ -143,6 +185,66 @@ def test_the_average_starts_from_the_first_weights_and_follows(tmp_path: Path) -
     for count, value in enumerate(seen[1:], start=1):
         expected = expected.lerp(value, 1 - min(0.9, (1 + count) / (10 + count)))
     torch.testing.assert_close(average, expected)
+
+
+def test_the_first_average_is_a_copy_and_a_late_one_leaves_out_what_came_before() -> None:
+    """Update by update; where averaging would begin after the end, the last weights are what is kept."""
+    accelerator = Accelerator(cpu=True)
+    for first, steps, averaged in ((0, 3, [0, 1, 2]), (2, 4, [2, 3]), (9, 3, [2])):
+        settings = SETTINGS.model_copy(update={"muon": None, "ema": 0.5, "ema_from": first})
+        role = make_role(torch.nn.Linear(2, 1, bias=False), settings, steps)
+        weight, initial = role.module.weight, role.module.weight.detach().clone()
+        expected, count = initial, 0
+        for step in range(steps):
+            weight.grad = torch.ones_like(weight)
+            update(role, step, accelerator)
+            if step in averaged:
+                decay = min(0.5, (1 + count) / (10 + count)) if count else 0.0
+                expected, count = decay * expected + (1 - decay) * weight.detach(), count + 1
+            torch.testing.assert_close(kept(role).weight, expected)
+        assert not torch.equal(expected, initial)
+        assert not kept(role).weight.requires_grad
+
+
+def test_an_update_clips_scales_every_optimiser_and_forgets_the_gradient() -> None:
+    role = make_role(tiny_denoiser(), SETTINGS.model_copy(update={"clip": 0.5}), 10)
+    peaks = [0.001, 0.01]
+    for step, factor in ((0, 1 / 3), (1, 2 / 3), (2, 1.0), (6, 0.5)):
+        gradients = {}
+        for index, parameter in enumerate(role.module.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.01 * (index + 1))
+            gradients[parameter] = parameter.grad
+        raw = torch.cat([grad.flatten().clone() for grad in gradients.values()])
+        norm = update(role, step, Accelerator(cpu=True))
+        assert norm == pytest.approx(raw.norm().item(), rel=1e-5)
+        clipped = torch.cat([grad.flatten() for grad in gradients.values()])
+        torch.testing.assert_close(clipped, raw * 0.5 / raw.norm(), rtol=1e-4, atol=0)
+        rates = [group["lr"] for optimizer in role.optimizers for group in optimizer.param_groups]
+        assert rates == pytest.approx([peak * factor for peak in peaks])
+        assert all(parameter.grad is None for parameter in role.module.parameters())
+
+
+def test_optimisers_have_the_settings() -> None:
+    role = make_role(tiny_denoiser(), SETTINGS, 10)
+    adamw, muon = (optimizer.param_groups[0] for optimizer in role.optimizers)
+    assert (adamw["betas"], adamw["weight_decay"]) == ((0.9, 0.99), 0.0)
+    assert muon["weight_decay"] == 0.01
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS, 10)  # nothing for Muon, which takes no empty list
+    assert [type(optimizer) for optimizer in role.optimizers] == [torch.optim.AdamW]
+    frozen = tiny_denoiser()
+    frozen.transformer.blocks[0].requires_grad_(False)
+    role = make_role(frozen, SETTINGS, 10)
+    learning = {id(p) for o in role.optimizers for group in o.param_groups for p in group["params"]}
+    assert learning == {id(p) for p in frozen.parameters() if p.requires_grad}
+
+
+def test_the_rate_of_every_update() -> None:
+    cosine = SETTINGS.model_copy(update={"warmup": 2})
+    constant = cosine.model_copy(update={"decay": "constant"})
+    assert [lr_factor(constant, step, 6) for step in range(6)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
+    fall = [0.5 * (1 + math.cos(math.pi * n / 4)) for n in range(4)]
+    assert [lr_factor(cosine, step, 6) for step in range(6)] == pytest.approx([1 / 3, 2 / 3, *fall])
+    assert lr_factor(cosine, 2, 2) == 1  # a run no longer than its warm-up
 
 
 def test_without_a_decay_no_average_is_kept() -> None:

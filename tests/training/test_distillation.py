@@ -1,0 +1,305 @@
+"""Self-rollout distillation: whole steps against the same steps written out, and who learns when from what."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from tiny import tiny_denoiser
+from torch import Tensor
+from written_out import Learner, WrittenOut
+
+from hiar.config import AdamW, Conventions, Distill, ForwardKL, Levels, Optimizer, Schedule, Variant, Video
+from hiar.noise import normals
+from hiar.schedule import step_sigmas
+from hiar.training.distillation import Distillation, critic_step, distillation_step, remember, student_step
+from hiar.training.role import kept, make_role
+from hiar.training.self_rollout import SelfRollout
+
+SEED, STUDENT, CRITIC = 18, 1000, 2000  # seed, and the first samples of the student and of the critic
+SHAPE = (3, 2, 4, 4)
+VIDEO = Video(frames=4, block=2, window=4, sink_blocks=0)
+SCHEDULE = Schedule(teacher_shift=4.0, student_shift=2.0, student_steps=3, renoise="sde")
+NO_TEXT = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(10))
+PAIRS = (
+    torch.randn(5, 4, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1)),
+    step_sigmas(3, 2.0),
+    torch.randn(5, 5, 8, generator=torch.Generator().manual_seed(2)),
+)
+GENERATOR = Optimizer(
+    adamw=AdamW(lr=1e-3, betas=(0.5, 0.9), weight_decay=0.1),
+    muon=None,
+    warmup=1,
+    decay="cosine",
+    clip=1.0,
+    ema=0.15,
+    ema_from=0,
+)
+FOLLOWER = Optimizer(
+    adamw=AdamW(lr=2e-3, betas=(0.3, 0.8), weight_decay=0.3),
+    muon=None,
+    warmup=3,
+    decay="cosine",
+    clip=2.0,
+    ema=None,
+    ema_from=0,
+)
+SETTINGS = Distill(
+    steps=4,
+    batch=2,
+    windows=2,
+    guidance=3.0,
+    critic_updates=2,
+    critic_warmup=0,
+    critic_batch=6,
+    critic_floor=0.3,
+    replay=2,
+    levels=Levels(shift=1.5, lowest=0.1, highest=0.8),
+    generator=GENERATOR,
+    critic=FOLLOWER,
+)
+HIAR = Variant(order="step_first", context="output", forward_kl=None)
+SELF_FORCING = Variant(order="block_first", context="clean", forward_kl=None)
+TWO_WAYS = ForwardKL(weight=3.0, steps=2, attention="bidirectional")
+CAUSAL = ForwardKL(weight=3.0, steps=1, attention="causal")
+PLAIN = Conventions(given="level", sinks="turn", context_noise=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_precision() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class Prompts:
+    """A text of its own for each sample; ``asked`` for in this order."""
+
+    def __init__(self) -> None:
+        self.asked: list[range] = []
+
+    def __call__(self, samples: range) -> Tensor:
+        self.asked.append(samples)
+        return normals("measuring", 0, samples, (5, 8))
+
+
+def with_forward_kl(spec: ForwardKL, variant: Variant = HIAR) -> Variant:
+    return variant.model_copy(update={"forward_kl": spec})
+
+
+def make_job(
+    variant: Variant = HIAR,
+    precision: Literal["no", "bf16"] = "no",
+    conventions: Conventions = PLAIN,
+    **changes: Any,
+) -> Distillation:
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate allows one precision a process otherwise
+    settings = Distill(**(dict(SETTINGS) | changes))
+    teacher = tiny_denoiser(seed=3).requires_grad_(False)
+    return Distillation(
+        student=make_role(tiny_denoiser(seed=1), settings.generator, settings.steps),
+        critic=make_role(tiny_denoiser(seed=2), settings.critic, settings.all_steps * settings.critic_updates),
+        teacher=teacher,
+        roll_out=SelfRollout(SHAPE, settings.windows, variant, VIDEO, SCHEDULE, conventions),
+        settings=settings,
+        prompts=Prompts(),
+        no_text=NO_TEXT,
+        student_samples=STUDENT,
+        critic_samples=CRITIC,
+        pairs=PAIRS,
+        seed=SEED,
+        accelerator=Accelerator(cpu=True, mixed_precision=precision),
+    )
+
+
+def write_out(job: Distillation) -> WrittenOut:
+    """The same networks, settings and keys for the reference, which keeps its own state."""
+    settings, roll_out = job.settings, job.roll_out
+    return WrittenOut(
+        student=Learner(copy.deepcopy(job.student.module), settings.generator, settings.steps),  # type: ignore[arg-type]
+        critic=Learner(
+            copy.deepcopy(job.critic.module),  # type: ignore[arg-type]
+            settings.critic,
+            settings.critic_updates * (-(-settings.critic_warmup // settings.critic_updates) + settings.steps),
+        ),
+        teacher=job.teacher,
+        settings=settings,
+        variant=roll_out.variant,
+        video=VIDEO,
+        schedule=SCHEDULE,
+        conventions=roll_out.conventions,
+        prompts=Prompts(),
+        no_text=NO_TEXT,
+        student_samples=STUDENT,
+        critic_samples=CRITIC,
+        pairs=PAIRS,
+        seed=SEED,
+        shape=SHAPE,
+    )
+
+
+def flat(tensors: Any) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def weights(job: Distillation, role: str) -> Tensor:
+    return flat(getattr(job, role).module.parameters())
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "HiAR": {},
+    "Self-Forcing": {"variant": SELF_FORCING},
+    "noisy clean contexts": {
+        "variant": SELF_FORCING,
+        "conventions": Conventions(given="level", sinks="turn", context_noise=0.3),
+    },
+    "forward-KL": {"variant": with_forward_kl(TWO_WAYS)},
+    "causal forward-KL": {"variant": with_forward_kl(CAUSAL)},
+    "no guidance": {"guidance": 1.0},
+    "one window, other levels": {
+        "windows": 1,
+        "levels": Levels(shift=6.0, lowest=0.0, highest=0.95),
+        "critic_floor": 0.0,
+        "critic_updates": 1,
+    },
+    "no replay": {"replay": None, "critic_batch": 4},
+    "a critic that warms up": {"critic_warmup": 3},
+    "a critic that warms up without replay": {"critic_warmup": 2, "replay": None, "critic_batch": 2},
+    "an average that begins late": {
+        "generator": GENERATOR.model_copy(update={"ema": 0.9, "ema_from": 2, "warmup": 2, "clip": 100.0}),
+        "steps": 5,
+    },
+}
+
+
+def assert_same_weights(actual: Tensor, expected: Tensor, rate: float) -> None:
+    """To 1e-6, but for one weight in 500: Adam turns the rounding of a gradient near 0 into a share of an update."""
+    away = (actual - expected).abs()
+    assert away.quantile(0.998) < 1e-6
+    assert away.max() < 0.1 * rate
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_are_the_ones_written_out(case: str) -> None:
+    """Metrics, weights, averages, replay and prompts after every step of a whole run."""
+    job = make_job(**CASES[case])
+    expected, settings, exits = write_out(job), job.settings, set()
+    for step in range(settings.all_steps):
+        exits.add(expected.draw_exit("exit step", step))
+        before = weights(job, "student")
+        assert distillation_step(job, step) == pytest.approx(expected.step(step), rel=2e-5)
+        warming = not expected.student.updates
+        assert torch.equal(weights(job, "student"), before) == warming
+        assert_same_weights(weights(job, "student"), flat(expected.student.parameters), settings.generator.adamw.lr)
+        assert_same_weights(weights(job, "critic"), flat(expected.critic.parameters), settings.critic.adamw.lr)
+        if expected.student.averaged:
+            averaged = flat(kept(job.student).parameters())
+            assert_same_weights(averaged, flat(expected.student.average), settings.generator.adamw.lr)
+        if settings.replay is not None:
+            windows, text = (torch.stack(part) for part in zip(*expected.replay, strict=True))
+            torch.testing.assert_close(job.replay["windows"], windows, rtol=0, atol=1e-4)
+            assert torch.equal(job.replay["text"], text)
+    assert exits == {0, 1, 2}
+    assert expected.student.updates == settings.steps
+    assert expected.student.averaged > 0
+    assert job.prompts.asked == expected.prompts.asked  # type: ignore[attr-defined]
+    assert (job.replay == {}) == (settings.replay is None)
+    assert all(parameter.grad is None for parameter in job.teacher.parameters())
+
+
+def test_while_the_critic_warms_up_the_student_stays_as_it_is() -> None:
+    """Three updates of the critic are two steps of two; the generator's schedule begins after them."""
+    job = make_job(critic_warmup=3)
+    first, averaged = weights(job, "student"), flat(kept(job.student).parameters())
+    for step in range(2):
+        before = weights(job, "critic")
+        assert set(distillation_step(job, step)) == {"critic", "critic_grad_norm"}
+        assert torch.equal(weights(job, "student"), first)
+        assert torch.equal(flat(kept(job.student).parameters()), averaged)
+        assert not torch.equal(weights(job, "critic"), before)
+        assert updates(job, "critic") == 2 * (step + 1)
+    assert "dmd" in distillation_step(job, 2)
+    assert not torch.equal(weights(job, "student"), first)
+    assert (updates(job, "student"), updates(job, "critic")) == (1, 6)
+    assert job.student.optimizers[0].param_groups[0]["lr"] == pytest.approx(GENERATOR.adamw.lr / 2)  # of warm-up 1
+
+
+def updates(job: Distillation, role: str) -> int:
+    """How often a network's optimiser has stepped."""
+    states = [*getattr(job, role).optimizers[0].state.values()]
+    (count,) = {int(state["step"]) for state in states} or {0}
+    return count
+
+
+def test_the_student_learns_from_frozen_scores_and_the_critic_from_the_students_videos() -> None:
+    job = make_job()
+    before = {role: weights(job, role) for role in ("student", "critic")}
+    text = job.prompts(range(2))
+    windows = job.roll_out(job.student.module, text, 7, range(2), 1, learn=True)  # type: ignore[arg-type]
+    text = text.repeat_interleave(2, dim=0)
+    student_step(job, windows, text, 0)
+    assert not torch.equal(weights(job, "student"), before["student"])
+    assert torch.equal(weights(job, "critic"), before["critic"])
+    after = weights(job, "student")
+    critic_step(job, windows.detach(), text, 0)
+    assert torch.equal(weights(job, "student"), after)
+    assert not torch.equal(weights(job, "critic"), before["critic"])
+
+
+def test_variants_see_the_same_prompts_noise_and_levels() -> None:
+    """What a variant adds draws from streams of its own: a first update is the same with and without."""
+    students, scores = {}, {}
+    for name, options in {
+        "replay": {},
+        "fresh": {"replay": None, "critic_batch": 4},
+        "more of the critic": {"critic_updates": 3, "critic_batch": 2},
+        "forward-KL": {"variant": with_forward_kl(TWO_WAYS)},
+    }.items():
+        job = make_job(**options)
+        scores[name] = distillation_step(job, 0)["dmd"]
+        students[name] = weights(job, "student")
+    assert len(set(scores.values())) == 1
+    assert torch.equal(students["replay"], students["fresh"])
+    assert torch.equal(students["replay"], students["more of the critic"])
+    assert not torch.equal(students["replay"], students["forward-KL"])
+
+
+def test_the_replay_holds_the_newest_windows_and_their_text() -> None:
+    replay: dict[str, Tensor] = {}
+    rows = torch.arange(10.0).view(10, 1)
+    for first in range(0, 10, 2):
+        remember(replay, rows[first : first + 2], -rows[first : first + 2], size=5)
+        held = [*range(max(0, first + 2 - 5), first + 2)]
+        assert replay["windows"].flatten().tolist() == held
+        assert replay["text"].flatten().tolist() == [-number for number in held]
+
+
+def test_a_variant_with_forward_kl_needs_pairs() -> None:
+    job = dataclasses.replace(make_job(with_forward_kl(TWO_WAYS)), pairs=None)
+    with pytest.raises(ValueError, match="forward-KL needs the teacher's pairs"):
+        distillation_step(job, 0)
+
+
+def test_in_half_precision_every_forward_is_autocast_and_weights_stay_whole() -> None:
+    variant = with_forward_kl(TWO_WAYS)
+    job, samples = make_job(variant, "bf16", critic_updates=1), range(STUDENT, STUDENT + 2)
+    expected, text = write_out(job), Prompts()(samples)
+    with torch.autocast("cpu", torch.bfloat16):
+        exit_step = expected.draw_exit("exit step", 0)
+        windows = job.roll_out(expected.student.network, text, SEED, samples, exit_step, learn=True)
+        text = text.repeat_interleave(2, dim=0)
+        expected.replay = [*zip(windows.detach(), text, strict=True)]
+        theirs = expected.student_update(windows, text) | expected.critic_update(0)
+    metrics = distillation_step(job, 0)
+    assert torch.equal(job.replay["windows"], windows.detach())
+    assert weights(job, "student").dtype == weights(job, "critic").dtype == torch.float32
+    full = distillation_step(make_job(variant, critic_updates=1), 0)
+    for name in ("dmd", "forward_kl", "critic"):
+        assert metrics[name] == pytest.approx(theirs[name], rel=1e-5)
+        assert metrics[name] != pytest.approx(full[name], rel=5e-5)
+        assert metrics[name] == pytest.approx(full[name], rel=0.02)
