@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +17,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import Field
 
 from hiar.config import Params, Section, World
 from hiar.errors import UserError
 from hiar.io.artifacts import (
     MANIFEST,
+    Facts,
     content_hash,
+    facts,
     read_manifest,
     source_hash,
     unfinished,
@@ -159,13 +163,19 @@ def make_accelerator(params: Params) -> Accelerator:
 
 def _check_shape(folder: Path, manifest: Mapping[str, Any], params: Params) -> None:
     """Raise UserError when an artifact was made for tensors of another shape than ``params`` ask for."""
-    for field, value in manifest.get("shape", {}).items():
-        wanted = _value(params, field)
+    made = facts(folder, manifest, _Made)
+    for field in {field for fields in SHAPE.values() for field in fields} & made.shape.keys():
+        value, wanted = made.shape[field], _value(params, field)
         if value != wanted:
             raise UserError(
                 f"{folder / MANIFEST}: {field} = {value}: params.yaml says {wanted}; "
-                f"run stage {manifest['stage']} again, or set it back"
+                f"run stage {made.stage} again, or set it back"
             )
+
+
+class _Made(Facts):
+    shape: dict[str, Any] = Field(default_factory=dict)
+    stage: str = "(unknown)"
 
 
 def _value(params: Params, field: str) -> Any:
@@ -208,7 +218,10 @@ def write_log(
 
 
 def write_metrics(workspace: Path, place: str, metrics: Mapping[str, float]) -> None:
-    """metrics/<place>.json: the final figures of a stage."""
+    """metrics/<place>.json: the final figures of a stage. Raises UserError for one that is not finite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(f"{place}: {name} = {value}: should be finite; lower the learning rate and start anew")
     write_json(
         workspace / "metrics" / f"{place}.json", {name: float(f"{value:.6g}") for name, value in metrics.items()}
     )
