@@ -88,7 +88,7 @@ class PatchCodec(nn.Module):
 
         Raises UserError when a weight is not finite; nothing is then written.
         """
-        require_finite(self.state_dict(), "codec")
+        require_finite(self.state_dict(), str(folder / WEIGHTS))
         (folder / CONFIG).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(self.state_dict(), folder / WEIGHTS)
 

@@ -105,8 +105,8 @@ class Generator:
         Raises UserError when a weight is not finite; nothing is then written.
         """
         for name, network in (("transformer", self.denoiser.transformer), ("text_encoder", self.text)):
-            require_finite(network.state_dict(), name)
-        require_finite(self.codec.state_dict(), "codec")
+            require_finite(network.state_dict(), str(folder / name))
+        require_finite(self.codec.state_dict(), str(folder / "codec"))
         self.denoiser.transformer.save_pretrained(folder / "transformer")
         self.text.save_pretrained(folder / "text_encoder")
         (folder / "codec").mkdir(exist_ok=True)
