@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from hiar.errors import UserError
-from hiar.io.files import atomic_file, check_place, followed, missing, remove, sync, write_json, write_text, writing
+from hiar.io.files import (
+    atomic_file,
+    check_place,
+    followed,
+    is_mounted,
+    missing,
+    remove,
+    sync,
+    write_json,
+    write_text,
+    writing,
+)
 from hiar.io.manifests import (
     MANIFEST,
     Facts,
@@ -105,7 +116,7 @@ def _check_replaceable(folder: Path, kind: str | None) -> None:
         return
     if not folder.is_dir():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
-    if folder.is_mount():
+    if is_mounted(folder):
         raise UserError(f"{folder}: is mounted, so it cannot be replaced as a whole; choose a folder below it")
     if not any(folder.iterdir()):
         return

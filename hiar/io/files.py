@@ -111,6 +111,15 @@ def missing(path: Path) -> bool:
     return False
 
 
+def is_mounted(path: Path) -> bool:
+    """Whether a file or folder is a mount of its own, as containers have them: its name then stays where it is."""
+    try:
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()]
+    except OSError:  # no Linux
+        return path.is_mount()
+    return os.path.realpath(path) in [re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), at) for at in mounts]
+
+
 def check_place(folder: Path) -> None:
     """Raise UserError when no file can be made in a folder; the trial leaves nothing in it."""
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hiar.errors import UserError
-from hiar.io.files import check_place, followed, missing, temporary_of, write_text, writing
+from hiar.io.files import check_place, followed, is_mounted, missing, temporary_of, write_text, writing
 
 STDOUT = 1
 LINKS = 40  # that Linux follows in a row
@@ -46,6 +46,8 @@ def output_of(option: str, name: str) -> Output:
                 raise UserError(f"{option} = {name}: may not be written; get permission or choose another place")
             return path
         file = followed(path)
+        if is_mounted(file):
+            raise UserError(f"{option} = {name}: is mounted, so it cannot be replaced; name another file")
         if missing(file.parent):
             raise UserError(f"{option} = {name}: there is no folder {file.parent}; make it or choose another place")
         with suppress(FileNotFoundError):

@@ -169,6 +169,24 @@ def test_a_folder_that_cannot_be_is_told_before_any_work(mistake):
             assert mistake(*SAMPLE, "nowhere", "--processes", 2, "--out", name) == said
 
 
+def test_what_is_mounted_is_told_before_any_work(mistake):
+    """As a container's volumes are; on one disk, where the numbers of devices do not tell."""
+    shutil.copytree("videos", "a folder")
+    for name in ("kept", "score.json"):
+        Path(name).touch()
+    command = "mount --bind kept score.json && mount --bind 'a folder' 'a folder'"
+    mounted = subprocess.run(["bash", "-c", command], capture_output=True).returncode == 0
+    try:
+        if not mounted:
+            pytest.skip("this user may not mount")
+        said = "--out = score.json: is mounted, so it cannot be replaced; name another file"
+        assert mistake("score", "nowhere", "--out", "score.json") == said
+        said = "a folder: is mounted, so it cannot be replaced as a whole; choose a folder below it"
+        assert mistake(*SAMPLE, "nowhere", "--out", "a folder") == said
+    finally:
+        subprocess.run(["umount", "score.json", "a folder"], capture_output=True)
+
+
 def test_what_is_read_and_leads_back_to_itself(mistake, student, project):
     os.symlink("loop", "loop")
     sample = (*SAMPLE[:1], *SAMPLE[3:])
