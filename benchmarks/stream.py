@@ -22,7 +22,7 @@ from typing import IO, Any
 import av
 import psutil
 
-from benchmarks.command import Parser
+from benchmarks.command import Parser, check_out
 from benchmarks.students import save_student
 from hiar.errors import UserError
 from hiar.io.artifacts import code_version, content_hash, write_json
@@ -187,6 +187,7 @@ def main(line: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the result")
     try:
         options = parser.parse_args(line)
+        check_out(options.out)
         if options.blocks < 6:
             raise UserError(f"--blocks = {options.blocks}: are too few to compare; give at least 6")
         result = bench(options.checkpoint, options.blocks, options.threads)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,6 +15,7 @@ import typer
 
 from hiar.errors import ERROR_FILE, RunFailed, UserError
 from hiar.io.files import writing
+from hiar.io.outputs import is_terminal, output_of
 from hiar.options import prompts_of, walk_of
 
 # What each stage is told on the command line.
@@ -170,8 +170,11 @@ def sample(
     walk = walk_of(order, context)
     texts = prompts_of(prompt, prompts)
 
+    from hiar.io.artifacts import check_folder
     from hiar.io.ranks import launch, launched
 
+    if not launched():
+        check_folder("--out", out, "samples")
     request = (checkpoint, texts, frames, *walk, seed, out, save_latents, fp8)
     if launched():
         from hiar.stages.pipelined import sample_on_rank
@@ -224,29 +227,29 @@ def stream(
     """
     walk = walk_of(order, context)
     (text,) = prompts_of(prompt, None)
-    if out == "-" and sys.stdout.isatty():
-        raise UserError("--out = -: is a terminal; name a file, or append a reader, such as | ffplay -")
+    target = output_of("--out", out)
+    if is_terminal(target):
+        raise UserError(f"--out = {out}: is a terminal; name a file, or append a reader, such as | ffplay -")
 
     from hiar.stages.stream import stream as write_stream
 
-    # Unbuffered: what a reader that has gone did not take is not tried again at the end of the process.
-    to_file = out != "-"
-    with nullcontext(Path(out)) if to_file else open(sys.stdout.fileno(), "wb", buffering=0, closefd=False) as target:
-        write_stream(checkpoint, text, change or [], frames, *walk, seed, fp8, target)
+    write_stream(checkpoint, text, change or [], frames, *walk, seed, fp8, target)
 
 
-@app.command(epilog=_examples("hiar score out --out out/score.json"))
+@app.command(epilog=_examples("hiar score out --out score.json", "hiar score out --out - | jq .metrics.good"))
 def score(
     folder: Annotated[Path, typer.Argument(help="Folder of mp4 videos, with a caption a line in captions.txt.")],
-    out: Annotated[Path, typer.Option(help="JSON file for the figures: mean, standard error and count.")],
+    out: Annotated[str, typer.Option(help="JSON file for the figures: mean, standard error and count; -: stdout.")],
 ) -> None:
     """Score videos of the built-in world.
 
     How well they show what was asked, how much they drift, how they move.
     """
+    target = output_of("--out", out)
+
     from hiar.stages.score import score_folder
 
-    score_folder(folder, out)
+    score_folder(folder, target)
 
 
 @config.command("show", epilog=_examples("hiar config show smoke"))
@@ -278,6 +281,7 @@ def main() -> NoReturn:
     try:
         with writing(Path("output")):  # also where a library writes: a full disk is the user's to mend
             code = typer.main.get_command(app).main(sys.argv[1:] or ["--help"], standalone_mode=False)
+            _flush()
     except UserError as error:
         code = _fail(str(error))
     except RunFailed as error:
@@ -292,10 +296,23 @@ def main() -> NoReturn:
     sys.exit(code or 0)
 
 
+def _flush() -> None:
+    """Write what is still kept back of the output; what cannot be is dropped, else Python tries again as it ends."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough; typer ends so where it meets this first
+            sys.exit(1)
+        raise
+
+
 def _fail(message: str, code: int = 2) -> int:
     line = " ".join(message.split())
     if path := os.environ.get(ERROR_FILE):
-        Path(path).write_text(line, encoding="utf-8")
+        Path(path).write_text(line, encoding="utf-8", errors="backslashreplace")
     else:
         print(f"error: {line}", file=sys.stderr)
     return code

@@ -33,6 +33,8 @@ def prompts_of(prompt: str | None, path: Path | None) -> list[str]:
         data = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file; name a text file with one prompt a line") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a text file with one prompt a line") from None
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

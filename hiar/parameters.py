@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from hiar.config import Params, Section
 from hiar.errors import BrokenRule, UserError, suggest
+
+SHOWN = 100  # characters of a value in an error line
 
 
 def load_params(path: Path) -> Params:
@@ -25,7 +27,7 @@ def parse_params(tree: dict[str, Any], source: Path) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
+        raise UserError(f"{source}: {explain(error)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -34,6 +36,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's folder or name the file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that or name another file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except yaml.YAMLError as error:
@@ -52,25 +56,31 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError) -> str:
-    """The first problem of a validation error, in one line."""
+def explain(error: ValidationError, section: type[BaseModel] = Params) -> str:
+    """The first problem of an error in validating ``section``, in one line."""
     problem = error.errors()[0]
     field = ".".join(str(part) for part in problem["loc"])
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, BrokenRule):
         field = ".".join(part for part in (field, cause.field) if part)
-        return f"{field} = {cause.value!r}: {cause.remedy}"
+        return f"{field} = {_short(cause.value)}: {cause.remedy}"
     if problem["type"] == "extra_forbidden":
-        suggestion = suggest(field.rsplit(".", 1)[-1], _siblings(problem["loc"]))
-        return f"{field} = {problem['input']!r}: unknown parameter; {suggestion}"
+        suggestion = suggest(field.rsplit(".", 1)[-1], _siblings(problem["loc"], section))
+        return f"{field} = {_short(problem['input'])}: unknown parameter; {suggestion}"
     if problem["type"] == "missing":
         return f"{field}: is missing; give it a value"
-    return f"{field} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    reason = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    return f"{field} = {_short(problem['input'])}: {reason}" if field else reason
 
 
-def _siblings(loc: tuple[int | str, ...]) -> list[str]:
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _siblings(loc: tuple[int | str, ...], outermost: type[BaseModel]) -> list[str]:
     """The fields of the section that holds ``loc``."""
-    section: Any = Params
+    section: Any = outermost
     for part in loc[:-1]:
         annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else section
         options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Section)]

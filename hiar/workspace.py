@@ -75,7 +75,7 @@ def open_workspace(root: Path, name: str | None) -> Path:
         workspace / PARAMS: header + yaml.safe_dump(experiment_tree(root, name), sort_keys=False),
         workspace / ".dvc" / "config": DVC_CONFIG,
     }.items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        if not path.exists() or path.read_bytes() != text.encode():
             write_text(path, text)
     return workspace
 

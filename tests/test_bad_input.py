@@ -82,7 +82,7 @@ def test_a_shard_that_is_not_whole(work, artifacts, spoil, complaint):
     before = contents(work)
     line = mistake("stage", "init", "--seed", 0, folder=work)
     assert line.startswith(f"artifacts/seed-0/pairs/00001.safetensors: {complaint}")
-    assert line.endswith("delete artifacts/seed-0/pairs and run the stage that makes it again")
+    assert line.endswith("; run the stage that makes it again, or name another folder")
     assert contents(work) == before
     assert not list(work.rglob("*.partial"))
 
@@ -159,11 +159,12 @@ def test_outputs_below_a_file_and_instead_of_what_is_no_artifact(work, smoke):
     (work / "folder").mkdir()
     (work / "folder" / "letter.txt").write_text("of somebody")
     before = contents(work)
-    assert sample(work, "--out", "file/out") == "file: file exists; a file has this name; choose another"
+    below = "not a directory; a part of this path is a file; choose another place"
+    assert sample(work, "--out", "file/out") == f"file/out: {below}"
     line = sample(work, "--out", "folder")
     assert line.startswith("folder: holds files but no manifest.json, so it is no artifact to replace; choose")
     videos = smoke / "artifacts" / "seed-0" / "samples" / "distill" / "hiar"
-    assert mistake("score", videos, "--out", "file/score.json", folder=work).startswith("file: file exists; a")
+    assert mistake("score", videos, "--out", "file/score.json", folder=work) == f"file/score.json: {below}"
     assert contents(work) == before
     assert not list(work.rglob("*.partial"))
 

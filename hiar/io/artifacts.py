@@ -2,7 +2,7 @@
 
 A folder is filled as ``<folder>.partial``, which survives a crash and is taken up again by the next run with the same
 key. In it, names that start with a dot are scratch (the key, temporary files, the state to resume from): they are gone
-from the finished folder. Manifests are byte-deterministic: no times, no absolute paths.
+from the finished folder.
 """
 
 from __future__ import annotations
@@ -14,21 +14,45 @@ import hashlib
 import itertools
 import json
 import os
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hiar.errors import UserError
-from hiar.io.files import atomic_file, remove, sync, write_json, write_text, writing
+from hiar.io.files import (
+    atomic_file,
+    check_place,
+    followed,
+    is_mounted,
+    missing,
+    remove,
+    sync,
+    write_json,
+    write_text,
+    writing,
+)
+from hiar.io.manifests import (
+    MANIFEST,
+    Facts,
+    canonical,
+    code_version,
+    content_hash,
+    facts,
+    load_manifest,
+    read_manifest,
+    write_manifest,
+)
 from hiar.io.progress import tell
 
 __all__ = [
     "MANIFEST",
+    "Facts",
     "atomic_file",
+    "check_folder",
     "code_version",
     "content_hash",
+    "facts",
     "package_hash",
     "read_manifest",
     "unfinished",
@@ -37,7 +61,6 @@ __all__ = [
     "write_text",
 ]
 
-MANIFEST = "manifest.json"
 _KEY = ".key.json"
 
 
@@ -49,74 +72,38 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
     content), so that the body can resume; else it is set aside as ``<folder>.aside-N.partial``, which is told, and the
     folder starts out empty. An exception or a kill leaves it in place.
     ``folder`` keeps its old content until the new one is whole and on disk; with ``replaces``, that must be an artifact
-    of this kind.
+    of this kind. Where ``folder`` is a link, what it leads to is meant.
 
     Raises UserError when another process of this machine is writing the folder; when ``folder`` exists and is no
-    artifact; and when something cannot be written (also in the body): no space, no permission, read-only.
+    artifact, or holds more than one; and when something cannot be written (also in the body): no space, no permission,
+    read-only.
     """
     with writing(folder):
+        folder = followed(folder)
         _check_replaceable(folder, replaces)
         partial = folder.with_name(f"{folder.name}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
         while True:
             with _locked(partial):
                 _recover(folder)
-                if _start(partial, _canonical(key)):
+                if _start(partial, canonical(key)):
                     yield partial
                     _finish(partial, folder)
                     return
 
 
-def write_manifest(folder: Path, kind: str, *, parents: Mapping[str, Path] | None = None, **facts: Any) -> None:
-    """Describe ``folder`` in its ``manifest.json``; to be called when everything else is in it.
-
-    It holds ``kind``, the ``facts`` (JSON values), the ``code`` (commit, and whether the package differed from it), the
-    content hashes of the ``parents`` (artifact folders by name), and size and SHA-256 of every file.
-    """
-    manifest = {
-        "kind": kind,
-        "code": code_version(),
-        "parents": {name: content_hash(parent) for name, parent in (parents or {}).items()},
-        "files": {str(path.relative_to(folder)): _describe(path) for path in _content(folder)},
-    }
-    if taken := manifest.keys() & facts.keys():
-        raise ValueError(f"facts of a manifest cannot be called {', '.join(sorted(taken))}")
-    write_json(folder / MANIFEST, manifest | facts)
-
-
-def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
-    """The manifest of an artifact folder, after checking its kind and the size and SHA-256 of every file in it.
-
-    Raises UserError naming the file that is missing, truncated or altered.
-    """
-    manifest = _load_manifest(folder)
-    if manifest["kind"] != kind:
-        raise UserError(
-            f"{folder / MANIFEST}: kind = {manifest['kind']!r}: should be {kind!r}; name a folder of that kind"
-        )
-    for name, expected in manifest["files"].items():
-        _check_file(folder / name, expected)
-    return manifest
-
-
-def content_hash(folder: Path) -> str:
-    """SHA-256 over the names, sizes and hashes of the files in the manifest of ``folder``; no fact or commit enters."""
-    return hashlib.sha256(_canonical(_load_manifest(folder)["files"]).encode()).hexdigest()
-
-
-@functools.cache
-def code_version() -> dict[str, Any]:
-    """``{"commit", "dirty"}`` of the git checkout that holds this package; the commit is "unknown" outside of one.
-
-    Only the package's own files count as dirty: metrics and lock files change in every run.
-    """
-    package = Path(__file__).resolve().parent.parent
-    if not _git(package, "ls-files", "--", "errors.py"):  # installed, maybe in an environment inside some checkout
-        return {"commit": "unknown", "dirty": False}
-    return {
-        "commit": _git(package, "rev-parse", "HEAD"),
-        "dirty": bool(_git(package, "status", "--porcelain", "--", ".")),
-    }
+def check_folder(option: str, folder: Path, kind: str) -> None:
+    """Raise UserError when the value of an option is no place for a folder of this kind; for before any work."""
+    if folder == Path("-"):
+        raise UserError(f"{option} = -: a folder cannot be written to the standard output; name one")
+    with writing(folder):
+        end = followed(folder)
+        _check_replaceable(end, kind)
+        if missing(end.parent):
+            raise UserError(f"{option} = {folder}: there is no folder {end.parent}; make it or choose another place")
+        for place in (end, _aside(end)):  # the second name may be too long where the first is not
+            missing(place)
+        check_place(end.parent)
 
 
 @functools.cache
@@ -128,31 +115,40 @@ def package_hash(parts: tuple[str, ...] = ("",)) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    """The output of a git command, or nothing where there is no git or no checkout."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
-    command = ["git", *arguments]
-    try:
-        result = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=9
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return result.stdout.strip()
-
-
 def _check_replaceable(folder: Path, kind: str | None) -> None:
     """Refuse to replace what is not an artifact: a finished folder is swapped whole, with everything in it."""
-    if folder.name in ("", "..") or folder.resolve() == Path.cwd():
+    if folder.name in ("", "..") or os.path.realpath(folder) == os.getcwd():
         raise UserError(f"{folder}: would be replaced as a whole; choose a folder below it")
-    if folder.exists() and not folder.is_dir():
+    if not folder.exists():
+        return
+    if not folder.is_dir():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+    if is_mounted(folder):
+        raise UserError(f"{folder}: is mounted, so it cannot be replaced as a whole; choose a folder below it")
+    if not any(folder.iterdir()):
+        return
+    if not (folder / MANIFEST).is_file():
         raise UserError(
             f"{folder}: holds files but no {MANIFEST}, so it is no artifact to replace; choose a new folder"
         )
-    if kind is not None and (folder / MANIFEST).is_file() and (found := _load_manifest(folder)["kind"]) != kind:
-        raise UserError(f"{folder}: holds an artifact of kind '{found}', not '{kind}'; choose a new folder")
+    manifest = load_manifest(folder)
+    if kind is not None and manifest["kind"] != kind:
+        raise UserError(f"{folder}: holds an artifact of kind '{manifest['kind']}', not '{kind}'; choose a new folder")
+    for path in _entries(folder):
+        if str(path.relative_to(folder)) not in (*manifest["files"], MANIFEST):
+            raise UserError(
+                f"{path}: is not of the {manifest['kind']} that {folder} holds and would be deleted with them; move it "
+                "away or choose a new folder"
+            )
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Everything below a folder that is no folder itself; links are not followed."""
+    for parent, folders, files in os.walk(folder):
+        for name in (*files, *folders):
+            path = Path(parent, name)
+            if name in files or path.is_symlink():
+                yield path
 
 
 @contextmanager
@@ -254,47 +250,3 @@ def _finish(partial: Path, folder: Path) -> None:
 def _aside(folder: Path) -> Path:
     """Where a folder waits while it is replaced; the name ends as the ignored ones do."""
     return folder.with_name(f"{folder.name}.old.partial")
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _content(folder: Path) -> list[Path]:
-    """The files of an artifact in a fixed order: no manifest, no scratch."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
-
-
-def _load_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    remedy = "run the stage that makes it, or name another folder"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        files = manifest["files"].values()
-        if not isinstance(manifest["kind"], str) or not all({"sha256", "size"} <= file.keys() for file in files):
-            raise ValueError
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file, so the folder is missing or unfinished; {remedy}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: is not a manifest; delete the folder and {remedy}") from None
-    return manifest
-
-
-def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
-    remedy = f"delete {path.parent} and run the stage that makes it again"
-    try:
-        size = path.stat().st_size
-        if size != expected["size"]:
-            raise UserError(f"{path}: size = {size} bytes: should be {expected['size']}; {remedy}")
-        if _describe(path) != expected:
-            raise UserError(f"{path}: is not what its manifest says (SHA-256 differs); {remedy}")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None

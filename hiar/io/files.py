@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from hiar.errors import UserError
@@ -25,7 +26,13 @@ _REMEDIES = {
     errno.EEXIST: "a file has this name; choose another",
     errno.EISDIR: "a folder has this name; choose another",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "make the folder it is to lie in or choose another place",
+    errno.ELOOP: "the link leads back to itself; choose another place",
+    errno.EBUSY: "it is mounted or in use; choose another place",
+    errno.EPIPE: "its reader has gone, start both again",
+    errno.EBADF: "it is not open for writing; choose another place",
 }
+_REMEDY = "mend that or choose another place"  # of every other error of the system
 
 
 @contextmanager
@@ -35,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     For one writer at a time: the temporary name is always the same, so that a killed run leaves nothing that its
     repetition does not clear away. Raises UserError when it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -47,6 +54,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
             raise
 
 
+def temporary_of(path: Path) -> Path:
+    """Where a file is written before it has its name."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file atomically. Raises UserError when it cannot be written."""
     with atomic_file(path) as temporary:
@@ -54,22 +66,68 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` atomically as indented JSON with sorted keys. Raises ValueError on NaN and infinities."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write ``value`` atomically as `json_text`."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as indented JSON with sorted keys. Raises ValueError on NaN and infinities."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turn a full disk, missing permission and the like in the body into a UserError naming file or ``place``."""
+    """Turn every error of the operating system in the body into a UserError naming file or ``place``."""
     try:
         yield
     except Exception as error:
         number = _errno(error)
-        if number not in _REMEDIES:
+        if number is None:
             raise
         filename = getattr(error, "filename", None)
         path = place if filename is None or str(filename).endswith(".tmp") else filename
-        raise UserError(f"{path}: {os.strerror(number).lower()}; {_REMEDIES[number]}") from error
+        raise UserError(f"{path}: {os.strerror(number).lower()}; {_REMEDIES.get(number, _REMEDY)}") from error
+
+
+def followed(path: Path) -> Path:
+    """Where a link leads in the end, whether or not something is there; any other path as it is.
+
+    Raises OSError for a link that leads to itself.
+    """
+    if not path.is_symlink():
+        return path
+    end = Path(os.path.realpath(path))
+    if end.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return end
+
+
+def missing(path: Path) -> bool:
+    """Whether there is nothing. Raises OSError where that cannot be told, as of a link that leads to itself."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def is_mounted(path: Path) -> bool:
+    """Whether a file or folder is a mount of its own, as containers have them: its name then stays where it is."""
+    try:
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()]
+    except OSError:  # no Linux
+        return path.is_mount()
+    return os.path.realpath(path) in [re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), at) for at in mounts]
+
+
+def check_place(folder: Path) -> None:
+    """Raise UserError when no file can be made in a folder; the trial leaves nothing in it."""
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        with writing(folder):
+            raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def sync(path: Path) -> None:

@@ -29,7 +29,8 @@ from PIL import Image
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.files import atomic_file, writing
+from hiar.io.files import atomic_file, followed, writing
+from hiar.io.outputs import Output, is_stream, opened, place_of, write_all
 
 Pixels = NDArray[np.uint8]
 
@@ -62,7 +63,7 @@ def write_mp4(path: Path, frames: Tensor, fps: float) -> None:
 
 
 @contextmanager
-def open_stream(target: Path | BinaryIO, height: int, width: int, fps: float) -> Iterator[Callable[[Tensor], None]]:
+def open_stream(target: Output | BinaryIO, height: int, width: int, fps: float) -> Iterator[Callable[[Tensor], None]]:
     """Yield ``add``, which appends uint8 frames (F, height, width, 3) to a video that may go on for ever.
 
     The frames are in ``target`` when ``add`` returns, as one more fragment of the mp4: whoever reads the file or pipe
@@ -70,25 +71,22 @@ def open_stream(target: Path | BinaryIO, height: int, width: int, fps: float) ->
     A file is made, or replaced, with the first frames; nothing is written before. ``add`` raises UserError when the
     target cannot be written, or, caused by a BrokenPipeError, when its reader has gone.
     """
-    place = target if isinstance(target, Path) else Path("output")
+    place = place_of(target) if isinstance(target, Output) else Path("output")
     with av.open(header := io.BytesIO(), "w", "mp4", options=_FRAGMENT) as container:
         stream = _add_h264(container, height, width, fps, tune="zerolatency")
         container.start_encoding()
     numbers = itertools.count(1)
     file: BinaryIO | None = None
-    with ExitStack() as opened:
+    with ExitStack() as stack:
 
         def add(frames: Tensor) -> None:
             nonlocal file
             fragment = _mux_fragment(stream, next(numbers), _encode(stream, frames))
-            try:
-                with writing(place):
-                    if file is None:
-                        file = opened.enter_context(_begun(target, header.getvalue() + fragment))
-                    else:
-                        _write(file, fragment)
-            except BrokenPipeError as error:
-                raise UserError(f"{place}: broken pipe; its reader has gone, start both again") from error
+            with writing(place):
+                if file is None:
+                    file = stack.enter_context(_begun(target, header.getvalue() + fragment))
+                else:
+                    write_all(file, fragment)
 
         yield add
 
@@ -166,28 +164,18 @@ def _mux_fragment(stream: VideoStream, number: int, packets: Iterable[Packet[Vid
 
 
 @contextmanager
-def _begun(target: Path | BinaryIO, data: bytes) -> Iterator[BinaryIO]:
+def _begun(target: Output | BinaryIO, data: bytes) -> Iterator[BinaryIO]:
     """The open file to go on with, after ``data`` is in it."""
-    with ExitStack() as opened:
-        if not isinstance(target, Path):
-            file = target
-            _write(file, data)
-        elif target.exists() and not target.is_file():  # a named pipe or a device: not to be replaced
-            file = opened.enter_context(target.open("wb", buffering=0))
-            _write(file, data)
+    file: BinaryIO
+    with ExitStack() as stack:
+        if isinstance(target, Path) and not is_stream(target):
+            with atomic_file(followed(target)) as temporary:
+                file = stack.enter_context(temporary.open("wb", buffering=0))
+                write_all(file, data)
         else:
-            with atomic_file(target) as temporary:
-                file = opened.enter_context(temporary.open("wb", buffering=0))
-                _write(file, data)
+            file = stack.enter_context(opened(target)) if isinstance(target, Output) else target
+            write_all(file, data)
         yield file
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    """Write all of ``data`` through; an unbuffered file may take a part at a time."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-    file.flush()
 
 
 def _scale(height: int, width: int) -> int:

@@ -16,6 +16,8 @@ def measure(frames: Tensor, judgement: Judgement, world: World, score: Score, bl
     - ``good``: share of frames that show the captioned thing: residual and colour error under their thresholds and the
       right shape. ``residual``, ``color_error``, ``shape_right``: its parts, as means over frames; ``background_error``
       does not count in it.
+    - ``visible``: share of frames in which a shape stands out. What stays black neither drifts nor hops: without this
+      the other figures say nothing.
     - ``smoothed_speed`` (pixels a frame), ``hops`` (in 100 steps), ``dynamic`` (share of videos that move).
     - ``saturation_drift`` (HSV saturation a video), ``sharpness_drift`` (squared grey levels a video): absolute trends;
       ``saturation_trend``, ``sharpness_trend``: the same with their sign.
@@ -34,6 +36,7 @@ def measure(frames: Tensor, judgement: Judgement, world: World, score: Score, bl
     background_shift = drift.shift(judgement.background, score.segments)
     metrics = {
         "good": good.mean(dim=1),
+        "visible": judgement.visible.double().mean(dim=1),
         "residual": judgement.residual.double().mean(dim=1),
         "shape_right": judgement.shape_right.double().mean(dim=1),
         "color_error": judgement.color_error.double().mean(dim=1),

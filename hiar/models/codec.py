@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self, cast
+from typing import Annotated, Self, cast
 
 import torch
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hiar.config import Count, Section
 from hiar.errors import UserError
+from hiar.models.finite import require_finite
+from hiar.parameters import explain
 
 CONFIG = "config.json"
 WEIGHTS = "codec.safetensors"
@@ -80,28 +84,45 @@ class PatchCodec(nn.Module):
         return F.pixel_shuffle(patches, self.patch)
 
     def save(self, folder: Path) -> None:
-        """Write config.json and codec.safetensors into an existing folder."""
+        """Write config.json and codec.safetensors into an existing folder.
+
+        Raises UserError when a weight is not finite; nothing is then written.
+        """
+        require_finite(self.state_dict(), str(folder / WEIGHTS))
         (folder / CONFIG).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(self.state_dict(), folder / WEIGHTS)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The codec saved in ``folder``. Raises UserError when a file is missing, broken, or does not fit the other."""
+        """The codec saved in ``folder``.
+
+        Raises UserError when a file is missing, broken, or does not fit the other, or a weight is not finite.
+        """
         config, weights = folder / CONFIG, folder / WEIGHTS
         try:
-            codec = cls(**json.loads(config.read_text(encoding="utf-8")))
+            codec = cls(**_Config.model_validate_json(config.read_bytes()).model_dump())
             codec.load_state_dict(load_file(weights))
         except OSError as error:
             missing = error.filename or weights
             raise UserError(
                 f"{missing}: cannot be read; name a codec's folder or make one with 'hiar stage codec'"
             ) from None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{config}: is not a codec's configuration ({error}); make the codec anew") from None
+        except ValidationError as error:
+            raise UserError(
+                f"{config}: is not a codec's configuration ({explain(error, _Config)}); make the codec anew"
+            ) from None
         except (SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{weights}: does not fit {CONFIG} ({reason}); make the codec anew") from None
+        require_finite(codec.state_dict(), str(weights))
         return codec
+
+
+class _Config(Section):
+    patch: Count
+    channels: Count
+    width: Count
+    depth: Annotated[int, Field(ge=0)]
 
 
 class _Layer(nn.Module):

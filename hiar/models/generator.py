@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.utils import logging
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from hiar import config
 from hiar.errors import UserError
 from hiar.models.codec import PatchCodec
 from hiar.models.denoiser import Denoiser
+from hiar.models.finite import require_finite
 from hiar.models.text import WordEncoder
+from hiar.parameters import explain
 
 CARD = "generator.json"
 
@@ -41,10 +43,10 @@ class Card(config.Section):
 
     stage: Literal["teacher", "init", "distill"]
     variant: str | None
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     walk: Walk | None  # none: a bidirectional teacher, or a causal init that may walk in any way
     guidance: float  # of the teacher; students use none
-    solver_steps: int  # of the teacher
+    solver_steps: config.Count  # of the teacher
     prediction: config.Prediction
     coordinates: bool
     world: config.World
@@ -105,7 +107,13 @@ class Generator:
         return self
 
     def save(self, folder: Path) -> None:
-        """Write transformer/, text_encoder/, codec/ and the card into an existing folder."""
+        """Write transformer/, text_encoder/, codec/ and the card into an existing folder.
+
+        Raises UserError when a weight is not finite; nothing is then written.
+        """
+        for name, network in (("transformer", self.denoiser.transformer), ("text_encoder", self.text)):
+            require_finite(network.state_dict(), str(folder / name))
+        require_finite(self.codec.state_dict(), str(folder / "codec"))
         self.denoiser.transformer.save_pretrained(folder / "transformer")
         self.text.save_pretrained(folder / "text_encoder")
         (folder / "codec").mkdir(exist_ok=True)
@@ -116,17 +124,32 @@ class Generator:
 def load_generator(folder: Path) -> Generator:
     """The generator of a checkpoint folder, frozen.
 
-    Raises UserError when a part is missing, broken or of another shape.
+    Raises UserError when a part is missing, broken or of another shape, or a weight is not finite.
     """
     card = load_card(folder)
     transformer = _load(WanTransformer3DModel, folder / "transformer")
     text = _load(WordEncoder, folder / "text_encoder")
     codec = PatchCodec.load(folder / "codec")
-    expected = codec.channels + 2 * card.coordinates
-    if transformer.config.in_channels != expected:
+    shape, size = transformer.config, card.world.size
+    for field, found, wanted, why in (
+        (
+            "in_channels",
+            shape.in_channels,
+            codec.channels + 2 * card.coordinates,
+            "the codec beside it and the card make",
+        ),
+        ("out_channels", shape.out_channels, codec.channels, "the codec beside it makes"),
+        ("text_dim", shape.text_dim, text.config.dim, "the text encoder beside it makes"),
+    ):
+        if found != wanted:
+            raise UserError(
+                f"{folder / 'transformer' / 'config.json'}: {field} = {found}: {why} "
+                f"{wanted}; the parts are not of one checkpoint, make it anew"
+            )
+    if size % codec.patch or any(size // codec.patch % patch for patch in shape.patch_size[1:]):
         raise UserError(
-            f"{folder / 'transformer' / 'config.json'}: in_channels = {transformer.config.in_channels}: "
-            f"the codec beside it and the card make {expected}; the parts are not of one checkpoint, make it anew"
+            f"{folder / CARD}: world.size = {size}: makes no whole patches of {codec.patch} pixels, and of these "
+            f"{shape.patch_size[1]}x{shape.patch_size[2]}; make the checkpoint anew"
         )
     return Generator(card, Denoiser(transformer, card.prediction, card.coordinates), text, codec).frozen()
 
@@ -138,11 +161,12 @@ def load_card(folder: Path) -> Card:
         return Card.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a checkpoint folder, such as artifacts/seed-0/init") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a checkpoint folder") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; make the checkpoint anew") from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"]))
-        found = "is missing" if problem["type"] == "missing" else f"= {problem['input']!r}: {problem['msg']}"
-        raise UserError(f"{path}: {field} {found}; make the checkpoint anew") from None
+        raise UserError(f"{path}: {explain(error, Card)}; make the checkpoint anew") from None
 
 
 def clone(denoiser: Denoiser) -> Denoiser:
@@ -163,12 +187,13 @@ def _load(kind: type[Model], folder: Path) -> Model:
         for name in ("missing_keys", "unexpected_keys"):
             if info[name]:
                 raise ValueError(f"{name.replace('_keys', '')} weights: {', '.join(sorted(info[name]))}")
-    except (OSError, ValueError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+    except Exception as error:  # whatever a library meets in files that anybody may have written
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: cannot be loaded ({reason}); "
             "the checkpoint is missing, truncated or of another shape, make it anew"
         ) from None
+    require_finite(model.state_dict(), str(folder))
     return model
 
 
@@ -178,6 +203,7 @@ def _no_warnings() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.set_verbosity(verbosity)

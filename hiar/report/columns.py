@@ -24,6 +24,13 @@ METRICS = (
         "the right shape.",
         "higher",
     ),
+    Metric(
+        "visible",
+        "Visible",
+        "Share of frames in which a shape stands out from the background. Where that is less than half, nothing of the "
+        "student is shaded: a black video neither drifts nor hops.",
+        "higher",
+    ),
     Metric("shape_right", "Right shape", "Share of frames whose best-fitting shape is the captioned one.", "higher"),
     Metric(
         "residual",

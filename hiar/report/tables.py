@@ -11,6 +11,7 @@ from hiar.report.columns import Metric
 from hiar.report.series import Series
 
 TOLERANCE = 2.0  # standard errors of the difference within which a figure is as good as the best
+SHOWS = 0.5  # share of frames in which a student must show something for its figures to count
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,19 @@ def comparison(
 
 
 def _as_good_as_best(metric: Metric, students: Mapping[Series, Figures]) -> set[Series]:
-    """The students within TOLERANCE standard errors of the best; none when that is everybody."""
-    if metric.better is None or not students:
+    """The students within TOLERANCE standard errors of the best of those that show something; none when that is all."""
+    able = {series: figures for series, figures in students.items() if _shows(figures)}
+    if metric.better is None or not able:
         return set()
     sign = 1 if metric.better == "higher" else -1
-    best = max((figures[metric.key] for figures in students.values()), key=lambda summary: sign * summary["mean"])
-    chosen = {series for series, figures in students.items() if _close(figures[metric.key], best)}
+    best = max((figures[metric.key] for figures in able.values()), key=lambda summary: sign * summary["mean"])
+    chosen = {series for series, figures in able.items() if _close(figures[metric.key], best)}
     return chosen if len(chosen) < len(students) else set()
+
+
+def _shows(figures: Figures) -> bool:
+    """Whether the oracle sees anything in most frames; a video of nothing has no drift, no hops and no borders."""
+    return "visible" not in figures or figures["visible"]["mean"] >= SHOWS
 
 
 def _close(one: Summary, other: Summary) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,7 +195,10 @@ def write_log(
 
 
 def write_metrics(workspace: Path, place: str, metrics: Mapping[str, float]) -> None:
-    """metrics/<place>.json: the final figures of a stage."""
+    """metrics/<place>.json: the final figures of a stage. Raises UserError for one that is not finite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(f"{place}: {name} = {value}: should be finite; lower the learning rate and start anew")
     write_json(
         workspace / "metrics" / f"{place}.json", {name: float(f"{value:.6g}") for name, value in metrics.items()}
     )

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
 from hiar.config import Params
 from hiar.errors import UserError
-from hiar.io.artifacts import MANIFEST, package_hash
+from hiar.io.artifacts import MANIFEST, Facts, facts, package_hash
 
 DVC_YAML = Path(__file__).resolve().parents[2] / "dvc.yaml"  # of the code that runs
 OURS = "hiar/"
@@ -36,14 +37,21 @@ def check_fits(folder: Path, manifest: Mapping[str, Any], params: Params, conten
 
     contents: content hashes of the stage's parents by name; a parent that was made from another one of them is stale.
     """
-    path, again = folder / MANIFEST, f"run stage {manifest.get('stage')} again"
+    made = facts(folder, manifest, _Made)
+    path, again = folder / MANIFEST, f"run stage {made.stage} again"
     tree = params.model_dump(mode="json")
-    for name, made_with in manifest.get("settings", {}).items():
+    for name, made_with in made.settings.items():
         for field, value, wanted in _differences(name, made_with, _value(tree, name)):
             raise UserError(f"{path}: {field} = {value!r}: params.yaml says {wanted!r}; {again}, or set it back")
-    for name, content in manifest["parents"].items():
+    for name, content in made.parents.items():
         if contents.get(name, content) != content:
             raise UserError(f"{path}: parents.{name} = {content[:12]}: there is another {name} now; {again}")
+
+
+class _Made(Facts):
+    parents: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    stage: str = "(unknown)"
 
 
 def _differences(name: str, made_with: Any, wanted: Any) -> Iterator[tuple[str, Any, Any]]:

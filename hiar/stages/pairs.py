@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hiar.config import Params
+from hiar.config import Count, Params
 from hiar.errors import UserError
-from hiar.io.artifacts import read_manifest
+from hiar.io.artifacts import Facts, facts, read_manifest
 from hiar.io.progress import Progress
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
 from hiar.models.generator import Generator, load_generator
@@ -43,6 +43,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
                 if index not in whole:
                     batches = [numbers[i : i + spec.batch] for i in range(0, len(numbers), spec.batch)]
                     states = torch.cat([solve(params, teacher, seed, batch) for batch in batches])
+                    check_states(states, first)
                     write_shard(shard_path(work.folder, index), {"states": states}, {"first": str(first)})
                 progress.advance(len(numbers))
         text = "".join(f"{caption}\n" for caption in pair_captions(params, seed, range(spec.count)))
@@ -75,23 +76,39 @@ def solve(params: Params, teacher: Generator, seed: int, numbers: range) -> Tens
         return torch.stack([state for i, state in enumerate(states) if i % substeps == 0], dim=1).cpu()
 
 
+def check_states(states: Tensor, first: int) -> None:
+    """Raise UserError naming the first of trajectories ``first``, ... that is not finite."""
+    for number, trajectory in enumerate(states, start=first):
+        for step, state in enumerate(trajectory):
+            if not state.isfinite().all():
+                raise UserError(
+                    f"pairs: trajectory {number}: its state after {step} steps is not finite; lower pairs.guidance or "
+                    "raise pairs.solver_steps, or train another teacher"
+                )
+
+
 def pair_captions(params: Params, seed: int, numbers: range) -> list[str]:
     """The captions of trajectories ``numbers``."""
     return captions(params.world, seed=seed, first=FIRST_CLIP["pairs"] + numbers.start, count=len(numbers))
 
 
+class _Facts(Facts):
+    count: Count
+    shard: Count
+    sigmas: list[float]
+
+
 def load_pairs(folder: Path) -> Trajectories:
     """All trajectories of a pairs folder, checked. Raises UserError naming the shard that is missing or broken."""
-    manifest = read_manifest(folder, "pairs")
-    count = -(-manifest["count"] // manifest["shard"])
-    states = torch.cat([load_shard(folder, index) for index in range(count)])
+    said = facts(folder, read_manifest(folder, "pairs"), _Facts)
+    states = torch.cat([load_shard(folder, index) for index in range(-(-said.count // said.shard))])
     lines = (folder / "captions.txt").read_text(encoding="utf-8").splitlines()
-    if len(states) != manifest["count"] or len(lines) != manifest["count"]:
+    if len(states) != said.count or len(lines) != said.count:
         raise UserError(
-            f"{folder}: holds {len(states)} trajectories and {len(lines)} captions, not {manifest['count']}; "
+            f"{folder}: holds {len(states)} trajectories and {len(lines)} captions, not {said.count}; "
             "run the pairs stage again"
         )
-    return Trajectories(states, torch.tensor(manifest["sigmas"]), lines)
+    return Trajectories(states, torch.tensor(said.sigmas), lines)
 
 
 def load_shard(folder: Path, index: int) -> Tensor:

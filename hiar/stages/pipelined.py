@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hiar.config import Context, Order
 from hiar.errors import UserError
-from hiar.io.artifacts import read_manifest, unfinished
+from hiar.io.artifacts import check_folder, read_manifest, unfinished
 from hiar.io.cores import process_cores
 from hiar.io.progress import Progress, tell
 from hiar.io.video import open_stream
@@ -89,6 +89,8 @@ def sample_on_rank(
     were not started alike, and RunFailed when another process is gone or silent for ``stall_seconds``.
     """
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
+    if rank == ranks:  # the only one that writes, maybe on a machine of its own
+        check_folder("--out", out, "samples")
     settle_threads()
     check_processes(checkpoint, order, context, ranks)
     read_manifest(checkpoint, "checkpoint")
@@ -141,12 +143,13 @@ def _collect(
     When a process breaks down, unfinished-0000.mp4 and so on play up to the last block.
     """
     size, rate = source.card.world.size, source.card.world.frames_per_second
-    finished = []
+    finished: list[Tensor] = []
     with ExitStack() as stack:
         films = [stack.enter_context(open_stream(film_path(folder, number), size, size, rate)) for number in numbers]
         for latents in islice(arrivals, blocks):
+            first = len(finished) * latents.shape[2]
             finished.append(latents.cpu())
-            for film, latent in zip(films, latents, strict=True):
-                film(decode(source, latent))
+            for film, number, latent in zip(films, numbers, latents, strict=True):
+                film(decode(source, latent, number, first))
             progress.advance(len(latents) * latents.shape[2])
     return torch.cat(finished, dim=2)

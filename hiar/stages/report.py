@@ -14,7 +14,7 @@ import yaml
 
 from hiar.config import Params
 from hiar.errors import UserError
-from hiar.io.artifacts import read_manifest, write_json, write_text
+from hiar.io.artifacts import Facts, facts, read_manifest, write_json, write_text
 from hiar.io.tracking import tracked
 from hiar.io.video import read_mp4, write_png
 from hiar.metrics.summary import Summary, pool
@@ -47,7 +47,7 @@ def run(params: Params, workspace: Path) -> None:
     seed, fps = params.seeds[0], params.world.frames_per_second
     models = {_series(params, one): one for one in contenders(params) if one.seed == seed}
     folders = {series: one.samples(workspace) for series, one in models.items()}
-    manifests = [read_manifest(folder, SAMPLES) for folder in folders.values()]
+    made = [facts(folder, read_manifest(folder, SAMPLES), _Made) for folder in folders.values()]
     prompts, wall = _wall(params, workspace, seed, folders)
     first_row = {series: read_mp4(folder / _name(0)) for series, folder in folders.items()}
     seconds = {series: len(video) / fps for series, video in first_row.items()}
@@ -59,7 +59,7 @@ def run(params: Params, workspace: Path) -> None:
     # Its own log is of the run before this one.
     logs = [log for log in read_logs(workspace / "logs") if log["name"] != "report"]
 
-    commits = _commits(manifests)
+    commits = _commits(made)
     page = Page(
         title=TITLE,
         lead=_lead(params),
@@ -142,6 +142,8 @@ def _figures(params: Params, workspace: Path) -> dict[Series, Figures]:
         if row is None:
             name = f"{one.stage} {one.variant}, seed {one.seed}"
             raise UserError(f"{path}: holds no row of {name}; run `hiar stage score` again")
+        if lacking := [metric.key for metric in METRICS if metric.key not in row["metrics"]]:
+            raise UserError(f"{path}: says nothing of {', '.join(lacking)}; run `hiar stage score` again")
         seeds[_series(params, one)].append(row)
     return {series: _pool(found) for series, found in seeds.items()}
 
@@ -175,9 +177,18 @@ def _pooling(params: Params) -> str:
     )
 
 
-def _commits(manifests: list[dict[str, Any]]) -> list[str]:
+class _Code(Facts):
+    commit: str
+    dirty: bool
+
+
+class _Made(Facts):
+    code: _Code
+
+
+def _commits(made: list[_Made]) -> list[str]:
     """Of the code that made the samples."""
-    return sorted({f"{m['code']['commit'][:10]}{' + changes' if m['code']['dirty'] else ''}" for m in manifests})
+    return sorted({f"{one.code.commit[:10]}{' + changes' if one.code.dirty else ''}" for one in made})
 
 
 def _facts(params: Params, commits: list[str], logs: list[Log]) -> list[tuple[str, str]]:

@@ -25,7 +25,14 @@ from hiar.stages.computing import computing, settle
 from hiar.stages.definition import code_hash
 from hiar.stages.plan import check_memory, load_sampler, number_format, plan_line, settle_threads
 from hiar.stages.rollouts import make_rollout, walk_asked
-from hiar.stages.videos import batches, gather, missing_batches, write_latents, write_videos
+from hiar.stages.videos import (
+    batches,
+    gather,
+    missing_batches,
+    require_finite_latents,
+    write_latents,
+    write_videos,
+)
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
@@ -207,17 +214,20 @@ def sample_latents(
 ) -> Tensor:
     """Latents (len(prompts), C, frames, h, w) on the CPU; ``advance`` is told how many frames more are done.
 
-    Video i depends on its prompt, the seed and its number alone.
+    Video i depends on its prompt, the seed and its number alone. Raises UserError for the first block that is not
+    finite.
     """
     text = source.embed(prompts)
     if walk is None:
         latents = _teacher_latents(source, text, frames, seed, numbers)
+        require_finite_latents(latents, numbers)
         advance(len(prompts) * frames)
         return latents
     order, passes = fastest(walk.order, walk.context)
     rollout = make_rollout(source, text, walk, frames // source.card.video.block, seed, numbers)
-    blocks = []
+    blocks: list[Tensor] = []
     for _, latent in walk_grid(source.denoiser, rollout, order, passes=passes):
+        require_finite_latents(latent, numbers, len(blocks) * latent.shape[2])
         blocks.append(latent.cpu())
         advance(len(latent) * latent.shape[2])
     return torch.cat(blocks, dim=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiar.config import Params, Score, World
+from hiar.config import Count, Params, Score, World
 from hiar.errors import UserError
-from hiar.io.artifacts import MANIFEST, read_manifest, write_json
+from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
+from hiar.io.files import json_text
+from hiar.io.outputs import Output, write_output
 from hiar.io.progress import Progress
 from hiar.io.tracking import tracked
 from hiar.metrics.motion import LEAST_FRAMES
@@ -63,7 +66,7 @@ def run(params: Params, workspace: Path) -> None:
     write_log(workspace, "score", params, began, stage="score")
 
 
-def score_folder(folder: Path, out: Path, workspace: Path = Path()) -> None:
+def score_folder(folder: Path, out: Output, workspace: Path = Path()) -> None:
     """Score a folder of ``NAME.mp4`` videos, in the order of their names, with a caption a line in captions.txt.
 
     World and block come from the folder's manifest where it has one, else from params.yaml of the ``workspace``, as the
@@ -85,7 +88,7 @@ def score_folder(folder: Path, out: Path, workspace: Path = Path()) -> None:
         "frames": frames.shape[1],
         "metrics": score(frames, captions, world, params.score, block, folder),
     }
-    write_json(out, result)
+    write_output(out, json_text(result))
 
 
 def score(
@@ -128,12 +131,12 @@ def _protocol(world: World, thresholds: Score, block: int) -> dict[str, Any]:
 
 def _geometry(folder: Path, params: Params) -> tuple[World, int]:
     """World and block of the videos of a folder: of its manifest where it has one, else of ``params``."""
-    if not (folder / MANIFEST).exists():
+    if not os.path.lexists(folder / MANIFEST):
         return params.world, params.video.block
-    manifest = read_manifest(folder, SAMPLES)
-    try:
-        return World.model_validate(manifest["world"]), int(manifest["block"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{folder / MANIFEST}: world, block: are missing or not valid; delete the file to score with params.yaml"
-        ) from None
+    geometry = facts(folder, read_manifest(folder, SAMPLES), _Geometry)
+    return geometry.world, geometry.block
+
+
+class _Geometry(Facts):
+    world: World
+    block: Count

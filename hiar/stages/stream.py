@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from hiar.config import Context, Order
 from hiar.errors import UserError
 from hiar.grid import fastest
 from hiar.io.artifacts import read_manifest
+from hiar.io.outputs import Output
 from hiar.io.progress import Progress, tell
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk
@@ -38,7 +38,7 @@ def stream(
     context: Context | None,
     seed: int,
     fp8: bool,
-    target: Path | BinaryIO,
+    target: Output,
 ) -> None:
     """Write a video block by block, the one that `hiar sample` makes of its first prompt with the same seed.
 
@@ -75,7 +75,7 @@ def stream(
         last = time.monotonic()
         for latent in clean_blocks(source, walk, rollout):
             try:
-                add(decode(source, latent))
+                add(decode(source, latent, first=done))
             except UserError as error:
                 if interrupted and isinstance(error.__cause__, BrokenPipeError):
                     break  # Ctrl-C reaches the reader of a pipe too

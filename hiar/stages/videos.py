@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from hiar.errors import UserError
 from hiar.io.artifacts import write_text
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
 from hiar.io.video import write_mp4
@@ -28,6 +30,17 @@ def missing_batches(folder: Path, count: int, batch: int) -> list[int]:
     return [index for index in range(len(batches(count, batch))) if index not in whole]
 
 
+def require_finite_latents(latents: Tensor, numbers: Sequence[int], first: int = 0) -> None:
+    """Raise UserError naming the first of videos ``numbers`` whose latents (B, C, F, h, w) are not finite, and where.
+
+    first: the number of their first frame.
+    """
+    for number, latent in zip(numbers, latents, strict=True):
+        broken = (~latent.isfinite()).any(dim=0).any(dim=-1).any(dim=-1)
+        if broken.any():
+            _refuse(number, "latents", first + int(broken.int().argmax()))
+
+
 def write_latents(folder: Path, index: int, latents: Tensor) -> None:
     """Lay the latents (B, C, F, h, w) of a batch aside, whole or not at all."""
     (folder / SCRATCH).mkdir(exist_ok=True)
@@ -40,7 +53,7 @@ def write_videos(folder: Path, source: Generator, index: int, numbers: range) ->
     for number, latent in zip(numbers, latents, strict=True):
         path = folder / f"{number:04d}.mp4"
         if not path.exists():
-            write_mp4(path, decode(source, latent), source.card.world.frames_per_second)
+            write_mp4(path, decode(source, latent, number), source.card.world.frames_per_second)
         film_path(folder, number).unlink(missing_ok=True)
 
 
@@ -60,6 +73,20 @@ def gather(folder: Path, prompts: Sequence[str], batch: int, save_latents: bool)
 
 
 @torch.no_grad()
-def decode(source: Generator, latent: Tensor) -> Tensor:
-    """One video's latents (C, F, h, w) as frames, uint8 (F, H, W, 3)."""
-    return to_frames(source.codec.decode(latent[None].to(source.codec.basis)))[0].cpu()
+def decode(source: Generator, latent: Tensor, number: int = 0, first: int = 0) -> Tensor:
+    """Latents (C, F, h, w) of video ``number``, from frame ``first`` on, as frames, uint8 (F, H, W, 3).
+
+    Raises UserError when they are not finite, or what is decoded is not: as pixels it would be black.
+    """
+    require_finite_latents(latent[None], [number], first)
+    video = source.codec.decode(latent[None].to(source.codec.basis))
+    if not video.isfinite().all():
+        _refuse(number, "pixels", first + int((~video[0].isfinite()).any(dim=0).flatten(1).any(dim=1).int().argmax()))
+    return to_frames(video)[0].cpu()
+
+
+def _refuse(number: int, what: str, frame: int) -> NoReturn:
+    raise UserError(
+        f"video {number:04d}: its {what} are not finite from frame {frame} on, so it is not written; walk as the "
+        "checkpoint was trained to, or train it anew"
+    )

@@ -23,6 +23,7 @@ class Judgement:
     """The oracle's view of V videos of F frames. Colours and the residual are in [0, 1] units, positions in pixels."""
 
     residual: Tensor  # (V, F) root mean square difference to the closest picture the world can render
+    visible: Tensor  # (V, F) bool: a shape stands out; where none does, the rest means nothing
     shape: Tensor  # (V, F) index into world.shapes
     shape_right: Tensor  # (V, F) bool: the captioned shape
     color: Tensor  # (V, F, 3) of the shape
@@ -56,6 +57,7 @@ def judge(world: World, frames: Tensor, captions: Sequence[str]) -> Judgement:
             background_error[video] = distance[video, :, world.backgrounds.index(one.background)]
     return Judgement(
         residual=found.residual,
+        visible=visible,
         shape=found.shape,
         shape_right=found.shape == shape[:, None],
         color=found.color,

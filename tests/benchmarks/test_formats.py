@@ -35,6 +35,11 @@ def test_formats_are_compared_video_by_video(tmp_path: Path) -> None:
         ("distill", ("--frames", 13), "--frames = 13: must be a positive multiple of the block of 3 frames"),
         ("distill", ("--videos", "many"), "argument --videos: invalid int value: 'many'"),
         ("distill", ("--out", "formats.md"), "--out = formats.md: should end with .json"),
+        (
+            "distill",
+            ("--out", "params.yaml/x.json"),
+            "params.yaml/x.json: not a directory; a part of this",
+        ),
         ("distill", ("--videos", 1), "--videos = 1: has no standard error; give at least 2"),
     ],
 )

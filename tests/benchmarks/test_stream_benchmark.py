@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,6 @@ def test_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["--checkpoint", str(tmp_path), "--out", out]) == 2
     assert "generator.json: no such file" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+    os.mkfifo(tmp_path / "pipe.json")
+    assert main(["--out", str(tmp_path / "pipe.json")]) == 2
+    assert capsys.readouterr().err.endswith("pipe.json: is a pipe or a device; name a file\n")

@@ -40,6 +40,25 @@ def test_references_do_not_compete():
     assert [row.reference for row in one.rows] == [False, False, True]
 
 
+def test_a_student_that_shows_nothing_leads_nowhere():
+    def figures(drift, visible):
+        return {
+            "drift": {"mean": drift, "se": 0.01, "n": 4},
+            "visible": {"mean": visible, "se": 0.0, "n": 4},
+        }
+
+    shown = {
+        "black": figures(0.0, 0.0),
+        "flickers": figures(0.1, 0.4),
+        "good": figures(0.2, 1.0),
+        "bad": figures(0.9, 0.9),
+    }
+    students = {Series(name, "", "c0"): means for name, means in shown.items()}
+    assert marked(comparison("", [DRIFT], students, {})) == [False, False, True, False]
+    black = {series: means for series, means in students.items() if series.name == "black"}
+    assert marked(comparison("", [DRIFT], black, {})) == [False]
+
+
 @pytest.mark.parametrize(
     ("mean", "se", "shown"),
     [(0.98765, 0.0123, ("0.988", "0.012")), (123.4567, 2.0, ("123.5", "2.0")), (0.5, None, ("0.500", ""))],

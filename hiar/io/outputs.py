@@ -1,0 +1,136 @@
+"""Outputs that a user names: a file, a link to one, a pipe, a device, or what a shell has opened for us.
+
+A file is replaced as a whole, and it is the file at the end of a link that is; everything else is written to as it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from hiar.errors import UserError
+from hiar.io.files import check_place, followed, is_mounted, missing, temporary_of, write_text, writing
+
+STDOUT = 1
+LINKS = 40  # that Linux follows in a row
+
+Output = Path | int  # an int: a descriptor of this process
+
+
+def output_of(option: str, name: str) -> Output:
+    """What the value of an option stands for, after checking that it can be written; nothing is written or opened.
+
+    ``-`` is the standard output. Raises UserError for a folder, a name in a folder that is missing or may not be
+    written, a socket, a descriptor that is not open for writing, and a link that leads back to itself.
+    """
+    if not name:
+        raise UserError(f"{option} = '': names nothing; name a file, or - for the standard output")
+    path = Path(name)
+    number = STDOUT if name == "-" else _own_descriptor(path)
+    if number is not None:
+        _check_open(f"{option} = {name}", number)
+        return number
+    with writing(path):
+        mode = _mode(path)
+        if name.endswith("/") or stat.S_ISDIR(mode):
+            raise UserError(f"{option} = {name}: is a folder; name a file in it")
+        if stat.S_ISSOCK(mode):
+            raise UserError(f"{option} = {name}: is a socket; name a file or a pipe")
+        if mode and not stat.S_ISREG(mode):
+            if not os.access(path, os.W_OK):
+                raise UserError(f"{option} = {name}: may not be written; get permission or choose another place")
+            return path
+        file = followed(path)
+        if is_mounted(file):
+            raise UserError(f"{option} = {name}: is mounted, so it cannot be replaced; name another file")
+        if missing(file.parent):
+            raise UserError(f"{option} = {name}: there is no folder {file.parent}; make it or choose another place")
+        with suppress(FileNotFoundError):
+            os.lstat(temporary_of(file))  # its name may be too long where the file's is not
+        check_place(file.parent)
+    return file
+
+
+def write_output(out: Output, text: str) -> None:
+    """Write a UTF-8 text, to a file atomically. Raises UserError when it cannot be written."""
+    if isinstance(out, Path) and not is_stream(out):
+        with writing(out):
+            file = followed(out)
+        write_text(file, text)
+        return
+    with writing(place_of(out)), opened(out) as stream:
+        write_all(stream, text.encode())
+
+
+def is_stream(path: Path) -> bool:
+    """Whether something is there that is written to and not replaced: a pipe or a device."""
+    return path.exists() and not path.is_file()
+
+
+def opened(out: Output) -> BinaryIO:
+    """A pipe, a device or a descriptor, open for writing, unbuffered; a pipe waits for its reader."""
+    # Not the mode "w", which may make files: the kernel forbids that for pipes of others in folders of everybody.
+    number = os.dup(out) if isinstance(out, int) else os.open(out, os.O_WRONLY | os.O_NOCTTY)
+    return os.fdopen(number, "wb", buffering=0)
+
+
+def write_all(file: BinaryIO, data: bytes) -> None:
+    """Write all of ``data`` through; an unbuffered file may take a part at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+    file.flush()
+
+
+def is_terminal(out: Output) -> bool:
+    """Whether people would see what is written, as it is."""
+    if isinstance(out, int):
+        return os.isatty(out)
+    if not out.is_char_device():
+        return False
+    with writing(out), opened(out) as device:
+        return device.isatty()
+
+
+def place_of(out: Output) -> Path:
+    """What messages call an output."""
+    return Path("output") if isinstance(out, int) else out
+
+
+def _mode(path: Path) -> int:
+    """Type and permissions of what is at the end of a path; 0 where nothing is yet."""
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return 0
+
+
+def _own_descriptor(path: Path) -> int | None:
+    """The descriptor of this process that a path such as /dev/fd/63 or /dev/stdout names.
+
+    Opened by its path, a file would be cut, and a socket could not be opened.
+    """
+    for _ in range(LINKS):
+        folder = os.path.realpath(path.parent)
+        if folder in (f"/proc/{os.getpid()}/fd", "/dev/fd") and path.name.isdecimal():
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = Path(folder, path.readlink())
+    return None
+
+
+def _check_open(given: str, number: int) -> None:
+    try:
+        mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError:
+        mode = None
+    if mode is None or (number == STDOUT and sys.stdout is None):  # what has its number now is a file of ours
+        raise UserError(f"{given}: is not open; name a file")
+    if mode == os.O_RDONLY:
+        raise UserError(f"{given}: is open for reading only; name a file")

@@ -1,0 +1,132 @@
+"""Numbers that are not finite: never loaded, never kept, never shown, and nothing shown is not scored as something."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from hiar.io.artifacts import write_manifest
+from hiar.io.video import write_mp4
+
+PROMPT = ("--prompt", "a red disc moves left", "--checkpoint", "student")
+TRANSFORMER, TEXT = (f"student/{part}/diffusion_pytorch_model.safetensors" for part in ("transformer", "text_encoder"))
+CODEC = "student/codec/codec.safetensors"
+
+
+@pytest.fixture
+def spoil(student, project):
+    """Changes a matrix of a copy of the student, and describes it anew."""
+    shutil.copytree(student, "student")
+
+    def spoil(path, name, change):
+        tensors = load_file(path)
+        tensors[name] = change(tensors[name])
+        save_file(tensors, path, {"format": "pt"})
+        write_manifest(Path("student"), "checkpoint")
+
+    return spoil
+
+
+def one(value):
+    """Puts a value at the first place of a tensor."""
+
+    def change(tensor):
+        tensor.view(-1)[0] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("path", "name", "named"),
+    [
+        (TRANSFORMER, "blocks.1.ffn.net.2.bias", "student/transformer"),
+        (TEXT, "mix.weight", "student/text_encoder"),
+        (CODEC, "scale", CODEC),
+    ],
+)
+def test_a_checkpoint_with_weights_that_are_not_finite(path, name, named, value, spoil, mistake):
+    spoil(path, name, one(value))
+    for command in (("sample", "--frames", 6, "--out", "out"), ("stream", "--out", "v.mp4")):
+        line = mistake(*command, *PROMPT)
+        assert line.startswith(f"{named}: {name}: 1 of ")
+        assert "not finite" in line
+    assert not list(Path().glob("out*"))
+
+
+OVERFLOWS = {
+    "latents": (TRANSFORMER, "proj_out.weight", lambda weight: torch.full_like(weight, 3e38)),
+    "pixels": (CODEC, "basis", lambda basis: torch.full_like(basis, 3e38)),
+}
+
+
+@pytest.mark.parametrize(("what", "processes"), [("latents", ()), ("pixels", ()), ("latents", ("--processes", 2))])
+def test_videos_that_overflow_are_not_written(what, processes, spoil, mistake):
+    spoil(*OVERFLOWS[what])
+    line = mistake("sample", "--frames", 12, "--out", "out", *processes, *PROMPT)
+    assert line.startswith(f"video 0000: its {what} are not finite from frame 0 on, so it is not written; ")
+    # a film of several processes has as many frames as are whole: none
+    assert [path.name for path in Path().rglob("*.mp4") if "videos" not in path.parts] == []
+
+
+@pytest.mark.parametrize("what", OVERFLOWS)
+def test_streams_that_overflow_are_not_written(what, spoil, mistake):
+    spoil(*OVERFLOWS[what])
+    Path("v.mp4").write_text("of before")
+    line = mistake("stream", "--frames", 12, "--out", "v.mp4", *PROMPT)
+    assert line.startswith(f"video 0000: its {what} are not finite from frame 0 on")
+
+
+@pytest.fixture
+def work(smoke, project):
+    """Puts what the smoke experiment has trained beside its parameters, which `settings` change."""
+
+    def work(*path, **settings):
+        for name in ("codec", "teacher", "pairs", "init"):
+            shutil.copytree(smoke / "artifacts" / "seed-0" / name, project / "artifacts" / "seed-0" / name)
+        tree = section = yaml.safe_load((smoke / "params.yaml").read_text())
+        for name in path:
+            section = section[name]
+        section.update(settings)
+        (project / "params.yaml").write_text(yaml.safe_dump(tree))
+
+    return work
+
+
+def test_pairs_that_are_not_finite_are_not_kept(work, mistake):
+    work("pairs", guidance=1e30)
+    line = mistake("stage", "pairs", "--seed", 0)
+    assert line.startswith("pairs: trajectory 0: its state after 1 steps is not finite; lower pairs.guidance")
+    assert not list(Path().rglob("pairs.partial/*.safetensors"))
+
+
+@pytest.mark.parametrize(("stage", "tensor"), [("codec", "enter.weight"), ("init", "scale_shift_table")])
+def test_a_last_update_that_overflows_leaves_no_artifact(stage, tensor, work, mistake):
+    work(stage, "training", steps=1)
+    tree = yaml.safe_load(Path("params.yaml").read_text())
+    tree[stage]["training"]["optimizer"]["adamw"]["weight_decay"] = 1e300
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    line = mistake("stage", stage, "--seed", 0)
+    assert f": {tensor}: " in line
+    assert "values are not finite, as after a training that overflowed; train anew with a lower learning" in line
+
+
+def test_videos_of_nothing_say_so(run):
+    for number in range(3):
+        write_mp4(Path(f"videos/{number:04d}.mp4"), torch.zeros(10, 64, 64, 3, dtype=torch.uint8), 12)
+    Path("videos/manifest.json").unlink()
+    metrics = json.loads(run("score", "videos", "--out", "-"))["metrics"]
+    assert [metrics[name]["mean"] for name in ("visible", "good", "hops", "saturation_drift")] == [0, 0, 0, 0]
+
+
+def test_videos_of_the_world_are_visible(run):
+    metrics = json.loads(run("score", "videos", "--out", "-"))["metrics"]
+    assert metrics["visible"]["mean"] == 1

@@ -1,0 +1,277 @@
+"""Outputs that are no regular files, errors of the system, and folders that hold more than what is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from commands import environment
+
+from hiar.io.video import read_mp4
+
+SAMPLE = ("sample", "--prompt", "a red disc moves left", "--frames", 6, "--checkpoint")
+STREAM = ("stream", "--prompt", "a red disc moves left", "--frames", 6, "--checkpoint")
+SCORE = ("score", "videos", "--out")
+
+
+@pytest.fixture
+def figures(project):
+    """Checks the bytes that scoring wrote somewhere."""
+
+    def check(text):
+        assert json.loads(text)["videos"] == 3
+
+    return check
+
+
+def reading(path):
+    """A thread that reads a pipe to its end, and what it has read."""
+    received = []
+    thread = threading.Thread(target=lambda: received.append(Path(path).read_bytes()), daemon=True)
+    thread.start()
+    return thread, received
+
+
+def test_figures_go_to_the_standard_output(run, figures):
+    figures(run(*SCORE, "-"))
+    figures(run(*SCORE, "/dev/stdout"))
+    assert sorted(os.listdir()) == ["params.yaml", "videos"]
+
+
+def test_figures_and_streams_go_through_pipes_and_links_to_them(run, figures, student):
+    os.mkfifo("pipe")
+    os.symlink("pipe", "link")
+    thread, received = reading("pipe")
+    run(*SCORE, "link")
+    thread.join()
+    figures(received[0])
+    thread, received = reading("pipe")
+    run(*STREAM, student, "--out", "link")
+    thread.join()
+    Path("v.mp4").write_bytes(received[0])
+    assert len(read_mp4(Path("v.mp4"))) == 6
+    assert Path("pipe").is_fifo()
+    assert Path("link").readlink() == Path("pipe")
+
+
+def test_figures_go_where_a_shell_says(project, figures):
+    """Process substitution, and a file that the shell has opened to append to."""
+    command = f"{sys.executable} -m hiar score videos --out >(cat > caught); echo before > log; \
+        {sys.executable} -m hiar score videos --out /dev/fd/7 7>> log; wait"
+    subprocess.run(["bash", "-c", command], cwd=project, env=environment(), check=True, capture_output=True)
+    figures(Path("caught").read_text())
+    before, _, after = Path("log").read_text().partition("\n")
+    assert before == "before"
+    figures(after)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["file", "nothing yet"])
+def test_a_link_stays_and_what_it_leads_to_is_replaced(there, run, figures, student):
+    os.mkdir("elsewhere")
+    for name in ("score.json", "v.mp4"):
+        os.symlink(f"elsewhere/{name}", name)
+        if there:
+            Path(name).write_text("of before")
+    figures((run(*SCORE, "score.json"), Path("elsewhere/score.json").read_text())[1])
+    run(*STREAM, student, "--out", "v.mp4")
+    assert len(read_mp4(Path("elsewhere/v.mp4"))) == 6
+    assert [Path(name).is_symlink() for name in ("score.json", "v.mp4")] == [True, True]
+    assert sorted(os.listdir("elsewhere")) == ["score.json", "v.mp4"]
+
+
+def test_a_link_to_a_folder_stays_and_the_folder_is_replaced(run, student):
+    os.mkdir("disk")
+    os.symlink("disk/out", "out")
+    for prompt in ("a red disc moves left", "a blue disc moves left"):
+        run(*SAMPLE[:2], prompt, *SAMPLE[3:], student, "--out", "out")
+        assert Path("out").readlink() == Path("disk/out")
+        assert Path("disk/out/captions.txt").read_text() == f"{prompt}\n"
+    assert os.listdir("disk") == ["out"]
+
+
+def test_a_device_is_written_to(run, student):
+    try:
+        os.mknod("null", stat.S_IFCHR | 0o666, os.stat(os.devnull).st_rdev)
+    except PermissionError:
+        pytest.skip("only root may make devices")
+    before = os.stat("null")
+    run(*SCORE, "null")
+    run(*STREAM, student, "--out", "null")
+    assert (os.stat("null").st_ino, os.stat("null").st_rdev) == (before.st_ino, before.st_rdev)
+
+
+def test_a_stream_is_not_shown_to_people(mistake):
+    reader, terminal = os.openpty()
+    name = os.ttyname(terminal)
+    line = mistake(*STREAM, "nowhere", "--out", name)
+    assert line == f"--out = {name}: is a terminal; name a file, or append a reader, such as | ffplay -"
+    os.close(reader)
+    os.close(terminal)
+
+
+def lay_out():
+    """Names that nothing can be written to, each with what is said of it."""
+    os.mkdir("folder")
+    os.symlink("loop", "loop")
+    os.symlink("nowhere/x", "dangling")
+    Path("file").touch()
+    with socket.socket(socket.AF_UNIX) as plug:
+        plug.bind("socket")
+    return {
+        "": "--out = '': names nothing; name a file, or - for the standard output",
+        ".": "--out = .: is a folder; name a file in it",
+        "folder": "--out = folder: is a folder; name a file in it",
+        "new/": "--out = new/: is a folder; name a file in it",
+        "nowhere/x.json": "--out = nowhere/x.json: there is no folder nowhere; make it or choose another place",
+        "dangling": f"--out = dangling: there is no folder {Path.cwd()}/nowhere; make it or choose another place",
+        "file/x.json": "file/x.json: not a directory; a part of this path is a file; choose another place",
+        "loop": "loop: too many levels of symbolic links; the link leads back to itself; choose another place",
+        "loop/x": "loop/x: too many levels of symbolic links; the link leads back to itself; choose another place",
+        "socket": "--out = socket: is a socket; name a file or a pipe",
+        "/dev/fd/99": "--out = /dev/fd/99: is not open; name a file",
+        "x" * 252: f"{'x' * 252}: file name too long; choose a shorter name",
+    }
+
+
+@pytest.mark.parametrize("command", [("score", "nowhere"), (*STREAM, "nowhere")], ids=["score", "stream"])
+def test_a_file_that_cannot_be_is_told_before_any_work(command, mistake):
+    for name, said in lay_out().items():
+        assert mistake(*command, "--out", name) == said
+
+
+def test_a_folder_that_cannot_be_is_told_before_any_work(mistake):
+    lay_out()
+    os.mkfifo("pipe")
+    for name, said in {
+        "": ".: would be replaced as a whole; choose a folder below it",
+        "-": "--out = -: a folder cannot be written to the standard output; name one",
+        "videos/..": "videos/..: would be replaced as a whole; choose a folder below it",
+        "nowhere/out": "--out = nowhere/out: there is no folder nowhere; make it or choose another place",
+        "dangling": f"--out = dangling: there is no folder {Path.cwd()}/nowhere; make it or choose another place",
+        "loop": "loop: too many levels of symbolic links; the link leads back to itself; choose another place",
+        "loop/out": "loop: too many levels of symbolic links; the link leads back to itself; choose another place",
+        "file": "file: file exists; a file has this name; choose another",
+        "pipe": "pipe: file exists; a file has this name; choose another",
+        "file/out": "file/out: not a directory; a part of this path is a file; choose another place",
+        "/proc": "/proc: is mounted, so it cannot be replaced as a whole; choose a folder below it",
+        "x" * 245: f"{'x' * 245}.old.partial: file name too long; choose a shorter name",
+    }.items():
+        assert mistake(*SAMPLE, "nowhere", "--out", name) == said
+        if name not in ("", "-"):
+            assert mistake(*SAMPLE, "nowhere", "--processes", 2, "--out", name) == said
+
+
+def test_what_is_mounted_is_told_before_any_work(mistake):
+    """As a container's volumes are; on one disk, where the numbers of devices do not tell."""
+    shutil.copytree("videos", "a folder")
+    for name in ("kept", "score.json"):
+        Path(name).touch()
+    command = "mount --bind kept score.json && mount --bind 'a folder' 'a folder'"
+    mounted = subprocess.run(["bash", "-c", command], capture_output=True).returncode == 0
+    try:
+        if not mounted:
+            pytest.skip("this user may not mount")
+        said = "--out = score.json: is mounted, so it cannot be replaced; name another file"
+        assert mistake("score", "nowhere", "--out", "score.json") == said
+        said = "a folder: is mounted, so it cannot be replaced as a whole; choose a folder below it"
+        assert mistake(*SAMPLE, "nowhere", "--out", "a folder") == said
+    finally:
+        subprocess.run(["umount", "score.json", "a folder"], capture_output=True)
+
+
+def test_what_is_read_and_leads_back_to_itself(mistake, student, project):
+    os.symlink("loop", "loop")
+    sample = (*SAMPLE[:1], *SAMPLE[3:])
+    said = "cannot be read (Too many levels of symbolic links)"
+    assert mistake(*sample, student, "--prompts", "loop", "--out", "out").startswith(f"loop: {said}; name a text file")
+    assert mistake(*sample, student, "--prompts", "params.yaml/x", "--out", "out").startswith(
+        "params.yaml/x: cannot be read (Not a directory)"
+    )
+    assert mistake(*SAMPLE, "loop", "--out", "out").startswith(f"loop/manifest.json: {said}; run the stage")
+    for name in ("captions.txt", "manifest.json"):
+        os.rename(f"videos/{name}", f"{name}.kept")
+        os.symlink(name, f"videos/{name}")
+        assert mistake(*SCORE, "x.json").startswith(f"videos/{name}: {said}")
+        os.replace(f"{name}.kept", f"videos/{name}")
+    shutil.copytree(student, "student")
+    os.remove("student/generator.json")
+    os.mkdir("student/generator.json")
+    manifest = json.loads(Path("student/manifest.json").read_text()) | {"files": {}}
+    Path("student/manifest.json").write_text(json.dumps(manifest))
+    assert mistake(*SAMPLE, "student", "--out", "out").startswith("student/generator.json: cannot be read (Is a dir")
+    os.remove("params.yaml")
+    os.symlink("params.yaml", "params.yaml")
+    assert mistake("config", "check").startswith(f"params.yaml: {said}; mend that or name another file")
+    assert mistake(*SCORE, "x.json").startswith(f"params.yaml: {said}")
+
+
+def test_an_output_that_takes_nothing(project):
+    """What is printed is kept back by Python until it ends: also then a full disk is one line."""
+    for command in (["config", "show"], ["score", "videos", "--out", "-"], ["--help"]):
+        with open("/dev/full", "w") as full:
+            run = subprocess.run(
+                [sys.executable, "-m", "hiar", *command], env=environment(), stdout=full, stderr=-1, text=True
+            )
+        assert run.returncode == 2
+        assert run.stderr.splitlines()[-1] == "error: output: no space left on device; free some space and run again"
+        assert "Exception" not in run.stderr
+
+
+def test_outputs_whose_reader_or_descriptor_is_gone(project):
+    hiar = f"{sys.executable} -m hiar"
+    for command, said in {
+        f"{hiar} score nowhere --out - >&-": "--out = -: is not open; name a file",
+        f"{hiar} stream --checkpoint nowhere --prompt x --out - >&-": "--out = -: is not open; name a file",
+        f"{hiar} score nowhere --out /dev/fd/5 5< params.yaml": "--out = /dev/fd/5: is open for reading only; name a "
+        "file",
+    }.items():
+        script = ["bash", "-o", "pipefail", "-c", command]
+        run = subprocess.run(script, env=environment(), capture_output=True, text=True)
+        assert (run.returncode, run.stderr) == (2, f"error: {said}\n")
+    script = ["bash", "-o", "pipefail", "-c", f"{hiar} config show | true"]  # has seen enough: nothing is wrong
+    run = subprocess.run(script, env=environment(), capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("put", "name"),
+    [
+        (lambda: Path("out/score.json").write_text("{}"), "score.json"),
+        (lambda: Path("out/.notes").write_text("mine"), ".notes"),
+        (lambda: os.symlink("../videos", "out/videos"), "videos"),
+        (lambda: (os.mkdir("out/more"), Path("out/more/0000.mp4").write_text("mine")), "more/0000.mp4"),
+    ],
+    ids=["figures", "hidden", "link", "below"],
+)
+def test_what_is_not_of_the_samples_is_not_deleted_with_them(put, name, mistake):
+    shutil.copytree("videos", "out")
+    put()
+    for processes in ((), ("--processes", 2)):
+        assert mistake(*SAMPLE, "nowhere", "--out", "out", *processes) == (
+            f"out/{name}: is not of the samples that out holds and would be deleted with them; move it away or choose "
+            "a new folder"
+        )
+
+
+def test_what_is_not_of_an_artifact_is_not_deleted_by_its_stage(mistake):
+    folder = Path("artifacts/seed-0/codec")
+    shutil.copytree("videos", folder)
+    (folder / "notes.txt").write_text("mine")
+    assert mistake("stage", "codec", "--seed", 0).startswith(f"{folder}/notes.txt: is not of the samples that")
+
+
+def test_the_examples_of_the_help_leave_samples_that_can_be_made_again(run, student):
+    run(*SAMPLE, student, "--out", "out")
+    example = run("score", "--help").split("hiar score out --out ")[1].split()[0]
+    assert Path(example).parent == Path()
+    Path("out/0000.mp4").write_bytes(b"")  # of the samples, though altered
+    run(*SAMPLE, student, "--out", "out")
+    assert len(read_mp4(Path("out/0000.mp4"))) == 6
