@@ -13,6 +13,7 @@ from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.progress import Progress
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
+from hiar.io.text import split_lines
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import generator
 from hiar.rollout.ode import ode_states
@@ -85,7 +86,7 @@ def load_pairs(folder: Path) -> Trajectories:
     manifest = read_manifest(folder, "pairs")
     count = -(-manifest["count"] // manifest["shard"])
     states = torch.cat([load_shard(folder, index) for index in range(count)])
-    lines = (folder / "captions.txt").read_text(encoding="utf-8").splitlines()
+    lines = split_lines((folder / "captions.txt").read_text(encoding="utf-8"))
     if len(states) != manifest["count"] or len(lines) != manifest["count"]:
         raise UserError(
             f"{folder}: holds {len(states)} trajectories and {len(lines)} captions, not {manifest['count']}; "

@@ -124,26 +124,36 @@ def sample_on_rank(
             done = frames * (len(prompts) - sum(len(every[index]) for index in todo))
             with Progress("sample", frames * len(prompts), done, unit="frames") as progress:
                 for index in todo:
-                    latents = _collect(folder, source, arrivals, every[index], blocks, progress)
+                    latents = _collect(folder, source, arrivals, every[index], len(prompts), blocks, progress)
                     write_latents(folder, index, latents)
         # The others are done, and nobody waits for what takes its time from here on.
         for index, numbers in enumerate(every):
-            write_videos(folder, source, index, numbers)
+            write_videos(folder, source, index, numbers, len(prompts))
         gather(folder, prompts, BATCH, save_latents)
         finish_samples(folder, checkpoint, source, walk, frames, seed)
 
 
 def _collect(
-    folder: Path, source: Generator, arrivals: Iterator[Tensor], numbers: range, blocks: int, progress: Progress
+    folder: Path,
+    source: Generator,
+    arrivals: Iterator[Tensor],
+    numbers: range,
+    count: int,
+    blocks: int,
+    progress: Progress,
 ) -> Tensor:
-    """Latents (B, C, F, h, w) of a batch. Its blocks can be watched in films, which stay until its videos are whole.
+    """Latents (B, C, F, h, w) of a batch of all ``count`` videos.
+
+    Its blocks can be watched in films, which stay until its videos are whole.
 
     When a process breaks down, unfinished-0000.mp4 and so on play up to the last block.
     """
     size, rate = source.card.world.size, source.card.world.frames_per_second
     finished = []
     with ExitStack() as stack:
-        films = [stack.enter_context(open_stream(film_path(folder, number), size, size, rate)) for number in numbers]
+        films = [
+            stack.enter_context(open_stream(film_path(folder, number, count), size, size, rate)) for number in numbers
+        ]
         for latents in islice(arrivals, blocks):
             finished.append(latents.cpu())
             for film, latent in zip(films, latents, strict=True):

@@ -15,6 +15,7 @@ import yaml
 from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest, write_json, write_text
+from hiar.io.names import video_name
 from hiar.io.tracking import tracked
 from hiar.io.video import read_mp4, write_mp4, write_png
 from hiar.metrics.summary import Summary, pool
@@ -49,7 +50,7 @@ def run(params: Params, workspace: Path) -> None:
     folders = {series: one.samples(workspace) for series, one in models.items()}
     manifests = [read_manifest(folder, SAMPLES) for folder in folders.values()]
     prompts, wall = _wall(params, seed, folders)
-    first_row = {series: read_mp4(folder / _name(0)) for series, folder in folders.items()}
+    first_row = {series: read_mp4(folder / video_name(0, params.sample.videos)) for series, folder in folders.items()}
     seconds = {series: len(video) / fps for series, video in first_row.items()}
 
     figures = _figures(params, workspace)
@@ -107,24 +108,21 @@ def _wall(params: Params, seed: int, folders: Mapping[Series, Path]) -> tuple[li
     for folder in folders.values():
         if read_captions(folder)[:count] != prompts:
             raise UserError(f"{folder}: its prompts are not those of params.yaml; run its sample stage again")
+    names = [video_name(index, params.sample.videos) for index in range(count)]
     with TemporaryDirectory() as scratch:
         for index, clip in enumerate(true_clips):
-            write_mp4(Path(scratch, _name(index)), clip, params.world.frames_per_second)
+            write_mp4(Path(scratch, names[index]), clip, params.world.frames_per_second)
         places = {TRUTH: Path(scratch), **folders}
         return prompts, [
             (
                 prompt,
                 [
-                    Clip(data_uri((folder / _name(index)).read_bytes()), f"{series.name}: {prompt}")
+                    Clip(data_uri((folder / names[index]).read_bytes()), f"{series.name}: {prompt}")
                     for series, folder in places.items()
                 ],
             )
             for index, prompt in enumerate(prompts)
         ]
-
-
-def _name(index: int) -> str:
-    return f"{index:04d}.mp4"
 
 
 def _read(path: Path) -> Any:

@@ -14,6 +14,7 @@ from hiar.config import Context, Order, Params
 from hiar.errors import UserError
 from hiar.grid import fastest
 from hiar.io.artifacts import content_hash, read_manifest, source_hash, unfinished, write_manifest
+from hiar.io.names import video_name
 from hiar.io.progress import Progress, tell
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.noise import generator
@@ -60,7 +61,7 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
         make_videos(work.folder, source, prompts, frames, walk, seed, params.sample.batch, f"sample {variant or model}")
         work.finish("samples", model=model, **describe(source, walk, frames))
         for number in range(min(params.report.videos, count)):
-            work.run.artifact(work.folder / f"{number:04d}.mp4")
+            work.run.artifact(work.folder / video_name(number, count))
 
 
 def sample_prompts(
@@ -182,7 +183,7 @@ def make_videos(
                 asked = [prompts[i] for i in numbers]
                 latents = sample_latents(source, asked, frames, walk, seed, numbers, progress.advance)
                 write_latents(folder, index, latents)
-            write_videos(folder, source, index, numbers)
+            write_videos(folder, source, index, numbers, len(prompts))
     gather(folder, prompts, batch, save_latents)
 
 
