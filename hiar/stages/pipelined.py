@@ -29,7 +29,7 @@ from hiar.rollout.pipeline import finished_blocks, walk_rank
 from hiar.rollout.walk import split_steps
 from hiar.stages.computing import settle
 from hiar.stages.group import check_alike, group, numbers_of, own_device, tensor_of
-from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.plan import check_frames, check_memory, load_sampler, plan_line, settle_threads
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.sample import (
     BATCH,
@@ -96,6 +96,7 @@ def sample_on_rank(
     source = load_sampler(checkpoint, device, fp8)
     walk = check_request(source, prompts, frames, order, context)
     assert walk is not None
+    check_frames(source, frames, len(prompts), BATCH, out)
     blocks, every = frames // source.card.video.block, batches(len(prompts), BATCH)
     key = sample_key(checkpoint, source, prompts, frames, walk, seed, save_latents)
     with ExitStack() as writing:

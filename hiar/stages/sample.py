@@ -23,7 +23,7 @@ from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
 from hiar.stages.computing import computing, settle
-from hiar.stages.plan import check_memory, load_sampler, number_format, plan_line, settle_threads
+from hiar.stages.plan import check_frames, check_memory, load_sampler, number_format, plan_line, settle_threads
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.videos import batches, gather, missing_batches, write_latents, write_videos
 from hiar.world.captions import captions, parse_caption
@@ -58,6 +58,7 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
         count = params.sample.videos
         prompts = captions(sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=count)
         frames = params.sample.frames if walk else source.card.video.frames
+        check_frames(source, frames, count, params.sample.batch, work.folder, "params.yaml: sample.frames")
         make_videos(work.folder, source, prompts, frames, walk, seed, params.sample.batch, f"sample {variant or model}")
         work.finish("samples", model=model, **describe(source, walk, frames))
         for number in range(min(params.report.videos, count)):
@@ -84,6 +85,7 @@ def sample_prompts(
     read_manifest(checkpoint, "checkpoint")
     source = load_sampler(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"), fp8)
     walk = check_request(source, prompts, frames, order, context)
+    check_frames(source, frames, len(prompts), BATCH, out)
     rollout = None
     if walk is not None:
         numbers = batches(len(prompts), BATCH)[0]
