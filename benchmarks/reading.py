@@ -52,14 +52,13 @@ def bench(videos: int, frames: int, rounds: int) -> dict[str, Any]:
                     seconds[name].append(_timed(read))
                 progress.advance()
     ratios = [other / own for own, other in zip(seconds["hiar"], seconds["pyav"], strict=True)]
+    speeds = {name: _spread([videos * frames / one for one in found]) for name, found in seconds.items()}
     return {
         "videos": videos,
         "frames": frames,
         "size": params.world.size,
         "rounds": rounds,
-        "frames_per_second": {
-            name: _spread([videos * frames / one for one in found]) for name, found in seconds.items()
-        },
+        "frames_per_second": speeds,
         "speed_over_pyav": _spread(ratios),
         "hardware": hardware("cpu"),
         "code": code_version(),
