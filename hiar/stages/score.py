@@ -39,6 +39,8 @@ from hiar.world.fit import atlases
 from hiar.world.oracle import Judgement, judge
 from hiar.world.render import clips
 
+FEW = 16  # findings of parts that lie about at a time: the memory between many small ones is lost
+
 _Found = TypeVar("_Found", Judgement, Looks)
 
 
@@ -133,7 +135,9 @@ def score(
                 asked = captions[done : done + len(part)]
                 judgements.append(judge(world, part, asked, tables))
                 looks.append(look(part, before))
-                before, length = part[:, -1:], length + part.shape[1]
+                before, length = part[:, -1:].clone(), length + part.shape[1]
+                if len(looks) == FEW:
+                    judgements, looks = [_joined(judgements)], [_joined(looks)]
                 progress.advance(len(part) * part.shape[1])
             if length < least:
                 raise UserError(too_short(source, length, least))

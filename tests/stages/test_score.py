@@ -174,8 +174,9 @@ def test_bad_folders_are_named_and_nothing_is_written(spoil, manifest, message, 
     assert not out.exists()
 
 
-def test_parts_and_batches_change_nothing(params):
+def test_parts_and_batches_change_nothing(params, monkeypatch):
     """A video scored part by part is the one scored whole, and so are short videos judged together and alone."""
+    monkeypatch.setattr(score, "FEW", 2)
     for frames, parts in ((300, PART), (30, 7)):
         videos, captions = true_clips(params, seed=0, frames=frames)
         settings = (params.world, params.score, params.video.block, "videos")
