@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import sys
@@ -210,8 +211,10 @@ def test_folders_as_other_systems_leave_them(
         (lambda f: (f / "0003.mp4").symlink_to("nowhere"), "holds 3 captions for 4 videos"),
         (lambda f: rewrite(f, lambda text: text.decode().encode("utf-16")), "captions.txt: is not UTF-8"),
         (lambda f: (f / "0002.mp4").write_bytes(b""), "0002.mp4: is no video that can be read"),
+        (lambda f: (rename(f, "0002.mp4", "real"), os.mkfifo(f / "0002.mp4")), "0002.mp4: is no regular file"),
+        (lambda f: (rename(f, "0002.mp4", "x"), (f / "0002.mp4").symlink_to("0002.mp4")), "0002.mp4: is no video"),
     ],
-    ids=["two-captions", "blank-between", "dangling", "utf-16", "empty"],
+    ids=["two-captions", "blank-between", "dangling", "utf-16", "empty", "pipe", "loop"],
 )
 def test_folders_that_cannot_be_meant(
     change: Callable[[Path], object], line: str, folder: Path, capsys: pytest.CaptureFixture[str]
