@@ -73,17 +73,18 @@ class Grid:
         A block begins one diagonal after the block before it; under the shared rule two, for its context at a step is
         what that block's next step leaves.
         """
-        return (cell.block - self.given) * self._lag + cell.step
+        return (cell.block - self.given) * self.lag + cell.step
 
     def on_diagonal(self, number: int) -> Iterator[Cell]:
         """The cells of an anti-diagonal, the newest block first."""
         for step in range(min(number + 1, self.steps)):
-            late, between = divmod(number - step, self._lag)
+            late, between = divmod(number - step, self.lag)
             if not between and (self.blocks is None or self.given + late < self.blocks):
                 yield Cell(self.given + late, step)
 
     @property
-    def _lag(self) -> int:
+    def lag(self) -> int:
+        """Diagonals from one block's cell to the same of the next block."""
         return 2 if self.context == "shared" and self.steps > 1 else 1
 
     def is_context(self, block: int) -> bool:
@@ -190,6 +191,22 @@ def walk_passes(grid: Grid, order: Order, passes: Passes = "separate", steps: ra
             shown = range(grid.steps - 1, grid.steps) if grid.finished else steps
             yield from (Pass(write=(Cell(block, step),)) for step in shown)
     yield from PASSES[passes](grid, (cell for cell in ORDERS[order](grid) if cell.step in steps))
+
+
+def count_passes(grid: Grid, order: Order, passes: Passes = "separate", steps: range | None = None) -> int:
+    """How many passes `walk_passes` makes of a finite grid, by arithmetic. Raises ValueError for an endless one."""
+    if grid.blocks is None:
+        raise ValueError("an endless grid has no number of passes")
+    steps = range(grid.steps) if steps is None else steps
+    blocks, contexts = grid.blocks - grid.given, max(0, grid.blocks - 1) if grid.window > 1 else 0
+    shown = min(grid.given, contexts)
+    count = shown * (1 if grid.finished else len(steps))
+    if passes == "batched":
+        return count + ((blocks - 1) * grid.lag + len(steps) if blocks and steps else 0)
+    count += blocks * len(steps)
+    if passes == "separate":
+        count += (contexts - shown) * sum(grid.writes(step) for step in steps)
+    return count
 
 
 def separate(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:

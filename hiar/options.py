@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from hiar.errors import UserError
+from hiar.io.text import one_line, split_lines
 
 if TYPE_CHECKING:
     from hiar.config import Context, Order
@@ -22,11 +23,14 @@ def walk_of(order: str | None, context: str | None) -> tuple[Order | None, Conte
 
 
 def prompts_of(prompt: str | None, path: Path | None) -> list[str]:
-    """The prompts of ``--prompt`` or ``--prompts`` (one a line, blank lines left out). Raises UserError for none."""
+    """The prompts of ``--prompt`` or ``--prompts`` (one a line, blank lines left out).
+
+    White space of any kind in them becomes single spaces. Raises UserError for none.
+    """
     if prompt is not None and path is None:
         if not prompt.strip():
             raise UserError(f"--prompt = {prompt!r}: is empty; describe a video")
-        return [prompt.strip()]
+        return [one_line(prompt)]
     if path is None or prompt is not None:
         raise UserError("--prompt, --prompts: give exactly one of the two")
     try:
@@ -36,13 +40,13 @@ def prompts_of(prompt: str | None, path: Path | None) -> list[str]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a text file with one prompt a line") from None
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = split_lines(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{path}: line {line}: byte {error.start} = 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
         ) from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = [one_line(line) for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"{path}: holds no prompt; write one a line")
     return prompts

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hiar.config import Passes
 from hiar.errors import BrokenRule
-from hiar.grid import ORDERS, PASSES, Cell, Grid, Pass, check, check_walk, fastest, make_grid, walk_passes
+from hiar.grid import ORDERS, PASSES, Cell, Grid, Pass, check, check_walk, count_passes, fastest, make_grid, walk_passes
 
 CONTEXTS = ["clean", "output", "input", "shared"]
 
@@ -149,6 +149,27 @@ def test_as_many_forward_calls_as_promised(context: str, order: str) -> None:
     diagonals = {"output": blocks + steps - 1, "shared": 2 * (blocks - 1) + steps}
     if context in diagonals:
         assert len(list(walk_passes(grid, "diagonal", "batched"))) == diagonals[context]
+
+
+@cases(walks())
+def test_passes_are_counted_without_being_made(case: tuple[Grid, list[Pass]]) -> None:
+    grid, _ = case
+    for order, context, passes in WALKS:
+        if context == grid.context and not (grid.finished and order != "block_first"):
+            made = list(walk_passes(grid, order, passes))  # type: ignore[arg-type]
+            assert count_passes(grid, order, passes) == len(made)  # type: ignore[arg-type]
+    if grid.context != "shared" and not grid.finished:
+        for share in (range(1), range(grid.steps - 1, grid.steps), range(grid.steps // 2, grid.steps)):
+            assert count_passes(grid, "diagonal", "batched", share) == len(
+                list(walk_passes(grid, "diagonal", "batched", share))
+            )
+
+
+def test_counting_takes_no_longer_for_many_blocks() -> None:
+    grid = make_grid("step_first", "output", blocks=10**30, steps=4, window=3)
+    assert count_passes(grid, "diagonal", "batched") == 10**30 + 3
+    with pytest.raises(ValueError, match="endless"):
+        count_passes(make_grid("diagonal", "output", blocks=None, steps=4, window=3), "diagonal")
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

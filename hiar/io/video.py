@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -20,21 +19,16 @@ import av
 import numpy as np
 import torch
 from av.container import OutputContainer
-from av.error import FFmpegError
 from av.packet import Packet
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hiar.errors import UserError
 from hiar.io.files import atomic_file, followed, writing
 from hiar.io.outputs import Output, is_stream, opened, place_of, write_all
+from hiar.io.reading import NOTE, WATCHABLE, Pixels, read_parts
 
-Pixels = NDArray[np.uint8]
-
-WATCHABLE = 192  # pixels that the shorter side should have
 _BT709 = 1  # in the numbering that colour space, primaries and transfer share
 # Of a muxer that writes one fragment: one that went on would keep the last frame back until the next one came. Times
 # stay as they are in the whole stream.
@@ -94,23 +88,9 @@ def open_stream(target: Output | BinaryIO, height: int, width: int, fps: float) 
 def read_mp4(path: Path) -> Tensor:
     """The frames of a video, uint8 (F, H, W, 3), at the size they had before ``write_mp4``.
 
-    Raises UserError when it is missing, truncated or no video.
+    Raises UserError as `hiar.io.reading.read_parts` does.
     """
-    try:
-        # A stream may end in a part of a fragment; where the number of frames is known, a missing one is told below.
-        with av.open(path, options={"fflags": "+discardcorrupt"}) as container:
-            note = re.fullmatch(r"enlarged (\d+) times", container.metadata.get("comment", ""))
-            scale = int(note[1]) if note else 1
-            stream = container.streams.video[0]
-            frames = [_shrink(frame.to_ndarray(format="rgb24"), scale) for frame in container.decode(stream)]
-            expected = stream.frames
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such video; name another") from None
-    except (FFmpegError, IndexError) as error:
-        raise UserError(f"{path}: is no video that can be read ({error}); make it again") from None
-    if not frames or len(frames) < expected:
-        raise UserError(f"{path}: is truncated ({len(frames)} of {expected} frames); make it again")
-    return torch.from_numpy(np.stack(frames))
+    return torch.cat(list(read_parts(path)))
 
 
 def write_png(path: Path, image: Pixels) -> None:
@@ -122,7 +102,7 @@ def write_png(path: Path, image: Pixels) -> None:
 def _add_h264(container: OutputContainer, height: int, width: int, fps: float, **options: str) -> VideoStream:
     """A stream of pictures of this size, enlarged, and the note that lets reading undo that; ``options`` are x264's."""
     scale = _scale(height, width)
-    container.metadata["comment"] = f"enlarged {scale} times"
+    container.metadata["comment"] = NOTE.format(scale)
     stream = container.add_stream(
         "libx264",
         Fraction(fps).limit_denominator(1001),
@@ -184,13 +164,3 @@ def _scale(height: int, width: int) -> int:
     if shorter >= WATCHABLE and height % 2 == width % 2 == 0:
         return 1
     return 2 * math.ceil(WATCHABLE / (2 * shorter))
-
-
-def _shrink(pixels: Pixels, scale: int) -> Pixels:
-    """The mean of each square of ``scale`` x ``scale`` pixels."""
-    if scale == 1:
-        return pixels
-    lines = np.stack([pixels[row::scale] for row in range(scale)]).sum(axis=0, dtype=np.uint32)
-    total = np.stack([lines[:, column::scale] for column in range(scale)]).sum(axis=0, dtype=np.uint32)
-    mean: Pixels = ((total + scale**2 // 2) // scale**2).astype(np.uint8)
-    return mean

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from hiar.config import Score, World
@@ -10,8 +13,28 @@ from hiar.metrics.segments import segment_means, trend
 from hiar.world.oracle import Judgement
 
 
+@dataclass(frozen=True)
+class Looks:
+    """What is measured of V videos of F frames without the oracle."""
+
+    saturation: Tensor  # (V, F) HSV, [0, 1]
+    sharpness: Tensor  # (V, F) squared grey levels
+    change: Tensor  # (V, F - 1) from frame to frame, grey levels; (V, F) in a part that follows another
+
+
+def look(frames: Tensor, before: Tensor | None = None) -> Looks:
+    """Looks of videos, or of parts of them, uint8 (V, f, H, W, 3); ``before``: the frames (V, 1, H, W, 3) before."""
+    joined = frames if before is None else torch.cat([before, frames], dim=1)
+    return Looks(drift.saturation(frames), drift.sharpness(frames), continuity.changes(joined))
+
+
 def measure(frames: Tensor, judgement: Judgement, world: World, score: Score, block: int) -> dict[str, Tensor]:
-    """Metrics by name, each (V,), of videos uint8 (V, F, H, W, 3) and what the oracle says of them.
+    """`measured` of whole videos uint8 (V, F, H, W, 3)."""
+    return measured(look(frames), judgement, world, score, block)
+
+
+def measured(looks: Looks, judgement: Judgement, world: World, score: Score, block: int) -> dict[str, Tensor]:
+    """Metrics by name, each (V,), of how videos look and what the oracle says of them.
 
     - ``good``: share of frames that show the captioned thing: residual and colour error under their thresholds and the
       right shape. ``residual``, ``color_error``, ``shape_right``: its parts, as means over frames; ``background_error``
@@ -31,7 +54,6 @@ def measure(frames: Tensor, judgement: Judgement, world: World, score: Score, bl
     good = (
         judgement.shape_right & (judgement.residual < score.good_residual) & (judgement.color_error < score.good_color)
     ).double()
-    saturation, sharpness = drift.saturation(frames), drift.sharpness(frames)
     speed = motion.smoothed_speed(judgement.position)
     background_shift = drift.shift(judgement.background, score.segments)
     metrics = {
@@ -44,17 +66,17 @@ def measure(frames: Tensor, judgement: Judgement, world: World, score: Score, bl
         "smoothed_speed": speed,
         "hops": motion.hops(judgement.position, score.hop),
         "dynamic": motion.dynamic(speed, world.speed[0]),
-        "saturation_drift": drift.drift(saturation, score.segments),
-        "saturation_trend": trend(saturation, score.segments),
-        "sharpness_drift": drift.drift(sharpness, score.segments),
-        "sharpness_trend": trend(sharpness, score.segments),
+        "saturation_drift": drift.drift(looks.saturation, score.segments),
+        "saturation_trend": trend(looks.saturation, score.segments),
+        "sharpness_drift": drift.drift(looks.sharpness, score.segments),
+        "sharpness_trend": trend(looks.sharpness, score.segments),
         "background_shift": background_shift[:, -1],
-        "border_jump": continuity.border_jump(frames, block),
+        "border_jump": continuity.border_jump(looks.change, block),
     }
     curves = {
         "good": segment_means(good, score.segments),
-        "saturation": segment_means(saturation, score.segments),
-        "saturation_shift": drift.shift(saturation, score.segments),
+        "saturation": segment_means(looks.saturation, score.segments),
+        "saturation_shift": drift.shift(looks.saturation, score.segments),
         "background_shift": background_shift,
     }
     for name, curve in curves.items():

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from hiar.config import Context, Order, Params
 from hiar.errors import UserError
-from hiar.io.video import read_mp4
+from hiar.io.names import in_order
+from hiar.io.reading import Head, read_head, read_parts
+from hiar.io.text import one_line, split_lines
 from hiar.stages.common import Paths
 
 SAMPLES = "samples"  # kind of their manifests
@@ -48,36 +49,83 @@ def contenders(params: Params) -> Iterator[Contender]:
 
 
 def read_captions(folder: Path) -> list[str]:
-    """The captions of a folder of videos, one a line. Raises UserError when there are none or they are not UTF-8."""
+    """The captions of a folder of videos, one a line; lines left empty at the end do not count.
+
+    The file may be called captions.txt in any case. Raises UserError when there are none or they are not UTF-8.
+    """
     path = folder / CAPTIONS
     try:
-        captions = path.read_text(encoding="utf-8").splitlines()
+        found = sorted(one for one in folder.iterdir() if one.name.casefold() == CAPTIONS)
+        if len(found) > 1:
+            raise UserError(f"{found[0]}: there is {found[1].name} too; keep one of them")
+        path = found[0] if found else path
+        captions = [one_line(line) for line in split_lines(path.read_text(encoding="utf-8-sig").rstrip())]
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); write one caption a line, one line a video"
         ) from None
-    if not captions or not all(caption.strip() for caption in captions):
+    if not captions or not all(captions):
         raise UserError(f"{path}: holds an empty line or nothing; write one caption a line, one line a video")
     return captions
 
 
-def read_videos(folder: Path, count: int) -> Tensor:
-    """The ``count`` mp4 videos of a folder in the order of their names, uint8 (V, F, H, W, 3).
+def find_videos(folder: Path, count: int) -> list[Path]:
+    """The ``count`` mp4 files of a folder in the order of their names, numbers by value.
 
-    Raises UserError when there are not as many as captions, or they cannot be read or differ in size.
+    Hidden files (of macOS, for one) and folders are none of them. Raises UserError when there are not as many as
+    captions, or their order is ambiguous.
     """
-    paths = sorted(folder.glob("*.mp4"))
+    files = [path for path in folder.iterdir() if path.suffix.lower() == ".mp4" and not path.is_dir()]
+    paths = in_order(path for path in files if not path.name.startswith("."))
     if len(paths) != count:
         raise UserError(f"{folder / CAPTIONS}: holds {count} captions for {len(paths)} videos; write one line a video")
-    videos = [read_mp4(path) for path in paths]
-    for path, video in zip(paths, videos, strict=True):
-        if video.shape != videos[0].shape:
-            raise UserError(f"{path}: is {_geometry(video)}, {paths[0].name} {_geometry(videos[0])}; make them alike")
-    return torch.stack(videos)
+    return paths
 
 
-def _geometry(video: Tensor) -> str:
-    frames, height, width, _ = video.shape
-    return f"{frames} frames of {width}x{height}"
+def check_videos(folder: Path, paths: Sequence[Path], size: int, least: int) -> int | None:
+    """Raise UserError unless videos are alike, as large as the world, and of ``least`` frames, as far as files say.
+
+    Returns how many frames each has, None where that shows in reading only. Nothing is decoded.
+    """
+    first = read_head(paths[0])
+    if (first.height, first.width) != (size, size):
+        sizes = f"{first.width}x{first.height} pixels, the world {size}x{size}"
+        raise UserError(f"{folder}: videos are {sizes}; use the params.yaml they were made with")
+    if first.frames is not None and first.frames < least:
+        raise UserError(too_short(folder, first.frames, least))
+    for path in paths[1:]:
+        head = read_head(path)
+        if head[:2] != first[:2] or (first.frames and head.frames and head.frames != first.frames):
+            raise UserError(f"{path}: is {_geometry(head)}, {paths[0].name} {_geometry(first)}; make them alike")
+    return first.frames
+
+
+def read_videos(paths: Sequence[Path]) -> Iterator[Iterator[Tensor]]:
+    """The parts, uint8 (f, H, W, 3), of one video after another; each is to be read to its end before the next.
+
+    Raises UserError when one cannot be read or is longer or shorter than the first.
+    """
+    lengths: list[int] = []
+    for path in paths:
+        yield _counted(path, lengths)
+        if lengths[-1] != lengths[0]:
+            raise UserError(f"{path}: is {lengths[-1]} frames, {paths[0].name} {lengths[0]} frames; make them alike")
+
+
+def too_short(source: Path | str, frames: int, least: int) -> str:
+    """What is said of videos of fewer frames than are needed."""
+    return f"{source}: videos have {frames} frames, scoring needs {least}; make longer ones"
+
+
+def _counted(path: Path, lengths: list[int]) -> Iterator[Tensor]:
+    lengths.append(0)
+    for part in read_parts(path):
+        lengths[-1] += len(part)
+        yield part
+
+
+def _geometry(head: Head) -> str:
+    frames = "" if head.frames is None else f"{head.frames} frames of "
+    return f"{frames}{head.width}x{head.height}"

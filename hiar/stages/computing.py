@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from statistics import mode
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hiar.grid import Cell, fastest, walk_passes
+from hiar.grid import Cell, count_passes, fastest, walk_passes
 from hiar.io.artifacts import write_text
 from hiar.io.progress import tell
 from hiar.models.attention import Row
@@ -27,7 +27,7 @@ from hiar.rollout.cell import Memory, Rollout
 
 SETTLED = ".computing"  # holds the choice that an unfinished folder was begun with
 
-ENOUGH = 64  # passes of a walk without end, to see how many blocks most of them are on
+ENOUGH = 64  # blocks of a long walk, to see how many of them most passes are on
 
 
 class Choice(NamedTuple):
@@ -64,10 +64,10 @@ def choose(source: Generator, walk: Walk, rollout: Rollout, rollouts: int = 1) -
 
 def work(walk: Walk, rollout: Rollout) -> tuple[int, float]:
     """How many blocks most forward calls of a walk are on, and how many calls there are."""
-    passes = walk_passes(rollout.grid, *fastest(walk.order, walk.context))
-    endless = rollout.grid.blocks is None
-    sizes = [len(step.write + step.denoise) for step in islice(passes, ENOUGH if endless else None)]
-    return mode(sizes), math.inf if endless else len(sizes)
+    grid, walked = rollout.grid, fastest(walk.order, walk.context)
+    beginning = replace(grid, blocks=ENOUGH if grid.blocks is None else min(grid.blocks, ENOUGH))
+    rows = mode(len(step.write + step.denoise) for step in walk_passes(beginning, *walked))
+    return rows, math.inf if grid.blocks is None else count_passes(grid, *walked)
 
 
 def settle(folder: Path, source: Generator, walk: Walk, rollout: Rollout, rollouts: int) -> Choice:

@@ -13,6 +13,7 @@ from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest
 from hiar.io.progress import Progress
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
+from hiar.io.text import split_lines
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.rollout.ode import ode_states
@@ -102,7 +103,7 @@ def load_pairs(folder: Path) -> Trajectories:
     """All trajectories of a pairs folder, checked. Raises UserError naming the shard that is missing or broken."""
     said = facts(folder, read_manifest(folder, "pairs"), _Facts)
     states = torch.cat([load_shard(folder, index) for index in range(-(-said.count // said.shard))])
-    lines = (folder / "captions.txt").read_text(encoding="utf-8").splitlines()
+    lines = split_lines((folder / "captions.txt").read_text(encoding="utf-8"))
     if len(states) != said.count or len(lines) != said.count:
         raise UserError(
             f"{folder}: holds {len(states)} trajectories and {len(lines)} captions, not {said.count}; "

@@ -29,7 +29,7 @@ from hiar.rollout.pipeline import finished_blocks, walk_rank
 from hiar.rollout.walk import split_steps
 from hiar.stages.computing import settle
 from hiar.stages.group import check_alike, group, numbers_of, own_device, tensor_of
-from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.plan import check_frames, check_memory, load_sampler, plan_line, settle_threads
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.sample import (
     BATCH,
@@ -98,6 +98,7 @@ def sample_on_rank(
     source = load_sampler(checkpoint, device, fp8)
     walk = check_request(source, prompts, frames, order, context)
     assert walk is not None
+    check_frames(source, frames, len(prompts), BATCH, out)
     blocks, every = frames // source.card.video.block, batches(len(prompts), BATCH)
     key = sample_key(checkpoint, source, prompts, frames, walk, seed, save_latents)
     with ExitStack() as writing:
@@ -126,26 +127,36 @@ def sample_on_rank(
             done = frames * (len(prompts) - sum(len(every[index]) for index in todo))
             with Progress("sample", frames * len(prompts), done, unit="frames") as progress:
                 for index in todo:
-                    latents = _collect(folder, source, arrivals, every[index], blocks, progress)
+                    latents = _collect(folder, source, arrivals, every[index], len(prompts), blocks, progress)
                     write_latents(folder, index, latents)
         # The others are done, and nobody waits for what takes its time from here on.
         for index, numbers in enumerate(every):
-            write_videos(folder, source, index, numbers)
+            write_videos(folder, source, index, numbers, len(prompts))
         gather(folder, prompts, BATCH, save_latents)
         finish_samples(folder, checkpoint, source, walk, frames, seed)
 
 
 def _collect(
-    folder: Path, source: Generator, arrivals: Iterator[Tensor], numbers: range, blocks: int, progress: Progress
+    folder: Path,
+    source: Generator,
+    arrivals: Iterator[Tensor],
+    numbers: range,
+    count: int,
+    blocks: int,
+    progress: Progress,
 ) -> Tensor:
-    """Latents (B, C, F, h, w) of a batch. Its blocks can be watched in films, which stay until its videos are whole.
+    """Latents (B, C, F, h, w) of a batch of all ``count`` videos.
+
+    Its blocks can be watched in films, which stay until its videos are whole.
 
     When a process breaks down, unfinished-0000.mp4 and so on play up to the last block.
     """
     size, rate = source.card.world.size, source.card.world.frames_per_second
     finished: list[Tensor] = []
     with ExitStack() as stack:
-        films = [stack.enter_context(open_stream(film_path(folder, number), size, size, rate)) for number in numbers]
+        films = [
+            stack.enter_context(open_stream(film_path(folder, number, count), size, size, rate)) for number in numbers
+        ]
         for latents in islice(arrivals, blocks):
             first = len(finished) * latents.shape[2]
             finished.append(latents.cpu())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import psutil
 import torch
 
 from hiar.errors import UserError
-from hiar.grid import Grid, fastest, walk_passes
+from hiar.grid import Grid, count_passes, fastest
 from hiar.io.progress import tell
 from hiar.models.fp8 import CAPABILITY, ERROR, MULTIPLE, in_fp8, with_fp8
 from hiar.models.generator import Generator, Walk, load_generator
@@ -106,6 +108,25 @@ def check_memory(source: Generator, rollout: Rollout, caches: int | None = None)
         )
 
 
+def check_frames(source: Generator, frames: int, count: int, batch: int, out: Path, field: str = "--frames") -> None:
+    """Raise UserError when ``count`` videos of so many frames, ``batch`` at a time, do not fit in memory or ``out``.
+
+    They are whole in memory before they are written, and their latents on the disk before the videos. ``field`` is what
+    asks for the frames.
+    """
+    at_once = min(count, batch)
+    latent = frames * 4 * math.prod(source.latent_size)
+    shown = frames * 3 * source.card.world.size**2 * (4 + 4 + 1)  # floats, their copy, bytes
+    needed, free = at_once * latent + max(at_once * latent, shown), psutil.virtual_memory().available
+    place = next(folder for folder in [out, *out.absolute().parents] if folder.is_dir())
+    room = shutil.disk_usage(place).total
+    memory = f"{at_once} video(s) at a time take {needed / GB:.3g} GB of memory, {free / GB:.3g} GB are free"
+    disk = f"the latents take {count * latent / GB:.3g} GB, the disk has {room / GB:.3g} GB"
+    for short, what in ((needed > free, memory), (count * latent > room, disk)):
+        if short:
+            raise UserError(f"{field} = {frames}: {what}; ask for fewer, or watch one video with `hiar stream`")
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free on a device."""
     if device.type == "cuda":
@@ -122,7 +143,7 @@ def plan_line(source: Generator, walk: Walk, rollout: Rollout, choice: Choice, p
         passes, each = PASSES, f" in each of {processes} process(es)"
     if grid.blocks is not None:
         shares = split_steps(grid.steps, processes or 1)
-        count = max(sum(1 for _ in walk_passes(grid, order, passes, steps)) for steps in shares)
+        count = max(count_passes(grid, order, passes, steps) for steps in shares)
         calls = f" ({count} forward calls{each} for {grid.blocks} blocks in {grid.steps} steps)"
     return (
         f"walk: {order}, {walk.context} context, {passes} passes{calls}; "

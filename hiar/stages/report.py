@@ -15,6 +15,7 @@ import yaml
 from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest, write_json, write_text
+from hiar.io.names import video_name
 from hiar.io.tracking import tracked
 from hiar.io.video import read_mp4, write_png
 from hiar.metrics.summary import Summary, pool
@@ -49,7 +50,7 @@ def run(params: Params, workspace: Path) -> None:
     folders = {series: one.samples(workspace) for series, one in models.items()}
     made = [facts(folder, read_manifest(folder, SAMPLES), _Made) for folder in folders.values()]
     prompts, wall = _wall(params, workspace, seed, folders)
-    first_row = {series: read_mp4(folder / _name(0)) for series, folder in folders.items()}
+    first_row = {series: read_mp4(folder / video_name(0, params.sample.videos)) for series, folder in folders.items()}
     seconds = {series: len(video) / fps for series, video in first_row.items()}
 
     figures = _figures(params, workspace)
@@ -103,6 +104,7 @@ def _wall(
 ) -> tuple[list[str], list[tuple[str, list[Clip]]]]:
     """The first prompts, and for each its clip from the true world and from every model."""
     count = min(params.report.videos, params.sample.videos)
+    names = [video_name(index, params.sample.videos) for index in range(count)]
     with TemporaryDirectory() as scratch:
         prompts = write_true_videos(params, workspace, seed, count, Path(scratch))
         for folder in folders.values():
@@ -113,16 +115,12 @@ def _wall(
             (
                 prompt,
                 [
-                    Clip(data_uri((folder / _name(index)).read_bytes()), f"{series.name}: {prompt}")
+                    Clip(data_uri((folder / names[index]).read_bytes()), f"{series.name}: {prompt}")
                     for series, folder in places.items()
                 ],
             )
             for index, prompt in enumerate(prompts)
         ]
-
-
-def _name(index: int) -> str:
-    return f"{index:04d}.mp4"
 
 
 def _read(path: Path) -> Any:

@@ -14,6 +14,7 @@ from hiar.config import Context, Order, Params
 from hiar.errors import UserError
 from hiar.grid import fastest
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest
+from hiar.io.names import video_name
 from hiar.io.progress import Progress, tell
 from hiar.models.generator import Generator, Walk
 from hiar.noise import normals
@@ -23,7 +24,7 @@ from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
 from hiar.stages.computing import computing, settle
 from hiar.stages.definition import code_hash
-from hiar.stages.plan import check_memory, load_sampler, number_format, plan_line, settle_threads
+from hiar.stages.plan import check_frames, check_memory, load_sampler, number_format, plan_line, settle_threads
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.videos import (
     batches,
@@ -65,10 +66,11 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
         count = params.sample.videos
         prompts = captions(sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=count)
         frames = params.sample.frames if walk else source.card.video.frames
+        check_frames(source, frames, count, params.sample.batch, work.folder, "params.yaml: sample.frames")
         make_videos(work.folder, source, prompts, frames, walk, seed, params.sample.batch, f"sample {variant or model}")
         work.finish("samples", model=model, **describe(source, walk, frames))
         for number in range(min(params.report.videos, count)):
-            work.run.artifact(work.folder / f"{number:04d}.mp4")
+            work.run.artifact(work.folder / video_name(number, count))
 
 
 def sample_prompts(
@@ -91,6 +93,7 @@ def sample_prompts(
     read_manifest(checkpoint, "checkpoint")
     source = load_sampler(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"), fp8)
     walk = check_request(source, prompts, frames, order, context)
+    check_frames(source, frames, len(prompts), BATCH, out)
     rollout = None
     if walk is not None:
         numbers = batches(len(prompts), BATCH)[0]
@@ -190,7 +193,7 @@ def make_videos(
                 asked = [prompts[i] for i in numbers]
                 latents = sample_latents(source, asked, frames, walk, seed, numbers, progress.advance)
                 write_latents(folder, index, latents)
-            write_videos(folder, source, index, numbers)
+            write_videos(folder, source, index, numbers, len(prompts))
     gather(folder, prompts, batch, save_latents)
 
 

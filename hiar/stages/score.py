@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,19 +18,34 @@ from hiar.config import Count, Params, Score, World
 from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
 from hiar.io.files import json_text
+from hiar.io.names import by_number
 from hiar.io.outputs import Output, write_output
-from hiar.io.progress import Progress
+from hiar.io.progress import Progress, tell
+from hiar.io.reading import PART
 from hiar.io.tracking import tracked
 from hiar.metrics.motion import LEAST_FRAMES
 from hiar.metrics.summary import Summary, summarise
-from hiar.metrics.world import measure
+from hiar.metrics.world import Looks, look, measured
 from hiar.parameters import load_params
 from hiar.stages.common import write_log
-from hiar.stages.comparison import CAPTIONS, SAMPLES, contenders, read_captions, read_videos
+from hiar.stages.comparison import (
+    CAPTIONS,
+    SAMPLES,
+    check_videos,
+    contenders,
+    find_videos,
+    read_captions,
+    read_videos,
+    too_short,
+)
 from hiar.stages.truth import write_true_videos
-from hiar.world.oracle import judge
+from hiar.world.captions import parse_caption
+from hiar.world.fit import atlases
+from hiar.world.oracle import Judgement, judge
 
-BATCH = 32  # videos scored at once: enough to keep the oracle busy, little enough for memory
+FEW = 16  # findings of parts that lie about at a time: the memory between many small ones is lost
+
+_Found = TypeVar("_Found", Judgement, Looks)
 
 
 def run(params: Params, workspace: Path) -> None:
@@ -41,14 +58,14 @@ def run(params: Params, workspace: Path) -> None:
     began = time.monotonic()
     torch.set_num_threads(params.runtime.threads)
     summary = workspace / "metrics" / "summary.json"
+    everything = [(contender, contender.samples(workspace)) for contender in contenders(params)]
+    for _, folder in everything:
+        read_manifest(folder, SAMPLES)
+    inputs = [(contender, _checked(folder, params.world, params.score)) for contender, folder in everything]
     with tracked("score", None, None, params, workspace) as run:
         rows = []
-        for contender in contenders(params):
-            folder = contender.samples(workspace)
-            read_manifest(folder, SAMPLES)
-            captions = read_captions(folder)
-            frames = read_videos(folder, len(captions))
-            metrics = score(frames, captions, params.world, params.score, params.video.block, folder)
+        for contender, samples in inputs:
+            metrics, _ = _score_samples(samples, params.world, params.score, params.video.block)
             rows.append({**asdict(contender), "metrics": metrics})
             place = f"{contender.stage}/{contender.variant}/seed-{contender.seed}"
             run.log(0, {f"{place}/{name}": figure["mean"] for name, figure in metrics.items()})
@@ -67,7 +84,7 @@ def run(params: Params, workspace: Path) -> None:
 
 
 def score_folder(folder: Path, out: Output, workspace: Path = Path()) -> None:
-    """Score a folder of ``NAME.mp4`` videos, in the order of their names, with a caption a line in captions.txt.
+    """Score a folder of ``NAME.mp4`` videos, by name and number in order, with a caption a line in captions.txt.
 
     World and block come from the folder's manifest where it has one, else from params.yaml of the ``workspace``, as the
     thresholds always do; ``out`` holds them beside the metrics.
@@ -80,44 +97,121 @@ def score_folder(folder: Path, out: Output, workspace: Path = Path()) -> None:
     params = load_params(workspace / "params.yaml")
     torch.set_num_threads(params.runtime.threads)
     world, block = _geometry(folder, params)
-    captions = read_captions(folder)
-    frames = read_videos(folder, len(captions))
+    samples = _checked(folder, world, params.score)
+    if pair := by_number(samples.paths):
+        tell(f"score {folder}: captions go to videos by their numbers, {pair[0].name} comes before {pair[1].name}")
+    metrics, frames = _score_samples(samples, world, params.score, block)
     result = {
         "protocol": _protocol(world, params.score, block),
-        "videos": len(captions),
-        "frames": frames.shape[1],
-        "metrics": score(frames, captions, world, params.score, block, folder),
+        "videos": len(samples.captions),
+        "frames": frames,
+        "metrics": metrics,
     }
     write_output(out, json_text(result))
 
 
 def score(
-    frames: Tensor, captions: list[str], world: World, thresholds: Score, block: int, source: Path | str
-) -> dict[str, Summary]:
-    """Summaries by metric of videos uint8 (V, F, H, W, 3); ``source`` is what errors and the progress line name."""
-    height, width = frames.shape[2:4]
-    if (height, width) != (world.size, world.size):
-        sizes = f"{width}x{height} pixels, the world {world.size}x{world.size}"
-        raise UserError(f"{source}: videos are {sizes}; use the params.yaml they were made with")
-    least = max(LEAST_FRAMES, thresholds.segments)
-    if frames.shape[1] < least:
-        raise UserError(f"{source}: videos have {frames.shape[1]} frames, scoring needs {least}; make longer ones")
-    parts = []
-    with Progress(f"score {source}", len(frames)) as progress:
-        for first in range(0, len(frames), BATCH):
-            batch = frames[first : first + BATCH]
-            judgement = judge(world, batch, captions[first : first + BATCH])
-            parts.append(measure(batch, judgement, world, thresholds, block))
-            progress.advance(len(batch))
-    return {name: summarise(torch.cat([part[name] for part in parts])) for name in parts[0]}
+    videos: Iterable[Iterable[Tensor]],
+    captions: Sequence[str],
+    world: World,
+    thresholds: Score,
+    block: int,
+    source: Path | str,
+    frames: int | None = None,
+) -> tuple[dict[str, Summary], int]:
+    """Summaries by metric of videos, each in parts uint8 (f, H, W, 3), a caption each, and their number of frames.
+
+    Only a part is held at a time, or a few videos that are shorter than one. ``source`` is what errors and the progress
+    line name; ``frames`` of a video, where they are known, tell the line its end.
+    Raises UserError for captions that are not this world's and videos that are too short.
+    """
+    for caption in captions:
+        parse_caption(world, caption)
+    tables, least = atlases(world), least_frames(thresholds)
+    found: list[dict[str, Tensor]] = []
+    done = length = 0
+    with Progress(f"score {source}", frames and frames * len(captions), unit="frames") as progress:
+        for batch in _batches(videos):
+            judgements: list[Judgement] = []
+            looks: list[Looks] = []
+            before, length = None, 0
+            for part in batch:
+                asked = captions[done : done + len(part)]
+                judgements.append(judge(world, part, asked, tables))
+                looks.append(look(part, before))
+                before, length = part[:, -1:].clone(), length + part.shape[1]
+                if len(looks) == FEW:
+                    judgements, looks = [_joined(judgements)], [_joined(looks)]
+                progress.advance(len(part) * part.shape[1])
+            if length < least:
+                raise UserError(too_short(source, length, least))
+            found.append(measured(_joined(looks), _joined(judgements), world, thresholds, block))
+            done += len(asked)
+    return {name: summarise(torch.cat([one[name] for one in found])) for name in found[0]}, length
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """A folder of videos that may be scored, as far as can be told without decoding them."""
+
+    folder: Path
+    captions: list[str]
+    paths: list[Path]
+    frames: int | None
+
+
+def _checked(folder: Path, world: World, thresholds: Score) -> _Samples:
+    captions = read_captions(folder)
+    for caption in captions:
+        parse_caption(world, caption)
+    paths = find_videos(folder, len(captions))
+    return _Samples(folder, captions, paths, check_videos(folder, paths, world.size, least_frames(thresholds)))
+
+
+def _score_samples(samples: _Samples, world: World, thresholds: Score, block: int) -> tuple[dict[str, Summary], int]:
+    videos = read_videos(samples.paths)
+    return score(videos, samples.captions, world, thresholds, block, samples.folder, samples.frames)
+
+
+def least_frames(thresholds: Score) -> int:
+    """How many frames a video must have to be scored."""
+    return max(LEAST_FRAMES, thresholds.segments)
+
+
+def _batches(videos: Iterable[Iterable[Tensor]]) -> Iterator[Iterable[Tensor]]:
+    """Videos of parts (f, H, W, 3) as batches of parts (V, f, H, W, 3).
+
+    Short ones are together, which the oracle is faster at; long ones alone, part by part.
+    """
+    short: list[Tensor] = []
+    for video in videos:
+        parts = iter(video)
+        first = next(parts)
+        if len(first) >= PART:
+            yield (part[None] for part in chain([first], parts))
+        else:
+            short.append(torch.cat([first, *parts]))
+            if (len(short) + 1) * len(short[0]) > PART:
+                yield [torch.stack(short)]
+                short = []
+    if short:
+        yield [torch.stack(short)]
+
+
+def _joined(parts: Sequence[_Found]) -> _Found:
+    """What was found in one part of some videos after the other, in whole videos."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return type(parts[0])(*(torch.cat(column, dim=1) for column in columns))
 
 
 def _true_world(params: Params, workspace: Path, seed: int) -> dict[str, Summary]:
     """The metrics of the clips whose captions are the samples' prompts, made as the samples are."""
+    sample, block = params.sample, params.video.block
     with TemporaryDirectory() as scratch:
-        captions = write_true_videos(params, workspace, seed, params.sample.videos, Path(scratch))
-        frames = read_videos(Path(scratch), len(captions))
-    return score(frames, captions, params.world, params.score, params.video.block, "the true world")
+        captions = write_true_videos(params, workspace, seed, sample.videos, Path(scratch))
+        videos = read_videos(find_videos(Path(scratch), sample.videos))
+        metrics, _ = score(videos, captions, params.world, params.score, block, "the true world", sample.frames)
+    return metrics
 
 
 def _protocol(world: World, thresholds: Score, block: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hiar.grid import fastest
 from hiar.io.artifacts import read_manifest
 from hiar.io.outputs import Output
 from hiar.io.progress import Progress, tell
+from hiar.io.text import one_line
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk
 from hiar.rollout.cell import Rollout
@@ -114,7 +115,7 @@ def change_prompts(changes: Sequence[str], block: int, frames: int | None) -> di
     """
     prompts: dict[int, str] = {}
     for change in changes:
-        number, _, prompt = (part.strip() for part in change.partition("="))
+        number, _, prompt = (one_line(part) for part in change.partition("="))
         if not (number.isdecimal() and prompt):
             raise UserError(f"--change = {change}: is not FRAME=PROMPT; write one like '{20 * block}=a red disc moves'")
         frame = int(number)

@@ -8,6 +8,7 @@ import torch
 
 from hiar.config import Params
 from hiar.io.artifacts import read_manifest
+from hiar.io.names import video_name
 from hiar.io.video import write_mp4
 from hiar.models.codec import PatchCodec, to_frames, to_video
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world
@@ -18,7 +19,7 @@ BATCH = 16  # clips that are rendered and encoded at a time
 
 @torch.no_grad()
 def write_true_videos(params: Params, workspace: Path, seed: int, count: int, folder: Path) -> list[str]:
-    """Write {0000,0001,...}.mp4, the clips whose captions are the first ``count`` prompts of the samples.
+    """Write the clips, named as the samples are, whose captions are the first ``count`` prompts of the samples.
 
     Returns the captions. Raises UserError when the seed's codec is missing or altered.
     """
@@ -36,6 +37,6 @@ def write_true_videos(params: Params, workspace: Path, seed: int, count: int, fo
         )
         for number, clip in enumerate(frames, start=first):
             decoded = to_frames(codec.decode(codec.encode(to_video(clip[None]))))[0]
-            write_mp4(folder / f"{number:04d}.mp4", decoded, params.world.frames_per_second)
+            write_mp4(folder / video_name(number, params.sample.videos), decoded, params.world.frames_per_second)
         captions += said
     return captions

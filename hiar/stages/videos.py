@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.io.artifacts import write_text
+from hiar.io.names import video_name
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
 from hiar.io.video import write_mp4
 from hiar.models.codec import to_frames
@@ -47,19 +48,19 @@ def write_latents(folder: Path, index: int, latents: Tensor) -> None:
     write_shard(shard_path(folder / SCRATCH, index), {"latents": latents.float()}, {})
 
 
-def write_videos(folder: Path, source: Generator, index: int, numbers: range) -> None:
-    """The videos of a batch whose latents are there, as far as they are not there too."""
+def write_videos(folder: Path, source: Generator, index: int, numbers: range, count: int) -> None:
+    """The videos of a batch of all ``count`` whose latents are there, as far as they are not there too."""
     latents = read_shard(shard_path(folder / SCRATCH, index))["latents"]
     for number, latent in zip(numbers, latents, strict=True):
-        path = folder / f"{number:04d}.mp4"
+        path = folder / video_name(number, count)
         if not path.exists():
             write_mp4(path, decode(source, latent, number), source.card.world.frames_per_second)
-        film_path(folder, number).unlink(missing_ok=True)
+        film_path(folder, number, count).unlink(missing_ok=True)
 
 
-def film_path(folder: Path, number: int) -> Path:
+def film_path(folder: Path, number: int, count: int) -> Path:
     """Where a video can be watched while it is made by several processes, and until it is whole."""
-    return folder / f"unfinished-{number:04d}.mp4"
+    return folder / f"unfinished-{video_name(number, count)}"
 
 
 def gather(folder: Path, prompts: Sequence[str], batch: int, save_latents: bool) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hiar.config import World
 from hiar.world.captions import parse_caption
-from hiar.world.fit import Fit, atlases, fit
+from hiar.world.fit import Atlas, Fit, atlases, fit
 from hiar.world.palette import background_table, color_table
 
 CHUNK = 128  # frames fitted at a time: bounds memory, and is enough for matrix products to be fast
@@ -33,8 +33,8 @@ class Judgement:
     background_error: Tensor  # (V, F) distance to the captioned background, or to the world's nearest when none is
 
 
-def judge(world: World, frames: Tensor, captions: Sequence[str]) -> Judgement:
-    """Fit every frame of videos, uint8 (V, F, H, W, 3), one caption a video.
+def judge(world: World, frames: Tensor, captions: Sequence[str], tables: list[Atlas] | None = None) -> Judgement:
+    """Fit every frame of videos, uint8 (V, F, H, W, 3), one caption a video; ``tables``: `atlases` where at hand.
 
     Colours that the world does not have are fitted all the same; how far off they are is what the errors tell.
     Raises UserError for captions that are not this world's, ValueError for frames of another size.
@@ -43,7 +43,7 @@ def judge(world: World, frames: Tensor, captions: Sequence[str]) -> Judgement:
     if frames.shape[2:] != (world.size, world.size, 3) or len(captions) != videos:
         raise ValueError(f"{videos} captioned videos of {world.size} pixels a side expected, not {tuple(frames.shape)}")
     asked = [parse_caption(world, caption) for caption in captions]
-    found = _fit_all(world, frames.flatten(0, 1), videos)
+    found = _fit_all(world, tables or atlases(world), frames.flatten(0, 1), videos)
     colors, backgrounds = color_table(world.colors), background_table(world.backgrounds)
 
     shape = torch.tensor([world.shapes.index(one.shape) for one in asked])
@@ -68,8 +68,7 @@ def judge(world: World, frames: Tensor, captions: Sequence[str]) -> Judgement:
     )
 
 
-def _fit_all(world: World, frames: Tensor, videos: int) -> Fit:
+def _fit_all(world: World, tables: list[Atlas], frames: Tensor, videos: int) -> Fit:
     """The fit of frames uint8 (V F, H, W, 3), every tensor (V, F, ...)."""
-    tables = atlases(world)
     fits = [fit(world, tables, part.permute(0, 3, 1, 2).float().div_(255)) for part in frames.split(CHUNK)]
     return Fit(*(torch.cat(parts).unflatten(0, (videos, -1)) for parts in zip(*fits, strict=True)))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hiar.config import World
-from hiar.metrics.continuity import border_jump
+from hiar.metrics.continuity import border_jump, changes
 from hiar.world.render import clips
 
 BLOCK = 3
@@ -15,21 +15,21 @@ def steps(levels):
 
 def test_jumps_at_borders_show():
     smooth, jumping = steps(list(range(0, 36, 3))), steps([0, 3, 6, 30, 33, 36, 60, 63, 66, 90, 93, 96])
-    assert border_jump(smooth, BLOCK).item() == pytest.approx(1)
-    assert border_jump(jumping, BLOCK).item() == pytest.approx((24 + 0.25) / (3 + 0.25))
+    assert border_jump(changes(smooth), BLOCK).item() == pytest.approx(1)
+    assert border_jump(changes(jumping), BLOCK).item() == pytest.approx((24 + 0.25) / (3 + 0.25))
 
 
 def test_jumps_inside_blocks_do_not():
-    assert border_jump(steps([0, 30, 60, 63, 93, 123]), BLOCK).item() < 0.2
+    assert border_jump(changes(steps([0, 30, 60, 63, 93, 123])), BLOCK).item() < 0.2
 
 
 def test_nothing_to_compare_is_one():
-    assert border_jump(steps([7] * 9), BLOCK).item() == 1  # still
-    assert border_jump(steps([0, 9, 99]), BLOCK).item() == 1  # one block
-    assert border_jump(steps([0, 9, 99]), 1).item() == 1  # borders only
-    assert {border_jump(steps([0, 9, 99]), block).dtype for block in (1, 2, 3)} == {torch.float64}
+    assert border_jump(changes(steps([7] * 9)), BLOCK).item() == 1  # still
+    assert border_jump(changes(steps([0, 9, 99])), BLOCK).item() == 1  # one block
+    assert border_jump(changes(steps([0, 9, 99])), 1).item() == 1  # borders only
+    assert {border_jump(changes(steps([0, 9, 99])), block).dtype for block in (1, 2, 3)} == {torch.float64}
 
 
 def test_the_true_world_has_no_borders(world: World):
     frames, _ = clips(world, seed=0, first=0, count=64, frames=60)
-    assert border_jump(frames, BLOCK).mean().item() == pytest.approx(1, abs=0.03)
+    assert border_jump(changes(frames), BLOCK).mean().item() == pytest.approx(1, abs=0.03)

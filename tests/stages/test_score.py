@@ -5,6 +5,7 @@ from sampled import FRAMES, ROOT, VIDEOS, sampled_workspace, small_params, true_
 
 from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST
+from hiar.io.reading import PART
 from hiar.io.video import read_mp4, write_mp4
 from hiar.stages import score
 
@@ -171,6 +172,19 @@ def test_bad_folders_are_named_and_nothing_is_written(spoil, manifest, message, 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+def test_parts_and_batches_change_nothing(params, monkeypatch):
+    """A video scored part by part is the one scored whole, and so are short videos judged together and alone."""
+    monkeypatch.setattr(score, "FEW", 2)
+    for frames, parts in ((300, PART), (30, 7)):
+        videos, captions = true_clips(params, seed=0, frames=frames)
+        settings = (params.world, params.score, params.video.block, "videos")
+        whole = score.score([[video] for video in videos], captions, *settings)
+        assert score.score([video.split(parts) for video in videos], captions, *settings) == whole
+        alone = [score.score([[video]], [line], *settings)[0] for video, line in zip(videos, captions, strict=True)]
+        for name, figure in whole[0].items():
+            assert sum(one[name]["mean"] for one in alone) / VIDEOS == pytest.approx(figure["mean"], rel=1e-4, abs=1e-6)
 
 
 def test_no_folder(tmp_path, project):

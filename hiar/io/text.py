@@ -1,0 +1,16 @@
+"""Text that people write: prompts and captions, one a line."""
+
+from __future__ import annotations
+
+import re
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text file, ended by LF or CR LF; whatever else Unicode calls a line's end is part of a line."""
+    lines = re.split(r"\r?\n", text)
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def one_line(prompt: str) -> str:
+    """A prompt with single spaces for white space of every kind, so that it is one line of any file."""
+    return " ".join(prompt.split())
