@@ -16,6 +16,7 @@ import typer
 
 from hiar.errors import ERROR_FILE, RunFailed, UserError, memory_line
 from hiar.io.files import writing
+from hiar.io.launcher import alone
 from hiar.options import MOST_FRAMES, MOST_SEED, Once, prompts_of, stall_of, walk_of
 
 # What each stage is told on the command line.
@@ -82,6 +83,8 @@ def run(
     Runs every stage whose parameters, code or inputs have changed, in parallel as cores allow; an interrupted run is
     taken up where it stopped. No server is needed; set PREFECT_API_URL to report to one.
     """
+    alone("hiar run")
+
     from flows.command import run_experiment
 
     raise typer.Exit(run_experiment(Path(), experiment, dry_run=dry_run, force=force))
@@ -120,6 +123,8 @@ def stage(
             raise UserError(f"--{option} = {value}: stage {name} takes no such option; leave it out")
     if model not in (None, "teacher", "init", "distill"):
         raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init or distill")
+
+    alone("a stage")
 
     from hiar.parameters import load_params
 
@@ -172,6 +177,8 @@ def sample(
     walk = walk_of(order, context)
     texts = prompts_of(prompt, prompts)
     stall_seconds = stall_of(stall_seconds)
+    # Read when torch is loaded: what goes wrong between processes is told once, by us, without torch's stack.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
     from hiar.io.ranks import launch, launched
 
@@ -236,6 +243,8 @@ def stream(
     if out == "-" and sys.stdout.isatty():
         raise UserError("--out = -: is a terminal; name a file, or append a reader, such as | ffplay -")
 
+    alone("hiar stream")
+
     from hiar.stages.stream import stream as write_stream
 
     # Unbuffered: what a reader that has gone did not take is not tried again at the end of the process.
@@ -253,6 +262,8 @@ def score(
 
     How well they show what was asked, how much they drift, how they move.
     """
+    alone("hiar score")
+
     from hiar.stages.score import score_folder
 
     score_folder(folder, out)

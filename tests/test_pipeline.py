@@ -15,7 +15,7 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 # What decides no result: how parameters are checked, how files get to the disk, how a run is shown and recorded. The
 # videos' encoding is part of a result.
-PLUMBING = re.compile(r"hiar\.(config|errors|parameters|io(\.(?!video).*)?)")
+PLUMBING = re.compile(r"hiar\.(config|errors|parameters|plain_yaml|io(\.(?!video).*)?)")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hiar.io.ranks import RENDEZVOUS
+from hiar.io.launcher import RENDEZVOUS
 from hiar.stages.group import group
 
 STALL_SECONDS = 4.0  # more than processes need to find each other on busy cores
