@@ -1,6 +1,10 @@
 # `make` alone lists what there is. Everything runs in .venv, which `make setup` builds and every target below builds for itself.
 SHELL := /bin/sh
-PYTHON ?= python3.11
+# The newest Python that the project supports and that runs here: what is newer stays supported for longer, and the lock
+# is checked on each. PYTHON=... names another.
+PYTHON ?= python3.13 python3.12 python3.11 python3 python
+SUPPORTED := 3.11 to 3.13
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -26,11 +30,20 @@ setup: $(READY) ## create .venv and install the locked packages (done once, and 
 
 # The stamp comes last, so that an interrupted installation is taken up again.
 $(READY): pyproject.toml requirements.lock
-	@echo "installing into $(VENV), once: about two minutes"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || { \
+		bare=; for python in $(PYTHON); do \
+			$$python -c '$(FITS)' >/dev/null 2>&1 || continue; \
+			$$python -c 'import ensurepip, venv' >/dev/null 2>&1 || { bare=$$python; continue; }; \
+			echo "installing into $(VENV) with $$python, once: about two minutes"; exec $$python -m venv $(VENV); \
+		done; \
+		if [ "$$bare" ]; then echo "error: $$bare: has no module venv; apt-get install $$bare-venv, or its like"; \
+		else echo "error: none of $(PYTHON) is a Python $(SUPPORTED) that runs; install one (apt-get install" \
+			"python3 python3-venv, or pyenv install 3.13), or name it: make PYTHON=/path/to/python"; fi >&2; exit 2; }
+	@$(BIN)/python -c '$(FITS)' || { echo "error: $(VENV): is of another Python than $(SUPPORTED); remove it" \
+		"(rm -r $(VENV)), make builds it anew" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	@echo "$(CURDIR)" > $@
 
 demo: $(READY) ## run the default experiment: train, distil, sample, score; print the comparison, leave reports/index.html
 	$(BIN)/hiar run

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from flows.comparison import comparison_table
 from flows.pipeline import stale_stages
-from hiar.workspace import open_workspace
+from hiar.io.loopback import past_proxies
+from hiar.workspace import experiment_params, open_workspace, sole_use
 
+DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 STOPPING_SECONDS = 60  # that a flow may take to stop its stages and to tell its server
 
 
@@ -20,6 +22,12 @@ def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force
 
     Raises UserError for parameters that are not valid and for a workspace that is in use.
     """
+    experiment_params(root, name)
+    with sole_use(root, name) as held:
+        return _run_experiment(root, name, held, dry_run, force)
+
+
+def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: bool, force: bool) -> int:
     workspace = open_workspace(root, name)
     stages = stale_stages(workspace, force=force)
     if dry_run:
@@ -28,7 +36,7 @@ def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force
         print(f"{len(stages)} stage(s) would run")
         return 0
     if stages:
-        code = _run_flow(root, name, force)
+        code = _run_flow(root, name, force, held)
         if code != 0:
             return code
     else:
@@ -40,15 +48,19 @@ def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force
     return 0
 
 
-def _run_flow(root: Path, name: str | None, force: bool) -> int:
+def _run_flow(root: Path, name: str | None, force: bool, held: int | None) -> int:
     """Run the flow in a process of its own (flows/__main__.py) and return its exit code.
 
     Prefect's temporary server is that process's child. In this terminal's group Ctrl-C would hit the server too, and
     the flow could no longer tell it how it ended; in a session of its own it learns of signals from here alone.
+    ``held``: the file that keeps others out of the workspace, which the flow holds too until it has ended.
     """
-    command = [sys.executable, "-m", "flows", *([] if name is None else [name]), *(["--force"] if force else [])]
-    settings = {**prefect_settings(root), **os.environ}
-    flow = subprocess.Popen(command, cwd=root, env=settings, start_new_session=True)
+    options = [*(["--force"] if force else []), "--", *([] if name is None else [name])]
+    settings = {**prefect_settings(root), **os.environ, **past_proxies(os.environ)}
+    files = () if held is None else (held,)
+    flow = subprocess.Popen(
+        [sys.executable, "-m", "flows", *options], cwd=root, env=settings, start_new_session=True, pass_fds=files
+    )
 
     def pass_on(number: int, _frame: object) -> None:
         flow.send_signal(number)
@@ -66,7 +78,10 @@ def _run_flow(root: Path, name: str | None, force: bool) -> int:
 
 def prefect_settings(root: Path) -> dict[str, str]:
     """Prefect's settings where the user has none: records kept in the project, nothing reported to anybody."""
+    database = {} if "PREFECT_HOME" in os.environ else {DATABASE: "sqlite+aiosqlite:///.prefect/prefect.db"}
     return {
+        # From the project's folder, in which the flow runs: a path with a ? in it would end there.
+        **database,
         "PREFECT_HOME": os.fspath((root / ".prefect").resolve()),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",

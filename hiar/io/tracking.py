@@ -25,6 +25,7 @@ from urllib.request import getproxies, proxy_bypass
 from hiar.config import Params
 from hiar.io.artifacts import code_version
 from hiar.io.hardware import hardware
+from hiar.io.loopback import past_proxies
 
 FLUSH_SECONDS = 5.0
 SYSTEM_SECONDS = 5.0  # between samples of processor, memory, disk, network and GPUs
@@ -114,6 +115,7 @@ def tracked(stage: str, seed: int | None, variant: str | None, params: Params, w
 
 def _begin(run: Run, identity: dict[str, str], params: Params, workspace: Path) -> list[Callable[[str], object]]:
     """Open the run of a stage and give ``run`` its connection. Returns what ends it, to be called with its status."""
+    os.environ.update(past_proxies(os.environ))
     project = (workspace / "hiar").resolve().parent  # a workspace links to the code of its project
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
     _knock(uri)

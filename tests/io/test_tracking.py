@@ -186,6 +186,14 @@ def test_a_dead_port_costs_one_line_and_no_import(tmp_path: Path, dead_port: int
     assert "secret" not in result.stderr
 
 
+def test_a_server_of_this_machine_is_asked_past_a_proxy(tmp_path: Path, dead_port: int) -> None:
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), f"http://127.0.0.1:{dead_port}")
+    result = run_offline(
+        tmp_path, MLFLOW_TRACKING_URI=f"http://localhost:{dead_port}", NO_PROXY="example.org", **proxies
+    )
+    assert result.stderr.startswith("warning: MLflow does not record this run (ConnectionRefusedError")
+
+
 def test_off_is_off(tmp_path: Path) -> None:
     assert run_offline(tmp_path, HIAR_TRACKING="off").stderr == ""
 
