@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types browser crash-test mlflow prefect clean
+.PHONY: help setup unmoved demo test lint types browser crash-test mlflow prefect clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -29,7 +29,7 @@ help: ## this list
 setup: $(READY) ## create .venv and install the locked packages (done once, and again when the lock changes)
 
 # The stamp comes last, so that an interrupted installation is taken up again.
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml requirements.lock | unmoved
 	@test -x $(BIN)/python || { \
 		bare=; for python in $(PYTHON); do \
 			$$python -c '$(FITS)' >/dev/null 2>&1 || continue; \
@@ -43,7 +43,12 @@ $(READY): pyproject.toml requirements.lock
 		"(rm -r $(VENV)), make builds it anew" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@echo "$(CURDIR)" > $@
+	touch $@
+
+# Its programs name the place they were installed in: moved, they are not found; copied, they run the code they came from.
+unmoved:
+	@test ! -e $(BIN)/hiar || head -n 3 $(BIN)/hiar | grep -qF "$$(pwd -P)/$(VENV)/" || { echo "error: $(VENV): was" \
+		"made in another folder, whose code it runs; remove it (rm -r $(VENV)), make builds it anew" >&2; exit 2; }
 
 demo: $(READY) ## run the default experiment: train, distil, sample, score; print the comparison, leave reports/index.html
 	$(BIN)/hiar run
@@ -70,13 +75,13 @@ crash-test: $(READY) ## kill stages that train or generate, and processes of a p
 	$(BIN)/python -m tests.crash.ranks
 
 mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:5000 (PORT=... for another)
-	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow.db
+	@$(BIN)/python -m flows.records --port '$(PORT)'
 
 prefect: $(READY) ## how to run experiments on a schedule, with Prefect's server and a worker
 	@echo "In three terminals, each with PREFECT_API_URL=http://127.0.0.1:4200/api exported:"
 	@echo "  .venv/bin/prefect server start"
 	@echo "  .venv/bin/prefect work-pool create --type process local && .venv/bin/prefect worker start --pool local"
-	@echo "  .venv/bin/prefect deploy --all          # from prefect.yaml; then: prefect deployment run experiment/demo"
+	@echo "  .venv/bin/prefect deploy --all          # from prefect.yaml (again when the project has moved); then: prefect deployment run experiment/demo"
 	@echo "\`hiar run\` needs none of this; with PREFECT_API_URL set it reports to that server."
 
 clean: ## remove what experiments made (.venv, DVC's cache and the MLflow records stay)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flows.comparison import comparison_table
 from flows.pipeline import stale_stages
+from hiar.errors import UserError
 from hiar.io.loopback import past_proxies
 from hiar.workspace import experiment_params, open_workspace, sole_use
 
@@ -23,8 +24,29 @@ def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force
     Raises UserError for parameters that are not valid and for a workspace that is in use.
     """
     experiment_params(root, name)
+    check_code(root)
     with sole_use(root, name) as held:
         return _run_experiment(root, name, held, dry_run, force)
+
+
+def check_code(root: Path) -> None:
+    """Raise UserError when the project holds other code than this: DVC would record the one and run the other.
+
+    As it comes about when a project is copied with its .venv, whose programs run the code they were installed from.
+    """
+    here, own = Path(__file__).resolve().parents[1], root.resolve()
+    if here == own or not (own / "hiar" / "__init__.py").exists():
+        return
+    for package in ("hiar", "flows"):
+        codes = [
+            {path.relative_to(folder): path.read_bytes() for path in (folder / package).rglob("*.py")}
+            for folder in (here, own)
+        ]
+        if codes[0] != codes[1]:
+            raise UserError(
+                f"{own / package}: differs from {here / package}, whose code this `hiar` runs; set the project up "
+                "(rm -r .venv where it was copied, then make setup) and use its own, .venv/bin/hiar"
+            )
 
 
 def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: bool, force: bool) -> int:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -128,3 +129,16 @@ def test_a_project_without_git(project):
     local.write_text("[core]\n    autostage = false\n")  # of the user's
     assert "0 stage(s) would run" in hiar(project.folder, "run", "--dry-run").stdout
     assert "autostage = false" in local.read_text()
+
+
+def test_a_project_whose_code_is_not_what_runs(project):
+    """A copy of the project, with the .venv of the one it was copied from."""
+    root = Path(__file__).parents[2]
+    for package in ("hiar", "flows"):
+        shutil.copytree(root / package, project.folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    elsewhere = {"PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
+    assert "would run" in hiar(project.folder, "run", "--dry-run", **elsewhere).stdout
+    with (project.folder / "hiar" / "noise.py").open("a") as file:
+        file.write("# changed here\n")
+    line = mistake(project.folder, "run", "--dry-run", **elsewhere)
+    assert line.startswith(f"{project.folder}/hiar: differs from {root}/hiar, whose code this `hiar` runs; set the")

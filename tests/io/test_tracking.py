@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -248,3 +249,47 @@ def test_without_mlflow_installed_it_costs_one_line(
         run.log(0, {"loss": 1.0})
     (line,) = warnings_of(capsys)
     assert "mlflow.tracking" in line
+
+
+MOVED = """
+import sys
+from pathlib import Path
+from hiar.parameters import load_params
+from hiar.io.tracking import tracked
+Path(sys.argv[2]).write_text("figures")
+with tracked(sys.argv[2], 0, None, load_params(Path(sys.argv[1])), Path()) as run:
+    run.artifact(Path(sys.argv[2]))
+"""
+
+
+def test_records_go_with_a_project_that_is_moved_or_copied(project: Path, tmp_path: Path) -> None:
+    """To and from a place whose name would end or garble an address; nothing is made where the project was."""
+
+    def record(folder: Path, stage: str) -> None:
+        command = [sys.executable, "-c", MOVED, str(PARAMS_FILE), stage]
+        run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        assert run.stderr == ""
+
+    def recorded(folder: Path) -> dict[str, bool]:
+        """Whether the files that each run names lie in the folder."""
+        with sqlite3.connect(folder / "mlflow.db") as database:
+            rows = database.execute("SELECT name, artifact_uri FROM runs WHERE name LIKE 'moved-%'").fetchall()
+        inside = (folder / "mlruns").as_uri()
+        return {
+            name: uri.startswith(f"{inside}/")
+            and Path(unquote(urlsplit(uri).path), name.split()[0]).read_text() == "figures"
+            for name, uri in rows
+        }
+
+    first, odd, copy = tmp_path / "first", tmp_path / "a b?c#d%20e", tmp_path / "copy"
+    first.mkdir()
+    shutil.copy(project / "mlflow.db", first)
+    record(first, "moved-one")
+    assert recorded(first) == {"moved-one 0 -": True}
+    first.rename(odd)
+    record(odd, "moved-two")
+    shutil.copytree(odd, copy)
+    record(copy, "moved-three")
+    assert recorded(odd) == {"moved-one 0 -": True, "moved-two 0 -": True}
+    assert recorded(copy) == {"moved-one 0 -": True, "moved-two 0 -": True, "moved-three 0 -": True}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [odd.name, copy.name]
