@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,10 @@ def test_a_stage_leaves_parameters_metrics_files_and_facts(
             run.log(step, {"loss": 1 / (step + 1), "critic": float(step)})
         run.tag("content", "abc")
         run.artifact(workspace / "v.mp4")
+        deadline = time.monotonic() + 600  # for the first look at the machine, by another thread
+        while not any(name.startswith("system/") for name in Records(project, workspace.name).stages[0].data.metrics):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     records = Records(project, workspace.name)
     (parent,), (stage,) = records.parents, records.stages
     assert (parent.info.status, stage.info.status) == ("FINISHED", "FINISHED")
@@ -93,7 +98,6 @@ def test_a_stage_leaves_parameters_metrics_files_and_facts(
         assert entry.data.params["variants.hiar.order"] == "step_first"
     history = records.client.get_metric_history(stage.info.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(step, 1 / (step + 1)) for step in range(1500)]
-    assert any(name.startswith("system/") for name in stage.data.metrics)
     assert [file.path for file in records.client.list_artifacts(stage.info.run_id)] == ["v.mp4"]
     assert records.experiment.artifact_location == (project / "mlruns").as_uri()
 
@@ -147,13 +151,13 @@ def test_variants_start_together_and_a_killed_one_is_marked_when_its_stage_start
         assert child.stdout is not None
         assert child.stdout.readline() == "in the body\n"
     killed.send_signal(signal.SIGKILL)
-    killed.wait(30)
+    killed.wait(300)
     assert set(Records(tmp_path, "default").status().values()) == {"RUNNING"}
     with tracked("distill", 0, "hiar", params, tmp_path), tracked("distill", 0, "self-forcing", params, tmp_path):
         found = [(run.data.tags["variant"], run.info.status) for run in Records(tmp_path, "default").stages]
         still_alive = ("self-forcing", "RUNNING")
         assert sorted(found) == [("hiar", "KILLED"), ("hiar", "RUNNING"), still_alive, still_alive]
-    other.communicate("", timeout=30)
+    other.communicate("", timeout=300)
     assert other.returncode == 0
     records = Records(tmp_path, "default")
     assert len(records.parents) == 1
@@ -202,7 +206,7 @@ def test_off_is_off(tmp_path: Path) -> None:
 def run_offline(workspace: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A process whose stage runs without MLflow, checked to succeed and to leave no trace."""
     command = [sys.executable, "-c", OFFLINE, str(PARAMS_FILE), str(workspace)]
-    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) is False
     assert list(workspace.iterdir()) == []
