@@ -34,7 +34,7 @@ class Probe:
         self.setup, self.grid = setup, grid
         self.memory = Memory(setup.denoiser, setup.rollout(grid))
         self.rings = Rings(probe_caches(rows), grid.window)
-        self.noise = self.memory.rollout.noise(Cell(0, 0))
+        self.noise = self.memory.rollout.noise(Cell(0, 0)).to(self.memory.rollout.text.dtype)
         self.blocks = itertools.count(grid.window)
         for block in range(grid.window):
             self._forward(block, rows)

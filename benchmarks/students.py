@@ -27,6 +27,8 @@ def save_student(folder: Path, params: Params, walk: Walk, seed: int = 0) -> Non
         world=params.world,
         video=params.video,
         schedule=params.schedule,
+        conventions=params.conventions,
+        precision=params.runtime.precision,
     )
     spec = params.codec
     codec = PatchCodec(spec.patch, spec.channels, spec.width, spec.depth)

@@ -13,7 +13,7 @@ import torch
 from benchmarks.presets import SEED, Setup
 from benchmarks.walks import Walk
 from hiar.models.codec import to_frames
-from hiar.noise import generator
+from hiar.noise import normals
 from hiar.rollout.walk import walk as walk_grid
 
 REPEATS, WARM = 20, 3  # times that something short is measured in a round, and times before that do not count
@@ -65,7 +65,7 @@ def time_walk(setup: Setup, walk: Walk, blocks: int, decode: bool) -> Timing:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large matrix product: the best of a few."""
     n = PEAK_SIZE[device.type]
-    left, right = (torch.randn(n, n, generator=generator(SEED, i)).to(device, dtype) for i in range(2))
+    left, right = normals("measuring", SEED, range(2), (n, n)).to(device, dtype)
     times = []
     for _ in range(WARM + REPEATS):
         start = now(device)

@@ -21,11 +21,11 @@ from hiar.options import MOST_FRAMES, MOST_SEED, Once, prompts_of, stall_of, wal
 
 # What each stage is told on the command line.
 STAGES = {
-    "codec": {"seed"},
-    "teacher": {"seed"},
+    "codec": {"seed", "restart-from"},
+    "teacher": {"seed", "restart-from"},
     "pairs": {"seed"},
-    "init": {"seed"},
-    "distill": {"seed", "variant"},
+    "init": {"seed", "restart-from"},
+    "distill": {"seed", "variant", "restart-from"},
     "sample": {"seed", "model", "variant"},
     "score": set(),
     "report": set(),
@@ -96,6 +96,7 @@ def run(
         "hiar stage teacher --seed 0",
         "hiar stage distill --seed 0 --variant hiar",
         "hiar stage sample --seed 0 --model init --variant self-forcing",
+        "hiar stage teacher --seed 0 --restart-from artifacts/seed-0/teacher.aside-1.partial",
     ),
 )
 def stage(
@@ -105,6 +106,10 @@ def stage(
     ] = None,
     variant: Annotated[str | None, typer.Option(help="A name of `variants` in params.yaml (distill, sample).")] = None,
     model: Annotated[str | None, typer.Option(help="What is sampled: teacher, init or distill.")] = None,
+    restart_from: Annotated[
+        Path | None,
+        typer.Option(help="Go on from the state in this folder, which a run with other settings left unfinished."),
+    ] = None,
 ) -> None:
     """Run one stage in this folder; what dvc.yaml calls.
 
@@ -116,8 +121,9 @@ def stage(
         raise UserError(f"stage '{name}': no such stage; known: {', '.join(STAGES)}")
     if name == "sample" and model == "teacher":
         needed = needed - {"variant"}
-    for option, value in {"seed": seed, "variant": variant, "model": model}.items():
-        if option in needed and value is None:
+    given = {"seed": seed, "model": model, "variant": variant, "restart-from": restart_from}
+    for option, value in given.items():
+        if option in needed - {"restart-from"} and value is None:
             raise UserError(f"--{option}: is missing; stage {name} needs it")
         if option not in needed and value is not None:
             raise UserError(f"--{option} = {value}: stage {name} takes no such option; leave it out")
@@ -131,9 +137,8 @@ def stage(
     params = load_params(Path("params.yaml"))
     if variant is not None:
         params.variant(variant)
-    given = {"seed": seed, "model": model, "variant": variant}
     run_stage = import_module(f"hiar.stages.{name}").run
-    run_stage(params, Path(), **{option: given[option] for option in given if option in STAGES[name]})
+    run_stage(params, Path(), **{option.replace("-", "_"): given[option] for option in STAGES[name]})
 
 
 @app.command(

@@ -18,6 +18,7 @@ Passes = Literal["separate", "fused", "batched"]
 Prediction = Literal["flow", "x0"]
 AttentionMode = Literal["bidirectional", "causal"]
 Renoise = Literal["sde", "euler"]
+Precision = Literal["no", "bf16"]  # accelerate's mixed precision
 Shape = Literal["disc", "wide_bar", "tall_bar", "square", "diamond", "ring"]
 Color = Literal["red", "green", "blue", "yellow", "magenta", "cyan", "orange", "white"]
 Background = Literal["black", "grey", "navy", "brown", "teal", "olive"]
@@ -129,6 +130,14 @@ class Video(Section):
         return self.window // self.block
 
 
+class Conventions(Section):
+    """How context is shown where public implementations differ; a checkpoint's card keeps its own."""
+
+    given: Literal["level", "clean"]  # given blocks: at the level of the method's context, or clean as the originals do
+    sinks: Literal["turn", "stay"]  # sinks keep their distance to a sliding window, or their first position
+    context_noise: Annotated[float, Field(ge=0, lt=1)]  # level at which clean contexts are written; the paper's is 0
+
+
 class Schedule(Section):
     """Noise levels (Eq. 1-3)."""
 
@@ -223,6 +232,19 @@ class Init(Section):
     sigma_floor: Positive  # as the teacher's
 
 
+class Levels(Section):
+    """Noise levels that are drawn for a loss."""
+
+    shift: Positive
+    lowest: Probability  # levels are clamped to the range between these two
+    highest: Probability
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(self.lowest < self.highest, "lowest", self.lowest, f"should be under highest = {self.highest}")
+        return self
+
+
 class Distill(Section):
     """Self-rollout distillation: DMD with a critic, plus the forward-KL regulariser of a variant."""
 
@@ -232,10 +254,32 @@ class Distill(Section):
     guidance: Positive  # of the real score, usual notation
     critic_updates: Count  # a generator update
     critic_warmup: Annotated[int, Field(ge=0)]  # critic updates before the first generator update
-    critic_batch: Count
-    replay: Count  # rollouts the critic may draw from, in batches
+    critic_batch: Count  # windows a critic update
+    critic_floor: NonNegative  # levels under it weigh no more than it does in the critic's loss; 0: no floor
+    replay: Count | None  # newest rollouts the critic draws from, in batches; null: fresh ones for each of its updates
+    levels: Levels  # at which the scores of DMD are taken, and the critic learns
     generator: Optimizer
     critic: Optimizer  # the critic itself is used, not its average: ema is null
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps before the first generator update, in which the critic alone learns."""
+        return -(-self.critic_warmup // self.critic_updates)
+
+    @property
+    def all_steps(self) -> int:
+        """Generator updates, and the steps before them."""
+        return self.warmup_steps + self.steps
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(
+            self.replay is not None or self.critic_batch % self.windows == 0,
+            "critic_batch",
+            self.critic_batch,
+            f"without a replay, must be a multiple of windows = {self.windows}, which each rollout spans",
+        )
+        return self
 
 
 class ForwardKL(Section):
@@ -288,7 +332,7 @@ class Report(Section):
 
 class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["no", "bf16"]  # accelerate's mixed precision
+    precision: Precision  # of training, and of what the checkpoint then generates
     threads: Count  # CPU threads of a stage that runs alone
     variant_threads: Count  # CPU threads of the stages of one variant, which run side by side
     checkpoint_minutes: Positive  # between resumable checkpoints
@@ -300,6 +344,7 @@ class Params(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=SEEDS)]], Field(min_length=1), Distinct]
     world: World
     video: Video
+    conventions: Conventions
     schedule: Schedule
     codec: Codec
     model: Model

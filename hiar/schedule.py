@@ -2,7 +2,7 @@
 
 A noisy latent is ``x = (1 - sigma) x0 + sigma eps``; the network's velocity is ``v = eps - x0``. Everything here is a
 function of sigma itself: nothing is looked up in a table of training timesteps. Tensors of sigmas broadcast against
-the latents they belong to, see `expand`.
+the latents they belong to, see `expand`. Moves are computed in float32 at least, and rounded once to the latents' type.
 """
 
 from __future__ import annotations
@@ -43,24 +43,30 @@ def expand(sigma: Tensor, frames: Tensor) -> Tensor:
     """Shape sigmas of (B,) or (B, F) to broadcast against latents (B, C, F, H, W)."""
     if sigma.ndim == 1:
         sigma = sigma[:, None]
-    return sigma[:, None, :, None, None].to(frames)
+    return full(sigma[:, None, :, None, None].to(frames.device))
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """x_sigma = (1 - sigma) x0 + sigma eps (Eq. 1)."""
-    return (1 - sigma) * x0 + sigma * noise
+    return ((1 - sigma) * full(x0) + sigma * full(noise)).to(x0.dtype)
 
 
 def x0_from_velocity(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """x0 = x - sigma v (Eq. 2)."""
-    return x - sigma * velocity
+    return (full(x) - sigma * full(velocity)).to(x.dtype)
 
 
 def velocity_from_x0(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
     """The inverse of Eq. 2, v = (x - x0) / sigma; sigma must be positive."""
-    return (x - x0) / sigma
+    return ((full(x) - full(x0)) / sigma).to(x.dtype)
 
 
 def euler_step(x: Tensor, x0: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
     """One deterministic step to ``next_sigma`` (Eq. 3), from the x0 the network predicts at ``sigma``."""
-    return x + velocity_from_x0(x, x0, sigma) * (next_sigma - sigma)
+    velocity = velocity_from_x0(full(x), full(x0), sigma)
+    return (full(x) + velocity * (next_sigma - sigma)).to(x.dtype)
+
+
+def full(x: Tensor) -> Tensor:
+    """In float32 where it was in less, so that what is computed of it is rounded once."""
+    return x.float() if x.dtype.itemsize < 4 else x

@@ -11,8 +11,10 @@ from torch import Tensor
 from hiar.config import Params
 from hiar.io.artifacts import write_manifest
 from hiar.io.video import write_mp4
+from hiar.models.codec import PatchCodec, to_frames, to_video
 from hiar.parameters import parse_params, read_yaml
-from hiar.stages.common import FIRST_CLIP
+from hiar.stages.codec import new_codec
+from hiar.stages.common import FIRST_CLIP, Paths
 from hiar.stages.comparison import Contender, contenders
 from hiar.world.render import clips
 
@@ -40,11 +42,21 @@ def write_samples(folder: Path, frames: Tensor, captions: list[str], params: Par
 
 
 def sampled_workspace(workspace: Path, params: Params) -> None:
-    """Samples of everything that is compared; inits lose their colours along the video, the others are perfect."""
+    """Samples of everything that is compared; inits lose their colours along the video, the others are perfect.
+
+    The codec of each seed is there, its decoder the plain linear one.
+    """
+    for seed in params.seeds:
+        codec = Paths(workspace, seed).codec
+        codec.mkdir(parents=True)
+        new_codec(params, seed).save(codec)
+        write_manifest(codec, "codec")
     for one in contenders(params):
         count = params.video.frames if one.stage == "teacher" else params.sample.frames
         frames, captions = true_clips(params, one.seed, count)
-        write_samples(one.samples(workspace), fade(frames) if one.stage == "init" else frames, captions, params)
+        codec = PatchCodec.load(Paths(workspace, one.seed).codec)
+        decoded = to_frames(codec.decode(codec.encode(to_video(frames))))
+        write_samples(one.samples(workspace), fade(frames) if one.stage == "init" else decoded, captions, params)
         write_traces(workspace, one)
 
 

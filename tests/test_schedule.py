@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiar.noise import block_noise
 from hiar.schedule import (
     add_noise,
     euler_step,
+    expand,
     solver_sigmas,
     step_sigmas,
     velocity_from_x0,
@@ -60,21 +60,23 @@ def test_an_euler_step_on_a_straight_path_is_exact() -> None:
     torch.testing.assert_close(euler_step(add_noise(x0, noise, a), x0, a, b), add_noise(x0, noise, b))
 
 
-def test_noise_depends_on_its_key_alone() -> None:
-    together = block_noise(3, [5, 6, 7], step=2, block=1, shape=(2, 3))
-    assert torch.equal(together[1:2], block_noise(3, [6], step=2, block=1, shape=(2, 3)))
-    others = [
-        block_noise(4, [6], step=2, block=1, shape=(2, 3)),
-        block_noise(3, [7], step=2, block=1, shape=(2, 3)),
-        block_noise(3, [6], step=1, block=1, shape=(2, 3)),
-        block_noise(3, [6], step=2, block=2, shape=(2, 3)),
-        block_noise(3, [6], step=1, block=2, shape=(2, 3)),
-    ]
-    for first, one in enumerate([together[1:2], *others]):
-        assert not any(torch.equal(one, other) for other in others[first:])
+@pytest.mark.parametrize("move", ["add_noise", "euler_step", "x0_from_velocity"])
+def test_moves_of_bf16_latents_are_rounded_once(move: str) -> None:
+    """What comes of float32, rounded: in bf16 throughout, the levels themselves would be rounded."""
+    random = torch.Generator().manual_seed(0)
+    x, other = (torch.randn(1000, generator=random).bfloat16() for _ in range(2))
+    a, b = torch.tensor(0.9375), torch.tensor(0.8333)
+    moves = {
+        "add_noise": lambda x, other: add_noise(x, other, b),
+        "euler_step": lambda x, other: euler_step(x, other, a, b),
+        "x0_from_velocity": lambda x, other: x0_from_velocity(x, other, b),
+    }
+    moved = moves[move](x, other)
+    assert moved.dtype == torch.bfloat16
+    assert torch.equal(moved, moves[move](x.float(), other.float()).bfloat16())
 
 
-def test_noise_is_standard_normal() -> None:
-    noise = block_noise(0, range(200), step=0, block=0, shape=(4, 3, 8, 8))
-    assert noise.mean().item() == pytest.approx(0, abs=0.01)
-    assert noise.std().item() == pytest.approx(1, abs=0.01)
+def test_levels_keep_their_precision_beside_bf16_latents() -> None:
+    sigma = expand(torch.tensor([0.9375, 0.8333]), torch.zeros(2, 3, 4, 5, 6, dtype=torch.bfloat16))
+    assert sigma.dtype == torch.float32
+    assert sigma.shape == (2, 1, 1, 1, 1)

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -21,14 +22,15 @@ from typing import Any
 
 from hiar.errors import UserError
 from hiar.io.files import atomic_file, remove, sync, write_json, write_text, writing
+from hiar.io.progress import tell
 
 __all__ = [
     "MANIFEST",
     "atomic_file",
     "code_version",
     "content_hash",
+    "package_hash",
     "read_manifest",
-    "source_hash",
     "unfinished",
     "write_json",
     "write_manifest",
@@ -44,7 +46,8 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
     """The folder ``<folder>.partial`` to write in, which becomes ``folder`` when the body ends without an exception.
 
     What an interrupted run left there is kept when it ran with an equal ``key`` (JSON: the settings that decide the
-    content), so that the body can resume; else the folder starts out empty. An exception or a kill leaves it in place.
+    content), so that the body can resume; else it is set aside as ``<folder>.aside-N.partial``, which is told, and the
+    folder starts out empty. An exception or a kill leaves it in place.
     ``folder`` keeps its old content until the new one is whole and on disk; with ``replaces``, that must be an artifact
     of this kind.
 
@@ -55,11 +58,13 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
         _check_replaceable(folder, replaces)
         partial = folder.with_name(f"{folder.name}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(partial):
-            _recover(folder)
-            _start(partial, _canonical(key))
-            yield partial
-            _finish(partial, folder)
+        while True:
+            with _locked(partial):
+                _recover(folder)
+                if _start(partial, _canonical(key)):
+                    yield partial
+                    _finish(partial, folder)
+                    return
 
 
 def write_manifest(folder: Path, kind: str, *, parents: Mapping[str, Path] | None = None, **facts: Any) -> None:
@@ -115,11 +120,12 @@ def code_version() -> dict[str, Any]:
 
 
 @functools.cache
-def source_hash() -> str:
-    """SHA-256 over the package's Python files: what an interrupted stage must find unchanged to go on."""
+def package_hash(parts: tuple[str, ...] = ("",)) -> str:
+    """SHA-256 over the Python files of the package, or of some of its modules and rooms, such as ``models``."""
     package = Path(__file__).resolve().parent.parent
-    files = sorted(package.rglob("*.py"))
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+    files = {file for part in parts for file in [package / part, *(package / part).rglob("*.py")] if file.is_file()}
+    digests = (hashlib.sha256(file.read_bytes()).digest() for file in sorted(files))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -187,18 +193,47 @@ def _recover(folder: Path) -> None:
     remove(aside)
 
 
-def _start(partial: Path, key: str) -> None:
-    """Clear what cannot be resumed: temporary files, and everything when the key is another."""
+def _start(partial: Path, key: str) -> bool:
+    """Make a locked folder ready for work under ``key``; False when it was set aside, so that a new one is needed.
+
+    Temporary files are cleared. Nothing that took work is deleted: that is, no file but scratch, whose names start with
+    a dot.
+    """
     path = partial / _KEY
-    if path.exists() and path.read_text(encoding="utf-8") == key:
-        # ours are called ".NAME.tmp"; safetensors, and with it save_pretrained, writes through ".tmpXXXXXX"
-        for debris in [p for p in partial.rglob(".*") if p.name.startswith(".tmp") or p.name.endswith(".tmp")]:
-            remove(debris)
-        return
-    remove(path)  # first: a kill in the middle must not leave half of a folder under its key
+    # ours are called ".NAME.tmp"; safetensors, and with it save_pretrained, writes through ".tmpXXXXXX"
+    for debris in [p for p in partial.rglob(".*") if p.name.startswith(".tmp") or p.name.endswith(".tmp")]:
+        remove(debris)
+    old = path.read_text(encoding="utf-8") if path.exists() else None
+    if old == key:
+        return True
+    if any(file.is_file() and not file.name.startswith(".") for file in partial.rglob("*")):
+        _set_aside(partial, old, key)
+        return False
     for entry in list(partial.iterdir()):
         remove(entry)
     write_text(path, key)
+    return True
+
+
+def _set_aside(partial: Path, old: str | None, new: str) -> None:
+    """Give unfinished work that cannot be gone on with another name, and tell which and why."""
+    stem = partial.name.removesuffix(".partial")
+    names = (partial.with_name(f"{stem}.aside-{number}.partial") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    os.rename(partial, aside)
+    changed = _differences(json.loads(old), json.loads(new)) if old else ["unknown"]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    tell(f"{partial}: was begun with other settings ({', '.join(changed[:3])}{more}); it is kept as {aside}")
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """The dotted names of what differs between two JSON values."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [name]
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        found += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    return found
 
 
 def _finish(partial: Path, folder: Path) -> None:

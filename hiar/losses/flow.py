@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,10 +11,10 @@ from hiar.models.denoiser import Denoiser
 from hiar.schedule import add_noise, expand, warp
 
 
-def stratified_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
+def stratified_sigmas(count: int, shift: float, random: np.random.Generator) -> Tensor:
     """Training levels (count,): t stratified over (0, 1), so a small batch covers all levels, warped by the shift."""
-    t = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-    return warp(t, shift)
+    t = (random.permutation(count) + random.random(count)) / count
+    return warp(torch.from_numpy(t).float(), shift)
 
 
 def velocity_error(x0_hat: Tensor, x0: Tensor, sigma: Tensor, floor: float) -> Tensor:

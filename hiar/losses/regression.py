@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,12 +12,12 @@ from hiar.models.denoiser import Denoiser
 from hiar.schedule import expand
 
 
-def block_levels(samples: int, blocks: int, levels: int, generator: torch.Generator) -> Tensor:
+def block_levels(samples: int, blocks: int, levels: int, random: np.random.Generator) -> Tensor:
     """Which level each block is shown at, (samples, blocks), independently of the others.
 
     The clean level is among them, as contexts may be clean.
     """
-    return torch.randint(levels, (samples, blocks), generator=generator)
+    return torch.from_numpy(random.integers(levels, size=(samples, blocks)))
 
 
 def ode_regression(

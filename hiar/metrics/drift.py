@@ -15,7 +15,10 @@ LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as in every grey conversion of 8-bit R
 
 
 def drift(per_frame: Tensor, segments: int) -> Tensor:
-    """Absolute trend of a per-frame measure: (V, F) -> (V,), in units of the measure per whole video."""
+    """Absolute trend of a per-frame measure: (V, F) -> (V,), in units of the measure per whole video.
+
+    Noise alone raises the mean of absolute values: the signed trend beside it tells whether all videos go one way.
+    """
     return trend(per_frame, segments).abs()
 
 

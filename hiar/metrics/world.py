@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hiar.config import Score, World
 from hiar.metrics import continuity, drift, motion
-from hiar.metrics.segments import segment_means
+from hiar.metrics.segments import segment_means, trend
 from hiar.world.oracle import Judgement
 
 
@@ -17,7 +17,8 @@ def measure(frames: Tensor, judgement: Judgement, world: World, score: Score, bl
       right shape. ``residual``, ``color_error``, ``shape_right``: its parts, as means over frames; ``background_error``
       does not count in it.
     - ``smoothed_speed`` (pixels a frame), ``hops`` (in 100 steps), ``dynamic`` (share of videos that move).
-    - ``saturation_drift`` (HSV saturation a video), ``sharpness_drift`` (squared grey levels a video): absolute trends.
+    - ``saturation_drift`` (HSV saturation a video), ``sharpness_drift`` (squared grey levels a video): absolute trends;
+      ``saturation_trend``, ``sharpness_trend``: the same with their sign.
     - ``background_shift``: distance in RGB, [0, 1] units, between the fitted backgrounds of first and last segment.
     - ``border_jump``: frame change across borders of ``block`` frames over that inside blocks.
     - ``NAME_segment_1`` ... for ``good``, ``saturation``, ``saturation_shift`` and ``background_shift``: the same in
@@ -28,7 +29,7 @@ def measure(frames: Tensor, judgement: Judgement, world: World, score: Score, bl
     good = (
         judgement.shape_right & (judgement.residual < score.good_residual) & (judgement.color_error < score.good_color)
     ).double()
-    saturation = drift.saturation(frames)
+    saturation, sharpness = drift.saturation(frames), drift.sharpness(frames)
     speed = motion.smoothed_speed(judgement.position)
     background_shift = drift.shift(judgement.background, score.segments)
     metrics = {
@@ -41,7 +42,9 @@ def measure(frames: Tensor, judgement: Judgement, world: World, score: Score, bl
         "hops": motion.hops(judgement.position, score.hop),
         "dynamic": motion.dynamic(speed, world.speed[0]),
         "saturation_drift": drift.drift(saturation, score.segments),
-        "sharpness_drift": drift.drift(drift.sharpness(frames), score.segments),
+        "saturation_trend": trend(saturation, score.segments),
+        "sharpness_drift": drift.drift(sharpness, score.segments),
+        "sharpness_trend": trend(sharpness, score.segments),
         "background_shift": background_shift[:, -1],
         "border_jump": continuity.border_jump(frames, block),
     }

@@ -125,12 +125,12 @@ def forward_blocks(
     if model.prediction == "x0":
         return out
     sigmas = torch.stack([c.sigmas[level] for c, level in zip(conditions, levels, strict=True)])
-    return x0_from_velocity(x, out, sigmas.view(1, count, 1, 1, 1, 1)).type_as(x)
+    return x0_from_velocity(x, out, sigmas.view(1, count, 1, 1, 1, 1))
 
 
 def _sink_shift(rings: Rings, places: Places, block: int) -> Tensor | None:
     """How far the sinks have to move to stay at the start of the window of ``block``."""
-    if rings.sinks == 0 or block < rings.window:
+    if not rings.turn or block < rings.window:
         return None
     return places.shift(block - (rings.window - 1))
 

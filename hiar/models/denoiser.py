@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hiar import config
 from hiar.models.attention import Attention, Bidirectional, install
+from hiar.noise import seeded
 from hiar.schedule import TIMESTEP_SCALE, expand, x0_from_velocity
 
 
@@ -87,8 +88,7 @@ def coordinates(x: Tensor) -> Tensor:
 
 def build_denoiser(model: config.Model, latent_channels: int, seed: int) -> Denoiser:
     """A randomly initialised denoiser; the weights depend on ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded("denoiser weights", seed):
         transformer = WanTransformer3DModel(
             patch_size=(1, model.patch, model.patch),
             num_attention_heads=model.heads,

@@ -50,6 +50,8 @@ class Card(config.Section):
     world: config.World
     video: config.Video
     schedule: config.Schedule
+    conventions: config.Conventions | None  # none of a teacher, which shows no context
+    precision: config.Precision  # it was trained with, and computes in
 
 
 @dataclass
@@ -84,6 +86,11 @@ class Generator:
     def embed(self, captions: list[str]) -> Tensor:
         """Text embeddings (B, words, dim), of the denoiser's type."""
         return self.text.encode(captions).to(self.denoiser.dtype)
+
+    def autocast(self) -> torch.autocast:
+        """In what a teacher computes: weights and latents stay as they are, so that a solver's small steps add up."""
+        kind = next(self.denoiser.parameters()).device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.card.precision == "bf16")
 
     def to(self, device: torch.device | str) -> Generator:
         """Move every network."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hiar.models.attention import attend
-from hiar.noise import generator
+from hiar.noise import normals
 
 KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -31,9 +31,8 @@ def measure_kernels(
 
     queries, keys: tokens. Right is what differs from attention in double precision by rounding alone.
     """
-    random = generator(0, "kernels")
-    shapes = [(batch, tokens, heads, head_dim) for tokens in (queries, keys, keys)]
-    inputs = [torch.randn(shape, generator=random).to(device, dtype) for shape in shapes]
+    shapes = [(tokens, heads, head_dim) for tokens in (queries, keys, keys)]
+    inputs = [normals("measuring", 0, range(batch), shape, step=i).to(device, dtype) for i, shape in enumerate(shapes)]
     head = [x[:1, :, :1].double() for x in inputs]  # of one head, so that it fits
     exact = attend(*head)
     seconds = {}

@@ -15,10 +15,12 @@ class Rings:
     slot it would have as context. So the keys a block sees are always the first slots of its ring: nothing is moved,
     gathered or masked. Attention does not ask in which order keys lie: they are stored rotated to their positions.
     Memory is taken when a layer first writes, in the layout (B, window * tokens, heads, head_dim).
+
+    turn: sinks are turned with the window, so that they stay at its start; else they keep their first rotation.
     """
 
-    def __init__(self, caches: int, window: int, sinks: int = 0) -> None:
-        self.window, self.sinks = window, sinks
+    def __init__(self, caches: int, window: int, sinks: int = 0, turn: bool = True) -> None:
+        self.window, self.sinks, self.turn = window, sinks, turn and sinks > 0
         self._rings: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in range(caches)]
         self._sink_keys: list[dict[int, Tensor]] = [{} for _ in range(caches)]  # as rotated when they were written
 
@@ -32,7 +34,7 @@ class Rings:
         start = self._slot(block) * tokens
         for stored, new in zip(ring, (key, value), strict=True):
             stored[:, start : start + tokens] = new.detach()
-        if block < self.sinks:
+        if self.turn and block < self.sinks:
             kept = self._sink_keys[cache].setdefault(
                 layer, key.new_empty(len(key), self.sinks * tokens, *key.shape[2:])
             )

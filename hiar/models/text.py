@@ -11,6 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from hiar.errors import UserError, suggest
+from hiar.noise import seeded
 
 
 class WordEncoder(ModelMixin, ConfigMixin):
@@ -57,6 +58,5 @@ class WordEncoder(ModelMixin, ConfigMixin):
 
 def build_word_encoder(vocabulary: Sequence[str], length: int, dim: int, seed: int) -> WordEncoder:
     """A randomly initialised encoder; the weights depend on ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded("text weights", seed):
         return WordEncoder(list(vocabulary), length, dim)

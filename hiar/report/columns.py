@@ -40,11 +40,17 @@ METRICS = (
         "lower",
     ),
     Metric(
+        "saturation_trend",
+        "Saturation trend",
+        "The same slope with its sign: the mean of absolute slopes is above 0 by noise alone, this one is not.",
+    ),
+    Metric(
         "sharpness_drift",
         "Sharpness drift",
-        "The same for the variance of the Laplacian of luma, in squared grey levels.",
+        "Absolute slope for the variance of the Laplacian of luma, in squared grey levels.",
         "lower",
     ),
+    Metric("sharpness_trend", "Sharpness trend", "The same slope with its sign."),
     Metric(
         "background_shift",
         "Background shift",

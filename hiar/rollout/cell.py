@@ -9,14 +9,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hiar.config import Renoise
+from hiar.config import Conventions, Renoise
 from hiar.grid import Cell, Grid, Pass
 from hiar.models.attention import Row
 from hiar.models.blockwise import Conditioning, Places, condition, forward_blocks
 from hiar.models.denoiser import Denoiser
 from hiar.models.rings import Rings
-from hiar.noise import block_noise, upload
+from hiar.noise import normals, upload
 from hiar.schedule import add_noise, euler_step
+
+OURS = Conventions(given="level", sinks="turn", context_noise=0.0)
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,27 @@ class Rollout:
     samples: Sequence[int]
     text: Tensor
     changes: Mapping[int, Tensor] = field(default_factory=dict)
+    conventions: Conventions = OURS
 
     def noise(self, cell: Cell) -> Tensor:
-        """The noise of a cell, (B, C, k, H, W)."""
-        drawn = block_noise(self.seed, self.samples, cell.step, cell.block, self.shape)
-        return upload(drawn, self.text.device).to(self.text.dtype)
+        """The noise of a cell, (B, C, k, H, W), float32.
+
+        Step 0 is what the block starts from; step j > 0 re-noises it to level t_j, and step S a finished block to the
+        level of noisy clean contexts.
+        """
+        drawn = normals("rollout", self.seed, self.samples, self.shape, step=cell.step, block=cell.block)
+        return upload(drawn, self.text.device)
+
+    @property
+    def clean(self) -> int:
+        """The index of the clean level."""
+        return len(self.sigmas) - 1
+
+    @property
+    def levels(self) -> Tensor:
+        """All levels at which blocks are shown to the network: the sigmas, and that of noisy clean contexts."""
+        noise = self.conventions.context_noise
+        return torch.cat([self.sigmas, self.sigmas.new_tensor([noise])]) if noise else self.sigmas
 
     def text_from(self, block: int) -> int | None:
         """The block from which the text of ``block`` holds; None: from the start."""
@@ -68,7 +86,7 @@ class Memory:
     @cached_property
     def rings(self) -> Rings:
         grid = self.rollout.grid
-        return Rings(grid.caches, grid.window, grid.sinks)
+        return Rings(grid.caches, grid.window, grid.sinks, turn=self.rollout.conventions.sinks == "turn")
 
     @cached_property
     def places(self) -> Places:
@@ -84,7 +102,7 @@ class Memory:
             for known in [known for known in self._conditions if (known or 0) < oldest]:
                 del self._conditions[known]
             text = self.rollout.text if start is None else self.rollout.changes[start]
-            self._conditions[start] = condition(self.model, text, self.rollout.sigmas)
+            self._conditions[start] = condition(self.model, text, self.rollout.levels)
         return self._conditions[start]
 
 
@@ -137,7 +155,7 @@ def given_state(rollout: Rollout, x0: Tensor, cell: Cell) -> BlockState:
 def _start(memory: Memory, cell: Cell) -> Tensor:
     """The latent that a cell takes on: noise, or what the step before made of it."""
     if cell.step == 0 and cell.block not in memory.states:
-        return memory.rollout.noise(cell)
+        return memory.rollout.noise(cell).to(memory.rollout.text.dtype)
     return memory.states[cell.block].after.detach()
 
 
@@ -148,13 +166,15 @@ def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, in
         if given is None:
             raise ValueError("the grid has given blocks, but no latents were given")
         k = rollout.shape[1]
-        state = given_state(rollout, given[:, :, cell.block * k : (cell.block + 1) * k], cell)
+        block = given[:, :, cell.block * k : (cell.block + 1) * k]
+        if rollout.conventions.given == "clean":
+            return block, rollout.clean
+        state = given_state(rollout, block, cell)
     else:
         state = memory.states[cell.block]
-    clean = len(rollout.sigmas) - 1
     match rollout.grid.context:
-        case "clean":  # t_c = 0
-            latent, level = state.x0, clean
+        case "clean":  # t_c = 0, or the little noise that a convention leaves
+            latent, level = _clean_context(rollout, state.x0, cell.block)
         case "output":  # t_c = t_{j+1}
             latent, level = state.after, cell.step + 1
         case "input":  # t_c = t_j
@@ -162,6 +182,13 @@ def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, in
         case "shared":  # t_c = t_{j+1}; only the last step's, and those of given blocks, are not left by a denoising
             latent, level = state.after, cell.step + 1
     return latent.detach(), level
+
+
+def _clean_context(rollout: Rollout, x0: Tensor, block: int) -> tuple[Tensor, int]:
+    noise = rollout.conventions.context_noise
+    if not noise:
+        return x0, rollout.clean
+    return add_noise(x0, rollout.noise(Cell(block, rollout.clean)), torch.tensor(noise)), rollout.clean + 1
 
 
 def _context_row(grid: Grid, cell: Cell) -> Row:

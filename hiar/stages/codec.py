@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hiar.config import Params
 from hiar.models.codec import PatchCodec, decoder_loss, to_video
-from hiar.noise import generator
+from hiar.noise import normals, seeded, stream
 from hiar.stages.common import FIRST_CLIP, Paths, stage, write_curve, write_metrics
 from hiar.training.loop import Metrics, train
 from hiar.training.role import kept, make_role, update
@@ -20,11 +20,10 @@ FIT_CLIPS = 64  # clips whose patches the encoder's principal components are tak
 HELD_OUT_CLIPS = 32
 
 
-def run(params: Params, workspace: Path, seed: int) -> None:
+def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = None) -> None:
     """Write artifacts/seed-S/codec; its metric is the PSNR of held-out clips, in dB."""
     paths = Paths(workspace, seed)
-    settings = [params.world, params.video, params.codec]
-    with stage("codec", params, workspace, paths.codec, seed=seed, settings=settings, parents={}) as work:
+    with stage("codec", params, workspace, paths.codec, seed=seed, parents={}, restart=restart_from) as work:
         spec, training = params.codec, params.codec.training
         device = work.accelerator.device
         codec = new_codec(params, seed).to(device)
@@ -32,12 +31,14 @@ def run(params: Params, workspace: Path, seed: int) -> None:
 
         def train_step(step: int) -> Metrics:
             # A frame a clip, each of another scene: neighbouring frames would teach the decoder little more.
-            frames, _ = clips(params.world, seed=seed, first=step * training.batch, count=training.batch, frames=1)
+            first, count = step * training.batch, training.batch
+            frames, _ = clips(params.world, seed=seed, first=first, count=count, frames=1)
             video = to_video(frames).to(device)
             latents = codec.encode(video)
-            random = generator(seed, "codec", step)
-            scale = spec.noise * torch.rand(len(video), 1, 1, 1, 1, generator=random)
-            noise = scale * torch.randn(latents.shape, generator=random)
+            scale = torch.from_numpy(spec.noise * stream("codec batch", seed, step=step).random(count)).float()
+            noise = scale.view(-1, 1, 1, 1, 1) * normals(
+                "codec noise", seed, range(count), latents.shape[1:], step=step
+            )
             loss = decoder_loss(codec, video, noise.to(device))
             work.accelerator.backward(loss)
             norm = update(role, step, work.accelerator)
@@ -63,8 +64,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
 
 def new_codec(params: Params, seed: int) -> PatchCodec:
     """A codec with its encoder fitted and its decoder untrained."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded("codec weights", seed):
         codec = PatchCodec(params.codec.patch, params.codec.channels, params.codec.width, params.codec.depth)
     frames, _ = clips(params.world, seed=seed, first=0, count=FIT_CLIPS, frames=params.video.frames)
     codec.fit_encoder(to_video(frames).transpose(1, 2).flatten(0, 1))

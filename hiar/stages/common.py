@@ -10,20 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from hiar.config import Params, Section, World
+from hiar.config import Params, World
 from hiar.errors import UserError
 from hiar.io.artifacts import (
-    MANIFEST,
     content_hash,
     read_manifest,
-    source_hash,
     unfinished,
     write_json,
     write_manifest,
@@ -31,17 +28,13 @@ from hiar.io.artifacts import (
 )
 from hiar.io.hardware import hardware
 from hiar.io.tracking import Run, tracked
+from hiar.models.generator import Card
+from hiar.stages.definition import check_fits, code_hash, settings_of
+from hiar.stages.restart import TRAINING, opened_state, restarted_from, take_up
 
 # Every purpose draws its scenes from a range of clip numbers of its own: no caption or clip serves two of them.
-FIRST_CLIP = {name: place * 2**40 for place, name in enumerate(["training", "held-out", "pairs", "distill", "sample"])}
-
-# The parameters that say whether the artifact of a stage fits those of later stages: shapes of tensors depend on them.
-SHAPE = {
-    "teacher": ("world.size",),
-    "pairs": ("world.size", "video.frames", "schedule.student_steps"),
-    "init": ("world.size", "video.block", "schedule.student_steps"),
-    "distill": ("world.size", "video.block", "schedule.student_steps"),
-}
+PURPOSES = ("training", "held-out", "pairs", "distill", "sample", "critic")
+FIRST_CLIP = {name: place * 2**40 for place, name in enumerate(PURPOSES)}
 
 
 @dataclass(frozen=True)
@@ -88,17 +81,19 @@ class Stage:
     run: Run
     accelerator: Accelerator
     parents: Mapping[str, Path]
+    settings: Mapping[str, Any]
     facts: Mapping[str, Any]
 
     @property
     def training(self) -> Path:
         """Where the state of a training run is kept until the artifact is whole."""
-        return self.folder / ".training"
+        return self.folder / TRAINING
 
     def finish(self, kind: str, **facts: Any) -> None:
         """Describe the artifact; the last thing a stage does in its folder."""
-        shape = {field: _value(self.params, field) for field in SHAPE.get(self.name, ())}
-        write_manifest(self.folder, kind, parents=self.parents, shape=shape, **self.facts, **facts)
+        restarted = restarted_from(self.folder)
+        facts |= {"restarted_from": restarted} if restarted else {}
+        write_manifest(self.folder, kind, parents=self.parents, settings=self.settings, **self.facts, **facts)
 
 
 @contextmanager
@@ -109,35 +104,43 @@ def stage(
     out: Path,
     *,
     seed: int,
-    settings: Sequence[Section],
     parents: Mapping[str, tuple[Path, str]],
     variant: str | None = None,
+    definition: str | None = None,
+    restart: Path | None = None,
 ) -> Iterator[Stage]:
     """Check the ``parents`` (folder and kind), set the machine up, track the run, and give a folder to work in.
 
-    ``settings`` are the sections of params that decide the artifact: an interrupted stage goes on only while they, the
-    seed, the device, the parents' contents and the code stay the same.
+    An interrupted stage goes on only while what decides its artifact stays the same: the parameters and the code that
+    dvc.yaml lists for it (under the name ``definition`` where it is not the stage's), the seed and the parents'
+    contents. Else what it has done is set aside under another name, and ``restart`` takes its training up from there.
+
+    Raises UserError for parents that are missing, altered, or made with other parameters than ``params``.
     """
     threads = params.runtime.threads if variant is None else params.runtime.variant_threads
     torch.set_num_threads(threads)
     began = time.monotonic()
-    for folder, kind in parents.values():
-        _check_shape(folder, read_manifest(folder, kind), params)
     folders = {parent: folder for parent, (folder, _) in parents.items()}
+    manifests = {parent: read_manifest(folder, kind) for parent, (folder, kind) in parents.items()}
     contents = {parent: content_hash(folder) for parent, folder in folders.items()}
+    settings = settings_of(definition or name, params, variant)
     facts = {"stage": name, "seed": seed, "variant": variant}
-    key = facts | {
-        "settings": [section.model_dump(mode="json") for section in settings],
-        "parents": contents,
-        "runtime": params.runtime.model_dump(mode="json", exclude={"checkpoint_minutes"}),
-        "source": source_hash(),
-    }
+    key = facts | {"settings": settings, "parents": contents, "code": code_hash(definition or name)}
+    for parent, manifest in manifests.items():
+        check_fits(folders[parent], manifest, params, contents)
+        settings = manifest.get("settings", {}) | settings  # what decided a parent decides this
     accelerator = make_accelerator(params)
-    with tracked(name, seed, variant, params, workspace) as run, unfinished(out, key) as folder:
+    with (
+        opened_state(restart) as state,
+        tracked(name, seed, variant, params, workspace) as run,
+        unfinished(out, key) as folder,
+    ):
+        if restart is not None and state is not None:
+            take_up(state, restart, folder)
         for parent, content in contents.items():
             run.tag(f"content of {parent}", content)
         resumed = any(folder.rglob("*.safetensors"))
-        yield Stage(name, params, folder, run, accelerator, folders, facts)
+        yield Stage(name, params, folder, run, accelerator, folders, settings, facts)
         place = out.relative_to(workspace / "artifacts")
         write_log(workspace, str(place), params, began, stage=name, seed=seed, variant=variant, resumed=resumed)
     run.tag("content", content_hash(out))
@@ -157,20 +160,10 @@ def make_accelerator(params: Params) -> Accelerator:
     return accelerator
 
 
-def _check_shape(folder: Path, manifest: Mapping[str, Any], params: Params) -> None:
-    """Raise UserError when an artifact was made for tensors of another shape than ``params`` ask for."""
-    for field, value in manifest.get("shape", {}).items():
-        wanted = _value(params, field)
-        if value != wanted:
-            raise UserError(
-                f"{folder / MANIFEST}: {field} = {value}: params.yaml says {wanted}; "
-                f"run stage {manifest['stage']} again, or set it back"
-            )
-
-
-def _value(params: Params, field: str) -> Any:
-    """The parameter that a name such as ``world.size`` stands for."""
-    return reduce(getattr, field.split("."), params)
+def trained_card(card: Card, params: Params, **changes: Any) -> Card:
+    """The card of a student that was trained as ``params`` say, from a checkpoint with ``card``."""
+    trained = {"video": params.video, "schedule": params.schedule, "conventions": params.conventions}
+    return card.model_copy(update=trained | {"precision": params.runtime.precision} | changes)
 
 
 def sample_world(params: Params) -> World:

@@ -90,7 +90,7 @@ def computing(denoiser: Denoiser, choice: Choice) -> Iterator[None]:
 def full_pass(denoiser: Denoiser, rollout: Rollout, rows: int = 1) -> Callable[[], Tensor]:
     """A forward call on blocks whose windows are full, to be made as often as one likes: pairs that share a cache."""
     memory = Memory(denoiser, rollout)
-    x = torch.stack([rollout.noise(Cell(0, 0))] * rows, dim=1)
+    x = torch.stack([rollout.noise(Cell(0, 0)).to(rollout.text.dtype)] * rows, dim=1)
 
     def forward(block: int = rollout.grid.window) -> Tensor:
         places = [Row(block + row % 2, row // 2) for row in range(rows)]

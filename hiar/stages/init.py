@@ -12,19 +12,18 @@ from hiar.losses.regression import block_levels, ode_regression
 from hiar.models.attention import BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, clone, load_generator
-from hiar.noise import generator
-from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
+from hiar.noise import stream
+from hiar.stages.common import Paths, stage, tail_mean, trained_card, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
 from hiar.training.loop import Metrics, train
 from hiar.training.role import kept, make_role, update
 
 
-def run(params: Params, workspace: Path, seed: int) -> None:
+def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = None) -> None:
     """Write artifacts/seed-S/init; its metric is the mean loss of the last tenth of training."""
     paths = Paths(workspace, seed)
-    settings = [params.video, params.schedule, params.init]
     parents = {"teacher": (paths.teacher, "checkpoint"), "pairs": (paths.pairs, "pairs")}
-    with stage("init", params, workspace, paths.init, seed=seed, settings=settings, parents=parents) as work:
+    with stage("init", params, workspace, paths.init, seed=seed, parents=parents, restart=restart_from) as work:
         training, device, video = params.init.training, work.accelerator.device, params.video
         teacher = load_generator(paths.teacher).to(device)
         pairs = load_pairs(paths.pairs)
@@ -35,8 +34,8 @@ def run(params: Params, workspace: Path, seed: int) -> None:
         attention = BlockCausal(video.block, video.window_blocks)
 
         def train_step(step: int) -> Metrics:
-            random = generator(seed, "init", step)
-            chosen = torch.randint(len(pairs.states), (training.batch,), generator=random)
+            random = stream("init batch", seed, step=step)
+            chosen = torch.from_numpy(random.integers(len(pairs.states), size=training.batch))
             levels = block_levels(training.batch, video.frames // video.block, len(sigmas), random).to(device)
             states = pairs.states[chosen].to(device)
             with work.accelerator.autocast():
@@ -55,7 +54,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             work.run,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
         )
-        card = teacher.card.model_copy(update={"stage": "init", "schedule": params.schedule, "video": video})
+        card = trained_card(teacher.card, params, stage="init")
         averaged = cast(Denoiser, kept(role))
         Generator(card, averaged, teacher.text, teacher.codec).save(work.folder)
         write_metrics(workspace, f"seed-{seed}/init", {"loss": tail_mean(curve, "loss")})

@@ -14,7 +14,7 @@ from hiar.io.artifacts import read_manifest
 from hiar.io.progress import Progress
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
 from hiar.models.generator import Generator, load_generator
-from hiar.noise import generator
+from hiar.noise import normals
 from hiar.rollout.ode import ode_states
 from hiar.schedule import solver_sigmas, step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, stage, write_metrics
@@ -33,9 +33,8 @@ class Trajectories:
 def run(params: Params, workspace: Path, seed: int) -> None:
     """Write artifacts/seed-S/pairs: shards of ``pairs.shard`` trajectories; a shard that is whole is not made again."""
     paths, spec = Paths(workspace, seed), params.pairs
-    settings = [params.world, params.video, params.schedule, spec]
     parents = {"teacher": (paths.teacher, "checkpoint")}
-    with stage("pairs", params, workspace, paths.pairs, seed=seed, settings=settings, parents=parents) as work:
+    with stage("pairs", params, workspace, paths.pairs, seed=seed, parents=parents) as work:
         teacher = load_generator(paths.teacher).to(work.accelerator.device)
         whole = set(complete_shards(work.folder))
         with Progress("pairs", spec.count) as progress:
@@ -68,11 +67,12 @@ def solve(params: Params, teacher: Generator, seed: int, numbers: range) -> Tens
     )
     channels, height, width = teacher.latent_size
     shape = (channels, params.video.frames, height, width)
-    noise = torch.stack([torch.randn(shape, generator=generator(seed, "pairs", number)) for number in numbers])
+    noise = normals("pairs noise", seed, numbers, shape)
     text = teacher.embed(pair_captions(params, seed, numbers))
     no_text = teacher.embed([""]).expand_as(text)
-    states = ode_states(teacher.denoiser, noise.to(text), sigmas, text, no_text, params.pairs.guidance)
-    return torch.stack([state for i, state in enumerate(states) if i % substeps == 0], dim=1).cpu()
+    with teacher.autocast():
+        states = ode_states(teacher.denoiser, noise.to(text), sigmas, text, no_text, params.pairs.guidance)
+        return torch.stack([state for i, state in enumerate(states) if i % substeps == 0], dim=1).cpu()
 
 
 def pair_captions(params: Params, seed: int, numbers: range) -> list[str]:

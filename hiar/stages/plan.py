@@ -33,14 +33,14 @@ def settle_threads() -> None:
 
 
 def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False) -> Generator:
-    """A checkpoint to sample with: on a GPU students compute in bf16, but for what Wan keeps in full precision.
+    """A checkpoint to sample with: a student that was trained in bf16 computes in it, but for what Wan keeps in full.
 
-    A teacher stays as it is: its solver takes many small steps, and each would be rounded. fp8: students' linear layers
-    in eight bits. Raises UserError as `load_generator` does, and where fp8 cannot be or changes too much.
+    A teacher's weights and latents stay as they are, see `Generator.autocast`. fp8: students' linear layers in eight
+    bits. Raises UserError as `load_generator` does, and where fp8 cannot be or changes too much.
     """
     source = load_generator(checkpoint).to(device)
     student = source.card.stage != "teacher"
-    if device.type == "cuda" and student:
+    if source.card.precision == "bf16" and student:
         source.denoiser.cast(torch.bfloat16)
     if fp8:
         if not student:

@@ -16,7 +16,7 @@ from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest, write_json, write_text
 from hiar.io.tracking import tracked
-from hiar.io.video import read_mp4, write_mp4, write_png
+from hiar.io.video import read_mp4, write_png
 from hiar.metrics.summary import Summary, pool
 from hiar.report.columns import METRICS, good_by_part
 from hiar.report.curves import along_the_video
@@ -26,9 +26,9 @@ from hiar.report.page import Clip, Losses, Page, data_uri, render
 from hiar.report.series import TRUTH, Series, model_series
 from hiar.report.sheet import contact_sheet
 from hiar.report.tables import comparison
-from hiar.stages.common import FIRST_CLIP, sample_world, write_log
+from hiar.stages.common import write_log
 from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, read_captions
-from hiar.world.render import clips
+from hiar.stages.truth import write_true_videos
 
 SHEET_COLUMNS = 10
 TITLE = "Long rollouts, compared"
@@ -48,7 +48,7 @@ def run(params: Params, workspace: Path) -> None:
     models = {_series(params, one): one for one in contenders(params) if one.seed == seed}
     folders = {series: one.samples(workspace) for series, one in models.items()}
     manifests = [read_manifest(folder, SAMPLES) for folder in folders.values()]
-    prompts, wall = _wall(params, seed, folders)
+    prompts, wall = _wall(params, workspace, seed, folders)
     first_row = {series: read_mp4(folder / _name(0)) for series, folder in folders.items()}
     seconds = {series: len(video) / fps for series, video in first_row.items()}
 
@@ -98,18 +98,16 @@ def _series(params: Params, one: Contender) -> Series:
     return model_series(one.stage, one.variant, one.order, one.context, list(params.variants))
 
 
-def _wall(params: Params, seed: int, folders: Mapping[Series, Path]) -> tuple[list[str], list[tuple[str, list[Clip]]]]:
+def _wall(
+    params: Params, workspace: Path, seed: int, folders: Mapping[Series, Path]
+) -> tuple[list[str], list[tuple[str, list[Clip]]]]:
     """The first prompts, and for each its clip from the true world and from every model."""
     count = min(params.report.videos, params.sample.videos)
-    true_clips, prompts = clips(
-        sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=count, frames=params.sample.frames
-    )
-    for folder in folders.values():
-        if read_captions(folder)[:count] != prompts:
-            raise UserError(f"{folder}: its prompts are not those of params.yaml; run its sample stage again")
     with TemporaryDirectory() as scratch:
-        for index, clip in enumerate(true_clips):
-            write_mp4(Path(scratch, _name(index)), clip, params.world.frames_per_second)
+        prompts = write_true_videos(params, workspace, seed, count, Path(scratch))
+        for folder in folders.values():
+            if read_captions(folder)[:count] != prompts:
+                raise UserError(f"{folder}: its prompts are not those of params.yaml; run its sample stage again")
         places = {TRUTH: Path(scratch), **folders}
         return prompts, [
             (

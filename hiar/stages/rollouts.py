@@ -10,7 +10,7 @@ from hiar.config import Context, Order
 from hiar.errors import BrokenRule, UserError
 from hiar.grid import check_walk, fastest, make_grid
 from hiar.models.generator import Card, Generator, Walk
-from hiar.rollout.cell import Rollout
+from hiar.rollout.cell import OURS, Rollout
 from hiar.schedule import step_sigmas
 
 DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
@@ -48,4 +48,5 @@ def make_rollout(
         sinks=card.video.sink_blocks,
     )
     sigmas = step_sigmas(card.schedule.student_steps, card.schedule.student_shift)
-    return Rollout(grid, sigmas, source.block_shape, card.schedule.renoise, seed, numbers, text, changes or {})
+    renoise, conventions = card.schedule.renoise, card.conventions or OURS
+    return Rollout(grid, sigmas, source.block_shape, renoise, seed, numbers, text, changes or {}, conventions)

@@ -13,21 +13,23 @@ from torch import Tensor
 from hiar.config import Context, Order, Params
 from hiar.errors import UserError
 from hiar.grid import fastest
-from hiar.io.artifacts import content_hash, read_manifest, source_hash, unfinished, write_manifest
+from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest
 from hiar.io.progress import Progress, tell
-from hiar.models.generator import Generator, Walk, load_generator
-from hiar.noise import generator
+from hiar.models.generator import Generator, Walk
+from hiar.noise import normals
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
 from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
 from hiar.stages.computing import computing, settle
+from hiar.stages.definition import code_hash
 from hiar.stages.plan import check_memory, load_sampler, number_format, plan_line, settle_threads
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.videos import batches, gather, missing_batches, write_latents, write_videos
 from hiar.world.captions import captions, parse_caption
 
 Model = Literal["teacher", "init", "distill"]
+DEFINITIONS = {"teacher": "sample-teacher", "init": "sample-init", "distill": "sample"}  # of stages, in dvc.yaml
 BATCH = 16  # videos generated at a time by `hiar sample`
 
 
@@ -47,13 +49,12 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
     if variant is not None:
         method = params.variant(variant)
         walk = Walk(order=method.order, context=method.context)
-    settings = [params.world, params.video, params.schedule, params.sample, *([walk] if walk else [])]
     parents = {"checkpoint": (checkpoint, "checkpoint")}
     out = paths.samples(model, variant)
     with stage(
-        "sample", params, workspace, out, seed=seed, settings=settings, parents=parents, variant=variant
+        "sample", params, workspace, out, seed=seed, parents=parents, variant=variant, definition=DEFINITIONS[model]
     ) as work:
-        source = load_generator(checkpoint).to(work.accelerator.device)
+        source = load_sampler(checkpoint, work.accelerator.device)
         count = params.sample.videos
         prompts = captions(sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=count)
         frames = params.sample.frames if walk else source.card.video.frames
@@ -139,7 +140,7 @@ def sample_key(
     """What decides the content of a folder of samples; ``source`` is the checkpoint, where it is to compute."""
     return {
         "checkpoint": content_hash(checkpoint),
-        "code": source_hash(),
+        "code": code_hash("sample"),
         "computes": f"{source.codec.basis.device.type}, {number_format(source)}",
         "prompts": list(prompts),
         "frames": frames,
@@ -225,8 +226,9 @@ def sample_latents(
 def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, numbers: range) -> Tensor:
     channels, height, width = source.latent_size
     shape = (channels, frames, height, width)
-    noise = torch.stack([torch.randn(shape, generator=generator(seed, "teacher-sample", number)) for number in numbers])
+    noise = normals("clip noise", seed, numbers, shape)
     levels = step_sigmas(source.card.solver_steps, source.card.schedule.teacher_shift)
     no_text = source.embed([""]).expand_as(text)
-    *_, latents = ode_states(source.denoiser, noise.to(text), levels, text, no_text, source.card.guidance)
+    with source.autocast():
+        *_, latents = ode_states(source.denoiser, noise.to(text), levels, text, no_text, source.card.guidance)
     return latents.cpu()

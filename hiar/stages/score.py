@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from hiar.metrics.motion import LEAST_FRAMES
 from hiar.metrics.summary import Summary, summarise
 from hiar.metrics.world import measure
 from hiar.parameters import load_params
-from hiar.stages.common import FIRST_CLIP, sample_world, write_log
+from hiar.stages.common import write_log
 from hiar.stages.comparison import CAPTIONS, SAMPLES, contenders, read_captions, read_videos
+from hiar.stages.truth import write_true_videos
 from hiar.world.oracle import judge
-from hiar.world.render import clips
 
 BATCH = 32  # videos scored at once: enough to keep the oracle busy, little enough for memory
 
@@ -31,8 +32,8 @@ def run(params: Params, workspace: Path) -> None:
     """Score every contender of ``params`` and the true world.
 
     Writes metrics/summary.json, a row a contender, and metrics/world.json, a row a seed: what was scored and how, and
-    the metrics of the world's own clips of the same captions. Raises UserError when samples are missing, altered, or
-    too short.
+    the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Raises UserError
+    when samples are missing, altered, or too short.
     """
     began = time.monotonic()
     torch.set_num_threads(params.runtime.threads)
@@ -52,7 +53,7 @@ def run(params: Params, workspace: Path) -> None:
             {
                 "seed": seed,
                 "protocol": _protocol(params.world, params.score, params.video.block),
-                "metrics": _true_world(params, seed),
+                "metrics": _true_world(params, workspace, seed),
             }
             for seed in params.seeds
         ]
@@ -108,12 +109,11 @@ def score(
     return {name: summarise(torch.cat([part[name] for part in parts])) for name in parts[0]}
 
 
-def _true_world(params: Params, seed: int) -> dict[str, Summary]:
-    """The metrics of the clips whose captions are the samples' prompts."""
-    sample = params.sample
-    frames, captions = clips(
-        sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=sample.videos, frames=sample.frames
-    )
+def _true_world(params: Params, workspace: Path, seed: int) -> dict[str, Summary]:
+    """The metrics of the clips whose captions are the samples' prompts, made as the samples are."""
+    with TemporaryDirectory() as scratch:
+        captions = write_true_videos(params, workspace, seed, params.sample.videos, Path(scratch))
+        frames = read_videos(Path(scratch), len(captions))
     return score(frames, captions, params.world, params.score, params.video.block, "the true world")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import nn
 
 from hiar.config import Params
@@ -15,7 +14,7 @@ from hiar.models.codec import PatchCodec, to_video
 from hiar.models.denoiser import Denoiser, build_denoiser
 from hiar.models.generator import Card, Generator
 from hiar.models.text import WordEncoder, build_word_encoder
-from hiar.noise import generator
+from hiar.noise import normals, stream
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.training.loop import Metrics, train
 from hiar.training.role import kept, make_role, update
@@ -23,12 +22,11 @@ from hiar.world.captions import vocabulary
 from hiar.world.render import clips
 
 
-def run(params: Params, workspace: Path, seed: int) -> None:
+def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = None) -> None:
     """Write artifacts/seed-S/teacher; its metric is the mean loss of the last tenth of training."""
     paths = Paths(workspace, seed)
-    settings = [params.world, params.video, params.schedule, params.model, params.teacher]
     parents = {"codec": (paths.codec, "codec")}
-    with stage("teacher", params, workspace, paths.teacher, seed=seed, settings=settings, parents=parents) as work:
+    with stage("teacher", params, workspace, paths.teacher, seed=seed, parents=parents, restart=restart_from) as work:
         training, device = params.teacher.training, work.accelerator.device
         codec = PatchCodec.load(paths.codec).to(device).requires_grad_(False)
         denoiser = build_denoiser(params.model, codec.channels, seed).to(device)
@@ -41,11 +39,11 @@ def run(params: Params, workspace: Path, seed: int) -> None:
                 params.world, seed=seed, first=step * training.batch, count=training.batch, frames=params.video.frames
             )
             x0 = codec.encode(to_video(frames).to(device))
-            random = generator(seed, "teacher", step)
-            dropped = torch.rand(len(captions), generator=random) < params.teacher.caption_dropout
+            random = stream("teacher batch", seed, step=step)
+            dropped = random.random(len(captions)) < params.teacher.caption_dropout
             captions = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
             sigma = stratified_sigmas(len(x0), params.schedule.teacher_shift, random).to(device)
-            noise = torch.randn(x0.shape, generator=random).to(device)
+            noise = normals("teacher noise", seed, range(len(x0)), x0.shape[1:], step=step).to(device)
             with work.accelerator.autocast():
                 floor = params.teacher.sigma_floor
                 loss = flow_matching(denoiser, x0, noise, sigma, text.encode(captions), Bidirectional(), floor)
@@ -75,6 +73,8 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             world=params.world,
             video=params.video,
             schedule=params.schedule,
+            conventions=None,
+            precision=params.runtime.precision,
         )
         average = cast(Denoiser, averaged["denoiser"]), cast(WordEncoder, averaged["text"])
         Generator(card, *average, codec).save(work.folder)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiar.errors import UserError
 from hiar.io.shards import read_shard, write_shard
 from hiar.training.role import Role
 
@@ -43,11 +44,23 @@ def load_state(
 ) -> tuple[int, list[dict[str, float]]]:
     """Restore the state into ``roles`` and ``memory``; returns its step and curve, (0, []) if there is none.
 
-    Raises UserError when the file is damaged.
+    Raises UserError when the file is damaged or is of other networks.
     """
     if not (folder / STATE).exists():
         return 0, []
     tensors = read_shard(folder / STATE)
+    try:
+        return _restore(tensors, roles, memory)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder / STATE}: is of other networks or optimisers ({reason}); train anew, without this state"
+        ) from None
+
+
+def _restore(
+    tensors: Mapping[str, Tensor], roles: Mapping[str, Role], memory: dict[str, Tensor]
+) -> tuple[int, list[dict[str, float]]]:
     memory.update(_under(tensors, "memory/"))
     for name, role in roles.items():
         role.module.load_state_dict(_under(tensors, f"{name}/module/"))

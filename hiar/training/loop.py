@@ -48,7 +48,11 @@ def train(
             metrics = train_step(step)
             broken = [name for name, value in metrics.items() if not math.isfinite(value)]
             if broken:
-                kept = f"; until then the last good state is kept in {folder}" if (folder / STATE).exists() else ""
+                kept = (
+                    f"; to go on from the last good state instead: hiar stage ... --restart-from {folder.parent}"
+                    if (folder / STATE).exists()
+                    else ""
+                )
                 raise UserError(
                     f"{label}: {broken[0]} = {metrics[broken[0]]} at step {step}; lower the learning rate or the clip "
                     f"and start anew{kept}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hiar.config import World
+from hiar.noise import stream
 from hiar.world.shapes import extents
 
 _DRAWS = 12  # uniform numbers a clip is made of; adding some at the end leaves what the others mean unchanged
@@ -36,7 +37,7 @@ class Scenes:
 
 def scenes(world: World, *, seed: int, first: int, count: int) -> Scenes:
     """Scenes ``first`` to ``first + count``; scene i depends on the world, the seed and i, not on its batch."""
-    drawn = torch.from_numpy(np.stack([_uniforms(seed, first + i) for i in range(count)]))
+    drawn = torch.from_numpy(np.stack([stream("scene", seed, sample=first + i).random(_DRAWS) for i in range(count)]))
     shape = _pick(drawn[:, 0], len(world.shapes))
     reach = torch.tensor([extents(s, world.radius) for s in world.shapes], dtype=torch.float64)[shape]
     low, high = reach, world.size - reach
@@ -64,10 +65,6 @@ def positions(batch: Scenes, frames: int) -> Tensor:
     travelled = (batch.start - batch.low)[:, None] + batch.velocity[:, None] * time
     folded = travelled.remainder(2 * room)
     return batch.low[:, None] + torch.minimum(folded, 2 * room - folded)
-
-
-def _uniforms(seed: int, index: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, index])).random(_DRAWS)
 
 
 def _pick(uniform: Tensor, choices: int) -> Tensor:

@@ -16,6 +16,7 @@ from hiar.models.codec import PatchCodec
 from hiar.models.denoiser import build_denoiser
 from hiar.models.generator import Card, Generator, Walk, load_generator
 from hiar.models.text import build_word_encoder
+from hiar.rollout.cell import OURS
 from hiar.world.captions import vocabulary
 
 MODEL = Model(
@@ -46,6 +47,8 @@ def generator() -> Generator:
         world=DEFAULT,
         video=Video(frames=6, block=3, window=6, sink_blocks=0),
         schedule=Schedule(teacher_shift=4.0, student_shift=4.0, student_steps=4, renoise="sde"),
+        conventions=OURS,
+        precision="no",
     )
     codec = PatchCodec(patch=8, channels=4, width=8, depth=1)
     text = build_word_encoder(vocabulary(DEFAULT), MODEL.text_length, MODEL.text_dim, seed=0)

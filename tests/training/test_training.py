@@ -15,7 +15,6 @@ from tiny import tiny_denoiser
 from hiar.config import AdamW, Muon, Optimizer
 from hiar.errors import UserError
 from hiar.models.attention import Bidirectional
-from hiar.noise import generator
 from hiar.training.checkpoint import STATE, load_state, save_state
 from hiar.training.loop import train
 from hiar.training.role import Role, kept, lr_factor, make_role, update
@@ -39,7 +38,7 @@ def make_step(role: Role, memory: dict[str, torch.Tensor]):  # type: ignore[no-u
     accelerator = Accelerator(cpu=True)
 
     def step(number: int) -> dict[str, float]:
-        random = generator("test", number)
+        random = torch.Generator().manual_seed(number)
         x, text = torch.randn(2, 3, 4, 4, 4, generator=random), torch.randn(2, 5, 8, generator=random)
         out = role.module(x, torch.tensor([0.3, 0.8]), text, Bidirectional())
         loss = (out - memory.get("last", x)).square().mean()

@@ -1,0 +1,70 @@
+"""What decides the artifact of a stage, as dvc.yaml lists it: the parameters it takes, and the code it runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hiar.config import Params
+from hiar.errors import UserError
+from hiar.io.artifacts import MANIFEST, package_hash
+
+DVC_YAML = Path(__file__).resolve().parents[2] / "dvc.yaml"  # of the code that runs
+OURS = "hiar/"
+
+
+def settings_of(stage: str, params: Params, variant: str | None) -> dict[str, Any]:
+    """The values of the parameters that DVC lists for a stage, by their names there."""
+    names = _stages().get(stage, {}).get("params", [])
+    tree = params.model_dump(mode="json")
+    return {name: _value(tree, name) for name in (name.replace("${item.variant}", variant or "") for name in names)}
+
+
+@functools.cache
+def code_hash(stage: str) -> str:
+    """SHA-256 over the code that DVC lists for a stage; over all of the package where there is no dvc.yaml."""
+    parts = [name.removeprefix(OURS) for name in _stages().get(stage, {}).get("deps", []) if name.startswith(OURS)]
+    return package_hash(tuple(parts)) if parts else package_hash()
+
+
+def check_fits(folder: Path, manifest: Mapping[str, Any], params: Params, contents: Mapping[str, str]) -> None:
+    """Raise UserError where a parent is not what DVC would make for ``params``, naming the first field that differs.
+
+    contents: content hashes of the stage's parents by name; a parent that was made from another one of them is stale.
+    """
+    path, again = folder / MANIFEST, f"run stage {manifest.get('stage')} again"
+    tree = params.model_dump(mode="json")
+    for name, made_with in manifest.get("settings", {}).items():
+        for field, value, wanted in _differences(name, made_with, _value(tree, name)):
+            raise UserError(f"{path}: {field} = {value!r}: params.yaml says {wanted!r}; {again}, or set it back")
+    for name, content in manifest["parents"].items():
+        if contents.get(name, content) != content:
+            raise UserError(f"{path}: parents.{name} = {content[:12]}: there is another {name} now; {again}")
+
+
+def _differences(name: str, made_with: Any, wanted: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The fields in which two values of a parameter differ, with both."""
+    if isinstance(made_with, dict) and isinstance(wanted, dict):
+        for key in sorted(made_with.keys() | wanted.keys()):
+            yield from _differences(f"{name}.{key}", made_with.get(key), wanted.get(key))
+    elif made_with != wanted:
+        yield name, made_with, wanted
+
+
+def _value(tree: Any, name: str) -> Any:
+    """What a dotted name stands for; None where there is no such parameter any more."""
+    for part in name.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+@functools.cache
+def _stages() -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml; none where the package is installed without it."""
+    if not DVC_YAML.exists():
+        return {}
+    return yaml.safe_load(DVC_YAML.read_text(encoding="utf-8"))["stages"]
