@@ -1,6 +1,10 @@
 # `make` alone lists what there is. Everything runs in .venv, which `make setup` builds and every target below builds for itself.
 SHELL := /bin/sh
-PYTHON ?= python3.11
+# The newest Python that the project supports and that runs here: what is newer stays supported for longer, and the lock
+# is checked on each. PYTHON=... names another.
+PYTHON ?= python3.13 python3.12 python3.11 python3 python
+SUPPORTED := 3.11 to 3.13
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -13,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types browser crash-test mutants mlflow prefect clean
+.PHONY: help setup unmoved demo test lint types browser crash-test mutants mlflow prefect clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -25,12 +29,26 @@ help: ## this list
 setup: $(READY) ## create .venv and install the locked packages (done once, and again when the lock changes)
 
 # The stamp comes last, so that an interrupted installation is taken up again.
-$(READY): pyproject.toml requirements.lock
-	@echo "installing into $(VENV), once: about two minutes"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(READY): pyproject.toml requirements.lock | unmoved
+	@test -x $(BIN)/python || { \
+		bare=; for python in $(PYTHON); do \
+			$$python -c '$(FITS)' >/dev/null 2>&1 || continue; \
+			$$python -c 'import ensurepip, venv' >/dev/null 2>&1 || { bare=$$python; continue; }; \
+			echo "installing into $(VENV) with $$python, once: about two minutes"; exec $$python -m venv $(VENV); \
+		done; \
+		if [ "$$bare" ]; then echo "error: $$bare: has no module venv; apt-get install $$bare-venv, or its like"; \
+		else echo "error: none of $(PYTHON) is a Python $(SUPPORTED) that runs; install one (apt-get install" \
+			"python3 python3-venv, or pyenv install 3.13), or name it: make PYTHON=/path/to/python"; fi >&2; exit 2; }
+	@$(BIN)/python -c '$(FITS)' || { echo "error: $(VENV): is of another Python than $(SUPPORTED); remove it" \
+		"(rm -r $(VENV)), make builds it anew" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# Its programs name the place they were installed in: moved, they are not found; copied, they run the code they came from.
+unmoved:
+	@test ! -e $(BIN)/hiar || head -n 3 $(BIN)/hiar | grep -qF "$$(pwd -P)/$(VENV)/" || { echo "error: $(VENV): was" \
+		"made in another folder, whose code it runs; remove it (rm -r $(VENV)), make builds it anew" >&2; exit 2; }
 
 demo: $(READY) ## run the default experiment: train, distil, sample, score; print the comparison, leave reports/index.html
 	$(BIN)/hiar run
@@ -64,13 +82,13 @@ mutants: $(READY) ## plant small faults one by one in what computes and learns, 
 	$(BIN)/mutmut results
 
 mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:5000 (PORT=... for another)
-	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow.db
+	@$(BIN)/python -m flows.records --port '$(PORT)'
 
 prefect: $(READY) ## how to run experiments on a schedule, with Prefect's server and a worker
 	@echo "In three terminals, each with PREFECT_API_URL=http://127.0.0.1:4200/api exported:"
 	@echo "  .venv/bin/prefect server start"
 	@echo "  .venv/bin/prefect work-pool create --type process local && .venv/bin/prefect worker start --pool local"
-	@echo "  .venv/bin/prefect deploy --all          # from prefect.yaml; then: prefect deployment run experiment/demo"
+	@echo "  .venv/bin/prefect deploy --all          # from prefect.yaml (again when the project has moved); then: prefect deployment run experiment/demo"
 	@echo "\`hiar run\` needs none of this; with PREFECT_API_URL set it reports to that server."
 
 clean: ## remove what experiments made (.venv, DVC's cache and the MLflow records stay)

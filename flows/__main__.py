@@ -12,7 +12,8 @@ import signal
 import sys
 from typing import NoReturn
 
-from flows.pipeline import StageFailure
+from flows.pipeline import MISTAKE, StageFailure
+from hiar.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -29,18 +30,39 @@ def main() -> int:
     parser.add_argument("--force", action="store_true")
     options = parser.parse_args()
 
+    try:
+        return _run(options.experiment, options.force)
+    except StageFailure as failure:
+        return _fail(str(failure), failure.code)
+    except UserError as error:
+        return _fail(str(error), MISTAKE)
+
+
+def _run(name: str | None, force: bool) -> int:
+    """Run the flow and return 0. Raises StageFailure or UserError as the flow does, and when no server answers."""
+    from httpx import HTTPError
+    from prefect.exceptions import PrefectException
+
+    from flows.server import reach_server
+
+    reach_server()
+
     from flows.experiment import experiment
 
-    state = experiment(name=options.experiment, force=options.force, return_state=True)
+    try:
+        state = experiment(name=name, force=force, return_state=True)
+    except (HTTPError, PrefectException) as error:
+        return _fail(f"Prefect's server: {type(error).__name__}: {error}; the same command goes on from here", 1)
     logging.getLogger("prefect").setLevel(logging.WARNING)  # its farewell would come after our last line
     if state.is_completed():
         return 0
-    try:
-        state.result()
-    except StageFailure as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        return failure.code
+    state.result()
     raise RuntimeError(f"the flow ended as {state}")
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return code
 
 
 def _end(number: int, _frame: object) -> NoReturn:

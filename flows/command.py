@@ -10,8 +10,11 @@ from pathlib import Path
 
 from flows.comparison import comparison_table
 from flows.pipeline import stale_stages
-from hiar.workspace import open_workspace
+from hiar.errors import UserError
+from hiar.io.loopback import past_proxies
+from hiar.workspace import experiment_params, open_workspace, sole_use
 
+DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 STOPPING_SECONDS = 60  # that a flow may take to stop its stages and to tell its server
 
 
@@ -20,6 +23,33 @@ def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force
 
     Raises UserError for parameters that are not valid and for a workspace that is in use.
     """
+    experiment_params(root, name)
+    check_code(root)
+    with sole_use(root, name) as held:
+        return _run_experiment(root, name, held, dry_run, force)
+
+
+def check_code(root: Path) -> None:
+    """Raise UserError when the project holds other code than this: DVC would record the one and run the other.
+
+    As it comes about when a project is copied with its .venv, whose programs run the code they were installed from.
+    """
+    here, own = Path(__file__).resolve().parents[1], root.resolve()
+    if here == own or not (own / "hiar" / "__init__.py").exists():
+        return
+    for package in ("hiar", "flows"):
+        codes = [
+            {path.relative_to(folder): path.read_bytes() for path in (folder / package).rglob("*.py")}
+            for folder in (here, own)
+        ]
+        if codes[0] != codes[1]:
+            raise UserError(
+                f"{own / package}: differs from {here / package}, whose code this `hiar` runs; set the project up "
+                "(rm -r .venv where it was copied, then make setup) and use its own, .venv/bin/hiar"
+            )
+
+
+def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: bool, force: bool) -> int:
     workspace = open_workspace(root, name)
     stages = stale_stages(workspace, force=force)
     if dry_run:
@@ -28,7 +58,7 @@ def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force
         print(f"{len(stages)} stage(s) would run")
         return 0
     if stages:
-        code = _run_flow(root, name, force)
+        code = _run_flow(root, name, force, held)
         if code != 0:
             return code
     else:
@@ -40,15 +70,19 @@ def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force
     return 0
 
 
-def _run_flow(root: Path, name: str | None, force: bool) -> int:
+def _run_flow(root: Path, name: str | None, force: bool, held: int | None) -> int:
     """Run the flow in a process of its own (flows/__main__.py) and return its exit code.
 
     Prefect's temporary server is that process's child. In this terminal's group Ctrl-C would hit the server too, and
     the flow could no longer tell it how it ended; in a session of its own it learns of signals from here alone.
+    ``held``: the file that keeps others out of the workspace, which the flow holds too until it has ended.
     """
-    command = [sys.executable, "-m", "flows", *([] if name is None else [name]), *(["--force"] if force else [])]
-    settings = {**prefect_settings(root), **os.environ}
-    flow = subprocess.Popen(command, cwd=root, env=settings, start_new_session=True)
+    options = [*(["--force"] if force else []), "--", *([] if name is None else [name])]
+    settings = {**prefect_settings(root), **os.environ, **past_proxies(os.environ)}
+    files = () if held is None else (held,)
+    flow = subprocess.Popen(
+        [sys.executable, "-m", "flows", *options], cwd=root, env=settings, start_new_session=True, pass_fds=files
+    )
 
     def pass_on(number: int, _frame: object) -> None:
         flow.send_signal(number)
@@ -66,7 +100,10 @@ def _run_flow(root: Path, name: str | None, force: bool) -> int:
 
 def prefect_settings(root: Path) -> dict[str, str]:
     """Prefect's settings where the user has none: records kept in the project, nothing reported to anybody."""
+    database = {} if "PREFECT_HOME" in os.environ else {DATABASE: "sqlite+aiosqlite:///.prefect/prefect.db"}
     return {
+        # From the project's folder, in which the flow runs: a path with a ? in it would end there.
+        **database,
         "PREFECT_HOME": os.fspath((root / ".prefect").resolve()),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",

@@ -16,6 +16,7 @@ from flows.comparison import comparison_table
 from flows.cores import Cores, usable_cores
 from flows.pipeline import MISTAKE, StageFailure, reproduce, stale_stages
 from flows.processes import ProcessGroups
+from hiar.errors import UserError
 from hiar.parameters import load_params
 from hiar.workspace import open_workspace
 
@@ -52,9 +53,16 @@ def run_stage(
 def experiment(name: str | None = None, force: bool = False) -> State[Any] | None:
     """Bring experiment ``name`` up to date (none: the default one), in the project that is the current folder.
 
-    Fails with the StageFailure of the first stage that failed; stages that do not need it are run all the same.
+    Fails with the StageFailure of the first stage that failed; stages that do not need it are run all the same. Fails
+    with a UserError where there is a mistake in the experiment, or its workspace is in use.
     """
-    workspace = open_workspace(Path.cwd(), name)
+    try:
+        return _bring_up_to_date(open_workspace(Path.cwd(), name), force)
+    except UserError as error:  # as with a stage: a line, and no traceback
+        return Failed(message=str(error), data=error)
+
+
+def _bring_up_to_date(workspace: Path, force: bool) -> State[Any] | None:
     runtime = load_params(workspace / "params.yaml").runtime
     groups, cores = ProcessGroups(), Cores(usable_cores(runtime))
     runs: dict[str, PrefectFuture[Any]] = {}

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.processes import ProcessGroups
+from flows.server import OWN_NO_PROXY
 from hiar.errors import UserError
+from hiar.io.files import write_text
 
 BUSY_SECONDS = 5.0  # between attempts at a stage that another process is using
 # What DVC says after each stage of things to do by hand; of no use in a run's log.
@@ -27,6 +29,11 @@ HINTS = (
     "\tdvc config core.autostage",
     "Use `dvc push`",
 )
+NO_GIT = """\
+# Made by `hiar run`, since there is no git repository here; it goes when there is one.
+[core]
+    no_scm = true
+"""
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}  # what no further attempt mends
 MISTAKE = 2  # the exit code of a stage whose user has to mend something
 
@@ -64,6 +71,7 @@ def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
     from dvc.repo import Repo
 
     try:
+        _do_without_git(workspace)
         with Repo(os.fspath(workspace)) as repo:
             graph = repo.index.graph  # an edge leads from a stage to one that it needs
             status = {} if force else repo.status()
@@ -85,6 +93,32 @@ def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
         )
         for stage in ordered
     ]
+
+
+def _do_without_git(workspace: Path) -> None:
+    """Tell DVC when there is no git repository, which it needs to be told, and take that back when there is one."""
+    from dvc.config import Config
+    from dvc.scm import SCM, SCMError
+
+    folder = workspace / ".dvc"
+    local = folder / "config.local"
+    if not folder.is_dir():
+        return
+    ours = local.exists() and local.read_text(encoding="utf-8") == NO_GIT
+    config = Config(os.fspath(folder))
+    if config["core"].get("no_scm") and not ours:
+        return
+    try:
+        SCM(os.fspath(workspace))
+    except SCMError:
+        if local.exists() and not ours:  # it holds something else of the user's
+            with config.edit("local") as own:
+                own.setdefault("core", {})["no_scm"] = True
+        elif not ours:
+            write_text(local, NO_GIT)
+    else:
+        if ours:
+            local.unlink()
 
 
 def reproduce(
@@ -114,7 +148,10 @@ def reproduce(
 def stage_environment() -> dict[str, str]:
     """The environment of a stage: the `hiar` of this Python comes first, and its lines come as they are printed."""
     path = os.pathsep.join((os.fspath(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    proxies = {}
+    if OWN_NO_PROXY in os.environ:
+        proxies = dict.fromkeys(("NO_PROXY", "no_proxy"), os.environ[OWN_NO_PROXY])
+    return {**os.environ, **proxies, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def _failure(stage: str, code: int, lines: list[str]) -> StageFailure:

@@ -13,10 +13,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from hiar.errors import ERROR_FILE, RunFailed, UserError
+from hiar.errors import ERROR_FILE, RunFailed, UserError, memory_line
 from hiar.io.files import writing
+from hiar.io.launcher import alone
 from hiar.io.outputs import is_terminal, output_of
-from hiar.options import prompts_of, walk_of
+from hiar.options import MOST_FRAMES, MOST_SEED, Once, prompts_of, stall_of, walk_of
 
 # What each stage is told on the command line.
 STAGES = {
@@ -61,15 +62,16 @@ Context = Annotated[
     str | None, typer.Option(help="clean, output, input or shared; default: as trained.", show_default=False)
 ]
 Fp8 = Annotated[bool, typer.Option("--fp8", help="Linear layers in eight-bit numbers, on GPUs from Hopper on.")]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed, prompts and walk give the same videos.")]
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="The same seed, prompts and walk give the same videos.")]
 
 
 @app.command(
+    cls=Once,
     epilog=_examples(
         "hiar run                   # the default experiment, in this folder",
         "hiar run smoke             # the whole chain in two minutes, in runs/smoke/",
         "hiar run smoke --dry-run   # which stages would run, and why",
-    )
+    ),
 )
 def run(
     experiment: Experiment = None,
@@ -81,22 +83,27 @@ def run(
     Runs every stage whose parameters, code or inputs have changed, in parallel as cores allow; an interrupted run is
     taken up where it stopped. No server is needed; set PREFECT_API_URL to report to one.
     """
+    alone("hiar run")
+
     from flows.command import run_experiment
 
     raise typer.Exit(run_experiment(Path(), experiment, dry_run=dry_run, force=force))
 
 
 @app.command(
+    cls=Once,
     epilog=_examples(
         "hiar stage teacher --seed 0",
         "hiar stage distill --seed 0 --variant hiar",
         "hiar stage sample --seed 0 --model init --variant self-forcing",
         "hiar stage teacher --seed 0 --restart-from artifacts/seed-0/teacher.aside-1.partial",
-    )
+    ),
 )
 def stage(
     name: Annotated[str, typer.Argument(help="codec, teacher, pairs, init, distill, sample, score or report.")],
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the run; for all stages but score, report.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of the run; for all stages but score, report.")
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="A name of `variants` in params.yaml (distill, sample).")] = None,
     model: Annotated[str | None, typer.Option(help="What is sampled: teacher, init or distill.")] = None,
     restart_from: Annotated[
@@ -123,6 +130,8 @@ def stage(
     if model not in (None, "teacher", "init", "distill"):
         raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init or distill")
 
+    alone("a stage")
+
     from hiar.parameters import load_params
 
     params = load_params(Path("params.yaml"))
@@ -133,15 +142,18 @@ def stage(
 
 
 @app.command(
+    cls=Once,
     epilog=_examples(
         'hiar sample --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --frames 60 --out out',
         "hiar sample --checkpoint artifacts/seed-0/init --prompts prompts.txt --frames 300 --order diagonal \\",
         "    --context output --seed 7 --out out --save-latents",
-    )
+    ),
 )
 def sample(
     checkpoint: Annotated[Path, typer.Option(help="Folder of a teacher, an init or a distilled student.")],
-    frames: Annotated[int, typer.Option(min=1, help="Latent frames a video; a multiple of the checkpoint's block.")],
+    frames: Annotated[
+        int, typer.Option(min=1, max=MOST_FRAMES, help="Latent frames a video; a multiple of the checkpoint's block.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the videos, one NAME.mp4 a prompt; replaced when whole.")],
     prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A UTF-8 text file, one prompt a line.")] = None,
@@ -160,7 +172,7 @@ def sample(
         ),
     ] = None,
     stall_seconds: Annotated[
-        float, typer.Option(min=1, help="With --processes: end all when one is silent for so long.")
+        float, typer.Option(help="With --processes: end all when one is silent for so long, 1 to 86400.")
     ] = 60.0,
 ) -> None:
     """Generate videos from prompts with a checkpoint.
@@ -169,6 +181,9 @@ def sample(
     """
     walk = walk_of(order, context)
     texts = prompts_of(prompt, prompts)
+    stall_seconds = stall_of(stall_seconds)
+    # Read when torch is loaded: what goes wrong between processes is told once, by us, without torch's stack.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
     from hiar.io.artifacts import check_folder
     from hiar.io.ranks import launch, launched
@@ -193,11 +208,12 @@ def sample(
 
 
 @app.command(
+    cls=Once,
     epilog=_examples(
         'hiar stream --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --out - | ffplay -',
         'hiar stream --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --frames 600 \\',
         '    --change 300="a blue disc moves" --out video.mp4',
-    )
+    ),
 )
 def stream(
     checkpoint: Annotated[Path, typer.Option(help="Folder of an init or a distilled student.")],
@@ -213,7 +229,12 @@ def stream(
     ] = None,
     frames: Annotated[
         int | None,
-        typer.Option(min=1, help="A multiple of the checkpoint's block; default: until Ctrl-C.", show_default=False),
+        typer.Option(
+            min=1,
+            max=MOST_FRAMES,
+            help="A multiple of the checkpoint's block; default: until Ctrl-C.",
+            show_default=False,
+        ),
     ] = None,
     order: Order = None,
     context: Context = None,
@@ -231,12 +252,14 @@ def stream(
     if is_terminal(target):
         raise UserError(f"--out = {out}: is a terminal; name a file, or append a reader, such as | ffplay -")
 
+    alone("hiar stream")
+
     from hiar.stages.stream import stream as write_stream
 
     write_stream(checkpoint, text, change or [], frames, *walk, seed, fp8, target)
 
 
-@app.command(epilog=_examples("hiar score out --out score.json", "hiar score out --out - | jq .metrics.good"))
+@app.command(cls=Once, epilog=_examples("hiar score out --out score.json", "hiar score out --out - | jq .metrics.good"))
 def score(
     folder: Annotated[Path, typer.Argument(help="Folder of mp4 videos, with a caption a line in captions.txt.")],
     out: Annotated[str, typer.Option(help="JSON file for the figures: mean, standard error and count; -: stdout.")],
@@ -245,6 +268,7 @@ def score(
 
     How well they show what was asked, how much they drift, how they move.
     """
+    alone("hiar score")
     target = output_of("--out", out)
 
     from hiar.stages.score import score_folder
@@ -290,6 +314,11 @@ def main() -> NoReturn:
         code = _fail(f"{error.format_message().rstrip('.')}; see `hiar --help`")
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except (MemoryError, RuntimeError) as error:
+        line = memory_line(error)
+        if line is None:
+            raise
+        code = _fail(line)
     if code == INTERRUPTED:
         goes_on = sys.argv[1:2] != ["stream"]
         print("interrupted" + "; the same command goes on from here" * goes_on, file=sys.stderr)

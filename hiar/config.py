@@ -5,11 +5,12 @@ Every field is required and unknown keys are errors, so that a typo cannot pass 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from hiar.errors import UserError, require, suggest
+from hiar.errors import BrokenRule, UserError, require, suggest
 
 Order = Literal["block_first", "step_first", "diagonal"]
 Context = Literal["clean", "output", "input", "shared"]
@@ -22,11 +23,17 @@ Shape = Literal["disc", "wide_bar", "tall_bar", "square", "diamond", "ring"]
 Color = Literal["red", "green", "blue", "yellow", "magenta", "cyan", "orange", "white"]
 Background = Literal["black", "grey", "navy", "brown", "teal", "olive"]
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+SEEDS = 2**63  # what torch's generators take
+THREADS = 1024  # more than any machine has cores; torch dies of a hundred thousand
+
+# Upper bounds keep numbers that are typing errors from becoming overflows, and sizes from products beyond 64 bits.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Size = Annotated[int, Field(ge=1, le=2**14)]  # of a tensor along one dimension
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+NonNegative = Annotated[float, Field(ge=0, le=1e9)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]  # a part of a path
 
 
 class Section(BaseModel):
@@ -41,18 +48,32 @@ def require_order(order: Order, context: Context) -> None:
     require(context != "shared" or order != "step_first", "order", order, remedy)
 
 
+def _distinct(items: Sequence[object]) -> Sequence[object]:
+    """The list, refused when it holds the same twice: that would be run, shown and counted twice."""
+    first: dict[object, int] = {}
+    for place, item in enumerate(items, start=1):
+        if item in first:
+            remedy = f"holds {item!r} twice, at places {first[item]} and {place}; leave one of them out"
+            raise BrokenRule("", items, remedy)
+        first[item] = place
+    return items
+
+
+Distinct = AfterValidator(_distinct)
+
+
 class World(Section):
     """The procedural video world: one moving shape on a plain background."""
 
-    size: Count  # pixels a side
-    shapes: Annotated[list[Shape], Field(min_length=1)]
-    colors: Annotated[list[Color], Field(min_length=1)]
-    backgrounds: Annotated[list[Background], Field(min_length=1)]
+    size: Annotated[int, Field(ge=1, le=4096)]  # pixels a side
+    shapes: Annotated[list[Shape], Field(min_length=1), Distinct]
+    colors: Annotated[list[Color], Field(min_length=1), Distinct]
+    backgrounds: Annotated[list[Background], Field(min_length=1), Distinct]
     radius: Positive  # half the longer side of a shape, in pixels
     speed: Annotated[tuple[Positive, Positive], Field(strict=False)]  # slowest and fastest, pixels a frame
     camera: NonNegative  # fastest pan of the striped backdrop, pixels a frame; 0: plain backdrop
     caption_dropout: Probability  # chance that a caption leaves out speed, direction or background (each by itself)
-    frames_per_second: Count  # of the videos written
+    frames_per_second: Annotated[int, Field(ge=1, le=1000)]  # of the videos written
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -63,6 +84,13 @@ class World(Section):
             self.radius,
             f"the shape must fit in {self.size} pixels with room to move; lower radius or speed, or raise size",
         )
+        require(
+            32 * self.radius >= self.size,
+            "radius",
+            self.radius,
+            f"is too small to be found in {self.size} pixels; give at least {self.size / 32:g}",
+        )
+        require(self.camera <= self.size, "camera", self.camera, f"cannot exceed size = {self.size} pixels a frame")
         return self
 
 
@@ -126,7 +154,7 @@ class Muon(Section):
 
 class AdamW(Section):
     lr: Positive
-    betas: Annotated[tuple[Probability, Probability], Field(strict=False)]
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)]
     weight_decay: NonNegative
 
 
@@ -135,12 +163,10 @@ class Optimizer(Section):
 
     adamw: AdamW
     muon: Muon | None
-    warmup: Annotated[int, Field(ge=0)]  # updates of linear warm-up
+    warmup: Annotated[int, Field(ge=0, le=10**9)]  # updates of linear warm-up
     decay: Literal["constant", "cosine"]
     clip: Positive  # largest gradient norm
-    ema: (
-        Annotated[float, Field(ge=0, lt=1)] | None
-    )  # decay of the averaged weights that are kept; null: keep no average
+    ema: Decay | None  # decay of the averaged weights that are kept; null: keep no average
     ema_from: Annotated[int, Field(ge=0)]  # update from which weights are averaged
 
 
@@ -155,10 +181,10 @@ class Training(Section):
 class Codec(Section):
     """Pixels <-> latents: a fixed linear patch encoder and a trained convolutional decoder."""
 
-    patch: Count  # pixels a side that become one latent pixel
-    channels: Count
-    width: Count  # channels of the decoder's refiner
-    depth: Count  # its residual layers, two convolutions each
+    patch: Size  # pixels a side that become one latent pixel
+    channels: Size
+    width: Size  # channels of the decoder's refiner
+    depth: Size  # its residual layers, two convolutions each
     noise: Probability  # the decoder is trained on latents with noise of standard deviation up to this
     training: Training
 
@@ -171,16 +197,16 @@ class Codec(Section):
 class Model(Section):
     """The Wan transformer of teacher, student and critic."""
 
-    layers: Count
-    heads: Count
-    head_dim: Annotated[int, Field(ge=6, multiple_of=2)]
-    ffn: Count
-    freq_dim: Annotated[int, Field(ge=2, multiple_of=2)]
-    patch: Count  # latent pixels a side of one token
+    layers: Size
+    heads: Size
+    head_dim: Annotated[int, Field(ge=6, le=2**14, multiple_of=2)]
+    ffn: Size
+    freq_dim: Annotated[int, Field(ge=2, le=2**14, multiple_of=2)]
+    patch: Size  # latent pixels a side of one token
     prediction: Prediction
     coordinates: bool  # two input channels with x and y, for models of several tokens a frame
-    text_dim: Count
-    text_length: Count  # words
+    text_dim: Size
+    text_length: Size  # words
 
 
 class Teacher(Section):
@@ -280,8 +306,8 @@ class Variant(Section):
 class Compare(Section):
     """What the comparison holds: the walks the causal init is sampled with, and the variants distilled."""
 
-    init: list[Name]
-    distill: list[Name]
+    init: Annotated[list[Name], Distinct]
+    distill: Annotated[list[Name], Distinct]
 
 
 class Sample(Section):
@@ -315,7 +341,7 @@ class Runtime(Section):
 class Params(Section):
     """The whole experiment."""
 
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=SEEDS)]], Field(min_length=1), Distinct]
     world: World
     video: Video
     conventions: Conventions
@@ -358,6 +384,11 @@ class Params(Section):
             self.video.sink_blocks,
             f"training clips must fit in the window of {self.video.window} frames when there are sinks; use 0",
         )
+        for field, threads in (
+            ("runtime.threads", self.runtime.threads),
+            ("runtime.variant_threads", self.runtime.variant_threads),
+        ):
+            require(threads <= THREADS, field, threads, f"should be at most {THREADS}; give the number of cores")
         shortest = max(self.score.segments, 4)
         for field, frames in (("video.frames", self.video.frames), ("sample.frames", self.sample.frames)):
             require(frames >= shortest, field, frames, f"scoring needs at least {shortest} frames")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 ERROR_FILE = "HIAR_ERROR_FILE"  # where a process that is one of several writes its line, for the one that tells it
 LOST = 3  # exit code of a process that only lost another one of its job
+
+# How torch says that there is no memory, or that there can be none of such a size.
+NO_MEMORY = re.compile(r"(can't|cannot) allocate memory|out of memory|size calculation overflowed", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -26,6 +30,15 @@ class RunFailed(Exception):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def memory_line(error: Exception) -> str | None:
+    """The line for an error of numpy or torch that means that memory does not suffice; None for any other."""
+    if not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
+        return None
+    asked = re.search(r"allocate ([\d.]+ ?(bytes|[KMGTPE]iB))", str(error))
+    size = f" for {asked[1]} at once" if asked else ""
+    return f"memory: does not suffice{size}; lower batches or sizes, or ask for less at a time"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from typer.core import TyperCommand
 
 from hiar.errors import UserError
 from hiar.io.text import one_line, split_lines
 
 if TYPE_CHECKING:
     from hiar.config import Context, Order
+
+
+MOST_SEED = 2**63 - 1  # what torch's generators take, as params.yaml's seeds
+MOST_FRAMES = 10**9  # years of video; beyond, a typing error
+LONGEST_SILENCE = 86_400.0  # seconds; what waits for it counts in milliseconds of 32 bits
+
+
+class Once(TyperCommand):
+    """A command whose options may be given once each, unless they are lists: the last one would win silently."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an option that is there twice, with both values, then go on as ever."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option in order:
+            if option.param_type_name == "option" and not option.multiple and order.count(option) > 1:
+                name = max(option.opts, key=len)
+                places = [place for place, word in enumerate(args) if word.split("=", 1)[0] in option.opts]
+                values = [" ".join(args[place : place + (1 if "=" in args[place] else 2)]) for place in places]
+                said = name if getattr(option, "is_flag", False) else ", then ".join(values)
+                raise UserError(f"{name}: is given {order.count(option)} times ({said}); give it once")
+        return super().parse_args(ctx, args)
+
+
+def stall_of(seconds: float) -> float:
+    """``--stall-seconds``. Raises UserError for what no wait can be: not a number, or days."""
+    if not (math.isfinite(seconds) and 1 <= seconds <= LONGEST_SILENCE):
+        raise UserError(f"--stall-seconds = {seconds:g}: should be 1 to {LONGEST_SILENCE:g}; leave it out for 60")
+    return seconds
 
 
 def walk_of(order: str | None, context: str | None) -> tuple[Order | None, Context | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from hiar.config import Params, Section
 from hiar.errors import BrokenRule, UserError, suggest
+from hiar.plain_yaml import parse
 
 SHOWN = 100  # characters of a value in an error line
 
@@ -31,15 +33,20 @@ def parse_params(tree: dict[str, Any], source: Path) -> Params:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises UserError when the file is missing, not UTF-8, not YAML, or not a mapping."""
+    """A YAML mapping. Raises UserError when the file is missing, not UTF-8, not YAML, or not a mapping.
+
+    Also for what YAML would take silently for something else: see `hiar.plain_yaml`.
+    """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's folder or name the file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend that or name another file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except BrokenRule as error:
+        raise UserError(f"{path}: {error.field}: {error.remedy}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
@@ -69,8 +76,30 @@ def explain(error: ValidationError, section: type[BaseModel] = Params) -> str:
         return f"{field} = {_short(problem['input'])}: unknown parameter; {suggestion}"
     if problem["type"] == "missing":
         return f"{field}: is missing; give it a value"
+    if remedy := _misread(problem["type"], problem["input"]):
+        return f"{field} = {_short(problem['input'])}: {remedy}"
     reason = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
     return f"{field} = {_short(problem['input'])}: {reason}" if field else reason
+
+
+def _misread(kind: str, value: object) -> str | None:
+    """The remedy for what was written as one thing and is another to YAML."""
+    if kind in ("float_type", "int_type") and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        if not math.isfinite(number) or (kind == "int_type" and not number.is_integer()):
+            return None
+        plain = f"{number:.0f}"
+        if kind == "float_type":  # YAML wants a point before the e, and a sign after it
+            mantissa, e, exponent = value.strip().lower().partition("e")
+            point, sign = "" if "." in mantissa else ".0", "" if exponent[:1] in ("", "-", "+") else "+"
+            plain = f"{mantissa}{point}{e}{sign}{exponent}"
+        return f"is text to YAML; write {plain}"
+    if kind == "literal_error" and isinstance(value, bool):
+        return "is true or false to YAML, as on, off, yes and no are; write the word in quotes"
+    return None
 
 
 def _short(value: object) -> str:

@@ -7,6 +7,9 @@ is run once for all experiments.
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,32 @@ def open_workspace(root: Path, name: str | None) -> Path:
         if not path.exists() or path.read_bytes() != text.encode():
             write_text(path, text)
     return workspace
+
+
+@contextmanager
+def sole_use(root: Path, name: str | None) -> Iterator[int | None]:
+    """Keep every other `hiar run` out of an experiment's workspace, by a lock that the kernel releases.
+
+    Yields the number of the open file that holds it, for a process that is to hold it too; None where there is no
+    project. Raises UserError when another has it.
+    """
+    workspace = root if name is None else root / "runs" / name
+    path = workspace / ".dvc" / "tmp" / "hiar-run.lock"
+    if not (root / ".dvc").is_dir():  # DVC will say so
+        yield None
+        return
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{workspace.resolve().name if name is None else workspace}: another `hiar run` is at work here; "
+                "wait until it ends, or stop it"
+            ) from None
+        yield file.fileno()
 
 
 def _link(path: Path, target: Path) -> None:

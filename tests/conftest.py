@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 from commands import ROOT, hiar
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
+
+# On a busy machine an example may take any time.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from hiar.rollout.pipeline import finished_blocks, walk_rank
 from hiar.rollout.shared_memory import Neighbours, SharedMemory, line_of
 from hiar.schedule import step_sigmas
 
+PATIENCE = 600.0  # seconds that processes which are well may be silent on a busy machine
 STEPS, BLOCK, SHAPE = 4, 2, (3, 2, 4, 4)
 
 
@@ -58,8 +59,10 @@ def run_rank(rank: int, ranks: int, neighbours: Neighbours | None, folder: str, 
     """A rank of a pipeline over tiny rollouts; the codec's place writes what arrives."""
     torch.set_num_threads(1)
     init = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=ranks + 1, timeout=timedelta(seconds=60))
-    links = SharedMemory(rank, ranks, neighbours, 60.0) if neighbours else Messages(rank, ranks)
+    dist.init_process_group(
+        "gloo", init_method=init, rank=rank, world_size=ranks + 1, timeout=timedelta(seconds=PATIENCE)
+    )
+    links = SharedMemory(rank, ranks, neighbours, PATIENCE) if neighbours else Messages(rank, ranks)
     for number, case in enumerate(cases):
         if rank < ranks:
             walk_rank(tiny_denoiser(), rollouts(case), links, case.passes, clips(case))

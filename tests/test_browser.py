@@ -9,7 +9,7 @@ from sampled import sampled_workspace, small_params
 from hiar.stages import report, score
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-PATIENCE = 30  # seconds, for a loaded machine
+PATIENCE = 300  # seconds, for a loaded machine
 EVERY = "[...document.querySelectorAll('video')].every"
 
 CHROMIUM = shutil.which("chromium")
@@ -33,7 +33,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, timeout=1000 * PATIENCE)
         yield chromium
         chromium.close()
 
@@ -46,6 +46,7 @@ def visit(browser, address):
     def visit(**options):
         context = browser.new_context(**options)
         contexts.append(context)
+        context.set_default_timeout(1000 * PATIENCE)
         page = context.new_page()
         page.requests, page.complaints = [], []
         page.on("request", lambda request: page.requests.append(request.url))

@@ -81,6 +81,78 @@ def test_parameters_that_are_not_valid(project, old, new, line):
     assert {path.name for path in project.iterdir()} == {"params.yaml", "experiments"}
 
 
+EXPERIMENTS = {  # what is written, and the line that it is answered with, after the file's name
+    # the same twice
+    "seeds: [0, 0]": "seeds = [0, 0]: holds 0 twice, at places 1 and 2; leave one of them out",
+    "sample: {frames: 30}\nscore: {hop: 8.0}\nsample: {videos: 8}": "'sample': is there twice, in line 1 and in line 3",
+    "variants:\n  hiar: null\n  'hiar': null": "'hiar': is there twice, in line 2 and in line 3",
+    "compare: {init: [hiar, hiar]}": "compare.init = ['hiar', 'hiar']: holds 'hiar' twice, at places 1 and 2",
+    "world: {colors: [red, blue, red]}": "world.colors = ['red', 'blue', 'red']: holds 'red' twice, at places 1 and 3",
+    # numbers that YAML reads otherwise than people
+    "init: {training: {optimizer: {clip: 6e-3}}}": (
+        "init.training.optimizer.clip = '6e-3': is text to YAML; write 6.0e-3"
+    ),
+    "seeds: [1e3]": "seeds.0 = '1e3': is text to YAML; write 1000",
+    "seeds: [010]": "line 1: 010: is 8 to YAML; write the number without leading zeros or colons",
+    "sample: {frames: 1:30}": "line 1: 1:30: is 90 to YAML; write",
+    "runtime: {precision: no}": "runtime.precision = False: is true or false to YAML",
+    "seeds: 2026-99-99": "line 1: 2026-99-99: cannot be read (month must be in 1..12)",
+    f"seeds: [{'9' * 5000}]": f"line 1: {'9' * 40}: cannot be read (Exceeds the limit",
+    f"seeds: {'[' * 3000}": "a section: is nested too deeply",
+    # numbers that would break down far into a run
+    "teacher: {training: {optimizer: {adamw: {betas: [0.9, 1.0]}}}}": (
+        "teacher.training.optimizer.adamw.betas.1 = 1.0: input should be less than 1"
+    ),
+    "runtime: {threads: 100000}": "runtime.threads = 100000: should be at most 1024; give the number of cores",
+    "runtime: {variant_threads: 2000}": "runtime.variant_threads = 2000: should be at most 1024",
+    "world: {frames_per_second: 1000000000000}": "world.frames_per_second = 1000000000000: input should be less than",
+    "seeds: [9223372036854775808]": "seeds.0 = 9223372036854775808: input should be less than",
+    "world: {radius: .nan}": "world.radius = nan: input should be a finite number",
+    "world: {radius: 0.001}": "world.radius = 0.001: is too small to be found in 64 pixels; give at least 2",
+    "world: {camera: 1000.0}": "world.camera = 1000.0: cannot exceed size = 64 pixels a frame",
+    "model: {ffn: 1000000000}": "model.ffn = 1000000000: input should be less than or equal to 16384",
+    "teacher: {training: {batch: 10000000000}}": "teacher.training.batch = 10000000000: input should be less than",
+    f"variants: {{{'a' * 65}: null}}": f"variants.{'a' * 65}.[key] = '{'a' * 65}': string should have at most 64",
+    f"score: {{segments: {'9' * 3000}}}": f"score.segments = {'9' * 77}...: input should be less than or equal to 1000",
+}
+
+
+def test_experiments_that_would_mislead_or_break_down_later(project):
+    """As `hiar config check` does, in this process: a command a case would take as many seconds."""
+    from hiar.errors import UserError
+    from hiar.workspace import experiment_params
+
+    answers = {}
+    for text, line in EXPERIMENTS.items():
+        (project / "experiments" / "mine.yaml").write_text(text)
+        try:
+            experiment_params(project, "mine")
+        except UserError as error:
+            answers[text] = str(error).removeprefix(f"{project}/experiments/mine.yaml: ")[: len(line)]
+    assert answers == EXPERIMENTS
+    (project / "experiments" / "mine.yaml").write_text("seeds: [0, 0]")
+    assert mistake("config", "check", "mine", folder=project).startswith("experiments/mine.yaml: seeds = [0, 0]: holds")
+    assert mistake("run", "mine", folder=project).startswith("experiments/mine.yaml: seeds = [0, 0]: holds")
+
+
+def test_what_yaml_merges_may_be_overridden(project):
+    (project / "experiments" / "mine.yaml").write_text(
+        "variants:\n  one: &one {order: diagonal, context: output, forward_kl: null}\n"
+        "  two: &two {<<: *one, context: clean}\n  three: {<<: *two, order: block_first}\n"
+    )
+    hiar("config", "check", "mine", folder=project)
+
+
+def test_memory_that_does_not_suffice_is_told_in_a_line(project):
+    spoil(project, "size: 64", "size: 4096")
+    spoil(project, "radius: 14.0", "radius: 800.0")
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("batch: 32", "batch: 100000000", 1))
+    run = hiar("stage", "codec", "--seed", 0, folder=project, code=2, HIAR_TRACKING="off")
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: memory: does not suffice for ")
+
+
 def test_an_error_in_an_experiment_names_its_file(project):
     (project / "experiments" / "mine.yaml").write_text("sample: {frames: 91}\n")
     assert mistake("run", "mine", folder=project).startswith("experiments/mine.yaml: sample.frames = 91: must be a")
@@ -114,6 +186,33 @@ def test_outside_of_a_project(tmp_path):
 )
 def test_a_stage_that_cannot_be_called_so(project, arguments, line):
     assert mistake("stage", *arguments, folder=project).startswith(line)
+
+
+SAMPLE = ["sample", "--checkpoint", "x", "--frames", "30", "--prompt", "a disc", "--out", "out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--seed", "1", "--seed=2"], "--seed: is given 2 times (--seed 1, then --seed=2); give it once"),
+        (["--out", "other"], "--out: is given 2 times (--out out, then --out other); give it once"),
+        (["--seed", "1" + "0" * 21], "Invalid value for '--seed'"),
+        (["--stall-seconds", "inf"], "--stall-seconds = inf: should be 1 to 86400"),
+        (["--stall-seconds", "nan"], "--stall-seconds = nan: should be 1 to 86400"),
+        (["--stall-seconds", "-0"], "--stall-seconds = -0: should be 1 to 86400"),
+    ],
+)
+def test_options_given_twice_and_values_that_no_run_survives(project, arguments, line):
+    assert mistake(*SAMPLE, *arguments, folder=project).startswith(line)
+    assert not (project / "out").exists()
+
+
+def test_a_seed_and_a_length_beyond_what_is_counted_in(project):
+    huge = "1" + "0" * 21
+    assert mistake("stage", "codec", "--seed", huge, folder=project).startswith("Invalid value for '--seed'")
+    stream = ("stream", "--checkpoint", "x", "--prompt", "a disc", "--out", "v.mp4")
+    assert mistake(*stream, "--seed", huge, folder=project).startswith("Invalid value for '--seed'")
+    assert mistake(*stream, "--frames", huge, folder=project).startswith("Invalid value for '--frames'")
 
 
 def sample(project, *arguments):

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from hiar.errors import ERROR_FILE, LOST, RunFailed, UserError
 from hiar.io.cores import process_cores
+from hiar.io.launcher import RENDEZVOUS, own_place
 from hiar.rollout.shared_memory import Neighbours, line_of
 
-RENDEZVOUS = "HIAR_RENDEZVOUS"  # the file in which processes started here find each other
 NEIGHBOURS = "HIAR_NEIGHBOURS"  # numbers of their open sockets to the process before and after; "" where there is none
 POLL = 0.05  # seconds between looks at the processes
 SETTLE = 1.0  # seconds the others have to fail too, so that the first cause is told and not its consequence
@@ -55,10 +55,13 @@ def launch(command: Sequence[str], names: Sequence[str]) -> None:
 
 
 def launched() -> bool:
-    """Whether this process is one of several; called once, it also sees to it that it does not outlive its launcher."""
+    """Whether this process is one of several; called once, it also sees to it that it does not outlive its launcher.
+
+    Raises UserError when the environment fits no launcher.
+    """
     if RENDEZVOUS in os.environ:
         threading.Thread(target=_end_with_launcher, daemon=True).start()
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    return own_place() is not None
 
 
 def neighbours() -> Neighbours | None:

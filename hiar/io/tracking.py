@@ -25,6 +25,8 @@ from urllib.request import getproxies, proxy_bypass
 from hiar.config import Params
 from hiar.io.artifacts import code_version
 from hiar.io.hardware import hardware
+from hiar.io.loopback import past_proxies
+from hiar.io.records import artifacts_uri, follow_project, records_uri
 
 FLUSH_SECONDS = 5.0
 SYSTEM_SECONDS = 5.0  # between samples of processor, memory, disk, network and GPUs
@@ -114,10 +116,14 @@ def tracked(stage: str, seed: int | None, variant: str | None, params: Params, w
 
 def _begin(run: Run, identity: dict[str, str], params: Params, workspace: Path) -> list[Callable[[str], object]]:
     """Open the run of a stage and give ``run`` its connection. Returns what ends it, to be called with its status."""
+    os.environ.update(past_proxies(os.environ))
     project = (workspace / "hiar").resolve().parent  # a workspace links to the code of its project
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = given or records_uri(project)
     _knock(uri)
     with _lock(project / "mlflow.db.lock"):  # variants start at the same moment, maybe with making the tables
+        if not given:
+            follow_project(project)
         client = _connect(uri)
         experiment = _experiment(client, project, workspace)
         parent = _parent(client, experiment, params)
@@ -177,7 +183,7 @@ def _experiment(client: Any, project: Path, workspace: Path) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    beside = None if "MLFLOW_TRACKING_URI" in os.environ else (project / "mlruns").as_uri()
+    beside = None if os.environ.get("MLFLOW_TRACKING_URI") else artifacts_uri(project)
     return str(client.create_experiment(name, artifact_location=beside))
 
 

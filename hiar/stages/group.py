@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hiar.errors import LOST, RunFailed, UserError
-from hiar.io.ranks import RENDEZVOUS, neighbours
+from hiar.io.launcher import RENDEZVOUS
+from hiar.io.ranks import neighbours
 from hiar.rollout.links import Links, PeerLost
 from hiar.rollout.messages import Messages, talking
 from hiar.rollout.shared_memory import SLOTS, SharedMemory

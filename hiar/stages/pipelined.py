@@ -7,7 +7,6 @@ are finished, and is the only one that writes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -20,6 +19,7 @@ from hiar.config import Context, Order
 from hiar.errors import UserError
 from hiar.io.artifacts import check_folder, read_manifest, unfinished
 from hiar.io.cores import process_cores
+from hiar.io.launcher import own_place
 from hiar.io.progress import Progress, tell
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, load_card
@@ -88,7 +88,9 @@ def sample_on_rank(
     Raises UserError for what `sample_prompts` refuses, for a walk that cannot be shared out and for processes that
     were not started alike, and RunFailed when another process is gone or silent for ``stall_seconds``.
     """
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
+    own = own_place()
+    assert own is not None
+    rank, ranks = own[0], own[1] - 1
     if rank == ranks:  # the only one that writes, maybe on a machine of its own
         check_folder("--out", out, "samples")
     settle_threads()

@@ -17,7 +17,6 @@ def test_a_good_resume_leaves_what_an_unkilled_run_leaves(tmp_path: Path) -> Non
     result = kill_and_resume([*TOY, str(out), "good"], tmp_path, os.environ, [0.3, 0.8], out)
     assert [run["sha256"] for run in result["killed"]] == [result["clean"]] * 2
     assert all(run["left"] != "nothing" for run in result["killed"])
-    assert result["killed"][0]["seconds"] < result["killed"][1]["seconds"] < result["seconds"]
     assert (out / "history.txt").read_text().split() == [str(step) for step in range(40)]
     helpers = (tmp_path / "helpers.txt").read_text().split()
     assert len(helpers) >= 5  # one clean run, two killed, two to the end

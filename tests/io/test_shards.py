@@ -41,7 +41,7 @@ tensors = {{"a": torch.ones(3), "b": torch.zeros(2)}}
 write_shard(pathlib.Path(sys.argv[1]), dict(reversed(tensors.items())), dict(reversed({METADATA!r}.items())))
 """
     write_shard(tmp_path / "here", {"a": torch.ones(3), "b": torch.zeros(2)}, METADATA)
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "there")], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "there")], check=True, timeout=600)
     assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
 
 
@@ -53,7 +53,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(place=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_changed_bit_is_found(place: float, shard: Path) -> None:
     whole = shard.read_bytes()
     bit = int(place * len(whole) * 8)
@@ -70,7 +70,7 @@ def test_any_changed_bit_is_found(place: float, shard: Path) -> None:
 
 
 @given(place=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_truncation_is_found(place: float, shard: Path) -> None:
     whole = shard.read_bytes()
     other = shard.with_name("cut")

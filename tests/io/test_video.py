@@ -64,7 +64,7 @@ write_mp4(pathlib.Path(sys.argv[2]), frames, 12)
     torch.save(video, tmp_path / "frames.pt")
     write_mp4(tmp_path / "here.mp4", video, 12)
     arguments = [str(tmp_path / "frames.pt"), str(tmp_path / "there.mp4")]
-    subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=600)
     assert (tmp_path / "here.mp4").read_bytes() == (tmp_path / "there.mp4").read_bytes()
 
 

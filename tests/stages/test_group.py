@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from hiar.io.ranks import RENDEZVOUS
+from hiar.io.launcher import RENDEZVOUS
 from hiar.stages.group import group
 
-STALL_SECONDS = 4.0  # more than processes need to find each other on busy cores
+STALL_SECONDS = 8.0  # more than processes need to find each other on busy cores
 
 
 def take_part(rank: int, ranks: int, place: str, seconds: float) -> None:
@@ -25,7 +25,7 @@ def take_part(rank: int, ranks: int, place: str, seconds: float) -> None:
 def test_who_is_done_waits_for_blocks_that_are_still_under_way(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiar.stages.group"])
-    work = (0.0, 2 * STALL_SECONDS, 0.0)
+    work = (0.0, 1.5 * STALL_SECONDS, 0.0)
     processes = [
         context.Process(target=take_part, args=(rank, len(work) - 1, str(tmp_path / "place"), seconds))
         for rank, seconds in enumerate(work)

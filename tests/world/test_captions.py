@@ -14,7 +14,7 @@ from hiar.world.render import clips
 from hiar.world.scenes import scenes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(worlds(), st.integers(0, 1000))
 def test_parsing_a_caption_gives_what_the_scene_says(world: World, seed: int) -> None:
     batch = scenes(world, seed=seed, first=0, count=10)

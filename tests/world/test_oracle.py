@@ -46,7 +46,7 @@ def test_true_clips_are_recognised(world: World) -> None:
     _check_true_clips(world, seed=11, count=40, frames=5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(worlds(), st.integers(0, 1000))
 def test_true_clips_of_any_world_are_recognised(world: World, seed: int) -> None:
     _check_true_clips(world, seed, count=6, frames=3)

@@ -17,7 +17,7 @@ from hiar.world.scenes import positions, scenes
 from hiar.world.shapes import EDGE, extents, masks
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(worlds(), st.integers(0, 1000), st.integers(0, 50), st.integers(1, 4), st.integers(1, 6))
 def test_a_clip_is_the_same_in_any_batch_and_at_any_length(
     world: World, seed: int, first: int, count: int, frames: int

@@ -13,7 +13,7 @@ from hiar.config import World
 from hiar.world.scenes import positions, scenes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(worlds(), st.integers(0, 2**63), st.integers(0, 10**12))
 def test_shapes_stay_in_the_frame_and_move_no_faster_than_their_speed(world: World, seed: int, first: int) -> None:
     batch = scenes(world, seed=seed, first=first, count=5)
@@ -38,7 +38,7 @@ def test_between_bounces_velocity_is_constant_and_a_bounce_reverses_one_componen
     torch.testing.assert_close(steps[:, 0][straight[:, 0]], batch.velocity[straight[:, 0]])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**9), st.integers(0, 100), st.integers(1, 9))
 def test_a_scene_depends_on_seed_and_index_alone(seed: int, first: int, count: int) -> None:
     together = scenes(DEFAULT, seed=seed, first=first, count=count)

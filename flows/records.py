@@ -1,0 +1,52 @@
+"""`python -m flows.records --port PORT`: MLflow's pages on this project's runs, what `make mlflow` starts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sqlite3
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from hiar.errors import UserError
+from hiar.io.records import follow_project, records_uri
+
+HOST = "127.0.0.1"
+
+
+def main() -> NoReturn:
+    """Become MLflow's server; a mistake is one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m flows.records")
+    parser.add_argument("--port", required=True)
+    try:
+        port = free_port(parser.parse_args().port)
+        try:
+            follow_project(Path.cwd())
+        except sqlite3.Error as error:
+            raise UserError(f"mlflow.db: cannot be read ({error}); mend it, or move it away to begin anew") from None
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)]
+    os.execv(sys.executable, [*command, "--backend-store-uri", records_uri(Path.cwd())])
+
+
+def free_port(text: str) -> int:
+    """A port that one may listen on. Raises UserError when it is none, is in use, or is not for this user."""
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:6]) <= 65535):
+        raise UserError(f"PORT = {text}: is no port; give one of 1 to 65535, as in make mlflow PORT=5001")
+    port = int(text)
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise UserError(
+            f"PORT = {port}: {reason}; choose another, as in make mlflow PORT={max(port + 1, 5001)}"
+        ) from None
+    return port
+
+
+if __name__ == "__main__":
+    main()

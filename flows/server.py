@@ -1,0 +1,119 @@
+"""The Prefect server that a run reports to: the user's, or a temporary one. What is wrong with it is told at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hiar.errors import UserError
+from hiar.io.files import writing
+
+ANSWER_SECONDS = 5.0  # that a server that is asked for nothing may take
+ATTEMPTS = 2  # of a temporary server to start; Prefect tries without end, since another may have taken its port
+OWN_NO_PROXY = "HIAR_NO_PROXY"  # what the stages get as NO_PROXY, where the flow itself uses no proxy at all
+
+
+def reach_server() -> None:
+    """Make sure that a server answers, starting a temporary one where the user names none.
+
+    Raises UserError within seconds when the user's does not answer as one, or the temporary one does not start.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if url:
+        _ask(url)
+    else:
+        _start_temporary()
+
+
+def _ask(url: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    try:
+        with (
+            temporary_settings({PREFECT_API_REQUEST_TIMEOUT: ANSWER_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(sync_client=True) as client,
+        ):
+            client.read_flows(limit=1)
+    except Exception as error:  # whatever an address that is none, a network, or somebody else's server leads to
+        raise UserError(
+            f"PREFECT_API_URL = {_without_password(url)}: no Prefect server answers there ({_reason(error)}); start it "
+            "(`make prefect` says how), or unset PREFECT_API_URL for a temporary one"
+        ) from None
+
+
+def _start_temporary() -> None:
+    """Start Prefect's temporary server, as Prefect itself does with the first request, but watch how it fares.
+
+    Prefect waits for one that has ended as long as for one that is slow. What it prints goes to a file.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_HOME
+
+    os.environ[OWN_NO_PROXY] = os.environ.get("NO_PROXY", "")
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # not even to look whether a proxy's address is one
+    log = PREFECT_HOME.value() / "server.log"
+    failures: list[Exception] = []
+
+    def start() -> None:
+        try:
+            server.start()
+        except Exception as error:  # told by the thread that waits
+            failures.append(error)
+
+    with _errors_to(log):
+        server = SubprocessASGIServer()
+        starting = threading.Thread(target=start, daemon=True)
+        starting.start()
+        ended: set[int] = set()
+        while starting.is_alive() and len(ended) < ATTEMPTS:
+            starting.join(0.05)
+            process = server.server_process
+            if process is not None and process.poll() is not None:
+                ended.add(process.pid)
+    if starting.is_alive() or failures:
+        reason = _reason(failures[0]) if failures else _last_error(log)
+        raise UserError(
+            f"{log}: Prefect's temporary server does not start ({reason}); mend that, remove {log.parent} if it is "
+            "damaged, or set PREFECT_API_URL to a server of your own"
+        )
+
+
+def _last_error(log: Path) -> str:
+    """The line of a log that says most: the last that names an exception, else the last one."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it printed nothing"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines)[-1][:200]
+
+
+@contextmanager
+def _errors_to(path: Path) -> Iterator[None]:
+    """What this process, and one that it starts, print as errors in the body goes to a file, made anew."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        file.close()
+
+
+def _reason(error: BaseException) -> str:
+    return _without_password(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -1,0 +1,73 @@
+"""What a launcher such as torchrun says of this process in its environment, and what an earlier one left there."""
+
+from __future__ import annotations
+
+import os
+from typing import overload
+
+from hiar.errors import UserError
+
+RENDEZVOUS = "HIAR_RENDEZVOUS"  # the file in which processes that `hiar sample` has started find each other
+# By which torch, accelerate and MPI tell a process that it is one of several.
+SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
+MEETING = ("MASTER_ADDR", "MASTER_PORT")
+
+
+def own_place() -> tuple[int, int] | None:
+    """Rank and number of the processes of which this is one; None when it is alone, as a world of one is.
+
+    Raises UserError naming the variables when they fit no launcher.
+    """
+    size = _number("WORLD_SIZE", 1)
+    ranks = {name: _number(name) for name in RANKS[:2]}
+    for name, rank in ranks.items():
+        if rank is not None and rank >= size:
+            told = f"WORLD_SIZE = {size}" if "WORLD_SIZE" in os.environ else "there is no WORLD_SIZE"
+            raise UserError(f"{name} = {rank}: {told}, ranks go from 0 to {size - 1}; {_remedy(name, 'WORLD_SIZE')}")
+    if size == 1:
+        return None
+    rank = ranks["RANK"]
+    if rank is None:
+        raise UserError(f"WORLD_SIZE = {size}: there is no RANK beside it; {_remedy('WORLD_SIZE')}")
+    if RENDEZVOUS not in os.environ:
+        missing = [name for name in MEETING if not os.environ.get(name)]
+        if missing:
+            raise UserError(
+                f"RANK = {rank}, WORLD_SIZE = {size}: are a launcher's, but there is no {' and no '.join(missing)}; "
+                f"{_remedy('RANK', 'WORLD_SIZE')}"
+            )
+        if not 1 <= _number("MASTER_PORT", 0) <= 65535:
+            raise UserError(f"MASTER_PORT = {os.environ['MASTER_PORT']}: is no port; give one of 1 to 65535")
+    return rank, size
+
+
+def alone(command: str) -> None:
+    """See to it that no library takes this process for one of several, because of what an earlier launcher left.
+
+    command: what is told to be one process, in words. Raises UserError when a launcher started several of it.
+    """
+    for name in SIZES:
+        if (size := _number(name, 1)) > 1:
+            raise UserError(f"{name} = {size}: {command} is one process; start it without a launcher, or unset {name}")
+    own_place()
+    for name in list(os.environ):
+        if name in (*SIZES, *RANKS, *MEETING) or name.startswith(("ACCELERATE_", "TORCHELASTIC_")):
+            del os.environ[name]
+
+
+@overload
+def _number(name: str, default: int) -> int: ...
+@overload
+def _number(name: str, default: None = None) -> int | None: ...
+def _number(name: str, default: int | None = None) -> int | None:
+    value = os.environ.get(name)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdecimal()) or len(value) > 9 or (name in SIZES and int(value) == 0):
+        raise UserError(f"{name} = {value!r}: is no number of a launcher's; {_remedy(name)}")
+    return int(value)
+
+
+def _remedy(*names: str) -> str:
+    return f"start all processes with torchrun, or unset {' and '.join(names)}"

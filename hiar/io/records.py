@@ -1,0 +1,42 @@
+"""MLflow's records of a project, mlflow.db and mlruns/: they go with it when its folder is moved or copied."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
+
+
+def records_uri(project: Path) -> str:
+    """MLflow's address of a project's database, from the current folder: a path with a ? in it would end there."""
+    return f"sqlite:///{os.path.relpath(project / DATABASE)}"
+
+
+def artifacts_uri(project: Path) -> str:
+    """MLflow's address of the folder for the files of a project's runs, which it wants absolute."""
+    return (project.resolve() / ARTIFACTS).as_uri()
+
+
+def follow_project(project: Path) -> None:
+    """Let all records name their files where the project is now: MLflow keeps absolute paths, and would go back there.
+
+    Only records of ours in the project's own database are changed. Raises sqlite3.Error when it cannot be.
+    """
+    if not (project / DATABASE).exists():
+        return
+    here = artifacts_uri(project)
+    with closing(sqlite3.connect(project / DATABASE)) as database, database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+            return  # tables are made with the first run
+        rows = database.execute("SELECT DISTINCT artifact_location FROM experiments WHERE name LIKE 'hiar/%'")
+        for (before,) in rows.fetchall():
+            if before == here or not (before.startswith("file:") and before.endswith(f"/{ARTIFACTS}")):
+                continue
+            database.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
+                (here, len(before) + 1, len(before) + 1, f"{before}/"),
+            )
+            database.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (here, before))

@@ -1,0 +1,144 @@
+"""What goes wrong outside the stages is one line within seconds, exit code 2, before anything runs."""
+
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+DEAD = "http://127.0.0.1:9"
+PROXIES = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"), DEAD) | {
+    "ALL_PROXY": "socks5://x:9"
+}
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch):
+    """A user who has never heard of Prefect."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+
+
+def hiar(folder, *arguments, **settings):
+    command = [sys.executable, "-m", "hiar", *arguments]
+    return subprocess.run(command, cwd=folder, env=os.environ | settings, capture_output=True, text=True)
+
+
+def mistake(folder, *arguments, **settings):
+    """The one line that is said."""
+    run = hiar(folder, *arguments, **settings)
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert run.stdout == ""
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+class Foreign(http.server.BaseHTTPRequestHandler):
+    """A server, but not Prefect's."""
+
+    def do_POST(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>welcome</html>")
+
+    do_GET = do_POST
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def foreign():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_a_server_that_does_not_answer_as_one(project, foreign):
+    line = mistake(project.folder, "run", PREFECT_API_URL=f"{DEAD}/api", **PROXIES)
+    assert line.startswith(f"PREFECT_API_URL = {DEAD}/api: no Prefect server answers there (")
+    assert line.endswith("or unset PREFECT_API_URL for a temporary one")
+    line = mistake(project.folder, "run", PREFECT_API_URL=f"http://me:secret@{foreign}/api")
+    assert line.startswith(f"PREFECT_API_URL = http://{foreign}/api: no Prefect server answers there (")
+    assert "secret" not in line
+    assert mistake(project.folder, "run", PREFECT_API_URL="junk").startswith("PREFECT_API_URL = junk: no Prefect")
+    assert project.events() == []
+
+
+def test_a_temporary_server_that_cannot_start(project):
+    records = project.folder / ".prefect"
+    records.write_text("of somebody")
+    assert mistake(project.folder, "run").startswith(f"{records}: file exists; a file has this name")
+    records.unlink()
+    records.mkdir()
+    (records / "prefect.db").write_text("no database")
+    line = mistake(project.folder, "run")
+    assert line.startswith(f"{records}/server.log: Prefect's temporary server does not start (")
+    assert "file is not a database" in line
+    assert project.events() == []
+
+
+def test_dead_proxies_a_path_of_odd_letters_and_a_second_run_beside(project, tmp_path):
+    """Three at once, since a flow takes its time."""
+    folder = tmp_path / "below" / "a b?c#d%20e"
+    shutil.copytree(project.folder, folder, ignore=lambda *_: {"below"})
+    (folder / "orders").mkdir()
+    (folder / "orders" / "codec-0").write_text("touch started\nwait go\n")
+    command = [sys.executable, "-m", "hiar", "run"]
+    environment = os.environ | PROXIES
+    with (tmp_path / "said").open("w") as said:
+        first = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
+    try:
+        while not (folder / "started").exists():
+            assert first.poll() is None, (tmp_path / "said").read_text()
+            time.sleep(0.02)
+        before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
+        for options in ([], ["--dry-run"], ["--force"]):
+            assert mistake(folder, "run", *options) == (
+                "a b?c#d%20e: another `hiar run` is at work here; wait until it ends, or stop it"
+            )
+        assert {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()} == before
+    finally:
+        (folder / "go").touch()
+        code = first.wait()
+    assert code == 0, (tmp_path / "said").read_text()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # all that is kept is kept inside
+    assert (folder / ".prefect" / "prefect.db").exists()
+
+
+def test_a_project_without_git(project):
+    """As an archive of it is unpacked; git that comes later counts again."""
+    config = project.folder / ".dvc" / "config"
+    config.write_text("[core]\n    analytics = false\n")
+    local = project.folder / ".dvc" / "config.local"
+    assert "4 stage(s) would run" in hiar(project.folder, "run", "--dry-run").stdout
+    assert "no_scm = true" in local.read_text()
+    project.dvc("repro")
+    assert "everything is up to date" in hiar(project.folder, "run").stdout
+    subprocess.run(["git", "init", "--quiet"], cwd=project.folder, check=True)
+    assert "0 stage(s) would run" in hiar(project.folder, "run", "--dry-run").stdout
+    assert not local.exists()
+    shutil.rmtree(project.folder / ".git")
+    local.write_text("[core]\n    autostage = false\n")  # of the user's
+    assert "0 stage(s) would run" in hiar(project.folder, "run", "--dry-run").stdout
+    assert "autostage = false" in local.read_text()
+
+
+def test_a_project_whose_code_is_not_what_runs(project):
+    """A copy of the project, with the .venv of the one it was copied from."""
+    root = Path(__file__).parents[2]
+    for package in ("hiar", "flows"):
+        shutil.copytree(root / package, project.folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    elsewhere = {"PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
+    assert "would run" in hiar(project.folder, "run", "--dry-run", **elsewhere).stdout
+    with (project.folder / "hiar" / "noise.py").open("a") as file:
+        file.write("# changed here\n")
+    line = mistake(project.folder, "run", "--dry-run", **elsewhere)
+    assert line.startswith(f"{project.folder}/hiar: differs from {root}/hiar, whose code this `hiar` runs; set the")

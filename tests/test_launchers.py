@@ -1,0 +1,99 @@
+"""What a launcher left in the environment: a world of one is no group, all else is named in one line."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from commands import ROOT, hiar
+from students import save_student
+
+MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the smallest experiment's parameters and a student."""
+    folder = tmp_path_factory.mktemp("launchers")
+    save_student(folder / "student")
+    text = (ROOT / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("steps: 800", "steps: 2").replace("width: 64", "width: 8"))
+    return folder
+
+
+def sample(work: Path, out: str, *options: object, code: int = 0, **settings: str) -> str:
+    request = ("sample", "--checkpoint", "student", "--prompt", "a red disc moves left", "--frames", 6, "--out", out)
+    return hiar(*request, *options, folder=work, code=code, **settings).stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "RANK = 0, WORLD_SIZE = 2: are a launcher's, but there is no MASTER_ADDR",
+        ),
+        ({"RANK": "x"}, "RANK = 'x': is no number of a launcher's; start all processes with torchrun, or unset RANK"),
+        ({"RANK": "3", "WORLD_SIZE": "2", **MEETING}, "RANK = 3: WORLD_SIZE = 2, ranks go from 0 to 1; start all"),
+        ({"RANK": "1"}, "RANK = 1: there is no WORLD_SIZE, ranks go from 0 to 0; start all processes with torchrun"),
+        ({"WORLD_SIZE": "2", **MEETING}, "WORLD_SIZE = 2: there is no RANK beside it; start all processes with"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE = '0': is no number of a launcher's; start all processes"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "one", **MEETING}, "LOCAL_RANK = 'one': is no number of a"),
+        ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "99999"}, "MASTER_PORT = 99999: is no port; give"),
+        ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "http"}, "MASTER_PORT = 'http': is no number"),
+    ],
+)
+def test_variables_that_fit_no_launcher_are_named(work: Path, settings: dict[str, str], line: str) -> None:
+    (said,) = sample(work, "refused", code=2, **settings).splitlines()
+    assert said.startswith(f"error: {line}")
+    assert not list(work.glob("refused*"))
+
+
+def test_a_world_of_one_is_no_group(work: Path) -> None:
+    left = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    sample(work, "alone")
+    sample(work, "one", **left)
+    assert (work / "one" / "0000.mp4").read_bytes() == (work / "alone" / "0000.mp4").read_bytes()
+
+
+def test_a_launcher_that_is_not_there_any_more_ends_in_one_line(work: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    (said,) = sample(work, "refused", "--stall-seconds", 1, code=3, **settings).splitlines()
+    assert said.startswith("error: process 1 of 1 lost another one, or waited 1 s for it")
+    assert not list(work.glob("refused*"))
+
+
+def test_a_stage_forgets_a_world_of_one_and_refuses_others(work: Path) -> None:
+    stage = ("stage", "codec", "--seed", 0)
+    for settings, line in (
+        ({"RANK": "x"}, "RANK = 'x': is no number of a launcher's"),
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE = 2: a stage is one process; start it without a launcher, or unset WORLD_SIZE",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE = 4: a stage is one process; start it without"),
+    ):
+        run = hiar(*stage, folder=work, code=2, HIAR_TRACKING="off", **settings)
+        (said,) = run.stderr.splitlines()
+        assert said.startswith(f"error: {line}")
+        assert not (work / "artifacts").exists()
+    left = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "ACCELERATE_USE_FSDP": "true"}
+    hiar(*stage, folder=work, HIAR_TRACKING="off", **left)
+    assert (work / "artifacts" / "seed-0" / "codec" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("run", "smoke"), "hiar run"),
+        (("score", "videos", "--out", "score.json"), "hiar score"),
+        (("stream", "--checkpoint", "student", "--prompt", "a red disc", "--out", "v.mp4"), "hiar stream"),
+    ],
+)
+def test_commands_that_are_one_process_do_not_start_as_several(work: Path, command: tuple[str, ...], name: str) -> None:
+    settings = {"RANK": "0", "WORLD_SIZE": "2", **MEETING}
+    (said,) = hiar(*command, folder=work, code=2, **settings).stderr.splitlines()
+    assert said == f"error: WORLD_SIZE = 2: {name} is one process; start it without a launcher, or unset WORLD_SIZE"
