@@ -94,7 +94,7 @@ def test_a_shard_that_is_not_whole(work, artifacts, spoil, complaint):
             "frames: 15",
             "frames: 30",
             ["init"],
-            "pairs/manifest.json: video.frames = 15: params.yaml says 30; run stage",
+            "teacher/manifest.json: video.frames = 15: params.yaml says 30; run stage",
         ),
         (
             "block: 3",

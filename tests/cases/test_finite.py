@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
+from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
 from hiar.io.video import write_mp4
+from hiar.parameters import load_params
+from hiar.stages import codec, init, pairs
 
 PROMPT = ("--prompt", "a red disc moves left", "--checkpoint", "student")
 TRANSFORMER, TEXT = (f"student/{part}/diffusion_pytorch_model.safetensors" for part in ("transformer", "text_encoder"))
@@ -87,36 +89,39 @@ def test_streams_that_overflow_are_not_written(what, spoil, mistake):
 
 @pytest.fixture
 def work(smoke, project):
-    """Puts what the smoke experiment has trained beside its parameters, which `settings` change."""
+    """Puts what the smoke experiment has trained in the folder; gives its parameters."""
 
-    def work(*path, **settings):
+    def work():
         for name in ("codec", "teacher", "pairs", "init"):
             shutil.copytree(smoke / "artifacts" / "seed-0" / name, project / "artifacts" / "seed-0" / name)
-        tree = section = yaml.safe_load((smoke / "params.yaml").read_text())
-        for name in path:
-            section = section[name]
-        section.update(settings)
-        (project / "params.yaml").write_text(yaml.safe_dump(tree))
+        return load_params(smoke / "params.yaml")
 
     return work
 
 
-def test_pairs_that_are_not_finite_are_not_kept(work, mistake):
-    work("pairs", guidance=1e30)
-    line = mistake("stage", "pairs", "--seed", 0)
-    assert line.startswith("pairs: trajectory 0: its state after 1 steps is not finite; lower pairs.guidance")
+def test_pairs_that_are_not_finite_are_not_kept(work):
+    params = work()
+    spec = params.pairs.model_copy(update={"guidance": 1e30})  # more than params.yaml takes
+    with pytest.raises(UserError, match=r"trajectory 0: its state after 1 steps is not finite; lower pairs\.guidance"):
+        pairs.run(params.model_copy(update={"pairs": spec}), Path(), 0)
     assert not list(Path().rglob("pairs.partial/*.safetensors"))
 
 
 @pytest.mark.parametrize(("stage", "tensor"), [("codec", "enter.weight"), ("init", "scale_shift_table")])
-def test_a_last_update_that_overflows_leaves_no_artifact(stage, tensor, work, mistake):
-    work(stage, "training", steps=1)
-    tree = yaml.safe_load(Path("params.yaml").read_text())
-    tree[stage]["training"]["optimizer"]["adamw"]["weight_decay"] = 1e300
-    Path("params.yaml").write_text(yaml.safe_dump(tree))
-    line = mistake("stage", stage, "--seed", 0)
-    assert f": {tensor}: " in line
-    assert "values are not finite, as after a training that overflowed; train anew with a lower learning" in line
+def test_a_last_update_that_overflows_leaves_no_artifact(stage, tensor, work):
+    params = work()
+    section = getattr(params, stage)
+    optimizer = section.training.optimizer
+    adamw = optimizer.adamw.model_copy(update={"weight_decay": 1e300})  # more than params.yaml takes
+    training = section.training.model_copy(
+        update={"steps": 1, "optimizer": optimizer.model_copy(update={"adamw": adamw})}
+    )
+    spoiled = params.model_copy(update={stage: section.model_copy(update={"training": training})})
+    said = f": {tensor}: .* not finite, as after a training that overflowed; train anew with a lower learning"
+    before = (Path("artifacts") / "seed-0" / stage / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match=said):
+        {"codec": codec, "init": init}[stage].run(spoiled, Path(), 0)
+    assert (Path("artifacts") / "seed-0" / stage / "manifest.json").read_bytes() == before
 
 
 def test_videos_of_nothing_say_so(run):

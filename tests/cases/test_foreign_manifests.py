@@ -166,8 +166,11 @@ def test_the_parts_of_a_checkpoint(case, own, mistake):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"shape": ["world.size"]}, "shape = ['world.size']: input should be a valid dictionary"),
-        ({"shape": {"world.size": FORCE}, "stage": "codec"}, "world.size = inf: params.yaml says 64; run stage codec"),
+        ({"settings": ["world.size"]}, "settings = ['world.size']: input should be a valid dictionary"),
+        (
+            {"settings": {"world.size": FORCE}, "stage": "codec"},
+            "world.size = inf: params.yaml says 64; run stage",
+        ),
         ({"stage": 7}, "stage = 7: input should be a valid string"),
     ],
 )

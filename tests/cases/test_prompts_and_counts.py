@@ -16,7 +16,7 @@ from hiar.options import prompts_of
 from hiar.stages.stream import change_prompts
 
 BREAKS = ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\t", "\xa0", "\u3000"]
-MANY = 3 * 10**12
+MANY = 999_999_999  # the most that commands take, in whole blocks
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_lines_end_at_line_ends_alone() -> None:
     assert split_lines("") == []
 
 
-@pytest.mark.parametrize(("frames", "options"), [(MANY, ()), (3 * 10**30, ("--processes", 2))])
+@pytest.mark.parametrize(("frames", "options"), [(MANY, ()), (MANY, ("--processes", 2))])
 def test_more_frames_than_memory_are_refused_by_arithmetic(
     project: Path, frames: int, options: tuple[object, ...]
 ) -> None:
@@ -73,7 +73,7 @@ def test_a_stream_of_so_many_begins_at_once(project: Path) -> None:
         assert len(process.stdout.read(1000)) == 1000
         process.stdout.close()  # its reader has gone
         said = process.stderr.read().decode()
-    assert f"(1000000000003 forward calls for {MANY // 3} blocks in 4 steps)" in said
+    assert f"({MANY // 3 + 3} forward calls for {MANY // 3} blocks in 4 steps)" in said
     assert process.returncode == 2
 
 

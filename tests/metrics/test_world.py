@@ -82,7 +82,19 @@ def test_every_name_is_the_measure_that_it_says(params):
     background = torch.rand(2, 10, 3, generator=random)
     blank = torch.zeros(2, 10, 3)
     shape = torch.zeros(2, 10, dtype=torch.long)
-    seen = Judgement(residual, shape, right, blank, color_error, position, background, background_error)
+    visible = torch.ones(2, 10, dtype=torch.bool)
+    visible[1, :3] = False
+    seen = Judgement(
+        residual=residual,
+        shape=shape,
+        shape_right=right,
+        visible=visible,
+        color=blank,
+        color_error=color_error,
+        position=position,
+        background=background,
+        background_error=background_error,
+    )
     metrics = measure(frames, seen, world, score.model_copy(update={"segments": 5}), BLOCK)
     good = torch.ones(2, 10).double()
     good[0, [0, 3, 6, 7]], good[1, 9] = 0, 0  # at a threshold is not under it
@@ -92,6 +104,7 @@ def test_every_name_is_the_measure_that_it_says(params):
         "good": good.mean(dim=1),
         "residual": residual.double().mean(dim=1),
         "shape_right": torch.tensor([0.8, 1.0]),
+        "visible": torch.tensor([1.0, 0.7]),
         "color_error": color_error.double().mean(dim=1),
         "background_error": background_error.double().mean(dim=1),
         "smoothed_speed": motion.smoothed_speed(position),
@@ -102,7 +115,7 @@ def test_every_name_is_the_measure_that_it_says(params):
         "sharpness_trend": trend(drift.sharpness(frames), 5),
         "sharpness_drift": trend(drift.sharpness(frames), 5).abs(),
         "background_shift": away[:, -1],
-        "border_jump": continuity.border_jump(frames, BLOCK),
+        "border_jump": continuity.border_jump(continuity.changes(frames), BLOCK),
     }
     saturation = drift.saturation(frames).double().view(2, 5, 2).mean(dim=2)
     for n in range(5):

@@ -36,11 +36,11 @@ def test_caches_take_what_was_predicted(tmp_path: Path, order: Order, context: C
 
 
 def test_a_window_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path) -> None:
-    save_student(tmp_path / "student", video={"window": 3 * 10**9})
+    save_student(tmp_path / "student", video={"window": 999_999_999})
     request = ("--checkpoint", "student", "--prompt", "a red disc moves left", "--out", "out")
     for command in (("sample", *request, "--frames", 9), ("stream", *request)):
         said = hiar(*command, folder=tmp_path, code=2).stderr
-        assert said.startswith("error: video.window = 3000000000: the caches of 3000000000 frames take ")
+        assert said.startswith("error: video.window = 999999999: the caches of 999999999 frames take ")
         assert " GB are free; " in said
         assert said.count("\n") == 1
         assert [path.name for path in tmp_path.iterdir()] == ["student"]
