@@ -1,0 +1,78 @@
+"""The types of ``params.yaml``: frozen, validated sections; the numbers themselves live in that file only.
+
+Every field is required and unknown keys are errors, so that a typo cannot pass silently and no default hides in code.
+"""
+
+from hiar.config.experiment import Compare, Params, Report, Runtime, Sample, Score
+from hiar.config.generation import Codec, Conventions, Model, Schedule, Video, World
+from hiar.config.section import (
+    SEEDS,
+    THREADS,
+    AttentionMode,
+    Background,
+    Color,
+    Context,
+    Count,
+    Order,
+    Passes,
+    Precision,
+    Prediction,
+    Renoise,
+    Section,
+    Shape,
+    require_order,
+)
+from hiar.config.training import (
+    AdamW,
+    Distill,
+    ForwardKL,
+    Init,
+    Levels,
+    Muon,
+    Optimizer,
+    Pairs,
+    Teacher,
+    Training,
+    Variant,
+)
+
+__all__ = [
+    "SEEDS",
+    "THREADS",
+    "AdamW",
+    "AttentionMode",
+    "Background",
+    "Codec",
+    "Color",
+    "Compare",
+    "Context",
+    "Conventions",
+    "Count",
+    "Distill",
+    "ForwardKL",
+    "Init",
+    "Levels",
+    "Model",
+    "Muon",
+    "Optimizer",
+    "Order",
+    "Pairs",
+    "Params",
+    "Passes",
+    "Precision",
+    "Prediction",
+    "Renoise",
+    "Report",
+    "Runtime",
+    "Sample",
+    "Schedule",
+    "Score",
+    "Section",
+    "Shape",
+    "Teacher",
+    "Training",
+    "Variant",
+    "Video",
+    "World",
+    "require_order",
+]

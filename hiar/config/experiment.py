@@ -1,0 +1,133 @@
+"""The whole experiment, and what holds between its sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hiar.config.generation import Codec, Conventions, Model, Schedule, Video, World
+from hiar.config.section import SEEDS, THREADS, Count, Distinct, Name, Positive, Precision, Probability, Section
+from hiar.config.training import Distill, Init, Pairs, Teacher, Variant
+from hiar.errors import UserError, require, suggest
+
+
+class Compare(Section):
+    """What the comparison holds: the walks the causal init is sampled with, and the variants distilled."""
+
+    init: Annotated[list[Name], Distinct]
+    distill: Annotated[list[Name], Distinct]
+
+
+class Sample(Section):
+    videos: Count
+    frames: Count
+    caption_dropout: Probability  # as the world's, of the prompts; 0: nothing is left to the model's choice
+    batch: Count
+
+
+class Score(Section):
+    """Oracle thresholds and the comparison's segments."""
+
+    good_residual: Positive  # root mean square pixel error under which a frame is good, in [0, 1] units
+    good_color: Positive  # largest colour error of a good frame
+    hop: Positive  # displacement between frames that counts as a hop, pixels
+    segments: Count  # a video is cut into for drift
+
+
+class Report(Section):
+    videos: Count  # shown side by side
+
+
+class Runtime(Section):
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Precision  # of training, and of what the checkpoint then generates
+    threads: Count  # CPU threads of a stage that runs alone
+    variant_threads: Count  # CPU threads of the stages of one variant, which run side by side
+    checkpoint_minutes: Positive  # between resumable checkpoints
+
+
+class Params(Section):
+    """The whole experiment."""
+
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=SEEDS)]], Field(min_length=1), Distinct]
+    world: World
+    video: Video
+    conventions: Conventions
+    schedule: Schedule
+    codec: Codec
+    model: Model
+    teacher: Teacher
+    pairs: Pairs
+    init: Init
+    distill: Distill
+    variants: dict[Name, Variant]
+    compare: Compare
+    sample: Sample
+    score: Score
+    report: Report
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        k = self.video.block
+        latent = self.world.size // self.codec.patch
+        require(
+            self.world.size % self.codec.patch == 0,
+            "codec.patch",
+            self.codec.patch,
+            f"must divide world.size = {self.world.size}",
+        )
+        require(
+            latent % self.model.patch == 0,
+            "model.patch",
+            self.model.patch,
+            f"must divide the {latent} latent pixels a side",
+        )
+        require(
+            self.sample.frames % k == 0, "sample.frames", self.sample.frames, f"must be a multiple of video.block = {k}"
+        )
+        require(
+            self.video.sink_blocks == 0 or self.video.frames <= self.video.window,
+            "video.sink_blocks",
+            self.video.sink_blocks,
+            f"training clips must fit in the window of {self.video.window} frames when there are sinks; use 0",
+        )
+        for field, threads in (
+            ("runtime.threads", self.runtime.threads),
+            ("runtime.variant_threads", self.runtime.variant_threads),
+        ):
+            require(threads <= THREADS, field, threads, f"should be at most {THREADS}; give the number of cores")
+        shortest = max(self.score.segments, 4)
+        for field, frames in (("video.frames", self.video.frames), ("sample.frames", self.sample.frames)):
+            require(frames >= shortest, field, frames, f"scoring needs at least {shortest} frames")
+        require(
+            self.report.videos <= self.sample.videos,
+            "report.videos",
+            self.report.videos,
+            f"cannot exceed sample.videos = {self.sample.videos}",
+        )
+        require(
+            self.pairs.solver_steps % self.schedule.student_steps == 0,
+            "pairs.solver_steps",
+            self.pairs.solver_steps,
+            f"must be a multiple of schedule.student_steps = {self.schedule.student_steps}",
+        )
+        for field, names in (("compare.init", self.compare.init), ("compare.distill", self.compare.distill)):
+            for name in names:
+                require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
+        for name, variant in self.variants.items():
+            kl = variant.forward_kl
+            require(
+                kl is None or kl.steps <= self.schedule.student_steps,
+                f"variants.{name}.forward_kl.steps",
+                kl and kl.steps,
+                f"cannot exceed schedule.student_steps = {self.schedule.student_steps}",
+            )
+        return self
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name. Raises UserError when there is none."""
+        if name not in self.variants:
+            raise UserError(f"variant '{name}': no such variant; {suggest(name, self.variants)}")
+        return self.variants[name]

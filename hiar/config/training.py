@@ -1,0 +1,146 @@
+"""Training: optimisers, the stages that train, and the methods that are compared."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hiar.config.section import (
+    AttentionMode,
+    Context,
+    Count,
+    Decay,
+    NonNegative,
+    Order,
+    Positive,
+    Probability,
+    Section,
+    require_order,
+)
+from hiar.errors import require
+
+
+class Muon(Section):
+    lr: Positive
+    weight_decay: NonNegative
+
+
+class AdamW(Section):
+    lr: Positive
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)]
+    weight_decay: NonNegative
+
+
+class Optimizer(Section):
+    """Muon for the matrices of the transformer blocks, AdamW for everything else; without muon, AdamW for all."""
+
+    adamw: AdamW
+    muon: Muon | None
+    warmup: Annotated[int, Field(ge=0, le=10**9)]  # updates of linear warm-up
+    decay: Literal["constant", "cosine"]
+    clip: Positive  # largest gradient norm
+    ema: Decay | None  # decay of the averaged weights that are kept; null: keep no average
+    ema_from: Annotated[int, Field(ge=0)]  # update from which weights are averaged
+
+
+class Training(Section):
+    """A finite training run."""
+
+    steps: Count
+    batch: Count  # samples an update
+    optimizer: Optimizer
+
+
+class Teacher(Section):
+    training: Training
+    caption_dropout: Probability  # whole captions dropped, for classifier-free guidance
+    sigma_floor: Positive  # levels under it weigh no more than it does in the loss
+    solver_steps: Count  # Euler steps when it is sampled
+    guidance: Positive  # usual notation: 1 is none
+
+
+class Pairs(Section):
+    """Teacher ODE trajectories, kept at the student's levels."""
+
+    count: Count
+    solver_steps: Count  # Euler steps, a multiple of the student's
+    guidance: Positive
+    batch: Count
+    shard: Count  # trajectories a file
+
+
+class Init(Section):
+    training: Training
+    sigma_floor: Positive  # as the teacher's
+
+
+class Levels(Section):
+    """Noise levels that are drawn for a loss."""
+
+    shift: Positive
+    lowest: Probability  # levels are clamped to the range between these two
+    highest: Probability
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(self.lowest < self.highest, "lowest", self.lowest, f"should be under highest = {self.highest}")
+        return self
+
+
+class Distill(Section):
+    """Self-rollout distillation: DMD with a critic, plus the forward-KL regulariser of a variant."""
+
+    steps: Count  # generator updates
+    batch: Count  # rollouts a generator update
+    windows: Count  # training windows one rollout spans; the paper's is 1
+    guidance: Positive  # of the real score, usual notation
+    critic_updates: Count  # a generator update
+    critic_warmup: Annotated[int, Field(ge=0)]  # critic updates before the first generator update
+    critic_batch: Count  # windows a critic update
+    critic_floor: NonNegative  # levels under it weigh no more than it does in the critic's loss; 0: no floor
+    replay: Count | None  # newest rollouts the critic draws from, in batches; null: fresh ones for each of its updates
+    levels: Levels  # at which the scores of DMD are taken, and the critic learns
+    generator: Optimizer
+    critic: Optimizer  # the critic itself is used, not its average: ema is null
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps before the first generator update, in which the critic alone learns."""
+        return -(-self.critic_warmup // self.critic_updates)
+
+    @property
+    def all_steps(self) -> int:
+        """Generator updates, and the steps before them."""
+        return self.warmup_steps + self.steps
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(
+            self.replay is not None or self.critic_batch % self.windows == 0,
+            "critic_batch",
+            self.critic_batch,
+            f"without a replay, must be a multiple of windows = {self.windows}, which each rollout spans",
+        )
+        return self
+
+
+class ForwardKL(Section):
+    """Eq. 10-11."""
+
+    weight: Positive  # lambda
+    steps: Count  # K: first steps of the student that are regularised
+    attention: AttentionMode
+
+
+class Variant(Section):
+    """A method: how the grid is walked, what context a block sees, and what is added to DMD."""
+
+    order: Order
+    context: Context
+    forward_kl: ForwardKL | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require_order(self.order, self.context)
+        return self
