@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from hiar.noise import FEW, Purpose, normals, seeded, stream
+from hiar.noise import Purpose, normals, seeded, stream
 from hiar.stages.common import FIRST_CLIP
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
-SHAPES = [(4, 3, 8, 8), (2, 1, 31, 35), (4, 3, 32, 9)]  # under FEW numbers, an odd count above, an even one
+SHAPES = [(4, 3, 8, 8), (2, 1, 31, 35), (1, 1, 3, 3)]  # even and odd counts, large and small
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -24,14 +24,6 @@ def test_noise_is_the_same_in_any_batch_and_order(shape: tuple[int, ...]) -> Non
     for samples in ([6], [7, 6], [6, 5, 6]):
         apart = normals("rollout", 3, samples, shape, step=2, block=1)
         assert torch.equal(apart, together[[sample - 5 for sample in samples]])
-
-
-def test_shapes_take_both_ways_of_drawing() -> None:
-    counts = [np.prod(shape) for shape in SHAPES]
-    assert counts[0] < FEW <= min(counts[1:])
-    for count in (FEW - 1, FEW):
-        numpys = stream("rollout", 3, sample=6).standard_normal(count, dtype=np.float32)
-        assert np.array_equal(normals("rollout", 3, [6], (count,))[0], numpys) == (count < FEW)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
