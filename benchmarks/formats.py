@@ -19,17 +19,16 @@ from hiar.errors import UserError
 from hiar.io.artifacts import code_version, read_manifest, write_json, write_text
 from hiar.io.hardware import hardware
 from hiar.io.progress import Progress
+from hiar.judges.interface import open_judge
 from hiar.metrics.summary import summarise
-from hiar.metrics.world import measure
-from hiar.models.codec import to_frames
 from hiar.models.generator import load_card, load_generator
+from hiar.models.pixels import to_frames
 from hiar.parameters import load_params
-from hiar.stages.common import FIRST_CLIP, sample_world
+from hiar.stages.common import sample_world
 from hiar.stages.plan import round_to_fp8, settle_threads
 from hiar.stages.sample import check_request, sample_latents
 from hiar.stages.videos import batches
-from hiar.world.captions import captions
-from hiar.world.oracle import judge
+from hiar.worlds.interface import FIRST_CLIP
 
 FORMATS = "fp32", "bf16", "fp8"
 METRICS = "good", "saturation_drift", "smoothed_speed", "border_jump"
@@ -66,21 +65,20 @@ def _measured(
     """Metrics, one value a video, and by how much fp8 changes a pass."""
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     source = load_generator(checkpoint)
-    prompts = captions(sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=videos)
+    prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=videos)
     walk = check_request(source, prompts, frames, None, None)
     if walk is None:
         raise UserError(f"--checkpoint = {checkpoint}: is a teacher; name an init or a distilled student")
     if name != "fp32":
         source.denoiser.cast(torch.bfloat16)
     error = round_to_fp8(source) if name == "fp8" else None
-    parts = []
+    parts, judge = [], open_judge(source.card.world, params.score, *source.block_pictures)
     with Progress(f"{checkpoint.name} in {name}", videos) as progress:
         for numbers in batches(videos, BATCH):
             asked = [prompts[number] for number in numbers]
             latents = sample_latents(source, asked, frames, walk, seed, numbers)
-            shown = to_frames(source.codec.decode(latents.float()))
-            judgement = judge(source.card.world, shown, asked)
-            parts.append(measure(shown, judgement, source.card.world, params.score, source.card.video.block))
+            shown = to_frames(source.codec.decoding()(latents.float()))
+            parts.append(judge.measure(judge.look(shown, None, asked)))
             progress.advance(len(numbers))
     return {metric: torch.cat([part[metric] for part in parts]) for metric in METRICS}, error
 

@@ -23,10 +23,10 @@ from benchmarks.presets import PRESETS, Setup, build, map_weights
 from benchmarks.probe import Probe
 from benchmarks.timing import Timing, now
 from benchmarks.walks import Walk
-from hiar.models.codec import to_frames
 from hiar.models.compiled import compiled
 from hiar.models.fp8 import in_fp8
 from hiar.models.kernels import using
+from hiar.models.pixels import to_frames
 from hiar.rollout.links import Links
 from hiar.rollout.messages import Messages
 from hiar.rollout.pipeline import finished_blocks, walk_rank

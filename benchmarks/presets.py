@@ -14,7 +14,6 @@ from torch import Tensor
 from benchmarks.walks import Walk
 from hiar import config
 from hiar.grid import Grid, make_grid
-from hiar.models.codec import PatchCodec
 from hiar.models.denoiser import Denoiser, build_denoiser
 from hiar.models.fp8 import use_fp8
 from hiar.models.kernels import choose_kernel
@@ -22,6 +21,7 @@ from hiar.models.wan_codec import WanDecoder
 from hiar.parameters import load_params
 from hiar.rollout.cell import Rollout
 from hiar.schedule import step_sigmas
+from hiar.worlds.shapes.codec import PatchCodec
 
 SEED = 0
 
@@ -137,17 +137,19 @@ def map_weights(setup: Setup, path: Path) -> None:
 def world() -> Preset:
     """The default experiment's student, as params.yaml has it."""
     params = load_params(Path(__file__).parents[1] / "params.yaml")
-    side = params.world.size // params.codec.patch
+    world, codec, model = params.world, params.codec, params.model
+    assert world.kind == "shapes" and codec is not None and model is not None
+    side = world.size // codec.patch
     return Preset(
-        params.model,
-        (params.codec.channels, side, side),
+        model,
+        (codec.channels, side, side),
         params.video.block,
         params.video.window,
         params.schedule.student_steps,
         params.schedule.student_shift,
         params.schedule.renoise,
         torch.float32,
-        params.codec,
+        codec,
         stretch=1,
     )
 

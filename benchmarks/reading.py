@@ -26,20 +26,21 @@ from hiar.io.reading import read_parts
 from hiar.io.video import write_mp4
 from hiar.parameters import load_params
 from hiar.stages.comparison import check_videos
-from hiar.world.render import clips
+from hiar.worlds.interface import open_world
 
 
 def bench(videos: int, frames: int, rounds: int) -> dict[str, Any]:
     """Everything that the result file holds; the ratio is of speeds, taken within each round."""
     params = load_params(Path(__file__).parents[1] / "params.yaml")
-    shown, _ = clips(params.world, seed=0, first=0, count=videos, frames=frames)
+    world = open_world(params.world)
+    shown, _ = world.clips(seed=0, first=0, count=videos, frames=frames)
     with TemporaryDirectory() as folder:
         paths = [Path(folder, video_name(number, videos)) for number in range(videos)]
         for path, video in zip(paths, shown, strict=True):
             write_mp4(path, video, params.world.frames_per_second)
 
         def ours() -> None:
-            check_videos(Path(folder), paths, params.world.size, 1)
+            check_videos(Path(folder), paths, (world.height, world.width), 1)
             for path in paths:
                 for _ in read_parts(path):
                     pass
@@ -56,7 +57,7 @@ def bench(videos: int, frames: int, rounds: int) -> dict[str, Any]:
     return {
         "videos": videos,
         "frames": frames,
-        "size": params.world.size,
+        "size": world.height,
         "rounds": rounds,
         "frames_per_second": speeds,
         "speed_over_pyav": _spread(ratios),

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from hiar.config import Params
 from hiar.io.artifacts import write_manifest
-from hiar.models.codec import PatchCodec
 from hiar.models.denoiser import build_denoiser
 from hiar.models.generator import Card, Generator, Walk
-from hiar.models.text import build_word_encoder
-from hiar.world.captions import vocabulary
+from hiar.worlds.interface import open_world
+from hiar.worlds.shapes.codec import PatchCodec
 
 
 def save_student(folder: Path, params: Params, walk: Walk, seed: int = 0) -> None:
     """A checkpoint folder of the shape that ``params`` describe."""
+    spec, model = params.codec, params.model
+    assert spec is not None and model is not None
     card = Card(
         stage="distill",
         variant="hiar",
@@ -22,18 +23,17 @@ def save_student(folder: Path, params: Params, walk: Walk, seed: int = 0) -> Non
         walk=walk,
         guidance=params.teacher.guidance,
         solver_steps=params.teacher.solver_steps,
-        prediction=params.model.prediction,
-        coordinates=params.model.coordinates,
+        prediction=model.prediction,
+        coordinates=model.coordinates,
         world=params.world,
         video=params.video,
         schedule=params.schedule,
         conventions=params.conventions,
         precision=params.runtime.precision,
     )
-    spec = params.codec
     codec = PatchCodec(spec.patch, spec.channels, spec.width, spec.depth)
-    denoiser = build_denoiser(params.model, spec.channels, seed)
-    text = build_word_encoder(vocabulary(params.world), params.model.text_length, params.model.text_dim, seed)
+    denoiser = build_denoiser(model, spec.channels, seed)
+    text = open_world(params.world).new_text(model, seed=seed)
     folder.mkdir(parents=True)
     Generator(card, denoiser, text, codec).save(folder)
     write_manifest(folder, "checkpoint", stage="distill", seed=seed, variant="hiar")

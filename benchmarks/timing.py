@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.presets import SEED, Setup
 from benchmarks.walks import Walk
-from hiar.models.codec import to_frames
+from hiar.models.pixels import to_frames
 from hiar.noise import normals
 from hiar.rollout.walk import walk as walk_grid
 

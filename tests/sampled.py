@@ -11,12 +11,13 @@ from torch import Tensor
 from hiar.config import Params
 from hiar.io.artifacts import write_manifest
 from hiar.io.video import write_mp4
-from hiar.models.codec import PatchCodec, to_frames, to_video
+from hiar.models.pixels import to_frames, to_video
 from hiar.parameters import parse_params, read_yaml
-from hiar.stages.codec import new_codec
-from hiar.stages.common import FIRST_CLIP, Paths
+from hiar.stages.common import Paths
 from hiar.stages.comparison import Contender, contenders
-from hiar.world.render import clips
+from hiar.worlds.interface import FIRST_CLIP, open_world
+from hiar.worlds.shapes.codec import PatchCodec
+from hiar.worlds.shapes.render import clips
 
 ROOT = Path(__file__).parents[1]
 VIDEOS, FRAMES = 3, 30
@@ -49,7 +50,7 @@ def sampled_workspace(workspace: Path, params: Params) -> None:
     for seed in params.seeds:
         codec = Paths(workspace, seed).codec
         codec.mkdir(parents=True)
-        new_codec(params, seed).save(codec)
+        open_world(params.world).new_codec(params.codec, seed=seed, frames=params.video.frames).save(codec)
         write_manifest(codec, "codec")
     for one in contenders(params):
         count = params.video.frames if one.stage == "teacher" else params.sample.frames

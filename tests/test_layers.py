@@ -6,18 +6,24 @@ from pathlib import Path
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[1]
+OPENED = {"hiar.worlds", "hiar.judges"}  # an interface each, far below what implements it
 
 
 def test_every_room_has_a_floor():
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     floors = next(contract for contract in contracts if contract["id"] == "floors")["layers"]
     placed = {room.strip() for floor in floors for room in floor.replace("|", ":").split(":")}
-    rooms = {
-        f"hiar.{path.stem}"
-        for path in (ROOT / "hiar").iterdir()
+    rooms = {room for name in sorted(rooms_of("hiar")) for room in (rooms_of(name) if name in OPENED else {name})}
+    assert placed == rooms | {"flows"}
+
+
+def rooms_of(package):
+    folder = ROOT / package.replace(".", "/")
+    return {
+        f"{package}.{path.stem}"
+        for path in folder.iterdir()
         if not path.name.startswith("__") and (path.is_dir() or path.suffix == ".py")
     }
-    assert placed == rooms | {"flows"}
 
 
 def test_imports_point_down(monkeypatch, capsys):

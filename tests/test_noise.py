@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hiar.noise import Purpose, normals, seeded, stream
-from hiar.stages.common import FIRST_CLIP
+from hiar.worlds.interface import FIRST_CLIP
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 SHAPES = [(4, 3, 8, 8), (2, 1, 31, 35), (1, 1, 3, 3)]  # even and odd counts, large and small

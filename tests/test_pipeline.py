@@ -13,6 +13,7 @@ from hiar.workspace import experiment_params
 ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+KINDS = sorted(path.name for path in (ROOT / "hiar" / "worlds").iterdir() if (path / "__init__.py").exists())
 # What decides no result: how parameters are checked, how files get to the disk, how a run is shown and recorded. The
 # videos' encoding is part of a result.
 PLUMBING = re.compile(
@@ -30,11 +31,22 @@ def module_of(stage):
 
 
 @pytest.mark.parametrize("stage", PIPELINE)
-def test_a_stage_depends_on_the_code_that_decides_its_result(stage, imports):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stage_depends_on_the_code_that_decides_its_result(stage, kind, imports):
     entry = f"hiar.stages.{module_of(stage)}"
-    used = {module for module in {entry, *imports.find_upstream_modules(entry)} if not PLUMBING.fullmatch(module)}
+    every = {entry, *imports.find_upstream_modules(entry)}
+    for room in {"hiar.worlds", "hiar.judges"}:  # of which each experiment opens one
+        if f"{room}.interface" in every:
+            opened = f"{room}.{kind}"
+            every |= {
+                opened,
+                *imports.find_descendants(opened),
+                *imports.find_upstream_modules(opened, as_package=True),
+            }
+    used = {module for module in every if not PLUMBING.fullmatch(module)}
     files = {path for path in map(path_of, used) if path.name != "__init__.py"}
-    listed = {Path(dep) for dep in PIPELINE[stage]["deps"] if dep.startswith("hiar/")}
+    deps = [dep.replace("${world.kind}", kind) for dep in PIPELINE[stage]["deps"]]
+    listed = {Path(dep) for dep in deps if dep.startswith("hiar/")}
     missing = {str(path) for path in files if not any(path.is_relative_to(dep) for dep in listed)}
     useless = {str(dep) for dep in listed if not any(path.is_relative_to(dep) for path in files)}
     assert (missing, useless) == (set(), set())

@@ -4,7 +4,7 @@ Every field is required and unknown keys are errors, so that a typo cannot pass 
 """
 
 from hiar.config.experiment import Compare, Params, Report, Runtime, Sample, Score
-from hiar.config.generation import Codec, Conventions, Model, Schedule, Video, World
+from hiar.config.generation import Codec, Conventions, Model, Schedule, ShapesWorld, Video, WanWorld, World
 from hiar.config.section import (
     SEEDS,
     THREADS,
@@ -69,10 +69,12 @@ __all__ = [
     "Score",
     "Section",
     "Shape",
+    "ShapesWorld",
     "Teacher",
     "Training",
     "Variant",
     "Video",
+    "WanWorld",
     "World",
     "require_order",
 ]

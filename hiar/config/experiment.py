@@ -55,8 +55,8 @@ class Params(Section):
     video: Video
     conventions: Conventions
     schedule: Schedule
-    codec: Codec
-    model: Model
+    codec: Codec | None  # null: the base model's
+    model: Model | None  # null: the base model's
     teacher: Teacher
     pairs: Pairs
     init: Init
@@ -71,19 +71,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         k = self.video.block
-        latent = self.world.size // self.codec.patch
-        require(
-            self.world.size % self.codec.patch == 0,
-            "codec.patch",
-            self.codec.patch,
-            f"must divide world.size = {self.world.size}",
-        )
-        require(
-            latent % self.model.patch == 0,
-            "model.patch",
-            self.model.patch,
-            f"must divide the {latent} latent pixels a side",
-        )
+        (self._check_trained if self.world.kind == "shapes" else self._check_adopted)()
         require(
             self.sample.frames % k == 0, "sample.frames", self.sample.frames, f"must be a multiple of video.block = {k}"
         )
@@ -125,6 +113,30 @@ class Params(Section):
                 f"cannot exceed schedule.student_steps = {self.schedule.student_steps}",
             )
         return self
+
+    def _check_trained(self) -> None:
+        """What holds where codec, text encoder and teacher are trained here."""
+        own = (("codec", self.codec), ("model", self.model), ("teacher.training", self.teacher.training))
+        for field, section in own:
+            require(section is not None, field, None, "is missing; the built-in world adopts none, give its numbers")
+        assert self.world.kind == "shapes" and self.codec and self.model
+        size, latent = self.world.size, self.world.size // self.codec.patch
+        require(size % self.codec.patch == 0, "codec.patch", self.codec.patch, f"must divide world.size = {size}")
+        require(
+            latent % self.model.patch == 0,
+            "model.patch",
+            self.model.patch,
+            f"must divide the {latent} latent pixels a side",
+        )
+
+    def _check_adopted(self) -> None:
+        """What holds where they are a base model's."""
+        assert self.world.kind == "wan"
+        adopted = (("codec", self.codec), ("model", self.model), ("teacher.training", self.teacher.training))
+        for field, section in adopted:
+            require(section is None, field, "...", "is the base model's own; write null")
+        dropout = self.sample.caption_dropout
+        require(dropout == 0, "sample.caption_dropout", dropout, "prompts of a file are shown whole; use 0")
 
     def variant(self, name: str) -> Variant:
         """The variant of that name. Raises UserError when there is none."""

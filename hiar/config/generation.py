@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hiar.config.section import (
     Background,
@@ -24,9 +25,10 @@ from hiar.config.training import Training
 from hiar.errors import require
 
 
-class World(Section):
+class ShapesWorld(Section):
     """The procedural video world: one moving shape on a plain background."""
 
+    kind: Literal["shapes"]
     size: Annotated[int, Field(ge=1, le=4096)]  # pixels a side
     shapes: Annotated[list[Shape], Field(min_length=1), Distinct]
     colors: Annotated[list[Color], Field(min_length=1), Distinct]
@@ -54,6 +56,27 @@ class World(Section):
         )
         require(self.camera <= self.size, "camera", self.camera, f"cannot exceed size = {self.size} pixels a frame")
         return self
+
+
+class WanWorld(Section):
+    """Wan2.1, adopted from a folder of its base model; prompts come from files, a line each."""
+
+    kind: Literal["wan"]
+    base: Path  # Wan2.1-T2V in diffusers' layout or the original one
+    height: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)]  # pixels
+    width: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)]
+    frames_per_second: Annotated[int, Field(ge=1, le=1000)]  # of the videos written
+    prompts: Path | None  # of pairs and distillation
+    sample_prompts: Path | None  # of the samples that are compared
+    negative_prompt: str | None  # what guidance leads away from; null: Wan's own
+
+    @field_validator("base", "prompts", "sample_prompts", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return Path(value) if isinstance(value, str) else value
+
+
+World = Annotated[ShapesWorld | WanWorld, Field(discriminator="kind")]
 
 
 class Video(Section):

@@ -53,7 +53,7 @@ class Training(Section):
 
 
 class Teacher(Section):
-    training: Training
+    training: Training | None  # null: adopted from the base model
     caption_dropout: Probability  # whole captions dropped, for classifier-free guidance
     sigma_floor: Positive  # levels under it weigh no more than it does in the loss
     solver_steps: Count  # Euler steps when it is sampled

@@ -46,13 +46,21 @@ def write_mp4(path: Path, frames: Tensor, fps: float) -> None:
 
     Raises UserError when it cannot be written.
     """
-    height, width = frames.shape[1:3]
+    write_parts(path, [frames], fps)
+
+
+def write_parts(path: Path, parts: Iterable[Tensor], fps: float) -> None:
+    """`write_mp4` of a video that comes in parts, uint8 (f, H, W, 3): the bytes of the whole, in a part's memory."""
+    parts = iter(parts)
+    first = next(parts)
+    height, width = first.shape[1:3]
     with (
         atomic_file(path) as temporary,
         av.open(temporary, "w", "mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container,
     ):
         stream = _add_h264(container, height, width, fps)
-        container.mux(_encode(stream, frames))
+        for frames in itertools.chain([first], parts):
+            container.mux(_encode(stream, frames))
         container.mux(stream.encode())
 
 

@@ -8,12 +8,15 @@ from torch import Tensor
 STILL = 0.25  # grey levels added to both changes, so that a still video scores 1 and not 0 / 0
 
 
-def border_jump(change: Tensor, block: int) -> Tensor:
+def border_jump(change: Tensor, block: int, first_block: int | None = None) -> Tensor:
     """Change between frames across block borders over that inside blocks: (V, F - 1) -> (V,).
+
+    block: frames of a block; first_block: of the first one, where that is another number.
 
     1 means that borders cannot be seen; a video of one block, or of blocks of one frame, has nothing to compare: 1.
     """
-    across = torch.arange(1, change.shape[1] + 1) % block == 0
+    frame = torch.arange(1, change.shape[1] + 1) - (block if first_block is None else first_block)
+    across = (frame >= 0) & (frame % block == 0)
     if not across.any() or across.all():
         return torch.ones(change.shape[0], dtype=torch.float64)
     return (change[:, across].mean(dim=1) + STILL) / (change[:, ~across].mean(dim=1) + STILL)

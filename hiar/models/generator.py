@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from diffusers.utils import logging
 from pydantic import Field, ValidationError
 from torch import Tensor
 
 from hiar import config
-from hiar.errors import UserError
-from hiar.models.codec import PatchCodec
+from hiar.errors import BrokenRule, UserError
 from hiar.models.denoiser import Denoiser
 from hiar.models.finite import require_finite
-from hiar.models.text import WordEncoder
 from hiar.parameters import explain
+from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Codec, Text, World, open_world
 
 CARD = "generator.json"
-
-Model = TypeVar("Model", bound=ModelMixin)
 
 
 class Walk(config.Section):
@@ -62,20 +54,30 @@ class Generator:
 
     card: Card
     denoiser: Denoiser
-    text: WordEncoder
-    codec: PatchCodec
+    text: Text
+    codec: Codec
+
+    @cached_property
+    def world(self) -> World:
+        """The world that it shows."""
+        return open_world(self.card.world)
 
     @property
     def latent_size(self) -> tuple[int, int, int]:
         """Channels, height and width of a latent frame."""
-        side = self.card.world.size // self.codec.patch
-        return self.denoiser.channels, side, side
+        return self.denoiser.channels, *self.codec.latent_size(self.world.height, self.world.width)
 
     @property
     def block_shape(self) -> tuple[int, int, int, int]:
         """(C, k, h, w) of one block."""
         channels, height, width = self.latent_size
         return channels, self.card.video.block, height, width
+
+    @property
+    def block_pictures(self) -> tuple[int, int]:
+        """Pictures of a video's first block, and of every other one."""
+        first, both = (self.codec.pictures(blocks * self.card.video.block) for blocks in (1, 2))
+        return first, both - first
 
     @property
     def block_tokens(self) -> int:
@@ -88,6 +90,10 @@ class Generator:
     def embed(self, captions: list[str]) -> Tensor:
         """Text embeddings (B, words, dim), of the denoiser's type."""
         return self.text.encode(captions).to(self.denoiser.dtype)
+
+    def embed_nothing(self) -> Tensor:
+        """The embedding (1, words, dim) that guidance leads away from."""
+        return self.embed([self.world.negative_prompt])
 
     def autocast(self) -> torch.autocast:
         """In what a teacher computes: weights and latents stay as they are, so that a solver's small steps add up."""
@@ -109,16 +115,13 @@ class Generator:
     def save(self, folder: Path) -> None:
         """Write transformer/, text_encoder/, codec/ and the card into an existing folder.
 
-        Raises UserError when a weight is not finite; nothing is then written.
+        Raises UserError when a weight is not finite.
         """
-        for name, network in (("transformer", self.denoiser.transformer), ("text_encoder", self.text)):
-            require_finite(network.state_dict(), str(folder / name))
-        require_finite(self.codec.state_dict(), str(folder / "codec"))
-        self.denoiser.transformer.save_pretrained(folder / "transformer")
-        self.text.save_pretrained(folder / "text_encoder")
-        (folder / "codec").mkdir(exist_ok=True)
-        self.codec.save(folder / "codec")
-        (folder / CARD).write_text(self.card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        require_finite(self.denoiser.transformer.state_dict(), str(folder / TRANSFORMER))
+        self.text.save(folder / TEXT)
+        self.codec.save(folder / CODEC)
+        self.denoiser.transformer.save_pretrained(folder / TRANSFORMER)
+        save_card(folder, self.card)
 
 
 def load_generator(folder: Path) -> Generator:
@@ -127,10 +130,10 @@ def load_generator(folder: Path) -> Generator:
     Raises UserError when a part is missing, broken or of another shape, or a weight is not finite.
     """
     card = load_card(folder)
-    transformer = _load(WanTransformer3DModel, folder / "transformer")
-    text = _load(WordEncoder, folder / "text_encoder")
-    codec = PatchCodec.load(folder / "codec")
-    shape, size = transformer.config, card.world.size
+    world = open_world(card.world)
+    transformer = world.load_transformer(folder / TRANSFORMER)
+    text, codec = world.load_text(folder / TEXT), world.load_codec(folder / CODEC)
+    shape = transformer.config
     for field, found, wanted, why in (
         (
             "in_channels",
@@ -139,19 +142,36 @@ def load_generator(folder: Path) -> Generator:
             "the codec beside it and the card make",
         ),
         ("out_channels", shape.out_channels, codec.channels, "the codec beside it makes"),
-        ("text_dim", shape.text_dim, text.config.dim, "the text encoder beside it makes"),
+        ("text_dim", shape.text_dim, text.dim, "the text encoder beside it makes"),
     ):
         if found != wanted:
             raise UserError(
-                f"{folder / 'transformer' / 'config.json'}: {field} = {found}: {why} "
+                f"{folder / TRANSFORMER / 'config.json'}: {field} = {found}: {why} "
                 f"{wanted}; the parts are not of one checkpoint, make it anew"
             )
-    if size % codec.patch or any(size // codec.patch % patch for patch in shape.patch_size[1:]):
-        raise UserError(
-            f"{folder / CARD}: world.size = {size}: makes no whole patches of {codec.patch} pixels, and of these "
-            f"{shape.patch_size[1]}x{shape.patch_size[2]}; make the checkpoint anew"
-        )
-    return Generator(card, Denoiser(transformer, card.prediction, card.coordinates), text, codec).frozen()
+    generator = Generator(card, Denoiser(transformer, card.prediction, card.coordinates), text, codec).frozen()
+    _check_patches(folder, generator)
+    return generator
+
+
+def _check_patches(folder: Path, generator: Generator) -> None:
+    """Raise UserError when the world's pictures make no whole patches of pixels, and of these no whole tokens."""
+    world, patch = generator.world, generator.denoiser.transformer.config.patch_size[1:]
+    remedy = "make the checkpoint anew"
+    try:
+        _, height, width = generator.latent_size
+    except BrokenRule as error:
+        remedy = f"{error.remedy}; {remedy}"
+    else:
+        if height % patch[0] == width % patch[1] == 0:
+            return
+        remedy = f"makes {height}x{width} latent pixels, no whole tokens of {patch[0]}x{patch[1]}; {remedy}"
+    raise UserError(f"{folder / CARD}: world: {world.width}x{world.height} pixels: {remedy}")
+
+
+def save_card(folder: Path, card: Card) -> None:
+    """Write the card into an existing folder."""
+    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def load_card(folder: Path) -> Card:
@@ -172,38 +192,3 @@ def load_card(folder: Path) -> Card:
 def clone(denoiser: Denoiser) -> Denoiser:
     """A trainable copy, in training mode."""
     return copy.deepcopy(denoiser).requires_grad_(True).train()
-
-
-def _load(kind: type[Model], folder: Path) -> Model:
-    """A diffusers model saved by save_pretrained, its errors made into one line.
-
-    diffusers only warns of weights that are missing, and makes them up.
-    """
-    try:
-        with _no_warnings():
-            model, info = kind.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-        for name in ("missing_keys", "unexpected_keys"):
-            if info[name]:
-                raise ValueError(f"{name.replace('_keys', '')} weights: {', '.join(sorted(info[name]))}")
-    except Exception as error:  # whatever a library meets in files that anybody may have written
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{folder}: cannot be loaded ({reason}); "
-            "the checkpoint is missing, truncated or of another shape, make it anew"
-        ) from None
-    require_finite(model.state_dict(), str(folder))
-    return model
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Silence diffusers below errors."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)

@@ -50,7 +50,8 @@ class Page:
     lead: str
     facts: Sequence[tuple[str, str]]
     seed: int
-    size: int
+    height: int
+    width: int
     training_seconds: float
     longest_seconds: float
     columns: Sequence[Series]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hiar.config import Params, World
+from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import (
     content_hash,
@@ -31,10 +31,7 @@ from hiar.io.hardware import hardware
 from hiar.io.tracking import Run, tracked
 from hiar.stages.definition import check_fits, code_hash, settings_of
 from hiar.stages.restart import TRAINING, opened_state, restarted_from, take_up
-
-# Every purpose draws its scenes from a range of clip numbers of its own: no caption or clip serves two of them.
-PURPOSES = ("training", "held-out", "pairs", "distill", "sample", "critic")
-FIRST_CLIP = {name: place * 2**40 for place, name in enumerate(PURPOSES)}
+from hiar.worlds.interface import World, open_world
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def stage(
     contents = {parent: content_hash(folder) for parent, folder in folders.items()}
     settings = settings_of(definition or name, params, variant)
     facts = {"stage": name, "seed": seed, "variant": variant}
-    key = facts | {"settings": settings, "parents": contents, "code": code_hash(definition or name)}
+    key = facts | {"settings": settings, "parents": contents, "code": code_hash(definition or name, params.world.kind)}
     for parent, manifest in manifests.items():
         check_fits(folders[parent], manifest, params, contents)
         settings = manifest.get("settings", {}) | settings  # what decided a parent decides this
@@ -161,8 +158,11 @@ def make_accelerator(params: Params) -> Accelerator:
 
 
 def sample_world(params: Params) -> World:
-    """The world whose clips from ``FIRST_CLIP["sample"]`` on the samples' prompts describe."""
-    return params.world.model_copy(update={"caption_dropout": params.sample.caption_dropout})
+    """The world whose prompts from ``FIRST_CLIP["sample"]`` on the samples are made of."""
+    settings = params.world
+    if settings.kind == "shapes":
+        settings = settings.model_copy(update={"caption_dropout": params.sample.caption_dropout})
+    return open_world(settings)
 
 
 def write_log(
@@ -212,6 +212,12 @@ def write_curve(workspace: Path, place: str, curve: Sequence[Mapping[str, float]
     writer.writeheader()
     writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in curve)
     write_text(workspace / "curves" / f"{place}.csv", text.getvalue())
+
+
+def write_adopted(workspace: Path, place: str) -> None:
+    """The figures of a stage that had nothing to train: none."""
+    write_metrics(workspace, place, {})
+    write_text(workspace / "curves" / f"{place}.csv", "step,loss\n")
 
 
 def tail_mean(curve: Sequence[Mapping[str, float]], column: str) -> float:

@@ -84,14 +84,16 @@ def find_videos(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def check_videos(folder: Path, paths: Sequence[Path], size: int, least: int) -> int | None:
+def check_videos(folder: Path, paths: Sequence[Path], size: tuple[int, int], least: int) -> int | None:
     """Raise UserError unless videos are alike, as large as the world, and of ``least`` frames, as far as files say.
+
+    size: the world's height and width.
 
     Returns how many frames each has, None where that shows in reading only. Nothing is decoded.
     """
     first = read_head(paths[0])
-    if (first.height, first.width) != (size, size):
-        sizes = f"{first.width}x{first.height} pixels, the world {size}x{size}"
+    if (first.height, first.width) != size:
+        sizes = f"{first.width}x{first.height} pixels, the world {size[1]}x{size[0]}"
         raise UserError(f"{folder}: videos are {sizes}; use the params.yaml they were made with")
     if first.frames is not None and first.frames < least:
         raise UserError(too_short(folder, first.frames, least))

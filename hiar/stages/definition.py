@@ -26,9 +26,10 @@ def settings_of(stage: str, params: Params, variant: str | None) -> dict[str, An
 
 
 @functools.cache
-def code_hash(stage: str) -> str:
-    """SHA-256 over the code that DVC lists for a stage; over all of the package where there is no dvc.yaml."""
-    parts = [name.removeprefix(OURS) for name in _stages().get(stage, {}).get("deps", []) if name.startswith(OURS)]
+def code_hash(stage: str, world: str) -> str:
+    """SHA-256 over the code that DVC lists for a stage in a world; over all of it where there is no dvc.yaml."""
+    deps = [name.replace("${world.kind}", world) for name in _stages().get(stage, {}).get("deps", [])]
+    parts = [name.removeprefix(OURS) for name in deps if name.startswith(OURS)]
     return package_hash(tuple(parts)) if parts else package_hash()
 
 

@@ -12,13 +12,13 @@ from hiar.config import Params
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, Walk, clone, load_generator
 from hiar.stages.cards import trained_card
-from hiar.stages.common import FIRST_CLIP, Paths, stage, tail_mean, write_curve, write_metrics
+from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
 from hiar.training.distillation import Distillation, Pairs, distillation_step
 from hiar.training.loop import train
 from hiar.training.role import kept, make_role
 from hiar.training.self_rollout import SelfRollout
-from hiar.world.captions import captions
+from hiar.worlds.interface import FIRST_CLIP
 
 
 def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: Path | None = None) -> None:
@@ -45,7 +45,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         )
 
         def prompts(samples: range) -> Tensor:
-            return teacher.embed(captions(params.world, seed=seed, first=samples.start, count=len(samples)))
+            return teacher.embed(teacher.world.prompts(seed=seed, first=samples.start, count=len(samples)))
 
         job = Distillation(
             student=make_role(clone(init.denoiser), spec.generator, spec.steps),
@@ -54,7 +54,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             roll_out=roll_out,
             settings=spec,
             prompts=prompts,
-            no_text=teacher.embed([""]),
+            no_text=teacher.embed_nothing(),
             student_samples=FIRST_CLIP["distill"],
             critic_samples=FIRST_CLIP["critic"],
             pairs=_pairs(paths.pairs, teacher) if method.forward_kl else None,

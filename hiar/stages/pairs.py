@@ -18,8 +18,8 @@ from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.rollout.ode import ode_states
 from hiar.schedule import solver_sigmas, step_sigmas
-from hiar.stages.common import FIRST_CLIP, Paths, stage, write_metrics
-from hiar.world.captions import captions
+from hiar.stages.common import Paths, stage, write_metrics
+from hiar.worlds.interface import FIRST_CLIP, open_world
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def solve(params: Params, teacher: Generator, seed: int, numbers: range) -> Tens
     shape = (channels, params.video.frames, height, width)
     noise = normals("pairs noise", seed, numbers, shape)
     text = teacher.embed(pair_captions(params, seed, numbers))
-    no_text = teacher.embed([""]).expand_as(text)
+    no_text = teacher.embed_nothing().expand_as(text)
     with teacher.autocast():
         states = ode_states(teacher.denoiser, noise.to(text), sigmas, text, no_text, params.pairs.guidance)
         return torch.stack([state for i, state in enumerate(states) if i % substeps == 0], dim=1).cpu()
@@ -90,7 +90,8 @@ def check_states(states: Tensor, first: int) -> None:
 
 def pair_captions(params: Params, seed: int, numbers: range) -> list[str]:
     """The captions of trajectories ``numbers``."""
-    return captions(params.world, seed=seed, first=FIRST_CLIP["pairs"] + numbers.start, count=len(numbers))
+    first = FIRST_CLIP["pairs"] + numbers.start
+    return open_world(params.world).prompts(seed=seed, first=first, count=len(numbers))
 
 
 class _Facts(Facts):

@@ -37,7 +37,7 @@ from hiar.stages.sample import (
     finish_samples,
     sample_key,
 )
-from hiar.stages.videos import batches, decode, film_path, gather, missing_batches, write_latents, write_videos
+from hiar.stages.videos import batches, decoding, film_path, gather, missing_batches, write_latents, write_videos
 
 NAMES = [None, *KERNELS]  # of attention kernels, as processes tell each other
 
@@ -153,16 +153,19 @@ def _collect(
 
     When a process breaks down, unfinished-0000.mp4 and so on play up to the last block.
     """
-    size, rate = source.card.world.size, source.card.world.frames_per_second
+    world = source.world
+    decoders = [decoding(source, number) for number in numbers]
     finished: list[Tensor] = []
     with ExitStack() as stack:
         films = [
-            stack.enter_context(open_stream(film_path(folder, number, count), size, size, rate)) for number in numbers
+            stack.enter_context(
+                open_stream(film_path(folder, number, count), world.height, world.width, world.frames_per_second)
+            )
+            for number in numbers
         ]
         for latents in islice(arrivals, blocks):
-            first = len(finished) * latents.shape[2]
             finished.append(latents.cpu())
-            for film, number, latent in zip(films, numbers, latents, strict=True):
-                film(decode(source, latent, number, first))
+            for film, decode, latent in zip(films, decoders, latents, strict=True):
+                film(decode(latent))
             progress.advance(len(latents) * latents.shape[2])
     return torch.cat(finished, dim=2)

@@ -111,12 +111,13 @@ def check_memory(source: Generator, rollout: Rollout, caches: int | None = None)
 def check_frames(source: Generator, frames: int, count: int, batch: int, out: Path, field: str = "--frames") -> None:
     """Raise UserError when ``count`` videos of so many frames, ``batch`` at a time, do not fit in memory or ``out``.
 
-    They are whole in memory before they are written, and their latents on the disk before the videos. ``field`` is what
+    Their latents are whole in memory before they are written, and on the disk before the videos. ``field`` is what
     asks for the frames.
     """
     at_once = min(count, batch)
     latent = frames * 4 * math.prod(source.latent_size)
-    shown = frames * 3 * source.card.world.size**2 * (4 + 4 + 1)  # floats, their copy, bytes
+    part = source.codec.pictures(min(frames, source.codec.chunk))
+    shown = part * 3 * source.world.height * source.world.width * (4 + 4 + 1)  # floats, their copy, bytes
     needed, free = at_once * latent + max(at_once * latent, shown), psutil.virtual_memory().available
     place = next(folder for folder in [out, *out.absolute().parents] if folder.is_dir())
     room = shutil.disk_usage(place).total

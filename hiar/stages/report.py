@@ -30,6 +30,7 @@ from hiar.report.tables import comparison
 from hiar.stages.common import write_log
 from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, read_captions
 from hiar.stages.truth import write_true_videos
+from hiar.worlds.interface import open_world
 
 SHEET_COLUMNS = 10
 TITLE = "Long rollouts, compared"
@@ -45,7 +46,8 @@ def run(params: Params, workspace: Path) -> None:
     Raises UserError when samples or metrics are missing or do not belong together; logs and curves may be missing.
     """
     began = time.monotonic()
-    seed, fps = params.seeds[0], params.world.frames_per_second
+    seed, world = params.seeds[0], open_world(params.world)
+    fps = world.frames_per_second
     models = {_series(params, one): one for one in contenders(params) if one.seed == seed}
     folders = {series: one.samples(workspace) for series, one in models.items()}
     made = [facts(folder, read_manifest(folder, SAMPLES), _Made) for folder in folders.values()]
@@ -66,7 +68,8 @@ def run(params: Params, workspace: Path) -> None:
         lead=_lead(params),
         facts=_facts(params, commits, logs),
         seed=seed,
-        size=params.world.size,
+        height=world.height,
+        width=world.width,
         training_seconds=params.video.frames / fps,
         longest_seconds=max(seconds.values()),
         columns=[TRUTH, *models],
@@ -151,11 +154,11 @@ def _pool(rows: list[dict[str, Any]]) -> Figures:
 
 
 def _lead(params: Params) -> str:
-    world, fps = params.world, params.world.frames_per_second
+    world, fps = open_world(params.world), params.world.frames_per_second
     trained, rolled = params.video.frames, params.sample.frames
     return (
-        "A teacher, the students initialised from it, and what distillation made of them, on the built-in video world "
-        f"of {world.size}×{world.size} pixels. Same prompts, same noise; trained on clips of {trained} frames "
+        f"A teacher, the students initialised from it, and what distillation made of them, on {world.name} "
+        f"of {world.width}×{world.height} pixels. Same prompts, same noise; trained on clips of {trained} frames "
         f"({trained / fps:.3g} s), rolled out for {rolled} ({rolled / fps:.3g} s)."
     )
 

@@ -21,7 +21,7 @@ from hiar.noise import normals
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
-from hiar.stages.common import FIRST_CLIP, Paths, sample_world, stage
+from hiar.stages.common import Paths, sample_world, stage
 from hiar.stages.computing import computing, settle
 from hiar.stages.definition import code_hash
 from hiar.stages.plan import check_frames, check_memory, load_sampler, number_format, plan_line, settle_threads
@@ -34,7 +34,7 @@ from hiar.stages.videos import (
     write_latents,
     write_videos,
 )
-from hiar.world.captions import captions, parse_caption
+from hiar.worlds.interface import FIRST_CLIP
 
 Model = Literal["teacher", "init", "distill"]
 DEFINITIONS = {"teacher": "sample-teacher", "init": "sample-init", "distill": "sample"}  # of stages, in dvc.yaml
@@ -64,7 +64,7 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
     ) as work:
         source = load_sampler(checkpoint, work.accelerator.device)
         count = params.sample.videos
-        prompts = captions(sample_world(params), seed=seed, first=FIRST_CLIP["sample"], count=count)
+        prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=count)
         frames = params.sample.frames if walk else source.card.video.frames
         check_frames(source, frames, count, params.sample.batch, work.folder, "params.yaml: sample.frames")
         make_videos(work.folder, source, prompts, frames, walk, seed, params.sample.batch, f"sample {variant or model}")
@@ -119,7 +119,7 @@ def check_request(
     Raises UserError when it cannot do what is asked.
     """
     for prompt in prompts:
-        parse_caption(source.card.world, prompt)
+        source.world.check(prompt)
     if source.card.stage == "teacher":
         if order or context:
             raise UserError("--order, --context: the teacher is bidirectional and walks no grid; leave them out")
@@ -150,8 +150,8 @@ def sample_key(
     """What decides the content of a folder of samples; ``source`` is the checkpoint, where it is to compute."""
     return {
         "checkpoint": content_hash(checkpoint),
-        "code": code_hash("sample"),
-        "computes": f"{source.codec.basis.device.type}, {number_format(source)}",
+        "code": code_hash("sample", source.card.world.kind),
+        "computes": f"{source.codec.device.type}, {number_format(source)}",
         "prompts": list(prompts),
         "frames": frames,
         "seed": seed,
@@ -199,10 +199,16 @@ def make_videos(
 
 def describe(source: Generator, walk: Walk | None, frames: int) -> dict[str, Any]:
     """What a samples' manifest says of how its videos were made; enough to score them without params.yaml."""
-    card = source.card
     order, context = (walk.order, walk.context) if walk else (None, None)
-    world = card.world.model_dump(mode="json")
-    return {"frames": frames, "block": card.video.block, "world": world, "order": order, "context": context}
+    first, block = source.block_pictures
+    return {
+        "frames": frames,
+        "first_block": first,
+        "block": block,
+        "world": source.card.world.model_dump(mode="json"),
+        "order": order,
+        "context": context,
+    }
 
 
 @torch.no_grad()
@@ -241,7 +247,7 @@ def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, nu
     shape = (channels, frames, height, width)
     noise = normals("clip noise", seed, numbers, shape)
     levels = step_sigmas(source.card.solver_steps, source.card.schedule.teacher_shift)
-    no_text = source.embed([""]).expand_as(text)
+    no_text = source.embed_nothing().expand_as(text)
     with source.autocast():
         *_, latents = ode_states(source.denoiser, noise.to(text), levels, text, no_text, source.card.guidance)
     return latents.cpu()

@@ -1,20 +1,21 @@
-"""Score samples with the oracle of the built-in world: those of the experiment, or any folder of videos."""
+"""Score samples by the judge of their world: those of the experiment, or any folder of videos."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiar.config import Count, Params, Score, World
+from hiar import config
+from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
 from hiar.io.files import json_text
@@ -23,9 +24,8 @@ from hiar.io.outputs import Output, write_output
 from hiar.io.progress import Progress, tell
 from hiar.io.reading import PART
 from hiar.io.tracking import tracked
-from hiar.metrics.motion import LEAST_FRAMES
+from hiar.judges.interface import Findings, Judge, open_judge
 from hiar.metrics.summary import Summary, summarise
-from hiar.metrics.world import Looks, look, measured
 from hiar.parameters import load_params
 from hiar.stages.common import write_log
 from hiar.stages.comparison import (
@@ -39,13 +39,9 @@ from hiar.stages.comparison import (
     too_short,
 )
 from hiar.stages.truth import write_true_videos
-from hiar.world.captions import parse_caption
-from hiar.world.fit import atlases
-from hiar.world.oracle import Judgement, judge
+from hiar.worlds.interface import open_world
 
 FEW = 16  # findings of parts that lie about at a time: the memory between many small ones is lost
-
-_Found = TypeVar("_Found", Judgement, Looks)
 
 
 def run(params: Params, workspace: Path) -> None:
@@ -61,22 +57,24 @@ def run(params: Params, workspace: Path) -> None:
     everything = [(contender, contender.samples(workspace)) for contender in contenders(params)]
     for _, folder in everything:
         read_manifest(folder, SAMPLES)
-    inputs = [(contender, _checked(folder, params.world, params.score)) for contender, folder in everything]
+    inputs = []
+    for contender, folder in everything:
+        protocol = replace(protocol_of(folder, params), world=params.world)
+        inputs.append((contender, protocol, _checked(folder, protocol)))
     with tracked("score", None, None, params, workspace) as run:
         rows = []
-        for contender, samples in inputs:
-            metrics, _ = _score_samples(samples, params.world, params.score, params.video.block)
+        for contender, protocol, samples in inputs:
+            metrics, _ = _score_samples(samples, protocol)
             rows.append({**asdict(contender), "metrics": metrics})
             place = f"{contender.stage}/{contender.variant}/seed-{contender.seed}"
             run.log(0, {f"{place}/{name}": figure["mean"] for name, figure in metrics.items()})
-        truth = [
-            {
-                "seed": seed,
-                "protocol": _protocol(params.world, params.score, params.video.block),
-                "metrics": _true_world(params, workspace, seed),
-            }
-            for seed in params.seeds
-        ]
+        truth = []
+        if open_world(params.world).has_clips:
+            protocol = Protocol(params.world, params.score, params.video.block, params.video.block)
+            truth = [
+                {"seed": seed, "protocol": protocol.record(), "metrics": _true_world(params, protocol, workspace, seed)}
+                for seed in params.seeds
+            ]
         write_json(summary, rows)
         write_json(workspace / "metrics" / "world.json", truth)
         run.artifact(summary)
@@ -96,13 +94,13 @@ def score_folder(folder: Path, out: Output, workspace: Path = Path()) -> None:
         raise UserError(f"{folder}: no such folder; name one that holds mp4 videos and {CAPTIONS}")
     params = load_params(workspace / "params.yaml")
     torch.set_num_threads(params.runtime.threads)
-    world, block = _geometry(folder, params)
-    samples = _checked(folder, world, params.score)
+    protocol = protocol_of(folder, params)
+    samples = _checked(folder, protocol)
     if pair := by_number(samples.paths):
         tell(f"score {folder}: captions go to videos by their numbers, {pair[0].name} comes before {pair[1].name}")
-    metrics, frames = _score_samples(samples, world, params.score, block)
+    metrics, frames = _score_samples(samples, protocol)
     result = {
-        "protocol": _protocol(world, params.score, block),
+        "protocol": protocol.record(),
         "videos": len(samples.captions),
         "frames": frames,
         "metrics": metrics,
@@ -110,12 +108,47 @@ def score_folder(folder: Path, out: Output, workspace: Path = Path()) -> None:
     write_output(out, json_text(result))
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """What videos are scored against; ``first_block``: pictures of a video's first block, ``block``: of any other."""
+
+    world: config.World
+    score: config.Score
+    first_block: int
+    block: int
+
+    def judge(self) -> Judge:
+        """Who scores by it."""
+        return open_judge(self.world, self.score, self.first_block, self.block)
+
+    def record(self) -> dict[str, Any]:
+        """It, for files."""
+        sections = {name: getattr(self, name).model_dump(mode="json") for name in ("world", "score")}
+        return sections | {"first_block": self.first_block, "block": self.block}
+
+
+def protocol_of(folder: Path, params: Params) -> Protocol:
+    """The protocol for a folder's videos: world and blocks of its manifest where it has one, else of ``params``.
+
+    Raises UserError for a manifest that is not of samples, or not whole.
+    """
+    block = params.video.block
+    if not os.path.lexists(folder / MANIFEST):
+        return Protocol(params.world, params.score, block, block)
+    said = facts(folder, read_manifest(folder, SAMPLES), _Geometry)
+    return Protocol(said.world, params.score, said.first_block or said.block, said.block)
+
+
+class _Geometry(Facts):
+    world: config.World
+    first_block: Count | None = None  # null: as the others
+    block: Count
+
+
 def score(
     videos: Iterable[Iterable[Tensor]],
     captions: Sequence[str],
-    world: World,
-    thresholds: Score,
-    block: int,
+    judge: Judge,
     source: Path | str,
     frames: int | None = None,
 ) -> tuple[dict[str, Summary], int]:
@@ -123,29 +156,24 @@ def score(
 
     Only a part is held at a time, or a few videos that are shorter than one. ``source`` is what errors and the progress
     line name; ``frames`` of a video, where they are known, tell the line its end.
-    Raises UserError for captions that are not this world's and videos that are too short.
+    Raises UserError for captions that are not the judge's world's and videos that are too short.
     """
-    for caption in captions:
-        parse_caption(world, caption)
-    tables, least = atlases(world), least_frames(thresholds)
     found: list[dict[str, Tensor]] = []
     done = length = 0
     with Progress(f"score {source}", frames and frames * len(captions), unit="frames") as progress:
         for batch in _batches(videos):
-            judgements: list[Judgement] = []
-            looks: list[Looks] = []
+            findings: list[Findings] = []
             before, length = None, 0
             for part in batch:
                 asked = captions[done : done + len(part)]
-                judgements.append(judge(world, part, asked, tables))
-                looks.append(look(part, before))
+                findings.append(judge.look(part, before, asked))
                 before, length = part[:, -1:].clone(), length + part.shape[1]
-                if len(looks) == FEW:
-                    judgements, looks = [_joined(judgements)], [_joined(looks)]
+                if len(findings) == FEW:
+                    findings = [_joined(findings)]
                 progress.advance(len(part) * part.shape[1])
-            if length < least:
-                raise UserError(too_short(source, length, least))
-            found.append(measured(_joined(looks), _joined(judgements), world, thresholds, block))
+            if length < judge.least_frames:
+                raise UserError(too_short(source, length, judge.least_frames))
+            found.append(judge.measure(_joined(findings)))
             done += len(asked)
     return {name: summarise(torch.cat([one[name] for one in found])) for name in found[0]}, length
 
@@ -160,22 +188,17 @@ class _Samples:
     frames: int | None
 
 
-def _checked(folder: Path, world: World, thresholds: Score) -> _Samples:
-    captions = read_captions(folder)
+def _checked(folder: Path, protocol: Protocol) -> _Samples:
+    captions, world = read_captions(folder), open_world(protocol.world)
     for caption in captions:
-        parse_caption(world, caption)
+        world.check(caption)
     paths = find_videos(folder, len(captions))
-    return _Samples(folder, captions, paths, check_videos(folder, paths, world.size, least_frames(thresholds)))
+    frames = check_videos(folder, paths, (world.height, world.width), protocol.judge().least_frames)
+    return _Samples(folder, captions, paths, frames)
 
 
-def _score_samples(samples: _Samples, world: World, thresholds: Score, block: int) -> tuple[dict[str, Summary], int]:
-    videos = read_videos(samples.paths)
-    return score(videos, samples.captions, world, thresholds, block, samples.folder, samples.frames)
-
-
-def least_frames(thresholds: Score) -> int:
-    """How many frames a video must have to be scored."""
-    return max(LEAST_FRAMES, thresholds.segments)
+def _score_samples(samples: _Samples, protocol: Protocol) -> tuple[dict[str, Summary], int]:
+    return score(read_videos(samples.paths), samples.captions, protocol.judge(), samples.folder, samples.frames)
 
 
 def _batches(videos: Iterable[Iterable[Tensor]]) -> Iterator[Iterable[Tensor]]:
@@ -198,39 +221,16 @@ def _batches(videos: Iterable[Iterable[Tensor]]) -> Iterator[Iterable[Tensor]]:
         yield [torch.stack(short)]
 
 
-def _joined(parts: Sequence[_Found]) -> _Found:
+def _joined(parts: Sequence[Findings]) -> Findings:
     """What was found in one part of some videos after the other, in whole videos."""
-    columns = zip(*(vars(part).values() for part in parts), strict=True)
-    return type(parts[0])(*(torch.cat(column, dim=1) for column in columns))
+    return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 
 
-def _true_world(params: Params, workspace: Path, seed: int) -> dict[str, Summary]:
+def _true_world(params: Params, protocol: Protocol, workspace: Path, seed: int) -> dict[str, Summary]:
     """The metrics of the clips whose captions are the samples' prompts, made as the samples are."""
-    sample, block = params.sample, params.video.block
+    sample = params.sample
     with TemporaryDirectory() as scratch:
         captions = write_true_videos(params, workspace, seed, sample.videos, Path(scratch))
         videos = read_videos(find_videos(Path(scratch), sample.videos))
-        metrics, _ = score(videos, captions, params.world, params.score, block, "the true world", sample.frames)
+        metrics, _ = score(videos, captions, protocol.judge(), "the true world", sample.frames)
     return metrics
-
-
-def _protocol(world: World, thresholds: Score, block: int) -> dict[str, Any]:
-    """What the videos were scored against."""
-    return {
-        "world": world.model_dump(mode="json"),
-        "score": thresholds.model_dump(mode="json"),
-        "block": block,
-    }
-
-
-def _geometry(folder: Path, params: Params) -> tuple[World, int]:
-    """World and block of the videos of a folder: of its manifest where it has one, else of ``params``."""
-    if not os.path.lexists(folder / MANIFEST):
-        return params.world, params.video.block
-    geometry = facts(folder, read_manifest(folder, SAMPLES), _Geometry)
-    return geometry.world, geometry.block
-
-
-class _Geometry(Facts):
-    world: World
-    block: Count

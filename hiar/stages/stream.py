@@ -27,7 +27,7 @@ from hiar.stages.computing import choose, computing
 from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
 from hiar.stages.rollouts import make_rollout
 from hiar.stages.sample import check_request
-from hiar.stages.videos import decode
+from hiar.stages.videos import decoding
 
 
 def stream(
@@ -56,7 +56,7 @@ def stream(
         raise UserError(
             f"--checkpoint = {checkpoint}: is a teacher, which makes whole clips; name an init or a distilled student"
         )
-    block, world = source.card.video.block, source.card.world
+    block, world = source.card.video.block, source.world
     prompts = change_prompts(changes, block, frames)
     asked = block if frames is None else frames
     walk = check_request(source, [prompt, *prompts.values()], asked, order, context)
@@ -69,14 +69,15 @@ def stream(
     with (
         computing(source.denoiser, choice),
         interruptions() as interrupted,
-        open_stream(target, world.size, world.size, world.frames_per_second) as add,
+        open_stream(target, world.height, world.width, world.frames_per_second) as add,
         Progress("stream", frames, unit="frames") as progress,
     ):
+        decode = decoding(source)
         first: float | None = None
         last = time.monotonic()
         for latent in clean_blocks(source, walk, rollout):
             try:
-                add(decode(source, latent, first=done))
+                add(decode(latent))
             except UserError as error:
                 if interrupted and isinstance(error.__cause__, BrokenPipeError):
                     break  # Ctrl-C reaches the reader of a pipe too

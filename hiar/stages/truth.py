@@ -10,9 +10,9 @@ from hiar.config import Params
 from hiar.io.artifacts import read_manifest
 from hiar.io.names import video_name
 from hiar.io.video import write_mp4
-from hiar.models.codec import PatchCodec, to_frames, to_video
-from hiar.stages.common import FIRST_CLIP, Paths, sample_world
-from hiar.world.render import clips
+from hiar.models.pixels import to_frames, to_video
+from hiar.stages.common import Paths, sample_world
+from hiar.worlds.interface import FIRST_CLIP
 
 BATCH = 16  # clips that are rendered and encoded at a time
 
@@ -23,20 +23,19 @@ def write_true_videos(params: Params, workspace: Path, seed: int, count: int, fo
 
     Returns the captions. Raises UserError when the seed's codec is missing or altered.
     """
-    place = Paths(workspace, seed).codec
+    place, world = Paths(workspace, seed).codec, sample_world(params)
     read_manifest(place, "codec")
-    codec = PatchCodec.load(place)
+    codec = world.load_codec(place)
     captions: list[str] = []
     for first in range(0, count, BATCH):
-        frames, said = clips(
-            sample_world(params),
+        frames, said = world.clips(
             seed=seed,
             first=FIRST_CLIP["sample"] + first,
             count=min(BATCH, count - first),
             frames=params.sample.frames,
         )
         for number, clip in enumerate(frames, start=first):
-            decoded = to_frames(codec.decode(codec.encode(to_video(clip[None]))))[0]
-            write_mp4(folder / video_name(number, params.sample.videos), decoded, params.world.frames_per_second)
+            decoded = to_frames(codec.decoding()(codec.encode(to_video(clip[None]))))[0]
+            write_mp4(folder / video_name(number, params.sample.videos), decoded, world.frames_per_second)
         captions += said
     return captions

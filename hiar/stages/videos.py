@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,9 +13,9 @@ from hiar.errors import UserError
 from hiar.io.artifacts import write_text
 from hiar.io.names import video_name
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
-from hiar.io.video import write_mp4
-from hiar.models.codec import to_frames
+from hiar.io.video import write_parts
 from hiar.models.generator import Generator
+from hiar.models.pixels import to_frames
 
 SCRATCH = ".latents"  # where latents wait until all are there
 
@@ -54,7 +54,7 @@ def write_videos(folder: Path, source: Generator, index: int, numbers: range, co
     for number, latent in zip(numbers, latents, strict=True):
         path = folder / video_name(number, count)
         if not path.exists():
-            write_mp4(path, decode(source, latent, number), source.card.world.frames_per_second)
+            write_parts(path, decoded(source, latent, number), source.world.frames_per_second)
         film_path(folder, number, count).unlink(missing_ok=True)
 
 
@@ -73,17 +73,32 @@ def gather(folder: Path, prompts: Sequence[str], batch: int, save_latents: bool)
     write_text(folder / "captions.txt", "".join(f"{prompt}\n" for prompt in prompts))
 
 
-@torch.no_grad()
-def decode(source: Generator, latent: Tensor, number: int = 0, first: int = 0) -> Tensor:
-    """Latents (C, F, h, w) of video ``number``, from frame ``first`` on, as frames, uint8 (F, H, W, 3).
+def decoded(source: Generator, latent: Tensor, number: int = 0) -> Iterator[Tensor]:
+    """Latents (C, F, h, w) of video ``number`` as pictures, uint8 (f, H, W, 3), part by part."""
+    decode = decoding(source, number)
+    for part in latent.split(source.codec.chunk, dim=1):
+        yield decode(part)
 
-    Raises UserError when they are not finite, or what is decoded is not: as pixels it would be black.
+
+def decoding(source: Generator, number: int = 0) -> Callable[[Tensor], Tensor]:
+    """A decoder of video ``number``: latents (C, f, h, w), part after part, to pictures, uint8 (F, H, W, 3).
+
+    It raises UserError when they are not finite, or what is decoded is not: as pixels it would be black.
     """
-    require_finite_latents(latent[None], [number], first)
-    video = source.codec.decode(latent[None].to(source.codec.basis))
-    if not video.isfinite().all():
-        _refuse(number, "pixels", first + int((~video[0].isfinite()).any(dim=0).flatten(1).any(dim=1).int().argmax()))
-    return to_frames(video)[0].cpu()
+    done, to_pixels = 0, source.codec.decoding()
+
+    @torch.no_grad()
+    def decode(latent: Tensor) -> Tensor:
+        nonlocal done
+        require_finite_latents(latent[None], [number], done)
+        video = to_pixels(latent[None].to(source.codec.device, torch.float32))
+        if not video.isfinite().all():
+            broken = (~video[0].isfinite()).any(dim=0).flatten(1).any(dim=1)
+            _refuse(number, "pixels", source.codec.pictures(done) + int(broken.int().argmax()))
+        done += latent.shape[1]
+        return to_frames(video)[0].cpu()
+
+    return decode
 
 
 def _refuse(number: int, what: str, frame: int) -> NoReturn:

@@ -24,7 +24,7 @@ from hiar.cli import main
 from hiar.io.reading import read_parts
 from hiar.io.video import read_mp4, write_mp4
 from hiar.parameters import load_params
-from hiar.world.render import clips
+from hiar.worlds.shapes.render import clips
 
 PARAMS = load_params(ROOT / "params.yaml")
 FRAMES = 20

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from hiar.config import Params, World
+from hiar.config import Params, ShapesWorld
 from hiar.parameters import load_params
 
 
@@ -12,5 +12,5 @@ def params() -> Params:
 
 
 @pytest.fixture(scope="session")
-def world(params: Params) -> World:
+def world(params: Params) -> ShapesWorld:
     return params.world

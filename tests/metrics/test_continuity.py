@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from hiar.config import World
+from hiar.config import ShapesWorld
 from hiar.metrics.continuity import border_jump, changes
-from hiar.world.render import clips
+from hiar.worlds.shapes.render import clips
 
 BLOCK = 3
 
@@ -30,6 +30,6 @@ def test_nothing_to_compare_is_one():
     assert {border_jump(changes(steps([0, 9, 99])), block).dtype for block in (1, 2, 3)} == {torch.float64}
 
 
-def test_the_true_world_has_no_borders(world: World):
+def test_the_true_world_has_no_borders(world: ShapesWorld):
     frames, _ = clips(world, seed=0, first=0, count=64, frames=60)
     assert border_jump(changes(frames), BLOCK).mean().item() == pytest.approx(1, abs=0.03)

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from worlds import DEFAULT
+from shape_worlds import DEFAULT
 
 from hiar.config import Model, Schedule, Video
 from hiar.errors import UserError
 from hiar.models.attention import Bidirectional
-from hiar.models.codec import PatchCodec
 from hiar.models.denoiser import build_denoiser
 from hiar.models.generator import Card, Generator, Walk, load_generator
-from hiar.models.text import build_word_encoder
 from hiar.rollout.cell import OURS
-from hiar.world.captions import vocabulary
+from hiar.worlds.shapes.captions import vocabulary
+from hiar.worlds.shapes.codec import PatchCodec
+from hiar.worlds.shapes.text import build_word_encoder
 
 MODEL = Model(
     layers=1,

@@ -7,6 +7,7 @@ from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST
 from hiar.io.reading import PART
 from hiar.io.video import read_mp4, write_mp4
+from hiar.judges.interface import open_judge
 from hiar.stages import score
 
 ISSUE = {"good", "residual", "smoothed_speed", "saturation_drift", "sharpness_drift", "background_shift", "border_jump"}
@@ -107,7 +108,7 @@ def test_folder_is_scored_with_or_without_a_manifest(params, tmp_path, project):
     result = json.loads(with_manifest)
     assert (result["videos"], result["frames"]) == (VIDEOS, FRAMES)
     assert result["metrics"]["good"]["mean"] == 1
-    assert result["protocol"].keys() == {"world", "score", "block"}
+    assert result["protocol"].keys() == {"world", "score", "first_block", "block"}
     (folder / MANIFEST).unlink()
     score.score_folder(folder, out, project)
     assert out.read_bytes() == with_manifest
@@ -179,7 +180,8 @@ def test_parts_and_batches_change_nothing(params, monkeypatch):
     monkeypatch.setattr(score, "FEW", 2)
     for frames, parts in ((300, PART), (30, 7)):
         videos, captions = true_clips(params, seed=0, frames=frames)
-        settings = (params.world, params.score, params.video.block, "videos")
+        judge = open_judge(params.world, params.score, params.video.block, params.video.block)
+        settings = (judge, "videos")
         whole = score.score([[video] for video in videos], captions, *settings)
         assert score.score([video.split(parts) for video in videos], captions, *settings) == whole
         alone = [score.score([[video]], [line], *settings)[0] for video, line in zip(videos, captions, strict=True)]

@@ -164,7 +164,10 @@ def test_code_that_decides_nothing_may_be_edited_meanwhile(tmp_path: Path) -> No
             shutil.copy(source, tmp_path / name)
 
     def hashes() -> list[str]:
-        script = "from hiar.stages.definition import code_hash as h; print(h('codec'), h('distill'), h('sample'))"
+        script = (
+            "from hiar.stages.definition import code_hash\n"
+            "print(*(code_hash(stage, 'shapes') for stage in ('codec', 'distill', 'sample')))"
+        )
         command = [sys.executable, "-c", script]
         return subprocess.run(
             command, cwd=tmp_path, env=environment() | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
@@ -175,7 +178,7 @@ def test_code_that_decides_nothing_may_be_edited_meanwhile(tmp_path: Path) -> No
             file.write("\n# a comment\n")
 
     whole = hashes()
-    assert whole == [code_hash("codec"), code_hash("distill"), code_hash("sample")]
+    assert whole == [code_hash(stage, "shapes") for stage in ("codec", "distill", "sample")]
     for name in ("report/page.py", "cli.py", "io/tracking.py", "metrics/drift.py"):
         edit(name)
     assert hashes() == whole

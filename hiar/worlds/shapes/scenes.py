@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiar.config import World
+from hiar.config import ShapesWorld
 from hiar.noise import stream
-from hiar.world.shapes import extents
+from hiar.worlds.shapes.shapes import extents
 
 _DRAWS = 12  # uniform numbers a clip is made of; adding some at the end leaves what the others mean unchanged
 
@@ -35,7 +35,7 @@ class Scenes:
         return len(self.shape)
 
 
-def scenes(world: World, *, seed: int, first: int, count: int) -> Scenes:
+def scenes(world: ShapesWorld, *, seed: int, first: int, count: int) -> Scenes:
     """Scenes ``first`` to ``first + count``; scene i depends on the world, the seed and i, not on its batch."""
     drawn = torch.from_numpy(np.stack([stream("scene", seed, sample=first + i).random(_DRAWS) for i in range(count)]))
     shape = _pick(drawn[:, 0], len(world.shapes))

@@ -6,15 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shape_worlds import DEFAULT, LARGE, PANNING, WHOLE_FAMILY, worlds
 from torch import Tensor
-from worlds import DEFAULT, LARGE, PANNING, WHOLE_FAMILY, worlds
 
-from hiar.config import World
+from hiar.config import ShapesWorld
 from hiar.errors import UserError
-from hiar.world.oracle import CHUNK, Judgement, judge
-from hiar.world.palette import background_table, color_table
-from hiar.world.render import clips, render
-from hiar.world.scenes import Scenes, positions, scenes
+from hiar.judges.shapes.oracle import CHUNK, Judgement, judge
+from hiar.worlds.shapes.palette import background_table, color_table
+from hiar.worlds.shapes.render import clips, render
+from hiar.worlds.shapes.scenes import Scenes, positions, scenes
 
 # What params.yaml calls good.
 RESIDUAL, COLOR = 0.08, 0.25
@@ -24,7 +24,7 @@ def _good(judgement: Judgement) -> Tensor:
     return judgement.shape_right & (judgement.residual < RESIDUAL) & (judgement.color_error < COLOR)
 
 
-def _check_true_clips(world: World, seed: int, count: int, frames: int) -> None:
+def _check_true_clips(world: ShapesWorld, seed: int, count: int, frames: int) -> None:
     batch = scenes(world, seed=seed, first=0, count=count)
     video, captions = clips(world, seed=seed, first=0, count=count, frames=frames)
     judgement = judge(world, video, captions)
@@ -42,13 +42,13 @@ def _check_true_clips(world: World, seed: int, count: int, frames: int) -> None:
 
 
 @pytest.mark.parametrize("world", [DEFAULT, WHOLE_FAMILY, PANNING, LARGE], ids=["default", "all", "panning", "large"])
-def test_true_clips_are_recognised(world: World) -> None:
+def test_true_clips_are_recognised(world: ShapesWorld) -> None:
     _check_true_clips(world, seed=11, count=40, frames=5)
 
 
 @settings(max_examples=10)
 @given(worlds(), st.integers(0, 1000))
-def test_true_clips_of_any_world_are_recognised(world: World, seed: int) -> None:
+def test_true_clips_of_any_world_are_recognised(world: ShapesWorld, seed: int) -> None:
     _check_true_clips(world, seed, count=6, frames=3)
 
 

@@ -13,9 +13,9 @@ from typing import cast
 
 import torch
 
-from hiar.config import Background, Color, Shape, World
+from hiar.config import Background, Color, Shape, ShapesWorld
 from hiar.errors import UserError, suggest
-from hiar.world.scenes import Scenes, scenes
+from hiar.worlds.shapes.scenes import Scenes, scenes
 
 SPEEDS = ("slowly", "quickly")  # under and over the middle of world.speed
 DIRECTIONS = (
@@ -37,17 +37,17 @@ class Asked:
     background: Background | None
 
 
-def captions(world: World, *, seed: int, first: int, count: int) -> list[str]:
+def captions(world: ShapesWorld, *, seed: int, first: int, count: int) -> list[str]:
     """The captions of the clips ``first`` to ``first + count``, without rendering them."""
     return describe(world, scenes(world, seed=seed, first=first, count=count))
 
 
-def describe(world: World, batch: Scenes) -> list[str]:
+def describe(world: ShapesWorld, batch: Scenes) -> list[str]:
     """One sentence a scene, with what ``batch.told`` leaves out left out."""
     return [sentence(scene) for scene in facts(world, batch)]
 
 
-def facts(world: World, batch: Scenes) -> list[Asked]:
+def facts(world: ShapesWorld, batch: Scenes) -> list[Asked]:
     """What each scene's caption says."""
     fast = batch.velocity.norm(dim=1) >= sum(world.speed) / 2
     angle = torch.atan2(batch.velocity[:, 1], batch.velocity[:, 0])
@@ -73,7 +73,7 @@ def sentence(asked: Asked) -> str:
     return " ".join(word for word in words if word is not None)
 
 
-def vocabulary(world: World) -> tuple[str, ...]:
+def vocabulary(world: ShapesWorld) -> tuple[str, ...]:
     """Every word a caption of this world may hold, without repetition, in an order that only the world decides."""
     words = ["a", "an", "moves", "on", "background", *SPEEDS, *DIRECTIONS, *world.colors]
     words += [word for shape in world.shapes for word in _spoken(shape).split()]
@@ -81,7 +81,7 @@ def vocabulary(world: World) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def parse_caption(world: World, text: str) -> Asked:
+def parse_caption(world: ShapesWorld, text: str) -> Asked:
     """What ``text`` asks for. Case, spacing, commas and full stops do not matter.
 
     Raises UserError naming the word this world does not know, or, when all are known, showing a sentence that it does.
@@ -104,7 +104,7 @@ def parse_caption(world: World, text: str) -> Asked:
     )
 
 
-def _grammar(world: World) -> str:
+def _grammar(world: ShapesWorld) -> str:
     def one_of(name: str, words: Iterable[str]) -> str:
         return f"(?P<{name}>{'|'.join(words)})"
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from shape_worlds import DEFAULT
 from torch import Tensor
-from worlds import DEFAULT
 
 from hiar.errors import UserError
-from hiar.models.codec import CONFIG, WEIGHTS, PatchCodec, decoder_loss, to_frames, to_video
-from hiar.world.render import clips
+from hiar.models.pixels import to_frames, to_video
+from hiar.worlds.shapes.codec import CONFIG, WEIGHTS, PatchCodec
+from hiar.worlds.shapes.render import clips
 
 PATCH, CHANNELS = 8, 4
 
@@ -82,22 +83,22 @@ def test_a_short_training_improves_on_the_linear_decoder_also_on_noisy_latents(v
     codec.fit_encoder(video.transpose(1, 2).flatten(0, 1))
     held_out = to_video(clips(DEFAULT, seed=0, first=1000, count=40, frames=1)[0])
     noise = 0.3 * torch.randn(codec.encode(held_out).shape)
-    before = [decoder_loss(codec, held_out, n).item() for n in (torch.zeros(()), noise)]
+    before = [codec.loss(held_out, n).item() for n in (torch.zeros(()), noise)]
     optimizer = torch.optim.AdamW(codec.parameters(), lr=4e-3)
     for _ in range(100):
         batch = video[torch.randint(len(video), (16,)), :, :1]
-        loss = decoder_loss(codec, batch, 0.2 * torch.randn(16, CHANNELS, 1, 8, 8))
+        loss = codec.loss(batch, 0.2 * torch.randn(16, CHANNELS, 1, 8, 8))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    after = [decoder_loss(codec, held_out, n).item() for n in (torch.zeros(()), noise)]
+    after = [codec.loss(held_out, n).item() for n in (torch.zeros(()), noise)]
     assert after[0] < 0.7 * before[0]
     assert after[1] < 0.7 * before[1]
 
 
 def test_the_loss_is_the_mean_squared_error_and_trains_the_decoder_only(codec: PatchCodec, video: Tensor) -> None:
     noise = torch.randn(60, CHANNELS, 3, 8, 8)
-    loss = decoder_loss(codec, video, noise)
+    loss = codec.loss(video, noise)
     expected = (codec.decode(codec.encode(video) + noise) - video).square().mean()
     torch.testing.assert_close(loss, expected)
     loss.backward()

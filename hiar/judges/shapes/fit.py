@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hiar.config import Shape, World
-from hiar.world import backdrop
-from hiar.world.shapes import EDGE, extents, masks
+from hiar.config import Shape, ShapesWorld
+from hiar.worlds.shapes import backdrop
+from hiar.worlds.shapes.shapes import EDGE, extents, masks
 
 STRIDE = 0.25  # of the coarse grid of positions, in radii
 REDUCTION = 0.4  # of the coarse pictures: at most this many radii a pixel
@@ -62,12 +62,12 @@ class _Solution(NamedTuple):
     move: Tensor  # (N, 2) from the position asked about towards the best one; (N, 0) when not asked for
 
 
-def atlases(world: World) -> list[Atlas]:
+def atlases(world: ShapesWorld) -> list[Atlas]:
     """The coarse search's tables, one a shape of the world."""
     return [_atlas(world, shape) for shape in world.shapes]
 
 
-def fit(world: World, tables: list[Atlas], pixels: Tensor) -> Fit:
+def fit(world: ShapesWorld, tables: list[Atlas], pixels: Tensor) -> Fit:
     """Fit frames (N, 3, H, W) in [0, 1] against all shapes, positions and colours; ``tables`` is ``atlases(world)``."""
     frames = _prepare(world, pixels)
     reduced = _reduce(world, pixels)
@@ -83,7 +83,7 @@ def fit(world: World, tables: list[Atlas], pixels: Tensor) -> Fit:
     return Fit(*(torch.stack(field)[best, row] for field in zip(*fits, strict=True)))
 
 
-def _atlas(world: World, shape: Shape) -> Atlas:
+def _atlas(world: ShapesWorld, shape: Shape) -> Atlas:
     low = torch.tensor(extents(shape, world.radius))
     high = world.size - low
     counts = ((high - low) / (STRIDE * world.radius)).ceil().int() + 1
@@ -93,20 +93,20 @@ def _atlas(world: World, shape: Shape) -> Atlas:
     return Atlas(shape, low, high, position, basis.permute(1, 2, 0).flatten(1))
 
 
-def _spanning(world: World, shape: Shape, position: Tensor) -> Tensor:
+def _spanning(world: ShapesWorld, shape: Shape, position: Tensor) -> Tensor:
     """Orthonormal reduced pictures (N, reduced pixels, r) that span a shape at (N, 2) and the backdrop around it."""
     mask = masks(shape, world.radius, world.size, position)[:, None]
     behind = (1 - mask) * backdrop.basis(world).float()[:, None, :]
     return torch.linalg.qr(_reduce(world, torch.cat([mask, behind], dim=1)).mT).Q
 
 
-def _reduce(world: World, pictures: Tensor) -> Tensor:
+def _reduce(world: ShapesWorld, pictures: Tensor) -> Tensor:
     """Pictures (N, channels, H, W) averaged over squares for the coarse search, (N, channels, reduced pixels)."""
     side = min(world.size, math.ceil(world.size / (REDUCTION * world.radius)))
     return F.adaptive_avg_pool2d(pictures, side).flatten(2)
 
 
-def _prepare(world: World, pixels: Tensor) -> _Frames:
+def _prepare(world: ShapesWorld, pixels: Tensor) -> _Frames:
     patterns = backdrop.basis(world).float()
     return _Frames(
         pixels=pixels,
@@ -124,7 +124,7 @@ def _search(table: Atlas, reduced: Tensor) -> Tensor:
     return table.position[explained.argmax(dim=1)]
 
 
-def _refine(world: World, table: Atlas, frames: _Frames, position: Tensor) -> Tensor:
+def _refine(world: ShapesWorld, table: Atlas, frames: _Frames, position: Tensor) -> Tensor:
     """The best position (N, 2) near the given one."""
     furthest = STRIDE * world.radius  # a step; a fit that wants to go further is no use as a direction
     steps = 1 + max(1, round(furthest / EDGE))  # each goes about half an edge's width; the last is for precision
@@ -134,7 +134,7 @@ def _refine(world: World, table: Atlas, frames: _Frames, position: Tensor) -> Te
     return position
 
 
-def _solve(world: World, shape: Shape, frames: _Frames, position: Tensor, *, moving: bool = False) -> _Solution:
+def _solve(world: ShapesWorld, shape: Shape, frames: _Frames, position: Tensor, *, moving: bool = False) -> _Solution:
     """The least-squares colours for a shape at given positions (N, 2); ``move`` is empty unless ``moving``.
 
     With ``moving`` the mask's derivatives by the position join the unknowns: their weights are contrast times move.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hiar.config import World
-from hiar.world.backdrop import stripes
-from hiar.world.captions import describe
-from hiar.world.palette import background_table, color_table
-from hiar.world.scenes import Scenes, positions, scenes
-from hiar.world.shapes import masks
+from hiar.config import ShapesWorld
+from hiar.worlds.shapes.backdrop import stripes
+from hiar.worlds.shapes.captions import describe
+from hiar.worlds.shapes.palette import background_table, color_table
+from hiar.worlds.shapes.scenes import Scenes, positions, scenes
+from hiar.worlds.shapes.shapes import masks
 
 
-def clips(world: World, *, seed: int, first: int, count: int, frames: int) -> tuple[Tensor, list[str]]:
+def clips(world: ShapesWorld, *, seed: int, first: int, count: int, frames: int) -> tuple[Tensor, list[str]]:
     """Clips ``first`` to ``first + count`` of the world: (uint8 (count, frames, H, W, 3), captions).
 
     Clip i depends on the world, the seed and i alone, and its frame f not on how many frames are asked for.
@@ -22,7 +22,7 @@ def clips(world: World, *, seed: int, first: int, count: int, frames: int) -> tu
     return render(world, batch, frames), describe(world, batch)
 
 
-def render(world: World, batch: Scenes, frames: int) -> Tensor:
+def render(world: ShapesWorld, batch: Scenes, frames: int) -> Tensor:
     """The scenes' first ``frames`` frames, uint8 (N, frames, H, W, 3)."""
     size = world.size
     position = positions(batch, frames).float()

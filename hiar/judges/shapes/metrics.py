@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hiar.config import Score, World
+from hiar.config import Score, ShapesWorld
+from hiar.judges.shapes.oracle import Judgement
 from hiar.metrics import continuity, drift, motion
 from hiar.metrics.segments import segment_means, trend
-from hiar.world.oracle import Judgement
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,9 @@ def look(frames: Tensor, before: Tensor | None = None) -> Looks:
     return Looks(drift.saturation(frames), drift.sharpness(frames), continuity.changes(joined))
 
 
-def measure(frames: Tensor, judgement: Judgement, world: World, score: Score, block: int) -> dict[str, Tensor]:
-    """`measured` of whole videos uint8 (V, F, H, W, 3)."""
-    return measured(look(frames), judgement, world, score, block)
-
-
-def measured(looks: Looks, judgement: Judgement, world: World, score: Score, block: int) -> dict[str, Tensor]:
+def measured(
+    looks: Looks, judgement: Judgement, world: ShapesWorld, score: Score, blocks: tuple[int, int]
+) -> dict[str, Tensor]:
     """Metrics by name, each (V,), of how videos look and what the oracle says of them.
 
     - ``good``: share of frames that show the captioned thing: residual and colour error under their thresholds and the
@@ -45,7 +42,8 @@ def measured(looks: Looks, judgement: Judgement, world: World, score: Score, blo
     - ``saturation_drift`` (HSV saturation a video), ``sharpness_drift`` (squared grey levels a video): absolute trends;
       ``saturation_trend``, ``sharpness_trend``: the same with their sign.
     - ``background_shift``: distance in RGB, [0, 1] units, between the fitted backgrounds of first and last segment.
-    - ``border_jump``: frame change across borders of ``block`` frames over that inside blocks.
+    - ``border_jump``: frame change across borders of blocks over that inside them; ``blocks``: frames of
+      the first block, and of every other one.
     - ``NAME_segment_1`` ... for ``good``, ``saturation``, ``saturation_shift`` and ``background_shift``: the same in
       each part of the video; the shifts are distances from the first part, hence 0 there.
 
@@ -71,7 +69,7 @@ def measured(looks: Looks, judgement: Judgement, world: World, score: Score, blo
         "sharpness_drift": drift.drift(looks.sharpness, score.segments),
         "sharpness_trend": trend(looks.sharpness, score.segments),
         "background_shift": background_shift[:, -1],
-        "border_jump": continuity.border_jump(looks.change, block),
+        "border_jump": continuity.border_jump(looks.change, blocks[1], blocks[0]),
     }
     curves = {
         "good": segment_means(good, score.segments),

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import DEFAULT, WHOLE_FAMILY, worlds
+from shape_worlds import DEFAULT, WHOLE_FAMILY, worlds
 
-from hiar.config import World
+from hiar.config import ShapesWorld
 from hiar.errors import UserError
-from hiar.world.captions import captions, facts, parse_caption, vocabulary
-from hiar.world.render import clips
-from hiar.world.scenes import scenes
+from hiar.worlds.shapes.captions import captions, facts, parse_caption, vocabulary
+from hiar.worlds.shapes.render import clips
+from hiar.worlds.shapes.scenes import scenes
 
 
 @settings(max_examples=40)
 @given(worlds(), st.integers(0, 1000))
-def test_parsing_a_caption_gives_what_the_scene_says(world: World, seed: int) -> None:
+def test_parsing_a_caption_gives_what_the_scene_says(world: ShapesWorld, seed: int) -> None:
     batch = scenes(world, seed=seed, first=0, count=10)
     texts = captions(world, seed=seed, first=0, count=10)
     assert [parse_caption(world, text) for text in texts] == facts(world, batch)

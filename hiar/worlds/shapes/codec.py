@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiar.config import Count, Section
-from hiar.errors import UserError
+from hiar.errors import UserError, require
 from hiar.models.finite import require_finite
 from hiar.parameters import explain
 
 CONFIG = "config.json"
 WEIGHTS = "codec.safetensors"
-CHUNK = 64  # frames decoded at a time: bounds memory, and stays in a processor's cache
 
 
 class PatchCodec(nn.Module):
@@ -32,6 +31,7 @@ class PatchCodec(nn.Module):
     convolutional network on the latent frame makes of each patch and its neighbours.
     """
 
+    chunk = 64  # frames decoded at a time: bounds memory, and stays in a processor's cache
     mean: Tensor  # (3 patch^2,) of the fitted patches
     basis: Tensor  # (channels, 3 patch^2), orthonormal rows
     scale: Tensor  # (channels,) standard deviations of the projections
@@ -69,8 +69,33 @@ class PatchCodec(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, channels, F, h, w) -> video (B, 3, F, h patch, w patch), in about [-1, 1]; not clipped."""
-        frames = [self._decode(part) for part in _unfold(latents).split(CHUNK)]
+        frames = [self._decode(part) for part in _unfold(latents).split(self.chunk)]
         return _fold(torch.cat(frames), len(latents))
+
+    def loss(self, video: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of decoding the latents of ``video`` (B, 3, F, H, W) with ``noise`` added to them.
+
+        Generated latents are never exactly those of a picture: a decoder that has seen noisy ones mends their errors.
+        Only the decoder learns; the encoder has no parameters.
+        """
+        return F.mse_loss(self.decode(self.encode(video) + noise), video)
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a latent frame. Raises BrokenRule for pictures that are no whole patches."""
+        remedy = f"is no multiple of the codec's patch of {self.patch} pixels"
+        for field, pixels in (("height", height), ("width", width)):
+            require(pixels % self.patch == 0, field, pixels, remedy)
+        return height // self.patch, width // self.patch
+
+    @staticmethod
+    def pictures(frames: int) -> int:
+        """A latent frame is a picture."""
+        return frames
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.basis.device
 
     def decoding(self) -> Callable[[Tensor], Tensor]:
         """A decoder of one batch of videos, to be called with block after block; this one needs no memory of them."""
@@ -84,11 +109,12 @@ class PatchCodec(nn.Module):
         return F.pixel_shuffle(patches, self.patch)
 
     def save(self, folder: Path) -> None:
-        """Write config.json and codec.safetensors into an existing folder.
+        """Write config.json and codec.safetensors into a folder.
 
         Raises UserError when a weight is not finite; nothing is then written.
         """
         require_finite(self.state_dict(), str(folder / WEIGHTS))
+        folder.mkdir(exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(self.state_dict(), folder / WEIGHTS)
 
@@ -135,25 +161,6 @@ class _Layer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden + cast(Tensor, self.second(F.silu(self.first(F.silu(hidden)))))
-
-
-def decoder_loss(codec: PatchCodec, video: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of decoding the latents of ``video`` (B, 3, F, H, W) with ``noise`` added to them.
-
-    Generated latents are never exactly those of a picture: a decoder that has seen noisy ones mends their errors. Only
-    the decoder learns; the encoder has no parameters.
-    """
-    return F.mse_loss(codec.decode(codec.encode(video) + noise), video)
-
-
-def to_video(frames: Tensor) -> Tensor:
-    """uint8 (..., F, H, W, 3) -> float (..., 3, F, H, W) in [-1, 1]."""
-    return frames.movedim(-1, -4).float().div_(127.5).sub_(1)
-
-
-def to_frames(video: Tensor) -> Tensor:
-    """Float (..., 3, F, H, W), clipped to [-1, 1] -> uint8 (..., F, H, W, 3)."""
-    return video.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).movedim(-4, -1).contiguous()
 
 
 def _unfold(video: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from hypothesis import strategies as st
 
-from hiar.config import Background, Color, Shape, World
+from hiar.config import Background, Color, Shape, ShapesWorld
 from hiar.parameters import load_params
 
 torch.set_num_threads(1)
@@ -24,12 +24,13 @@ LARGE = DEFAULT.model_copy(update={"size": 120, "radius": 30.0})
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> World:
+def worlds(draw: st.DrawFn) -> ShapesWorld:
     """Valid worlds of every kind, small enough to render quickly."""
     size = draw(st.sampled_from([32, 45, 64]))
     radius = draw(st.floats(5, size / 4))
     fast = draw(st.floats(0.5, size / 2 - radius))
-    return World(
+    return ShapesWorld(
+        kind="shapes",
         size=size,
         shapes=draw(_some(Shape)),
         colors=draw(_some(Color)),

@@ -7,15 +7,17 @@ from dataclasses import fields
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import DEFAULT, worlds
+from shape_worlds import DEFAULT, worlds
 
-from hiar.config import World
-from hiar.world.scenes import positions, scenes
+from hiar.config import ShapesWorld
+from hiar.worlds.shapes.scenes import positions, scenes
 
 
 @settings(max_examples=40)
 @given(worlds(), st.integers(0, 2**63), st.integers(0, 10**12))
-def test_shapes_stay_in_the_frame_and_move_no_faster_than_their_speed(world: World, seed: int, first: int) -> None:
+def test_shapes_stay_in_the_frame_and_move_no_faster_than_their_speed(
+    world: ShapesWorld, seed: int, first: int
+) -> None:
     batch = scenes(world, seed=seed, first=first, count=5)
     centres = positions(batch, 200)
     tolerance = 1e-9

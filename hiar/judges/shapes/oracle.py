@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hiar.config import World
-from hiar.world.captions import parse_caption
-from hiar.world.fit import Atlas, Fit, atlases, fit
-from hiar.world.palette import background_table, color_table
+from hiar.config import ShapesWorld
+from hiar.judges.shapes.fit import Atlas, Fit, atlases, fit
+from hiar.worlds.shapes.captions import parse_caption
+from hiar.worlds.shapes.palette import background_table, color_table
 
 CHUNK = 128  # frames fitted at a time: bounds memory, and is enough for matrix products to be fast
 INVISIBLE = math.sqrt(3)  # the colour error of a frame in which no shape stands out: the largest distance in RGB
@@ -33,7 +33,7 @@ class Judgement:
     background_error: Tensor  # (V, F) distance to the captioned background, or to the world's nearest when none is
 
 
-def judge(world: World, frames: Tensor, captions: Sequence[str], tables: list[Atlas] | None = None) -> Judgement:
+def judge(world: ShapesWorld, frames: Tensor, captions: Sequence[str], tables: list[Atlas] | None = None) -> Judgement:
     """Fit every frame of videos, uint8 (V, F, H, W, 3), one caption a video; ``tables``: `atlases` where at hand.
 
     Colours that the world does not have are fitted all the same; how far off they are is what the errors tell.
@@ -68,7 +68,7 @@ def judge(world: World, frames: Tensor, captions: Sequence[str], tables: list[At
     )
 
 
-def _fit_all(world: World, tables: list[Atlas], frames: Tensor, videos: int) -> Fit:
+def _fit_all(world: ShapesWorld, tables: list[Atlas], frames: Tensor, videos: int) -> Fit:
     """The fit of frames uint8 (V F, H, W, 3), every tensor (V, F, ...)."""
     fits = [fit(world, tables, part.permute(0, 3, 1, 2).float().div_(255)) for part in frames.split(CHUNK)]
     return Fit(*(torch.cat(parts).unflatten(0, (videos, -1)) for parts in zip(*fits, strict=True)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -11,6 +12,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from hiar.errors import UserError, suggest
+from hiar.models.finite import require_finite
+from hiar.models.loading import load_model
 from hiar.noise import seeded
 
 
@@ -44,6 +47,21 @@ class WordEncoder(ModelMixin, ConfigMixin):
             for column, word in enumerate(words):
                 tokens[row, column] = self._number(word, caption)
         return tokens.to(self.places.device)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.config.dim)
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder. Raises UserError when a weight is not finite."""
+        require_finite(self.state_dict(), str(folder))
+        self.save_pretrained(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> WordEncoder:
+        """The encoder saved in ``folder``. Raises UserError when it is missing or broken."""
+        return load_model(cls, folder)
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Embeddings (B, length, dim) of captions."""

@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from hiar.judges.shapes.metrics import look
+from hiar.judges.shapes.metrics import measured as measured_of
+from hiar.judges.shapes.oracle import Judgement, judge
 from hiar.metrics import continuity, drift, motion
 from hiar.metrics.segments import trend
-from hiar.metrics.world import measure
-from hiar.world.oracle import Judgement, judge
-from hiar.world.render import clips
+from hiar.worlds.shapes.render import clips
 
 BLOCK = 3
 VIDEOS, FRAMES = 16, 60
@@ -17,7 +18,8 @@ def true_clips(world):
 
 
 def measured(params, frames, captions):
-    return measure(frames, judge(params.world, frames, captions), params.world, params.score, BLOCK)
+    judgement = judge(params.world, frames, captions)
+    return measured_of(look(frames), judgement, params.world, params.score, (BLOCK, BLOCK))
 
 
 def test_the_true_world_is_perfect(params, true_clips):
@@ -95,7 +97,7 @@ def test_every_name_is_the_measure_that_it_says(params):
         background=background,
         background_error=background_error,
     )
-    metrics = measure(frames, seen, world, score.model_copy(update={"segments": 5}), BLOCK)
+    metrics = measured_of(look(frames), seen, world, score.model_copy(update={"segments": 5}), (BLOCK, BLOCK))
     good = torch.ones(2, 10).double()
     good[0, [0, 3, 6, 7]], good[1, 9] = 0, 0  # at a threshold is not under it
     middles = background.double().view(2, 5, 2, 3).mean(dim=2)

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from hiar.config import World
+from hiar.config import ShapesWorld
 
 PERIODS = 4  # of the stripes over the frame's width
 LIGHT = 0.2  # how much lighter than the background colour a stripe's middle is, in [0, 1]
 
 
-def stripes(world: World, pan: Tensor, phase: Tensor, frames: int) -> Tensor:
+def stripes(world: ShapesWorld, pan: Tensor, phase: Tensor, frames: int) -> Tensor:
     """What a panning backdrop adds to its colour in each column, (N, frames, size) in [0, LIGHT].
 
     ``pan`` (N,) is its speed to the right in pixels a frame, ``phase`` (N,) in [0, 1) where in a period frame 0 starts.
@@ -23,7 +23,7 @@ def stripes(world: World, pan: Tensor, phase: Tensor, frames: int) -> Tensor:
     return LIGHT * (1 + torch.cos(2 * math.pi * periods)) / 2
 
 
-def basis(world: World) -> Tensor:
+def basis(world: ShapesWorld) -> Tensor:
     """Patterns (K, size) over the columns whose sums, one set of weights a colour channel, are every possible backdrop.
 
     The first is constant 1; its weight is the mean colour, which is ``mean_light`` above the background's.
@@ -33,10 +33,10 @@ def basis(world: World) -> Tensor:
     return torch.stack([constant, angle.cos(), angle.sin()] if world.camera > 0 else [constant])
 
 
-def mean_light(world: World) -> float:
+def mean_light(world: ShapesWorld) -> float:
     """How much lighter than the background colour the backdrop is on average."""
     return LIGHT / 2 if world.camera > 0 else 0.0
 
 
-def _columns(world: World) -> Tensor:
+def _columns(world: ShapesWorld) -> Tensor:
     return torch.arange(world.size, dtype=torch.float64) + 0.5

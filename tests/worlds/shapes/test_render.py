@@ -8,19 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import DEFAULT, PANNING, WHOLE_FAMILY, worlds
+from shape_worlds import DEFAULT, PANNING, WHOLE_FAMILY, worlds
 
-from hiar.config import Shape, World
-from hiar.world.palette import BACKGROUNDS, COLORS, background_table, color_table
-from hiar.world.render import clips, render
-from hiar.world.scenes import positions, scenes
-from hiar.world.shapes import EDGE, extents, masks
+from hiar.config import Shape, ShapesWorld
+from hiar.worlds.shapes.palette import BACKGROUNDS, COLORS, background_table, color_table
+from hiar.worlds.shapes.render import clips, render
+from hiar.worlds.shapes.scenes import positions, scenes
+from hiar.worlds.shapes.shapes import EDGE, extents, masks
 
 
 @settings(max_examples=20)
 @given(worlds(), st.integers(0, 1000), st.integers(0, 50), st.integers(1, 4), st.integers(1, 6))
 def test_a_clip_is_the_same_in_any_batch_and_at_any_length(
-    world: World, seed: int, first: int, count: int, frames: int
+    world: ShapesWorld, seed: int, first: int, count: int, frames: int
 ) -> None:
     video, captions = clips(world, seed=seed, first=first, count=count, frames=frames)
     assert video.shape == (count, frames, world.size, world.size, 3)

@@ -1,0 +1,1 @@
+"""Who says how good videos are: a judge a world."""

@@ -1,0 +1,35 @@
+"""The judge of the built-in world: its oracle, and what is measured without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hiar.config import Score, ShapesWorld
+from hiar.judges.interface import Findings
+from hiar.judges.shapes.fit import atlases
+from hiar.judges.shapes.metrics import Looks, look, measured
+from hiar.judges.shapes.oracle import Judgement, judge
+from hiar.metrics.motion import LEAST_FRAMES
+
+
+class Oracle:
+    """See `hiar.judges.interface.Judge`."""
+
+    def __init__(self, world: ShapesWorld, score: Score, first_block: int, block: int) -> None:
+        self.world, self.score, self.blocks = world, score, (first_block, block)
+        self.tables = atlases(world)
+        self.least_frames = max(LEAST_FRAMES, score.segments)
+
+    def look(self, frames: Tensor, before: Tensor | None, prompts: Sequence[str]) -> Findings:
+        judgement, looks = judge(self.world, frames, prompts, self.tables), look(frames, before)
+        return vars(judgement) | vars(looks)
+
+    def measure(self, findings: Findings) -> dict[str, Tensor]:
+        looks = Looks(**{name: findings[name] for name in Looks.__dataclass_fields__})
+        judgement = Judgement(**{name: findings[name] for name in Judgement.__dataclass_fields__})
+        return measured(looks, judgement, self.world, self.score, self.blocks)
+
+
+open_judge = Oracle

@@ -1,0 +1,52 @@
+"""Networks from folders that anybody may have written: whole, of the right shape and finite, or one line of error."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import logging
+
+from hiar.errors import UserError
+from hiar.models.finite import require_finite
+
+Model = TypeVar("Model", bound=ModelMixin)
+
+
+def load_model(kind: type[Model], folder: Path) -> Model:
+    """A diffusers model saved by save_pretrained, its errors made into one line.
+
+    diffusers only warns of weights that are missing, and makes them up.
+    """
+    try:
+        with _no_warnings():
+            model, info = kind.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        for name in ("missing_keys", "unexpected_keys"):
+            if info[name]:
+                raise ValueError(f"{name.replace('_keys', '')} weights: {', '.join(sorted(info[name]))}")
+    except Exception as error:  # whatever a library meets in files that anybody may have written
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder}: cannot be loaded ({reason}); "
+            "the checkpoint is missing, truncated or of another shape, make it anew"
+        ) from None
+    require_finite(model.state_dict(), str(folder))
+    return model
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Silence diffusers below errors."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,163 @@
+"""What a world is: where prompts and clips come from, and how text and pixels become tensors.
+
+Everything else of the project - the grid, the rollout, the losses, the stages, the commands - sees worlds through these
+protocols alone. A world is a package `hiar.worlds.KIND` with a function ``open_world`` that makes a `World` of its
+section of params.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, cast
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor
+
+from hiar import config
+
+# Every purpose draws its prompts from a range of numbers of its own: none serves two of them.
+PURPOSES = ("training", "held-out", "pairs", "distill", "sample", "critic")
+SPLIT = 2**40
+FIRST_CLIP = {name: place * SPLIT for place, name in enumerate(PURPOSES)}
+
+
+class Network(Protocol):
+    """What text encoders and codecs have of torch's modules."""
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+
+
+class Text(Network, Protocol):
+    """A text encoder."""
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings (B, words, dim) of prompts; how an empty one means "no prompt" is the encoder's own affair."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what `World.load_text` reads into a folder; raises UserError for weights that are not finite."""
+        ...
+
+
+class Codec(Network, Protocol):
+    """Videos of pixels <-> latents."""
+
+    channels: int  # of a latent frame
+    chunk: int  # latent frames that are decoded at a time: bounds memory
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a latent frame of pictures of a size.
+
+        Raises BrokenRule (`hiar.errors`) when they make no whole latent pixels.
+        """
+        ...
+
+    def pictures(self, frames: int) -> int:
+        """How many pictures the first ``frames`` latent frames of a video are."""
+        ...
+
+    def encode(self, video: Tensor) -> Tensor:
+        """(B, 3, F, H, W) in [-1, 1] -> latents (B, channels, f, h, w)."""
+        ...
+
+    def decoding(self) -> Callable[[Tensor], Tensor]:
+        """A decoder of one batch of videos, to be called with part after part of their latents.
+
+        Latents (B, channels, f, h, w) -> video (B, 3, F, H, W) in about [-1, 1]; what it must remember of a video, it
+        does.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what `World.load_codec` reads into a folder; raises UserError for weights that are not finite."""
+        ...
+
+
+class Trainable(Codec, Protocol):
+    """A codec that is trained here."""
+
+    def loss(self, video: Tensor, noise: Tensor) -> Tensor:
+        """How badly ``video`` (B, 3, F, H, W) comes back from its latents with ``noise`` (B, C, f, h, w) added."""
+        ...
+
+    def parameters(self) -> Any: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> Any: ...
+
+
+Part = Literal["transformer", "text_encoder", "codec"]  # of a model, and their folders in a checkpoint
+TRANSFORMER: Part = "transformer"
+TEXT: Part = "text_encoder"
+CODEC: Part = "codec"
+
+
+class World(Protocol):
+    """Prompts, pictures, and what is needed to go from the ones to the others."""
+
+    name: str  # in reports
+    height: int  # of its pictures
+    width: int
+    frames_per_second: int
+    negative_prompt: str  # what guidance leads away from
+    has_clips: bool  # whether it has videos of its own, to train on and to compare with
+    base: Path | None  # the model that it adopts; None: codec, text encoder and teacher are trained here
+
+    def check(self, prompt: str) -> None:
+        """Raise UserError for a prompt that this world cannot show."""
+        ...
+
+    def prompts(self, *, seed: int, first: int, count: int) -> list[str]:
+        """Prompts ``first`` to ``first + count``, which begin at ``FIRST_CLIP[purpose]``."""
+        ...
+
+    def clips(self, *, seed: int, first: int, count: int, frames: int) -> tuple[Tensor, list[str]]:
+        """The videos of these prompts, uint8 (count, frames, H, W, 3), where the world has any, and the prompts."""
+        ...
+
+    def new_codec(self, settings: config.Codec, *, seed: int, frames: int) -> Trainable:
+        """A codec to be trained, fitted to clips of so many frames as far as it needs no training."""
+        ...
+
+    def new_text(self, model: config.Model, *, seed: int) -> Text:
+        """A text encoder to be trained."""
+        ...
+
+    def adopt(self, part: Part, folder: Path) -> None:
+        """Make ``folder`` stand for a part of the base, without copying it. Raises UserError when it is not whole."""
+        ...
+
+    def load_transformer(self, folder: Path) -> WanTransformer3DModel:
+        """The transformer in a folder. Raises UserError when it is missing or broken."""
+        ...
+
+    def load_text(self, folder: Path) -> Text:
+        """The text encoder in a folder. Raises UserError when it is missing or broken."""
+        ...
+
+    def load_codec(self, folder: Path) -> Codec:
+        """The codec in a folder. Raises UserError when it is missing or broken."""
+        ...
+
+
+def open_world(settings: config.World) -> World:
+    """The world of a section of params.yaml, or of a checkpoint's card."""
+    return cast(World, import_module(f"hiar.worlds.{settings.kind}").open_world(settings))

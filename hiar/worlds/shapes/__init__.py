@@ -1,0 +1,70 @@
+"""The procedural captioned video world: what it shows, how it is told, and an oracle that knows all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor
+
+from hiar import config
+from hiar.models.loading import load_model
+from hiar.models.pixels import to_video
+from hiar.noise import seeded
+from hiar.worlds.interface import Part
+from hiar.worlds.shapes.captions import captions, parse_caption, vocabulary
+from hiar.worlds.shapes.codec import PatchCodec
+from hiar.worlds.shapes.render import clips
+from hiar.worlds.shapes.text import WordEncoder, build_word_encoder
+
+FIT_CLIPS = 64  # clips whose patches the encoder's principal components are taken from
+
+
+class Shapes:
+    """One moving shape on a plain background; see `hiar.worlds.interface.World`."""
+
+    negative_prompt = ""
+    has_clips = True
+    base = None
+
+    def __init__(self, settings: config.ShapesWorld) -> None:
+        self.settings = settings
+        self.name = "the built-in video world"
+        self.height = self.width = settings.size
+        self.frames_per_second = settings.frames_per_second
+
+    def check(self, prompt: str) -> None:
+        parse_caption(self.settings, prompt)
+
+    def prompts(self, *, seed: int, first: int, count: int) -> list[str]:
+        return captions(self.settings, seed=seed, first=first, count=count)
+
+    def clips(self, *, seed: int, first: int, count: int, frames: int) -> tuple[Tensor, list[str]]:
+        return clips(self.settings, seed=seed, first=first, count=count, frames=frames)
+
+    def new_codec(self, settings: config.Codec, *, seed: int, frames: int) -> PatchCodec:
+        with seeded("codec weights", seed):
+            codec = PatchCodec(settings.patch, settings.channels, settings.width, settings.depth)
+        shown, _ = self.clips(seed=seed, first=0, count=FIT_CLIPS, frames=frames)
+        codec.fit_encoder(to_video(shown).transpose(1, 2).flatten(0, 1))
+        return codec
+
+    def new_text(self, model: config.Model, *, seed: int) -> WordEncoder:
+        return build_word_encoder(vocabulary(self.settings), model.text_length, model.text_dim, seed)
+
+    def adopt(self, part: Part, folder: Path) -> None:
+        raise ValueError("the built-in world has no base")
+
+    def load_transformer(self, folder: Path) -> WanTransformer3DModel:
+        return load_model(WanTransformer3DModel, folder)
+
+    def load_text(self, folder: Path) -> WordEncoder:
+        return WordEncoder.load(folder)
+
+    def load_codec(self, folder: Path) -> PatchCodec:
+        return PatchCodec.load(folder)
+
+
+def open_world(settings: config.ShapesWorld) -> Shapes:
+    """The world of a section of params.yaml."""
+    return Shapes(settings)
