@@ -27,7 +27,7 @@ from torch import Tensor
 from hiar.io.video import read_mp4
 from hiar.models.generator import load_generator
 from hiar.stages.stream import clean_blocks, stream_rollout
-from hiar.stages.videos import decode
+from hiar.stages.videos import decoding
 
 BLOCK = 3
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
@@ -114,13 +114,13 @@ def test_a_stream_shows_what_sample_makes_until_the_prompt_changes(student: Path
     source = load_generator(student)
     video = read_mp4(tmp_path / "v.mp4")
     assert len(video) == 24
-    sampled = decode(source, load_file(tmp_path / "sample" / "latents.safetensors")["latents"][0])
+    sampled = decoding(source)(load_file(tmp_path / "sample" / "latents.safetensors")["latents"][0])
     assert close(video[:15], sampled[:15])
     assert not close(video[15:18], sampled[15:18])
     walk = source.card.walk
     assert walk is not None
     changed = clean_blocks(source, walk, stream_rollout(source, PROMPT, {5: OTHER}, walk, None, seed=4))
-    assert close(video, decode(source, torch.cat(list(islice(changed, 8)), dim=1)))
+    assert close(video, decoding(source)(torch.cat(list(islice(changed, 8)), dim=1)))
 
 
 def test_the_first_block_can_be_watched_while_the_next_is_written(student: Path) -> None:

@@ -20,6 +20,8 @@ class Judge(Protocol):
     """What videos are measured by. Frames come in parts, so that no video has to be in memory as a whole."""
 
     least_frames: int  # a video must have to be measured
+    columns: Sequence[str]  # names of the metrics that a comparison shows
+    courses: Sequence[str]  # of those that it shows along the video, measured as NAME_segment_1 and so on
 
     def look(self, frames: Tensor, before: Tensor | None, prompts: Sequence[str]) -> Findings:
         """What is found in parts of videos, uint8 (V, f, H, W, 3); ``before``: the frames (V, 1, H, W, 3) before."""

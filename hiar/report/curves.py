@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hiar.metrics.summary import Summary
@@ -33,11 +33,14 @@ COURSES = (
 
 
 def along_the_video(
-    figures: Mapping[Series, Mapping[str, Summary]], seconds: Mapping[Series, float], segments: int
+    figures: Mapping[Series, Mapping[str, Summary]],
+    seconds: Mapping[Series, float],
+    segments: int,
+    courses: Sequence[str],
 ) -> list[Figure]:
-    """Charts over time from metrics by series; ``seconds``: how long each series' videos are."""
+    """Charts over time of these metrics by series; ``seconds``: how long each series' videos are."""
     charts = []
-    for course in COURSES:
+    for course in (course for course in COURSES if course.key in courses):
         lines = [_line(series, metrics, course, seconds[series], segments) for series, metrics in figures.items()]
         charts.append(
             Figure(course.title, course.note, line_chart(course.title, "seconds", lines, y_range=course.y_range))

@@ -18,6 +18,7 @@ from hiar.io.artifacts import Facts, facts, read_manifest, write_json, write_tex
 from hiar.io.names import video_name
 from hiar.io.tracking import tracked
 from hiar.io.video import read_mp4, write_png
+from hiar.judges.interface import Judge, open_judge
 from hiar.metrics.summary import Summary, pool
 from hiar.report.columns import METRICS, good_by_part
 from hiar.report.curves import along_the_video
@@ -26,11 +27,11 @@ from hiar.report.losses import Curve, losses
 from hiar.report.page import Clip, Losses, Page, data_uri, render
 from hiar.report.series import TRUTH, Series, model_series
 from hiar.report.sheet import contact_sheet
-from hiar.report.tables import comparison
-from hiar.stages.common import write_log
+from hiar.report.tables import Table, comparison
+from hiar.stages.common import sample_world, write_log
 from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, read_captions
 from hiar.stages.truth import write_true_videos
-from hiar.worlds.interface import open_world
+from hiar.worlds.interface import FIRST_CLIP, open_world
 
 SHEET_COLUMNS = 10
 TITLE = "Long rollouts, compared"
@@ -55,10 +56,13 @@ def run(params: Params, workspace: Path) -> None:
     first_row = {series: read_mp4(folder / video_name(0, params.sample.videos)) for series, folder in folders.items()}
     seconds = {series: len(video) / fps for series, video in first_row.items()}
 
-    figures = _figures(params, workspace)
-    truth = _pool(_read(workspace / "metrics" / "world.json"))
+    judge = open_judge(params.world, params.score, params.video.block, params.video.block)
+    figures = _figures(params, workspace, judge)
+    truth = _read(workspace / "metrics" / "world.json")
     students = {series: metrics for series, metrics in figures.items() if models[series].stage != TEACHER}
-    references = {series: metrics for series, metrics in figures.items() if series not in students} | {TRUTH: truth}
+    references = {series: metrics for series, metrics in figures.items() if series not in students}
+    references |= {TRUTH: _pool(truth)} if truth else {}
+    columns = [metric for metric in METRICS if metric.key in judge.columns]
     # Its own log is of the run before this one.
     logs = [log for log in read_logs(workspace / "logs") if log["name"] != "report"]
 
@@ -72,17 +76,17 @@ def run(params: Params, workspace: Path) -> None:
         width=world.width,
         training_seconds=params.video.frames / fps,
         longest_seconds=max(seconds.values()),
-        columns=[TRUTH, *models],
+        columns=[*([TRUTH] if truth else []), *models],
         wall=wall,
         segments=params.score.segments,
         legend=list(models),
-        curves=along_the_video(figures, seconds, params.score.segments),
+        curves=along_the_video(figures, seconds, params.score.segments, judge.courses),
         pooling=_pooling(params),
         tables=[
-            comparison("All parts of the videos together", METRICS, students, references),
-            comparison("Good frames, part by part", good_by_part(params.score.segments), students, references),
+            comparison("All parts of the videos together", columns, students, references),
+            *_by_part(params, judge, students, references),
         ],
-        definitions=[(metric.name, metric.definition) for metric in METRICS],
+        definitions=[(metric.name, metric.definition) for metric in columns],
         losses=_losses(params, workspace),
         stages=stage_logs(logs),
         parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
@@ -102,18 +106,26 @@ def _series(params: Params, one: Contender) -> Series:
     return model_series(one.stage, one.variant, one.order, one.context, list(params.variants))
 
 
+def _by_part(
+    params: Params, judge: Judge, students: Mapping[Series, Figures], references: Mapping[Series, Figures]
+) -> list[Table]:
+    if "good" not in judge.columns:
+        return []
+    return [comparison("Good frames, part by part", good_by_part(params.score.segments), students, references)]
+
+
 def _wall(
-    params: Params, workspace: Path, seed: int, folders: Mapping[Series, Path]
+    params: Params, workspace: Path, seed: int, folders: dict[Series, Path]
 ) -> tuple[list[str], list[tuple[str, list[Clip]]]]:
     """The first prompts, and for each its clip from the true world and from every model."""
     count = min(params.report.videos, params.sample.videos)
     names = [video_name(index, params.sample.videos) for index in range(count)]
     with TemporaryDirectory() as scratch:
-        prompts = write_true_videos(params, workspace, seed, count, Path(scratch))
+        prompts, truth = _prompts(params, workspace, seed, count, Path(scratch))
         for folder in folders.values():
             if read_captions(folder)[:count] != prompts:
                 raise UserError(f"{folder}: its prompts are not those of params.yaml; run its sample stage again")
-        places = {TRUTH: Path(scratch), **folders}
+        places = truth | folders
         return prompts, [
             (
                 prompt,
@@ -126,6 +138,16 @@ def _wall(
         ]
 
 
+def _prompts(
+    params: Params, workspace: Path, seed: int, count: int, scratch: Path
+) -> tuple[list[str], dict[Series, Path]]:
+    """The first prompts of the samples, and where the true world's clips of them are, if it has any."""
+    world = sample_world(params)
+    if world.has_clips:
+        return write_true_videos(params, workspace, seed, count, scratch), {TRUTH: scratch}
+    return world.prompts(seed=seed, first=FIRST_CLIP["sample"], count=count), {}
+
+
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -133,7 +155,7 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read; run `hiar stage score` first") from None
 
 
-def _figures(params: Params, workspace: Path) -> dict[Series, Figures]:
+def _figures(params: Params, workspace: Path, judge: Judge) -> dict[Series, Figures]:
     """The metrics of every model over its seeds, in the comparison's order."""
     path = workspace / "metrics" / "summary.json"
     rows = {(row["stage"], row["variant"], row["seed"]): row for row in _read(path)}
@@ -143,7 +165,7 @@ def _figures(params: Params, workspace: Path) -> dict[Series, Figures]:
         if row is None:
             name = f"{one.stage} {one.variant}, seed {one.seed}"
             raise UserError(f"{path}: holds no row of {name}; run `hiar stage score` again")
-        if lacking := [metric.key for metric in METRICS if metric.key not in row["metrics"]]:
+        if lacking := [name for name in judge.columns if name not in row["metrics"]]:
             raise UserError(f"{path}: says nothing of {', '.join(lacking)}; run `hiar stage score` again")
         seeds[_series(params, one)].append(row)
     return {series: _pool(found) for series, found in seeds.items()}

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from hiar.judges.shapes.metrics import look
 from hiar.judges.shapes.metrics import measured as measured_of
 from hiar.judges.shapes.oracle import Judgement, judge
 from hiar.metrics import continuity, drift, motion
+from hiar.metrics.looks import look
 from hiar.metrics.segments import trend
 from hiar.worlds.shapes.render import clips
 

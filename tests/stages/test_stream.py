@@ -20,7 +20,6 @@ from hiar.io.video import open_stream, read_mp4
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.stages.sample import sample_latents
 from hiar.stages.stream import change_prompts, clean_blocks, interruptions, stream, stream_rollout
-from hiar.stages.videos import decode
 
 BLOCK = 3
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
@@ -70,9 +69,10 @@ def test_four_hundred_blocks_in_constant_memory(student: Generator) -> None:
     blocks = blocks_of(student, {80: OTHER, 200: PROMPT}, walk)
     size, rate = student.card.world.size, student.card.world.frames_per_second
     alive = {}
+    decode = decoding(student)
     with open_stream(Path(os.devnull), size, size, rate) as add:
         for number, latent in enumerate(islice(blocks, 401)):
-            add(decode(student, latent))
+            add(decode(latent))
             if number in (100, 400):
                 alive[number] = live_tensor_bytes()
     assert alive[400] <= alive[100]
