@@ -1,0 +1,1 @@
+"""Worlds that a generator is trained in and generates."""
