@@ -6,11 +6,12 @@ read them.
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
@@ -26,6 +27,9 @@ from hiar.worlds.wan.formats.configs import original_config
 from hiar.worlds.wan.formats.names import to_original
 from hiar.worlds.wan.formats.sources import CONFIG, STEM
 from hiar.worlds.wan.formats.stored import INDEX, Stored
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 SHARD = 5_000_000_000  # bytes of a file, at most: what is held in memory at a time
 _MB = 1_000_000
@@ -92,8 +96,15 @@ def write_student(sets: Mapping[str, Mapping[str, Stored]], path: Path) -> None:
     for entry, tensors in sets.items():
         states[entry] = {f"model.{name}": _packed(one.load()) for name, one in _originals(tensors).items()}
         require_finite(states[entry], f"{path}: {entry}")
-    with atomic_file(path) as temporary, temporary.open("wb") as file, _progress(path, total) as progress:
-        torch.save(states, _Counted(file, progress))
+    with (
+        atomic_file(path) as temporary,
+        _progress(path, total) as progress,
+        io.BufferedWriter(_Counted(temporary, progress)) as file,
+    ):
+        try:
+            torch.save(states, file)
+        except RuntimeError as error:  # torch's own, behind which the system's is
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def require_room(folder: Path, nbytes: int) -> None:
@@ -115,18 +126,17 @@ class _Megabytes(Progress):
         self.advance(min(-(-self.bytes // _MB), self.total or 0) - self.done)
 
 
-class _Counted:
-    """An open file as torch.save writes to it: of errors in writing to a path torch does not tell the reason."""
+class _Counted(io.FileIO):
+    """A file that tells its progress."""
 
-    def __init__(self, file: BinaryIO, progress: _Megabytes) -> None:
-        self.file, self.progress = file, progress
+    def __init__(self, path: Path, progress: _Megabytes) -> None:
+        super().__init__(path, "wb")
+        self.progress = progress
 
-    def write(self, part: bytes) -> int:
-        self.progress.count(len(part))
-        return self.file.write(part)
-
-    def flush(self) -> None:
-        self.file.flush()
+    def write(self, part: Buffer) -> int:
+        written = super().write(part)
+        self.progress.count(written)
+        return written
 
 
 def _progress(place: Path, nbytes: int) -> _Megabytes:
