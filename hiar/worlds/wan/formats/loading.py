@@ -1,0 +1,33 @@
+"""The transformer of a checkpoint folder in memory, each tensor checked and of its type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
+
+from hiar.models.finite import require_finite
+from hiar.worlds.wan.formats.sources import open_source
+
+
+def load_transformer(folder: Path, dtype: torch.dtype | None = None) -> WanTransformer3DModel:
+    """The transformer of a folder (of diffusers or the original, in one file or several), in evaluation mode.
+
+    dtype: of its weights; None leaves each as stored. What Wan keeps in full precision is float32 either way.
+    Memory holds it once. Raises UserError when the folder is not complete, or a weight is not finite.
+    """
+    found = open_source(folder)
+    with torch.device("meta"):
+        model = WanTransformer3DModel(**found.config)
+    config = model.config
+    # its tables are no weights: they are computed, and were not on the meta device
+    model.rope = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
+    kept = set(WanTransformer3DModel._keep_in_fp32_modules)
+    state = {}
+    for name, one in found.tensors.items():
+        wanted = torch.float32 if kept & set(name.split(".")) else dtype or one.dtype
+        state[name] = one.load().to(wanted, copy=True)  # a copy, or training would write into the mapped file's pages
+        require_finite({name: state[name]}, str(folder))
+    model.load_state_dict(state, assign=True)
+    return model.eval()

@@ -1,0 +1,116 @@
+"""A transformer of Wan wherever people have one, opened without reading its weights, and checked to be whole.
+
+A SOURCE is a diffusers folder (of the pipeline, or its transformer/), an original Wan folder, a single .safetensors
+file with either's names, or a .pt of the students' training codes, which holds a ``generator``, its running average
+``generator_ema``, or both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from hiar.errors import UserError
+from hiar.worlds.wan.formats import names
+from hiar.worlds.wan.formats.checking import SHOWN, require_exact, transformer_shapes
+from hiar.worlds.wan.formats.configs import Config, checked, is_original_config, read_config, settle
+from hiar.worlds.wan.formats.stored import Stored, read_file, read_json, read_sharded, stored_state
+
+STEM = "diffusion_pytorch_model"  # of the files of transformer and autoencoder, in both layouts
+CONFIG = "config.json"
+
+Kind = Literal["diffusers", "wan", "safetensors", "pt"]
+Weights = Literal["generator", "generator_ema"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model in a file or folder: its configuration, and its tensors by diffusers' names."""
+
+    kind: Kind
+    config: Config
+    tensors: Mapping[str, Stored]
+
+
+def open_source(path: Path, *, weights: Weights | None = None, base: Mapping[str, Any] | None = None) -> Found:
+    """The transformer of a SOURCE, with exactly the tensors of its configuration.
+
+    weights: which ones of a .pt; None takes the only ones. base: the configuration of the transformer that it should be
+    of the size of; needed where the source has no config.json and its heads are not 128 wide.
+    Raises UserError when there is none, its layout is none of the known, it is not complete, or not of the base's size.
+    """
+    base = None if base is None else checked(base, "base")
+    if path.is_dir():
+        if weights is not None:
+            raise UserError(f"weights = {weights}: {path} is a folder, which holds one set of weights; leave it out")
+        return _open_folder(path, base)
+    held = read_file(path)
+    if isinstance(held, dict) and held and all(isinstance(value, Stored) for value in held.values()):
+        if weights is not None:
+            raise UserError(f"weights = {weights}: {path} is safetensors, which holds one set of weights; leave it out")
+        return _found("safetensors", held, str(path), None, base)
+    chosen, entry = _choose(held, str(path), weights)
+    return _found("pt", stored_state(chosen, entry), entry, None, base)
+
+
+def _open_folder(folder: Path, base: Config | None) -> Found:
+    if (folder / "transformer_2").is_dir():
+        raise UserError(
+            f"{folder}: has two transformers; name {folder / 'transformer'} or {folder / 'transformer_2'} itself"
+        )
+    if (folder / "transformer" / CONFIG).exists():
+        folder = folder / "transformer"
+    if not (folder / CONFIG).exists():
+        raise UserError(
+            f"{folder}: is no folder of diffusers (transformer/{CONFIG}), nor of the original Wan ({CONFIG}); "
+            "name such a folder, a .safetensors or a .pt"
+        )
+    kind: Kind = "wan" if is_original_config(read_json(folder / CONFIG)) else "diffusers"
+    return _found(kind, read_sharded(folder, STEM), str(folder), folder / CONFIG, base)
+
+
+def _found(kind: Kind, held: Mapping[str, Stored], where: str, config: Path | None, base: Config | None) -> Found:
+    """The tensors by diffusers' names, checked against the configuration that config.json, base and shapes agree on."""
+    bare = names.unwrap(held, where)
+    original = names.is_original(bare)
+    tensors = {(original and names.to_diffusers(name)) or name: held[as_found] for name, as_found in bare.items()}
+    known = {name: one.shape for name, one in tensors.items() if names.to_original(name) is not None}
+    if not known:
+        raise UserError(
+            f"{where}: holds no transformer of Wan (but {', '.join(list(held)[:SHOWN])}); name a checkpoint that does"
+        )
+    settled = settle(known, where, None if config is None else read_config(config, known), base)
+    shapes = {name: one.shape for name, one in tensors.items()}
+    spelled = (lambda name: names.to_original(name) or name) if original else str
+    require_exact(shapes, transformer_shapes(settled), where, spelled)
+    return Found(kind, settled, tensors)
+
+
+def _choose(held: Any, path: str, weights: Weights | None) -> tuple[Mapping[str, Any], str]:
+    """The asked one of the state dicts in a .pt, and what errors call it.
+
+    A state dict that lies there bare, or as ``model``, is that of the generator.
+    """
+    if not isinstance(held, Mapping) or not held:
+        raise UserError(f"{path}: holds {type(held).__name__}, no state dicts; name a checkpoint of a generator")
+    if all(isinstance(value, Tensor) for value in held.values()):
+        held = {"model": held}
+    found: dict[str, tuple[str, Any]] = {
+        "generator" if name == "model" else name: (name, held[name])
+        for name in ("model", "generator", "generator_ema")
+        if isinstance(held.get(name), Mapping) and held[name]
+    }
+    inside = ", ".join([str(name) for name in held][:SHOWN])
+    if not found:
+        raise UserError(f"{path}: holds {inside}, but no generator; name a checkpoint of a generator")
+    if weights is None and len(found) > 1:
+        raise UserError(f"{path}: holds {inside}: which one is meant; choose weights = {' or '.join(found)}")
+    asked: str = weights or next(iter(found))
+    if asked not in found:
+        raise UserError(f"{path}: weights = {asked}: it holds {inside}; choose weights = {' or '.join(found)}")
+    name, state = found[asked]
+    return state, f"{path}: {name}"

@@ -1,0 +1,165 @@
+"""Tensors in files, by name: shapes and types at once, values when asked for. No code of a pickle ever runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hiar.errors import UserError
+
+INDEX = ".safetensors.index.json"  # after the stem, where the tensors are in several files
+_AGAIN = "copy or download it again"
+_POINTER = b"version https://git-lfs"
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file; ``load`` gives its values, which may be a view of the mapped file: copy before changing."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    load: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_file(path: Path) -> dict[str, Stored] | Any:
+    """What a file holds, known by its first bytes: the tensors of safetensors, or the object that torch saved.
+
+    Files of torch are mapped into memory (those of before torch 1.6 are read); only tensors and plain containers are
+    taken. Raises UserError when there is no such file, or it is empty, truncated, a pointer of Git LFS, of another
+    kind, or would have to run code.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; name a checkpoint")
+    if not path.is_file():
+        raise UserError(f"{path}: is no regular file; name a checkpoint")
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_POINTER))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that or name another file") from None
+    if not head:
+        raise UserError(f"{path}: is empty; {_AGAIN}")
+    if head == _POINTER:
+        raise UserError(f"{path}: is a pointer of Git LFS, not the file itself; fetch that with git lfs pull")
+    if head[8:9] == b"{":
+        return read_safetensors(path)
+    if head.startswith((b"PK", b"\x80")):
+        return _read_torch(path, mapped=head.startswith(b"PK"))
+    raise UserError(f"{path}: is neither safetensors nor a file of torch.save; name a checkpoint, or {_AGAIN}")
+
+
+def read_safetensors(path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file. Raises UserError when it is missing, truncated or holds no weights."""
+    try:
+        file = safe_open(path, framework="pt")
+        heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {_AGAIN}") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: is truncated or no safetensors file ({_short(error)}); {_AGAIN}") from None
+    for name, head in heads.items():
+        if head.get_dtype() not in _TYPES:
+            kind = f"{name} is of type {head.get_dtype()}"
+            raise UserError(f"{path}: {kind}; take a checkpoint in {', '.join(_TYPES)}")
+    return {
+        name: Stored(tuple(head.get_shape()), _TYPES[head.get_dtype()], partial(file.get_tensor, name))
+        for name, head in heads.items()
+    }
+
+
+def read_sharded(folder: Path, stem: str) -> dict[str, Stored]:
+    """The tensors of ``folder``: of one file ``stem``.safetensors, or of all that its index names; only heads are read.
+
+    Raises UserError when a file is missing or truncated, or does not hold what the index says.
+    """
+    index, single = folder / f"{stem}{INDEX}", folder / f"{stem}.safetensors"
+    if not index.exists():
+        if not single.exists() and any(folder.glob(f"{stem}-*-of-*.safetensors")):
+            raise UserError(f"{index}: no such file, but parts of what it lists; {_AGAIN}")
+        return read_safetensors(single)
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(_is_plain(place) for place in places.values()):
+        raise UserError(f"{index}: weight_map: should name a file beside it for each tensor; {_AGAIN}")
+    files = sorted(set(places.values()))
+    if lost := [name for name in files if not (folder / name).exists()]:
+        raise UserError(f"{folder}: lacks {len(lost)} of {len(files)} files ({_first(lost)}); {_AGAIN}")
+    tensors: dict[str, Stored] = {}
+    for name in files:
+        held = read_safetensors(folder / name)
+        if wrong := sorted(held.keys() ^ {tensor for tensor, place in places.items() if place == name}):
+            raise UserError(f"{folder / name}: does not hold what {index.name} says ({_first(wrong)}); {_AGAIN}")
+        tensors |= held
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError when it is missing or none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {_AGAIN}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that or name another place") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({_short(error)}); {_AGAIN}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: should hold a JSON object, not {type(value).__name__}; {_AGAIN}")
+    return value
+
+
+def stored_state(state: Mapping[Any, Any], where: str) -> dict[str, Stored]:
+    """A state dict as tensors that are loaded already, or mapped.
+
+    Raises UserError, naming ``where``, for entries that are no dense tensors of floating-point weights.
+    """
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
+            raise UserError(f"{where}: {name} is no dense tensor but {type(value).__name__}; save the weights alone")
+        if value.dtype not in _TYPES.values():
+            raise UserError(f"{where}: {name} is of type {value.dtype}; take a checkpoint in {', '.join(_TYPES)}")
+    return {name: Stored(tuple(value.shape), value.dtype, value.detach) for name, value in state.items()}
+
+
+def _read_torch(path: Path, mapped: bool) -> Any:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        what = f" ({wanted[1]})" if wanted else ""
+        raise UserError(
+            f"{path}: holds more than tensors{what}, and code of a checkpoint is never run; "
+            "save its state dict alone with torch.save"
+        ) from None
+    except Exception as error:  # whatever torch meets in a file that anybody may have written
+        raise UserError(f"{path}: is truncated or damaged ({_short(error)}); {_AGAIN}") from None
+
+
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

@@ -1,0 +1,239 @@
+"""What is no checkpoint of Wan, or not the asked one: one line that says so, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hiar.errors import UserError
+from hiar.worlds.wan.formats.autoencoder import open_autoencoder
+from hiar.worlds.wan.formats.configs import checked
+from hiar.worlds.wan.formats.loading import load_transformer
+from hiar.worlds.wan.formats.sources import open_source
+from hiar.worlds.wan.formats.stored import Stored
+from hiar.worlds.wan.formats.text_encoder import open_text_encoder
+from hiar.worlds.wan.formats.writing import write_diffusers, write_original, write_student
+
+Weights = dict[str, Tensor]
+Write = Callable[[Path, Weights], None]
+
+
+class Code:
+    """What a hostile pickle asks for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def refused(message: str, act: Callable[[], object]) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        act()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def good(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:  # type: ignore[no-untyped-def]
+    """A good source in each layout."""
+    folder = tmp_path_factory.mktemp("good")
+    torch.save({"generator": tiny.weights}, folder / "student.pt")
+    found = open_source(folder / "student.pt", base=tiny.config)
+    for name in ("diffusers", "original"):
+        (folder / name).mkdir()
+    write_diffusers(found.tensors, found.config, folder / "diffusers", shard=400_000)
+    write_original(found.tensors, found.config, folder / "original", shard=400_000)
+    return folder
+
+
+def without(weights: Weights, *ends: str) -> Weights:
+    return {name: one for name, one in weights.items() if not name.endswith(ends)}
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (lambda w: {"generator": without(w, ".norm_q.weight", "head.bias")},
+         r"generator: lacks 7 tensors \((blocks\.\d\.(self|cross)_attn\.norm_q\.weight, ){5}\.\.\.\); it is not"),
+        (lambda w: {"generator": without(w, "head.modulation")},
+         r"lacks 1 tensor \(head\.modulation\); it is not complete"),
+        (lambda w: {"generator": w | {"model.img_emb.proj.0.bias": torch.zeros(2)}},
+         r"has a surplus of 1 tensor \(img_emb\.proj\.0\.bias\); name a checkpoint of the same model"),
+        (lambda w: {"generator": w | {"blocks.0.ffn.2.weight": torch.zeros(96, 80)}},
+         r"blocks\.0\.ffn\.2\.weight = 96x80: should be 96x160; name a checkpoint of the same model"),
+        (lambda w: {"generator": {n: o for n, o in w.items() if not n.startswith("blocks.2.")}},
+         r"generator: num_layers = 2: the base has 3; name a checkpoint of the base's size, or another base"),
+        (lambda w: {"generator": w | {"time_embedding.0.weight": torch.zeros(96, 32)}},
+         r"freq_dim = 32: the base has 64"),
+        (lambda w: {"critic": w, "step": 3}, r"\.pt: holds critic, step, but no generator; name a checkpoint"),
+        (lambda w: {"generator": w, "generator_ema": w, "critic": w},
+         r"holds generator, generator_ema, critic: which one is meant; choose weights = generator or generator_ema"),
+        (lambda w: {"generator": {}}, r"holds generator, but no generator"),
+        (lambda w: {"generator": {**w, "step": 3}},
+         r"generator: step is no dense tensor but int; save the weights alone"),
+        (lambda w: {"generator": {**w, "head.head.bias": torch.zeros(16, dtype=torch.int64)}},
+         r"head\.head\.bias is of type torch\.int64; take a checkpoint in F32, F16, BF16"),
+        (lambda w: {"generator": {"a.weight": torch.zeros(2)}}, r"holds no transformer of Wan \(but a\.weight\)"),
+        (lambda w: torch.zeros(3), r"\.pt: holds Tensor, no state dicts"),
+    ],
+)  # fmt: skip
+def test_students_that_do_not_fit(tiny, tmp_path: Path, held: Callable[[Weights], Any], message: str) -> None:  # type: ignore[no-untyped-def]
+    torch.save(held(tiny.weights), tmp_path / "student.pt")
+    refused(message, lambda: open_source(tmp_path / "student.pt", base=tiny.config))
+
+
+def test_weights_that_are_not_there(tiny, good: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    message = r"student\.pt: weights = generator_ema: it holds generator; choose weights = generator"
+    refused(message, lambda: open_source(good / "student.pt", weights="generator_ema", base=tiny.config))
+    refused(r"weights = generator: .*is a folder", lambda: open_source(good / "original", weights="generator"))
+    save_file(tiny.weights, tmp_path / "one.safetensors")
+    refused(r"is safetensors, which holds one", lambda: open_source(tmp_path / "one.safetensors", weights="generator"))
+
+
+def test_heads_that_nothing_tells(good: Path) -> None:
+    refused(r"dim = 96: is no multiple of Wan's 128 a head; name its base", lambda: open_source(good / "student.pt"))
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def cut_save(path: Path, held: object, zipped: bool) -> None:
+    torch.save(held, path, _use_new_zipfile_serialization=zipped)
+    cut(path, 10**6)
+
+
+def cut_save_file(path: Path, weights: Weights, size: int) -> None:
+    save_file(weights, path)
+    cut(path, size)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p, w: None, r"no such file; name a checkpoint"),
+        (lambda p, w: p.write_bytes(b""), r"is empty; copy or download it again"),
+        (lambda p, w: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), r"git lfs pull"),
+        (lambda p, w: p.write_text("<!DOCTYPE html> not found"), r"is neither safetensors nor a file of torch\.save"),
+        (lambda p, w: p.write_bytes(b"PK\x03\x04" + bytes(100)), r"is truncated or damaged"),
+        (lambda p, w: cut_save(p, {"generator": w}, zipped=True), r"is truncated or damaged"),
+        (lambda p, w: cut_save(p, w, zipped=False), r"is truncated or damaged"),
+        (lambda p, w: cut_save_file(p, w, 10**6), r"is truncated or no safetensors file"),
+        (lambda p, w: cut_save_file(p, w, 1000), r"is truncated or no safetensors file"),
+        (lambda p, w: save_file(w | {"head.head.bias": torch.zeros(16, dtype=torch.uint8)}, p), r"is of type U8; take"),
+        (lambda p, w: os.mkfifo(p), r"is no regular file; name a checkpoint"),
+        (lambda p, w: p.mkdir(), r"is no folder of diffusers .*, nor of the original Wan .*; name such a folder"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_checkpoints(tiny, tmp_path: Path, write: Write, message: str) -> None:  # type: ignore[no-untyped-def]
+    write(tmp_path / "student.pt", tiny.weights)
+    refused(rf"student\.pt: {message}", lambda: open_source(tmp_path / "student.pt", base=tiny.config))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_never_runs(tiny, tmp_path: Path, zipped: bool) -> None:  # type: ignore[no-untyped-def]
+    path, ran = tmp_path / "student.pt", tmp_path / "ran"
+    torch.save({"generator": tiny.weights, "args": Code(ran)}, path, _use_new_zipfile_serialization=zipped)
+    message = (
+        r"student\.pt: holds more than tensors.*, and code of a checkpoint is never run; save its state dict alone"
+    )
+    for read in (open_source, open_text_encoder, open_autoencoder):
+        refused(message, lambda read=read: read(path))  # type: ignore[misc]
+    assert not ran.exists()
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+SECOND = "diffusion_pytorch_model-00002-of-00005.safetensors"
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / SECOND).unlink(), rf"lacks 1 of 5 files \({SECOND}\); copy or download it again"),
+        (lambda f: (f / INDEX).unlink(), rf"{INDEX}: no such file, but parts of what it lists"),
+        (lambda f: cut(f / SECOND, 10**5), rf"{SECOND}: is truncated"),
+        (lambda f: save_file({"a": torch.zeros(2)}, f / SECOND), rf"{SECOND}: does not hold what {INDEX} says"),
+        (lambda f: edit(f / INDEX, weight_map={"a": "../a.safetensors"}), r"weight_map: should name a file beside it"),
+        (lambda f: (f / "config.json").write_text("[1]"), r"config\.json: should hold a JSON object, not list"),
+        (lambda f: (f / "config.json").write_text("{"), r"config\.json: is not JSON"),
+        (lambda f: edit(f / "config.json", num_layers=30),
+         r"num_layers = 3: its config\.json says 30; its files are not"),
+        (lambda f: edit(f / "config.json", num_layers="3"), r"config\.json: num_layers = '3': "),
+        (lambda f: edit(f / "config.json", eps=-1), r"config\.json: eps = -1: "),
+        (lambda f: edit(f / "config.json", model_type="i2v", image_dim=1280),
+         r"config\.json: (model_type = 'i2v'|image_dim = 1280): .*name a text-to-video transformer of Wan 2\.1"),
+    ],
+)  # fmt: skip
+def test_folders_that_are_not_whole(good: Path, tmp_path: Path, layout: str, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / layout
+    shutil.copytree(good / layout, folder)
+    damage(folder)
+    refused(message, lambda: load_transformer(folder))
+
+
+def test_folders_of_other_models(good: Path, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
+    save_file({"patch_embedding.bias": torch.zeros(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    refused(r"_class_name = 'AutoencoderKLWan': should be WanTransformer3DModel", lambda: open_source(tmp_path))
+    for name in ("transformer", "transformer_2"):
+        (tmp_path / name).mkdir()
+    refused(r"has two transformers; name .*/transformer or .*/transformer_2 itself", lambda: open_source(tmp_path))
+    other = tiny.config | {"num_attention_heads": 2, "attention_head_dim": 48}
+    message = r"num_attention_heads = 4: the base has 2; name a checkpoint of the base's kind"
+    refused(message, lambda: open_source(good / "diffusers", base=other))
+    refused(r"num_layers = 3: the base has 40", lambda: open_source(good / "original", base=checked({}, "base")))
+
+
+def test_no_room_is_told_before_anything_is_written(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def never() -> Tensor:
+        raise AssertionError("read")
+
+    huge = {"proj_out.bias": Stored((10**15,), torch.float32, never)}
+    (tmp_path / "out").mkdir()
+    message = r"needs 4000000\.0 GB, [0-9.]+ GB are free; free some space or choose another place"
+    refused(message, lambda: write_diffusers(huge, tiny.config, tmp_path / "out"))
+    refused(message, lambda: write_original(huge, tiny.config, tmp_path / "out"))
+    refused(message, lambda: write_student({"generator": huge}, tmp_path / "out" / "student.pt"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_disk_that_fails_leaves_no_file(good: Path, tmp_path: Path) -> None:
+    found = open_source(good / "diffusers")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
+    try:
+        refused(r"file too large; raise the limit", lambda: write_diffusers(found.tensors, found.config, tmp_path))
+        student = tmp_path / "student.pt"
+        refused(r"file too large; raise the limit", lambda: write_student({"generator": found.tensors}, student))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    broken = tiny.weights | {"head.head.bias": torch.full((16,), torch.nan)}
+    torch.save({"generator": broken}, tmp_path / "student.pt")
+    found = open_source(tmp_path / "student.pt", base=tiny.config)
+    (tmp_path / "out").mkdir()
+    refused(
+        r"proj_out\.bias: 16 of 16 values are not finite",
+        lambda: write_diffusers(found.tensors, found.config, tmp_path / "out"),
+    )
+    refused(r"head\.head\.bias: 16 of", lambda: write_student({"generator": found.tensors}, tmp_path / "out" / "a.pt"))
+    assert not list((tmp_path / "out").iterdir())
