@@ -55,7 +55,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with every leaf of ``override`` put in its place; lists are replaced whole."""
+    """``base`` with every leaf of ``override`` put in its place; lists are replaced whole, and sections of another kind."""
+    if "kind" in override and override["kind"] != base.get("kind"):
+        return override
     merged = dict(base)
     for key, value in override.items():
         old = merged.get(key)

@@ -22,6 +22,7 @@ from hiar.parameters import merge, parse_params, read_yaml
 
 PARAMS = "params.yaml"
 LINKS = ("hiar", "dvc.yaml", ".dvcignore")
+INPUTS = ("models", "experiments")  # of the project, which params.yaml may name files in
 # A DVC repository of its own: its lock file and state are the experiment's, its cache the project's.
 DVC_CONFIG = """\
 [core]
@@ -71,7 +72,7 @@ def open_workspace(root: Path, name: str | None) -> Path:
     workspace = root / "runs" / name
     with writing(workspace):
         (workspace / ".dvc").mkdir(parents=True, exist_ok=True)
-        for link in LINKS:
+        for link in (*LINKS, *(name for name in INPUTS if (root / name).exists())):
             _link(workspace / link, Path("..", "..", link))
     header = f"# Made by `hiar run {name}` from params.yaml and experiments/{name}.yaml: change those.\n"
     for path, text in {

@@ -62,7 +62,7 @@ class WanWorld(Section):
     """Wan2.1, adopted from a folder of its base model; prompts come from files, a line each."""
 
     kind: Literal["wan"]
-    base: Path  # Wan2.1-T2V in diffusers' layout or the original one
+    base: Path  # Wan2.1-T2V in diffusers' layout; tiny: one with random weights, made when first needed
     height: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)]  # pixels
     width: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)]
     frames_per_second: Annotated[int, Field(ge=1, le=1000)]  # of the videos written

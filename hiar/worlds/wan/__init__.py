@@ -1,1 +1,133 @@
-"""Wan2.1: its text encoder, its video codec and its checkpoints."""
+"""Wan2.1: its text encoder, its video codec and its checkpoints; the base model is adopted, never copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NoReturn, Self
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor
+
+from hiar import config
+from hiar.errors import UserError
+from hiar.worlds.interface import FIRST_CLIP, SPLIT, TEXT, Part, Trainable
+from hiar.worlds.wan.codec import WanCodec, load_codec
+from hiar.worlds.wan.embeddings import embed
+from hiar.worlds.wan.formats.loading import load_transformer
+from hiar.worlds.wan.locks import locked
+from hiar.worlds.wan.prompts import PromptFile
+from hiar.worlds.wan.references import cache_folder, locate, refer
+from hiar.worlds.wan.text import NEGATIVE_PROMPT, encoder_width
+from hiar.worlds.wan.tiny import make_tiny_wan
+
+TINY = Path("tiny")
+
+
+class Wan:
+    """See `hiar.worlds.interface.World`."""
+
+    name = "Wan2.1"
+    has_clips = False
+
+    def __init__(self, settings: config.WanWorld) -> None:
+        self.settings = settings
+        self.base: Path | None = cache_folder() / "tiny-wan" if settings.base == TINY else settings.base
+        self.height, self.width = settings.height, settings.width
+        self.frames_per_second = settings.frames_per_second
+        self.negative_prompt = NEGATIVE_PROMPT if settings.negative_prompt is None else settings.negative_prompt
+
+    def check(self, prompt: str) -> None:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"prompt {prompt[:40]!a}: character {error.start} is no text; give it in UTF-8") from None
+
+    def prompts(self, *, seed: int, first: int, count: int) -> list[str]:
+        """Lines of the file for the purpose that numbers from ``first`` on serve, again from its start at its end."""
+        sampled = FIRST_CLIP["sample"] <= first < FIRST_CLIP["sample"] + SPLIT
+        field = "sample_prompts" if sampled else "prompts"
+        path: Path | None = getattr(self.settings, field)
+        if path is None:
+            raise UserError(f"params.yaml: world.{field}: is null; name a text file with one prompt a line")
+        lines = _lines(path, path.stat().st_mtime_ns if path.exists() else 0)
+        return [lines[number % SPLIT % len(lines)] for number in range(first, first + count)]
+
+    def clips(self, *, seed: int, first: int, count: int, frames: int) -> NoReturn:
+        raise ValueError("Wan has no clips of its own")
+
+    def new_codec(self, settings: config.Codec, *, seed: int, frames: int) -> Trainable:
+        raise ValueError("Wan's codec is the base model's")
+
+    def new_text(self, model: config.Model, *, seed: int) -> NoReturn:
+        raise ValueError("Wan's text encoder is the base model's")
+
+    def adopt(self, part: Part, folder: Path) -> None:
+        assert self.base is not None
+        if self.settings.base == TINY:
+            with locked(self.base.parent):
+                if not self.base.exists():
+                    make_tiny_wan(self.base, seed=0)
+        refer(folder, self.base, part)
+
+    def load_transformer(self, folder: Path) -> WanTransformer3DModel:
+        """A checkpoint's own transformer, or the base's that it refers to."""
+        base = locate(folder)
+        return load_transformer(folder if base is None else base / "transformer", torch.float32)
+
+    def load_text(self, folder: Path) -> CachedText:
+        return CachedText(_base(folder))
+
+    def load_codec(self, folder: Path) -> WanCodec:
+        return load_codec(_base(folder))
+
+
+open_world = Wan
+
+
+class CachedText:
+    """UMT5's embeddings out of the cache on disk; the encoder is in memory only while it computes what is missing.
+
+    See `hiar.worlds.interface.Text`.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.device = base, torch.device("cpu")
+        self.dim = encoder_width(base)
+
+    def to(self, device: torch.device | str) -> Self:
+        self.device = torch.device(device)
+        return self
+
+    def eval(self) -> Self:
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        return self
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings (B, 512, dim), zero where a prompt has no token."""
+        # The original computes text in bf16; without a GPU that is slow, and models are small.
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        found = embed(prompts, self.base, cache_folder() / "embeddings", dtype, self.device)
+        return found.read(prompts).to(self.device, torch.float32)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        refer(folder, self.base, TEXT)
+
+
+def _base(folder: Path) -> Path:
+    """The base model that a part of a checkpoint refers to."""
+    base = locate(folder)
+    if base is None:
+        raise UserError(f"{folder}: refers to no base model; make the checkpoint anew, or import it again")
+    return base
+
+
+@lru_cache
+def _lines(path: Path, changed: int) -> list[str]:
+    """The prompts of a file, as it was when it ``changed`` last."""
+    return list(PromptFile(path))

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from hiar.errors import UserError
 from hiar.models.finite import require_finite
+from hiar.worlds.interface import CODEC
 from hiar.worlds.wan.pretrained import load_pretrained
+from hiar.worlds.wan.references import refer
 
 SPATIAL = 8  # pixels along the side of a latent pixel
 STRETCH = 4  # pictures of every latent frame but the first
@@ -59,6 +61,8 @@ class WanCodec(nn.Module):
     makes of the whole.
     """
 
+    chunk = 3  # latent frames decoded at a time: twelve pictures
+    base: Path | None = None  # the model whose codec it is
     mean: Tensor  # (1, C, 1, 1, 1) of the autoencoder's own latents
     scale: Tensor  # their standard deviations
 
@@ -70,6 +74,24 @@ class WanCodec(nn.Module):
         self.channels = int(config.z_dim)
         self.register_buffer("mean", torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1))
         self.register_buffer("scale", torch.tensor(config.latents_std).view(1, -1, 1, 1, 1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mean.device
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a latent frame. Raises UserError for pictures that would be cropped."""
+        return latent_size(height, width)
+
+    def pictures(self, frames: int) -> int:
+        """How many pictures the first ``frames`` latent frames of a video are."""
+        return pixel_frames(frames)
+
+    def save(self, folder: Path) -> None:
+        """Make ``folder`` stand for the base's codec, which is never copied."""
+        assert self.base is not None, "a codec without a base"
+        refer(folder, self.base, CODEC)
 
     def encode(self, video: Tensor) -> Tensor:
         """A whole clip (B, 3, F, H, W) in [-1, 1] -> latents (B, C, f, H / 8, W / 8), the posterior's mean.
@@ -140,7 +162,9 @@ def load_codec(base: Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     for name in ("latents_mean", "latents_std"):
         if len(config[name]) != config.z_dim:
             raise UserError(f"{path}: {name}: has {len(config[name])} numbers: z_dim is {config.z_dim}; copy it anew")
-    return WanCodec(autoencoder).to(device).requires_grad_(False)
+    codec = WanCodec(autoencoder).to(device).requires_grad_(False)
+    codec.base = base
+    return codec
 
 
 def _memory(network: nn.Module) -> list[Tensor | str | None]:

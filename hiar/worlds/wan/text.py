@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hiar.errors import UserError
 from hiar.io.progress import tell
+from hiar.worlds.wan.formats.stored import read_json
 from hiar.worlds.wan.pretrained import load_pretrained
 
 if TYPE_CHECKING:
@@ -86,6 +87,15 @@ def load_text_encoder(base: Path, device: torch.device | str = "cpu", dtype: tor
         )
     cast(nn.Module, model).to(device)  # transformers' own method is annotated as another
     return TextEncoder(tokenizer, model)
+
+
+def encoder_width(base: Path) -> int:
+    """Width of an embedding, of the text encoder's config.json. Raises UserError when it is missing or says none."""
+    path = base / "text_encoder" / "config.json"
+    width = read_json(path).get("d_model")
+    if not isinstance(width, int):
+        raise UserError(f"{path}: d_model = {width!r}: should be a number; copy it anew")
+    return width
 
 
 def load_tokenizer(base: Path) -> Tokenizer:

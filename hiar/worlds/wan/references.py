@@ -1,0 +1,83 @@
+"""Parts of a base model in a checkpoint's folder: by reference, so that tens of gigabytes are never copied.
+
+A part is a folder with reference.json: where the base lies and what its files hold, as one hash. The hash is computed
+once; afterwards it is remembered for as long as size and time of each file stay (`hiar.worlds.wan.identity`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hiar.errors import UserError
+from hiar.io.files import write_json
+from hiar.parameters import explain
+from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Part
+from hiar.worlds.wan.identity import fingerprint
+
+REFERENCE = "reference.json"
+FOLDERS: dict[Part, tuple[str, ...]] = {  # of a base in diffusers' layout
+    TRANSFORMER: ("transformer",),
+    TEXT: ("text_encoder", "tokenizer"),
+    CODEC: ("vae",),
+}
+
+
+class _Reference(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    base: str
+    part: Part
+    content: str  # fingerprint of the part's files
+
+
+def refer(folder: Path, base: Path, part: Part, verify: bool = False) -> None:
+    """Make ``folder`` stand for a part of ``base``. Raises UserError when the part is not there."""
+    content = fingerprint(_files(base, part), cache_folder(), verify)
+    folder.mkdir(exist_ok=True)
+    said = _Reference(base=str(base.resolve()), part=part, content=content)
+    write_json(folder / REFERENCE, said.model_dump())
+
+
+def locate(folder: Path, verify: bool = False) -> Path | None:
+    """The base model that ``folder`` refers to; None where the part itself lies in it.
+
+    Raises UserError when the base is gone, or its files are others than those that were referred to; with ``verify``
+    they are read for that, else compared by size and time.
+    """
+    path = folder / REFERENCE
+    try:
+        said = _Reference.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, _Reference)}; make the checkpoint anew") from None
+    base = Path(said.base)
+    if not base.is_dir():
+        raise UserError(f"{path}: base = {said.base}: no such folder; bring the base model back, or mend the path here")
+    if fingerprint(_files(base, said.part), cache_folder(), verify) != said.content:
+        raise UserError(
+            f"{path}: base = {said.base}: its {said.part} is another now; bring the one back that the checkpoint was "
+            "made with, or make the checkpoint anew"
+        )
+    return base
+
+
+def cache_folder() -> Path:
+    """Where fingerprints and embeddings are kept: HIAR_CACHE, else a folder of the user's cache."""
+    if folder := os.environ.get("HIAR_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiar"
+
+
+def _files(base: Path, part: Part) -> Sequence[Path]:
+    folders = [base / name for name in FOLDERS[part]]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; name a base model of Wan2.1 in diffusers' layout")
+    return folders
