@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with every leaf of ``override`` put in its place; lists are replaced whole, and sections of another kind."""
+    """``base`` with every leaf of ``override`` put in its place; lists, and sections of another kind, are replaced."""
     if "kind" in override and override["kind"] != base.get("kind"):
         return override
     merged = dict(base)
@@ -68,14 +68,20 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
 def explain(error: ValidationError, section: type[BaseModel] = Params) -> str:
     """The first problem of an error in validating ``section``, in one line."""
     problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"])
+    loc, holder = _placed(problem["loc"], section)
+    field = ".".join(loc)
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, BrokenRule):
         field = ".".join(part for part in (field, cause.field) if part)
         return f"{field} = {_short(cause.value)}: {cause.remedy}"
     if problem["type"] == "extra_forbidden":
-        suggestion = suggest(field.rsplit(".", 1)[-1], _siblings(problem["loc"], section))
+        suggestion = suggest(field.rsplit(".", 1)[-1], list(getattr(holder, "model_fields", {})))
         return f"{field} = {_short(problem['input'])}: unknown parameter; {suggestion}"
+    if problem["type"] == "union_tag_invalid":
+        kinds = problem["ctx"]["expected_tags"].replace("'", "")
+        return f"{field}.kind = {problem['ctx']['tag']!r}: there is no such kind; known: {kinds}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{field}.kind: is missing; say which kind of {field} it is"
     if problem["type"] == "missing":
         return f"{field}: is missing; give it a value"
     if remedy := _misread(problem["type"], problem["input"]):
@@ -109,12 +115,22 @@ def _short(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _siblings(loc: tuple[int | str, ...], outermost: type[BaseModel]) -> list[str]:
-    """The fields of the section that holds ``loc``."""
+def _placed(loc: tuple[int | str, ...], outermost: type[BaseModel]) -> tuple[list[str], Any]:
+    """``loc`` as params.yaml has it, without the kinds that pydantic adds to it; and the section that holds it."""
     section: Any = outermost
-    for part in loc[:-1]:
-        annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else section
-        options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Section)]
-        if options:
-            section = options[0]
-    return list(getattr(section, "model_fields", {}))
+    holder, place, options = section, [], [section]
+    for part in loc:
+        if len(options) > 1 and (chosen := [one for one in options if part in get_args(_kind(one))]):
+            options = chosen
+            continue
+        holder = section = options[0] if options else section
+        place.append(str(part))
+        annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
+        within = [kind for one in (annotation, *get_args(annotation)) for kind in (one, *get_args(one))]
+        options = [kind for kind in within if isinstance(kind, type) and issubclass(kind, Section)] or options
+    return place, holder
+
+
+def _kind(section: type[BaseModel]) -> Any:
+    """The annotation of what tells a section of a union from the others."""
+    return section.model_fields["kind"].annotation if "kind" in section.model_fields else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from hiar.config.section import (
     Background,
@@ -58,22 +58,20 @@ class ShapesWorld(Section):
         return self
 
 
+File = Annotated[Path, Field(strict=False)]  # written as text
+
+
 class WanWorld(Section):
     """Wan2.1, adopted from a folder of its base model; prompts come from files, a line each."""
 
     kind: Literal["wan"]
-    base: Path  # Wan2.1-T2V in diffusers' layout; tiny: one with random weights, made when first needed
+    base: File  # Wan2.1-T2V in diffusers' layout; tiny: one with random weights, made when first needed
     height: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)]  # pixels
     width: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)]
     frames_per_second: Annotated[int, Field(ge=1, le=1000)]  # of the videos written
-    prompts: Path | None  # of pairs and distillation
-    sample_prompts: Path | None  # of the samples that are compared
+    prompts: File | None  # of pairs and distillation
+    sample_prompts: File | None  # of the samples that are compared
     negative_prompt: str | None  # what guidance leads away from; null: Wan's own
-
-    @field_validator("base", "prompts", "sample_prompts", mode="before")
-    @classmethod
-    def _path(cls, value: object) -> object:
-        return Path(value) if isinstance(value, str) else value
 
 
 World = Annotated[ShapesWorld | WanWorld, Field(discriminator="kind")]

@@ -20,6 +20,7 @@ from hiar.io.video import open_stream, read_mp4
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.stages.sample import sample_latents
 from hiar.stages.stream import change_prompts, clean_blocks, interruptions, stream, stream_rollout
+from hiar.stages.videos import decoding
 
 BLOCK = 3
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
