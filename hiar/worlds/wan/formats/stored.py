@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import Parameter
 
 from hiar.errors import UserError
 
@@ -131,7 +132,8 @@ def stored_state(state: Mapping[Any, Any], where: str) -> dict[str, Stored]:
     Raises UserError, naming ``where``, for entries that are no dense tensors of floating-point weights.
     """
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
+        plain = type(value) in (Tensor, Parameter) and value.layout is torch.strided and value.device.type == "cpu"
+        if not (isinstance(name, str) and plain):
             raise UserError(f"{where}: {name} is no dense tensor but {type(value).__name__}; save the weights alone")
         if value.dtype not in _TYPES.values():
             raise UserError(f"{where}: {name} is of type {value.dtype}; take a checkpoint in {', '.join(_TYPES)}")
