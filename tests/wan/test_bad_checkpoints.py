@@ -85,6 +85,9 @@ def without(weights: Weights, *ends: str) -> Weights:
         (lambda w: {"generator": {**w, "head.head.bias": torch.zeros(16, dtype=torch.int64)}},
          r"head\.head\.bias is of type torch\.int64; take a checkpoint in F32, F16, BF16"),
         (lambda w: {"generator": {"a.weight": torch.zeros(2)}}, r"holds no transformer of Wan \(but a\.weight\)"),
+        (lambda w: {"generator": {"a\nb": torch.zeros(2)}}, r"holds a tensor named 'a\\nb'; name a checkpoint of Wan"),
+        (lambda w: {"generator": {"a": torch.zeros(2, device="meta")}}, r"a is no dense tensor"),
+        (lambda w: {"a\nb": w, 3: w}, r"holds 'a\\nb', 3, but no generator"),
         (lambda w: torch.zeros(3), r"\.pt: holds Tensor, no state dicts"),
     ],
 )  # fmt: skip
@@ -187,6 +190,11 @@ def test_folders_that_are_not_whole(good: Path, tmp_path: Path, layout: str, dam
     shutil.copytree(good / layout, folder)
     damage(folder)
     refused(message, lambda: load_transformer(folder))
+
+
+def test_names_that_no_file_can_have() -> None:
+    for read in (open_source, open_text_encoder, open_autoencoder):
+        refused(r"a: cannot be read \(File name too long\); mend", lambda read=read: read(Path("a" * 300)))  # type: ignore[misc]
 
 
 def test_folders_of_other_models(good: Path, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
