@@ -85,6 +85,9 @@ def without(weights: Weights, *ends: str) -> Weights:
         (lambda w: {"generator": {**w, "head.head.bias": torch.zeros(16, dtype=torch.int64)}},
          r"head\.head\.bias is of type torch\.int64; take a checkpoint in F32, F16, BF16"),
         (lambda w: {"generator": {"a.weight": torch.zeros(2)}}, r"holds no transformer of Wan \(but a\.weight\)"),
+        (lambda w: {"generator": {"a\nb": torch.zeros(2)}}, r"holds a tensor named 'a\\nb'; name a checkpoint of Wan"),
+        (lambda w: {"generator": {"a": torch.zeros(2, device="meta")}}, r"a is no dense tensor"),
+        (lambda w: {"a\nb": w, 3: w}, r"holds 'a\\nb', 3, but no generator"),
         (lambda w: torch.zeros(3), r"\.pt: holds Tensor, no state dicts"),
     ],
 )  # fmt: skip
@@ -124,14 +127,16 @@ def cut_save_file(path: Path, weights: Weights, size: int) -> None:
     [
         (lambda p, w: None, r"no such file; name a checkpoint"),
         (lambda p, w: p.write_bytes(b""), r"is empty; copy or download it again"),
-        (lambda p, w: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), r"git lfs pull"),
+        (lambda p, w: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+         r"is a pointer of Git LFS, not the file itself; fetch that with git lfs pull"),
         (lambda p, w: p.write_text("<!DOCTYPE html> not found"), r"is neither safetensors nor a file of torch\.save"),
         (lambda p, w: p.write_bytes(b"PK\x03\x04" + bytes(100)), r"is truncated or damaged"),
         (lambda p, w: cut_save(p, {"generator": w}, zipped=True), r"is truncated or damaged"),
         (lambda p, w: cut_save(p, w, zipped=False), r"is truncated or damaged"),
         (lambda p, w: cut_save_file(p, w, 10**6), r"is truncated or no safetensors file"),
         (lambda p, w: cut_save_file(p, w, 1000), r"is truncated or no safetensors file"),
-        (lambda p, w: save_file(w | {"head.head.bias": torch.zeros(16, dtype=torch.uint8)}, p), r"is of type U8; take"),
+        (lambda p, w: save_file(w | {"head.head.bias": torch.zeros(16, dtype=torch.uint8)}, p),
+         r"head\.head\.bias is of type U8"),
         (lambda p, w: os.mkfifo(p), r"is no regular file; name a checkpoint"),
         (lambda p, w: p.mkdir(), r"is no folder of diffusers .*, nor of the original Wan .*; name such a folder"),
     ],
@@ -185,6 +190,11 @@ def test_folders_that_are_not_whole(good: Path, tmp_path: Path, layout: str, dam
     shutil.copytree(good / layout, folder)
     damage(folder)
     refused(message, lambda: load_transformer(folder))
+
+
+def test_names_that_no_file_can_have() -> None:
+    for read in (open_source, open_text_encoder, open_autoencoder):
+        refused(r"a: cannot be read \(File name too long\); mend", lambda read=read: read(Path("a" * 300)))  # type: ignore[misc]
 
 
 def test_folders_of_other_models(good: Path, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -18,7 +18,7 @@ from hiar.errors import UserError
 from hiar.worlds.wan.formats import names
 from hiar.worlds.wan.formats.checking import SHOWN, require_exact, transformer_shapes
 from hiar.worlds.wan.formats.configs import Config, checked, is_original_config, read_config, settle
-from hiar.worlds.wan.formats.stored import Stored, read_file, read_json, read_sharded, stored_state
+from hiar.worlds.wan.formats.stored import Stored, read_file, read_json, read_sharded, reading, stored_state
 
 STEM = "diffusion_pytorch_model"  # of the files of transformer and autoencoder, in both layouts
 CONFIG = "config.json"
@@ -44,7 +44,9 @@ def open_source(path: Path, *, weights: Weights | None = None, base: Mapping[str
     Raises UserError when there is none, its layout is none of the known, it is not complete, or not of the base's size.
     """
     base = None if base is None else checked(base, "base")
-    if path.is_dir():
+    with reading(path):
+        folder = path.is_dir()
+    if folder:
         if weights is not None:
             raise UserError(f"weights = {weights}: {path} is a folder, which holds one set of weights; leave it out")
         return _open_folder(path, base)
@@ -104,7 +106,7 @@ def _choose(held: Any, path: str, weights: Weights | None) -> tuple[Mapping[str,
         for name in ("model", "generator", "generator_ema")
         if isinstance(held.get(name), Mapping) and held[name]
     }
-    inside = ", ".join([str(name) for name in held][:SHOWN])
+    inside = ", ".join([name if isinstance(name, str) and name.isprintable() else repr(name) for name in held][:SHOWN])
     if not found:
         raise UserError(f"{path}: holds {inside}, but no generator; name a checkpoint of a generator")
     if weights is None and len(found) > 1:

@@ -7,7 +7,8 @@ import math
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import Parameter
 
 from hiar.errors import UserError
 
@@ -46,15 +48,13 @@ def read_file(path: Path) -> dict[str, Stored] | Any:
     taken. Raises UserError when there is no such file, or it is empty, truncated, a pointer of Git LFS, of another
     kind, or would have to run code.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file; name a checkpoint")
-    if not path.is_file():
-        raise UserError(f"{path}: is no regular file; name a checkpoint")
-    try:
+    with reading(path):
+        if not path.exists():
+            raise UserError(f"{path}: no such file; name a checkpoint")
+        if not path.is_file():
+            raise UserError(f"{path}: is no regular file; name a checkpoint")
         with path.open("rb") as file:
             head = file.read(len(_POINTER))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that or name another file") from None
     if not head:
         raise UserError(f"{path}: is empty; {_AGAIN}")
     if head == _POINTER:
@@ -69,16 +69,13 @@ def read_file(path: Path) -> dict[str, Stored] | Any:
 def read_safetensors(path: Path) -> dict[str, Stored]:
     """The tensors of one safetensors file. Raises UserError when it is missing, truncated or holds no weights."""
     try:
-        file = safe_open(path, framework="pt")
-        heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {_AGAIN}") from None
-    except (OSError, SafetensorError) as error:
+        with reading(path):
+            file = safe_open(path, framework="pt")
+            heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
         raise UserError(f"{path}: is truncated or no safetensors file ({_short(error)}); {_AGAIN}") from None
     for name, head in heads.items():
-        if head.get_dtype() not in _TYPES:
-            kind = f"{name} is of type {head.get_dtype()}"
-            raise UserError(f"{path}: {kind}; take a checkpoint in {', '.join(_TYPES)}")
+        _require_plain(name, _TYPES.get(head.get_dtype(), head.get_dtype()), str(path))
     return {
         name: Stored(tuple(head.get_shape()), _TYPES[head.get_dtype()], partial(file.get_tensor, name))
         for name, head in heads.items()
@@ -113,11 +110,8 @@ def read_sharded(folder: Path, stem: str) -> dict[str, Stored]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError when it is missing or none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {_AGAIN}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that or name another place") from None
+        with reading(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({_short(error)}); {_AGAIN}") from None
     if not isinstance(value, dict):
@@ -131,11 +125,33 @@ def stored_state(state: Mapping[Any, Any], where: str) -> dict[str, Stored]:
     Raises UserError, naming ``where``, for entries that are no dense tensors of floating-point weights.
     """
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
+        plain = type(value) in (Tensor, Parameter) and value.layout is torch.strided and value.device.type == "cpu"
+        if not plain:
             raise UserError(f"{where}: {name} is no dense tensor but {type(value).__name__}; save the weights alone")
-        if value.dtype not in _TYPES.values():
-            raise UserError(f"{where}: {name} is of type {value.dtype}; take a checkpoint in {', '.join(_TYPES)}")
+        _require_plain(name, value.dtype, where)
     return {name: Stored(tuple(value.shape), value.dtype, value.detach) for name, value in state.items()}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn every error of the operating system in the body into a UserError naming the file, or ``path``."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename or path}: no such file; {_AGAIN}") from None
+    except OSError as error:
+        reason = error.strerror or _short(error)
+        raise UserError(
+            f"{error.filename or path}: cannot be read ({reason}); mend that or name another place"
+        ) from None
+
+
+def _require_plain(name: object, dtype: object, where: str) -> None:
+    """Raise UserError unless a tensor has a name that can be told in a line, and is of a type that weights have."""
+    if not isinstance(name, str) or not name.isprintable():
+        raise UserError(f"{where}: holds a tensor named {name!r}; name a checkpoint of Wan")
+    if dtype not in _TYPES.values():
+        raise UserError(f"{where}: {name} is of type {dtype}; take a checkpoint in {', '.join(_TYPES)}")
 
 
 def _read_torch(path: Path, mapped: bool) -> Any:
