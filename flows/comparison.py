@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("good", "saturation_drift", "background_shift", "border_jump", "hops", "smoothed_speed")
+COLUMNS = (  # as far as a world's judge measures them
+    "good",
+    "saturation_drift",
+    "background_shift",
+    "border_jump",
+    "hops",
+    "smoothed_speed",
+)
 
 
 def comparison_table(workspace: Path) -> str:
@@ -25,13 +32,16 @@ def comparison_table(workspace: Path) -> str:
         rows.setdefault(series, []).append(row["metrics"])
         if row["stage"] == "teacher":
             teachers.add(series)
-    rows[TRUTH] = [row["metrics"] for row in _read(workspace / "metrics" / "world.json")]
+    if truth := _read(workspace / "metrics" / "world.json"):
+        rows[TRUTH] = [row["metrics"] for row in truth]
+    columns = [metric for metric in METRICS if metric.key in COLUMNS and metric.key in results[0]["metrics"]]
     figures = {
-        series: {name: pool([seed[name] for seed in seeds]) for name in COLUMNS} for series, seeds in rows.items()
+        series: {metric.key: pool([seed[metric.key] for seed in seeds]) for metric in columns}
+        for series, seeds in rows.items()
     }
     students = {series: means for series, means in figures.items() if series not in teachers | {TRUTH}}
     references = {series: means for series, means in figures.items() if series not in students}
-    table = comparison("", [metric for metric in METRICS if metric.key in COLUMNS], students, references)
+    table = comparison("", columns, students, references)
     lines = [["Model", *(head.name for head in table.heads), "Videos"]]
     for line in table.rows:
         cells = [f"{cell.mean} ± {cell.se}" if cell.se else cell.mean for cell in line.cells]
