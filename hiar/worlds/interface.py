@@ -145,6 +145,17 @@ class World(Protocol):
         """Make ``folder`` stand for a part of the base, without copying it. Raises UserError when it is not whole."""
         ...
 
+    def bring_in(self, source: Path, weights: str | None, folder: Path) -> None:
+        """Write somebody else's transformer, of the base's size, into a new ``folder``.
+
+        weights: which of several sets in the source. Raises UserError when it is none, or not whole.
+        """
+        ...
+
+    def send_out(self, folder: Path, form: str, out: Path) -> None:
+        """Write the transformer in ``folder`` in the ``form`` that others read. Raises UserError for no such form."""
+        ...
+
     def load_transformer(self, folder: Path) -> WanTransformer3DModel:
         """The transformer in a folder. Raises UserError when it is missing or broken."""
         ...
@@ -156,6 +167,12 @@ class World(Protocol):
     def load_codec(self, folder: Path) -> Codec:
         """The codec in a folder. Raises UserError when it is missing or broken."""
         ...
+
+
+def describe_foreign(source: Path) -> list[tuple[str, str]]:
+    """What a checkpoint is that is not ours, as names and values. Raises UserError when no world knows it."""
+    described: list[tuple[str, str]] = import_module("hiar.worlds.wan").describe(source)
+    return described
 
 
 def open_world(settings: config.World) -> World:

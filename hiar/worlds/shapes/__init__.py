@@ -8,6 +8,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
 from hiar import config
+from hiar.errors import UserError
 from hiar.models.loading import load_model
 from hiar.models.pixels import to_video
 from hiar.noise import seeded
@@ -54,6 +55,12 @@ class Shapes:
 
     def adopt(self, part: Part, folder: Path) -> None:
         raise ValueError("the built-in world has no base")
+
+    def bring_in(self, source: Path, weights: str | None, folder: Path) -> None:
+        raise UserError(f"{source}: nobody else has checkpoints of the built-in world; import one of Wan")
+
+    def send_out(self, folder: Path, form: str, out: Path) -> None:
+        raise UserError(f"--to = {form}: nobody else reads checkpoints of the built-in world; export one of Wan")
 
     def load_transformer(self, folder: Path) -> WanTransformer3DModel:
         return load_model(WanTransformer3DModel, folder)

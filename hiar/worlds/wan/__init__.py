@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hiar import config
 from hiar.errors import UserError
-from hiar.worlds.interface import FIRST_CLIP, SPLIT, TEXT, Part, Trainable
+from hiar.worlds.interface import FIRST_CLIP, SPLIT, TEXT, TRANSFORMER, Part, Trainable
 from hiar.worlds.wan.codec import WanCodec, load_codec
 from hiar.worlds.wan.embeddings import embed
+from hiar.worlds.wan.exchange import bring_in, describe, send_out
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.locks import locked
 from hiar.worlds.wan.prompts import PromptFile
@@ -24,6 +25,8 @@ from hiar.worlds.wan.text import NEGATIVE_PROMPT, encoder_width
 from hiar.worlds.wan.tiny import make_tiny_wan
 
 TINY = Path("tiny")
+
+__all__ = ["describe", "open_world"]
 
 
 class Wan:
@@ -65,17 +68,28 @@ class Wan:
         raise ValueError("Wan's text encoder is the base model's")
 
     def adopt(self, part: Part, folder: Path) -> None:
+        refer(folder, self._here(), part)
+
+    def bring_in(self, source: Path, weights: str | None, folder: Path) -> None:
+        bring_in(source, weights, self._here(), folder)
+
+    def send_out(self, folder: Path, form: str, out: Path) -> None:
+        base = locate(folder)
+        send_out(folder if base is None else base / TRANSFORMER, base or _base(folder.with_name(TEXT)), form, out)
+
+    def _here(self) -> Path:
+        """The base; the tiny one is made when it is first needed."""
         assert self.base is not None
         if self.settings.base == TINY:
             with locked(self.base.parent):
                 if not self.base.exists():
                     make_tiny_wan(self.base, seed=0)
-        refer(folder, self.base, part)
+        return self.base
 
     def load_transformer(self, folder: Path) -> WanTransformer3DModel:
         """A checkpoint's own transformer, or the base's that it refers to."""
         base = locate(folder)
-        return load_transformer(folder if base is None else base / "transformer", torch.float32)
+        return load_transformer(folder if base is None else base / TRANSFORMER, torch.float32)
 
     def load_text(self, folder: Path) -> CachedText:
         return CachedText(_base(folder))

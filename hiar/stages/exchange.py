@@ -1,0 +1,130 @@
+"""``hiar import``, ``hiar export`` and ``hiar models``: checkpoints from elsewhere, for elsewhere, and what a folder is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hiar.config import Conventions, Schedule, Video, WanWorld
+from hiar.errors import UserError, suggest
+from hiar.io.artifacts import check_folder, content_hash, read_manifest, unfinished, write_manifest
+from hiar.models.generator import CARD, Card, Walk, load_card, save_card
+from hiar.parameters import explain
+from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, describe_foreign, open_world
+
+GB = 1e9
+_RELEASED = {"block": 3, "window": 21, "sinks": 0, "shift": 5.0, "steps": 4, "renoise": "sde"}
+# How the released students walk; a file of weights does not tell it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "self-forcing": _RELEASED | {"order": "block_first", "context": "clean"},
+    "causal-forcing": _RELEASED | {"order": "block_first", "context": "clean"},
+    "hiar": _RELEASED | {"order": "step_first", "context": "output"},
+}
+# As all public implementations show given blocks and sinks.
+THEIRS = Conventions(given="clean", sinks="stay", context_noise=0.0)
+
+
+def import_checkpoint(
+    source: Path, base: Path, out: Path, preset: str | None, weights: str | None, told: Mapping[str, Any]
+) -> None:
+    """Write somebody else's student as a checkpoint folder that every command takes.
+
+    told: height, width, frames_per_second, precision, and block, window, sinks, shift, steps, renoise, order, context,
+    each None where the preset's holds.
+    Raises UserError for what is told nowhere, and for a source that is not whole or not of the base's size; nothing is
+    then written.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--as = {preset}: is no kind of student; {suggest(preset, PRESETS)}")
+    how = PRESETS.get(preset or "", {}) | {name: value for name, value in told.items() if value is not None}
+    if unset := [f"--{name}" for name in _RELEASED | {"order": "", "context": ""} if name not in how]:
+        raise UserError(f"{', '.join(unset)}: weights do not tell; give them, or --as {' or '.join(PRESETS)}")
+    check_folder("--out", out, "checkpoint")
+    card = _card(preset, base, how)
+    world = open_world(card.world)
+    key = {"source": str(source.resolve()), "weights": weights, "card": card.model_dump(mode="json")}
+    with unfinished(out, key, replaces="checkpoint") as folder:
+        world.bring_in(source, weights, folder / TRANSFORMER)
+        for part in (TEXT, CODEC):
+            world.adopt(part, folder / part)
+        save_card(folder, card)
+        write_manifest(folder, "checkpoint", stage="distill", seed=0, variant=preset, source=source.name)
+
+
+def export_checkpoint(checkpoint: Path, form: str, out: Path) -> None:
+    """Write a checkpoint's transformer as others read it.
+
+    Raises UserError when it is no checkpoint, has been altered, or there is no such form; nothing is then written.
+    """
+    card = load_card(checkpoint)
+    read_manifest(checkpoint, "checkpoint")
+    open_world(card.world).send_out(checkpoint / TRANSFORMER, form, out)
+
+
+def describe_model(path: Path) -> list[tuple[str, str]]:
+    """What a checkpoint is, ours or somebody else's, as names and values. Raises UserError when it is none."""
+    if not (path / CARD).exists():
+        return describe_foreign(path)
+    card = load_card(path)
+    manifest = read_manifest(path, "checkpoint")
+    walk = f"{card.walk.order}, {card.walk.context} context" if card.walk else "any walk, it was trained for none"
+    if card.stage == "teacher":
+        walk = f"{card.solver_steps} solver steps, guidance {card.guidance:g}; bidirectional"
+    video, schedule = card.video, card.schedule
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    said = [
+        ("checkpoint", f"{card.stage}{f' {card.variant}' if card.variant else ''}, seed {card.seed}"),
+        ("world", open_world(card.world).name),
+        ("walk", walk),
+        ("video", f"blocks of {video.block}, window {video.window}, {video.sink_blocks} sinks; clips of {video.frames}"),
+        ("steps", f"{schedule.student_steps}, shift {schedule.student_shift:g}, {schedule.renoise}"),
+        ("computes in", "bf16" if card.precision == "bf16" else "fp32"),
+        ("size", f"{size / GB:.3g} GB"),
+        ("content", content_hash(path)),
+    ]
+    if source := manifest.get("source"):
+        said.append(("imported from", str(source)))
+    return [*said, ("to sample it", f'hiar sample --checkpoint {path} --prompt "..." --frames {video.frames} --out out')]
+
+
+def _card(preset: str | None, base: Path, how: Mapping[str, Any]) -> Card:
+    """The card of an imported student. Raises UserError naming the option that does not fit."""
+    try:
+        world = WanWorld(
+            kind="wan",
+            base=base,
+            height=how["height"],
+            width=how["width"],
+            frames_per_second=how["frames_per_second"],
+            prompts=None,
+            sample_prompts=None,
+            negative_prompt=None,
+        )
+        block, window = how["block"], how["window"]
+        video = Video(frames=window, block=block, window=window, sink_blocks=how["sinks"])
+        schedule = Schedule(
+            teacher_shift=how["shift"],
+            student_shift=how["shift"],
+            student_steps=how["steps"],
+            renoise=how["renoise"],
+        )
+        return Card(
+            stage="distill",
+            variant=preset,
+            seed=0,
+            walk=Walk(order=how["order"], context=how["context"]),
+            guidance=1.0,
+            solver_steps=how["steps"],
+            prediction="flow",
+            coordinates=False,
+            world=world,
+            video=video,
+            schedule=schedule,
+            conventions=THEIRS,
+            precision=how["precision"],
+        )
+    except ValidationError as error:
+        raise UserError(f"--{explain(error, Card)}") from None

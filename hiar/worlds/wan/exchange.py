@@ -1,0 +1,81 @@
+"""Other people's checkpoints of Wan into ours, and ours into theirs; tensors keep type and bits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import get_args
+
+from hiar.errors import UserError, suggest
+from hiar.io.artifacts import unfinished
+from hiar.io.files import writing
+from hiar.worlds.interface import TRANSFORMER
+from hiar.worlds.wan.formats.configs import read_config
+from hiar.worlds.wan.formats.sources import Found, Weights, open_source
+from hiar.worlds.wan.formats.writing import require_room, write_diffusers, write_original, write_student
+
+FORMS = ("diffusers", "wan", "self-forcing")
+LINKED = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "vae")  # of the base, in a pipeline's folder
+GB = 1e9
+
+
+def open_foreign(source: Path, weights: str | None, base: Path) -> Found:
+    """A transformer wherever it lies, of the size of the base's. Raises UserError when it is none, or not whole."""
+    if weights is not None and weights not in get_args(Weights):
+        raise UserError(f"--weights = {weights}: is no set of weights; {suggest(weights, get_args(Weights))}")
+    config = base / TRANSFORMER / "config.json"
+    wanted = read_config(config, {})
+    return open_source(source, weights=weights, base=wanted)  # type: ignore[arg-type]
+
+
+def bring_in(source: Path, weights: str | None, base: Path, folder: Path) -> None:
+    """Write a foreign transformer into a new ``folder``, as diffusers has it."""
+    found = open_foreign(source, weights, base)
+    require_room(folder, sum(one.nbytes for one in found.tensors.values()))
+    folder.mkdir(exist_ok=True)
+    write_diffusers(found.tensors, found.config, folder)
+
+
+def send_out(folder: Path, base: Path, form: str, out: Path) -> None:
+    """Write the transformer in ``folder`` as others have it; ``out`` is a new folder, or a file for self-forcing.
+
+    diffusers: a folder for its WanPipeline, whose other parts are links to the base's. wan: the original's folder.
+    self-forcing: one file with ``generator`` and ``generator_ema``, both the weights that we kept.
+    """
+    if form not in FORMS:
+        raise UserError(f"--to = {form}: is no form that is written; {suggest(form, FORMS)}")
+    if out.exists():
+        raise UserError(f"--out = {out}: exists already; remove it or choose another name")
+    found = open_source(folder)
+    if form == "self-forcing":
+        with writing(out):
+            write_student({"generator": found.tensors, "generator_ema": found.tensors}, out)
+        return
+    with unfinished(out, {"exported": str(folder.resolve()), "form": form}) as partial:
+        if form == "wan":
+            write_original(found.tensors, found.config, partial)
+            return
+        part = partial / TRANSFORMER
+        shutil.rmtree(part, ignore_errors=True)  # of an export that was interrupted
+        part.mkdir()
+        write_diffusers(found.tensors, found.config, part)
+        for name in LINKED:
+            link = partial / name
+            link.unlink(missing_ok=True)
+            if (base / name).exists():
+                link.symlink_to((base / name).resolve())
+
+
+def describe(source: Path) -> list[tuple[str, str]]:
+    """What a foreign checkpoint is, as names and values; of each set of weights in it, where there are several."""
+    found = open_source(source)
+    config, tensors = found.config, found.tensors.values()
+    parameters = sum(one.nbytes // one.dtype.itemsize for one in tensors)
+    types = sorted({str(one.dtype).removeprefix("torch.") for one in tensors})
+    return [
+        ("format", found.kind),
+        ("transformer", f"{config['num_layers']} layers, {config['num_attention_heads']} heads of "
+         f"{config['attention_head_dim']}, {parameters:,} parameters"),
+        ("stored", f"{sum(one.nbytes for one in tensors) / GB:.3g} GB of {', '.join(types)}"),
+        ("to sample it", "hiar import SOURCE --base WAN --as self-forcing (or hiar) --out DIR"),
+    ]
