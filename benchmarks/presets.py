@@ -17,17 +17,17 @@ from hiar.grid import Grid, make_grid
 from hiar.models.denoiser import Denoiser, build_denoiser
 from hiar.models.fp8 import use_fp8
 from hiar.models.kernels import choose_kernel
-from hiar.models.wan_codec import WanDecoder
 from hiar.parameters import load_params
 from hiar.rollout.cell import Rollout
 from hiar.schedule import step_sigmas
 from hiar.worlds.shapes.codec import PatchCodec
+from hiar.worlds.wan.codec import WanCodec
 
 SEED = 0
 
 
 @dataclass(frozen=True)
-class WanCodec:
+class Autoencoder:
     """The shape of a Wan autoencoder, as diffusers has it; what is not here is Wan2.1's."""
 
     base_dim: int = 96
@@ -51,7 +51,7 @@ class Preset:
     shift: float
     renoise: config.Renoise
     dtype: torch.dtype
-    codec: config.Codec | WanCodec
+    codec: config.Codec | Autoencoder
     stretch: int
 
     @property
@@ -78,7 +78,7 @@ class Setup:
 
     preset: Preset
     denoiser: Denoiser
-    codec: PatchCodec | WanDecoder
+    codec: PatchCodec | WanCodec
     text: Tensor
 
     @property
@@ -116,9 +116,9 @@ def build(preset: Preset, device: torch.device, batch: int, weights: bool = True
     return Setup(preset, denoiser, codec, text.to(device, preset.dtype))
 
 
-def _build_codec(shape: config.Codec | WanCodec) -> PatchCodec | WanDecoder:
-    if isinstance(shape, WanCodec):
-        return WanDecoder(
+def _build_codec(shape: config.Codec | Autoencoder) -> PatchCodec | WanCodec:
+    if isinstance(shape, Autoencoder):
+        return WanCodec(
             AutoencoderKLWan(shape.base_dim, dim_mult=[*shape.dim_mult], num_res_blocks=shape.num_res_blocks)
         )
     return PatchCodec(shape.patch, shape.channels, shape.width, shape.depth)
@@ -157,13 +157,13 @@ def world() -> Preset:
 def wan(heads: int, layers: int, ffn: int) -> Preset:
     """Wan2.1's text-to-video transformers at 832x480, walked as in the paper: blocks of 3 frames, a window of 21."""
     model = _wan_model(heads, 128, layers, ffn, text_dim=4096, text_length=512)
-    return Preset(model, (16, 60, 104), 3, 21, 4, 5.0, "sde", torch.bfloat16, WanCodec(), stretch=4)
+    return Preset(model, (16, 60, 104), 3, 21, 4, 5.0, "sde", torch.bfloat16, Autoencoder(), stretch=4)
 
 
 def wan_tiny() -> Preset:
     """Wan's layout, types and prediction in a size that any processor walks in a moment."""
     model = _wan_model(2, 16, 2, 64, text_dim=32, text_length=8)
-    codec = WanCodec(base_dim=4, dim_mult=(1, 2, 2, 2), num_res_blocks=1)
+    codec = Autoencoder(base_dim=4, dim_mult=(1, 2, 2, 2), num_res_blocks=1)
     return Preset(model, (16, 4, 6), 3, 9, 4, 5.0, "sde", torch.bfloat16, codec, stretch=4)
 
 

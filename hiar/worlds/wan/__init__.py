@@ -1,0 +1,1 @@
+"""Wan2.1: its text encoder, its video codec and its checkpoints."""

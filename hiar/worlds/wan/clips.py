@@ -1,0 +1,88 @@
+"""Pictures that a video is to go on from: read, brought to the model's size, and cut to whole blocks."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hiar.errors import UserError
+from hiar.io.progress import tell
+from hiar.worlds.wan.codec import STRETCH, pixel_frames
+
+
+def read_clip(path: Path, height: int, width: int, block: int, most: int, resize: bool) -> Tensor:
+    """The end of a video, uint8 (4n + 1, height, width, 3), that is whole blocks of ``block`` latent frames.
+
+    There are as many blocks as it has pictures for, ``most`` at most; how many of its first pictures are left out is
+    told. No more than is returned is held. Raises UserError when the video cannot be read, is too short, or, without
+    ``resize``, has another size.
+    """
+    from hiar.io.reading import read_parts
+
+    pictures = 0
+    kept: deque[Tensor] = deque(maxlen=pixel_frames(most * block))
+    for part in read_parts(path, frames=16):
+        kept.extend(fitted(part, height, width, resize, path))
+        pictures += len(part)
+    frames = pixel_frames(min(most, whole_blocks(pictures, block, path)) * block)
+    if left := pictures - frames:
+        tell(f"{path}: of its {pictures} pictures the first {left} are left out; the last {frames} are whole blocks")
+    return torch.stack(list(kept)[-frames:])
+
+
+def read_image(path: Path, height: int, width: int, resize: bool) -> Tensor:
+    """A picture as a clip of one, uint8 (1, height, width, 3), turned as its file asks; what is transparent is black.
+
+    Raises UserError when it cannot be read, or, without ``resize``, has another size.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            turned = ImageOps.exif_transpose(image).convert("RGBA")
+            flat = Image.alpha_composite(Image.new("RGBA", turned.size, "black"), turned).convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such picture; name another") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"{path}: is no picture that can be read ({reason}); save it as PNG or JPEG") from None
+    pixels = torch.frombuffer(bytearray(flat.tobytes()), dtype=torch.uint8)
+    return fitted(pixels.view(1, flat.height, flat.width, 3), height, width, resize, path)
+
+
+def whole_blocks(pictures: int, block: int, what: Path) -> int:
+    """How many blocks of ``block`` latent frames so many pictures make, where the first latent frame takes one.
+
+    Raises UserError, naming ``what``, when there is none.
+    """
+    blocks = (max(0, pictures - 1) // STRETCH + 1) // block
+    if pictures < 1 or not blocks:
+        raise UserError(
+            f"{what}: has {pictures} pictures: the first block of {block} latent frames takes {pixel_frames(block)}; "
+            "give a longer clip"
+        )
+    return blocks
+
+
+def fitted(frames: Tensor, height: int, width: int, resize: bool, what: Path) -> Tensor:
+    """Frames uint8 (F, H, W, 3) of the size wanted: scaled until they cover it, then cut alike on both sides.
+
+    Frames of that size are untouched. Raises UserError, naming ``what``, for others without ``resize``.
+    """
+    old_height, old_width = frames.shape[1:3]
+    if (old_height, old_width) == (height, width):
+        return frames
+    if not resize:
+        raise UserError(
+            f"{what}: has {old_width}x{old_height} pixels: should have {width}x{height}; resize it, or ask for that"
+        )
+    factor = max(height / old_height, width / old_width)
+    size = max(height, round(old_height * factor)), max(width, round(old_width * factor))
+    scaled = F.interpolate(frames.movedim(-1, 1).float(), size=size, mode="bicubic", antialias=True)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    cut = scaled[:, :, top : top + height, left : left + width]
+    return cut.round_().clamp_(0, 255).to(torch.uint8).movedim(1, -1).contiguous()

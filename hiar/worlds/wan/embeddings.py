@@ -1,0 +1,185 @@
+"""Embeddings of prompts, computed once: kept on disk by encoder and prompt, read row by row.
+
+A cache has a folder for each encoder. Each shard in it holds a few prompts' embeddings, the rows of their tokens alone,
+under the hash of the prompt; the shards' headers are the index. A shard never changes once it has its name.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hiar.errors import UserError
+from hiar.io.files import remove, writing
+from hiar.io.progress import Progress
+from hiar.io.shards import write_shard
+from hiar.worlds.wan.identity import fingerprint
+from hiar.worlds.wan.locks import locked
+from hiar.worlds.wan.text import TextEncoder, load_text_encoder, pad
+
+SHARD = 64  # prompts in a shard: held in memory at a time, and lost by a kill
+
+
+class Embeddings:
+    """The embeddings in a folder of the cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._shards: list[Path] = []
+        self._index: dict[bytes, int] = {}  # which shard holds the prompt of a key
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take notice of shards that were written meanwhile. Raises UserError when one is broken."""
+        for path in sorted(set(self.folder.glob("*.safetensors")).difference(self._shards)):
+            with _opened(path) as (_, digests):
+                self._index |= dict.fromkeys(map(bytes.fromhex, digests), len(self._shards))
+            self._shards.append(path)
+
+    def __contains__(self, prompt: str) -> bool:
+        return _key(prompt) in self._index
+
+    def read(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings (B, 512, dim) of prompts in the type they were computed in, zero where a prompt has no token.
+
+        Of the shards only headers and these prompts' rows are read. Raises UserError for a prompt that is not in the
+        cache, and for rows that are not those that were written.
+        """
+        shards: defaultdict[int, list[bytes]] = defaultdict(list)
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self:
+                raise UserError(f"{self.folder}: has no embedding of prompt '{prompt[:40]}'; embed it first")
+            key = _key(prompt)
+            shards[self._index[key]].append(key)
+        rows: dict[bytes, Tensor] = {}
+        for number, keys in shards.items():
+            path = self._shards[number]
+            with _opened(path) as (file, digests):
+                for key in keys:
+                    rows[key] = file.get_tensor(key.hex())
+                    if _digest(rows[key]) != digests[key.hex()]:
+                        raise UserError(f"{path}: is corrupt (a checksum differs); {_REMEDY}")
+        return pad([rows[_key(prompt)] for prompt in prompts])
+
+
+def embed(
+    prompts: Collection[str],
+    base: Path,
+    cache: Path,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    batch: int = 8,
+) -> Embeddings:
+    """The embeddings of prompts by the text encoder of a base model, computed where ``cache`` lacks them.
+
+    ``prompts``, which may be a file's (`hiar.worlds.wan.prompts.PromptFile`), are gone through twice: to see what is
+    missing, and to encode that, ``batch`` at a time. The encoder, of type ``dtype``, is loaded only for that and freed
+    afterwards. A kill loses a shard at most. Several processes may do this at once: they share the work, one shard
+    after the other. Raises UserError for a broken encoder, a broken cache, and when the cache cannot be written.
+    """
+    folder = cache / encoder_identity(base, cache, dtype)
+    embeddings = Embeddings(folder)
+    missing = {_key(prompt) for prompt in prompts if prompt not in embeddings}
+    if missing:
+        _encode_missing(prompts, missing, embeddings, base, dtype, device, batch)
+    return embeddings
+
+
+def encoder_identity(base: Path, cache: Path, dtype: torch.dtype) -> str:
+    """A hash of all that decides an embedding but its prompt: the files of text encoder and tokenizer, and the type."""
+    files = fingerprint([base / "text_encoder", base / "tokenizer"], cache)
+    return hashlib.sha256(f"{files} {dtype}".encode()).hexdigest()[:32]
+
+
+def _encode_missing(
+    prompts: Iterable[str],
+    missing: set[bytes],
+    embeddings: Embeddings,
+    base: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    batch: int,
+) -> None:
+    """Write shards of the prompts whose keys are ``missing``, which is emptied."""
+    encoder: TextEncoder | None = None
+    with Progress("embed", len(missing), unit="prompts") as progress:
+        for group in _groups(_taken(prompts, missing), SHARD):
+            with locked(embeddings.folder):
+                for debris in embeddings.folder.glob(".*tmp*"):  # of writers that were killed: none writes now
+                    with writing(debris):
+                        remove(debris)
+                embeddings.refresh()
+                left = [prompt for prompt in group if prompt not in embeddings]
+                progress.advance(len(group) - len(left))  # others were faster
+                if left:
+                    encoder = encoder or load_text_encoder(base, device, dtype)
+                    _write(embeddings.folder, encoder, left, batch, progress)
+                    embeddings.refresh()
+    del encoder
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _write(folder: Path, encoder: TextEncoder, prompts: list[str], batch: int, progress: Progress) -> None:
+    """One shard, named by the keys in it: two writers that do not see each other's lock write the same."""
+    rows: dict[str, Tensor] = {}
+    for some in _groups(sorted(prompts, key=len), batch):  # neighbours of about one length need little padding
+        rows |= {_key(prompt).hex(): row.cpu() for prompt, row in zip(some, encoder.rows(some), strict=True)}
+        progress.advance(len(some))
+    name = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:32]
+    write_shard(folder / f"{name}.safetensors", rows, {key: _digest(row) for key, row in rows.items()})
+
+
+def _taken(prompts: Iterable[str], missing: set[bytes]) -> Iterator[str]:
+    """Each of the prompts whose key is missing, once."""
+    for prompt in prompts:
+        key = _key(prompt)
+        if key in missing:
+            missing.remove(key)
+            yield prompt
+
+
+def _groups(prompts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The prompts, ``size`` at a time."""
+    rest = iter(prompts)
+    while group := list(islice(rest, size)):
+        yield group
+
+
+def _key(prompt: str) -> bytes:
+    # What is no text is refused by the encoder, with a line that says so.
+    return hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()[:16]
+
+
+def _digest(rows: Tensor) -> str:
+    return hashlib.sha256(rows.contiguous().view(torch.uint8).numpy().data).hexdigest()
+
+
+_REMEDY = "delete it, its prompts are then embedded anew"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A shard's open file, and the checksums of its embeddings by their keys, in hex."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            digests = json.loads(file.metadata()["hiar"])["metadata"]
+            if sorted(digests) != sorted(file.keys()):
+                raise ValueError("its header is of another shard")
+            yield file, digests
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is truncated or no shard ({error}); {_REMEDY}") from None

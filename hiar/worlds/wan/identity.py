@@ -1,0 +1,131 @@
+"""What files hold, as one hash: computed once, afterwards remembered for as long as size and time of a file stay.
+
+A base model has up to 57 GB, which takes minutes to read; its files hardly ever change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from hiar.errors import UserError
+from hiar.io.files import write_json
+from hiar.io.manifests import canonical
+from hiar.io.progress import Progress, tell
+from hiar.worlds.wan.locks import locked
+
+RECORDS = "fingerprints.json"
+_MB = 2**20
+_PART = 8 * _MB  # read at a time
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    size: Annotated[int, Field(ge=0)]
+    mtime_ns: int
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+    def is_of(self, state: os.stat_result) -> bool:
+        return (self.size, self.mtime_ns) == (state.st_size, state.st_mtime_ns)
+
+
+_Records = TypeAdapter(dict[str, _Record])
+
+
+def fingerprint(places: Path | Sequence[Path], cache: Path, verify: bool = False) -> str:
+    """SHA-256, in hex, over names and contents of files, and of all files in folders but those that start with a dot.
+
+    It stays when they are moved or copied. The hash of each file is kept in ``cache``/fingerprints.json by the file's
+    absolute path, and read from there while size and modification time are the same; ``verify`` reads every file anew.
+    Of several processes one reads, the others wait for what it finds. Raises UserError when a place is missing, cannot
+    be read or changes meanwhile, and when the cache cannot be written or is broken.
+    """
+    files = [entry for place in ([places] if isinstance(places, Path) else places) for entry in _files(place)]
+    with locked(cache):
+        records = _load(cache / RECORDS)
+        states = {path: _state(path) for _, path in files}
+        known = {path: record for path in states if (record := records.get(_key(path)))}
+        todo = [path for path, state in states.items() if verify or path not in known or not known[path].is_of(state)]
+        if todo:
+            with Progress("fingerprint", sum(_mb(states[path].st_size) for path in todo), unit="MB") as progress:
+                for path in todo:
+                    record = _read(path, progress)
+                    old = known.get(path)
+                    if old and old.is_of(states[path]) and old.sha256 != record.sha256:
+                        tell(f"{path}: has other content than before, though its size and time are the same")
+                    known[path] = records[_key(path)] = record
+                    # after each file: what a kill leaves is not read again
+                    write_json(cache / RECORDS, _Records.dump_python(records))
+    return hashlib.sha256(canonical([(name, known[path].sha256) for name, path in files]).encode()).hexdigest()
+
+
+def _files(place: Path) -> list[tuple[str, Path]]:
+    """Files by their name from the folder that holds ``place``, in order; where links lead counts."""
+    if place.is_dir():
+        found = [
+            Path(parent, name)
+            for parent, _, names in os.walk(place, followlinks=True)
+            for name in names
+            if not any(part.startswith(".") for part in Path(parent, name).relative_to(place).parts)
+        ]
+        if not found:
+            raise UserError(f"{place}: holds no files; name a folder with a model")
+        return sorted((f"{place.name}/{path.relative_to(place).as_posix()}", path) for path in found)
+    return [(place.name, place)]
+
+
+def _key(path: Path) -> str:
+    return os.path.realpath(path)
+
+
+def _state(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file or folder; name one of a model") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name another") from None
+
+
+def _read(path: Path, progress: Progress) -> _Record:
+    """The record of a file, from its bytes."""
+    before, done, digest = _state(path), 0, hashlib.sha256()
+    for part in _parts(path):
+        digest.update(part)
+        progress.advance(_mb(done + len(part)) - _mb(done))
+        done += len(part)
+    record = _Record(size=before.st_size, mtime_ns=before.st_mtime_ns, sha256=digest.hexdigest())
+    if done != record.size or not record.is_of(_state(path)):
+        raise UserError(f"{path}: changed while it was read; wait until it is written and run again")
+    return record
+
+
+def _mb(size: int) -> int:
+    return -(-size // _MB)
+
+
+def _parts(path: Path) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(_PART))
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                yield buffer[:count]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); get permission or name another") from None
+
+
+def _load(path: Path) -> dict[str, _Record]:
+    try:
+        return _Records.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); choose another folder for the cache") from None
+    except ValidationError:
+        raise UserError(f"{path}: is no record of fingerprints; delete it, files are then read anew") from None

@@ -1,0 +1,192 @@
+"""Prompts and their embeddings, against diffusers' pipeline and the tokenizer's own library."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
+from safetensors.torch import load_file, save_file
+from tiny import relative_error
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from hiar.errors import UserError
+from hiar.worlds.wan.text import (
+    MAX_TOKENS,
+    NEGATIVE_PROMPT,
+    TextEncoder,
+    clean,
+    load_text_encoder,
+    load_tokenizer,
+    token_ids,
+)
+from hiar.worlds.wan.tiny import SENTENCES
+
+WEIGHTS = Path("text_encoder", "model.safetensors")
+
+
+def _nasty(count: int) -> list[str]:
+    """Prompts of every script, with what cleaning mends, what is invisible and what looks like a token."""
+    dice = random.Random(0)
+    planes = [
+        (0x20, 0x7E),
+        (0x00, 0x20),
+        (0xA0, 0x24F),
+        (0x300, 0x36F),
+        (0x600, 0x6FF),
+        (0xE00, 0xE7F),
+        (0x1100, 0x11FF),
+    ]
+    planes += [
+        (0x2000, 0x206F),
+        (0x3040, 0x30FF),
+        (0x4E00, 0x9FFF),
+        (0xFB00, 0xFB06),
+        (0xFF01, 0xFF5E),
+        (0x1F300, 0x1FAFF),
+    ]
+    parts = [
+        "&amp;amp;lt;b&gt;",
+        "â€œquotedâ€\x9d",
+        "schÃ¶n",
+        "</s>",
+        "<pad>",
+        "<0x41>",
+        "\u200b",
+        "\ufeff",
+        " \t\r\n",
+        "👩‍👩‍👧‍👦",
+    ]
+    parts += [*SENTENCES, *(word for sentence in SENTENCES for word in sentence.split())]
+    prompts = ["", " ", "\u2028"]
+    while len(prompts) < count:
+        pieces = []
+        for _ in range(dice.randint(1, 20)):
+            low, high = dice.choice(planes)
+            letters = "".join(chr(dice.randint(low, high)) for _ in range(dice.randint(1, 12)))
+            pieces.append(dice.choice([letters, dice.choice(parts)]))
+        prompts.append(dice.choice(["", " "]).join(pieces))
+    return prompts
+
+
+NASTY = _nasty(200)
+
+
+@pytest.fixture(scope="module")
+def encoder(base: Path) -> TextEncoder:
+    return load_text_encoder(base, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pipeline(base: Path) -> WanPipeline:
+    """Diffusers' pipeline with a tokenizer that keeps what its file says: see `load_tokenizer`."""
+    return WanPipeline.from_pretrained(base, tokenizer=PreTrainedTokenizerFast.from_pretrained(base / "tokenizer"))
+
+
+@pytest.fixture
+def broken(base: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(base, tmp_path / "broken", ignore=shutil.ignore_patterns("vae", "transformer"))
+
+
+def test_prompts_are_cleaned_as_in_diffusers() -> None:
+    assert [clean(prompt) for prompt in NASTY] == [prompt_clean(prompt) for prompt in NASTY]
+    assert clean(" schÃ¶n &amp;lt;b&amp;gt;\n\u3000x ") == "schön <b> x"
+
+
+def test_tokens_are_those_of_the_file(base: Path) -> None:
+    theirs, ours = Tokenizer.from_file(str(base / "tokenizer" / "tokenizer.json")), load_tokenizer(base)
+    for prompt in [*NASTY, NEGATIVE_PROMPT]:
+        ids = theirs.encode(prompt_clean(prompt)).ids
+        cut = ids if len(ids) <= MAX_TOKENS else [*ids[: MAX_TOKENS - 1], 1]
+        assert token_ids(ours, prompt) == cut, prompt
+
+
+def test_embeddings_are_those_of_the_pipeline(encoder: TextEncoder, pipeline: WanPipeline) -> None:
+    prompts = [*NASTY[:8], *SENTENCES[:2], NEGATIVE_PROMPT, " ".join(SENTENCES * 8)]
+    ours = encoder.encode(prompts)
+    theirs, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS)
+    assert relative_error(ours, theirs.detach()) < 1e-6
+    assert ours.shape == (len(prompts), MAX_TOKENS, encoder.dim)
+    assert [len(rows) for rows in encoder.rows(["", "A red panda"])] == [1, 4]  # </s> is the last of them
+
+
+def test_a_prompt_does_not_see_the_others_of_its_batch(encoder: TextEncoder) -> None:
+    together = encoder.rows([SENTENCES[0], " ".join(SENTENCES), ""])
+    for prompt, rows in zip([SENTENCES[0], " ".join(SENTENCES), ""], together, strict=True):
+        assert relative_error(encoder.rows([prompt])[0], rows) < 1e-6
+
+
+def test_a_long_prompt_is_cut_and_told_where(base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ids = token_ids(load_tokenizer(base), " ".join(["panda"] * 10_000))
+    assert len(ids) == MAX_TOKENS
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("prompt 'panda panda")
+    assert "longer than the 512 tokens that Wan reads; it ends for Wan at word 511 of 10000" in line
+    assert len(line) < 300
+    token_ids(load_tokenizer(base), " ".join(["panda"] * 511))  # and </s>
+    assert capfd.readouterr().err == ""
+
+
+def test_weights_are_of_the_type_asked_for(base: Path) -> None:
+    (rows,) = load_text_encoder(base, dtype=torch.bfloat16).encode([SENTENCES[0]])
+    assert rows.dtype == torch.bfloat16
+
+
+def test_without_ftfy_nothing_is_encoded(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(UserError, match=r"^ftfy: is not installed, .*; pip install 'hiar\[wan\]'$"):
+        load_text_encoder(base)
+
+
+def test_what_is_no_text_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"^prompt 'a\\udce9b': character 1 is half of one or no text; give it in UTF-8$"
+    ):
+        clean("a\udce9b")
+
+
+@pytest.mark.parametrize("edit", ["missing", "unexpected", "mismatched"])
+def test_weights_that_are_not_exactly_the_encoders_are_refused(broken: Path, edit: str) -> None:
+    weights, name = load_file(broken / WEIGHTS), "encoder.final_layer_norm.weight"
+    norm = weights.pop(name)
+    if edit != "missing":
+        weights[name] = norm[:3].clone() if edit == "mismatched" else norm
+    if edit == "unexpected":
+        weights["more"] = norm.clone()
+    save_file(weights, broken / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"text_encoder: cannot be loaded \({edit} weights: [^\n]*copy it anew$"):
+        load_text_encoder(broken)
+
+
+def test_weights_that_are_not_finite_are_told_with_the_first_prompt(broken: Path) -> None:
+    weights = load_file(broken / WEIGHTS)
+    weights["encoder.final_layer_norm.weight"][0] = torch.nan
+    save_file(weights, broken / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match=r"^prompt 'A red panda.*not finite.*copy them anew"):
+        load_text_encoder(broken).encode([SENTENCES[0]])
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"model": 3}', "version https://git-lfs.github.com/spec/v1"])
+def test_a_broken_tokenizer_is_one_line(broken: Path, content: str) -> None:
+    (broken / "tokenizer" / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"^[^\n]*tokenizer\.json: is no tokenizer \([^\n]*\); copy it anew$"):
+        load_text_encoder(broken)
+
+
+def test_a_tokenizer_of_another_model_is_refused(base: Path, broken: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer" / "tokenizer.json"))
+    tokenizer.add_tokens(["one", "more"])
+    tokenizer.save(str(broken / "tokenizer" / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"vocab_size = \d+: the tokenizer beside it has \d+ tokens; .* copy both anew"):
+        load_text_encoder(broken)
+
+
+def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read .*name a Wan2.1 base model's folder"):
+        load_text_encoder(tmp_path)
