@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
+from tiny import live_tensor_bytes
 from torch import Tensor
 
 from hiar.errors import BrokenRule, UserError
@@ -86,6 +87,22 @@ def test_videos_in_turns_do_not_see_each_other(codec: WanCodec) -> None:
     turns = [(one(part[:1]), other(part[1:])) for part in latents.split(2, 2)]
     for video, parts in zip(alone, zip(*turns, strict=True), strict=True):
         assert torch.equal(torch.cat(parts, 2), video)
+
+
+def test_a_long_video_takes_no_more_memory_than_a_short_one(codec: WanCodec) -> None:
+    encode, decode = codec.encoding(), codec.decoding()
+    held = []
+    for pictures in (9, 4 * 6):
+        decode(encode(torch.zeros(1, 3, pictures, 16, 24)))
+        held.append(live_tensor_bytes())
+    assert held[0] == held[1]
+
+
+def test_other_types_are_computed_in(base: Path, codec: WanCodec) -> None:
+    latents = _normal(1, 16, 2, 2, 3)
+    video = load_codec(base, dtype=torch.bfloat16).decoding()(latents.bfloat16())
+    assert video.dtype == torch.bfloat16
+    assert (video - codec.decoding()(latents)).abs().mean() < 0.02
 
 
 def test_frames_and_pictures_are_counted_alike() -> None:

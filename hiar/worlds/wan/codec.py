@@ -140,7 +140,7 @@ class WanCodec(nn.Module):
 
 
 def load_codec(base: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> WanCodec:
-    """The codec of a base model's folder, frozen.
+    """The codec of a base model's folder, frozen; what it is given should be of type ``dtype``.
 
     Raises UserError when vae/ is missing, broken, of another shape than Wan2.1's, or holds a weight that is not finite.
     """
@@ -158,7 +158,7 @@ def load_codec(base: Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     for name in ("latents_mean", "latents_std"):
         if len(config[name]) != config.z_dim:
             raise UserError(f"{path}: {name}: has {len(config[name])} numbers: z_dim is {config.z_dim}; copy it anew")
-    return WanCodec(autoencoder).to(device).requires_grad_(False)
+    return WanCodec(autoencoder).to(device, dtype).eval()
 
 
 def _memory(network: nn.Module) -> list[Tensor | str | None]:
