@@ -11,6 +11,7 @@ import pytest
 
 from hiar.errors import UserError
 from hiar.worlds.wan.identity import RECORDS, fingerprint
+from hiar.worlds.wan.locks import LOCK
 
 
 @pytest.fixture
@@ -59,9 +60,11 @@ def test_a_file_is_read_once_and_again_only_when_asked(
 ) -> None:
     before = fingerprint(model, cache)
     _spoil_unseen(model / "weights.safetensors")
+    (cache / LOCK).unlink()
     capfd.readouterr()
     assert fingerprint(model, cache) == before
     assert capfd.readouterr().err == ""
+    assert not (cache / LOCK).exists()  # nor is anything written: the cache may be read-only
     after = fingerprint(model, cache, verify=True)
     assert after != before
     assert "weights.safetensors: has other content than before, though its size and time" in capfd.readouterr().err
