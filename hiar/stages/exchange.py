@@ -79,7 +79,10 @@ def describe_model(path: Path) -> list[tuple[str, str]]:
         ("checkpoint", f"{card.stage}{f' {card.variant}' if card.variant else ''}, seed {card.seed}"),
         ("world", open_world(card.world).name),
         ("walk", walk),
-        ("video", f"blocks of {video.block}, window {video.window}, {video.sink_blocks} sinks; clips of {video.frames}"),
+        (
+            "video",
+            f"blocks of {video.block}, window {video.window}, {video.sink_blocks} sinks; clips of {video.frames}",
+        ),
         ("steps", f"{schedule.student_steps}, shift {schedule.student_shift:g}, {schedule.renoise}"),
         ("computes in", "bf16" if card.precision == "bf16" else "fp32"),
         ("size", f"{size / GB:.3g} GB"),
@@ -87,7 +90,10 @@ def describe_model(path: Path) -> list[tuple[str, str]]:
     ]
     if source := manifest.get("source"):
         said.append(("imported from", str(source)))
-    return [*said, ("to sample it", f'hiar sample --checkpoint {path} --prompt "..." --frames {video.frames} --out out')]
+    return [
+        *said,
+        ("to sample it", f'hiar sample --checkpoint {path} --prompt "..." --frames {video.frames} --out out'),
+    ]
 
 
 def _card(preset: str | None, base: Path, how: Mapping[str, Any]) -> Card:

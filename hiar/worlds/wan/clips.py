@@ -18,8 +18,8 @@ def read_clip(path: Path, height: int, width: int, block: int, most: int, resize
     """The end of a video, uint8 (4n + 1, height, width, 3), that is whole blocks of ``block`` latent frames.
 
     There are as many blocks as it has pictures for, ``most`` at most; how many of its first pictures are left out is
-    told. No more than is returned is held. Raises UserError when the video cannot be read, is too short, or, without
-    ``resize``, has another size.
+    told. Little more than is returned is held. Raises UserError when the video cannot be read, is too short, or has
+    another size and ``resize`` is false.
     """
     from hiar.io.reading import read_parts
 

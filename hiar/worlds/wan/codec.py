@@ -13,7 +13,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
 from torch import Tensor, nn
 
-from hiar.errors import UserError
+from hiar.errors import BrokenRule, UserError, require
 from hiar.models.finite import require_finite
 from hiar.worlds.interface import CODEC
 from hiar.worlds.wan.pretrained import load_pretrained
@@ -42,15 +42,14 @@ def latent_frames(pixel_frames: int) -> int:
 def latent_size(height: int, width: int, patch: int = 1) -> tuple[int, int]:
     """Height and width of the latents of pictures, which a transformer cuts in patches of ``patch`` latent pixels.
 
-    Raises UserError when a side is no multiple of both: diffusers would crop it without a word.
+    Raises BrokenRule when a side is no multiple of both: diffusers would crop it without a word.
     """
     unit = SPATIAL * patch
     for name, side in (("height", height), ("width", width)):
-        if side < unit or side % unit:
-            lower = max(unit, side - side % unit)
-            raise UserError(
-                f"video: {name} = {side}: should be a multiple of {unit} pixels; resize it, for example to {lower}"
-            )
+        nearest = max(unit, side - side % unit)
+        require(
+            side == nearest, name, side, f"should be a multiple of {unit} pixels; resize it, for example to {nearest}"
+        )
     return height // SPATIAL, width // SPATIAL
 
 
@@ -61,7 +60,7 @@ class WanCodec(nn.Module):
     makes of the whole.
     """
 
-    chunk = 3  # latent frames decoded at a time: twelve pictures
+    chunk = 4  # latent frames to decode at a time: in memory are their pictures
     base: Path | None = None  # the model whose codec it is
     mean: Tensor  # (1, C, 1, 1, 1) of the autoencoder's own latents
     scale: Tensor  # their standard deviations
@@ -80,13 +79,15 @@ class WanCodec(nn.Module):
         """Where it computes."""
         return self.mean.device
 
-    def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a latent frame. Raises UserError for pictures that would be cropped."""
-        return latent_size(height, width)
-
-    def pictures(self, frames: int) -> int:
+    @staticmethod
+    def pictures(frames: int) -> int:
         """How many pictures the first ``frames`` latent frames of a video are."""
         return pixel_frames(frames)
+
+    @staticmethod
+    def latent_size(height: int, width: int) -> tuple[int, int]:
+        """Height and width of a latent frame of pictures of a size. Raises BrokenRule when they would be cropped."""
+        return latent_size(height, width)
 
     def save(self, folder: Path) -> None:
         """Make ``folder`` stand for the base's codec, which is never copied."""
@@ -113,7 +114,10 @@ class WanCodec(nn.Module):
         def encode(video: Tensor) -> Tensor:
             nonlocal first
             _, _, pictures, height, width = video.shape
-            latent_size(height, width)
+            try:
+                latent_size(height, width)
+            except BrokenRule as error:
+                raise UserError(f"video: {error}") from None
             latent_frames(pictures if first else pictures + 1)
             latents = []
             for part in _frames(video, first):
@@ -144,7 +148,7 @@ class WanCodec(nn.Module):
 
 
 def load_codec(base: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> WanCodec:
-    """The codec of a base model's folder, frozen.
+    """The codec of a base model's folder, frozen; what it is given should be of type ``dtype``.
 
     Raises UserError when vae/ is missing, broken, of another shape than Wan2.1's, or holds a weight that is not finite.
     """
@@ -162,7 +166,7 @@ def load_codec(base: Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     for name in ("latents_mean", "latents_std"):
         if len(config[name]) != config.z_dim:
             raise UserError(f"{path}: {name}: has {len(config[name])} numbers: z_dim is {config.z_dim}; copy it anew")
-    codec = WanCodec(autoencoder).to(device).requires_grad_(False)
+    codec = WanCodec(autoencoder).to(device, dtype).eval()
     codec.base = base
     return codec
 

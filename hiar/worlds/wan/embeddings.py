@@ -86,7 +86,9 @@ def embed(
     ``prompts``, which may be a file's (`hiar.worlds.wan.prompts.PromptFile`), are gone through twice: to see what is
     missing, and to encode that, ``batch`` at a time. The encoder, of type ``dtype``, is loaded only for that and freed
     afterwards. A kill loses a shard at most. Several processes may do this at once: they share the work, one shard
-    after the other. Raises UserError for a broken encoder, a broken cache, and when the cache cannot be written.
+    after the other. The last bits of an embedding depend on its batch, unless ``batch`` is 1; work that was broken off
+    and is gone on with has the same batches. Raises UserError for a broken encoder, a broken cache, and when the cache
+    cannot be written.
     """
     folder = cache / encoder_identity(base, cache, dtype)
     embeddings = Embeddings(folder)
@@ -136,7 +138,7 @@ def _write(folder: Path, encoder: TextEncoder, prompts: list[str], batch: int, p
     """One shard, named by the keys in it: two writers that do not see each other's lock write the same."""
     rows: dict[str, Tensor] = {}
     for some in _groups(sorted(prompts, key=len), batch):  # neighbours of about one length need little padding
-        rows |= {_key(prompt).hex(): row.cpu() for prompt, row in zip(some, encoder.encode(some), strict=True)}
+        rows |= {_key(prompt).hex(): row.cpu() for prompt, row in zip(some, encoder.rows(some), strict=True)}
         progress.advance(len(some))
     name = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:32]
     write_shard(folder / f"{name}.safetensors", rows, {key: _digest(row) for key, row in rows.items()})

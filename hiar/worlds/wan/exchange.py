@@ -74,8 +74,11 @@ def describe(source: Path) -> list[tuple[str, str]]:
     types = sorted({str(one.dtype).removeprefix("torch.") for one in tensors})
     return [
         ("format", found.kind),
-        ("transformer", f"{config['num_layers']} layers, {config['num_attention_heads']} heads of "
-         f"{config['attention_head_dim']}, {parameters:,} parameters"),
+        (
+            "transformer",
+            f"{config['num_layers']} layers, {config['num_attention_heads']} heads of "
+            f"{config['attention_head_dim']}, {parameters:,} parameters",
+        ),
         ("stored", f"{sum(one.nbytes for one in tensors) / GB:.3g} GB of {', '.join(types)}"),
         ("to sample it", "hiar import SOURCE --base WAN --as self-forcing (or hiar) --out DIR"),
     ]

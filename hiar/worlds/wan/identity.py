@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -47,22 +47,33 @@ def fingerprint(places: Path | Sequence[Path], cache: Path, verify: bool = False
     be read or changes meanwhile, and when the cache cannot be written or is broken.
     """
     files = [entry for place in ([places] if isinstance(places, Path) else places) for entry in _files(place)]
-    with locked(cache):
-        records = _load(cache / RECORDS)
-        states = {path: _state(path) for _, path in files}
-        known = {path: record for path in states if (record := records.get(_key(path)))}
-        todo = [path for path, state in states.items() if verify or path not in known or not known[path].is_of(state)]
-        if todo:
+    states = {path: _state(path) for _, path in files}
+    known = {} if verify else _known(states, cache)
+    if len(known) < len(states):  # else nothing is written, and the cache may be read-only
+        with locked(cache):
+            known = {} if verify else _known(states, cache)  # another process may have read them meanwhile
+            todo = [path for path in states if path not in known]
             with Progress("fingerprint", sum(_mb(states[path].st_size) for path in todo), unit="MB") as progress:
                 for path in todo:
-                    record = _read(path, progress)
-                    old = known.get(path)
-                    if old and old.is_of(states[path]) and old.sha256 != record.sha256:
-                        tell(f"{path}: has other content than before, though its size and time are the same")
-                    known[path] = records[_key(path)] = record
+                    known[path] = _read(path, progress)
                     # after each file: what a kill leaves is not read again
-                    write_json(cache / RECORDS, _Records.dump_python(records))
+                    _remember(cache / RECORDS, path, known[path])
     return hashlib.sha256(canonical([(name, known[path].sha256) for name, path in files]).encode()).hexdigest()
+
+
+def _known(states: Mapping[Path, os.stat_result], cache: Path) -> dict[Path, _Record]:
+    """What is remembered of files, of those that are still as they were."""
+    records = _load(cache / RECORDS)
+    found = {path: records.get(_key(path)) for path in states}
+    return {path: record for path, record in found.items() if record and record.is_of(states[path])}
+
+
+def _remember(path: Path, file: Path, record: _Record) -> None:
+    records = _load(path)
+    old = records.get(_key(file))
+    if old and old.sha256 != record.sha256 and (old.size, old.mtime_ns) == (record.size, record.mtime_ns):
+        tell(f"{file}: has other content than before, though its size and time are the same")
+    write_json(path, _Records.dump_python(records | {_key(file): record}))
 
 
 def _files(place: Path) -> list[tuple[str, Path]]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -32,19 +32,24 @@ NEGATIVE_PROMPT = (
 _SHOWN = 40  # characters of a prompt in a line about it
 
 
-class TextEncoder:
+class TextEncoder(nn.Module):
     """UMT5 with its tokenizer; see `load_text_encoder`."""
 
     def __init__(self, tokenizer: Tokenizer, model: UMT5EncoderModel) -> None:
+        super().__init__()
         self.tokenizer, self.model = tokenizer, model
 
     @property
     def dim(self) -> int:
-        """Width of an embedding."""
+        """Length of an embedding."""
         return int(self.model.config.d_model)
 
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings (B, 512, dim) of prompts, zero where a prompt has no token; see `rows`."""
+        return pad(self.rows(prompts))
+
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+    def rows(self, prompts: Sequence[str]) -> list[Tensor]:
         """Embeddings of prompts, each (tokens, dim), at most 512 tokens, in the encoder's type and on its device.
 
         They are computed in one batch, padded to its longest prompt: what a prompt's are does not depend on the others,
@@ -85,8 +90,7 @@ def load_text_encoder(base: Path, device: torch.device | str = "cpu", dtype: tor
             f"{folder / 'config.json'}: vocab_size = {model.config.vocab_size}: the tokenizer beside it has "
             f"{tokenizer.get_vocab_size()} tokens; the two are not of one model, copy both anew"
         )
-    cast(nn.Module, model).to(device)  # transformers' own method is annotated as another
-    return TextEncoder(tokenizer, model)
+    return TextEncoder(tokenizer, model).to(device)
 
 
 def encoder_width(base: Path) -> int:

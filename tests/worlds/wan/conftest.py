@@ -18,7 +18,7 @@ from torch import Tensor
 from hiar.worlds.wan.formats.configs import checked
 from hiar.worlds.wan.tiny import make_tiny_wan
 
-FILE = Path(__file__).parents[1] / "golden" / "wan_tiny.safetensors"
+FILE = Path(__file__).parents[2] / "golden" / "wan_tiny.safetensors"
 
 
 class Tiny(NamedTuple):

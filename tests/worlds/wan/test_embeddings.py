@@ -1,0 +1,185 @@
+"""The cache of embeddings: equal to the encoder's, computed once, resumed, shared, and read row by row."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny import relative_error
+
+from hiar.errors import UserError
+from hiar.worlds.wan import embeddings
+from hiar.worlds.wan.embeddings import Embeddings, embed
+from hiar.worlds.wan.text import MAX_TOKENS, load_text_encoder
+
+PROMPTS = [f"A red panda number {number} climbs {'a mossy tree ' * (number % 7)}" for number in range(20)]
+FLOAT = torch.float32
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "SHARD", 8)
+
+
+@pytest.fixture
+def text(base: Path, tmp_path: Path) -> Path:
+    """A base model's text encoder, to spoil."""
+    return shutil.copytree(base, tmp_path / "text", ignore=shutil.ignore_patterns("vae", "transformer"))
+
+
+@pytest.fixture(scope="module")
+def filled(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of all prompts, to copy."""
+    cache = tmp_path_factory.mktemp("filled") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embeddings, "SHARD", 8)
+        embed(PROMPTS, base, cache, FLOAT)
+    return cache
+
+
+@pytest.fixture
+def cache(filled: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(filled, tmp_path / "cache")
+
+
+def _spoil_unseen(path: Path) -> None:
+    """Make a file worthless, with the size and time that it had."""
+    state = path.stat()
+    path.write_bytes(bytes(state.st_size))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def _held(folder: Path) -> Counter[str]:
+    """How often each key is in the shards of a folder."""
+    keys: Counter[str] = Counter()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            keys.update(file.keys())
+    return keys
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying(list[str]):
+    """Prompts of which, when they are gone through for the second time, only some come."""
+
+    def __init__(self, prompts: list[str], after: int) -> None:
+        super().__init__(prompts)
+        self.after, self.passes = after, 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.passes += 1
+        for number, prompt in enumerate(list.__iter__(self)):
+            if self.passes == 2 and number == self.after:
+                raise Killed
+            yield prompt
+
+
+def test_it_holds_what_the_encoder_makes(base: Path, filled: Path) -> None:
+    wanted = [PROMPTS[13], PROMPTS[2], PROMPTS[13], PROMPTS[19]]
+    rows = embed(PROMPTS, base, filled, FLOAT).read(wanted)
+    encoder = load_text_encoder(base)
+    assert rows.shape == (4, MAX_TOKENS, encoder.dim)
+    assert relative_error(rows, encoder.encode(wanted)) < 1e-6
+    lengths = [len(one) for one in encoder.rows(wanted)]
+    assert all(row[length - 1].any() and not row[length:].any() for row, length in zip(rows, lengths, strict=True))
+
+
+def test_valid_rows_alone_are_kept_in_their_own_type(base: Path, tmp_path: Path) -> None:
+    found = embed(PROMPTS[:3], base, tmp_path, torch.bfloat16)
+    assert found.read(PROMPTS[:1]).dtype == torch.bfloat16
+    (path,) = found.folder.glob("*.safetensors")
+    with safe_open(path, "pt") as file:
+        held = {tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    lengths = [len(rows) for rows in load_text_encoder(base).rows(PROMPTS[:3])]
+    assert held == {(length, 32) for length in lengths}
+
+
+def test_the_encoder_is_needed_for_what_is_missing_only(text: Path, cache: Path) -> None:
+    first = embed(PROMPTS, text, cache, FLOAT).read(PROMPTS)
+    _spoil_unseen(text / "text_encoder" / "model.safetensors")
+    assert torch.equal(embed(PROMPTS, text, cache, FLOAT).read(PROMPTS), first)
+    with pytest.raises(UserError, match=r"text_encoder: cannot be loaded"):
+        embed([*PROMPTS, "another"], text, cache, FLOAT)
+
+
+def test_another_encoder_or_type_has_its_own(text: Path, cache: Path) -> None:
+    folders = {embed(PROMPTS[:1], text, cache, dtype).folder for dtype in (FLOAT, torch.bfloat16)}
+    config = text / "text_encoder" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    folders.add(embed(PROMPTS[:1], text, cache, FLOAT).folder)
+    assert len(folders) == 3
+
+
+def test_work_that_was_broken_off_is_gone_on_with(base: Path, filled: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        embed(Dying(PROMPTS, after=18), base, tmp_path, FLOAT)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    debris = folder / ".0123.safetensors.tmp"
+    debris.write_bytes(b"half a shard")
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    assert _held(folder).total() == 16  # two shards of eight; two prompts are lost
+    found = embed(PROMPTS, base, tmp_path, FLOAT)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert not debris.exists()
+    assert set(_held(folder).values()) == {1}
+    assert torch.equal(found.read(PROMPTS), Embeddings(next(filled.glob("*/"))).read(PROMPTS))
+
+
+def test_several_at_once_share_the_work(base: Path, filled: Path, tmp_path: Path) -> None:
+    lists = [PROMPTS, PROMPTS[::-1], PROMPTS[5:] * 2]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda prompts: embed(prompts, base, tmp_path, FLOAT), lists))
+    held = _held(found[0].folder)
+    assert len(held) == len(PROMPTS)
+    assert set(held.values()) == {1}
+    rows = [one.read(PROMPTS[5:]) for one in found]
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2])
+    assert relative_error(rows[0], Embeddings(next(filled.glob("*/"))).read(PROMPTS[5:])) < 1e-6
+
+
+def test_only_the_rows_asked_for_are_read(base: Path, cache: Path) -> None:
+    found = embed(PROMPTS, base, cache, FLOAT)
+    before = found.read(PROMPTS[:1])
+    for path in found.folder.glob("*.safetensors"):
+        data = path.read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")  # of the tensors, behind the header
+        places = json.loads(data[8:start])
+        first, end = places.get(embeddings._key(PROMPTS[0]).hex(), {"data_offsets": (0, 0)})["data_offsets"]
+        kept = data[start + first : start + end]
+        path.write_bytes(data[:start] + bytes(first) + kept + bytes(len(data) - start - end))
+    assert torch.equal(found.read(PROMPTS[:1]), before)
+    with pytest.raises(UserError, match=r"^[^\n]*: is corrupt \(a checksum differs\); delete it, [^\n]*anew$"):
+        found.read(PROMPTS[1:2])
+
+
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_a_truncated_shard_is_one_line_and_deleting_it_helps(base: Path, cache: Path, size: int) -> None:
+    path = sorted(cache.glob("*/*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"^[^\n]*: is truncated or no shard \([^\n]*\); delete it, [^\n]*anew$"):
+        embed(PROMPTS, base, cache, FLOAT)
+    path.unlink()
+    assert embed(PROMPTS, base, cache, FLOAT).read(PROMPTS).isfinite().all()
+
+
+def test_what_is_missing_is_one_line(base: Path, cache: Path) -> None:
+    found = embed(PROMPTS, base, cache, FLOAT)
+    assert "another" not in found
+    with pytest.raises(UserError, match=r"has no embedding of prompt 'another'; embed it first$"):
+        found.read(["another"])
+    for path in found.folder.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"^[^\n]*safetensors: cannot be read \(No such file[^\n]*\); [^\n]*$"):
+        found.read(PROMPTS[:1])
