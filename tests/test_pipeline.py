@@ -7,7 +7,7 @@ import grimp
 import pytest
 import yaml
 
-from hiar.cli import STAGES
+from hiar.cli.experiments import STAGES
 from hiar.workspace import experiment_params
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""``hiar import``, ``hiar export`` and ``hiar models``: checkpoints from elsewhere, for elsewhere, and what a folder is."""
+"""``hiar import``, ``hiar export`` and ``hiar models``: checkpoints from elsewhere, for elsewhere, and what one is."""
 
 from __future__ import annotations
 

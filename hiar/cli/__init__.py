@@ -1,0 +1,71 @@
+"""The command line. Everything heavy is imported inside the commands: `--help` answers at once.
+
+A mistake of the user is one line on the standard error and exit code 2, a failed run its stage's exit code, Ctrl-C 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from hiar.cli import experiments, videos  # each adds its commands, in the order that --help shows
+
+from hiar.cli import checkpoints  # isort: skip
+from hiar.cli.app import app
+from hiar.errors import ERROR_FILE, RunFailed, UserError, memory_line
+from hiar.io.files import writing
+
+__all__ = ["app", "checkpoints", "experiments", "main", "videos"]
+
+INTERRUPTED = 130
+
+
+def main() -> NoReturn:
+    """Run the command line and exit as the module says."""
+    try:
+        with writing(Path("output")):  # also where a library writes: a full disk is the user's to mend
+            code = typer.main.get_command(app).main(sys.argv[1:] or ["--help"], standalone_mode=False)
+            _flush()
+    except UserError as error:
+        code = _fail(str(error))
+    except RunFailed as error:
+        code = _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        code = _fail(f"{error.format_message().rstrip('.')}; see `hiar --help`")
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except (MemoryError, RuntimeError) as error:
+        line = memory_line(error)
+        if line is None:
+            raise
+        code = _fail(line)
+    if code == INTERRUPTED:
+        goes_on = sys.argv[1:2] != ["stream"]
+        print("interrupted" + "; the same command goes on from here" * goes_on, file=sys.stderr)
+    sys.exit(code or 0)
+
+
+def _flush() -> None:
+    """Write what is still kept back of the output; what cannot be is dropped, else Python tries again as it ends."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough; typer ends so where it meets this first
+            sys.exit(1)
+        raise
+
+
+def _fail(message: str, code: int = 2) -> int:
+    line = " ".join(message.split())
+    if path := os.environ.get(ERROR_FILE):
+        Path(path).write_text(line, encoding="utf-8", errors="backslashreplace")
+    else:
+        print(f"error: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,107 @@
+"""Commands on checkpoints: what one is, from elsewhere, for elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hiar.cli.app import Context, Order, app, examples
+from hiar.io.launcher import alone
+from hiar.options import Once, walk_of
+
+Frames = Annotated[int | None, typer.Option(min=1, help="Latent frames.", show_default=False)]
+
+
+@app.command(
+    name="import",
+    cls=Once,
+    epilog=examples(
+        "hiar import self_forcing_dmd.pt --weights generator_ema --base Wan2.1-T2V-1.3B-Diffusers \\",
+        "    --as self-forcing --out models/self-forcing",
+        "hiar import hiar.pt --base Wan2.1-T2V-1.3B-Diffusers --as hiar --out models/hiar",
+    ),
+)
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A .pt of Self-Forcing, HiAR and their like, a .safetensors, or a folder of diffusers or the original."
+        ),
+    ],
+    base: Annotated[Path, typer.Option(help="Folder of Wan2.1-T2V for diffusers: its text encoder, codec and sizes.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; replaced when whole.")],
+    preset: Annotated[
+        str | None,
+        typer.Option("--as", help="How it walks: self-forcing, causal-forcing or hiar.", show_default=False),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="generator or generator_ema, where a .pt holds both.", show_default=False)
+    ] = None,
+    height: Annotated[int, typer.Option(help="Pixels; a multiple of 16.")] = 480,
+    width: Annotated[int, typer.Option(help="Pixels; a multiple of 16.")] = 832,
+    fps: Annotated[int, typer.Option(min=1, help="Of the videos written.")] = 16,
+    order: Order = None,
+    context: Context = None,
+    block: Frames = None,
+    window: Frames = None,
+    sinks: Annotated[int | None, typer.Option(min=0, help="Blocks that never leave the window.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps a block.", show_default=False)] = None,
+    shift: Annotated[float | None, typer.Option(help="Of the steps' noise levels.", show_default=False)] = None,
+    renoise: Annotated[str | None, typer.Option(help="sde or euler.", show_default=False)] = None,
+    precision: Annotated[str, typer.Option(help="What it computes in: bf16, or no for fp32.")] = "bf16",
+) -> None:
+    """Make somebody else's student a checkpoint that every command takes.
+
+    Weights are checked tensor by tensor and stored as found, no code in the file is run. The base is referred to, not
+    copied. Weights do not tell how a student walks: --as does, and each option overrides it.
+    """
+    walk = walk_of(order, context)
+    alone("hiar import")
+
+    from hiar.stages.exchange import import_checkpoint
+
+    told = {"height": height, "width": width, "frames_per_second": fps, "precision": precision}
+    told |= {"block": block, "window": window, "sinks": sinks, "steps": steps, "shift": shift, "renoise": renoise}
+    told |= {"order": walk[0], "context": walk[1]}
+    import_checkpoint(source, base, out, preset, weights, told)
+
+
+@app.command(
+    cls=Once,
+    epilog=examples(
+        "hiar export artifacts/seed-0/distill/hiar --to self-forcing --out hiar.pt",
+        "hiar export models/hiar --to diffusers --out hiar-diffusers",
+    ),
+)
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a teacher, an init or a student of Wan.")],
+    form: Annotated[str, typer.Option("--to", help="diffusers, wan (the original's folder) or self-forcing (a .pt).")],
+    out: Annotated[Path, typer.Option(help="A new folder; for self-forcing a new file.")],
+) -> None:
+    """Write a checkpoint of Wan as others read it, bit by bit.
+
+    diffusers: a folder for its WanPipeline, with links to the base's other parts. self-forcing: the file that the
+    released inference scripts load.
+    """
+    alone("hiar export")
+
+    from hiar.stages.exchange import export_checkpoint
+
+    export_checkpoint(checkpoint, form, out)
+
+
+@app.command(cls=Once, epilog=examples("hiar models artifacts/seed-0/distill/hiar", "hiar models hiar.pt"))
+def models(
+    paths: Annotated[list[Path], typer.Argument(help="Checkpoints, ours or somebody else's; files or folders.")],
+) -> None:
+    """Say what checkpoints are: kind, world, size, hash, and how to sample them."""
+    alone("hiar models")
+
+    from hiar.stages.exchange import describe_model
+
+    for path in paths:
+        print(path)
+        for name, value in describe_model(path):
+            print(f"  {name:14} {value}")

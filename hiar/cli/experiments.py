@@ -1,0 +1,134 @@
+"""Commands on experiments: run one, run one of its stages, look at its parameters."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hiar.cli.app import app, examples
+from hiar.errors import UserError
+from hiar.io.launcher import alone
+from hiar.options import MOST_SEED, Once
+
+# What each stage is told on the command line.
+STAGES = {
+    "codec": {"seed", "restart-from"},
+    "teacher": {"seed", "restart-from"},
+    "pairs": {"seed"},
+    "init": {"seed", "restart-from"},
+    "distill": {"seed", "variant", "restart-from"},
+    "sample": {"seed", "model", "variant"},
+    "score": set(),
+    "report": set(),
+}
+
+config = typer.Typer(help="Look at the parameters of an experiment.")
+app.add_typer(config, name="config")
+
+Experiment = Annotated[
+    str | None,
+    typer.Argument(help="A file of experiments/ without .yaml; none: params.yaml as it is.", show_default=False),
+]
+
+
+@app.command(
+    cls=Once,
+    epilog=examples(
+        "hiar run                   # the default experiment, in this folder",
+        "hiar run smoke             # the whole chain in two minutes, in runs/smoke/",
+        "hiar run smoke --dry-run   # which stages would run, and why",
+    ),
+)
+def run(
+    experiment: Experiment = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell which stages would run, and why.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run every stage, even those that are up to date.")] = False,
+) -> None:
+    """Run an experiment and print its comparison.
+
+    Runs every stage whose parameters, code or inputs have changed, in parallel as cores allow; an interrupted run is
+    taken up where it stopped. No server is needed; set PREFECT_API_URL to report to one.
+    """
+    alone("hiar run")
+
+    from flows.command import run_experiment
+
+    raise typer.Exit(run_experiment(Path(), experiment, dry_run=dry_run, force=force))
+
+
+@app.command(
+    cls=Once,
+    epilog=examples(
+        "hiar stage teacher --seed 0",
+        "hiar stage distill --seed 0 --variant hiar",
+        "hiar stage sample --seed 0 --model init --variant self-forcing",
+        "hiar stage teacher --seed 0 --restart-from artifacts/seed-0/teacher.aside-1.partial",
+    ),
+)
+def stage(
+    name: Annotated[str, typer.Argument(help="codec, teacher, pairs, init, distill, sample, score or report.")],
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of the run; for all stages but score, report.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="A name of `variants` in params.yaml (distill, sample).")] = None,
+    model: Annotated[str | None, typer.Option(help="What is sampled: teacher, init or distill.")] = None,
+    restart_from: Annotated[
+        Path | None,
+        typer.Option(help="Go on from the state in this folder, which a run with other settings left unfinished."),
+    ] = None,
+) -> None:
+    """Run one stage in this folder; what dvc.yaml calls.
+
+    It reads params.yaml and what the stages before it left, writes artifacts/, metrics/ and curves/, and goes on where
+    it was interrupted. `dvc repro STAGE` runs the stages before it too.
+    """
+    needed = STAGES.get(name)
+    if needed is None:
+        raise UserError(f"stage '{name}': no such stage; known: {', '.join(STAGES)}")
+    if name == "sample" and model == "teacher":
+        needed = needed - {"variant"}
+    given = {"seed": seed, "model": model, "variant": variant, "restart-from": restart_from}
+    for option, value in given.items():
+        if option in needed - {"restart-from"} and value is None:
+            raise UserError(f"--{option}: is missing; stage {name} needs it")
+        if option not in needed and value is not None:
+            raise UserError(f"--{option} = {value}: stage {name} takes no such option; leave it out")
+    if model not in (None, "teacher", "init", "distill"):
+        raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init or distill")
+
+    alone("a stage")
+
+    from hiar.parameters import load_params
+
+    params = load_params(Path("params.yaml"))
+    if variant is not None:
+        params.variant(variant)
+    run_stage = import_module(f"hiar.stages.{name}").run
+    run_stage(params, Path(), **{option.replace("-", "_"): given[option] for option in STAGES[name]})
+
+
+@config.command("show", epilog=examples("hiar config show smoke"))
+def config_show(experiment: Experiment = None) -> None:
+    """Print the parameters of an experiment, overrides merged in."""
+    import yaml
+
+    from hiar.workspace import experiment_params, experiment_tree
+
+    experiment_params(Path(), experiment)
+    print(yaml.safe_dump(experiment_tree(Path(), experiment), sort_keys=False), end="")
+
+
+@config.command("check", epilog=examples("hiar config check context-ablation"))
+def config_check(experiment: Experiment = None) -> None:
+    """Check the parameters of an experiment.
+
+    Names, types, ranges, and whether they fit together.
+    """
+    from hiar.workspace import experiment_params
+
+    params = experiment_params(Path(), experiment)
+    students = len(params.compare.init) + len(params.compare.distill)
+    print(f"{experiment or 'params.yaml'}: valid; {len(params.seeds)} seed(s), {students} students compared")

@@ -1,0 +1,151 @@
+"""Commands on videos: sample, stream and score."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hiar.cli.app import Context, Fp8, Order, Seed, app, examples
+from hiar.errors import UserError
+from hiar.io.launcher import alone
+from hiar.io.outputs import is_terminal, output_of
+from hiar.options import MOST_FRAMES, Once, prompts_of, stall_of, walk_of
+
+
+@app.command(
+    cls=Once,
+    epilog=examples(
+        'hiar sample --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --frames 60 --out out',
+        "hiar sample --checkpoint artifacts/seed-0/init --prompts prompts.txt --frames 300 --order diagonal \\",
+        "    --context output --seed 7 --out out --save-latents",
+    ),
+)
+def sample(
+    checkpoint: Annotated[Path, typer.Option(help="Folder of a teacher, an init or a distilled student.")],
+    frames: Annotated[
+        int, typer.Option(min=1, max=MOST_FRAMES, help="Latent frames a video; a multiple of the checkpoint's block.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the videos, one NAME.mp4 a prompt; replaced when whole.")],
+    prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A UTF-8 text file, one prompt a line.")] = None,
+    order: Order = None,
+    context: Context = None,
+    seed: Seed = 0,
+    save_latents: Annotated[bool, typer.Option("--save-latents", help="Write latents.safetensors too.")] = False,
+    fp8: Fp8 = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Share the steps among this many processes, at most one a step; one more decodes. Default: one "
+            "process for all.",
+            show_default=False,
+        ),
+    ] = None,
+    stall_seconds: Annotated[
+        float, typer.Option(help="With --processes: end all when one is silent for so long, 1 to 86400.")
+    ] = 60.0,
+) -> None:
+    """Generate videos from prompts with a checkpoint.
+
+    Under torchrun each process takes its place in the pipeline: the last one decodes, the others share the steps.
+    """
+    walk = walk_of(order, context)
+    texts = prompts_of(prompt, prompts)
+    stall_seconds = stall_of(stall_seconds)
+    # Read when torch is loaded: what goes wrong between processes is told once, by us, without torch's stack.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+
+    from hiar.io.artifacts import check_folder
+    from hiar.io.ranks import launch, launched
+
+    if not launched():
+        check_folder("--out", out, "samples")
+    request = (checkpoint, texts, frames, *walk, seed, out, save_latents, fp8)
+    if launched():
+        from hiar.stages.pipelined import sample_on_rank
+
+        sample_on_rank(*request, stall_seconds=stall_seconds)
+    elif processes is not None:
+        from hiar.stages.pipelined import plan_processes
+
+        plan_processes(checkpoint, *walk, processes)
+        names = [f"process {rank} of {processes}" for rank in range(processes)] + ["the process that decodes"]
+        launch([sys.executable, "-m", "hiar", *sys.argv[1:]], names)
+    else:
+        from hiar.stages.sample import sample_prompts
+
+        sample_prompts(*request)
+
+
+@app.command(
+    cls=Once,
+    epilog=examples(
+        'hiar stream --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --out - | ffplay -',
+        'hiar stream --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --frames 600 \\',
+        '    --change 300="a blue disc moves" --out video.mp4',
+    ),
+)
+def stream(
+    checkpoint: Annotated[Path, typer.Option(help="Folder of an init or a distilled student.")],
+    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    out: Annotated[str, typer.Option(help="An mp4 file, replaced with the first block; -: the standard output.")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FRAME=TEXT",
+            help="Another prompt from a frame on, a multiple of the checkpoint's block. May be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_FRAMES,
+            help="A multiple of the checkpoint's block; default: until Ctrl-C.",
+            show_default=False,
+        ),
+    ] = None,
+    order: Order = None,
+    context: Context = None,
+    seed: Seed = 0,
+    fp8: Fp8 = False,
+) -> None:
+    """Generate a video for as long as you like, and watch it meanwhile.
+
+    Each block is written as soon as it is clean. Memory and speed stay what they are, however long it gets. It shows
+    what `hiar sample` makes of this prompt and seed.
+    """
+    walk = walk_of(order, context)
+    (text,) = prompts_of(prompt, None)
+    target = output_of("--out", out)
+    if is_terminal(target):
+        raise UserError(f"--out = {out}: is a terminal; name a file, or append a reader, such as | ffplay -")
+
+    alone("hiar stream")
+
+    from hiar.stages.stream import stream as write_stream
+
+    write_stream(checkpoint, text, change or [], frames, *walk, seed, fp8, target)
+
+
+@app.command(cls=Once, epilog=examples("hiar score out --out score.json", "hiar score out --out - | jq .metrics.good"))
+def score(
+    folder: Annotated[Path, typer.Argument(help="Folder of mp4 videos, with a caption a line in captions.txt.")],
+    out: Annotated[str, typer.Option(help="JSON file for the figures: mean, standard error and count; -: stdout.")],
+) -> None:
+    """Score videos of the built-in world.
+
+    How well they show what was asked, how much they drift, how they move.
+    """
+    alone("hiar score")
+    target = output_of("--out", out)
+
+    from hiar.stages.score import score_folder
+
+    score_folder(folder, target)
