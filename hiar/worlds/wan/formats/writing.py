@@ -90,10 +90,14 @@ def write_student(sets: Mapping[str, Mapping[str, Stored]], path: Path) -> None:
     sets: ``generator`` and, where there is one, ``generator_ema``, by diffusers' names.
     Raises UserError when there is no room, it cannot be written, or a weight is not finite; nothing is then written.
     """
-    total = sum(one.nbytes for tensors in sets.values() for one in tensors.values())
+    distinct = {id(tensors): tensors for tensors in sets.values()}.values()  # one set may be both
+    total = sum(one.nbytes for tensors in distinct for one in tensors.values())
     require_room(path.parent, total)
     states: dict[str, dict[str, Tensor]] = {}
     for entry, tensors in sets.items():
+        if same := [other for other in states if sets[other] is tensors]:
+            states[entry] = states[same[0]]  # torch writes shared memory once
+            continue
         states[entry] = {f"model.{name}": _packed(one.load()) for name, one in _originals(tensors).items()}
         require_finite(states[entry], f"{path}: {entry}")
     with (
