@@ -16,6 +16,7 @@ from hiar.grid import fastest
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest
 from hiar.io.names import video_name
 from hiar.io.progress import Progress, tell
+from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, Walk
 from hiar.noise import normals
 from hiar.rollout.ode import ode_states
@@ -246,8 +247,14 @@ def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, nu
     channels, height, width = source.latent_size
     shape = (channels, frames, height, width)
     noise = normals("clip noise", seed, numbers, shape)
-    levels = step_sigmas(source.card.solver_steps, source.card.schedule.teacher_shift)
-    no_text = source.embed_nothing().expand_as(text)
+    steps, shift, guidance = source.card.solver_steps, source.card.schedule.teacher_shift, source.card.guidance
+    no_text, solver = source.embed_nothing().expand_as(text), source.world.solver
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - guided_x0(source.denoiser, x, sigma.expand(len(x)), text, no_text, guidance)) / sigma
+
     with source.autocast():
-        *_, latents = ode_states(source.denoiser, noise.to(text), levels, text, no_text, source.card.guidance)
+        if solver is not None:
+            return solver(velocity, noise.to(text), steps, shift).cpu()
+        *_, latents = ode_states(source.denoiser, noise.to(text), step_sigmas(steps, shift), text, no_text, guidance)
     return latents.cpu()

@@ -110,6 +110,11 @@ TEXT: Part = "text_encoder"
 CODEC: Part = "codec"
 
 
+# From noise (B, C, F, H, W) to clean latents, along a velocity that takes a state and its noise level (), in so many
+# steps whose levels are warped by a shift.
+Solver = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, int, float], Tensor]
+
+
 class World(Protocol):
     """Prompts, pictures, and what is needed to go from the ones to the others."""
 
@@ -118,6 +123,7 @@ class World(Protocol):
     width: int
     frames_per_second: int
     negative_prompt: str  # what guidance leads away from
+    solver: Solver | None  # of its teacher's clips; None: Euler's
     has_clips: bool  # whether it has videos of its own, to train on and to compare with
     base: Path | None  # the model that it adopts; None: codec, text encoder and teacher are trained here
 

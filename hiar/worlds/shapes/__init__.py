@@ -25,6 +25,7 @@ class Shapes:
     """One moving shape on a plain background; see `hiar.worlds.interface.World`."""
 
     negative_prompt = ""
+    solver = None
     has_clips = True
     base = None
 

@@ -21,6 +21,7 @@ from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.locks import locked
 from hiar.worlds.wan.prompts import PromptFile
 from hiar.worlds.wan.references import cache_folder, locate, refer
+from hiar.worlds.wan.solver import unipc
 from hiar.worlds.wan.text import NEGATIVE_PROMPT, encoder_width
 from hiar.worlds.wan.tiny import make_tiny_wan
 
@@ -34,6 +35,7 @@ class Wan:
 
     name = "Wan2.1"
     has_clips = False
+    solver = staticmethod(unipc)
 
     def __init__(self, settings: config.WanWorld) -> None:
         self.settings = settings

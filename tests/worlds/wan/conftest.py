@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,3 +71,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "tiny"
     make_tiny_wan(folder, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Embeddings and fingerprints of the tests, instead of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIAR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

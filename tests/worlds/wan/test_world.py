@@ -1,0 +1,120 @@
+"""Wan as a world: the whole chain on the tiny one, its teacher beside diffusers' pipeline, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from tiny import relative_error
+from transformers import PreTrainedTokenizerFast
+
+from hiar.config import Params
+from hiar.errors import UserError
+from hiar.io.artifacts import read_manifest
+from hiar.io.video import read_mp4
+from hiar.models.generator import Generator, load_generator
+from hiar.noise import normals
+from hiar.parameters import merge, parse_params, read_yaml
+from hiar.stages.sample import sample_latents
+from hiar.worlds.interface import FIRST_CLIP, open_world
+
+ROOT = Path(__file__).parents[3]
+PROMPTS = ["A red fox trots along a snowy ridge.", "Rain on a tram window at night."]
+
+
+@pytest.fixture(scope="session")
+def params() -> Params:
+    tree = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan-tiny.yaml"))
+    paths = {name: str(ROOT / "experiments" / "prompts.txt") for name in ("prompts", "sample_prompts")}
+    small = {"world": {"kind": "wan", **paths}, "sample": {"videos": 2, "frames": 9}, "report": {"videos": 2}}
+    return parse_params(merge(tree, small), Path("wan-tiny"))
+
+
+@pytest.fixture(scope="session")
+def chain(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which every stage of the tiny Wan has run."""
+    workspace = tmp_path_factory.mktemp("wan") / "workspace"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIAR_TRACKING", "off")
+        for name in ("codec", "teacher", "pairs", "init"):
+            _run(name, params, workspace, seed=0)
+        for variant in params.compare.distill:
+            _run("distill", params, workspace, seed=0, variant=variant)
+            for model in ("init", "distill"):
+                _run("sample", params, workspace, seed=0, model=model, variant=variant)
+        _run("sample", params, workspace, seed=0, model="teacher", variant=None)
+        _run("score", params, workspace)
+        _run("report", params, workspace)
+    return workspace
+
+
+def _run(name: str, *arguments: object, **options: object) -> None:
+    import_module(f"hiar.stages.{name}").run(*arguments, **options)
+
+
+def test_every_stage_leaves_what_it_should(chain: Path, params: Params) -> None:
+    root = chain / "artifacts" / "seed-0"
+    for model in ("init", "distill"):
+        for variant in params.compare.distill:
+            folder = root / "samples" / model / variant
+            said = read_manifest(folder, "samples")
+            assert (said["first_block"], said["block"], said["world"]["kind"]) == (9, 12, "wan")
+            assert read_mp4(folder / "0000.mp4").shape == (4 * (9 - 1) + 1, 64, 96, 3)
+    summary = json.loads((chain / "metrics" / "summary.json").read_text())
+    assert len(summary) == 5
+    assert all(row["metrics"].keys() >= {"saturation_drift", "border_jump"} for row in summary)
+    assert json.loads((chain / "metrics" / "world.json").read_text()) == []
+    assert "<video" in (chain / "reports" / "index.html").read_text()
+
+
+def test_a_base_is_adopted_by_reference(chain: Path) -> None:
+    root = chain / "artifacts" / "seed-0"
+    for folder, parts in (("teacher", 3), ("init", 2), ("distill/hiar", 2)):
+        assert len(list((root / folder).rglob("reference.json"))) == parts
+    assert not list((root / "teacher").rglob("*.safetensors"))
+    assert [path.name for path in (root / "codec").iterdir() if path.name != "manifest.json"] == ["reference.json"]
+
+
+@pytest.fixture(scope="module")
+def teacher(chain: Path) -> Generator:
+    return load_generator(chain / "artifacts" / "seed-0" / "teacher")
+
+
+def test_the_teacher_samples_as_diffusers_pipeline_does(teacher: Generator, base: Path) -> None:
+    """UniPC, guidance, shift, negative prompt and the cached text, on the same noise."""
+    card = teacher.card
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base / "tokenizer")  # see `wan.text.load_tokenizer`
+    pipeline = WanPipeline.from_pretrained(base, tokenizer=tokenizer)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler.register_to_config(flow_shift=card.schedule.teacher_shift)
+    ours = sample_latents(teacher, PROMPTS, card.video.frames, None, 7, range(2))
+    noise = normals("clip noise", 7, range(2), ours.shape[1:])
+    theirs = pipeline(
+        PROMPTS,
+        negative_prompt=[teacher.world.negative_prompt] * 2,
+        height=64,
+        width=96,
+        num_frames=4 * (card.video.frames - 1) + 1,
+        num_inference_steps=card.solver_steps,
+        guidance_scale=card.guidance,
+        latents=noise,
+        output_type="latent",
+    ).frames
+    assert relative_error(ours, theirs) < 1e-4
+    other = sample_latents(teacher, PROMPTS[::-1], card.video.frames, None, 7, range(2))
+    assert relative_error(other, theirs) > 1e-2  # prompts show
+
+
+def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("one\n\ntwo\nthree\n")
+    (tmp_path / "sample.txt").write_text("a\nb\n")
+    files = {"prompts": tmp_path / "train.txt", "sample_prompts": tmp_path / "sample.txt"}
+    world = open_world(params.world.model_copy(update=files))
+    assert world.prompts(seed=0, first=FIRST_CLIP["distill"] + 1, count=3) == ["two", "three", "one"]
+    assert world.prompts(seed=5, first=FIRST_CLIP["sample"], count=3) == ["a", "b", "a"]
+    without = open_world(params.world.model_copy(update={"prompts": None}))
+    with pytest.raises(UserError, match=r"world\.prompts: is null; name a text file"):
+        without.prompts(seed=0, first=FIRST_CLIP["pairs"], count=1)
