@@ -1,0 +1,197 @@
+"""`hiar import`, `export` and `models`, and what an imported student then does, on the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import relative_error
+from torch import Tensor
+
+from hiar import cli
+from hiar.io.video import read_mp4
+from hiar.models.attention import Bidirectional
+from hiar.models.denoiser import Denoiser
+from hiar.models.generator import load_card, load_generator
+from hiar.stages.exchange import import_checkpoint
+from hiar.worlds.interface import open_world
+
+SIZE = ("--height", 32, "--width", 48, "--precision", "no")
+PROMPT = "A red fox trots along a snowy ridge at dawn."
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command in an empty folder and returns its output, or its line of complaint."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["hiar", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert ended.value.code == code, err
+        return err.strip().splitlines()[-1] if code else out
+
+    return run
+
+
+def weights_of(base: Path) -> dict[str, Tensor]:
+    return load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def released(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student as the training codes release it: the base's weights, wrapped; its average is another set."""
+    from hiar.worlds.wan.formats.names import to_original
+
+    state = {f"model._fsdp_wrapped_module.{to_original(name)}": value for name, value in weights_of(base).items()}
+    path = tmp_path_factory.mktemp("released") / "student.pt"
+    torch.save({"generator": {name: value + 1 for name, value in state.items()}, "generator_ema": state}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def student(released: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It, imported to walk as HiAR's student does; tests only read it."""
+    folder = tmp_path_factory.mktemp("imported") / "student"
+    told = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no", "window": 9}
+    import_checkpoint(released, base, folder, "hiar", "generator_ema", told)
+    return folder
+
+
+def test_a_released_student_is_imported_sampled_and_streamed(
+    run: Callable[..., str], released: Path, base: Path, tmp_path: Path
+) -> None:
+    run("import", released, "--base", base, "--as", "hiar", "--weights", "generator_ema", *SIZE, "--out", "im")
+    card = load_card(tmp_path / "im")
+    assert card.walk is not None
+    assert (card.walk.order, card.walk.context) == ("step_first", "output")
+    assert (card.video.block, card.video.window, card.schedule.student_steps) == (3, 21, 4)
+    assert card.conventions is not None
+    assert (card.conventions.given, card.conventions.sinks) == ("clean", "stay")
+    held = load_file(tmp_path / "im" / "transformer" / "diffusion_pytorch_model.safetensors")
+    expected = weights_of(base)
+    assert held.keys() == expected.keys()
+    assert all(torch.equal(held[name], expected[name]) for name in held)
+    request = ("--checkpoint", "im", "--prompt", PROMPT, "--frames", 9, "--seed", 3)
+    run("sample", *request, "--out", "videos", "--save-latents")
+    video = read_mp4(tmp_path / "videos" / "0000.mp4")
+    assert video.shape == (33, 32, 48, 3)
+    run("stream", *request, "--out", "stream.mp4")
+    streamed = read_mp4(tmp_path / "stream.mp4")
+    assert streamed.shape == video.shape
+    assert (streamed.float() - video.float()).abs().mean() < 2  # two h264 files of the same frames
+    said = run("models", "im", released.with_name("student.pt"), code=2)
+    assert "holds generator, generator_ema: which one is meant" in said
+
+
+@pytest.mark.parametrize("form", ["self-forcing", "wan", "diffusers"])
+def test_what_is_exported_comes_back_bit_by_bit(
+    run: Callable[..., str], student: Path, base: Path, tmp_path: Path, form: str
+) -> None:
+    out = "there.pt" if form == "self-forcing" else "there"
+    run("export", student, "--to", form, "--out", out)
+    chosen = ("--weights", "generator") if form == "self-forcing" else ()
+    run("import", out, *chosen, "--base", base, "--as", "self-forcing", *SIZE, "--out", "back")
+    (before, after) = (
+        load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+        for folder in (student, tmp_path / "back")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    if form == "diffusers":
+        from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+
+        pipeline = WanPipeline.from_pretrained(tmp_path / "there")
+        x, text = torch.randn(1, 16, 3, 4, 6), torch.randn(1, 8, 32)
+        theirs = pipeline.transformer(x, torch.tensor([500]), text, return_dict=False)[0]
+        ours = load_generator(student).denoiser.transformer
+        assert relative_error(ours(x, torch.tensor([500]), text, return_dict=False)[0], theirs) < 1e-5
+
+
+def test_golden_weights_give_their_forwards(run: Callable[..., str], tiny, base: Path, tmp_path: Path) -> None:
+    """The golden file's weights as a released .pt, imported over a base of their sizes."""
+    theirs = tmp_path / "base"
+    shutil.copytree(base, theirs)
+    said = json.loads((theirs / "transformer" / "config.json").read_text())
+    (theirs / "transformer" / "config.json").write_text(json.dumps(said | tiny.config))
+    torch.save({"generator_ema": {f"model.{name}": value for name, value in tiny.weights.items()}}, "golden.pt")
+    run("import", "golden.pt", "--base", theirs, "--as", "hiar", *SIZE, "--out", "im")
+    transformer = open_world(load_card(tmp_path / "im").world).load_transformer(tmp_path / "im" / "transformer")
+    model = Denoiser(transformer, "flow", coordinates=False).requires_grad_(False)
+    x, text, sigma = tiny.golden["bidirectional/x"], tiny.golden["text"], torch.tensor([0.625])
+    velocity = tiny.golden["bidirectional/velocity/625"]
+    ours = (x - model(x, sigma.expand(len(x)), text, Bidirectional())) / 0.625
+    assert relative_error(ours, velocity) < 2e-5
+    run("export", "im", "--to", "self-forcing", "--out", "again.pt")
+    again = torch.load("again.pt", weights_only=True)["generator_ema"]
+    assert all(torch.equal(again[f"model.{name}"], value) for name, value in tiny.weights.items())
+
+
+def test_what_cannot_be_imported_is_one_line_and_writes_nothing(
+    run: Callable[..., str], released: Path, base: Path, tmp_path: Path
+) -> None:
+    held = torch.load(released, weights_only=True)
+    torch.save({"critic": held["generator"]}, "critic.pt")
+    torch.save({"generator": dict(list(held["generator"].items())[:-3])}, "lacking.pt")
+    Path("truncated.pt").write_bytes(released.read_bytes()[:5000])
+    Path("empty.pt").touch()
+    Path("code.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'touch ran'\ntR.")
+    hiar = ("--as", "hiar")
+    for source, options, words in (
+        ("critic.pt", hiar, "critic.pt: holds critic, but no generator"),
+        ("lacking.pt", hiar, "lacks 3 tensors ("),
+        ("truncated.pt", hiar, "truncated.pt: is truncated or damaged"),
+        ("empty.pt", hiar, "empty.pt: is empty"),
+        ("code.pt", hiar, "code of a checkpoint is never run"),
+        ("nowhere.pt", hiar, "nowhere.pt: no such file"),
+        (released, hiar, "choose weights = generator or generator_ema"),
+        (released, ("--as", "hyar"), "--as = hyar: is no kind of student; did you mean 'hiar'?"),
+        (released, (), "--block, --window, --sinks, --shift, --steps, --renoise, --order, --context: weights do not"),
+        (released, (*hiar, "--weights", "ema"), "--weights = ema: is no set of weights"),
+        (released, (*hiar, "--block", 4), "must be a multiple of block = 4"),
+        (released, (*hiar, "--height", 40), "height = 40: "),
+        (released, (*hiar, "--renoise", "ode"), "renoise = 'ode'"),
+    ):
+        said = run("import", source, "--base", base, "--width", 48, "--out", "im", *options, code=2)
+        assert words in said, said
+        assert said.startswith("error: ")
+    assert not Path("ran").exists()
+    assert not Path("im").exists()
+    said = run("import", released, "--base", tmp_path / "gone", *hiar, "--out", "im", code=2)
+    assert "gone" in said
+
+
+def test_what_cannot_be_exported_is_one_line_and_writes_nothing(run: Callable[..., str], student: Path) -> None:
+    Path("there").mkdir()
+    for arguments, words in (
+        ((student, "--to", "onnx", "--out", "x"), "--to = onnx: is no form that is written"),
+        ((student, "--to", "wan", "--out", "there"), "--out = there: exists already"),
+        (("nowhere", "--to", "wan", "--out", "x"), "nowhere/generator.json: no such file"),
+    ):
+        said = run("export", *arguments, code=2)
+        assert words in said, said
+    assert [path.name for path in Path().iterdir()] == ["there"]
+    assert list(Path("there").iterdir()) == []
+
+
+def test_a_base_that_is_another_now_is_refused(
+    run: Callable[..., str], released: Path, base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    run("import", released, "--weights", "generator", "--base", "base", "--as", "hiar", *SIZE, "--out", "im")
+    config = tmp_path / "base" / "vae" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    request = ("--checkpoint", "im", "--prompt", PROMPT, "--frames", 9, "--out", "videos")
+    assert "its codec is another now" in run("sample", *request, code=2)
+    shutil.rmtree(tmp_path / "base")
+    assert "no such folder; bring the base model back" in run("sample", *request, code=2)
+    assert not Path("videos").exists()
