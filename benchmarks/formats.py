@@ -26,6 +26,7 @@ from hiar.models.pixels import to_frames
 from hiar.parameters import load_params
 from hiar.stages.common import sample_world
 from hiar.stages.plan import round_to_fp8, settle_threads
+from hiar.stages.request import Request
 from hiar.stages.sample import check_request, sample_latents
 from hiar.stages.videos import batches
 from hiar.worlds.interface import FIRST_CLIP
@@ -66,7 +67,7 @@ def _measured(
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     source = load_generator(checkpoint)
     prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=videos)
-    walk = check_request(source, prompts, frames, None, None)
+    walk, _ = check_request(source, Request(checkpoint, prompts, frames))
     if walk is None:
         raise UserError(f"--checkpoint = {checkpoint}: is a teacher; name an init or a distilled student")
     if name != "fp32":

@@ -15,6 +15,14 @@ from hiar.io.launcher import alone
 from hiar.io.outputs import is_terminal, output_of
 from hiar.options import MOST_FRAMES, Once, prompts_of, stall_of, walk_of
 
+Video = Annotated[
+    Path | None, typer.Option(help="Go on from the end of this clip, as far as a window shows.", show_default=False)
+]
+Image = Annotated[
+    Path | None, typer.Option(help="Begin with this picture, standing still for a block.", show_default=False)
+]
+Resize = Annotated[bool, typer.Option("--resize", help="Scale and cut what is given to the checkpoint's size.")]
+
 
 @app.command(
     cls=Once,
@@ -37,6 +45,9 @@ def sample(
     seed: Seed = 0,
     save_latents: Annotated[bool, typer.Option("--save-latents", help="Write latents.safetensors too.")] = False,
     fp8: Fp8 = False,
+    video: Video = None,
+    image: Image = None,
+    resize: Resize = False,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -62,24 +73,25 @@ def sample(
 
     from hiar.io.artifacts import check_folder
     from hiar.io.ranks import launch, launched
+    from hiar.stages.request import Request
 
     if not launched():
         check_folder("--out", out, "samples")
-    request = (checkpoint, texts, frames, *walk, seed, out, save_latents, fp8)
+    request = Request(checkpoint, texts, frames, seed, *walk, fp8, video, image, resize)
     if launched():
         from hiar.stages.pipelined import sample_on_rank
 
-        sample_on_rank(*request, stall_seconds=stall_seconds)
+        sample_on_rank(request, out, save_latents, stall_seconds=stall_seconds)
     elif processes is not None:
         from hiar.stages.pipelined import plan_processes
 
-        plan_processes(checkpoint, *walk, processes)
+        plan_processes(request, processes)
         names = [f"process {rank} of {processes}" for rank in range(processes)] + ["the process that decodes"]
         launch([sys.executable, "-m", "hiar", *sys.argv[1:]], names)
     else:
         from hiar.stages.sample import sample_prompts
 
-        sample_prompts(*request)
+        sample_prompts(request, out, save_latents)
 
 
 @app.command(
@@ -115,6 +127,9 @@ def stream(
     context: Context = None,
     seed: Seed = 0,
     fp8: Fp8 = False,
+    video: Video = None,
+    image: Image = None,
+    resize: Resize = False,
 ) -> None:
     """Generate a video for as long as you like, and watch it meanwhile.
 
@@ -129,9 +144,11 @@ def stream(
 
     alone("hiar stream")
 
+    from hiar.stages.request import Request
     from hiar.stages.stream import stream as write_stream
 
-    write_stream(checkpoint, text, change or [], frames, *walk, seed, fp8, target)
+    request = Request(checkpoint, [text], frames, seed, *walk, fp8, video, image, resize)
+    write_stream(request, change or [], target)
 
 
 @app.command(cls=Once, epilog=examples("hiar score out --out score.json", "hiar score out --out - | jq .metrics.good"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,7 +88,7 @@ class Generator:
         return math.prod(length // patch for length, patch in zip(size, patches, strict=True))
 
     @torch.no_grad()
-    def embed(self, captions: list[str]) -> Tensor:
+    def embed(self, captions: Sequence[str]) -> Tensor:
         """Text embeddings (B, words, dim), of the denoiser's type."""
         return self.text.encode(captions).to(self.denoiser.dtype)
 

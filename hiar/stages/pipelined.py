@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hiar.config import Context, Order
 from hiar.errors import UserError
 from hiar.io.artifacts import check_folder, read_manifest, unfinished
 from hiar.io.cores import process_cores
@@ -27,9 +26,11 @@ from hiar.models.kernels import KERNELS, using
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import finished_blocks, walk_rank
 from hiar.rollout.walk import split_steps
+from hiar.stages.clips import given_latents
 from hiar.stages.computing import settle
 from hiar.stages.group import check_alike, group, numbers_of, own_device, tensor_of
 from hiar.stages.plan import check_frames, check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.sample import (
     BATCH,
@@ -42,19 +43,19 @@ from hiar.stages.videos import batches, decoding, film_path, gather, missing_bat
 NAMES = [None, *KERNELS]  # of attention kernels, as processes tell each other
 
 
-def plan_processes(checkpoint: Path, order: Order | None, context: Context | None, ranks: int) -> None:
+def plan_processes(request: Request, ranks: int) -> None:
     """`check_processes`, before any is started; tells when there are more than can work at a time."""
-    check_processes(checkpoint, order, context, ranks)
+    check_processes(request, ranks)
     if ranks > (cores := process_cores()) and not torch.cuda.is_available():
         tell(f"walk: {ranks} processes wait for each other on {cores} core(s); --processes {cores} is faster here")
 
 
-def check_processes(checkpoint: Path, order: Order | None, context: Context | None, ranks: int) -> None:
-    """Raise UserError when a checkpoint's walk cannot be shared out among ``ranks`` processes."""
-    card = load_card(checkpoint)
+def check_processes(request: Request, ranks: int) -> None:
+    """Raise UserError when a request's walk cannot be shared out among ``ranks`` processes."""
+    card = load_card(request.checkpoint)
     if card.stage == "teacher":
         raise UserError("--processes: the teacher is bidirectional and has no steps to share out; leave it out")
-    walk = walk_asked(card, order, context)
+    walk = walk_asked(card, request.order, request.context)
     reason = None
     if walk.context == "shared":
         reason = "shared context goes from later steps back to earlier ones"
@@ -70,19 +71,7 @@ def check_processes(checkpoint: Path, order: Order | None, context: Context | No
         raise UserError(f"--processes = {ranks}: the student takes {steps} steps; use 1 to {steps}")
 
 
-def sample_on_rank(
-    checkpoint: Path,
-    prompts: list[str],
-    frames: int,
-    order: Order | None,
-    context: Context | None,
-    seed: int,
-    out: Path,
-    save_latents: bool,
-    fp8: bool,
-    *,
-    stall_seconds: float,
-) -> None:
+def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_seconds: float) -> None:
     """Take this process's place; see `stages.sample.sample_prompts` for the rest.
 
     Raises UserError for what `sample_prompts` refuses, for a walk that cannot be shared out and for processes that
@@ -94,15 +83,16 @@ def sample_on_rank(
     if rank == ranks:  # the only one that writes, maybe on a machine of its own
         check_folder("--out", out, "samples")
     settle_threads()
-    check_processes(checkpoint, order, context, ranks)
-    read_manifest(checkpoint, "checkpoint")
-    device = own_device()
-    source = load_sampler(checkpoint, device, fp8)
-    walk = check_request(source, prompts, frames, order, context)
+    check_processes(request, ranks)
+    read_manifest(request.checkpoint, "checkpoint")
+    device, prompts, seed = own_device(), request.prompts, request.seed
+    source = load_sampler(request.checkpoint, device, request.fp8)
+    walk, frames = check_request(source, request)
     assert walk is not None
     check_frames(source, frames, len(prompts), BATCH, out)
-    blocks, every = frames // source.card.video.block, batches(len(prompts), BATCH)
-    key = sample_key(checkpoint, source, prompts, frames, walk, seed, save_latents)
+    every = batches(len(prompts), BATCH)
+    given = given_latents(source, request)
+    key = sample_key(source, request, walk, given, save_latents)
     with ExitStack() as writing:
         with group(rank, ranks, device, stall_seconds) as links:
             check_alike(key, device)
@@ -110,14 +100,15 @@ def sample_on_rank(
 
             def rollout(numbers: range) -> Rollout:
                 part = text[numbers.start : numbers.stop]
-                return make_rollout(source, part, walk, blocks, seed, numbers)
+                return make_rollout(source, part, walk, frames, seed, numbers, given=given)
 
             if rank < ranks:
                 steps = split_steps(source.card.schedule.student_steps, ranks)[rank]
                 check_memory(source, rollout(every[0]), caches=len(steps) if device.type == "cuda" else None)
                 kernel, *todo = numbers_of(ranks, None, device)
                 with using(NAMES[kernel]):
-                    walk_rank(source.denoiser, [rollout(every[index]) for index in todo], links)
+                    clips = [None if given is None else given.expand(len(every[i]), -1, -1, -1, -1) for i in todo]
+                    walk_rank(source.denoiser, [rollout(every[index]) for index in todo], links, given=clips)
                 return
             folder = writing.enter_context(unfinished(out, key, replaces="samples"))
             # Layers stay as they are, whatever one process alone began with: compiling takes longer than others wait.
@@ -129,13 +120,13 @@ def sample_on_rank(
             done = frames * (len(prompts) - sum(len(every[index]) for index in todo))
             with Progress("sample", frames * len(prompts), done, unit="frames") as progress:
                 for index in todo:
-                    latents = _collect(folder, source, arrivals, every[index], len(prompts), blocks, progress)
+                    latents = _collect(folder, source, arrivals, every[index], len(prompts), frames, given, progress)
                     write_latents(folder, index, latents)
         # The others are done, and nobody waits for what takes its time from here on.
         for index, numbers in enumerate(every):
             write_videos(folder, source, index, numbers, len(prompts))
         gather(folder, prompts, BATCH, save_latents)
-        finish_samples(folder, checkpoint, source, walk, frames, seed)
+        finish_samples(folder, source, request, walk, frames)
 
 
 def _collect(
@@ -144,10 +135,11 @@ def _collect(
     arrivals: Iterator[Tensor],
     numbers: range,
     count: int,
-    blocks: int,
+    frames: int,
+    given: Tensor | None,
     progress: Progress,
 ) -> Tensor:
-    """Latents (B, C, F, h, w) of a batch of all ``count`` videos.
+    """Latents (B, C, frames, h, w) of a batch of all ``count`` videos, which begin with those ``given``.
 
     Its blocks can be watched in films, which stay until its videos are whole.
 
@@ -163,7 +155,9 @@ def _collect(
             )
             for number in numbers
         ]
-        for latents in islice(arrivals, blocks):
+        begun = 0 if given is None else given.shape[2]
+        clip = [] if given is None else [given.expand(len(numbers), -1, -1, -1, -1)]
+        for latents in chain(clip, islice(arrivals, (frames - begun) // source.card.video.block)):
             finished.append(latents.cpu())
             for film, decode, latent in zip(films, decoders, latents, strict=True):
                 film(decode(latent))

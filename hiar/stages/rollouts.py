@@ -31,21 +31,27 @@ def make_rollout(
     source: Generator,
     text: Tensor,
     walk: Walk,
-    blocks: int | None,
+    frames: int | None,
     seed: int,
     numbers: Sequence[int],
     changes: Mapping[int, Tensor] | None = None,
+    given: Tensor | None = None,
 ) -> Rollout:
-    """The rollout of videos ``numbers`` with prompts ``text`` (B, words, dim), endless when ``blocks`` is None."""
+    """The rollout of videos ``numbers`` with prompts ``text`` (B, words, dim), endless when ``frames`` is None.
+
+    changes: other texts, by the block that they hold from. given: latents (1, C, f, h, w) that videos begin with.
+    """
     card = source.card
+    block = card.video.block
     order, _ = fastest(walk.order, walk.context)
     grid = make_grid(
         order,
         walk.context,
-        blocks=blocks,
+        blocks=None if frames is None else frames // block,
         steps=card.schedule.student_steps,
         window=card.video.window_blocks,
         sinks=card.video.sink_blocks,
+        given=0 if given is None else given.shape[2] // block,
     )
     sigmas = step_sigmas(card.schedule.student_steps, card.schedule.student_shift)
     renoise, conventions = card.schedule.renoise, card.conventions or OURS

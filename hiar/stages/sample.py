@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hiar.config import Context, Order, Params
+from hiar.config import Params
 from hiar.errors import UserError
 from hiar.grid import fastest
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest
@@ -22,10 +23,12 @@ from hiar.noise import normals
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
+from hiar.stages.clips import given_latents
 from hiar.stages.common import Paths, sample_world, stage
 from hiar.stages.computing import computing, settle
 from hiar.stages.definition import code_hash
 from hiar.stages.plan import check_frames, check_memory, load_sampler, number_format, plan_line, settle_threads
+from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.videos import (
     batches,
@@ -74,99 +77,87 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
             work.run.artifact(work.folder / video_name(number, count))
 
 
-def sample_prompts(
-    checkpoint: Path,
-    prompts: list[str],
-    frames: int,
-    order: Order | None,
-    context: Context | None,
-    seed: int,
-    out: Path,
-    save_latents: bool,
-    fp8: bool,
-) -> None:
+def sample_prompts(request: Request, out: Path, save_latents: bool) -> None:
     """Write a video a prompt into ``out``, walking the grid as the checkpoint was trained to unless told otherwise.
 
-    fp8: compute linear layers with numbers of eight bits.
     Raises UserError for a bad checkpoint, prompt, number of frames or folder; nothing is then written.
     """
     settle_threads()
-    read_manifest(checkpoint, "checkpoint")
-    source = load_sampler(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"), fp8)
-    walk = check_request(source, prompts, frames, order, context)
+    prompts, seed = request.prompts, request.seed
+    read_manifest(request.checkpoint, "checkpoint")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source = load_sampler(request.checkpoint, device, request.fp8)
+    walk, frames = check_request(source, request)
     check_frames(source, frames, len(prompts), BATCH, out)
+    given = given_latents(source, request)
     rollout = None
     if walk is not None:
         numbers = batches(len(prompts), BATCH)[0]
         text = source.embed(prompts[: numbers.stop])
-        rollout = make_rollout(source, text, walk, frames // source.card.video.block, seed, numbers)
+        rollout = make_rollout(source, text, walk, frames, seed, numbers, given=given)
         check_memory(source, rollout)
-    key = sample_key(checkpoint, source, prompts, frames, walk, seed, save_latents)
+    key = sample_key(source, request, walk, given, save_latents)
     with ExitStack() as stack:
         folder = stack.enter_context(unfinished(out, key, replaces="samples"))
         if walk is not None and rollout is not None:
             choice = settle(folder, source, walk, rollout, len(batches(len(prompts), BATCH)))
             tell(plan_line(source, walk, rollout, choice))
             stack.enter_context(computing(source.denoiser, choice))
-        make_videos(folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents)
-        finish_samples(folder, checkpoint, source, walk, frames, seed)
+        make_videos(
+            folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents, given=given
+        )
+        finish_samples(folder, source, request, walk, frames)
 
 
-def check_request(
-    source: Generator, prompts: Sequence[str], frames: int, order: Order | None, context: Context | None
-) -> Walk | None:
-    """How ``source`` is to walk the grid: as it was trained to, unless told otherwise; None for a teacher.
+def check_request(source: Generator, request: Request) -> tuple[Walk | None, int]:
+    """How ``source`` is to walk the grid, as it was trained to unless told otherwise, and how many frames at least.
 
-    Raises UserError when it cannot do what is asked.
+    A teacher walks none. Raises UserError when it cannot do what is asked.
     """
-    for prompt in prompts:
+    for prompt in request.prompts:
         source.world.check(prompt)
+    block = source.card.video.block
+    frames = block if request.frames is None else request.frames
     if source.card.stage == "teacher":
-        if order or context:
+        if request.order or request.context:
             raise UserError("--order, --context: the teacher is bidirectional and walks no grid; leave them out")
         if frames != source.card.video.frames:
             raise UserError(
                 f"--frames = {frames}: the teacher makes clips of {source.card.video.frames} frames; ask for those"
             )
-        return None
-    walk = walk_asked(source.card, order, context)
-    block = source.card.video.block
+        return None, frames
+    walk = walk_asked(source.card, request.order, request.context)
     if frames < block or frames % block:
         nearest = max(block, round(frames / block) * block)
         raise UserError(
             f"--frames = {frames}: must be a positive multiple of the block of {block} frames; try {nearest}"
         )
-    return walk
+    return walk, frames
 
 
 def sample_key(
-    checkpoint: Path,
-    source: Generator,
-    prompts: Sequence[str],
-    frames: int,
-    walk: Walk | None,
-    seed: int,
-    save_latents: bool,
+    source: Generator, request: Request, walk: Walk | None, given: Tensor | None, save_latents: bool
 ) -> dict[str, Any]:
     """What decides the content of a folder of samples; ``source`` is the checkpoint, where it is to compute."""
+    digest = None if given is None else hashlib.sha256(given.float().cpu().numpy().tobytes()).hexdigest()
     return {
-        "checkpoint": content_hash(checkpoint),
+        "checkpoint": content_hash(request.checkpoint),
         "code": code_hash("sample", source.card.world.kind),
         "computes": f"{source.codec.device.type}, {number_format(source)}",
-        "prompts": list(prompts),
-        "frames": frames,
-        "seed": seed,
+        "prompts": list(request.prompts),
+        "frames": request.frames,
+        "given": digest,
+        "seed": request.seed,
         "latents": save_latents,
         "walk": walk.model_dump() if walk else None,
     }
 
 
-def finish_samples(
-    folder: Path, checkpoint: Path, source: Generator, walk: Walk | None, frames: int, seed: int
-) -> None:
+def finish_samples(folder: Path, source: Generator, request: Request, walk: Walk | None, frames: int) -> None:
     """Describe a folder of samples that holds everything else."""
-    facts = {"stage": "sample", "seed": seed, "variant": source.card.variant, "model": source.card.stage}
-    write_manifest(folder, "samples", parents={"checkpoint": checkpoint}, **facts, **describe(source, walk, frames))
+    facts = {"stage": "sample", "seed": request.seed, "variant": source.card.variant, "model": source.card.stage}
+    parents = {"checkpoint": request.checkpoint}
+    write_manifest(folder, "samples", parents=parents, **facts, **describe(source, walk, frames))
 
 
 def make_videos(
@@ -180,6 +171,7 @@ def make_videos(
     label: str,
     *,
     save_latents: bool = True,
+    given: Tensor | None = None,
 ) -> None:
     """Fill ``folder`` with {0000,0001,...}.mp4, captions.txt and latents.safetensors.
 
@@ -192,7 +184,7 @@ def make_videos(
         for index, numbers in enumerate(every):
             if index in todo:
                 asked = [prompts[i] for i in numbers]
-                latents = sample_latents(source, asked, frames, walk, seed, numbers, progress.advance)
+                latents = sample_latents(source, asked, frames, walk, seed, numbers, progress.advance, given)
                 write_latents(folder, index, latents)
             write_videos(folder, source, index, numbers, len(prompts))
     gather(folder, prompts, batch, save_latents)
@@ -221,9 +213,11 @@ def sample_latents(
     seed: int,
     numbers: range,
     advance: Callable[[int], None] = lambda frames: None,
+    given: Tensor | None = None,
 ) -> Tensor:
     """Latents (len(prompts), C, frames, h, w) on the CPU; ``advance`` is told how many frames more are done.
 
+    given: latents (1, C, f, h, w) that every video begins with.
     Video i depends on its prompt, the seed and its number alone. Raises UserError for the first block that is not
     finite.
     """
@@ -234,9 +228,13 @@ def sample_latents(
         advance(len(prompts) * frames)
         return latents
     order, passes = fastest(walk.order, walk.context)
-    rollout = make_rollout(source, text, walk, frames // source.card.video.block, seed, numbers)
+    rollout = make_rollout(source, text, walk, frames, seed, numbers, given=given)
     blocks: list[Tensor] = []
-    for _, latent in walk_grid(source.denoiser, rollout, order, passes=passes):
+    if given is not None:
+        given = given.expand(len(prompts), -1, -1, -1, -1)
+        blocks += given.cpu().split(source.card.video.block, dim=2)
+        advance(len(given) * given.shape[2])
+    for _, latent in walk_grid(source.denoiser, rollout, order, given, passes=passes):
         require_finite_latents(latent, numbers, len(blocks) * latent.shape[2])
         blocks.append(latent.cpu())
         advance(len(latent) * latent.shape[2])

@@ -6,13 +6,12 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from types import FrameType
 
 import torch
 from torch import Tensor
 
-from hiar.config import Context, Order
 from hiar.errors import UserError
 from hiar.grid import fastest
 from hiar.io.artifacts import read_manifest
@@ -23,45 +22,40 @@ from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk as walk_grid
+from hiar.stages.clips import given_latents
 from hiar.stages.computing import choose, computing
 from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
 from hiar.stages.sample import check_request
 from hiar.stages.videos import decoding
 
 
-def stream(
-    checkpoint: Path,
-    prompt: str,
-    changes: Sequence[str],
-    frames: int | None,
-    order: Order | None,
-    context: Context | None,
-    seed: int,
-    fp8: bool,
-    target: Output,
-) -> None:
-    """Write a video block by block, the one that `hiar sample` makes of its first prompt with the same seed.
+def stream(request: Request, changes: Sequence[str], target: Output) -> None:
+    """Write a video block by block, the one that `hiar sample` makes of the request's one prompt.
 
-    changes: FRAME=PROMPT each, what the video shows from that frame on. frames: None goes on for ever; SIGINT ends that
-    after the block under way. Memory and the time of a block stay what they are. fp8: as in `hiar sample`.
+    changes: FRAME=PROMPT each, what the video shows from that frame on. Without ``frames`` it goes on for ever; SIGINT
+    ends that after the block under way. Memory and the time of a block stay what they are.
 
     Raises UserError for a bad checkpoint, prompt, change or number of frames, nothing is then written; also when the
     target cannot be written or its reader has gone. Raises KeyboardInterrupt when SIGINT came before all ``frames``.
     """
     settle_threads()
-    read_manifest(checkpoint, "checkpoint")
-    source = load_sampler(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"), fp8)
+    read_manifest(request.checkpoint, "checkpoint")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source = load_sampler(request.checkpoint, device, request.fp8)
     if source.card.stage == "teacher":
         raise UserError(
-            f"--checkpoint = {checkpoint}: is a teacher, which makes whole clips; name an init or a distilled student"
+            f"--checkpoint = {request.checkpoint}: is a teacher, which makes whole clips; "
+            "name an init or a distilled student"
         )
-    block, world = source.card.video.block, source.world
+    block, world, frames = source.card.video.block, source.world, request.frames
     prompts = change_prompts(changes, block, frames)
-    asked = block if frames is None else frames
-    walk = check_request(source, [prompt, *prompts.values()], asked, order, context)
+    (prompt,) = request.prompts
+    walk, _ = check_request(source, replace(request, prompts=[prompt, *prompts.values()]))
     assert walk is not None
-    rollout = stream_rollout(source, prompt, prompts, walk, None if frames is None else frames // block, seed)
+    given = given_latents(source, request)
+    rollout = stream_rollout(source, prompt, prompts, walk, frames, request.seed, given)
     check_memory(source, rollout)
     choice = choose(source, walk, rollout)
     tell(plan_line(source, walk, rollout, choice))
@@ -75,7 +69,7 @@ def stream(
         decode = decoding(source)
         first: float | None = None
         last = time.monotonic()
-        for latent in clean_blocks(source, walk, rollout):
+        for latent in clean_blocks(source, walk, rollout, given):
             try:
                 add(decode(latent))
             except UserError as error:
@@ -94,18 +88,26 @@ def stream(
 
 
 def stream_rollout(
-    source: Generator, prompt: str, changes: Mapping[int, str], walk: Walk, blocks: int | None, seed: int
+    source: Generator,
+    prompt: str,
+    changes: Mapping[int, str],
+    walk: Walk,
+    frames: int | None,
+    seed: int,
+    given: Tensor | None = None,
 ) -> Rollout:
-    """The rollout of sample 0, endless when ``blocks`` is None; ``changes``: prompts by the block they hold from."""
+    """The rollout of sample 0, endless when ``frames`` is None; ``changes``: prompts by the block they hold from."""
     texts = {block: source.embed([text]) for block, text in changes.items()}
-    return make_rollout(source, source.embed([prompt]), walk, blocks, seed, [0], texts)
+    return make_rollout(source, source.embed([prompt]), walk, frames, seed, [0], texts, given)
 
 
 @torch.no_grad()
-def clean_blocks(source: Generator, walk: Walk, rollout: Rollout) -> Iterator[Tensor]:
-    """Latents (C, k, h, w) of the rollout's one video, each block as it is finished."""
+def clean_blocks(source: Generator, walk: Walk, rollout: Rollout, given: Tensor | None = None) -> Iterator[Tensor]:
+    """Latents (C, k, h, w) of the rollout's one video, each block as it is finished, those ``given`` first."""
     order, passes = fastest(walk.order, walk.context)
-    for _, latent in walk_grid(source.denoiser, rollout, order, passes=passes):
+    if given is not None:
+        yield from given[0].split(source.card.video.block, dim=1)
+    for _, latent in walk_grid(source.denoiser, rollout, order, given, passes=passes):
         yield latent[0]
 
 

@@ -122,14 +122,14 @@ def test_work_is_told_in_calls_of_the_usual_size(
     source: Generator, order: Order, context: Context, rows: int, calls: int
 ) -> None:
     walk = Walk(order=order, context=context)
-    rollout = make_rollout(source, source.embed(PROMPTS), walk, 20, 0, range(2))
+    rollout = make_rollout(source, source.embed(PROMPTS), walk, 60, 0, range(2))
     assert work(walk, rollout) == (rows, calls)
     assert full_pass(source.denoiser, rollout, rows)().shape == (2, rows, *source.block_shape)
     assert work(walk, make_rollout(source, source.embed(PROMPTS), walk, None, 0, range(2))) == (rows, math.inf)
 
 
 def test_a_run_goes_on_with_the_choice_it_was_begun_with(source: Generator, tmp_path: Path) -> None:
-    rollout = make_rollout(source, source.embed(PROMPTS), WALK, 8, 0, range(2))
+    rollout = make_rollout(source, source.embed(PROMPTS), WALK, 24, 0, range(2))
     assert settle(tmp_path, source, WALK, rollout, 1) == Choice(None, None)
     assert settle(tmp_path, source, WALK, rollout, 1) == Choice(None, None)
     (tmp_path / SETTLED).write_text('["math", [1.25, 0.001, 31.5]]')

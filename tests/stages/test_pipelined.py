@@ -11,6 +11,7 @@ from students import save_student
 
 from hiar.models.generator import CARD, Walk, load_card, load_generator
 from hiar.stages import pipelined
+from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
 
 PROMPTS = ["a red disc moves left", "a blue disc moves up"]
@@ -56,9 +57,10 @@ def test_more_processes_than_cores_are_told_of_before_they_start(
 ) -> None:
     save_student(tmp_path / "student")
     monkeypatch.setattr(pipelined, "process_cores", lambda: 2)
-    pipelined.plan_processes(tmp_path / "student", None, None, 2)
+    request = Request(tmp_path / "student", PROMPTS, 12)
+    pipelined.plan_processes(request, 2)
     assert capsys.readouterr().err == ""
-    pipelined.plan_processes(tmp_path / "student", None, None, 3)
+    pipelined.plan_processes(request, 3)
     said = "walk: 3 processes wait for each other on 2 core(s); --processes 2 is faster here\n"
     assert capsys.readouterr().err == said
 

@@ -27,7 +27,7 @@ def test_caches_take_what_was_predicted(tmp_path: Path, order: Order, context: C
     source = load_generator(tmp_path / "student")
     walk = Walk(order=order, context=context)
     text = source.embed(["a red disc moves left", "a blue disc moves up"])
-    rollout = make_rollout(source, text, walk, 8, 0, range(2))
+    rollout = make_rollout(source, text, walk, 24, 0, range(2))
     memory = Memory(source.denoiser, rollout)
     for step in walk_passes(rollout.grid, order):
         carry_out(memory, step)
@@ -50,7 +50,7 @@ def test_the_line_tells_how_many_forward_calls_there_are(tmp_path: Path) -> None
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     walk = Walk(order="step_first", context="output")
-    rollout = make_rollout(source, source.embed(["a red disc moves left"]), walk, 10, 0, [0])
+    rollout = make_rollout(source, source.embed(["a red disc moves left"]), walk, 30, 0, [0])
     assert "batched passes (13 forward calls for 10 blocks in 4 steps)" in plan_line(source, walk, rollout, Choice())
     said = plan_line(source, walk, rollout, Choice(), 2)
     assert "batched passes (11 forward calls in each of 2 process(es) for 10 blocks in 4 steps)" in said

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
 from hiar.io.video import open_stream, read_mp4
 from hiar.models.generator import Generator, Walk, load_generator
+from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
 from hiar.stages.stream import change_prompts, clean_blocks, interruptions, stream, stream_rollout
 from hiar.stages.videos import decoding
@@ -41,7 +43,9 @@ def student(folder: Path) -> Generator:
 def blocks_of(
     student: Generator, changes: dict[int, str], walk: Walk, blocks: int | None = None
 ) -> Iterator[torch.Tensor]:
-    return clean_blocks(student, walk, stream_rollout(student, PROMPT, changes, walk, blocks, seed=5))
+    return clean_blocks(
+        student, walk, stream_rollout(student, PROMPT, changes, walk, blocks and blocks * BLOCK, seed=5)
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,23 +110,16 @@ def refuse(checkpoint: Path, tmp_path: Path, **changed: object) -> str:
     """The line with which something is refused; the file that was there before stays as it is."""
     out = tmp_path / "v.mp4"
     out.write_text("of before")
-    request = {
-        "prompt": PROMPT,
-        "changes": [],
-        "frames": 30,
-        "order": None,
-        "context": None,
-        "seed": 0,
-        "fp8": False,
-    } | changed
+    changes = changed.pop("changes", [])
+    request = replace(Request(checkpoint, [PROMPT], 30), **changed)  # type: ignore[arg-type]
     with pytest.raises(UserError) as refused:
-        stream(checkpoint, target=out, **request)  # type: ignore[arg-type]
+        stream(request, changes, out)  # type: ignore[arg-type]
     assert out.read_text() == "of before"
     return str(refused.value)
 
 
 def test_what_is_refused_leaves_the_file_of_before(folder: Path, tmp_path: Path) -> None:
-    assert refuse(folder, tmp_path, prompt="a red disk moves").startswith("prompt 'a red disk moves': unknown word")
+    assert refuse(folder, tmp_path, prompts=["a red disk moves"]).startswith("prompt 'a red disk moves': unknown word")
     assert refuse(folder, tmp_path, changes=["6=a red disk moves"]).startswith("prompt 'a red disk moves': unknown")
     assert refuse(folder, tmp_path, changes=[f"7={OTHER}"]).startswith(f"--change = 7={OTHER}: frame 7 is inside a")
     assert refuse(folder, tmp_path, frames=31) == (
@@ -144,7 +141,7 @@ def test_a_teacher_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stream_has_as_many_frames_as_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stream(folder, PROMPT, [], 12, None, None, 0, False, tmp_path / "v.mp4")
+    stream(Request(folder, [PROMPT], 12), [], tmp_path / "v.mp4")
     assert len(read_mp4(tmp_path / "v.mp4")) == 12
     assert capsys.readouterr().err.splitlines()[-1].startswith("stream: 12/12 frames in ")
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from students import save_student
 from torch import Tensor
 
+from hiar.config import Context, Order
 from hiar.errors import UserError
-from hiar.io.video import write_mp4
-from hiar.worlds.wan.clips import fitted, read_clip, read_image, whole_blocks
+from hiar.grid import make_grid
+from hiar.io.video import read_mp4, write_mp4
+from hiar.models.generator import load_generator
+from hiar.models.pixels import to_video
+from hiar.rollout.cell import Rollout
+from hiar.rollout.walk import generate
+from hiar.schedule import step_sigmas
+from hiar.stages.clips import fitted, given_latents, read_clip, read_image, whole_blocks
+from hiar.stages.request import Request
+from hiar.stages.sample import sample_prompts
+from hiar.stages.stream import stream
+from hiar.worlds.wan.codec import pixel_frames
 
 HERE = Path("clip.mp4")
 
@@ -36,7 +50,7 @@ def _numbers(frames: Tensor) -> list[int]:
 def test_the_last_whole_blocks_are_taken_and_the_rest_told(
     clip: Path, block: int, most: int, taken: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    frames = read_clip(clip, 48, 64, block=block, most=most, resize=False)
+    frames = read_clip(clip, 48, 64, block, most, False, pixel_frames)
     assert frames.shape == (taken, 48, 64, 3)
     assert _numbers(frames) == list(range(50 - taken, 50))
     assert f"of its 50 pictures the first {50 - taken} are left out" in capfd.readouterr().err
@@ -44,19 +58,19 @@ def test_the_last_whole_blocks_are_taken_and_the_rest_told(
 
 @pytest.mark.parametrize(("pictures", "block", "blocks"), [(1, 1, 1), (9, 3, 1), (20, 3, 1), (21, 3, 2), (81, 3, 7)])
 def test_blocks_are_counted_with_a_first_frame_of_one_picture(pictures: int, block: int, blocks: int) -> None:
-    assert whole_blocks(pictures, block, HERE) == blocks
+    assert whole_blocks(pictures, block, HERE, pixel_frames) == blocks
 
 
 @pytest.mark.parametrize(("pictures", "block", "needed"), [(0, 1, 1), (1, 3, 9), (8, 3, 9)])
 def test_a_clip_that_is_too_short_is_refused(pictures: int, block: int, needed: int) -> None:
     with pytest.raises(UserError, match=rf"^clip.mp4: has {pictures} pictures: .* takes {needed}; give a longer clip$"):
-        whole_blocks(pictures, block, HERE)
+        whole_blocks(pictures, block, HERE, pixel_frames)
 
 
 def test_another_size_is_refused_or_cut_to_the_middle(clip: Path) -> None:
     with pytest.raises(UserError, match=r"clip.mp4: has 64x48 pixels: should have 32x32; resize it, or ask for that$"):
-        read_clip(clip, 32, 32, block=1, most=1, resize=False)
-    frames = read_clip(clip, 32, 32, block=1, most=2, resize=True)
+        read_clip(clip, 32, 32, 1, 1, False, pixel_frames)
+    frames = read_clip(clip, 32, 32, 1, 2, True, pixel_frames)
     assert frames.shape == (5, 32, 32, 3)
     assert _numbers(frames) == [45, 46, 47, 48, 49]
 
@@ -98,3 +112,58 @@ def test_what_is_no_image_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match=r"^[^\n]*a.png: is no picture that can be read \([^\n]*\); save it as"):
         read_image(tmp_path / "a.png", 2, 3, resize=False)
+
+
+ORDERS = [("block_first", "clean"), ("step_first", "output"), ("diagonal", "input"), ("block_first", "shared")]
+
+
+@pytest.mark.parametrize(("order", "context"), ORDERS)
+def test_a_clip_is_gone_on_from_as_its_latents_are(tmp_path: Path, order: Order, context: Context) -> None:
+    """Three blocks as a video, the rest generated: the rollout that had the encoded blocks as given."""
+    save_student(tmp_path / "student")
+    student = load_generator(tmp_path / "student")
+    frames, _ = student.world.clips(seed=1, first=0, count=1, frames=11)
+    write_mp4(tmp_path / "clip.mp4", frames[0], 12)
+    request = Request(tmp_path / "student", ["a red disc moves left"], 15, clip=tmp_path / "clip.mp4", seed=3)
+    sample_prompts(replace(request, order=order, context=context), tmp_path / "out", save_latents=True)
+    latents = load_file(tmp_path / "out" / "latents.safetensors")["latents"]
+    assert latents.shape[2] == 15
+    given = student.codec.encode(to_video(read_mp4(tmp_path / "clip.mp4")[None, -9:]))
+    assert torch.equal(latents[:, :, :9], given)
+    grid = make_grid(order, context, blocks=5, steps=4, window=student.card.video.window_blocks, given=3)
+    sigmas = step_sigmas(4, student.card.schedule.student_shift)
+    rollout = Rollout(grid, sigmas, student.block_shape, "sde", 3, [0], student.embed(request.prompts))
+    expected = generate(student.denoiser, rollout, order, given)
+    assert (latents - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert read_mp4(tmp_path / "out" / "0000.mp4").shape[0] == 15
+    if (order, context) == ORDERS[0]:
+        stream(request, [], tmp_path / "streamed.mp4")
+        assert len(read_mp4(tmp_path / "streamed.mp4")) == 15
+
+
+def test_an_image_stands_still_for_a_block(tmp_path: Path) -> None:
+    save_student(tmp_path / "student")
+    student = load_generator(tmp_path / "student")
+    frames, _ = student.world.clips(seed=1, first=0, count=1, frames=1)
+    Image.fromarray(frames[0, 0].numpy()).save(tmp_path / "picture.png")
+    request = Request(tmp_path / "student", ["a red disc moves left"], 9, image=tmp_path / "picture.png")
+    given = given_latents(student, request)
+    assert given is not None
+    assert given.shape[2] == student.card.video.block
+    assert torch.equal(given, student.codec.encode(to_video(frames.repeat(1, 3, 1, 1, 1))))
+
+
+def test_what_cannot_be_gone_on_from_is_refused(tmp_path: Path, clip: Path) -> None:
+    save_student(tmp_path / "student")
+    student = load_generator(tmp_path / "student")
+    request = Request(tmp_path / "student", ["a red disc moves left"], 9)
+    large = {"clip": clip, "resize": True}
+    for changed, words in (
+        ({"clip": clip}, "has 64x48 pixels: should have 64x64; resize it, or ask for that"),
+        (large | {"frames": 9}, "--frames = 9: .* gives 12 of them; ask for more"),
+        (large | {"image": clip}, "--video, --image: give one of the two"),
+        ({"clip": tmp_path / "nowhere.mp4"}, "nowhere.mp4: no such"),
+        ({"image": clip}, "is no picture that can be read"),
+    ):
+        with pytest.raises(UserError, match=words):
+            given_latents(student, replace(request, **changed))  # type: ignore[arg-type]

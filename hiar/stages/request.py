@@ -1,0 +1,30 @@
+"""What is asked of a checkpoint on the command line: which videos, and how they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hiar.config import Context, Order
+
+
+@dataclass(frozen=True)
+class Request:
+    """A video a prompt.
+
+    frames: latent frames of each, those that are given included; None: endless. order, context: None as trained.
+    fp8: linear layers in numbers of eight bits. clip, image: what every video begins with, see `hiar.stages.clips`;
+    resize: pictures of another size are scaled and cut instead of refused.
+    """
+
+    checkpoint: Path
+    prompts: Sequence[str]
+    frames: int | None
+    seed: int = 0
+    order: Order | None = None
+    context: Context | None = None
+    fp8: bool = False
+    clip: Path | None = None
+    image: Path | None = None
+    resize: bool = False
