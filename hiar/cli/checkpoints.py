@@ -95,6 +95,10 @@ def export(
 @app.command(cls=Once, epilog=examples("hiar models artifacts/seed-0/distill/hiar", "hiar models hiar.pt"))
 def models(
     paths: Annotated[list[Path], typer.Argument(help="Checkpoints, ours or somebody else's; files or folders.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="As in `hiar import`, for files that do not tell their heads.", show_default=False),
+    ] = None,
 ) -> None:
     """Say what checkpoints are: kind, world, size, hash, and how to sample them."""
     alone("hiar models")
@@ -103,5 +107,5 @@ def models(
 
     for path in paths:
         print(path)
-        for name, value in describe_model(path):
+        for name, value in describe_model(path, base):
             print(f"  {name:14} {value}")

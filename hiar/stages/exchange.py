@@ -64,10 +64,13 @@ def export_checkpoint(checkpoint: Path, form: str, out: Path) -> None:
     open_world(card.world).send_out(checkpoint / TRANSFORMER, form, out)
 
 
-def describe_model(path: Path) -> list[tuple[str, str]]:
-    """What a checkpoint is, ours or somebody else's, as names and values. Raises UserError when it is none."""
+def describe_model(path: Path, base: Path | None) -> list[tuple[str, str]]:
+    """What a checkpoint is, ours or somebody else's, as names and values; ``base``: see `hiar import`.
+
+    Raises UserError when it is none.
+    """
     if not (path / CARD).exists():
-        return describe_foreign(path)
+        return describe_foreign(path, base)
     card = load_card(path)
     manifest = read_manifest(path, "checkpoint")
     walk = f"{card.walk.order}, {card.walk.context} context" if card.walk else "any walk, it was trained for none"

@@ -175,9 +175,12 @@ class World(Protocol):
         ...
 
 
-def describe_foreign(source: Path) -> list[tuple[str, str]]:
-    """What a checkpoint is that is not ours, as names and values. Raises UserError when no world knows it."""
-    described: list[tuple[str, str]] = import_module("hiar.worlds.wan").describe(source)
+def describe_foreign(source: Path, base: Path | None) -> list[tuple[str, str]]:
+    """What a checkpoint is that is not ours, as names and values; ``base``: the model that it was made from.
+
+    Raises UserError when no world knows it.
+    """
+    described: list[tuple[str, str]] = import_module("hiar.worlds.wan").describe(source, base)
     return described
 
 

@@ -66,9 +66,9 @@ def send_out(folder: Path, base: Path, form: str, out: Path) -> None:
                 link.symlink_to((base / name).resolve())
 
 
-def describe(source: Path) -> list[tuple[str, str]]:
-    """What a foreign checkpoint is, as names and values; of each set of weights in it, where there are several."""
-    found = open_source(source)
+def describe(source: Path, base: Path | None) -> list[tuple[str, str]]:
+    """What a foreign checkpoint is, as names and values; ``base`` tells its heads where it does not itself."""
+    found = open_source(source) if base is None else open_foreign(source, None, base)
     config, tensors = found.config, found.tensors.values()
     parameters = sum(one.nbytes // one.dtype.itemsize for one in tensors)
     types = sorted({str(one.dtype).removeprefix("torch.") for one in tensors})
