@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +11,7 @@ from hiar.config.section import (
     Color,
     Count,
     Distinct,
+    File,
     NonNegative,
     Positive,
     Prediction,
@@ -56,9 +56,6 @@ class ShapesWorld(Section):
         )
         require(self.camera <= self.size, "camera", self.camera, f"cannot exceed size = {self.size} pixels a frame")
         return self
-
-
-File = Annotated[Path, Field(strict=False)]  # written as text
 
 
 class WanWorld(Section):

@@ -11,6 +11,7 @@ from hiar.config.section import (
     Context,
     Count,
     Decay,
+    File,
     NonNegative,
     Order,
     Positive,
@@ -94,6 +95,7 @@ class Distill(Section):
     steps: Count  # generator updates
     batch: Count  # rollouts a generator update
     windows: Count  # training windows one rollout spans; the paper's is 1
+    real_score: File | None  # folder of a model for it, larger than the teacher for instance; null: the teacher
     guidance: Positive  # of the real score, usual notation
     critic_updates: Count  # a generator update
     critic_warmup: Annotated[int, Field(ge=0)]  # critic updates before the first generator update

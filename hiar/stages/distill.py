@@ -9,6 +9,7 @@ from typing import cast
 from torch import Tensor
 
 from hiar.config import Params
+from hiar.errors import UserError
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, Walk, clone, load_generator
 from hiar.stages.cards import trained_card
@@ -18,7 +19,7 @@ from hiar.training.distillation import Distillation, Pairs, distillation_step
 from hiar.training.loop import train
 from hiar.training.role import kept, make_role
 from hiar.training.self_rollout import SelfRollout
-from hiar.worlds.interface import FIRST_CLIP
+from hiar.worlds.interface import FIRST_CLIP, TRANSFORMER
 
 
 def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: Path | None = None) -> None:
@@ -50,7 +51,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         job = Distillation(
             student=make_role(clone(init.denoiser), spec.generator, spec.steps),
             critic=make_role(clone(teacher.denoiser), spec.critic, spec.all_steps * spec.critic_updates),
-            teacher=teacher.denoiser,
+            teacher=_real_score(teacher, spec.real_score).to(device),
             roll_out=roll_out,
             settings=spec,
             prompts=prompts,
@@ -79,6 +80,22 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         write_metrics(workspace, f"seed-{seed}/distill/{variant}", {name: tail_mean(curve, name) for name in columns})
         write_curve(workspace, f"seed-{seed}/distill/{variant}", curve)
         work.finish("checkpoint")
+
+
+def _real_score(teacher: Generator, folder: Path | None) -> Denoiser:
+    """The denoiser of a model's folder; the teacher's where none is named. Raises UserError for another size."""
+    if folder is None:
+        return teacher.denoiser
+    transformer = teacher.world.load_transformer(folder / TRANSFORMER)
+    for field in ("in_channels", "out_channels", "text_dim", "patch_size"):
+        found, wanted = transformer.config[field], teacher.denoiser.transformer.config[field]
+        if found != wanted:
+            raise UserError(
+                f"params.yaml: distill.real_score = {folder}: {field} = {found}, the teacher's is {wanted}; "
+                "name a model of the same latents and text"
+            )
+    card = teacher.card
+    return Denoiser(transformer, card.prediction, card.coordinates).eval().requires_grad_(False)
 
 
 def _pairs(folder: Path, teacher: Generator) -> Pairs:

@@ -56,6 +56,7 @@ SETTINGS = Distill(
     windows=2,
     guidance=3.0,
     critic_updates=2,
+    real_score=None,
     critic_warmup=0,
     critic_batch=6,
     critic_floor=0.3,

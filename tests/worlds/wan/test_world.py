@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from tiny import relative_error
 from transformers import PreTrainedTokenizerFast
@@ -18,8 +20,11 @@ from hiar.io.video import read_mp4
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.parameters import merge, parse_params, read_yaml
+from hiar.stages.distill import _real_score
 from hiar.stages.sample import sample_latents
 from hiar.worlds.interface import FIRST_CLIP, open_world
+from hiar.worlds.wan.formats.stored import Stored, stored_state
+from hiar.worlds.wan.formats.writing import write_diffusers
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = ["A red fox trots along a snowy ridge.", "Rain on a tram window at night."]
@@ -106,6 +111,29 @@ def test_the_teacher_samples_as_diffusers_pipeline_does(teacher: Generator, base
     assert relative_error(ours, theirs) < 1e-4
     other = sample_latents(teacher, PROMPTS[::-1], card.video.frames, None, 7, range(2))
     assert relative_error(other, theirs) > 1e-2  # prompts show
+
+
+def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp_path: Path) -> None:
+    assert _real_score(teacher, None) is teacher.denoiser
+    other = _real_score(teacher, base)
+    assert other is not teacher.denoiser
+    expected = teacher.denoiser.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+    write_diffusers(*_of_width(64), tmp_path)
+    (tmp_path / "transformer").mkdir()
+    for path in tmp_path.glob("*.*"):
+        path.rename(tmp_path / "transformer" / path.name)
+    with pytest.raises(UserError, match=r"distill\.real_score = .*: text_dim = 64, the teacher's is 32; name a model"):
+        _real_score(teacher, tmp_path)
+
+
+def _of_width(text_dim: int) -> tuple[dict[str, Stored], dict[str, object]]:
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=24, text_dim=text_dim, ffn_dim=128, num_layers=1
+    )
+    config = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    return stored_state(transformer.state_dict(), "test"), config
 
 
 def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp_path: Path) -> None:
