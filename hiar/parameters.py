@@ -127,7 +127,8 @@ def _placed(loc: tuple[int | str, ...], outermost: type[BaseModel]) -> tuple[lis
         place.append(str(part))
         annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
         within = [kind for one in (annotation, *get_args(annotation)) for kind in (one, *get_args(one))]
-        options = [kind for kind in within if isinstance(kind, type) and issubclass(kind, Section)] or options
+        sections = [kind for kind in within if isinstance(kind, type) and issubclass(kind, Section)]
+        options = list(dict.fromkeys(sections)) or options
     return place, holder
 
 

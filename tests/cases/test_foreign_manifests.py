@@ -36,7 +36,9 @@ MANIFESTS = {
     "block 1.5": ({"block": 1.5}, "block = 1.5: input should be a valid integer"),
     "block true": ({"block": True}, "block = True: input should be a valid integer"),
     "block huge": ({"block": "9" * 999}, f"block = '{'9' * 99}...: input should be a valid integer"),
-    "world": ({"world": {"size": 64}}, "world.shapes: is missing; give it a value"),
+    "world": ({"world": {"kind": "shapes", "size": 64}}, "world.shapes: is missing; give it a value"),
+    "world -2": ({"world": {"size": 64}}, "world.kind: is missing; say which kind of world it is"),
+    "world -3": ({"world": {"kind": "disc"}}, "world.kind = 'disc': there is no such kind; known: shapes, wan"),
     "world -1": ({"world": "none"}, "world = 'none': input should be a valid dictionary"),
     "NUL": outside("a\0b"),
     "absolute": outside("/etc/passwd"),
@@ -136,7 +138,10 @@ PARTS = {
     "more": (card(steps=4), "generator.json: steps = 4: unknown parameter; did you mean 'stage'?"),
     "block": (nested("video", block=0), "generator.json: video.block = 0: input should be greater"),
     "clip": (nested("video", frames=16), "generator.json: video.frames = 16: must be a multiple of block = 3"),
-    "world": (nested("world", size=63), "generator.json: world.size = 63: makes no whole patches of 8 pixels"),
+    "world": (
+        nested("world", size=63),
+        "generator.json: world: 63x63 pixels: is no multiple of the codec's patch",
+    ),
     "codec list": (
         lambda f: (f / "codec" / "config.json").write_text("[]"),
         "codec/config.json: is not a codec's configuration (input should be an object",

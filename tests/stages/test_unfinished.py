@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +25,8 @@ from hiar.stages import codec, distill, init, pairs
 from hiar.stages.cards import trained_card
 from hiar.stages.definition import code_hash
 from hiar.stages.plan import load_sampler
+from hiar.training import loop
+from hiar.training.checkpoint import save_state
 
 ROOT = Path(__file__).parents[2]
 STEPS, SEEN = 100, 5
@@ -43,16 +43,16 @@ def params_of(lr: float = 0.006, width: int = 8, checkpoint_minutes: float = 60.
     return params.model_copy(update={"codec": spec, "runtime": runtime})
 
 
-def interrupt(run: Callable[[], None], folder: Path) -> None:
+def interrupt(run: Callable[[], None]) -> None:
     """Press Ctrl-C in a run once it has kept a state of a few steps."""
 
-    def press() -> None:
-        while not (folder / ".training" / STATE).exists() or done(folder) < SEEN:
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGINT)
+    def save_and_press(folder: Path, step: int, *rest: Any) -> None:
+        save_state(folder, step, *rest)
+        if step == SEEN:
+            signal.raise_signal(signal.SIGINT)
 
-    threading.Thread(target=press, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "save_state", save_and_press)
         run()
 
 
@@ -60,8 +60,7 @@ def interrupt(run: Callable[[], None], folder: Path) -> None:
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose codec was interrupted; to be copied."""
     workspace = tmp_path_factory.mktemp("interrupted")
-    partial = workspace / "artifacts" / "seed-0" / "codec.partial"
-    interrupt(lambda: codec.run(params_of(checkpoint_minutes=1e-9), workspace, 0), partial)
+    interrupt(lambda: codec.run(params_of(checkpoint_minutes=1e-9), workspace, 0))
     return workspace
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hiar.errors import UserError
 from hiar.io.progress import tell
 from hiar.worlds.wan.formats.stored import read_json
-from hiar.worlds.wan.pretrained import load_pretrained
+from hiar.worlds.wan.pretrained import load_pretrained, transformers_wanted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -80,6 +80,7 @@ def load_text_encoder(base: Path, device: torch.device | str = "cpu", dtype: tor
     Raises UserError when ftfy is missing, or text_encoder/ or tokenizer/ is missing, broken or not of one model.
     """
     _require_ftfy()
+    transformers_wanted()
     from transformers import UMT5EncoderModel
 
     tokenizer = load_tokenizer(base)
