@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from hiar.config import Context, Order, Passes, require_order
+from hiar.contexts import ContextRule, rule_of
 from hiar.errors import require
 
 
@@ -30,48 +31,40 @@ class Grid:
 
     window: blocks a cell attends to, its own included. sinks: first blocks that stay in every window.
     given: first blocks that are known clean and only serve as context. blocks=None: endless (not for step_first).
-    finished: Self-Forcing's reading of clean context: blocks are shown once finished, from one cache for all steps,
-    instead of as the step's own estimate of x0.
     """
 
     blocks: int | None
     steps: int
-    context: Context
+    rule: ContextRule
     window: int
     sinks: int = 0
     given: int = 0
-    finished: bool = False
 
     def __post_init__(self) -> None:
-        if self.finished and self.context != "clean":
-            raise ValueError("only clean context can wait for finished blocks")
         if self.window < self.sinks + 1:
             raise ValueError("the window must hold the sinks and the block itself")
 
     def cache(self, step: int) -> int:
         """Index of the cache that cells of ``step`` read."""
-        return 0 if self.finished else step
+        return min(step, self.caches - 1)
 
     @property
     def caches(self) -> int:
-        return 1 if self.finished else self.steps
+        return self.rule.caches(self.steps)
 
     def leaves(self, step: int) -> int | None:
-        """Index of the cache in which denoising a cell of ``step`` leaves its block as context, if it does.
-
-        Under the shared rule the keys and values at level t_j, where step j begins, serve the cells of step j - 1.
-        """
-        return step - 1 if self.context == "shared" and step > 0 else None
+        """Index of the cache in which denoising a cell of ``step`` leaves its block as context, if it does."""
+        return self.rule.leaves(step)
 
     def writes(self, step: int) -> bool:
-        """Whether contexts are written after ``step`` by a pass of their own: always, or after the last step only."""
-        return step == self.steps - 1 or not (self.finished or self.context == "shared")
+        """Whether contexts are written after ``step`` by a pass of their own."""
+        return self.rule.writes(step, self.steps)
 
     def diagonal(self, cell: Cell) -> int:
         """The anti-diagonal of a cell, whose cells do not wait for each other.
 
-        A block begins one diagonal after the block before it; under the shared rule two, for its context at a step is
-        what that block's next step leaves.
+        A block begins one diagonal after the block before it, or two where its context at a step is what that block's
+        next step leaves.
         """
         return (cell.block - self.given) * self.lag + cell.step
 
@@ -85,7 +78,7 @@ class Grid:
     @property
     def lag(self) -> int:
         """Diagonals from one block's cell to the same of the next block."""
-        return 2 if self.context == "shared" and self.steps > 1 else 1
+        return self.rule.lag(self.steps)
 
     def is_context(self, block: int) -> bool:
         """Whether some later block sees ``block``."""
@@ -143,17 +136,13 @@ ORDERS: dict[Order, Callable[[Grid], Iterator[Cell]]] = {
 def make_grid(
     order: Order, context: Context, *, blocks: int | None, steps: int, window: int, sinks: int = 0, given: int = 0
 ) -> Grid:
-    """The grid of a method.
-
-    Clean context walked block by block is Self-Forcing's: earlier blocks are shown once finished.
-    """
-    finished = context == "clean" and order == "block_first"
-    return Grid(blocks, steps, context, window, sinks, given, finished)
+    """The grid of a method."""
+    return Grid(blocks, steps, rule_of(order, context), window, sinks, given)
 
 
 def fastest(order: Order, context: Context) -> tuple[Order, Passes]:
     """The order and passes with the fewest forward calls that give the same video as ``order``."""
-    if order == "block_first" and context == "clean":
+    if rule_of(order, context).finished:
         return order, "fused"
     return "diagonal", "batched"
 
@@ -168,7 +157,7 @@ def check_walk(order: Order, context: Context, passes: Passes) -> None:
         f"only the cells of an anti-diagonal do not wait for each other; use order diagonal, or fewer with {order}",
     )
     require(
-        passes != "fused" or order != "block_first" or context in ("clean", "shared"),
+        passes != "fused" or order != "block_first" or rule_of(order, context).waits,
         "passes",
         passes,
         f"block_first has moved on when the next block reads a context at the {context} level; use order diagonal",
@@ -181,14 +170,14 @@ def walk_passes(grid: Grid, order: Order, passes: Passes = "separate", steps: ra
     steps: only these, where the others are walked elsewhere.
     Raises BrokenRule for a walk that cannot be, and ValueError for steps that cannot be walked apart.
     """
-    check_walk(order, grid.context, passes)
+    check_walk(order, grid.rule.name, passes)
     steps = range(grid.steps) if steps is None else steps
-    if grid.context == "shared" and len(steps) < grid.steps:
-        raise ValueError("shared context goes from later steps back to earlier ones: they are walked in one place")
+    if grid.rule.left and len(steps) < grid.steps:
+        raise ValueError(f"{grid.rule.bound}: they are walked in one place")
     for block in range(grid.given):
         if grid.is_context(block):
             # A given block is shown in every cache, also where a generated one would leave its context by itself.
-            shown = range(grid.steps - 1, grid.steps) if grid.finished else steps
+            shown = range(grid.steps - 1, grid.steps) if grid.rule.finished else steps
             yield from (Pass(write=(Cell(block, step),)) for step in shown)
     yield from PASSES[passes](grid, (cell for cell in ORDERS[order](grid) if cell.step in steps))
 
@@ -200,7 +189,7 @@ def count_passes(grid: Grid, order: Order, passes: Passes = "separate", steps: r
     steps = range(grid.steps) if steps is None else steps
     blocks, contexts = grid.blocks - grid.given, max(0, grid.blocks - 1) if grid.window > 1 else 0
     shown = min(grid.given, contexts)
-    count = shown * (1 if grid.finished else len(steps))
+    count = shown * (1 if grid.rule.finished else len(steps))
     if passes == "batched":
         return count + ((blocks - 1) * grid.lag + len(steps) if blocks and steps else 0)
     count += blocks * len(steps)
@@ -289,10 +278,9 @@ def _check_write(grid: Grid, cell: Cell, steps_done: dict[int, int], cached: lis
     if cell.block not in steps_done or not 0 <= cell.step < grid.steps:
         raise ValueError("the cell is outside the grid")
     given = cell.block < grid.given
-    if not grid.writes(cell.step) and not (given and grid.context == "shared"):
+    if not grid.writes(cell.step) and not (given and grid.rule.left):
         raise ValueError("its context is not written after this step")
-    at_hand = {cell.step, cell.step + 1} if grid.context == "input" else {cell.step + 1}
-    if not given and steps_done[cell.block] not in at_hand:
+    if not given and steps_done[cell.block] not in grid.rule.at_hand(cell.step):
         raise ValueError(f"the state to show is not at hand: the block has been through {steps_done[cell.block]} steps")
     _check_context(grid, cell.block, grid.cache(cell.step), cached)
     if not grid.writes(cell.step):  # made as the next step's pass would have made it, in that step's context

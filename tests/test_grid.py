@@ -64,13 +64,13 @@ def legal(grid: Grid, walk: list[Pass]) -> bool:
         last = j == grid.steps - 1
         progress = sum(cell.block == n for cell in done)
         if n < grid.given:
-            if grid.finished and not last:
+            if grid.rule.finished and not last:
                 return False
             # Under the shared rule a context at t_{j+1} is computed among the contexts of step j + 1.
-            return grid.context != "shared" or last or sees_what_it_should(j + 1, n)
-        if (grid.finished or grid.context == "shared") and not last:
+            return grid.rule.name != "shared" or last or sees_what_it_should(j + 1, n)
+        if (grid.rule.finished or grid.rule.name == "shared") and not last:
             return False
-        return progress == j + 1 or (grid.context == "input" and progress == j)
+        return progress == j + 1 or (grid.rule.name == "input" and progress == j)
 
     for step in walk:
         for n, j in step.write:
@@ -82,12 +82,12 @@ def legal(grid: Grid, walk: list[Pass]) -> bool:
                 return False
             if not sees_what_it_should(grid.cache(j), n):
                 return False
-            if grid.context == "shared" and j > 0 and not sees_what_it_should(j - 1, n):
+            if grid.rule.name == "shared" and j > 0 and not sees_what_it_should(j - 1, n):
                 return False
         if len({n for n, _ in step.denoise}) < len(step.denoise):
             return False
         done += step.denoise
-        if grid.context == "shared":
+        if grid.rule.name == "shared":
             for n, j in step.denoise:
                 if j > 0:
                     shown[j - 1].append(n)
@@ -155,10 +155,10 @@ def test_as_many_forward_calls_as_promised(context: str, order: str) -> None:
 def test_passes_are_counted_without_being_made(case: tuple[Grid, list[Pass]]) -> None:
     grid, _ = case
     for order, context, passes in WALKS:
-        if context == grid.context and not (grid.finished and order != "block_first"):
+        if context == grid.rule.name and not (grid.rule.finished and order != "block_first"):
             made = list(walk_passes(grid, order, passes))  # type: ignore[arg-type]
             assert count_passes(grid, order, passes) == len(made)  # type: ignore[arg-type]
-    if grid.context != "shared" and not grid.finished:
+    if grid.rule.name != "shared" and not grid.rule.finished:
         for share in (range(1), range(grid.steps - 1, grid.steps), range(grid.steps // 2, grid.steps)):
             assert count_passes(grid, "diagonal", "batched", share) == len(
                 list(walk_passes(grid, "diagonal", "batched", share))
@@ -185,15 +185,15 @@ def test_the_fastest_walk_is_possible_and_gives_the_same_video(order: str, conte
 @cases(walks())
 def test_orders_of_step_wise_contexts_are_interchangeable(case: tuple[Grid, list[Pass]]) -> None:
     grid, _ = case
-    if not grid.finished:
+    if not grid.rule.finished:
         for order in ORDERS:
-            if possible(order, grid.context, "separate"):
+            if possible(order, grid.rule.name, "separate"):
                 check(grid, walk_passes(grid, order))
 
 
 def test_finished_context_needs_whole_blocks() -> None:
     grid = make_grid("block_first", "clean", blocks=2, steps=2, window=2)
-    assert grid.finished
+    assert grid.rule.finished
     with pytest.raises(ValueError, match="its context holds blocks"):
         check(grid, walk_passes(grid, "step_first"))
 

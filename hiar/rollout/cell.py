@@ -172,23 +172,12 @@ def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, in
         state = given_state(rollout, block, cell)
     else:
         state = memory.states[cell.block]
-    match rollout.grid.context:
-        case "clean":  # t_c = 0, or the little noise that a convention leaves
-            latent, level = _clean_context(rollout, state.x0, cell.block)
-        case "output":  # t_c = t_{j+1}
-            latent, level = state.after, cell.step + 1
-        case "input":  # t_c = t_j
-            latent, level = state.before, cell.step
-        case "shared":  # t_c = t_{j+1}; only the last step's, and those of given blocks, are not left by a denoising
-            latent, level = state.after, cell.step + 1
+    rule = rollout.grid.rule
+    latent, level = getattr(state, rule.state), rule.level(cell.step, rollout.clean)
+    if level == rollout.clean and rule.state == "x0" and (noise := rollout.conventions.context_noise):
+        noisy = add_noise(latent, rollout.noise(Cell(cell.block, rollout.clean)), torch.tensor(noise))
+        return noisy.detach(), rollout.clean + 1
     return latent.detach(), level
-
-
-def _clean_context(rollout: Rollout, x0: Tensor, block: int) -> tuple[Tensor, int]:
-    noise = rollout.conventions.context_noise
-    if not noise:
-        return x0, rollout.clean
-    return add_noise(x0, rollout.noise(Cell(block, rollout.clean)), torch.tensor(noise)), rollout.clean + 1
 
 
 def _context_row(grid: Grid, cell: Cell) -> Row:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hiar.contexts import rule_of
 from hiar.errors import UserError
 from hiar.io.artifacts import check_folder, read_manifest, unfinished
 from hiar.io.cores import process_cores
@@ -56,11 +57,7 @@ def check_processes(request: Request, ranks: int) -> None:
     if card.stage == "teacher":
         raise UserError("--processes: the teacher is bidirectional and has no steps to share out; leave it out")
     walk = walk_asked(card, request.order, request.context)
-    reason = None
-    if walk.context == "shared":
-        reason = "shared context goes from later steps back to earlier ones"
-    elif walk.order == "block_first" and walk.context == "clean":
-        reason = "order block_first with clean context waits for whole blocks"
+    reason = rule_of(walk.order, walk.context).bound
     if reason:
         raise UserError(
             f"--processes = {ranks}: {reason}, so its steps cannot be shared out; leave it out, or use --order "

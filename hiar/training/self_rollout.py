@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hiar.config import Conventions, Schedule, Variant, Video
+from hiar.contexts import rule_of
 from hiar.grid import make_grid
 from hiar.models.denoiser import Denoiser
 from hiar.rollout.cell import Rollout
@@ -33,12 +34,12 @@ class SelfRollout:
         text: (B, words, dim). Returns the training windows of all videos, (B * windows, C, F, h, w), sample by sample.
         """
         variant, video, schedule = self.variant, self.video, self.schedule
-        # Steps behind the exit change nothing before it, except where they leave its context: shared passes do all.
+        # Steps behind the exit change nothing before it, except where they leave its context.
         grid = make_grid(
             variant.order,
             variant.context,
             blocks=self.windows * video.frames // video.block,
-            steps=schedule.student_steps if variant.context == "shared" else exit_step + 1,
+            steps=schedule.student_steps if rule_of(variant.order, variant.context).left else exit_step + 1,
             window=video.window_blocks,
             sinks=video.sink_blocks,
         )

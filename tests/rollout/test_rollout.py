@@ -322,10 +322,10 @@ def masked_rollout(model: Denoiser, rollout: Rollout, grad_step: int | None = No
         before, states = states, []
         for n in range(grid.blocks):
             with torch.set_grad_enabled(j == grad_step):
-                level = _level(grid.context, rollout, j)
+                level = _level(grid.rule.name, rollout, j)
                 x0 = last_block(model, contexts, level, before[n], sigma, rollout.text, grid.window)
             after = add_noise(x0, rollout.noise(Cell(n, j + 1)), next_sigma) if next_sigma > 0 else x0
-            contexts.append({"clean": x0, "output": after, "input": before[n]}[grid.context].detach())
+            contexts.append({"clean": x0, "output": after, "input": before[n]}[grid.rule.name].detach())
             states.append(x0 if j == grid.steps - 1 else after)
     return torch.cat(states, dim=2)
 

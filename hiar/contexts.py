@@ -1,0 +1,73 @@
+"""What a method shows of earlier blocks (Sec. 3.1): the context rules, a line each. Everything else asks them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hiar.config import Context, Order
+
+
+@dataclass(frozen=True)
+class ContextRule:
+    """How a block is shown to later ones around its step j, which takes it from level t_j to t_{j+1}.
+
+    state: the latent that is shown: as the step began with it, as the step left it, or the x0 that the step saw.
+    left: denoising step j + 1 leaves the context in the cache by the way; else a pass of its own writes it.
+    finished: blocks are shown once finished, from one cache for all steps, and not after each step.
+    """
+
+    name: Context
+    state: Literal["before", "after", "x0"]
+    left: bool = False
+    finished: bool = False
+
+    def level(self, step: int, clean: int) -> int:
+        """The level t_c at which the state is shown, as an index of the levels; ``clean`` is that of no noise."""
+        return {"before": step, "after": step + 1, "x0": clean}[self.state]
+
+    def caches(self, steps: int) -> int:
+        """Caches of keys and values: one a step, or one."""
+        return 1 if self.finished else steps
+
+    def writes(self, step: int, steps: int) -> bool:
+        """Whether a pass of its own writes contexts after ``step``: always, or after the last step only."""
+        return step == steps - 1 or not (self.finished or self.left)
+
+    def leaves(self, step: int) -> int | None:
+        """The step whose cells see what denoising ``step`` leaves: keys and values at t_j serve step j - 1."""
+        return step - 1 if self.left and step > 0 else None
+
+    def lag(self, steps: int) -> int:
+        """Diagonals from one block's cell to the same of the next block: two where its next step leaves its context."""
+        return 2 if self.left and steps > 1 else 1
+
+    def at_hand(self, step: int) -> set[int]:
+        """How many steps a block may have been through while its state around ``step`` can still be shown."""
+        return {step, step + 1} if self.state == "before" else {step + 1}
+
+    @property
+    def waits(self) -> bool:
+        """Whether contexts are those of a block that has no step left to do, at the moment when the next one begins."""
+        return self.finished or self.left
+
+    @property
+    def bound(self) -> str | None:
+        """Why the steps of a grid cannot be walked apart, by several processes; None where they can."""
+        if self.left:
+            return f"{self.name} context goes from later steps back to earlier ones"
+        return f"order block_first with {self.name} context waits for whole blocks" if self.finished else None
+
+
+RULES: dict[Context, ContextRule] = {
+    "clean": ContextRule("clean", "x0"),
+    "output": ContextRule("output", "after"),
+    "input": ContextRule("input", "before"),
+    "shared": ContextRule("shared", "after", left=True),
+}
+FINISHED = ContextRule("clean", "x0", finished=True)  # Self-Forcing
+
+
+def rule_of(order: Order, context: Context) -> ContextRule:
+    """The rule of a method: clean context walked block by block is Self-Forcing's, of finished blocks."""
+    return FINISHED if (order, context) == ("block_first", "clean") else RULES[context]
