@@ -99,6 +99,9 @@ def models(
         Path | None,
         typer.Option(help="As in `hiar import`, for files that do not tell their heads.", show_default=False),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the base's files, instead of comparing their sizes and times.")
+    ] = False,
 ) -> None:
     """Say what checkpoints are: kind, world, size, hash, and how to sample them."""
     alone("hiar models")
@@ -107,5 +110,5 @@ def models(
 
     for path in paths:
         print(path)
-        for name, value in describe_model(path, base):
+        for name, value in describe_model(path, base, verify):
             print(f"  {name:14} {value}")

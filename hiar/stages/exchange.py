@@ -64,15 +64,17 @@ def export_checkpoint(checkpoint: Path, form: str, out: Path) -> None:
     open_world(card.world).send_out(checkpoint / TRANSFORMER, form, out)
 
 
-def describe_model(path: Path, base: Path | None) -> list[tuple[str, str]]:
+def describe_model(path: Path, base: Path | None, verify: bool) -> list[tuple[str, str]]:
     """What a checkpoint is, ours or somebody else's, as names and values; ``base``: see `hiar import`.
 
-    Raises UserError when it is none.
+    verify: read every file of the base that it refers to. Raises UserError when it is none, or not whole.
     """
     if not (path / CARD).exists():
         return describe_foreign(path, base)
     card = load_card(path)
-    manifest = read_manifest(path, "checkpoint")
+    manifest, world = read_manifest(path, "checkpoint"), open_world(card.world)
+    for part in (TRANSFORMER, TEXT, CODEC) if verify else ():
+        world.verify(path / part)
     walk = f"{card.walk.order}, {card.walk.context} context" if card.walk else "any walk, it was trained for none"
     if card.stage == "teacher":
         walk = f"{card.solver_steps} solver steps, guidance {card.guidance:g}; bidirectional"
@@ -80,7 +82,7 @@ def describe_model(path: Path, base: Path | None) -> list[tuple[str, str]]:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     said = [
         ("checkpoint", f"{card.stage}{f' {card.variant}' if card.variant else ''}, seed {card.seed}"),
-        ("world", open_world(card.world).name),
+        ("world", world.name),
         ("walk", walk),
         (
             "video",

@@ -151,6 +151,10 @@ class World(Protocol):
         """Make ``folder`` stand for a part of the base, without copying it. Raises UserError when it is not whole."""
         ...
 
+    def verify(self, folder: Path) -> None:
+        """Read every file that a part's folder refers to. Raises UserError where they are not what they were."""
+        ...
+
     def bring_in(self, source: Path, weights: str | None, folder: Path) -> None:
         """Write somebody else's transformer, of the base's size, into a new ``folder``.
 

@@ -30,6 +30,14 @@ def test_nothing_to_compare_is_one():
     assert {border_jump(changes(steps([0, 9, 99])), block).dtype for block in (1, 2, 3)} == {torch.float64}
 
 
+def test_a_first_block_may_be_shorter():
+    """Wan's first block of 3 latent frames is 9 pictures, every other one 12."""
+    change = torch.zeros(1, 40).double()
+    change[0, [8, 20, 32]] = 7.0  # into frames 9, 21 and 33
+    assert border_jump(change, 12, 9).item() == pytest.approx((7 + 0.25) / 0.25)
+    assert border_jump(change, 12).item() < 1
+
+
 def test_the_true_world_has_no_borders(world: ShapesWorld):
     frames, _ = clips(world, seed=0, first=0, count=64, frames=60)
     assert border_jump(changes(frames), BLOCK).mean().item() == pytest.approx(1, abs=0.03)

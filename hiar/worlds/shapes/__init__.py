@@ -57,6 +57,9 @@ class Shapes:
     def adopt(self, part: Part, folder: Path) -> None:
         raise ValueError("the built-in world has no base")
 
+    def verify(self, folder: Path) -> None:
+        """It refers to nothing."""
+
     def bring_in(self, source: Path, weights: str | None, folder: Path) -> None:
         raise UserError(f"{source}: nobody else has checkpoints of the built-in world; import one of Wan")
 

@@ -72,6 +72,9 @@ class Wan:
     def adopt(self, part: Part, folder: Path) -> None:
         refer(folder, self._here(), part)
 
+    def verify(self, folder: Path) -> None:
+        locate(folder, verify=True)
+
     def bring_in(self, source: Path, weights: str | None, folder: Path) -> None:
         bring_in(source, weights, self._here(), folder)
 

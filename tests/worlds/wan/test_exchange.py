@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from tiny import relative_error
 from torch import Tensor
 
 from hiar import cli
+from hiar.config import Conventions
 from hiar.io.video import read_mp4
 from hiar.models.attention import Bidirectional
 from hiar.models.denoiser import Denoiser
@@ -91,6 +93,30 @@ def test_a_released_student_is_imported_sampled_and_streamed(
     assert (streamed.float() - video.float()).abs().mean() < 2  # two h264 files of the same frames
     said = run("models", "im", released.with_name("student.pt"), code=2)
     assert "holds generator, generator_ema: which one is meant" in said
+
+
+@pytest.mark.parametrize(
+    ("preset", "walk"),
+    [
+        ("hiar", ("step_first", "output")),
+        ("self-forcing", ("block_first", "clean")),
+        ("causal-forcing", ("block_first", "clean")),
+    ],
+)
+def test_presets_are_the_released_students(
+    released: Path, base: Path, tmp_path: Path, preset: str, walk: object
+) -> None:
+    told = {"height": 480, "width": 832, "frames_per_second": 16, "precision": "bf16"}
+    import_checkpoint(released, base, tmp_path / "im", preset, "generator", told)
+    card = load_card(tmp_path / "im")
+    assert card.walk is not None
+    assert (card.walk.order, card.walk.context) == walk
+    video, schedule = card.video, card.schedule
+    assert (video.block, video.window, video.sink_blocks, video.frames) == (3, 21, 0, 21)
+    assert (schedule.student_steps, schedule.student_shift, schedule.renoise) == (4, 5.0, "sde")
+    assert (card.precision, card.prediction, card.coordinates) == ("bf16", "flow", False)
+    assert card.conventions == Conventions(given="clean", sinks="stay", context_noise=0.0)
+    assert (card.stage, card.variant) == ("distill", preset)
 
 
 @pytest.mark.parametrize("form", ["self-forcing", "wan", "diffusers"])
@@ -192,6 +218,14 @@ def test_a_base_that_is_another_now_is_refused(
     config.write_text(config.read_text() + "\n")
     request = ("--checkpoint", "im", "--prompt", PROMPT, "--frames", 9, "--out", "videos")
     assert "its codec is another now" in run("sample", *request, code=2)
+    config.write_text(config.read_text()[:-1])
+    weights = tmp_path / "base" / "vae" / "diffusion_pytorch_model.safetensors"
+    before, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "to sample it" in run("models", "im")  # size and time are what they were
+    assert "its codec is another now" in run("models", "im", "--verify", code=2)
     shutil.rmtree(tmp_path / "base")
     assert "no such folder; bring the base model back" in run("sample", *request, code=2)
     assert not Path("videos").exists()

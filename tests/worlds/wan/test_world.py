@@ -17,11 +17,13 @@ from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.video import read_mp4
+from hiar.judges.interface import open_judge
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.stages.distill import _real_score
 from hiar.stages.sample import sample_latents
+from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
 from hiar.worlds.wan.formats.stored import Stored, stored_state
 from hiar.worlds.wan.formats.writing import write_diffusers
@@ -134,6 +136,27 @@ def _of_width(text_dim: int) -> tuple[dict[str, Stored], dict[str, object]]:
     )
     config = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
     return stored_state(transformer.state_dict(), "test"), config
+
+
+def test_the_judge_knows_that_the_first_block_is_shorter(params: Params) -> None:
+    frames = torch.zeros(1, 40, 8, 8, 3, dtype=torch.uint8)
+    frames[:, [*range(9, 21), *range(33, 40)]] = 50
+    judge = open_judge(params.world, params.score, 9, 12)
+    first, rest = frames[:, :15], frames[:, 15:]
+    findings = [judge.look(first, None, ["x"]), judge.look(rest, first[:, -1:], ["x"])]
+    joined = {name: torch.cat([one[name] for one in findings], dim=1) for name in findings[0]}
+    metrics = judge.measure(joined)
+    assert metrics["border_jump"].item() == pytest.approx((50 + 0.25) / 0.25)
+    assert metrics.keys() >= {*judge.columns, *(f"{name}_segment_1" for name in judge.courses)}
+
+
+def test_a_workspace_holds_nothing_of_another_kind_of_world(tmp_path: Path) -> None:
+    for name in ("params.yaml", "experiments"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    workspace = open_workspace(tmp_path, "wan-tiny")
+    world = read_yaml(workspace / "params.yaml")["world"]
+    assert (world["kind"], "size" in world) == ("wan", False)
+    assert (workspace / world["prompts"]).read_text().startswith("A red fox")  # by a link to the project's
 
 
 def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp_path: Path) -> None:
