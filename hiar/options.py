@@ -83,6 +83,17 @@ def prompts_of(prompt: str | None, path: Path | None) -> list[str]:
     return prompts
 
 
+def extended_of(prompts: list[str], path: Path) -> list[str]:
+    """The prompts of ``--extended``, one for each of ``prompts``. Raises UserError for another number of them."""
+    extended = prompts_of(None, path)
+    if len(extended) != len(prompts):
+        raise UserError(
+            f"{path}: holds {len(extended)} prompts for the {len(prompts)} of --prompts; write one a line, in "
+            "their order"
+        )
+    return extended
+
+
 def _choice(option: str, value: str | None, choices: tuple[str, ...]) -> str | None:
     if value is not None and value not in choices:
         raise UserError(f"{option} = {value}: is none of {', '.join(choices)}; choose one of them")

@@ -13,7 +13,7 @@ from hiar.cli.app import Context, Fp8, Order, Seed, app, examples
 from hiar.errors import UserError
 from hiar.io.launcher import alone
 from hiar.io.outputs import is_terminal, output_of
-from hiar.options import MOST_FRAMES, Once, prompts_of, stall_of, walk_of
+from hiar.options import MOST_FRAMES, Once, extended_of, prompts_of, stall_of, walk_of
 
 Video = Annotated[
     Path | None, typer.Option(help="Go on from the end of this clip, as far as a window shows.", show_default=False)
@@ -40,6 +40,14 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the videos, one NAME.mp4 a prompt; replaced when whole.")],
     prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A UTF-8 text file, one prompt a line.")] = None,
+    extended: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --prompts: a longer prompt for each, in the same order. These are generated, captions.txt has "
+            "those.",
+            show_default=False,
+        ),
+    ] = None,
     order: Order = None,
     context: Context = None,
     seed: Seed = 0,
@@ -67,6 +75,7 @@ def sample(
     """
     walk = walk_of(order, context)
     texts = prompts_of(prompt, prompts)
+    captions, texts = (None, texts) if extended is None else (texts, extended_of(texts, extended))
     stall_seconds = stall_of(stall_seconds)
     # Read when torch is loaded: what goes wrong between processes is told once, by us, without torch's stack.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
@@ -77,7 +86,7 @@ def sample(
 
     if not launched():
         check_folder("--out", out, "samples")
-    request = Request(checkpoint, texts, frames, seed, *walk, fp8, video, image, resize)
+    request = Request(checkpoint, texts, frames, seed, *walk, fp8, video, image, resize, captions)
     if launched():
         from hiar.stages.pipelined import sample_on_rank
 

@@ -39,7 +39,16 @@ from hiar.stages.sample import (
     finish_samples,
     sample_key,
 )
-from hiar.stages.videos import batches, decoding, film_path, gather, missing_batches, write_latents, write_videos
+from hiar.stages.videos import (
+    batches,
+    decoding,
+    film_path,
+    gather,
+    missing_batches,
+    write_captions,
+    write_latents,
+    write_videos,
+)
 
 NAMES = [None, *KERNELS]  # of attention kernels, as processes tell each other
 
@@ -122,7 +131,8 @@ def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_sec
         # The others are done, and nobody waits for what takes its time from here on.
         for index, numbers in enumerate(every):
             write_videos(folder, source, index, numbers, len(prompts))
-        gather(folder, prompts, BATCH, save_latents)
+        gather(folder, len(prompts), BATCH, save_latents)
+        write_captions(folder, request.names)
         finish_samples(folder, source, request, walk, frames)
 
 

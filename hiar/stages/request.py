@@ -15,7 +15,8 @@ class Request:
 
     frames: latent frames of each, those that are given included; None: endless. order, context: None as trained.
     fp8: linear layers in numbers of eight bits. clip, image: what every video begins with, see `hiar.stages.clips`;
-    resize: pictures of another size are scaled and cut instead of refused.
+    resize: pictures of another size are scaled and cut instead of refused. captions: what the folder calls the videos,
+    where that is not the prompts: people extend prompts for a generator, and score by the short ones.
     """
 
     checkpoint: Path
@@ -28,3 +29,9 @@ class Request:
     clip: Path | None = None
     image: Path | None = None
     resize: bool = False
+    captions: Sequence[str] | None = None
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What the videos are called."""
+        return self.prompts if self.captions is None else self.captions

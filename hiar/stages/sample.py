@@ -35,6 +35,7 @@ from hiar.stages.videos import (
     gather,
     missing_batches,
     require_finite_latents,
+    write_captions,
     write_latents,
     write_videos,
 )
@@ -72,6 +73,7 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
         frames = params.sample.frames if walk else source.card.video.frames
         check_frames(source, frames, count, params.sample.batch, work.folder, "params.yaml: sample.frames")
         make_videos(work.folder, source, prompts, frames, walk, seed, params.sample.batch, f"sample {variant or model}")
+        write_captions(work.folder, prompts)
         work.finish("samples", model=model, **describe(source, walk, frames))
         for number in range(min(params.report.videos, count)):
             work.run.artifact(work.folder / video_name(number, count))
@@ -106,6 +108,7 @@ def sample_prompts(request: Request, out: Path, save_latents: bool) -> None:
         make_videos(
             folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents, given=given
         )
+        write_captions(folder, request.names)
         finish_samples(folder, source, request, walk, frames)
 
 
@@ -145,6 +148,7 @@ def sample_key(
         "code": code_hash("sample", source.card.world.kind),
         "computes": f"{source.codec.device.type}, {number_format(source)}",
         "prompts": list(request.prompts),
+        "captions": list(request.names),
         "frames": request.frames,
         "given": digest,
         "seed": request.seed,
@@ -173,7 +177,7 @@ def make_videos(
     save_latents: bool = True,
     given: Tensor | None = None,
 ) -> None:
-    """Fill ``folder`` with {0000,0001,...}.mp4, captions.txt and latents.safetensors.
+    """Fill ``folder`` with {0000,0001,...}.mp4 and latents.safetensors.
 
     Batches and videos that are whole are not made again.
     """
@@ -187,7 +191,7 @@ def make_videos(
                 latents = sample_latents(source, asked, frames, walk, seed, numbers, progress.advance, given)
                 write_latents(folder, index, latents)
             write_videos(folder, source, index, numbers, len(prompts))
-    gather(folder, prompts, batch, save_latents)
+    gather(folder, len(prompts), batch, save_latents)
 
 
 def describe(source: Generator, walk: Walk | None, frames: int) -> dict[str, Any]:

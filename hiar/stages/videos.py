@@ -63,14 +63,18 @@ def film_path(folder: Path, number: int, count: int) -> Path:
     return folder / f"unfinished-{video_name(number, count)}"
 
 
-def gather(folder: Path, prompts: Sequence[str], batch: int, save_latents: bool) -> None:
-    """What a folder of samples holds besides its videos."""
+def gather(folder: Path, count: int, batch: int, save_latents: bool) -> None:
+    """The latents of all ``count`` videos in one file, if they are to be kept."""
     scratch = folder / SCRATCH
     if save_latents:
-        shards = range(len(batches(len(prompts), batch)))
+        shards = range(len(batches(count, batch)))
         every = torch.cat([read_shard(shard_path(scratch, index))["latents"] for index in shards])
         write_shard(folder / "latents.safetensors", {"latents": every}, {})
-    write_text(folder / "captions.txt", "".join(f"{prompt}\n" for prompt in prompts))
+
+
+def write_captions(folder: Path, captions: Sequence[str]) -> None:
+    """captions.txt: what each video shows, in the order of their names."""
+    write_text(folder / "captions.txt", "".join(f"{caption}\n" for caption in captions))
 
 
 def decoded(source: Generator, latent: Tensor, number: int = 0) -> Iterator[Tensor]:

@@ -119,6 +119,20 @@ def test_presets_are_the_released_students(
     assert (card.stage, card.variant) == ("distill", preset)
 
 
+def test_extended_prompts_are_generated_and_short_ones_told(run: Callable[..., str], student: Path) -> None:
+    Path("short.txt").write_text("A fox.\nA tram.\n")
+    Path("long.txt").write_text(f"{PROMPT}\nRain runs down a tram window at night.\n")
+    request = ("sample", "--checkpoint", student, "--frames", 3, "--save-latents")
+    run(*request, "--prompts", "short.txt", "--extended", "long.txt", "--out", "both")
+    run(*request, "--prompts", "long.txt", "--out", "long")
+    assert Path("both/captions.txt").read_text() == Path("short.txt").read_text()
+    assert Path("long/captions.txt").read_text() == Path("long.txt").read_text()
+    assert Path("both/latents.safetensors").read_bytes() == Path("long/latents.safetensors").read_bytes()
+    Path("long.txt").write_text(f"{PROMPT}\n")
+    said = run(*request, "--prompts", "short.txt", "--extended", "long.txt", "--out", "none", code=2)
+    assert said.startswith("error: long.txt: holds 1 prompts for the 2 of --prompts")
+
+
 @pytest.mark.parametrize("form", ["self-forcing", "wan", "diffusers"])
 def test_what_is_exported_comes_back_bit_by_bit(
     run: Callable[..., str], student: Path, base: Path, tmp_path: Path, form: str
