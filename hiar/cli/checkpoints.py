@@ -68,6 +68,22 @@ def import_(
     import_checkpoint(source, base, out, preset, weights, told)
 
 
+@app.command(cls=Once, epilog=examples("hiar base Wan2.1-T2V-1.3B --out Wan2.1-T2V-1.3B-Diffusers"))
+def base(
+    source: Annotated[Path, typer.Argument(help="Folder of Wan2.1-T2V as the original has it.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+) -> None:
+    """Write an original Wan folder in diffusers' layout, once, tensor by tensor as it is.
+
+    That is the layout of the bases that checkpoints refer to; a base in diffusers' layout is taken as it lies.
+    """
+    alone("hiar base")
+
+    from hiar.worlds.interface import convert_base
+
+    convert_base(source, out)
+
+
 @app.command(
     cls=Once,
     epilog=examples(

@@ -188,6 +188,11 @@ def describe_foreign(source: Path, base: Path | None) -> list[tuple[str, str]]:
     return described
 
 
+def convert_base(source: Path, out: Path) -> None:
+    """Write a base model in the layout that its world adopts. Raises UserError when no world knows it."""
+    import_module("hiar.worlds.wan").convert_base(source, out)
+
+
 def open_world(settings: config.World) -> World:
     """The world of a section of params.yaml, or of a checkpoint's card."""
     return cast(World, import_module(f"hiar.worlds.{settings.kind}").open_world(settings))

@@ -14,6 +14,7 @@ from torch import Tensor
 from hiar import config
 from hiar.errors import UserError
 from hiar.worlds.interface import FIRST_CLIP, SPLIT, TEXT, TRANSFORMER, Part, Trainable
+from hiar.worlds.wan.base import convert_base
 from hiar.worlds.wan.codec import WanCodec, load_codec
 from hiar.worlds.wan.embeddings import embed
 from hiar.worlds.wan.exchange import bring_in, describe, send_out
@@ -27,7 +28,7 @@ from hiar.worlds.wan.tiny import make_tiny_wan
 
 TINY = Path("tiny")
 
-__all__ = ["describe", "open_world"]
+__all__ = ["convert_base", "describe", "open_world"]
 
 
 class Wan:

@@ -10,15 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import diffusers
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from hiar.io.artifacts import unfinished
-from hiar.io.files import write_json
 from hiar.noise import seeded
+from hiar.worlds.wan.base import write_index
 from hiar.worlds.wan.pretrained import quiet, transformers_wanted
 
 if TYPE_CHECKING:
@@ -50,23 +48,14 @@ def make_tiny_wan(folder: Path, seed: int) -> None:
     from transformers import T5Tokenizer
 
     tokenizer = _tokenizer()
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     with unfinished(folder, {"tiny wan": seed}) as partial, quiet():
-        parts = {
-            "scheduler": scheduler,
-            "text_encoder": _text_encoder(tokenizer.get_vocab_size(), seed),
-            "tokenizer": T5Tokenizer(tokenizer_object=tokenizer, extra_ids=0),
-            "transformer": _transformer(seed),
-            "vae": _autoencoder(seed),
-        }
-        for name, part in parts.items():
-            part.save_pretrained(partial / name)
+        _text_encoder(tokenizer.get_vocab_size(), seed).save_pretrained(partial / "text_encoder")
+        T5Tokenizer(tokenizer_object=tokenizer, extra_ids=0).save_pretrained(partial / "tokenizer")
+        _transformer(seed).save_pretrained(partial / "transformer")
+        _autoencoder(seed).save_pretrained(partial / "vae")
+        write_index(partial)
         # transformers' class rebuilds a tokenizer and loses its normalisation and its bytes.
         tokenizer.save(str(partial / "tokenizer" / "tokenizer.json"))
-        index = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in parts.items()}
-        alone = {"transformer_2": [None, None], "boundary_ratio": None, "expand_timesteps": False}  # no second expert
-        head = {"_class_name": "WanPipeline", "_diffusers_version": diffusers.__version__}
-        write_json(partial / "model_index.json", head | index | alone)
         for weights in partial.rglob("*.safetensors"):  # which safetensors lets nobody else read
             weights.chmod((partial / "model_index.json").stat().st_mode)
 

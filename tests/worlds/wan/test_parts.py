@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from safetensors.torch import load_file
+from tiny import relative_error
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from hiar.errors import UserError
+from hiar.worlds.wan.base import CODEC_FILE, TEXT_FILE, convert_base
 from hiar.worlds.wan.formats import sources, text_encoder
 from hiar.worlds.wan.formats.autoencoder import open_autoencoder
+from hiar.worlds.wan.formats.sources import open_source
 from hiar.worlds.wan.formats.text_encoder import open_text_encoder
-from hiar.worlds.wan.formats.writing import write_model
+from hiar.worlds.wan.formats.writing import write_model, write_original
+from hiar.worlds.wan.text import load_text_encoder
 
 # transformers -> original, written out here for a second time on purpose
 TEXT = {
@@ -132,3 +140,35 @@ def test_one_for_the_other(encoder: UMT5EncoderModel, tmp_path: Path) -> None:
         open_text_encoder(tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"holds no autoencoder of Wan 2\.1"):
         open_autoencoder(tmp_path / "other.pth")
+
+
+def test_an_original_folder_becomes_a_base(base: Path, tmp_path: Path) -> None:
+    """The tiny base in the original's layout, converted back: every tensor as it was, and diffusers loads it."""
+    theirs = tmp_path / "Wan2.1-T2V"
+    theirs.mkdir()
+    found = open_source(base)
+    write_original(found.tensors, found.config, theirs)
+    for part, name, rules in (
+        ("text_encoder/model", TEXT_FILE, TEXT),
+        ("vae/diffusion_pytorch_model", CODEC_FILE, VIDEO),
+    ):
+        torch.save(renamed(load_file(base / f"{part}.safetensors"), rules), theirs / name)
+    shutil.copytree(base / "tokenizer", theirs / "google" / "umt5-xxl")
+    convert_base(theirs, tmp_path / "out")
+    for name in ("transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"):
+        before, after = (load_file(folder / f"{name}.safetensors") for folder in (base, tmp_path / "out"))
+        assert before.keys() == after.keys(), name
+        assert all(torch.equal(before[key], after[key]) for key in before), name
+    prompt = "A red fox trots along a snowy ridge."
+    ours = load_text_encoder(tmp_path / "out").encode([prompt])
+    assert relative_error(ours, load_text_encoder(base).encode([prompt])) < 1e-6
+    assert isinstance(WanPipeline.from_pretrained(tmp_path / "out").scheduler, UniPCMultistepScheduler)
+
+    for spoil, words in (
+        ((theirs / CODEC_FILE).unlink, "Wan2.1_VAE.pth: no such file"),
+        ((theirs / "google" / "umt5-xxl" / "tokenizer.json").unlink, "tokenizer.json: no such file"),
+    ):
+        spoil()
+        with pytest.raises(UserError, match=words):
+            convert_base(theirs, tmp_path / "again")
+    assert not list(tmp_path.glob("again*"))
