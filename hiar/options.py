@@ -94,6 +94,16 @@ def extended_of(prompts: list[str], path: Path) -> list[str]:
     return extended
 
 
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """Height and width of ``--size WIDTHxHEIGHT``. Raises UserError for what is none."""
+    if text is None:
+        return None
+    width, _, height = text.lower().replace("×", "x").partition("x")
+    if not (width.isascii() and height.isascii() and width.isdecimal() and height.isdecimal()):
+        raise UserError(f"--size = {text}: is no width and height; write them like 832x480")
+    return int(height), int(width)
+
+
 def _choice(option: str, value: str | None, choices: tuple[str, ...]) -> str | None:
     if value is not None and value not in choices:
         raise UserError(f"{option} = {value}: is none of {', '.join(choices)}; choose one of them")

@@ -13,13 +13,17 @@ from hiar.cli.app import Context, Fp8, Order, Seed, app, examples
 from hiar.errors import UserError
 from hiar.io.launcher import alone
 from hiar.io.outputs import is_terminal, output_of
-from hiar.options import MOST_FRAMES, Once, extended_of, prompts_of, stall_of, walk_of
+from hiar.options import MOST_FRAMES, Once, extended_of, prompts_of, size_of, stall_of, walk_of
 
 Video = Annotated[
     Path | None, typer.Option(help="Go on from the end of this clip, as far as a window shows.", show_default=False)
 ]
 Image = Annotated[
     Path | None, typer.Option(help="Begin with this picture, standing still for a block.", show_default=False)
+]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="WIDTHxHEIGHT", help="Pixels, where not the checkpoint's own.", show_default=False),
 ]
 Resize = Annotated[bool, typer.Option("--resize", help="Scale and cut what is given to the checkpoint's size.")]
 
@@ -56,6 +60,7 @@ def sample(
     video: Video = None,
     image: Image = None,
     resize: Resize = False,
+    size: Size = None,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -86,7 +91,7 @@ def sample(
 
     if not launched():
         check_folder("--out", out, "samples")
-    request = Request(checkpoint, texts, frames, seed, *walk, fp8, video, image, resize, captions)
+    request = Request(checkpoint, texts, frames, seed, *walk, fp8, video, image, resize, captions, size_of(size))
     if launched():
         from hiar.stages.pipelined import sample_on_rank
 
@@ -139,6 +144,7 @@ def stream(
     video: Video = None,
     image: Image = None,
     resize: Resize = False,
+    size: Size = None,
 ) -> None:
     """Generate a video for as long as you like, and watch it meanwhile.
 
@@ -156,7 +162,7 @@ def stream(
     from hiar.stages.request import Request
     from hiar.stages.stream import stream as write_stream
 
-    request = Request(checkpoint, [text], frames, seed, *walk, fp8, video, image, resize)
+    request = Request(checkpoint, [text], frames, seed, *walk, fp8, video, image, resize, size=size_of(size))
     write_stream(request, change or [], target)
 
 
@@ -165,9 +171,10 @@ def score(
     folder: Annotated[Path, typer.Argument(help="Folder of mp4 videos, with a caption a line in captions.txt.")],
     out: Annotated[str, typer.Option(help="JSON file for the figures: mean, standard error and count; -: stdout.")],
 ) -> None:
-    """Score videos of the built-in world.
+    """Score videos by what their world can be judged by.
 
-    How well they show what was asked, how much they drift, how they move.
+    In the built-in one: how well they show what was asked, how much they drift, how they move. Of Wan's: what drifts
+    in their looks.
     """
     alone("hiar score")
     target = output_of("--out", out)

@@ -30,7 +30,7 @@ from hiar.rollout.walk import split_steps
 from hiar.stages.clips import given_latents
 from hiar.stages.computing import settle
 from hiar.stages.group import check_alike, group, numbers_of, own_device, tensor_of
-from hiar.stages.plan import check_frames, check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.plan import check_frames, check_memory, load_asked, plan_line, settle_threads
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.sample import (
@@ -92,7 +92,7 @@ def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_sec
     check_processes(request, ranks)
     read_manifest(request.checkpoint, "checkpoint")
     device, prompts, seed = own_device(), request.prompts, request.seed
-    source = load_sampler(request.checkpoint, device, request.fp8)
+    source = load_asked(request, device)
     walk, frames = check_request(source, request)
     assert walk is not None
     check_frames(source, frames, len(prompts), BATCH, out)

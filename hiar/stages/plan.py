@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
+from pydantic import ValidationError
 
 from hiar.errors import UserError
 from hiar.grid import Grid, count_passes, fastest
 from hiar.io.progress import tell
 from hiar.models.fp8 import CAPABILITY, ERROR, MULTIPLE, in_fp8, with_fp8
 from hiar.models.generator import Generator, Walk, load_generator
+from hiar.parameters import explain
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import PASSES
 from hiar.rollout.walk import split_steps
 from hiar.stages.computing import Choice, full_pass
+from hiar.stages.request import Request
 from hiar.stages.rollouts import DEFAULT_WALK, make_rollout
 
 GB = 1e9
@@ -55,6 +59,28 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False) -> G
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of the weights as they were
     return source
+
+
+def load_asked(request: Request, device: torch.device) -> Generator:
+    """`load_sampler` of a request's checkpoint, to make pictures of the size that is asked for.
+
+    Raises UserError for a size that its world does not have.
+    """
+    source = load_sampler(request.checkpoint, device, request.fp8)
+    if request.size is None:
+        return source
+    height, width = request.size
+    said = f"--size = {width}x{height}"
+    if "height" not in type(source.card.world).model_fields:
+        raise UserError(
+            f"{said}: {source.world.name} has one size, {source.world.width}x{source.world.height}; leave it out"
+        )
+    asked = source.card.world.model_dump() | {"height": height, "width": width}
+    try:
+        world = type(source.card.world).model_validate(asked)
+    except ValidationError as error:
+        raise UserError(f"{said}: {explain(error, type(source.card.world))}") from None
+    return replace(source, card=source.card.model_copy(update={"world": world}))
 
 
 def round_to_fp8(source: Generator) -> float:

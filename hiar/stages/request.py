@@ -14,7 +14,7 @@ class Request:
     """A video a prompt.
 
     frames: latent frames of each, those that are given included; None: endless. order, context: None as trained.
-    fp8: linear layers in numbers of eight bits. clip, image: what every video begins with, see `hiar.stages.clips`;
+    size: height and width in pixels, where not the checkpoint's. fp8: linear layers in numbers of eight bits. clip, image: what every video begins with, see `hiar.stages.clips`;
     resize: pictures of another size are scaled and cut instead of refused. captions: what the folder calls the videos,
     where that is not the prompts: people extend prompts for a generator, and score by the short ones.
     """
@@ -30,6 +30,7 @@ class Request:
     image: Path | None = None
     resize: bool = False
     captions: Sequence[str] | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def names(self) -> Sequence[str]:

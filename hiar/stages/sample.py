@@ -27,7 +27,15 @@ from hiar.stages.clips import given_latents
 from hiar.stages.common import Paths, sample_world, stage
 from hiar.stages.computing import computing, settle
 from hiar.stages.definition import code_hash
-from hiar.stages.plan import check_frames, check_memory, load_sampler, number_format, plan_line, settle_threads
+from hiar.stages.plan import (
+    check_frames,
+    check_memory,
+    load_asked,
+    load_sampler,
+    number_format,
+    plan_line,
+    settle_threads,
+)
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.videos import (
@@ -88,7 +96,7 @@ def sample_prompts(request: Request, out: Path, save_latents: bool) -> None:
     prompts, seed = request.prompts, request.seed
     read_manifest(request.checkpoint, "checkpoint")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = load_sampler(request.checkpoint, device, request.fp8)
+    source = load_asked(request, device)
     walk, frames = check_request(source, request)
     check_frames(source, frames, len(prompts), BATCH, out)
     given = given_latents(source, request)
@@ -150,6 +158,7 @@ def sample_key(
         "prompts": list(request.prompts),
         "captions": list(request.names),
         "frames": request.frames,
+        "size": [source.world.height, source.world.width],
         "given": digest,
         "seed": request.seed,
         "latents": save_latents,

@@ -24,7 +24,7 @@ from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk as walk_grid
 from hiar.stages.clips import given_latents
 from hiar.stages.computing import choose, computing
-from hiar.stages.plan import check_memory, load_sampler, plan_line, settle_threads
+from hiar.stages.plan import check_memory, load_asked, plan_line, settle_threads
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
 from hiar.stages.sample import check_request
@@ -43,7 +43,7 @@ def stream(request: Request, changes: Sequence[str], target: Output) -> None:
     settle_threads()
     read_manifest(request.checkpoint, "checkpoint")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = load_sampler(request.checkpoint, device, request.fp8)
+    source = load_asked(request, device)
     if source.card.stage == "teacher":
         raise UserError(
             f"--checkpoint = {request.checkpoint}: is a teacher, which makes whole clips; "

@@ -119,6 +119,18 @@ def test_presets_are_the_released_students(
     assert (card.stage, card.variant) == ("distill", preset)
 
 
+def test_any_size_that_the_codec_allows(run: Callable[..., str], student: Path) -> None:
+    request = ("sample", "--checkpoint", student, "--prompt", PROMPT, "--frames", 3)
+    run(*request, "--size", "64x16", "--out", "wide")
+    assert read_mp4(Path("wide/0000.mp4")).shape == (9, 16, 64, 3)
+    for size, words in (
+        ("40x32", "--size = 40x32: width = 40: input should be a multiple of 16"),
+        ("0x32", "--size = 0x32: width = 0: input should be greater than or equal to 16"),
+        ("big", "--size = big: is no width and height; write them like 832x480"),
+    ):
+        assert words in run(*request, "--size", size, "--out", "none", code=2)
+
+
 def test_extended_prompts_are_generated_and_short_ones_told(run: Callable[..., str], student: Path) -> None:
     Path("short.txt").write_text("A fox.\nA tram.\n")
     Path("long.txt").write_text(f"{PROMPT}\nRain runs down a tram window at night.\n")
