@@ -14,9 +14,10 @@ class Request:
     """A video a prompt.
 
     frames: latent frames of each, those that are given included; None: endless. order, context: None as trained.
-    size: height and width in pixels, where not the checkpoint's. fp8: linear layers in numbers of eight bits. clip, image: what every video begins with, see `hiar.stages.clips`;
+    fp8: linear layers in numbers of eight bits. clip, image: what every video begins with, see `hiar.stages.clips`;
     resize: pictures of another size are scaled and cut instead of refused. captions: what the folder calls the videos,
-    where that is not the prompts: people extend prompts for a generator, and score by the short ones.
+    where that is not the prompts: people extend prompts for a generator, and score by the short ones. size: height and
+    width in pixels, where not the checkpoint's.
     """
 
     checkpoint: Path
