@@ -14,7 +14,8 @@ from hiar.grid import walk_passes
 from hiar.models.generator import Walk, load_generator
 from hiar.rollout.cell import Memory, carry_out
 from hiar.stages.computing import Choice
-from hiar.stages.plan import plan_line, ring_bytes
+from hiar.stages.plan import load_asked, plan_line, ring_bytes
+from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
 
 
@@ -54,3 +55,12 @@ def test_the_line_tells_how_many_forward_calls_there_are(tmp_path: Path) -> None
     assert "batched passes (13 forward calls for 10 blocks in 4 steps)" in plan_line(source, walk, rollout, Choice())
     said = plan_line(source, walk, rollout, Choice(), 2)
     assert "batched passes (11 forward calls in each of 2 process(es) for 10 blocks in 4 steps)" in said
+
+
+def test_the_built_in_world_has_one_size(tmp_path: Path) -> None:
+    save_student(tmp_path / "student")
+    request = Request(tmp_path / "student", ["a red disc moves left"], 12, size=(32, 48))
+    with pytest.raises(
+        UserError, match=r"^--size = 48x32: the built-in video world has one size, 64x64; leave it out$"
+    ):
+        load_asked(request, torch.device("cpu"))
