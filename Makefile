@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved demo test lint types browser crash-test mutants mlflow prefect clean
+.PHONY: help setup unmoved demo test test-long lint types browser crash-test mutants mlflow prefect clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -55,6 +55,9 @@ demo: $(READY) ## run the default experiment: train, distil, sample, score; prin
 
 test: $(READY) lint types browser ## lint, types, import layers, then every test with coverage
 	$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term
+
+test-long: $(READY) ## the tests that take a minute and more each, which `make test` leaves out
+	$(BIN)/pytest -m long
 
 lint: $(READY) ## ruff and the import-layer contracts
 	$(BIN)/ruff check .

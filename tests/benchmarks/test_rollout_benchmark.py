@@ -54,6 +54,7 @@ def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path, monkeypatc
     assert sum(line.startswith(f"| {name} |") for name in walks for line in table) >= len(walks)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++")
 def test_layers_run_compiled_and_in_fp8_where_asked_also_in_other_processes(tmp_path: Path):
     out = tmp_path / "tiny.json"

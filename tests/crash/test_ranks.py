@@ -28,7 +28,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("rank", [0, RANKS])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), RANKS])
 def test_a_killed_process_ends_all(student: Path, tmp_path: Path, rank: int) -> None:
     broken = break_a_rank(student, tmp_path, environment(), rank, RANKS)
     name = "the process that decodes" if rank == RANKS else f"process {rank} of {RANKS}"
@@ -38,7 +38,7 @@ def test_a_killed_process_ends_all(student: Path, tmp_path: Path, rank: int) -> 
     assert broken.survivors == []
 
 
-@pytest.mark.parametrize("options", [(), PATIENT])
+@pytest.mark.parametrize("options", [(), pytest.param(PATIENT, marks=pytest.mark.long)])
 def test_a_kill_while_the_video_is_written_leaves_all_of_it_to_play(
     student: Path, tmp_path: Path, options: tuple[object, ...]
 ) -> None:
@@ -72,6 +72,7 @@ def test_no_process_outlives_its_launcher(student: Path, tmp_path: Path) -> None
     assert broken.survivors == []
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on_and_gives_what_one_process_gives(student: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a {color} disc moves left\n" for color in ("red", "green") * 9))
