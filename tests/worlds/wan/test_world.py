@@ -25,6 +25,7 @@ from hiar.stages.distill import _real_score
 from hiar.stages.sample import sample_latents
 from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
+from hiar.worlds.wan import CachedText
 from hiar.worlds.wan.formats.stored import Stored, stored_state
 from hiar.worlds.wan.formats.writing import write_diffusers
 
@@ -157,6 +158,20 @@ def test_a_workspace_holds_nothing_of_another_kind_of_world(tmp_path: Path) -> N
     world = read_yaml(workspace / "params.yaml")["world"]
     assert (world["kind"], "size" in world) == ("wan", False)
     assert (workspace / world["prompts"]).read_text().startswith("A red fox")  # by a link to the project's
+
+
+def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (ROOT / "experiments" / "prompts.txt").read_text().splitlines()
+    found = []
+    for cache in ("alone", "together"):
+        monkeypatch.setenv("HIAR_CACHE", str(tmp_path / cache))
+        text = CachedText(base)
+        if cache == "together":
+            text.encode(lines)
+        found.append(text.encode([lines[5]]))
+    assert torch.equal(*found)
 
 
 def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp_path: Path) -> None:
