@@ -131,7 +131,7 @@ class CachedText:
         """Embeddings (B, 512, dim), zero where a prompt has no token."""
         # The original computes text in bf16; without a GPU that is slow, and models are small.
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        # One at a time: the last bits of an embedding would depend on who was computed beside it, hence on who came first.
+        # One at a time: else the last bits of an embedding depend on who was computed beside it, on who came first.
         found = embed(prompts, self.base, cache_folder() / "embeddings", dtype, self.device, batch=1)
         return found.read(prompts).to(self.device, torch.float32)
 
