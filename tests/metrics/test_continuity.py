@@ -1,7 +1,7 @@
 import pytest
 import torch
+from shape_worlds import DEFAULT
 
-from hiar.config import ShapesWorld
 from hiar.metrics.continuity import border_jump, changes
 from hiar.worlds.shapes.render import clips
 
@@ -38,6 +38,6 @@ def test_a_first_block_may_be_shorter():
     assert border_jump(change, 12).item() < 1
 
 
-def test_the_true_world_has_no_borders(world: ShapesWorld):
-    frames, _ = clips(world, seed=0, first=0, count=64, frames=60)
+def test_the_true_world_has_no_borders():
+    frames, _ = clips(DEFAULT, seed=0, first=0, count=64, frames=60)
     assert border_jump(changes(frames), BLOCK).mean().item() == pytest.approx(1, abs=0.03)

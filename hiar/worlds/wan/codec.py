@@ -39,17 +39,15 @@ def latent_frames(pixel_frames: int) -> int:
     return (pixel_frames - 1) // STRETCH + 1
 
 
-def latent_size(height: int, width: int, patch: int = 1) -> tuple[int, int]:
-    """Height and width of the latents of pictures, which a transformer cuts in patches of ``patch`` latent pixels.
+def latent_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the latents of pictures.
 
-    Raises BrokenRule when a side is no multiple of both: diffusers would crop it without a word.
+    Raises BrokenRule when a side is no multiple of 8: diffusers would crop it without a word.
     """
-    unit = SPATIAL * patch
     for name, side in (("height", height), ("width", width)):
-        nearest = max(unit, side - side % unit)
-        require(
-            side == nearest, name, side, f"should be a multiple of {unit} pixels; resize it, for example to {nearest}"
-        )
+        nearest = max(SPATIAL, side - side % SPATIAL)
+        remedy = f"should be a multiple of {SPATIAL} pixels; resize it, for example to {nearest}"
+        require(side == nearest, name, side, remedy)
     return height // SPATIAL, width // SPATIAL
 
 

@@ -44,10 +44,6 @@ class TextEncoder(nn.Module):
         """Length of an embedding."""
         return int(self.model.config.d_model)
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings (B, 512, dim) of prompts, zero where a prompt has no token; see `rows`."""
-        return pad(self.rows(prompts))
-
     @torch.no_grad()
     def rows(self, prompts: Sequence[str]) -> list[Tensor]:
         """Embeddings of prompts, each (tokens, dim), at most 512 tokens, in the encoder's type and on its device.

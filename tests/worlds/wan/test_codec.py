@@ -131,10 +131,10 @@ def test_pixels_that_would_be_cropped_are_refused(codec: WanCodec, height: int, 
         codec.encode(torch.zeros(1, 3, 1, height, width))
 
 
-def test_a_transformers_patches_count_too() -> None:
-    assert latent_size(480, 832, patch=2) == (60, 104)
-    with pytest.raises(BrokenRule, match=r"^width = 840: should be a multiple of 16 pixels; .*to 832$"):
-        latent_size(480, 840, patch=2)
+def test_a_latent_pixel_is_eight_by_eight() -> None:
+    assert latent_size(480, 832) == (60, 104)
+    with pytest.raises(BrokenRule, match=r"^width = 844: should be a multiple of 8 pixels; .*to 840$"):
+        latent_size(480, 844)
 
 
 @pytest.mark.parametrize("edit", ["missing", "unexpected", "finite"])

@@ -23,6 +23,7 @@ from hiar.worlds.wan.text import (
     clean,
     load_text_encoder,
     load_tokenizer,
+    pad,
     token_ids,
 )
 from hiar.worlds.wan.tiny import SENTENCES
@@ -109,7 +110,7 @@ def test_tokens_are_those_of_the_file(base: Path) -> None:
 
 def test_embeddings_are_those_of_the_pipeline(encoder: TextEncoder, pipeline: WanPipeline) -> None:
     prompts = [*NASTY[:8], *SENTENCES[:2], NEGATIVE_PROMPT, " ".join(SENTENCES * 8)]
-    ours = encoder.encode(prompts)
+    ours = pad(encoder.rows(prompts))
     theirs, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS)
     assert relative_error(ours, theirs.detach()) < 1e-6
     assert ours.shape == (len(prompts), MAX_TOKENS, encoder.dim)
@@ -134,7 +135,7 @@ def test_a_long_prompt_is_cut_and_told_where(base: Path, capfd: pytest.CaptureFi
 
 
 def test_weights_are_of_the_type_asked_for(base: Path) -> None:
-    (rows,) = load_text_encoder(base, dtype=torch.bfloat16).encode([SENTENCES[0]])
+    (rows,) = pad(load_text_encoder(base, dtype=torch.bfloat16).rows([SENTENCES[0]]))
     assert rows.dtype == torch.bfloat16
 
 
@@ -169,7 +170,7 @@ def test_weights_that_are_not_finite_are_told_with_the_first_prompt(broken: Path
     weights["encoder.final_layer_norm.weight"][0] = torch.nan
     save_file(weights, broken / WEIGHTS, {"format": "pt"})
     with pytest.raises(UserError, match=r"^prompt 'A red panda.*not finite.*copy them anew"):
-        load_text_encoder(broken).encode([SENTENCES[0]])
+        pad(load_text_encoder(broken).rows([SENTENCES[0]]))
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"model": 3}', "version https://git-lfs.github.com/spec/v1"])
