@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -129,6 +130,13 @@ def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp
         path.rename(tmp_path / "transformer" / path.name)
     with pytest.raises(UserError, match=r"distill\.real_score = .*: text_dim = 64, the teacher's is 32; name a model"):
         _real_score(teacher, tmp_path)
+
+
+def test_distillation_asks_the_real_score_that_is_named(chain: Path, params: Params, tmp_path: Path) -> None:
+    shutil.copytree(chain, tmp_path / "work")
+    named = params.distill.model_copy(update={"real_score": tmp_path / "gone"})
+    with pytest.raises(UserError, match=r"gone/transformer"):
+        _run("distill", params.model_copy(update={"distill": named}), tmp_path / "work", seed=0, variant="hiar")
 
 
 def _of_width(text_dim: int) -> tuple[dict[str, Stored], dict[str, object]]:
