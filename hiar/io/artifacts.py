@@ -233,12 +233,19 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 
 def _finish(partial: Path, folder: Path) -> None:
-    """Sync everything and give the folder its name; at any moment it or the one set aside is whole."""
+    """Sync everything and give the folder its name; at any moment it or the one set aside is whole.
+
+    Whoever the umask lets may read it: safetensors, and with it save_pretrained, lets nobody.
+    """
+    mode = (partial / _KEY).stat().st_mode
     remove(partial / _KEY)  # first: what has lost its scratch must not be resumed from
     for scratch in list(partial.rglob(".*")):
         remove(scratch)
-    for path in (partial, *partial.rglob("*")):
+    for path in partial.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
         sync(path)
+    sync(partial)
     aside = _aside(folder)
     if folder.exists():
         os.rename(folder, aside)

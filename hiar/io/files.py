@@ -40,13 +40,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the body ends; the folder is made when missing.
 
     For one writer at a time: the temporary name is always the same, so that a killed run leaves nothing that its
-    repetition does not clear away. Raises UserError when it cannot be written.
+    repetition does not clear away. Others may read it as far as the umask says, also where safetensors wrote it, which
+    takes that away. Raises UserError when it cannot be written.
     """
     temporary = temporary_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.unlink(missing_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)
             sync(temporary)
             os.replace(temporary, path)
         except BaseException:

@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 
 from hiar.errors import UserError
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_json, write_manifest, write_text
+from hiar.io.files import temporary_of
+from hiar.io.shards import write_shard
 
 fork = multiprocessing.get_context("fork")
 
@@ -150,6 +152,22 @@ def test_debris_of_a_killed_save_is_cleared_when_work_is_taken_up(tmp_path: Path
     with unfinished(folder, {}) as partial:
         assert sorted(tree(partial)) == [".key.json", ".state"]
     assert tree(folder) == {}
+
+
+def test_whoever_the_umask_lets_may_read(tmp_path: Path) -> None:
+    """Also what safetensors wrote, which takes that away, and what a killed run had begun."""
+    old = os.umask(0o027)
+    try:
+        with unfinished(tmp_path / "made", {}) as folder:
+            save_file({"a": torch.ones(1)}, folder / "weights.safetensors")
+            write_shard(folder / "shard.safetensors", {"a": torch.ones(1)}, {})
+            write_text(folder / "sub" / "text", "")
+        temporary_of(tmp_path / "alone").touch(0o600)
+        write_shard(tmp_path / "alone", {"a": torch.ones(1)}, {})
+    finally:
+        os.umask(old)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == dict.fromkeys(("weights.safetensors", "shard.safetensors", "text", "alone"), "0o640")
 
 
 def test_a_second_writer_is_refused_until_the_first_dies(tmp_path: Path) -> None:

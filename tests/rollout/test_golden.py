@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors import safe_open
+from golden_file import GOLDEN, SIZES, WITHIN, names, rolled_out, window_of
 from tiny import relative_error
-from torch import Tensor
 
-from hiar.config import Conventions, Order, Passes
-from hiar.grid import Cell, make_grid
+from hiar.config import Order, Passes
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser
-from hiar.rollout.cell import OURS, Rollout
-from hiar.rollout.walk import generate
-from hiar.schedule import TIMESTEP_SCALE, step_sigmas, x0_from_velocity
-
-FILE = Path(__file__).parents[1] / "golden" / "wan_tiny.safetensors"
-WITHIN = 2e-5  # of the largest value
-THEIRS = OURS.model_copy(update={"given": "clean", "sinks": "stay"})
-
-with safe_open(FILE, "pt") as file:
-    SIZES = json.loads(file.metadata()["description"])
-    GOLDEN = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+from hiar.rollout.cell import OURS
+from hiar.schedule import TIMESTEP_SCALE, x0_from_velocity
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +33,6 @@ def model() -> Denoiser:
     weights = {name.removeprefix(prefix): value for name, value in GOLDEN.items() if name.startswith(prefix)}
     transformer.load_state_dict(convert_wan_transformer_to_diffusers(weights))
     return Denoiser(transformer, "flow", coordinates=False).requires_grad_(False)
-
-
-class GoldenRollout(Rollout):
-    """A rollout with the noise of the file."""
-
-    def noise(self, cell: Cell) -> Tensor:
-        folder = "given/noise" if self.grid.given else "noise"
-        known = GOLDEN.get(f"{folder}/{cell.block}/{cell.step}")
-        return super().noise(cell) if known is None else known  # theirs had no noise for blocks that are given
-
-
-def names(room: str) -> list[str]:
-    return [name for name in GOLDEN if name.startswith(f"{room}/") and name.count("/") > 1 and "/noise/" not in name]
 
 
 def test_every_tensor_has_its_test() -> None:
@@ -85,41 +58,6 @@ def test_a_masked_forward(model: Denoiser, name: str) -> None:
     x0 = model(x, sigma, GOLDEN["text"], BlockCausal(SIZES["block"], window_of(name, blocks=7)))
     expected = x0_from_velocity(x, GOLDEN[name], sigma[:, None, :, None, None])
     assert relative_error(x0, expected) < WITHIN
-
-
-def window_of(name: str, blocks: int) -> int:
-    window = name.rsplit("window_", 1)[-1].split("_")[0] if "window_" in name else "all"
-    return blocks if window == "all" else int(window)
-
-
-def rolled_out(
-    model: Denoiser, name: str, order: Order, passes: Passes, conventions: Conventions = THEIRS
-) -> tuple[Tensor, Tensor]:
-    """Ours and theirs, for the rollout that a tensor is the result of."""
-    expected = GOLDEN[name]
-    room, _, context, *rest = name.split("/")
-    clip = GOLDEN["given/clip"] if room == "given" else None
-    blocks, exit_step = expected.shape[2] // SIZES["block"], 2 if name.endswith("exit_step_2") else None
-    grid = make_grid(
-        order,
-        "clean" if context == "finished" else context,  # type: ignore[arg-type]
-        blocks=blocks,
-        steps=SIZES["steps"],
-        window=window_of(name, blocks),
-        sinks=1 if room == "sinks" else 0,
-        given=0 if clip is None else clip.shape[2] // SIZES["block"],
-    )
-    rollout = GoldenRollout(
-        grid,
-        step_sigmas(SIZES["steps"], SIZES["shift"]),
-        (SIZES["channels"], SIZES["block"], *expected.shape[3:]),
-        "euler" if "euler" in rest else "sde",
-        0,
-        range(len(expected)),
-        GOLDEN["given/text" if room == "given" else "text"],
-        conventions=conventions,
-    )
-    return generate(model, rollout, order, clip, passes=passes, exit_step=exit_step), expected
 
 
 @pytest.mark.parametrize("name", [*names("rollout"), *names("given"), *names("sinks")])

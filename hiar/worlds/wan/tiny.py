@@ -56,8 +56,6 @@ def make_tiny_wan(folder: Path, seed: int) -> None:
         write_index(partial)
         # transformers' class rebuilds a tokenizer and loses its normalisation and its bytes.
         tokenizer.save(str(partial / "tokenizer" / "tokenizer.json"))
-        for weights in partial.rglob("*.safetensors"):  # which safetensors lets nobody else read
-            weights.chmod((partial / "model_index.json").stat().st_mode)
 
 
 def _tokenizer() -> Tokenizer:

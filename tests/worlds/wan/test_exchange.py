@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_file import WITHIN, names, rolled_out
 from safetensors.torch import load_file
 from tiny import relative_error
 from torch import Tensor
 
 from hiar import cli
-from hiar.config import Conventions
+from hiar.config import Conventions, Order
 from hiar.io.video import read_mp4
 from hiar.models.attention import Bidirectional
 from hiar.models.denoiser import Denoiser
@@ -169,7 +170,9 @@ def test_what_is_exported_comes_back_bit_by_bit(
         assert relative_error(ours(x, torch.tensor([500]), text, return_dict=False)[0], theirs) < 1e-5
 
 
-def test_golden_weights_give_their_forwards(run: Callable[..., str], tiny, base: Path, tmp_path: Path) -> None:
+def test_golden_weights_give_their_forwards_and_rollouts(
+    run: Callable[..., str], tiny, base: Path, tmp_path: Path
+) -> None:
     """The golden file's weights as a released .pt, imported over a base of their sizes."""
     theirs = tmp_path / "base"
     shutil.copytree(base, theirs)
@@ -177,12 +180,17 @@ def test_golden_weights_give_their_forwards(run: Callable[..., str], tiny, base:
     (theirs / "transformer" / "config.json").write_text(json.dumps(said | tiny.config))
     torch.save({"generator_ema": {f"model.{name}": value for name, value in tiny.weights.items()}}, "golden.pt")
     run("import", "golden.pt", "--base", theirs, "--as", "hiar", *SIZE, "--out", "im")
-    transformer = open_world(load_card(tmp_path / "im").world).load_transformer(tmp_path / "im" / "transformer")
+    card = load_card(tmp_path / "im")
+    transformer = open_world(card.world).load_transformer(tmp_path / "im" / "transformer")
     model = Denoiser(transformer, "flow", coordinates=False).requires_grad_(False)
     x, text, sigma = tiny.golden["bidirectional/x"], tiny.golden["text"], torch.tensor([0.625])
     velocity = tiny.golden["bidirectional/velocity/625"]
     ours = (x - model(x, sigma.expand(len(x)), text, Bidirectional())) / 0.625
     assert relative_error(ours, velocity) < 2e-5
+    assert card.conventions is not None
+    for name in [*names("rollout"), *names("given"), *names("sinks")]:
+        order: Order = "block_first" if "finished" in name else "step_first"
+        assert relative_error(*rolled_out(model, name, order, "separate", card.conventions)) < WITHIN, name
     run("export", "im", "--to", "self-forcing", "--out", "again.pt")
     again = torch.load("again.pt", weights_only=True)["generator_ema"]
     assert all(torch.equal(again[f"model.{name}"], value) for name, value in tiny.weights.items())

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +75,7 @@ def write_model(
                 values[key] = tensors[key].load().clone(memory_format=torch.contiguous_format)
                 require_finite({key: values[key]}, str(folder))
                 progress.count(tensors[key].nbytes)
-            with atomic_file(folder / name) as temporary, _readable_by_others(temporary):
+            with atomic_file(folder / name) as temporary:
                 save_file(values, temporary, {"format": "pt"})
     if split.is_sharded:
         index = {"metadata": {"total_size": total}, "weight_map": split.tensor_to_filename}
@@ -145,15 +144,6 @@ class _Counted(io.FileIO):
 
 def _progress(place: Path, nbytes: int) -> _Megabytes:
     return _Megabytes(f"writing {place.name}", -(-nbytes // _MB), unit="MB")
-
-
-@contextmanager
-def _readable_by_others(path: Path) -> Iterator[None]:
-    """Give the file that the body makes the permissions that the umask leaves; safetensors takes others' away."""
-    path.touch()
-    mode = path.stat().st_mode
-    yield
-    path.chmod(mode)
 
 
 def _originals(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
