@@ -1,0 +1,72 @@
+"""The golden file: what the public implementations of HiAR and Self-Forcing computed, and our rollouts on its noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from hiar.config import Conventions, Order, Passes
+from hiar.grid import Cell, make_grid
+from hiar.models.denoiser import Denoiser
+from hiar.rollout.cell import OURS, Rollout
+from hiar.rollout.walk import generate
+from hiar.schedule import step_sigmas
+
+FILE = Path(__file__).parent / "golden" / "wan_tiny.safetensors"
+WITHIN = 2e-5  # of the largest value
+THEIRS = OURS.model_copy(update={"given": "clean", "sinks": "stay"})
+
+with safe_open(FILE, "pt") as file:
+    SIZES = json.loads(file.metadata()["description"])
+    GOLDEN = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+class GoldenRollout(Rollout):
+    """A rollout with the noise of the file."""
+
+    def noise(self, cell: Cell) -> Tensor:
+        folder = "given/noise" if self.grid.given else "noise"
+        known = GOLDEN.get(f"{folder}/{cell.block}/{cell.step}")
+        return super().noise(cell) if known is None else known  # theirs had no noise for blocks that are given
+
+
+def names(room: str) -> list[str]:
+    return [name for name in GOLDEN if name.startswith(f"{room}/") and name.count("/") > 1 and "/noise/" not in name]
+
+
+def window_of(name: str, blocks: int) -> int:
+    window = name.rsplit("window_", 1)[-1].split("_")[0] if "window_" in name else "all"
+    return blocks if window == "all" else int(window)
+
+
+def rolled_out(
+    model: Denoiser, name: str, order: Order, passes: Passes, conventions: Conventions = THEIRS
+) -> tuple[Tensor, Tensor]:
+    """Ours and theirs, for the rollout that a tensor is the result of."""
+    expected = GOLDEN[name]
+    room, _, context, *rest = name.split("/")
+    clip = GOLDEN["given/clip"] if room == "given" else None
+    blocks, exit_step = expected.shape[2] // SIZES["block"], 2 if name.endswith("exit_step_2") else None
+    grid = make_grid(
+        order,
+        "clean" if context == "finished" else context,  # type: ignore[arg-type]
+        blocks=blocks,
+        steps=SIZES["steps"],
+        window=window_of(name, blocks),
+        sinks=1 if room == "sinks" else 0,
+        given=0 if clip is None else clip.shape[2] // SIZES["block"],
+    )
+    rollout = GoldenRollout(
+        grid,
+        step_sigmas(SIZES["steps"], SIZES["shift"]),
+        (SIZES["channels"], SIZES["block"], *expected.shape[3:]),
+        "euler" if "euler" in rest else "sde",
+        0,
+        range(len(expected)),
+        GOLDEN["given/text" if room == "given" else "text"],
+        conventions=conventions,
+    )
+    return generate(model, rollout, order, clip, passes=passes, exit_step=exit_step), expected
