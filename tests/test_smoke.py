@@ -145,7 +145,7 @@ def test_step_first_and_diagonal_give_the_same_videos_which_can_be_scored(smoke,
     for order in ("step_first", "diagonal"):
         options = ("--prompts", prompts, "--order", order, "--save-latents")
         sample(smoke, tmp_path / order, "distill/hiar", 30, *options)
-    names = ["0000.mp4", "0001.mp4", "captions.txt", "latents.safetensors"]
+    names = ["0000.mp4", "0001.mp4", "captions.txt", "latents.safetensors", "prompts.jsonl"]
     for order in ("step_first", "diagonal"):
         assert sorted(path.name for path in (tmp_path / order).iterdir()) == [*names, "manifest.json"]
     digests = [
@@ -164,5 +164,10 @@ def test_step_first_and_diagonal_give_the_same_videos_which_can_be_scored(smoke,
 
 def test_the_teacher_makes_clips_of_its_own_length(smoke, tmp_path):
     sample(smoke, tmp_path / "out", "teacher", 15, "--prompt", PROMPT)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0000.mp4", "captions.txt", "manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "0000.mp4",
+        "captions.txt",
+        "manifest.json",
+        "prompts.jsonl",
+    ]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["order"] is None

@@ -12,7 +12,7 @@ import typer
 from hiar.cli.app import Context, Fp8, Order, Seed, app, examples
 from hiar.errors import UserError
 from hiar.io.launcher import alone
-from hiar.io.outputs import is_terminal, output_of
+from hiar.io.outputs import CRF, is_terminal, output_of
 from hiar.options import MOST_FRAMES, Once, extended_of, prompts_of, size_of, stall_of, walk_of
 
 Video = Annotated[
@@ -24,6 +24,9 @@ Image = Annotated[
 Size = Annotated[
     str | None,
     typer.Option(metavar="WIDTHxHEIGHT", help="Pixels, where not the checkpoint's own.", show_default=False),
+]
+Crf = Annotated[
+    int, typer.Option(min=1, max=51, help="Quality of the h264: 1 is the best, 51 the worst; 6 more halve the size.")
 ]
 Resize = Annotated[bool, typer.Option("--resize", help="Scale and cut what is given to the checkpoint's size.")]
 
@@ -61,6 +64,7 @@ def sample(
     image: Image = None,
     resize: Resize = False,
     size: Size = None,
+    crf: Crf = CRF,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -91,7 +95,7 @@ def sample(
 
     if not launched():
         check_folder("--out", out, "samples")
-    request = Request(checkpoint, texts, frames, seed, *walk, fp8, video, image, resize, captions, size_of(size))
+    request = Request(checkpoint, texts, frames, seed, *walk, fp8, video, image, resize, captions, size_of(size), crf)
     if launched():
         from hiar.stages.pipelined import sample_on_rank
 
@@ -145,6 +149,7 @@ def stream(
     image: Image = None,
     resize: Resize = False,
     size: Size = None,
+    crf: Crf = CRF,
 ) -> None:
     """Generate a video for as long as you like, and watch it meanwhile.
 
@@ -162,7 +167,7 @@ def stream(
     from hiar.stages.request import Request
     from hiar.stages.stream import stream as write_stream
 
-    request = Request(checkpoint, [text], frames, seed, *walk, fp8, video, image, resize, size=size_of(size))
+    request = Request(checkpoint, [text], frames, seed, *walk, fp8, video, image, resize, size=size_of(size), crf=crf)
     write_stream(request, change or [], target)
 
 

@@ -18,6 +18,7 @@ from hiar.io.files import check_place, followed, is_mounted, missing, temporary_
 
 STDOUT = 1
 LINKS = 40  # that Linux follows in a row
+CRF = 16  # of h264: its quality, 1 to 51 (worst)
 
 Output = Path | int  # an int: a descriptor of this process
 

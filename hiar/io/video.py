@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from hiar.io.files import atomic_file, followed, writing
-from hiar.io.outputs import Output, is_stream, opened, place_of, write_all
+from hiar.io.outputs import CRF, Output, is_stream, opened, place_of, write_all
 from hiar.io.reading import NOTE, WATCHABLE, Pixels, read_parts
 
 _BT709 = 1  # in the numbering that colour space, primaries and transfer share
@@ -38,18 +38,18 @@ _FRAGMENT = {
     "avoid_negative_ts": "disabled",
     "fflags": "+bitexact",
 }
-_H264 = {"profile": "baseline", "preset": "veryfast", "crf": "16"}
+_H264 = {"profile": "baseline", "preset": "veryfast"}
 
 
-def write_mp4(path: Path, frames: Tensor, fps: float) -> None:
+def write_mp4(path: Path, frames: Tensor, fps: float, crf: int = CRF) -> None:
     """Write uint8 frames (F, H, W, 3), F >= 1, as a video that always has the same bytes.
 
     Raises UserError when it cannot be written.
     """
-    write_parts(path, [frames], fps)
+    write_parts(path, [frames], fps, crf)
 
 
-def write_parts(path: Path, parts: Iterable[Tensor], fps: float) -> None:
+def write_parts(path: Path, parts: Iterable[Tensor], fps: float, crf: int = CRF) -> None:
     """`write_mp4` of a video that comes in parts, uint8 (f, H, W, 3): the bytes of the whole, in a part's memory."""
     parts = iter(parts)
     first = next(parts)
@@ -58,14 +58,16 @@ def write_parts(path: Path, parts: Iterable[Tensor], fps: float) -> None:
         atomic_file(path) as temporary,
         av.open(temporary, "w", "mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container,
     ):
-        stream = _add_h264(container, height, width, fps)
+        stream = _add_h264(container, height, width, fps, crf=str(crf))
         for frames in itertools.chain([first], parts):
             container.mux(_encode(stream, frames))
         container.mux(stream.encode())
 
 
 @contextmanager
-def open_stream(target: Output | BinaryIO, height: int, width: int, fps: float) -> Iterator[Callable[[Tensor], None]]:
+def open_stream(
+    target: Output | BinaryIO, height: int, width: int, fps: float, crf: int = CRF
+) -> Iterator[Callable[[Tensor], None]]:
     """Yield ``add``, which appends uint8 frames (F, height, width, 3) to a video that may go on for ever.
 
     The frames are in ``target`` when ``add`` returns, as one more fragment of the mp4: whoever reads the file or pipe
@@ -75,7 +77,7 @@ def open_stream(target: Output | BinaryIO, height: int, width: int, fps: float) 
     """
     place = place_of(target) if isinstance(target, Output) else Path("output")
     with av.open(header := io.BytesIO(), "w", "mp4", options=_FRAGMENT) as container:
-        stream = _add_h264(container, height, width, fps, tune="zerolatency")
+        stream = _add_h264(container, height, width, fps, crf=str(crf), tune="zerolatency")
         container.start_encoding()
     numbers = itertools.count(1)
     file: BinaryIO | None = None

@@ -130,9 +130,9 @@ def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_sec
                     write_latents(folder, index, latents)
         # The others are done, and nobody waits for what takes its time from here on.
         for index, numbers in enumerate(every):
-            write_videos(folder, source, index, numbers, len(prompts))
+            write_videos(folder, source, index, numbers, len(prompts), request.crf)
         gather(folder, len(prompts), BATCH, save_latents)
-        write_captions(folder, request.names)
+        write_captions(folder, request.names, prompts)
         finish_samples(folder, source, request, walk, frames)
 
 

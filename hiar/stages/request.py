@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hiar.config import Context, Order
+from hiar.io.outputs import CRF
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Request:
     fp8: linear layers in numbers of eight bits. clip, image: what every video begins with, see `hiar.stages.clips`;
     resize: pictures of another size are scaled and cut instead of refused. captions: what the folder calls the videos,
     where that is not the prompts: people extend prompts for a generator, and score by the short ones. size: height and
-    width in pixels, where not the checkpoint's.
+    width in pixels, where not the checkpoint's. crf: of their h264.
     """
 
     checkpoint: Path
@@ -32,6 +33,7 @@ class Request:
     resize: bool = False
     captions: Sequence[str] | None = None
     size: tuple[int, int] | None = None
+    crf: int = CRF
 
     @property
     def names(self) -> Sequence[str]:

@@ -16,6 +16,7 @@ from hiar.errors import UserError
 from hiar.grid import fastest
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest
 from hiar.io.names import video_name
+from hiar.io.outputs import CRF
 from hiar.io.progress import Progress, tell
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, Walk
@@ -81,7 +82,7 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
         frames = params.sample.frames if walk else source.card.video.frames
         check_frames(source, frames, count, params.sample.batch, work.folder, "params.yaml: sample.frames")
         make_videos(work.folder, source, prompts, frames, walk, seed, params.sample.batch, f"sample {variant or model}")
-        write_captions(work.folder, prompts)
+        write_captions(work.folder, prompts, prompts)
         work.finish("samples", model=model, **describe(source, walk, frames))
         for number in range(min(params.report.videos, count)):
             work.run.artifact(work.folder / video_name(number, count))
@@ -114,9 +115,19 @@ def sample_prompts(request: Request, out: Path, save_latents: bool) -> None:
             tell(plan_line(source, walk, rollout, choice))
             stack.enter_context(computing(source.denoiser, choice))
         make_videos(
-            folder, source, prompts, frames, walk, seed, BATCH, "sample", save_latents=save_latents, given=given
+            folder,
+            source,
+            prompts,
+            frames,
+            walk,
+            seed,
+            BATCH,
+            "sample",
+            save_latents=save_latents,
+            given=given,
+            crf=request.crf,
         )
-        write_captions(folder, request.names)
+        write_captions(folder, request.names, request.prompts)
         finish_samples(folder, source, request, walk, frames)
 
 
@@ -159,6 +170,7 @@ def sample_key(
         "captions": list(request.names),
         "frames": request.frames,
         "size": [source.world.height, source.world.width],
+        "crf": request.crf,
         "given": digest,
         "seed": request.seed,
         "latents": save_latents,
@@ -185,6 +197,7 @@ def make_videos(
     *,
     save_latents: bool = True,
     given: Tensor | None = None,
+    crf: int = CRF,
 ) -> None:
     """Fill ``folder`` with {0000,0001,...}.mp4 and latents.safetensors.
 
@@ -199,7 +212,7 @@ def make_videos(
                 asked = [prompts[i] for i in numbers]
                 latents = sample_latents(source, asked, frames, walk, seed, numbers, progress.advance, given)
                 write_latents(folder, index, latents)
-            write_videos(folder, source, index, numbers, len(prompts))
+            write_videos(folder, source, index, numbers, len(prompts), crf)
     gather(folder, len(prompts), batch, save_latents)
 
 

@@ -63,7 +63,7 @@ def stream(request: Request, changes: Sequence[str], target: Output) -> None:
     with (
         computing(source.denoiser, choice),
         interruptions() as interrupted,
-        open_stream(target, world.height, world.width, world.frames_per_second) as add,
+        open_stream(target, world.height, world.width, world.frames_per_second, request.crf) as add,
         Progress("stream", frames, unit="frames") as progress,
     ):
         decode = decoding(source)

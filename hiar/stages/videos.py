@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +13,7 @@ from torch import Tensor
 from hiar.errors import UserError
 from hiar.io.artifacts import write_text
 from hiar.io.names import video_name
+from hiar.io.outputs import CRF
 from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
 from hiar.io.video import write_parts
 from hiar.models.generator import Generator
@@ -48,13 +50,13 @@ def write_latents(folder: Path, index: int, latents: Tensor) -> None:
     write_shard(shard_path(folder / SCRATCH, index), {"latents": latents.float()}, {})
 
 
-def write_videos(folder: Path, source: Generator, index: int, numbers: range, count: int) -> None:
+def write_videos(folder: Path, source: Generator, index: int, numbers: range, count: int, crf: int = CRF) -> None:
     """The videos of a batch of all ``count`` whose latents are there, as far as they are not there too."""
     latents = read_shard(shard_path(folder / SCRATCH, index))["latents"]
     for number, latent in zip(numbers, latents, strict=True):
         path = folder / video_name(number, count)
         if not path.exists():
-            write_parts(path, decoded(source, latent, number), source.world.frames_per_second)
+            write_parts(path, decoded(source, latent, number), source.world.frames_per_second, crf)
         film_path(folder, number, count).unlink(missing_ok=True)
 
 
@@ -72,9 +74,19 @@ def gather(folder: Path, count: int, batch: int, save_latents: bool) -> None:
         write_shard(folder / "latents.safetensors", {"latents": every}, {})
 
 
-def write_captions(folder: Path, captions: Sequence[str]) -> None:
-    """captions.txt: what each video shows, in the order of their names."""
+def write_captions(folder: Path, captions: Sequence[str], prompts: Sequence[str]) -> None:
+    """captions.txt: what each video shows, in the order of their names; prompts.jsonl: with names, and what was asked.
+
+    The two differ where prompts were extended for the generator.
+    """
     write_text(folder / "captions.txt", "".join(f"{caption}\n" for caption in captions))
+    lines = [
+        json.dumps(
+            {"video": video_name(number, len(prompts)), "caption": caption, "prompt": prompt}, ensure_ascii=False
+        )
+        for number, (caption, prompt) in enumerate(zip(captions, prompts, strict=True))
+    ]
+    write_text(folder / "prompts.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def decoded(source: Generator, latent: Tensor, number: int = 0) -> Iterator[Tensor]:

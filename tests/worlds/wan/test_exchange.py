@@ -17,11 +17,16 @@ from tiny import relative_error
 from torch import Tensor
 
 from hiar import cli
-from hiar.config import Conventions, Order
+from hiar.config import Context, Conventions, Order
+from hiar.grid import make_grid
 from hiar.io.video import read_mp4
 from hiar.models.attention import Bidirectional
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import load_card, load_generator
+from hiar.models.pixels import to_video
+from hiar.rollout.cell import Rollout
+from hiar.rollout.walk import generate
+from hiar.schedule import step_sigmas
 from hiar.stages.exchange import import_checkpoint
 from hiar.worlds.interface import open_world
 
@@ -132,6 +137,35 @@ def test_any_size_that_the_codec_allows(run: Callable[..., str], student: Path) 
         assert words in run(*request, "--size", size, "--out", "none", code=2)
 
 
+WALKS: list[tuple[Order, Context]] = [("step_first", "output"), ("diagonal", "input"), ("block_first", "clean")]
+
+
+def test_a_clip_is_gone_on_from_in_every_order(
+    run: Callable[..., str], released: Path, base: Path, tmp_path: Path
+) -> None:
+    """Three blocks as a video, two more generated: the rollout that had the encoded blocks as given."""
+    run("import", released, "--base", base, "--as", "hiar", "--weights", "generator", *SIZE, "--out", "im")
+    request = ("sample", "--checkpoint", "im", "--prompt", PROMPT, "--seed", 5)
+    run(*request, "--frames", 9, "--crf", 1, "--out", "clip")
+    run(*request, "--frames", 9, "--crf", 40, "--out", "coarse")
+    assert Path("coarse/0000.mp4").stat().st_size < 0.5 * Path("clip/0000.mp4").stat().st_size
+    model = load_generator(tmp_path / "im")
+    assert model.card.conventions is not None
+    clip = to_video(read_mp4(Path("clip/0000.mp4"))[None])
+    with torch.no_grad():
+        given = model.codec.encode(clip)
+    for order, context in WALKS:
+        walk = ("--order", order, "--context", context)
+        run(*request, "--video", "clip/0000.mp4", "--frames", 15, *walk, "--save-latents", "--out", "on")
+        latents = load_file("on/latents.safetensors")["latents"]
+        grid = make_grid(order, context, blocks=5, steps=4, window=7, given=3)
+        sigmas = step_sigmas(4, model.card.schedule.student_shift)
+        text = model.embed([PROMPT])
+        rollout = Rollout(grid, sigmas, model.block_shape, "sde", 5, [0], text, conventions=model.card.conventions)
+        expected = generate(model.denoiser, rollout, order, given)
+        assert relative_error(latents, expected) < 1e-5, (order, context)
+
+
 def test_extended_prompts_are_generated_and_short_ones_told(run: Callable[..., str], student: Path) -> None:
     Path("short.txt").write_text("A fox.\nA tram.\n")
     Path("long.txt").write_text(f"{PROMPT}\nRain runs down a tram window at night.\n")
@@ -140,6 +174,10 @@ def test_extended_prompts_are_generated_and_short_ones_told(run: Callable[..., s
     run(*request, "--prompts", "long.txt", "--out", "long")
     assert Path("both/captions.txt").read_text() == Path("short.txt").read_text()
     assert Path("long/captions.txt").read_text() == Path("long.txt").read_text()
+    assert [json.loads(line) for line in Path("both/prompts.jsonl").read_text().splitlines()] == [
+        {"video": "0000.mp4", "caption": "A fox.", "prompt": PROMPT},
+        {"video": "0001.mp4", "caption": "A tram.", "prompt": "Rain runs down a tram window at night."},
+    ]
     assert Path("both/latents.safetensors").read_bytes() == Path("long/latents.safetensors").read_bytes()
     Path("long.txt").write_text(f"{PROMPT}\n")
     said = run(*request, "--prompts", "short.txt", "--extended", "long.txt", "--out", "none", code=2)
