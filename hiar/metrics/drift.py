@@ -46,3 +46,11 @@ def sharpness(frames: Tensor) -> Tensor:
     centre = grey[..., 1:-1, 1:-1]
     neighbours = grey[..., :-2, 1:-1] + grey[..., 2:, 1:-1] + grey[..., 1:-1, :-2] + grey[..., 1:-1, 2:]
     return (neighbours - 4 * centre).var(dim=(-2, -1), unbiased=False)
+
+
+def colorfulness(frames: Tensor) -> Tensor:
+    """Hasler and Suesstrunk's (2003) measure of how colourful frames are: uint8 (V, F, H, W, 3) -> (V, F), grey 0."""
+    red, green, blue = frames.float().unbind(dim=-1)
+    opponents = torch.stack([red - green, (red + green) / 2 - blue])
+    spread = opponents.var(dim=(-2, -1), unbiased=False).sum(dim=0).sqrt()
+    return spread + 0.3 * opponents.mean(dim=(-2, -1)).norm(dim=0)

@@ -1,4 +1,4 @@
-"""Score samples by the judge of their world: those of the experiment, or any folder of videos."""
+"""Score the samples of an experiment by the judge of their world."""
 
 from __future__ import annotations
 
@@ -18,18 +18,14 @@ from hiar import config
 from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
-from hiar.io.files import json_line, json_text, write_text
-from hiar.io.names import by_number
-from hiar.io.outputs import Output, write_output
-from hiar.io.progress import Progress, tell
+from hiar.io.files import json_line, write_text
+from hiar.io.progress import Progress
 from hiar.io.reading import PART
 from hiar.io.tracking import tracked
-from hiar.judges.interface import Findings, Judge, open_judge
+from hiar.judges.interface import Findings, Judge, Observer, open_judge
 from hiar.metrics.summary import Summary, summarise
-from hiar.parameters import load_params
 from hiar.stages.common import write_log
 from hiar.stages.comparison import (
-    CAPTIONS,
     SAMPLES,
     check_videos,
     contenders,
@@ -86,33 +82,6 @@ def run(params: Params, workspace: Path) -> None:
     write_log(workspace, "score", params, began, stage="score")
 
 
-def score_folder(folder: Path, out: Output, workspace: Path = Path()) -> None:
-    """Score a folder of ``NAME.mp4`` videos, by name and number in order, with a caption a line in captions.txt.
-
-    World and block come from the folder's manifest where it has one, else from params.yaml of the ``workspace``, as the
-    thresholds always do; ``out`` holds them beside the metrics.
-
-    Raises UserError naming what is missing, truncated, of another size, not what the manifest says, or does not fit the
-    captions.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name one that holds mp4 videos and {CAPTIONS}")
-    params = load_params(workspace / "params.yaml")
-    torch.set_num_threads(params.runtime.threads)
-    protocol = protocol_of(folder, params)
-    samples = _checked(folder, protocol)
-    if pair := by_number(samples.paths):
-        tell(f"score {folder}: captions go to videos by their numbers, {pair[0].name} comes before {pair[1].name}")
-    values, frames = _score_samples(samples, protocol)
-    result = {
-        "protocol": protocol.record(),
-        "videos": len(samples.captions),
-        "frames": frames,
-        "metrics": summaries(values),
-    }
-    write_output(out, json_text(result))
-
-
 @dataclass(frozen=True)
 class Protocol:
     """What videos are scored against; ``first_block``: pictures of a video's first block, ``block``: of any other."""
@@ -167,20 +136,31 @@ def score(
     done = length = 0
     with Progress(f"score {source}", frames and frames * len(captions), unit="frames") as progress:
         for batch in _batches(videos):
-            findings: list[Findings] = []
-            before, length = None, 0
-            for part in batch:
-                asked = captions[done : done + len(part)]
-                findings.append(judge.look(part, before, asked))
-                before, length = part[:, -1:].clone(), length + part.shape[1]
-                if len(findings) == FEW:
-                    findings = [_joined(findings)]
-                progress.advance(len(part) * part.shape[1])
+            (findings,), length = look_through(batch, [judge], captions[done:], progress)
             if length < judge.least_frames:
                 raise UserError(too_short(source, length, judge.least_frames))
-            found.append(judge.measure(_joined(findings)))
-            done += len(asked)
+            found.append(judge.measure(findings))
+            done += len(next(iter(findings.values())))
     return {name: torch.cat([one[name] for one in found]) for name in found[0]}, length
+
+
+def look_through(
+    parts: Iterable[Tensor], observers: Sequence[Observer], captions: Sequence[str], progress: Progress
+) -> tuple[list[Findings], int]:
+    """What each observer finds in parts uint8 (V, f, H, W, 3) of videos, read once, and how many frames they have.
+
+    captions: of the V videos, and of what may come after them.
+    """
+    findings: list[list[Findings]] = [[] for _ in observers]
+    before, length = None, 0
+    for part in parts:
+        for observer, found in zip(observers, findings, strict=True):
+            found.append(observer.look(part, before, captions[: len(part)]))
+            if len(found) == FEW:
+                found[:] = [_joined(found)]
+        before, length = part[:, -1:].clone(), length + part.shape[1]
+        progress.advance(len(part) * part.shape[1])
+    return [_joined(found) for found in findings], length
 
 
 def summaries(values: Mapping[str, Tensor]) -> dict[str, Summary]:
