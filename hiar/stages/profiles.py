@@ -21,8 +21,8 @@ from hiar.io.reading import PART, Head, read_head, read_parts
 from hiar.metrics.summary import Summary, summarise
 from hiar.parameters import load_params
 from hiar.profiles.profile import Profile, open_profiles
-from hiar.stages.comparison import CAPTIONS, check_heads, find_videos, list_videos, read_captions
-from hiar.stages.score import Protocol, look_through, protocol_of
+from hiar.stages.comparison import CAPTIONS, check_heads, find_videos, list_videos
+from hiar.stages.score import checked_captions, look_through, protocol_of
 from hiar.worlds.interface import open_world
 
 PIXELS = 2**22  # held at a time: ten frames of 832x480
@@ -64,7 +64,7 @@ def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Pat
     torch.set_num_threads(params.runtime.threads)
     protocol = protocol_of(folder, params)
     profiles = open_profiles(names, protocol.judge(), protocol.record())
-    captions = _captions(folder, protocol) if any(profile.captioned for profile in profiles) else None
+    captions = checked_captions(folder, protocol) if any(profile.captioned for profile in profiles) else None
     paths = list_videos(folder) if captions is None else find_videos(folder, len(captions))
     if not paths:
         raise UserError(f"{folder}: holds no mp4 video; name a folder that does")
@@ -90,16 +90,11 @@ def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Pat
         profile.name: [results[video.key(profile)] | {"video": video.path.name} for video in videos]
         for profile in profiles
     }
+    if captions is not None:
+        _check_lengths(paths, next(iter(found.values())))
     if values:
         _replace(values, found, earlier)
     write_output(out, json_text({profile.name: _summary(profile, found[profile.name]) for profile in profiles}))
-
-
-def _captions(folder: Path, protocol: Protocol) -> list[str]:
-    captions, world = read_captions(folder), open_world(protocol.world)
-    for caption in captions:
-        world.check(caption)
-    return captions
 
 
 def _heads(folder: Path, paths: Sequence[Path]) -> tuple[dict[Path, Head], dict[Path, str]]:
@@ -194,6 +189,15 @@ def _check_length(video: _Video, profile: Profile, frames: int | None) -> None:
         raise UserError(
             f"{video.path}: has {frames} frames, {profile.name} needs {least}; make it longer or leave it out"
         )
+
+
+def _check_lengths(paths: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError for videos of several lengths, where their heads did not tell."""
+    first = results[0]["frames"]
+    for path, result in zip(paths, results, strict=True):
+        if result["frames"] != first:
+            lengths = f"{result['frames']} frames, {paths[0].name} {first} frames"
+            raise UserError(f"{path}: is {lengths}; make them alike")
 
 
 def _number(value: float) -> float | None:

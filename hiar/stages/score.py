@@ -177,6 +177,14 @@ def _each_video(contender: Mapping[str, Any], values: Mapping[str, Tensor]) -> l
     ]
 
 
+def checked_captions(folder: Path, protocol: Protocol) -> list[str]:
+    """The captions of a folder. Raises UserError for those that are not of the protocol's world."""
+    captions, world = read_captions(folder), open_world(protocol.world)
+    for caption in captions:
+        world.check(caption)
+    return captions
+
+
 @dataclass(frozen=True)
 class _Samples:
     """A folder of videos that may be scored, as far as can be told without decoding them."""
@@ -188,9 +196,7 @@ class _Samples:
 
 
 def _checked(folder: Path, protocol: Protocol) -> _Samples:
-    captions, world = read_captions(folder), open_world(protocol.world)
-    for caption in captions:
-        world.check(caption)
+    captions, world = checked_captions(folder, protocol), open_world(protocol.world)
     paths = find_videos(folder, len(captions))
     frames = check_videos(folder, paths, (world.height, world.width), protocol.judge().least_frames)
     return _Samples(folder, captions, paths, frames)
