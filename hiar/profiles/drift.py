@@ -24,7 +24,7 @@ FILES = {
 def open_profile() -> NoReturn:
     """Raise UserError, which names what is missing to run the networks, and where to read how to get it."""
     folder = Path(os.environ.get(WEIGHTS) or Path.home() / ".cache" / "vbench")
-    missing = [] if ENVIRONMENT.is_dir() else [f"the environment {ENVIRONMENT}"]
+    missing = [] if ENVIRONMENT.is_dir() else [f"the environment {ENVIRONMENT} (make vbench)"]
     missing += [str(folder / name) for name in FILES.values() if not (folder / name).is_file()]
     lacking = f"lacks {', '.join(missing)}" if missing else "its networks are not run by this version"
     raise UserError(f"--profile = {NAME}: {lacking}; docs/scores.md says how to get them, drift-lite needs none")

@@ -42,8 +42,11 @@ class DriftLite:
 
 def open_profile() -> Profile:
     """The profile, with what its metrics are."""
+    import cv2
+
     from hiar.profiles import pairs
 
+    cv2.setNumThreads(torch.get_num_threads())
     metrics = {
         "saturation": "mean HSV saturation, 0 to 1",
         "sharpness": "variance of the Laplacian of luma, squared grey levels",

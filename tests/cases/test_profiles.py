@@ -221,7 +221,7 @@ def test_the_papers_drift_says_what_it_lacks(
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
     command = ("score", "videos", "--profile", "drift", "--out", OUT)
     line = mistake(*command)
-    assert line.startswith("--profile = drift: lacks the environment .venv-vbench, ")
+    assert line.startswith("--profile = drift: lacks the environment .venv-vbench (make vbench), ")
     assert all(name in line for name in ("musiq_spaq", "RN50.pt", "dinov2", "alexnet", "docs/scores.md"))
     (project / ".venv-vbench").mkdir()
     (tmp_path / "cache" / "clip_model").mkdir(parents=True)
