@@ -1,4 +1,4 @@
-"""What a judge is: an observer, who looks at videos part by part and says by numbers how good they are, of a world.
+"""What an observer is, who looks at videos part by part and says by numbers how good they are, and a world's judge.
 
 The judge of a world is a package `hiar.judges.KIND` with a function ``open_judge``.
 """
