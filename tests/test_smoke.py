@@ -157,7 +157,7 @@ def test_step_first_and_diagonal_give_the_same_videos_which_can_be_scored(smoke,
     assert (manifest["order"], manifest["context"], manifest["variant"]) == ("diagonal", "output", "hiar")
 
     hiar("score", tmp_path / "diagonal", "--out", tmp_path / "score.json", folder=smoke)
-    score = json.loads((tmp_path / "score.json").read_text())
+    score = json.loads((tmp_path / "score.json").read_text())["oracle"]
     assert (score["videos"], score["frames"]) == (2, 30)
     assert score["metrics"].keys() >= METRICS
 

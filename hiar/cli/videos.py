@@ -171,19 +171,41 @@ def stream(
     write_stream(request, change or [], target)
 
 
-@app.command(cls=Once, epilog=examples("hiar score out --out score.json", "hiar score out --out - | jq .metrics.good"))
+@app.command(
+    cls=Once,
+    epilog=examples(
+        "hiar score out --out score.json",
+        "hiar score out --profile oracle --profile drift-lite --out score.json",
+        "hiar score out --out - | jq .oracle.metrics.good",
+    ),
+)
 def score(
-    folder: Annotated[Path, typer.Argument(help="Folder of mp4 videos, with a caption a line in captions.txt.")],
-    out: Annotated[str, typer.Option(help="JSON file for the figures: mean, standard error and count; -: stdout.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of mp4 videos; a caption a line in captions.txt, if needed.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="JSON file for the figures by profile: mean, standard error and count; NAME.videos.jsonl beside it "
+            "has those of every video. -: stdout, and nothing beside."
+        ),
+    ],
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="oracle (built-in world) or looks (Wan): what the world can be judged by, with captions; the default. "
+            "drift-lite: drift of any videos, without weights; drift: the paper's, with networks. May be given again.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Score videos by what their world can be judged by.
+    """Score any folder of videos by one profile or several.
 
-    In the built-in one: how well they show what was asked, how much they drift, how they move. Of Wan's: what drifts
-    in their looks.
+    The oracle says how well they show what was asked, how much they drift, how they move. Each video is read once;
+    what is done is not done again, so the same command goes on after an interruption.
     """
     alone("hiar score")
     target = output_of("--out", out)
 
-    from hiar.stages.score import score_folder
+    from hiar.stages.profiles import score_folder
 
-    score_folder(folder, target)
+    score_folder(folder, profile or [], target)

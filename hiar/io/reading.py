@@ -30,11 +30,12 @@ NOTE = "enlarged {} times"  # the comment of a video that we write
 
 
 class Head(NamedTuple):
-    """What a file says of its video before a frame is decoded: its size before it was enlarged, and its length."""
+    """What a file says of its video before a frame is decoded: its size before it was enlarged, length and rate."""
 
     width: int
     height: int
     frames: int | None  # None: it does not say
+    rate: float | None  # frames a second
 
 
 class _Video(NamedTuple):
@@ -100,7 +101,9 @@ def _opened(path: Path) -> Iterator[_Video]:
                 raise UserError(f"{path}: its pixels are {shape} times as wide as high; make them square")
             width, height = stream.codec_context.width, stream.codec_context.height
             scale = _factor(path, container.metadata.get("comment", ""), width, height)
-            yield _Video(container, stream, scale, Head(width // scale, height // scale, _length(container, stream)))
+            rate = stream.guessed_rate and float(stream.guessed_rate)
+            head = Head(width // scale, height // scale, _length(container, stream), rate)
+            yield _Video(container, stream, scale, head)
     except FileNotFoundError:
         raise UserError(f"{path}: no such video; name another") from None
     except (FFmpegError, OSError, ValueError) as error:

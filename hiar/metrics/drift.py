@@ -46,3 +46,12 @@ def sharpness(frames: Tensor) -> Tensor:
     centre = grey[..., 1:-1, 1:-1]
     neighbours = grey[..., :-2, 1:-1] + grey[..., 2:, 1:-1] + grey[..., 1:-1, :-2] + grey[..., 1:-1, 2:]
     return (neighbours - 4 * centre).var(dim=(-2, -1), unbiased=False)
+
+
+def colorfulness(frames: Tensor) -> Tensor:
+    """Hasler and Suesstrunk's (2003) measure of how colourful frames are: uint8 (V, F, H, W, 3) -> (V, F), grey 0."""
+    red, green, blue = frames.movedim(-1, 0).float().contiguous()  # planes: sums along them are quick
+    opponents = torch.stack([red - green, (red + green) / 2 - blue]).flatten(-2)
+    means = opponents.mean(dim=-1, keepdim=True)
+    spread = (opponents - means).square().mean(dim=-1).sum(dim=0).sqrt()
+    return spread + 0.3 * means[..., 0].norm(dim=0)

@@ -31,8 +31,12 @@ def trend(per_frame: Tensor, segments: int) -> Tensor:
     slope over the segment index (Sec. 4.1). One segment has no trend: 0.
     """
     means = segment_means(per_frame, segments)
-    if segments == 1:
-        return torch.zeros_like(means[:, 0])
-    time = segment_centres(per_frame.shape[1], segments)
-    time = time - time.mean()
-    return (means - means.mean(dim=1, keepdim=True)) @ time / time.square().sum()
+    return slope(means, segment_centres(per_frame.shape[1], segments))
+
+
+def slope(means: Tensor, centres: Tensor) -> Tensor:
+    """Least-squares slope of values (..., segments) at their places in time (segments,): (...); of one: 0."""
+    if len(centres) == 1:
+        return torch.zeros_like(means[..., 0])
+    time = centres - centres.mean()
+    return (means - means.mean(dim=-1, keepdim=True)) @ time / time.square().sum()

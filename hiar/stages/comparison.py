@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,14 +74,21 @@ def read_captions(folder: Path) -> list[str]:
 def find_videos(folder: Path, count: int) -> list[Path]:
     """The ``count`` mp4 files of a folder in the order of their names, numbers by value.
 
-    Hidden files (of macOS, for one) and folders are none of them. Raises UserError when there are not as many as
-    captions, or their order is ambiguous.
+    Raises UserError when there are not as many as captions, or their order is ambiguous.
     """
-    files = [path for path in folder.iterdir() if path.suffix.lower() == ".mp4" and not path.is_dir()]
-    paths = in_order(path for path in files if not path.name.startswith("."))
+    paths = list_videos(folder)
     if len(paths) != count:
         raise UserError(f"{folder / CAPTIONS}: holds {count} captions for {len(paths)} videos; write one line a video")
     return paths
+
+
+def list_videos(folder: Path) -> list[Path]:
+    """The mp4 files of a folder in the order of their names, numbers by value.
+
+    Hidden files (of macOS, for one) and folders are none of them. Raises UserError when their order is ambiguous.
+    """
+    files = [path for path in folder.iterdir() if path.suffix.lower() == ".mp4" and not path.is_dir()]
+    return in_order(path for path in files if not path.name.startswith("."))
 
 
 def check_videos(folder: Path, paths: Sequence[Path], size: tuple[int, int], least: int) -> int | None:
@@ -91,16 +98,20 @@ def check_videos(folder: Path, paths: Sequence[Path], size: tuple[int, int], lea
 
     Returns how many frames each has, None where that shows in reading only. Nothing is decoded.
     """
-    first = read_head(paths[0])
+    return check_heads(folder, {path: read_head(path) for path in paths}, size, least)
+
+
+def check_heads(folder: Path, heads: Mapping[Path, Head], size: tuple[int, int], least: int) -> int | None:
+    """As `check_videos`, of heads that have been read."""
+    name, first = next(iter(heads.items()))
     if (first.height, first.width) != size:
         sizes = f"{first.width}x{first.height} pixels, the world {size[1]}x{size[0]}"
         raise UserError(f"{folder}: videos are {sizes}; use the params.yaml they were made with")
     if first.frames is not None and first.frames < least:
         raise UserError(too_short(folder, first.frames, least))
-    for path in paths[1:]:
-        head = read_head(path)
+    for path, head in heads.items():
         if head[:2] != first[:2] or (first.frames and head.frames and head.frames != first.frames):
-            raise UserError(f"{path}: is {_geometry(head)}, {paths[0].name} {_geometry(first)}; make them alike")
+            raise UserError(f"{path}: is {_geometry(head)}, {name.name} {_geometry(first)}; make them alike")
     return first.frames
 
 

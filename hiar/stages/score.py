@@ -1,10 +1,10 @@
-"""Score samples by the judge of their world: those of the experiment, or any folder of videos."""
+"""Score the samples of an experiment by the judge of their world."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -18,18 +18,14 @@ from hiar import config
 from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
-from hiar.io.files import json_text
-from hiar.io.names import by_number
-from hiar.io.outputs import Output, write_output
-from hiar.io.progress import Progress, tell
+from hiar.io.files import json_line, write_text
+from hiar.io.progress import Progress
 from hiar.io.reading import PART
 from hiar.io.tracking import tracked
-from hiar.judges.interface import Findings, Judge, open_judge
+from hiar.judges.interface import Findings, Judge, Observer, open_judge
 from hiar.metrics.summary import Summary, summarise
-from hiar.parameters import load_params
 from hiar.stages.common import write_log
 from hiar.stages.comparison import (
-    CAPTIONS,
     SAMPLES,
     check_videos,
     contenders,
@@ -41,6 +37,7 @@ from hiar.stages.comparison import (
 from hiar.stages.truth import write_true_videos
 from hiar.worlds.interface import open_world
 
+WORLD = {"stage": "world", "variant": "world", "order": None, "context": None}  # among the contenders' videos
 FEW = 16  # findings of parts that lie about at a time: the memory between many small ones is lost
 
 
@@ -48,8 +45,9 @@ def run(params: Params, workspace: Path) -> None:
     """Score every contender of ``params`` and the true world.
 
     Writes metrics/summary.json, a row a contender, and metrics/world.json, a row a seed: what was scored and how, and
-    the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Raises UserError
-    when samples are missing, altered, or too short.
+    the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Beside them
+    metrics/videos.jsonl has a line a video of either: what its prompt and noise are shared with, for paired statistics.
+    Raises UserError when samples are missing, altered, or too short.
     """
     began = time.monotonic()
     torch.set_num_threads(params.runtime.threads)
@@ -62,50 +60,26 @@ def run(params: Params, workspace: Path) -> None:
         protocol = replace(protocol_of(folder, params), world=params.world)
         inputs.append((contender, protocol, _checked(folder, protocol)))
     with tracked("score", None, None, params, workspace) as run:
-        rows = []
+        rows, videos = [], []
         for contender, protocol, samples in inputs:
-            metrics, _ = _score_samples(samples, protocol)
+            values, _ = _score_samples(samples, protocol)
+            metrics = summaries(values)
             rows.append({**asdict(contender), "metrics": metrics})
+            videos += _each_video(asdict(contender), values)
             place = f"{contender.stage}/{contender.variant}/seed-{contender.seed}"
             run.log(0, {f"{place}/{name}": figure["mean"] for name, figure in metrics.items()})
         truth = []
         if open_world(params.world).has_clips:
             protocol = Protocol(params.world, params.score, params.video.block, params.video.block)
-            truth = [
-                {"seed": seed, "protocol": protocol.record(), "metrics": _true_world(params, protocol, workspace, seed)}
-                for seed in params.seeds
-            ]
+            for seed in params.seeds:
+                values = _true_world(params, protocol, workspace, seed)
+                truth.append({"seed": seed, "protocol": protocol.record(), "metrics": summaries(values)})
+                videos += _each_video({**WORLD, "seed": seed}, values)
         write_json(summary, rows)
         write_json(workspace / "metrics" / "world.json", truth)
+        write_text(workspace / "metrics" / "videos.jsonl", "".join(json_line(video) for video in videos))
         run.artifact(summary)
     write_log(workspace, "score", params, began, stage="score")
-
-
-def score_folder(folder: Path, out: Output, workspace: Path = Path()) -> None:
-    """Score a folder of ``NAME.mp4`` videos, by name and number in order, with a caption a line in captions.txt.
-
-    World and block come from the folder's manifest where it has one, else from params.yaml of the ``workspace``, as the
-    thresholds always do; ``out`` holds them beside the metrics.
-
-    Raises UserError naming what is missing, truncated, of another size, not what the manifest says, or does not fit the
-    captions.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name one that holds mp4 videos and {CAPTIONS}")
-    params = load_params(workspace / "params.yaml")
-    torch.set_num_threads(params.runtime.threads)
-    protocol = protocol_of(folder, params)
-    samples = _checked(folder, protocol)
-    if pair := by_number(samples.paths):
-        tell(f"score {folder}: captions go to videos by their numbers, {pair[0].name} comes before {pair[1].name}")
-    metrics, frames = _score_samples(samples, protocol)
-    result = {
-        "protocol": protocol.record(),
-        "videos": len(samples.captions),
-        "frames": frames,
-        "metrics": metrics,
-    }
-    write_output(out, json_text(result))
 
 
 @dataclass(frozen=True)
@@ -151,8 +125,8 @@ def score(
     judge: Judge,
     source: Path | str,
     frames: int | None = None,
-) -> tuple[dict[str, Summary], int]:
-    """Summaries by metric of videos, each in parts uint8 (f, H, W, 3), a caption each, and their number of frames.
+) -> tuple[dict[str, Tensor], int]:
+    """Metrics (V,) by name of V videos, each in parts uint8 (f, H, W, 3), a caption each, and their number of frames.
 
     Only a part is held at a time, or a few videos that are shorter than one. ``source`` is what errors and the progress
     line name; ``frames`` of a video, where they are known, tell the line its end.
@@ -162,20 +136,53 @@ def score(
     done = length = 0
     with Progress(f"score {source}", frames and frames * len(captions), unit="frames") as progress:
         for batch in _batches(videos):
-            findings: list[Findings] = []
-            before, length = None, 0
-            for part in batch:
-                asked = captions[done : done + len(part)]
-                findings.append(judge.look(part, before, asked))
-                before, length = part[:, -1:].clone(), length + part.shape[1]
-                if len(findings) == FEW:
-                    findings = [_joined(findings)]
-                progress.advance(len(part) * part.shape[1])
+            (findings,), length = look_through(batch, [judge], captions[done:], progress)
             if length < judge.least_frames:
                 raise UserError(too_short(source, length, judge.least_frames))
-            found.append(judge.measure(_joined(findings)))
-            done += len(asked)
-    return {name: summarise(torch.cat([one[name] for one in found])) for name in found[0]}, length
+            found.append(judge.measure(findings))
+            done += len(next(iter(findings.values())))
+    return {name: torch.cat([one[name] for one in found]) for name in found[0]}, length
+
+
+def look_through(
+    parts: Iterable[Tensor], observers: Sequence[Observer], captions: Sequence[str], progress: Progress
+) -> tuple[list[Findings], int]:
+    """What each observer finds in parts uint8 (V, f, H, W, 3) of videos, read once, and how many frames they have.
+
+    captions: of the V videos, and of what may come after them.
+    """
+    findings: list[list[Findings]] = [[] for _ in observers]
+    before, length = None, 0
+    for part in parts:
+        for observer, found in zip(observers, findings, strict=True):
+            found.append(observer.look(part, before, captions[: len(part)]))
+            if len(found) == FEW:
+                found[:] = [_joined(found)]
+        before, length = part[:, -1:].clone(), length + part.shape[1]
+        progress.advance(len(part) * part.shape[1])
+    return [_joined(found) for found in findings], length
+
+
+def summaries(values: Mapping[str, Tensor]) -> dict[str, Summary]:
+    """Mean, standard error and count over the videos of each metric (V,)."""
+    return {name: summarise(one) for name, one in values.items()}
+
+
+def _each_video(contender: Mapping[str, Any], values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """The lines of one contender's videos."""
+    columns = {name: one.tolist() for name, one in values.items()}
+    return [
+        {**contender, "video": number, "metrics": dict(zip(columns, metrics, strict=True))}
+        for number, metrics in enumerate(zip(*columns.values(), strict=True))
+    ]
+
+
+def checked_captions(folder: Path, protocol: Protocol) -> list[str]:
+    """The captions of a folder. Raises UserError for those that are not of the protocol's world."""
+    captions, world = read_captions(folder), open_world(protocol.world)
+    for caption in captions:
+        world.check(caption)
+    return captions
 
 
 @dataclass(frozen=True)
@@ -189,15 +196,13 @@ class _Samples:
 
 
 def _checked(folder: Path, protocol: Protocol) -> _Samples:
-    captions, world = read_captions(folder), open_world(protocol.world)
-    for caption in captions:
-        world.check(caption)
+    captions, world = checked_captions(folder, protocol), open_world(protocol.world)
     paths = find_videos(folder, len(captions))
     frames = check_videos(folder, paths, (world.height, world.width), protocol.judge().least_frames)
     return _Samples(folder, captions, paths, frames)
 
 
-def _score_samples(samples: _Samples, protocol: Protocol) -> tuple[dict[str, Summary], int]:
+def _score_samples(samples: _Samples, protocol: Protocol) -> tuple[dict[str, Tensor], int]:
     return score(read_videos(samples.paths), samples.captions, protocol.judge(), samples.folder, samples.frames)
 
 
@@ -226,11 +231,11 @@ def _joined(parts: Sequence[Findings]) -> Findings:
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 
 
-def _true_world(params: Params, protocol: Protocol, workspace: Path, seed: int) -> dict[str, Summary]:
-    """The metrics of the clips whose captions are the samples' prompts, made as the samples are."""
+def _true_world(params: Params, protocol: Protocol, workspace: Path, seed: int) -> dict[str, Tensor]:
+    """The metrics (V,) of the clips whose captions are the samples' prompts, made as the samples are."""
     sample = params.sample
     with TemporaryDirectory() as scratch:
         captions = write_true_videos(params, workspace, seed, sample.videos, Path(scratch))
         videos = read_videos(find_videos(Path(scratch), sample.videos))
-        metrics, _ = score(videos, captions, protocol.judge(), "the true world", sample.frames)
-    return metrics
+        values, _ = score(videos, captions, protocol.judge(), "the true world", sample.frames)
+    return values

@@ -128,10 +128,10 @@ def test_videos_of_nothing_say_so(run):
     for number in range(3):
         write_mp4(Path(f"videos/{number:04d}.mp4"), torch.zeros(10, 64, 64, 3, dtype=torch.uint8), 12)
     Path("videos/manifest.json").unlink()
-    metrics = json.loads(run("score", "videos", "--out", "-"))["metrics"]
+    metrics = json.loads(run("score", "videos", "--out", "-"))["oracle"]["metrics"]
     assert [metrics[name]["mean"] for name in ("visible", "good", "hops", "saturation_drift")] == [0, 0, 0, 0]
 
 
 def test_videos_of_the_world_are_visible(run):
-    metrics = json.loads(run("score", "videos", "--out", "-"))["metrics"]
+    metrics = json.loads(run("score", "videos", "--out", "-"))["oracle"]["metrics"]
     assert metrics["visible"]["mean"] == 1

@@ -27,7 +27,7 @@ def figures(project):
     """Checks the bytes that scoring wrote somewhere."""
 
     def check(text):
-        assert json.loads(text)["videos"] == 3
+        assert json.loads(text)["oracle"]["videos"] == 3
 
     return check
 
@@ -84,7 +84,7 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(there, run, figures, stud
     run(*STREAM, student, "--out", "v.mp4")
     assert len(read_mp4(Path("elsewhere/v.mp4"))) == 6
     assert [Path(name).is_symlink() for name in ("score.json", "v.mp4")] == [True, True]
-    assert sorted(os.listdir("elsewhere")) == ["score.json", "v.mp4"]
+    assert sorted(os.listdir("elsewhere")) == ["score.json", "score.videos.jsonl", "v.mp4"]
 
 
 def test_a_link_to_a_folder_stays_and_the_folder_is_replaced(run, student):

@@ -1,6 +1,8 @@
 import json
+import statistics
 
 import pytest
+import torch
 from sampled import FRAMES, ROOT, VIDEOS, sampled_workspace, small_params, true_clips, write_samples
 
 from hiar.errors import UserError
@@ -9,6 +11,7 @@ from hiar.io.reading import PART
 from hiar.io.video import read_mp4, write_mp4
 from hiar.judges.interface import open_judge
 from hiar.stages import score
+from hiar.stages.profiles import score_folder
 
 ISSUE = {"good", "residual", "smoothed_speed", "saturation_drift", "sharpness_drift", "background_shift", "border_jump"}
 ALIKE = {"good": 0, "residual": 0.01, "smoothed_speed": 0.02, "saturation_drift": 0.001, "border_jump": 0.02}
@@ -80,8 +83,28 @@ def test_summary_tells_fading_videos_from_true_ones(workspace, params):
     assert [row["seed"] for row in truth] == params.seeds
 
 
+def test_every_video_has_a_line_and_the_summaries_are_theirs(workspace, params):
+    lines = [json.loads(line) for line in (workspace / "metrics" / "videos.jsonl").read_text().splitlines()]
+    keys = ["stage", "variant", "order", "context", "seed"]
+    assert all(list(line) == [*keys, "video", "metrics"] for line in lines)
+    by_row = {}
+    for line in lines:
+        by_row.setdefault(tuple(line[key] for key in keys), []).append(line)
+    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    world = {"stage": "world", "variant": "world", "order": None, "context": None}
+    rows += [world | row for row in json.loads((workspace / "metrics" / "world.json").read_text())]
+    assert list(by_row) == [tuple(row[key] for key in keys) for row in rows]
+    for row in rows:
+        videos = by_row[tuple(row[key] for key in keys)]
+        assert [one["video"] for one in videos] == list(range(VIDEOS))
+        for name, summary in row["metrics"].items():
+            values = [one["metrics"][name] for one in videos]
+            assert summary["mean"] == pytest.approx(statistics.fmean(values), rel=1e-5, abs=1e-12), name
+            assert summary["se"] == pytest.approx(statistics.stdev(values) / VIDEOS**0.5, rel=1e-5, abs=1e-12), name
+
+
 def test_scoring_again_gives_the_same_bytes(workspace, params):
-    files = [workspace / "metrics" / name for name in ("summary.json", "world.json")]
+    files = [workspace / "metrics" / name for name in ("summary.json", "world.json", "videos.jsonl")]
     before = [path.read_bytes() for path in files]
     score.run(params, workspace)
     assert [path.read_bytes() for path in files] == before
@@ -103,14 +126,14 @@ def test_missing_samples_are_named(params, tmp_path):
 
 def test_folder_is_scored_with_or_without_a_manifest(params, tmp_path, project):
     folder, out = samples(tmp_path, params), tmp_path / "score.json"
-    score.score_folder(folder, out, project)
+    score_folder(folder, [], out, project)
     with_manifest = out.read_bytes()
-    result = json.loads(with_manifest)
+    result = json.loads(with_manifest)["oracle"]
     assert (result["videos"], result["frames"]) == (VIDEOS, FRAMES)
     assert result["metrics"]["good"]["mean"] == 1
-    assert result["protocol"].keys() == {"world", "score", "first_block", "block"}
+    assert result["record"]["protocol"].keys() == {"world", "score", "first_block", "block"}
     (folder / MANIFEST).unlink()
-    score.score_folder(folder, out, project)
+    score_folder(folder, [], out, project)
     assert out.read_bytes() == with_manifest
 
 
@@ -118,13 +141,14 @@ def test_the_folders_own_world_counts(params, tmp_path, project):
     world = params.world.model_dump(mode="json") | {"size": 128, "radius": 20.0}
     own = small_params(world=world, video=params.video.model_dump(mode="json") | {"block": 5})
     folder = samples(tmp_path, own)
-    score.score_folder(folder, tmp_path / "score.json", project)
-    result = json.loads((tmp_path / "score.json").read_text())
-    assert (result["protocol"]["world"], result["protocol"]["block"]) == (world, 5)
+    score_folder(folder, [], tmp_path / "score.json", project)
+    result = json.loads((tmp_path / "score.json").read_text())["oracle"]
+    protocol = result["record"]["protocol"]
+    assert (protocol["world"], protocol["block"]) == (world, 5)
     assert result["metrics"]["good"]["mean"] == 1
     (folder / MANIFEST).unlink()
     with pytest.raises(UserError, match="videos are 128x128 pixels, the world 64x64"):
-        score.score_folder(folder, tmp_path / "score.json", project)
+        score_folder(folder, [], tmp_path / "score.json", project)
 
 
 def test_other_captions_are_judged_by(params, tmp_path, project):
@@ -135,8 +159,8 @@ def test_other_captions_are_judged_by(params, tmp_path, project):
         for line in (folder / "captions.txt").read_text().splitlines()
     ]
     (folder / "captions.txt").write_text("\n".join(captions))
-    score.score_folder(folder, tmp_path / "score.json", project)
-    assert json.loads((tmp_path / "score.json").read_text())["metrics"]["good"]["mean"] == 0
+    score_folder(folder, [], tmp_path / "score.json", project)
+    assert json.loads((tmp_path / "score.json").read_text())["oracle"]["metrics"]["good"]["mean"] == 0
 
 
 def truncate_video(folder):
@@ -169,7 +193,7 @@ def test_bad_folders_are_named_and_nothing_is_written(spoil, manifest, message, 
     spoil(folder)
     out = tmp_path / "score.json"
     with pytest.raises(UserError) as caught:
-        score.score_folder(folder, out, project)
+        score_folder(folder, [], out, project)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not out.exists()
@@ -182,16 +206,17 @@ def test_parts_and_batches_change_nothing(params, monkeypatch):
         videos, captions = true_clips(params, seed=0, frames=frames)
         judge = open_judge(params.world, params.score, params.video.block, params.video.block)
         settings = (judge, "videos")
-        whole = score.score([[video] for video in videos], captions, *settings)
-        assert score.score([video.split(parts) for video in videos], captions, *settings) == whole
+        whole, _ = score.score([[video] for video in videos], captions, *settings)
+        in_parts, _ = score.score([video.split(parts) for video in videos], captions, *settings)
         alone = [score.score([[video]], [line], *settings)[0] for video, line in zip(videos, captions, strict=True)]
-        for name, figure in whole[0].items():
-            assert sum(one[name]["mean"] for one in alone) / VIDEOS == pytest.approx(figure["mean"], rel=1e-4, abs=1e-6)
+        for name, values in whole.items():
+            assert torch.equal(in_parts[name], values)
+            torch.testing.assert_close(torch.cat([one[name] for one in alone]), values, rtol=1e-4, atol=1e-6)
 
 
 def test_no_folder(tmp_path, project):
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        score.score_folder(tmp_path / "nowhere", tmp_path / "score.json", project)
+        score_folder(tmp_path / "nowhere", [], tmp_path / "score.json", project)
 
 
 def test_videos_too_short_for_the_segments(params, tmp_path, project):
@@ -199,4 +224,4 @@ def test_videos_too_short_for_the_segments(params, tmp_path, project):
     frames, captions = true_clips(params, seed=0, frames=3)
     write_samples(folder, frames, captions, params)
     with pytest.raises(UserError, match="videos have 3 frames, scoring needs 5"):
-        score.score_folder(folder, tmp_path / "score.json", project)
+        score_folder(folder, [], tmp_path / "score.json", project)

@@ -19,6 +19,7 @@ from hiar.metrics.motion import LEAST_FRAMES
 class Oracle:
     """See `hiar.judges.interface.Judge`."""
 
+    name = "oracle"
     columns = (
         "good",
         "visible",

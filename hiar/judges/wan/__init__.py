@@ -14,6 +14,7 @@ from hiar.metrics.looks import Looks, look, looks_metrics
 class Plain:
     """See `hiar.judges.interface.Judge`."""
 
+    name = "looks"
     columns = (
         "saturation_drift",
         "saturation_trend",

@@ -1,0 +1,248 @@
+"""`hiar score` by profiles on folders of any videos: what it leaves, goes on from, and refuses in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hiar.io.video import write_mp4
+
+Run = Callable[..., str]
+LITE = ("score", "videos", "--profile", "drift-lite", "--out")
+OUT, VALUES = Path("out.json"), Path("out.videos.jsonl")
+
+
+@pytest.fixture
+def foreign(project: Path) -> Path:
+    """The three videos as another system leaves them: neither captions nor a manifest."""
+    (project / "videos" / "captions.txt").unlink()
+    (project / "videos" / "manifest.json").unlink()
+    return project / "videos"
+
+
+def lines(path: Path = VALUES) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def flat(frames: int, height: int = 64, width: int = 64) -> Tensor:
+    return torch.full((frames, height, width, 3), 90, dtype=torch.uint8)
+
+
+def sound_alone(path: Path) -> None:
+    import av
+    import numpy as np
+
+    with av.open(path, "w") as container:
+        stream = container.add_stream("aac", 44100, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        sound.sample_rate = 44100
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+
+
+def test_two_profiles_lie_side_by_side_each_with_its_record(run: Run) -> None:
+    run("score", "videos", "--profile", "oracle", "--profile", "drift-lite", "--out", OUT)
+    result = json.loads(OUT.read_text())
+    assert result.keys() == {"oracle", "drift-lite"}
+    for name, entry in result.items():
+        assert entry["record"]["profile"] == name
+        assert (entry["videos"], entry["frames"], entry["width"], entry["height"], entry["rate"]) == (3, 10, 64, 64, 12)
+        values = [line["metrics"] for line in lines() if line["profile"] == name]
+        for metric, summary in entry["metrics"].items():
+            found = [one[metric] for one in values if one[metric] is not None]
+            assert summary["mean"] == pytest.approx(sum(found) / len(found), rel=1e-5, abs=1e-12)
+            assert summary["n"] == len(found)
+    assert [line["video"] for line in lines()] == ["0000.mp4", "0001.mp4", "0002.mp4"] * 2
+    assert result["oracle"]["metrics"]["good"]["mean"] == 1
+    apart = json.loads(run(*LITE, "-"))
+    assert apart == {"drift-lite": result["drift-lite"]}
+    assert json.loads(run("score", "videos", "--out", "-")) == {"oracle": result["oracle"]}
+
+
+def test_no_order_of_files_shows(run: Run, foreign: Path) -> None:
+    run(*LITE, OUT)
+    before = {line["sha256"]: line["metrics"] for line in lines()}
+    for old, new in (("0000", "9"), ("0002", "0")):
+        (foreign / f"{old}.mp4").rename(foreign / f"{new}.mp4")
+    run(*LITE, "other.json")
+    after = lines(Path("other.videos.jsonl"))
+    assert [line["video"] for line in after] == ["0.mp4", "0001.mp4", "9.mp4"]
+    assert {line["sha256"]: line["metrics"] for line in after} == before
+
+
+def test_a_video_that_fails_is_told_and_the_others_are_kept(run: Run, foreign: Path) -> None:
+    run(*LITE, "whole.json")
+    whole = (foreign / "0001.mp4").read_bytes()
+    (foreign / "0001.mp4").write_bytes(whole[:-300])
+    said = run(*LITE, OUT, code=2)
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: videos/0001.mp4: is ")
+    assert [line["video"] for line in lines()] == ["0000.mp4", "0002.mp4"]
+    assert not OUT.exists()
+    (foreign / "0001.mp4").write_bytes(whole)
+    run(*LITE, OUT)
+    assert OUT.read_bytes() == Path("whole.json").read_bytes()
+    assert VALUES.read_bytes() == Path("whole.videos.jsonl").read_bytes()
+
+
+def test_what_is_kept_is_taken_and_not_measured_again(run: Run, foreign: Path) -> None:
+    """A kept value that no video could have shows that nobody looks again; a changed video is looked at."""
+    run(*LITE, OUT)
+    first, *others = lines()
+    first["metrics"]["drift_lite"] = 7.0
+    VALUES.write_text("".join(json.dumps(line) + "\n" for line in (first, others[0])) + json.dumps(others[1])[:99])
+    run(*LITE, OUT)
+    assert [line["metrics"]["drift_lite"] for line in lines()] == [7.0] + [
+        one["metrics"]["drift_lite"] for one in others
+    ]
+    shutil.copy(foreign / "0001.mp4", foreign / "0000.mp4")
+    run(*LITE, OUT)
+    assert [line["metrics"] for line in lines()] == [others[0]["metrics"], *(one["metrics"] for one in others)]
+
+
+def test_a_changed_profile_is_measured_anew_and_another_one_left(run: Run, project: Path) -> None:
+    run("score", "videos", "--profile", "oracle", "--profile", "drift-lite", "--out", OUT)
+    oracle, lite = lines()[:3], lines()[3:]
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("hop: 9.0", "hop: 0.5"))
+    run("score", "videos", "--out", OUT)
+    assert lines()[3:] == lite
+    assert {line["record"] for line in lines()[:3]}.isdisjoint(line["record"] for line in oracle)
+    assert all(new["metrics"]["hops"] > old["metrics"]["hops"] for new, old in zip(lines()[:3], oracle, strict=True))
+    assert json.loads(OUT.read_text()).keys() == {"oracle"}
+
+
+def test_changed_captions_count_for_the_oracle_alone(run: Run, foreign: Path) -> None:
+    captions = foreign / "captions.txt"
+    captions.write_text("a red disc moves\n" * 3)
+    run("score", "videos", "--profile", "oracle", "--profile", "drift-lite", "--out", OUT)
+    kept = lines()
+    for line in kept:
+        line["metrics"]["saturation_drift"] = 7.0  # what no video has
+    VALUES.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    captions.write_text("a red disc moves\na blue disc moves\na red disc moves\n")
+    run("score", "videos", "--profile", "oracle", "--profile", "drift-lite", "--out", OUT)
+    assert [line["metrics"]["saturation_drift"] == 7.0 for line in lines()] == [True, False, True, True, True, True]
+
+
+def test_odd_sizes_and_other_lengths(run: Run, foreign: Path) -> None:
+    for number, frames in enumerate((12, 9, 11)):
+        write_mp4(foreign / f"{number:04d}.mp4", flat(frames, 66, 250), 24)
+    run(*LITE, OUT)
+    entry = json.loads(OUT.read_text())["drift-lite"]
+    assert (entry["frames"], entry["width"], entry["height"], entry["rate"]) == ([9, 12], 250, 66, 24)
+    assert entry["metrics"]["drift_lite"]["mean"] < 1e-6
+
+
+def spoil(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: make(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (spoil("0001.mp4", lambda f: f.write_text("no video")), "0001.mp4: is no video that can be read"),
+        (spoil("0001.mp4", sound_alone), "0001.mp4: is no video, it holds audio; make it again"),
+        (spoil("0001.mp4", lambda f: f.write_bytes(f.read_bytes()[:2000])), "0001.mp4: is "),
+        (
+            spoil("0001.mp4", lambda f: write_mp4(f, flat(5), 12)),
+            "0001.mp4: has 5 frames, drift-lite needs 6; make it longer or leave it out",
+        ),
+    ],
+    ids=["text", "sound", "truncated", "short"],
+)
+def test_one_bad_video_among_others(change: Callable[[Path], object], line: str, run: Run, foreign: Path) -> None:
+    change(foreign)
+    said = run(*LITE, OUT, code=2).splitlines()
+    assert said[-1].startswith(f"error: videos/{line}")
+    assert said.count(f"score videos: left out: {said[-1].removeprefix('error: ')}") == 1
+    assert [one["video"] for one in lines()] == ["0000.mp4", "0002.mp4"]
+
+
+def test_several_bad_videos_are_told_each(run: Run, foreign: Path) -> None:
+    for number in (0, 2):
+        write_mp4(foreign / f"{number:04d}.mp4", flat(5), 12)
+    said = run(*LITE, OUT, code=2).splitlines()
+    assert sum("needs 6" in one for one in said) == 2
+    assert said[-1] == (
+        "error: videos: 2 of 3 videos cannot be scored, as told above; mend or remove them; the others are kept in "
+        "out.videos.jsonl"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            spoil("0002.mp4", lambda f: write_mp4(f, flat(10, 32, 64), 12)),
+            "videos/0002.mp4: is 64x32 pixels, 0000.mp4 64x64; score each size in a folder of its own",
+        ),
+        (
+            spoil("0002.mp4", lambda f: write_mp4(f, flat(10), 24)),
+            "videos/0002.mp4: has 24 frames a second, 0000.mp4 12; score each rate in a folder of its own",
+        ),
+        (
+            lambda folder: [one.unlink() for one in folder.iterdir()],
+            "videos: holds no mp4 video; name a folder that does",
+        ),
+    ],
+    ids=["sizes", "rates", "none"],
+)
+def test_folders_whose_figures_would_mean_nothing(
+    change: Callable[[Path], object], line: str, mistake: Run, foreign: Path
+) -> None:
+    change(foreign)
+    assert mistake(*LITE, OUT) == line
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["drift-light"], "--profile = drift-light: unknown here; did you mean 'drift-lite'?"),
+        (["looks"], "--profile = looks: unknown here; known: oracle, drift-lite, drift"),
+        (["drift-lite", "drift-lite"], "--profile = drift-lite: is given twice; give each once"),
+    ],
+)
+def test_profiles_that_cannot_be_meant(names: list[str], line: str, mistake: Run) -> None:
+    options = [part for name in names for part in ("--profile", name)]
+    assert mistake("score", "videos", *options, "--out", OUT) == line
+
+
+def test_the_papers_drift_says_what_it_lacks(
+    mistake: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
+    command = ("score", "videos", "--profile", "drift", "--out", OUT)
+    line = mistake(*command)
+    assert line.startswith("--profile = drift: lacks the environment .venv-vbench (make vbench), ")
+    assert all(name in line for name in ("musiq_spaq", "RN50.pt", "dinov2", "alexnet", "docs/scores.md"))
+    (project / ".venv-vbench").mkdir()
+    (tmp_path / "cache" / "clip_model").mkdir(parents=True)
+    (tmp_path / "cache" / "clip_model" / "RN50.pt").write_bytes(b"")
+    line = mistake(*command)
+    assert ".venv-vbench" not in line
+    assert "RN50.pt" not in line
+
+
+@pytest.mark.parametrize("content", ["no json\n", "[1]\n", '{"video": "0000.mp4"}\n'])
+def test_a_file_of_something_else_is_not_written_to(content: str, mistake: Run) -> None:
+    VALUES.write_text(content)
+    assert mistake(*LITE, OUT) == (
+        "out.videos.jsonl: line 1 is no kept result; move the file away or choose another --out"
+    )
+
+
+def test_two_at_once_do_not_mix(run: Run, foreign: Path) -> None:
+    import fcntl
+
+    with VALUES.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        said = run(*LITE, OUT, code=2)
+    assert "error: out.videos.jsonl: another process is writing it" in said
