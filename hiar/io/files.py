@@ -75,6 +75,11 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def json_line(value: Any) -> str:
+    """``value`` as a line of JSON Lines, keys in the order they have. Raises ValueError on NaN and infinities."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
     """Turn every error of the operating system in the body into a UserError naming file or ``place``."""

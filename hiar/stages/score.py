@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from hiar import config
 from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
-from hiar.io.files import json_text
+from hiar.io.files import json_line, json_text, write_text
 from hiar.io.names import by_number
 from hiar.io.outputs import Output, write_output
 from hiar.io.progress import Progress, tell
@@ -41,6 +41,7 @@ from hiar.stages.comparison import (
 from hiar.stages.truth import write_true_videos
 from hiar.worlds.interface import open_world
 
+WORLD = {"stage": "world", "variant": "world", "order": None, "context": None}  # among the contenders' videos
 FEW = 16  # findings of parts that lie about at a time: the memory between many small ones is lost
 
 
@@ -48,8 +49,9 @@ def run(params: Params, workspace: Path) -> None:
     """Score every contender of ``params`` and the true world.
 
     Writes metrics/summary.json, a row a contender, and metrics/world.json, a row a seed: what was scored and how, and
-    the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Raises UserError
-    when samples are missing, altered, or too short.
+    the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Beside them
+    metrics/videos.jsonl has a line a video of either: what its prompt and noise are shared with, for paired statistics.
+    Raises UserError when samples are missing, altered, or too short.
     """
     began = time.monotonic()
     torch.set_num_threads(params.runtime.threads)
@@ -62,21 +64,24 @@ def run(params: Params, workspace: Path) -> None:
         protocol = replace(protocol_of(folder, params), world=params.world)
         inputs.append((contender, protocol, _checked(folder, protocol)))
     with tracked("score", None, None, params, workspace) as run:
-        rows = []
+        rows, videos = [], []
         for contender, protocol, samples in inputs:
-            metrics, _ = _score_samples(samples, protocol)
+            values, _ = _score_samples(samples, protocol)
+            metrics = summaries(values)
             rows.append({**asdict(contender), "metrics": metrics})
+            videos += _each_video(asdict(contender), values)
             place = f"{contender.stage}/{contender.variant}/seed-{contender.seed}"
             run.log(0, {f"{place}/{name}": figure["mean"] for name, figure in metrics.items()})
         truth = []
         if open_world(params.world).has_clips:
             protocol = Protocol(params.world, params.score, params.video.block, params.video.block)
-            truth = [
-                {"seed": seed, "protocol": protocol.record(), "metrics": _true_world(params, protocol, workspace, seed)}
-                for seed in params.seeds
-            ]
+            for seed in params.seeds:
+                values = _true_world(params, protocol, workspace, seed)
+                truth.append({"seed": seed, "protocol": protocol.record(), "metrics": summaries(values)})
+                videos += _each_video({**WORLD, "seed": seed}, values)
         write_json(summary, rows)
         write_json(workspace / "metrics" / "world.json", truth)
+        write_text(workspace / "metrics" / "videos.jsonl", "".join(json_line(video) for video in videos))
         run.artifact(summary)
     write_log(workspace, "score", params, began, stage="score")
 
@@ -98,12 +103,12 @@ def score_folder(folder: Path, out: Output, workspace: Path = Path()) -> None:
     samples = _checked(folder, protocol)
     if pair := by_number(samples.paths):
         tell(f"score {folder}: captions go to videos by their numbers, {pair[0].name} comes before {pair[1].name}")
-    metrics, frames = _score_samples(samples, protocol)
+    values, frames = _score_samples(samples, protocol)
     result = {
         "protocol": protocol.record(),
         "videos": len(samples.captions),
         "frames": frames,
-        "metrics": metrics,
+        "metrics": summaries(values),
     }
     write_output(out, json_text(result))
 
@@ -151,8 +156,8 @@ def score(
     judge: Judge,
     source: Path | str,
     frames: int | None = None,
-) -> tuple[dict[str, Summary], int]:
-    """Summaries by metric of videos, each in parts uint8 (f, H, W, 3), a caption each, and their number of frames.
+) -> tuple[dict[str, Tensor], int]:
+    """Metrics (V,) by name of V videos, each in parts uint8 (f, H, W, 3), a caption each, and their number of frames.
 
     Only a part is held at a time, or a few videos that are shorter than one. ``source`` is what errors and the progress
     line name; ``frames`` of a video, where they are known, tell the line its end.
@@ -175,7 +180,21 @@ def score(
                 raise UserError(too_short(source, length, judge.least_frames))
             found.append(judge.measure(_joined(findings)))
             done += len(asked)
-    return {name: summarise(torch.cat([one[name] for one in found])) for name in found[0]}, length
+    return {name: torch.cat([one[name] for one in found]) for name in found[0]}, length
+
+
+def summaries(values: Mapping[str, Tensor]) -> dict[str, Summary]:
+    """Mean, standard error and count over the videos of each metric (V,)."""
+    return {name: summarise(one) for name, one in values.items()}
+
+
+def _each_video(contender: Mapping[str, Any], values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """The lines of one contender's videos."""
+    columns = {name: one.tolist() for name, one in values.items()}
+    return [
+        {**contender, "video": number, "metrics": dict(zip(columns, metrics, strict=True))}
+        for number, metrics in enumerate(zip(*columns.values(), strict=True))
+    ]
 
 
 @dataclass(frozen=True)
@@ -197,7 +216,7 @@ def _checked(folder: Path, protocol: Protocol) -> _Samples:
     return _Samples(folder, captions, paths, frames)
 
 
-def _score_samples(samples: _Samples, protocol: Protocol) -> tuple[dict[str, Summary], int]:
+def _score_samples(samples: _Samples, protocol: Protocol) -> tuple[dict[str, Tensor], int]:
     return score(read_videos(samples.paths), samples.captions, protocol.judge(), samples.folder, samples.frames)
 
 
@@ -226,11 +245,11 @@ def _joined(parts: Sequence[Findings]) -> Findings:
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 
 
-def _true_world(params: Params, protocol: Protocol, workspace: Path, seed: int) -> dict[str, Summary]:
-    """The metrics of the clips whose captions are the samples' prompts, made as the samples are."""
+def _true_world(params: Params, protocol: Protocol, workspace: Path, seed: int) -> dict[str, Tensor]:
+    """The metrics (V,) of the clips whose captions are the samples' prompts, made as the samples are."""
     sample = params.sample
     with TemporaryDirectory() as scratch:
         captions = write_true_videos(params, workspace, seed, sample.videos, Path(scratch))
         videos = read_videos(find_videos(Path(scratch), sample.videos))
-        metrics, _ = score(videos, captions, protocol.judge(), "the true world", sample.frames)
-    return metrics
+        values, _ = score(videos, captions, protocol.judge(), "the true world", sample.frames)
+    return values

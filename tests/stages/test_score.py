@@ -1,6 +1,8 @@
 import json
+import statistics
 
 import pytest
+import torch
 from sampled import FRAMES, ROOT, VIDEOS, sampled_workspace, small_params, true_clips, write_samples
 
 from hiar.errors import UserError
@@ -80,8 +82,28 @@ def test_summary_tells_fading_videos_from_true_ones(workspace, params):
     assert [row["seed"] for row in truth] == params.seeds
 
 
+def test_every_video_has_a_line_and_the_summaries_are_theirs(workspace, params):
+    lines = [json.loads(line) for line in (workspace / "metrics" / "videos.jsonl").read_text().splitlines()]
+    keys = ["stage", "variant", "order", "context", "seed"]
+    assert all(list(line) == [*keys, "video", "metrics"] for line in lines)
+    by_row = {}
+    for line in lines:
+        by_row.setdefault(tuple(line[key] for key in keys), []).append(line)
+    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    world = {"stage": "world", "variant": "world", "order": None, "context": None}
+    rows += [world | row for row in json.loads((workspace / "metrics" / "world.json").read_text())]
+    assert list(by_row) == [tuple(row[key] for key in keys) for row in rows]
+    for row in rows:
+        videos = by_row[tuple(row[key] for key in keys)]
+        assert [one["video"] for one in videos] == list(range(VIDEOS))
+        for name, summary in row["metrics"].items():
+            values = [one["metrics"][name] for one in videos]
+            assert summary["mean"] == pytest.approx(statistics.fmean(values), rel=1e-5, abs=1e-12), name
+            assert summary["se"] == pytest.approx(statistics.stdev(values) / VIDEOS**0.5, rel=1e-5, abs=1e-12), name
+
+
 def test_scoring_again_gives_the_same_bytes(workspace, params):
-    files = [workspace / "metrics" / name for name in ("summary.json", "world.json")]
+    files = [workspace / "metrics" / name for name in ("summary.json", "world.json", "videos.jsonl")]
     before = [path.read_bytes() for path in files]
     score.run(params, workspace)
     assert [path.read_bytes() for path in files] == before
@@ -182,11 +204,12 @@ def test_parts_and_batches_change_nothing(params, monkeypatch):
         videos, captions = true_clips(params, seed=0, frames=frames)
         judge = open_judge(params.world, params.score, params.video.block, params.video.block)
         settings = (judge, "videos")
-        whole = score.score([[video] for video in videos], captions, *settings)
-        assert score.score([video.split(parts) for video in videos], captions, *settings) == whole
+        whole, _ = score.score([[video] for video in videos], captions, *settings)
+        in_parts, _ = score.score([video.split(parts) for video in videos], captions, *settings)
         alone = [score.score([[video]], [line], *settings)[0] for video, line in zip(videos, captions, strict=True)]
-        for name, figure in whole[0].items():
-            assert sum(one[name]["mean"] for one in alone) / VIDEOS == pytest.approx(figure["mean"], rel=1e-4, abs=1e-6)
+        for name, values in whole.items():
+            assert torch.equal(in_parts[name], values)
+            torch.testing.assert_close(torch.cat([one[name] for one in alone]), values, rtol=1e-4, atol=1e-6)
 
 
 def test_no_folder(tmp_path, project):
