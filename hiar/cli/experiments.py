@@ -20,7 +20,7 @@ STAGES = {
     "pairs": {"seed"},
     "init": {"seed", "restart-from"},
     "distill": {"seed", "variant", "restart-from"},
-    "sample": {"seed", "model", "variant"},
+    "sample": {"seed", "model", "variant", "walk"},
     "score": set(),
     "report": set(),
 }
@@ -74,7 +74,10 @@ def stage(
         int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of the run; for all stages but score, report.")
     ] = None,
     variant: Annotated[str | None, typer.Option(help="A name of `variants` in params.yaml (distill, sample).")] = None,
-    model: Annotated[str | None, typer.Option(help="What is sampled: teacher, init or distill.")] = None,
+    model: Annotated[str | None, typer.Option(help="What is sampled: teacher, init, distill or walked.")] = None,
+    walk: Annotated[
+        str | None, typer.Option(help="With --model walked: the variant as which the distilled one walks.")
+    ] = None,
     restart_from: Annotated[
         Path | None,
         typer.Option(help="Go on from the state in this folder, which a run with other settings left unfinished."),
@@ -88,24 +91,25 @@ def stage(
     needed = STAGES.get(name)
     if needed is None:
         raise UserError(f"stage '{name}': no such stage; known: {', '.join(STAGES)}")
-    if name == "sample" and model == "teacher":
-        needed = needed - {"variant"}
-    given = {"seed": seed, "model": model, "variant": variant, "restart-from": restart_from}
+    if name == "sample":
+        needed = needed - ({"variant"} if model == "teacher" else set()) - (set() if model == "walked" else {"walk"})
+    given = {"seed": seed, "model": model, "variant": variant, "walk": walk, "restart-from": restart_from}
     for option, value in given.items():
         if option in needed - {"restart-from"} and value is None:
             raise UserError(f"--{option}: is missing; stage {name} needs it")
         if option not in needed and value is not None:
             raise UserError(f"--{option} = {value}: stage {name} takes no such option; leave it out")
-    if model not in (None, "teacher", "init", "distill"):
-        raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init or distill")
+    if model not in (None, "teacher", "init", "distill", "walked"):
+        raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init, distill or walked")
 
     alone("a stage")
 
     from hiar.parameters import load_params
 
     params = load_params(Path("params.yaml"))
-    if variant is not None:
-        params.variant(variant)
+    for method in (variant, walk):
+        if method is not None:
+            params.variant(method)
     run_stage = import_module(f"hiar.stages.{name}").run
     run_stage(params, Path(), **{option.replace("-", "_"): given[option] for option in STAGES[name]})
 

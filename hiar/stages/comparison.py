@@ -23,9 +23,9 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class Contender:
-    """One model of the comparison under one seed; the teacher walks no grid."""
+    """One model of the comparison under one seed; the teacher walks no grid. variant: of a walked one STUDENT/WALK."""
 
-    stage: Literal["teacher", "init", "distill"]
+    stage: Literal["teacher", "init", "distill", "walked"]
     variant: str
     order: Order | None
     context: Context | None
@@ -46,6 +46,9 @@ def contenders(params: Params) -> Iterator[Contender]:
         for name in params.compare.distill:
             walk = params.variant(name)
             yield Contender("distill", name, walk.order, walk.context, seed)
+        for one in params.compare.walked:
+            walk = params.variant(one.walk)
+            yield Contender("walked", f"{one.student}/{one.walk}", walk.order, walk.context, seed)
 
 
 def read_captions(folder: Path) -> list[str]:
