@@ -61,6 +61,8 @@ class Page:
     curves: Sequence[Figure]
     pooling: str
     tables: Sequence[Table]
+    pairing: str
+    differences: Sequence[Table]
     definitions: Sequence[tuple[str, str]]
     losses: Sequence[Losses]
     stages: Sequence[StageLog]
