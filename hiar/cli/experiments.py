@@ -30,7 +30,11 @@ app.add_typer(config, name="config")
 
 Experiment = Annotated[
     str | None,
-    typer.Argument(help="A file of experiments/ without .yaml; none: params.yaml as it is.", show_default=False),
+    typer.Argument(
+        help="A file of experiments/ without .yaml, or several as ONE+OTHER, each over those before it; none: "
+        "params.yaml as it is.",
+        show_default=False,
+    ),
 ]
 
 
@@ -57,6 +61,41 @@ def run(
     from flows.command import run_experiment
 
     raise typer.Exit(run_experiment(Path(), experiment, dry_run=dry_run, force=force))
+
+
+@app.command(
+    cls=Once,
+    epilog=examples(
+        "hiar tables table1    # into runs/table1/reports/: tables.html, .md, .csv, claims.csv",
+        "hiar tables table1 table2 table3 --out all    # one page with the three",
+    ),
+)
+def tables(
+    experiments: Annotated[list[str], typer.Argument(help="Experiments that were run for a table (report.table).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A folder for all tables together; else each goes to its experiment's reports/."),
+    ] = None,
+) -> None:
+    """Set an experiment's figures beside the paper's: intervals, both rank orders, and a verdict a claim.
+
+    Tables, claims and the rule of verdicts are in experiments/paper/tables.yaml.
+    """
+    from hiar.stages.tables import table_of, write_tables
+    from hiar.workspace import experiment_params
+
+    found = {
+        name: table_of(name, experiment_params(Path(), name), Path("runs", name), Path())
+        for name in dict.fromkeys(experiments)
+    }
+    apart = {Path("runs", name, "reports"): [one] for name, one in found.items()}
+    groups = {out: [*found.values()]} if out else apart
+    for folder, group in groups.items():
+        for path in write_tables(group, folder):
+            print(path)
+    for name, one in found.items():
+        for claim in one.claims:
+            print(f"{name}: {claim.claim.says}: {claim.verdict}")
 
 
 @app.command(
@@ -134,5 +173,5 @@ def config_check(experiment: Experiment = None) -> None:
     from hiar.workspace import experiment_params
 
     params = experiment_params(Path(), experiment)
-    students = len(params.compare.init) + len(params.compare.distill)
+    students = len(params.compare.students)
     print(f"{experiment or 'params.yaml'}: valid; {len(params.seeds)} seed(s), {students} students compared")

@@ -55,6 +55,7 @@ class Score(Section):
 class Report(Section):
     videos: Count  # shown side by side
     reference: str | None  # what the others are compared with, such as distill/hiar; null: the first that is distilled
+    table: Name | None  # of experiments/paper/tables.yaml, which this experiment is for
 
 
 class Runtime(Section):

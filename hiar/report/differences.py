@@ -8,7 +8,7 @@ from hiar.report.columns import Metric
 from hiar.report.series import Series
 from hiar.report.tables import Cell, Head, Row, Table, decimals
 from hiar.statistics.intervals import Interval
-from hiar.statistics.paired import Difference, Scores, difference
+from hiar.statistics.paired import Estimate, Scores, differences, estimate
 
 PAIRED = (
     "Differences are taken video by video, between models that share prompt and noise, with 95 % intervals (Student's "
@@ -25,24 +25,24 @@ def difference_tables(
     students: series by contender, as scores name them. Raises UserError where videos cannot be paired.
     """
     found = {
-        series: [difference(scores, name, reference, metric.key) for metric in metrics]
+        series: [estimate(differences(scores, name, reference, metric.key)) for metric in metrics]
         for name, series in students.items()
         if name != reference
     }
     heads = [Head(metric.name, metric.definition, metric.better) for metric in metrics]
     other = students[reference].name
     tables = [Table(f"Difference to {other}, 95 % interval over videos", heads)]
-    for series, differences in found.items():
-        tables[0].rows.append(_row(series, differences, [one.videos for one in differences]))
-    if any(one.training for differences in found.values() for one in differences):
+    for series, row in found.items():
+        tables[0].rows.append(_row(series, row, [one.videos for one in row]))
+    if any(one.training for row in found.values() for one in row):
         tables.append(Table(f"Difference to {other}, 95 % interval over training seeds", heads))
-        for series, differences in found.items():
-            tables[1].rows.append(_row(series, differences, [one.training for one in differences]))
+        for series, row in found.items():
+            tables[1].rows.append(_row(series, row, [one.training for one in row]))
     return tables
 
 
-def _row(series: Series, differences: Sequence[Difference], intervals: Sequence[Interval | None]) -> Row:
-    cells = [_cell(one.mean, interval) for one, interval in zip(differences, intervals, strict=True)]
+def _row(series: Series, estimates: Sequence[Estimate], intervals: Sequence[Interval | None]) -> Row:
+    cells = [_cell(one.mean, interval) for one, interval in zip(estimates, intervals, strict=True)]
     return Row(series, cells, n=next((one.n for one in intervals if one), 1))
 
 

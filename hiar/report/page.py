@@ -63,6 +63,7 @@ class Page:
     tables: Sequence[Table]
     pairing: str
     differences: Sequence[Table]
+    paper_table: bool
     definitions: Sequence[tuple[str, str]]
     losses: Sequence[Losses]
     stages: Sequence[StageLog]

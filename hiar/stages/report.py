@@ -93,6 +93,7 @@ def run(params: Params, workspace: Path) -> None:
         ],
         pairing=PAIRED if pairs else "There is no second student to compare with.",
         differences=pairs,
+        paper_table=params.report.table is not None,
         definitions=[(metric.name, metric.definition) for metric in columns],
         losses=_losses(params, workspace),
         stages=stage_logs(logs),

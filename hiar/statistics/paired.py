@@ -1,4 +1,4 @@
-"""Two contenders that share prompts and noise, compared video by video."""
+"""Metrics of contenders that share prompts and noise: their means, and their differences video by video."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Scores = dict[str, dict[Video, dict[str, float]]]  # metrics of every video, by 
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One contender's metric minus another's.
+class Estimate:
+    """A mean over videos and training seeds: of a contender's metric, or of its difference to another's.
 
     ``seeds``: the mean of each training seed. ``videos`` says how far other videos would land, ``training`` how far
     another training seed would; None where there are too few to tell.
@@ -55,24 +55,39 @@ def read_scores(path: Path) -> Scores:
     return scores
 
 
-def difference(scores: Scores, one: str, other: str, metric: str) -> Difference:
-    """``one`` minus ``other``, video by video.
-
-    Raises UserError where they are not of the same videos, or one of them lacks the metric.
-    """
-    pairs = paired(scores, one, other, metric)
-    means = {seed: float(values.mean()) for seed, values in pairs.items()}
-    return Difference(
+def estimate(values: Mapping[int, Values]) -> Estimate:
+    """Of values (V,) by training seed."""
+    means = {seed: float(group.mean()) for seed, group in values.items()}
+    return Estimate(
         mean=float(np.mean(list(means.values()))),
         seeds=means,
-        videos=over_videos(pairs),
+        videos=over_videos(values),
         training=over_seeds(list(means.values())),
     )
 
 
-def paired(scores: Scores, one: str, other: str, metric: str) -> dict[int, Values]:
-    """Differences (V,) by training seed of two contenders' values on the same prompts and noise."""
-    first, second = _of(scores, one), _of(scores, other)
+def values_of(scores: Scores, name: str, metric: str) -> dict[int, Values]:
+    """A contender's metric (V,) by training seed, in the order of the videos' numbers.
+
+    Raises UserError where there is no such contender or metric.
+    """
+    if name not in scores:
+        raise UserError(f"contender '{name}': has no scores; {suggest(name, scores)}")
+    found: dict[int, list[float]] = {}
+    for (seed, _), metrics in sorted(scores[name].items()):
+        if metric not in metrics:
+            raise UserError(f"{name}: was not scored for {metric}; {suggest(metric, metrics)}")
+        found.setdefault(seed, []).append(metrics[metric])
+    return {seed: np.array(values) for seed, values in found.items()}
+
+
+def differences(scores: Scores, one: str, other: str, metric: str) -> dict[int, Values]:
+    """``one`` minus ``other`` (V,) by training seed, on the same prompts and noise.
+
+    Raises UserError where they are not of the same videos, or one of them lacks the metric.
+    """
+    own, others = values_of(scores, one, metric), values_of(scores, other, metric)
+    first, second = scores[one], scores[other]
     if unpaired := sorted(first.keys() ^ second.keys()):
         seed, number = unpaired[0]
         has, lacks = (one, other) if unpaired[0] in first else (other, one)
@@ -80,19 +95,7 @@ def paired(scores: Scores, one: str, other: str, metric: str) -> dict[int, Value
             f"{has}, {lacks}: cannot be paired, video {number} of seed {seed} is of the first alone "
             f"({len(unpaired)} such); sample both with the same seeds and sample.videos"
         )
-    found: dict[int, list[float]] = {}
-    for video in sorted(first):
-        for name, metrics in ((one, first[video]), (other, second[video])):
-            if metric not in metrics:
-                raise UserError(f"{name}: was not scored for {metric}; {suggest(metric, metrics)}")
-        found.setdefault(video[0], []).append(first[video][metric] - second[video][metric])
-    return {seed: np.array(values) for seed, values in found.items()}
-
-
-def _of(scores: Scores, name: str) -> dict[Video, dict[str, float]]:
-    if name not in scores:
-        raise UserError(f"contender '{name}': has no scores; {suggest(name, scores)}")
-    return scores[name]
+    return {seed: own[seed] - others[seed] for seed in own}
 
 
 def _row(path: Path, number: int, line: str) -> tuple[str, Video, dict[str, float]]:

@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 
 from hiar.errors import UserError
-from hiar.statistics.paired import difference, paired, read_scores
+from hiar.statistics.paired import differences, estimate, read_scores, values_of
 
 
 def row(variant, seed, video, value, **changes):
     walk = {"stage": "distill", "variant": variant, "order": "step_first", "context": "output"}
     return walk | {"seed": seed, "video": video, "metrics": {"speed": value}} | changes
+
+
+def compared(scores, one="distill/hiar", other="distill/other"):
+    return estimate(differences(scores, one, other, "speed"))
 
 
 def written(tmp_path, rows):
@@ -32,21 +36,24 @@ def two(seeds=(0, 1), videos=8):
 def test_differences_are_taken_video_by_video_whatever_the_order_of_rows(tmp_path):
     rows = two()
     scores = read_scores(written(tmp_path, rows))
-    found = difference(scores, "distill/hiar", "distill/other", "speed")
+    found = compared(scores)
     assert found.seeds == {0: pytest.approx(1.05, abs=0.05), 1: pytest.approx(2.05, abs=0.05)}
     assert found.mean == pytest.approx(np.mean(list(found.seeds.values())))
     assert found.videos.n == 16
-    assert found.videos.half < 0.05  # unpaired: 2
+    assert found.videos.half < 0.05
     assert found.training.n == 2
     assert found.training.half > 5  # two seeds that are one apart: 12.7 errors of .5
     shuffled = read_scores(written(tmp_path, rows[::-1]))
-    assert difference(shuffled, "distill/hiar", "distill/other", "speed").videos == found.videos
-    back = difference(scores, "distill/other", "distill/hiar", "speed")
+    assert compared(shuffled).videos == found.videos
+    alone = estimate(values_of(scores, "distill/hiar", "speed")), estimate(values_of(scores, "distill/other", "speed"))
+    assert alone[0].mean - alone[1].mean == pytest.approx(found.mean)
+    assert min(one.videos.half for one in alone) > 1
+    back = compared(scores, "distill/other", "distill/hiar")
     assert back.videos.low == pytest.approx(-found.videos.high)
 
 
 def test_one_training_seed_says_nothing_of_another(tmp_path):
-    found = difference(read_scores(written(tmp_path, two(seeds=[3]))), "distill/hiar", "distill/other", "speed")
+    found = compared(read_scores(written(tmp_path, two(seeds=[3]))))
     assert found.training is None
     assert found.videos is not None
 
@@ -63,7 +70,7 @@ def test_one_training_seed_says_nothing_of_another(tmp_path):
 def test_what_cannot_be_paired_is_refused(tmp_path, spoil, message):
     scores = read_scores(written(tmp_path, spoil(two())))
     with pytest.raises(UserError) as caught:
-        paired(scores, "distill/hiar", "distill/other", "speed")
+        compared(scores)
     assert message in str(caught.value)
 
 
