@@ -64,6 +64,8 @@ class Page:
     pairing: str
     differences: Sequence[Table]
     paper_table: bool
+    front_legend: Sequence[Series]
+    front: Sequence[Figure]
     definitions: Sequence[tuple[str, str]]
     losses: Sequence[Losses]
     stages: Sequence[StageLog]

@@ -19,6 +19,7 @@ from hiar.stages.common import Paths
 SAMPLES = "samples"  # kind of their manifests
 CAPTIONS = "captions.txt"
 TEACHER = "teacher"
+LEAST_LEVELS = 3  # of a line
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,28 @@ def contenders(params: Params) -> Iterator[Contender]:
         for one in params.compare.walked:
             walk = params.variant(one.walk)
             yield Contender("walked", f"{one.student}/{one.walk}", walk.order, walk.context, seed)
+
+
+def levels_compared(params: Params) -> dict[str, dict[float, str]]:
+    """Contenders that differ in the level of output context alone, by that level: trained at it, and walked at it.
+
+    Lines of fewer than three levels are none.
+    """
+    lines: dict[str, dict[float, str]] = {}
+    trained: dict[str, str] = {}  # a line of each kind of training
+    for name in params.compare.distill:
+        variant = params.variant(name)
+        kind = f"{variant.order}, {variant.forward_kl}"
+        if isinstance(variant.level, float):
+            lines.setdefault(trained.setdefault(kind, f"{name} and its like, trained at c"), {})[variant.level] = (
+                f"distill/{name}"
+            )
+            lines.setdefault(f"{name}, walked at c", {})[variant.level] = f"distill/{name}"
+    for one in params.compare.walked:
+        level, line = params.variant(one.walk).level, f"{one.student}, walked at c"
+        if isinstance(level, float) and line in lines:
+            lines[line].setdefault(level, f"walked/{one.student}/{one.walk}")
+    return {line: levels for line, levels in lines.items() if len(levels) >= LEAST_LEVELS}
 
 
 def read_captions(folder: Path) -> list[str]:

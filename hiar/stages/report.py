@@ -24,6 +24,7 @@ from hiar.metrics.summary import Summary, pool
 from hiar.report.columns import METRICS, Metric, good_by_part
 from hiar.report.curves import along_the_video
 from hiar.report.differences import PAIRED, difference_tables
+from hiar.report.front import front, front_legend
 from hiar.report.logs import Log, machine_facts, read_logs, stage_logs
 from hiar.report.losses import Curve, losses
 from hiar.report.page import Clip, Losses, Page, data_uri, render
@@ -31,9 +32,9 @@ from hiar.report.series import TRUTH, Series, model_series
 from hiar.report.sheet import contact_sheet
 from hiar.report.tables import Table, comparison
 from hiar.stages.common import sample_world, write_log
-from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, read_captions
+from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, levels_compared, read_captions
 from hiar.stages.truth import write_true_videos
-from hiar.statistics.paired import VIDEOS, read_scores
+from hiar.statistics.paired import VIDEOS, Scores, read_scores
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
 SHEET_COLUMNS = 10
@@ -67,7 +68,8 @@ def run(params: Params, workspace: Path) -> None:
     references = {series: metrics for series, metrics in figures.items() if series not in students}
     references |= {TRUTH: _pool(truth)} if truth else {}
     columns = [metric for metric in METRICS if metric.key in judge.columns]
-    pairs = _differences(params, workspace, columns)
+    scores, levels = read_scores(workspace / VIDEOS), levels_compared(params)
+    pairs = _differences(params, scores, columns)
     # Its own log is of the run before this one.
     logs = [log for log in read_logs(workspace / "logs") if log["name"] != "report"]
 
@@ -94,6 +96,8 @@ def run(params: Params, workspace: Path) -> None:
         pairing=PAIRED if pairs else "There is no second student to compare with.",
         differences=pairs,
         paper_table=params.report.table is not None,
+        front_legend=list(front_legend(levels).values()),
+        front=front(columns, scores, levels),
         definitions=[(metric.name, metric.definition) for metric in columns],
         losses=_losses(params, workspace),
         stages=stage_logs(logs),
@@ -136,7 +140,7 @@ def _by_part(
     return [comparison("Good frames, part by part", good_by_part(params.score.segments), students, references)]
 
 
-def _differences(params: Params, workspace: Path, columns: Sequence[Metric]) -> list[Table]:
+def _differences(params: Params, scores: Scores, columns: Sequence[Metric]) -> list[Table]:
     """Every student's paired differences to the reference; none where there is nothing to compare."""
     students = {
         f"{one.stage}/{one.variant}": _series(params, one)
@@ -145,7 +149,7 @@ def _differences(params: Params, workspace: Path, columns: Sequence[Metric]) -> 
     }
     if params.reference is None or len(students) < 2:
         return []
-    return difference_tables(columns, read_scores(workspace / VIDEOS), students, params.reference)
+    return difference_tables(columns, scores, students, params.reference)
 
 
 def _wall(
