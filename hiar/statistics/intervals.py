@@ -61,20 +61,6 @@ def over_seeds(means: Sequence[float]) -> Interval | None:
     return _t_interval(float(np.mean(means)), error, len(means) - 1, n=len(means))
 
 
-def correlation(one: Values, other: Values) -> Interval | None:
-    """Pearson's r of two series (N,), its interval by Fisher's transform.
-
-    None for fewer than four pairs, which leave it open, and where one of the series does not change.
-    """
-    from scipy import stats
-
-    if len(one) < 4 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return None
-    result = stats.pearsonr(one, other)
-    low, high = result.confidence_interval(CONFIDENCE)
-    return Interval(float(result.statistic), float(low), float(high), len(one))
-
-
 def _t_interval(mean: float, error: float, freedom: int, n: int) -> Interval:
     from scipy import stats
 

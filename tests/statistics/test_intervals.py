@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hiar.statistics.intervals import Interval, correlation, over_seeds, over_videos
+from hiar.statistics.intervals import Interval, over_seeds, over_videos
 
 TRIALS, VIDEOS = 2000, 128
 
@@ -60,18 +60,8 @@ def test_too_few_to_tell():
     assert over_videos({0: np.array([1.0])}) is None
     assert over_seeds([1.0]) is None
     assert over_seeds([1.0, 1.0]) == Interval(1.0, 1.0, 1.0, 2)
-    assert correlation(np.arange(3.0), np.arange(3.0)) is None
-    assert correlation(np.ones(5), np.arange(5.0)) is None
 
 
 @pytest.mark.parametrize(("low", "high", "sign"), [(0.1, 0.2, 1), (-0.2, -0.1, -1), (-0.1, 0.1, 0), (0.0, 0.1, 0)])
 def test_the_side_of_zero(low, high, sign):
     assert Interval((low + high) / 2, low, high, 3).sign == sign
-
-
-def test_correlation_is_pearsons_with_fishers_interval():
-    one, other = np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([2.0, 1.0, 4.0, 3.0, 5.0])
-    interval = correlation(one, other)
-    assert interval.mean == pytest.approx(0.8)
-    z, half = np.arctanh(0.8), 1.959964 / np.sqrt(2)
-    assert (interval.low, interval.high) == pytest.approx((np.tanh(z - half), np.tanh(z + half)))
