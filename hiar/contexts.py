@@ -25,7 +25,7 @@ class ContextRule:
     scale: ContextLevel = 1.0
 
     def share(self, step: int) -> float:
-        """C of a step. The last one's output is clean at any."""
+        """The c of a step; at any, the last one's output is clean."""
         if isinstance(self.scale, tuple):
             return self.scale[step] if step < len(self.scale) else 1.0
         return self.scale
