@@ -123,7 +123,12 @@ def as_markdown(tables: Sequence[Beside]) -> str:
         heads = [head for one in table.columns for head in (f"{one.metric}, ours", f"{one.stands_for}, paper", "ranks")]
         rows = [[line.name, *(cell for one in line.figures for cell in _cells(one))] for line in table.lines]
         claims = [
-            [one.claim.says, _interval(one.difference, one.interval), str(one.seeds), one.verdict]
+            [
+                one.claim.says,
+                f"{one.claim.metric}: {_interval(one.difference, one.interval)}",
+                str(one.seeds),
+                one.verdict,
+            ]
             for one in table.claims
         ]
         parts += [f"## {table.title}", f"Experiment `{table.experiment}`. {facts}", _markdown(["", *heads], rows)]
