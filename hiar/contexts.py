@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from hiar.config import Context, Order
+from hiar.config import Context, ContextLevel, Order
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,23 @@ class ContextRule:
     state: the latent that is shown: as the step began with it, as the step left it, or the x0 that the step saw.
     left: denoising step j + 1 leaves the context in the cache by the way; else a pass of its own writes it.
     finished: blocks are shown once finished, from one cache for all steps, and not after each step.
+    scale: of output context, c of t_c = c t_{j+1}: its state is shown with that share of its noise.
     """
 
     name: Context
     state: Literal["before", "after", "x0"]
     left: bool = False
     finished: bool = False
+    scale: ContextLevel = 1.0
+
+    def share(self, step: int) -> float:
+        """The c of a step; at any, the last one's output is clean."""
+        if isinstance(self.scale, tuple):
+            return self.scale[step] if step < len(self.scale) else 1.0
+        return self.scale
 
     def level(self, step: int, clean: int) -> int:
-        """The level t_c at which the state is shown, as an index of the levels; ``clean`` is that of no noise."""
+        """The level of the state as it was, as an index of the levels; ``clean`` is that of no noise."""
         return {"before": step, "after": step + 1, "x0": clean}[self.state]
 
     def caches(self, steps: int) -> int:
@@ -68,6 +76,17 @@ RULES: dict[Context, ContextRule] = {
 FINISHED = ContextRule("clean", "x0", finished=True)  # Self-Forcing
 
 
-def rule_of(order: Order, context: Context) -> ContextRule:
-    """The rule of a method: clean context walked block by block is Self-Forcing's, of finished blocks."""
-    return FINISHED if (order, context) == ("block_first", "clean") else RULES[context]
+def context_words(context: Context, level: ContextLevel | None) -> str:
+    """What earlier blocks are shown as, for people."""
+    shares = level if isinstance(level, tuple) else () if level is None else (level,)
+    said = "" if all(share == 1 for share in shares) else f" at {', '.join(f'{c:g}' for c in shares)} of its level"
+    return f"{context} context{said}"
+
+
+def rule_of(order: Order, context: Context, level: ContextLevel | None = None) -> ContextRule:
+    """The rule of a method: clean context walked block by block is Self-Forcing's, of finished blocks.
+
+    level: where output context is not shown at the whole output level; None: it is.
+    """
+    rule = FINISHED if (order, context) == ("block_first", "clean") else RULES[context]
+    return rule if level is None else replace(rule, scale=level)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hiar.config import Context, Order, Passes, require_order
+from hiar.config import Context, ContextLevel, Order, Passes, require_order
 from hiar.contexts import ContextRule, rule_of
 from hiar.errors import require
 
@@ -134,10 +134,18 @@ ORDERS: dict[Order, Callable[[Grid], Iterator[Cell]]] = {
 
 
 def make_grid(
-    order: Order, context: Context, *, blocks: int | None, steps: int, window: int, sinks: int = 0, given: int = 0
+    order: Order,
+    context: Context,
+    level: ContextLevel | None = None,
+    *,
+    blocks: int | None,
+    steps: int,
+    window: int,
+    sinks: int = 0,
+    given: int = 0,
 ) -> Grid:
     """The grid of a method."""
-    return Grid(blocks, steps, rule_of(order, context), window, sinks, given)
+    return Grid(blocks, steps, rule_of(order, context, level), window, sinks, given)
 
 
 def fastest(order: Order, context: Context) -> tuple[Order, Passes]:

@@ -12,7 +12,7 @@ from hiar.errors import UserError
 from hiar.io.text import one_line, split_lines
 
 if TYPE_CHECKING:
-    from hiar.config import Context, Order
+    from hiar.config import Context, ContextLevel, Order
 
 
 MOST_SEED = 2**63 - 1  # what torch's generators take, as params.yaml's seeds
@@ -51,6 +51,19 @@ def walk_of(order: str | None, context: str | None) -> tuple[Order | None, Conte
         cast("Order | None", _choice("--order", order, get_args(config.Order))),
         cast("Context | None", _choice("--context", context, get_args(config.Context))),
     )
+
+
+def level_of(text: str | None) -> ContextLevel | None:
+    """``--level``: one number or several with commas between. Raises UserError for what is none from 0 to 1."""
+    if text is None:
+        return None
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--level = {text}: is no number; write one such as 0.85, or several like 0.8,1,1") from None
+    if not all(0 <= share <= 1 for share in shares):
+        raise UserError(f"--level = {text}: should be 0 to 1, a share of the step's output level")
+    return shares[0] if len(shares) == 1 else shares
 
 
 def prompts_of(prompt: str | None, path: Path | None) -> list[str]:

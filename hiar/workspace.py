@@ -37,10 +37,14 @@ DVC_CONFIG = """\
 def experiment_tree(root: Path, name: str | None) -> dict[str, Any]:
     """The parameters of an experiment as YAML data: params.yaml, with experiments/NAME.yaml merged over it.
 
+    A name may be of several files, ONE+OTHER: each is merged over those before it.
+
     Raises UserError when there is no such experiment or a file is not valid YAML.
     """
     tree = read_yaml(root / PARAMS)
-    return tree if name is None else merge(tree, read_yaml(override_of(root, name)))
+    for part in name.split("+") if name is not None else []:
+        tree = merge(tree, read_yaml(override_of(root, part)))
+    return tree
 
 
 def experiment_params(root: Path, name: str | None) -> Params:
@@ -49,7 +53,7 @@ def experiment_params(root: Path, name: str | None) -> Params:
     if name is None:
         return parse_params(read_yaml(defaults), defaults)
     parse_params(read_yaml(defaults), defaults)
-    return parse_params(experiment_tree(root, name), override_of(root, name))
+    return parse_params(experiment_tree(root, name), override_of(root, name.rpartition("+")[2]))
 
 
 def override_of(root: Path, name: str) -> Path:

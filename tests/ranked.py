@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny import tiny_denoiser
 
-from hiar.config import Context, Passes
+from hiar.config import Context, ContextLevel, Passes
 from hiar.grid import make_grid
 from hiar.rollout.cell import Rollout
 from hiar.rollout.messages import Messages
@@ -32,12 +32,14 @@ class Case(NamedTuple):
     passes: Passes
     sinks: int = 0
     given: int = 0
+    level: ContextLevel | None = None
 
 
 def rollouts(case: Case) -> list[Rollout]:
     """Three prompts in flight, the last batch smaller, the blocks of one prompt fewer; the window slides."""
     text = torch.randn(5, 5, 8, generator=torch.Generator().manual_seed(2))
-    grid = make_grid("diagonal", case.context, blocks=7, steps=STEPS, window=3, sinks=case.sinks, given=case.given)
+    walk = ("diagonal", case.context, case.level)
+    grid = make_grid(*walk, blocks=7, steps=STEPS, window=3, sinks=case.sinks, given=case.given)
     sigmas = step_sigmas(STEPS, 5.0)
     return [
         Rollout(grid, sigmas, SHAPE, "sde", 7, range(2), text[:2]),

@@ -27,7 +27,7 @@ def small_params(**changes: object) -> Params:
     """The default experiment with few and short samples and two seeds; ``changes`` replace whole sections."""
     tree = read_yaml(ROOT / "params.yaml")
     sample = {"videos": VIDEOS, "frames": FRAMES, "caption_dropout": 0.0, "batch": 4}
-    tree |= {"seeds": [0, 1], "sample": sample, "report": {"videos": 2}}
+    tree |= {"seeds": [0, 1], "sample": sample, "report": {"videos": 2, "reference": None, "table": None}}
     tree["runtime"] |= {"threads": 1}
     tree |= changes
     return parse_params(tree, Path("small"))

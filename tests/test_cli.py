@@ -33,7 +33,7 @@ def spoil(project, old, new):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["stage"], ["sample"], ["stream"], ["score"], ["config"], ["config", "show"]]
+    "command", [[], ["run"], ["stage"], ["sample"], ["stream"], ["score"], ["tables"], ["config"], ["config", "show"]]
 )
 def test_help_needs_nothing_heavy(command):
     code = (
@@ -137,8 +137,8 @@ def test_experiments_that_would_mislead_or_break_down_later(project):
 
 def test_what_yaml_merges_may_be_overridden(project):
     (project / "experiments" / "mine.yaml").write_text(
-        "variants:\n  one: &one {order: diagonal, context: output, forward_kl: null}\n"
-        "  two: &two {<<: *one, context: clean}\n  three: {<<: *two, order: block_first}\n"
+        "variants:\n  one: &one {order: diagonal, context: output, level: 1.0, forward_kl: null}\n"
+        "  two: &two {<<: *one, context: clean, level: null}\n  three: {<<: *two, order: block_first}\n"
     )
     hiar("config", "check", "mine", folder=project)
 

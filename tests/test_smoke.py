@@ -14,7 +14,7 @@ from commands import environment, hiar
 
 from hiar.io.artifacts import content_hash
 
-STAGES = 12  # codec, teacher, pairs, init, two of distill, four of sample, score, report
+STAGES = 13  # codec, teacher, pairs, init, two of distill, five of sample, score, report
 METRICS = {
     "good",
     "residual",
@@ -47,6 +47,7 @@ def test_the_summary_has_a_row_a_model(smoke):
         for name in params["compare"][stage]:
             variant = params["variants"][name]
             expected.append((stage, name, variant["order"], variant["context"]))
+    expected.append(("walked", "self-forcing/hiar", "step_first", "output"))
     assert [(row["stage"], row["variant"], row["order"], row["context"]) for row in rows] == expected
     for row in rows:
         assert row.keys() == {"variant", "stage", "order", "context", "seed", "metrics"}
@@ -59,7 +60,7 @@ def test_the_summary_has_a_row_a_model(smoke):
 
 def test_the_report_is_one_file(smoke):
     text = (smoke / "reports" / "index.html").read_text()
-    assert text.count("data:video/mp4;base64,") == 2 * 5  # prompts; true world, teacher, init, two students
+    assert text.count("data:video/mp4;base64,") == 2 * 6  # prompts; true world, teacher, init, two students and a walk
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
     assert {path.name for path in (smoke / "reports").iterdir()} == {"index.html", "contact_sheet.png", "run.json"}
     for stage in ("seed-0/codec", "seed-0/distill/hiar", "seed-0/samples/teacher", "score"):
@@ -80,7 +81,10 @@ def test_a_second_run_runs_no_stage(smoke, client):
     said = hiar("run", "smoke", folder=smoke.parents[1]).stdout
     assert said.startswith("everything is up to date\n")
     table = [line.split("|")[1].strip() for line in said.splitlines() if line.startswith("|")]
-    assert table[2:] == ["HiAR · init", "Self-Forcing", "HiAR", "Teacher", "True world"]
+    others = ["HiAR · init", "HiAR", "Self-Forcing · walked as HiAR"]
+    assert table[2:8] == [others[0], "Self-Forcing", *others[1:], "Teacher", "True world"]
+    assert table[10:] == others
+    assert "Difference to Self-Forcing, 95 % interval over videos" in said
     assert "runs/smoke/reports/index.html" in said
     assert stamps(smoke) == before
     assert run_ids(client) == runs

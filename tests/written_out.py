@@ -203,13 +203,17 @@ class WrittenOut:
 
         shown: list[Tensor] = []
         if (self.variant.order, self.variant.context) == ("step_first", "output"):
+            shares = self.variant.level if isinstance(self.variant.level, tuple) else (self.variant.level,) * (s - 1)
             latents = [noise(n, 0) for n in blocks]
             for j in range(exit_step + 1):
-                seen, shown = [], []
+                level = sigmas[j + 1] * ([*shares, 1.0][j] or 0.0)
+                seen, shown, after = [], [], []
                 for n in blocks:
-                    seen.append(denoise(shown, sigmas[j + 1], latents[n], j))
-                    shown.append(renoise(seen[n], n, j))
-                latents = shown
+                    seen.append(denoise(shown, level, latents[n], j))
+                    after.append(renoise(seen[n], n, j))
+                    x0 = seen[n].detach()
+                    shown.append((1 - level) * x0 + level * noise(n, j + 1) if j + 1 < s else x0)
+                latents = after
         else:
             assert (self.variant.order, self.variant.context) == ("block_first", "clean")
             level, seen = torch.tensor(self.conventions.context_noise), []

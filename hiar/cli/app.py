@@ -29,5 +29,14 @@ Order = Annotated[
 Context = Annotated[
     str | None, typer.Option(help="clean, output, input or shared; default: as trained.", show_default=False)
 ]
+Level = Annotated[
+    str | None,
+    typer.Option(
+        metavar="C[,C...]",
+        help="Of output context: its noise, 0 to 1 of the step's output level, or one number for each step but the "
+        "last; default: as trained.",
+        show_default=False,
+    ),
+]
 Fp8 = Annotated[bool, typer.Option("--fp8", help="Linear layers in eight-bit numbers, on GPUs from Hopper on.")]
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="The same seed, prompts and walk give the same videos.")]

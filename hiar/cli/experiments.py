@@ -20,7 +20,7 @@ STAGES = {
     "pairs": {"seed"},
     "init": {"seed", "restart-from"},
     "distill": {"seed", "variant", "restart-from"},
-    "sample": {"seed", "model", "variant"},
+    "sample": {"seed", "model", "variant", "walk"},
     "score": set(),
     "report": set(),
 }
@@ -30,7 +30,11 @@ app.add_typer(config, name="config")
 
 Experiment = Annotated[
     str | None,
-    typer.Argument(help="A file of experiments/ without .yaml; none: params.yaml as it is.", show_default=False),
+    typer.Argument(
+        help="A file of experiments/ without .yaml, or several as ONE+OTHER, each over those before it; none: "
+        "params.yaml as it is.",
+        show_default=False,
+    ),
 ]
 
 
@@ -62,6 +66,41 @@ def run(
 @app.command(
     cls=Once,
     epilog=examples(
+        "hiar tables table1    # into runs/table1/reports/: tables.html, .md, .csv, claims.csv",
+        "hiar tables table1 table2 table3 --out all    # one page with the three",
+    ),
+)
+def tables(
+    experiments: Annotated[list[str], typer.Argument(help="Experiments that were run for a table (report.table).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A folder for all tables together; else each goes to its experiment's reports/."),
+    ] = None,
+) -> None:
+    """Set an experiment's figures beside the paper's: intervals, both rank orders, and a verdict a claim.
+
+    Tables, claims and the rule of verdicts are in experiments/paper/tables.yaml.
+    """
+    from hiar.stages.tables import table_of, write_tables
+    from hiar.workspace import experiment_params
+
+    found = {
+        name: table_of(name, experiment_params(Path(), name), Path("runs", name), Path())
+        for name in dict.fromkeys(experiments)
+    }
+    apart = {Path("runs", name, "reports"): [one] for name, one in found.items()}
+    groups = {out: [*found.values()]} if out else apart
+    for folder, group in groups.items():
+        for path in write_tables(group, folder):
+            print(path)
+    for name, one in found.items():
+        for claim in one.claims:
+            print(f"{name}: {claim.claim.says}: {claim.verdict}")
+
+
+@app.command(
+    cls=Once,
+    epilog=examples(
         "hiar stage teacher --seed 0",
         "hiar stage distill --seed 0 --variant hiar",
         "hiar stage sample --seed 0 --model init --variant self-forcing",
@@ -74,7 +113,10 @@ def stage(
         int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of the run; for all stages but score, report.")
     ] = None,
     variant: Annotated[str | None, typer.Option(help="A name of `variants` in params.yaml (distill, sample).")] = None,
-    model: Annotated[str | None, typer.Option(help="What is sampled: teacher, init or distill.")] = None,
+    model: Annotated[str | None, typer.Option(help="What is sampled: teacher, init, distill or walked.")] = None,
+    walk: Annotated[
+        str | None, typer.Option(help="With --model walked: the variant as which the distilled one walks.")
+    ] = None,
     restart_from: Annotated[
         Path | None,
         typer.Option(help="Go on from the state in this folder, which a run with other settings left unfinished."),
@@ -88,24 +130,25 @@ def stage(
     needed = STAGES.get(name)
     if needed is None:
         raise UserError(f"stage '{name}': no such stage; known: {', '.join(STAGES)}")
-    if name == "sample" and model == "teacher":
-        needed = needed - {"variant"}
-    given = {"seed": seed, "model": model, "variant": variant, "restart-from": restart_from}
+    if name == "sample":
+        needed = needed - ({"variant"} if model == "teacher" else set()) - (set() if model == "walked" else {"walk"})
+    given = {"seed": seed, "model": model, "variant": variant, "walk": walk, "restart-from": restart_from}
     for option, value in given.items():
         if option in needed - {"restart-from"} and value is None:
             raise UserError(f"--{option}: is missing; stage {name} needs it")
         if option not in needed and value is not None:
             raise UserError(f"--{option} = {value}: stage {name} takes no such option; leave it out")
-    if model not in (None, "teacher", "init", "distill"):
-        raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init or distill")
+    if model not in (None, "teacher", "init", "distill", "walked"):
+        raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init, distill or walked")
 
     alone("a stage")
 
     from hiar.parameters import load_params
 
     params = load_params(Path("params.yaml"))
-    if variant is not None:
-        params.variant(variant)
+    for method in (variant, walk):
+        if method is not None:
+            params.variant(method)
     run_stage = import_module(f"hiar.stages.{name}").run
     run_stage(params, Path(), **{option.replace("-", "_"): given[option] for option in STAGES[name]})
 
@@ -130,5 +173,5 @@ def config_check(experiment: Experiment = None) -> None:
     from hiar.workspace import experiment_params
 
     params = experiment_params(Path(), experiment)
-    students = len(params.compare.init) + len(params.compare.distill)
+    students = len(params.compare.students)
     print(f"{experiment or 'params.yaml'}: valid; {len(params.seeds)} seed(s), {students} students compared")

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from hiar.cli.app import Context, Fp8, Order, Seed, app, examples
+from hiar.cli.app import Context, Fp8, Level, Order, Seed, app, examples
 from hiar.errors import UserError
 from hiar.io.launcher import alone
 from hiar.io.outputs import CRF, is_terminal, output_of
-from hiar.options import MOST_FRAMES, Once, extended_of, prompts_of, size_of, stall_of, walk_of
+from hiar.options import MOST_FRAMES, Once, extended_of, level_of, prompts_of, size_of, stall_of, walk_of
 
 Video = Annotated[
     Path | None, typer.Option(help="Go on from the end of this clip, as far as a window shows.", show_default=False)
@@ -57,6 +57,7 @@ def sample(
     ] = None,
     order: Order = None,
     context: Context = None,
+    level: Level = None,
     seed: Seed = 0,
     save_latents: Annotated[bool, typer.Option("--save-latents", help="Write latents.safetensors too.")] = False,
     fp8: Fp8 = False,
@@ -82,7 +83,7 @@ def sample(
 
     Under torchrun each process takes its place in the pipeline: the last one decodes, the others share the steps.
     """
-    walk = walk_of(order, context)
+    walk, shares = walk_of(order, context), level_of(level)
     texts = prompts_of(prompt, prompts)
     captions, texts = (None, texts) if extended is None else (texts, extended_of(texts, extended))
     stall_seconds = stall_of(stall_seconds)
@@ -95,7 +96,8 @@ def sample(
 
     if not launched():
         check_folder("--out", out, "samples")
-    request = Request(checkpoint, texts, frames, seed, *walk, fp8, video, image, resize, captions, size_of(size), crf)
+    pixels = size_of(size)
+    request = Request(checkpoint, texts, frames, seed, *walk, fp8, video, image, resize, captions, pixels, crf, shares)
     if launched():
         from hiar.stages.pipelined import sample_on_rank
 
@@ -143,6 +145,7 @@ def stream(
     ] = None,
     order: Order = None,
     context: Context = None,
+    level: Level = None,
     seed: Seed = 0,
     fp8: Fp8 = False,
     video: Video = None,
@@ -156,7 +159,7 @@ def stream(
     Each block is written as soon as it is clean. Memory and speed stay what they are, however long it gets. It shows
     what `hiar sample` makes of this prompt and seed.
     """
-    walk = walk_of(order, context)
+    walk, shares = walk_of(order, context), level_of(level)
     (text,) = prompts_of(prompt, None)
     target = output_of("--out", out)
     if is_terminal(target):
@@ -167,7 +170,8 @@ def stream(
     from hiar.stages.request import Request
     from hiar.stages.stream import stream as write_stream
 
-    request = Request(checkpoint, [text], frames, seed, *walk, fp8, video, image, resize, size=size_of(size), crf=crf)
+    pixels = size_of(size)
+    request = Request(checkpoint, [text], frames, seed, *walk, fp8, video, image, resize, None, pixels, crf, shares)
     write_stream(request, change or [], target)
 
 

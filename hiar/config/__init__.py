@@ -3,7 +3,7 @@
 Every field is required and unknown keys are errors, so that a typo cannot pass silently and no default hides in code.
 """
 
-from hiar.config.experiment import Compare, Params, Report, Runtime, Sample, Score
+from hiar.config.experiment import Compare, Params, Report, Runtime, Sample, Score, Walked
 from hiar.config.generation import Codec, Conventions, Model, Schedule, ShapesWorld, Video, WanWorld, World
 from hiar.config.section import (
     SEEDS,
@@ -12,6 +12,7 @@ from hiar.config.section import (
     Background,
     Color,
     Context,
+    ContextLevel,
     Count,
     Order,
     Passes,
@@ -20,6 +21,7 @@ from hiar.config.section import (
     Renoise,
     Section,
     Shape,
+    require_level,
     require_order,
 )
 from hiar.config.training import (
@@ -46,6 +48,7 @@ __all__ = [
     "Color",
     "Compare",
     "Context",
+    "ContextLevel",
     "Conventions",
     "Count",
     "Distill",
@@ -74,7 +77,9 @@ __all__ = [
     "Training",
     "Variant",
     "Video",
+    "Walked",
     "WanWorld",
     "World",
+    "require_level",
     "require_order",
 ]

@@ -12,11 +12,28 @@ from hiar.config.training import Distill, Init, Pairs, Teacher, Variant
 from hiar.errors import UserError, require, suggest
 
 
+class Walked(Section):
+    """A distilled student that walks as another variant does, without being trained to."""
+
+    student: Name
+    walk: Name
+
+
 class Compare(Section):
-    """What the comparison holds: the walks the causal init is sampled with, and the variants distilled."""
+    """What the comparison holds: the walks the causal init is sampled with, the variants distilled, and the distilled
+    ones that are sampled in another variant's way too.
+    """
 
     init: Annotated[list[Name], Distinct]
     distill: Annotated[list[Name], Distinct]
+    walked: Annotated[list[Walked], Distinct]
+
+    @property
+    def students(self) -> list[str]:
+        """The contenders that walk the grid, as files name them: STAGE/VARIANT, of a walked one STUDENT/WALK."""
+        distilled = [f"distill/{name}" for name in self.distill]
+        walked = [f"walked/{one.student}/{one.walk}" for one in self.walked]
+        return [*(f"init/{name}" for name in self.init), *distilled, *walked]
 
 
 class Sample(Section):
@@ -37,6 +54,8 @@ class Score(Section):
 
 class Report(Section):
     videos: Count  # shown side by side
+    reference: str | None  # what the others are compared with, such as distill/hiar; null: the first that is distilled
+    table: Name | None  # of experiments/paper/tables.yaml, which this experiment is for
 
 
 class Runtime(Section):
@@ -104,8 +123,15 @@ class Params(Section):
         for field, names in (("compare.init", self.compare.init), ("compare.distill", self.compare.distill)):
             for name in names:
                 require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
+        self._check_compared()
         for name, variant in self.variants.items():
-            kl = variant.forward_kl
+            kl, steps = variant.forward_kl, self.schedule.student_steps
+            require(
+                not isinstance(variant.level, tuple) or len(variant.level) == steps - 1,
+                f"variants.{name}.level",
+                variant.level,
+                f"give one number, or {steps - 1}: one for each of schedule.student_steps = {steps} but the last",
+            )
             require(
                 kl is None or kl.steps <= self.schedule.student_steps,
                 f"variants.{name}.forward_kl.steps",
@@ -113,6 +139,23 @@ class Params(Section):
                 f"cannot exceed schedule.student_steps = {self.schedule.student_steps}",
             )
         return self
+
+    def _check_compared(self) -> None:
+        """What the comparison names is there."""
+        for one in self.compare.walked:
+            said, student, walk = f"{one.student}/{one.walk}", one.student, one.walk
+            known = [name for name in self.compare.distill if name != walk]
+            require(student in known, "compare.walked", said, f"no such distilled student; {suggest(student, known)}")
+            require(walk in self.variants, "compare.walked", said, f"no such variant; {suggest(walk, self.variants)}")
+        asked, students = self.report.reference, self.compare.students
+        remedy = f"is not compared; {suggest(asked or '', students)}, or null"
+        require(asked is None or asked in students, "report.reference", asked, remedy)
+
+    @property
+    def reference(self) -> str | None:
+        """The contender that others are compared with; where nothing is distilled, the first init; None of none."""
+        first = [name for name in self.compare.students if name.startswith("distill/")] or self.compare.students
+        return self.report.reference or next(iter(first), None)
 
     def _check_trained(self) -> None:
         """What holds where codec, text encoder and teacher are trained here."""

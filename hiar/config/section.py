@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from hiar.errors import BrokenRule, require
 
@@ -45,6 +45,28 @@ def require_order(order: Order, context: Context) -> None:
     """Raise BrokenRule for an order in which no block finds its context."""
     remedy = "shared context is left by a later step of the block before; use block_first or diagonal"
     require(context != "shared" or order != "step_first", "order", order, remedy)
+
+
+def require_level(context: Context, level: float | tuple[float, ...] | None) -> None:
+    """Raise BrokenRule for a level where the context has none to choose, or none where it has."""
+    if context == "output":
+        remedy = "a share of the step's output level; write 1.0 for all of it, or one number for each step but the last"
+        require(level is not None, "level", level, remedy)
+    else:
+        require(level is None, "level", level, f"the level of {context} context is given by its name; write null")
+
+
+def _shares(level: object) -> object:
+    """A number or a list of numbers, each 0 to 1."""
+    parts = level if isinstance(level, list | tuple) and level else (level,)
+    for share in parts:
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        require(number and 0 <= share <= 1, "", level, "should be a number from 0 to 1, or a list of such numbers")
+    return tuple(parts) if isinstance(level, list) else level
+
+
+# c of t_c = c t_{j+1}: one number, or one for each step but the last, whose output is clean.
+ContextLevel = Annotated[float | tuple[float, ...], BeforeValidator(_shares)]
 
 
 def _distinct(items: Sequence[object]) -> Sequence[object]:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hiar.config.section import (
     AttentionMode,
     Context,
+    ContextLevel,
     Count,
     Decay,
     File,
@@ -17,6 +18,7 @@ from hiar.config.section import (
     Positive,
     Probability,
     Section,
+    require_level,
     require_order,
 )
 from hiar.errors import require
@@ -140,9 +142,11 @@ class Variant(Section):
 
     order: Order
     context: Context
+    level: ContextLevel | None  # of output context, as a share of the step's output level; 1: HiAR, 0: clean
     forward_kl: ForwardKL | None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         require_order(self.order, self.context)
+        require_level(self.context, self.level)
         return self

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from hiar import config
@@ -29,6 +29,25 @@ class Walk(config.Section):
 
     order: config.Order
     context: config.Context
+    level: config.ContextLevel | None = None  # where it is not said, see below
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, said: Any) -> Any:
+        """Where no level is said, as on cards from before there were several, output context has all its noise."""
+        if not isinstance(said, dict) or "level" in said:
+            return said
+        return said | {"level": 1.0 if said.get("context") == "output" else None}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        config.require_level(self.context, self.level)
+        return self
+
+
+def walk_of(variant: config.Variant) -> Walk:
+    """The walk of a method."""
+    return Walk(order=variant.order, context=variant.context, level=variant.level)
 
 
 class Card(config.Section):

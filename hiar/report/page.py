@@ -61,6 +61,11 @@ class Page:
     curves: Sequence[Figure]
     pooling: str
     tables: Sequence[Table]
+    pairing: str
+    differences: Sequence[Table]
+    paper_table: bool
+    front_legend: Sequence[Series]
+    front: Sequence[Figure]
     definitions: Sequence[tuple[str, str]]
     losses: Sequence[Losses]
     stages: Sequence[StageLog]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hiar.config import Context, Order
-
 COLORS = 8  # classes c0 .. c7 of the style sheet
 NAMES = {
     "hiar": "HiAR",
@@ -30,17 +28,19 @@ class Series:
 TRUTH = Series("True world", "rendered, not generated", "truth")
 
 
-def model_series(
-    stage: str, variant: str, order: Order | None, context: Context | None, variants: Sequence[str]
-) -> Series:
-    """The series of a model; colours follow the place of its variant among ``variants``."""
-    name = NAMES.get(variant, variant)
-    if order is None or context is None:
+def model_series(stage: str, variant: str, walk: str | None, variants: Sequence[str]) -> Series:
+    """The series of a model that walks the grid as ``walk`` says in words; None of one that walks none.
+
+    Colours follow the place of its variant, or of the one it walks as, among ``variants``.
+    """
+    student, _, other = variant.partition("/")
+    name = NAMES.get(student, student)
+    if walk is None:
         return Series(name, "bidirectional, short clips", "neutral")
-    walk = f"{order.replace('_', '-')}, {context} context"
+    suffix = {"init": " · init", "walked": f" · walked as {NAMES.get(other, other)}"}.get(stage, "")
     return Series(
-        f"{name} · init" if stage == "init" else name,
+        name + suffix,
         walk,
-        f"c{list(variants).index(variant) % COLORS}",
-        dashed=stage == "init",
+        f"c{list(variants).index(other or student) % COLORS}",
+        dashed=stage != "distill",
     )

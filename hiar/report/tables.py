@@ -23,9 +23,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Cell:
+    """A figure and its error; ``shaded`` where it stands out, as the table's text says."""
+
     mean: str
-    se: str
-    best: bool = False
+    error: str
+    shaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ def _close(one: Summary, other: Summary) -> bool:
 
 
 def _cell(summary: Summary, best: bool) -> Cell:
-    decimals = 3 if abs(summary["mean"]) < 10 else 1
-    se = summary["se"]
-    return Cell(f"{summary['mean']:.{decimals}f}", "" if se is None else f"{se:.{decimals}f}", best)
+    places, se = decimals(summary["mean"]), summary["se"]
+    return Cell(f"{summary['mean']:.{places}f}", "" if se is None else f"{se:.{places}f}", best)
+
+
+def decimals(value: float) -> int:
+    """How many decimals a figure of this size is shown with."""
+    return 3 if abs(value) < 10 else 1

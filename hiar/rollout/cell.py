@@ -16,7 +16,7 @@ from hiar.models.blockwise import Conditioning, Places, condition, forward_block
 from hiar.models.denoiser import Denoiser
 from hiar.models.rings import Rings
 from hiar.noise import normals, upload
-from hiar.schedule import add_noise, euler_step
+from hiar.schedule import add_noise, euler_step, with_less_noise
 
 OURS = Conventions(given="level", sinks="turn", context_noise=0.0)
 
@@ -56,9 +56,23 @@ class Rollout:
 
     @property
     def levels(self) -> Tensor:
-        """All levels at which blocks are shown to the network: the sigmas, and that of noisy clean contexts."""
-        noise = self.conventions.context_noise
-        return torch.cat([self.sigmas, self.sigmas.new_tensor([noise])]) if noise else self.sigmas
+        """All levels at which blocks are shown to the network: the sigmas, then those of contexts between them.
+
+        These are the level of noisy clean contexts, where there is one, and c t_{j+1} of the ``lowered`` steps.
+        """
+        noise, share = self.conventions.context_noise, self.grid.rule.share
+        between = [self.sigmas.new_tensor(noise)] if noise else []
+        between += [share(step) * self.sigmas[step + 1] for step in self.lowered]
+        return torch.cat([self.sigmas, torch.stack(between)]) if between else self.sigmas
+
+    @property
+    def lowered(self) -> list[int]:
+        """The steps after which contexts are shown with less than their output's noise."""
+        return [step for step in range(self.clean - 1) if self.grid.rule.share(step) != 1]
+
+    def lowered_level(self, step: int) -> int:
+        """The level of a lowered step's contexts, as an index of the levels."""
+        return len(self.levels) - len(self.lowered) + self.lowered.index(step)
 
     def text_from(self, block: int) -> int | None:
         """The block from which the text of ``block`` holds; None: from the start."""
@@ -160,7 +174,7 @@ def _start(memory: Memory, cell: Cell) -> Tensor:
 
 
 def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, int]:
-    """The latent a block is shown as after ``cell``, and its level (Sec. 3.1), as an index of the rollout's sigmas."""
+    """The latent a block is shown as after ``cell``, and its level (Sec. 3.1), as an index of the rollout's levels."""
     rollout = memory.rollout
     if cell.block < rollout.grid.given:
         if given is None:
@@ -174,6 +188,9 @@ def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, in
         state = memory.states[cell.block]
     rule = rollout.grid.rule
     latent, level = getattr(state, rule.state), rule.level(cell.step, rollout.clean)
+    if cell.step in rollout.lowered:
+        lowered = with_less_noise(state.after, state.x0, rule.share(cell.step))
+        return lowered.detach(), rollout.lowered_level(cell.step)
     if level == rollout.clean and rule.state == "x0" and (noise := rollout.conventions.context_noise):
         noisy = add_noise(latent, rollout.noise(Cell(cell.block, rollout.clean)), torch.tensor(noise))
         return noisy.detach(), rollout.clean + 1

@@ -19,13 +19,14 @@ from hiar.stages.common import Paths
 SAMPLES = "samples"  # kind of their manifests
 CAPTIONS = "captions.txt"
 TEACHER = "teacher"
+LEAST_LEVELS = 3  # of a line
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One model of the comparison under one seed; the teacher walks no grid."""
+    """One model of the comparison under one seed; the teacher walks no grid. variant: of a walked one STUDENT/WALK."""
 
-    stage: Literal["teacher", "init", "distill"]
+    stage: Literal["teacher", "init", "distill", "walked"]
     variant: str
     order: Order | None
     context: Context | None
@@ -46,6 +47,31 @@ def contenders(params: Params) -> Iterator[Contender]:
         for name in params.compare.distill:
             walk = params.variant(name)
             yield Contender("distill", name, walk.order, walk.context, seed)
+        for one in params.compare.walked:
+            walk = params.variant(one.walk)
+            yield Contender("walked", f"{one.student}/{one.walk}", walk.order, walk.context, seed)
+
+
+def levels_compared(params: Params) -> dict[str, dict[float, str]]:
+    """Contenders that differ in the level of output context alone, by that level: trained at it, and walked at it.
+
+    Lines of fewer than three levels are none.
+    """
+    lines: dict[str, dict[float, str]] = {}
+    trained: dict[str, str] = {}  # a line of each kind of training
+    for name in params.compare.distill:
+        variant = params.variant(name)
+        kind = f"{variant.order}, {variant.forward_kl}"
+        if isinstance(variant.level, float):
+            lines.setdefault(trained.setdefault(kind, f"{name} and its like, trained at c"), {})[variant.level] = (
+                f"distill/{name}"
+            )
+            lines.setdefault(f"{name}, walked at c", {})[variant.level] = f"distill/{name}"
+    for one in params.compare.walked:
+        level, line = params.variant(one.walk).level, f"{one.student}, walked at c"
+        if isinstance(level, float) and line in lines:
+            lines[line].setdefault(level, f"walked/{one.student}/{one.walk}")
+    return {line: levels for line, levels in lines.items() if len(levels) >= LEAST_LEVELS}
 
 
 def read_captions(folder: Path) -> list[str]:

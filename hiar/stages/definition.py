@@ -22,7 +22,13 @@ def settings_of(stage: str, params: Params, variant: str | None) -> dict[str, An
     """The values of the parameters that DVC lists for a stage, by their names there."""
     names = _stages().get(stage, {}).get("params", [])
     tree = params.model_dump(mode="json")
-    return {name: _value(tree, name) for name in (name.replace("${item.variant}", variant or "") for name in names)}
+    return {name: _value(tree, name) for name in (_named(name, variant or "") for name in names)}
+
+
+def _named(name: str, variant: str) -> str:
+    """The name of a parameter for a variant, or for STUDENT/WALK where a student walks as another variant does."""
+    student, _, walk = variant.partition("/")
+    return name.replace("${item.variant.walk}", walk).replace("${item.variant}", student)
 
 
 @functools.cache

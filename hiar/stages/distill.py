@@ -11,7 +11,7 @@ from torch import Tensor
 from hiar.config import Params
 from hiar.errors import UserError
 from hiar.models.denoiser import Denoiser
-from hiar.models.generator import Generator, Walk, clone, load_generator
+from hiar.models.generator import Generator, clone, load_generator, walk_of
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
@@ -72,7 +72,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             checkpoint_minutes=params.runtime.checkpoint_minutes,
             memory=job.replay,
         )
-        walk = Walk(order=method.order, context=method.context)
+        walk = walk_of(method)
         card = trained_card(init.card, params, stage="distill", variant=variant, walk=walk)
         averaged = cast(Denoiser, kept(job.student))
         Generator(card, averaged, init.text, init.codec).save(work.folder)

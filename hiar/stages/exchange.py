@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hiar.config import Conventions, Schedule, Video, WanWorld
+from hiar.contexts import context_words
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import check_folder, content_hash, read_manifest, unfinished, write_manifest
 from hiar.models.generator import CARD, Card, Walk, load_card, save_card
@@ -75,7 +76,11 @@ def describe_model(path: Path, base: Path | None, verify: bool) -> list[tuple[st
     manifest, world = read_manifest(path, "checkpoint"), open_world(card.world)
     for part in (TRANSFORMER, TEXT, CODEC) if verify else ():
         world.verify(path / part)
-    walk = f"{card.walk.order}, {card.walk.context} context" if card.walk else "any walk, it was trained for none"
+    walk = (
+        f"{card.walk.order}, {context_words(card.walk.context, card.walk.level)}"
+        if card.walk
+        else "any walk, it was trained for none"
+    )
     if card.stage == "teacher":
         walk = f"{card.solver_steps} solver steps, guidance {card.guidance:g}; bidirectional"
     video, schedule = card.video, card.schedule

@@ -65,7 +65,7 @@ def check_processes(request: Request, ranks: int) -> None:
     card = load_card(request.checkpoint)
     if card.stage == "teacher":
         raise UserError("--processes: the teacher is bidirectional and has no steps to share out; leave it out")
-    walk = walk_asked(card, request.order, request.context)
+    walk = walk_asked(card, request.order, request.context, request.level)
     reason = rule_of(walk.order, walk.context).bound
     if reason:
         raise UserError(

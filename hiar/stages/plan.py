@@ -13,6 +13,7 @@ import psutil
 import torch
 from pydantic import ValidationError
 
+from hiar.contexts import context_words
 from hiar.errors import UserError
 from hiar.grid import Grid, count_passes, fastest
 from hiar.io.progress import tell
@@ -173,7 +174,7 @@ def plan_line(source: Generator, walk: Walk, rollout: Rollout, choice: Choice, p
         count = max(count_passes(grid, order, passes, steps) for steps in shares)
         calls = f" ({count} forward calls{each} for {grid.blocks} blocks in {grid.steps} steps)"
     return (
-        f"walk: {order}, {walk.context} context, {passes} passes{calls}; "
+        f"walk: {order}, {context_words(walk.context, walk.level)}, {passes} passes{calls}; "
         f"caches: {ring_bytes(source, grid, videos) / GB:.3g} GB for {videos} video(s) at a time; {_name(device)}, "
         f"{number_format(source)}, {choice}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from hiar.config import Params
+from hiar.contexts import context_words
 from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest, write_json, write_text
 from hiar.io.names import video_name
@@ -20,8 +21,10 @@ from hiar.io.tracking import tracked
 from hiar.io.video import read_mp4, write_png
 from hiar.judges.interface import Judge, open_judge
 from hiar.metrics.summary import Summary, pool
-from hiar.report.columns import METRICS, good_by_part
+from hiar.report.columns import METRICS, Metric, good_by_part
 from hiar.report.curves import along_the_video
+from hiar.report.differences import PAIRED, difference_tables
+from hiar.report.front import front, front_legend
 from hiar.report.logs import Log, machine_facts, read_logs, stage_logs
 from hiar.report.losses import Curve, losses
 from hiar.report.page import Clip, Losses, Page, data_uri, render
@@ -29,8 +32,9 @@ from hiar.report.series import TRUTH, Series, model_series
 from hiar.report.sheet import contact_sheet
 from hiar.report.tables import Table, comparison
 from hiar.stages.common import sample_world, write_log
-from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, read_captions
+from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, levels_compared, read_captions
 from hiar.stages.truth import write_true_videos
+from hiar.statistics.paired import VIDEOS, Scores, read_scores
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
 SHEET_COLUMNS = 10
@@ -52,6 +56,7 @@ def run(params: Params, workspace: Path) -> None:
     models = {_series(params, one): one for one in contenders(params) if one.seed == seed}
     folders = {series: one.samples(workspace) for series, one in models.items()}
     made = [facts(folder, read_manifest(folder, SAMPLES), _Made) for folder in folders.values()]
+    _check_prompts(params, workspace)
     prompts, wall = _wall(params, workspace, seed, folders)
     first_row = {series: read_mp4(folder / video_name(0, params.sample.videos)) for series, folder in folders.items()}
     seconds = {series: len(video) / fps for series, video in first_row.items()}
@@ -63,6 +68,8 @@ def run(params: Params, workspace: Path) -> None:
     references = {series: metrics for series, metrics in figures.items() if series not in students}
     references |= {TRUTH: _pool(truth)} if truth else {}
     columns = [metric for metric in METRICS if metric.key in judge.columns]
+    scores, levels = read_scores(workspace / VIDEOS), levels_compared(params)
+    pairs = _differences(params, scores, columns)
     # Its own log is of the run before this one.
     logs = [log for log in read_logs(workspace / "logs") if log["name"] != "report"]
 
@@ -86,6 +93,11 @@ def run(params: Params, workspace: Path) -> None:
             comparison("All parts of the videos together", columns, students, references),
             *_by_part(params, judge, students, references),
         ],
+        pairing=PAIRED if pairs else "There is no second student to compare with.",
+        differences=pairs,
+        paper_table=params.report.table is not None,
+        front_legend=list(front_legend(levels).values()),
+        front=front(columns, scores, levels),
         definitions=[(metric.name, metric.definition) for metric in columns],
         losses=_losses(params, workspace),
         stages=stage_logs(logs),
@@ -102,8 +114,22 @@ def run(params: Params, workspace: Path) -> None:
     write_log(workspace, "report", params, began, stage="report")
 
 
+def _check_prompts(params: Params, workspace: Path) -> None:
+    """Raise UserError where the contenders of a seed were not given the same prompts: they would not be pairs."""
+    for seed in params.seeds:
+        prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=params.sample.videos)
+        for one in contenders(params):
+            folder = one.samples(workspace)
+            if one.seed == seed and read_captions(folder) != prompts:
+                raise UserError(f"{folder}: its prompts are not those of params.yaml; run its sample stage again")
+
+
 def _series(params: Params, one: Contender) -> Series:
-    return model_series(one.stage, one.variant, one.order, one.context, list(params.variants))
+    walk = None
+    if one.stage != TEACHER:
+        way = params.variant(one.variant.rpartition("/")[2])
+        walk = f"{way.order.replace('_', '-')}, {context_words(way.context, way.level)}"
+    return model_series(one.stage, one.variant, walk, list(params.variants))
 
 
 def _by_part(
@@ -114,6 +140,18 @@ def _by_part(
     return [comparison("Good frames, part by part", good_by_part(params.score.segments), students, references)]
 
 
+def _differences(params: Params, scores: Scores, columns: Sequence[Metric]) -> list[Table]:
+    """Every student's paired differences to the reference; none where there is nothing to compare."""
+    students = {
+        f"{one.stage}/{one.variant}": _series(params, one)
+        for one in contenders(params)
+        if one.seed == params.seeds[0] and one.stage != TEACHER
+    }
+    if params.reference is None or len(students) < 2:
+        return []
+    return difference_tables(columns, scores, students, params.reference)
+
+
 def _wall(
     params: Params, workspace: Path, seed: int, folders: dict[Series, Path]
 ) -> tuple[list[str], list[tuple[str, list[Clip]]]]:
@@ -122,9 +160,6 @@ def _wall(
     names = [video_name(index, params.sample.videos) for index in range(count)]
     with TemporaryDirectory() as scratch:
         prompts, truth = _prompts(params, workspace, seed, count, Path(scratch))
-        for folder in folders.values():
-            if read_captions(folder)[:count] != prompts:
-                raise UserError(f"{folder}: its prompts are not those of params.yaml; run its sample stage again")
         places = truth | folders
         return prompts, [
             (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hiar.config import Context, Order
+from hiar.config import Context, ContextLevel, Order
 from hiar.io.outputs import CRF
 
 
@@ -14,7 +14,7 @@ from hiar.io.outputs import CRF
 class Request:
     """A video a prompt.
 
-    frames: latent frames of each, those that are given included; None: endless. order, context: None as trained.
+    frames: latent frames of each, those that are given included; None: endless. order, context, level: None as trained.
     fp8: linear layers in numbers of eight bits. clip, image: what every video begins with, see `hiar.stages.clips`;
     resize: pictures of another size are scaled and cut instead of refused. captions: what the folder calls the videos,
     where that is not the prompts: people extend prompts for a generator, and score by the short ones. size: height and
@@ -34,6 +34,7 @@ class Request:
     captions: Sequence[str] | None = None
     size: tuple[int, int] | None = None
     crf: int = CRF
+    level: ContextLevel | None = None
 
     @property
     def names(self) -> Sequence[str]:

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
-from hiar.config import Context, Order
-from hiar.errors import BrokenRule, UserError
+from hiar.config import Context, ContextLevel, Order
+from hiar.errors import BrokenRule, UserError, require
 from hiar.grid import check_walk, fastest, make_grid
 from hiar.models.generator import Card, Generator, Walk
+from hiar.parameters import explain
 from hiar.rollout.cell import OURS, Rollout
 from hiar.schedule import step_sigmas
 
 DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
 
 
-def walk_asked(card: Card, order: Order | None, context: Context | None) -> Walk:
-    """How a student is to walk: as it was trained to, unless told otherwise. Raises UserError when it cannot be."""
+def walk_asked(card: Card, order: Order | None, context: Context | None, level: ContextLevel | None = None) -> Walk:
+    """How a student is to walk: as it was trained to, unless told otherwise. Raises UserError when it cannot be.
+
+    Where another context than the one trained for is asked for, output's level is all of it unless told otherwise.
+    """
     trained = card.walk or DEFAULT_WALK
-    walk = Walk(order=order or trained.order, context=context or trained.context)
+    asked: dict[str, Any] = {"order": order or trained.order, "context": context or trained.context}
+    if level is not None:
+        asked["level"] = level
+    elif asked["context"] == trained.context:
+        asked["level"] = trained.level
     try:
+        walk = Walk.model_validate(asked)
+        if isinstance(walk.level, tuple):
+            steps = card.schedule.student_steps
+            remedy = f"give one number, or {steps - 1}, one for each of the {steps} steps but the last"
+            require(len(walk.level) == steps - 1, "level", walk.level, remedy)
         check_walk(walk.order, walk.context, "separate")
+    except ValidationError as error:
+        raise UserError(f"--{explain(error, Walk)}") from None
     except BrokenRule as error:
         raise UserError(f"--{error.field} = {error.value}: {error.remedy}") from None
     return walk
@@ -47,6 +64,7 @@ def make_rollout(
     grid = make_grid(
         order,
         walk.context,
+        walk.level,
         blocks=None if frames is None else frames // block,
         steps=card.schedule.student_steps,
         window=card.video.window_blocks,

@@ -19,7 +19,7 @@ from hiar.io.names import video_name
 from hiar.io.outputs import CRF
 from hiar.io.progress import Progress, tell
 from hiar.models.denoiser import guided_x0
-from hiar.models.generator import Generator, Walk
+from hiar.models.generator import Generator, Walk, walk_of
 from hiar.noise import normals
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import walk as walk_grid
@@ -50,27 +50,24 @@ from hiar.stages.videos import (
 )
 from hiar.worlds.interface import FIRST_CLIP
 
-Model = Literal["teacher", "init", "distill"]
-DEFINITIONS = {"teacher": "sample-teacher", "init": "sample-init", "distill": "sample"}  # of stages, in dvc.yaml
+Model = Literal["teacher", "init", "distill", "walked"]
+# Of stages, in dvc.yaml.
+DEFINITIONS = {"teacher": "sample-teacher", "init": "sample-init", "distill": "sample", "walked": "sample-walked"}
 BATCH = 16  # videos generated at a time by `hiar sample`
 
 
-def run(params: Params, workspace: Path, seed: int, model: Model, variant: str | None) -> None:
+def run(params: Params, workspace: Path, seed: int, model: Model, variant: str | None, walk: str | None = None) -> None:
     """Write artifacts/seed-S/samples/MODEL[/VARIANT]: ``sample.videos`` videos on prompts and noise all rows share.
 
-    Students roll out ``sample.frames`` frames the way ``variant`` walks the grid; the teacher makes clips of its own
-    length.
+    Students roll out ``sample.frames`` frames the way ``variant`` walks the grid, a walked one the way the variant
+    ``walk`` does; the teacher makes clips of its own length.
     """
     paths = Paths(workspace, seed)
-    checkpoint = {
-        "teacher": lambda: paths.teacher,
-        "init": lambda: paths.init,
-        "distill": lambda: paths.distilled(variant or ""),
-    }[model]()
-    walk = None
-    if variant is not None:
-        method = params.variant(variant)
-        walk = Walk(order=method.order, context=method.context)
+    distilled = paths.distilled(variant or "")
+    checkpoint = {"teacher": paths.teacher, "init": paths.init, "distill": distilled, "walked": distilled}[model]
+    method = walk or variant
+    way = None if method is None else walk_of(params.variant(method))
+    variant = f"{variant}/{walk}" if walk else variant
     parents = {"checkpoint": (checkpoint, "checkpoint")}
     out = paths.samples(model, variant)
     with stage(
@@ -79,11 +76,11 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
         source = load_sampler(checkpoint, work.accelerator.device)
         count = params.sample.videos
         prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=count)
-        frames = params.sample.frames if walk else source.card.video.frames
+        frames = params.sample.frames if way else source.card.video.frames
         check_frames(source, frames, count, params.sample.batch, work.folder, "params.yaml: sample.frames")
-        make_videos(work.folder, source, prompts, frames, walk, seed, params.sample.batch, f"sample {variant or model}")
+        make_videos(work.folder, source, prompts, frames, way, seed, params.sample.batch, f"sample {variant or model}")
         write_captions(work.folder, prompts, prompts)
-        work.finish("samples", model=model, **describe(source, walk, frames))
+        work.finish("samples", model=model, **describe(source, way, frames))
         for number in range(min(params.report.videos, count)):
             work.run.artifact(work.folder / video_name(number, count))
 
@@ -141,14 +138,16 @@ def check_request(source: Generator, request: Request) -> tuple[Walk | None, int
     block = source.card.video.block
     frames = block if request.frames is None else request.frames
     if source.card.stage == "teacher":
-        if request.order or request.context:
-            raise UserError("--order, --context: the teacher is bidirectional and walks no grid; leave them out")
+        if request.order or request.context or request.level is not None:
+            raise UserError(
+                "--order, --context, --level: the teacher is bidirectional, it walks no grid; leave them out"
+            )
         if frames != source.card.video.frames:
             raise UserError(
                 f"--frames = {frames}: the teacher makes clips of {source.card.video.frames} frames; ask for those"
             )
         return None, frames
-    walk = walk_asked(source.card, request.order, request.context)
+    walk = walk_asked(source.card, request.order, request.context, request.level)
     if frames < block or frames % block:
         nearest = max(block, round(frames / block) * block)
         raise UserError(
@@ -218,15 +217,13 @@ def make_videos(
 
 def describe(source: Generator, walk: Walk | None, frames: int) -> dict[str, Any]:
     """What a samples' manifest says of how its videos were made; enough to score them without params.yaml."""
-    order, context = (walk.order, walk.context) if walk else (None, None)
     first, block = source.block_pictures
     return {
         "frames": frames,
         "first_block": first,
         "block": block,
         "world": source.card.world.model_dump(mode="json"),
-        "order": order,
-        "context": context,
+        **{name: walk and getattr(walk, name) for name in Walk.model_fields},
     }
 
 

@@ -38,6 +38,7 @@ class SelfRollout:
         grid = make_grid(
             variant.order,
             variant.context,
+            variant.level,
             blocks=self.windows * video.frames // video.block,
             steps=schedule.student_steps if rule_of(variant.order, variant.context).left else exit_step + 1,
             window=video.window_blocks,

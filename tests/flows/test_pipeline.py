@@ -32,7 +32,7 @@ def test_before_the_first_run_everything_is_stale_in_an_order_that_can_run(proje
 
 
 def test_empty_lists_of_variants_make_no_stages(project):
-    project.change(compare={"init": [], "distill": []})
+    project.change(compare={"init": [], "distill": [], "walked": []})
     assert names(project) == ["codec@0", "score"]
 
 

@@ -20,7 +20,7 @@ def table(metric, *means, references=(), se=0.01):
 
 
 def marked(one):
-    return [row.cells[0].best for row in one.rows]
+    return [row.cells[0].shaded for row in one.rows]
 
 
 def test_the_best_and_its_equals_are_marked():
@@ -65,4 +65,4 @@ def test_a_student_that_shows_nothing_leads_nowhere():
 )
 def test_figures_are_short(mean, se, shown):
     cell = table(GOOD, mean, se=se).rows[0].cells[0]
-    assert (cell.mean, cell.se) == shown
+    assert (cell.mean, cell.error) == shown

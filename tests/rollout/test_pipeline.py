@@ -31,6 +31,8 @@ CASES = [
     Case("clean", "fused"),
     Case("output", "separate", given=1),
     Case("output", "batched", given=2),
+    Case("output", "separate", given=1, level=0.85),
+    Case("output", "fused", sinks=1, level=(0.0, 1.0, 0.6)),
 ]
 
 

@@ -65,8 +65,9 @@ SETTINGS = Distill(
     generator=GENERATOR,
     critic=FOLLOWER,
 )
-HIAR = Variant(order="step_first", context="output", forward_kl=None)
-SELF_FORCING = Variant(order="block_first", context="clean", forward_kl=None)
+HIAR = Variant(order="step_first", context="output", level=1.0, forward_kl=None)
+LOWERED = Variant(order="step_first", context="output", level=(0.8, 0.0), forward_kl=None)
+SELF_FORCING = Variant(order="block_first", context="clean", level=None, forward_kl=None)
 TWO_WAYS = ForwardKL(weight=3.0, steps=2, attention="bidirectional")
 CAUSAL = ForwardKL(weight=3.0, steps=1, attention="causal")
 PLAIN = Conventions(given="level", sinks="turn", context_noise=0.0)
@@ -155,6 +156,7 @@ def weights(job: Distillation, role: str) -> Tensor:
 CASES: dict[str, dict[str, Any]] = {
     "HiAR": {},
     "Self-Forcing": {"variant": SELF_FORCING},
+    "contexts below the output level": {"variant": LOWERED},
     "noisy clean contexts": {
         "variant": SELF_FORCING,
         "conventions": Conventions(given="level", sinks="turn", context_noise=0.3),

@@ -36,7 +36,7 @@ def make_self_rollout(
     return SelfRollout(
         block_shape=SHAPE,
         windows=windows,
-        variant=Variant(order=order, context=context, forward_kl=None),
+        variant=Variant(order=order, context=context, level=1.0 if context == "output" else None, forward_kl=None),
         video=Video(frames=4, block=2, window=4, sink_blocks=sinks),
         schedule=Schedule(teacher_shift=4.0, student_shift=2.0, student_steps=STEPS, renoise=renoise),
         conventions=CONVENTIONS,

@@ -1,0 +1,55 @@
+"""The paper's tables with our figures in them: what `hiar tables` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hiar.config import Params
+from hiar.errors import UserError
+from hiar.io.files import write_text
+from hiar.parameters import load_params
+from hiar.report.logs import machine_facts
+from hiar.report.paper import Beside, as_html, as_markdown, beside, claims_csv, figures_csv
+from hiar.statistics.claims import TABLES, read_table
+from hiar.statistics.paired import VIDEOS, read_scores
+
+
+def table_of(experiment: str, params: Params, workspace: Path, root: Path) -> Beside:
+    """The table that an experiment is for, with the figures of its last run.
+
+    Raises UserError where it is for none, has not been run, or was run with other parameters.
+    """
+    if params.report.table is None:
+        raise UserError(f"experiment '{experiment}': report.table = null: is for no table of the paper's; name one")
+    table = read_table(root / TABLES, params.report.table)
+    again = f"run `hiar run {experiment}`"
+    if not (workspace / VIDEOS).exists():
+        raise UserError(f"{workspace / VIDEOS}: no such file; {again} first")
+    if load_params(workspace / "params.yaml") != params:
+        raise UserError(f"{workspace / 'params.yaml'}: is not what experiment '{experiment}' says now; {again} again")
+    return beside(experiment, table, read_scores(workspace / VIDEOS), _facts(params, workspace))
+
+
+def write_tables(tables: Sequence[Beside], folder: Path) -> list[Path]:
+    """tables.html, tables.md, tables.csv and, of the claims, claims.csv in ``folder``."""
+    forms = {"tables.html": as_html, "tables.md": as_markdown, "tables.csv": figures_csv, "claims.csv": claims_csv}
+    for name, render in forms.items():
+        write_text(folder / name, render(tables))
+    return [folder / name for name in forms]
+
+
+def _facts(params: Params, workspace: Path) -> list[tuple[str, str]]:
+    """What was run, on what and for how long, as far as reports/run.json says."""
+    sample, lengths = params.sample, params.sample.frames / params.video.frames
+    said = [
+        ("Training seeds", ", ".join(map(str, params.seeds))),
+        ("Videos", f"{sample.videos} of {sample.frames} latent frames, {lengths:g} training lengths"),
+    ]
+    try:
+        run: dict[str, Any] = json.loads((workspace / "reports" / "run.json").read_text(encoding="utf-8"))
+        return [*said, ("Commit", ", ".join(run["commits"])), *machine_facts(run["stages"])]
+    except (OSError, ValueError, KeyError):
+        return said

@@ -1,0 +1,110 @@
+"""Metrics of contenders that share prompts and noise: their means, and their differences video by video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hiar.errors import UserError, suggest
+from hiar.statistics.intervals import Interval, Values, over_seeds, over_videos
+
+VIDEOS = Path("metrics", "videos.jsonl")  # in a workspace
+
+Video = tuple[int, int]  # training seed and number: one prompt and one noise
+Scores = dict[str, dict[Video, dict[str, float]]]  # metrics of every video, by contender: STAGE/VARIANT
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over videos and training seeds: of a contender's metric, or of its difference to another's.
+
+    ``seeds``: the mean of each training seed. ``videos`` says how far other videos would land, ``training`` how far
+    another training seed would; None where there are too few to tell.
+    """
+
+    mean: float
+    seeds: Mapping[int, float]
+    videos: Interval | None
+    training: Interval | None
+
+
+def read_scores(path: Path) -> Scores:
+    """The values of metrics/videos.jsonl, a line a video, by contender.
+
+    Raises UserError when it cannot be read, is not in that form, or holds a video twice.
+    """
+    scores: Scores = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: cannot be read; run `hiar stage score` first") from None
+    for number, line in enumerate(lines, start=1):
+        name, video, metrics = _row(path, number, line)
+        known = scores.setdefault(name, {})
+        if video in known:
+            raise UserError(
+                f"{path}: line {number}: video {video[1]} of {name}, seed {video[0]}, is there twice; "
+                "run `hiar stage score` again"
+            )
+        known[video] = metrics
+    return scores
+
+
+def estimate(values: Mapping[int, Values]) -> Estimate:
+    """Of values (V,) by training seed."""
+    means = {seed: float(group.mean()) for seed, group in values.items()}
+    return Estimate(
+        mean=float(np.mean(list(means.values()))),
+        seeds=means,
+        videos=over_videos(values),
+        training=over_seeds(list(means.values())),
+    )
+
+
+def values_of(scores: Scores, name: str, metric: str) -> dict[int, Values]:
+    """A contender's metric (V,) by training seed, in the order of the videos' numbers.
+
+    Raises UserError where there is no such contender or metric.
+    """
+    if name not in scores:
+        raise UserError(f"contender '{name}': has no scores; {suggest(name, scores)}")
+    found: dict[int, list[float]] = {}
+    for (seed, _), metrics in sorted(scores[name].items()):
+        if metric not in metrics:
+            raise UserError(f"{name}: was not scored for {metric}; {suggest(metric, metrics)}")
+        found.setdefault(seed, []).append(metrics[metric])
+    return {seed: np.array(values) for seed, values in found.items()}
+
+
+def differences(scores: Scores, one: str, other: str, metric: str) -> dict[int, Values]:
+    """``one`` minus ``other`` (V,) by training seed, on the same prompts and noise.
+
+    Raises UserError where they are not of the same videos, or one of them lacks the metric.
+    """
+    own, others = values_of(scores, one, metric), values_of(scores, other, metric)
+    first, second = scores[one], scores[other]
+    if unpaired := sorted(first.keys() ^ second.keys()):
+        seed, number = unpaired[0]
+        has, lacks = (one, other) if unpaired[0] in first else (other, one)
+        raise UserError(
+            f"{has}, {lacks}: cannot be paired, video {number} of seed {seed} is of the first alone "
+            f"({len(unpaired)} such); sample both with the same seeds and sample.videos"
+        )
+    return {seed: own[seed] - others[seed] for seed in own}
+
+
+def _row(path: Path, number: int, line: str) -> tuple[str, Video, dict[str, float]]:
+    try:
+        row: Any = json.loads(line)
+        metrics = {str(name): float(value) for name, value in row["metrics"].items()}
+        return f"{row['stage']}/{row['variant']}", (int(row["seed"]), int(row["video"])), metrics
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}: line {number}: is no row of scores ({type(error).__name__}: {error}); "
+            "run `hiar stage score` again"
+        ) from None

@@ -1,0 +1,60 @@
+import pytest
+
+from hiar.report.columns import Metric
+from hiar.report.differences import difference_tables
+from hiar.report.series import Series, model_series
+
+METRICS = [Metric("good", "Good", "", "higher"), Metric("speed", "Speed", "")]
+STUDENTS = {f"distill/{name}": Series(name, "", "c0") for name in ("hiar", "other", "same")}
+
+
+def scores(seeds):
+    """``hiar`` is better by about .1 in every video of the seeds, and faster in half of them."""
+    values = {"hiar": (0.1, 1.0), "other": (0.0, 0.0), "same": (0.0, 0.0)}
+    return {
+        f"distill/{name}": {
+            (seed, video): {
+                "good": 0.5 + 0.01 * video + good * (1 + 0.02 * (video + seed)),
+                "speed": video + speed * (-1) ** video,
+            }
+            for seed in seeds
+            for video in range(4)
+        }
+        for name, (good, speed) in values.items()
+    }
+
+
+def shown(table):
+    return {row.series.name: [(cell.mean, cell.error, cell.shaded) for cell in row.cells] for row in table.rows}
+
+
+def test_each_student_against_the_reference():
+    (table,) = difference_tables(METRICS, scores([0]), STUDENTS, "distill/other")
+    assert table.caption == "Difference to other, 95 % interval over videos"
+    assert shown(table) == {
+        "hiar": [("+0.103", "0.004", True), ("+0.000", "1.837", False)],
+        "same": [("+0.000", "0.000", False), ("+0.000", "0.000", False)],
+    }
+    assert [row.n for row in table.rows] == [4, 4]
+
+
+def test_several_seeds_have_a_table_of_their_own():
+    videos, seeds = difference_tables(METRICS, scores([0, 1, 2]), STUDENTS, "distill/hiar")
+    assert [row.n for row in videos.rows] == [12, 12]
+    assert [row.n for row in seeds.rows] == [3, 3]
+    assert seeds.caption.endswith("95 % interval over training seeds")
+    assert shown(videos)["other"][0] == ("-0.105", "0.002", True)
+    assert shown(seeds)["other"][0] == ("-0.105", "0.005", True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "variant", "name", "color", "dashed"),
+    [
+        ("distill", "hiar", "HiAR", "c1", False),
+        ("init", "self-forcing", "Self-Forcing · init", "c0", True),
+        ("walked", "hiar/self-forcing", "HiAR · walked as Self-Forcing", "c0", True),
+    ],
+)
+def test_names_and_colours(stage, variant, name, color, dashed):
+    one = model_series(stage, variant, "step-first, output context", ["self-forcing", "hiar"])
+    assert one == Series(name, "step-first, output context", color, dashed)

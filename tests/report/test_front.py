@@ -1,0 +1,66 @@
+import re
+
+from sampled import ROOT
+
+from hiar.report.columns import METRICS
+from hiar.report.front import front, front_legend
+from hiar.stages.comparison import levels_compared
+from hiar.workspace import experiment_params
+
+
+def scores(levels):
+    """Good frames fall by a tenth from clean context to HiAR's; a walked student is a little better."""
+    return {
+        name: {
+            (seed, video): {
+                "good": 0.9 - 0.1 * level + 0.01 * name.startswith("walked") + 0.01 * (video - 1),
+                "hops": 1.0,
+            }
+            for seed in (0, 1)
+            for video in range(3)
+        }
+        for of in levels.values()
+        for level, name in of.items()
+    }
+
+
+def test_levels_of_the_front():
+    levels = levels_compared(experiment_params(ROOT, "front"))
+    assert levels == {
+        "hiar and its like, trained at c": {
+            1.0: "distill/hiar",
+            0.85: "distill/c85",
+            0.7: "distill/c70",
+            0.5: "distill/c50",
+            0.0: "distill/c0",
+        },
+        "hiar, walked at c": {
+            1.0: "distill/hiar",
+            0.95: "walked/hiar/c95",
+            0.85: "walked/hiar/c85",
+            0.7: "walked/hiar/c70",
+            0.5: "walked/hiar/c50",
+            0.0: "walked/hiar/c0",
+        },
+    }
+
+
+def test_experiments_of_one_level_have_no_front():
+    levels = levels_compared(experiment_params(ROOT, "table3"))
+    assert levels == {}
+    assert front(METRICS, {}, levels) == []
+
+
+def test_a_chart_a_metric_with_a_dot_a_level():
+    levels = levels_compared(experiment_params(ROOT, "front"))
+    (good,) = front([one for one in METRICS if one.key in ("good", "hops")], scores(levels), levels)
+    assert good.title == "Good frames"
+    notes = re.findall("<title>(.*?)</title>", good.svg)
+    assert len(notes) == 11
+    assert "distill/c85 at 0.85: 0.8150 ± 0.0113, by seed: 0.8150, 0.8150" in notes
+    assert "walked/hiar/c85 at 0.85: 0.8250 ± 0.0113, by seed: 0.8250, 0.8250" in notes
+    assert [series.color for series in front_legend(levels).values()] == ["c0", "c1"]
+    # The lowest level is left, and better, which is up.
+    x, y = zip(*re.findall(r'<circle class="dot c1" cx="([\d.]+)" cy="([\d.]+)"', good.svg), strict=True)
+    assert [float(v) for v in x] == sorted(float(v) for v in x)
+    assert [float(v) for v in y] == sorted(float(v) for v in y)

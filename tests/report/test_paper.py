@@ -1,0 +1,105 @@
+import csv
+import io
+
+import pytest
+from sampled import ROOT
+
+from hiar.errors import UserError
+from hiar.report.paper import as_html, as_markdown, beside, claims_csv, figures_csv
+from hiar.statistics.claims import TABLES, read_table
+
+TABLE2 = read_table(ROOT / TABLES, "table2")
+# Means a contender: drift in the paper's order, quality not.
+MEANS = {
+    "distill/hiar-input": {"good": 0.9, "shape_right": 0.9, "border_jump": 1.5, "saturation_drift": 0.01},
+    "distill/hiar": {"good": 0.7, "shape_right": 0.9, "border_jump": 1.4, "saturation_drift": 0.02},
+    "distill/self-forcing": {"good": 0.8, "shape_right": 0.8, "border_jump": 1.3, "saturation_drift": 0.03},
+}
+
+
+def scores(leave_out=(), seeds=3):
+    return {
+        name: {
+            (seed, video): {
+                metric: mean + 0.0001 * seed * (name == "distill/hiar") + 0.1 * video
+                for metric, mean in means.items()
+                if metric not in leave_out
+            }
+            for seed in range(seeds)
+            for video in (-1, 0, 1)
+        }
+        for name, means in MEANS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def table():
+    return beside("table2", TABLE2, scores(), [("Training seeds", "0, 1, 2")])
+
+
+def test_ranks_are_ours_and_the_papers(table):
+    ranks = {column.metric: [] for column in table.columns}
+    for line in table.lines:
+        for column, figure in zip(table.columns, line.figures, strict=True):
+            ranks[column.metric].append((figure.our_rank, figure.paper_rank))
+    assert ranks == {
+        "good": [(1, 3), (3, 1), (2, 2)],
+        "shape_right": [(2, 3), (1, 1), (3, 2)],  # .9001 before .9
+        "border_jump": [(3, 3), (2, 2), (1, 1)],
+        "saturation_drift": [(1, 1), (2, 2), (3, 3)],
+    }
+
+
+def test_smoothness_of_the_paper_is_better_where_it_is_higher():
+    smoothness = next(column for column in TABLE2.columns if column.stands_for == "Smoothness")
+    assert (smoothness.better, smoothness.paper_better) == ("lower", "higher")
+
+
+def test_every_claim_has_a_verdict(table):
+    assert {one.claim.says: one.verdict for one in table.claims} == {
+        "input-level context drifts less than output-level": "holds",
+        "output-level context drifts less than clean": "holds",
+        "input-level context costs quality": "fails",
+        "input-level context jumps at block borders": "holds",
+        "clean context jumps less than output-level": "holds",
+    }
+    two = beside("table2", TABLE2, scores(seeds=2), [])
+    assert {one.verdict for one in two.claims} == {"undecided"}
+
+
+def test_the_same_in_every_form(table):
+    figures = list(csv.DictReader(io.StringIO(figures_csv([table]))))
+    assert len(figures) == 12
+    drift = next(one for one in figures if (one["row"], one["metric"]) == ("output level, t_(j+1)", "saturation_drift"))
+    assert (drift["ours"], drift["paper"], drift["rank"], drift["paper_rank"], drift["seeds"]) == (
+        *("0.0201", "0.257", "2", "2", "3"),
+    )
+    assert float(drift["low"]) < 0.0201 < float(drift["high"])
+    claims = list(csv.DictReader(io.StringIO(claims_csv([table]))))
+    assert [one["verdict"] for one in claims] == ["holds", "holds", "fails", "holds", "holds"]
+    for text in (as_markdown([table]), as_html([table])):
+        for part in ("0.0201 [0.0199, 0.0203]", "0.257", "2 / 2", "fails", "Table 2", "0, 1, 2"):
+            assert part in text
+
+
+def test_what_is_not_there_is_said():
+    table = beside(
+        "table1", read_table(ROOT / TABLES, "table1"), scores(leave_out=["shape_right", "smoothed_speed"]), []
+    )
+    assert table.unmeasured == ["Semantic", "Dynamic"]
+    assert [one.claim.metric for one in table.claims] == ["saturation_drift", "good"]
+    for text in (as_markdown([table]), as_html([table])):
+        assert "Not measured here: Semantic, Dynamic." in text
+        assert "an initialisation from an autoregressive teacher" in text
+        assert "0.615" in text  # the paper's figure all the same
+    causvid = table.lines[0].figures[0]
+    assert (causvid.ours, causvid.our_rank, causvid.paper_rank) == (None, None, None)
+    trained = ["hiar-causal-fkl", "hiar-fkl-2", "hiar-fkl-4", "hiar-no-fkl"]
+    others = scores() | {f"distill/{name}": scores()["distill/hiar"] for name in trained}
+    with pytest.raises(UserError, match="contender 'walked/self-forcing/hiar': has no scores"):
+        beside("table3", read_table(ROOT / TABLES, "table3"), others, [])
+
+
+def test_text_is_escaped():
+    odd = TABLE2.model_copy(update={"title": "<script>alert(1)</script>"})
+    assert "<script>alert" not in as_html([beside("table2", odd, scores(), [])])

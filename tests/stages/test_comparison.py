@@ -1,0 +1,75 @@
+"""What an experiment compares, and with what."""
+
+import pytest
+from sampled import ROOT
+
+from hiar.errors import UserError
+from hiar.parameters import merge, parse_params, read_yaml
+from hiar.stages.comparison import contenders
+from hiar.stages.definition import settings_of
+
+WALKED = {"student": "self-forcing", "walk": "hiar"}
+
+
+def params(**changes):
+    return parse_params(merge(read_yaml(ROOT / "params.yaml"), changes), "mine.yaml")
+
+
+def test_a_walked_student_is_a_contender_with_the_walk_of_the_other_variant():
+    found = [one for one in contenders(params(compare={"init": [], "walked": [WALKED]})) if one.stage == "walked"]
+    (one,) = found
+    assert (one.variant, one.order, one.context) == ("self-forcing/hiar", "step_first", "output")
+    assert str(one.samples(ROOT)).endswith("artifacts/seed-0/samples/walked/self-forcing/hiar")
+
+
+def test_the_samples_of_a_walked_student_depend_on_the_walk():
+    one, other = (
+        settings_of("sample-walked", params(variants={"hiar": {"level": level}}), "self-forcing/hiar")
+        for level in (1.0, 0.5)
+    )
+    assert one.keys() == other.keys() >= {"variants.hiar", "sample"}
+    assert {name for name in one if one[name] != other[name]} == {"variants.hiar"}
+
+
+@pytest.mark.parametrize(
+    ("compare", "asked", "reference"),
+    [
+        ({}, None, "distill/self-forcing"),
+        ({}, "distill/hiar", "distill/hiar"),
+        ({}, "init/hiar", "init/hiar"),
+        ({"distill": []}, None, "init/self-forcing"),
+        ({"walked": [WALKED]}, "walked/self-forcing/hiar", "walked/self-forcing/hiar"),
+        ({"init": [], "distill": []}, None, None),
+    ],
+)
+def test_the_reference_is_the_one_named_or_the_first_that_is_distilled(compare, asked, reference):
+    assert params(compare=compare, report={"reference": asked}).reference == reference
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"report": {"reference": "hiar"}},
+            "report.reference = 'hiar': is not compared; did you mean 'init/hiar'?",
+        ),
+        ({"report": {"reference": "distill/shared"}}, "report.reference = 'distill/shared': is not compared;"),
+        (
+            {"compare": {"walked": [{"student": "shared", "walk": "hiar"}]}},
+            "compare.walked = 'shared/hiar': no such distilled student; known: self-forcing, hiar-no-fkl",
+        ),
+        (
+            {"compare": {"walked": [{"student": "hiar", "walk": "hiar"}]}},
+            "compare.walked = 'hiar/hiar': no such distilled student;",
+        ),
+        (
+            {"compare": {"walked": [{"student": "hiar", "walk": "shred"}]}},
+            "compare.walked = 'hiar/shred': no such variant; did you mean 'shared'?",
+        ),
+        ({"compare": {"walked": [WALKED, WALKED]}}, "compare.walked = "),
+    ],
+)
+def test_comparisons_that_cannot_be(changes, line):
+    with pytest.raises(UserError) as caught:
+        params(**changes)
+    assert str(caught.value).startswith(f"mine.yaml: {line}")

@@ -1,0 +1,113 @@
+"""Levels of the context as data: in params.yaml, on cards, on the command line."""
+
+import json
+
+import pytest
+from commands import hiar
+from sampled import ROOT
+from students import save_student
+
+from hiar.config import Schedule
+from hiar.errors import UserError
+from hiar.models.generator import CARD, Walk, load_card, load_generator, save_card, walk_of
+from hiar.parameters import merge, parse_params, read_yaml
+from hiar.stages.rollouts import make_rollout, walk_asked
+
+
+def params(**variant):
+    plain = {"order": "step_first", "context": "output", "level": 1.0, "forward_kl": None}
+    return parse_params(merge(read_yaml(ROOT / "params.yaml"), {"variants": {"mine": plain | variant}}), "mine.yaml")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("levels") / "student"
+    save_student(folder)
+    return folder
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 0.85, [0.8, 1.0, 0.0]])
+def test_a_variants_level_reaches_the_rollout_by_the_card(student, tmp_path, level):
+    walk = walk_of(params(level=level).variant("mine"))
+    save_card(tmp_path, load_card(student).model_copy(update={"walk": walk}))
+    card = load_card(tmp_path)
+    assert card.walk == walk
+    source = load_generator(student)
+    rollout = make_rollout(source, source.embed([""]), walk_asked(card, None, None), 6, 0, [0])
+    shares = level if isinstance(level, list) else [level] * 3
+    assert [rollout.grid.rule.share(step) for step in range(3)] == shares
+    shown = [share * sigma for share, sigma in zip(shares, rollout.sigmas[1:].tolist()[:3], strict=True) if share != 1]
+    assert rollout.levels[5:].tolist() == pytest.approx(shown)
+
+
+def test_a_card_from_before_there_were_levels_means_the_output_level(student, tmp_path):
+    said = json.loads((student / CARD).read_text())
+    assert said["walk"].pop("level") == 1.0
+    (tmp_path / CARD).write_text(json.dumps(said))
+    assert load_card(tmp_path).walk == Walk(order="step_first", context="output", level=1.0)
+    said["walk"] = {"order": "block_first", "context": "clean"}
+    (tmp_path / CARD).write_text(json.dumps(said))
+    assert load_card(tmp_path).walk.level is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "line"),
+    [
+        ({"level": 1.5}, "variants.mine.level = 1.5: should be a number from 0 to 1, or a list of such"),
+        ({"level": "high"}, "variants.mine.level = 'high': should be a number from 0 to 1, or a list of such"),
+        ({"level": []}, "variants.mine.level = []: should be a number from 0 to 1, or a list of such"),
+        ({"level": None}, "variants.mine.level = None: a share of the step's output level; write 1.0 for all"),
+        ({"level": [0.8, 1.0]}, "variants.mine.level = (0.8, 1.0): give one number, or 3: one for each of"),
+        ({"level": 0.5, "context": "input"}, "variants.mine.level = 0.5: the level of input context is given by its"),
+    ],
+)
+def test_levels_that_cannot_be(variant, line):
+    with pytest.raises(UserError) as caught:
+        params(**variant)
+    assert str(caught.value).startswith(f"mine.yaml: {line}")
+
+
+@pytest.mark.parametrize(
+    ("asked", "level"),
+    [
+        ((None, None, None), 0.85),
+        (("diagonal", "output", None), 0.85),
+        ((None, "input", None), None),
+        ((None, None, (0.5, 1.0, 1.0)), (0.5, 1.0, 1.0)),
+    ],
+)
+def test_a_walk_is_as_trained_unless_told_otherwise(student, asked, level):
+    card = load_card(student)
+    trained = card.model_copy(update={"walk": Walk(order="step_first", context="output", level=0.85)})
+    assert walk_asked(trained, *asked).level == level
+    clean = card.model_copy(update={"walk": Walk(order="step_first", context="clean")})
+    assert walk_asked(clean, None, "output").level == 1.0
+
+
+def test_levels_asked_for_that_cannot_be(student):
+    card = load_card(student)
+    with pytest.raises(UserError, match=r"--level = \(0\.5, 0\.5\): give one number, or 3, one for each"):
+        walk_asked(card, None, None, (0.5, 0.5))
+    with pytest.raises(UserError, match=r"--level = 0\.5: the level of clean context is given by its name"):
+        walk_asked(card, None, "clean", 0.5)
+    two = Schedule(teacher_shift=4.0, student_shift=4.0, student_steps=2, renoise="sde")
+    assert walk_asked(card.model_copy(update={"schedule": two}), None, None, (0.5,)).level == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("level", "line"),
+    [
+        ("much", "--level = much: is no number; write one such as 0.85, or several like 0.8,1,1"),
+        ("1.2", "--level = 1.2: should be 0 to 1, a share of the step's output level"),
+        ("nan", "--level = nan: should be 0 to 1, a share of the step's output level"),
+    ],
+)
+def test_levels_on_the_command_line(student, level, line):
+    said = hiar(
+        *("sample", "--checkpoint", student, "--prompt", "a red disc moves", "--frames", 6, "--out", "out"),
+        *("--level", level),
+        folder=student,
+        code=2,
+    )
+    assert said.stderr == f"error: {line}\n"
+    assert not (student / "out").exists()

@@ -1,0 +1,102 @@
+"""`hiar tables`, as a command: of experiments that were run, and of what was not."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from commands import ROOT, hiar
+from conftest import copy_project
+
+from hiar.workspace import experiment_params, experiment_tree
+
+TINY = {"seeds": [0, 1, 2], "sample": {"videos": 4, "frames": 30}, "report": {"videos": 2}}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project in which table2's experiment has been run: HiAR has the better good frames, and the rest is alike."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    workspace = tmp_path / "runs" / "table2"
+    (workspace / "metrics").mkdir(parents=True)
+    (workspace / "params.yaml").write_text(yaml.safe_dump(experiment_tree(tmp_path, "table2")))
+    rows = [
+        {
+            "stage": "distill",
+            "variant": variant,
+            "order": "step_first",
+            "context": "output",
+            "seed": seed,
+            "video": video,
+            "metrics": {
+                "good": 0.5 + 0.01 * video + (0.1 + 0.001 * seed) * (variant == "hiar"),
+                **dict.fromkeys(("shape_right", "border_jump", "saturation_drift"), 0.01 * video),
+            },
+        }
+        for variant in ("self-forcing", "hiar", "hiar-input")
+        for seed in range(3)
+        for video in range(4)
+    ]
+    (workspace / "metrics" / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def mistake(*arguments, folder):
+    run = hiar(*arguments, folder=folder, code=2)
+    assert run.stdout == ""
+    (line,) = run.stderr.splitlines()
+    return line.removeprefix("error: ")
+
+
+def test_the_tables_of_an_experiment(project):
+    said = hiar("tables", "table2", folder=project).stdout.splitlines()
+    folder = "runs/table2/reports"
+    assert said[:4] == [f"{folder}/{name}" for name in ("tables.html", "tables.md", "tables.csv", "claims.csv")]
+    assert "table2: input-level context costs quality: holds" in said
+    assert "table2: output-level context drifts less than clean: undecided" in said
+    assert "| 0.6160 [0.6" in (project / folder / "tables.md").read_text()
+    hiar("tables", "table2", "--out", "all", folder=project)
+    assert {path.name for path in (project / "all").iterdir()} == {
+        *("tables.html", "tables.md", "tables.csv", "claims.csv")
+    }
+
+
+def test_what_has_no_table_or_was_not_run_or_has_changed(project):
+    before = sorted(project.rglob("*"))
+    assert mistake("tables", "table2", "front", folder=project) == (
+        "experiment 'front': report.table = null: is for no table of the paper's; name one"
+    )
+    assert mistake("tables", "table1", folder=project) == (
+        "runs/table1/metrics/videos.jsonl: no such file; run `hiar run table1` first"
+    )
+    experiment = project / "experiments" / "table2.yaml"
+    experiment.write_text(experiment.read_text().replace("videos: 128", "videos: 64"))
+    assert mistake("tables", "table2", folder=project) == (
+        "runs/table2/params.yaml: is not what experiment 'table2' says now; run `hiar run table2` again"
+    )
+    assert sorted(project.rglob("*")) == before
+
+
+def test_overrides_are_merged_in_their_order(project):
+    (project / "experiments" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    both = experiment_params(project, "table2+tiny")
+    assert (both.sample.videos, both.report.table) == (4, "table2")
+    assert experiment_params(project, "tiny+table2").sample.videos == 128
+    wan = experiment_params(project, "wan2.1-1.3b+table3")
+    assert (wan.world.kind, wan.compare.students[-1]) == ("wan", "walked/self-forcing/hiar")
+    line = mistake("config", "check", "table2+tny", folder=project)
+    assert line == "experiment 'tny': there is no experiments/tny.yaml; did you mean 'tiny'?"
+
+
+@pytest.mark.long
+def test_tables_of_a_whole_run(tmp_path):
+    copy_project(tmp_path / "project")
+    name = "smoke+table2+tiny"
+    (tmp_path / "project" / "experiments" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    hiar("run", name, folder=tmp_path / "project")
+    said = hiar("tables", name, folder=tmp_path / "project").stdout
+    assert said.count(": undecided\n") + said.count(": holds\n") + said.count(": fails\n") == 5
+    text = (tmp_path / "project" / "runs" / name / "reports" / "tables.md").read_text()
+    assert "Videos: 4 of 30 latent frames, 2 training lengths." in text
+    assert 'href="tables.html"' in (tmp_path / "project" / "runs" / name / "reports" / "index.html").read_text()

@@ -1,0 +1,94 @@
+import copy
+
+import pytest
+import yaml
+from sampled import ROOT
+
+from hiar.errors import UserError
+from hiar.statistics.claims import TABLES, Claim, judged, read_table, verdict
+from hiar.statistics.intervals import Interval
+from hiar.workspace import experiment_params
+
+SAID = yaml.safe_load((ROOT / TABLES).read_text())
+ABOVE, BELOW, AROUND = Interval(2.0, 1.0, 3.0, 3), Interval(-2.0, -3.0, -1.0, 3), Interval(0.0, -1.0, 1.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("interval", "seeds", "direction", "expected"),
+    [
+        (ABOVE, 3, "higher", "holds"),
+        (ABOVE, 3, "lower", "fails"),
+        (BELOW, 3, "lower", "holds"),
+        (BELOW, 3, "higher", "fails"),
+        (AROUND, 3, "higher", "undecided"),
+        (ABOVE, 2, "higher", "undecided"),
+        (None, 1, "higher", "undecided"),
+    ],
+)
+def test_the_rule(interval, seeds, direction, expected):
+    assert verdict(interval, dict.fromkeys(range(seeds), 1.0), direction) == expected
+
+
+def scores(*speeds):
+    """Two contenders, and the mean by which the first is faster a seed; videos differ by more."""
+    return {
+        name: {
+            (seed, video): {"speed": 3.0 * video + (speed if name == "distill/hiar" else 0.0)}
+            for seed, speed in enumerate(speeds)
+            for video in range(4)
+        }
+        for name in ("distill/hiar", "distill/other")
+    }
+
+
+def test_a_claim_is_judged_by_seeds_and_not_by_videos():
+    moves_more = Claim.model_validate(
+        {"says": "moves more", "metric": "speed", "of": "distill/hiar", "than": "distill/other", "is": "higher"}
+    )
+    assert judged(scores(0.9, 1.0, 1.1), moves_more)[:2] == ("holds", pytest.approx(1.0))
+    assert judged(scores(-0.9, -1.0, -1.1), moves_more)[0] == "fails"
+    assert judged(scores(0.1, 1.0, 1.9), moves_more)[0] == "undecided"  # each seed alone is beyond doubt
+    assert judged(scores(0.9, 1.0), moves_more)[0] == "undecided"
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_each_table_has_an_experiment_that_compares_its_rows(name):
+    params = experiment_params(ROOT, name)
+    assert params.report.table == name
+    assert len(params.seeds) >= 3
+    rows = [row.contender for row in read_table(ROOT / TABLES, name).rows if row.contender]
+    assert sorted(rows) == sorted(params.compare.students)
+    assert params.sample.caption_dropout == 0
+    assert params.sample.frames == 16 * params.video.frames
+    for other in SAID:
+        assert experiment_params(ROOT, other).sample == params.sample  # shared stages
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda t: t["claims"][0].update(metric="goo"),
+            "Self-Forcing.metric = 'goo': did you mean 'good'?",
+        ),
+        (lambda t: t["claims"][0].update(of="distill/hair"), "is in no row; did you mean 'distill/hiar'?"),
+        (lambda t: t["claims"][0].update({"is": "larger"}), "table1.claims.0.is = 'larger': input should be 'higher'"),
+        (lambda t: t["rows"][1]["paper"].pop("Drift"), "]: give Quality, Semantic, Dynamic, Drift"),
+        (lambda t: t["rows"][0].update(lacks=None), "table1.rows.0.lacks = None: give it or a contender"),
+        (lambda t: t["rows"][1].update(lacks="x"), "table1.rows.1.lacks = 'x': give it or a contender"),
+    ],
+)
+def test_tables_that_are_not_valid(tmp_path, spoil, message):
+    said = copy.deepcopy(SAID)
+    spoil(said["table1"])
+    path = tmp_path / "tables.yaml"
+    path.write_text(yaml.safe_dump(said))
+    with pytest.raises(UserError) as caught:
+        read_table(path, "table1")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_no_such_table():
+    with pytest.raises(UserError, match="holds no table 'table9'; did you mean"):
+        read_table(ROOT / TABLES, "table9")

@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pytest
+
+from hiar.errors import UserError
+from hiar.statistics.paired import differences, estimate, read_scores, values_of
+
+
+def row(variant, seed, video, value, **changes):
+    walk = {"stage": "distill", "variant": variant, "order": "step_first", "context": "output"}
+    return walk | {"seed": seed, "video": video, "metrics": {"speed": value}} | changes
+
+
+def compared(scores, one="distill/hiar", other="distill/other"):
+    return estimate(differences(scores, one, other, "speed"))
+
+
+def written(tmp_path, rows):
+    path = tmp_path / "videos.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return path
+
+
+def two(seeds=(0, 1), videos=8):
+    """Videos differ by far more than the contenders do."""
+    random, rows = np.random.default_rng(0), []
+    for seed in seeds:
+        for video in range(videos):
+            speed = 10 * random.random()
+            faster = speed + 1 + seed + 0.1 * random.random()
+            rows += [row("hiar", seed, video, faster), row("other", seed, video, speed)]
+    return rows
+
+
+def test_differences_are_taken_video_by_video_whatever_the_order_of_rows(tmp_path):
+    rows = two()
+    scores = read_scores(written(tmp_path, rows))
+    found = compared(scores)
+    assert found.seeds == {0: pytest.approx(1.05, abs=0.05), 1: pytest.approx(2.05, abs=0.05)}
+    assert found.mean == pytest.approx(np.mean(list(found.seeds.values())))
+    assert found.videos.n == 16
+    assert found.videos.half < 0.05
+    assert found.training.n == 2
+    assert found.training.half > 5  # two seeds that are one apart: 12.7 errors of .5
+    shuffled = read_scores(written(tmp_path, rows[::-1]))
+    assert compared(shuffled).videos == found.videos
+    alone = estimate(values_of(scores, "distill/hiar", "speed")), estimate(values_of(scores, "distill/other", "speed"))
+    assert alone[0].mean - alone[1].mean == pytest.approx(found.mean)
+    assert min(one.videos.half for one in alone) > 1
+    back = compared(scores, "distill/other", "distill/hiar")
+    assert back.videos.low == pytest.approx(-found.videos.high)
+
+
+def test_one_training_seed_says_nothing_of_another(tmp_path):
+    found = compared(read_scores(written(tmp_path, two(seeds=[3]))))
+    assert found.training is None
+    assert found.videos is not None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: rows[:-1], "video 7 of seed 1 is of the first alone (1 such); sample both with the same"),
+        (lambda rows: [one for one in rows if one["variant"] != "other"], "contender 'distill/other': has no scores;"),
+        (lambda rows: [one | {"metrics": {"drift": 1.0}} for one in rows], "was not scored for speed; known: drift"),
+        (lambda rows: [one | {"seed": one["seed"] + (one["variant"] == "other")} for one in rows], "cannot be paired"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(tmp_path, spoil, message):
+    scores = read_scores(written(tmp_path, spoil(two())))
+    with pytest.raises(UserError) as caught:
+        compared(scores)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"stage": "distill"', "line 2: is no row of scores (JSONDecodeError"),
+        ("[1]", "line 2: is no row of scores (TypeError"),
+        (json.dumps(row("hiar", 0, 0, "fast")), "line 2: is no row of scores (ValueError"),
+        (json.dumps(row("hiar", 0, 0, 1.0) | {"metrics": 3}), "line 2: is no row of scores (AttributeError"),
+        (json.dumps(row("other", 0, 0, 2.0)), "line 2: video 0 of distill/other, seed 0, is there twice"),
+    ],
+)
+def test_a_file_that_is_none_of_scores(tmp_path, text, message):
+    path = written(tmp_path, [row("other", 0, 0, 1.0)])
+    path.write_text(path.read_text() + text + "\n")
+    with pytest.raises(UserError) as caught:
+        read_scores(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"videos\.jsonl: cannot be read; run `hiar stage score` first"):
+        read_scores(tmp_path / "videos.jsonl")
