@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hiar.errors import UserError
-from hiar.io.records import follow_project, records_uri
+from hiar.tracking.records import follow_project, records_uri
 
 HOST = "127.0.0.1"
 

@@ -23,7 +23,6 @@ from hiar.io.names import by_number
 from hiar.io.outputs import Output, write_output
 from hiar.io.progress import Progress, tell
 from hiar.io.reading import PART
-from hiar.io.tracking import tracked
 from hiar.judges.interface import Findings, Judge, open_judge
 from hiar.metrics.summary import Summary, summarise
 from hiar.parameters import load_params
@@ -39,6 +38,8 @@ from hiar.stages.comparison import (
     too_short,
 )
 from hiar.stages.truth import write_true_videos
+from hiar.tracking.figures import record_figures
+from hiar.tracking.stage import tracked
 from hiar.worlds.interface import open_world
 
 FEW = 16  # findings of parts that lie about at a time: the memory between many small ones is lost
@@ -66,8 +67,6 @@ def run(params: Params, workspace: Path) -> None:
         for contender, protocol, samples in inputs:
             metrics, _ = _score_samples(samples, protocol)
             rows.append({**asdict(contender), "metrics": metrics})
-            place = f"{contender.stage}/{contender.variant}/seed-{contender.seed}"
-            run.log(0, {f"{place}/{name}": figure["mean"] for name, figure in metrics.items()})
         truth = []
         if open_world(params.world).has_clips:
             protocol = Protocol(params.world, params.score, params.video.block, params.video.block)
@@ -78,6 +77,7 @@ def run(params: Params, workspace: Path) -> None:
         write_json(summary, rows)
         write_json(workspace / "metrics" / "world.json", truth)
         run.artifact(summary)
+    record_figures(params, workspace, rows)
     write_log(workspace, "score", params, began, stage="score")
 
 

@@ -17,11 +17,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from hiar.io.tracking import tracked
 from mlflow.tracking import MlflowClient
 
 from hiar.config import Params
 from hiar.io.artifacts import code_version
-from hiar.io.tracking import tracked
 from hiar.parameters import load_params
 
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"

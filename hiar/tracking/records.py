@@ -31,7 +31,9 @@ def follow_project(project: Path) -> None:
     with closing(sqlite3.connect(project / DATABASE)) as database, database:
         if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
             return  # tables are made with the first run
-        rows = database.execute("SELECT DISTINCT artifact_location FROM experiments WHERE name LIKE 'hiar/%'")
+        rows = database.execute(
+            "SELECT DISTINCT artifact_location FROM experiments WHERE name = 'hiar' OR name LIKE 'hiar/%'"
+        )
         for (before,) in rows.fetchall():
             if before == here or not (before.startswith("file:") and before.endswith(f"/{ARTIFACTS}")):
                 continue
