@@ -177,10 +177,11 @@ def link_to_maker(client: Any, experiment: str, run_id: str, content: str) -> No
         client.set_tag(run_id, "mlflow.note.content", link)
 
 
-def beat(client: Any, run_id: str) -> None:
-    """Say that a run's stage is alive, and open the run where somebody has taken it for dead."""
+def beat(client: Any, run_id: str, parent: str) -> None:
+    """Say that a run's stage is alive, and open it and its parent where somebody has taken them for dead."""
     client.set_tag(run_id, "heartbeat", datetime.now(UTC).isoformat(timespec="seconds"))
-    client.update_run(run_id, status="RUNNING")
+    for open_one in {run_id, parent}:
+        client.update_run(open_one, status="RUNNING")
 
 
 def close_silent(client: Any, experiment: str) -> None:

@@ -64,7 +64,7 @@ class Replay:
     def beat(self, client: Any) -> None:
         """Say in the run that its stage is alive, and have the machine's load recorded beside it."""
         if self._id and not self._ended and self.is_written():
-            _unless_refused(mlflow.beat, client, self._id)
+            _unless_refused(mlflow.beat, client, self._id, self.parent)
             self._watch(client)
 
     def discard(self) -> None:

@@ -55,7 +55,7 @@ class Sender:
         wait = POLL_SECONDS
         while self.folder.is_dir():
             try:
-                if self._pass_on():
+                if self.round():
                     useful = time.monotonic()
                 remove(self.folder / TROUBLE)
                 wait = POLL_SECONDS
@@ -73,8 +73,8 @@ class Sender:
             time.sleep(wait)
         return True
 
-    def _pass_on(self) -> bool:
-        """One round; returns whether there was anything to do."""
+    def round(self) -> bool:
+        """Send what there is by now; returns whether there was anything to do."""
         paths = waiting(self.folder)
         for path in paths:
             self.replays.setdefault(path, Replay(path))
