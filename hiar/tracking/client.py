@@ -15,13 +15,12 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from hiar.io.loopback import past_proxies
-from hiar.tracking.records import artifacts_uri
+from hiar.tracking.records import VIEW, artifacts_uri
 
 TIMEOUT_SECONDS = 3  # of a request; MLflow's own wait for a dead server is minutes
 METRICS_BATCH, PARAMS_BATCH = 1000, 100  # what MLflow takes in one request
 PAGE = 1000  # runs of one request
 SILENT_SECONDS = 600  # after which a run that says nothing is taken for dead, whatever machine it was on
-VIEW = "contenders"
 # Columns of the list; MLflow leaves out what no run has, and a world measures what it can.
 COLUMNS = ("tags.`experiment`", "tags.`method`", "tags.`order`", "tags.`context`", "tags.`seed`")
 FIGURES = ("metrics.`good`", "metrics.`residual`", "metrics.`saturation_drift`", "metrics.`border_jump`")

@@ -30,7 +30,7 @@ def main() -> None:
     """Serve the folder that the command line names."""
     folder = Path(sys.argv[1])
     os.nice(NICE)
-    while (lock := take_lock(folder)) is not None:
+    while folder.is_dir() and (lock := take_lock(folder)) is not None:
         with lock:
             left = Sender(folder).serve()
         if left or not waiting(folder):  # else a stage began in the last moment, and trusted in this process

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-SPOOL = Path(".hiar", "spool")
+SPOOL, LOCAL = Path(".hiar", "spool"), "local"
 LOCK, TROUBLE, LOG = "sender.lock", "trouble.txt", "sender.log"
 CODE = Path(__file__).resolve().parents[2]
 
@@ -34,7 +34,7 @@ def spool_folder(project: Path) -> Path:
     """Where records wait for the server that the environment names; what a URI holds of passwords is in no name."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return project / SPOOL / "local"
+        return project / SPOOL / LOCAL
     if urlsplit(uri).scheme not in ("http", "https"):
         uri = f"{uri} from {os.getcwd()}"  # it may be a path
     return project / SPOOL / hashlib.sha256(without_password(uri).encode()).hexdigest()[:12]

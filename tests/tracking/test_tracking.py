@@ -51,8 +51,15 @@ def test_a_stage_leaves_parameters_metrics_files_and_facts(
     (parent,), (stage,) = records.parents, records.stages
     assert (parent.info.status, stage.info.status) == ("FINISHED", "FINISHED")
     expected = {
-        **{"kind": "contender", "experiment": "named", "method": "hiar", "stage": "distill", "seed": "3"},
-        **{"order": "step_first", "context": "output", "content": "abc", "mlflow.parentRunId": parent.info.run_id},
+        "kind": "contender",
+        "experiment": "named",
+        "method": "hiar",
+        "stage": "distill",
+        "seed": "3",
+        "order": "step_first",
+        "context": "output",
+        "content": "abc",
+        "mlflow.parentRunId": parent.info.run_id,
     }
     assert stage.data.tags.items() >= expected.items()
     assert stage.data.tags["commit"].startswith(code_version()["commit"])
