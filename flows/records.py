@@ -35,7 +35,7 @@ def main() -> NoReturn:
         start_sender(folder)
     for name, path in views.items():
         print(f"contenders of {name}: http://{HOST}:{port}{path}", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [*command, "--backend-store-uri", records_uri(Path.cwd())])
 
 

@@ -128,26 +128,25 @@ def stage(
         settings = manifest.get("settings", {}) | settings  # what decided a parent decides this
     accelerator = make_accelerator(params)
     sampled = folders["checkpoint"] if name == "sample" else None
-    work = None if sampled else key  # a contender's run is its training's
     with (
         opened_state(restart) as state,
-        tracked(definition or name, seed, variant, params, workspace, work) as run,
+        tracked(definition or name, seed, variant, params, workspace, None if sampled else key) as run,
+        unfinished(out, key) as folder,
     ):
-        if not sampled:
+        if restart is not None and state is not None:
+            take_up(state, restart, folder)
+        if sampled is None:
             run.tag("hardware", hardware(params.runtime.device))
-        with unfinished(out, key) as folder:
-            if restart is not None and state is not None:
-                take_up(state, restart, folder)
-            resumed = any(folder.rglob("*.safetensors"))
-            yield Stage(name, params, folder, run, accelerator, folders, settings, facts)
-            place = out.relative_to(workspace / "artifacts")
-            write_log(workspace, str(place), params, began, stage=name, seed=seed, variant=variant, resumed=resumed)
-        model = sampled or out
-        run.tag("content", content_hash(model))
-        run.tag("path", str(model.relative_to(workspace)))
-        others = {"samples": out} if sampled else folders
-        for other, where in others.items():
-            run.tag(f"content of {other}", content_hash(where))
+        for parent, content in contents.items():
+            run.tag(f"content of {parent}", content)
+        resumed = any(folder.rglob("*.safetensors"))
+        yield Stage(name, params, folder, run, accelerator, folders, settings, facts)
+        place = out.relative_to(workspace / "artifacts")
+        write_log(workspace, str(place), params, began, stage=name, seed=seed, variant=variant, resumed=resumed)
+        run.tag("content", content_hash(sampled or folder))
+        run.tag("path", str((sampled or out).relative_to(workspace)))
+        if sampled:
+            run.tag("content of samples", content_hash(folder))
 
 
 def make_accelerator(params: Params) -> Accelerator:

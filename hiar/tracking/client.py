@@ -102,7 +102,8 @@ def open_run(client: Any, experiment: str, parent: str, run: Mapping[str, Any]) 
         if other.data.tags.get("work", work) != work:
             client.set_tag(other.info.run_id, "kind", "superseded")
     facts = {**run["tags"], **({} if work is None else {"work": work})}
-    run_id, was_there = _open(client, experiment, tags, facts, run["name"], {**run["params"], **run["own"]})
+    params = {**run["params"], **run["own"]}
+    run_id, was_there = _open(client, experiment, tags, facts, run["name"], params, run["began"])
     if was_there:
         known = client.get_run(run_id).data.tags
         for key, value in facts.items():
@@ -118,6 +119,7 @@ def _open(
     facts: Mapping[str, str],
     name: str,
     params: Mapping[str, str],
+    began: int | None = None,
 ) -> tuple[str, bool]:
     """The id of the run with these ``tags``, RUNNING, and whether it was there."""
     if found := _find(client, experiment, tags):
@@ -126,7 +128,8 @@ def _open(
         if len(found[0].data.params) < len(params):  # whoever made it died before
             _log_params(client, run_id, params)
         return run_id, True
-    made = str(client.create_run(experiment, tags={**facts, **tags}, run_name=name).info.run_id)
+    tags_of_run = {**facts, **tags}
+    made = str(client.create_run(experiment, start_time=began, tags=tags_of_run, run_name=name).info.run_id)
     first = str(_find(client, experiment, tags)[0].info.run_id)
     if first != made:  # another machine made it at the same moment
         client.delete_run(made)
@@ -137,7 +140,8 @@ def _open(
 
 def _find(client: Any, experiment: str, tags: Mapping[str, str]) -> list[Any]:
     """The runs that have these tags, the oldest first."""
-    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    quoted = {key: f'"{value}"' if "'" in value else f"'{value}'" for key, value in tags.items()}
+    query = " and ".join(f"tags.`{key}` = {value}" for key, value in quoted.items())
     return list(client.search_runs([experiment], query, order_by=["attributes.start_time ASC"], max_results=PAGE))
 
 

@@ -23,7 +23,8 @@ class Replay:
     def __init__(self, path: Path) -> None:
         self.path = path
         with path.open("rb") as file:
-            self.run: dict[str, Any] = json.loads(file.readline())["run"]
+            first = json.loads(file.readline())
+            self.run: dict[str, Any] = first["run"] | {"began": first["time"]}
             self._offset = file.tell()
         self.parent = ""
         self._id = ""
@@ -104,7 +105,7 @@ class Replay:
             self._flush(client)
             self._stop_watching()
             self._ended = True
-            _unless_refused(client.set_terminated, self._id, event["end"])
+            _unless_refused(client.set_terminated, self._id, event["end"], event["time"])
 
     def _flush(self, client: Any) -> None:
         points, self._points = self._points, []

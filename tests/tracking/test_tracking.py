@@ -32,7 +32,7 @@ def test_a_stage_leaves_parameters_metrics_files_and_facts(
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     (workspace / "v.mp4").write_bytes(b"video")
-    at_work = sender.Sender(spool_folder(project))
+    at_work, began = sender.Sender(spool_folder(project)), time.time() * 1000 - 1
     with tracked("distill", 3, "hiar", params, workspace, {"code": 1}) as run:
         for step in range(1500):
             run.log(step, {"loss": 1 / (step + 1), "critic": float(step)})
@@ -46,10 +46,12 @@ def test_a_stage_leaves_parameters_metrics_files_and_facts(
             time.sleep(0.05)
         records = Records(project)
         assert (records.parents[0].info.status, records.status()) == ("RUNNING", {"hiar seed 3": "RUNNING"})
+    ended = time.time() * 1000 + 1
     at_work.round()
     records = Records(project)
     (parent,), (stage,) = records.parents, records.stages
     assert (parent.info.status, stage.info.status) == ("FINISHED", "FINISHED")
+    assert began <= stage.info.start_time <= stage.info.end_time <= ended  # of the stage, not of the sender
     expected = {
         "kind": "contender",
         "experiment": "named",
@@ -172,8 +174,9 @@ def test_all_experiments_of_a_project_lie_in_one_place_unless_told_otherwise(
         pass
     with tracked("codec", 0, None, params, workspace, "work"):
         pass
+    odd = workspace.rename(workspace.with_name("it's"))
     monkeypatch.setenv("HIAR_EXPERIMENT", "given")
-    with tracked("pairs", 0, None, params, workspace, "work"):
+    with tracked("pairs", 0, None, params, odd, "work"):
         pass
     send()
     assert sorted(run.data.tags["experiment"] for run in Records(project).stages) == ["default", "named"]
