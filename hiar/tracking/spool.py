@@ -137,12 +137,10 @@ def trouble(folder: Path) -> str | None:
 
 def drain(folder: Path, seconds: float) -> None:
     """Wait until what ended stages have left is sent, so long at most; no longer than a server is known to be away."""
-    if not any(not is_written(path) for path in waiting(folder)):
-        return
-    start_sender(folder)
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and trouble(folder) is None:
-        if not any(not is_written(path) for path in waiting(folder)):
+    while any(not is_written(path) for path in waiting(folder)):
+        start_sender(folder)
+        if trouble(folder) is not None or time.monotonic() > deadline:
             return
         time.sleep(0.1)
 

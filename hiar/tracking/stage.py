@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Run:
 
     def __init__(self) -> None:
         self._writer: Writer | None = None
-        self._looked = 0.0
+        self._looked = float("-inf")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record points of curves. Of a step that is done again, after a kill, the first counts."""
@@ -53,12 +53,13 @@ class Run:
             return
         try:
             action(self._writer)
-            if time.monotonic() - self._looked > LOOK_SECONDS:
-                self._looked = time.monotonic()
-                start_sender(self._writer.path.parent)
         except OSError as error:
             self._writer = None
             _warn(f"the rest of this run is not recorded ({error})")
+            return
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._looked = time.monotonic()
+            _see_to_sender(self._writer.path.parent)
 
 
 @contextmanager
@@ -88,23 +89,29 @@ def tracked(
 def _open(
     run: Run, stage: str, seed: int | None, variant: str | None, params: Params, workspace: Path, work: Any
 ) -> None:
-    """Give a run its file in the spool; the first event also starts who sends it."""
+    """Give a run its file in the spool."""
     described = describe(identity_of(stage, seed, variant), params, workspace)
     described["work"] = None if work is None else digest(work)
     try:
         run._writer = Writer(spool_folder(project_of(workspace)), described)
     except OSError as error:
         _warn(f"this run is not recorded ({error})")
-    run._attempt(lambda _: None)
+    run._attempt(lambda _: None)  # nothing yet, but somebody to send it
 
 
 def _close(writer: Writer) -> None:
     """Leave the file to the sender, which sees from the released lock that no more will come."""
     writer.close()
     folder = writer.path.parent
-    start_sender(folder)
+    _see_to_sender(folder)
     if reason := trouble(folder):
         _warn(f"not reached ({reason}); records wait in {folder} and are sent once it is")
+
+
+def _see_to_sender(folder: Path) -> None:
+    """Have one, unless the system cannot start another process now: then a later look, or the next stage, does it."""
+    with suppress(OSError):
+        start_sender(folder)
 
 
 def _floats(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -336,6 +336,9 @@ def test_records_go_with_a_project_that_is_moved_or_copied(params: Params, proje
         spool_folder(folder).mkdir(parents=True, exist_ok=True)
         with sender.take_lock(spool_folder(folder)), tracked(stage, 0, None, params, folder) as run:
             run.artifact(folder / stage)
+        if folder == copy:  # an address that this process may have
+            sender.Sender(spool_folder(folder)).round()
+            return
         command = [sys.executable, "-c", MOVED, str(spool_folder(Path()))]
         sent = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600)
         assert (sent.returncode, sent.stderr) == (0, "")
