@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ SILENT_SECONDS = 600  # after which a run that says nothing is taken for dead, w
 # Columns of the list; MLflow leaves out what no run has, and a world measures what it can.
 COLUMNS = ("tags.`experiment`", "tags.`method`", "tags.`order`", "tags.`context`", "tags.`seed`")
 FIGURES = ("metrics.`good`", "metrics.`residual`", "metrics.`saturation_drift`", "metrics.`border_jump`")
+# What MLflow refuses for good, as where somebody has deleted the run: such an event is told, and left out.
+FOR_GOOD = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
 # Taken where the user has set nothing else.
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -209,3 +211,15 @@ def settle(client: Any, experiment: str, parent: str) -> None:
     if "RUNNING" not in ended:
         worst = [status for status in ("FAILED", "KILLED") if status in ended]
         client.set_terminated(parent, worst[0] if worst else "FINISHED")
+
+
+def unless_refused(action: Callable[..., object], *arguments: Any) -> None:
+    """Do it; what MLflow will never take is told and left out, since it would hold up all that comes after."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        action(*arguments)
+    except MlflowException as error:
+        if error.error_code not in FOR_GOOD:
+            raise
+        print(f"left out: {error}", flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from hiar.tracking.spool import is_written, kept
 
 CHUNK = 2**20  # bytes read at a time
 SYSTEM_SECONDS = 5.0  # between samples of processor, memory, disk, network and GPUs
-# What MLflow refuses for good, as where somebody has deleted the run: such an event is told, and left out.
-FOR_GOOD = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
 
 
 class Replay:
@@ -59,13 +56,13 @@ class Replay:
             return False
         self._stop_watching()
         if not self._ended:
-            client.set_terminated(self._id, "KILLED")
+            mlflow.unless_refused(client.set_terminated, self._id, "KILLED")
         return True
 
     def beat(self, client: Any) -> None:
         """Say in the run that its stage is alive, and have the machine's load recorded beside it."""
         if self._id and not self._ended and self.is_written():
-            _unless_refused(mlflow.beat, client, self._id, self.parent)
+            mlflow.unless_refused(mlflow.beat, client, self._id, self.parent)
             self._watch(client)
 
     def discard(self) -> None:
@@ -94,23 +91,23 @@ class Replay:
             ]
         elif "tags" in event:
             for key, value in event["tags"].items():
-                _unless_refused(client.set_tag, self._id, key, value)
+                mlflow.unless_refused(client.set_tag, self._id, key, value)
                 if key == "content":
-                    mlflow.link_to_maker(client, experiment, self._id, value)
+                    mlflow.unless_refused(mlflow.link_to_maker, client, experiment, self._id, value)
         elif "artifact" in event:
             file = kept(self.path) / event["artifact"]
             if file.exists():
-                _unless_refused(client.log_artifact, self._id, str(file))
+                mlflow.unless_refused(client.log_artifact, self._id, str(file))
         elif "end" in event:
             self._flush(client)
             self._stop_watching()
             self._ended = True
-            _unless_refused(client.set_terminated, self._id, event["end"], event["time"])
+            mlflow.unless_refused(client.set_terminated, self._id, event["end"], event["time"])
 
     def _flush(self, client: Any) -> None:
         points, self._points = self._points, []
         if points:
-            _unless_refused(mlflow.log_points, client, self._id, points)
+            mlflow.unless_refused(mlflow.log_points, client, self._id, points)
 
     def _before(self, client: Any, name: str) -> dict[int, float]:
         """What the run had of a metric before this file came: of another stage, or another sender."""
@@ -135,15 +132,3 @@ class Replay:
         if self._monitor is not None:
             self._monitor.finish()
             self._monitor = None
-
-
-def _unless_refused(action: Callable[..., object], *arguments: Any) -> None:
-    """Do it; what MLflow will never take is told and left out, since it would hold up all that comes after."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        action(*arguments)
-    except MlflowException as error:
-        if error.error_code not in FOR_GOOD:
-            raise
-        print(f"left out: {error}", flush=True)

@@ -87,7 +87,7 @@ class Sender:
             if replay.advance(self.client, experiment):
                 del self.replays[path]
                 if not any(other.parent == replay.parent for other in self.replays.values()):
-                    mlflow.settle(self.client, experiment, replay.parent)
+                    mlflow.unless_refused(mlflow.settle, self.client, experiment, replay.parent)
                 replay.discard()
         if time.monotonic() - self.beaten > BEAT_SECONDS:
             for replay in self.replays.values():
