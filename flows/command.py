@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,9 +13,14 @@ from flows.comparison import comparison_table
 from flows.pipeline import stale_stages
 from hiar.errors import UserError
 from hiar.io.loopback import past_proxies
+from hiar.parameters import load_params
+from hiar.tracking.figures import record_figures
+from hiar.tracking.identity import project_of
+from hiar.tracking.spool import drain, spool_folder
 from hiar.workspace import experiment_params, open_workspace, sole_use
 
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+SENDING_SECONDS = 20.0  # that MLflow may take for what a run has recorded; the sender goes on after that
 STOPPING_SECONDS = 60  # that a flow may take to stop its stages and to tell its server
 
 
@@ -59,6 +65,7 @@ def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: boo
         return 0
     if stages:
         code = _run_flow(root, name, force, held)
+        _pass_on_records(workspace, code == 0)
         if code != 0:
             return code
     else:
@@ -68,6 +75,16 @@ def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: boo
     print(f"Report: {reports / 'index.html'} (open it in a browser), pictures: {reports / 'contact_sheet.png'}")
     print("Every run with its parameters, curves and videos: make mlflow")
     return 0
+
+
+def _pass_on_records(workspace: Path, complete: bool) -> None:
+    """Wait a little until MLflow has what was recorded, scores that came from DVC's cache too."""
+    if os.environ.get("HIAR_TRACKING") == "off":
+        return
+    if complete:
+        rows = json.loads((workspace / "metrics" / "summary.json").read_text(encoding="utf-8"))
+        record_figures(load_params(workspace / "params.yaml"), workspace, rows)
+    drain(spool_folder(project_of(workspace)), SENDING_SECONDS)
 
 
 def _run_flow(root: Path, name: str | None, force: bool, held: int | None) -> int:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from hiar.errors import UserError
-from hiar.io.records import follow_project, records_uri
+from hiar.tracking.records import follow_project, records_uri, view_paths
+from hiar.tracking.spool import LOCAL, SPOOL, start_sender, waiting
 
 HOST = "127.0.0.1"
 
@@ -24,12 +25,17 @@ def main() -> NoReturn:
         port = free_port(parser.parse_args().port)
         try:
             follow_project(Path.cwd())
+            views = view_paths(Path.cwd())
         except sqlite3.Error as error:
             raise UserError(f"mlflow.db: cannot be read ({error}); mend it, or move it away to begin anew") from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)]
+    if waiting(folder := Path.cwd() / SPOOL / LOCAL):
+        start_sender(folder)
+    for name, path in views.items():
+        print(f"contenders of {name}: http://{HOST}:{port}{path}", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [*command, "--backend-store-uri", records_uri(Path.cwd())])
 
 

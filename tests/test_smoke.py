@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -14,7 +15,6 @@ from commands import environment, hiar
 
 from hiar.io.artifacts import content_hash
 
-STAGES = 13  # codec, teacher, pairs, init, two of distill, five of sample, score, report
 METRICS = {
     "good",
     "residual",
@@ -28,7 +28,7 @@ PROMPT = "a red disc moves quickly right on a black background"
 
 
 def run_ids(client):
-    (experiment,) = [one for one in client.search_experiments() if one.name == "hiar/smoke"]
+    (experiment,) = [one for one in client.search_experiments() if one.name == "hiar"]
     return [run.info.run_id for run in client.search_runs([experiment.experiment_id])]
 
 
@@ -97,41 +97,51 @@ def stamps(workspace):
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-def test_mlflow_has_a_run_a_stage_under_one_parent(smoke, client):
+def test_mlflow_has_a_run_a_contender_under_one_parent(smoke, client):
     runs = [client.get_run(run_id) for run_id in run_ids(client)]
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in runs if run is not parent]
-    assert len(children) == STAGES
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert children.keys() == RUNS.keys()
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     for run in runs:
         assert (run.data.params["teacher.training.steps"], run.data.params["seeds"]) == ("20", "[0]")
+        assert run.data.tags["experiment"] == "smoke"
         assert re.match("[0-9a-f]{40}", run.data.tags["commit"])
-    of_stage = {stage: [run for run in children if run.data.tags["stage"] == stage] for stage in STAGE_METRICS}
-    for stage, metrics in STAGE_METRICS.items():
-        for run in of_stage[stage]:
-            assert run.data.metrics.keys() >= metrics, stage
-            if stage not in ("score", "report"):
-                assert run.data.tags["content"] == content_hash(smoke / run.data.tags["path"])
-    assert of_stage["init"][0].data.tags["content of teacher"] == of_stage["teacher"][0].data.tags["content"]
-    steps = [metric.step for metric in client.get_metric_history(of_stage["teacher"][0].info.run_id, "loss")]
-    assert steps == list(range(20))
-    kept = {
-        stage: {file.path for file in client.list_artifacts(runs[0].info.run_id)} for stage, runs in of_stage.items()
-    }
-    assert kept["sample"] == {"0000.mp4", "0001.mp4"}
-    assert kept["report"] == {"index.html", "contact_sheet.png"}
+    rows = json.loads((smoke / "metrics" / "summary.json").read_text())
+    scores = {(row["stage"], row["variant"]): row["metrics"] for row in rows}
+    for name, run in children.items():
+        assert run.data.metrics.keys() >= RUNS[name], name
+        assert run.data.tags["content"] == content_hash(smoke / run.data.tags["path"])
+        if run.data.tags["kind"] == "contender":
+            score = scores[run.data.tags["stage"], run.data.tags["method"]]
+            assert {key: run.data.metrics[key] for key in METRICS} == {key: score[key]["mean"] for key in METRICS}
+            assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"0000.mp4", "0001.mp4"}
+            segments = client.get_metric_history(run.info.run_id, "segments/good")
+            assert [point.value for point in segments] == [
+                score[f"good_segment_{part}"]["mean"] for part in range(1, 6)
+            ]
+    teacher = children["teacher seed 0"]
+    assert children["init seed 0"].data.tags["content of teacher"] == teacher.data.tags["content"]
+    assert children["hiar seed 0 init"].data.tags["trained by"] == children["init seed 0"].info.run_id
+    for name, curve in {"teacher seed 0": "teacher", "hiar seed 0": "distill/hiar"}.items():
+        lines = list(csv.DictReader((smoke / "curves" / "seed-0" / f"{curve}.csv").open()))
+        for column in lines[0].keys() - {"step"}:
+            found = client.get_metric_history(children[name].info.run_id, column)
+            expected = [(int(line["step"]), line[column]) for line in lines if line[column]]
+            assert sorted((point.step, f"{point.value:.6g}") for point in found) == expected
+    kept = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert kept == {"index.html", "contact_sheet.png", "summary.json"}
 
 
-STAGE_METRICS = {
-    "codec": {"loss", "psnr"},
-    "teacher": {"loss", "grad_norm"},
-    "pairs": {"latent_std"},
-    "init": {"loss", "grad_norm"},
-    "distill": {"critic", "dmd"},
-    "sample": set(),
-    "score": {"distill/hiar/seed-0/good"},
-    "report": set(),
+RUNS = {
+    "codec seed 0": {"loss", "psnr"},
+    "teacher seed 0": {"loss", "grad_norm"},
+    "pairs seed 0": {"latent_std"},
+    "init seed 0": {"loss", "grad_norm"},
+    "hiar seed 0 init": set(),
+    "self-forcing seed 0": {"critic", "dmd"},
+    "hiar seed 0": {"critic", "dmd"},
 }
 
 

@@ -1,1 +1,1 @@
-"""Atomic files and folders, tensor shards, video files, and experiment tracking."""
+"""Atomic files and folders, tensor shards, and video files."""

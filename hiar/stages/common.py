@@ -28,9 +28,9 @@ from hiar.io.artifacts import (
     write_text,
 )
 from hiar.io.hardware import hardware
-from hiar.io.tracking import Run, tracked
 from hiar.stages.definition import check_fits, code_hash, settings_of
 from hiar.stages.restart import TRAINING, opened_state, restarted_from, take_up
+from hiar.tracking.stage import Run, tracked
 from hiar.worlds.interface import World, open_world
 
 
@@ -127,21 +127,26 @@ def stage(
         check_fits(folders[parent], manifest, params, contents)
         settings = manifest.get("settings", {}) | settings  # what decided a parent decides this
     accelerator = make_accelerator(params)
+    sampled = folders["checkpoint"] if name == "sample" else None
     with (
         opened_state(restart) as state,
-        tracked(name, seed, variant, params, workspace) as run,
+        tracked(definition or name, seed, variant, params, workspace, None if sampled else key) as run,
         unfinished(out, key) as folder,
     ):
         if restart is not None and state is not None:
             take_up(state, restart, folder)
+        if sampled is None:
+            run.tag("hardware", hardware(params.runtime.device))
         for parent, content in contents.items():
             run.tag(f"content of {parent}", content)
         resumed = any(folder.rglob("*.safetensors"))
         yield Stage(name, params, folder, run, accelerator, folders, settings, facts)
         place = out.relative_to(workspace / "artifacts")
         write_log(workspace, str(place), params, began, stage=name, seed=seed, variant=variant, resumed=resumed)
-    run.tag("content", content_hash(out))
-    run.tag("path", str(out.relative_to(workspace)))
+        run.tag("content", content_hash(sampled or folder))
+        run.tag("path", str((sampled or out).relative_to(workspace)))
+        if sampled:
+            run.tag("content of samples", content_hash(folder))
 
 
 def make_accelerator(params: Params) -> Accelerator:

@@ -17,7 +17,6 @@ from hiar.contexts import context_words
 from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest, write_json, write_text
 from hiar.io.names import video_name
-from hiar.io.tracking import tracked
 from hiar.io.video import read_mp4, write_png
 from hiar.judges.interface import Judge, open_judge
 from hiar.metrics.summary import Summary, pool
@@ -35,6 +34,7 @@ from hiar.stages.common import sample_world, write_log
 from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, levels_compared, read_captions
 from hiar.stages.truth import write_true_videos
 from hiar.statistics.paired import VIDEOS, Scores, read_scores
+from hiar.tracking.stage import tracked
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
 SHEET_COLUMNS = 10

@@ -21,7 +21,6 @@ from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
 from hiar.io.files import json_line, write_text
 from hiar.io.progress import Progress
 from hiar.io.reading import PART
-from hiar.io.tracking import tracked
 from hiar.judges.interface import Findings, Judge, Observer, open_judge
 from hiar.metrics.summary import Summary, summarise
 from hiar.stages.common import write_log
@@ -35,6 +34,8 @@ from hiar.stages.comparison import (
     too_short,
 )
 from hiar.stages.truth import write_true_videos
+from hiar.tracking.figures import record_figures
+from hiar.tracking.stage import tracked
 from hiar.worlds.interface import open_world
 
 WORLD = {"stage": "world", "variant": "world", "order": None, "context": None}  # among the contenders' videos
@@ -66,8 +67,6 @@ def run(params: Params, workspace: Path) -> None:
             metrics = summaries(values)
             rows.append({**asdict(contender), "metrics": metrics})
             videos += _each_video(asdict(contender), values)
-            place = f"{contender.stage}/{contender.variant}/seed-{contender.seed}"
-            run.log(0, {f"{place}/{name}": figure["mean"] for name, figure in metrics.items()})
         truth = []
         if open_world(params.world).has_clips:
             protocol = Protocol(params.world, params.score, params.video.block, params.video.block)
@@ -79,6 +78,7 @@ def run(params: Params, workspace: Path) -> None:
         write_json(workspace / "metrics" / "world.json", truth)
         write_text(workspace / "metrics" / "videos.jsonl", "".join(json_line(video) for video in videos))
         run.artifact(summary)
+    record_figures(params, workspace, rows)
     write_log(workspace, "score", params, began, stage="score")
 
 

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
+VIEW = "contenders"  # of the list: its filter, order and columns
 
 
 def records_uri(project: Path) -> str:
@@ -18,6 +19,21 @@ def records_uri(project: Path) -> str:
 def artifacts_uri(project: Path) -> str:
     """MLflow's address of the folder for the files of a project's runs, which it wants absolute."""
     return (project.resolve() / ARTIFACTS).as_uri()
+
+
+def view_paths(project: Path) -> dict[str, str]:
+    """Where MLflow's pages list the contenders, by the name of its experiment. Raises sqlite3.Error."""
+    if not (project / DATABASE).exists():
+        return {}
+    with closing(sqlite3.connect(project / DATABASE)) as database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiment_tags'").fetchone():
+            return {}
+        rows = database.execute(
+            "SELECT experiment_id, name FROM experiments JOIN experiment_tags USING (experiment_id) WHERE key = ?",
+            (f"mlflow.sharedViewState.{VIEW}",),
+        ).fetchall()
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
+    return {name: f"/#/experiments/{number}/runs?{query}" for number, name in rows}
 
 
 def follow_project(project: Path) -> None:
@@ -31,7 +47,9 @@ def follow_project(project: Path) -> None:
     with closing(sqlite3.connect(project / DATABASE)) as database, database:
         if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
             return  # tables are made with the first run
-        rows = database.execute("SELECT DISTINCT artifact_location FROM experiments WHERE name LIKE 'hiar/%'")
+        rows = database.execute(
+            "SELECT DISTINCT artifact_location FROM experiments WHERE name = 'hiar' OR name LIKE 'hiar/%'"
+        )
         for (before,) in rows.fetchall():
             if before == here or not (before.startswith("file:") and before.endswith(f"/{ARTIFACTS}")):
                 continue

@@ -1,0 +1,101 @@
+"""Which run of MLflow the records of a stage belong to, and what people read and search it by.
+
+A contender, one model of the comparison under one seed, has one run whatever stages work on it: its training, its
+samples and its scores meet there, under the run of its experiment and parameters. What no comparison holds (codec,
+pairs, the init of a seed) has a run a stage; score and report write to the experiment's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hiar.config import Params
+from hiar.io.manifests import code_version
+
+# Stages: whose samples they make.
+SAMPLERS = {"sample-teacher": "teacher", "sample-init": "init", "sample": "distill", "sample-walked": "walked"}
+OF_ALL = ("score", "report")  # stages that work for the experiment as a whole
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A run: a contender where there is a ``variant``, the experiment's own where there is no ``seed``."""
+
+    stage: str | None
+    variant: str | None
+    seed: int | None
+
+    @property
+    def kind(self) -> str:
+        """What lists filter by."""
+        return "experiment" if self.seed is None else "stage" if self.variant is None else "contender"
+
+    @property
+    def name(self) -> str:
+        """For people: "hiar seed 0", "self-forcing seed 0 init", "codec seed 0"."""
+        after = " init" if self.kind == "contender" and self.stage == "init" else ""
+        return f"{self.variant or self.stage} seed {self.seed}{after}"
+
+
+def identity_of(stage: str, seed: int | None, variant: str | None) -> Identity:
+    """Where the records of a stage of dvc.yaml belong."""
+    if stage in OF_ALL:
+        return Identity(None, None, None)
+    trained = SAMPLERS.get(stage, stage)
+    return Identity(trained, "teacher" if trained == "teacher" else variant, seed)
+
+
+def describe(identity: Identity, params: Params, workspace: Path) -> dict[str, Any]:
+    """All that finds a run again, or makes it: its experiment's name, parameters, names and tags; JSON."""
+    tree = params.model_dump(mode="json")
+    walk = params.variants.get((identity.variant or "").rpartition("/")[2])  # of a walked one, STUDENT/WALK
+    facts = {"stage": identity.stage, "method": identity.variant, "seed": identity.seed}
+    facts |= {"order": walk.order, "context": walk.context} if walk else {}
+    own = {name: str(value) for name, value in facts.items() if value is not None}
+    name = "default" if workspace.resolve() == project_of(workspace) else workspace.resolve().name
+    return {
+        "collection": collection(),
+        "digest": digest(tree),
+        "experiment": name,
+        "params": dict(_flat("", tree)),
+        "identity": asdict(identity),
+        "own": own,
+        "tags": {**own, "kind": identity.kind, "experiment": name, "commit": _commit()},
+        "name": identity.name,
+    }
+
+
+def collection() -> str:
+    """The name of MLflow's experiment: one for a project, so that its experiments lie side by side."""
+    given = os.environ.get("HIAR_EXPERIMENT")
+    return f"hiar/{given}" if given else "hiar"
+
+
+def project_of(workspace: Path) -> Path:
+    """The project of a workspace, which links to its code."""
+    return (workspace / "hiar").resolve().parent
+
+
+def digest(value: Any) -> str:
+    """A name for a JSON value, the same wherever it is computed."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """``{"a": {"b": [1]}}`` as ``("a.b", "[1]")``."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}" if name else key, inner)
+    else:
+        yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _commit() -> str:
+    code = code_version()
+    return f"{code['commit']} with changes" if code["dirty"] else str(code["commit"])

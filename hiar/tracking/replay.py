@@ -1,0 +1,134 @@
+"""One spool file, read from its beginning and passed on to one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hiar.io.files import remove
+from hiar.tracking import client as mlflow
+from hiar.tracking.spool import is_written, kept
+
+CHUNK = 2**20  # bytes read at a time
+SYSTEM_SECONDS = 5.0  # between samples of processor, memory, disk, network and GPUs
+
+
+class Replay:
+    """How far a spool file is sent. ``parent``: the run of its experiment, once it is open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            first = json.loads(file.readline())
+            self.run: dict[str, Any] = first["run"] | {"began": first["time"]}
+            self._offset = file.tell()
+        self.parent = ""
+        self._id = ""
+        self._was_there = False
+        self._ended = False
+        self._known: dict[str, dict[int, float]] = {}  # by metric: what the run had at each step
+        self._points: list[tuple[str, float, int, int]] = []
+        self._monitor: Any = None
+
+    @property
+    def collection(self) -> str:
+        return str(self.run["collection"])
+
+    def is_written(self) -> bool:
+        """Whether its stage is alive."""
+        return is_written(self.path)
+
+    def advance(self, client: Any, experiment: str) -> bool:
+        """Send what is new; returns whether that was the last of it. Raises what MLflow raises: then do it again."""
+        self._points.clear()  # of an attempt that failed
+        alive = self.is_written()  # before reading: what a dead stage wrote is there by now
+        if not self._id:
+            self.parent = mlflow.open_parent(client, experiment, self.run)
+            self._id, self._was_there = mlflow.open_run(client, experiment, self.parent, self.run)
+            self.beat(client)
+        while lines := self._read():
+            for line in lines:
+                self._send(client, experiment, json.loads(line))
+            self._flush(client)
+            self._offset += sum(map(len, lines))
+        if alive:
+            return False
+        self._stop_watching()
+        if not self._ended:
+            mlflow.unless_refused(client.set_terminated, self._id, "KILLED")
+        return True
+
+    def beat(self, client: Any) -> None:
+        """Say in the run that its stage is alive, and have the machine's load recorded beside it."""
+        if self._id and not self._ended and self.is_written():
+            mlflow.unless_refused(mlflow.beat, client, self._id, self.parent)
+            self._watch(client)
+
+    def discard(self) -> None:
+        """Remove the file and what belongs to it: all is sent."""
+        remove(kept(self.path))
+        remove(self.path)
+
+    def _read(self) -> list[bytes]:
+        """The next whole lines; one that a crash cut off has no end, and stays out."""
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            return [line for line in file.readlines(CHUNK) if line.endswith(b"\n")]
+
+    def _send(self, client: Any, experiment: str, event: dict[str, Any]) -> None:
+        if "metrics" in event:
+            self._points += [
+                (name, value, event["time"], event["step"])
+                for name, value in event["metrics"].items()
+                if event["step"] not in self._before(client, name)
+            ]
+        elif "figures" in event:
+            self._points += [
+                (name, value, event["time"], event["step"])
+                for name, value in event["figures"].items()
+                if self._before(client, name).get(event["step"]) != value
+            ]
+        elif "tags" in event:
+            for key, value in event["tags"].items():
+                mlflow.unless_refused(client.set_tag, self._id, key, value)
+                if key == "content":
+                    mlflow.unless_refused(mlflow.link_to_maker, client, experiment, self._id, value)
+        elif "artifact" in event:
+            file = kept(self.path) / event["artifact"]
+            if file.exists():
+                mlflow.unless_refused(client.log_artifact, self._id, str(file))
+        elif "end" in event:
+            self._flush(client)
+            self._stop_watching()
+            self._ended = True
+            mlflow.unless_refused(client.set_terminated, self._id, event["end"], event["time"])
+
+    def _flush(self, client: Any) -> None:
+        points, self._points = self._points, []
+        if points:
+            mlflow.unless_refused(mlflow.log_points, client, self._id, points)
+
+    def _before(self, client: Any, name: str) -> dict[int, float]:
+        """What the run had of a metric before this file came: of another stage, or another sender."""
+        if not self._was_there:
+            return {}
+        if name not in self._known:
+            self._known[name] = mlflow.history(client, self._id, name)
+        return self._known[name]
+
+    def _watch(self, client: Any) -> None:
+        """Have MLflow's own thread record the machine's load; it ends when the server is away, and is begun again."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if self._monitor is not None and self._monitor._process is not None and self._monitor._process.is_alive():
+            return
+        self._monitor = SystemMetricsMonitor(
+            self._id, sampling_interval=SYSTEM_SECONDS, resume_logging=True, tracking_uri=client.tracking_uri
+        )
+        self._monitor.start()
+
+    def _stop_watching(self) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None

@@ -1,0 +1,154 @@
+"""The spool: what stages say of themselves, on disk until MLflow has it.
+
+``.hiar/spool/SERVER/`` of a project holds a file for each stage at work: a line an event, JSON, only ever appended to,
+under a lock that the kernel releases when its writer ends, however it ends. Files to be kept lie in a folder beside
+it. One sender (`hiar.tracking.sender`) passes a folder on; what MLflow has confirmed is removed.
+
+events: ``{"run": ...}`` first, `hiar.tracking.identity.describe` and what stages add; ``{"metrics", "step", "time"}``
+points of curves; ``{"figures", "step", "time"}`` results, of which the last counts; ``{"tags"}``; ``{"artifact"}``;
+``{"end"}`` last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+SPOOL, LOCAL = Path(".hiar", "spool"), "local"
+LOCK, TROUBLE, LOG = "sender.lock", "trouble.txt", "sender.log"
+CODE = Path(__file__).resolve().parents[2]
+
+
+def spool_folder(project: Path) -> Path:
+    """Where records wait for the server that the environment names; what a URI holds of passwords is in no name."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return project / SPOOL / LOCAL
+    if urlsplit(uri).scheme not in ("http", "https"):
+        uri = f"{uri} from {os.getcwd()}"  # it may be a path
+    return project / SPOOL / hashlib.sha256(without_password(uri).encode()).hexdigest()[:12]
+
+
+def without_password(text: str) -> str:
+    """It, without what URIs in it hold of names and passwords."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+class Writer:
+    """The spool file of a stage. Raises OSError when it cannot be written."""
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{time.time_ns():020d}-{os.getpid()}.jsonl"
+        unnamed = self.path.with_suffix(".new")  # nobody is to see it without its lock
+        self._file = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self.append({"run": run})
+        unnamed.rename(self.path)
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Add an event, with the time, in one piece."""
+        line = json.dumps({**event, "time": round(time.time() * 1000)}).encode() + b"\n"
+        if os.write(self._file, line) != len(line):
+            raise OSError(f"{self.path}: no space left")
+
+    def keep(self, path: Path) -> None:
+        """Add a file as it is now; it may be renamed or replaced after that, but is not to be written to."""
+        folder = kept(self.path)
+        folder.mkdir(exist_ok=True)
+        copy = folder / path.name
+        copy.unlink(missing_ok=True)
+        try:
+            os.link(path, copy)
+        except OSError:  # of another disk, or one without links
+            shutil.copyfile(path, copy)
+        self.append({"artifact": path.name})
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def kept(path: Path) -> Path:
+    """The folder of the files that belong to a spool file."""
+    return path.with_suffix(".files")
+
+
+def waiting(folder: Path) -> list[Path]:
+    """The spool files of a folder, the oldest first."""
+    return sorted(folder.glob("*.jsonl"))
+
+
+def is_written(path: Path) -> bool:
+    """Whether the stage of a spool file is alive."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return False
+    with file:
+        return not _locked(file)
+
+
+def take_lock(folder: Path) -> IO[bytes] | None:
+    """The file that makes this process the folder's sender while it is open, or None where there is one."""
+    file = (folder / LOCK).open("ab")
+    if _locked(file):
+        return file
+    file.close()
+    return None
+
+
+def start_sender(folder: Path) -> None:
+    """See to it that somebody passes the folder on: a process that outlives this one, and ends when all is sent."""
+    lock = take_lock(folder)
+    if lock is None:
+        return
+    lock.close()
+    path = os.pathsep.join(filter(None, (os.fspath(CODE), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-P", "-m", "hiar.tracking.sender", os.fspath(folder.resolve())]
+    with (folder / LOG).open("ab") as log:
+        subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def trouble(folder: Path) -> str | None:
+    """Why the sender of a folder cannot pass on what waits there, as far as it knows."""
+    try:
+        return (folder / TROUBLE).read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def drain(folder: Path, seconds: float) -> None:
+    """Wait until what ended stages have left is sent, so long at most; no longer than a server is known to be away."""
+    deadline = time.monotonic() + seconds
+    while any(not is_written(path) for path in waiting(folder)):
+        start_sender(folder)
+        if trouble(folder) is not None or time.monotonic() > deadline:
+            return
+        time.sleep(0.1)
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Take the lock of an open file, if nobody has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,277 @@
+"""The sender as the process that stages start: a stage writes lines and nothing else, whatever becomes of MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from commands import environment
+
+from hiar.config import Params
+from hiar.tracking import sender
+from hiar.tracking.spool import LOCK, LOG, drain, spool_folder, take_lock, waiting
+from hiar.tracking.stage import tracked
+from tests.tracking.conftest import PARAMS_FILE
+from tests.tracking.records import Records
+
+STAGE = """
+import sys, time
+from pathlib import Path
+from hiar.parameters import load_params
+from hiar.tracking import stage
+stage.LOOK_SECONDS = 0.2
+steps, seconds = int(sys.argv[4]), float(sys.argv[5])
+with stage.tracked("distill", 0, sys.argv[3], load_params(Path(sys.argv[1])), Path(sys.argv[2]), "work") as run:
+    print("in the body", flush=True)
+    for step in range(steps):
+        run.log(step, {"loss": 1 / (step + 1), "critic": float(step)})
+        time.sleep(seconds / steps)
+    run.tag("content", "abc")
+    sys.stdin.read()
+print("mlflow" in sys.modules, "torch" in sys.modules, flush=True)
+"""
+
+
+def stage(
+    workspace: Path, variant: str, steps: int = 1, seconds: float = 0.0, **settings: str
+) -> subprocess.Popen[str]:
+    """A stage at work, in its body; it ends when its standard input does."""
+    command = [sys.executable, "-c", STAGE, str(PARAMS_FILE), str(workspace), variant, str(steps), str(seconds)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, env=environment() | settings, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=workspace
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in the body\n"
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What it told; it is checked to end well, and to have imported neither MLflow nor torch for that."""
+    out, err = process.communicate("", timeout=600)
+    assert (process.returncode, out) == (0, "False False\n"), err
+    return err
+
+
+def sender_of(folder: Path) -> int:
+    """The number of the process that sends a folder, once there is one."""
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = entry.read_bytes().decode(errors="replace").split("\0")
+            except OSError:  # it has just ended
+                continue
+            if "hiar.tracking.sender" in words and os.fspath(folder.resolve()) in words:
+                return int(entry.parent.name)
+        time.sleep(0.02)
+    raise AssertionError("nobody sends")
+
+
+def is_sent(folder: Path) -> bool:
+    """Whether a folder has its sender."""
+    if (lock := take_lock(folder)) is None:
+        return True
+    lock.close()
+    return False
+
+
+def dismiss(folder: Path) -> None:
+    """End the sender of a folder, and wait until it is gone."""
+    os.kill(sender_of(folder), signal.SIGKILL)
+    wait_for(lambda: not is_sent(folder))
+
+
+def test_two_stages_at_once_whose_sender_is_killed_lose_and_double_nothing(project: Path) -> None:
+    stages = {variant: stage(project, variant, 400, 2.0) for variant in ("hiar", "self-forcing")}
+    folder = spool_folder(project)
+    dismiss(folder)  # while it connects, or later
+    dismiss(folder)  # the one that a stage has started since
+    for process in stages.values():
+        assert ended(process) == ""
+    drain(folder, 600.0)
+    assert waiting(folder) == []
+    records = Records(project)
+    assert len(records.parents) == 1
+    assert records.status() == {"hiar seed 0": "FINISHED", "self-forcing seed 0": "FINISHED"}
+    for name in records.status():
+        assert records.points(name, "loss") == [(step, 1 / (step + 1)) for step in range(400)]
+        assert records.points(name, "critic") == [(step, float(step)) for step in range(400)]
+    assert (folder / LOG).read_text() == ""
+    dismiss(folder)
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+def test_a_server_that_is_down_costs_one_line(project: Path, dead_port: int, proxied: bool) -> None:
+    """One of this machine is asked past a proxy."""
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), f"http://127.0.0.1:{dead_port}")
+    uri = f"http://somebody:secret@localhost:{dead_port}"
+    process = stage(project, "hiar", MLFLOW_TRACKING_URI=uri, **(proxies if proxied else {}))
+    (folder,) = (project / ".hiar" / "spool").iterdir()
+    wait_for((folder / sender.TROUBLE).exists)
+    told = ended(process)
+    assert told.count("\n") == 1
+    assert told.startswith("warning: MLflow: not reached (ConnectionRefusedError")
+    assert str(folder) in told
+    (file,) = waiting(folder)
+    assert json.loads(file.read_text().splitlines()[-1])["end"] == "FINISHED"
+    assert "secret" not in told + "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+    assert "secret" not in str(folder)
+    dismiss(folder)
+
+
+def test_off_is_off(project: Path) -> None:
+    assert ended(stage(project, "hiar", HIAR_TRACKING="off")) == ""
+    assert not (project / ".hiar").exists()
+
+
+def test_a_server_that_never_answers_is_away(params: Params, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        left_after_one_attempt(params, project)
+
+
+def test_without_mlflow_installed_records_wait(
+    params: Params, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
+    folder = left_after_one_attempt(params, project)
+    assert "mlflow.tracking" in (folder / sender.TROUBLE).read_text()
+
+
+def left_after_one_attempt(params: Params, project: Path) -> Path:
+    """The folder of a stage whose records a sender has given up on."""
+    folder = spool_folder(project)
+    folder.mkdir(parents=True)
+    with take_lock(folder):
+        with tracked("codec", 0, None, params, project) as run:
+            run.log(0, {"loss": 1.0})
+        assert sender.Sender(folder).serve() is True
+    assert len(waiting(folder)) == 1
+    assert (folder / sender.TROUBLE).exists()
+    return folder
+
+
+def test_a_spool_that_cannot_be_written_costs_one_line(
+    params: Params, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / ".hiar").write_text("a file of somebody")
+    with tracked("codec", 0, None, params, project) as run:
+        run.log(0, {"loss": 1.0})
+        run.artifact(project / "nothing")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: MLflow: this run is not recorded (")
+
+
+def test_a_sender_ends_with_its_folder(project: Path) -> None:
+    folder = spool_folder(project)
+    folder.mkdir(parents=True)
+    process = subprocess.Popen([sys.executable, "-m", "hiar.tracking.sender", folder], env=environment())
+    wait_for(lambda: holds(process.pid, folder / LOCK))
+    shutil.rmtree(project / ".hiar")
+    assert process.wait(600) == 0
+
+
+def holds(process: int, path: Path) -> bool:
+    """Whether a process has a file open."""
+    try:
+        return os.fspath(path) in [os.readlink(entry) for entry in Path(f"/proc/{process}/fd").iterdir()]
+    except FileNotFoundError:  # it closes another at this moment
+        return False
+
+
+class Server:
+    """MLflow's own, which may be killed and started anew on the same records."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        settings = environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            command, env=settings, cwd=self.folder, start_new_session=True, stdout=quiet, stderr=quiet
+        )
+        deadline = time.monotonic() + 600
+        while True:
+            try:
+                return socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    one = Server(tmp_path)
+    yield one
+    one.kill()
+
+
+@pytest.mark.long
+def test_a_server_that_is_away_meanwhile_ends_with_every_point_and_file(
+    project: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 3000
+    server.start()
+    process = stage(project, "hiar", steps, 60.0, MLFLOW_TRACKING_URI=server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    wait_for(lambda: "loss" in metrics_of(server.uri))
+    server.kill()
+    folder = spool_folder(project)
+    wait_for((folder / sender.TROUBLE).exists)
+    assert process.poll() is None
+    server.start()
+    assert ended(process) == ""
+    wait_for(lambda: waiting(folder) == [])
+    records = Records(server.uri)
+    assert records.points("hiar seed 0", "loss") == [(step, 1 / (step + 1)) for step in range(steps)]
+    assert records.status() == {"hiar seed 0": "FINISHED"}
+    assert len(records.parents) == 1
+    dismiss(folder)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def metrics_of(uri: str) -> set[str]:
+    """Of all stages that a server knows by now."""
+    try:
+        return {name for run in Records(uri).stages for name in run.data.metrics}
+    except AssertionError:  # it has no experiment yet
+        return set()

@@ -1,0 +1,377 @@
+"""MLflow sees every stage as people compare them, each point once, whatever dies on the way."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from commands import environment
+
+from hiar.config import Params
+from hiar.io.artifacts import code_version
+from hiar.tracking import sender
+from hiar.tracking.client import SILENT_SECONDS
+from hiar.tracking.figures import record_figures
+from hiar.tracking.spool import TROUBLE, kept, spool_folder, waiting
+from hiar.tracking.stage import tracked
+from tests.tracking.conftest import PARAMS_FILE
+from tests.tracking.records import Records
+
+Send = Callable[[], None]
+
+
+def test_a_stage_leaves_parameters_metrics_files_and_facts(
+    params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    (workspace / "v.mp4").write_bytes(b"video")
+    at_work, began = sender.Sender(spool_folder(project)), time.time() * 1000 - 1
+    with tracked("distill", 3, "hiar", params, workspace, {"code": 1}) as run:
+        for step in range(1500):
+            run.log(step, {"loss": 1 / (step + 1), "critic": float(step)})
+        run.tag("content", "abc")
+        run.artifact(workspace / "v.mp4")
+        (workspace / "v.mp4").rename(workspace / "renamed.mp4")  # as an artifact is when it is whole
+        at_work.round()
+        deadline = time.monotonic() + 600  # for the first look at the machine, by another thread
+        while not any(name.startswith("system/") for name in Records(project).run("hiar seed 3").data.metrics):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        records = Records(project)
+        assert (records.parents[0].info.status, records.status()) == ("RUNNING", {"hiar seed 3": "RUNNING"})
+    ended = time.time() * 1000 + 1
+    at_work.round()
+    records = Records(project)
+    (parent,), (stage,) = records.parents, records.stages
+    assert (parent.info.status, stage.info.status) == ("FINISHED", "FINISHED")
+    assert began <= stage.info.start_time <= stage.info.end_time <= ended  # of the stage, not of the sender
+    expected = {
+        "kind": "contender",
+        "experiment": "named",
+        "method": "hiar",
+        "stage": "distill",
+        "seed": "3",
+        "order": "step_first",
+        "context": "output",
+        "content": "abc",
+        "mlflow.parentRunId": parent.info.run_id,
+    }
+    assert stage.data.tags.items() >= expected.items()
+    assert stage.data.tags["commit"].startswith(code_version()["commit"])
+    assert parent.info.run_name.startswith("named ")
+    for entry in (parent, stage):
+        assert entry.data.params["teacher.training.optimizer.adamw.betas"] == "[0.9, 0.99]"
+        assert entry.data.params["variants.hiar.order"] == "step_first"
+    assert stage.data.params["method"] == "hiar"
+    assert records.points("hiar seed 3", "loss") == [(step, 1 / (step + 1)) for step in range(1500)]
+    (artifact,) = records.client.list_artifacts(stage.info.run_id)
+    assert Path(records.client.download_artifacts(stage.info.run_id, artifact.path)).read_bytes() == b"video"
+    assert records.experiment.artifact_location == (project / "mlruns").as_uri()
+    assert waiting(spool_folder(project)) == []
+    assert not any(spool_folder(project).glob("*.files"))
+
+
+def row(stage: str, variant: str, good: float, se: float | None = 0.1) -> dict[str, object]:
+    figures = {"good": good, "good_segment_1": good + 0.1, "good_segment_2": good - 0.1}
+    metrics = {name: {"mean": value, "se": se, "n": 2} for name, value in figures.items()}
+    return {"stage": stage, "variant": variant, "seed": 0, "metrics": metrics}
+
+
+ROWS = [row("teacher", "teacher", 0.9), row("init", "hiar", 0.2), row("distill", "hiar", 0.7)]
+ROWS += [row("distill", "self-forcing", 0.5)]
+
+
+def test_contenders_compare_as_runs_that_meet_training_samples_and_scores(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    for variant in ("hiar", "self-forcing"):
+        with tracked("distill", 0, variant, params, workspace, variant) as run:
+            run.log(0, {"dmd": 1.0})
+        (workspace / "0000.mp4").write_text(variant)
+        with tracked("sample", 0, variant, params, workspace) as run:
+            run.artifact(workspace / "0000.mp4")
+        (workspace / "0000.mp4").unlink()
+    with tracked("score", None, None, params, workspace):
+        pass
+    record_figures(params, workspace, ROWS)
+    send()
+    records = Records(project)
+    assert set(records.status()) == {"teacher seed 0", "hiar seed 0 init", "hiar seed 0", "self-forcing seed 0"}
+    query = "tags.kind = 'contender' and tags.stage = 'distill' and tags.seed = '0'"
+    both = records.client.search_runs([records.experiment.experiment_id], query, order_by=["metrics.good DESC"])
+    assert [run.data.tags["method"] for run in both] == ["hiar", "self-forcing"]
+    assert [run.data.tags["context"] for run in both] == ["output", "clean"]
+    names = {"good", "se/good", "segments/good"}
+    assert [run.data.metrics.keys() & names for run in both] == [names, names]
+    assert records.points("self-forcing seed 0", "good") == [(0, 0.5)]
+    assert records.points("self-forcing seed 0", "segments/good") == [(1, 0.6), (2, 0.4)]
+    for run in both:
+        assert [file.path for file in records.client.list_artifacts(run.info.run_id)] == ["0000.mp4"]
+        assert run.data.metrics["dmd"] == 1.0
+    assert [parent.info.status for parent in records.parents] == ["FINISHED"]
+
+
+def test_scores_computed_again_count_once_unless_they_differ(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    for good in (0.7, 0.7, 0.8):
+        record_figures(params, workspace, [row("distill", "hiar", good, se=None)])
+        send()
+    records = Records(project)
+    assert records.points("hiar seed 0", "good") == [(0, 0.7), (0, 0.8)]
+    assert records.run("hiar seed 0").data.metrics["good"] == 0.8
+    assert "se/good" not in records.run("hiar seed 0").data.metrics
+
+
+def test_what_came_from_the_cache_names_the_run_that_made_it(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    with tracked("init", 0, None, params, project, "work") as run:
+        run.tag("content", "abc")
+    with tracked("sample-init", 0, "hiar", params, workspace) as run:
+        run.tag("content", "abc")
+    send()
+    records = Records(project)
+    maker, sampled = records.run("init seed 0"), records.run("hiar seed 0 init")
+    assert (maker.data.tags["experiment"], sampled.data.tags["experiment"]) == ("default", "named")
+    assert sampled.data.tags["trained by"] == maker.info.run_id
+    assert f"runs/{maker.info.run_id})" in sampled.data.tags["mlflow.note.content"]
+    assert "trained by" not in maker.data.tags
+
+
+def test_stages_of_equal_parameters_share_a_parent_that_is_as_well_as_its_worst(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    with pytest.raises(ZeroDivisionError), tracked("teacher", 0, None, params, workspace, "work"):
+        raise ZeroDivisionError
+    with tracked("codec", 0, None, params, workspace, "work"):
+        pass
+    send()
+    assert [run.info.status for run in Records(project).parents] == ["FAILED"]
+    with pytest.raises(KeyboardInterrupt), tracked("pairs", 0, None, params, workspace, "work"):
+        raise KeyboardInterrupt
+    with tracked("teacher", 0, None, params, workspace, "work"):
+        pass
+    with tracked("teacher", 0, None, params.model_copy(update={"seeds": [7]}), workspace, "work"):
+        pass
+    send()
+    records = Records(project)
+    assert sorted(run.info.status for run in records.parents) == ["FINISHED", "KILLED"]
+    assert len(records.stages) == 4
+
+
+def test_all_experiments_of_a_project_lie_in_one_place_unless_told_otherwise(
+    params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracked("codec", 0, None, params, project, "work"):
+        pass
+    with tracked("codec", 0, None, params, workspace, "work"):
+        pass
+    odd = workspace.rename(workspace.with_name("it's"))
+    monkeypatch.setenv("HIAR_EXPERIMENT", "given")
+    with tracked("pairs", 0, None, params, odd, "work"):
+        pass
+    send()
+    assert sorted(run.data.tags["experiment"] for run in Records(project).stages) == ["default", "named"]
+    assert Records(project, "hiar/given").status() == {"pairs seed 0": "FINISHED"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hiar.parameters import load_params
+from hiar.tracking.stage import tracked
+with tracked("distill", 0, "hiar", load_params(Path(sys.argv[1])), Path(sys.argv[2]), "work") as run:
+    for step in range(6):
+        run.log(step, {"loss": float(step)})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_stage_that_is_killed_and_goes_on_has_one_run_and_each_step_once(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(PARAMS_FILE), str(workspace)]
+    subprocess.run(command, env=environment(), timeout=600)
+    (file,) = waiting(spool_folder(project))
+    with file.open("ab") as torn:  # as a machine that dies may leave it
+        torn.write(b'{"metrics": {"loss": 9.0}, "st')
+    send()
+    records = Records(project)
+    assert (records.status(), records.parents[0].info.status) == ({"hiar seed 0": "KILLED"}, "KILLED")
+    with tracked("distill", 0, "hiar", params, workspace, "work") as run:
+        for step in range(3, 10):  # from its last checkpoint
+            run.log(step, {"loss": float(step), "late": 0.0})
+    send()
+    records = Records(project)
+    assert (records.status(), records.parents[0].info.status) == ({"hiar seed 0": "FINISHED"}, "FINISHED")
+    assert records.points("hiar seed 0", "loss") == [(step, float(step)) for step in range(10)]
+    assert [step for step, _ in records.points("hiar seed 0", "late")] == list(range(3, 10))
+
+
+def test_other_work_under_the_same_parameters_has_a_run_of_its_own(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    for code in ("before", "after"):
+        with tracked("distill", 0, "hiar", params, workspace, code) as run:
+            run.log(0, {"loss": float(len(code))})
+        with tracked("sample", 0, "hiar", params, workspace) as run:
+            run.tag("content of samples", code)
+        send()
+    tags = [(run.data.tags["kind"], run.data.tags["content of samples"]) for run in Records(project).stages]
+    assert sorted(tags) == [("contender", "after"), ("superseded", "before")]
+    assert sorted(run.data.metrics["loss"] for run in Records(project).stages) == [5.0, 6.0]
+
+
+def test_a_sender_that_died_before_it_cleared_away_doubles_nothing(
+    params: Params, project: Path, workspace: Path, send: Send, tmp_path: Path
+) -> None:
+    (workspace / "v.mp4").write_bytes(b"video")
+    with tracked("distill", 0, "hiar", params, workspace, "work") as run:
+        for step in range(5):
+            run.log(step, {"loss": float(step)})
+        run.figures({"good": 0.5})
+        run.artifact(workspace / "v.mp4")
+    record_figures(params, workspace, ROWS)
+    shutil.copytree(spool_folder(project), tmp_path / "copy")
+    send()
+    shutil.copytree(tmp_path / "copy", spool_folder(project), dirs_exist_ok=True)
+    assert len(waiting(spool_folder(project))) == 1 + len(ROWS)
+    send()
+    records = Records(project)
+    assert (len(records.parents), len(records.stages)) == (1, len(ROWS))
+    assert records.points("hiar seed 0", "loss") == [(step, float(step)) for step in range(5)]
+    assert records.points("hiar seed 0 init", "good") == [(0, 0.2)]
+    assert waiting(spool_folder(project)) == []
+
+
+def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_speaks(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    with tracked("distill", 0, "hiar", params, workspace, "work"):
+        at_work = sender.Sender(spool_folder(project))
+        at_work.round()
+        records = Records(project)
+        run_id = records.stages[0].info.run_id
+        for age, status in ((SILENT_SECONDS - 60, "RUNNING"), (SILENT_SECONDS + 60, "KILLED")):
+            said = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() - age))
+            records.client.set_tag(run_id, "heartbeat", said)
+            with tracked("codec", 0, None, params, project, "work"):
+                pass
+            hide(project, workspace, send)
+            assert Records(project).run("hiar seed 0").info.status == status
+        at_work.beaten = 0.0
+        at_work.round()
+        assert Records(project).run("hiar seed 0").info.status == "RUNNING"
+        assert {run.info.status for run in Records(project).parents} == {"RUNNING", "FINISHED"}
+
+
+def hide(project: Path, workspace: Path, send: Send) -> None:
+    """A round of a sender that knows nothing of the first file: as on another machine."""
+    first = waiting(spool_folder(project))[0]
+    aside = first.with_suffix(".aside")
+    first.rename(aside)
+    send()
+    aside.rename(first)
+
+
+def test_what_mlflow_refuses_does_not_hold_up_the_rest(
+    params: Params, project: Path, workspace: Path, send: Send, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tracked("distill", 0, "hiar", params, workspace, "work") as run:
+        at_work = sender.Sender(spool_folder(project))
+        at_work.round()
+        records = Records(project)
+        for one in (*records.stages, *records.parents):  # by somebody who looks at the pages
+            records.client.delete_run(one.info.run_id)
+        run.log(0, {"loss": 1.0})
+        run.tag("content", "abc")
+    with tracked("codec", 0, None, params, workspace, "work"):
+        pass
+    at_work.round()
+    assert Records(project).status() == {"codec seed 0": "FINISHED"}
+    assert waiting(spool_folder(project)) == []
+    assert "left out" in capsys.readouterr().out
+
+
+def test_a_database_that_breaks_on_the_way_is_told_and_loses_nothing(
+    params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.0)
+    folder = spool_folder(project)
+    at_work = sender.Sender(folder)
+    with tracked("codec", 0, None, params, workspace, "work") as run:
+        at_work.round()
+        with sqlite3.connect(project / "mlflow.db") as database:
+            database.execute("ALTER TABLE latest_metrics RENAME TO hidden")
+        run.log(0, {"loss": 1.0})
+    assert at_work.serve() is True
+    assert "no such table" in (folder / TROUBLE).read_text()
+    with sqlite3.connect(project / "mlflow.db") as database:
+        database.execute("ALTER TABLE hidden RENAME TO latest_metrics")
+    monkeypatch.setattr(sender, "IDLE_SECONDS", 0.0)
+    assert sender.Sender(folder).serve() is False
+    assert not (folder / TROUBLE).exists()
+    assert Records(project).points("codec seed 0", "loss") == [(0, 1.0)]
+
+
+MOVED = """
+import sys
+from pathlib import Path
+from hiar.tracking.sender import Sender
+Sender(Path(sys.argv[1]).resolve()).round()
+"""
+
+
+def test_records_go_with_a_project_that_is_moved_or_copied(params: Params, project: Path, tmp_path: Path) -> None:
+    """To and from a place whose name would end or garble an address; nothing is made where the project was."""
+
+    def record(folder: Path, stage: str) -> None:
+        (folder / stage).write_text("figures")
+        spool_folder(folder).mkdir(parents=True, exist_ok=True)
+        with sender.take_lock(spool_folder(folder)), tracked(stage, 0, None, params, folder) as run:
+            run.artifact(folder / stage)
+        if folder == copy:  # an address that this process may have
+            sender.Sender(spool_folder(folder)).round()
+            return
+        command = [sys.executable, "-c", MOVED, str(spool_folder(Path()))]
+        sent = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600)
+        assert (sent.returncode, sent.stderr) == (0, "")
+
+    def recorded(folder: Path) -> dict[str, bool]:
+        """Whether the files that each run names lie in the folder."""
+        with sqlite3.connect(folder / "mlflow.db") as database:
+            rows = database.execute("SELECT name, artifact_uri FROM runs WHERE name LIKE 'moved-%'").fetchall()
+        inside = (folder / "mlruns").as_uri()
+        return {
+            name.split()[0]: uri.startswith(f"{inside}/")
+            and Path(unquote(urlsplit(uri).path), name.split()[0]).read_text() == "figures"
+            for name, uri in rows
+        }
+
+    odd, copy = tmp_path / "a b?c#d%20e", tmp_path / "copy"
+    project.rename(odd)
+    record(odd, "moved-one")
+    assert recorded(odd) == {"moved-one": True}
+    shutil.copytree(odd, copy)
+    record(copy, "moved-two")
+    assert recorded(odd) == {"moved-one": True}
+    assert recorded(copy) == {"moved-one": True, "moved-two": True}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [odd.name, copy.name]
+
+
+def test_a_kept_file_is_as_it_was(params: Params, project: Path, workspace: Path, send: Send) -> None:
+    (workspace / "v").write_text("before")
+    with tracked("codec", 0, None, params, workspace, "work") as run:
+        run.artifact(workspace / "v")
+        (workspace / "new").write_text("after")
+        (workspace / "new").replace(workspace / "v")
+    (file,) = waiting(spool_folder(project))
+    assert (kept(file) / "v").read_text() == "before"
