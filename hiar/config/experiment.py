@@ -108,6 +108,7 @@ class Params(Section):
         for field, names in (("compare.init", self.compare.init), ("compare.distill", self.compare.distill)):
             for name in names:
                 require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
+        self._check_processes()
         for name, variant in self.variants.items():
             kl = variant.forward_kl
             require(
@@ -117,6 +118,19 @@ class Params(Section):
                 f"cannot exceed schedule.student_steps = {self.schedule.student_steps}",
             )
         return self
+
+    def _check_processes(self) -> None:
+        """Every process takes as many micro-batches as the others."""
+        processes, spec = self.runtime.processes or 1, self.distill
+        fresh = spec.windows if spec.replay is None else 1  # rollouts for the critic are not divided
+        batches = [("init.training", self.init.training.batch, self.init.training.micro_batch or 1)]
+        if self.teacher.training is not None:
+            batches.append(("teacher.training", self.teacher.training.batch, self.teacher.training.micro_batch or 1))
+        batches.append(("distill", spec.batch, spec.micro_batch or 1))
+        batches.append(("distill, of its critic", spec.critic_batch, (spec.micro_batch or 0) * spec.windows or fresh))
+        for name, batch, size in batches:
+            remedy = f"cannot take equal shares of the batch of {name}: {batch}, in micro-batches of {size} or more"
+            require(batch % (size * processes) == 0, "runtime.processes", processes, remedy)
 
     def _check_trained(self) -> None:
         """What holds where codec, text encoder and teacher are trained here."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 # How gloo, NCCL and the store say that another process is gone or silent.
-PEER = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|broken pipe|timed out|timeout|store", re.IGNORECASE)
+PEER = re.compile(r"gloo|nccl|tcpstore|socket|connection|broken pipe|timed out|timeout", re.IGNORECASE)
 LINE = 1000  # bytes of an error that others are told
+AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun listens at that port itself
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,8 @@ class Ranks:
         except UserError as mistake:
             error = mistake
         if self.size > 1:
-            line = "" if error is None else str(error)
-            own = torch.zeros(LINE, dtype=torch.uint8)
-            data = line.encode()[:LINE]
-            own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else own[:0]
+            line = b"" if error is None else str(error).encode()
+            own = torch.frombuffer(bytearray(line[:LINE].ljust(LINE, b"\0")), dtype=torch.uint8)
             for rank, row in enumerate(self.gather(own.to(self.device)).cpu()):
                 said = bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore")
                 if said and error is None:
@@ -124,20 +125,25 @@ def _meet(rank: int, size: int, device: torch.device, seconds: float) -> None:
     """Open the process group, and take its variables away: each process is one to the libraries it uses."""
     place, backend = os.environ.get(RENDEZVOUS), "nccl" if device.type == "cuda" else "gloo"
     wait = timedelta(seconds=seconds)
-    try:
-        if size == 1:
-            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=wait)
-        else:
-            method = f"file://{place}" if place else "env://"
-            dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=wait)
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise UserError(
-            f"MASTER_PORT = {os.environ.get('MASTER_PORT')}: is in use by another program; give the launcher another "
-            "port (torchrun --master-port)"
-        ) from None
+    if size == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=wait)
+    else:
+        if rank == 0 and not place and AGENT not in os.environ:
+            _check_port(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        method = f"file://{place}" if place else "env://"
+        dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=wait)
     forget()
+
+
+def _check_port(address: str, port: int) -> None:
+    """Raise UserError where another program listens at an address of this machine: others would wait for its answer."""
+    try:
+        socket.create_server((address, port)).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"MASTER_PORT = {port}: is in use by another program; give the launcher another port"
+            ) from None
 
 
 def _mesh(device: torch.device, size: int) -> DeviceMesh:
