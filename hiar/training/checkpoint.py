@@ -82,6 +82,13 @@ def load_state(
 def _restore(
     tensors: Mapping[str, Tensor], roles: Mapping[str, Role], memory: dict[str, Tensor]
 ) -> tuple[int, list[dict[str, float]]]:
+    known = ["memory/", PROGRESS]
+    for name, role in roles.items():
+        known += [f"{name}/module/"] + [f"{name}/average/"] * (role.average is not None)
+        known += [f"{name}/optimizer/{index}/" for index in range(len(role.optimizers))]
+    for name in tensors:
+        if not name.startswith(tuple(known)):
+            raise ValueError(f"{name}: is of none of {', '.join(roles)}")
     memory.update(_under(tensors, "memory/"))
     for name, role in roles.items():
         _load(role.module, _under(tensors, f"{name}/module/"))
