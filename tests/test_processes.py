@@ -146,7 +146,6 @@ def test_a_process_that_sleeps_ends_all_within_the_timeout(work: Path) -> None:
 
 @pytest.mark.long
 def test_torchrun_starts_them_as_well(work: Path) -> None:
-    settings(work, init={"training": yaml.safe_load((work / "params.yaml").read_text())["init"]["training"]})
     places = {}
     for name in ("torchrun", "own"):
         shutil.rmtree(work / MADE / "init", ignore_errors=True)
