@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
 
 from hiar.config import Runtime
 from hiar.errors import LOST, RunFailed, UserError
@@ -126,7 +125,7 @@ def _meet(rank: int, size: int, device: torch.device, seconds: float) -> None:
     place, backend = os.environ.get(RENDEZVOUS), "nccl" if device.type == "cuda" else "gloo"
     wait = timedelta(seconds=seconds)
     if size == 1:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=wait)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=wait)  # type: ignore[attr-defined]
     else:
         if rank == 0 and not place and AGENT not in os.environ:
             _check_port(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))

@@ -68,7 +68,8 @@ def distillation_step(job: Distillation, step: int) -> Metrics:
 
         def roll_out(part: range) -> Rollouts:
             windows, text = _rollouts(job, range(first + part.start, first + part.stop), exit_step, learns)
-            made.append((windows.detach(), text))
+            if settings.replay is not None:
+                made.append((windows.detach(), text))
             return windows, text
 
         if learns:

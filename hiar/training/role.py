@@ -89,7 +89,7 @@ def kept(role: Role) -> nn.Module:
 
 def kept_weights(role: Role) -> dict[str, Tensor]:
     """The state of the network to keep, whole; all processes ask for it together."""
-    return {name: whole(value).detach() for name, value in kept(role).state_dict().items()}
+    return {name: whole(value).detach().cpu() for name, value in kept(role).state_dict().items()}
 
 
 def lr_factor(settings: config.Optimizer, step: int, steps: int) -> float:
