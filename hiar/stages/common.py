@@ -140,6 +140,7 @@ def stage(
                 check_fits(folders[parent], manifest, params, contents)
                 settings = manifest.get("settings", {}) | settings  # what decided a parent decides this
             accelerator = make_accelerator(params)
+        with ranks.agreed():  # only then: where one refuses, nothing is begun
             if ranks.leads:
                 state = frame.enter_context(opened_state(restart))
                 run = frame.enter_context(tracked(name, seed, variant, params, workspace))
