@@ -74,7 +74,8 @@ def _bring_up_to_date(workspace: Path, force: bool) -> State[Any] | None:
                 force,
                 groups,
                 cores,
-                runtime.variant_threads if stage.of_variant else runtime.threads,
+                # Of all stages, though some are one process whatever the number.
+                (runtime.variant_threads if stage.of_variant else runtime.threads) * (runtime.processes or 1),
                 wait_for=[runs[needed] for needed in stage.needs],
                 return_state=False,
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +26,9 @@ STAGES = {
     "score": set(),
     "report": set(),
 }
+
+# Which may be several processes.
+SHARED = ("teacher", "init", "distill")
 
 config = typer.Typer(help="Look at the parameters of an experiment.")
 app.add_typer(config, name="config")
@@ -125,7 +130,8 @@ def stage(
     """Run one stage in this folder; what dvc.yaml calls.
 
     It reads params.yaml and what the stages before it left, writes artifacts/, metrics/ and curves/, and goes on where
-    it was interrupted. `dvc repro STAGE` runs the stages before it too.
+    it was interrupted. `dvc repro STAGE` runs the stages before it too. Stages teacher, init and distill are as many
+    processes as runtime.processes in params.yaml says, or torchrun.
     """
     needed = STAGES.get(name)
     if needed is None:
@@ -141,14 +147,25 @@ def stage(
     if model not in (None, "teacher", "init", "distill", "walked"):
         raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init, distill or walked")
 
-    alone("a stage")
+    # Read when torch is loaded: what goes wrong between processes is told once, by us, without torch's stack.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
+    from hiar.io.ranks import launch, launched
     from hiar.parameters import load_params
 
+    started = name in SHARED and launched()
+    if not started:
+        alone("a stage")
     params = load_params(Path("params.yaml"))
     for method in (variant, walk):
         if method is not None:
             params.variant(method)
+    processes = params.runtime.processes or 1
+    if name in SHARED and processes > 1 and not started:
+        names = [f"process {rank} of {processes}" for rank in range(processes)]
+        threads = params.runtime.threads if variant is None else params.runtime.variant_threads
+        launch([sys.executable, "-m", "hiar", *sys.argv[1:]], names, teller=0, threads=threads)
+        return
     run_stage = import_module(f"hiar.stages.{name}").run
     run_stage(params, Path(), **{option.replace("-", "_"): given[option] for option in STAGES[name]})
 

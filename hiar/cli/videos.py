@@ -91,6 +91,7 @@ def sample(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
     from hiar.io.artifacts import check_folder
+    from hiar.io.cores import process_cores
     from hiar.io.ranks import launch, launched
     from hiar.stages.request import Request
 
@@ -107,7 +108,8 @@ def sample(
 
         plan_processes(request, processes)
         names = [f"process {rank} of {processes}" for rank in range(processes)] + ["the process that decodes"]
-        launch([sys.executable, "-m", "hiar", *sys.argv[1:]], names)
+        threads = max(1, process_cores() // processes)
+        launch([sys.executable, "-m", "hiar", *sys.argv[1:]], names, teller=processes, threads=threads)
     else:
         from hiar.stages.sample import sample_prompts
 

@@ -1,6 +1,7 @@
 """The types of ``params.yaml``: frozen, validated sections; the numbers themselves live in that file only.
 
-Every field is required and unknown keys are errors, so that a typo cannot pass silently and no default hides in code.
+Every field is required and unknown keys are errors, so that a typo cannot pass silently and no default hides in code;
+but for those that change nothing but rounding: how a batch is cut, and how many processes share the work.
 """
 
 from hiar.config.experiment import Compare, Params, Report, Runtime, Sample, Score, Walked

@@ -63,6 +63,10 @@ class Runtime(Section):
     precision: Precision  # of training, and of what the checkpoint then generates
     threads: Count  # CPU threads of a stage that runs alone
     variant_threads: Count  # CPU threads of the stages of one variant, which run side by side
+    # Processes that teacher, init and distill are shared out to, each with that many threads, their networks sharded;
+    # null: one, with whole networks. No parameter of a result: dvc.yaml lists it nowhere.
+    processes: Count | None = None
+    stall_seconds: Positive = 600.0  # a process may be silent, before the others give up
     checkpoint_minutes: Positive  # between resumable checkpoints
 
 
@@ -124,6 +128,7 @@ class Params(Section):
             for name in names:
                 require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
         self._check_compared()
+        self._check_processes()
         for name, variant in self.variants.items():
             kl, steps = variant.forward_kl, self.schedule.student_steps
             require(
@@ -156,6 +161,19 @@ class Params(Section):
         """The contender that others are compared with; where nothing is distilled, the first init; None of none."""
         first = [name for name in self.compare.students if name.startswith("distill/")] or self.compare.students
         return self.report.reference or next(iter(first), None)
+
+    def _check_processes(self) -> None:
+        """Every process takes as many micro-batches as the others."""
+        processes, spec = self.runtime.processes or 1, self.distill
+        fresh = spec.windows if spec.replay is None else 1  # rollouts for the critic are not divided
+        batches = [("init.training", self.init.training.batch, self.init.training.micro_batch or 1)]
+        if self.teacher.training is not None:
+            batches.append(("teacher.training", self.teacher.training.batch, self.teacher.training.micro_batch or 1))
+        batches.append(("distill", spec.batch, spec.micro_batch or 1))
+        batches.append(("distill, of its critic", spec.critic_batch, (spec.micro_batch or 0) * spec.windows or fresh))
+        for name, batch, size in batches:
+            remedy = f"cannot take equal shares of the batch of {name}: {batch}, in micro-batches of {size} or more"
+            require(batch % (size * processes) == 0, "runtime.processes", processes, remedy)
 
     def _check_trained(self) -> None:
         """What holds where codec, text encoder and teacher are trained here."""

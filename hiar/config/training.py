@@ -24,6 +24,12 @@ from hiar.config.section import (
 from hiar.errors import require
 
 
+def require_micro_batch(size: int | None, field: str, batch: int, given: int | None = None) -> None:
+    """Raise BrokenRule for micro-batches of ``size``, or ``given`` rollouts, that are no equal parts of a batch."""
+    remedy = f"must divide {field} = {batch}" + (f", of which it takes {size}" if given else "")
+    require(size is None or batch % size == 0, "micro_batch", given or size, remedy)
+
+
 class Muon(Section):
     lr: Positive
     weight_decay: NonNegative
@@ -52,7 +58,13 @@ class Training(Section):
 
     steps: Count
     batch: Count  # samples an update
+    micro_batch: Count | None = None  # samples a backward, see Distill
     optimizer: Optimizer
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require_micro_batch(self.micro_batch, "batch", self.batch)
+        return self
 
 
 class Teacher(Section):
@@ -96,6 +108,7 @@ class Distill(Section):
 
     steps: Count  # generator updates
     batch: Count  # rollouts a generator update
+    micro_batch: Count | None = None  # rollouts a backward; null: the share of a process. Changes rounding only
     windows: Count  # training windows one rollout spans; the paper's is 1
     real_score: File | None  # folder of a model for it, larger than the teacher for instance; null: the teacher
     guidance: Positive  # of the real score, usual notation
@@ -126,6 +139,9 @@ class Distill(Section):
             self.critic_batch,
             f"without a replay, must be a multiple of windows = {self.windows}, which each rollout spans",
         )
+        require_micro_batch(self.micro_batch, "batch", self.batch)
+        windows = self.micro_batch and self.micro_batch * self.windows
+        require_micro_batch(windows, "critic_batch", self.critic_batch, self.micro_batch)
         return self
 
 

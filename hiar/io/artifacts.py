@@ -54,6 +54,7 @@ __all__ = [
     "content_hash",
     "facts",
     "package_hash",
+    "partial_of",
     "read_manifest",
     "unfinished",
     "write_json",
@@ -79,9 +80,8 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
     read-only.
     """
     with writing(folder):
-        folder = followed(folder)
+        folder, partial = followed(folder), partial_of(folder)
         _check_replaceable(folder, replaces)
-        partial = folder.with_name(f"{folder.name}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
         while True:
             with _locked(partial):
@@ -90,6 +90,12 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
                     yield partial
                     _finish(partial, folder)
                     return
+
+
+def partial_of(folder: Path) -> Path:
+    """Where ``folder`` is filled; see `unfinished`."""
+    folder = followed(folder)
+    return folder.with_name(f"{folder.name}.partial")
 
 
 def check_folder(option: str, folder: Path, kind: str) -> None:

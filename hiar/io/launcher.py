@@ -51,6 +51,11 @@ def alone(command: str) -> None:
         if (size := _number(name, 1)) > 1:
             raise UserError(f"{name} = {size}: {command} is one process; start it without a launcher, or unset {name}")
     own_place()
+    forget()
+
+
+def forget() -> None:
+    """Take away all that a launcher says of this process, so that no library acts on it."""
     for name in list(os.environ):
         if name in (*SIZES, *RANKS, *MEETING) or name.startswith(("ACCELERATE_", "TORCHELASTIC_")):
             del os.environ[name]

@@ -19,7 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from hiar.errors import ERROR_FILE, LOST, RunFailed, UserError
-from hiar.io.cores import process_cores
 from hiar.io.launcher import RENDEZVOUS, own_place
 from hiar.rollout.shared_memory import Neighbours, line_of
 
@@ -29,15 +28,17 @@ SETTLE = 1.0  # seconds the others have to fail too, so that the first cause is 
 GRACE = 3.0  # seconds between asking a process to end and killing it
 
 
-def launch(command: Sequence[str], names: Sequence[str]) -> None:
-    """Run ``command`` once a name, the last one with this process's standard error, and wait for all.
+def launch(command: Sequence[str], names: Sequence[str], *, teller: int, threads: int) -> None:
+    """Run ``command`` once a name, and wait for all.
+
+    teller: the rank that has this process's standard error. threads: of each, unless the environment says otherwise.
 
     Raises UserError with a rank's own words when it refused its input, and RunFailed when one broke down.
     """
     with tempfile.TemporaryDirectory(prefix="hiar-ranks-") as folder:
         place = Path(folder)
         with line_of(len(names)) as line:
-            processes = [_start(command, rank, line, place) for rank in range(len(names))]
+            processes = [_start(command, rank, line, place, rank == teller, threads) for rank in range(len(names))]
         try:
             codes = _codes(processes)
             while all(code in (None, 0) for code in codes):
@@ -78,11 +79,11 @@ def _end_with_launcher() -> None:
     os._exit(LOST)
 
 
-def _start(command: Sequence[str], rank: int, line: Sequence[Neighbours], place: Path) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], rank: int, line: Sequence[Neighbours], place: Path, tells: bool, threads: int
+) -> subprocess.Popen[bytes]:
     world = len(line)
-    denoisers = world - 1
     numbers = [end.fileno() if end else None for end in line[rank]]
-    threads = max(1, process_cores() // denoisers)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
@@ -94,14 +95,13 @@ def _start(command: Sequence[str], rank: int, line: Sequence[Neighbours], place:
         NEIGHBOURS: ",".join("" if number is None else str(number) for number in numbers),
         ERROR_FILE: str(place / f"error-{rank}"),
     }
-    last = rank == world - 1
     with (place / f"log-{rank}").open("wb") as log:
         return subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
-            stderr=None if last else log,
+            stderr=None if tells else log,
             start_new_session=True,
             pass_fds=[number for number in numbers if number is not None],
         )

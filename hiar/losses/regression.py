@@ -20,6 +20,11 @@ def block_levels(samples: int, blocks: int, levels: int, random: np.random.Gener
     return torch.from_numpy(random.integers(levels, size=(samples, blocks)))
 
 
+def noisy_share(levels: Tensor, sigmas: Tensor) -> Tensor:
+    """The share of blocks that are not shown clean, of ``levels`` (B, blocks); where all are, that of a single one."""
+    return (sigmas[levels] > 0).float().mean().clamp(min=1 / levels.numel())
+
+
 def ode_regression(
     model: Denoiser,
     trajectory: Tensor,
@@ -28,11 +33,13 @@ def ode_regression(
     text: Tensor,
     attention: BlockCausal,
     floor: float,
+    share: Tensor | None = None,
 ) -> Tensor:
     """From every block at its own level, the clean end of the trajectory.
 
     trajectory: (B, S + 1, C, F, H, W) at ``sigmas`` (S + 1,), the last of which is 0; levels: (B, F / k).
-    Clean blocks are context only: they carry no loss.
+    Clean blocks are context only: they carry no loss. share: that of noisy blocks in the batch, by which the loss is
+    divided, where the samples are a part of one (`noisy_share`).
     """
     chosen = levels.repeat_interleave(attention.block, dim=1)  # (B, F)
     rows = torch.arange(len(trajectory), device=trajectory.device)[:, None]
@@ -42,5 +49,6 @@ def ode_regression(
     x0_hat = model(x, sigma, text, attention)
     noisy = (sigma > 0)[:, None, :, None, None]
     x0 = trajectory[:, -1]
-    share = noisy.float().mean().clamp(min=1 / chosen.numel())
+    if share is None:
+        share = noisy_share(levels, sigmas)
     return velocity_error(torch.where(noisy, x0_hat, x0), x0, expand(sigma, x), floor) / share

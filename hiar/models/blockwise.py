@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +19,7 @@ from hiar.models.attention import BlocksPlan, KeysValues, Row, TextPlan
 from hiar.models.denoiser import Denoiser, coordinates
 from hiar.models.rings import Rings
 from hiar.models.rotary import rotations
+from hiar.models.sharded import inside
 from hiar.noise import upload
 from hiar.schedule import TIMESTEP_SCALE, x0_from_velocity
 
@@ -43,15 +45,23 @@ def condition(model: Denoiser, text: Tensor, sigmas: Tensor) -> Conditioning:
 
     Gradients pass through where they are enabled.
     """
-    transformer = model.transformer
     sigmas = sigmas.to(text.device)  # in full precision, whatever the text's: 937.5 is no bf16 number
-    time, modulation, words, _ = transformer.condition_embedder(TIMESTEP_SCALE * sigmas, text)
+    time, modulation, words = inside(model, _embed, text, sigmas)
     keys_values = []
-    for block in transformer.blocks:
-        attention = block.attn2
-        key = attention.norm_k(attention.to_k(words))
-        keys_values.append(tuple(x.unflatten(2, (attention.heads, -1)) for x in (key, attention.to_v(words))))
+    for block in model.transformer.blocks:
+        key, value = inside(block, _text_keys_values, words)
+        keys_values.append(tuple(x.unflatten(2, (block.attn2.heads, -1)) for x in (key, value)))
     return Conditioning(sigmas, time, modulation.unflatten(1, (6, -1)), keys_values)
+
+
+def _embed(model: Denoiser, text: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    time, modulation, words, _ = model.transformer.condition_embedder(TIMESTEP_SCALE * sigmas, text)
+    return time, modulation, words
+
+
+def _text_keys_values(block: WanTransformerBlock, words: Tensor) -> KeysValues:
+    """Keys and values (B, words, dim) of a layer's cross-attention."""
+    return block.attn2.norm_k(block.attn2.to_k(words)), block.attn2.to_v(words)
 
 
 @dataclass
@@ -98,6 +108,18 @@ def forward_blocks(
     Every row has its place and caches (`Row`), its level (an index of the conditioning's sigmas) and its prompt.
     Rows run in their order where they share a cache: the keys of an earlier one are there for a later one.
     """
+    return inside(model, _forward_blocks, x, rows, levels, conditions, rings, places)
+
+
+def _forward_blocks(
+    model: Denoiser,
+    x: Tensor,
+    rows: Sequence[Row],
+    levels: Sequence[int],
+    conditions: Sequence[Conditioning],
+    rings: Rings,
+    places: Places,
+) -> Tensor:
     transformer = model.transformer
     batch, count = x.shape[:2]
     latents = x.flatten(0, 1)

@@ -14,7 +14,8 @@ from hiar.models.pixels import to_video
 from hiar.noise import normals, stream
 from hiar.stages.common import Paths, Stage, stage, write_adopted, write_curve, write_metrics
 from hiar.training.loop import Metrics, train
-from hiar.training.role import kept, make_role, update
+from hiar.training.parallel import accumulate, deal
+from hiar.training.role import kept_weights, make_role, update
 from hiar.worlds.interface import CODEC, FIRST_CLIP, Codec, World, open_world
 
 HELD_OUT_CLIPS = 32
@@ -40,18 +41,24 @@ def _train(work: Stage, world: World, workspace: Path, seed: int) -> None:
     codec = world.new_codec(spec, seed=seed, frames=params.video.frames).to(device)
     role = make_role(cast(nn.Module, codec), training.optimizer, training.steps)
 
+    parts = deal(training.batch, training.micro_batch, work.ranks)
+
     def train_step(step: int) -> Metrics:
-        # A frame a clip, each of another scene: neighbouring frames would teach the decoder little more.
-        first, count = step * training.batch, training.batch
-        frames, _ = world.clips(seed=seed, first=first, count=count, frames=1)
-        video = to_video(frames).to(device)
-        latents = codec.encode(video)
-        scale = torch.from_numpy(spec.noise * stream("codec batch", seed, step=step).random(count)).float()
-        noise = scale.view(-1, 1, 1, 1, 1) * normals("codec noise", seed, range(count), latents.shape[1:], step=step)
-        loss = codec.loss(video, noise.to(device))
-        work.accelerator.backward(loss)
-        norm = update(role, step, work.accelerator)
-        return {"loss": loss.item(), "grad_norm": norm}
+        scales = torch.from_numpy(spec.noise * stream("codec batch", seed, step=step).random(training.batch)).float()
+
+        def loss_of(part: range) -> tuple[Tensor, Metrics]:
+            # A frame a clip, each of another scene: neighbouring frames would teach the decoder little more.
+            first = step * training.batch + part.start
+            frames, _ = world.clips(seed=seed, first=first, count=len(part), frames=1)
+            video = to_video(frames).to(device)
+            scale = scales[part.start : part.stop].view(-1, 1, 1, 1, 1)
+            noise = scale * normals("codec noise", seed, part, codec.encode(video).shape[1:], step=step)
+            loss = codec.loss(video, noise.to(device))
+            return loss, {"loss": loss.item()}
+
+        metrics = accumulate(role.module, parts, loss_of, work.ranks, work.accelerator)
+        metrics["grad_norm"] = update(role, step, work.accelerator)
+        return metrics
 
     curve = train(
         "codec",
@@ -62,7 +69,7 @@ def _train(work: Stage, world: World, workspace: Path, seed: int) -> None:
         work.run,
         checkpoint_minutes=params.runtime.checkpoint_minutes,
     )
-    codec.load_state_dict(kept(role).state_dict())
+    codec.load_state_dict(kept_weights(role))
     codec.save(work.folder)
     metrics = {"psnr": psnr(codec, held_out(world, seed, params.video.frames).to(device))}
     write_metrics(workspace, f"seed-{seed}/codec", metrics)

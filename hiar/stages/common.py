@@ -8,7 +8,7 @@ import math
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import (
     content_hash,
+    partial_of,
     read_manifest,
     unfinished,
     write_json,
@@ -28,6 +29,7 @@ from hiar.io.artifacts import (
     write_text,
 )
 from hiar.io.hardware import hardware
+from hiar.io.process_group import ALONE, Ranks, joined
 from hiar.stages.definition import check_fits, code_hash, settings_of
 from hiar.stages.restart import TRAINING, opened_state, restarted_from, take_up
 from hiar.tracking.stage import Run, tracked
@@ -70,7 +72,10 @@ class Paths:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage at work: ``folder`` becomes its artifact when the work ends well."""
+    """A stage at work: ``folder`` becomes its artifact when the work ends well.
+
+    Of several processes, the one that leads (``ranks``) writes it.
+    """
 
     name: str
     params: Params
@@ -80,6 +85,7 @@ class Stage:
     parents: Mapping[str, Path]
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
+    ranks: Ranks
 
     @property
     def training(self) -> Path:
@@ -105,12 +111,14 @@ def stage(
     variant: str | None = None,
     definition: str | None = None,
     restart: Path | None = None,
+    shared: bool = False,
 ) -> Iterator[Stage]:
     """Check the ``parents`` (folder and kind), set the machine up, track the run, and give a folder to work in.
 
     An interrupted stage goes on only while what decides its artifact stays the same: the parameters and the code that
     dvc.yaml lists for it (under the name ``definition`` where it is not the stage's), the seed and the parents'
     contents. Else what it has done is set aside under another name, and ``restart`` takes its training up from there.
+    shared: the stage may be several processes, which all run the body; one of them leads.
 
     Raises UserError for parents that are missing, altered, or made with other parameters than ``params``.
     """
@@ -118,48 +126,53 @@ def stage(
     torch.set_num_threads(threads)
     began = time.monotonic()
     folders = {parent: folder for parent, (folder, _) in parents.items()}
-    manifests = {parent: read_manifest(folder, kind) for parent, (folder, kind) in parents.items()}
-    contents = {parent: content_hash(folder) for parent, folder in folders.items()}
-    settings = settings_of(definition or name, params, variant)
     facts = {"stage": name, "seed": seed, "variant": variant}
-    key = facts | {"settings": settings, "parents": contents, "code": code_hash(definition or name, params.world.kind)}
-    for parent, manifest in manifests.items():
-        check_fits(folders[parent], manifest, params, contents)
-        settings = manifest.get("settings", {}) | settings  # what decided a parent decides this
-    accelerator = make_accelerator(params)
-    sampled = folders["checkpoint"] if name == "sample" else None
-    with (
-        opened_state(restart) as state,
-        tracked(definition or name, seed, variant, params, workspace, None if sampled else key) as run,
-        unfinished(out, key) as folder,
-    ):
-        if restart is not None and state is not None:
-            take_up(state, restart, folder)
-        if sampled is None:
-            run.tag("hardware", hardware(params.runtime.device))
-        for parent, content in contents.items():
-            run.tag(f"content of {parent}", content)
-        resumed = any(folder.rglob("*.safetensors"))
-        yield Stage(name, params, folder, run, accelerator, folders, settings, facts)
-        place = out.relative_to(workspace / "artifacts")
-        write_log(workspace, str(place), params, began, stage=name, seed=seed, variant=variant, resumed=resumed)
-        run.tag("content", content_hash(sampled or folder))
-        run.tag("path", str((sampled or out).relative_to(workspace)))
-        if sampled:
-            run.tag("content of samples", content_hash(folder))
+    settings = settings_of(definition or name, params, variant)
+    with ExitStack() as frame:
+        ranks = frame.enter_context(joined(params.runtime) if shared else nullcontext(ALONE))
+        run = Run()
+        sampled = folders["checkpoint"] if name == "sample" else None
+        with ranks.agreed():
+            manifests = {parent: read_manifest(folder, kind) for parent, (folder, kind) in parents.items()}
+            contents = {parent: content_hash(folder) for parent, folder in folders.items()}
+            key = facts | {"settings": settings, "parents": contents}
+            key |= {"code": code_hash(definition or name, params.world.kind)}
+            for parent, manifest in manifests.items():
+                check_fits(folders[parent], manifest, params, contents)
+                settings = manifest.get("settings", {}) | settings  # what decided a parent decides this
+            accelerator = make_accelerator(params)
+        with ranks.agreed():  # only then: where one refuses, nothing is begun
+            if ranks.leads:
+                state = frame.enter_context(opened_state(restart))
+                whose = None if sampled else key
+                run = frame.enter_context(tracked(definition or name, seed, variant, params, workspace, whose))
+                folder = frame.enter_context(unfinished(out, key))
+                if restart is not None and state is not None:
+                    take_up(state, restart, folder)
+        if ranks.leads:
+            if sampled is None:
+                run.tag("hardware", hardware(params.runtime.device))
+            for parent, content in contents.items():
+                run.tag(f"content of {parent}", content)
+            resumed = any(folder.rglob("*.safetensors"))
+        else:
+            folder = partial_of(out)
+        yield Stage(name, params, folder, run, accelerator, folders, settings, facts, ranks)
+        if ranks.leads:
+            place = out.relative_to(workspace / "artifacts")
+            write_log(workspace, str(place), params, began, stage=name, seed=seed, variant=variant, resumed=resumed)
+            run.tag("content", content_hash(sampled or folder))
+            run.tag("path", str((sampled or out).relative_to(workspace)))
+            if sampled:
+                run.tag("content of samples", content_hash(folder))
 
 
 def make_accelerator(params: Params) -> Accelerator:
-    """The device and precision of a stage, which is one process. Raises UserError for a GPU that is not there."""
+    """The device and precision of a process of a stage. Raises UserError for a GPU that is not there."""
     device = params.runtime.device
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"params.yaml: runtime.device = {device!r}: torch sees no GPU here; use auto or cpu")
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=params.runtime.precision)
-    if accelerator.num_processes > 1:
-        raise UserError(
-            f"WORLD_SIZE = {accelerator.num_processes}: a stage is one process for now; start it without a launcher"
-        )
-    return accelerator
+    return Accelerator(cpu=device == "cpu", mixed_precision=params.runtime.precision)
 
 
 def sample_world(params: Params) -> World:

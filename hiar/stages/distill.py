@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
@@ -15,9 +14,10 @@ from hiar.models.generator import Generator, clone, load_generator, walk_of
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
-from hiar.training.distillation import Distillation, Pairs, distillation_step
+from hiar.training.distillation import Distillation, Pairs, check_batches, distillation_step
 from hiar.training.loop import train
-from hiar.training.role import kept, make_role
+from hiar.training.parallel import shard
+from hiar.training.role import kept_weights, make_role
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.interface import FIRST_CLIP, TRANSFORMER
 
@@ -32,10 +32,19 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
     }
     out = paths.distilled(variant)
     with stage(
-        "distill", params, workspace, out, seed=seed, parents=parents, variant=variant, restart=restart_from
+        "distill",
+        params,
+        workspace,
+        out,
+        seed=seed,
+        parents=parents,
+        variant=variant,
+        restart=restart_from,
+        shared=True,
     ) as work:
-        spec, device = params.distill, work.accelerator.device
-        teacher, init = load_generator(paths.teacher).to(device), load_generator(paths.init).to(device)
+        spec, device, mesh = params.distill, work.accelerator.device, work.ranks.mesh
+        check_batches(spec, work.ranks)
+        teacher, init = load_generator(paths.teacher).to(device), load_generator(paths.init)
         roll_out = SelfRollout(
             block_shape=init.block_shape,
             windows=spec.windows,
@@ -48,10 +57,14 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         def prompts(samples: range) -> Tensor:
             return teacher.embed(teacher.world.prompts(seed=seed, first=samples.start, count=len(samples)))
 
+        critic = clone(teacher.denoiser)
+        real_score = _real_score(teacher, spec.real_score).to(device)
+        if mesh is not None:
+            shard(real_score, mesh)
         job = Distillation(
-            student=make_role(clone(init.denoiser), spec.generator, spec.steps),
-            critic=make_role(clone(teacher.denoiser), spec.critic, spec.all_steps * spec.critic_updates),
-            teacher=_real_score(teacher, spec.real_score).to(device),
+            student=make_role(clone(init.denoiser).to(device), spec.generator, spec.steps, mesh),
+            critic=make_role(critic, spec.critic, spec.all_steps * spec.critic_updates, mesh),
+            teacher=real_score,
             roll_out=roll_out,
             settings=spec,
             prompts=prompts,
@@ -61,6 +74,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             pairs=_pairs(paths.pairs, teacher) if method.forward_kl else None,
             seed=seed,
             accelerator=work.accelerator,
+            ranks=work.ranks,
         )
         curve = train(
             f"distill {variant}",
@@ -71,11 +85,15 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             work.run,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
             memory=job.replay,
+            ranks=work.ranks,
         )
+        weights = kept_weights(job.student)
+        if not work.ranks.leads:
+            return
+        init.denoiser.load_state_dict(weights)
         walk = walk_of(method)
         card = trained_card(init.card, params, stage="distill", variant=variant, walk=walk)
-        averaged = cast(Denoiser, kept(job.student))
-        Generator(card, averaged, init.text, init.codec).save(work.folder)
+        Generator(card, init.denoiser, init.text, init.codec).save(work.folder)
         columns = [name for name in curve[-1] if name != "step"]
         write_metrics(workspace, f"seed-{seed}/distill/{variant}", {name: tail_mean(curve, name) for name in columns})
         write_curve(workspace, f"seed-{seed}/distill/{variant}", curve)

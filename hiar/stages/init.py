@@ -3,48 +3,57 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
+from torch import Tensor
 
 from hiar.config import Params
-from hiar.losses.regression import block_levels, ode_regression
+from hiar.losses.regression import block_levels, noisy_share, ode_regression
 from hiar.models.attention import BlockCausal
-from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, clone, load_generator
 from hiar.noise import stream
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
 from hiar.training.loop import Metrics, train
-from hiar.training.role import kept, make_role, update
+from hiar.training.parallel import accumulate, deal
+from hiar.training.role import kept_weights, make_role, update
 
 
 def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = None) -> None:
     """Write artifacts/seed-S/init; its metric is the mean loss of the last tenth of training."""
     paths = Paths(workspace, seed)
     parents = {"teacher": (paths.teacher, "checkpoint"), "pairs": (paths.pairs, "pairs")}
-    with stage("init", params, workspace, paths.init, seed=seed, parents=parents, restart=restart_from) as work:
+    with stage(
+        "init", params, workspace, paths.init, seed=seed, parents=parents, restart=restart_from, shared=True
+    ) as work:
         training, device, video = params.init.training, work.accelerator.device, params.video
+        parts = deal(training.batch, training.micro_batch, work.ranks)
         teacher = load_generator(paths.teacher).to(device)
         pairs = load_pairs(paths.pairs)
         sigmas = pairs.sigmas.to(device)
         embeddings = teacher.embed(pairs.captions)
         student = clone(teacher.denoiser)
-        role = make_role(student, training.optimizer, training.steps)
+        role = make_role(student, training.optimizer, training.steps, work.ranks.mesh)
         attention = BlockCausal(video.block, video.window_blocks)
 
         def train_step(step: int) -> Metrics:
             random = stream("init batch", seed, step=step)
             chosen = torch.from_numpy(random.integers(len(pairs.states), size=training.batch))
             levels = block_levels(training.batch, video.frames // video.block, len(sigmas), random).to(device)
-            states = pairs.states[chosen].to(device)
-            with work.accelerator.autocast():
-                text = embeddings[chosen.to(device)]
-                loss = ode_regression(student, states, sigmas, levels, text, attention, params.init.sigma_floor)
-            work.accelerator.backward(loss)
-            norm = update(role, step, work.accelerator)
-            return {"loss": loss.item(), "grad_norm": norm}
+            share = noisy_share(levels, sigmas)
+
+            def loss_of(part: range) -> tuple[Tensor, Metrics]:
+                own = slice(part.start, part.stop)
+                states = pairs.states[chosen[own]].to(device)
+                with work.accelerator.autocast():
+                    text, floor = embeddings[chosen[own].to(device)], params.init.sigma_floor
+                    loss = ode_regression(student, states, sigmas, levels[own], text, attention, floor, share)
+                return loss, {"loss": loss.item()}
+
+            metrics = accumulate(student, parts, loss_of, work.ranks, work.accelerator)
+            metrics["grad_norm"] = update(role, step, work.accelerator)
+            return metrics
 
         curve = train(
             "init",
@@ -54,10 +63,14 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
             work.training,
             work.run,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
+            ranks=work.ranks,
         )
+        weights = kept_weights(role)
+        if not work.ranks.leads:
+            return
+        teacher.denoiser.load_state_dict(weights)
         card = trained_card(teacher.card, params, stage="init")
-        averaged = cast(Denoiser, kept(role))
-        Generator(card, averaged, teacher.text, teacher.codec).save(work.folder)
+        Generator(card, teacher.denoiser, teacher.text, teacher.codec).save(work.folder)
         write_metrics(workspace, f"seed-{seed}/init", {"loss": tail_mean(curve, "loss")})
         write_curve(workspace, f"seed-{seed}/init", curve)
         work.finish("checkpoint")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from hiar.config import Params, Prediction
 from hiar.losses.flow import flow_matching, stratified_sigmas
@@ -16,7 +16,8 @@ from hiar.models.pixels import to_video
 from hiar.noise import normals, stream
 from hiar.stages.common import Paths, Stage, stage, tail_mean, write_adopted, write_curve, write_metrics
 from hiar.training.loop import Metrics, train
-from hiar.training.role import kept, make_role, update
+from hiar.training.parallel import accumulate, deal
+from hiar.training.role import kept_weights, make_role, update
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Text, World, open_world
 
 
@@ -24,42 +25,54 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
     """Write artifacts/seed-S/teacher; its metric is the mean loss of the last tenth of training."""
     paths, world = Paths(workspace, seed), open_world(params.world)
     parents = {"codec": (paths.codec, "codec")}
-    with stage("teacher", params, workspace, paths.teacher, seed=seed, parents=parents, restart=restart_from) as work:
+    with stage(
+        "teacher", params, workspace, paths.teacher, seed=seed, parents=parents, restart=restart_from, shared=True
+    ) as work:
         if world.base is None:
             _train(work, world, paths.codec, workspace, seed)
-        else:
+        elif work.ranks.leads:
             for part in (TRANSFORMER, TEXT, CODEC):
                 world.adopt(part, work.folder / part)
             save_card(work.folder, _card(params, seed, "flow", coordinates=False))
             write_adopted(workspace, f"seed-{seed}/teacher")
-        work.finish("checkpoint")
+        if work.ranks.leads:
+            work.finish("checkpoint")
 
 
 def _train(work: Stage, world: World, codec_folder: Path, workspace: Path, seed: int) -> None:
     params, device = work.params, work.accelerator.device
     model, training = params.model, params.teacher.training
     assert model is not None and training is not None
+    parts = deal(training.batch, training.micro_batch, work.ranks)
     codec = world.load_codec(codec_folder).to(device).requires_grad_(False)
-    denoiser = build_denoiser(model, codec.channels, seed).to(device)
-    text = world.new_text(model, seed=seed).to(device)
-    learning = nn.ModuleDict({"denoiser": denoiser, "text": cast(nn.Module, text)})
-    role = make_role(learning, training.optimizer, training.steps)
+
+    def networks() -> nn.ModuleDict:
+        text = world.new_text(model, seed=seed)
+        return nn.ModuleDict({"denoiser": build_denoiser(model, codec.channels, seed), "text": cast(nn.Module, text)})
+
+    learning = networks().to(device)
+    denoiser, text = cast(Denoiser, learning["denoiser"]), cast(Text, learning["text"])
+    role = make_role(learning, training.optimizer, training.steps, work.ranks.mesh)
 
     def train_step(step: int) -> Metrics:
-        first, count = step * training.batch, training.batch
-        frames, captions = world.clips(seed=seed, first=first, count=count, frames=params.video.frames)
-        x0 = codec.encode(to_video(frames).to(device))
         random = stream("teacher batch", seed, step=step)
-        dropped = random.random(len(captions)) < params.teacher.caption_dropout
-        captions = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
-        sigma = stratified_sigmas(len(x0), params.schedule.teacher_shift, random).to(device)
-        noise = normals("teacher noise", seed, range(len(x0)), x0.shape[1:], step=step).to(device)
-        with work.accelerator.autocast():
-            floor = params.teacher.sigma_floor
-            loss = flow_matching(denoiser, x0, noise, sigma, text.encode(captions), Bidirectional(), floor)
-        work.accelerator.backward(loss)
-        norm = update(role, step, work.accelerator)
-        return {"loss": loss.item(), "grad_norm": norm}
+        dropped = random.random(training.batch) < params.teacher.caption_dropout
+        sigmas = stratified_sigmas(training.batch, params.schedule.teacher_shift, random).to(device)
+
+        def loss_of(part: range) -> tuple[Tensor, Metrics]:
+            own, first = slice(part.start, part.stop), step * training.batch + part.start
+            frames, captions = world.clips(seed=seed, first=first, count=len(part), frames=params.video.frames)
+            x0 = codec.encode(to_video(frames).to(device))
+            captions = ["" if drop else caption for drop, caption in zip(dropped[own].tolist(), captions, strict=True)]
+            noise = normals("teacher noise", seed, part, x0.shape[1:], step=step).to(device)
+            with work.accelerator.autocast():
+                floor, words = params.teacher.sigma_floor, text.encode(captions)
+                loss = flow_matching(denoiser, x0, noise, sigmas[own], words, Bidirectional(), floor)
+            return loss, {"loss": loss.item()}
+
+        metrics = accumulate(learning, parts, loss_of, work.ranks, work.accelerator)
+        metrics["grad_norm"] = update(role, step, work.accelerator)
+        return metrics
 
     curve = train(
         "teacher",
@@ -69,11 +82,15 @@ def _train(work: Stage, world: World, codec_folder: Path, workspace: Path, seed:
         work.training,
         work.run,
         checkpoint_minutes=params.runtime.checkpoint_minutes,
+        ranks=work.ranks,
     )
-    averaged = cast(nn.ModuleDict, kept(role))
+    weights = kept_weights(role)
+    if not work.ranks.leads:
+        return
+    made = networks()
+    made.load_state_dict(weights)
     card = _card(params, seed, model.prediction, model.coordinates)
-    average = cast(Denoiser, averaged["denoiser"]), cast(Text, averaged["text"])
-    Generator(card, *average, codec).save(work.folder)
+    Generator(card, cast(Denoiser, made["denoiser"]), cast(Text, made["text"]), codec).save(work.folder)
     write_metrics(workspace, f"seed-{seed}/teacher", {"loss": tail_mean(curve, "loss")})
     write_curve(workspace, f"seed-{seed}/teacher", curve)
 

@@ -16,16 +16,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hiar.config import Distill, ForwardKL, Levels
+from hiar.io.process_group import ALONE, Ranks
 from hiar.losses.dmd import dmd_loss, score_difference
 from hiar.losses.flow import flow_matching, stratified_sigmas
 from hiar.losses.forward_kl import forward_kl
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.noise import Purpose, normals, stream
+from hiar.training.parallel import Metrics, accumulate, deal, rows_of_all
 from hiar.training.role import Role, update
 from hiar.training.self_rollout import SelfRollout
 
-Metrics = dict[str, float]
+Rollouts = tuple[Tensor, Tensor]  # windows (rollouts * windows, C, F, h, w), and the text of each (.., words, dim)
 Pairs = tuple[Tensor, Tensor, Tensor]  # states (N, S + 1, C, F, h, w), their sigmas (S + 1,), text (N, words, dim)
 
 
@@ -50,6 +52,7 @@ class Distillation:
     pairs: Pairs | None
     seed: int
     accelerator: Accelerator
+    ranks: Ranks = ALONE
     replay: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -59,45 +62,68 @@ def distillation_step(job: Distillation, step: int) -> Metrics:
     learns = step >= job.settings.warmup_steps
     metrics: Metrics = {}
     if learns or settings.replay is not None:
-        first = job.student_samples + step * settings.batch
-        windows, text = _rollouts(job, range(first, first + settings.batch), _exit_step(job, "exit step", step), learns)
+        parts = deal(settings.batch, settings.micro_batch, job.ranks)
+        first, exit_step = job.student_samples + step * settings.batch, _exit_step(job, "exit step", step)
+        made: list[Rollouts] = []
+
+        def roll_out(part: range) -> Rollouts:
+            windows, text = _rollouts(job, range(first + part.start, first + part.stop), exit_step, learns)
+            if settings.replay is not None:
+                made.append((windows.detach(), text))
+            return windows, text
+
         if learns:
-            metrics |= student_step(job, windows, text, step - job.settings.warmup_steps)
+            metrics |= student_step(job, roll_out, parts, step - settings.warmup_steps)
+        else:
+            for part in parts:
+                roll_out(part)
         if settings.replay is not None:
-            remember(job.replay, windows.detach(), text, settings.replay * len(windows))
+            windows, text = (rows_of_all(list(rows), job.ranks) for rows in zip(*made, strict=True))
+            remember(job.replay, windows, text, settings.replay * len(windows))
     numbers = range(step * settings.critic_updates, (step + 1) * settings.critic_updates)
     turns = [critic_step(job, *_critic_batch(job, number), number) for number in numbers]
     return metrics | {name: sum(turn[name] for turn in turns) / len(turns) for name in turns[0]}
 
 
-def student_step(job: Distillation, windows: Tensor, text: Tensor, number: int) -> Metrics:
-    """Generator update ``number``: DMD on ``windows`` (B, C, F, h, w), plus the variant's regulariser."""
-    levels = stream("dmd levels", job.seed, step=number)
-    sigma = draw_levels(job.settings.levels, len(windows), levels).to(windows)
-    noise = normals("dmd noise", job.seed, range(len(windows)), windows.shape[1:], step=number).to(windows)
-    critic, no_text = cast(Denoiser, job.critic.module), job.no_text.expand_as(text)
-    with job.accelerator.autocast():
-        gradient = score_difference(job.teacher, critic, windows, noise, sigma, text, no_text, job.settings.guidance)
-    loss = dmd_loss(windows, gradient)
-    metrics = {"dmd": gradient.square().mean().item()}
-    regulariser = job.roll_out.variant.forward_kl
-    if regulariser is not None:
-        distance = regulariser_loss(job, regulariser, number)
-        loss = loss + regulariser.weight * distance
-        metrics["forward_kl"] = distance.item()
-    job.accelerator.backward(loss)
+def student_step(job: Distillation, roll_out: Callable[[range], Rollouts], parts: list[range], number: int) -> Metrics:
+    """Generator update ``number``: DMD on what the student rolls out, plus the variant's regulariser.
+
+    roll_out(part): windows and text of the rollouts at these places of the batch. parts: those of this process.
+    """
+    settings, regulariser = job.settings, job.roll_out.variant.forward_kl
+    sigmas = draw_levels(
+        settings.levels, settings.batch * settings.windows, stream("dmd levels", job.seed, step=number)
+    )
+
+    def loss_of(part: range) -> tuple[Tensor, Metrics]:
+        windows, text = roll_out(part)
+        places = _windows_of(part, settings.windows)
+        sigma = sigmas[places.start : places.stop].to(windows)
+        noise = normals("dmd noise", job.seed, places, windows.shape[1:], step=number).to(windows)
+        critic, no_text = cast(Denoiser, job.critic.module), job.no_text.expand_as(text)
+        with job.accelerator.autocast():
+            gradient = score_difference(job.teacher, critic, windows, noise, sigma, text, no_text, settings.guidance)
+        loss = dmd_loss(windows, gradient)
+        metrics = {"dmd": gradient.square().mean().item()}
+        if regulariser is not None:
+            distance = regulariser_loss(job, regulariser, number, part)
+            loss = loss + regulariser.weight * distance
+            metrics["forward_kl"] = distance.item()
+        return loss, metrics
+
+    metrics = accumulate(job.student.module, parts, loss_of, job.ranks, job.accelerator)
     metrics["student_grad_norm"] = update(job.student, number, job.accelerator)
     return metrics
 
 
-def regulariser_loss(job: Distillation, spec: ForwardKL, number: int) -> Tensor:
-    """The forward-KL regulariser of a generator update, on pairs drawn for it (Eq. 10-11)."""
+def regulariser_loss(job: Distillation, spec: ForwardKL, number: int, part: range) -> Tensor:
+    """The forward-KL regulariser of a generator update, on pairs drawn for it (Eq. 10-11); those of a micro-batch."""
     if job.pairs is None:
         raise ValueError("a variant with forward-KL needs the teacher's pairs")
     states, sigmas, text = job.pairs
     # A stream of its own: with or without the regulariser, a variant sees the same prompts and noise.
     drawn = stream("forward-KL pairs", job.seed, step=number).integers(len(states), size=job.settings.batch)
-    chosen, video = torch.from_numpy(drawn), job.roll_out.video
+    chosen, video = torch.from_numpy(drawn[part.start : part.stop]), job.roll_out.video
     attention = Bidirectional() if spec.attention == "bidirectional" else BlockCausal(video.block, video.window_blocks)
     with job.accelerator.autocast():
         return forward_kl(
@@ -110,17 +136,32 @@ def regulariser_loss(job: Distillation, spec: ForwardKL, number: int) -> Tensor:
         )
 
 
-def critic_step(job: Distillation, windows: Tensor, text: Tensor, number: int) -> Metrics:
-    """Critic update ``number``: flow matching on the student's ``windows`` (B, C, F, h, w)."""
-    levels = stream("critic levels", job.seed, step=number)
-    sigma = draw_levels(job.settings.levels, len(windows), levels).to(windows)
-    noise = normals("critic noise", job.seed, range(len(windows)), windows.shape[1:], step=number).to(windows)
-    critic, floor = cast(Denoiser, job.critic.module), job.settings.critic_floor
-    with job.accelerator.autocast():
-        loss = flow_matching(critic, windows, noise, sigma, text, Bidirectional(), floor)
-    job.accelerator.backward(loss)
-    norm = update(job.critic, number, job.accelerator)
-    return {"critic": loss.item(), "critic_grad_norm": norm}
+def critic_step(job: Distillation, windows_at: Callable[[range], Rollouts], parts: list[range], number: int) -> Metrics:
+    """Critic update ``number``: flow matching on the student's windows.
+
+    windows_at(part): windows and text at these places of the critic's batch. parts: those of this process.
+    """
+    settings = job.settings
+    sigmas = draw_levels(settings.levels, settings.critic_batch, stream("critic levels", job.seed, step=number))
+    critic = cast(Denoiser, job.critic.module)
+
+    def loss_of(part: range) -> tuple[Tensor, Metrics]:
+        windows, text = windows_at(part)
+        sigma = sigmas[part.start : part.stop].to(windows)
+        noise = normals("critic noise", job.seed, part, windows.shape[1:], step=number).to(windows)
+        with job.accelerator.autocast():
+            loss = flow_matching(critic, windows, noise, sigma, text, Bidirectional(), settings.critic_floor)
+        return loss, {"critic": loss.item()}
+
+    metrics = accumulate(critic, parts, loss_of, job.ranks, job.accelerator)
+    metrics["critic_grad_norm"] = update(job.critic, number, job.accelerator)
+    return metrics
+
+
+def check_batches(settings: Distill, ranks: Ranks) -> None:
+    """Raise UserError when processes cannot take equal shares of both batches."""
+    deal(settings.batch, settings.micro_batch, ranks)
+    _critic_parts(settings, ranks)
 
 
 def draw_levels(levels: Levels, count: int, random: np.random.Generator) -> Tensor:
@@ -135,21 +176,46 @@ def remember(replay: dict[str, Tensor], windows: Tensor, text: Tensor, size: int
         replay[name] = torch.cat(known)[-size:]
 
 
-def _critic_batch(job: Distillation, number: int) -> tuple[Tensor, Tensor]:
-    """Windows and their text for critic update ``number``: out of the replay, or of rollouts made for it."""
-    settings = job.settings
+def _critic_batch(job: Distillation, number: int) -> tuple[Callable[[range], Rollouts], list[range]]:
+    """Windows and their text for critic update ``number``: out of the replay, or of rollouts made for it.
+
+    Returns what makes those of a micro-batch, and the micro-batches of this process, as places of windows.
+    """
+    settings, replay = job.settings, job.replay
+    parts = _critic_parts(settings, job.ranks)
     if settings.replay is None:
-        count = settings.critic_batch // settings.windows
-        first = job.critic_samples + number * count
-        return _rollouts(job, range(first, first + count), _exit_step(job, "critic exit step", number), learn=False)
-    drawn = stream("critic replay", job.seed, step=number).integers(
-        len(job.replay["windows"]), size=settings.critic_batch
-    )
-    chosen = torch.from_numpy(drawn)
-    return job.replay["windows"][chosen], job.replay["text"][chosen]
+        first = job.critic_samples + number * (settings.critic_batch // settings.windows)
+        exit_step = _exit_step(job, "critic exit step", number)
+
+        def fresh(part: range) -> Rollouts:
+            start, stop = part.start // settings.windows, part.stop // settings.windows
+            return _rollouts(job, range(first + start, first + stop), exit_step, learn=False)
+
+        return fresh, parts
+    drawn = stream("critic replay", job.seed, step=number).integers(len(replay["windows"]), size=settings.critic_batch)
+
+    def known(part: range) -> Rollouts:
+        chosen = torch.from_numpy(drawn[part.start : part.stop])
+        return replay["windows"][chosen], replay["text"][chosen]
+
+    return known, parts
 
 
-def _rollouts(job: Distillation, samples: range, exit_step: int, learn: bool) -> tuple[Tensor, Tensor]:
+def _critic_parts(settings: Distill, ranks: Ranks) -> list[range]:
+    """The micro-batches of a process, as places of windows in the critic's batch; fresh rollouts are not divided."""
+    micro_batch = settings.micro_batch
+    if settings.replay is None:
+        rollouts = deal(settings.critic_batch // settings.windows, micro_batch, ranks)
+        return [_windows_of(part, settings.windows) for part in rollouts]
+    return deal(settings.critic_batch, micro_batch and micro_batch * settings.windows, ranks)
+
+
+def _windows_of(rollouts: range, windows: int) -> range:
+    """The places of the windows that rollouts at these places span."""
+    return range(rollouts.start * windows, rollouts.stop * windows)
+
+
+def _rollouts(job: Distillation, samples: range, exit_step: int, learn: bool) -> Rollouts:
     """Windows (B * windows, C, F, h, w) that the student makes of the samples' prompts, and a text for each."""
     text = job.prompts(samples)
     student = cast(Denoiser, job.student.module)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from hiar.errors import UserError
+from hiar.io.process_group import ALONE, Ranks
 from hiar.io.progress import Progress
 from hiar.io.shards import STATE
 from hiar.training.checkpoint import load_state, save_state
@@ -35,16 +38,19 @@ def train(
     *,
     checkpoint_minutes: float,
     memory: dict[str, Tensor] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Metrics]:
     """Call ``train_step(i)`` for i = 0 .. steps - 1, going on from the newest state in ``folder``; returns the curve.
 
     ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with
-    them. Raises UserError when a metric is not finite; the state before it is kept.
+    them. Of several processes, which call this together, the one that leads logs, tells and saves. Raises UserError
+    when a metric is not finite; the state before it is kept.
     """
     memory = {} if memory is None else memory
     start, curve = load_state(folder, roles, memory)
+    _check_alike(folder, start, ranks)
     saved_at = time.monotonic()
-    with Progress(label, steps, start) as progress:
+    with Progress(label, steps, start) if ranks.leads else nullcontext() as progress:
         for step in range(start, steps):
             metrics = train_step(step)
             broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -59,9 +65,21 @@ def train(
                     f"and start anew{kept}"
                 )
             curve.append({"step": step, **metrics})
-            log.log(step, metrics)
-            progress.advance(metrics=metrics)
-            if time.monotonic() - saved_at >= 60 * checkpoint_minutes and step + 1 < steps:
-                save_state(folder, step + 1, roles, memory, curve)
+            if progress is not None:
+                log.log(step, metrics)
+                progress.advance(metrics=metrics)
+            if step + 1 < steps and ranks.told(time.monotonic() - saved_at >= 60 * checkpoint_minutes):
+                save_state(folder, step + 1, roles, memory, curve, write=ranks.leads)
                 saved_at = time.monotonic()
     return curve
+
+
+def _check_alike(folder: Path, start: int, ranks: Ranks) -> None:
+    """Raise UserError on all processes when they do not see one state."""
+    steps = ranks.gather(torch.tensor(start, device=ranks.device)).tolist()
+    for rank, step in enumerate(steps):
+        if step != steps[0]:
+            raise UserError(
+                f"{folder / STATE}: process {rank} goes on from step {step}, process 0 from {steps[0]}; start all in "
+                "one folder that they share"
+            )

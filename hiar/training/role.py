@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from hiar import config
+from hiar.training.muon import ShardedMuon
+from hiar.training.parallel import clip_sharded, local, shard, whole
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # Moves averaged weights towards the current ones, given how many updates they average.
 Average = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]
@@ -28,8 +34,18 @@ class Role:
     steps: int
 
 
-def make_role(module: nn.Module, settings: config.Optimizer, steps: int) -> Role:
-    """Muon for the matrices of transformer blocks when set, AdamW for every other parameter (see config.Optimizer)."""
+def make_role(module: nn.Module, settings: config.Optimizer, steps: int, mesh: DeviceMesh | None = None) -> Role:
+    """Muon for the matrices of transformer blocks when set, AdamW for every other parameter (see config.Optimizer).
+
+    mesh: over which the network and its average are sharded, where there is one.
+    """
+    average = None
+    if settings.ema is not None:
+        average = AveragedModel(module, multi_avg_fn=_averager(settings.ema)).requires_grad_(False)
+    if mesh is not None:  # after the copy, which cannot be made of what is sharded
+        shard(module, mesh)
+        if average is not None:
+            shard(average.module, mesh)
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     matrices = [p for name, p in named if settings.muon and p.ndim == 2 and ".blocks." in f".{name}"]
     chosen = {id(p) for p in matrices}
@@ -39,13 +55,11 @@ def make_role(module: nn.Module, settings: config.Optimizer, steps: int) -> Role
     if others:
         optimizers.append(torch.optim.AdamW(others, lr=adamw.lr, betas=adamw.betas, weight_decay=adamw.weight_decay))
     if matrices and muon:
-        optimizers.append(torch.optim.Muon(matrices, lr=muon.lr, weight_decay=muon.weight_decay))
+        kind = torch.optim.Muon if mesh is None else ShardedMuon
+        optimizers.append(kind(matrices, lr=muon.lr, weight_decay=muon.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
-    average = None
-    if settings.ema is not None:
-        average = AveragedModel(module, multi_avg_fn=_averager(settings.ema)).requires_grad_(False)
     return Role(module, optimizers, average, settings, steps)
 
 
@@ -54,7 +68,9 @@ def update(role: Role, step: int, accelerator: Accelerator) -> float:
 
     Returns the gradient norm before clipping.
     """
-    norm = accelerator.clip_grad_norm_(role.module.parameters(), role.settings.clip)
+    norm = clip_sharded(role.module.parameters(), role.settings.clip)
+    if norm is None:
+        norm = accelerator.clip_grad_norm_(role.module.parameters(), role.settings.clip)
     factor = lr_factor(role.settings, step, role.steps)
     for optimizer in role.optimizers:
         for group in optimizer.param_groups:
@@ -69,6 +85,11 @@ def update(role: Role, step: int, accelerator: Accelerator) -> float:
 def kept(role: Role) -> nn.Module:
     """The network to keep when training ends: the average, or the last weights where there is none."""
     return role.module if role.average is None else role.average.module
+
+
+def kept_weights(role: Role) -> dict[str, Tensor]:
+    """The state of the network to keep, whole; all processes ask for it together."""
+    return {name: whole(value).detach().cpu() for name, value in kept(role).state_dict().items()}
 
 
 def lr_factor(settings: config.Optimizer, step: int, steps: int) -> float:
@@ -87,6 +108,6 @@ def _averager(decay: float) -> Average:
     @torch.no_grad()
     def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         weight = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(list(averaged), list(current), weight)
+        torch._foreach_lerp_([local(a) for a in averaged], [local(c) for c in current], weight)
 
     return average

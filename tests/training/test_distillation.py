@@ -245,11 +245,11 @@ def test_the_student_learns_from_frozen_scores_and_the_critic_from_the_students_
     text = job.prompts(range(2))
     windows = job.roll_out(job.student.module, text, 7, range(2), 1, learn=True)  # type: ignore[arg-type]
     text = text.repeat_interleave(2, dim=0)
-    student_step(job, windows, text, 0)
+    student_step(job, lambda _: (windows, text), [range(2)], 0)
     assert not torch.equal(weights(job, "student"), before["student"])
     assert torch.equal(weights(job, "critic"), before["critic"])
     after = weights(job, "student")
-    critic_step(job, windows.detach(), text, 0)
+    critic_step(job, lambda _: (windows.detach(), text), [range(4)], 0)
     assert torch.equal(weights(job, "student"), after)
     assert not torch.equal(weights(job, "critic"), before["critic"])
 

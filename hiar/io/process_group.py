@@ -1,0 +1,162 @@
+"""Processes that do one stage together: how they meet, and what they tell each other."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hiar.config import Runtime
+from hiar.errors import LOST, RunFailed, UserError
+from hiar.io.launcher import RENDEZVOUS, forget, own_place
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+# How gloo, NCCL and the store say that another process is gone or silent.
+PEER = re.compile(r"gloo|nccl|tcpstore|socket|connection|broken pipe|timed out|timeout", re.IGNORECASE)
+LINE = 1000  # bytes of an error that others are told
+AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun listens at that port itself
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of this process among those that do a stage together; the first one leads: it alone writes.
+
+    mesh: what networks are sharded over; None where one process holds them whole.
+    """
+
+    rank: int = 0
+    size: int = 1
+    mesh: DeviceMesh | None = None
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, own: Tensor) -> Tensor:
+        """What all processes have, (ranks, *shape), for all of them; tensors of one shape and type."""
+        if self.mesh is None:
+            return own[None]
+        all_of_them = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(all_of_them, own.contiguous())
+        return torch.stack(all_of_them)
+
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        """The sums of numbers over all processes, in the order of ranks."""
+        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        return self.gather(own).sum(0).tolist()
+
+    def told(self, decision: bool) -> bool:
+        """What the one that leads has decided, for all."""
+        return self.sums([float(decision and self.leads)]) == [1.0]
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Around checks: a UserError of one process is raised by all, so that none waits for it."""
+        error: UserError | None = None
+        try:
+            yield
+        except UserError as mistake:
+            error = mistake
+        if self.size > 1:
+            line = b"" if error is None else str(error).encode()
+            own = torch.frombuffer(bytearray(line[:LINE].ljust(LINE, b"\0")), dtype=torch.uint8)
+            for rank, row in enumerate(self.gather(own.to(self.device)).cpu()):
+                said = bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore")
+                if said and error is None:
+                    error = UserError(f"process {rank}: {said}")
+        if error is not None:
+            raise error
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu" if self.mesh is None else self.mesh.device_type)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(runtime: Runtime) -> Iterator[Ranks]:
+    """The place of this process in its group, for the length of the body; alone where there is no group.
+
+    A launcher's environment says how many there are, else ``runtime.processes``, of which one may be a group.
+    Raises UserError when the processes cannot meet, and RunFailed when another one is gone, or silent for
+    ``runtime.stall_seconds``.
+    """
+    place = own_place()
+    if place is None and runtime.processes is None:
+        yield ALONE
+        return
+    if place is None and runtime.processes != 1:
+        raise UserError(
+            f"runtime.processes = {runtime.processes}: this is one process; start it with `hiar stage`, which starts "
+            "them all, or with torchrun"
+        )
+    rank, size = place or (0, 1)
+    device = _own_device(runtime)
+    try:
+        _meet(rank, size, device, runtime.stall_seconds)
+        yield Ranks(rank, size, _mesh(device, size))
+        dist.destroy_process_group()
+    except (RuntimeError, dist.DistError) as error:
+        if size == 1 or not PEER.search(str(error)):
+            raise
+        raise RunFailed(
+            f"process {rank} of {size} lost another one, or waited {runtime.stall_seconds:g} s for it "
+            f"({' '.join(str(error).split())[:200]}); the same command goes on from the last state",
+            LOST,
+        ) from error
+
+
+def _meet(rank: int, size: int, device: torch.device, seconds: float) -> None:
+    """Open the process group, and take its variables away: each process is one to the libraries it uses."""
+    place, backend = os.environ.get(RENDEZVOUS), "nccl" if device.type == "cuda" else "gloo"
+    wait = timedelta(seconds=seconds)
+    if size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=wait)  # type: ignore[attr-defined]
+    else:
+        if rank == 0 and not place and AGENT not in os.environ:
+            _check_port(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        method = f"file://{place}" if place else "env://"
+        dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=wait)
+    forget()
+
+
+def _check_port(address: str, port: int) -> None:
+    """Raise UserError where another program listens at an address of this machine: others would wait for its answer."""
+    try:
+        socket.create_server((address, port)).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"MASTER_PORT = {port}: is in use by another program; give the launcher another port"
+            ) from None
+
+
+def _mesh(device: torch.device, size: int) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device.type, (size,))
+
+
+def _own_device(runtime: Runtime) -> torch.device:
+    """The GPU of this process, or the CPU. Raises UserError when processes outnumber GPUs."""
+    if runtime.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(f"process {number} of this machine: each takes a GPU, and here are {count}; start {count}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)

@@ -1,0 +1,164 @@
+"""One training over several processes: who takes which samples, and networks of which each holds a part (FSDP2).
+
+A batch is cut into micro-batches, and processes take them in turn. Every draw belongs to the batch or to a sample, and
+the gradients of a micro-batch are complete before they are added to others': the number of processes changes nothing
+but rounding, and one process that takes two micro-batches ends with the bits of two that take one each.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hiar.errors import UserError
+from hiar.io.process_group import Ranks
+from hiar.models.sharded import allow_inside, inside
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+
+Metrics = dict[str, float]
+
+
+def deal(batch: int, micro_batch: int | None, ranks: Ranks) -> list[range]:
+    """The micro-batches of this process, as places in the batch; without a size of them, its share is one.
+
+    Raises UserError when processes cannot take equally many.
+    """
+    size = micro_batch or batch // ranks.size
+    if size == 0 or batch % (size * ranks.size):
+        cut = f"in micro-batches of {micro_batch} " if micro_batch else ""
+        raise UserError(
+            f"a batch of {batch} {cut}cannot be dealt to {ranks.size} processes in equal shares; start another number "
+            "of processes, or change the batch in params.yaml"
+        )
+    starts = range(ranks.rank * size, batch, size * ranks.size)
+    return [range(start, start + size) for start in starts]
+
+
+def accumulate(
+    network: nn.Module,
+    parts: list[range],
+    loss_of: Callable[[range], tuple[Tensor, Metrics]],
+    ranks: Ranks,
+    accelerator: Accelerator,
+) -> Metrics:
+    """Add the gradients of a batch's loss, the mean over the micro-batches of all processes; returns metrics' means.
+
+    loss_of(part): loss, a mean over the samples at these places of the batch, and its metrics.
+    """
+    count = len(parts) * ranks.size
+    turns = []
+    for part in parts:
+        loss, metrics = loss_of(part)
+        _backward(network, loss / count, accelerator)
+        turns.append(metrics)
+    return mean(turns, ranks)
+
+
+def mean(turns: list[Metrics], ranks: Ranks) -> Metrics:
+    """The means of metrics over the micro-batches of all processes."""
+    names, count = turns[0], len(turns) * ranks.size
+    sums = ranks.sums([sum(turn[name] for turn in turns) for name in names])
+    return {name: total / count for name, total in zip(names, sums, strict=True)}
+
+
+def rows_of_all(parts: list[Tensor], ranks: Ranks) -> Tensor:
+    """The rows that all processes made of their micro-batches, in the order of the batch."""
+    return ranks.gather(torch.stack(parts)).transpose(0, 1).flatten(0, 2)
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Let the processes of a mesh hold a part of each weight; each block of a transformer is gathered by itself.
+
+    Weights and reductions stay in full precision, and so do inputs: half-precision timesteps are other ones. What is
+    computed in half precision is autocast's.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    # Nothing here writes into what a network returns, of which a part may be a view.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for part in parts_of(network):
+        blocks = getattr(getattr(part, "transformer", None), "blocks", ())
+        for unit in (*blocks, part):
+            fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+            sharded = cast(FSDPModule, unit)
+            # A sum: losses are divided by the number of all micro-batches already.
+            sharded.set_gradient_divide_factor(1.0)
+            sharded.set_force_sum_reduction_for_comms(True)
+            allow_inside(unit)
+
+
+def parts_of(network: nn.Module) -> list[nn.Module]:
+    """The networks that have forwards of their own."""
+    return list(network.children()) if isinstance(network, nn.ModuleDict) else [network]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A weight that may be sharded, whole: all processes ask for it together."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def dealt_as(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor that all processes have, sharded as ``like`` is: each keeps its part."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return value
+    value = value.to(like.device)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def clip_sharded(parameters: Iterable[Tensor], limit: float) -> float | None:
+    """Clip gradients to a norm, and return what it was; None where nothing is sharded.
+
+    The norm is that of whole gradients, one after another: sums over shards would round otherwise for each number of
+    processes.
+    """
+    from torch.distributed.tensor import DTensor
+
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not any(isinstance(gradient, DTensor) for gradient in gradients):
+        return None
+    norm = torch.stack([torch.linalg.vector_norm(whole(gradient)) for gradient in gradients]).norm()
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        local(gradient).mul_(factor)
+    return norm.item()
+
+
+def _backward(network: nn.Module, loss: Tensor, accelerator: Accelerator) -> None:
+    """Backward of a micro-batch; where the network is sharded, its gradients are reduced once, when they are complete.
+
+    A rollout goes through each block of the network many times. Reduced once each time, the gradients of two processes
+    would be added in another order than those of two micro-batches.
+    """
+    sharded = [cast("FSDPModule", part) for part in parts_of(network) if hasattr(part, "set_requires_gradient_sync")]
+    for part in sharded:
+        part.set_requires_gradient_sync(False)
+    accelerator.backward(loss)
+    for part in sharded:
+        part.set_requires_gradient_sync(True)
+        # At the end of any backward, FSDP reduces what has been accumulated, also by units that had no part in it.
+        inside(cast(nn.Module, part), _nothing).backward()
+
+
+def _nothing(part: nn.Module) -> Tensor:
+    device = local(next(part.parameters())).device
+    return torch.zeros((), device=device, requires_grad=True) * 1

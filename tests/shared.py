@@ -1,0 +1,188 @@
+"""Short trainings that processes share, in a module that such a process can import."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from tiny import tiny_denoiser
+from torch import Tensor
+
+from hiar.config import (
+    AdamW,
+    Conventions,
+    Distill,
+    ForwardKL,
+    Levels,
+    Muon,
+    Optimizer,
+    Runtime,
+    Schedule,
+    Variant,
+    Video,
+)
+from hiar.io.launcher import RENDEZVOUS
+from hiar.io.process_group import Ranks, joined
+from hiar.losses.regression import block_levels, noisy_share, ode_regression
+from hiar.models.attention import BlockCausal
+from hiar.noise import normals, stream
+from hiar.schedule import step_sigmas
+from hiar.training.distillation import Distillation, distillation_step
+from hiar.training.parallel import accumulate, deal, shard
+from hiar.training.role import kept_weights, make_role, update
+from hiar.training.self_rollout import SelfRollout
+
+SIGMAS, SEED = step_sigmas(3, 2.0), 3
+STATES = torch.randn(6, 4, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+TEXT = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(2))
+ADAMW = Optimizer(
+    adamw=AdamW(lr=1e-3, betas=(0.5, 0.9), weight_decay=0.1),
+    muon=None,
+    warmup=1,
+    decay="cosine",
+    clip=0.5,
+    ema=0.9,
+    ema_from=0,
+)
+MUON = ADAMW.model_copy(update={"muon": Muon(lr=0.01, weight_decay=0.1)})
+
+
+class Case(NamedTuple):
+    """A training; wan: of a network that predicts the flow, else x0 with coordinates."""
+
+    name: str
+    wan: bool = False
+    muon: bool = False
+    replay: int | None = None
+    micro_batch: int | None = 2
+    steps: int = 20
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return MUON if self.muon else ADAMW
+
+
+def network(case: Case, seed: int):
+    return tiny_denoiser("flow" if case.wan else "x0", coordinates=not case.wan, seed=seed)
+
+
+def runtime(processes: int | None) -> Runtime:
+    return Runtime(
+        device="cpu",
+        precision="no",
+        threads=1,
+        variant_threads=1,
+        checkpoint_minutes=1.0,
+        processes=processes,
+        stall_seconds=120.0,
+    )
+
+
+def init_roles(case: Case, ranks: Ranks):
+    role = make_role(network(case, 1), case.optimizer, case.steps, ranks.mesh)
+    parts, accelerator = deal(4, case.micro_batch, ranks), Accelerator(cpu=True)
+
+    def step(number: int) -> dict[str, float]:
+        random = stream("init batch", SEED, step=number)
+        chosen = torch.from_numpy(random.integers(len(STATES), size=4))
+        levels = block_levels(4, 2, len(SIGMAS), random)
+        share = noisy_share(levels, SIGMAS)
+
+        def loss_of(part: range):
+            own = slice(part.start, part.stop)
+            loss = ode_regression(
+                role.module, STATES[chosen[own]], SIGMAS, levels[own], TEXT[chosen[own]], BlockCausal(2, 2), 0.2, share
+            )
+            return loss, {"loss": loss.item()}
+
+        metrics = accumulate(role.module, parts, loss_of, ranks, accelerator)
+        return metrics | {"norm": update(role, number, accelerator)}
+
+    return {"student": role}, step, {}
+
+
+def distill_roles(case: Case, ranks: Ranks):
+    settings = Distill(
+        steps=case.steps,
+        batch=4,
+        micro_batch=case.micro_batch,
+        windows=2,
+        guidance=3.0,
+        critic_updates=2,
+        real_score=None,
+        critic_warmup=2,
+        critic_batch=8,
+        critic_floor=0.3,
+        replay=case.replay,
+        levels=Levels(shift=1.5, lowest=0.1, highest=0.8),
+        generator=case.optimizer,
+        critic=case.optimizer.model_copy(update={"ema": None}),
+    )
+    spec = ForwardKL(weight=3.0, steps=2, attention="causal") if case.wan else None
+    variant = Variant(order="step_first", context="output", forward_kl=spec)
+    teacher = network(case, 3).requires_grad_(False)
+    if ranks.mesh is not None:
+        shard(teacher, ranks.mesh)
+    job = Distillation(
+        student=make_role(network(case, 1), settings.generator, settings.steps, ranks.mesh),
+        critic=make_role(network(case, 2), settings.critic, settings.all_steps * 2, ranks.mesh),
+        teacher=teacher,
+        roll_out=SelfRollout(
+            (3, 2, 4, 4),
+            2,
+            variant,
+            Video(frames=4, block=2, window=4, sink_blocks=0),
+            Schedule(teacher_shift=4.0, student_shift=2.0, student_steps=3, renoise="sde"),
+            Conventions(given="level", sinks="turn", context_noise=0.0),
+        ),
+        settings=settings,
+        prompts=lambda samples: normals("measuring", 0, samples, (5, 8)),
+        no_text=torch.ones(1, 5, 8),
+        student_samples=1000,
+        critic_samples=2000,
+        pairs=(STATES, SIGMAS, TEXT),
+        seed=SEED,
+        accelerator=Accelerator(cpu=True),
+        ranks=ranks,
+    )
+    return {"student": job.student, "critic": job.critic}, lambda step: distillation_step(job, step), job.replay
+
+
+def make(case: Case, ranks: Ranks):
+    return (init_roles if case.name == "init" else distill_roles)(case, ranks)
+
+
+def train_case(case: Case, ranks: Ranks) -> dict[str, Tensor]:
+    """Weights of all roles after all steps, whole, and the metrics of every step."""
+    roles, step, _ = make(case, ranks)
+    curve = [step(number) for number in range(case.steps)]
+    weights = {f"{name}/{key}": value for name, role in roles.items() for key, value in kept_weights(role).items()}
+    return weights | {"curve": torch.tensor([[*row.values()][-3:] for row in curve[1:]], dtype=torch.float64)}
+
+
+def run_rank(rank: int, size: int, folder: str, cases: list[Case]) -> None:
+    """One of several processes; the first leaves what they have trained."""
+    torch.set_num_threads(1)
+    os.environ |= {RENDEZVOUS: f"{folder}/rendezvous", "RANK": str(rank), "WORLD_SIZE": str(size)}
+    with joined(runtime(size)) as ranks:
+        for number, case in enumerate(cases):
+            tensors = train_case(case, ranks)
+            if ranks.leads:
+                save_file(tensors, Path(folder) / f"{number}.safetensors")
+
+
+def run_ranks(size: int, folder: Path, cases: list[Case]) -> None:
+    """All processes of a group."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hiar.training.distillation", "torch.distributed.fsdp"])  # once for all of them
+    processes = [context.Process(target=run_rank, args=(rank, size, str(folder), cases)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0

@@ -1,0 +1,160 @@
+"""`hiar stage` as several processes: what users do to them, and what they see."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import environment, hiar
+from safetensors import SafetensorError, safe_open
+
+INIT, DISTILL = ("stage", "init", "--seed", 0), ("stage", "distill", "--seed", 0, "--variant", "hiar")
+MADE = Path("artifacts", "seed-0")
+PATIENCE = 300
+
+
+@pytest.fixture
+def work(smoke: Path, tmp_path: Path) -> Path:
+    """A folder with the smoke experiment's teacher, pairs and init; micro-batches for two processes."""
+    for name in ("teacher", "pairs", "init"):
+        shutil.copytree(smoke / MADE / name, tmp_path / MADE / name)
+    shutil.copy(smoke / "params.yaml", tmp_path)
+    settings(tmp_path, distill={"micro_batch": 1}, runtime={"checkpoint_minutes": 1e-9})
+    return tmp_path
+
+
+def settings(folder: Path, **sections: dict[str, object]) -> None:
+    path = folder / "params.yaml"
+    tree = yaml.safe_load(path.read_text())
+    for name, values in sections.items():
+        tree[name] |= values
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+def start(folder: Path, *command: object, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hiar", *map(str, command)],
+        cwd=folder,
+        env=environment() | {"HIAR_TRACKING": "off"} | variables,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def steps_done(folder: Path) -> int:
+    """How far the state of the distillation is."""
+    try:
+        with safe_open(folder / MADE / "distill" / "hiar.partial" / ".training" / "state.safetensors", "pt") as file:
+            return json.loads(bytes(file.get_tensor("progress").tolist()))["step"]
+    except (FileNotFoundError, SafetensorError):
+        return 0
+
+
+def wait_for(steps: int, folder: Path, process: subprocess.Popen[str]) -> list[int]:
+    """Wait until a state is there; returns the numbers of the processes it started."""
+    deadline = time.monotonic() + PATIENCE
+    while steps_done(folder) < steps:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    return [int(number) for number in listed.split()]
+
+
+def test_batches_that_cannot_be_shared_are_refused_before_any_work(work: Path) -> None:
+    for sections, line in (
+        (
+            {"runtime": {"processes": 3}},
+            "runtime.processes = 3: cannot take equal shares of the batch of init.training",
+        ),
+        ({"distill": {"micro_batch": 3}}, "distill.micro_batch = 3: must divide batch = 2"),
+    ):
+        settings(work, **sections)
+        (said,) = hiar(*DISTILL, folder=work, code=2).stderr.splitlines()
+        assert said.startswith(f"error: params.yaml: {line}")
+        settings(work, distill={"micro_batch": 1}, runtime={"processes": None})
+    assert not (work / MADE / "distill").exists()
+
+
+def test_a_port_in_use_is_named(work: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        meeting = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        (said,) = hiar(*INIT, folder=work, code=2, HIAR_TRACKING="off", **meeting).stderr.splitlines()
+    assert said == f"error: MASTER_PORT = {port}: is in use by another program; give the launcher another port"
+
+
+def test_a_process_without_the_artifact_ends_all(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    shutil.copy(work / "params.yaml", tmp_path / "other")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [start(folder, *INIT, RANK=rank, **meeting) for rank, folder in (("0", work), ("1", work / "other"))]
+    first, second = (process.communicate(timeout=PATIENCE)[1] for process in processes)
+    assert [process.returncode for process in processes] == [2, 2]
+    line = "artifacts/seed-0/teacher/manifest.json: no such file"
+    assert first.startswith(f"error: process 1: {line}")
+    assert second.startswith(f"error: {line}")
+    assert not (work / MADE / "init.partial").exists()
+
+
+@pytest.mark.long
+def test_a_run_goes_on_with_another_number_of_processes(work: Path, tmp_path: Path) -> None:
+    """Two processes, then one, then two, each of which is killed but the last, are one run that was left alone."""
+    whole = tmp_path / "whole"
+    shutil.copytree(work, whole, ignore=shutil.ignore_patterns("whole"))
+    settings(whole, runtime={"processes": 2})
+    hiar(*DISTILL, folder=whole, HIAR_TRACKING="off")
+    for processes, steps in ((2, 2), (1, 4)):
+        settings(work, runtime={"processes": processes})
+        run = start(work, *DISTILL)
+        ranks = wait_for(steps, work, run)
+        os.kill(ranks[1] if processes == 2 else run.pid, signal.SIGKILL)
+        said = run.communicate(timeout=PATIENCE)[1].splitlines()
+        if processes == 2:
+            assert said[-1] == "error: process 1 of 2 was ended by SIGKILL; the same command goes on from here"
+    settings(work, runtime={"processes": 2})
+    hiar(*DISTILL, folder=work, HIAR_TRACKING="off")
+    for name in (
+        MADE / "distill/hiar/transformer/diffusion_pytorch_model.safetensors",
+        "curves/seed-0/distill/hiar.csv",
+    ):
+        assert (work / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.long
+def test_a_process_that_sleeps_ends_all_within_the_timeout(work: Path) -> None:
+    settings(work, runtime={"processes": 2, "stall_seconds": 20.0})
+    run = start(work, *DISTILL)
+    ranks = wait_for(1, work, run)
+    os.kill(ranks[1], signal.SIGSTOP)
+    said = run.communicate(timeout=PATIENCE)[1].splitlines()
+    assert run.returncode == 1
+    assert said[-1].startswith("error: process 0 of 2 lost another one, or waited 20 s for it")
+    assert not [number for number in ranks if Path("/proc", str(number)).exists()]
+
+
+@pytest.mark.long
+def test_torchrun_starts_them_as_well(work: Path) -> None:
+    places = {}
+    for name in ("torchrun", "own"):
+        shutil.rmtree(work / MADE / "init", ignore_errors=True)
+        if name == "own":
+            settings(work, runtime={"processes": 2})
+            hiar(*INIT, folder=work, HIAR_TRACKING="off")
+        else:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+            variables = environment() | {"HIAR_TRACKING": "off", "GLOO_SOCKET_IFNAME": "lo"}
+            subprocess.run([*command, "-m", "hiar", *map(str, INIT)], cwd=work, env=variables, check=True)
+        places[name] = (work / MADE / "init" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert places["torchrun"] == places["own"]
