@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import av
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 
 from hiar.errors import UserError
 from hiar.io.files import remove, sync, writing
@@ -34,7 +36,7 @@ def cut(video: Path, clips: list[range], rate: int, folder: Path) -> list[Path]:
     """Write the clips of a video into ``folder``, which is there afterwards with all of them, or not at all.
 
     They are encoded as VBench-Long encodes them: h264 with x264's own settings. What is there already is whole, so
-    ``folder`` should be named by what the video holds. Raises UserError for frames of odd size.
+    ``folder`` should be named by what the video holds. Raises UserError for a truncated video and for odd sizes.
     """
     paths = [folder / f"{number:03d}.mp4" for number in range(len(clips))]
     if folder.is_dir():
@@ -43,27 +45,35 @@ def cut(video: Path, clips: list[range], rate: int, folder: Path) -> list[Path]:
     with writing(partial):
         remove(partial)
         partial.mkdir(parents=True)
-        for part, path in zip(clips, paths, strict=True):
-            _write(video, part, rate, partial / path.name)
+        _write_clips(video, clips, rate, [partial / path.name for path in paths])
         partial.rename(folder)
     return paths
 
 
-def _write(video: Path, part: range, rate: int, to: Path) -> None:
-    # Each clip decodes the video from its start: exact for every file, and no more than a clip is in memory.
-    with av.open(video) as source, av.open(to, "w", "mp4") as target:
-        stream = target.add_stream("libx264", rate=rate, pix_fmt="yuv420p")
-        for number, frame in enumerate(source.decode(video=0)):
-            if number >= part.stop:
-                break
-            if number < part.start:
-                continue
-            if frame.width % 2 or frame.height % 2:
-                raise UserError(
-                    f"{video}: is {frame.width}x{frame.height} pixels: cut it to even sizes, h264 clips have no other"
-                )
-            stream.width, stream.height = frame.width, frame.height
+def _write_clips(video: Path, clips: Sequence[range], rate: int, paths: Sequence[Path]) -> None:
+    """One walk over the video; a frame goes to each clip that it is part of, the last two of which may overlap."""
+    written: dict[Path, tuple[OutputContainer, VideoStream]] = {}
+    done = 0
+    with av.open(video) as source:
+        for done, frame in enumerate(source.decode(video=0), 1):
             pixels = av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")
-            target.mux(stream.encode(pixels))
-        target.mux(stream.encode())
-    sync(to)
+            for clip, path in zip(clips, paths, strict=True):
+                if done - 1 not in clip:
+                    continue
+                if done - 1 == clip.start:
+                    written[path] = _begin(video, path, rate, frame.width, frame.height)
+                target, stream = written[path]
+                target.mux(stream.encode(pixels))
+                if done == clip.stop:
+                    target.mux(stream.encode())
+                    target.close()
+                    sync(path)
+    if done < clips[-1].stop:
+        raise UserError(f"{video}: is truncated ({done} of {clips[-1].stop} frames); make it again")
+
+
+def _begin(video: Path, path: Path, rate: int, width: int, height: int) -> tuple[OutputContainer, VideoStream]:
+    if width % 2 or height % 2:
+        raise UserError(f"{video}: is {width}x{height} pixels: h264 clips have even sizes only; scale it")
+    target = av.open(path, "w", "mp4")
+    return target, target.add_stream("libx264", rate=rate, pix_fmt="yuv420p", width=width, height=height)

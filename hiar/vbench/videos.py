@@ -12,7 +12,6 @@ import av
 
 from hiar.errors import UserError, suggest
 from hiar.io.names import in_order
-from hiar.io.reading import read_head
 from hiar.io.text import one_line, split_lines
 from hiar.vbench.suite import Entry, file_stem, parse_name
 
@@ -84,6 +83,8 @@ def protocol_of(videos: Sequence[Video]) -> str:
 
 def _length(path: Path) -> tuple[int, float]:
     """Frames and frames a second. Raises UserError for what is no video, or does not say."""
+    from hiar.io.reading import read_head  # loads torch
+
     read_head(path)
     with av.open(path) as container:
         stream = container.streams.video[0]

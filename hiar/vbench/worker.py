@@ -26,6 +26,7 @@ def main() -> None:
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # VBench prints much
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that nothing of it is lost in a crash
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_asker, daemon=True).start()
     os.environ |= {"VBENCH_CACHE_DIR": request["weights"], "TORCH_HOME": request["home"], "HF_HUB_OFFLINE": "1"}
@@ -46,7 +47,7 @@ def main() -> None:
 
 def official(dimension: str, device: str, home: str, step: Callable[[], None]) -> Callable[[Any], list[dict[str, Any]]]:
     """The package's own function for a dimension: entries of its prompt suite with their videos to a record a video."""
-    _mend_torchvision()
+    mend_torchvision()
     import torch
     from vbench.utils import init_submodules
 
@@ -110,7 +111,7 @@ def _plain(record: dict[str, Any] | None, dimension: str, path: str) -> dict[str
     return fields
 
 
-def _mend_torchvision() -> None:
+def mend_torchvision() -> None:
     """Declare the operators that torchvision's wheel, built for CUDA, registers kernels for: else its import fails."""
     import torch
 
