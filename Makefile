@@ -56,13 +56,12 @@ VBENCH := .venv-vbench
 vbench: $(VBENCH)/.ready ## create .venv-vbench, VBench's own environment (two minutes, 1.6 GB), and say what runs in it
 	@test ! -x $(BIN)/hiar || $(BIN)/hiar vbench doctor
 
-# With no CUDA here, name a torch without it: make vbench VBENCH_INDEX='--index-url https://download.pytorch.org/whl/cpu'
 $(VBENCH)/.ready: requirements-vbench.txt
 	@$(VBENCH_PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
 		echo "error: $(VBENCH_PYTHON): is no Python 3.11 with venv, which VBench 0.1.5 needs; install one (apt-get install" \
 		"python3.11-venv, or pyenv install 3.11), or name it: make vbench VBENCH_PYTHON=/path/to/python" >&2; exit 2; }
 	@test -x $(VBENCH)/bin/python || $(VBENCH_PYTHON) -m venv $(VBENCH)
-	$(VBENCH)/bin/python -m pip install --quiet torch==2.13.0 $(VBENCH_INDEX)
+	$(VBENCH)/bin/python -m pip install --quiet torch==2.13.0
 	$(VBENCH)/bin/python -m pip install --quiet --no-deps --requirement requirements-vbench.txt
 	touch $@
 

@@ -159,7 +159,9 @@ def score(
     extended: Annotated[
         bool | None,
         typer.Option(
-            "--extended/--short", help="Which prompts generated the videos; said in the result.", show_default=False
+            "--extended/--short",
+            help="Which prompts generated the videos, where their folder does not say; noted in the result.",
+            show_default=False,
         ),
     ] = None,
     environment: Place = None,
@@ -175,7 +177,7 @@ def score(
     from hiar.vbench.runner import score_folder
 
     alone("hiar vbench score")
-    made = "unknown" if extended is None else "extended" if extended else "short"
+    made = None if extended is None else "extended" if extended else "short"
     scores = score_folder(
         videos,
         dimension,
@@ -183,7 +185,7 @@ def score(
         prompts=prompts,
         protocol=protocol,
         device=device,
-        generated_with=made,
+        generated=made,
         environment=environment,
         weights=weights,
     )

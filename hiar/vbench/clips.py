@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import av
@@ -19,17 +22,37 @@ def clip_seconds(dimensions: Iterable[str]) -> int:
     return max((DIMENSIONS[name].clip_seconds for name in dimensions), default=CLIP_SECONDS)
 
 
+def clip_rate(fps: float) -> int:
+    """Frames a second of a video's clips."""
+    return max(1, int(fps))
+
+
 def clip_frames(frames: int, fps: float, seconds: int) -> list[range]:
     """The frames of each clip of a video, as VBench-Long cuts.
 
     Clips follow one another; the last one reaches back so as to be as long as the others, and a shorter video is one
     clip. A rate is rounded down.
     """
-    length = int(fps) * seconds
+    length = clip_rate(fps) * seconds
     if frames < length:
         return [range(frames)]
     clips = [range(first, first + length) for first in range(0, frames - length + 1, length)]
     return clips if clips[-1].stop == frames else [*clips, range(frames - length, frames)]
+
+
+@contextmanager
+def clip_folder(out: Path) -> Iterator[Path]:
+    """Where clips lie while a folder of results is filled, perhaps by several processes: the last one clears it away.
+
+    What a killed process leaves is used by the next.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".clips.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield out / ".clips"
+        with suppress(BlockingIOError):  # others are at it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(out / ".clips")
 
 
 def cut(video: Path, clips: list[range], rate: int, folder: Path) -> list[Path]:
@@ -41,12 +64,17 @@ def cut(video: Path, clips: list[range], rate: int, folder: Path) -> list[Path]:
     paths = [folder / f"{number:03d}.mp4" for number in range(len(clips))]
     if folder.is_dir():
         return paths
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     with writing(partial):
         remove(partial)
         partial.mkdir(parents=True)
         _write_clips(video, clips, rate, [partial / path.name for path in paths])
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            remove(partial)  # another process was faster
     return paths
 
 

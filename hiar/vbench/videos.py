@@ -12,6 +12,7 @@ import av
 
 from hiar.errors import UserError, suggest
 from hiar.io.names import in_order
+from hiar.io.progress import tell
 from hiar.io.text import one_line, split_lines
 from hiar.vbench.suite import Entry, file_stem, parse_name
 
@@ -60,10 +61,28 @@ def read_videos(folder: Path, suite: Iterable[Entry], prompts: Path | None = Non
     return [Video(path, *named[path], *_length(path)) for path in paths]
 
 
+def generated_with(folder: Path) -> str:
+    """``short`` or ``extended`` prompts, as `hiar sample` has noted; ``unknown`` for videos from elsewhere."""
+    try:
+        noted = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["generated_with"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "unknown"
+    return noted if noted in ("short", "extended") else "unknown"
+
+
 def is_standard(videos: Sequence[Video], suite: Iterable[Entry]) -> bool:
-    """Whether all are of the suite's prompts, so that each dimension looks at those of its own prompts alone."""
+    """Whether all are of the suite's prompts, so that each dimension looks at those of its own prompts alone.
+
+    That only some are is told.
+    """
     known = {entry.prompt for entry in suite}
-    return all(video.prompt in known for video in videos)
+    others = [video for video in videos if video.prompt not in known]
+    if others and len(others) < len(videos):
+        tell(
+            f"{others[0].path}: '{others[0].prompt[:60]}' is none of the suite's prompts, as {len(others)} of "
+            f"{len(videos)}: each dimension looks at all videos"
+        )
+    return not others
 
 
 def protocol_of(videos: Sequence[Video]) -> str:

@@ -12,11 +12,11 @@ import av
 import pytest
 from commands import environment as shell
 from commands import hiar
-from vbench_toys import asked, behave, film
+from vbench_toys import asked, behave, film, lay_weights
 
 from hiar.errors import UserError
 from hiar.io.reading import read_parts
-from hiar.vbench.clips import clip_frames, clip_seconds, cut
+from hiar.vbench.clips import clip_folder, clip_frames, clip_seconds, cut
 from hiar.vbench.runner import score_folder
 from hiar.vbench.values import dimension_value, long_values
 from hiar.vbench.worker import chunks
@@ -116,6 +116,7 @@ def test_a_dimension_that_fails_leaves_the_others(score, videos, weights, tmp_pa
     assert set(scores.values) == {FLICKERING, DEGREE}
     assert said in scores.failed[SMOOTH]
     assert "a line that VBench prints" in (tmp_path / "out" / "logs" / f"{SMOOTH}.log").read_text()
+    assert not (tmp_path / "out" / f"{SMOOTH}.json").exists()
     asked(weights)
     behave(weights)
     assert set(score(videos, FLICKERING, SMOOTH, DEGREE).values) == {FLICKERING, SMOOTH, DEGREE}
@@ -246,7 +247,7 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     assert found["protocol"] == "vbench-long"
     assert list(found["by_video"].values()) == pytest.approx(means)
     assert scores.values[FLICKERING] == pytest.approx(sum(means) / 3)
-    assert not (tmp_path / "out" / ".clips").exists()
+    assert sorted(path.name for path in (tmp_path / "out").glob(".clips*")) == [".clips.lock"]
     # as many clips as before, of another film
     film(folder / "a_film_1.mp4", 27, seed=99)
     score(folder, FLICKERING)
@@ -255,6 +256,36 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     anew = result(tmp_path, FLICKERING)["by_video"]
     assert anew["a_film_1.mp4"] == pytest.approx(sum(one["value"] for one in told) / 4) != means[1]
     assert anew["a_film_0.mp4"], anew["a_film_2.mp4"] == pytest.approx((means[0], means[2]))
+
+
+def test_a_value_of_other_videos_does_not_stay(score, videos, weights, tmp_path):
+    score(videos, SMOOTH)
+    film(videos / "0001.mp4", 5, seed=99)
+    behave(weights, **{SMOOTH: "raise"})
+    score(videos, SMOOTH)
+    assert not (tmp_path / "out" / f"{SMOOTH}.json").exists()
+
+
+def test_who_uses_clips_keeps_them(tmp_path):
+    with clip_folder(tmp_path) as clips:
+        with clip_folder(tmp_path):
+            clips.mkdir()
+        assert clips.is_dir()
+    assert not clips.exists()
+
+
+def test_which_prompts_generated_the_videos_is_noted(score, videos, weights, tmp_path, capsys):
+    noted = [("short", {"generated_with": "short"}), ("extended", {"generated_with": "extended"}), ("unknown", [])]
+    for said, manifest in noted:
+        (videos / "manifest.json").write_text(json.dumps(manifest))
+        score(videos, FLICKERING)
+        assert result(tmp_path, FLICKERING)["generated_with"] == said
+    (videos / "captions.txt").write_text("a bench\na bird\na bench\n")
+    score(videos, FLICKERING)
+    assert "'a bird' is none of the suite's prompts, as 1 of 3: each dimension looks at all videos" in (
+        capsys.readouterr().err
+    )
+    assert result(tmp_path, FLICKERING)["videos"] == 3
 
 
 def test_both_lengths_in_a_folder_need_a_word(score, videos, weights):
@@ -307,7 +338,7 @@ def command(toy, tmp_path_factory):
 
 
 def line(run):
-    [said] = [one for one in run.stderr.splitlines() if one.startswith("error: ")]
+    said = [one for one in run.stderr.splitlines() if one.startswith("error: ")][-1]
     assert "Traceback" not in run.stderr
     return said
 
@@ -319,10 +350,14 @@ def test_the_commands(command, films, tmp_path):
         f"the bund, oil painting-{sample}.mp4" for sample in range(5)
     ]
     assert "models.zip" in command("fetch", "--dry-run", "raft_model/models/raft-things.pth").stdout
-    run = command("score", films, "--out", tmp_path / "out", "--extended")
+    weights = lay_weights(tmp_path / "weights", SMOOTH, IMAGING)
+    behave(weights, **{SMOOTH: "raise"})
+    run = command("score", films, "--out", tmp_path / "out", "--extended", "--weights", weights, code=1)
+    assert [text.split()[0] for text in run.stdout.splitlines()[:4]] == [FLICKERING, IMAGING, "quality", "semantic"]
     assert "total                   open" in run.stdout
+    assert f"{SMOOTH}: no value" in line(run)
+    assert "dynamic_degree: cannot run here and is left out" in run.stderr
     assert result(tmp_path, FLICKERING)["generated_with"] == "extended"
-    assert "is left out" in run.stderr  # what has no weights
 
 
 def test_totals_and_the_leaderboards_archive(tmp_path):
@@ -376,6 +411,7 @@ def test_what_does_not_fit_is_told_before_anything_is_scored(score, videos, weig
             score(videos, *dimensions, **options)
 
     refused("appearance_style: compares with", "appearance_style")
+    refused("device = tpu", FLICKERING, device="tpu")
     refused("protocol = best: is none of vbench, vbench-long", FLICKERING, protocol="best")
     (weights / "amt_model" / "amt-s.pth").write_bytes(b"<!DOCTYPE html>")
     refused("motion_smoothness: .*is a web page", FLICKERING, SMOOTH)
@@ -393,13 +429,3 @@ def test_what_does_not_fit_is_told_before_anything_is_scored(score, videos, weig
     refused("0001.mp4: is no video", FLICKERING)
     assert not (tmp_path / "out").exists()
     assert asked(weights) == []
-
-
-def test_a_failed_dimension_is_a_failed_command(toy, weights, videos, tmp_path):
-    behave(weights, **{SMOOTH: "raise"})
-    run = hiar(
-        "vbench", "score", videos, "--out", tmp_path / "out", "-d", FLICKERING, "-d", SMOOTH,
-        "--environment", toy, "--weights", weights, folder=tmp_path, code=1,
-    )  # fmt: skip
-    assert f"{SMOOTH}: no value" in run.stderr
-    assert FLICKERING in run.stdout
