@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from hiar.vbench.suite import file_stem
 
 WORKER = Path(__file__).with_name("worker.py")
 _DINO = "dino_model/dino_vitbase16_pretrain.pth"  # loaded from torch.hub's folder, whatever VBench passes
+
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
 class Item(NamedTuple):
@@ -59,8 +62,10 @@ def ask(
             log.parent.mkdir(parents=True, exist_ok=True)
             said = log.open("w", encoding="utf-8")
         command = [environment.python, "-I", WORKER]  # -I: nothing of our own environment
+        # Nothing secret goes where code and pickles of others run.
+        environ = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said, "encoding": "utf-8"}
-        with said, subprocess.Popen(command, **pipes) as worker:  # type: ignore[call-overload]
+        with said, subprocess.Popen(command, env=environ, **pipes) as worker:  # type: ignore[call-overload]
             try:
                 with suppress(BrokenPipeError):  # it has died already, which is told below
                     worker.stdin.write(json.dumps(request) + "\n")

@@ -16,7 +16,6 @@ from typing import Any
 
 CHUNK = 32  # videos that are asked for at once: what a kill loses at most
 FETCHERS = {"wget", "curl", "git"}  # what VBench would start behind one's back where a file is missing
-UNREADABLE = "not scored: VBench gives it no value"
 
 
 def main() -> None:
@@ -125,14 +124,16 @@ def _stay_offline(event: str, details: tuple[Any, ...]) -> None:
     if event == "socket.connect" and isinstance(details[1], tuple):
         raise ConnectionRefusedError(f"VBench asks for {details[1]}: nothing is downloaded while it scores")
     command = details[1] if event == "subprocess.Popen" else details[0] if event == "os.system" else ""
-    words = os.fsdecode(command).split() if isinstance(command, str | bytes) else list(command)
-    if words and os.path.basename(os.fsdecode(words[0])) in FETCHERS:
-        raise ConnectionRefusedError(f"VBench runs {words[0]}: nothing is downloaded while it scores")
+    parts = [command] if isinstance(command, str | bytes) else command
+    for word in " ".join(map(os.fsdecode, parts)).split():
+        if os.path.basename(word) in FETCHERS:
+            raise ConnectionRefusedError(f"VBench runs {word}: nothing is downloaded while it scores")
 
 
 def _end_with_asker() -> None:
     """Wait until the asker has gone, and go too."""
-    sys.stdin.read()
+    while os.read(sys.stdin.fileno(), 1):  # not through sys.stdin, whose lock Python wants back as it ends
+        pass
     os._exit(1)
 
 

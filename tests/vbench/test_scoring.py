@@ -55,7 +55,8 @@ def result(tmp_path, dimension):
     return json.loads((tmp_path / "out" / f"{dimension}.json").read_text())
 
 
-def test_values_of_each_video_and_their_mean(score, videos, weights, tmp_path):
+def test_values_of_each_video_and_their_mean(score, videos, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not theirs")
     scores = score(videos, FLICKERING, IMAGING, "human_action")
     names = [f"{number:04d}.mp4" for number in range(3)]
     each = {name: size(videos / name) for name in names}
@@ -68,7 +69,8 @@ def test_values_of_each_video_and_their_mean(score, videos, weights, tmp_path):
     assert [one["entry"]["prompt_en"] for one in told[:3]] == ["a bird", "a bee", "100% of a bear/cub"]
     # what VBench reads of names is there, and nothing that OpenCV would take for a pattern
     assert {one["name"] for one in told} == {"a bird-0.mp4", "a bee-0.mp4", "100  of a bear cub-0.mp4"}
-    assert all(one["python"] for one in told)  # nothing of our environment is in its path
+    assert all(one["isolated"] for one in told)  # nothing of our environment is in its path
+    assert not any("AWS_SECRET_ACCESS_KEY" in one["variables"] for one in told)
 
 
 def test_what_is_done_is_not_done_again(score, videos, weights, tmp_path):
@@ -104,6 +106,7 @@ def test_other_weights_score_anew_and_lose_nothing(score, videos, weights, tmp_p
     ("order", "said"),
     [
         ("raise", "no such luck"),
+        ("shell", "nothing is downloaded while it scores"),
         ("wget", "nothing is downloaded while it scores"),
         ("connect", "nothing is downloaded while it scores"),
         ("not a number", "is nan"),

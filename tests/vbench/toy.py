@@ -38,6 +38,8 @@ def judged(dimension, video, entry, order, folder):
         socket.create_connection(("127.0.0.1", 9), timeout=5)
     if order == "wget":
         subprocess.run(["wget", "--version"], check=True)
+    if order == "shell":
+        subprocess.run("wget --version", shell=True, check=True)  # noqa: S602
     if order == "raise":
         raise RuntimeError("no such luck")
     if order == "kill" and already(folder) >= 35:
@@ -46,7 +48,13 @@ def judged(dimension, video, entry, order, folder):
         value = float("nan")
     with (folder / "asked.jsonl").open("a") as asked:
         told = {"dimension": dimension, "video": target, "name": os.path.basename(video), "value": value}
-        asked.write(json.dumps(told | {"entry": entry, "python": sys.flags.isolated, "pid": os.getpid()}) + "\n")
+        asked.write(
+            json.dumps(
+                told
+                | {"entry": entry, "isolated": sys.flags.isolated, "pid": os.getpid(), "variables": sorted(os.environ)}
+            )
+            + "\n"
+        )
     if order == "hang":
         time.sleep(600)
     parts = {"frame_results": [value, value], "video_sim": value, "cnt_per_video": 1}
