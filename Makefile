@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved demo test test-long lint types browser crash-test mutants mlflow prefect clean
+.PHONY: help setup unmoved vbench demo test test-long lint types browser crash-test mutants mlflow prefect clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -49,6 +49,21 @@ $(READY): pyproject.toml requirements.lock | unmoved
 unmoved:
 	@test ! -e $(BIN)/hiar || head -n 3 $(BIN)/hiar | grep -qF "$$(pwd -P)/$(VENV)/" || { echo "error: $(VENV): was" \
 		"made in another folder, whose code it runs; remove it (rm -r $(VENV)), make builds it anew" >&2; exit 2; }
+
+VBENCH_PYTHON ?= python3.11
+VBENCH := .venv-vbench
+
+vbench: $(VBENCH)/.ready ## create .venv-vbench, VBench's own environment (two minutes, 1.6 GB), and say what runs in it
+	@test ! -x $(BIN)/hiar || $(BIN)/hiar vbench doctor
+
+$(VBENCH)/.ready: requirements-vbench.txt
+	@$(VBENCH_PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+		echo "error: $(VBENCH_PYTHON): is no Python 3.11 with venv, which VBench 0.1.5 needs; install one (apt-get install" \
+		"python3.11-venv, or pyenv install 3.11), or name it: make vbench VBENCH_PYTHON=/path/to/python" >&2; exit 2; }
+	@test -x $(VBENCH)/bin/python || $(VBENCH_PYTHON) -m venv $(VBENCH)
+	$(VBENCH)/bin/python -m pip install --quiet torch==2.13.0
+	$(VBENCH)/bin/python -m pip install --quiet --no-deps --requirement requirements-vbench.txt
+	touch $@
 
 demo: $(READY) ## run the default experiment: train, distil, sample, score; print the comparison, leave reports/index.html
 	$(BIN)/hiar run

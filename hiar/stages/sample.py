@@ -180,6 +180,7 @@ def sample_key(
 def finish_samples(folder: Path, source: Generator, request: Request, walk: Walk | None, frames: int) -> None:
     """Describe a folder of samples that holds everything else."""
     facts = {"stage": "sample", "seed": request.seed, "variant": source.card.variant, "model": source.card.stage}
+    facts["generated_with"] = "short" if request.captions is None else "extended"  # prompts, which captions are not
     parents = {"checkpoint": request.checkpoint}
     write_manifest(folder, "samples", parents=parents, **facts, **describe(source, walk, frames))
 

@@ -1,0 +1,120 @@
+"""Our side of the worker: one process a dimension, its answers one by one, what it says when it breaks down."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from hiar.errors import RunFailed
+from hiar.io.files import writing
+from hiar.vbench.environment import Environment
+from hiar.vbench.suite import file_stem
+
+WORKER = Path(__file__).with_name("worker.py")
+_DINO = "dino_model/dino_vitbase16_pretrain.pth"  # loaded from torch.hub's folder, whatever VBench passes
+
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
+
+
+class Item(NamedTuple):
+    """A video or clip to score. auxiliary: what the suite says beside its prompt."""
+
+    path: Path
+    prompt: str
+    auxiliary: Mapping[str, Any]
+
+
+Answer = tuple[int | None, dict[str, Any] | None]  # number of the item, its record; (None, None): one more is begun
+
+
+def ask(
+    environment: Environment, weights: Path, dimension: str, items: Sequence[Item], device: str, log: Path
+) -> Iterator[Answer]:
+    """Score items in a process of VBench's environment and give each one's record as it comes.
+
+    What the process prints is in ``log``. Raises RunFailed when it ends before all is told; it does not outlive us.
+    """
+    with TemporaryDirectory(prefix="hiar-vbench-") as home:
+        places = _stage(Path(home), items)
+        _lend_dino(Path(home), weights)
+        entries = [
+            {"prompt_en": item.prompt, "dimension": [dimension], "video_list": [place]}
+            | ({"auxiliary_info": dict(item.auxiliary)} if item.auxiliary else {})
+            for place, item in zip(places, items, strict=True)
+        ]
+        request = {
+            "dimension": dimension,
+            "device": device,
+            "weights": os.fspath(weights.absolute()),
+            "home": home,
+            "entries": entries,
+        }
+        numbers = {place: number for number, place in enumerate(places)}
+        with writing(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            said = log.open("w", encoding="utf-8")
+        command = [environment.python, "-I", WORKER]  # -I: nothing of our own environment
+        # Nothing secret goes where code and pickles of others run.
+        environ = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said, "encoding": "utf-8"}
+        with said, subprocess.Popen(command, env=environ, **pipes) as worker:  # type: ignore[call-overload]
+            try:
+                with suppress(BrokenPipeError):  # it has died already, which is told below
+                    worker.stdin.write(json.dumps(request) + "\n")
+                    worker.stdin.flush()
+                if (yield from _answers(worker.stdout, numbers)):
+                    return
+                raise RunFailed(f"{dimension}: {_end(worker.wait(), log)}; what it printed is in {log}")
+            finally:
+                worker.kill()
+
+
+def _answers(lines: Iterable[str], numbers: Mapping[str, int]) -> Generator[Answer, None, bool]:
+    """What the worker tells; whether it came to its end."""
+    for line in lines:
+        message = json.loads(line)
+        if message["event"] == "end":
+            return True
+        if message["event"] == "video":
+            yield numbers[message["path"]], message["fields"]
+        else:
+            yield None, None
+    return False
+
+
+def _end(code: int, log: Path) -> str:
+    """How a process ended that should have gone on."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" * (name == "SIGKILL")
+        return f"its process was ended by {name}{hint}"
+    printed = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"failed ({printed[-1].strip()[:300] if printed else f'exit code {code}'})"
+
+
+def _stage(home: Path, items: Sequence[Item]) -> list[str]:
+    """Links to the videos under names that VBench understands.
+
+    human_action reads the action from a file's name; and no name is too long, or a pattern of pictures to OpenCV.
+    """
+    places = []
+    for number, item in enumerate(items):
+        place = home / f"{number:06d}" / f"{file_stem(item.prompt, 200)}-0.mp4".replace("%", " ")
+        place.parent.mkdir()
+        place.symlink_to(item.path.absolute())
+        places.append(os.fspath(place))
+    return places
+
+
+def _lend_dino(home: Path, weights: Path) -> None:
+    place = home / "hub" / "checkpoints" / Path(_DINO).name
+    place.parent.mkdir(parents=True)
+    place.symlink_to((weights / _DINO).absolute())

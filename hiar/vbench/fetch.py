@@ -1,0 +1,79 @@
+"""Weights from where their publishers have them, by explicit command only."""
+
+from __future__ import annotations
+
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from hiar.errors import UserError
+from hiar.io.files import atomic_file, writing
+from hiar.io.progress import Progress
+from hiar.vbench.environment import Environment
+from hiar.vbench.weights import WEIGHTS, known_weight, sha256
+
+PART = 1 << 20  # bytes read at a time
+SECONDS = 60  # of silence after which a source is given up
+
+
+def fetch(folder: Path, name: str, environment: Environment | None = None) -> Path:
+    """Bring one weight to its place, whole, after its size and hash are found right where they are published.
+
+    environment: what an installed package holds is taken from there. Raises UserError when the file cannot be had, or
+    is another one than published; the place is then as it was.
+    """
+    known, path = WEIGHTS[known_weight(name)], folder / name
+    with atomic_file(path) as temporary:
+        _obtain(name, temporary, environment)
+        if known.size is not None and temporary.stat().st_size != known.size:
+            raise UserError(f"{known.url}: gives {temporary.stat().st_size} bytes: should be {known.size}; try again")
+        found = sha256(temporary)
+        if not found.startswith(known.sha256):
+            raise UserError(f"{known.url}: SHA-256 {found}: should be {known.sha256}; it is not kept, try again")
+    return path
+
+
+def _obtain(name: str, to: Path, environment: Environment | None) -> None:
+    known = WEIGHTS[name]
+    packaged = environment.packages / "clip" / Path(name).name if environment else None
+    if packaged and packaged.is_file():
+        shutil.copyfile(packaged, to)
+        return
+    if known.member is None:
+        _download(known.url, to)
+        return
+    archive = to.with_name(f"{to.name}.zip")
+    try:
+        _download(known.url, archive)
+        with zipfile.ZipFile(archive) as opened, opened.open(known.member) as member, to.open("wb") as file:
+            shutil.copyfileobj(member, file, PART)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{known.url}: has no {known.member} ({error}); get {to.parent / name} elsewhere") from None
+    finally:
+        archive.unlink(missing_ok=True)
+
+
+def _download(url: str, to: Path) -> None:
+    """What a URL gives, with progress in bytes."""
+    try:
+        with urllib.request.urlopen(url, timeout=SECONDS) as source:  # https alone, from the table of weights
+            length = source.headers.get("Content-Length")
+            with writing(to), to.open("wb") as file:
+                _copy(source, file, url.rpartition("/")[2], int(length) if length else None)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"{url}: cannot be fetched ({reason}); try again, or copy the file from elsewhere") from None
+
+
+def _copy(source: BinaryIO, file: BinaryIO, label: str, length: int | None) -> None:
+    done = 0
+    with Progress(label, length and -(-length // PART), unit="MiB") as progress:
+        while part := source.read(PART):
+            file.write(part)
+            done += len(part)
+            progress.advance()
+    if length is not None and done != length:
+        raise ConnectionError(f"it ended after {done} of {length} bytes")

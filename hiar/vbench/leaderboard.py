@@ -1,0 +1,58 @@
+"""The results of a folder, gathered: totals, and the archive that VBench's leaderboard takes."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hiar.errors import UserError
+from hiar.io.files import atomic_file
+from hiar.vbench.dimensions import DIMENSIONS
+
+# What all dimensions of one total must share.
+_SHARED = ("protocol", "prompts", "generated_with")
+
+
+def read_results(out: Path) -> dict[str, dict[str, Any]]:
+    """What `score_folder` left in a folder, by dimension, in VBench's order.
+
+    Raises UserError where there is nothing, or results that were not made alike.
+    """
+    results = {}
+    for name in DIMENSIONS:
+        path = out / f"{name}.json"
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+                results[name] = {field: found[field] for field in ("value", "videos", "of", "by_video", *_SHARED)}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}: is no result of a dimension ({error}); score it again") from None
+    if not results:
+        raise UserError(f"{out}: holds no result of VBench; name the --out of `hiar vbench score`")
+    first = next(iter(results))
+    for name, result in results.items():
+        for field in _SHARED:
+            if result[field] != results[first][field]:
+                raise UserError(
+                    f"{out}: {field} = {result[field]} of {name}, {results[first][field]} of {first}: they make no "
+                    "total; score both alike, in a folder for each"
+                )
+    return results
+
+
+def write_archive(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """The zip of ``DIMENSION_eval_results.json`` that the leaderboard takes; always the same bytes.
+
+    Raises UserError for videos of other prompts than the suite's, and when it cannot be written.
+    """
+    for name, result in results.items():
+        if result["prompts"] != "suite":
+            raise UserError(f"{name}: its videos are not of VBench's prompts: the leaderboard takes no others")
+    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, result in results.items():
+            videos = [{"video_path": video, "video_results": value} for video, value in result["by_video"].items()]
+            member = zipfile.ZipInfo(f"{name}_eval_results.json")  # of a fixed date
+            archive.writestr(member, json.dumps({name: [result["value"], videos]}, indent=4), zipfile.ZIP_DEFLATED)

@@ -1,0 +1,230 @@
+"""A folder of videos scored by VBench, dimension by dimension; what is done is not done again."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hiar.errors import RunFailed, UserError
+from hiar.io.files import remove, write_json, writing
+from hiar.io.progress import Progress, tell
+from hiar.vbench.asking import Item, ask
+from hiar.vbench.clips import clip_folder, clip_frames, clip_rate, clip_seconds, cut
+from hiar.vbench.dimensions import DIMENSIONS, SAMPLES, known_dimensions
+from hiar.vbench.doctor import Finding, examine, require_runnable
+from hiar.vbench.environment import Environment, default_folder, find_environment
+from hiar.vbench.records import Records, open_records, records_path
+from hiar.vbench.suite import Entry, read_suite, wanted
+from hiar.vbench.values import dimension_value, long_values
+from hiar.vbench.videos import Video, generated_with, is_standard, protocol_of, read_videos
+from hiar.vbench.weights import sha256, weights_folder
+
+PROTOCOLS = ("vbench", "vbench-long")
+Chosen = tuple[Video, dict[str, Any]]  # a video, and what the suite says beside its prompt
+
+
+class Scores(NamedTuple):
+    """values: of the dimensions that were scored. failed: of the others, what happened."""
+
+    values: dict[str, float]
+    failed: dict[str, str]
+
+
+class _Task(NamedTuple):
+    """One dimension. facts: what is noted beside its value."""
+
+    dimension: str
+    environment: Environment
+    weights: Path
+    out: Path
+    facts: dict[str, Any]
+
+    @property
+    def long(self) -> bool:
+        return self.facts["protocol"] == "vbench-long"
+
+    @property
+    def result(self) -> Path:
+        return self.out / f"{self.dimension}.json"
+
+
+class _Piece(NamedTuple):
+    """What VBench is asked about: a video, or a clip of it. key: what it shows and is asked, whatever its name."""
+
+    key: str
+    video: str
+    item: Item
+
+
+def score_folder(
+    folder: Path,
+    dimensions: Iterable[str] | None,
+    out: Path,
+    *,
+    prompts: Path | None = None,
+    protocol: str | None = None,
+    device: str = "cpu",
+    generated: str | None = None,
+    environment: Path | None = None,
+    weights: Path | None = None,
+) -> Scores:
+    """Score the videos of ``folder``; leave a value a dimension in ``out``, DIMENSION.json, beside its records.
+
+    dimensions: None takes all that run here and suit the videos. prompts: as `hiar.vbench.videos.read_videos` says.
+    protocol: None goes by the videos' length. generated: with ``short`` or ``extended`` prompts, which is noted; None
+    goes by what the folder says.
+    A dimension that breaks down is in ``failed``; the others go on. Raises UserError, before anything is scored, for
+    what does not fit: dimensions, environment, weights, videos, prompts.
+    """
+    named = None if dimensions is None else known_dimensions(dimensions)
+    if protocol not in (None, *PROTOCOLS):
+        raise UserError(f"--protocol = {protocol}: is none of {', '.join(PROTOCOLS)}; choose one of them")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
+        raise UserError(f"--device = {device}: is no device of VBench's; give cpu, cuda or cuda:N")
+    where = find_environment(environment or default_folder())
+    weights = weights or weights_folder()
+    suite = read_suite(where.suite)
+    videos = read_videos(folder, suite, prompts)
+    standard = is_standard(videos, suite)
+    if named is None:
+        suitable = [name for name in DIMENSIONS if standard or not DIMENSIONS[name].described]
+        findings = _runnable(where, weights, suitable)
+    else:
+        _check_suitable(named, videos, standard, suite)
+        findings = examine(where, weights, named)
+        require_runnable(findings)
+    facts = {
+        "protocol": protocol or protocol_of(videos),
+        "prompts": "suite" if standard else "own",
+        "generated_with": generated or generated_with(folder),
+        "device": device,
+        "versions": where.versions(),
+    }
+    hashes = {video.path: sha256(video.path) for video in videos}
+    scores = Scores({}, {})
+    with writing(out), clip_folder(out) as clips:
+        for finding in findings:
+            name = finding.dimension
+            chosen = _chosen(name, videos, suite) if standard else [(video, {}) for video in videos]
+            if not chosen:
+                tell(f"{name}: none of the videos is of its prompts; left out")
+                continue
+            expected = SAMPLES * len(wanted(suite, [name])) if standard else len(chosen)
+            task = _Task(name, where, weights, out, facts | {"weights": finding.weights})
+            remove(task.result)  # an old value says nothing of these videos until they are scored
+            try:
+                pieces = (
+                    _clips(chosen, hashes, suite if standard else [], clips) if task.long else _whole(chosen, hashes)
+                )
+                value, by_video = _score(task, pieces)
+            except RunFailed as error:
+                tell(f"error: {error}")
+                scores.failed[name] = str(error)
+                continue
+            count = {"videos": len(chosen), "of": expected}
+            write_json(task.result, {"dimension": name, "value": value, **count, **task.facts, "by_video": by_video})
+            scores.values[name] = value
+            if len(chosen) < expected:
+                tell(f"{name}: {len(chosen)} of the suite's {expected} videos: no figure for a leaderboard")
+    return scores
+
+
+def _runnable(environment: Environment, weights: Path, names: Sequence[str]) -> list[Finding]:
+    findings = examine(environment, weights, names)
+    for finding in findings:
+        if finding.problems:
+            tell(f"{finding.dimension}: cannot run here and is left out: {finding.problems[0]}")
+    return [finding for finding in findings if not finding.problems]
+
+
+def _check_suitable(names: Iterable[str], videos: Sequence[Video], standard: bool, suite: Sequence[Entry]) -> None:
+    for name in names:
+        if DIMENSIONS[name].described and not standard:
+            known = {entry.prompt for entry in suite}
+            other = next(video for video in videos if video.prompt not in known)
+            raise UserError(
+                f"{name}: compares with what VBench's suite says beside its prompts, and '{other.prompt[:60]}' of "
+                f"{other.path.name} is none of them; leave the dimension out, or sample `hiar vbench prompts`"
+            )
+        if standard and not _chosen(name, videos, suite):
+            raise UserError(f"{name}: none of the videos is of its prompts; `hiar vbench prompts {name}` lists them")
+
+
+def _chosen(name: str, videos: Sequence[Video], suite: Iterable[Entry]) -> list[Chosen]:
+    """The videos of a dimension's prompts in the suite's order, with what the suite says beside each prompt."""
+    samples = defaultdict(list)
+    for video in sorted(videos, key=lambda video: video.sample):
+        if video.sample < SAMPLES:
+            samples[video.prompt].append(video)
+    return [(video, entry.auxiliary) for entry in suite if name in entry.dimensions for video in samples[entry.prompt]]
+
+
+def _whole(chosen: Sequence[Chosen], hashes: Mapping[Path, str]) -> list[_Piece]:
+    return [
+        _Piece(f"{hashes[video.path]} {video.prompt}", video.path.name, Item(video.path, video.prompt, auxiliary))
+        for video, auxiliary in chosen
+    ]
+
+
+def _clips(chosen: Sequence[Chosen], hashes: Mapping[Path, str], suite: Iterable[Entry], folder: Path) -> list[_Piece]:
+    """The clips of each video, cut where they are not yet. suite: none where the prompts are not the suite's."""
+    looked_at: defaultdict[str, set[str]] = defaultdict(set)
+    for entry in suite:
+        looked_at[entry.prompt].update(entry.dimensions)
+    pieces = []
+    with Progress("clips", len(chosen), unit="videos") as progress:
+        for video, auxiliary in chosen:
+            seconds = clip_seconds(looked_at[video.prompt])
+            parts, content = clip_frames(video.frames, video.fps, seconds), hashes[video.path]
+            paths = cut(video.path, parts, clip_rate(video.fps), folder / f"{content[:32]}-{seconds}")
+            pieces += [
+                _Piece(
+                    f"{content} {video.prompt} {seconds} s, {number}",
+                    video.path.name,
+                    Item(path, video.prompt, auxiliary),
+                )
+                for number, path in enumerate(paths)
+            ]
+            progress.advance()
+    return pieces
+
+
+def _score(task: _Task, pieces: Sequence[_Piece]) -> tuple[float, dict[str, float | None]]:
+    """The value of one dimension, and of each of its videos by name; None where VBench gives a video none."""
+    decides = {field: task.facts[field] for field in ("protocol", "device", "weights", "versions")}
+    with open_records(task.out, task.dimension, decides) as records:
+        _ask_for_missing(task, pieces, records)
+        known: dict[str, list[dict[str, Any]]] = {piece.video: [] for piece in pieces}
+        for piece in pieces:
+            if (fields := records.known[piece.key]) is not None:
+                known[piece.video].append(fields)
+    if not any(known.values()):
+        where = records_path(task.out, task.dimension)
+        raise RunFailed(f"{task.dimension}: VBench gives none of the {len(known)} videos a value; see {where}")
+    if task.long:
+        value, by_video = long_values(task.dimension, known)
+    else:
+        value = dimension_value(task.dimension, [one for fields in known.values() for one in fields])
+        by_video = {video: fields[0]["video_results"] for video, fields in known.items() if fields}
+    return value, {video: by_video.get(video) for video in known}
+
+
+def _ask_for_missing(task: _Task, pieces: Sequence[_Piece], records: Records) -> None:
+    missing = list({piece.key: piece for piece in pieces if piece.key not in records.known}.values())
+    if not missing:
+        return
+    name, log = task.dimension, task.out / "logs" / f"{task.dimension}.log"
+    items = [piece.item for piece in missing]
+    with Progress(name, len(pieces), start=len(pieces) - len(missing), unit="videos") as progress:
+        for number, fields in ask(task.environment, task.weights, name, items, task.facts["device"], log):
+            if number is None:
+                progress.advance()
+                continue
+            piece = missing[number]
+            if fields is not None and not math.isfinite(fields["video_results"]):
+                raise RunFailed(f"{name}: VBench's value of {piece.video} is {fields['video_results']}; see {log}")
+            records.add(piece.key, piece.video, fields)

@@ -1,0 +1,141 @@
+"""Runs inside VBench's environment, one process a dimension: asks the official package, tells each video's result.
+
+The request is one line of JSON on the standard input, which stays open for as long as the asker lives; the answer is
+lines of JSON on what was the standard output when it began. This file imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+CHUNK = 32  # videos that are asked for at once: what a kill loses at most
+FETCHERS = {"wget", "curl", "git"}  # what VBench would start behind one's back where a file is missing
+
+
+def main() -> None:
+    """Answer the request: ``dimension``, ``device``, ``weights``, ``home`` (scratch), ``entries`` as VBench lists them.
+
+    Messages: ``step`` for each video begun, ``video`` (path and the official fields of its result, or null), ``end``.
+    """
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # VBench prints much
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that nothing of it is lost in a crash
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_asker, daemon=True).start()
+    os.environ |= {"VBENCH_CACHE_DIR": request["weights"], "TORCH_HOME": request["home"], "HF_HUB_OFFLINE": "1"}
+    os.chdir(request["weights"] if os.path.isdir(request["weights"]) else request["home"])  # where BERT's folder lies
+    sys.addaudithook(_stay_offline)
+
+    def tell(event: str, **fields: Any) -> None:
+        answers.write(json.dumps({"event": event, **fields}) + "\n")
+
+    score = official(request["dimension"], request["device"], request["home"], lambda: tell("step"))
+    for entries in chunks(request["entries"]):
+        found = {record.pop("video_path"): record for record in score(entries)}
+        for entry in entries:
+            for path in entry["video_list"]:
+                tell("video", path=path, fields=_plain(found.get(path), request["dimension"], path))
+    tell("end")
+
+
+def official(dimension: str, device: str, home: str, step: Callable[[], None]) -> Callable[[Any], list[dict[str, Any]]]:
+    """The package's own function for a dimension: entries of its prompt suite with their videos to a record a video."""
+    mend_torchvision()
+    import torch
+    from vbench.utils import init_submodules
+
+    module = importlib.import_module(f"vbench.{dimension}")
+    setattr(module, "tqdm", lambda items, **_: _counted(items, step))  # noqa: B010
+    submodules = init_submodules([dimension], local=True)[dimension]
+    compute = getattr(module, f"compute_{dimension}")
+
+    def score(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        path = os.path.join(home, "entries.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(entries, file)
+        try:
+            _, records = compute(path, torch.device(device), submodules)
+        except ZeroDivisionError:  # VBench's mean over videos, where it found its object in none of them
+            if dimension != "color":
+                raise
+            records = []
+        return records
+
+    return score
+
+
+def chunks(entries: list[dict[str, Any]], size: int = CHUNK) -> Iterator[list[dict[str, Any]]]:
+    """Entries in order, at most ``size`` videos at a time; an entry with more is in several."""
+    chunk: list[dict[str, Any]] = []
+    room = size
+    for entry in entries:
+        videos = entry["video_list"]
+        while videos:
+            chunk.append(entry | {"video_list": videos[:room]})
+            taken = len(chunk[-1]["video_list"])
+            videos, room = videos[taken:], room - taken
+            if not room:
+                yield chunk
+                chunk, room = [], size
+    if chunk:
+        yield chunk
+
+
+def _counted(items: Iterable[Any], step: Callable[[], None]) -> Iterator[Any]:
+    """Items of VBench's loops: paths of videos, or prompts with theirs."""
+    for item in items:
+        yield item
+        for _ in item["video_list"] if isinstance(item, dict) else [item]:
+            step()
+
+
+def _plain(record: dict[str, Any] | None, dimension: str, path: str) -> dict[str, Any] | None:
+    """A record as JSON takes it; None where VBench leaves a video out, as `color` does when it finds no object."""
+    if record is None:
+        return None
+    fields = {
+        name: [float(one) for one in value] if isinstance(value, list) else float(value)
+        for name, value in record.items()
+    }
+    if dimension == "subject_consistency":  # its mean is over pairs of frames, whose number VBench keeps to itself
+        from decord import VideoReader
+
+        fields["pairs"] = float(len(VideoReader(path, num_threads=1)) - 1)
+    return fields
+
+
+def mend_torchvision() -> None:
+    """Declare the operators that torchvision's wheel, built for CUDA, registers kernels for: else its import fails."""
+    import torch
+
+    if torch.version.cuda is None:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def _stay_offline(event: str, details: tuple[Any, ...]) -> None:
+    """Refuse what would reach for a network: files come by `hiar vbench fetch` alone."""
+    if event == "socket.connect" and isinstance(details[1], tuple):
+        raise ConnectionRefusedError(f"VBench asks for {details[1]}: nothing is downloaded while it scores")
+    command = details[1] if event == "subprocess.Popen" else details[0] if event == "os.system" else ""
+    parts = [command] if isinstance(command, str | bytes) else command
+    for word in " ".join(map(os.fsdecode, parts)).split():
+        if os.path.basename(word) in FETCHERS:
+            raise ConnectionRefusedError(f"VBench runs {word}: nothing is downloaded while it scores")
+
+
+def _end_with_asker() -> None:
+    """Wait until the asker has gone, and go too."""
+    while os.read(sys.stdin.fileno(), 1):  # not through sys.stdin, whose lock Python wants back as it ends
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

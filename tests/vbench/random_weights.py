@@ -1,0 +1,160 @@
+"""Weights made at random, in the formats and at the places of the published ones; runs in VBench's environment.
+
+python -I random_weights.py WORKER.PY FOLDER. CLIP has two layers a side, all else its published size: five gigabytes.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+spec = importlib.util.spec_from_file_location("worker", sys.argv[1])
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+worker.mend_torchvision()
+folder = Path(sys.argv[2])
+folder.mkdir(parents=True)
+os.environ["VBENCH_CACHE_DIR"] = str(folder)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.chdir(folder)
+
+import torch  # noqa: E402
+
+torch.manual_seed(0)
+
+# a stand-in for DINO's repository, with the one function of its hubconf.py that VBench calls
+HUB = """
+import torch
+
+dependencies = ["torch"]
+
+
+def dino_vitb16(pretrained=True, **kwargs):
+    from vision_transformer import vit_base
+
+    model = vit_base()
+    url = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
+    model.load_state_dict(torch.hub.load_state_dict_from_url(url=url, map_location="cpu"))
+    return model
+"""
+VISION_TRANSFORMER = """
+import timm
+
+
+def vit_base():
+    return timm.create_model("vit_base_patch16_224", num_classes=0, dynamic_img_size=True, dynamic_img_pad=True)
+"""
+
+
+def place(name):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def clip(name, width, layers, patch, embedding, text_width):
+    from clip.model import CLIP
+
+    model = CLIP(embedding, 224, layers, width, patch, 77, 49408, text_width, text_width // 64, 2).eval()
+    inputs = {"encode_image": torch.randn(1, 3, 224, 224), "encode_text": torch.zeros(1, 77, dtype=torch.long)}
+    torch.jit.save(torch.jit.trace_module(model, inputs), place(f"clip_model/{name}"))
+
+
+def tokenizer():
+    import clip as package
+
+    name = "bpe_simple_vocab_16e6.txt.gz"
+    shutil.copy(Path(package.__file__).with_name(name), place(f"ViCLIP/{name}"))
+
+
+def dino():
+    import timm
+
+    root = "dino_model/facebookresearch_dino_main"
+    place(f"{root}/hubconf.py").write_text(HUB)
+    place(f"{root}/vision_transformer.py").write_text(VISION_TRANSFORMER)
+    place(f"{root}/utils.py").write_text("")
+    model = timm.create_model("vit_base_patch16_224", num_classes=0)
+    torch.save(model.state_dict(), place("dino_model/dino_vitbase16_pretrain.pth"))
+
+
+def aesthetic():
+    name = "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth"
+    torch.save(torch.nn.Linear(768, 1).state_dict(), place(name))
+
+
+def musiq():
+    from pyiqa.archs.musiq_arch import MUSIQ
+
+    name = "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"
+    torch.save(MUSIQ(pretrained=False).state_dict(), place(name))
+
+
+def amt():
+    import vbench
+    from omegaconf import OmegaConf
+    from vbench.third_party.amt.utils.build_utils import build_from_cfg
+
+    config = OmegaConf.load(Path(vbench.__file__).parent / "third_party/amt/cfgs/AMT-S.yaml").network
+    torch.save({"state_dict": build_from_cfg(config).state_dict()}, place("amt_model/amt-s.pth"))
+
+
+def raft():
+    from easydict import EasyDict
+    from vbench.third_party.RAFT.core.raft import RAFT
+
+    model = RAFT(EasyDict(small=False, mixed_precision=False, alternate_corr=False))
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save(state, place("raft_model/models/raft-things.pth"))
+
+
+def umt():
+    import vbench.human_action  # noqa: F401  (registers the model)
+    from timm.models import create_model
+
+    options = {"num_classes": 400, "all_frames": 16, "tubelet_size": 1, "use_mean_pooling": True, "init_scale": 1.0}
+    model = create_model("vit_large_patch16_224", pretrained=False, **options)
+    with torch.no_grad():
+        model.head.bias += torch.linspace(-4, 4, 400)  # some actions are likely, as with a trained one
+    torch.save(model.state_dict(), place("umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth"))
+
+
+def viclip():
+    from vbench.third_party.ViCLIP.simple_tokenizer import SimpleTokenizer
+    from vbench.third_party.ViCLIP.viclip import ViCLIP
+
+    model = ViCLIP(SimpleTokenizer(str(folder / "ViCLIP/bpe_simple_vocab_16e6.txt.gz")), pretrain=None)
+    torch.save({"model": model.state_dict()}, place("ViCLIP/ViClip-InternVid-10M-FLT.pth"))
+
+
+def bert():
+    from transformers import BertConfig, BertModel
+
+    words = [
+        "[PAD]",
+        *(f"[unused{number}]" for number in range(99)),
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "picture",
+        "of",
+        *(f"word{number}" for number in range(30415)),
+    ]
+    BertModel(BertConfig()).save_pretrained(folder / "bert-base-uncased", safe_serialization=True)
+    place("bert-base-uncased/vocab.txt").write_text("\n".join(words) + "\n")
+
+
+def tag2text():
+    from vbench.third_party.tag2Text.tag2text import tag2text_caption
+
+    model = tag2text_caption(pretrained="", image_size=384, vit="swin_b")
+    torch.save({"model": model.state_dict()}, place("caption_model/tag2text_swin_14m.pth"))
+
+
+clip("ViT-B-32.pt", 768, 2, 32, 512, 512)
+clip("ViT-L-14.pt", 1024, 2, 14, 768, 768)
+for make in (tokenizer, dino, aesthetic, musiq, amt, raft, umt, viclip, bert, tag2text):
+    make()

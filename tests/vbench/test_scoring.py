@@ -1,0 +1,436 @@
+"""Scoring by the worker, a process of its own, with a toy package in VBench's place: what comes back, what survives."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+
+import av
+import pytest
+from commands import environment as shell
+from commands import hiar
+from vbench_toys import asked, behave, film, lay_weights
+
+from hiar.errors import UserError
+from hiar.io.reading import read_parts
+from hiar.vbench.clips import clip_folder, clip_frames, clip_seconds, cut
+from hiar.vbench.runner import score_folder
+from hiar.vbench.values import dimension_value, long_values
+from hiar.vbench.worker import chunks
+
+FLICKERING, SMOOTH, DEGREE, IMAGING = "temporal_flickering", "motion_smoothness", "dynamic_degree", "imaging_quality"
+
+
+@pytest.fixture
+def score(toy, weights, tmp_path):
+    def run(folder, *dimensions, **options):
+        return score_folder(folder, dimensions or None, tmp_path / "out", environment=toy, weights=weights, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Three videos of one second with captions of their own."""
+    folder = tmp_path_factory.mktemp("films")
+    for number in range(3):
+        film(folder / f"{number:04d}.mp4", 4 + number, number)
+    (folder / "captions.txt").write_text("a bird\na bee\n100% of a bear/cub\n")
+    return folder
+
+
+@pytest.fixture
+def videos(films, tmp_path):
+    return shutil.copytree(films, tmp_path / "videos")
+
+
+def size(path):
+    return os.path.getsize(path) / 1e5
+
+
+def result(tmp_path, dimension):
+    return json.loads((tmp_path / "out" / f"{dimension}.json").read_text())
+
+
+def test_values_of_each_video_and_their_mean(score, videos, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not theirs")
+    scores = score(videos, FLICKERING, IMAGING, "human_action")
+    names = [f"{number:04d}.mp4" for number in range(3)]
+    each = {name: size(videos / name) for name in names}
+    mean = sum(each.values()) / 3
+    assert scores.values == pytest.approx({FLICKERING: mean, IMAGING: mean / 100, "human_action": mean})
+    found = result(tmp_path, FLICKERING)
+    assert found["by_video"] == each
+    assert (found["prompts"], found["protocol"], found["videos"], found["of"]) == ("own", "vbench", 3, 3)
+    told = asked(weights)
+    assert [one["entry"]["prompt_en"] for one in told[:3]] == ["a bird", "a bee", "100% of a bear/cub"]
+    # what VBench reads of names is there, and nothing that OpenCV would take for a pattern
+    assert {one["name"] for one in told} == {"a bird-0.mp4", "a bee-0.mp4", "100  of a bear cub-0.mp4"}
+    assert all(one["isolated"] for one in told)  # nothing of our environment is in its path
+    assert not any("AWS_SECRET_ACCESS_KEY" in one["variables"] for one in told)
+
+
+def test_what_is_done_is_not_done_again(score, videos, weights, tmp_path):
+    first = score(videos, FLICKERING)
+    assert len(asked(weights)) == 3
+    assert score(videos, FLICKERING) == first
+    assert asked(weights) == []
+    film(videos / "0001.mp4", 5, seed=99)
+    (videos / "0000.mp4").rename(videos / "0003.mp4")  # now the last, with another prompt
+    (videos / "captions.txt").write_text("a bee\n100% of a bear/cub\na beetle\n")
+    score(videos, FLICKERING)
+    assert sorted(os.path.basename(one["video"]) for one in asked(weights)) == ["0001.mp4", "0003.mp4"]
+    assert result(tmp_path, FLICKERING)["by_video"]["0001.mp4"] == size(videos / "0001.mp4")
+
+
+def test_other_weights_score_anew_and_lose_nothing(score, videos, weights, tmp_path, capsys):
+    from hiar.vbench.weights import approve
+
+    score(videos, SMOOTH)
+    old = (tmp_path / "out" / f"{SMOOTH}.jsonl").read_text()
+    asked(weights)
+    import torch
+
+    torch.save({"other": 1}, weights / "amt_model" / "amt-s.pth")
+    approve(weights, "amt_model/amt-s.pth")
+    score(videos, SMOOTH)
+    assert len(asked(weights)) == 3
+    assert "other weights" in capsys.readouterr().err
+    assert (tmp_path / "out" / f"{SMOOTH}.aside-1.jsonl").read_text() == old
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ("raise", "no such luck"),
+        ("shell", "nothing is downloaded while it scores"),
+        ("wget", "nothing is downloaded while it scores"),
+        ("connect", "nothing is downloaded while it scores"),
+        ("not a number", "is nan"),
+        ("left out", "ZeroDivisionError"),
+    ],
+)
+def test_a_dimension_that_fails_leaves_the_others(score, videos, weights, tmp_path, order, said):
+    behave(weights, **{SMOOTH: order})
+    scores = score(videos, FLICKERING, SMOOTH, DEGREE)
+    assert set(scores.values) == {FLICKERING, DEGREE}
+    assert said in scores.failed[SMOOTH]
+    assert "a line that VBench prints" in (tmp_path / "out" / "logs" / f"{SMOOTH}.log").read_text()
+    assert not (tmp_path / "out" / f"{SMOOTH}.json").exists()
+    asked(weights)
+    behave(weights)
+    assert set(score(videos, FLICKERING, SMOOTH, DEGREE).values) == {FLICKERING, SMOOTH, DEGREE}
+    assert {one["dimension"] for one in asked(weights)} == {SMOOTH}
+
+
+def test_a_killed_dimension_goes_on_from_its_last_chunk(score, films, weights, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(40):
+        shutil.copy(films / "0000.mp4", many / f"{number:04d}.mp4")
+    (many / "captions.txt").write_text("".join(f"bird {number}\n" for number in range(40)))
+    behave(weights, **{FLICKERING: "kill"})
+    scores = score(many, FLICKERING, DEGREE)
+    assert "SIGKILL" in scores.failed[FLICKERING]
+    assert DEGREE in scores.values
+    with (tmp_path / "out" / f"{FLICKERING}.jsonl").open("a") as file:
+        file.write('{"key": "cut off he')  # as a kill of ours would leave it
+    behave(weights)
+    asked(weights)
+    assert score(many, FLICKERING).values[FLICKERING] == pytest.approx(size(films / "0000.mp4"))
+    assert [one["entry"]["prompt_en"] for one in asked(weights)] == [f"bird {number}" for number in range(32, 40)]
+
+
+def test_the_worker_ends_with_who_asked(toy, weights, videos, tmp_path):
+    behave(weights, **{FLICKERING: "hang"})
+    command = [sys.executable, "-m", "hiar", "vbench", "score", videos, "--out", tmp_path / "out", "-d", FLICKERING]
+    asker = subprocess.Popen(
+        [*map(str, command), "--environment", str(toy), "--weights", str(weights)],
+        env=shell(),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: (weights / "asked.jsonl").exists() and (weights / "asked.jsonl").read_text().endswith("\n"))
+        [told] = asked(weights)
+        with pytest.raises(UserError, match="another process is scoring"):
+            score_folder(videos, [FLICKERING], tmp_path / "out", environment=toy, weights=weights)
+    finally:
+        asker.kill()
+        asker.wait()
+    until(lambda: not is_alive(told["pid"]))
+
+
+def until(holds):
+    end = time.monotonic() + 300  # a machine may be busy
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_videos_named_by_the_suite_go_to_the_dimensions_of_their_prompts(score, weights, tmp_path, capsys):
+    folder = tmp_path / "suite"
+    for number, name in enumerate(["a bench-0", "a bench-1", "a bench-7", "the bund, oil painting-0"]):
+        film(folder / f"{name}.mp4", 4, number)
+    scores = score(folder)
+    assert set(scores.values) == {FLICKERING, IMAGING, "appearance_style", "overall_consistency"}
+    told = asked(weights)
+    assert [one["name"] for one in told if one["dimension"] == IMAGING] == ["a bench-0.mp4"] * 2 + [
+        "the bund, oil painting-0.mp4"
+    ]
+    [style] = [one for one in told if one["dimension"] == "appearance_style"]
+    assert style["entry"]["auxiliary_info"] == {"appearance_style": {"appearance_style": "oil painting"}}
+    found = result(tmp_path, IMAGING)
+    assert (found["prompts"], found["videos"], found["of"]) == ("suite", 3, 10)
+    assert "no figure for a leaderboard" in capsys.readouterr().err
+    with pytest.raises(UserError, match="human_action: none of the videos is of its prompts"):
+        score(folder, "human_action")
+
+
+def test_prompts_longer_than_a_name_may_be(score, videos, weights, tmp_path):
+    prompts = tmp_path / "prompts.json"
+    long = "a very long bird " * 40
+    prompts.write_text(json.dumps({"0000.mp4": long, "0001.mp4": long + "!", "0002.mp4": "a bee", "more.mp4": "x"}))
+    score(videos, FLICKERING, prompts=prompts)
+    assert [one["entry"]["prompt_en"] for one in asked(weights)] == [long.strip(), long + "!", "a bee"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "wanted"),
+    [
+        (7, 4, [range(7)]),
+        (8, 4, [range(8)]),
+        (19, 4, [range(8), range(8, 16), range(11, 19)]),
+        (16, 4.9, [range(8), range(8, 16)]),
+        (9, 4, [range(8), range(1, 9)]),
+    ],
+)
+def test_clips_follow_one_another_and_the_last_reaches_back(frames, fps, wanted):
+    assert clip_frames(frames, fps, 2) == wanted
+
+
+def test_clips_are_as_long_as_the_prompts_longest_dimension_asks():
+    assert clip_seconds(["aesthetic_quality", "overall_consistency"]) == 10
+    assert clip_seconds([FLICKERING]) == clip_seconds([]) == 2
+
+
+def test_clips_hold_the_frames_of_their_part(tmp_path):
+    whole = next(read_parts(film(tmp_path / "film.mp4", 19, 0)))
+    paths = cut(tmp_path / "film.mp4", clip_frames(19, 4, 2), 4, tmp_path / "clips")
+    for path, part in zip(paths, clip_frames(19, 4, 2), strict=True):
+        with av.open(path) as container:
+            assert container.streams.video[0].average_rate == 4
+            frames = [frame.to_ndarray(format="rgb24")[::6, ::6] for frame in container.decode(video=0)]
+        assert len(frames) == len(part)
+        for frame, number in zip(frames, part, strict=True):
+            nearest = min(range(19), key=lambda other: abs(frame.astype(int) - whole[other].numpy().astype(int)).mean())
+            assert nearest == number
+
+
+def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
+    folder = tmp_path / "long"
+    for number, frames in enumerate([20, 27, 41]):  # 5 s and more, at four frames a second
+        film(folder / f"a_film_{number}.mp4", frames, number)
+    (folder / "captions.txt").write_text("a bird\na bee\na bird\n")
+    scores = score(folder, FLICKERING)
+    clips = {}
+    for one in asked(weights):
+        clips.setdefault(os.path.dirname(one["video"]), []).append(one["value"])
+    assert [len(values) for values in clips.values()] == [3, 4, 6]
+    means = [sum(values) / len(values) for values in clips.values()]
+    found = result(tmp_path, FLICKERING)
+    assert found["protocol"] == "vbench-long"
+    assert list(found["by_video"].values()) == pytest.approx(means)
+    assert scores.values[FLICKERING] == pytest.approx(sum(means) / 3)
+    assert sorted(path.name for path in (tmp_path / "out").glob(".clips*")) == [".clips.lock"]
+    # as many clips as before, of another film
+    film(folder / "a_film_1.mp4", 27, seed=99)
+    score(folder, FLICKERING)
+    told = asked(weights)
+    assert len(told) == 4
+    anew = result(tmp_path, FLICKERING)["by_video"]
+    assert anew["a_film_1.mp4"] == pytest.approx(sum(one["value"] for one in told) / 4) != means[1]
+    assert anew["a_film_0.mp4"], anew["a_film_2.mp4"] == pytest.approx((means[0], means[2]))
+
+
+def test_a_value_of_other_videos_does_not_stay(score, videos, weights, tmp_path):
+    score(videos, SMOOTH)
+    film(videos / "0001.mp4", 5, seed=99)
+    behave(weights, **{SMOOTH: "raise"})
+    score(videos, SMOOTH)
+    assert not (tmp_path / "out" / f"{SMOOTH}.json").exists()
+
+
+def test_who_uses_clips_keeps_them(tmp_path):
+    with clip_folder(tmp_path) as clips:
+        with clip_folder(tmp_path):
+            clips.mkdir()
+        assert clips.is_dir()
+    assert not clips.exists()
+
+
+def test_which_prompts_generated_the_videos_is_noted(score, videos, weights, tmp_path, capsys):
+    noted = [("short", {"generated_with": "short"}), ("extended", {"generated_with": "extended"}), ("unknown", [])]
+    for said, manifest in noted:
+        (videos / "manifest.json").write_text(json.dumps(manifest))
+        score(videos, FLICKERING)
+        assert result(tmp_path, FLICKERING)["generated_with"] == said
+    (videos / "captions.txt").write_text("a bench\na bird\na bench\n")
+    score(videos, FLICKERING)
+    assert "'a bird' is none of the suite's prompts, as 1 of 3: each dimension looks at all videos" in (
+        capsys.readouterr().err
+    )
+    assert result(tmp_path, FLICKERING)["videos"] == 3
+
+
+def test_both_lengths_in_a_folder_need_a_word(score, videos, weights):
+    film(videos / "0002.mp4", 20, 5)
+    with pytest.raises(UserError, match=r"0002.mp4: is 5.0 s long, .*choose one, --protocol"):
+        score(videos, FLICKERING)
+    score(videos, FLICKERING, protocol="vbench")
+    assert len(asked(weights)) == 3
+
+
+def test_means_over_frames_and_over_videos():
+    frames = [{"video_results": 1.0, "pairs": 1.0}, {"video_results": 0.0, "pairs": 3.0}]
+    assert dimension_value("subject_consistency", frames) == 0.25
+    assert dimension_value("background_consistency", [
+        {"video_results": 1.0, "video_sim": 1.0, "cnt_per_video": 1.0},
+        {"video_results": 0.0, "video_sim": 0.0, "cnt_per_video": 3.0},
+    ]) == 0.25  # fmt: skip
+    for name in ("object_class", "multiple_objects", "scene"):
+        found = [{"success_frame_count": 16.0, "frame_count": 16.0}, {"success_frame_count": 2.0, "frame_count": 20.0}]
+        assert dimension_value(name, found) == 0.5
+    for name in ("appearance_style", "spatial_relationship"):
+        assert dimension_value(name, [{"frame_results": [1.0]}, {"frame_results": [0.0] * 3}]) == 0.25
+    assert dimension_value("color", [{"video_results": 1.0}, {"video_results": 0.0}]) == 0.5
+    assert dimension_value(IMAGING, [{"video_results": 60.0}, {"video_results": 80.0}]) == 0.7
+    assert long_values(IMAGING, {"a": [{"video_results": 60.0}] * 3, "b": [{"video_results": 80.0}], "c": []}) == (
+        0.7,
+        {"a": 60.0, "b": 80.0},
+    )
+
+
+def test_chunks_keep_order_and_part_long_entries():
+    entries = [{"prompt_en": "a", "video_list": [1, 2, 3]}, {"prompt_en": "b", "video_list": [4, 5]}]
+    found = list(chunks(entries, 2))
+    assert [[one["video_list"] for one in chunk] for chunk in found] == [[[1, 2]], [[3], [4]], [[5]]]
+    assert [one["prompt_en"] for chunk in found for one in chunk] == ["a", "a", "b", "b"]
+    assert list(chunks([], 2)) == []
+
+
+@pytest.fixture(scope="module")
+def command(toy, tmp_path_factory):
+    """`hiar vbench`, as users type it, with the toy environment and no weights."""
+    folder = tmp_path_factory.mktemp("shell")
+    (folder / "weights").mkdir()
+
+    def run(name, *arguments, code=0):
+        return hiar("vbench", name, *arguments, "--environment", toy, folder=folder, code=code,
+                    VBENCH_CACHE_DIR=str(folder / "weights"))  # fmt: skip
+
+    return run
+
+
+def line(run):
+    said = [one for one in run.stderr.splitlines() if one.startswith("error: ")][-1]
+    assert "Traceback" not in run.stderr
+    return said
+
+
+def test_the_commands(command, films, tmp_path):
+    assert "1 of 16 run here" in command("doctor").stdout
+    assert command("prompts", "human_action").stdout.splitlines() == ["A person is riding a bike"] * 5
+    assert command("prompts", "--names", IMAGING).stdout.splitlines()[5:] == [
+        f"the bund, oil painting-{sample}.mp4" for sample in range(5)
+    ]
+    assert "models.zip" in command("fetch", "--dry-run", "raft_model/models/raft-things.pth").stdout
+    weights = lay_weights(tmp_path / "weights", SMOOTH, IMAGING)
+    behave(weights, **{SMOOTH: "raise"})
+    run = command("score", films, "--out", tmp_path / "out", "--extended", "--weights", weights, code=1)
+    assert [text.split()[0] for text in run.stdout.splitlines()[:4]] == [FLICKERING, IMAGING, "quality", "semantic"]
+    assert "total                   open" in run.stdout
+    assert f"{SMOOTH}: no value" in line(run)
+    assert "dynamic_degree: cannot run here and is left out" in run.stderr
+    assert result(tmp_path, FLICKERING)["generated_with"] == "extended"
+
+
+def test_totals_and_the_leaderboards_archive(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = {"protocol": "vbench", "prompts": "suite", "generated_with": "short", "videos": 1, "of": 5}
+    for name, value in {FLICKERING: 0.9, "scene": 0.4}.items():
+        found = facts | {"value": value, "by_video": {"a-0.mp4": value}}
+        (out / f"{name}.json").write_text(json.dumps(found))
+    assert "total                   open" in hiar("vbench", "totals", out, folder=tmp_path).stdout
+    archive = tmp_path / "hiar.zip"
+    strict = hiar("vbench", "totals", out, "--strict-leaderboard", archive, folder=tmp_path).stdout
+    assert "missing, counted as 0: subject_consistency" in strict
+    with zipfile.ZipFile(archive) as opened:
+        read = {name: json.loads(opened.read(name)) for name in opened.namelist()}
+    assert read == {
+        f"{name}_eval_results.json": {name: [value, [{"video_path": "a-0.mp4", "video_results": value}]]}
+        for name, value in {FLICKERING: 0.9, "scene": 0.4}.items()
+    }
+    (out / "scene.json").write_text(json.dumps(facts | {"value": 0.4, "by_video": {}, "protocol": "vbench-long"}))
+    assert "make no total" in line(hiar("vbench", "totals", out, folder=tmp_path, code=2))
+    (out / "scene.json").write_text(json.dumps(facts | {"value": 0.4, "by_video": {}, "prompts": "own"}))
+    (out / f"{FLICKERING}.json").unlink()
+    assert "takes no others" in line(
+        hiar("vbench", "totals", out, "--strict-leaderboard", tmp_path / "no.zip", folder=tmp_path, code=2)
+    )
+    assert not (tmp_path / "no.zip").exists()
+
+
+def test_bad_input_is_one_line(command, films, weights, tmp_path):
+    out = tmp_path / "out"
+    unknown = command("score", films, "--out", out, "-d", "image_quality", code=2)
+    assert "did you mean 'imaging_quality'?" in line(unknown)
+    assert "did you mean 'scene'?" in line(command("doctor", "scenes", code=2))
+    missing = hiar("vbench", "score", films, "--out", out, "--environment", tmp_path / "none", folder=tmp_path, code=2)
+    assert "make vbench" in line(missing)
+    (weights / "amt_model" / "amt-s.pth").write_bytes(b"\x80\x02}q\x00.")
+    wrong = command("score", films, "--out", out, "-d", SMOOTH, "--weights", weights, code=2)
+    assert "is not the file you approved" in line(wrong)
+    few = tmp_path / "few.txt"
+    few.write_text("a bird\n")
+    assert "holds 1 prompts for the 3 videos" in line(command("score", films, "--out", out, "--prompts", few, code=2))
+    assert "is none of VBench's weights" in line(command("fetch", "--approve", "amt-s.pth", code=2))
+    assert "names no file" in line(command("fetch", "--approve", code=2))
+    assert not out.exists()
+
+
+def test_what_does_not_fit_is_told_before_anything_is_scored(score, videos, weights, tmp_path):
+    def refused(said, *dimensions, **options):
+        with pytest.raises(UserError, match=said):
+            score(videos, *dimensions, **options)
+
+    refused("appearance_style: compares with", "appearance_style")
+    refused("device = tpu", FLICKERING, device="tpu")
+    refused("protocol = best: is none of vbench, vbench-long", FLICKERING, protocol="best")
+    (weights / "amt_model" / "amt-s.pth").write_bytes(b"<!DOCTYPE html>")
+    refused("motion_smoothness: .*is a web page", FLICKERING, SMOOTH)
+    (weights / "clip_model" / "ViT-B-32.pt").unlink()
+    refused("background_consistency: .*ViT-B-32.pt: is missing", FLICKERING, "background_consistency")
+    table = tmp_path / "prompts.json"
+    for content, said in [("[]", "is no object"), ("{", "is no JSON"), ('{"0000.mp4": "a"}', "no prompt for 0001.mp4")]:
+        table.write_text(content)
+        refused(said, FLICKERING, prompts=table)
+    refused("none.txt: cannot be read", FLICKERING, prompts=tmp_path / "none.txt")
+    (videos / "captions.txt").unlink()
+    refused("0000.mp4: is not named by a prompt", FLICKERING)
+    (videos / "captions.txt").write_text("a bird\na bee\na bear\n")
+    (videos / "0001.mp4").write_bytes((videos / "0001.mp4").read_bytes()[:300])
+    refused("0001.mp4: is no video", FLICKERING)
+    assert not (tmp_path / "out").exists()
+    assert asked(weights) == []

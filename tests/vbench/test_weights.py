@@ -1,0 +1,184 @@
+"""What may be loaded, and how it comes."""
+
+import hashlib
+import http.server
+import json
+import threading
+import zipfile
+
+import pytest
+import torch
+from vbench_toys import lay_weights
+
+from hiar.errors import UserError
+from hiar.vbench.doctor import examine, require_runnable
+from hiar.vbench.environment import find_environment
+from hiar.vbench.fetch import fetch
+from hiar.vbench.weights import WEIGHTS, Weight, approve, inspect
+
+AMT, RAFT = "amt_model/amt-s.pth", "raft_model/models/raft-things.pth"
+CLIP, MUSIQ = "clip_model/ViT-B-32.pt", "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"
+
+
+def test_each_dimension_says_what_it_lacks(environment, tmp_path):
+    findings = {one.dimension: one.problems for one in examine(environment, tmp_path)}
+    assert len(findings) == 16
+    assert [name for name, problems in findings.items() if not problems] == ["temporal_flickering"]
+    assert len(findings["subject_consistency"]) == 4
+    [clip] = findings["background_consistency"]
+    assert str(tmp_path / CLIP) in clip
+    assert "is missing" in clip
+    assert WEIGHTS[CLIP].sha256 in clip
+    assert "detectron2" in findings["color"][0]
+    with pytest.raises(UserError, match=r"^background_consistency: .*ViT-B-32.pt: is missing"):
+        require_runnable(examine(environment, tmp_path, ["temporal_flickering", "background_consistency"]))
+
+
+def test_with_all_in_place_twelve_run_and_the_hashes_are_told(environment, tmp_path):
+    findings = examine(environment, lay_weights(tmp_path))
+    assert [one.dimension for one in findings if one.problems] == [
+        "object_class", "multiple_objects", "color", "spatial_relationship",
+    ]  # fmt: skip
+    [amt] = [one for one in findings if one.dimension == "motion_smoothness"]
+    assert amt.weights == {AMT: hashlib.sha256((tmp_path / AMT).read_bytes()).hexdigest()}
+
+
+def laid(folder, name):
+    """A file that torch can load, which nobody has approved."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"a": torch.zeros(2)}, path)
+    return path
+
+
+def test_a_file_without_published_hash_waits_for_its_user(tmp_path):
+    path = laid(tmp_path, AMT)
+    assert "its publisher names no hash" in inspect(tmp_path, AMT).problem
+    assert approve(tmp_path, AMT) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert inspect(tmp_path, AMT).problem is None
+    torch.save({"a": torch.ones(2)}, path)
+    assert "is not the file you approved" in inspect(tmp_path, AMT).problem
+
+
+def test_a_file_with_published_hash_is_that_file(tmp_path):
+    laid(tmp_path, MUSIQ)
+    assert "should be 358bb6af" in inspect(tmp_path, MUSIQ).problem
+    approve(tmp_path, MUSIQ)  # whoever insists
+    assert inspect(tmp_path, MUSIQ).problem is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (AMT, b"<!DOCTYPE html><html>", "is a web page"),
+        (AMT, b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        (AMT, b"\x93NUMPY", "is no file of torch.save"),
+        (AMT, b"", "is no file of torch.save"),
+        (CLIP, b"\x80\x02}q\x00.", "is no TorchScript archive"),
+        ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"plain", "is not compressed"),
+    ],
+)
+def test_another_format_is_neither_loaded_nor_approved(tmp_path, name, content, said):
+    path = laid(tmp_path, name)
+    path.write_bytes(content)
+    assert said in inspect(tmp_path, name).problem
+    with pytest.raises(UserError, match=said):
+        approve(tmp_path, name)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"a": 1}'])
+def test_a_spoilt_list_of_approvals_is_told(tmp_path, content):
+    laid(tmp_path, AMT)
+    (tmp_path / "approved.json").write_text(content)
+    with pytest.raises(UserError, match=r"approved.json: .*approve files anew"):
+        inspect(tmp_path, AMT)
+
+
+def test_no_environment(tmp_path):
+    with pytest.raises(UserError, match="make vbench"):
+        find_environment(tmp_path)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder that a server on this machine gives out; its address."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            if self.path != "/cut.pth":
+                super().do_GET()
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"0123")
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_fetched_is_whole_and_right_or_nothing_changes(served, tmp_path, monkeypatch):
+    folder, address = served
+    content = b"weights " * 300_000  # more than is read at once
+    (folder / "amt-s.pth").write_bytes(content)
+    digest, size = hashlib.sha256(content).hexdigest(), len(content)
+
+    def source(**facts):
+        monkeypatch.setitem(WEIGHTS, AMT, Weight(**{"url": f"{address}/amt-s.pth"} | facts))
+
+    source(sha256=digest, size=size)
+    place = fetch(tmp_path, AMT)
+    assert place == tmp_path / AMT
+    assert place.read_bytes() == content
+    place.write_bytes(b"mine")
+    for facts, said in [
+        ({"sha256": "0" * 64}, "SHA-256"),
+        ({"sha256": digest, "size": size + 1}, "should be"),
+        ({"url": f"{address}/none.pth"}, "cannot be fetched"),
+        ({"url": f"{address}/cut.pth"}, "after 4 of 100 bytes"),
+        ({"url": "http://127.0.0.1:9/amt-s.pth"}, "cannot be fetched"),
+        ({"member": "models/raft-things.pth"}, "has no models/raft-things.pth"),
+    ]:
+        source(**facts)
+        with pytest.raises(UserError, match=said):
+            fetch(tmp_path, AMT)
+        assert place.read_bytes() == b"mine"
+        assert [path.name for path in place.parent.iterdir()] == [place.name]
+
+
+def test_a_member_of_an_archive(served, tmp_path, monkeypatch):
+    folder, address = served
+    with zipfile.ZipFile(folder / "models.zip", "w") as archive:
+        archive.writestr("models/raft-things.pth", b"flow")
+    monkeypatch.setitem(WEIGHTS, RAFT, WEIGHTS[RAFT]._replace(url=f"{address}/models.zip"))
+    assert fetch(tmp_path, RAFT).read_bytes() == b"flow"
+
+
+def test_what_a_package_holds_needs_no_network(environment, tmp_path, monkeypatch):
+    name = "ViCLIP/bpe_simple_vocab_16e6.txt.gz"
+    packages = tmp_path / "packages"
+    (packages / "clip").mkdir(parents=True)
+    (packages / "clip" / "bpe_simple_vocab_16e6.txt.gz").write_bytes(b"words")
+    digest = hashlib.sha256(b"words").hexdigest()
+    monkeypatch.setitem(WEIGHTS, name, Weight("http://127.0.0.1:9/x", digest, 5))
+    assert fetch(tmp_path, name, environment._replace(packages=packages)).read_bytes() == b"words"
+
+
+def test_approvals_are_kept_side_by_side(tmp_path):
+    for name in (AMT, RAFT):
+        laid(tmp_path, name)
+        approve(tmp_path, name)
+    assert set(json.loads((tmp_path / "approved.json").read_text())) == {AMT, RAFT}
