@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hiar.parameters import load_params
+
 COLUMNS = (  # as far as a world's judge measures them
     "good",
     "saturation_drift",
@@ -22,10 +24,11 @@ def comparison_table(workspace: Path) -> str:
     from hiar.report.columns import METRICS
     from hiar.report.series import TRUTH, Series, model_series
     from hiar.report.tables import comparison
+    from hiar.stages.comparison import read_summary
 
     rows: dict[Series, list[dict[str, Any]]] = {}
     teachers = set()
-    results = _read(workspace / "metrics" / "summary.json")
+    results = read_summary(load_params(workspace / "params.yaml"), workspace)
     variants = list(dict.fromkeys(row["variant"] for row in results))
     for row in results:
         series = model_series(row["stage"], row["variant"], row["order"], row["context"], variants)

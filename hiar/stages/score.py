@@ -34,6 +34,7 @@ from hiar.stages.comparison import (
     check_videos,
     contenders,
     find_videos,
+    nested,
     read_captions,
     read_videos,
     too_short,
@@ -47,9 +48,9 @@ FEW = 16  # findings of parts that lie about at a time: the memory between many 
 def run(params: Params, workspace: Path) -> None:
     """Score every contender of ``params`` and the true world.
 
-    Writes metrics/summary.json, a row a contender, and metrics/world.json, a row a seed: what was scored and how, and
-    the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Raises UserError
-    when samples are missing, altered, or too short.
+    Writes metrics/summary.json, `nested` by contender, and metrics/world.json, a row a seed: what was scored and how,
+    and the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Raises
+    UserError when samples are missing, altered, or too short.
     """
     began = time.monotonic()
     torch.set_num_threads(params.runtime.threads)
@@ -75,7 +76,7 @@ def run(params: Params, workspace: Path) -> None:
                 {"seed": seed, "protocol": protocol.record(), "metrics": _true_world(params, protocol, workspace, seed)}
                 for seed in params.seeds
             ]
-        write_json(summary, rows)
+        write_json(summary, nested(rows))
         write_json(workspace / "metrics" / "world.json", truth)
         run.artifact(summary)
     write_log(workspace, "score", params, began, stage="score")

@@ -9,6 +9,7 @@ from hiar.io.reading import PART
 from hiar.io.video import read_mp4, write_mp4
 from hiar.judges.interface import open_judge
 from hiar.stages import score
+from hiar.stages.comparison import read_summary
 
 ISSUE = {"good", "residual", "smoothed_speed", "saturation_drift", "sharpness_drift", "background_shift", "border_jump"}
 ALIKE = {"good": 0, "residual": 0.01, "smoothed_speed": 0.02, "saturation_drift": 0.001, "border_jump": 0.02}
@@ -44,7 +45,7 @@ def samples(tmp_path, params):
 
 
 def test_summary_has_a_row_a_model_and_seed(workspace, params):
-    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    rows = read_summary(params, workspace)
     keys = [(row["seed"], row["stage"], row["variant"], row["order"], row["context"]) for row in rows]
     one_seed = [
         ("teacher", "teacher", None, None),
@@ -64,7 +65,7 @@ def test_summary_has_a_row_a_model_and_seed(workspace, params):
 
 
 def test_summary_tells_fading_videos_from_true_ones(workspace, params):
-    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    rows = read_summary(params, workspace)
     truth = json.loads((workspace / "metrics" / "world.json").read_text())
     for row in rows:
         metrics = row["metrics"]
@@ -91,8 +92,9 @@ def test_only_what_is_compared_is_scored(workspace, params, tmp_path):
     fewer = params.model_copy(update={"seeds": [1], "compare": params.compare.model_copy(update={"distill": []})})
     (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
     score.run(fewer, tmp_path)
-    rows = json.loads((tmp_path / "metrics" / "summary.json").read_text())
-    assert [(row["stage"], row["seed"]) for row in rows] == [("teacher", 1), ("init", 1), ("init", 1)]
+    summary = json.loads((tmp_path / "metrics" / "summary.json").read_text())
+    found = {(stage, variant, *seeds) for stage, variants in summary.items() for variant, seeds in variants.items()}
+    assert found == {("teacher", "teacher", "seed-1"), ("init", "hiar", "seed-1"), ("init", "self-forcing", "seed-1")}
 
 
 def test_missing_samples_are_named(params, tmp_path):
