@@ -10,6 +10,8 @@ from pathlib import Path
 
 from flows.comparison import comparison_table
 from flows.pipeline import stale_stages
+from flows.processes import ProcessGroups
+from flows.remote import push, remote_of
 from hiar.errors import UserError
 from hiar.io.loopback import past_proxies
 from hiar.workspace import experiment_params, open_workspace, sole_use
@@ -63,6 +65,8 @@ def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: boo
             return code
     else:
         print("everything is up to date")
+        if remote := remote_of(workspace):
+            push(remote, ProcessGroups(), print)
     reports = (workspace / "reports").relative_to(root)
     print(f"\n{comparison_table(workspace)}\n")
     print(f"Report: {reports / 'index.html'} (open it in a browser), pictures: {reports / 'contact_sheet.png'}")
