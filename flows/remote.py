@@ -20,6 +20,7 @@ from typing import Any
 from flows.processes import ProcessGroups, stage_environment
 from hiar.io.files import write_text
 from hiar.io.progress import Progress
+from hiar.storage.runs import DEFAULT
 
 PUSHED = Path(".dvc", "tmp", "hiar-pushed")  # the state of the workspace that was last pushed as a whole
 # Of a remote that does not answer; botocore's own, a minute, is waited for five times.
@@ -139,6 +140,8 @@ def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
             raise OSError(f"{len(result.failed)} of {len(result.failed) + len(result.transferred)} objects not stored")
         records = repo.cloud.get_remote_odb(name, hash_name="md5-dos2unix")
         _copy_records(repo.cache.legacy, records, lambda path: load_yaml(path) in made.values())
+        if not stages and made:
+            _copy_lock(lock, store)
 
 
 def _copy_records(source: Any, target: Any, wanted: Callable[[str], bool] = lambda path: True) -> None:
@@ -156,6 +159,20 @@ def _copy_records(source: Any, target: Any, wanted: Callable[[str], bool] = lamb
             continue
         to = target.fs.join(target.path, "runs", record[:2], record)
         copy(source.fs, path, target.fs, to, callback=Callback())
+
+
+def _copy_lock(lock: Path, store: Any) -> None:
+    """Keep the dvc.lock of a whole run beside the data, where it tells what belongs together (`hiar storage`)."""
+    from dvc.fs import LocalFileSystem
+    from dvc.fs.callbacks import Callback
+    from dvc_objects.fs.generic import copy
+
+    workspace = lock.absolute().parent
+    experiment = workspace.name if workspace.parent.name == "runs" else DEFAULT
+    fs, root = store.fs, store.fs.parent(store.fs.parent(store.path))  # store.path: files/md5 of the remote
+    to = fs.join(root, "locks", experiment, f"{sha256(lock.read_bytes()).hexdigest()}.lock")
+    if not fs.exists(to):
+        copy(LocalFileSystem(), os.fspath(lock), fs, to, callback=Callback())
 
 
 def _counted(label: str) -> Any:

@@ -15,11 +15,12 @@ import typer
 from hiar.cli import experiments, videos  # each adds its commands, in the order that --help shows
 
 from hiar.cli import checkpoints  # isort: skip
+from hiar.cli import storage  # isort: skip
 from hiar.cli.app import app
 from hiar.errors import ERROR_FILE, RunFailed, UserError, memory_line
 from hiar.io.files import writing
 
-__all__ = ["app", "checkpoints", "experiments", "main", "videos"]
+__all__ = ["app", "checkpoints", "experiments", "main", "storage", "videos"]
 
 INTERRUPTED = 130
 
