@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 
 from flows.comparison import comparison_table
 from flows.pipeline import stale_stages
+from flows.processes import ProcessGroups
+from flows.remote import push, remote_of
 from hiar.errors import UserError
 from hiar.io.loopback import past_proxies
 from hiar.parameters import load_params
@@ -70,6 +71,8 @@ def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: boo
             return code
     else:
         print("everything is up to date")
+        if remote := remote_of(workspace):
+            push(remote, ProcessGroups(), print)
     reports = (workspace / "reports").relative_to(root)
     print(f"\n{comparison_table(workspace)}\n")
     print(f"Report: {reports / 'index.html'} (open it in a browser), pictures: {reports / 'contact_sheet.png'}")
@@ -82,8 +85,10 @@ def _pass_on_records(workspace: Path, complete: bool) -> None:
     if os.environ.get("HIAR_TRACKING") == "off":
         return
     if complete:
-        rows = json.loads((workspace / "metrics" / "summary.json").read_text(encoding="utf-8"))
-        record_figures(load_params(workspace / "params.yaml"), workspace, rows)
+        from hiar.stages.comparison import read_summary  # loads torch
+
+        params = load_params(workspace / "params.yaml")
+        record_figures(params, workspace, read_summary(params, workspace))
     drain(spool_folder(project_of(workspace)), SENDING_SECONDS)
 
 

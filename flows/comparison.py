@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hiar.parameters import load_params
+
 if TYPE_CHECKING:
     from hiar.report.columns import Metric
     from hiar.report.series import Series
@@ -31,10 +33,11 @@ def comparison_table(workspace: Path) -> str:
     from hiar.report.columns import METRICS
     from hiar.report.series import TRUTH, model_series
     from hiar.report.tables import comparison
+    from hiar.stages.comparison import read_summary
 
     rows: dict[Series, list[dict[str, Any]]] = {}
     teachers, names = set(), {}
-    results = _read(workspace / "metrics" / "summary.json")
+    results = read_summary(load_params(workspace / "params.yaml"), workspace)
     variants = list(dict.fromkeys(name for row in results for name in row["variant"].split("/")))
     for row in results:
         series = model_series(row["stage"], row["variant"], row["order"], variants)

@@ -16,6 +16,7 @@ from flows.comparison import comparison_table
 from flows.cores import Cores, usable_cores
 from flows.pipeline import MISTAKE, StageFailure, reproduce, stale_stages
 from flows.processes import ProcessGroups
+from flows.remote import Remote, push, remote_of
 from hiar.errors import UserError
 from hiar.parameters import load_params
 from hiar.workspace import open_workspace
@@ -37,15 +38,17 @@ def _crashed(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     persist_result=False,
 )
 def run_stage(
-    workspace: Path, stage: str, force: bool, groups: ProcessGroups, cores: Cores, threads: int
+    workspace: Path, stage: str, force: bool, groups: ProcessGroups, cores: Cores, threads: int, remote: Remote | None
 ) -> State[Any] | None:
     """Reproduce one stage; a failure is a state, not an exception, so that the log holds its line and no traceback."""
     logger = get_run_logger()
     with cores.take(threads):
         try:
-            reproduce(workspace, stage, groups, logger.info, force=force)
+            reproduce(workspace, stage, groups, logger.info, force=force, remote=remote)
         except StageFailure as failure:
             return Failed(message=str(failure), data=failure)
+    if remote is not None:
+        push(remote, groups, logger.info, stage)
     return None
 
 
@@ -65,6 +68,7 @@ def experiment(name: str | None = None, force: bool = False) -> State[Any] | Non
 def _bring_up_to_date(workspace: Path, force: bool) -> State[Any] | None:
     runtime = load_params(workspace / "params.yaml").runtime
     groups, cores = ProcessGroups(), Cores(usable_cores(runtime))
+    remote = remote_of(workspace)
     runs: dict[str, PrefectFuture[Any]] = {}
     try:
         for stage in stale_stages(workspace, force=force):
@@ -76,11 +80,14 @@ def _bring_up_to_date(workspace: Path, force: bool) -> State[Any] | None:
                 cores,
                 # Of all stages, though some are one process whatever the number.
                 (runtime.variant_threads if stage.of_variant else runtime.threads) * (runtime.processes or 1),
+                remote,
                 wait_for=[runs[needed] for needed in stage.needs],
                 return_state=False,
             )
         for run in runs.values():
             run.wait()
+        if remote is not None:
+            push(remote, groups, get_run_logger().info)
     finally:
         groups.stop()
     failures = [run.state.result(raise_on_failure=False) for run in runs.values() if run.state.is_failed()]

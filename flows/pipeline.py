@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.processes import ProcessGroups
-from flows.server import OWN_NO_PROXY
+from flows.processes import ProcessGroups, stage_environment
+from flows.remote import Remote
 from hiar.errors import UserError
-from hiar.io.files import write_text
 
 BUSY_SECONDS = 5.0  # between attempts at a stage that another process is using
 # What DVC says after each stage of things to do by hand; of no use in a run's log.
@@ -29,11 +28,6 @@ HINTS = (
     "\tdvc config core.autostage",
     "Use `dvc push`",
 )
-NO_GIT = """\
-# Made by `hiar run`, since there is no git repository here; it goes when there is one.
-[core]
-    no_scm = true
-"""
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}  # what no further attempt mends
 MISTAKE = 2  # the exit code of a stage whose user has to mend something
 
@@ -71,7 +65,6 @@ def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
     from dvc.repo import Repo
 
     try:
-        _do_without_git(workspace)
         with Repo(os.fspath(workspace)) as repo:
             graph = repo.index.graph  # an edge leads from a stage to one that it needs
             status = {} if force else repo.status()
@@ -95,43 +88,30 @@ def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
     ]
 
 
-def _do_without_git(workspace: Path) -> None:
-    """Tell DVC when there is no git repository, which it needs to be told, and take that back when there is one."""
-    from dvc.config import Config
-    from dvc.scm import SCM, SCMError
-
-    folder = workspace / ".dvc"
-    local = folder / "config.local"
-    if not folder.is_dir():
-        return
-    ours = local.exists() and local.read_text(encoding="utf-8") == NO_GIT
-    config = Config(os.fspath(folder))
-    if config["core"].get("no_scm") and not ours:
-        return
-    try:
-        SCM(os.fspath(workspace))
-    except SCMError:
-        if local.exists() and not ours:  # it holds something else of the user's
-            with config.edit("local") as own:
-                own.setdefault("core", {})["no_scm"] = True
-        elif not ours:
-            write_text(local, NO_GIT)
-    else:
-        if ours:
-            local.unlink()
-
-
 def reproduce(
-    workspace: Path, stage: str, groups: ProcessGroups, on_line: Callable[[str], None], *, force: bool = False
+    workspace: Path,
+    stage: str,
+    groups: ProcessGroups,
+    on_line: Callable[[str], None],
+    *,
+    force: bool = False,
+    remote: Remote | None = None,
 ) -> None:
-    """`dvc repro` of one stage, waiting while another process uses it. Raises StageFailure."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    if force:
-        command.insert(-1, "--force")
+    """`dvc repro` of one stage, which is fetched where the ``remote`` has it; waits while another process uses it.
+
+    Raises StageFailure.
+    """
     while True:
         tail: deque[str] = deque(maxlen=100)
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+        if force:
+            command.insert(-1, "--force")
+        elif remote is not None and not remote.away:
+            command = [sys.executable, "-m", "flows.remote", "reproduce", stage]
 
         def heard(line: str, tail: deque[str] = tail) -> None:
+            if remote is not None and line.startswith(remote.away_line):
+                remote.away = True
             if line and not line.startswith(HINTS):
                 tail.append(line)
                 on_line(line)
@@ -143,15 +123,6 @@ def reproduce(
             raise _failure(stage, code, list(tail))
         on_line(f"waiting until the other process is done with {stage}")
         time.sleep(BUSY_SECONDS)
-
-
-def stage_environment() -> dict[str, str]:
-    """The environment of a stage: the `hiar` of this Python comes first, and its lines come as they are printed."""
-    path = os.pathsep.join((os.fspath(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    proxies = {}
-    if OWN_NO_PROXY in os.environ:
-        proxies = dict.fromkeys(("NO_PROXY", "no_proxy"), os.environ[OWN_NO_PROXY])
-    return {**os.environ, **proxies, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def _failure(stage: str, code: int, lines: list[str]) -> StageFailure:

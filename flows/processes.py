@@ -5,13 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
+from flows.server import OWN_NO_PROXY
+
 GRACE = 10.0  # seconds between asking a group to end and killing it
+
+
+def stage_environment() -> dict[str, str]:
+    """The environment of a stage: the `hiar` of this Python comes first, and its lines come as they are printed."""
+    path = os.pathsep.join((os.fspath(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    proxies = {}
+    if OWN_NO_PROXY in os.environ:
+        proxies = dict.fromkeys(("NO_PROXY", "no_proxy"), os.environ[OWN_NO_PROXY])
+    return {**os.environ, **proxies, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 class Stopped(Exception):

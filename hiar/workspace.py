@@ -1,13 +1,14 @@
 """Where an experiment lives: the project's folder for the default one, ``runs/NAME/`` for every other.
 
-A workspace holds its own params.yaml and everything made from it. The definition of the stages and the code they
-depend on are links to the project's, and DVC's cache is the project's too, so that the same stage on the same inputs
-is run once for all experiments.
+A workspace holds its own params.yaml and everything made from it. The definition of the stages is a copy of the
+project's, the code they depend on a link to it, and DVC's settings, cache and remotes are the project's, so that the
+same stage on the same inputs is run once for all experiments. What is small of it can be committed (.gitignore).
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,16 +22,13 @@ from hiar.io.files import write_text, writing
 from hiar.parameters import merge, parse_params, read_yaml
 
 PARAMS = "params.yaml"
-LINKS = ("hiar", "dvc.yaml", ".dvcignore")
+LINKS = ("hiar", ".dvcignore")
+PIPELINE = "dvc.yaml"  # copied: DVC does not read a link to it out of a commit
 INPUTS = ("models", "experiments")  # of the project, which params.yaml may name files in
-# A DVC repository of its own: its lock file and state are the experiment's, its cache the project's.
-DVC_CONFIG = """\
+NO_GIT = """\
+# Made by `hiar run`, since there is no git repository here; it goes when there is one.
 [core]
     no_scm = true
-    analytics = false
-    check_update = false
-[cache]
-    dir = ../../../.dvc/cache
 """
 
 
@@ -71,6 +69,8 @@ def open_workspace(root: Path, name: str | None) -> Path:
     Raises UserError for parameters that are not valid, and where the folder cannot be written.
     """
     experiment_params(root, name)
+    with _settings(root):
+        _do_without_git(root)
     if name is None:
         return root
     workspace = root / "runs" / name
@@ -81,11 +81,75 @@ def open_workspace(root: Path, name: str | None) -> Path:
     header = f"# Made by `hiar run {name}` from params.yaml and experiments/{name}.yaml: change those.\n"
     for path, text in {
         workspace / PARAMS: header + yaml.safe_dump(experiment_tree(root, name), sort_keys=False),
-        workspace / ".dvc" / "config": DVC_CONFIG,
+        workspace / PIPELINE: (root / PIPELINE).read_text(encoding="utf-8"),
     }.items():
-        if not path.exists() or path.read_bytes() != text.encode():
+        if path.is_symlink() or not path.exists() or path.read_bytes() != text.encode():
             write_text(path, text)
+    with _settings(root):
+        _share_settings(root, workspace)
     return workspace
+
+
+@contextmanager
+def _settings(root: Path) -> Iterator[None]:
+    """Turn DVC's complaint about the project's settings into a UserError."""
+    from dvc.config import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        raise UserError(f"{root / '.dvc' / 'config'}: {' '.join(str(error).split())}; mend it") from None
+
+
+def _share_settings(root: Path, workspace: Path) -> None:
+    """Let the workspace, a DVC repository of its own, have the project's DVC settings of both levels, and its cache."""
+    from dvc.config import Config, ConfigError
+    from dvc.config_schema import RelPath
+
+    def of(folder: Path) -> Config:
+        return Config(os.fspath(folder / ".dvc"), validate=False)
+
+    project = of(root)
+    try:
+        own = of(workspace)
+    except ConfigError:  # cut short by a kill
+        for name in ("config", "config.local"):
+            (workspace / ".dvc" / name).unlink(missing_ok=True)
+        own = of(workspace)
+    for level in ("repo", "local"):
+        settings = project.load_one(level)  # in which paths are absolute; they are written as seen from the workspace
+        if level == "repo":
+            settings["cache"].setdefault("dir", RelPath((root / ".dvc" / "cache").absolute()))
+        if own.load_one(level) != settings:
+            with own.edit(level, validate=False) as mine:
+                mine.clear()
+                mine.update(settings)
+
+
+def _do_without_git(workspace: Path) -> None:
+    """Tell DVC when there is no git repository, which it needs to be told, and take that back when there is one."""
+    from dvc.config import Config
+    from dvc.scm import SCM, SCMError
+
+    folder = workspace / ".dvc"
+    local = folder / "config.local"
+    if not folder.is_dir():
+        return
+    ours = local.exists() and local.read_text(encoding="utf-8") == NO_GIT
+    config = Config(os.fspath(folder))
+    if config["core"].get("no_scm") and not ours:
+        return
+    try:
+        SCM(os.fspath(workspace))
+    except SCMError:
+        if local.exists() and not ours:  # it holds something else of the user's
+            with config.edit("local") as own:
+                own.setdefault("core", {})["no_scm"] = True
+        elif not ours:
+            write_text(local, NO_GIT)
+    else:
+        if ours:
+            local.unlink()
 
 
 @contextmanager

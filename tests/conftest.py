@@ -32,8 +32,8 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_project(to: Path) -> None:
-    """The files of this project that git knows or would add."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    """The files of this project that git knows or would add, but for what its own experiments made."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ":!runs", ":!dvc.lock"]
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
         if name and (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)

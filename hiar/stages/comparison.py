@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -72,6 +73,35 @@ def levels_compared(params: Params) -> dict[str, dict[float, str]]:
         if isinstance(level, float) and line in lines:
             lines[line].setdefault(level, f"walked/{one.student}/{one.walk}")
     return {line: levels for line, levels in lines.items() if len(levels) >= LEAST_LEVELS}
+
+
+def nested(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows of a contender and its ``metrics`` as stage -> variant -> seed -> metric, which `dvc metrics` shows."""
+    tree: dict[str, Any] = {}
+    for row in rows:
+        tree.setdefault(row["stage"], {}).setdefault(row["variant"], {})[f"seed-{row['seed']}"] = row["metrics"]
+    return tree
+
+
+def read_summary(params: Params, workspace: Path) -> list[dict[str, Any]]:
+    """A row a contender of ``params``: the fields of `Contender` and its ``metrics``, out of metrics/summary.json.
+
+    Raises UserError when the file cannot be read or lacks one.
+    """
+    path = workspace / "metrics" / "summary.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: cannot be read; run `hiar stage score` first") from None
+    rows = []
+    for one in contenders(params):
+        try:
+            metrics = tree[one.stage][one.variant][f"seed-{one.seed}"]
+        except (KeyError, TypeError):
+            name = f"{one.stage} {one.variant}, seed {one.seed}"
+            raise UserError(f"{path}: holds no row of {name}; run `hiar stage score` again") from None
+        rows.append({**asdict(one), "metrics": metrics})
+    return rows
 
 
 def read_captions(folder: Path) -> list[str]:

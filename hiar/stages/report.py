@@ -31,7 +31,7 @@ from hiar.report.series import TRUTH, Series, model_series
 from hiar.report.sheet import contact_sheet
 from hiar.report.tables import Table, comparison
 from hiar.stages.common import sample_world, write_log
-from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, levels_compared, read_captions
+from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, levels_compared, read_captions, read_summary
 from hiar.stages.truth import write_true_videos
 from hiar.statistics.paired import VIDEOS, Scores, read_scores
 from hiar.tracking.stage import tracked
@@ -193,13 +193,8 @@ def _read(path: Path) -> Any:
 def _figures(params: Params, workspace: Path, judge: Judge) -> dict[Series, Figures]:
     """The metrics of every model over its seeds, in the comparison's order."""
     path = workspace / "metrics" / "summary.json"
-    rows = {(row["stage"], row["variant"], row["seed"]): row for row in _read(path)}
     seeds: dict[Series, list[dict[str, Any]]] = defaultdict(list)
-    for one in contenders(params):
-        row = rows.get((one.stage, one.variant, one.seed))
-        if row is None:
-            name = f"{one.stage} {one.variant}, seed {one.seed}"
-            raise UserError(f"{path}: holds no row of {name}; run `hiar stage score` again")
+    for one, row in zip(contenders(params), read_summary(params, workspace), strict=True):
         if lacking := [name for name in judge.columns if name not in row["metrics"]]:
             raise UserError(f"{path}: says nothing of {', '.join(lacking)}; run `hiar stage score` again")
         seeds[_series(params, one)].append(row)
@@ -231,7 +226,7 @@ def _pooling(params: Params) -> str:
     return (
         f"{what} Pooled over {seeds} training seeds: the mean of their means, with the root of their summed squared "
         f"standard errors over {seeds}. That is the error of the videos, not of the training seeds: "
-        "metrics/summary.json has a row for each."
+        "metrics/summary.json has each."
     )
 
 

@@ -29,6 +29,7 @@ from hiar.stages.comparison import (
     check_videos,
     contenders,
     find_videos,
+    nested,
     read_captions,
     read_videos,
     too_short,
@@ -45,8 +46,8 @@ FEW = 16  # findings of parts that lie about at a time: the memory between many 
 def run(params: Params, workspace: Path) -> None:
     """Score every contender of ``params`` and the true world.
 
-    Writes metrics/summary.json, a row a contender, and metrics/world.json, a row a seed: what was scored and how, and
-    the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Beside them
+    Writes metrics/summary.json, `nested` by contender, and metrics/world.json, a row a seed: what was scored and how,
+    and the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Beside them
     metrics/videos.jsonl has a line a video of either: what its prompt and noise are shared with, for paired statistics.
     Raises UserError when samples are missing, altered, or too short.
     """
@@ -74,7 +75,7 @@ def run(params: Params, workspace: Path) -> None:
                 values = _true_world(params, protocol, workspace, seed)
                 truth.append({"seed": seed, "protocol": protocol.record(), "metrics": summaries(values)})
                 videos += _each_video({**WORLD, "seed": seed}, values)
-        write_json(summary, rows)
+        write_json(summary, nested(rows))
         write_json(workspace / "metrics" / "world.json", truth)
         write_text(workspace / "metrics" / "videos.jsonl", "".join(json_line(video) for video in videos))
         run.artifact(summary)

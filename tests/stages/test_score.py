@@ -11,6 +11,7 @@ from hiar.io.reading import PART
 from hiar.io.video import read_mp4, write_mp4
 from hiar.judges.interface import open_judge
 from hiar.stages import score
+from hiar.stages.comparison import read_summary
 from hiar.stages.profiles import score_folder
 
 ISSUE = {"good", "residual", "smoothed_speed", "saturation_drift", "sharpness_drift", "background_shift", "border_jump"}
@@ -47,7 +48,7 @@ def samples(tmp_path, params):
 
 
 def test_summary_has_a_row_a_model_and_seed(workspace, params):
-    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    rows = read_summary(params, workspace)
     keys = [(row["seed"], row["stage"], row["variant"], row["order"], row["context"]) for row in rows]
     one_seed = [
         ("teacher", "teacher", None, None),
@@ -67,7 +68,7 @@ def test_summary_has_a_row_a_model_and_seed(workspace, params):
 
 
 def test_summary_tells_fading_videos_from_true_ones(workspace, params):
-    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    rows = read_summary(params, workspace)
     truth = json.loads((workspace / "metrics" / "world.json").read_text())
     for row in rows:
         metrics = row["metrics"]
@@ -90,7 +91,7 @@ def test_every_video_has_a_line_and_the_summaries_are_theirs(workspace, params):
     by_row = {}
     for line in lines:
         by_row.setdefault(tuple(line[key] for key in keys), []).append(line)
-    rows = json.loads((workspace / "metrics" / "summary.json").read_text())
+    rows = read_summary(params, workspace)
     world = {"stage": "world", "variant": "world", "order": None, "context": None}
     rows += [world | row for row in json.loads((workspace / "metrics" / "world.json").read_text())]
     assert list(by_row) == [tuple(row[key] for key in keys) for row in rows]
@@ -114,8 +115,9 @@ def test_only_what_is_compared_is_scored(workspace, params, tmp_path):
     fewer = params.model_copy(update={"seeds": [1], "compare": params.compare.model_copy(update={"distill": []})})
     (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
     score.run(fewer, tmp_path)
-    rows = json.loads((tmp_path / "metrics" / "summary.json").read_text())
-    assert [(row["stage"], row["seed"]) for row in rows] == [("teacher", 1), ("init", 1), ("init", 1)]
+    summary = json.loads((tmp_path / "metrics" / "summary.json").read_text())
+    found = {(stage, variant, *seeds) for stage, variants in summary.items() for variant, seeds in variants.items()}
+    assert found == {("teacher", "teacher", "seed-1"), ("init", "hiar", "seed-1"), ("init", "self-forcing", "seed-1")}
 
 
 def test_missing_samples_are_named(params, tmp_path):

@@ -47,12 +47,8 @@ if name == "score":
     summary = {"mean": 0.5, "se": 0.01, "n": 4}
     columns = ("good", "saturation_drift", "background_shift", "border_jump", "hops", "smoothed_speed")
     metrics = dict.fromkeys(columns, summary)
-    walks = {"teacher": (None, None), "hiar": ("step_first", "output")}
-    rows = [
-        {"stage": "teacher" if variant == "teacher" else "distill", "variant": variant, "seed": 0, "metrics": metrics}
-        | {"order": order, "context": context}
-        for variant, (order, context) in walks.items()
-    ]
+    seed = {"seed-0": metrics}
+    rows = {"teacher": {"teacher": seed}, "distill": {"self-forcing": seed, "hiar": seed}}
     Path("metrics").mkdir(exist_ok=True)
     Path("metrics/summary.json").write_text(json.dumps(rows))
     Path("metrics/world.json").write_text(json.dumps([{"seed": 0, "metrics": metrics}]))

@@ -1,0 +1,209 @@
+"""DVC's remote during a run: what was made elsewhere from the same inputs is fetched, what is made here is pushed.
+
+`python -m flows.remote reproduce STAGE` and `python -m flows.remote push [STAGE ...]` work in the workspace that is the
+current folder, in processes that are stopped as stages are. `dvc repro --pull` and `dvc push --run-cache` do the same,
+but each of them copies the records of every stage ever run (DVC's run cache), and takes for granted that a folder which
+was pushed once is still whole; here records that are missing are copied, after the data that they name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from flows.processes import ProcessGroups, stage_environment
+from hiar.io.files import write_text
+from hiar.io.progress import Progress
+from hiar.storage.runs import DEFAULT
+
+PUSHED = Path(".dvc", "tmp", "hiar-pushed")  # the state of the workspace that was last pushed as a whole
+# Of a remote that does not answer; botocore's own, a minute, is waited for five times.
+PATIENCE = {"connect_timeout": 10, "read_timeout": 60}
+
+
+@dataclass
+class Remote:
+    """The remote of a workspace: its name, and whether it has failed in this run, which then goes on without it."""
+
+    workspace: Path
+    name: str
+    away: bool = False
+
+    @property
+    def away_line(self) -> str:
+        """How lines begin that tell of a failure."""
+        return f"remote '{self.name}': "
+
+    def state(self) -> str:
+        """What is to be pushed, and where to."""
+        lock = self.workspace / "dvc.lock"
+        config = [self.workspace / ".dvc" / name for name in ("config", "config.local")]
+        return sha256(b"".join(path.read_bytes() for path in (lock, *config) if path.exists())).hexdigest()
+
+    def is_pushed(self) -> bool:
+        """Whether everything was pushed that dvc.lock names."""
+        path = self.workspace / PUSHED
+        return path.exists() and path.read_text(encoding="utf-8") == self.state()
+
+
+def remote_of(workspace: Path) -> Remote | None:
+    """The default remote that the workspace's DVC settings name (`dvc remote add --default`), if any."""
+    from dvc.config import Config
+
+    name = Config(os.fspath(workspace / ".dvc"), validate=False).get("core", {}).get("remote")
+    return Remote(workspace, name) if name else None
+
+
+def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None], *stages: str) -> None:
+    """Push what ``stages`` made, or everything (none named) that is not known to be there; a failure is one line."""
+    if (stages and remote.away) or (not stages and remote.is_pushed()):
+        return
+    state = remote.state()
+
+    def heard(line: str) -> None:
+        remote.away |= line.startswith(remote.away_line)
+        if line:
+            tell(line)
+
+    command = [sys.executable, "-m", "flows.remote", "push", *stages]
+    code = groups.run(command, remote.workspace, stage_environment(), heard)
+    if code == 0 and not stages:
+        write_text(remote.workspace / PUSHED, state)
+
+
+def main() -> int:
+    """Do what the command line says and return the exit code; of `reproduce` it is that of `dvc repro`."""
+    from dvc.cli import main as dvc
+
+    what, *stages = sys.argv[1:]
+    done = _with_repo(_fetch if what == "reproduce" else _push, stages)
+    if what == "reproduce":
+        return int(dvc(["--wait-for-lock", "repro", "--single-item", *stages]))
+    return 0 if done else 1
+
+
+def _with_repo(act: Callable[[Any, str, Sequence[str]], None], stages: Sequence[str]) -> bool:
+    """Do something with the remote; whether that went well. What did not is one line."""
+    from dvc.config import Config
+    from dvc.repo import Repo
+
+    workspace = Path.cwd()
+    config = Config(os.fspath(workspace / ".dvc"))
+    name = config["core"]["remote"]
+    of_s3 = config["remote"].get(name, {}).get("url", "").startswith("s3://")
+    # Nothing is taken for what its name says before its hash was compared.
+    settings = {"verify": True} | (PATIENCE if of_s3 else {}) | config["remote"].get(name, {})
+    try:
+        with Repo(os.fspath(workspace), config={"remote": {name: settings}}, _wait_for_lock=True) as repo:
+            act(repo, name, stages)
+    except Exception as error:  # whatever a network, a store, its settings and its libraries lead to
+        print(f"remote '{name}': {_reason(error)}; going on without it, the next run pushes what is missing there")
+        return False
+    return True
+
+
+def _fetch(repo: Any, name: str, stages: Sequence[str]) -> None:
+    """Bring a stage's outputs into the workspace where the remote has them for its present inputs."""
+    from dvc.repo import lock_repo
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    with lock_repo(repo):
+        _copy_records(repo.cloud.get_remote_odb(name, hash_name="md5-dos2unix"), repo.cache.legacy)
+        for stage in (stage for target in stages for stage in repo.stage.collect(target)):
+            try:
+                repo.stage_cache.restore(stage, pull=True)
+            except RunCacheNotFoundError:
+                continue
+
+
+def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
+    """Push the outputs that dvc.lock names, of some stages or all, then the records of how they were made."""
+    from dvc.repo import lock_repo
+    from dvc.utils.serialize import load_yaml
+
+    lock = Path("dvc.lock")
+    made = load_yaml(os.fspath(lock)).get("stages", {}) if lock.exists() else {}
+    made = {stage: record for stage, record in made.items() if not stages or stage in stages}
+    with lock_repo(repo):
+        found = [stage for target in made for stage in repo.stage.collect(target)]
+        wanted = {one for stage in found for some in stage.get_used_objs().values() for one in some}
+        store, cache = repo.cloud.get_remote_odb(name), repo.cache.local
+        with _counted(f"push to {name}") as callback:
+            result = repo.cloud.transfer(cache, store, wanted, cache_odb=cache, shallow=False, callback=callback)
+        if result.failed:
+            raise OSError(f"{len(result.failed)} of {len(result.failed) + len(result.transferred)} objects not stored")
+        records = repo.cloud.get_remote_odb(name, hash_name="md5-dos2unix")
+        _copy_records(repo.cache.legacy, records, lambda path: load_yaml(path) in made.values())
+        if not stages and made:
+            _copy_lock(lock, store)
+
+
+def _copy_records(source: Any, target: Any, wanted: Callable[[str], bool] = lambda path: True) -> None:
+    """Copy the records of stages that were run which the target lacks and that are ``wanted``."""
+    from dvc.fs.callbacks import Callback
+    from dvc_objects.fs.generic import copy
+
+    def records(store: Any) -> dict[str, str]:
+        folder = store.fs.join(store.path, "runs")
+        return {"/".join(store.fs.parts(path)[-2:]): path for path in store.fs.find(folder)}
+
+    there = records(target)
+    for record, path in records(source).items():
+        if record in there or not re.fullmatch(r"[0-9a-f]{64}/[0-9a-f]{64}", record) or not wanted(path):
+            continue
+        to = target.fs.join(target.path, "runs", record[:2], record)
+        copy(source.fs, path, target.fs, to, callback=Callback())
+
+
+def _copy_lock(lock: Path, store: Any) -> None:
+    """Keep the dvc.lock of a whole run beside the data, where it tells what belongs together (`hiar storage`)."""
+    from dvc.fs import LocalFileSystem
+    from dvc.fs.callbacks import Callback
+    from dvc_objects.fs.generic import copy
+
+    workspace = lock.absolute().parent
+    experiment = workspace.name if workspace.parent.name == "runs" else DEFAULT
+    fs, root = store.fs, store.fs.parent(store.fs.parent(store.path))  # store.path: files/md5 of the remote
+    to = fs.join(root, "locks", experiment, f"{sha256(lock.read_bytes()).hexdigest()}.lock")
+    if not fs.exists(to):
+        copy(LocalFileSystem(), os.fspath(lock), fs, to, callback=Callback())
+
+
+def _counted(label: str) -> Any:
+    """A callback for DVC's transfers that shows how many objects are done."""
+    from dvc.fs.callbacks import Callback
+
+    class Counted(Callback):
+        progress: Progress | None = None
+
+        def set_size(self, size: int) -> None:
+            self.progress = Progress(label, size, unit="objects")
+
+        def relative_update(self, inc: int = 1) -> None:
+            if self.progress is not None:
+                self.progress.advance(inc)
+
+        def close(self) -> None:
+            if self.progress is not None:
+                self.progress.__exit__(None, None, None)
+
+    return Counted()
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, without a password that an address may hold."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not str(cause).strip():
+        cause = cause.__cause__
+    words = " ".join(str(cause).split()) or type(cause).__name__
+    return re.sub(r"//[^/@\s]*@", "//", words)[:300]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Reports in the store, with links that open in any browser until they expire."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from hiar.errors import UserError
+from hiar.storage.runs import DEFAULT
+from hiar.storage.store import Store, asking
+from hiar.storage.upload import upload
+
+KINDS = {"index.html": "text/html; charset=utf-8", "contact_sheet.png": "image/png", "run.json": "application/json"}
+MOST_DAYS = 7.0  # that a signature of S3 lasts
+
+
+def share_report(store: Store, root: Path, experiment: str | None, days: float) -> list[tuple[str, str]]:
+    """Upload the report of an experiment (none: the default one); its files' names, and their links for ``days``.
+
+    Raises UserError when there is no report, or the store refuses.
+    """
+    folder = (root if experiment is None else root / "runs" / experiment) / "reports"
+    if not (folder / "index.html").is_file():
+        raise UserError(
+            f"{folder / 'index.html'}: there is no report; `hiar run {experiment or ''}`".rstrip("` ") + "` first"
+        )
+    links = []
+    for name, kind in KINDS.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        key = f"reports/{experiment or DEFAULT}/{digest}/{name}"
+        upload(store, path, key, kind)  # False: the same bytes are there
+        with asking(store):
+            link = store.client.generate_presigned_url("get_object", store.where(key), ExpiresIn=round(days * 86400))
+        links.append((name, link))
+    return links

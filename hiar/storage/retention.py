@@ -1,0 +1,143 @@
+"""What may go from a store: all that no run which is kept has left."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from hiar.errors import UserError
+from hiar.storage.runs import (
+    OBJECT,
+    RECORD,
+    Run,
+    key_of,
+    members,
+    outs_of,
+    runs_committed,
+    runs_here,
+    runs_stored,
+)
+from hiar.storage.runs import stages_of as parsed
+from hiar.storage.store import Store, Stored, asking, content, each, listing, unfinished_uploads
+
+SUMMARY = "metrics/summary.json"
+BATCH = 1000  # keys in a request to delete
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run that a store knows, why it is kept (nothing: it is not), and the figure that runs are compared by."""
+
+    run: Run
+    why: str
+    figure: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs, the keys that may go with their bytes, and uploads that were begun and never ended."""
+
+    runs: Sequence[Kept]
+    delete: Mapping[str, int]
+    uploads: Sequence[Mapping[str, Any]]
+
+
+def plan(store: Store, root: Path, *, last: int, best: str, days: float) -> Plan:
+    """What is kept and what may go, of each experiment.
+
+    Kept are runs that a commit names (a milestone is a tag), those in this working tree, the ``last`` of each
+    experiment that are in the store, the one with the highest ``best`` (a metric, its mean over distilled models), and
+    all that was stored in the last ``days``: a run under way names nothing yet.
+
+    Raises UserError when the store or the commits cannot be read, or what is kept is damaged: then nothing may go.
+    """
+    listed = listing(store)
+    stored, damaged = runs_stored(store, listed)
+    if damaged:
+        raise UserError(f"{store.url}/{damaged[0]}: is damaged; see `hiar storage verify` before anything is deleted")
+    named = [*runs_committed(root), *runs_here(root)]
+    since = datetime.now(UTC) - timedelta(days=days)
+    runs = [Kept(run, run.place, None) for run in named if not any(run.stages == one.stages for one in stored)]
+    runs += _chosen(store, stored, named, listed, last, best, since)
+    wanted = {key_of(out["md5"]) for kept in runs if kept.why for out in kept.run.outs()}
+    recent = {key for key, one in listed.items() if one.modified >= since}
+    records = {key: _record(store, key) for key in listed if RECORD.fullmatch(key)}
+    for key in recent & records.keys():
+        wanted |= {key_of(out["md5"]) for out in outs_of(records[key])}
+    folders = [key for key in wanted if key.endswith(".dir") and key in listed]
+    for key, data in zip(folders, each(lambda key: content(store, key), folders), strict=True):
+        entries = members(data)
+        if entries is None:
+            raise UserError(f"{store.url}/{key}: is damaged; see `hiar storage verify` before anything is deleted")
+        wanted |= {key_of(name) for _, name in entries}
+    going = {kept.run.place for kept in runs if not kept.why}
+    going |= {key for key, record in records.items() if not {key_of(out["md5"]) for out in outs_of(record)} <= wanted}
+    going |= {key for key in listed if OBJECT.fullmatch(key) and key not in wanted}
+    uploads = [upload for upload in unfinished_uploads(store) if upload["Initiated"] < since]
+    return Plan(runs, {key: listed[key].size for key in sorted(going - recent)}, uploads)
+
+
+def delete(store: Store, plan: Plan) -> None:
+    """Delete what may go: first what names objects, so that nothing ever names what is gone."""
+    names = [key for key in plan.delete if not OBJECT.fullmatch(key)]
+    objects = [key for key in plan.delete if OBJECT.fullmatch(key)]
+    with asking(store):
+        for keys in (names, objects):
+            for start in range(0, len(keys), BATCH):
+                batch = [{"Key": store.prefix + key} for key in keys[start : start + BATCH]]
+                said = store.client.delete_objects(Bucket=store.bucket, Delete={"Objects": batch, "Quiet": True})
+                if errors := said.get("Errors"):
+                    raise UserError(f"{store.url}: {len(errors)} objects were not deleted ({errors[0].get('Code')})")
+        for upload in plan.uploads:
+            store.client.abort_multipart_upload(Bucket=store.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+def _chosen(
+    store: Store,
+    stored: Sequence[Run],
+    named: Sequence[Run],
+    listed: Mapping[str, Stored],
+    last: int,
+    best: str,
+    since: datetime,
+) -> Iterator[Kept]:
+    """The runs in the store, newest first by experiment, with why they are kept."""
+    by_experiment: dict[str, list[Run]] = defaultdict(list)
+    for run in stored:
+        by_experiment[run.experiment].append(run)
+    for runs in by_experiment.values():
+        figures = [figure(store, run, listed, best) for run in runs]
+        top = max((value for value in figures if value is not None), default=None)
+        for place, (run, value) in enumerate(zip(runs, figures, strict=True)):
+            why = [one.place for one in named if one.stages == run.stages][:1]
+            why += [f"last {last}"] if place < last else []
+            why += [f"best {best}"] if value is not None and value == top else []
+            why += ["recent"] if run.modified is not None and run.modified >= since else []
+            yield Kept(run, ", ".join(why), value)
+
+
+def figure(store: Store, run: Run, listed: Mapping[str, Stored], metric: str) -> float | None:
+    """The mean of a metric over the distilled models of a run; None where its summary tells none."""
+    keys = [key_of(out["md5"]) for out in run.outs() if out.get("path") == SUMMARY]
+    if not keys or keys[0] not in listed:
+        return None
+    try:
+        models = json.loads(content(store, keys[0]))["distill"].values()
+        values = [float(seed[metric]["mean"]) for seeds in models for seed in seeds.values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return sum(values) / len(values) if values else None
+
+
+def _record(store: Store, key: str) -> Any:
+    """A record of a stage, as it is; one that cannot be read names nothing and keeps nothing."""
+    data = content(store, key)
+    try:
+        return parsed(b"stages:\n" + b"".join(b"  " + line for line in data.splitlines(True)), key)
+    except UserError:
+        return {}

@@ -1,0 +1,136 @@
+"""Two copies of a project that share a remote: what one has made the other fetches."""
+
+import shutil
+from hashlib import md5
+from pathlib import Path
+
+import pytest
+
+from flows.pipeline import reproduce, stale_stages
+from flows.processes import ProcessGroups
+from flows.remote import push, remote_of
+from hiar.errors import UserError
+from hiar.workspace import open_workspace
+
+SUMMARY = Path("metrics", "summary.json")
+
+
+@pytest.fixture
+def remote(project, tmp_path_factory):
+    """The folder that is the remote of the project, of two stages here."""
+    folder = tmp_path_factory.mktemp("remote")
+    project.change(compare={"init": [], "distill": []})
+    with (project.folder / ".dvc" / "config").open("a") as config:
+        config.write('    remote = store\n[cache]\n    type = "reflink,hardlink,copy"\n[\'remote "store"\']\n')
+        config.write(f"    url = {folder}\n")
+    return folder
+
+
+def run(project, **options):
+    """Run what is stale as the flow does, stage by stage; the lines it logged."""
+    groups, lines = ProcessGroups(), []
+    remote = remote_of(project.folder)
+    for stage in stale_stages(project.folder, **options):
+        reproduce(project.folder, stage.name, groups, lines.append, remote=remote, **options)
+        push(remote, groups, lines.append, stage.name)
+    push(remote, groups, lines.append)
+    return lines
+
+
+@pytest.fixture
+def another(project, tmp_path_factory):
+    """Makes a copy of the project on a machine that has none of its outputs and no cache."""
+
+    def another(*, lock):
+        folder = tmp_path_factory.mktemp("another")
+        for path in project.folder.iterdir():
+            if path.is_file() and path.name != "events.log" and (lock or path.name != "dvc.lock"):
+                shutil.copy(path, folder)
+        (folder / ".dvc").mkdir()
+        shutil.copy(project.folder / ".dvc" / "config", folder / ".dvc")
+        return type(project)(folder)
+
+    return another
+
+
+def test_what_was_made_elsewhere_is_fetched_and_what_is_damaged_there_is_made_again(project, remote, another):
+    run(project)
+    assert (project.begun("codec-0"), project.begun("score")) == (1, 1)
+    other = another(lock=False)
+    run(other)
+    assert other.events() == []
+    assert stale_stages(other.folder) == []
+    assert (other.folder / "dvc.lock").read_text() == (project.folder / "dvc.lock").read_text()
+    assert (other.folder / SUMMARY).read_bytes() == (project.folder / SUMMARY).read_bytes()
+    damage(remote, project.folder / SUMMARY)
+    third = another(lock=True)
+    run(third)
+    assert third.events() == ["begin score", "end score"]
+    assert (third.folder / SUMMARY).read_bytes() == (project.folder / SUMMARY).read_bytes()
+
+
+def damage(remote, copy):
+    """Change a byte of an object in the remote, which keeps its name."""
+    name = md5(copy.read_bytes()).hexdigest()
+    path = remote / "files" / "md5" / name[:2] / name[2:]
+    data = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(data[:-1] + b"!")
+
+
+def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project, remote):
+    remote.rmdir()
+    remote.write_text("in the way of the folder")
+    lines = run(project)
+    assert project.begun("score") == 1
+    assert len([line for line in lines if line.startswith("remote 'store': ")]) == 2  # and at the end it is tried again
+    assert not [line for line in lines if "Traceback" in line]
+    remote.unlink()
+    assert not [line for line in run(project) if line.startswith("remote")]
+    locks = list(remote.glob("locks/default/*.lock"))
+    assert [path.read_bytes() for path in locks] == [(project.folder / "dvc.lock").read_bytes()]
+    assert len(list(remote.glob("runs/*/*/*"))) == 2
+    assert run(project) == []
+
+
+def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote):
+    """Outputs are links into the cache; stages that run again change none of its objects."""
+    for size in (0, 50, 100):
+        project.order("codec-0", f"fill {size}")
+        project.dvc("repro", "--force", "codec@0")
+    assert (project.folder / "out" / "codec-0").stat().st_nlink == 2
+    objects = [path for path in (project.folder / ".dvc" / "cache" / "files").rglob("*") if path.is_file()]
+    assert len(objects) == 3
+    assert {path.parent.name + path.name for path in objects} == {
+        md5(path.read_bytes()).hexdigest() for path in objects
+    }
+
+
+def test_a_workspace_has_the_remotes_of_its_project(project):
+    """Also those that lie beside it, of both files of settings; without a word of the user nothing is written."""
+    from dvc.config import Config
+
+    (project.folder / "experiments").mkdir()
+    (project.folder / "experiments" / "small.yaml").write_text("seeds: [1]\n")
+    config = project.folder / ".dvc" / "config"
+    config.write_text(config.read_text() + "    remote = near\n['remote \"near\"']\n    url = ../beside\n")
+    local = project.folder / ".dvc" / "config.local"
+    local.write_text("['remote \"near\"']\n    jobs = 3\n")
+    workspace = open_workspace(project.folder, "small")
+    own = Config(str(workspace / ".dvc"))
+    assert own["core"]["remote"] == "near"
+    assert own["remote"]["near"].items() >= {"url": str(project.folder / "beside"), "jobs": 3}.items()
+    assert Path(own["cache"]["dir"]) == project.folder / ".dvc" / "cache"
+    assert "beside" not in (workspace / ".dvc" / "config.local").read_text()
+    assert str(project.folder) not in (workspace / ".dvc" / "config").read_text()
+    assert (workspace / "dvc.yaml").read_bytes() == (project.folder / "dvc.yaml").read_bytes()
+    assert not (workspace / "dvc.yaml").is_symlink()
+    before = (workspace / ".dvc" / "config").stat()
+    open_workspace(project.folder, "small")
+    assert (workspace / ".dvc" / "config").stat() == before
+    (workspace / ".dvc" / "config").write_text("[core\n")  # as a kill may leave it
+    open_workspace(project.folder, "small")
+    assert Config(str(workspace / ".dvc"))["core"]["remote"] == "near"
+    config.write_text("[core\n")
+    with pytest.raises(UserError, match=r"\.dvc/config: .*; mend it"):
+        open_workspace(project.folder, "small")
