@@ -35,6 +35,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         "distill", params, workspace, out, seed=seed, parents=parents, variant=variant, restart=restart_from
     ) as work:
         spec, device = params.distill, work.accelerator.device
+        saving = params.runtime.checkpointing
         teacher, init = load_generator(paths.teacher).to(device), load_generator(paths.init).to(device)
         roll_out = SelfRollout(
             block_shape=init.block_shape,
@@ -49,8 +50,10 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             return teacher.embed(teacher.world.prompts(seed=seed, first=samples.start, count=len(samples)))
 
         job = Distillation(
-            student=make_role(clone(init.denoiser), spec.generator, spec.steps),
-            critic=make_role(clone(teacher.denoiser), spec.critic, spec.all_steps * spec.critic_updates),
+            student=make_role(clone(init.denoiser).checkpoint(saving), spec.generator, spec.steps),
+            critic=make_role(
+                clone(teacher.denoiser).checkpoint(saving), spec.critic, spec.all_steps * spec.critic_updates
+            ),
             teacher=_real_score(teacher, spec.real_score).to(device),
             roll_out=roll_out,
             settings=spec,

@@ -30,7 +30,7 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
         pairs = load_pairs(paths.pairs)
         sigmas = pairs.sigmas.to(device)
         embeddings = teacher.embed(pairs.captions)
-        student = clone(teacher.denoiser)
+        student = clone(teacher.denoiser).checkpoint(params.runtime.checkpointing)
         role = make_role(student, training.optimizer, training.steps)
         attention = BlockCausal(video.block, video.window_blocks)
 

@@ -40,7 +40,7 @@ def _train(work: Stage, world: World, codec_folder: Path, workspace: Path, seed:
     model, training = params.model, params.teacher.training
     assert model is not None and training is not None
     codec = world.load_codec(codec_folder).to(device).requires_grad_(False)
-    denoiser = build_denoiser(model, codec.channels, seed).to(device)
+    denoiser = build_denoiser(model, codec.channels, seed).checkpoint(params.runtime.checkpointing).to(device)
     text = world.new_text(model, seed=seed).to(device)
     learning = nn.ModuleDict({"denoiser": denoiser, "text": cast(nn.Module, text)})
     role = make_role(learning, training.optimizer, training.steps)
