@@ -210,6 +210,7 @@ def block_causal_mask(frames: int, tokens: int, block: int, window: int) -> Tens
 
     (L, L), L = frames * tokens; true where the row's token may see the column's.
     """
-    index = torch.arange(frames).repeat_interleave(tokens) // block
+    index = torch.arange(frames) // block
     age = index[:, None] - index[None, :]
-    return (age >= 0) & (age < window)
+    seen = (age >= 0) & (age < window)  # of frames: of tokens, ages would take eight times the mask
+    return seen.repeat_interleave(tokens, dim=0).repeat_interleave(tokens, dim=1)

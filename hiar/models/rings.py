@@ -111,6 +111,11 @@ class RecordedRings:
         self._slots.update(others._slots)
 
 
+def ring_bytes(layers: int, dim: int, tokens: int, slots: int, itemsize: int) -> int:
+    """Bytes of one cache's rings for one video: keys and values of ``slots`` blocks of so many tokens in all layers."""
+    return 2 * layers * dim * tokens * slots * itemsize
+
+
 def slot(block: int, window: int, sinks: int) -> int:
     """The place of a block in its ring."""
     return block if block < sinks else sinks + (block - sinks) % (window - sinks)

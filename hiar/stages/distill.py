@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from hiar.config import Params
@@ -54,7 +55,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             critic=make_role(
                 clone(teacher.denoiser).checkpoint(saving), spec.critic, spec.all_steps * spec.critic_updates
             ),
-            teacher=_real_score(teacher, spec.real_score).to(device),
+            teacher=_real_score(teacher, spec.real_score, half=params.runtime.precision == "bf16").to(device),
             roll_out=roll_out,
             settings=spec,
             prompts=prompts,
@@ -85,8 +86,11 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         work.finish("checkpoint")
 
 
-def _real_score(teacher: Generator, folder: Path | None) -> Denoiser:
-    """The denoiser of a model's folder; the teacher's where none is named. Raises UserError for another size."""
+def _real_score(teacher: Generator, folder: Path | None, half: bool = False) -> Denoiser:
+    """The denoiser of a model's folder; the teacher's where none is named. Raises UserError for another size.
+
+    half: what is frozen and computes in bf16 is kept in it, but for what Wan keeps in full.
+    """
     if folder is None:
         return teacher.denoiser
     transformer = teacher.world.load_transformer(folder / TRANSFORMER)
@@ -98,9 +102,13 @@ def _real_score(teacher: Generator, folder: Path | None) -> Denoiser:
                 "name a model of the same latents and text"
             )
     card = teacher.card
-    return Denoiser(transformer, card.prediction, card.coordinates).eval().requires_grad_(False)
+    denoiser = Denoiser(transformer, card.prediction, card.coordinates).eval().requires_grad_(False)
+    if half:
+        denoiser.cast(torch.bfloat16)
+    return denoiser
 
 
 def _pairs(folder: Path, teacher: Generator) -> Pairs:
     pairs = load_pairs(folder)
-    return pairs.states, pairs.sigmas, teacher.embed(pairs.captions)
+    # By the batch: the embeddings of all pairs would fill a GPU.
+    return pairs.states, pairs.sigmas, lambda chosen: teacher.embed([pairs.captions[i] for i in chosen])

@@ -29,7 +29,6 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
         teacher = load_generator(paths.teacher).to(device)
         pairs = load_pairs(paths.pairs)
         sigmas = pairs.sigmas.to(device)
-        embeddings = teacher.embed(pairs.captions)
         student = clone(teacher.denoiser).checkpoint(params.runtime.checkpointing)
         role = make_role(student, training.optimizer, training.steps)
         attention = BlockCausal(video.block, video.window_blocks)
@@ -39,8 +38,8 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
             chosen = torch.from_numpy(random.integers(len(pairs.states), size=training.batch))
             levels = block_levels(training.batch, video.frames // video.block, len(sigmas), random).to(device)
             states = pairs.states[chosen].to(device)
+            text = teacher.embed([pairs.captions[i] for i in chosen])
             with work.accelerator.autocast():
-                text = embeddings[chosen.to(device)]
                 loss = ode_regression(student, states, sigmas, levels, text, attention, params.init.sigma_floor)
             work.accelerator.backward(loss)
             norm = update(role, step, work.accelerator)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiar import config
 from hiar.errors import UserError
+from hiar.models.denoiser import build_denoiser
 from hiar.models.loading import load_model
 from hiar.models.pixels import to_video
 from hiar.noise import seeded
-from hiar.worlds.interface import Part
+from hiar.worlds.interface import CODEC, TRANSFORMER, Part
 from hiar.worlds.shapes.captions import captions, parse_caption, vocabulary
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.shapes.render import clips
@@ -65,6 +66,20 @@ class Shapes:
 
     def send_out(self, folder: Path, form: str, out: Path) -> None:
         raise UserError(f"--to = {form}: nobody else reads checkpoints of the built-in world; export one of Wan")
+
+    def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
+        if folder is not None:
+            return WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / TRANSFORMER))
+        assert params.codec and params.model
+        if part == TRANSFORMER:
+            return build_denoiser(params.model, params.codec.channels, seed=0).transformer
+        if part == CODEC:
+            return PatchCodec(params.codec.patch, params.codec.channels, params.codec.width, params.codec.depth)
+        return self.new_text(params.model, seed=0)
+
+    def words(self, params: config.Params) -> int:
+        assert params.model
+        return params.model.text_length
 
     def load_transformer(self, folder: Path) -> WanTransformer3DModel:
         return load_model(WanTransformer3DModel, folder)
