@@ -134,8 +134,11 @@ def training_rings(sizes: Sizes, student: Config, variant: Variant) -> int:
     grid = training_grid(params, variant, params.schedule.student_steps)
     assert grid.blocks is not None
     slots, itemsize = min(grid.blocks, grid.window), 2 if params.runtime.precision == "bf16" else 4
-    one = ring_bytes(student["num_layers"], _dim(student), _block_tokens(sizes, student), slots, itemsize)
-    return one * sizes.batch * live_caches(grid, variant)
+    # What the last block leaves in one cache is, at its last step, what lies in the next.
+    slots = slots * live_caches(grid, variant) - (grid.rule.left and grid.steps > 1)
+    return sizes.batch * ring_bytes(
+        student["num_layers"], _dim(student), _block_tokens(sizes, student), slots, itemsize
+    )
 
 
 def make_meta(params: Params, shape: Config, half: bool) -> Denoiser:

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[dict[str, Any], str, int, Config]] = {
     "shared context, checkpointed": ({"runtime": {"checkpointing": True}}, "shared", 1, {}),
     "Self-Forcing in bf16": ({"runtime": {"precision": "bf16"}}, "self-forcing", 1, {}),
 }
+QUICK = "Self-Forcing in bf16"  # the others take longer to imagine
 
 
 def case(name: str) -> tuple[Sizes, Any, Config]:
@@ -82,7 +83,7 @@ def counted(sizes: Sizes, variant: Any, config: Config) -> dict[str, int]:
     return count.peaks
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name not in QUICK)) for name in CASES])
 def test_activations_are_those_that_are_counted(name: str) -> None:
     """To 1 %, which is what a few layers more or less change of the order in which things are freed."""
     sizes, variant, config = case(name)
@@ -124,6 +125,7 @@ def test_rings_take_what_is_counted(name: str) -> None:
     assert most == forecast.training_rings(sizes, config, variant)
 
 
+@pytest.mark.long
 def test_a_step_of_training_stays_within_the_plan() -> None:
     """Of `distillation_step` itself, at its dearest exit: its phases, clipping and optimisers."""
     sizes, variant, config = case("HiAR with a regulariser")
@@ -163,6 +165,7 @@ def test_a_step_of_training_stays_within_the_plan() -> None:
     assert 0.85 * planned < count.peaks["step"] < 1.15 * planned
 
 
+@pytest.mark.long
 def test_checkpointing_and_more_gpus_take_less() -> None:
     params = case("HiAR with a regulariser")[0].params
     saving = params.model_copy(update={"runtime": params.runtime.model_copy(update={"checkpointing": True})})
@@ -186,6 +189,7 @@ def recipe() -> str:
     return hiar("plan", "wan2.1-1.3b", "--gpus", 8, "--stage", "distill", folder=ROOT).stdout
 
 
+@pytest.mark.long
 def test_the_papers_recipe_fits_eight_gpus_of_80_gb(recipe: str) -> None:
     """By the published sizes: 1,418,996,800 parameters and 14,288,491,584, of which few are kept in full."""
     rows = {tuple(line[2:33].split()): float(line[33:44]) for line in recipe.splitlines() if line.startswith("  ")}
