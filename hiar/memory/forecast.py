@@ -19,7 +19,7 @@ from hiar.config import Params, Variant
 from hiar.memory import steps
 from hiar.memory.counting import Counting, imagined, network_bytes, storage_bytes
 from hiar.memory.steps import Config, Peaks, Sizes, imagine, live_caches, make_network, training_grid
-from hiar.models.denoiser import Denoiser
+from hiar.models.denoiser import Denoiser, build_denoiser
 from hiar.models.rings import ring_bytes
 from hiar.training.role import Role, make_role
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Codec, World, open_world
@@ -74,11 +74,12 @@ def open_models(params: Params) -> Models:
     """An experiment's networks in outline. Raises UserError where a configuration is not known."""
     world = open_world(params.world)
     with torch.device("meta"):
-        student, text = world.outline(TRANSFORMER, params), world.outline(TEXT, params)
-        codec = world.outline(CODEC, params)
+        text, codec = world.outline(TEXT, params), world.outline(CODEC, params)
+        coder = cast(Codec, codec)
+        own = params.model and build_denoiser(params.model, coder.channels, seed=0).transformer
+        student = own or world.outline(TRANSFORMER, params)
         folder = params.distill.real_score
         real = student if folder is None else world.outline(TRANSFORMER, params, folder)
-    coder = cast(Codec, codec)
     latent = (coder.channels, *coder.latent_size(world.height, world.width))
     half = params.runtime.precision == "bf16" and world.base is not None  # as Wan's text encoder is read
     return Models(

@@ -23,6 +23,7 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
         f"{world.name}, {world.width}x{world.height}, clips of {frames} latent frames; "
         f"{batch} sample(s) a GPU at a time; {cards}, of which {USABLE:.0%} may be filled"
     )
+    yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before"
     for stage in stages:
         variant, name = dearest(params)
         found = forecast(models, stage, variant, batch, gpus)

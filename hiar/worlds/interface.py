@@ -169,7 +169,7 @@ class World(Protocol):
     def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
         """A part of an experiment's model from its configuration alone, on the device in use: weights are not read.
 
-        folder: another model than the world's. Raises UserError where its configuration is not known.
+        folder: another model than the world's base. Raises UserError where its configuration is not known.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from hiar import config
 from hiar.errors import UserError
-from hiar.models.denoiser import build_denoiser
 from hiar.models.loading import load_model
 from hiar.models.pixels import to_video
 from hiar.noise import seeded
@@ -68,11 +68,13 @@ class Shapes:
         raise UserError(f"--to = {form}: nobody else reads checkpoints of the built-in world; export one of Wan")
 
     def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
-        if folder is not None:
-            return WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / TRANSFORMER))
-        assert params.codec and params.model
         if part == TRANSFORMER:
-            return build_denoiser(params.model, params.codec.channels, seed=0).transformer
+            assert folder is not None, "its own is of the shape that params.yaml says"
+            path = folder / TRANSFORMER / "config.json"
+            if not path.is_file():
+                raise UserError(f"{path}: no such file; name a checkpoint folder, such as artifacts/seed-0/teacher")
+            return WanTransformer3DModel.from_config(json.loads(path.read_text(encoding="utf-8")))
+        assert params.codec and params.model
         if part == CODEC:
             return PatchCodec(params.codec.patch, params.codec.channels, params.codec.width, params.codec.depth)
         return self.new_text(params.model, seed=0)

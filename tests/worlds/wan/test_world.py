@@ -20,6 +20,7 @@ from hiar.io.artifacts import read_manifest
 from hiar.io.video import read_mp4
 from hiar.judges.interface import open_judge
 from hiar.memory.counting import network_bytes
+from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.parameters import merge, parse_params, read_yaml
