@@ -80,6 +80,11 @@ class Grid:
         """Diagonals from one block's cell to the same of the next block."""
         return self.rule.lag(self.steps)
 
+    def ends(self, cell: Cell) -> bool:
+        """Whether no cell reads the cache that ``cell`` has read, once it is done."""
+        last = self.blocks is not None and cell.block == self.blocks - 1
+        return last and not self.rule.left and (not self.rule.finished or cell.step == self.steps - 1)
+
     def is_context(self, block: int) -> bool:
         """Whether some later block sees ``block``."""
         return self.window > 1 and (self.blocks is None or block < self.blocks - 1)

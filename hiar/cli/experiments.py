@@ -170,6 +170,36 @@ def stage(
     run_stage(params, Path(), **{option.replace("-", "_"): given[option] for option in STAGES[name]})
 
 
+@app.command(
+    cls=Once,
+    epilog=examples(
+        "hiar plan wan2.1-1.3b --gpus 8             # 80 GB each, unless --memory says otherwise",
+        "hiar plan wan2.1-1.3b --memory 141 --stage distill",
+    ),
+)
+def plan(
+    experiment: Experiment = None,
+    gpus: Annotated[int, typer.Option(min=1, max=4096, help="GPUs that share out what is trained.")] = 1,
+    memory: Annotated[float, typer.Option(min=0.1, max=1e6, help="GB of each.")] = 80.0,
+    stage: Annotated[str | None, typer.Option(help="Only pairs, init, distill or sample.", show_default=False)] = None,
+    micro_batch: Annotated[int, typer.Option(min=1, max=4096, help="Samples of a GPU at a time.")] = 1,
+) -> None:
+    """Tell what an experiment's stages take of GPUs' memory and of the disk, and what makes them fit.
+
+    Nothing is loaded and no GPU is needed: a step is imagined on tensors without memory. It takes half a minute.
+    """
+    from hiar.memory.forecast import open_models
+    from hiar.memory.table import STAGES as KNOWN
+    from hiar.memory.table import lines
+    from hiar.workspace import experiment_params
+
+    if stage not in (None, *KNOWN):
+        raise UserError(f"--stage = {stage}: is not planned; give {', '.join(KNOWN)}, or leave it out")
+    models = open_models(experiment_params(Path(), experiment))
+    for line in lines(models, KNOWN if stage is None else (stage,), micro_batch, gpus, memory * 1e9):
+        print(line, flush=True)
+
+
 @config.command("show", epilog=examples("hiar config show smoke"))
 def config_show(experiment: Experiment = None) -> None:
     """Print the parameters of an experiment, overrides merged in."""

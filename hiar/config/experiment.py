@@ -61,6 +61,9 @@ class Report(Section):
 class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"]
     precision: Precision  # of training, and of what the checkpoint then generates
+    checkpointing: (
+        bool  # in training, activations of layers are computed anew in backward: slower, less memory, same bits
+    )
     threads: Count  # CPU threads of a stage that runs alone
     variant_threads: Count  # CPU threads of the stages of one variant, which run side by side
     # Processes that teacher, init and distill are shared out to, each with that many threads, their networks sharded;

@@ -21,10 +21,8 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiar.models.rings import Rings
+from hiar.models.rings import KeysValues, RecordedRings, Rings
 from hiar.models.rotary import rotate, rotations
-
-KeysValues = tuple[Tensor, Tensor]  # each (B, tokens, heads, head_dim)
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,10 @@ class Row(NamedTuple):
 class BlocksPlan:
     """What the self-attention of a forward on single blocks needs; hidden states are (B * rows, tokens, dim)."""
 
-    rings: Rings
+    rings: Rings | RecordedRings
     rows: tuple[Row, ...]
     turns: Tensor  # (1, rows, tokens, 1, head_dim / 2), complex
-    sink_shifts: tuple[Tensor | None, ...]  # one a row, see Rings.seen
+    sink_shifts: tuple[Tensor | None, ...]  # one a row, see Rings.show
 
 
 @dataclass(frozen=True)
@@ -147,15 +145,12 @@ class PlannedSelfAttention(WanAttnProcessor):
         Every row's ring shows just what the row may see.
         """
         query, key, value = (x.unflatten(0, (-1, len(plan.rows))) for x in (query, key, value))
-        query, key = rotate(query, plan.turns), rotate(key, plan.turns)
+        # Under autocast norms leave keys in full precision, in which attention does not read them.
+        query, key = rotate(query, plan.turns), rotate(key, plan.turns).type_as(value)
         out = []
         for i, (row, sink_shift) in enumerate(zip(plan.rows, plan.sink_shifts, strict=True)):
             own = (key[:, i], value[:, i])
-            if torch.is_grad_enabled():
-                seen = plan.rings.around(row.cache, self.layer, row.block, *own, sink_shift)
-            else:
-                plan.rings.put(row.cache, self.layer, row.block, *own)
-                seen = plan.rings.seen(row.cache, self.layer, row.block, sink_shift)
+            seen = plan.rings.show(row.cache, self.layer, row.block, *own, sink_shift)
             if row.leave is not None:
                 plan.rings.put(row.leave, self.layer, row.block, *own)
             out.append(attend(query[:, i], *seen))
@@ -215,6 +210,7 @@ def block_causal_mask(frames: int, tokens: int, block: int, window: int) -> Tens
 
     (L, L), L = frames * tokens; true where the row's token may see the column's.
     """
-    index = torch.arange(frames).repeat_interleave(tokens) // block
+    index = torch.arange(frames) // block
     age = index[:, None] - index[None, :]
-    return (age >= 0) & (age < window)
+    seen = (age >= 0) & (age < window)  # of frames: of tokens, ages would take eight times the mask
+    return seen.repeat_interleave(tokens, dim=0).repeat_interleave(tokens, dim=1)

@@ -7,7 +7,7 @@ cross-attention's keys and values of a prompt. The layers are diffusers'; only t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
@@ -15,9 +15,9 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiar.models.attention import BlocksPlan, KeysValues, Row, TextPlan
-from hiar.models.denoiser import Denoiser, coordinates
-from hiar.models.rings import Rings
+from hiar.models.attention import BlocksPlan, Row, TextPlan
+from hiar.models.denoiser import Denoiser, checkpoint, coordinates
+from hiar.models.rings import KeysValues, RecordedRings, Rings
 from hiar.models.rotary import rotations
 from hiar.models.sharded import inside
 from hiar.noise import upload
@@ -100,13 +100,14 @@ def forward_blocks(
     rows: Sequence[Row],
     levels: Sequence[int],
     conditions: Sequence[Conditioning],
-    rings: Rings,
+    rings: Rings | RecordedRings,
     places: Places,
 ) -> Tensor:
     """The clean latents x0 the network sees in blocks ``x`` (B, rows, C, k, H, W).
 
     Every row has its place and caches (`Row`), its level (an index of the conditioning's sigmas) and its prompt.
     Rows run in their order where they share a cache: the keys of an earlier one are there for a later one.
+    Gradients need `RecordedRings`.
     """
     return inside(model, _forward_blocks, x, rows, levels, conditions, rings, places)
 
@@ -139,8 +140,11 @@ def _forward_blocks(
         .flatten(0, 1)
         for name in ("time", "modulation")
     )
-    for block in transformer.blocks:
-        hidden = block(hidden, text, modulation, plan)
+    for layer, block in enumerate(transformer.blocks):
+        if model.checkpointing and isinstance(rings, RecordedRings) and torch.is_grad_enabled():
+            hidden = _checkpointed(block, hidden, text, modulation, plan, rings, layer)
+        else:
+            hidden = block(hidden, text, modulation, plan)
     shift, scale = (transformer.scale_shift_table + time[:, None]).chunk(2, dim=1)
     hidden = (transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
     out = _unpatchify(transformer.proj_out(hidden), transformer.config.patch_size, x).type_as(x)
@@ -150,7 +154,32 @@ def _forward_blocks(
     return x0_from_velocity(x, out, sigmas.view(1, count, 1, 1, 1, 1))
 
 
-def _sink_shift(rings: Rings, places: Places, block: int) -> Tensor | None:
+def _checkpointed(
+    block: nn.Module,
+    hidden: Tensor,
+    text: TextPlan,
+    modulation: Tensor,
+    plan: BlocksPlan,
+    rings: RecordedRings,
+    layer: int,
+) -> Tensor:
+    """A layer whose activations are computed anew for backward: its context is an input, and what it leaves a result.
+
+    Computed anew it reads what it read before, and what it leaves then is forgotten.
+    """
+    context = rings.of(layer)
+
+    def forward(hidden: Tensor, modulation: Tensor) -> tuple[Tensor, RecordedRings]:
+        left = context.of(layer)
+        return block(hidden, text, modulation, replace(plan, rings=left)), left
+
+    out: Tensor
+    out, left = checkpoint(forward, hidden, modulation)
+    rings.take(left)
+    return out
+
+
+def _sink_shift(rings: Rings | RecordedRings, places: Places, block: int) -> Tensor | None:
     """How far the sinks have to move to stay at the start of the window of ``block``."""
     if not rings.turn or block < rings.window:
         return None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from hiar import config
 from hiar.models.attention import Attention, Bidirectional, install
@@ -39,6 +43,19 @@ class Denoiser(nn.Module):
                 parameter.data = parameter.data.to(dtype)
 
     @property
+    def checkpointing(self) -> bool:
+        """Whether layers keep nothing for backward but what they are given, and are then computed anew."""
+        return bool(self.transformer.gradient_checkpointing)
+
+    def checkpoint(self, on: bool = True) -> Self:
+        """Switch activation checkpointing, a layer at a time. It takes a further forward, and changes no bit."""
+        if on:
+            self.transformer.enable_gradient_checkpointing(checkpoint)
+        else:
+            self.transformer.disable_gradient_checkpointing()
+        return self
+
+    @property
     def channels(self) -> int:
         """Channels of the latents."""
         return self.transformer.config.in_channels - 2 * self.coordinates
@@ -65,6 +82,11 @@ class Denoiser(nn.Module):
             return timesteps
         _, height, width = self.transformer.config.patch_size
         return timesteps.repeat_interleave((x.shape[3] // height) * (x.shape[4] // width), dim=1)
+
+
+def checkpoint(layer: Callable[..., Any], *inputs: Any) -> Any:
+    """What ``layer`` makes of its inputs, of which backward keeps these alone; there are no random numbers in it."""
+    return recomputed(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def guided_x0(model: Denoiser, x: Tensor, sigma: Tensor, text: Tensor, no_text: Tensor, guidance: float) -> Tensor:

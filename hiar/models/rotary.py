@@ -31,6 +31,11 @@ def _axis(dim: int, first: int, count: int) -> Tensor:
     return get_1d_rotary_pos_embed(dim, torch.arange(first, first + count), freqs_dtype=torch.float64)
 
 
+def forget() -> None:
+    """Compute what was computed once again, when it is needed."""
+    _axis.cache_clear()
+
+
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn neighbouring pairs of channels: x (B, tokens, heads, head_dim), turns (B or 1, tokens, 1, head_dim / 2)."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))

@@ -14,7 +14,7 @@ from hiar.grid import Cell, Grid, Pass
 from hiar.models.attention import Row
 from hiar.models.blockwise import Conditioning, Places, condition, forward_blocks
 from hiar.models.denoiser import Denoiser
-from hiar.models.rings import Rings
+from hiar.models.rings import RecordedRings, Rings
 from hiar.noise import normals, upload
 from hiar.schedule import add_noise, euler_step, with_less_noise
 
@@ -90,17 +90,23 @@ class BlockState:
 
 @dataclass
 class Memory:
-    """What a walk holds between its passes: caches of contexts, blocks under way, and what is computed once."""
+    """What a walk holds between its passes: caches of contexts, blocks under way, and what is computed once.
+
+    recorded: some of its passes are kept for backward.
+    """
 
     model: Denoiser
     rollout: Rollout
+    recorded: bool = False
     states: dict[int, BlockState] = field(default_factory=dict)
     _conditions: dict[int | None, Conditioning] = field(default_factory=dict)
 
     @cached_property
-    def rings(self) -> Rings:
-        grid = self.rollout.grid
-        return Rings(grid.caches, grid.window, grid.sinks, turn=self.rollout.conventions.sinks == "turn")
+    def rings(self) -> Rings | RecordedRings:
+        grid, turn = self.rollout.grid, self.rollout.conventions.sinks == "turn"
+        if self.recorded:
+            return RecordedRings(grid.window, grid.sinks, turn and grid.sinks > 0)
+        return Rings(grid.caches, grid.window, grid.sinks, turn)
 
     @cached_property
     def places(self) -> Places:
@@ -150,7 +156,7 @@ def carry_out(memory: Memory, step: Pass, given: Tensor | None = None, grad_step
 def advance(rollout: Rollout, cell: Cell, x: Tensor, x0: Tensor) -> Tensor:
     """From level t_j to t_{j+1} with the x0 seen at t_j (Eq. 1-3)."""
     sigma, next_sigma = rollout.sigmas[cell.step], rollout.sigmas[cell.step + 1]
-    if next_sigma == 0:
+    if cell.step + 1 == rollout.clean:
         return x0
     if rollout.renoise == "sde":
         return add_noise(x0, rollout.noise(Cell(cell.block, cell.step + 1)), next_sigma)

@@ -33,7 +33,7 @@ def walk(
     grid = rollout.grid
     last = grid.steps - 1
     result = last if exit_step is None else exit_step
-    memory = Memory(model, rollout)
+    memory = Memory(model, rollout, recorded=grad_step is not None)
     with torch.set_grad_enabled(grad_step is not None):
         memory.conditioning(grid.given)  # embedded where gradients may reach the embedders
     for step in walk_passes(grid, order, passes):
@@ -46,6 +46,8 @@ def walk(
                 yield cell.block, memory.states[cell.block].x0
             if cell.step == last and not grid.is_context(cell.block):
                 del memory.states[cell.block]
+            if grid.ends(cell):
+                memory.rings.drop(grid.cache(cell.step))
 
 
 def walk_steps(

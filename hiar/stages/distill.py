@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from hiar.config import Params
@@ -43,6 +44,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         shared=True,
     ) as work:
         spec, device, mesh = params.distill, work.accelerator.device, work.ranks.mesh
+        saving = params.runtime.checkpointing
         check_batches(spec, work.ranks)
         teacher, init = load_generator(paths.teacher).to(device), load_generator(paths.init)
         roll_out = SelfRollout(
@@ -57,12 +59,12 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         def prompts(samples: range) -> Tensor:
             return teacher.embed(teacher.world.prompts(seed=seed, first=samples.start, count=len(samples)))
 
-        critic = clone(teacher.denoiser)
-        real_score = _real_score(teacher, spec.real_score).to(device)
+        critic = clone(teacher.denoiser).checkpoint(saving)
+        real_score = _real_score(teacher, spec.real_score, half=params.runtime.precision == "bf16").to(device)
         if mesh is not None:
             shard(real_score, mesh)
         job = Distillation(
-            student=make_role(clone(init.denoiser).to(device), spec.generator, spec.steps, mesh),
+            student=make_role(clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps, mesh),
             critic=make_role(critic, spec.critic, spec.all_steps * spec.critic_updates, mesh),
             teacher=real_score,
             roll_out=roll_out,
@@ -100,8 +102,11 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         work.finish("checkpoint")
 
 
-def _real_score(teacher: Generator, folder: Path | None) -> Denoiser:
-    """The denoiser of a model's folder; the teacher's where none is named. Raises UserError for another size."""
+def _real_score(teacher: Generator, folder: Path | None, half: bool = False) -> Denoiser:
+    """The denoiser of a model's folder; the teacher's where none is named. Raises UserError for another size.
+
+    half: what is frozen and computes in bf16 is kept in it, but for what Wan keeps in full.
+    """
     if folder is None:
         return teacher.denoiser
     transformer = teacher.world.load_transformer(folder / TRANSFORMER)
@@ -113,9 +118,13 @@ def _real_score(teacher: Generator, folder: Path | None) -> Denoiser:
                 "name a model of the same latents and text"
             )
     card = teacher.card
-    return Denoiser(transformer, card.prediction, card.coordinates).eval().requires_grad_(False)
+    denoiser = Denoiser(transformer, card.prediction, card.coordinates).eval().requires_grad_(False)
+    if half:
+        denoiser.cast(torch.bfloat16)
+    return denoiser
 
 
 def _pairs(folder: Path, teacher: Generator) -> Pairs:
     pairs = load_pairs(folder)
-    return pairs.states, pairs.sigmas, teacher.embed(pairs.captions)
+    # By the batch: the embeddings of all pairs would fill a GPU.
+    return pairs.states, pairs.sigmas, lambda chosen: teacher.embed([pairs.captions[i] for i in chosen])

@@ -32,8 +32,7 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
         teacher = load_generator(paths.teacher).to(device)
         pairs = load_pairs(paths.pairs)
         sigmas = pairs.sigmas.to(device)
-        embeddings = teacher.embed(pairs.captions)
-        student = clone(teacher.denoiser)
+        student = clone(teacher.denoiser).checkpoint(params.runtime.checkpointing)
         role = make_role(student, training.optimizer, training.steps, work.ranks.mesh)
         attention = BlockCausal(video.block, video.window_blocks)
 
@@ -46,8 +45,8 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
             def loss_of(part: range) -> tuple[Tensor, Metrics]:
                 own = slice(part.start, part.stop)
                 states = pairs.states[chosen[own]].to(device)
+                text, floor = teacher.embed([pairs.captions[i] for i in chosen[own]]), params.init.sigma_floor
                 with work.accelerator.autocast():
-                    text, floor = embeddings[chosen[own].to(device)], params.init.sigma_floor
                     loss = ode_regression(student, states, sigmas, levels[own], text, attention, floor, share)
                 return loss, {"loss": loss.item()}
 

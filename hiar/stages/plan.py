@@ -19,6 +19,7 @@ from hiar.grid import Grid, count_passes, fastest
 from hiar.io.progress import tell
 from hiar.models.fp8 import CAPABILITY, ERROR, MULTIPLE, in_fp8, with_fp8
 from hiar.models.generator import Generator, Walk, load_generator
+from hiar.models.rings import ring_bytes as one_ring
 from hiar.parameters import explain
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import PASSES
@@ -110,18 +111,10 @@ def number_format(source: Generator) -> str:
 
 def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = None) -> int:
     """Bytes of the keys and values of a walk's caches, or of some of them, their windows full."""
-    transformer = source.denoiser.transformer
-    heads, dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
-    values = (
-        2
-        * heads
-        * dim
-        * source.block_tokens
-        * grid.window
-        * transformer.config.num_layers
-        * (grid.caches if caches is None else caches)
-    )
-    return values * videos * source.denoiser.dtype.itemsize
+    config = source.denoiser.transformer.config
+    dim = config.num_attention_heads * config.attention_head_dim
+    one = one_ring(config.num_layers, dim, source.block_tokens, grid.window, source.denoiser.dtype.itemsize)
+    return one * videos * (grid.caches if caches is None else caches)
 
 
 def check_memory(source: Generator, rollout: Rollout, caches: int | None = None) -> None:

@@ -48,7 +48,8 @@ def _train(work: Stage, world: World, codec_folder: Path, workspace: Path, seed:
 
     def networks() -> nn.ModuleDict:
         text = world.new_text(model, seed=seed)
-        return nn.ModuleDict({"denoiser": build_denoiser(model, codec.channels, seed), "text": cast(nn.Module, text)})
+        denoiser = build_denoiser(model, codec.channels, seed).checkpoint(params.runtime.checkpointing)
+        return nn.ModuleDict({"denoiser": denoiser, "text": cast(nn.Module, text)})
 
     learning = networks().to(device)
     denoiser, text = cast(Denoiser, learning["denoiser"]), cast(Text, learning["text"])

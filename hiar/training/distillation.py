@@ -28,7 +28,8 @@ from hiar.training.role import Role, update
 from hiar.training.self_rollout import SelfRollout
 
 Rollouts = tuple[Tensor, Tensor]  # windows (rollouts * windows, C, F, h, w), and the text of each (.., words, dim)
-Pairs = tuple[Tensor, Tensor, Tensor]  # states (N, S + 1, C, F, h, w), their sigmas (S + 1,), text (N, words, dim)
+# States (N, S + 1, C, F, h, w), their sigmas (S + 1,), and the text (B, words, dim) of those that are asked for.
+Pairs = tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -120,18 +121,19 @@ def regulariser_loss(job: Distillation, spec: ForwardKL, number: int, part: rang
     """The forward-KL regulariser of a generator update, on pairs drawn for it (Eq. 10-11); those of a micro-batch."""
     if job.pairs is None:
         raise ValueError("a variant with forward-KL needs the teacher's pairs")
-    states, sigmas, text = job.pairs
+    states, sigmas, text_of = job.pairs
     # A stream of its own: with or without the regulariser, a variant sees the same prompts and noise.
     drawn = stream("forward-KL pairs", job.seed, step=number).integers(len(states), size=job.settings.batch)
     chosen, video = torch.from_numpy(drawn[part.start : part.stop]), job.roll_out.video
     attention = Bidirectional() if spec.attention == "bidirectional" else BlockCausal(video.block, video.window_blocks)
+    text = text_of(chosen)
     with job.accelerator.autocast():
         return forward_kl(
             cast(Denoiser, job.student.module),
             states[chosen].to(text.device),
             sigmas.to(text.device),
             spec.steps,
-            text[chosen.to(text.device)],
+            text,
             attention,
         )
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, Self, cast
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiar import config
 
@@ -164,6 +164,17 @@ class World(Protocol):
 
     def send_out(self, folder: Path, form: str, out: Path) -> None:
         """Write the transformer in ``folder`` in the ``form`` that others read. Raises UserError for no such form."""
+        ...
+
+    def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
+        """A part of an experiment's model from its configuration alone, on the device in use: weights are not read.
+
+        folder: another model than the world's base. Raises UserError where its configuration is not known.
+        """
+        ...
+
+    def words(self, params: config.Params) -> int:
+        """Rows of a prompt's embedding."""
         ...
 
     def load_transformer(self, folder: Path) -> WanTransformer3DModel:

@@ -113,7 +113,7 @@ def make_job(
         no_text=NO_TEXT,
         student_samples=STUDENT,
         critic_samples=CRITIC,
-        pairs=PAIRS,
+        pairs=(*PAIRS[:2], PAIRS[2].__getitem__),
         seed=SEED,
         accelerator=Accelerator(cpu=True, mixed_precision=precision),
     )

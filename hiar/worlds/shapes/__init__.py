@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiar import config
 from hiar.errors import UserError
 from hiar.models.loading import load_model
 from hiar.models.pixels import to_video
 from hiar.noise import seeded
-from hiar.worlds.interface import Part
+from hiar.worlds.interface import CODEC, TRANSFORMER, Part
 from hiar.worlds.shapes.captions import captions, parse_caption, vocabulary
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.shapes.render import clips
@@ -65,6 +66,22 @@ class Shapes:
 
     def send_out(self, folder: Path, form: str, out: Path) -> None:
         raise UserError(f"--to = {form}: nobody else reads checkpoints of the built-in world; export one of Wan")
+
+    def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
+        if part == TRANSFORMER:
+            assert folder is not None, "its own is of the shape that params.yaml says"
+            path = folder / TRANSFORMER / "config.json"
+            if not path.is_file():
+                raise UserError(f"{path}: no such file; name a checkpoint folder, such as artifacts/seed-0/teacher")
+            return WanTransformer3DModel.from_config(json.loads(path.read_text(encoding="utf-8")))
+        assert params.codec and params.model
+        if part == CODEC:
+            return PatchCodec(params.codec.patch, params.codec.channels, params.codec.width, params.codec.depth)
+        return self.new_text(params.model, seed=0)
+
+    def words(self, params: config.Params) -> int:
+        assert params.model
+        return params.model.text_length
 
     def load_transformer(self, folder: Path) -> WanTransformer3DModel:
         return load_model(WanTransformer3DModel, folder)

@@ -9,7 +9,7 @@ from typing import NoReturn, Self
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiar import config
 from hiar.errors import UserError
@@ -20,10 +20,11 @@ from hiar.worlds.wan.embeddings import embed
 from hiar.worlds.wan.exchange import bring_in, describe, send_out
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.locks import locked
+from hiar.worlds.wan.outline import outline
 from hiar.worlds.wan.prompts import PromptFile
 from hiar.worlds.wan.references import cache_folder, locate, refer
 from hiar.worlds.wan.solver import unipc
-from hiar.worlds.wan.text import NEGATIVE_PROMPT, encoder_width
+from hiar.worlds.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, encoder_width
 from hiar.worlds.wan.tiny import make_tiny_wan
 
 TINY = Path("tiny")
@@ -91,6 +92,12 @@ class Wan:
                 if not self.base.exists():
                     make_tiny_wan(self.base, seed=0)
         return self.base
+
+    def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
+        return outline(folder or self._here(), part)
+
+    def words(self, params: config.Params) -> int:
+        return MAX_TOKENS
 
     def load_transformer(self, folder: Path) -> WanTransformer3DModel:
         """A checkpoint's own transformer, or the base's that it refers to."""

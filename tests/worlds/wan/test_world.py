@@ -19,6 +19,8 @@ from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.video import read_mp4
 from hiar.judges.interface import open_judge
+from hiar.memory.counting import network_bytes
+from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.parameters import merge, parse_params, read_yaml
@@ -131,6 +133,21 @@ def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp
         path.rename(tmp_path / "transformer" / path.name)
     with pytest.raises(UserError, match=r"distill\.real_score = .*: text_dim = 64, the teacher's is 32; name a model"):
         _real_score(teacher, tmp_path)
+
+
+@torch.no_grad()
+def test_a_real_score_in_bf16_is_what_autocast_makes_of_it_in_full(teacher: Generator, base: Path) -> None:
+    full, half = _real_score(teacher, base), _real_score(teacher, base, half=True)
+    assert network_bytes(half) < 0.7 * network_bytes(full)
+    x = normals("measuring", 0, range(2), (16, 3, 8, 12))
+    sigma, text = torch.tensor([0.4, 0.9]), teacher.embed(PROMPTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = [guided_x0(model, x, sigma, text, text.flip(0), 4.0) for model in (half, full)]
+    exact = guided_x0(full, x, sigma, text, text.flip(0), 4.0)
+    assert scores[0].dtype == torch.float32
+    rounding = relative_error(scores[1], exact)
+    assert 0 < rounding < 0.05
+    assert relative_error(scores[0], scores[1]) < 2 * rounding
 
 
 def test_distillation_asks_the_real_score_that_is_named(chain: Path, params: Params, tmp_path: Path) -> None:

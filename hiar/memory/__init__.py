@@ -1,0 +1,1 @@
+"""What training and sampling take of memory, told before anything is loaded: `hiar plan`."""

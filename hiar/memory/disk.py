@@ -1,0 +1,37 @@
+"""What an experiment's artifacts take on the disk, from params.yaml and configurations alone."""
+
+from __future__ import annotations
+
+import math
+
+from hiar.config import Params
+from hiar.memory.counting import network_bytes
+from hiar.memory.forecast import Models, meta_role, role_bytes
+from hiar.memory.steps import Sizes
+
+
+def disk(models: Models) -> dict[str, int]:
+    """Bytes on the disk of the artifacts of one seed, and of the largest state of a training that is under way."""
+    params, clip = models.sizes.params, math.prod(models.sizes.clips(1)) * 4
+    frame = clip // params.video.frames
+    weights = network_bytes(models.trained())
+    trained = models.world.base is None
+    states = [
+        sum(bytes_ for what, bytes_ in role_bytes(meta_role(models, settings)).items() if what != "gradients")
+        for settings in (params.distill.generator, params.distill.critic)
+    ]
+    students = [*params.compare.init, *params.compare.distill]
+    return {
+        "codec": models.codec if trained else 0,
+        "teacher": weights + models.codec + models.text if trained else 0,
+        "pairs": host(params, models.sizes),
+        "init": weights,
+        "distill": weights * len(params.compare.distill),
+        "state of a training": sum(states),
+        "samples": params.sample.videos * (clip + len(students) * params.sample.frames * frame),
+    }
+
+
+def host(params: Params, sizes: Sizes) -> int:
+    """Bytes of the pairs, which a stage that trains on them has in memory whole."""
+    return params.pairs.count * (params.schedule.student_steps + 1) * math.prod(sizes.clips(1)) * 4

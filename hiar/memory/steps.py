@@ -1,0 +1,227 @@
+"""The forwards and backwards of the stages on imagined networks: the most bytes that each of their phases has alive.
+
+A network of so many layers is not run whole: what a further layer adds is seen by running two and three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor
+
+from hiar.config import Context, Order, Params, Variant
+from hiar.grid import Grid, fastest, make_grid, walk_passes
+from hiar.losses.dmd import dmd_loss, score_difference
+from hiar.losses.flow import flow_matching
+from hiar.losses.forward_kl import forward_kl
+from hiar.losses.regression import ode_regression
+from hiar.memory.counting import Counting, imagined
+from hiar.models.attention import Bidirectional, BlockCausal
+from hiar.models.denoiser import Denoiser, guided_x0
+from hiar.rollout.cell import Rollout
+from hiar.rollout.walk import walk
+from hiar.schedule import step_sigmas
+from hiar.training.self_rollout import SelfRollout
+from hiar.worlds.interface import Codec
+
+Config = dict[str, Any]  # the arguments of a transformer
+Peaks = dict[str, int]  # bytes by phase
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """An experiment's tensors: a latent frame (C, h, w), the words of a prompt; ``batch`` samples at a time."""
+
+    params: Params
+    latent: tuple[int, int, int]
+    words: int
+    batch: int
+
+    @property
+    def blocks(self) -> int:
+        """Of a training clip."""
+        return self.params.video.frames // self.params.video.block
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int]:
+        """(C, k, h, w) of one block."""
+        channels, height, width = self.latent
+        return channels, self.params.video.block, height, width
+
+    def clips(self, count: int) -> tuple[int, ...]:
+        """(count, C, F, h, w) of training clips."""
+        channels, height, width = self.latent
+        return count, channels, self.params.video.frames, height, width
+
+    def text(self, config: Config, count: int) -> Tensor:
+        """Embeddings of so many prompts."""
+        return torch.zeros(count, self.words, config["text_dim"])
+
+    def autocast(self) -> torch.autocast:
+        """As accelerate has it."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.params.runtime.precision == "bf16")
+
+
+def make_network(params: Params, config: Config, layers: int | None = None, trained: bool = False) -> Denoiser:
+    """A denoiser of a configuration, with fewer layers if told so; one that is trained has gradients already."""
+    config = config if layers is None else config | {"num_layers": layers}
+    prediction, coordinates = (params.model.prediction, params.model.coordinates) if params.model else ("flow", False)
+    network = Denoiser(WanTransformer3DModel(**config), prediction, coordinates)
+    if not trained:
+        if params.runtime.precision == "bf16":
+            network.cast(torch.bfloat16)
+        return network.eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return network.train().checkpoint(params.runtime.checkpointing)
+
+
+def training_grid(params: Params, variant: Variant, steps: int) -> Grid:
+    """The grid that a self-rollout walks."""
+    blocks = params.distill.windows * params.video.frames // params.video.block
+    return _grid(params, variant.order, variant.context, blocks, steps)
+
+
+def sample_caches(params: Params, variant: Variant) -> int:
+    """The caches of a walk that samples."""
+    order, _ = fastest(variant.order, variant.context)
+    return _grid(params, order, variant.context, None, params.schedule.student_steps).caches
+
+
+def live_caches(grid: Grid, variant: Variant) -> int:
+    """The most caches of a grid that are in memory at a time."""
+    alive: set[int] = set()
+    most = 0
+    for step in walk_passes(grid, variant.order):
+        alive |= {grid.cache(cell.step) for cell in step.write + step.denoise}
+        alive |= {left for cell in step.denoise if (left := grid.leaves(cell.step)) is not None}
+        most = max(most, len(alive))
+        alive -= {grid.cache(cell.step) for cell in step.denoise if grid.ends(cell)}
+    return most
+
+
+def distill(
+    count: Counting, sizes: Sizes, variant: Variant, student: Denoiser, critic: Denoiser, real: Denoiser
+) -> None:
+    """A generator update and one of the critic, as `hiar.training.distillation` makes them, but for the optimisers."""
+    params, spec, config = sizes.params, sizes.params.distill, student.transformer.config
+    roll_out = SelfRollout(sizes.block_shape, spec.windows, variant, params.video, params.schedule, params.conventions)
+    steps = params.schedule.student_steps
+    # Where there is one cache at a time, no exit is dearer than the first.
+    exit_step = 0 if live_caches(training_grid(params, variant, steps), variant) == 1 else steps - 1
+    prompts = sizes.text(config, sizes.batch)
+    samples, clips = range(sizes.batch), sizes.clips(sizes.batch * spec.windows)
+    text, noise, sigma = prompts.repeat_interleave(spec.windows, dim=0), torch.zeros(clips), torch.zeros(clips[0])
+    with count:
+        with count.phase("rollout"), sizes.autocast():
+            windows = roll_out(student, prompts, 0, samples, exit_step, learn=True)
+        with count.phase("scores"), sizes.autocast():
+            gradient = score_difference(real, critic, windows, noise, sigma, text, text, spec.guidance)
+        loss = dmd_loss(windows, gradient)
+        if variant.forward_kl is not None:
+            kl = variant.forward_kl
+            attention = Bidirectional() if kl.attention == "bidirectional" else _causal(params)
+            trajectory = torch.zeros(sizes.batch, steps + 1, *sizes.clips(1)[1:])
+            with count.phase("forward-KL"), sizes.autocast():
+                sigmas = step_sigmas(steps, params.schedule.student_shift)
+                loss = loss + forward_kl(student, trajectory, sigmas, kl.steps, prompts, attention)
+        with count.phase("backward"):
+            loss.backward()
+        del loss, gradient, windows
+        with count.phase("critic's rollout"), sizes.autocast():
+            windows = roll_out(student, prompts, 0, samples, exit_step, learn=False)
+        with count.phase("critic"):
+            with sizes.autocast():
+                loss = flow_matching(critic, windows, noise, sigma, text, Bidirectional(), spec.critic_floor)
+            loss.backward()
+
+
+def init(count: Counting, sizes: Sizes, student: Denoiser) -> None:
+    """An update of the causal initialisation."""
+    params, batch = sizes.params, sizes.batch
+    sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift)
+    states = torch.zeros(batch, len(sigmas), *sizes.clips(1)[1:])
+    levels, text = torch.zeros(batch, sizes.blocks, dtype=torch.long), sizes.text(student.transformer.config, batch)
+    with count, count.phase("init"):
+        with sizes.autocast():
+            loss = ode_regression(student, states, sigmas, levels, text, _causal(params), params.init.sigma_floor)
+        loss.backward()
+
+
+@torch.no_grad()
+def pairs(count: Counting, sizes: Sizes, teacher: Denoiser) -> None:
+    """A step of the teacher's solver."""
+    text = sizes.text(teacher.transformer.config, sizes.batch)
+    x, sigma = torch.zeros(sizes.clips(sizes.batch)), torch.zeros(sizes.batch)
+    with count, count.phase("pairs"), sizes.autocast():
+        guided_x0(teacher, x, sigma, text, text, sizes.params.pairs.guidance)
+
+
+@torch.no_grad()
+def sample(count: Counting, sizes: Sizes, variant: Variant, student: Denoiser) -> None:
+    """A walk as `hiar sample` makes it, with the fewest forward calls, to where its passes and rings are full."""
+    params, schedule = sizes.params, sizes.params.schedule
+    order, passes = fastest(variant.order, variant.context)
+    blocks = min(params.sample.frames // params.video.block, 2 * schedule.student_steps)
+    grid = _grid(params, order, variant.context, blocks, schedule.student_steps)
+    text = sizes.text(student.transformer.config, sizes.batch).to(student.dtype)
+    sigmas = step_sigmas(schedule.student_steps, schedule.student_shift)
+    samples = range(sizes.batch)
+    rollout = Rollout(grid, sigmas, sizes.block_shape, schedule.renoise, 0, samples, text, {}, params.conventions)
+    with count, count.phase("walk"):
+        for _ in walk(student, rollout, order, passes=passes):
+            pass
+
+
+@torch.no_grad()
+def decode(count: Counting, sizes: Sizes, codec: Codec) -> None:
+    """The decoding of a video's first two parts, the second of which finds what the first has left."""
+    channels, height, width = sizes.latent
+    latents = torch.zeros(sizes.batch, channels, min(codec.chunk, sizes.params.video.frames), height, width)
+    decoder = codec.decoding()
+    with count, count.phase("decoding"):
+        for _ in range(2):
+            decoder(latents)
+
+
+def imagine(run: Callable[..., None], sizes: Sizes, trained: Sequence[Config], frozen: Sequence[Config] = ()) -> Peaks:
+    """The peaks of ``run(counting, *networks)``, on networks that are trained, of one size, and frozen ones.
+
+    What a further layer adds is what a third adds to two. Frozen networks that serve trained ones keep nothing of a
+    layer that they have left.
+    """
+    grown = trained or frozen
+    two, three = (
+        _peaks(
+            run,
+            sizes,
+            [(one, True, layers) for one in trained],
+            [(one, False, layers if one in grown else 1) for one in frozen],
+        )
+        for layers in (2, 3)
+    )
+    return {phase: two[phase] + (grown[0]["num_layers"] - 2) * (three[phase] - two[phase]) for phase in two}
+
+
+def _peaks(run: Callable[..., None], sizes: Sizes, *networks: Sequence[tuple[Config, bool, int]]) -> Peaks:
+    with imagined():
+        count = Counting()
+        run(
+            count,
+            *(make_network(sizes.params, one, layers, trained) for part in networks for one, trained, layers in part),
+        )
+    return count.peaks
+
+
+def _causal(params: Params) -> BlockCausal:
+    return BlockCausal(params.video.block, params.video.window_blocks)
+
+
+def _grid(params: Params, order: Order, context: Context, blocks: int | None, steps: int) -> Grid:
+    video = params.video
+    window, sinks = video.window_blocks, video.sink_blocks
+    return make_grid(order, context, blocks=blocks, steps=steps, window=window, sinks=sinks)

@@ -1,0 +1,81 @@
+"""A plan as people read it: a table of each stage, the disk, and one line of advice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from hiar.config import Params, Variant
+from hiar.memory.disk import disk, host
+from hiar.memory.forecast import USABLE, Forecast, Models, forecast
+from hiar.memory.steps import live_caches, training_grid
+
+GB = 1e9
+STAGES = ("pairs", "init", "distill", "sample")  # that fill a GPU
+MANY = 64  # GPUs, more of which are not advised
+
+
+def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory: float) -> Iterator[str]:
+    """A plan, line by line, as it is found out. memory: bytes of a GPU."""
+    params, world = models.sizes.params, models.world
+    frames, cards = params.video.frames, f"{gpus} GPU{'s' if gpus > 1 else ''} of {memory / GB:g} GB"
+    yield (
+        f"{world.name}, {world.width}x{world.height}, clips of {frames} latent frames; "
+        f"{batch} sample(s) a GPU at a time; {cards}, of which {USABLE:.0%} may be filled"
+    )
+    yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before"
+    for stage in stages:
+        variant, name = dearest(params)
+        found = forecast(models, stage, variant, batch, gpus)
+        yield ""
+        yield f"{stage}{f' {name}' if stage in ('distill', 'sample') else ''}, GB a GPU"
+        yield from (f"  {e.role:<13}{e.what:<18}{e.bytes / GB:>9.2f}" for e in found.entries if e.bytes)
+        yield f"  {'all':<31}{found.total / GB:>9.2f}  {advice(models, found, variant, batch, gpus, memory)}"
+    yield ""
+    yield f"host memory: {host(params, models.sizes) / GB:.3g} GB of pairs, in every process that trains on them"
+    parts = disk(models)
+    yield f"disk, GB, of each of {len(params.seeds)} seed(s), in the order of the stages"
+    yield from (f"  {name:<31}{size / GB:>9.2f}" for name, size in parts.items() if size)
+    yield f"  {'all':<31}{sum(parts.values()) / GB:>9.2f}"
+
+
+def dearest(params: Params) -> tuple[Variant, str]:
+    """The variant that takes the most memory of those that are distilled, and its name."""
+
+    def cost(name: str) -> tuple[int, bool]:
+        variant = params.variant(name)
+        grid = training_grid(params, variant, params.schedule.student_steps)
+        return live_caches(grid, variant), variant.forward_kl is not None
+
+    name = max(params.compare.distill or params.variants, key=cost)
+    return params.variant(name), name
+
+
+def advice(models: Models, found: Forecast, variant: Variant, batch: int, gpus: int, memory: float) -> str:
+    """Whether a stage fits, and else the first thing that makes it fit."""
+    if found.fits(memory):
+        return "fits"
+    params = models.sizes.params
+
+    def again(params: Params = params, batch: int = batch, gpus: int = gpus) -> Forecast:
+        changed = replace(models, sizes=replace(models.sizes, params=params))
+        return forecast(changed, found.stage, variant, batch, gpus)
+
+    saving = params.model_copy(update={"runtime": params.runtime.model_copy(update={"checkpointing": True})})
+    trains = found.stage in ("init", "distill")
+    ways: list[tuple[str, Callable[[], Forecast]]] = []
+    if trains and not params.runtime.checkpointing:
+        ways.append(("runtime.checkpointing: true", lambda: again(saving)))
+    if batch > 1:
+        ways.append(("1 sample at a time", lambda: again(saving if trains else params, batch=1)))
+    if trains:
+        counts = [2**n for n in range(1, MANY.bit_length()) if 2**n > gpus]
+        ways += [(f"{n} GPUs", lambda n=n: again(saving, batch=1, gpus=n)) for n in counts]  # type: ignore[misc]
+    told: list[str] = []
+    for way, make in ways:
+        if way.endswith("GPUs"):
+            told = [one for one in told if not one.endswith("GPUs")]
+        told.append(way)
+        if make().fits(memory):
+            return f"does not fit; with {', '.join(told)} it does"
+    return "does not fit, nor does less of it: GPUs of more memory, or a shorter clip or window"
