@@ -62,7 +62,7 @@ class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"]
     precision: Precision  # of training, and of what the checkpoint then generates
     checkpointing: (
-        bool  # in training, activations of layers are computed anew in backward: slower, less memory, same bits
+        bool  # in training, layers' activations are computed anew in backward: slower, less memory, same bits
     )
     threads: Count  # CPU threads of a stage that runs alone
     variant_threads: Count  # CPU threads of the stages of one variant, which run side by side

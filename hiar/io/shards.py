@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_right
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.io.files import atomic_file
@@ -52,6 +55,40 @@ def read_shard(path: Path) -> dict[str, torch.Tensor]:
     if not whole:
         raise UserError(f"{path}: is corrupt (its checksum differs); delete it and {remedy}")
     return tensors
+
+
+class Rows(Protocol):
+    """What training draws samples from: a tensor, or what reads as one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: Tensor, /) -> Tensor: ...
+
+
+class StoredRows:
+    """The rows of a tensor that lies in shards, read from their files when they are asked for, and not before.
+
+    Every shard is read and checked once, one at a time. Raises UserError when one is missing or broken.
+    """
+
+    def __init__(self, folder: Path, name: str, shards: int) -> None:
+        self.name, self.first = name, [0]
+        self.files: list[Any] = []
+        for path in (shard_path(folder, index) for index in range(shards)):
+            self.first.append(self.first[-1] + len(read_shard(path)[name]))
+            self.files.append(safe_open(path, framework="pt"))  # a map: what is read of it can be let go of again
+
+    def __len__(self) -> int:
+        return self.first[-1]
+
+    def __getitem__(self, chosen: Tensor) -> Tensor:
+        """Rows ``chosen`` (n,), as indexing a tensor gives them."""
+        return torch.stack([self._row(number) for number in chosen.tolist()])
+
+    def _row(self, number: int) -> Tensor:
+        index = bisect_right(self.first, number) - 1
+        row: Tensor = self.files[index].get_slice(self.name)[number - self.first[index]]
+        return row
 
 
 def complete_shards(folder: Path) -> list[int]:

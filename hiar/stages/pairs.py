@@ -12,7 +12,7 @@ from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest
 from hiar.io.progress import Progress
-from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
+from hiar.io.shards import Rows, StoredRows, complete_shards, read_shard, shard_path, write_shard
 from hiar.io.text import split_lines
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
@@ -24,9 +24,9 @@ from hiar.worlds.interface import FIRST_CLIP, open_world
 
 @dataclass(frozen=True)
 class Trajectories:
-    """states: (N, S + 1, C, F, h, w) at sigmas (S + 1,), from pure noise to clean; a caption each."""
+    """states: (N, S + 1, C, F, h, w) at sigmas (S + 1,), from pure noise to clean, on the disk; a caption each."""
 
-    states: Tensor
+    states: Rows
     sigmas: Tensor
     captions: list[str]
 
@@ -101,9 +101,9 @@ class _Facts(Facts):
 
 
 def load_pairs(folder: Path) -> Trajectories:
-    """All trajectories of a pairs folder, checked. Raises UserError naming the shard that is missing or broken."""
+    """The trajectories of a pairs folder, checked. Raises UserError naming the shard that is missing or broken."""
     said = facts(folder, read_manifest(folder, "pairs"), _Facts)
-    states = torch.cat([load_shard(folder, index) for index in range(-(-said.count // said.shard))])
+    states = StoredRows(folder, "states", shards=-(-said.count // said.shard))
     lines = split_lines((folder / "captions.txt").read_text(encoding="utf-8"))
     if len(states) != said.count or len(lines) != said.count:
         raise UserError(

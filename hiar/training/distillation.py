@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hiar.config import Distill, ForwardKL, Levels
 from hiar.io.process_group import ALONE, Ranks
+from hiar.io.shards import Rows
 from hiar.losses.dmd import dmd_loss, score_difference
 from hiar.losses.flow import flow_matching, stratified_sigmas
 from hiar.losses.forward_kl import forward_kl
@@ -29,7 +30,7 @@ from hiar.training.self_rollout import SelfRollout
 
 Rollouts = tuple[Tensor, Tensor]  # windows (rollouts * windows, C, F, h, w), and the text of each (.., words, dim)
 # States (N, S + 1, C, F, h, w), their sigmas (S + 1,), and the text (B, words, dim) of those that are asked for.
-Pairs = tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]
+Pairs = tuple[Rows, Tensor, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)

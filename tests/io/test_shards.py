@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiar.errors import UserError
-from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
+from hiar.io.shards import StoredRows, complete_shards, read_shard, shard_path, write_shard
 
 TENSORS = {
     "b": torch.arange(12, dtype=torch.float32).reshape(3, 4).T,
@@ -103,3 +103,23 @@ def test_a_full_disk_leaves_the_old_shard(small_disk: Path) -> None:
         write_shard(path, {"x": torch.zeros(1 << 18)}, {})
     assert read_shard(path)["x"].shape == (4,)
     assert [entry.name for entry in small_disk.iterdir()] == ["00000.safetensors"]
+
+
+def test_rows_are_read_as_of_the_whole_tensor_and_only_they(tmp_path: Path) -> None:
+    whole = torch.randn(7, 2, 3)
+    for index, part in enumerate(whole.split(3)):
+        write_shard(shard_path(tmp_path, index), {"states": part}, {})
+    rows = StoredRows(tmp_path, "states", shards=3)
+    chosen = torch.tensor([6, 0, 3, 3, 2])
+    assert len(rows) == 7
+    assert torch.equal(rows[chosen], whole[chosen])
+    before = rows[torch.tensor([1])]
+    before.zero_()  # a copy: what is trained on may be written to
+    assert torch.equal(rows[torch.tensor([1])], whole[[1]])
+    path = shard_path(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match=r"00001.safetensors: is corrupt"):
+        StoredRows(tmp_path, "states", shards=3)
+    path.unlink()
+    with pytest.raises(UserError, match=r"00001.safetensors: no such shard"):
+        StoredRows(tmp_path, "states", shards=3)
