@@ -44,6 +44,8 @@ def open_profiles(names: Sequence[str], judge: Judge, protocol: Mapping[str, Any
 
     known = {judge.name: judging, lite.NAME: lite.open_profile, drift.NAME: drift.open_profile}
     for place, name in enumerate(names):
+        if name in ("vbench", "vbench-long"):
+            raise UserError(f"--profile = {name}: has a command of its own; hiar vbench score FOLDER --out OUT")
         if name not in known:
             raise UserError(f"--profile = {name}: unknown here; {suggest(name, known)}")
         if name in names[:place]:
