@@ -19,7 +19,6 @@ from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.video import read_mp4
 from hiar.judges.interface import open_judge
-from hiar.memory.counting import network_bytes
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
@@ -138,7 +137,7 @@ def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp
 @torch.no_grad()
 def test_a_real_score_in_bf16_is_what_autocast_makes_of_it_in_full(teacher: Generator, base: Path) -> None:
     full, half = _real_score(teacher, base), _real_score(teacher, base, half=True)
-    assert network_bytes(half) < 0.7 * network_bytes(full)
+    assert (full.dtype, half.dtype) == (torch.float32, torch.bfloat16)
     x = normals("measuring", 0, range(2), (16, 3, 8, 12))
     sigma, text = torch.tensor([0.4, 0.9]), teacher.embed(PROMPTS)
     with torch.autocast("cpu", torch.bfloat16):
