@@ -75,6 +75,7 @@ def runtime(processes: int | None) -> Runtime:
     return Runtime(
         device="cpu",
         precision="no",
+        checkpointing=False,
         threads=1,
         variant_threads=1,
         checkpoint_minutes=1.0,
@@ -124,7 +125,7 @@ def distill_roles(case: Case, ranks: Ranks):
         critic=case.optimizer.model_copy(update={"ema": None}),
     )
     spec = ForwardKL(weight=3.0, steps=2, attention="causal") if case.wan else None
-    variant = Variant(order="step_first", context="output", forward_kl=spec)
+    variant = Variant(order="step_first", context="output", level=1.0, forward_kl=spec)
     teacher = network(case, 3).requires_grad_(False)
     if ranks.mesh is not None:
         shard(teacher, ranks.mesh)
@@ -145,7 +146,7 @@ def distill_roles(case: Case, ranks: Ranks):
         no_text=torch.ones(1, 5, 8),
         student_samples=1000,
         critic_samples=2000,
-        pairs=(STATES, SIGMAS, TEXT),
+        pairs=(STATES, SIGMAS, lambda chosen: TEXT[chosen]),
         seed=SEED,
         accelerator=Accelerator(cpu=True),
         ranks=ranks,

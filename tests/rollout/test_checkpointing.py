@@ -72,7 +72,7 @@ def test_so_are_those_of_rollouts_of_several_windows(order: Order, context: Cont
     roll_out = SelfRollout(
         block_shape=SHAPE,
         windows=3,
-        variant=Variant(order=order, context=context, forward_kl=None),
+        variant=Variant(order=order, context=context, level=1.0 if context == "output" else None, forward_kl=None),
         video=Video(frames=4, block=2, window=4, sink_blocks=1),
         schedule=Schedule(teacher_shift=4.0, student_shift=2.0, student_steps=STEPS, renoise="sde"),
         conventions=Conventions(given="level", sinks="stay", context_noise=0.0),

@@ -46,8 +46,8 @@ def params_of(lr: float = 0.006, width: int = 8, checkpoint_minutes: float = 60.
 def interrupt(run: Callable[[], None]) -> None:
     """Press Ctrl-C in a run once it has kept a state of a few steps."""
 
-    def save_and_press(folder: Path, step: int, *rest: Any) -> None:
-        save_state(folder, step, *rest)
+    def save_and_press(folder: Path, step: int, *rest: Any, **options: Any) -> None:
+        save_state(folder, step, *rest, **options)
         if step == SEEN:
             signal.raise_signal(signal.SIGINT)
 
