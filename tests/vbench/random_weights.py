@@ -125,6 +125,13 @@ def viclip():
     from vbench.third_party.ViCLIP.viclip import ViCLIP
 
     model = ViCLIP(SimpleTokenizer(str(folder / "ViCLIP/bpe_simple_vocab_16e6.txt.gz")), pretrain=None)
+    with torch.no_grad():  # what ViCLIP leaves as memory happened to be
+        for one in (
+            model.vision_encoder.proj,
+            model.text_encoder.positional_embedding,
+            model.text_encoder.text_projection,
+        ):
+            one.normal_(std=0.02)
     torch.save({"model": model.state_dict()}, place("ViCLIP/ViClip-InternVid-10M-FLT.pth"))
 
 
