@@ -1,6 +1,6 @@
 """Weights made at random, in the formats and at the places of the published ones; runs in VBench's environment.
 
-python -I random_weights.py WORKER.PY FOLDER. CLIP has two layers a side, all else its published size: five gigabytes.
+python -I random_weights.py WORKER.PY FOLDER. CLIP has two layers a side, all else its published size: four gigabytes.
 """
 
 import importlib.util
@@ -135,33 +135,7 @@ def viclip():
     torch.save({"model": model.state_dict()}, place("ViCLIP/ViClip-InternVid-10M-FLT.pth"))
 
 
-def bert():
-    from transformers import BertConfig, BertModel
-
-    words = [
-        "[PAD]",
-        *(f"[unused{number}]" for number in range(99)),
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "a",
-        "picture",
-        "of",
-        *(f"word{number}" for number in range(30415)),
-    ]
-    BertModel(BertConfig()).save_pretrained(folder / "bert-base-uncased", safe_serialization=True)
-    place("bert-base-uncased/vocab.txt").write_text("\n".join(words) + "\n")
-
-
-def tag2text():
-    from vbench.third_party.tag2Text.tag2text import tag2text_caption
-
-    model = tag2text_caption(pretrained="", image_size=384, vit="swin_b")
-    torch.save({"model": model.state_dict()}, place("caption_model/tag2text_swin_14m.pth"))
-
-
 clip("ViT-B-32.pt", 768, 2, 32, 512, 512)
 clip("ViT-L-14.pt", 1024, 2, 14, 768, 768)
-for make in (tokenizer, dino, aesthetic, musiq, amt, raft, umt, viclip, bert, tag2text):
+for make in (tokenizer, dino, aesthetic, musiq, amt, raft, umt, viclip):
     make()
