@@ -14,7 +14,7 @@ import subprocess
 from contextlib import contextmanager
 
 import pytest
-from commands import hiar
+from commands import copy_artifacts, hiar
 from safetensors.torch import load_file, save_file
 
 from hiar.io.artifacts import write_manifest
@@ -52,7 +52,7 @@ def take(smoke):
 
     def take(folder):
         for name in ("codec", "teacher", "pairs", "init"):
-            shutil.copytree(smoke / "artifacts" / "seed-0" / name, folder / "artifacts" / "seed-0" / name)
+            copy_artifacts(smoke / "artifacts" / "seed-0" / name, folder / "artifacts" / "seed-0" / name)
         shutil.copy(smoke / "params.yaml", folder)
         return folder
 
@@ -249,7 +249,7 @@ def test_a_full_disk_and_a_stage(disk, take):
 
 
 def test_a_full_disk_and_videos_that_are_there(disk, work, smoke):
-    shutil.copytree(smoke / "artifacts" / "seed-0" / "samples" / "init" / "hiar", disk / "out")
+    copy_artifacts(smoke / "artifacts" / "seed-0" / "samples" / "init" / "hiar", disk / "out")
     before = contents(disk)
     with little_room(disk):
         line = sample(work, "--out", disk / "out", "--save-latents", frames=330)

@@ -106,7 +106,7 @@ def runs_stored(store: Store, listed: Mapping[str, Stored]) -> tuple[list[Run], 
 def stages_of(data: bytes, place: object) -> dict[str, Any]:
     """The stages of a dvc.lock. Raises UserError when it is none."""
     try:
-        stages = (yaml.load(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}).get("stages", {})
+        stages = yaml.load(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader)).get("stages", {})
         if not isinstance(stages, dict):
             raise ValueError
     except (yaml.YAMLError, ValueError, AttributeError):

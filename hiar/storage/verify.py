@@ -70,8 +70,8 @@ def verify(store: Store, root: Path) -> tuple[list[Damage], int]:
     listed = listing(store)
     found = Inventory(listed)
     _name_all(store, root, found)
-    folders = _open_folders(store, found, cache_of(root))
-    _read_manifests(store, found, folders)
+    cache = cache_of(root)
+    _read_manifests(store, found, _open_folders(store, found, cache), cache)
     for key, expected in found.expected.items():
         if key not in listed:
             found.damages.append(Damage("missing", key, expected.said))
@@ -130,19 +130,16 @@ def _record(key: str, data: bytes) -> dict[str, Any] | None:
 def _open_folders(store: Store, found: Inventory, cache: Path) -> list[dict[str, str]]:
     """The files of every folder that is named, as path -> key; the files are named.
 
-    A folder's list that is damaged or missing in the store is taken from this project's own cache, where it has it.
+    Lists that are damaged or missing in the store are taken from this project's own cache, where it has them.
     """
     keys = [key for key in found.expected if key.endswith(".dir")]
     folders = []
     for key, data in zip(
         keys, each(lambda key: content(store, key) if key in found.listed else b"", keys), strict=True
     ):
-        whole, own = data, cache / key
-        if _md5(data) != _name_of(key):
-            if data and not data.endswith(b"]"):
-                found.damages.append(Damage("truncated", key, f"is cut short: {found.expected[key].said}"))
-            whole = own.read_bytes() if own.is_file() else b""
-        entries = members(whole) if _md5(whole) == _name_of(key) else None
+        if data and not data.endswith(b"]"):
+            found.damages.append(Damage("truncated", key, f"is cut short: {found.expected[key].said}"))
+        entries = members(_whole(data, key, cache))
         if entries is None:
             found.unknown.append(found.expected[key].said)
             continue
@@ -152,22 +149,29 @@ def _open_folders(store: Store, found: Inventory, cache: Path) -> list[dict[str,
     return folders
 
 
-def _read_manifests(store: Store, found: Inventory, folders: Iterable[Mapping[str, str]]) -> None:
+def _whole(data: bytes, key: str, cache: Path) -> bytes:
+    """What an object should hold: what it does, or what this project's cache has of it; empty if neither is whole."""
+    own = cache / key
+    for one in (data, own.read_bytes() if own.is_file() else b""):
+        if _md5(one) == _name_of(key):
+            return one
+    return b""
+
+
+def _read_manifests(store: Store, found: Inventory, folders: Iterable[Mapping[str, str]], cache: Path) -> None:
     """Note the bytes and SHA-256 that the manifests of artifacts tell of their files."""
     for files in folders:
         key = files.get("manifest.json")
-        if key is None or key not in found.listed:
+        if key is None:
             continue
-        data = content(store, key)
-        if _md5(data) != _name_of(key):
-            continue  # told when it is read as an object
+        data = content(store, key) if key in found.listed else b""
         try:
-            told = json.loads(data)["files"]
+            told = json.loads(_whole(data, key, cache))["files"]
             for path, file in told.items():
                 expected = found.expected[files[path]]
                 expected.size, expected.sha256 = int(file["size"]), str(file["sha256"])
         except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # somebody else's file of this name
+            continue  # it is told when objects are read, or is no manifest of ours
 
 
 def _read_objects(store: Store, found: Inventory, keys: Iterable[str]) -> None:

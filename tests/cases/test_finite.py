@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import copy_artifacts
 from safetensors.torch import load_file, save_file
 
 from hiar.errors import UserError
@@ -93,7 +94,7 @@ def work(smoke, project):
 
     def work():
         for name in ("codec", "teacher", "pairs", "init"):
-            shutil.copytree(smoke / "artifacts" / "seed-0" / name, project / "artifacts" / "seed-0" / name)
+            copy_artifacts(smoke / "artifacts" / "seed-0" / name, project / "artifacts" / "seed-0" / name)
         return load_params(smoke / "params.yaml")
 
     return work

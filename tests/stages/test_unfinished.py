@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import environment, hiar
+from commands import copy_artifacts, environment, hiar
 from sampled import small_params
 
 from hiar.config import Params
@@ -195,7 +195,7 @@ def changed(params: Params, section: str, **fields: object) -> Params:
 
 def test_parents_that_were_made_with_other_parameters_are_refused_field_by_field(smoke: Path, tmp_path: Path) -> None:
     params = load_params(smoke / "params.yaml")
-    shutil.copytree(smoke / "artifacts" / "seed-0", tmp_path / "artifacts" / "seed-0")
+    copy_artifacts(smoke / "artifacts" / "seed-0", tmp_path / "artifacts" / "seed-0")
     cases = [
         (lambda p: pairs.run(p, tmp_path, 0), changed(params, "teacher", guidance=2.0), "teacher", "teacher.guidance"),
         (lambda p: init.run(p, tmp_path, 0), changed(params, "pairs", guidance=2.0), "pairs", "pairs.guidance"),
@@ -219,7 +219,7 @@ def test_parents_that_were_made_with_other_parameters_are_refused_field_by_field
 
 
 def test_a_parent_that_was_made_from_another_one_is_refused(smoke: Path, tmp_path: Path) -> None:
-    shutil.copytree(smoke / "artifacts" / "seed-0", tmp_path / "artifacts" / "seed-0")
+    copy_artifacts(smoke / "artifacts" / "seed-0", tmp_path / "artifacts" / "seed-0")
     path = tmp_path / "artifacts" / "seed-0" / "init" / "manifest.json"
     told = json.loads(path.read_text())
     told["parents"]["teacher"] = "0" * 64

@@ -160,6 +160,9 @@ def lab(tmp_path_factory, server, environment, client):
     (folder / ".dvc" / "config").write_text(
         f"[core]\n    analytics = false\n    remote = store\n"
         f"['remote \"store\"']\n    url = s3://{bucket}/hiar\n    endpointurl = {server}\n"
+        f"['remote \"nowhere\"']\n    url = s3://no-such-bucket/hiar\n    endpointurl = {server}\n"
+        f"['remote \"away\"']\n    url = s3://{bucket}/hiar\n    endpointurl = http://user:hidden@127.0.0.1:9\n"
+        f"['remote \"disk\"']\n    url = /tmp\n"
     )
     lab.command("git", "init", "--quiet")
     lab.run(1)

@@ -5,6 +5,8 @@ import pytest
 from hiar.storage.store import Store, unfinished_uploads
 from hiar.storage.upload import upload
 
+pytestmark = pytest.mark.long
+
 PART = 5 << 20
 
 

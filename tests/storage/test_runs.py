@@ -1,0 +1,75 @@
+"""What names objects, where no store is needed to tell."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import hiar
+
+from hiar.errors import UserError
+from hiar.storage.runs import members, runs_committed, runs_here
+
+NAMES = {name: f"{name}{0:031}" for name in "abcd"}
+
+
+def lock(path, name):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    outs = [{"path": "artifacts/x", "md5": f"{NAMES[name]}.dir"}, {"path": "y", "md5": "../../escape"}, "nonsense"]
+    path.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"x": {"cmd": "x", "outs": outs}}}))
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """Locks a, b and c were committed, b and c on branches of their own; d only lies here."""
+
+    def git(*arguments):
+        who = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "--quiet", "--initial-branch=main")
+    for branch, path, name in (("main", "dvc.lock", "a"), ("one", "dvc.lock", "b"), ("two", "runs/x/dvc.lock", "c")):
+        if branch != "main":
+            git("checkout", "--quiet", "-b", branch)
+        lock(tmp_path / path, name)
+        git("add", "--all")
+        git("commit", "--quiet", "--message", name)
+    git("checkout", "--quiet", "main")
+    lock(tmp_path / "dvc.lock", "d")
+    return tmp_path
+
+
+def named(runs):
+    return {(run.experiment, out["md5"][0]) for run in runs for out in run.outs()}
+
+
+def test_every_commit_of_every_branch_names_what_it_needs(clone):
+    assert named(runs_committed(clone)) == {("default", "a"), ("default", "b"), ("x", "c")}
+    assert named(runs_here(clone)) == {("default", "d")}
+
+
+def test_a_clone_without_history_is_not_taken_for_all_there_is(clone, tmp_path):
+    shallow = tmp_path / "shallow"
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{clone}", str(shallow)], check=True)
+    with pytest.raises(UserError, match="git fetch --unshallow"):
+        runs_committed(shallow)
+    with pytest.raises(UserError, match="run this in a clone"):
+        runs_committed(Path("/"))
+
+
+def test_a_lock_that_is_none(clone):
+    (clone / "dvc.lock").write_text("[]")
+    with pytest.raises(UserError, match=r"dvc\.lock: is no dvc\.lock; restore it"):
+        runs_here(clone)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b'[{"md5": "a"}]', b"null"])
+def test_a_damaged_list_of_a_folder_s_files(data):
+    assert members(data) is None
+
+
+def test_a_project_without_a_remote(clone):
+    (clone / ".dvc").mkdir()
+    said = hiar("storage", "verify", folder=clone, code=2).stderr
+    assert said.startswith("error: .dvc/config: names no remote; add one, as in dvc remote add --default store s3://")
+    assert "Traceback" not in said
