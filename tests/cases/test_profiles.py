@@ -206,6 +206,7 @@ def test_folders_whose_figures_would_mean_nothing(
     ("names", "line"),
     [
         (["drift-light"], "--profile = drift-light: unknown here; did you mean 'drift-lite'?"),
+        (["vbench"], "--profile = vbench: has a command of its own; hiar vbench score FOLDER --out OUT"),
         (["looks"], "--profile = looks: unknown here; known: oracle, drift-lite, drift"),
         (["drift-lite", "drift-lite"], "--profile = drift-lite: is given twice; give each once"),
     ],
