@@ -94,11 +94,11 @@ def _with_repo(act: Callable[[Any, str, Sequence[str]], None], stages: Sequence[
     from dvc.repo import Repo
 
     workspace = Path.cwd()
-    config = Config(os.fspath(workspace / ".dvc"))
+    config = Config(os.fspath(workspace / ".dvc"), validate=False)  # only what the user has written
     name = config["core"]["remote"]
-    of_s3 = config["remote"].get(name, {}).get("url", "").startswith("s3://")
+    own = config["remote"].get(name, {})
     # Nothing is taken for what its name says before its hash was compared.
-    settings = {"verify": True} | (PATIENCE if of_s3 else {}) | config["remote"].get(name, {})
+    settings = {"verify": True} | (PATIENCE if own.get("url", "").startswith("s3://") else {}) | own
     try:
         with Repo(os.fspath(workspace), config={"remote": {name: settings}}, _wait_for_lock=True) as repo:
             act(repo, name, stages)
@@ -133,15 +133,16 @@ def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
     with lock_repo(repo):
         found = [stage for target in made for stage in repo.stage.collect(target)]
         wanted = {one for stage in found for some in stage.get_used_objs().values() for one in some}
-        store, cache = repo.cloud.get_remote_odb(name), repo.cache.local
-        with _counted(f"push to {name}") as callback:
-            result = repo.cloud.transfer(cache, store, wanted, cache_odb=cache, shallow=False, callback=callback)
-        if result.failed:
-            raise OSError(f"{len(result.failed)} of {len(result.failed) + len(result.transferred)} objects not stored")
-        records = repo.cloud.get_remote_odb(name, hash_name="md5-dos2unix")
-        _copy_records(repo.cache.legacy, records, lambda path: load_yaml(path) in made.values())
-        if not stages and made:
-            _copy_lock(lock, store)
+    # Without the lock, for which other stages wait: objects never change.
+    store, cache = repo.cloud.get_remote_odb(name), repo.cache.local
+    with _counted(f"push to {name}") as callback:
+        result = repo.cloud.transfer(cache, store, wanted, cache_odb=cache, shallow=False, callback=callback)
+    if result.failed:
+        raise OSError(f"{len(result.failed)} of {len(result.failed) + len(result.transferred)} objects not stored")
+    records = repo.cloud.get_remote_odb(name, hash_name="md5-dos2unix")
+    _copy_records(repo.cache.legacy, records, lambda path: load_yaml(path) in made.values())
+    if not stages and made:
+        _copy_lock(lock, store)
 
 
 def _copy_records(source: Any, target: Any, wanted: Callable[[str], bool] = lambda path: True) -> None:
@@ -168,7 +169,8 @@ def _copy_lock(lock: Path, store: Any) -> None:
     from dvc_objects.fs.generic import copy
 
     workspace = lock.absolute().parent
-    experiment = workspace.name if workspace.parent.name == "runs" else DEFAULT
+    of_project = workspace.parent.name == "runs" and (workspace.parents[1] / ".dvc").is_dir()
+    experiment = workspace.name if of_project else DEFAULT
     fs, root = store.fs, store.fs.parent(store.fs.parent(store.path))  # store.path: files/md5 of the remote
     to = fs.join(root, "locks", experiment, f"{sha256(lock.read_bytes()).hexdigest()}.lock")
     if not fs.exists(to):

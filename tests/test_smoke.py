@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -188,3 +189,18 @@ def test_the_teacher_makes_clips_of_its_own_length(smoke, tmp_path):
         "prompts.jsonl",
     ]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["order"] is None
+
+
+@pytest.mark.long
+def test_after_two_forced_runs_every_object_of_the_cache_is_what_its_name_says(smoke, tmp_path):
+    """Outputs are links into the cache: a stage that wrote into a finished one would change an object."""
+    project = tmp_path / "project"
+    shutil.copytree(smoke.parents[1], project, symlinks=True)
+    for _ in range(2):
+        hiar("run", "smoke", "--force", folder=project)
+    outputs = [path for path in (project / "runs" / "smoke" / "artifacts").rglob("*") if path.is_file()]
+    assert {path.stat().st_nlink > 1 for path in outputs} == {True}
+    objects = [path for path in (project / ".dvc" / "cache" / "files" / "md5").rglob("*") if path.is_file()]
+    assert len(objects) > len(outputs) // 2
+    for path in objects:
+        assert path.parent.name + path.name.removesuffix(".dir") == hashlib.md5(path.read_bytes()).hexdigest()
