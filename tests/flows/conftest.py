@@ -56,10 +56,9 @@ def project(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     project = Project(tmp_path)
-    one_thread = {"device": "cpu", "precision": "no", "threads": 1, "variant_threads": 1, "checkpoint_minutes": 5.0}
-    project.change(
-        seeds=[0], compare={"init": [], "distill": ["self-forcing", "hiar"], "walked": []}, runtime=one_thread
-    )
+    one_thread = {"device": "cpu", "precision": "no", "checkpointing": False, "threads": 1, "variant_threads": 1}
+    compared = {"init": [], "distill": ["self-forcing", "hiar"], "walked": []}
+    project.change(seeds=[0], compare=compared, runtime=one_thread | {"checkpoint_minutes": 5.0})
     return project
 
 
