@@ -177,7 +177,7 @@ def test_the_judge_knows_that_the_first_block_is_shorter(params: Params) -> None
 
 
 def test_a_workspace_holds_nothing_of_another_kind_of_world(tmp_path: Path) -> None:
-    for name in ("params.yaml", "experiments"):
+    for name in ("params.yaml", "dvc.yaml", "experiments"):
         (tmp_path / name).symlink_to(ROOT / name)
     workspace = open_workspace(tmp_path, "wan-tiny")
     world = read_yaml(workspace / "params.yaml")["world"]
