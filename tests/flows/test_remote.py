@@ -21,7 +21,7 @@ def remote(project, tmp_path_factory):
     folder = tmp_path_factory.mktemp("remote")
     project.change(compare={"init": [], "distill": []})
     with (project.folder / ".dvc" / "config").open("a") as config:
-        config.write('    remote = store\n[cache]\n    type = "reflink,hardlink,copy"\n[\'remote "store"\']\n')
+        config.write('    remote = store\n[cache]\n    type = "hardlink,copy"\n[\'remote "store"\']\n')
         config.write(f"    url = {folder}\n")
     return folder
 
