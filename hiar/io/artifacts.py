@@ -80,8 +80,9 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
     read-only.
     """
     with writing(folder):
-        folder, partial = followed(folder), partial_of(folder)
-        _check_replaceable(folder, replaces)
+        folder = followed(folder)
+        _check_replaceable(folder, replaces)  # first: what has no name has no place beside it
+        partial = partial_of(folder)
         partial.parent.mkdir(parents=True, exist_ok=True)
         while True:
             with _locked(partial):

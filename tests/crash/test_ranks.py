@@ -38,6 +38,7 @@ def test_a_killed_process_ends_all(student: Path, tmp_path: Path, rank: int) -> 
     assert broken.survivors == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [(), pytest.param(PATIENT, marks=pytest.mark.long)])
 def test_a_kill_while_the_video_is_written_leaves_all_of_it_to_play(
     student: Path, tmp_path: Path, options: tuple[object, ...]

@@ -85,6 +85,7 @@ def test_a_temporary_server_that_cannot_start(project):
     assert project.events() == []
 
 
+@pytest.mark.long
 def test_dead_proxies_a_path_of_odd_letters_and_a_second_run_beside(project, tmp_path):
     """Three at once, since a flow takes its time."""
     folder = tmp_path / "below" / "a b?c#d%20e"
