@@ -199,7 +199,7 @@ def score(
         typer.Option(
             metavar="NAME",
             help="oracle (built-in world) or looks (Wan): what the world can be judged by, with captions; the default. "
-            "drift-lite: drift of any videos, without weights; drift: the paper's, with networks. May be given again.",
+            "drift-lite: drift of any videos, without weights. May be given again.",
             show_default=False,
         ),
     ] = None,

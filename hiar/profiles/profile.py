@@ -37,15 +37,17 @@ def open_profiles(names: Sequence[str], judge: Judge, protocol: Mapping[str, Any
 
     Raises UserError for names that are unknown, given twice, or of a profile that cannot run here.
     """
-    from hiar.profiles import drift, lite
+    from hiar.profiles import lite
 
     def judging() -> Profile:
         return Profile(judge.name, judge, {"protocol": protocol} | made_by(judge.name, 1), captioned=True)
 
-    known = {judge.name: judging, lite.NAME: lite.open_profile, drift.NAME: drift.open_profile}
+    known = {judge.name: judging, lite.NAME: lite.open_profile}
     for place, name in enumerate(names):
         if name in ("vbench", "vbench-long"):
             raise UserError(f"--profile = {name}: has a command of its own; hiar vbench score FOLDER --out OUT")
+        if name == "drift":
+            raise UserError(f"--profile = {name}: the paper's, whose networks do not run here yet; take {lite.NAME}")
         if name not in known:
             raise UserError(f"--profile = {name}: unknown here; {suggest(name, known)}")
         if name in names[:place]:

@@ -11,7 +11,6 @@ from hiar.storage.store import Store, asking
 from hiar.storage.upload import upload
 
 KINDS = {"index.html": "text/html; charset=utf-8", "contact_sheet.png": "image/png", "run.json": "application/json"}
-MOST_DAYS = 7.0  # that a signature of S3 lasts
 
 
 def share_report(store: Store, root: Path, experiment: str | None, days: float) -> list[tuple[str, str]]:
