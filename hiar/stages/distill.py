@@ -60,7 +60,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             return teacher.embed(teacher.world.prompts(seed=seed, first=samples.start, count=len(samples)))
 
         critic = clone(teacher.denoiser).checkpoint(saving)
-        real_score = _real_score(teacher, spec.real_score, half=params.runtime.precision == "bf16").to(device)
+        real_score = _real_score(teacher, spec.real_score).to(device)
         if mesh is not None:
             shard(real_score, mesh)
         job = Distillation(
@@ -102,10 +102,10 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         work.finish("checkpoint")
 
 
-def _real_score(teacher: Generator, folder: Path | None, half: bool = False) -> Denoiser:
+def _real_score(teacher: Generator, folder: Path | None) -> Denoiser:
     """The denoiser of a model's folder; the teacher's where none is named. Raises UserError for another size.
 
-    half: what is frozen and computes in bf16 is kept in it, but for what Wan keeps in full.
+    It is frozen: where the teacher computes in bf16 it is kept in it, but for what Wan keeps in full.
     """
     if folder is None:
         return teacher.denoiser
@@ -119,7 +119,7 @@ def _real_score(teacher: Generator, folder: Path | None, half: bool = False) -> 
             )
     card = teacher.card
     denoiser = Denoiser(transformer, card.prediction, card.coordinates).eval().requires_grad_(False)
-    if half:
+    if card.precision == "bf16":
         denoiser.cast(torch.bfloat16)
     return denoiser
 
