@@ -9,11 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hiar.errors import UserError
 from hiar.io.files import writing
 
 ANSWER_SECONDS = 5.0  # that a server that is asked for nothing may take
+BAD_START = 3  # exit code of a server that ends before it serves
 ATTEMPTS = 2  # of a temporary server to start; Prefect tries without end, since another may have taken its port
 OWN_NO_PROXY = "HIAR_NO_PROXY"  # what the stages get as NO_PROXY, where the flow itself uses no proxy at all
 
@@ -70,16 +72,25 @@ def _start_temporary() -> None:
 
     with _errors_to(log):
         server = SubprocessASGIServer()
+        run, left = server._run_uvicorn_command, iter(range(ATTEMPTS))
+
+        def attempt() -> Any:
+            if next(left, None) is None:  # what starts later would print where the user reads
+                raise RuntimeError(f"{ATTEMPTS} processes have ended")
+            return run()
+
+        server._run_uvicorn_command = attempt  # type: ignore[method-assign]
         starting = threading.Thread(target=start, daemon=True)
         starting.start()
-        ended: set[int] = set()
-        while starting.is_alive() and len(ended) < ATTEMPTS:
+        while starting.is_alive():
             starting.join(0.05)
             process = server.server_process
-            if process is not None and process.poll() is not None:
-                ended.add(process.pid)
+            if process is not None and process.poll() not in (None, BAD_START):
+                break
     if starting.is_alive() or failures:
-        reason = _reason(failures[0]) if failures else _last_error(log)
+        process = server.server_process
+        ended = process is not None and process.poll() is not None
+        reason = _last_error(log) if ended else _reason(failures[0])
         raise UserError(
             f"{log}: Prefect's temporary server does not start ({reason}); mend that, remove {log.parent} if it is "
             "damaged, or set PREFECT_API_URL to a server of your own"

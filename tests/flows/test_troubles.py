@@ -34,7 +34,8 @@ def mistake(folder, *arguments, **settings):
     run = hiar(folder, *arguments, **settings)
     assert run.returncode == 2, run.stdout + run.stderr
     assert run.stdout == ""
-    (line,) = run.stderr.splitlines()
+    line, *more = run.stderr.splitlines()
+    assert not more, run.stderr
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
 
