@@ -18,7 +18,7 @@ import yaml
 
 from hiar.config import Params
 from hiar.errors import UserError, suggest
-from hiar.io.files import write_text, writing
+from hiar.io.files import file_hash, write_text, writing
 from hiar.parameters import merge, parse_params, read_yaml
 
 PARAMS = "params.yaml"
@@ -78,9 +78,11 @@ def open_workspace(root: Path, name: str | None) -> Path:
         (workspace / ".dvc").mkdir(parents=True, exist_ok=True)
         for link in (*LINKS, *(name for name in INPUTS if (root / name).exists())):
             _link(workspace / link, Path("..", "..", link))
+    tree = experiment_tree(root, name)
+    _pin_prompts(tree, workspace)
     header = f"# Made by `hiar run {name}` from params.yaml and experiments/{name}.yaml: change those.\n"
     for path, text in {
-        workspace / PARAMS: header + yaml.safe_dump(experiment_tree(root, name), sort_keys=False),
+        workspace / PARAMS: header + yaml.safe_dump(tree, sort_keys=False),
         workspace / PIPELINE: (root / PIPELINE).read_text(encoding="utf-8"),
     }.items():
         if path.is_symlink() or not path.exists() or path.read_bytes() != text.encode():
@@ -88,6 +90,17 @@ def open_workspace(root: Path, name: str | None) -> Path:
     with _settings(root):
         _share_settings(root, workspace)
     return workspace
+
+
+def _pin_prompts(tree: dict[str, Any], workspace: Path) -> None:
+    """Say what is in the files of prompts, where it is not said: DVC compares parameters, not the files they name.
+
+    One that is missing is left to the stage that reads it.
+    """
+    for section in (tree["world"], tree["sample"]):
+        name = section.get("prompts")
+        if name is not None and section.get("prompts_sha256") is None and (path := workspace / name).is_file():
+            section["prompts_sha256"] = file_hash(path)
 
 
 @contextmanager

@@ -7,7 +7,19 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from hiar.config.generation import Codec, Conventions, Model, Schedule, Video, World
-from hiar.config.section import SEEDS, THREADS, Count, Distinct, Name, Positive, Precision, Probability, Section
+from hiar.config.section import (
+    SEEDS,
+    THREADS,
+    Count,
+    Digest,
+    Distinct,
+    File,
+    Name,
+    Positive,
+    Precision,
+    Probability,
+    Section,
+)
 from hiar.config.training import Distill, Init, Pairs, Teacher, Variant
 from hiar.errors import UserError, require, suggest
 
@@ -40,6 +52,8 @@ class Sample(Section):
     videos: Count
     frames: Count
     caption_dropout: Probability  # as the world's, of the prompts; 0: nothing is left to the model's choice
+    prompts: File | None = None  # in place of the world's; null: of a world that makes its own
+    prompts_sha256: Digest | None = None  # as the world's
     batch: Count
 
 
@@ -184,6 +198,7 @@ class Params(Section):
         for field, section in own:
             require(section is not None, field, None, "is missing; the built-in world adopts none, give its numbers")
         assert self.world.kind == "shapes" and self.codec and self.model
+        require(self.sample.prompts is None, "sample.prompts", self.sample.prompts, "the world makes its own; use null")
         size, latent = self.world.size, self.world.size // self.codec.patch
         require(size % self.codec.patch == 0, "codec.patch", self.codec.patch, f"must divide world.size = {size}")
         require(
@@ -201,6 +216,7 @@ class Params(Section):
             require(section is None, field, "...", "is the base model's own; write null")
         dropout = self.sample.caption_dropout
         require(dropout == 0, "sample.caption_dropout", dropout, "prompts of a file are shown whole; use 0")
+        require(self.sample.prompts is not None, "sample.prompts", None, "name a text file with one prompt a line")
 
     def variant(self, name: str) -> Variant:
         """The variant of that name. Raises UserError when there is none."""

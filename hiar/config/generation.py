@@ -10,6 +10,7 @@ from hiar.config.section import (
     Background,
     Color,
     Count,
+    Digest,
     Distinct,
     File,
     NonNegative,
@@ -66,8 +67,9 @@ class WanWorld(Section):
     height: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)]  # pixels
     width: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)]
     frames_per_second: Annotated[int, Field(ge=1, le=1000)]  # of the videos written
-    prompts: File | None  # of pairs and distillation
-    sample_prompts: File | None  # of the samples that are compared
+    prompts: File | None  # of pairs and distillation; of the samples that are compared: sample.prompts
+    # What is in it, so that DVC sees a change: `hiar run NAME` writes it. Other contents are refused; null: any.
+    prompts_sha256: Digest | None = None
     negative_prompt: str | None  # what guidance leads away from; null: Wan's own
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -33,6 +34,12 @@ _REMEDIES = {
     errno.EBADF: "it is not open for writing; choose another place",
 }
 _REMEDY = "mend that or choose another place"  # of every other error of the system
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits; it is read in parts."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hiar.errors import UserError
-from hiar.io.files import write_json
+from hiar.io.files import file_hash, write_json
 from hiar.parameters import explain
 
 MANIFEST = "manifest.json"
@@ -124,8 +124,7 @@ def _content(folder: Path) -> list[Path]:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
+    return {"sha256": file_hash(path), "size": path.stat().st_size}
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:

@@ -177,10 +177,10 @@ def make_accelerator(params: Params) -> Accelerator:
 
 def sample_world(params: Params) -> World:
     """The world whose prompts from ``FIRST_CLIP["sample"]`` on the samples are made of."""
-    settings = params.world
+    settings, sample = params.world, params.sample
     if settings.kind == "shapes":
-        settings = settings.model_copy(update={"caption_dropout": params.sample.caption_dropout})
-    return open_world(settings)
+        return open_world(settings.model_copy(update={"caption_dropout": sample.caption_dropout}))
+    return open_world(settings.model_copy(update={"prompts": sample.prompts, "prompts_sha256": sample.prompts_sha256}))
 
 
 def write_log(

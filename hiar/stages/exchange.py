@@ -20,8 +20,8 @@ GB = 1e9
 _RELEASED = {"block": 3, "window": 21, "sinks": 0, "shift": 5.0, "steps": 4, "renoise": "sde"}
 # How the released students walk; a file of weights does not tell it.
 PRESETS: dict[str, dict[str, Any]] = {
-    "self-forcing": _RELEASED | {"order": "block_first", "context": "clean"},
-    "causal-forcing": _RELEASED | {"order": "block_first", "context": "clean"},
+    "self-forcing": _RELEASED | {"order": "block_first", "context": "finished"},
+    "causal-forcing": _RELEASED | {"order": "block_first", "context": "finished"},
     "hiar": _RELEASED | {"order": "step_first", "context": "output"},
 }
 # As all public implementations show given blocks and sinks.
@@ -116,7 +116,6 @@ def _card(preset: str | None, base: Path, how: Mapping[str, Any]) -> Card:
             width=how["width"],
             frames_per_second=how["frames_per_second"],
             prompts=None,
-            sample_prompts=None,
             negative_prompt=None,
         )
         block, window = how["block"], how["window"]

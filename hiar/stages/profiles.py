@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from hiar.errors import UserError
-from hiar.io.files import json_line, json_text, write_text
+from hiar.io.files import file_hash, json_line, json_text, write_text
 from hiar.io.kept import keeping, read_kept
 from hiar.io.names import by_number
 from hiar.io.outputs import Output, is_stream, write_output
@@ -78,7 +77,7 @@ def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Pat
     values = _values_of(out)
     earlier = read_kept(values, FIELDS) if values else []
     videos = [
-        _Video(path, heads[path], captions[number] if captions else None, _sha256(path))
+        _Video(path, heads[path], captions[number] if captions else None, file_hash(path))
         for number, path in enumerate(paths)
         if path in heads
     ]
@@ -244,8 +243,3 @@ def _summary(profile: Profile, results: Sequence[Mapping[str, Any]]) -> dict[str
 
 def _key_of(result: Mapping[str, Any]) -> Key:
     return result["profile"], result["record"], result["sha256"], result["caption"]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from hiar.errors import UserError
+from hiar.io.files import file_hash
 from hiar.storage.runs import DEFAULT
 from hiar.storage.store import Store, asking
 from hiar.storage.upload import upload
@@ -28,9 +28,7 @@ def share_report(store: Store, root: Path, experiment: str | None, days: float) 
         path = folder / name
         if not path.is_file():
             continue
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        key = f"reports/{experiment or DEFAULT}/{digest}/{name}"
+        key = f"reports/{experiment or DEFAULT}/{file_hash(path)}/{name}"
         upload(store, path, key, kind)  # False: the same bytes are there
         with asking(store):
             link = store.client.generate_presigned_url("get_object", store.where(key), ExpiresIn=round(days * 86400))

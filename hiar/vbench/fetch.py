@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hiar.errors import UserError
-from hiar.io.files import atomic_file, writing
+from hiar.io.files import atomic_file, file_hash, writing
 from hiar.io.progress import Progress
 from hiar.vbench.environment import Environment
-from hiar.vbench.weights import WEIGHTS, known_weight, sha256
+from hiar.vbench.weights import WEIGHTS, known_weight
 
 PART = 1 << 20  # bytes read at a time
 SECONDS = 60  # of silence after which a source is given up
@@ -30,7 +30,7 @@ def fetch(folder: Path, name: str, environment: Environment | None = None) -> Pa
         _obtain(name, temporary, environment)
         if known.size is not None and temporary.stat().st_size != known.size:
             raise UserError(f"{known.url}: gives {temporary.stat().st_size} bytes: should be {known.size}; try again")
-        found = sha256(temporary)
+        found = file_hash(temporary)
         if not found.startswith(known.sha256):
             raise UserError(f"{known.url}: SHA-256 {found}: should be {known.sha256}; it is not kept, try again")
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hiar.errors import RunFailed, UserError
-from hiar.io.files import remove, write_json, writing
+from hiar.io.files import file_hash, remove, write_json, writing
 from hiar.io.progress import Progress, tell
 from hiar.vbench.asking import Item, ask
 from hiar.vbench.clips import clip_folder, clip_frames, clip_rate, clip_seconds, cut
@@ -21,7 +21,7 @@ from hiar.vbench.records import Records, open_records, records_path
 from hiar.vbench.suite import Entry, read_suite, wanted
 from hiar.vbench.values import dimension_value, long_values
 from hiar.vbench.videos import Video, generated_with, is_standard, protocol_of, read_videos
-from hiar.vbench.weights import sha256, weights_folder
+from hiar.vbench.weights import weights_folder
 
 PROTOCOLS = ("vbench", "vbench-long")
 Chosen = tuple[Video, dict[str, Any]]  # a video, and what the suite says beside its prompt
@@ -104,7 +104,7 @@ def score_folder(
         "device": device,
         "versions": where.versions(),
     }
-    hashes = {video.path: sha256(video.path) for video in videos}
+    hashes = {video.path: file_hash(video.path) for video in videos}
     scores = Scores({}, {})
     with writing(out), clip_folder(out) as clips:
         for finding in findings:

@@ -6,7 +6,6 @@ the file which the user has approved (`approve`, kept in approved.json beside th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zipfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hiar.errors import UserError, suggest
-from hiar.io.files import write_json
+from hiar.io.files import file_hash, write_json
 
 APPROVED = "approved.json"
 _DINO = "https://raw.githubusercontent.com/facebookresearch/dino/7c446df5b9f45747937fb0d72314eb9f7b66930a/"
@@ -105,7 +104,7 @@ def inspect(folder: Path, name: str) -> Held:
         size = f", {known.size} bytes" if known.size else ""
         said = f", SHA-256 {known.sha256}{'...' * (len(known.sha256) < 64)}" if known.sha256 else ""
         return Held(name, path, None, f"{path}: is missing{size}{said}; `hiar vbench fetch {name}`, or copy it there")
-    found = sha256(path)
+    found = file_hash(path)
     if wrong := _wrong_format(path):
         return Held(name, path, found, f"{path}: {wrong}; `hiar vbench fetch {name} --replace`")
     if approved(folder).get(name) == found or (known.sha256 and found.startswith(known.sha256)):
@@ -144,7 +143,7 @@ def approve(folder: Path, name: str) -> str:
         raise UserError(f"{path}: is missing, so it cannot be approved; `hiar vbench fetch {name}`, or copy it there")
     if wrong := _wrong_format(path):
         raise UserError(f"{path}: {wrong}; copy or fetch the right file")
-    found = sha256(path)
+    found = file_hash(path)
     write_json(folder / APPROVED, approved(folder) | {name: found})
     return found
 
@@ -154,12 +153,6 @@ def known_weight(name: str) -> str:
     if name not in WEIGHTS:
         raise UserError(f"file '{name}': is none of VBench's weights; {suggest(name, WEIGHTS)}")
     return name
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _wrong_format(path: Path) -> str | None:

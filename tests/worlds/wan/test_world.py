@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from safetensors.torch import load_file
@@ -19,12 +20,14 @@ from transformers import PreTrainedTokenizerFast
 from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
+from hiar.io.files import file_hash
 from hiar.io.video import read_mp4
 from hiar.judges.interface import open_judge
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.parameters import merge, parse_params, read_yaml
+from hiar.stages.common import sample_world
 from hiar.stages.comparison import read_summary
 from hiar.stages.distill import _real_score
 from hiar.stages.sample import sample_latents
@@ -42,8 +45,12 @@ PROMPTS = ["A red fox trots along a snowy ridge.", "Rain on a tram window at nig
 @pytest.fixture(scope="session")
 def params() -> Params:
     tree = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan-tiny.yaml"))
-    paths = {name: str(ROOT / "experiments" / "prompts.txt") for name in ("prompts", "sample_prompts")}
-    small = {"world": {"kind": "wan", **paths}, "sample": {"videos": 2, "frames": 9}, "report": {"videos": 2}}
+    prompts = str(ROOT / "experiments" / "prompts.txt")
+    small = {
+        "world": {"kind": "wan", "prompts": prompts},
+        "sample": {"videos": 2, "frames": 9, "prompts": prompts},
+        "report": {"videos": 2},
+    }
     return parse_params(merge(tree, small), Path("wan-tiny"))
 
 
@@ -208,6 +215,35 @@ def test_a_workspace_holds_nothing_of_another_kind_of_world(tmp_path: Path) -> N
     assert (workspace / world["prompts"]).read_text().startswith("A red fox")  # by a link to the project's
 
 
+def test_a_changed_prompt_is_a_changed_parameter(tmp_path: Path) -> None:
+    """DVC compares parameters: `hiar run` pins what the files hold, and a stage refuses others than were pinned."""
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "experiments").mkdir()
+    files = {name: tmp_path / "experiments" / f"{name}.txt" for name in ("world", "sample")}
+    tree = read_yaml(ROOT / "experiments" / "wan-tiny.yaml")
+    for name, file in files.items():
+        file.write_text("a fox\n")
+        tree[name]["prompts"] = f"experiments/{name}.txt"
+    (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
+
+    def pinned() -> list[str]:
+        said = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")
+        return [said[name]["prompts_sha256"] for name in files]
+
+    before = pinned()
+    assert before == [file_hash(file) for file in files.values()] == pinned()
+    files["sample"].write_text("a hare\n")
+    world, sample = pinned()
+    assert (world, sample) == (before[0], file_hash(files["sample"]))
+    params = parse_params(read_yaml(tmp_path / "runs/wan-tiny/params.yaml"), Path("wan-tiny"))
+    here = params.world.model_copy(update={"prompts": files["world"]})
+    assert open_world(here).prompts(seed=0, first=0, count=1) == ["a fox"]
+    files["world"].write_text("a bear\n")
+    with pytest.raises(UserError, match=rf"world\.txt: SHA-256 = .*: params.yaml says {world}; bring the file back"):
+        open_world(here).prompts(seed=0, first=0, count=1)
+
+
 def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,10 +261,12 @@ def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
 def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("one\n\ntwo\nthree\n")
     (tmp_path / "sample.txt").write_text("a\nb\n")
-    files = {"prompts": tmp_path / "train.txt", "sample_prompts": tmp_path / "sample.txt"}
-    world = open_world(params.world.model_copy(update=files))
-    assert world.prompts(seed=0, first=FIRST_CLIP["distill"] + 1, count=3) == ["two", "three", "one"]
-    assert world.prompts(seed=5, first=FIRST_CLIP["sample"], count=3) == ["a", "b", "a"]
+    world = params.world.model_copy(update={"prompts": tmp_path / "train.txt"})
+    sample = params.sample.model_copy(update={"prompts": tmp_path / "sample.txt"})
+    asked = params.model_copy(update={"world": world, "sample": sample})
+    drawn = open_world(world).prompts(seed=0, first=FIRST_CLIP["distill"] + 1, count=3)
+    assert drawn == ["two", "three", "one"]
+    assert sample_world(asked).prompts(seed=5, first=FIRST_CLIP["sample"], count=3) == ["a", "b", "a"]
     without = open_world(params.world.model_copy(update={"prompts": None}))
     with pytest.raises(UserError, match=r"world\.prompts: is null; name a text file"):
         without.prompts(seed=0, first=FIRST_CLIP["pairs"], count=1)
