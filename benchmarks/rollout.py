@@ -39,7 +39,7 @@ from hiar.models.fp8 import with_fp8
 from hiar.models.kernels import using
 from hiar.rollout.cell import Rollout
 from hiar.stages.computing import full_pass
-from hiar.stages.plan import free_bytes
+from hiar.stages.fitting import free_bytes
 
 
 @dataclass

@@ -66,6 +66,7 @@ class Counting(TorchDispatchMode):
 @contextmanager
 def imagined() -> Iterator[None]:
     """Within the body tensors have no memory. Those that were there before may take part, but for their numbers."""
+    rotary.forget()  # so that it does not matter what was computed before
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield

@@ -18,6 +18,7 @@ from hiar import config
 from hiar.config import Params, Variant
 from hiar.memory import steps
 from hiar.memory.counting import Counting, imagined, network_bytes, storage_bytes
+from hiar.memory.sampling import decode
 from hiar.memory.steps import Config, Peaks, Sizes, imagine, live_caches, make_network, training_grid
 from hiar.models.denoiser import Denoiser, build_denoiser
 from hiar.models.rings import ring_bytes
@@ -204,7 +205,8 @@ def _sample(models: Models, variant: Variant) -> Forecast:
     walk = imagine(lambda count, *n: steps.sample(count, sizes, variant, *n), sizes, [], [models.student])["walk"]
     with imagined():
         count = Counting()
-        steps.decode(count, sizes, cast(Codec, models.world.outline(CODEC, params)))
+        codec, (channels, *size) = cast(Codec, models.world.outline(CODEC, params)), sizes.latent
+        decode(count, (sizes.batch, channels, min(codec.chunk, params.video.frames), *size), codec)
     rings = steps.sample_caches(params, variant) * params.video.window_blocks
     itemsize = 2 if params.runtime.precision == "bf16" else 4
     held = sizes.batch * ring_bytes(

@@ -13,20 +13,19 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
-from hiar.config import Context, Order, Params, Variant
+from hiar.config import Context, Params, Variant
 from hiar.grid import Grid, fastest, make_grid, walk_passes
 from hiar.losses.dmd import dmd_loss, score_difference
 from hiar.losses.flow import flow_matching
 from hiar.losses.forward_kl import forward_kl
 from hiar.losses.regression import ode_regression
 from hiar.memory.counting import Counting, imagined
+from hiar.memory.sampling import walk_through
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser, guided_x0
 from hiar.rollout.cell import Rollout
-from hiar.rollout.walk import walk
 from hiar.schedule import step_sigmas
 from hiar.training.self_rollout import SelfRollout
-from hiar.worlds.interface import Codec
 
 Config = dict[str, Any]  # the arguments of a transformer
 Peaks = dict[str, int]  # bytes by phase
@@ -83,13 +82,12 @@ def make_network(params: Params, config: Config, layers: int | None = None, trai
 def training_grid(params: Params, variant: Variant, steps: int) -> Grid:
     """The grid that a self-rollout walks."""
     blocks = params.distill.windows * params.video.frames // params.video.block
-    return _grid(params, variant.order, variant.context, blocks, steps)
+    return _grid(params, variant.context, blocks, steps)
 
 
 def sample_caches(params: Params, variant: Variant) -> int:
     """The caches of a walk that samples."""
-    order, _ = fastest(variant.order, variant.context)
-    return _grid(params, order, variant.context, None, params.schedule.student_steps).caches
+    return _grid(params, variant.context, None, params.schedule.student_steps).caches
 
 
 def live_caches(grid: Grid, variant: Variant) -> int:
@@ -165,27 +163,14 @@ def pairs(count: Counting, sizes: Sizes, teacher: Denoiser) -> None:
 def sample(count: Counting, sizes: Sizes, variant: Variant, student: Denoiser) -> None:
     """A walk as `hiar sample` makes it, with the fewest forward calls, to where its passes and rings are full."""
     params, schedule = sizes.params, sizes.params.schedule
-    order, passes = fastest(variant.order, variant.context)
+    order, passes = fastest(variant.context)
     blocks = min(params.sample.frames // params.video.block, 2 * schedule.student_steps)
-    grid = _grid(params, order, variant.context, blocks, schedule.student_steps)
+    grid = _grid(params, variant.context, blocks, schedule.student_steps)
     text = sizes.text(student.transformer.config, sizes.batch).to(student.dtype)
     sigmas = step_sigmas(schedule.student_steps, schedule.student_shift)
     samples = range(sizes.batch)
     rollout = Rollout(grid, sigmas, sizes.block_shape, schedule.renoise, 0, samples, text, {}, params.conventions)
-    with count, count.phase("walk"):
-        for _ in walk(student, rollout, order, passes=passes):
-            pass
-
-
-@torch.no_grad()
-def decode(count: Counting, sizes: Sizes, codec: Codec) -> None:
-    """The decoding of a video's first two parts, the second of which finds what the first has left."""
-    channels, height, width = sizes.latent
-    latents = torch.zeros(sizes.batch, channels, min(codec.chunk, sizes.params.video.frames), height, width)
-    decoder = codec.decoding()
-    with count, count.phase("decoding"):
-        for _ in range(2):
-            decoder(latents)
+    walk_through(count, student, rollout, order, passes)
 
 
 def imagine(run: Callable[..., None], sizes: Sizes, trained: Sequence[Config], frozen: Sequence[Config] = ()) -> Peaks:
@@ -221,7 +206,7 @@ def _causal(params: Params) -> BlockCausal:
     return BlockCausal(params.video.block, params.video.window_blocks)
 
 
-def _grid(params: Params, order: Order, context: Context, blocks: int | None, steps: int) -> Grid:
+def _grid(params: Params, context: Context, blocks: int | None, steps: int) -> Grid:
     video = params.video
     window, sinks = video.window_blocks, video.sink_blocks
-    return make_grid(order, context, blocks=blocks, steps=steps, window=window, sinks=sinks)
+    return make_grid(context, blocks=blocks, steps=steps, window=window, sinks=sinks)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from hiar import config
 from hiar.models.attention import Attention, Bidirectional, install
+from hiar.models.loading import cast_weights
 from hiar.noise import seeded
 from hiar.schedule import TIMESTEP_SCALE, expand, x0_from_velocity
 
@@ -36,11 +37,8 @@ class Denoiser(nn.Module):
         return self.transformer.patch_embedding.weight.dtype
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Give the weights a type, but for those that Wan keeps in full precision."""
-        kept = set(self.transformer._keep_in_fp32_modules)
-        for name, parameter in self.transformer.named_parameters():
-            if not kept & set(name.split(".")):
-                parameter.data = parameter.data.to(dtype)
+        """See `cast_weights`."""
+        cast_weights(self.transformer, dtype)
 
     @property
     def checkpointing(self) -> bool:

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.utils import logging
 
 from hiar.errors import UserError
@@ -38,6 +40,14 @@ def load_model(kind: type[Model], folder: Path) -> Model:
         ) from None
     require_finite(model.state_dict(), str(folder))
     return model
+
+
+def cast_weights(transformer: WanTransformer3DModel, dtype: torch.dtype) -> None:
+    """Give the weights a type, but for those that Wan keeps in full precision."""
+    kept = set(transformer._keep_in_fp32_modules)
+    for name, parameter in transformer.named_parameters():
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
 
 
 @contextmanager

@@ -109,7 +109,8 @@ def _real_score(teacher: Generator, folder: Path | None) -> Denoiser:
     """
     if folder is None:
         return teacher.denoiser
-    transformer = teacher.world.load_transformer(folder / TRANSFORMER)
+    dtype = torch.bfloat16 if teacher.card.precision == "bf16" else torch.float32
+    transformer = teacher.world.load_transformer(folder / TRANSFORMER, dtype)
     for field in ("in_channels", "out_channels", "text_dim", "patch_size"):
         found, wanted = transformer.config[field], teacher.denoiser.transformer.config[field]
         if found != wanted:
@@ -118,10 +119,7 @@ def _real_score(teacher: Generator, folder: Path | None) -> Denoiser:
                 "name a model of the same latents and text"
             )
     card = teacher.card
-    denoiser = Denoiser(transformer, card.prediction, card.coordinates).eval().requires_grad_(False)
-    if card.precision == "bf16":
-        denoiser.cast(torch.bfloat16)
-    return denoiser
+    return Denoiser(transformer, card.prediction, card.coordinates).eval().requires_grad_(False)
 
 
 def _pairs(folder: Path, teacher: Generator) -> Pairs:

@@ -25,12 +25,13 @@ from hiar.io.video import open_stream
 from hiar.models.generator import Generator, load_card
 from hiar.models.kernels import KERNELS, using
 from hiar.rollout.cell import Rollout
-from hiar.rollout.pipeline import finished_blocks, walk_rank
+from hiar.rollout.pipeline import PASSES, finished_blocks, walk_rank
 from hiar.rollout.walk import split_steps
 from hiar.stages.clips import given_latents
 from hiar.stages.computing import settle
+from hiar.stages.fitting import Way, check_frames, check_memory
 from hiar.stages.group import check_alike, group, numbers_of, own_device, tensor_of
-from hiar.stages.plan import check_frames, check_memory, load_asked, plan_line, settle_threads
+from hiar.stages.plan import load_asked, plan_line, settle_threads
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.sample import (
@@ -66,7 +67,7 @@ def check_processes(request: Request, ranks: int) -> None:
     if card.stage == "teacher":
         raise UserError("--processes: the teacher is bidirectional and has no steps to share out; leave it out")
     walk = walk_asked(card, request.order, request.context, request.level)
-    reason = rule_of(walk.order, walk.context).bound
+    reason = rule_of(walk.context).bound
     if reason:
         raise UserError(
             f"--processes = {ranks}: {reason}, so its steps cannot be shared out; leave it out, or use --order "
@@ -119,7 +120,8 @@ def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_sec
             folder = writing.enter_context(unfinished(out, key, replaces="samples"))
             # Layers stay as they are, whatever one process alone began with: compiling takes longer than others wait.
             choice = settle(folder, source, walk, rollout(every[0]), 0)._replace(compiled=None)
-            tell(plan_line(source, walk, rollout(every[0]), choice, ranks))
+            way = Way("diagonal", PASSES, len(every[0]))
+            tell(plan_line(source, walk, rollout(every[0]), choice, way, ranks))
             todo = missing_batches(folder, len(prompts), BATCH)
             numbers_of(ranks, [NAMES.index(choice.kernel), *todo], device)
             arrivals = finished_blocks([rollout(every[index]) for index in todo], links)

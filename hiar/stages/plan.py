@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
 from pydantic import ValidationError
 
 from hiar.contexts import context_words
 from hiar.errors import UserError
-from hiar.grid import Grid, count_passes, fastest
+from hiar.grid import count_passes
 from hiar.io.progress import tell
 from hiar.models.fp8 import CAPABILITY, ERROR, MULTIPLE, in_fp8, with_fp8
-from hiar.models.generator import Generator, Walk, load_generator
-from hiar.models.rings import ring_bytes as one_ring
+from hiar.models.generator import Generator, Walk, load_card, load_generator
 from hiar.parameters import explain
 from hiar.rollout.cell import Rollout
-from hiar.rollout.pipeline import PASSES
 from hiar.rollout.walk import split_steps
 from hiar.stages.computing import Choice, full_pass
+from hiar.stages.fitting import GB, Way, ring_bytes
 from hiar.stages.request import Request
 from hiar.stages.rollouts import DEFAULT_WALK, make_rollout
-
-GB = 1e9
 
 
 def settle_threads() -> None:
@@ -46,10 +40,10 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False) -> G
     A teacher's weights and latents stay as they are, see `Generator.autocast`. fp8: students' linear layers in eight
     bits. Raises UserError as `load_generator` does, and where fp8 cannot be or changes too much.
     """
-    source = load_generator(checkpoint).to(device)
-    student = source.card.stage != "teacher"
-    if source.card.precision == "bf16" and student:
-        source.denoiser.cast(torch.bfloat16)
+    card = load_card(checkpoint)
+    student = card.stage != "teacher"
+    half = card.precision == "bf16" and student
+    source = load_generator(checkpoint, torch.bfloat16 if half else torch.float32).to(device)
     if fp8:
         if not student:
             raise UserError("--fp8: a teacher computes as it was trained; leave it out")
@@ -109,67 +103,22 @@ def number_format(source: Generator) -> str:
     return f"{dtype} with fp8 linear layers" if in_fp8(source.denoiser) else dtype
 
 
-def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = None) -> int:
-    """Bytes of the keys and values of a walk's caches, or of some of them, their windows full."""
-    config = source.denoiser.transformer.config
-    dim = config.num_attention_heads * config.attention_head_dim
-    one = one_ring(config.num_layers, dim, source.block_tokens, grid.window, source.denoiser.dtype.itemsize)
-    return one * videos * (grid.caches if caches is None else caches)
-
-
-def check_memory(source: Generator, rollout: Rollout, caches: int | None = None) -> None:
-    """Raise UserError when a rollout's caches, or this many of them, do not fit in what is free of the memory."""
-    videos, window = len(rollout.samples), source.card.video.window
-    needed, free = ring_bytes(source, rollout.grid, videos, caches), free_bytes(rollout.text.device)
-    if needed > free:
-        raise UserError(
-            f"video.window = {window}: the caches of {window} frames take {needed / GB:.3g} GB for {videos} video(s) "
-            f"at a time, {free / GB:.3g} GB are free; give fewer prompts at a time or more memory"
-        )
-
-
-def check_frames(source: Generator, frames: int, count: int, batch: int, out: Path, field: str = "--frames") -> None:
-    """Raise UserError when ``count`` videos of so many frames, ``batch`` at a time, do not fit in memory or ``out``.
-
-    Their latents are whole in memory before they are written, and on the disk before the videos. ``field`` is what
-    asks for the frames.
-    """
-    at_once = min(count, batch)
-    latent = frames * 4 * math.prod(source.latent_size)
-    part = source.codec.pictures(min(frames, source.codec.chunk))
-    shown = part * 3 * source.world.height * source.world.width * (4 + 4 + 1)  # floats, their copy, bytes
-    needed, free = at_once * latent + max(at_once * latent, shown), psutil.virtual_memory().available
-    place = next(folder for folder in [out, *out.absolute().parents] if folder.is_dir())
-    room = shutil.disk_usage(place).total
-    memory = f"{at_once} video(s) at a time take {needed / GB:.3g} GB of memory, {free / GB:.3g} GB are free"
-    disk = f"the latents take {count * latent / GB:.3g} GB, the disk has {room / GB:.3g} GB"
-    for short, what in ((needed > free, memory), (count * latent > room, disk)):
-        if short:
-            raise UserError(f"{field} = {frames}: {what}; ask for fewer, or watch one video with `hiar stream`")
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
-
-
-def plan_line(source: Generator, walk: Walk, rollout: Rollout, choice: Choice, processes: int | None = None) -> str:
+def plan_line(
+    source: Generator, walk: Walk, rollout: Rollout, choice: Choice, way: Way, processes: int | None = None
+) -> str:
     """Every choice of a walk, in one line: order and passes, forward calls, processes, caches, and what computes."""
-    grid, device, videos = rollout.grid, rollout.text.device, len(rollout.samples)
-    order, passes = fastest(walk.order, walk.context)
-    calls, each = "", ""
+    grid, device = rollout.grid, rollout.text.device
+    order, passes, calls, each = way.order, way.passes, "", ""
     if processes is not None:
-        passes, each = PASSES, f" in each of {processes} process(es)"
+        each = f" in each of {processes} process(es)"
     if grid.blocks is not None:
         shares = split_steps(grid.steps, processes or 1)
         count = max(count_passes(grid, order, passes, steps) for steps in shares)
         calls = f" ({count} forward calls{each} for {grid.blocks} blocks in {grid.steps} steps)"
     return (
         f"walk: {order}, {context_words(walk.context, walk.level)}, {passes} passes{calls}; "
-        f"caches: {ring_bytes(source, grid, videos) / GB:.3g} GB for {videos} video(s) at a time; {_name(device)}, "
-        f"{number_format(source)}, {choice}"
+        f"caches: {ring_bytes(source, grid, way.videos, way.caches(grid)) / GB:.3g} GB for {way.videos} video(s) at a "
+        f"time{way.told}; {_name(device)}, {number_format(source)}, {choice}"
     )
 
 

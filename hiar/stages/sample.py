@@ -28,9 +28,8 @@ from hiar.stages.clips import given_latents
 from hiar.stages.common import Paths, sample_world, stage
 from hiar.stages.computing import computing, settle
 from hiar.stages.definition import code_hash
+from hiar.stages.fitting import Way, check_frames, settled_way, way_of
 from hiar.stages.plan import (
-    check_frames,
-    check_memory,
     load_asked,
     load_sampler,
     number_format,
@@ -98,18 +97,21 @@ def sample_prompts(request: Request, out: Path, save_latents: bool) -> None:
     walk, frames = check_request(source, request)
     check_frames(source, frames, len(prompts), BATCH, out)
     given = given_latents(source, request)
-    rollout = None
+    way = None
     if walk is not None:
-        numbers = batches(len(prompts), BATCH)[0]
-        text = source.embed(prompts[: numbers.stop])
-        rollout = make_rollout(source, text, walk, frames, seed, numbers, given=given)
-        check_memory(source, rollout)
+        one = make_rollout(source, source.embed(prompts[:1]), walk, frames, seed, [0], given=given)
+        way = way_of(source, walk, one, min(BATCH, len(prompts)))
     key = sample_key(source, request, walk, given, save_latents)
     with ExitStack() as stack:
         folder = stack.enter_context(unfinished(out, key, replaces="samples"))
-        if walk is not None and rollout is not None:
-            choice = settle(folder, source, walk, rollout, len(batches(len(prompts), BATCH)))
-            tell(plan_line(source, walk, rollout, choice))
+        batch = BATCH
+        if walk is not None and way is not None:
+            way = settled_way(folder, way)
+            first, *others = batches(len(prompts), batch := way.videos)
+            text = source.embed(prompts[: first.stop])
+            rollout = make_rollout(source, text, walk, frames, seed, first, given=given)
+            choice = settle(folder, source, walk, rollout, 1 + len(others))
+            tell(plan_line(source, walk, rollout, choice, way))
             stack.enter_context(computing(source.denoiser, choice))
         make_videos(
             folder,
@@ -118,11 +120,12 @@ def sample_prompts(request: Request, out: Path, save_latents: bool) -> None:
             frames,
             walk,
             seed,
-            BATCH,
+            batch,
             "sample",
             save_latents=save_latents,
             given=given,
             crf=request.crf,
+            way=way,
         )
         write_captions(folder, request.names, request.prompts)
         finish_samples(folder, source, request, walk, frames)
@@ -198,6 +201,7 @@ def make_videos(
     save_latents: bool = True,
     given: Tensor | None = None,
     crf: int = CRF,
+    way: Way | None = None,
 ) -> None:
     """Fill ``folder`` with {0000,0001,...}.mp4 and latents.safetensors.
 
@@ -210,7 +214,7 @@ def make_videos(
         for index, numbers in enumerate(every):
             if index in todo:
                 asked = [prompts[i] for i in numbers]
-                latents = sample_latents(source, asked, frames, walk, seed, numbers, progress.advance, given)
+                latents = sample_latents(source, asked, frames, walk, seed, numbers, progress.advance, given, way)
                 write_latents(folder, index, latents)
             write_videos(folder, source, index, numbers, len(prompts), crf)
     gather(folder, len(prompts), batch, save_latents)
@@ -238,10 +242,11 @@ def sample_latents(
     numbers: range,
     advance: Callable[[int], None] = lambda frames: None,
     given: Tensor | None = None,
+    way: Way | None = None,
 ) -> Tensor:
     """Latents (len(prompts), C, frames, h, w) on the CPU; ``advance`` is told how many frames more are done.
 
-    given: latents (1, C, f, h, w) that every video begins with.
+    given: latents (1, C, f, h, w) that every video begins with. way: how the grid is walked, where not the fastest way.
     Video i depends on its prompt, the seed and its number alone. Raises UserError for the first block that is not
     finite.
     """
@@ -251,7 +256,7 @@ def sample_latents(
         require_finite_latents(latents, numbers)
         advance(len(prompts) * frames)
         return latents
-    order, passes = fastest(walk.order, walk.context)
+    order, passes = way[:2] if way else fastest(walk.context)
     rollout = make_rollout(source, text, walk, frames, seed, numbers, given=given)
     blocks: list[Tensor] = []
     if given is not None:

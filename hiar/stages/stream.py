@@ -24,7 +24,8 @@ from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk as walk_grid
 from hiar.stages.clips import given_latents
 from hiar.stages.computing import choose, computing
-from hiar.stages.plan import check_memory, load_asked, plan_line, settle_threads
+from hiar.stages.fitting import Way, way_of
+from hiar.stages.plan import load_asked, plan_line, settle_threads
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
 from hiar.stages.sample import check_request
@@ -56,9 +57,9 @@ def stream(request: Request, changes: Sequence[str], target: Output) -> None:
     assert walk is not None
     given = given_latents(source, request)
     rollout = stream_rollout(source, prompt, prompts, walk, frames, request.seed, given)
-    check_memory(source, rollout)
+    way = way_of(source, walk, rollout, together=True)
     choice = choose(source, walk, rollout)
-    tell(plan_line(source, walk, rollout, choice))
+    tell(plan_line(source, walk, rollout, choice, way))
     done = 0
     with (
         computing(source.denoiser, choice),
@@ -69,7 +70,7 @@ def stream(request: Request, changes: Sequence[str], target: Output) -> None:
         decode = decoding(source)
         first: float | None = None
         last = time.monotonic()
-        for latent in clean_blocks(source, walk, rollout, given):
+        for latent in clean_blocks(source, walk, rollout, given, way):
             try:
                 add(decode(latent))
             except UserError as error:
@@ -102,9 +103,14 @@ def stream_rollout(
 
 
 @torch.no_grad()
-def clean_blocks(source: Generator, walk: Walk, rollout: Rollout, given: Tensor | None = None) -> Iterator[Tensor]:
-    """Latents (C, k, h, w) of the rollout's one video, each block as it is finished, those ``given`` first."""
-    order, passes = fastest(walk.order, walk.context)
+def clean_blocks(
+    source: Generator, walk: Walk, rollout: Rollout, given: Tensor | None = None, way: Way | None = None
+) -> Iterator[Tensor]:
+    """Latents (C, k, h, w) of the rollout's one video, each block as it is finished, those ``given`` first.
+
+    way: how the grid is walked, where not the fastest way.
+    """
+    order, passes = way[:2] if way else fastest(walk.context)
     if given is not None:
         yield from given[0].split(source.card.video.block, dim=1)
     for _, latent in walk_grid(source.denoiser, rollout, order, given, passes=passes):

@@ -177,8 +177,8 @@ class World(Protocol):
         """Rows of a prompt's embedding."""
         ...
 
-    def load_transformer(self, folder: Path) -> WanTransformer3DModel:
-        """The transformer in a folder. Raises UserError when it is missing or broken."""
+    def load_transformer(self, folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
+        """The transformer in a folder, in a type but for what Wan keeps in full. Raises UserError when it is broken."""
         ...
 
     def load_text(self, folder: Path) -> Text:

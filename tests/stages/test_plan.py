@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from commands import hiar
+from safetensors.torch import load_file
 from students import save_student
+from tiny import relative_error
 
 from hiar.config import Context, Order
 from hiar.errors import UserError
 from hiar.grid import walk_passes
+from hiar.memory.counting import Counting
+from hiar.memory.sampling import decode, decode_bytes, walk_bytes, walk_through
 from hiar.models.generator import Walk, load_generator
 from hiar.rollout.cell import Memory, carry_out
+from hiar.stages import fitting
 from hiar.stages.computing import Choice
-from hiar.stages.plan import load_asked, plan_line, ring_bytes
+from hiar.stages.fitting import Way, ring_bytes, settled_way, way_of
+from hiar.stages.plan import load_asked, plan_line
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
+from hiar.stages.sample import sample_prompts
+
+HIAR = Walk(order="step_first", context="output")
+BYTES = {"diagonal": 100, "step_first": 40}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("order", "context"), [("step_first", "output"), ("block_first", "clean"), ("block_first", "shared")]
+    ("order", "context"), [("step_first", "output"), ("block_first", "finished"), ("block_first", "shared")]
 )
 def test_caches_take_what_was_predicted(tmp_path: Path, order: Order, context: Context) -> None:
     save_student(tmp_path / "student")
@@ -37,13 +48,80 @@ def test_caches_take_what_was_predicted(tmp_path: Path, order: Order, context: C
     assert held == ring_bytes(source, rollout.grid, 2)
 
 
+@torch.no_grad()
+def test_a_walk_takes_what_was_predicted(tmp_path: Path) -> None:
+    """Caches and activations, counted while the same walk runs with numbers."""
+    save_student(tmp_path / "student")
+    source = load_generator(tmp_path / "student")
+    text = source.embed(["a red disc moves left", "a blue disc moves up"])
+    for way in (("diagonal", "batched"), ("step_first", "fused")):
+        predicted = 0
+        for videos in (1, 2):
+            rollout = make_rollout(source, text[:videos], HIAR, 24, 0, range(videos))
+            predicted = predicted or walk_bytes(source, rollout, *way)
+            count = Counting()
+            walk_through(count, source.denoiser, rollout, *way)
+            # Of several videos, a few things are there once.
+            assert 0.85 * videos * predicted < count.peaks["walk"] < 1.02 * videos * predicted
+    count = Counting()
+    decode(count, (1, *source.block_shape), source.codec)
+    assert count.peaks["decoding"] == pytest.approx(decode_bytes(source, source.card.video.block), rel=0.02)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, int], None]:
+    """Sets how many bytes may be used, and how many decoding takes; a video takes 100 batched, 40 step by step."""
+
+    def set_bytes(free: float, decoding: int) -> None:
+        monkeypatch.setattr(fitting, "free_bytes", lambda device: (free + 0.5) / fitting.USABLE)
+        monkeypatch.setattr(fitting, "decode_bytes", lambda source, frames: decoding)
+        monkeypatch.setattr(fitting, "walk_bytes", lambda source, rollout, order, passes: BYTES[order])
+
+    return set_bytes
+
+
+def test_where_memory_is_short_fewer_videos_are_made_at_a_time_then_step_by_step(
+    tmp_path: Path, short: Callable[[float, int], None]
+) -> None:
+    save_student(tmp_path / "student")
+    source = load_generator(tmp_path / "student")
+    rollout = make_rollout(source, source.embed(["a red disc moves left"]), HIAR, 24, 0, [0])
+    short(1e12, 0)
+    assert way_of(source, HIAR, rollout, 5) == Way("diagonal", "batched", 5)
+    for free, videos in ((500, 5), (299, 2), (100, 1)):
+        short(free, 100)
+        assert way_of(source, HIAR, rollout, 5) == Way("diagonal", "batched", videos, 100)
+    short(99, 0)
+    assert way_of(source, HIAR, rollout, 5) == Way("step_first", "fused", 2, 40)
+    short(200, 100)
+    assert way_of(source, HIAR, rollout, together=True) == Way("diagonal", "batched", 1, 100)
+    for free, decoding, together in ((39, 0, False), (500, 501, False), (99, 0, True), (199, 100, True)):
+        short(free, decoding)
+        with pytest.raises(UserError, match=r"what else a video takes are .* GB are free to use; ask for a smaller"):
+            way_of(source, HIAR, rollout, together=together)
+    settled = settled_way(tmp_path, Way("step_first", "fused", 1, 40))
+    assert settled_way(tmp_path, Way("diagonal", "batched", 5)) == settled
+
+
+def test_videos_made_with_little_memory_are_the_same(tmp_path: Path, short: Callable[[float, int], None]) -> None:
+    save_student(tmp_path / "student")
+    request = Request(tmp_path / "student", ["a red disc moves left", "a blue disc moves up"], 12)
+    made = []
+    for free in (1e12, 40):
+        short(free, 0)
+        out = tmp_path / f"{free}"
+        sample_prompts(request, out, save_latents=True)
+        made.append(load_file(out / "latents.safetensors")["latents"])
+    assert relative_error(made[1], made[0]) < 1e-5
+
+
 def test_a_window_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path) -> None:
     save_student(tmp_path / "student", video={"window": 999_999_999})
     request = ("--checkpoint", "student", "--prompt", "a red disc moves left", "--out", "out")
     for command in (("sample", *request, "--frames", 9), ("stream", *request)):
         said = hiar(*command, folder=tmp_path, code=2).stderr
-        assert said.startswith("error: video.window = 999999999: the caches of 999999999 frames take ")
-        assert " GB are free; " in said
+        assert said.startswith("error: video.window = 999999999: the caches of 999999999 frames and what else a video ")
+        assert " GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window" in said
         assert said.count("\n") == 1
         assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
@@ -53,8 +131,10 @@ def test_the_line_tells_how_many_forward_calls_there_are(tmp_path: Path) -> None
     source = load_generator(tmp_path / "student")
     walk = Walk(order="step_first", context="output")
     rollout = make_rollout(source, source.embed(["a red disc moves left"]), walk, 30, 0, [0])
-    assert "batched passes (13 forward calls for 10 blocks in 4 steps)" in plan_line(source, walk, rollout, Choice())
-    said = plan_line(source, walk, rollout, Choice(), 2)
+    way = Way("diagonal", "batched", 1)
+    said = plan_line(source, walk, rollout, Choice(), way)
+    assert "batched passes (13 forward calls for 10 blocks in 4 steps)" in said
+    said = plan_line(source, walk, rollout, Choice(), way, 2)
     assert "batched passes (11 forward calls in each of 2 process(es) for 10 blocks in 4 steps)" in said
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
 from hiar import config
 from hiar.errors import UserError
-from hiar.models.loading import load_model
+from hiar.models.loading import cast_weights, load_model
 from hiar.models.pixels import to_video
 from hiar.noise import seeded
 from hiar.worlds.interface import CODEC, TRANSFORMER, Part
@@ -83,8 +84,10 @@ class Shapes:
         assert params.model
         return params.model.text_length
 
-    def load_transformer(self, folder: Path) -> WanTransformer3DModel:
-        return load_model(WanTransformer3DModel, folder)
+    def load_transformer(self, folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
+        transformer = load_model(WanTransformer3DModel, folder)
+        cast_weights(transformer, dtype)
+        return transformer
 
     def load_text(self, folder: Path) -> WordEncoder:
         return WordEncoder.load(folder)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hiar import config
 from hiar.errors import UserError
-from hiar.worlds.interface import FIRST_CLIP, SPLIT, TEXT, TRANSFORMER, Part, Trainable
+from hiar.io.files import file_hash
+from hiar.worlds.interface import SPLIT, TEXT, TRANSFORMER, Part, Trainable
 from hiar.worlds.wan.base import convert_base
 from hiar.worlds.wan.codec import WanCodec, load_codec
 from hiar.worlds.wan.embeddings import embed
@@ -53,13 +54,11 @@ class Wan:
             raise UserError(f"prompt {prompt[:40]!a}: character {error.start} is no text; give it in UTF-8") from None
 
     def prompts(self, *, seed: int, first: int, count: int) -> list[str]:
-        """Lines of the file for the purpose that numbers from ``first`` on serve, again from its start at its end."""
-        sampled = FIRST_CLIP["sample"] <= first < FIRST_CLIP["sample"] + SPLIT
-        field = "sample_prompts" if sampled else "prompts"
-        path: Path | None = getattr(self.settings, field)
+        """Lines of the file, the same for every purpose, again from its start at its end."""
+        path, content = self.settings.prompts, self.settings.prompts_sha256
         if path is None:
-            raise UserError(f"params.yaml: world.{field}: is null; name a text file with one prompt a line")
-        lines = _lines(path, path.stat().st_mtime_ns if path.exists() else 0)
+            raise UserError("params.yaml: world.prompts: is null; name a text file with one prompt a line")
+        lines = _lines(path, content, path.stat().st_mtime_ns if path.exists() else 0)
         return [lines[number % SPLIT % len(lines)] for number in range(first, first + count)]
 
     def clips(self, *, seed: int, first: int, count: int, frames: int) -> NoReturn:
@@ -99,10 +98,10 @@ class Wan:
     def words(self, params: config.Params) -> int:
         return MAX_TOKENS
 
-    def load_transformer(self, folder: Path) -> WanTransformer3DModel:
+    def load_transformer(self, folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
         """A checkpoint's own transformer, or the base's that it refers to."""
         base = locate(folder)
-        return load_transformer(folder if base is None else base / TRANSFORMER, torch.float32)
+        return load_transformer(folder if base is None else base / TRANSFORMER, dtype)
 
     def load_text(self, folder: Path) -> CachedText:
         return CachedText(_base(folder))
@@ -156,6 +155,12 @@ def _base(folder: Path) -> Path:
 
 
 @lru_cache
-def _lines(path: Path, changed: int) -> list[str]:
-    """The prompts of a file, as it was when it ``changed`` last."""
-    return list(PromptFile(path))
+def _lines(path: Path, content: str | None, changed: int) -> list[str]:
+    """The prompts of a file with a content, as it was when it ``changed`` last."""
+    lines = list(PromptFile(path))
+    if content is not None and (found := file_hash(path)) != content:
+        raise UserError(
+            f"{path}: SHA-256 = {found}: params.yaml says {content}; bring the file back, or run the experiment with "
+            "`hiar run`, which takes it as it is"
+        )
+    return lines

@@ -1,0 +1,130 @@
+"""How a walk fits in the memory that is free: how many videos at a time, and in which order, told before it begins."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+from hiar.config import Order, Passes
+from hiar.contexts import rule_of
+from hiar.errors import UserError
+from hiar.grid import Grid, fastest
+from hiar.io.artifacts import write_text
+from hiar.memory.sampling import decode_bytes, walk_bytes
+from hiar.models.generator import Generator, Walk
+from hiar.models.rings import ring_bytes as one_ring
+from hiar.rollout.cell import Rollout
+
+GB = 1e9
+SETTLED = ".way"  # holds what an unfinished folder was begun with
+USABLE = 0.9  # of what is free: the rest is for kernels' own buffers and fragments
+TRIFLE = 0.01  # of it: where caches take less, what else a walk takes is not worth finding out
+
+
+class Way(NamedTuple):
+    """How a grid is walked, and how many videos at a time. memory: bytes of one, where that was found out."""
+
+    order: Order
+    passes: Passes
+    videos: int
+    memory: int | None = None
+
+    def caches(self, grid: Grid) -> int:
+        """How many caches are in memory at a time."""
+        return 1 if self.order == "step_first" else grid.caches
+
+    @property
+    def told(self) -> str:
+        """What one video takes, for a line that tells all choices."""
+        return "" if self.memory is None else f", of {self.memory / GB:.3g} GB each with what else it takes"
+
+
+def settled_way(folder: Path, way: Way) -> Way:
+    """The way that an unfinished folder of samples was begun with; begun now, it is this one."""
+    path = folder / SETTLED
+    if not path.exists():
+        write_text(path, json.dumps(way))
+    return Way(*json.loads(path.read_text(encoding="utf-8")))
+
+
+def way_of(source: Generator, walk: Walk, rollout: Rollout, most: int = 1, *, together: bool = False) -> Way:
+    """The fastest way that fits in what is free of the memory, of at most so many videos like those of ``rollout``.
+
+    That is the one with the fewest forward calls, of fewer videos at a time where memory is short, and where even one
+    is too much, step by step, which has one step's cache in memory. The video is the same. together: it is decoded
+    block by block while it is made, not afterwards. Raises UserError when nothing fits.
+    """
+    grid, free = rollout.grid, int(USABLE * free_bytes(rollout.text.device))
+    order, passes = fastest(walk.context)
+    rings = ring_bytes(source, grid, most)
+    if rings < TRIFLE * free:
+        return Way(order, passes, most)
+    ways: list[tuple[Order, Passes]] = [(order, passes)]
+    if not together and grid.blocks is not None and not rule_of(walk.context).waits:
+        ways.append(("step_first", "fused"))
+    decoding = decode_bytes(source, source.card.video.block if grid.blocks is None else source.codec.chunk)
+    needed = 0
+    for order, passes in ways:
+        each = walk_bytes(source, rollout, order, passes)
+        room = free - decoding if together else free
+        if min(room, free - decoding) >= 0 and (videos := min(most, room // each)):
+            return Way(order, passes, videos, each)
+        needed = each + decoding if together else max(each, decoding)
+    window = source.card.video.window
+    raise UserError(
+        f"video.window = {window}: the caches of {window} frames and what else a video takes are {needed / GB:.3g} GB, "
+        f"{free / GB:.3g} GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window, or "
+        "a device with more memory"
+    )
+
+
+def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = None) -> int:
+    """Bytes of the keys and values of a walk's caches, or of some of them, their windows full."""
+    config = source.denoiser.transformer.config
+    dim = config.num_attention_heads * config.attention_head_dim
+    one = one_ring(config.num_layers, dim, source.block_tokens, grid.window, source.denoiser.dtype.itemsize)
+    return one * videos * (grid.caches if caches is None else caches)
+
+
+def check_memory(source: Generator, rollout: Rollout, caches: int | None = None) -> None:
+    """Raise UserError when a rollout's caches, or this many of them, do not fit in what is free of the memory."""
+    videos, window = len(rollout.samples), source.card.video.window
+    needed, free = ring_bytes(source, rollout.grid, videos, caches), free_bytes(rollout.text.device)
+    if needed > free:
+        raise UserError(
+            f"video.window = {window}: the caches of {window} frames take {needed / GB:.3g} GB for {videos} video(s) "
+            f"at a time, {free / GB:.3g} GB are free; give fewer prompts at a time or more memory"
+        )
+
+
+def check_frames(source: Generator, frames: int, count: int, batch: int, out: Path, field: str = "--frames") -> None:
+    """Raise UserError when ``count`` videos of so many frames, ``batch`` at a time, do not fit in memory or ``out``.
+
+    Their latents are whole in memory before they are written, and on the disk before the videos. ``field`` is what
+    asks for the frames.
+    """
+    at_once = min(count, batch)
+    latent = frames * 4 * math.prod(source.latent_size)
+    part = source.codec.pictures(min(frames, source.codec.chunk))
+    shown = part * 3 * source.world.height * source.world.width * (4 + 4 + 1)  # floats, their copy, bytes
+    needed, free = at_once * latent + max(at_once * latent, shown), psutil.virtual_memory().available
+    place = next(folder for folder in [out, *out.absolute().parents] if folder.is_dir())
+    room = shutil.disk_usage(place).total
+    memory = f"{at_once} video(s) at a time take {needed / GB:.3g} GB of memory, {free / GB:.3g} GB are free"
+    disk = f"the latents take {count * latent / GB:.3g} GB, the disk has {room / GB:.3g} GB"
+    for short, what in ((needed > free, memory), (count * latent > room, disk)):
+        if short:
+            raise UserError(f"{field} = {frames}: {what}; ask for fewer, or watch one video with `hiar stream`")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
