@@ -54,7 +54,7 @@ def calls(grid: Grid, slots: list[list[Slot]]) -> tuple[dict[Cell, list[Call]], 
 
 def draw(walk: Walk, caption: str, blocks: int = BLOCKS, steps: int = STEPS, window: int = WINDOW) -> str:
     """An SVG drawing of a walk; blocks from left to right, steps from top to bottom."""
-    grid = make_grid(walk.order, walk.context, blocks=blocks, steps=steps, window=window)
+    grid = make_grid(walk.context, blocks=blocks, steps=steps, window=window)
     places = walk.places(grid)
     slots = timeline(places, [[1.0] * len(passes) for passes in places])
     denoised, shown = calls(grid, slots)

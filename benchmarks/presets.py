@@ -69,7 +69,7 @@ class Preset:
         return self.window // self.block
 
     def grid(self, walk: Walk, blocks: int) -> Grid:
-        return make_grid(walk.order, walk.context, blocks=blocks, steps=self.steps, window=self.window_blocks)
+        return make_grid(walk.context, blocks=blocks, steps=self.steps, window=self.window_blocks)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Probe:
     def __init__(self, setup: Setup, rows: int) -> None:
         """rows: of the largest forward call."""
         preset = setup.preset
-        grid = make_grid("step_first", "output", blocks=10**9, steps=preset.steps, window=preset.window_blocks)
+        grid = make_grid("output", blocks=10**9, steps=preset.steps, window=preset.window_blocks)
         self.setup, self.grid = setup, grid
         self.memory = Memory(setup.denoiser, setup.rollout(grid))
         self.rings = Rings(probe_caches(rows), grid.window)

@@ -32,7 +32,7 @@ class Walk:
         return [list(walk_passes(grid, "diagonal", self.passes, steps)) for steps in shares]
 
 
-SELF_FORCING = Walk("block_first", "clean", "separate")
+SELF_FORCING = Walk("block_first", "finished", "separate")
 HIAR = Walk("step_first", "output", "separate")
 FUSED = Walk("step_first", "output", "fused")
 BATCHED = Walk("diagonal", "output", "batched")
@@ -41,7 +41,7 @@ SHARED_BATCHED = Walk("diagonal", "shared", "batched")
 
 ALONE = [
     SELF_FORCING,
-    Walk("block_first", "clean", "fused"),
+    Walk("block_first", "finished", "fused"),
     HIAR,
     FUSED,
     BATCHED,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from hiar.config import Context, ContextLevel, Order
+from hiar.config import Context, ContextLevel
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ class ContextRule:
         """Why the steps of a grid cannot be walked apart, by several processes; None where they can."""
         if self.left:
             return f"{self.name} context goes from later steps back to earlier ones"
-        return f"order block_first with {self.name} context waits for whole blocks" if self.finished else None
+        return f"{self.name} context waits for whole blocks" if self.finished else None
 
 
 RULES: dict[Context, ContextRule] = {
+    "finished": ContextRule("finished", "x0", finished=True),  # Self-Forcing
     "clean": ContextRule("clean", "x0"),
     "output": ContextRule("output", "after"),
     "input": ContextRule("input", "before"),
     "shared": ContextRule("shared", "after", left=True),
 }
-FINISHED = ContextRule("clean", "x0", finished=True)  # Self-Forcing
 
 
 def context_words(context: Context, level: ContextLevel | None) -> str:
@@ -83,10 +83,6 @@ def context_words(context: Context, level: ContextLevel | None) -> str:
     return f"{context} context{said}"
 
 
-def rule_of(order: Order, context: Context, level: ContextLevel | None = None) -> ContextRule:
-    """The rule of a method: clean context walked block by block is Self-Forcing's, of finished blocks.
-
-    level: where output context is not shown at the whole output level; None: it is.
-    """
-    rule = FINISHED if (order, context) == ("block_first", "clean") else RULES[context]
-    return rule if level is None else replace(rule, scale=level)
+def rule_of(context: Context, level: ContextLevel | None = None) -> ContextRule:
+    """The rule of a context; level: where output context is not shown at the whole output level, None: it is."""
+    return RULES[context] if level is None else replace(RULES[context], scale=level)

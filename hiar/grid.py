@@ -139,7 +139,6 @@ ORDERS: dict[Order, Callable[[Grid], Iterator[Cell]]] = {
 
 
 def make_grid(
-    order: Order,
     context: Context,
     level: ContextLevel | None = None,
     *,
@@ -149,15 +148,13 @@ def make_grid(
     sinks: int = 0,
     given: int = 0,
 ) -> Grid:
-    """The grid of a method."""
-    return Grid(blocks, steps, rule_of(order, context, level), window, sinks, given)
+    """The grid of a context; every order walks the same one."""
+    return Grid(blocks, steps, rule_of(context, level), window, sinks, given)
 
 
-def fastest(order: Order, context: Context) -> tuple[Order, Passes]:
-    """The order and passes with the fewest forward calls that give the same video as ``order``."""
-    if rule_of(order, context).finished:
-        return order, "fused"
-    return "diagonal", "batched"
+def fastest(context: Context) -> tuple[Order, Passes]:
+    """The order and passes with the fewest forward calls: every order that a context has gives the same video."""
+    return ("block_first", "fused") if rule_of(context).finished else ("diagonal", "batched")
 
 
 def check_walk(order: Order, context: Context, passes: Passes) -> None:
@@ -170,7 +167,7 @@ def check_walk(order: Order, context: Context, passes: Passes) -> None:
         f"only the cells of an anti-diagonal do not wait for each other; use order diagonal, or fewer with {order}",
     )
     require(
-        passes != "fused" or order != "block_first" or rule_of(order, context).waits,
+        passes != "fused" or order != "block_first" or rule_of(context).waits,
         "passes",
         passes,
         f"block_first has moved on when the next block reads a context at the {context} level; use order diagonal",

@@ -51,8 +51,7 @@ def rolled_out(
     clip = GOLDEN["given/clip"] if room == "given" else None
     blocks, exit_step = expected.shape[2] // SIZES["block"], 2 if name.endswith("exit_step_2") else None
     grid = make_grid(
-        order,
-        "clean" if context == "finished" else context,  # type: ignore[arg-type]
+        context,  # type: ignore[arg-type]
         blocks=blocks,
         steps=SIZES["steps"],
         window=window_of(name, blocks),

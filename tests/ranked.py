@@ -38,8 +38,7 @@ class Case(NamedTuple):
 def rollouts(case: Case) -> list[Rollout]:
     """Three prompts in flight, the last batch smaller, the blocks of one prompt fewer; the window slides."""
     text = torch.randn(5, 5, 8, generator=torch.Generator().manual_seed(2))
-    walk = ("diagonal", case.context, case.level)
-    grid = make_grid(*walk, blocks=7, steps=STEPS, window=3, sinks=case.sinks, given=case.given)
+    grid = make_grid(case.context, case.level, blocks=7, steps=STEPS, window=3, sinks=case.sinks, given=case.given)
     sigmas = step_sigmas(STEPS, 5.0)
     return [
         Rollout(grid, sigmas, SHAPE, "sde", 7, range(2), text[:2]),

@@ -215,7 +215,7 @@ class WrittenOut:
                     shown.append((1 - level) * x0 + level * noise(n, j + 1) if j + 1 < s else x0)
                 latents = after
         else:
-            assert (self.variant.order, self.variant.context) == ("block_first", "clean")
+            assert (self.variant.order, self.variant.context) == ("block_first", "finished")
             level, seen = torch.tensor(self.conventions.context_noise), []
             for n in blocks:
                 x = noise(n, 0)

@@ -27,7 +27,7 @@ Order = Annotated[
     str | None, typer.Option(help="block_first, step_first or diagonal; default: as trained.", show_default=False)
 ]
 Context = Annotated[
-    str | None, typer.Option(help="clean, output, input or shared; default: as trained.", show_default=False)
+    str | None, typer.Option(help="finished, clean, output, input or shared; default: as trained.", show_default=False)
 ]
 Level = Annotated[
     str | None,

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from hiar.errors import BrokenRule, require
 
 Order = Literal["block_first", "step_first", "diagonal"]
-Context = Literal["clean", "output", "input", "shared"]
+Context = Literal["finished", "clean", "output", "input", "shared"]
 Passes = Literal["separate", "fused", "batched"]
 Prediction = Literal["flow", "x0"]
 AttentionMode = Literal["bidirectional", "causal"]
@@ -32,6 +32,7 @@ NonNegative = Annotated[float, Field(ge=0, le=1e9)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average
 File = Annotated[Path, Field(strict=False)]  # written as text
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 of a file
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]  # a part of a path
 
 
@@ -45,6 +46,10 @@ def require_order(order: Order, context: Context) -> None:
     """Raise BrokenRule for an order in which no block finds its context."""
     remedy = "shared context is left by a later step of the block before; use block_first or diagonal"
     require(context != "shared" or order != "step_first", "order", order, remedy)
+    remedy = "finished context waits until a block is; use block_first, or context clean: what a step takes for clean"
+    require(context != "finished" or order == "block_first", "order", order, remedy)
+    remedy = "is what a single step takes for clean, in the other orders; Self-Forcing's is finished"
+    require(context != "clean" or order != "block_first", "context", context, remedy)
 
 
 def require_level(context: Context, level: float | tuple[float, ...] | None) -> None:

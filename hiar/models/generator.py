@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from hiar import config
@@ -66,6 +66,13 @@ class Card(config.Section):
     schedule: config.Schedule
     conventions: config.Conventions | None  # none of a teacher, which shows no context
     precision: config.Precision  # it was trained with, and computes in
+
+    @field_validator("walk", mode="before")
+    @classmethod
+    def _renamed(cls, walk: Any) -> Any:
+        """Older cards call the context of finished blocks clean."""
+        former = {"order": "block_first", "context": "clean"}
+        return walk | {"context": "finished"} if isinstance(walk, dict) and former.items() <= walk.items() else walk
 
 
 @dataclass
@@ -144,14 +151,14 @@ class Generator:
         save_card(folder, self.card)
 
 
-def load_generator(folder: Path) -> Generator:
-    """The generator of a checkpoint folder, frozen.
+def load_generator(folder: Path, dtype: torch.dtype = torch.float32) -> Generator:
+    """The generator of a checkpoint folder, frozen, its denoiser's weights in a type but for what Wan keeps in full.
 
     Raises UserError when a part is missing, broken or of another shape, or a weight is not finite.
     """
     card = load_card(folder)
     world = open_world(card.world)
-    transformer = world.load_transformer(folder / TRANSFORMER)
+    transformer = world.load_transformer(folder / TRANSFORMER, dtype)
     text, codec = world.load_text(folder / TEXT), world.load_codec(folder / CODEC)
     shape = transformer.config
     for field, found, wanted, why in (

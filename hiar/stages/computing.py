@@ -64,7 +64,7 @@ def choose(source: Generator, walk: Walk, rollout: Rollout, rollouts: int = 1) -
 
 def work(walk: Walk, rollout: Rollout) -> tuple[int, float]:
     """How many blocks most forward calls of a walk are on, and how many calls there are."""
-    grid, walked = rollout.grid, fastest(walk.order, walk.context)
+    grid, walked = rollout.grid, fastest(walk.context)
     beginning = replace(grid, blocks=ENOUGH if grid.blocks is None else min(grid.blocks, ENOUGH))
     rows = mode(len(step.write + step.denoise) for step in walk_passes(beginning, *walked))
     return rows, math.inf if grid.blocks is None else count_passes(grid, *walked)

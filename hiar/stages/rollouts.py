@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hiar.config import Context, ContextLevel, Order
 from hiar.errors import BrokenRule, UserError, require
-from hiar.grid import check_walk, fastest, make_grid
+from hiar.grid import check_walk, make_grid
 from hiar.models.generator import Card, Generator, Walk
 from hiar.parameters import explain
 from hiar.rollout.cell import OURS, Rollout
@@ -60,9 +60,7 @@ def make_rollout(
     """
     card = source.card
     block = card.video.block
-    order, _ = fastest(walk.order, walk.context)
     grid = make_grid(
-        order,
         walk.context,
         walk.level,
         blocks=None if frames is None else frames // block,

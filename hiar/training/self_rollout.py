@@ -36,11 +36,10 @@ class SelfRollout:
         variant, video, schedule = self.variant, self.video, self.schedule
         # Steps behind the exit change nothing before it, except where they leave its context.
         grid = make_grid(
-            variant.order,
             variant.context,
             variant.level,
             blocks=self.windows * video.frames // video.block,
-            steps=schedule.student_steps if rule_of(variant.order, variant.context).left else exit_step + 1,
+            steps=schedule.student_steps if rule_of(variant.context).left else exit_step + 1,
             window=video.window_blocks,
             sinks=video.sink_blocks,
         )

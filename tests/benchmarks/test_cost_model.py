@@ -16,7 +16,7 @@ def test_a_pipeline_of_two_steps_by_hand():
     denoises it to 2.5 and delivers it to 3.0.
     """
     walk = pipelined("separate", 2)
-    grid = make_grid("diagonal", "output", blocks=3, steps=2, window=2)
+    grid = make_grid("output", blocks=3, steps=2, window=2)
     places = walk.places(grid)
     costs = Costs(forward=(1.0,), message=0.25, delivery=0.5)
     seconds = [place_seconds(costs, grid, passes) for passes in places]
@@ -30,7 +30,7 @@ def test_a_pipeline_of_two_steps_by_hand():
 
 def test_every_part_of_a_walk_is_counted_once():
     """Three blocks, two steps, fused: 2 x (one row, two pairs); block 0 sees one block less than the window holds."""
-    grid = make_grid("step_first", "output", blocks=3, steps=2, window=2)
+    grid = make_grid("output", blocks=3, steps=2, window=2)
     (passes,) = FUSED.places(grid)
     costs = Costs((1.0, 1.5), context=0.125, around=0.5, noise=8.0, renoise=16.0, place=32.0, condition=64.0)
     first = 1.0 - 0.125 + 0.5
@@ -46,14 +46,14 @@ def test_every_part_of_a_walk_is_counted_once():
 
 
 def test_blocks_that_leave_their_keys_cost_more():
-    grid = make_grid("block_first", "shared", blocks=2, steps=3, window=2)
+    grid = make_grid("shared", blocks=2, steps=3, window=2)
     (passes,) = SHARED.places(grid)
     with_it, without = (sum(place_seconds(Costs((1.0,), leave=leave), grid, passes)) for leave in (0.5, 0.0))
     assert with_it - without == 0.5 * 4  # two blocks, the steps after the first
 
 
 def test_one_process_takes_the_sum_of_its_passes():
-    grid = make_grid("step_first", "output", blocks=3, steps=4, window=2)
+    grid = make_grid("output", blocks=3, steps=4, window=2)
     assert predict(Costs((1.0,)), grid, HIAR.places(grid), cores=1) == 4 * (3 + 2)
 
 

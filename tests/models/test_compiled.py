@@ -114,7 +114,7 @@ def test_layers_that_cannot_be_compiled_stay_as_they_are(source: Generator, monk
     ("order", "context", "rows", "calls"),
     [
         ("step_first", "output", 8, 20 + 4 - 1),
-        ("block_first", "clean", 1, 20 * 4),
+        ("block_first", "finished", 1, 20 * 4),
         ("block_first", "shared", 2, 38 + 4),
     ],
 )

@@ -26,8 +26,8 @@ WALKS: list[tuple[Order, Context, Passes]] = [
     ("step_first", "clean", "separate"),
     ("step_first", "output", "fused"),
     ("diagonal", "clean", "batched"),
-    ("block_first", "clean", "separate"),
-    ("block_first", "clean", "fused"),
+    ("block_first", "finished", "separate"),
+    ("block_first", "finished", "fused"),
     ("block_first", "output", "separate"),
     ("block_first", "shared", "separate"),
     ("diagonal", "shared", "batched"),
@@ -46,7 +46,7 @@ def gradients(loss: Tensor, model: Denoiser) -> Tensor:
 def rollout_gradients(checkpointing: bool, order: Order, context: Context, passes: Passes, exit_step: int, **grid: Any):
     model = student(checkpointing)
     steps = STEPS if context == "shared" else exit_step + 1
-    planned = make_grid(order, context, blocks=BLOCKS, steps=steps, **grid)
+    planned = make_grid(context, blocks=BLOCKS, steps=steps, **grid)
     rollout = Rollout(planned, step_sigmas(STEPS, 5.0), SHAPE, "sde", 7, range(2), TEXT)
     video = generate(model, rollout, order, passes=passes, grad_step=exit_step, exit_step=exit_step)
     return gradients(video.square().sum(), model)
@@ -67,7 +67,7 @@ def test_a_rollouts_gradients_are_the_plain_ones_to_the_bit(
         assert torch.equal(again, plain)
 
 
-@pytest.mark.parametrize(("order", "context"), [("step_first", "output"), ("block_first", "clean")])
+@pytest.mark.parametrize(("order", "context"), [("step_first", "output"), ("block_first", "finished")])
 def test_so_are_those_of_rollouts_of_several_windows(order: Order, context: Context) -> None:
     roll_out = SelfRollout(
         block_shape=SHAPE,
@@ -90,7 +90,7 @@ def test_so_are_those_taken_while_the_walk_goes_on() -> None:
     found = []
     for checkpointing in (False, True):
         model = student(checkpointing)
-        grid = make_grid("block_first", "clean", blocks=BLOCKS, steps=STEPS, window=3)
+        grid = make_grid("finished", blocks=BLOCKS, steps=STEPS, window=3)
         rollout = Rollout(grid, step_sigmas(STEPS, 5.0), SHAPE, "sde", 7, range(2), TEXT)
         videos = []
         for _, block in walk(model, rollout, "block_first", grad_step=STEPS - 1):

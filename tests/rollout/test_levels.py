@@ -24,14 +24,14 @@ LEVELS: list[ContextLevel] = [0.0, 0.85, (0.8, 1.0), (1.0, 0.0)]
 
 
 def make_rollout(context: Context = "output", renoise: Renoise = "sde", **geometry: int) -> Rollout:
-    grid = make_grid("step_first", context, blocks=6, steps=STEPS, window=3, **geometry)  # type: ignore[arg-type]
+    grid = make_grid(context, blocks=6, steps=STEPS, window=3, **geometry)  # type: ignore[arg-type]
     text = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2))
     return Rollout(grid, step_sigmas(STEPS, 5.0), SHAPE, renoise, 7, range(2), text)
 
 
 def at_level(level: ContextLevel, renoise: Renoise = "sde", **geometry: int) -> Rollout:
     rollout = make_rollout("output", renoise, **geometry)
-    rule = rule_of("step_first", "output", level)
+    rule = rule_of("output", level)
     return dataclasses.replace(rollout, grid=dataclasses.replace(rollout.grid, rule=rule))
 
 

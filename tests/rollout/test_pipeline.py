@@ -104,7 +104,7 @@ def test_a_pipeline_may_have_one_batch_only() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [range(2), range(1, 2)])
 def test_a_place_holds_no_more_the_longer_it_walks(steps: range) -> None:
-    grid = make_grid("diagonal", "output", blocks=140, steps=2, window=3)
+    grid = make_grid("output", blocks=140, steps=2, window=3)
     rollout = Rollout(grid, step_sigmas(2, 5.0), SHAPE, "sde", 7, range(1), torch.zeros(1, 5, 8))
     alive, model = {}, tiny_denoiser()
     del model.transformer.blocks[1]

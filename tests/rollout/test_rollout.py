@@ -23,7 +23,6 @@ STEPS, BLOCK, SHAPE = 3, 2, (3, 2, 4, 4)
 
 
 def make_rollout(
-    order: Order = "step_first",
     context: Context = "output",
     *,
     blocks: int | None = 6,
@@ -34,7 +33,7 @@ def make_rollout(
     batch: int = 2,
     steps: int = STEPS,
 ) -> Rollout:
-    grid = make_grid(order, context, blocks=blocks, steps=steps, window=window, sinks=sinks, given=given)
+    grid = make_grid(context, blocks=blocks, steps=steps, window=window, sinks=sinks, given=given)
     text = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(2))[:batch]
     return Rollout(grid, step_sigmas(STEPS, 5.0), SHAPE, renoise, 7, range(batch), text)
 
@@ -65,7 +64,7 @@ WALKS: list[tuple[Context, Order, Order, Passes]] = [
     ("input", "step_first", "diagonal", "batched"),
     ("clean", "step_first", "step_first", "fused"),
     ("clean", "step_first", "diagonal", "batched"),
-    ("clean", "block_first", "block_first", "fused"),
+    ("finished", "block_first", "block_first", "fused"),
     ("shared", "block_first", "block_first", "fused"),
     ("shared", "block_first", "diagonal", "fused"),
     ("shared", "block_first", "diagonal", "batched"),
@@ -82,8 +81,8 @@ def test_fused_and_batched_passes_are_the_separate_ones(
     model = tiny_denoiser()
     options = {"blocks": 9, "window": window, "sinks": sinks, "given": given}
     clip = torch.randn(2, 3, given * BLOCK, 4, 4, generator=torch.Generator().manual_seed(3)) if given else None
-    expected = generate(model, make_rollout(order, context, **options), order, clip)  # type: ignore[arg-type]
-    rollout = make_rollout(fast_order, context, **options)  # type: ignore[arg-type]
+    rollout = make_rollout(context, **options)  # type: ignore[arg-type]
+    expected = generate(model, rollout, order, clip)
     assert relative_error(generate(model, rollout, fast_order, clip, passes=passes), expected) < 1e-5
 
 
@@ -96,7 +95,7 @@ def test_gradients_of_fused_passes_are_those_of_separate_ones(
         for walk_order, kind in ((order, "separate"), (fast_order, passes)):
             model = tiny_denoiser()
             steps = STEPS if context == "shared" else exit_step + 1
-            rollout = make_rollout(walk_order, context, steps=steps)
+            rollout = make_rollout(context, steps=steps)
             video = generate(model, rollout, walk_order, passes=kind, grad_step=exit_step, exit_step=exit_step)  # type: ignore[arg-type]
             (video**2).sum().backward()
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
@@ -115,7 +114,7 @@ def test_shared_context_is_what_the_next_step_left(window: int, given: int, sink
     """
     model = tiny_denoiser()
     clip = torch.randn(2, 3, given * BLOCK, 4, 4, generator=torch.Generator().manual_seed(3)) if given else None
-    rollout = make_rollout("block_first", "shared", window=window, given=given, sinks=sinks)
+    rollout = make_rollout("shared", window=window, given=given, sinks=sinks)
     shared = generate(model, rollout, "block_first", clip)
     assert relative_error(shared, listed_shared_rollout(model, rollout, clip)) < 1e-5
 
@@ -125,8 +124,8 @@ def test_with_one_step_shared_context_is_clean_context() -> None:
     model = tiny_denoiser()
     text = make_rollout().text
     videos = []
-    for context in ("shared", "clean"):
-        grid = make_grid("block_first", context, blocks=6, steps=1, window=3)  # type: ignore[arg-type]
+    for context in ("shared", "finished"):
+        grid = make_grid(context, blocks=6, steps=1, window=3)  # type: ignore[arg-type]
         rollout = Rollout(grid, step_sigmas(1, 5.0), SHAPE, "sde", 7, range(2), text)
         videos.append(generate(model, rollout, "block_first"))
     assert torch.equal(*videos)
@@ -134,19 +133,18 @@ def test_with_one_step_shared_context_is_clean_context() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("order", "context", "passes"), [("diagonal", "output", "batched"), ("block_first", "clean", "fused")]
+    ("order", "context", "passes"), [("diagonal", "output", "batched"), ("block_first", "finished", "fused")]
 )
 def test_a_prompt_changes_at_a_block_border(order: Order, context: Context, passes: Passes) -> None:
     model = tiny_denoiser()
-    plain = make_rollout(order, context)
+    plain = make_rollout(context)
     other = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(5))
     changed = dataclasses.replace(plain, changes={3: other})
     before, after = (generate(model, rollout, order, passes=passes) for rollout in (plain, changed))
     assert relative_error(after[:, :, : 3 * BLOCK], before[:, :, : 3 * BLOCK]) < 1e-5
     assert not torch.allclose(after[:, :, 3 * BLOCK : 4 * BLOCK], before[:, :, 3 * BLOCK : 4 * BLOCK], atol=1e-2)
     if order == "diagonal":
-        step_first = dataclasses.replace(changed, grid=make_rollout("step_first", context).grid)
-        assert relative_error(after, generate(model, step_first, "step_first")) < 1e-5
+        assert relative_error(after, generate(model, changed, "step_first")) < 1e-5
     whole = dataclasses.replace(plain, changes={0: other})
     assert (
         relative_error(generate(model, whole, order), generate(model, dataclasses.replace(plain, text=other), order))
@@ -218,9 +216,9 @@ def test_a_given_clip_is_continued_alike_in_every_order(context: Context) -> Non
 def test_self_forcing_continues_a_clip() -> None:
     """Given its own first blocks back, a clip goes on as before: finished blocks are all the context there is."""
     model = tiny_denoiser()
-    whole = generate(model, make_rollout("block_first", "clean"), "block_first")
+    whole = generate(model, make_rollout("finished"), "block_first")
     given = whole[:, :, : 2 * BLOCK]
-    again = generate(model, make_rollout("block_first", "clean", given=2), "block_first", given)
+    again = generate(model, make_rollout("finished", given=2), "block_first", given)
     assert relative_error(again, whole) < 1e-5
 
 
@@ -237,7 +235,7 @@ def test_two_thousand_blocks_in_constant_memory() -> None:
     """Nothing a rollout keeps grows with its length: counted in the tensors alive, not in the process's memory."""
     model = tiny_denoiser()
     del model.transformer.blocks[1]
-    rollout = make_rollout("diagonal", "output", blocks=2000, batch=1, steps=2)
+    rollout = make_rollout("output", blocks=2000, batch=1, steps=2)
     alive = {}
     for n, _ in walk(model, rollout, "diagonal"):
         if n in (100, 1999):
@@ -248,7 +246,7 @@ def test_two_thousand_blocks_in_constant_memory() -> None:
 @torch.no_grad()
 def test_positions_are_relative_to_the_window() -> None:
     """Far beyond the position table's length attention depends only on how far apart blocks are."""
-    places = Memory(tiny_denoiser(), make_rollout("block_first", "clean", blocks=None)).places
+    places = Memory(tiny_denoiser(), make_rollout("finished", blocks=None)).places
     random = torch.Generator().manual_seed(5)
     query, *keys = (torch.randn(2, 8, 2, 12, generator=random) for _ in range(4))
     values = torch.randn(2, 24, 2, 12, generator=random)

@@ -114,7 +114,7 @@ def test_what_is_no_image_is_one_line(tmp_path: Path, content: bytes) -> None:
         read_image(tmp_path / "a.png", 2, 3, resize=False)
 
 
-ORDERS = [("block_first", "clean"), ("step_first", "output"), ("diagonal", "input"), ("block_first", "shared")]
+ORDERS = [("block_first", "finished"), ("step_first", "output"), ("diagonal", "input"), ("block_first", "shared")]
 
 
 @pytest.mark.parametrize(("order", "context"), ORDERS)
@@ -130,7 +130,7 @@ def test_a_clip_is_gone_on_from_as_its_latents_are(tmp_path: Path, order: Order,
     assert latents.shape[2] == 15
     given = student.codec.encode(to_video(read_mp4(tmp_path / "clip.mp4")[None, -9:]))
     assert torch.equal(latents[:, :, :9], given)
-    grid = make_grid(order, context, blocks=5, steps=4, window=student.card.video.window_blocks, given=3)
+    grid = make_grid(context, blocks=5, steps=4, window=student.card.video.window_blocks, given=3)
     sigmas = step_sigmas(4, student.card.schedule.student_shift)
     rollout = Rollout(grid, sigmas, student.block_shape, "sde", 3, [0], student.embed(request.prompts))
     expected = generate(student.denoiser, rollout, order, given)

@@ -29,7 +29,7 @@ PROMPTS = ["a red disc moves left", "a blue disc moves up"]
         ),
         (
             "distill",
-            ("--processes", 2, "--order", "block_first", "--context", "clean"),
+            ("--processes", 2, "--order", "block_first", "--context", "finished"),
             "--processes = 2: order block_first with clean context waits for whole blocks, so its steps cannot be "
             "shared out; leave it out, or use --order diagonal --context output",
         ),

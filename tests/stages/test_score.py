@@ -52,9 +52,9 @@ def test_summary_has_a_row_a_model_and_seed(workspace, params):
     keys = [(row["seed"], row["stage"], row["variant"], row["order"], row["context"]) for row in rows]
     one_seed = [
         ("teacher", "teacher", None, None),
-        ("init", "self-forcing", "block_first", "clean"),
+        ("init", "self-forcing", "block_first", "finished"),
         ("init", "hiar", "step_first", "output"),
-        ("distill", "self-forcing", "block_first", "clean"),
+        ("distill", "self-forcing", "block_first", "finished"),
         ("distill", "hiar", "step_first", "output"),
         ("distill", "hiar-no-fkl", "step_first", "output"),
     ]

@@ -50,7 +50,7 @@ def blocks_of(
 
 @pytest.mark.parametrize(
     ("order", "context"),
-    [("step_first", "output"), ("diagonal", "input"), ("block_first", "clean"), ("block_first", "shared")],
+    [("step_first", "output"), ("diagonal", "input"), ("block_first", "finished"), ("block_first", "shared")],
 )
 def test_the_blocks_are_those_of_sample(student: Generator, order: str, context: str) -> None:
     walk = Walk(order=order, context=context)

@@ -107,7 +107,7 @@ def test_contenders_compare_as_runs_that_meet_training_samples_and_scores(
     query = "tags.kind = 'contender' and tags.stage = 'distill' and tags.seed = '0'"
     both = records.client.search_runs([records.experiment.experiment_id], query, order_by=["metrics.good DESC"])
     assert [run.data.tags["method"] for run in both] == ["hiar", "self-forcing"]
-    assert [run.data.tags["context"] for run in both] == ["output", "clean"]
+    assert [run.data.tags["context"] for run in both] == ["output", "finished"]
     names = {"good", "se/good", "segments/good"}
     assert [run.data.metrics.keys() & names for run in both] == [names, names]
     assert records.points("self-forcing seed 0", "good") == [(0, 0.5)]

@@ -67,7 +67,7 @@ SETTINGS = Distill(
 )
 HIAR = Variant(order="step_first", context="output", level=1.0, forward_kl=None)
 LOWERED = Variant(order="step_first", context="output", level=(0.8, 0.0), forward_kl=None)
-SELF_FORCING = Variant(order="block_first", context="clean", level=None, forward_kl=None)
+SELF_FORCING = Variant(order="block_first", context="finished", level=None, forward_kl=None)
 TWO_WAYS = ForwardKL(weight=3.0, steps=2, attention="bidirectional")
 CAUSAL = ForwardKL(weight=3.0, steps=1, attention="causal")
 PLAIN = Conventions(given="level", sinks="turn", context_noise=0.0)

@@ -22,7 +22,7 @@ from hiar.training.self_rollout import SelfRollout
 SHAPE, STEPS, SEED, SAMPLES = (3, 2, 4, 4), 3, 7, range(4, 6)
 TEXT = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 CONVENTIONS = Conventions(given="level", sinks="turn", context_noise=0.0)
-KINDS: list[tuple[Order, Context]] = [("step_first", "output"), ("step_first", "input"), ("block_first", "clean")]
+KINDS: list[tuple[Order, Context]] = [("step_first", "output"), ("step_first", "input"), ("block_first", "finished")]
 
 
 def make_self_rollout(
@@ -60,7 +60,7 @@ def video_of(windows: Tensor, per_video: int) -> Tensor:
 def test_windows_are_the_rollout_cut_in_time(order: Order, context: Context, exit_step: int) -> None:
     windows, _ = rolled_out(make_self_rollout(order, context, windows=3), exit_step)
     assert windows.shape == (6, 3, 4, 4, 4)
-    grid = make_grid(order, context, blocks=6, steps=exit_step + 1, window=2)
+    grid = make_grid(context, blocks=6, steps=exit_step + 1, window=2)
     rollout = Rollout(grid, step_sigmas(STEPS, 2.0), SHAPE, "sde", SEED, SAMPLES, TEXT)
     video = generate(tiny_denoiser(seed=1), rollout, order)
     for n, window in enumerate(windows):
@@ -72,13 +72,13 @@ def test_windows_are_the_rollout_cut_in_time(order: Order, context: Context, exi
 def test_an_exit_is_what_a_whole_rollout_sees_at_that_step(order: Order, context: Context) -> None:
     """Step by step, the last one included, where it is the video itself."""
     roll_out, seen = make_self_rollout(order, context), {}
-    grid = make_grid(order, context, blocks=4, steps=STEPS, window=2)
+    grid = make_grid(context, blocks=4, steps=STEPS, window=2)
     memory = Memory(tiny_denoiser(seed=1), Rollout(grid, step_sigmas(STEPS, 2.0), SHAPE, "sde", SEED, SAMPLES, TEXT))
     for step in walk_passes(grid, order):
         carry_out(memory, step)
         seen |= {cell: memory.states[cell.block].x0 for cell in step.denoise}
     # Self-Forcing's contexts are finished blocks: an early exit finishes them early, so only its first block agrees.
-    blocks = 1 if context == "clean" else 4
+    blocks = 1 if context == "finished" else 4
     for exit_step in range(STEPS):
         video = video_of(rolled_out(roll_out, exit_step)[0], 2)[:, :, : 2 * blocks]
         expected = torch.cat([seen[Cell(block, exit_step)] for block in range(blocks)], dim=2)
@@ -89,7 +89,7 @@ def test_an_exit_is_what_a_whole_rollout_sees_at_that_step(order: Order, context
 def test_shared_context_is_at_the_exit_what_it_is_in_a_whole_rollout(exit_step: int) -> None:
     """Cutting the steps behind the exit would take its context away: it is left by the next step."""
     windows, _ = rolled_out(make_self_rollout("block_first", "shared"), exit_step, learn=True)
-    grid = make_grid("block_first", "shared", blocks=4, steps=STEPS, window=2)
+    grid = make_grid("shared", blocks=4, steps=STEPS, window=2)
     memory = Memory(tiny_denoiser(seed=1), Rollout(grid, step_sigmas(STEPS, 2.0), SHAPE, "sde", SEED, SAMPLES, TEXT))
     seen = {}
     with torch.no_grad():
@@ -134,7 +134,7 @@ def noise(block: int, step: int) -> Tensor:
         (("step_first", "output"), {"renoise": "euler"}, {}),
         (("step_first", "output"), {"sinks": 1}, {}),
         (("step_first", "output"), {"sinks": 1}, {"sinks": "stay"}),
-        (("block_first", "clean"), {}, {"context_noise": 0.3}),
+        (("block_first", "finished"), {}, {"context_noise": 0.3}),
     ],
 )
 def test_settings_of_the_rollout_are_passed_on(
@@ -146,7 +146,7 @@ def test_settings_of_the_rollout_are_passed_on(
     seen = dataclasses.replace(seen, conventions=CONVENTIONS.model_copy(update=conventions))
     windows, _ = rolled_out(seen, 1)
     plain, _ = rolled_out(make_self_rollout(order, context, windows=3), 1)
-    grid = make_grid(order, context, blocks=6, steps=2, window=2, sinks=options.get("sinks", 0))
+    grid = make_grid(context, blocks=6, steps=2, window=2, sinks=options.get("sinks", 0))
     sigmas, renoise = step_sigmas(STEPS, 2.0), options.get("renoise", "sde")
     rollout = Rollout(grid, sigmas, SHAPE, renoise, SEED, SAMPLES, TEXT, conventions=seen.conventions)
     expected = generate(tiny_denoiser(seed=1), rollout, order)

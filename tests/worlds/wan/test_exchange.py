@@ -105,8 +105,8 @@ def test_a_released_student_is_imported_sampled_and_streamed(
     ("preset", "walk"),
     [
         ("hiar", ("step_first", "output")),
-        ("self-forcing", ("block_first", "clean")),
-        ("causal-forcing", ("block_first", "clean")),
+        ("self-forcing", ("block_first", "finished")),
+        ("causal-forcing", ("block_first", "finished")),
     ],
 )
 def test_presets_are_the_released_students(
@@ -137,7 +137,7 @@ def test_any_size_that_the_codec_allows(run: Callable[..., str], student: Path) 
         assert words in run(*request, "--size", size, "--out", "none", code=2)
 
 
-WALKS: list[tuple[Order, Context]] = [("step_first", "output"), ("diagonal", "input"), ("block_first", "clean")]
+WALKS: list[tuple[Order, Context]] = [("step_first", "output"), ("diagonal", "input"), ("block_first", "finished")]
 
 
 def test_a_clip_is_gone_on_from_in_every_order(
@@ -158,7 +158,7 @@ def test_a_clip_is_gone_on_from_in_every_order(
         walk = ("--order", order, "--context", context)
         run(*request, "--video", "clip/0000.mp4", "--frames", 15, *walk, "--save-latents", "--out", "on")
         latents = load_file("on/latents.safetensors")["latents"]
-        grid = make_grid(order, context, blocks=5, steps=4, window=7, given=3)
+        grid = make_grid(context, blocks=5, steps=4, window=7, given=3)
         sigmas = step_sigmas(4, model.card.schedule.student_shift)
         text = model.embed([PROMPT])
         rollout = Rollout(grid, sigmas, model.block_shape, "sde", 5, [0], text, conventions=model.card.conventions)
