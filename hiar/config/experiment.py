@@ -183,9 +183,8 @@ class Params(Section):
         """Every process takes as many micro-batches as the others."""
         processes, spec = self.runtime.processes or 1, self.distill
         fresh = spec.windows if spec.replay is None else 1  # rollouts for the critic are not divided
-        batches = [("init.training", self.init.training.batch, self.init.training.micro_batch or 1)]
-        if self.teacher.training is not None:
-            batches.append(("teacher.training", self.teacher.training.batch, self.teacher.training.micro_batch or 1))
+        trained = (("init.training", self.init.training), ("teacher.training", self.teacher.training))
+        batches = [(name, training.batch, training.micro_batch or 1) for name, training in trained if training]
         batches.append(("distill", spec.batch, spec.micro_batch or 1))
         batches.append(("distill, of its critic", spec.critic_batch, (spec.micro_batch or 0) * spec.windows or fresh))
         for name, batch, size in batches:
@@ -198,6 +197,7 @@ class Params(Section):
         for field, section in own:
             require(section is not None, field, None, "is missing; the built-in world adopts none, give its numbers")
         assert self.world.kind == "shapes" and self.codec and self.model
+        require(self.init.source is None, "init.source", self.init.source, "the world trains its own; use null")
         require(self.sample.prompts is None, "sample.prompts", self.sample.prompts, "the world makes its own; use null")
         size, latent = self.world.size, self.world.size // self.codec.patch
         require(size % self.codec.patch == 0, "codec.patch", self.codec.patch, f"must divide world.size = {size}")

@@ -86,8 +86,18 @@ class Pairs(Section):
 
 
 class Init(Section):
-    training: Training
+    """The causal student before distillation: trained on the pairs, or somebody else's."""
+
+    training: Training | None  # null: adopted from ``source``
     sigma_floor: Positive  # as the teacher's
+    source: File | None = None  # whatever `hiar import` reads, of the base's size
+    weights: str | None = None  # which of its sets of weights, where it has several
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        remedy = "give training, or a source to adopt and training: null"
+        require((self.source is None) != (self.training is None), "source", self.source, remedy)
+        return self
 
 
 class Levels(Section):

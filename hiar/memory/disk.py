@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-from hiar.config import Params
 from hiar.memory.counting import network_bytes
 from hiar.memory.forecast import Models, meta_role, role_bytes
-from hiar.memory.steps import Sizes
 
 
 def disk(models: Models) -> dict[str, int]:
@@ -24,14 +22,9 @@ def disk(models: Models) -> dict[str, int]:
     return {
         "codec": models.codec if trained else 0,
         "teacher": weights + models.codec + models.text if trained else 0,
-        "pairs": host(params, models.sizes),
+        "pairs": params.pairs.count * (params.schedule.student_steps + 1) * clip,
         "init": weights,
         "distill": weights * len(params.compare.distill),
         "state of a training": sum(states),
         "samples": params.sample.videos * (clip + len(students) * params.sample.frames * frame),
     }
-
-
-def host(params: Params, sizes: Sizes) -> int:
-    """Bytes of the pairs, which a stage that trains on them has in memory whole."""
-    return params.pairs.count * (params.schedule.student_steps + 1) * math.prod(sizes.clips(1)) * 4

@@ -109,6 +109,8 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
     if stage not in TRAINED:
         raise ValueError(f"{stage} has no networks that fill a GPU")
     if stage == "init":
+        if params.init.training is None:
+            raise ValueError("an init that is adopted is not trained")
         entries = _role("student", models, gpus, params.init.training.optimizer)
         peaks = imagine(lambda count, *n: steps.init(count, sizes, *n), sizes, [models.student])
         gathered, rings = [models.trained()], 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from hiar.config import Params, Variant
-from hiar.memory.disk import disk, host
+from hiar.memory.disk import disk
 from hiar.memory.forecast import USABLE, Forecast, Models, forecast
 from hiar.memory.steps import live_caches, training_grid
 
@@ -24,7 +24,8 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
         f"{batch} sample(s) a GPU at a time; {cards}, of which {USABLE:.0%} may be filled"
     )
     yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before"
-    for stage in stages:
+    adopted = params.init.training is None
+    for stage in [stage for stage in stages if not (adopted and stage == "init")]:
         variant, name = dearest(params)
         found = forecast(models, stage, variant, batch, gpus)
         yield ""
@@ -32,7 +33,6 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
         yield from (f"  {e.role:<13}{e.what:<18}{e.bytes / GB:>9.2f}" for e in found.entries if e.bytes)
         yield f"  {'all':<31}{found.total / GB:>9.2f}  {advice(models, found, variant, batch, gpus, memory)}"
     yield ""
-    yield f"host memory: {host(params, models.sizes) / GB:.3g} GB of pairs, in every process that trains on them"
     parts = disk(models)
     yield f"disk, GB, of each of {len(params.seeds)} seed(s), in the order of the stages"
     yield from (f"  {name:<31}{size / GB:>9.2f}" for name, size in parts.items() if size)

@@ -30,6 +30,7 @@ from hiar.parameters import merge, parse_params, read_yaml
 from hiar.stages.common import sample_world
 from hiar.stages.comparison import read_summary
 from hiar.stages.distill import _real_score
+from hiar.stages.exchange import export_checkpoint
 from hiar.stages.sample import sample_latents
 from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
@@ -184,6 +185,26 @@ def test_distillation_asks_the_real_score_that_is_named(chain: Path, params: Par
     named = params.distill.model_copy(update={"real_score": tmp_path / "gone"})
     with pytest.raises(UserError, match=r"gone/transformer"):
         _run("distill", params.model_copy(update={"distill": named}), tmp_path / "work", seed=0, variant="hiar")
+
+
+def test_an_init_may_be_somebody_elses(chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the regression: a released file, as the experiment says it is to be used; then it is distilled."""
+    monkeypatch.setenv("HIAR_TRACKING", "off")
+    made = chain / "artifacts" / "seed-0" / "init"
+    export_checkpoint(made, "self-forcing", tmp_path / "ode_init.pt")
+    work = tmp_path / "work"
+    shutil.copytree(chain, work, ignore=lambda folder, names: {"init", "samples", "distill"} & set(names))
+    adopted = {"init": {"training": None, "source": str(tmp_path / "ode_init.pt"), "weights": "generator"}}
+    asked = parse_params(merge(params.model_dump(mode="json"), adopted), Path("mine.yaml"))
+    _run("init", asked, work, seed=0)
+    init = load_generator(work / "artifacts" / "seed-0" / "init")
+    assert init.card == load_generator(made).card
+    before = load_generator(made).denoiser.state_dict()
+    assert all(torch.equal(before[name], value) for name, value in init.denoiser.state_dict().items())
+    assert read_manifest(work / "artifacts/seed-0/init", "checkpoint")["source"] == "ode_init.pt"
+    _run("distill", asked, work, seed=0, variant="self-forcing")
+    with pytest.raises(UserError, match=r"mine\.yaml: init\.source = None: give training, or a source to adopt and"):
+        parse_params(merge(params.model_dump(mode="json"), {"init": {"training": None}}), Path("mine.yaml"))
 
 
 def _of_width(text_dim: int) -> tuple[dict[str, Stored], dict[str, object]]:
