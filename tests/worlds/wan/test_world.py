@@ -187,7 +187,9 @@ def test_distillation_asks_the_real_score_that_is_named(chain: Path, params: Par
         _run("distill", params.model_copy(update={"distill": named}), tmp_path / "work", seed=0, variant="hiar")
 
 
-def test_an_init_may_be_somebody_elses(chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_init_may_be_somebody_elses(
+    chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In place of the regression: a released file, as the experiment says it is to be used; then it is distilled."""
     monkeypatch.setenv("HIAR_TRACKING", "off")
     made = chain / "artifacts" / "seed-0" / "init"
