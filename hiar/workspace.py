@@ -20,6 +20,7 @@ from hiar.config import Params
 from hiar.errors import UserError, suggest
 from hiar.io.files import file_hash, write_text, writing
 from hiar.parameters import merge, parse_params, read_yaml
+from hiar.vbench.doctor import check_vbench
 
 PARAMS = "params.yaml"
 LINKS = ("hiar", ".dvcignore")
@@ -66,9 +67,10 @@ def override_of(root: Path, name: str) -> Path:
 def open_workspace(root: Path, name: str | None) -> Path:
     """The folder of an experiment, made and brought up to date where need be; params.yaml is validated first.
 
-    Raises UserError for parameters that are not valid, and where the folder cannot be written.
+    Raises UserError for parameters that are not valid, VBench's dimensions that cannot run here, and where the folder
+    cannot be written.
     """
-    experiment_params(root, name)
+    check_vbench(experiment_params(root, name).score.vbench)
     with _settings(root):
         _do_without_git(root)
     if name is None:

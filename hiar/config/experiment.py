@@ -19,6 +19,7 @@ from hiar.config.section import (
     Precision,
     Probability,
     Section,
+    VBenchDimension,
 )
 from hiar.config.training import Distill, Init, Pairs, Teacher, Variant
 from hiar.errors import UserError, require, suggest
@@ -64,6 +65,8 @@ class Score(Section):
     good_color: Positive  # largest colour error of a good frame
     hop: Positive  # displacement between frames that counts as a hop, pixels
     segments: Count  # a video is cut into for drift
+    # VBench's, in the environment that `make vbench` builds; none: VBench is not needed.
+    vbench: Annotated[list[VBenchDimension], Distinct]
 
 
 class Report(Section):

@@ -15,6 +15,24 @@ Context = Literal["finished", "clean", "output", "input", "shared"]
 Passes = Literal["separate", "fused", "batched"]
 Prediction = Literal["flow", "x0"]
 AttentionMode = Literal["bidirectional", "causal"]
+VBenchDimension = Literal[
+    "subject_consistency",
+    "background_consistency",
+    "temporal_flickering",
+    "motion_smoothness",
+    "dynamic_degree",
+    "aesthetic_quality",
+    "imaging_quality",
+    "object_class",
+    "multiple_objects",
+    "human_action",
+    "color",
+    "spatial_relationship",
+    "scene",
+    "appearance_style",
+    "temporal_style",
+    "overall_consistency",
+]
 Renoise = Literal["sde", "euler"]
 Precision = Literal["no", "bf16"]  # accelerate's mixed precision
 Shape = Literal["disc", "wide_bar", "tall_bar", "square", "diamond", "ring"]

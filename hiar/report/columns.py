@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +85,14 @@ METRICS = (
     ),
     Metric("dynamic", "Moving", "Share of videos whose speed is at least half the world's slowest."),
 )
+
+
+def vbench_columns(dimensions: Sequence[str]) -> list[Metric]:
+    """Columns of VBench's dimensions."""
+    return [
+        Metric(f"vbench_{name}", f"VBench {name.replace('_', ' ')}", f"VBench's {name}, raw.", "higher")
+        for name in dimensions
+    ]
 
 
 def good_by_part(parts: int) -> list[Metric]:

@@ -58,7 +58,7 @@ def comparison(
     table = Table(caption, [Head(metric.name, metric.definition, metric.better) for metric in metrics])
     marked = {metric.key: _as_good_as_best(metric, students) for metric in metrics}
     for series, figures in [*students.items(), *references.items()]:
-        cells = [_cell(figures[metric.key], series in marked[metric.key]) for metric in metrics]
+        cells = [_cell(figures.get(metric.key), series in marked[metric.key]) for metric in metrics]
         table.rows.append(Row(series, cells, figures[metrics[0].key]["n"], reference=series in references))
     return table
 
@@ -84,7 +84,9 @@ def _close(one: Summary, other: Summary) -> bool:
     return abs(one["mean"] - other["mean"]) <= TOLERANCE * error
 
 
-def _cell(summary: Summary, best: bool) -> Cell:
+def _cell(summary: Summary | None, best: bool) -> Cell:
+    if summary is None:  # of a reference that this was not measured of
+        return Cell("", "", best)
     places, se = decimals(summary["mean"]), summary["se"]
     return Cell(f"{summary['mean']:.{places}f}", "" if se is None else f"{se:.{places}f}", best)
 

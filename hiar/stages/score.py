@@ -35,8 +35,10 @@ from hiar.stages.comparison import (
     too_short,
 )
 from hiar.stages.truth import write_true_videos
+from hiar.stages.vbench import RECORDS, score_samples
 from hiar.tracking.figures import record_figures
 from hiar.tracking.stage import tracked
+from hiar.vbench.doctor import check_vbench
 from hiar.worlds.interface import open_world
 
 WORLD = {"stage": "world", "variant": "world", "order": None, "context": None}  # among the contenders' videos
@@ -49,11 +51,13 @@ def run(params: Params, workspace: Path) -> None:
     Writes metrics/summary.json, `nested` by contender, and metrics/world.json, a row a seed: what was scored and how,
     and the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Beside them
     metrics/videos.jsonl has a line a video of either: what its prompt and noise are shared with, for paired statistics.
+    Of the contenders also VBench's dimensions that ``score.vbench`` names, and in metrics/vbench.json what made them.
     Raises UserError when samples are missing, altered, or too short.
     """
     began = time.monotonic()
     torch.set_num_threads(params.runtime.threads)
-    summary = workspace / "metrics" / "summary.json"
+    summary, vbench = workspace / "metrics" / "summary.json", params.score.vbench
+    check_vbench(vbench)
     everything = [(contender, contender.samples(workspace)) for contender in contenders(params)]
     for _, folder in everything:
         read_manifest(folder, SAMPLES)
@@ -62,12 +66,20 @@ def run(params: Params, workspace: Path) -> None:
         protocol = replace(protocol_of(folder, params), world=params.world)
         inputs.append((contender, protocol, _checked(folder, protocol)))
     with tracked("score", None, None, params, workspace) as run:
-        rows, videos = [], []
+        rows, videos, made = [], [], {}
         for contender, protocol, samples in inputs:
             values, _ = _score_samples(samples, protocol)
-            metrics = summaries(values)
+            metrics, each = summaries(values), _each_video(asdict(contender), values)
+            if vbench:
+                place = samples.folder.relative_to(workspace / "artifacts")
+                out = workspace / RECORDS / place
+                found = score_samples(samples.folder, samples.paths, vbench, out, params.runtime.device)
+                metrics |= found.metrics
+                made[str(place)] = found.facts
+                for video, own in zip(each, found.values, strict=True):
+                    video["metrics"] |= own
             rows.append({**asdict(contender), "metrics": metrics})
-            videos += _each_video(asdict(contender), values)
+            videos += each
         truth = []
         if open_world(params.world).has_clips:
             protocol = Protocol(params.world, params.score, params.video.block, params.video.block)
@@ -77,6 +89,7 @@ def run(params: Params, workspace: Path) -> None:
                 videos += _each_video({**WORLD, "seed": seed}, values)
         write_json(summary, nested(rows))
         write_json(workspace / "metrics" / "world.json", truth)
+        write_json(workspace / "metrics" / "vbench.json", made)
         write_text(workspace / "metrics" / "videos.jsonl", "".join(json_line(video) for video in videos))
         run.artifact(summary)
     record_figures(params, workspace, rows)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from hiar.errors import UserError
 from hiar.vbench.dimensions import DIMENSIONS
-from hiar.vbench.environment import Environment
-from hiar.vbench.weights import Held, inspect
+from hiar.vbench.environment import Environment, default_folder, find_environment
+from hiar.vbench.weights import Held, inspect, weights_folder
 
 # How packages are had that no registry has.
 _BUILT = {
@@ -34,6 +34,12 @@ def examine(environment: Environment, folder: Path, dimensions: Iterable[str] = 
     named = list(dimensions)
     held = {file: inspect(folder, file) for file in dict.fromkeys(_files(named))}
     return [_finding(environment, name, [held[file] for file in DIMENSIONS[name].files]) for name in named]
+
+
+def check_vbench(dimensions: Collection[str]) -> None:
+    """Raise UserError where one cannot run here: before hours are spent on what it is to score."""
+    if dimensions:
+        require_runnable(examine(find_environment(default_folder()), weights_folder(), dimensions))
 
 
 def require_runnable(findings: Collection[Finding]) -> None:

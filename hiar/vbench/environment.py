@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,9 @@ class Environment(NamedTuple):
 
 
 def default_folder() -> Path:
-    """Where `make vbench` builds the environment: beside the code that runs."""
+    """Where `make vbench` builds the environment, beside the code that runs; HIAR_VBENCH names another place."""
+    if folder := os.environ.get("HIAR_VBENCH"):
+        return Path(folder)
     return Path(__file__).resolve().parents[2] / FOLDER
 
 

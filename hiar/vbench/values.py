@@ -10,6 +10,7 @@ import numpy as np
 Record = Mapping[str, Any]  # the official fields of a video's or a clip's result; `video_results` is its value
 
 _SUMMED = {"aesthetic_quality", "imaging_quality", "human_action", "color"}
+UNIT = {"imaging_quality": 100}  # how many times as large a video's result is as it counts in the value
 # Means over frames: what is summed, and what counts.
 _RATIOS = {
     "background_consistency": ("video_sim", "cnt_per_video"),
@@ -38,7 +39,7 @@ def dimension_value(dimension: str, records: Sequence[Record]) -> float:
         return float(np.mean([value for one in records for value in one["frame_results"]]))
     values = [one["video_results"] for one in records]
     mean = _total(values) / len(values) if dimension in _SUMMED else float(np.mean(values))
-    return mean / 100 if dimension == "imaging_quality" else mean
+    return mean / UNIT.get(dimension, 1)
 
 
 def long_values(dimension: str, clips: Mapping[str, Sequence[Record]]) -> tuple[float, dict[str, float]]:
@@ -49,7 +50,7 @@ def long_values(dimension: str, clips: Mapping[str, Sequence[Record]]) -> tuple[
     """
     videos = {name: _mean([one["video_results"] for one in records]) for name, records in clips.items() if records}
     value = _mean(list(videos.values()))
-    return value / 100 if dimension == "imaging_quality" else value, videos
+    return value / UNIT.get(dimension, 1), videos
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from safetensors.torch import load_file
 from tiny import relative_error
 from transformers import PreTrainedTokenizerFast
+from vbench_toys import asked, behave, build_environment, lay_weights
 
 from hiar.config import Params
-from hiar.errors import UserError
+from hiar.config.section import VBenchDimension
+from hiar.errors import RunFailed, UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.files import file_hash
 from hiar.io.video import read_mp4
@@ -32,6 +35,7 @@ from hiar.stages.comparison import read_summary
 from hiar.stages.distill import _real_score
 from hiar.stages.exchange import export_checkpoint
 from hiar.stages.sample import sample_latents
+from hiar.vbench.dimensions import DIMENSIONS
 from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
 from hiar.worlds.wan import CachedText
@@ -185,6 +189,50 @@ def test_distillation_asks_the_real_score_that_is_named(chain: Path, params: Par
     named = params.distill.model_copy(update={"real_score": tmp_path / "gone"})
     with pytest.raises(UserError, match=r"gone/transformer"):
         _run("distill", params.model_copy(update={"distill": named}), tmp_path / "work", seed=0, variant="hiar")
+
+
+def test_an_experiment_ends_in_vbenchs_figures(
+    chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a toy in VBench's place, whose values are the sizes of files."""
+    names = ["imaging_quality", "temporal_flickering"]
+    asked_for = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
+    monkeypatch.setenv("HIAR_TRACKING", "off")
+    monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "venv"))
+    with pytest.raises(UserError, match="venv: holds no environment of VBench; build it with `make vbench`"):
+        _run("score", asked_for, chain)
+    build_environment(tmp_path / "venv")
+    weights = lay_weights(tmp_path / "weights", *names)
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(weights))
+    work = tmp_path / "work"
+    shutil.copytree(chain, work)
+    for _ in range(2):
+        _run("score", asked_for, work)
+    samples = work / "artifacts" / "seed-0" / "samples"
+    assert len(asked(weights)) == 2 * 5 * 2  # dimensions, contenders, videos: of the second time, none
+    for row in read_summary(asked_for, work):
+        folder = samples / row["stage"] / ("" if row["stage"] == "teacher" else row["variant"])
+        sizes = [path.stat().st_size / 1e7 for path in sorted(folder.glob("*.mp4"))]
+        assert row["metrics"]["vbench_imaging_quality"]["mean"] == pytest.approx(sum(sizes) / 2)
+        assert (row["metrics"]["vbench_imaging_quality"]["n"], len(sizes)) == (2, 2)
+    lines = [json.loads(line) for line in (work / "metrics" / "videos.jsonl").read_text().splitlines()]
+    assert all(line["metrics"].keys() >= {"vbench_temporal_flickering", "border_jump"} for line in lines)
+    mean = sum(line["metrics"]["vbench_imaging_quality"] for line in lines if line["stage"] == "teacher") / 2
+    assert mean == pytest.approx(read_summary(asked_for, work)[0]["metrics"]["vbench_imaging_quality"]["mean"])
+    made = json.loads((work / "metrics" / "vbench.json").read_text())
+    assert made["seed-0/samples/teacher"]["imaging_quality"]["weights"].keys() == {
+        "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"
+    }
+    _run("report", asked_for, work)
+    assert "VBench imaging quality" in (work / "reports" / "index.html").read_text()
+    behave(weights, temporal_flickering="raise")
+    shutil.rmtree(work / ".hiar" / "vbench")
+    with pytest.raises(RunFailed, match="temporal_flickering: no value; temporal_flickering: "):
+        _run("score", asked_for, work)
+
+
+def test_dimensions_are_vbenchs() -> None:
+    assert get_args(VBenchDimension) == tuple(DIMENSIONS)
 
 
 def test_an_init_may_be_somebody_elses(

@@ -1,0 +1,53 @@
+"""VBench's figures of an experiment's samples, for its scores: the same package and records as `hiar vbench score`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from hiar.errors import RunFailed
+from hiar.metrics.summary import Summary, summarise
+from hiar.vbench.runner import score_folder
+from hiar.vbench.values import UNIT
+
+RECORDS = Path(".hiar", "vbench")  # in a workspace: what is kept by video, so that nothing is done twice
+PREFIX = "vbench_"  # of metrics by these names
+
+
+class Figures(NamedTuple):
+    """values: of each video, in the order of their names. facts: what made them, weights and versions among it."""
+
+    metrics: dict[str, Summary]
+    values: list[dict[str, float]]
+    facts: dict[str, object]
+
+
+def score_samples(samples: Path, videos: Sequence[Path], dimensions: Sequence[str], out: Path, device: str) -> Figures:
+    """Score the ``videos`` of a folder; what is in ``out`` of the same ones is not done again.
+
+    A dimension's mean is VBench's own figure. Raises UserError for what `check_vbench` refuses, and RunFailed when a
+    dimension breaks down.
+    """
+    failed = score_folder(samples, dimensions, out, device=_device(device)).failed
+    if failed:
+        raise RunFailed(f"{samples}: {', '.join(failed)}: no value; {next(iter(failed.values()))}")
+    values: list[dict[str, float]] = [{} for _ in videos]
+    metrics: dict[str, Summary] = {}
+    facts: dict[str, object] = {}
+    for name in dimensions:
+        result = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        for own, path in zip(values, videos, strict=True):
+            if (value := result["by_video"][path.name]) is not None:
+                own[PREFIX + name] = float(value) / UNIT.get(name, 1)
+        known = torch.tensor([own[PREFIX + name] for own in values if PREFIX + name in own])
+        metrics[PREFIX + name] = summarise(known) | {"mean": result["value"]}
+        facts[name] = {field: result[field] for field in ("protocol", "device", "weights", "versions")}
+    return Figures(metrics, values, facts)
+
+
+def _device(asked: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
