@@ -1,0 +1,78 @@
+"""What the files of infra/ say, read as the tools that take them would."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+from commands import ROOT
+
+INFRA = ROOT / "infra"
+KUBERNETES = INFRA / "kubernetes"
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
+
+
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((INFRA / "compose.yaml").read_text(encoding="utf-8"))
+
+
+def manifests() -> list[dict[str, Any]]:
+    """Every object that is given to a cluster, as written: what kustomize reads for itself is none."""
+    found = [one for path in sorted(KUBERNETES.rglob("*.yaml")) for one in documents(path)]
+    return [one for one in found if one["kind"] != "Kustomization"]
+
+
+def pod_specs(tree: Any) -> list[dict[str, Any]]:
+    """The specs of pods that lie anywhere in an object: what has a list of containers with images."""
+    if isinstance(tree, list):
+        return [spec for one in tree for spec in pod_specs(one)]
+    if not isinstance(tree, dict):
+        return []
+    own = [tree] if "containers" in tree else []
+    return own + [spec for one in tree.values() for spec in pod_specs(one)]
+
+
+def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def units() -> dict[str, dict[str, list[str]]]:
+    """The [Service] part of each systemd unit: what each key was given, in order."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for path in sorted((INFRA / "systemd").glob("*.service")):
+        keys = found[path.name.removeprefix("hiar-").removesuffix(".service").rstrip("@")] = {}
+        for key, value in re.findall(r"^(\w+)=(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+            keys.setdefault(key, []).append(value)
+    return found
+
+
+def pools() -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (INFRA / "pools").glob("*.json")}
+
+
+def deployed(name: str) -> dict[str, Any]:
+    """The container of a server or the worker in the cluster."""
+    (spec,) = [
+        pod_specs(one)[0]
+        for one in manifests()
+        if one["kind"] in ("Deployment", "StatefulSet") and one["metadata"]["name"] == name
+    ]
+    return spec["containers"][0]
+
+
+def said(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def tool(name: str) -> str | None:
+    import sys
+
+    return shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
