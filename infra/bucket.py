@@ -23,7 +23,7 @@ def main(name: str) -> int:
         except (BotoCoreError, ClientError) as error:
             refused = isinstance(error, ClientError) and error.response["ResponseMetadata"]["HTTPStatusCode"] < 500
             if refused or time.monotonic() > until:
-                print(f"error: bucket {name}: {' '.join(str(error).split())}", file=sys.stderr)
+                sys.stderr.write(f"error: bucket {name}: {' '.join(str(error).split())}\n")
                 return 1
             time.sleep(1)
 

@@ -1,4 +1,4 @@
-"""Each file is what its tool takes: schemas, parsers and linters, as far as they go without an engine, cluster or cloud."""
+"""Each file is what its tool takes: schemas, parsers, linters, as far as they go without engine, cluster and cloud."""
 
 import json
 import re
@@ -101,7 +101,7 @@ def test_compose_knows_every_field() -> None:
 
 
 def test_what_pools_put_together_is_declared() -> None:
-    """As Prefect does it: each variable a schema of its own, its default one of its values, and none that nobody set."""
+    """Each variable has a schema, its default is one of its values, and none is used that is not declared."""
     assert set(pools()) == {"process", "docker", "kubernetes"}
     for pool in pools().values():
         variables = pool["variables"]
