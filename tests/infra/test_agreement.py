@@ -7,6 +7,7 @@ import re
 import shlex
 import stat
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -358,3 +359,14 @@ def test_the_experiment_of_the_gpu_jobs_exists_and_fits_what_they_ask_for() -> N
     assert f"#SBATCH --gpus-per-node={text['runtime']['processes']}\n" in (INFRA / "slurm.sbatch").read_text()
     assert set(yaml.safe_load((INFRA / "skypilot.yaml").read_text())["resources"]["accelerators"].values()) == gpus
     assert os.access(INFRA / "at-commit", os.X_OK)
+
+
+def test_an_audit_that_could_not_look_is_none() -> None:
+    audit = run_path(str(INFRA / "audit.py"))["verdict"]
+    good = {"name": "a", "version": "1", "vulns": []}
+    bad = {"name": "b", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}]}
+    skipped = {"name": "c", "skip_reason": "Dependency not found"}
+    assert audit({"dependencies": [good]})[0] == 0
+    assert audit({"dependencies": [good, skipped]})[0] == 2
+    assert audit({"dependencies": [bad, skipped]}) == (1, ["b 2: CVE-1, mended in 3"])
+    assert audit({"dependencies": []})[0] == 2
