@@ -14,7 +14,7 @@ def verdict(report: dict[str, Any]) -> tuple[int, list[str]]:
     """The exit code and the lines to show for a report of pip-audit."""
     packages = report["dependencies"]
     lines = [
-        f"{one['name']} {one['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'no version yet'}"
+        f"{one['name']} {one['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'no version'}"
         for one in packages
         for found in one.get("vulns", [])
     ]

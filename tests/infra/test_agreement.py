@@ -370,3 +370,16 @@ def test_an_audit_that_could_not_look_is_none() -> None:
     assert audit({"dependencies": [good, skipped]})[0] == 2
     assert audit({"dependencies": [bad, skipped]}) == (1, ["b 2: CVE-1, mended in 3"])
     assert audit({"dependencies": []})[0] == 2
+
+
+def test_the_docker_pool_finds_what_compose_made() -> None:
+    tree, variables = compose(), pools()["docker"]["variables"]["properties"]
+    assert variables["networks"]["default"] == [f"{tree['name']}_default"]
+    assert [one.removeprefix(f"{tree['name']}_") for one in variables["volumes"]["default"]] == tree["services"][
+        "worker"
+    ]["volumes"]
+    told = (INFRA / "README.md").read_text()
+    for name, value in variables["env"]["default"].items():
+        assert not value.startswith("{{") or (
+            name in SECRETS and name.lower().replace("_", "-") in value and name in told
+        )
