@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,21 @@ from commands import ROOT
 
 INFRA = ROOT / "infra"
 KUBERNETES = INFRA / "kubernetes"
+
+
+SERVERS = {"prefect": 4200, "mlflow": 5000, "store": 8333}
+SECRETS = {  # what infra/secrets.sh writes
+    "PGPASSWORD",
+    "PREFECT_SERVER_API_AUTH_STRING",
+    "PREFECT_API_AUTH_STRING",
+    "MLFLOW_AUTH_ADMIN_USERNAME",
+    "MLFLOW_AUTH_ADMIN_PASSWORD",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+}
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -73,6 +90,44 @@ def said(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]
 
 
 def tool(name: str) -> str | None:
-    import sys
-
     return shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
+
+
+def unit_command(name: str) -> list[str]:
+    """A unit's command as the image would get it: programs by name, its files in their places, the port open to all."""
+    (line,) = units()[name]["ExecStart"]
+    words = [
+        word.replace("/opt/hiar/infra", "/opt/infra").replace("/opt/hiar/.venv/bin/", "") for word in shlex.split(line)
+    ]
+    return [word.removeprefix("/usr/local/bin/") for word in words]
+
+
+def environments() -> dict[str, dict[str, str | None]]:
+    """The environment of every process that the files start, by file and name; None for a value that is a reference."""
+    found: dict[str, dict[str, str | None]] = {}
+    for name, service in compose()["services"].items():
+        found[f"compose {name}"] = {
+            key: None if str(value).startswith("${") else str(value)
+            for key, value in service.get("environment", {}).items()
+        }
+    for number, spec in enumerate(pod_specs(manifests())):
+        for one in containers(spec):
+            found[f"kubernetes {one['name']} {number}"] = {
+                each["name"]: each["value"] if "valueFrom" not in each else None for each in one.get("env", [])
+            }
+    clients = (KUBERNETES / "clients.env").read_text().split()
+    found["kubernetes clients"] = dict(line.split("=", 1) for line in clients)
+    for name, unit in units().items():
+        found[f"systemd {name}"] = (
+            dict(pair.split("=", 1) for line in unit["Environment"] for pair in line.split())
+            if "Environment" in unit
+            else {}
+        )
+    for name in ("docker", "kubernetes", "process"):
+        default = pools()[name]["variables"]["properties"]["env"].get("default", {})
+        found[f"pool {name}"] = {
+            key: None if value.startswith("{{ prefect.blocks.secret.") else value for key, value in default.items()
+        }
+    sky = yaml.safe_load((INFRA / "skypilot.yaml").read_text())
+    found["skypilot"] = sky["envs"] | sky["secrets"]
+    return found
