@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo test test-long lint types browser crash-test mutants mlflow prefect clean
+.PHONY: help setup unmoved vbench demo test test-long lint types audit browser crash-test mutants mlflow prefect clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -81,6 +81,15 @@ lint: $(READY) ## ruff and the import-layer contracts
 
 types: $(READY) ## mypy
 	$(BIN)/mypy
+
+# In an environment of its own: what it needs has no business in the lock that it looks through.
+AUDIT := .venv-audit
+
+audit: $(READY) ## look every locked package up among known vulnerabilities (where pypi.org answers)
+	@test -x $(AUDIT)/bin/pip-audit || { $(BIN)/python -m venv $(AUDIT) \
+		&& $(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	@$(AUDIT)/bin/pip-audit --requirement requirements.lock --requirement infra/requirements-servers.txt --no-deps \
+		--disable-pip --progress-spinner off --format json 2>$(AUDIT)/log | $(BIN)/python infra/audit.py
 
 # The report's test opens it in a browser. Where one cannot be installed, that test skips and says why.
 browser:

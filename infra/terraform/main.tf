@@ -1,0 +1,111 @@
+# The bucket behind the DVC remote and MLflow's artifacts on AWS, with policies for who may use it and no more:
+#   terraform -chdir=infra/terraform init && terraform -chdir=infra/terraform apply -var bucket=NAME
+terraform {
+  required_version = ">= 1.6"
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = "~> 6.0"
+    }
+  }
+}
+
+provider "aws" {
+  region = var.region
+}
+
+resource "aws_s3_bucket" "hiar" {
+  bucket = var.bucket
+
+  lifecycle {
+    prevent_destroy = true
+  }
+}
+
+resource "aws_s3_bucket_public_access_block" "hiar" {
+  bucket                  = aws_s3_bucket.hiar.id
+  block_public_acls       = true
+  block_public_policy     = true
+  ignore_public_acls      = true
+  restrict_public_buckets = true
+}
+
+resource "aws_s3_bucket_ownership_controls" "hiar" {
+  bucket = aws_s3_bucket.hiar.id
+
+  rule {
+    object_ownership = "BucketOwnerEnforced"
+  }
+}
+
+resource "aws_s3_bucket_server_side_encryption_configuration" "hiar" {
+  bucket = aws_s3_bucket.hiar.id
+
+  rule {
+    apply_server_side_encryption_by_default {
+      sse_algorithm = "AES256"
+    }
+  }
+}
+
+# What `hiar storage gc`, or a thief of the keys, deletes can be had back for a while.
+resource "aws_s3_bucket_versioning" "hiar" {
+  bucket = aws_s3_bucket.hiar.id
+
+  versioning_configuration {
+    status = "Enabled"
+  }
+}
+
+# Which runs are kept is decided by `hiar storage gc`, which knows what belongs together: nothing here ages by itself.
+resource "aws_s3_bucket_lifecycle_configuration" "hiar" {
+  bucket     = aws_s3_bucket.hiar.id
+  depends_on = [aws_s3_bucket_versioning.hiar]
+
+  rule {
+    id     = "parts-of-broken-uploads"
+    status = "Enabled"
+    filter {}
+
+    abort_incomplete_multipart_upload {
+      days_after_initiation = 7
+    }
+  }
+
+  rule {
+    id     = "deleted-objects"
+    status = "Enabled"
+    filter {}
+
+    noncurrent_version_expiration {
+      noncurrent_days = var.days_to_regret
+    }
+    expiration {
+      expired_object_delete_marker = true
+    }
+  }
+}
+
+data "aws_iam_policy_document" "transport" {
+  statement {
+    sid       = "NothingInTheClear"
+    effect    = "Deny"
+    actions   = ["s3:*"]
+    resources = [aws_s3_bucket.hiar.arn, "${aws_s3_bucket.hiar.arn}/*"]
+
+    principals {
+      type        = "*"
+      identifiers = ["*"]
+    }
+    condition {
+      test     = "Bool"
+      variable = "aws:SecureTransport"
+      values   = ["false"]
+    }
+  }
+}
+
+resource "aws_s3_bucket_policy" "hiar" {
+  bucket = aws_s3_bucket.hiar.id
+  policy = data.aws_iam_policy_document.transport.json
+}

