@@ -138,7 +138,7 @@ def test_experiments_that_would_mislead_or_break_down_later(project):
 def test_what_yaml_merges_may_be_overridden(project):
     (project / "experiments" / "mine.yaml").write_text(
         "variants:\n  one: &one {order: diagonal, context: output, level: 1.0, forward_kl: null}\n"
-        "  two: &two {<<: *one, context: clean, level: null}\n  three: {<<: *two, order: block_first}\n"
+        "  two: &two {<<: *one, context: clean, level: null}\n  three: {<<: *two, order: step_first}\n"
     )
     hiar("config", "check", "mine", folder=project)
 

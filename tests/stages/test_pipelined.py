@@ -30,7 +30,7 @@ PROMPTS = ["a red disc moves left", "a blue disc moves up"]
         (
             "distill",
             ("--processes", 2, "--order", "block_first", "--context", "finished"),
-            "--processes = 2: order block_first with clean context waits for whole blocks, so its steps cannot be "
+            "--processes = 2: finished context waits for whole blocks, so its steps cannot be "
             "shared out; leave it out, or use --order diagonal --context output",
         ),
         (
