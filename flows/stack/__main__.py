@@ -1,4 +1,4 @@
-"""`python -m flows.stack up|down|status`: start, end and look at the stack of the project that is the current folder."""
+"""`python -m flows.stack up|down|status`: start, end and look at the stack of the project in the current folder."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def up(stack: Stack) -> int:
         print("the stack is at work already")
     for server in SERVERS:
         print(f"{server:8} {stack.url(server)}")
-    print(f"healthy after {time.monotonic() - began:.0f} s; keys: {stack.folder / 'secrets.env'}, logs: {stack.folder / 'logs'}")
+    print(f"healthy after {time.monotonic() - began:.0f} s; keys in {stack.folder / 'secrets.env'}, logs beside it")
     return 0
 
 
@@ -59,10 +59,8 @@ def down(stack: Stack) -> int:
         if lock is not None:
             print("the stack is not at work")
             return 0
-    try:
+    with suppress(Exception):  # it is about to start, or damaged: what follows ends it too
         _supervisor(stack).shutdown()
-    except Exception:  # it is about to start, or damaged: what follows ends it too
-        pass
     end = time.monotonic() + ENDING_SECONDS
     while not _is_free(stack):
         if time.monotonic() > end:
@@ -80,15 +78,15 @@ def status(stack: Stack) -> int:
     healthy = {server: is_healthy(stack, server) for server in SERVERS}
     states = _states(stack)
     for name, state in states.items():
-        answer = {True: "answers", False: "does not answer"}.get(healthy.get(name, None), "")  # type: ignore[arg-type]
-        print(f"{name:12} {state:10} {stack.url(name) if name in SERVERS else '':24} {answer}".rstrip())
+        said = f"{stack.url(name)} {'answers' if healthy[name] else 'does not answer'}" if name in healthy else ""
+        print(f"{name:12} {state:10} {said}".rstrip())
     return 0 if all(healthy.values()) and all(state == RUNNING for state in states.values()) else 1
 
 
 def _start(stack: Stack, lock: int) -> None:
     """Start supervisord, which inherits the lock. Raises UserError where the kernel gives no name spaces."""
     contained = stack.contained.split()
-    if shutil.which("unshare") is None or subprocess.run([*contained, "true"], capture_output=True).returncode != 0:
+    if shutil.which(contained[0]) is None or subprocess.call([*contained, "true"], stderr=subprocess.DEVNULL) != 0:
         raise UserError(
             "unshare: gives no name space of processes here, without which what a killed server leaves would live on; "
             "install util-linux, allow user name spaces (sysctl kernel.unprivileged_userns_clone=1), or use infra/"
@@ -139,7 +137,8 @@ def _check_time(stack: Stack, what: str, began: float) -> None:
     if _is_free(stack):
         raise RunFailed(f"the stack ended while it started: {_last_line(stack.folder / 'logs' / 'start.log')}")
     if time.monotonic() > began + HEALTHY_SECONDS:
-        raise RunFailed(f"{what}: not healthy after {HEALTHY_SECONDS:.0f} s; see {stack.folder / 'logs'}, then make stack-down")
+        logs = stack.folder / "logs"
+        raise RunFailed(f"{what}: not healthy after {HEALTHY_SECONDS:.0f} s; see {logs}, then make stack-down")
     time.sleep(0.3)
 
 

@@ -1,8 +1,9 @@
 """`python -m flows.stack.watcher`: what died is marked as crashed, which frees its slot, and takes another attempt.
 
 Prefect's automations cannot be left alone with this: after a server's restart one turned a completed run into a crashed
-one. Here a run is touched only while it is running or pending, was started by a deployment (others cannot be scheduled
-again, and emit heartbeats at other times), and gave no sign of life for longer than this watcher and the server were up.
+one. Here a run is touched only while it is running or pending and gave no sign of life for longer than this watcher
+and the server were up, or has just crashed, as its worker says of a process that was killed; and only where it was
+started by a deployment: others cannot be scheduled again, and emit heartbeats at other times.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 LOOK_SECONDS = 5.0
 SILENCE = {"RUNNING": timedelta(seconds=70), "PENDING": timedelta(seconds=110)}  # heartbeats come every 30 s
+RECENT = timedelta(hours=1)  # what crashed before is past
 ATTEMPTS = 10  # of a run in all
 HEARTBEAT = "prefect.flow-run.heartbeat"
 
@@ -44,24 +46,22 @@ def main() -> None:
 
 
 def look(client: Any, up_since: datetime, now: datetime | None = None) -> list[str]:
-    """Mark the runs that are silent as crashed and schedule them again; what was done, in lines.
+    """Mark the runs that are silent as crashed, and schedule those that crashed again; what was done, in lines.
 
     client: Prefect's, synchronous. up_since: silence before it counts for nothing.
     """
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-    from prefect.client.schemas.objects import StateType
-
     now = now or datetime.now(UTC)
-    states = FlowRunFilterStateType(any_=[StateType(name) for name in SILENCE])
-    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=states)))
     done = []
-    for run in runs:
+    for run in _runs(client, "CRASHED"):
+        if run.deployment_id is not None and run.run_count < ATTEMPTS and now - run.state.timestamp < RECENT:
+            done += _schedule(client, run)
+    for run in _runs(client, *SILENCE):
         allowed = SILENCE[run.state.type.value]
         signs = max(up_since, run.state.timestamp)
         if run.deployment_id is None or now - signs <= allowed:
             continue
         if now - max(signs, last_heartbeat(client, run.id, now - 2 * allowed) or signs) > allowed:
-            done += _take_up(client, run)
+            done += _crash(client, run)
     return done
 
 
@@ -80,21 +80,38 @@ def last_heartbeat(client: Any, run: Any, since: datetime) -> datetime | None:
     return events[0].received or events[0].occurred if events else None
 
 
-def _take_up(client: Any, run: Any) -> list[str]:
-    """Crash a run that is still as it was seen, then schedule it anew, unless it has had all its attempts."""
+def _runs(client: Any, *types: str) -> list[Any]:
+    """The runs in states of some types, those that began last first, as many as the server gives at once."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType(name) for name in types]))
+    return list(client.read_flow_runs(flow_run_filter=FlowRunFilter(state=states), sort=FlowRunSort.START_TIME_DESC))
+
+
+def _crash(client: Any, run: Any) -> list[str]:
+    """Mark a run as crashed that is still as it was seen, and schedule it again."""
     from prefect.client.schemas.responses import SetStateStatus
-    from prefect.states import Crashed, Scheduled
+    from prefect.states import Crashed
 
     seen = client.read_flow_run(run.id)
     if seen.state is None or seen.state.id != run.state.id:
         return []
-    message = f"{seen.state.name}, but without a sign of life"
-    if client.set_flow_run_state(run.id, Crashed(message=message)).status != SetStateStatus.ACCEPT:
+    crashed = Crashed(message=f"{seen.state.name}, but without a sign of life")
+    if client.set_flow_run_state(run.id, crashed).status != SetStateStatus.ACCEPT:
         return []
     if seen.run_count >= ATTEMPTS:
-        return [f"{run.name} ({run.id}): crashed, after {seen.run_count} attempts for good"]
+        return [f"{run.name} ({run.id}): crashed for good, after {seen.run_count} attempts"]
+    return [f"{run.name} ({run.id}): crashed", *_schedule(client, seen)]
+
+
+def _schedule(client: Any, run: Any) -> list[str]:
+    """Have a crashed run taken up by the next worker."""
+    from prefect.states import Scheduled
+
     client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry", message="taken up by the watcher"))
-    return [f"{run.name} ({run.id}): crashed, scheduled again after attempt {seen.run_count}"]
+    return [f"{run.name} ({run.id}): scheduled again after attempt {run.run_count}"]
 
 
 if __name__ == "__main__":
