@@ -170,6 +170,7 @@ def _elsewhere(name: str | None) -> Any:
             idempotency_key=f"{parent}:{stage}",
             timeout=0,
         )
+        assert isinstance(begun, FlowRun)  # no coroutine, in a thread
         state = _wait(begun)
         if not state.is_completed():
             raise StageFailure(stage, MISTAKE, state.message or f"{stage}: ended as {state.name}")

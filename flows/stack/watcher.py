@@ -92,13 +92,14 @@ def _runs(client: Any, *types: str) -> list[Any]:
 
 def _crash(client: Any, run: Any) -> list[str]:
     """Mark a run as crashed that is still as it was seen, and schedule it again."""
+    from prefect.client.schemas.objects import State
     from prefect.client.schemas.responses import SetStateStatus
     from prefect.states import Crashed
 
     seen = client.read_flow_run(run.id)
     if seen.state is None or seen.state.id != run.state.id:
         return []
-    crashed = Crashed(message=f"{seen.state.name}, but without a sign of life")
+    crashed: State[Any] = Crashed(message=f"{seen.state.name}, but without a sign of life")
     if client.set_flow_run_state(run.id, crashed).status != SetStateStatus.ACCEPT:
         return []
     if seen.run_count >= ATTEMPTS:

@@ -25,7 +25,10 @@ def main() -> int:
     options = parser.parse_args()
     # With its type it makes the pool where there is none, and waits for a server that is still away.
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
-    worker = subprocess.Popen([*command, "--pool", options.pool, "--limit", options.limit])
+    # In a session of its own, so that signals for the group reach this process alone.
+    worker = subprocess.Popen(
+        [*command, "--pool", options.pool, "--limit", options.limit], stdin=subprocess.DEVNULL, start_new_session=True
+    )
 
     def end(_number: int, _frame: FrameType | None) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):
