@@ -94,6 +94,14 @@ crash-test: $(READY) ## kill stages that train or generate, and processes of a p
 
 # mutmut ends mutants that hang by the numbers of their processes, late enough for another process to have the number:
 # so it runs among processes of its own, where the system allows that.
+CHAOS = $(BIN)/python -m tests.chaos
+
+chaos: $(READY) ## kill parts of the stack in the middle of an experiment, thirty times; hours
+	$(CHAOS) --rounds 30
+
+chaos-short: $(READY) ## the same, three times
+	$(CHAOS) --rounds 3
+
 mutants: $(READY) ## plant small faults one by one in what computes and learns, for hours; list those that no test sees
 	apart="unshare --user --map-current-user --pid --fork --mount-proc --kill-child"; \
 		$$apart true 2>/dev/null || apart=; $$apart $(BIN)/mutmut run

@@ -60,6 +60,8 @@ def run_stage(
     try:
         if elsewhere is not None:
             elsewhere(stage, force)
+            if remote is None:
+                return None
         with cores.take(threads if elsewhere is None else 0):
             forced = force and elsewhere is None
             reproduce(workspace, stage, groups, logger.info, force=forced, remote=remote, variables=variables)

@@ -7,10 +7,12 @@ reaches the runs at work, which end their stages, and the worker is gone within 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -23,7 +25,8 @@ def main() -> int:
     parser.add_argument("--pool", required=True)
     parser.add_argument("--limit", required=True)
     options = parser.parse_args()
-    # With its type it makes the pool where there is none, and waits for a server that is still away.
+    # With its type it makes the pool where there is none.
+    _wait_for_server()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
     # In a session of its own, so that signals for the group reach this process alone.
     worker = subprocess.Popen(
@@ -39,6 +42,17 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     return worker.wait()
+
+
+def _wait_for_server() -> None:
+    """Wait until Prefect's server answers: a worker that starts before gives up its events for good."""
+    import httpx
+
+    while True:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{os.environ['PREFECT_API_URL']}/health", timeout=5, trust_env=False).is_success:
+                return
+        time.sleep(0.5)
 
 
 def _drain(worker: subprocess.Popen[bytes]) -> None:
