@@ -1,12 +1,14 @@
 """`python -m flows.stack.worker --pool POOL --limit N`: a Prefect worker that drains on SIGTERM.
 
 Prefect's own lets its runs finish, however long they take, or leaves them; here SIGTERM stops the search for new runs,
-reaches the runs at work, which end their stages, and the worker is gone within GRACE seconds.
+reaches the runs at work, which end their stages, and the worker is gone within GRACE seconds. When Prefect's worker dies
+its runs end too, and are taken up by the next one; it does not outlive this process.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 GRACE = 30.0  # seconds for the runs at work
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of linux/prctl.h
 
 
 def main() -> int:
@@ -25,23 +28,66 @@ def main() -> int:
     parser.add_argument("--pool", required=True)
     parser.add_argument("--limit", required=True)
     options = parser.parse_args()
-    # With its type it makes the pool where there is none.
     _wait_for_server()
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the worker leaves is this process's
+    # With its type it makes the pool where there is none.
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
-    # In a session of its own, so that signals for the group reach this process alone.
     worker = subprocess.Popen(
-        [*command, "--pool", options.pool, "--limit", options.limit], stdin=subprocess.DEVNULL, start_new_session=True
+        [*command, "--pool", options.pool, "--limit", options.limit],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # signals for the group reach this process alone
+        preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # no thread is at work here yet
     )
 
     def end(_number: int, _frame: FrameType | None) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        _drain(worker)
+        worker.send_signal(signal.SIGSTOP)  # it starts nothing more, nor does it miss its runs
+        _end_runs()
         raise SystemExit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    return worker.wait()
+    code = worker.wait()
+    _end_runs()
+    return code
+
+
+def _end_runs() -> None:
+    """End the flow runs below this process, which end their stages; then kill what is left, the worker too."""
+    import psutil
+
+    runs = [one for one in psutil.Process().children(recursive=True) if "prefect.engine" in _command(one)]
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.terminate()
+    end = time.monotonic() + GRACE
+    while time.monotonic() < end and any(_is_alive(run) for run in runs):
+        time.sleep(0.1)
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def _command(process: object) -> list[str]:
+    import psutil
+
+    assert isinstance(process, psutil.Process)
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def _is_alive(process: object) -> bool:
+    """Whether a process still works: a halted worker does not notice that its child has ended."""
+    import psutil
+
+    assert isinstance(process, psutil.Process)
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _wait_for_server() -> None:
@@ -55,33 +101,9 @@ def _wait_for_server() -> None:
         time.sleep(0.5)
 
 
-def _drain(worker: subprocess.Popen[bytes]) -> None:
-    """Halt a worker, so that it starts nothing more, end its runs, then the worker."""
-    import psutil
-
-    worker.send_signal(signal.SIGSTOP)
-    process = psutil.Process(worker.pid)
-    runs = process.children()
-    for run in runs:
-        run.terminate()
-    end = time.monotonic() + GRACE
-    while time.monotonic() < end and any(_is_alive(run) for run in runs):
-        time.sleep(0.1)
-    left = [*process.children(recursive=True), process]
-    for one in left:
-        one.kill()
-    worker.wait()
-
-
-def _is_alive(run: object) -> bool:
-    """Whether a process still works: the halted worker does not notice that its child has ended."""
-    import psutil
-
-    assert isinstance(run, psutil.Process)
-    try:
-        return run.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
 
 
 if __name__ == "__main__":
