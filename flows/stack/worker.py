@@ -1,8 +1,8 @@
 """`python -m flows.stack.worker --pool POOL --limit N`: a Prefect worker that drains on SIGTERM.
 
 Prefect's own lets its runs finish, however long they take, or leaves them; here SIGTERM stops the search for new runs,
-reaches the runs at work, which end their stages, and the worker is gone within GRACE seconds. When Prefect's worker dies
-its runs end too, and are taken up by the next one; it does not outlive this process.
+reaches the runs at work, which end their stages, and the worker is gone within GRACE seconds. When Prefect's worker
+dies its runs end too, and are taken up by the next one; it does not outlive this process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> int:
         [*command, "--pool", options.pool, "--limit", options.limit],
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # signals for the group reach this process alone
-        preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # no thread is at work here yet
+        preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509 (no thread is at work yet)
     )
 
     def end(_number: int, _frame: FrameType | None) -> NoReturn:
