@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo test test-long lint types browser crash-test mutants mlflow prefect stack deploy stack-down stack-status chaos chaos-short clean
+.PHONY: help setup unmoved vbench demo test test-long lint types browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -123,13 +123,6 @@ stack-down: $(READY) ## end all of that; its data stay
 
 stack-status: $(READY) ## what of it is at work, and whether it answers
 	@$(BIN)/python -m flows.stack status
-
-prefect: $(READY) ## how to run experiments on a schedule, with Prefect's server and a worker
-	@echo "In three terminals, each with PREFECT_API_URL=http://127.0.0.1:4200/api exported:"
-	@echo "  .venv/bin/prefect server start"
-	@echo "  .venv/bin/prefect work-pool create --type process local && .venv/bin/prefect worker start --pool local"
-	@echo "  .venv/bin/prefect deploy --all          # from prefect.yaml (again when the project has moved); then: prefect deployment run experiment/demo"
-	@echo "\`hiar run\` needs none of this; with PREFECT_API_URL set it reports to that server."
 
 clean: ## remove what experiments made (.venv, DVC's cache and the MLflow records stay)
 	rm -rf artifacts curves metrics reports runs logs mutants dvc.lock

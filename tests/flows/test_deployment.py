@@ -1,4 +1,4 @@
-"""prefect.yaml: its deployments name flows, fit their parameters, fire on schedule and hold no folder of the deployer."""
+"""prefect.yaml: its deployments name flows, fit their parameters, fire on schedule and hold no folder of anybody."""
 
 import subprocess
 from pathlib import Path
