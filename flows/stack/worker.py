@@ -18,6 +18,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
+from flows.stack.settings import DATABASES
+
 GRACE = 30.0  # seconds for the runs at work
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of linux/prctl.h
 
@@ -28,6 +30,8 @@ def main() -> int:
     parser.add_argument("--pool", required=True)
     parser.add_argument("--limit", required=True)
     options = parser.parse_args()
+    for name in DATABASES:
+        os.environ.pop(name, None)  # a password may be in it, which runs have no use for
     _wait_for_server()
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the worker leaves is this process's
     # With its type it makes the pool where there is none.
