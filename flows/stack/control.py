@@ -27,7 +27,7 @@ from hiar.io.files import write_text, writing
 
 SERVERS = ("s3", "prefect", "mlflow")
 HEALTHY_SECONDS = 300.0
-ENDING_SECONDS = 90.0  # a worker's stages write a checkpoint meanwhile
+ENDING_SECONDS = 150.0  # workers end first, whose stages write a checkpoint, then the servers
 RUNNING = "RUNNING"  # supervisor's word
 
 
