@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from typing import Any
 
 from flows.stack.settings import BUCKETS, Stack
 from hiar.errors import RunFailed
 
+STORE_SECONDS = 120.0
+PROBE = "probe-of-make-stack"
 HEALTH = {"prefect": "/api/health", "mlflow": "/health"}
 POOLS = {"experiments": "Whole experiments, which wait for their stages", "stages": "A stage on a device"}
 
@@ -53,21 +57,22 @@ def s3_client(stack: Stack) -> Any:
 
 
 def _make_buckets(stack: Stack) -> None:
-    import time
-
+    """Make the buckets; wait until what is written can be read: a store that has just started refuses both at first."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client, end = s3_client(stack), time.monotonic() + 60
+    client, end = s3_client(stack), time.monotonic() + STORE_SECONDS
     for bucket in BUCKETS:
         while True:
             try:
-                client.create_bucket(Bucket=bucket)
+                with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+                    client.create_bucket(Bucket=bucket)
+                client.put_object(Bucket=bucket, Key=PROBE, Body=b"whole")
+                client.get_object(Bucket=bucket, Key=PROBE)["Body"].read()
+                client.delete_object(Bucket=bucket, Key=PROBE)
                 break
-            except client.exceptions.BucketAlreadyOwnedByYou:
-                break
-            except client.exceptions.BucketAlreadyExists:
-                break
-            except (BotoCoreError, ClientError) as error:  # a store that has just started takes none yet
+            except (BotoCoreError, ClientError) as error:
                 if time.monotonic() > end:
-                    raise RunFailed(f"bucket '{bucket}': the store does not make it ({type(error).__name__})") from None
+                    raise RunFailed(
+                        f"bucket '{bucket}': the store does not serve it ({type(error).__name__})"
+                    ) from None
                 time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""The stack as `make stack` starts it: one of each, whose data and keys outlive every death, and which leaves nothing."""
+"""The stack as `make stack` starts it: one of each, whose data and keys outlive every death, and no orphan."""
 
 import shutil
 import subprocess
