@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +23,7 @@ from flows.pipeline import MISTAKE, StageFailure
 from flows.processes import ProcessGroups, stage_environment
 from flows.remote import remote_of
 from hiar.config import Params
-from hiar.errors import UserError
+from hiar.errors import InUse, UserError
 from hiar.workspace import experiment_params, open_workspace, sole_use
 
 POLL_SECONDS = 2.0
@@ -67,8 +65,16 @@ def experiment(name: Experiment = None, force: Force = False, spread: Spread = F
     try:
         params = experiment_params(root, name)
         _tag(name, params)
-        with _sole_use(root, name):
-            return bring_up_to_date(open_workspace(root, name), force, _elsewhere(name) if spread else None)
+        told = False
+        while True:
+            try:
+                with sole_use(root, name):
+                    return bring_up_to_date(open_workspace(root, name), force, _elsewhere(name) if spread else None)
+            except InUse as error:  # by another experiment's run, or by a stage of this one that went on when it died
+                if not told:
+                    get_run_logger().info("waiting: %s", error)
+                told = True
+                time.sleep(POLL_SECONDS)
     except UserError as error:
         return Failed(message=str(error), data=error)
 
@@ -134,29 +140,6 @@ def _tag(name: str | None, params: Params) -> None:
     tags = {*flow_run.tags, f"experiment:{name or 'default'}", f"commit:{commit_of(Path.cwd()) or 'none'}", *seeds}
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, tags=sorted(tags))
-
-
-@contextmanager
-def _sole_use(root: Path, name: str | None) -> Iterator[None]:
-    """`sole_use` that waits while another run has the workspace."""
-    told = False
-    while True:
-        use = sole_use(root, name)
-        try:
-            use.__enter__()
-        except UserError as error:
-            if "another `hiar run`" not in str(error):
-                raise
-            if not told:
-                get_run_logger().info("waiting: %s", error)
-            told = True
-            time.sleep(POLL_SECONDS)
-            continue
-        try:
-            yield
-        finally:
-            use.__exit__(None, None, None)
-        return
 
 
 def _elsewhere(name: str | None) -> Any:

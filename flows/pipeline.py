@@ -15,7 +15,7 @@ from typing import Any
 
 from flows.processes import ProcessGroups, stage_environment
 from flows.remote import Remote
-from hiar.errors import UserError
+from hiar.errors import InUse, UserError
 
 BUSY_SECONDS = 5.0  # between attempts at a stage that another process is using
 # What DVC says after each stage of things to do by hand; of no use in a run's log.
@@ -57,7 +57,7 @@ class StageFailure(Exception):
 def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
     """The stages that DVC would run and all that depend on them, in an order in which they can run; all with ``force``.
 
-    Stages that most others wait for come first. Raises UserError when dvc.yaml is not valid or the workspace is in use.
+    Stages that most others wait for come first. Raises UserError when dvc.yaml is not valid, and InUse.
     """
     import networkx as nx
     from dvc.exceptions import DvcException
@@ -69,7 +69,7 @@ def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
             graph = repo.index.graph  # an edge leads from a stage to one that it needs
             status = {} if force else repo.status()
     except LockError as error:
-        raise UserError(f"{workspace}: is in use by another run ({_one_line(error)}); wait for it or stop it") from None
+        raise InUse(f"{workspace}: is in use by another run ({_one_line(error)}); wait for it or stop it") from None
     except DvcException as error:
         raise UserError(f"{workspace / 'dvc.yaml'}: {_one_line(error)}") from None
     changed = {stage: status.get(stage.addressing) for stage in graph}
