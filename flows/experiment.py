@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from hiar.errors import UserError
 from hiar.parameters import load_params
 from hiar.workspace import open_workspace
 
+Elsewhere = Callable[[str, bool], None]  # has a stage run, forced or not; raises StageFailure
+
 
 def _crashed(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     """Whether a failed stage is worth another attempt: it goes on from its last checkpoint."""
@@ -38,16 +41,33 @@ def _crashed(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     persist_result=False,
 )
 def run_stage(
-    workspace: Path, stage: str, force: bool, groups: ProcessGroups, cores: Cores, threads: int, remote: Remote | None
+    workspace: Path,
+    stage: str,
+    force: bool,
+    groups: ProcessGroups,
+    cores: Cores,
+    threads: int,
+    remote: Remote | None,
+    elsewhere: Elsewhere | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> State[Any] | None:
-    """Reproduce one stage; a failure is a state, not an exception, so that the log holds its line and no traceback."""
+    """Reproduce one stage; a failure is a state, not an exception, so that the log holds its line and no traceback.
+
+    ``elsewhere`` has it run first, so that here it is fetched, or found in the workspace that both use.
+    ``variables``: of the stage's environment, over those of this process.
+    """
     logger = get_run_logger()
-    with cores.take(threads):
-        try:
-            reproduce(workspace, stage, groups, logger.info, force=force, remote=remote)
-        except StageFailure as failure:
-            return Failed(message=str(failure), data=failure)
-    if remote is not None:
+    try:
+        if elsewhere is not None:
+            elsewhere(stage, force)
+            if remote is None:
+                return None
+        with cores.take(threads if elsewhere is None else 0):
+            forced = force and elsewhere is None
+            reproduce(workspace, stage, groups, logger.info, force=forced, remote=remote, variables=variables)
+    except StageFailure as failure:
+        return Failed(message=str(failure), data=failure)
+    if remote is not None and elsewhere is None:
         push(remote, groups, logger.info, stage)
     return None
 
@@ -60,12 +80,13 @@ def experiment(name: str | None = None, force: bool = False) -> State[Any] | Non
     with a UserError where there is a mistake in the experiment, or its workspace is in use.
     """
     try:
-        return _bring_up_to_date(open_workspace(Path.cwd(), name), force)
+        return bring_up_to_date(open_workspace(Path.cwd(), name), force)
     except UserError as error:  # as with a stage: a line, and no traceback
         return Failed(message=str(error), data=error)
 
 
-def _bring_up_to_date(workspace: Path, force: bool) -> State[Any] | None:
+def bring_up_to_date(workspace: Path, force: bool, elsewhere: Elsewhere | None = None) -> State[Any] | None:
+    """The flow's body; every stage runs here, or ``elsewhere`` where that is given. Raises UserError."""
     runtime = load_params(workspace / "params.yaml").runtime
     groups, cores = ProcessGroups(), Cores(usable_cores(runtime))
     remote = remote_of(workspace)
@@ -81,6 +102,7 @@ def _bring_up_to_date(workspace: Path, force: bool) -> State[Any] | None:
                 # Of all stages, though some are one process whatever the number.
                 (runtime.variant_threads if stage.of_variant else runtime.threads) * (runtime.processes or 1),
                 remote,
+                elsewhere,
                 wait_for=[runs[needed] for needed in stage.needs],
                 return_state=False,
             )

@@ -8,14 +8,14 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.processes import ProcessGroups, stage_environment
 from flows.remote import Remote
-from hiar.errors import UserError
+from hiar.errors import InUse, UserError
 
 BUSY_SECONDS = 5.0  # between attempts at a stage that another process is using
 # What DVC says after each stage of things to do by hand; of no use in a run's log.
@@ -57,7 +57,7 @@ class StageFailure(Exception):
 def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
     """The stages that DVC would run and all that depend on them, in an order in which they can run; all with ``force``.
 
-    Stages that most others wait for come first. Raises UserError when dvc.yaml is not valid or the workspace is in use.
+    Stages that most others wait for come first. Raises UserError when dvc.yaml is not valid, and InUse.
     """
     import networkx as nx
     from dvc.exceptions import DvcException
@@ -69,7 +69,7 @@ def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
             graph = repo.index.graph  # an edge leads from a stage to one that it needs
             status = {} if force else repo.status()
     except LockError as error:
-        raise UserError(f"{workspace}: is in use by another run ({_one_line(error)}); wait for it or stop it") from None
+        raise InUse(f"{workspace}: is in use by another run ({_one_line(error)}); wait for it or stop it") from None
     except DvcException as error:
         raise UserError(f"{workspace / 'dvc.yaml'}: {_one_line(error)}") from None
     changed = {stage: status.get(stage.addressing) for stage in graph}
@@ -96,8 +96,11 @@ def reproduce(
     *,
     force: bool = False,
     remote: Remote | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> None:
     """`dvc repro` of one stage, which is fetched where the ``remote`` has it; waits while another process uses it.
+
+    ``variables``: of the stage's environment, over those of this process.
 
     Raises StageFailure.
     """
@@ -116,7 +119,7 @@ def reproduce(
                 tail.append(line)
                 on_line(line)
 
-        code = groups.run(command, workspace, stage_environment(), heard)
+        code = groups.run(command, workspace, {**stage_environment(), **(variables or {})}, heard)
         if code == 0:
             return
         if not any("is busy, it is being blocked by" in line for line in tail):

@@ -1,4 +1,7 @@
-"""Commands that leave no orphan: each in a process group of its own, which is stopped as a whole."""
+"""Commands that leave no orphan: each in a process group of its own, which is stopped as a whole.
+
+The group's leader (flows/leader.py) ends it when this process is gone, by SIGKILL too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from pathlib import Path
 
 from flows.server import OWN_NO_PROXY
 
-GRACE = 10.0  # seconds between asking a group to end and killing it
+GRACE = 25.0  # seconds between asking a group to end and killing it; a stage writes a checkpoint meanwhile
+LEADER = [sys.executable, "-I", "-S", os.fspath(Path(__file__).with_name("leader.py"))]
 
 
 def stage_environment() -> dict[str, str]:
@@ -49,10 +53,10 @@ class ProcessGroups:
             if self._stopping:
                 raise Stopped
             leader = subprocess.Popen(
-                command,
+                [*LEADER, *command],
                 cwd=folder,
                 env=dict(environment),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # which closes when this process ends, however it does
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -67,6 +71,8 @@ class ProcessGroups:
             return leader.wait()
         finally:
             _end({leader}, GRACE)  # when on_line raised, or the command left something behind
+            assert leader.stdin is not None
+            leader.stdin.close()
             with self._lock:
                 self._leaders.discard(leader)
 

@@ -47,7 +47,7 @@ def _ask(url: str) -> None:
     except Exception as error:  # whatever an address that is none, a network, or somebody else's server leads to
         raise UserError(
             f"PREFECT_API_URL = {_without_password(url)}: no Prefect server answers there ({_reason(error)}); start it "
-            "(`make prefect` says how), or unset PREFECT_API_URL for a temporary one"
+            "(`make stack`), or unset PREFECT_API_URL for a temporary one"
         ) from None
 
 

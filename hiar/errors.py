@@ -21,6 +21,10 @@ class UserError(Exception):
     """
 
 
+class InUse(UserError):
+    """What is wanted is another process's at the moment; one may wait for it."""
+
+
 class RunFailed(Exception):
     """A run that broke down through no mistake of the user; the command line prints it as one line.
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from hiar.config import Params
-from hiar.errors import UserError, suggest
+from hiar.errors import InUse, UserError, suggest
 from hiar.io.files import file_hash, write_text, writing
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.vbench.doctor import check_vbench
@@ -172,7 +172,7 @@ def sole_use(root: Path, name: str | None) -> Iterator[int | None]:
     """Keep every other `hiar run` out of an experiment's workspace, by a lock that the kernel releases.
 
     Yields the number of the open file that holds it, for a process that is to hold it too; None where there is no
-    project. Raises UserError when another has it.
+    project. Raises InUse when another has it.
     """
     workspace = root if name is None else root / "runs" / name
     path = workspace / ".dvc" / "tmp" / "hiar-run.lock"
@@ -186,7 +186,7 @@ def sole_use(root: Path, name: str | None) -> Iterator[int | None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
+            raise InUse(
                 f"{workspace.resolve().name if name is None else workspace}: another `hiar run` is at work here; "
                 "wait until it ends, or stop it"
             ) from None

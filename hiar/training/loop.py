@@ -16,6 +16,7 @@ from hiar.errors import UserError
 from hiar.io.process_group import ALONE, Ranks
 from hiar.io.progress import Progress
 from hiar.io.shards import STATE
+from hiar.io.stopping import ENDED, asked_to_stop
 from hiar.training.checkpoint import load_state, save_state
 from hiar.training.role import Role
 
@@ -44,13 +45,17 @@ def train(
 
     ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with
     them. Of several processes, which call this together, the one that leads logs, tells and saves. Raises UserError
-    when a metric is not finite; the state before it is kept.
+    when a metric is not finite; the state before it is kept. SIGTERM saves a state and raises SystemExit where this is
+    the only process; one of several dies of it, and they go on from the state that was saved last.
     """
     memory = {} if memory is None else memory
     start, curve = load_state(folder, roles, memory)
     _check_alike(folder, start, ranks)
     saved_at = time.monotonic()
-    with Progress(label, steps, start) if ranks.leads else nullcontext() as progress:
+    with (
+        asked_to_stop(ranks.size == 1) as stop,
+        Progress(label, steps, start) if ranks.leads else nullcontext() as progress,
+    ):
         for step in range(start, steps):
             metrics = train_step(step)
             broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -68,9 +73,12 @@ def train(
             if progress is not None:
                 log.log(step, metrics)
                 progress.advance(metrics=metrics)
-            if step + 1 < steps and ranks.told(time.monotonic() - saved_at >= 60 * checkpoint_minutes):
+            due = stop() or time.monotonic() - saved_at >= 60 * checkpoint_minutes
+            if step + 1 < steps and ranks.told(due):
                 save_state(folder, step + 1, roles, memory, curve, write=ranks.leads)
                 saved_at = time.monotonic()
+                if stop():
+                    raise SystemExit(ENDED)
     return curve
 
 

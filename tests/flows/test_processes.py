@@ -1,4 +1,6 @@
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -86,3 +88,24 @@ def gone(pid):
             return True
         time.sleep(0.02)
     return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_command_that_prints_nothing_ends_with_the_process_that_started_it(tmp_path, number):
+    """The kernel tells its leader; nobody else is left to."""
+    note = tmp_path / "note"
+    quiet = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    starter = (
+        "import os, sys; from pathlib import Path; from flows.processes import ProcessGroups\n"
+        f"ProcessGroups().run([sys.executable, '-c', {quiet!r}], Path.cwd(), os.environ, print)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", starter])
+    end = time.monotonic() + 120
+    while not (note.exists() and note.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    command = psutil.Process(int(note.read_text()))
+    process.send_signal(number)
+    process.wait()
+    psutil.wait_procs([command], timeout=120)
+    assert not command.is_running() or command.status() == psutil.STATUS_ZOMBIE

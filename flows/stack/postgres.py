@@ -1,0 +1,64 @@
+"""PostgreSQL as the database of Prefect and MLflow: SQLite locks when many runs report at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from hiar.errors import RunFailed, UserError
+from hiar.io.files import remove
+
+USER = "hiar"
+DATABASES = ("prefect", "mlflow")
+DRIVERS = ("asyncpg", "psycopg2")  # of Prefect, and of MLflow
+
+
+def run_as() -> list[str]:
+    """What stands before PostgreSQL's programs, which do not run as root: as root they run as user postgres."""
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+
+
+def make_cluster(folder: Path, password: str) -> None:
+    """Make the databases in a folder where there are none yet; no server runs meanwhile.
+
+    Raises UserError where PostgreSQL or a driver is not installed, RunFailed when it does not do its work.
+    """
+    for program in ("initdb", "postgres"):
+        if shutil.which(program) is None:
+            raise UserError(
+                f"HIAR_STACK_DATABASE = postgresql: {program} is not in PATH; install PostgreSQL "
+                "(apt-get install postgresql) and add its folder, /usr/lib/postgresql/NN/bin, or use sqlite"
+            )
+    if missing := [name for name in DRIVERS if find_spec(name) is None]:
+        raise UserError(
+            f"HIAR_STACK_DATABASE = postgresql: {missing[0]} is not installed; pip install 'hiar[stack]', or use sqlite"
+        )
+    if folder.exists():
+        return
+    partial = folder.with_name(f"{folder.name}.partial")
+    remove(partial)
+    partial.mkdir(mode=0o700)
+    with NamedTemporaryFile("w", encoding="utf-8") as file:  # its owner alone reads it
+        file.write(password)
+        file.flush()
+        for path in (partial, file.name) if os.geteuid() == 0 else ():
+            shutil.chown(path, "postgres", "postgres")
+        settings = (f"--username={USER}", "--auth=scram-sha-256", f"--pwfile={file.name}")
+        _run("initdb", "-D", os.fspath(partial), *settings)
+    for name in DATABASES:
+        _run("postgres", "--single", "-D", os.fspath(partial), "postgres", said=f"CREATE DATABASE {name};\n")
+    partial.rename(folder)
+
+
+def _run(*command: str, said: str = "") -> None:
+    """Run a program of PostgreSQL's, which reads ``said``."""
+    own = {**os.environ, "LC_ALL": "C"}
+    run = subprocess.run(
+        [*run_as(), *command], check=False, cwd="/", input=said, capture_output=True, text=True, env=own
+    )
+    if run.returncode != 0:
+        raise RunFailed(f"{command[0]}: {(run.stderr.strip().splitlines() or ['it said nothing'])[-1][:300]}")

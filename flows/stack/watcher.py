@@ -1,0 +1,119 @@
+"""`python -m flows.stack.watcher`: what died is marked as crashed, which frees its slot, and takes another attempt.
+
+Prefect's automations cannot be left alone with this: after a server's restart one turned a completed run into a crashed
+one. Here a run is touched only while it is running or pending and gave no sign of life for longer than this watcher
+and the server were up, or has just crashed, as its worker says of a process that was killed; and only where it was
+started by a deployment: others cannot be scheduled again, and emit heartbeats at other times.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+LOOK_SECONDS = 5.0
+SILENCE = {"RUNNING": timedelta(seconds=70), "PENDING": timedelta(seconds=110)}  # heartbeats come every 30 s
+RECENT = timedelta(hours=1)  # what crashed before is past
+ATTEMPTS = 10  # of a run in all
+HEARTBEAT = "prefect.flow-run.heartbeat"
+
+
+def main() -> None:
+    """Watch until SIGTERM."""
+    from httpx import HTTPError
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
+    up_since: datetime | None = None  # heartbeats that were sent while the server was away are lost
+    while True:
+        try:
+            with get_client(sync_client=True) as client:
+                while True:
+                    client.hello()
+                    up_since = up_since or datetime.now(UTC)
+                    for line in look(client, up_since):
+                        print(line, flush=True)
+                    time.sleep(LOOK_SECONDS)
+        except (HTTPError, PrefectException, OSError) as error:
+            if up_since is not None:
+                print(f"the server is away: {type(error).__name__}", flush=True)
+            up_since = None
+            time.sleep(LOOK_SECONDS)
+
+
+def look(client: Any, up_since: datetime, now: datetime | None = None) -> list[str]:
+    """Mark the runs that are silent as crashed, and schedule those that crashed again; what was done, in lines.
+
+    client: Prefect's, synchronous. up_since: silence before it counts for nothing.
+    """
+    now = now or datetime.now(UTC)
+    done = []
+    for run in _runs(client, "CRASHED"):
+        if run.deployment_id is not None and run.run_count < ATTEMPTS and now - run.state.timestamp < RECENT:
+            done += _schedule(client, run)
+    for run in _runs(client, *SILENCE):
+        allowed = SILENCE[run.state.type.value]
+        signs = max(up_since, run.state.timestamp)
+        if run.deployment_id is None or now - signs <= allowed:
+            continue
+        if now - max(signs, last_heartbeat(client, run.id, now - 2 * allowed) or signs) > allowed:
+            done += _crash(client, run)
+    return done
+
+
+def last_heartbeat(client: Any, run: Any, since: datetime) -> datetime | None:
+    """When the server last heard of a run after ``since``."""
+    from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
+
+    events = client.read_events(
+        EventFilter(
+            occurred=EventOccurredFilter(since=since),
+            event=EventNameFilter(name=[HEARTBEAT]),
+            resource=EventResourceFilter(id=[f"prefect.flow-run.{run}"]),
+        ),
+        limit=1,
+    ).events
+    return events[0].received or events[0].occurred if events else None
+
+
+def _runs(client: Any, *types: str) -> list[Any]:
+    """The runs in states of some types, those that began last first, as many as the server gives at once."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType(name) for name in types]))
+    return list(client.read_flow_runs(flow_run_filter=FlowRunFilter(state=states), sort=FlowRunSort.START_TIME_DESC))
+
+
+def _crash(client: Any, run: Any) -> list[str]:
+    """Mark a run as crashed that is still as it was seen, and schedule it again."""
+    from prefect.client.schemas.objects import State
+    from prefect.client.schemas.responses import SetStateStatus
+    from prefect.states import Crashed
+
+    seen = client.read_flow_run(run.id)
+    if seen.state is None or seen.state.id != run.state.id:
+        return []
+    crashed: State[Any] = Crashed(message=f"{seen.state.name}, but without a sign of life")
+    if client.set_flow_run_state(run.id, crashed).status != SetStateStatus.ACCEPT:
+        return []
+    if seen.run_count >= ATTEMPTS:
+        return [f"{run.name} ({run.id}): crashed for good, after {seen.run_count} attempts"]
+    return [f"{run.name} ({run.id}): crashed", *_schedule(client, seen)]
+
+
+def _schedule(client: Any, run: Any) -> list[str]:
+    """Have a crashed run taken up by the next worker."""
+    from prefect.states import Scheduled
+
+    client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry", message="taken up by the watcher"))
+    return [f"{run.name} ({run.id}): scheduled again after attempt {run.run_count}"]
+
+
+if __name__ == "__main__":
+    main()

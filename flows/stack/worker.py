@@ -1,0 +1,114 @@
+"""`python -m flows.stack.worker --pool POOL --limit N`: a Prefect worker that drains on SIGTERM.
+
+Prefect's own lets its runs finish, however long they take, or leaves them; here SIGTERM stops the search for new runs,
+reaches the runs at work, which end their stages, and the worker is gone within GRACE seconds. When Prefect's worker
+dies its runs end too, and are taken up by the next one; it does not outlive this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+from flows.stack.settings import DATABASES
+
+GRACE = 30.0  # seconds for the runs at work
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of linux/prctl.h
+
+
+def main() -> int:
+    """Run a worker until it ends or is asked to; its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m flows.stack.worker")
+    parser.add_argument("--pool", required=True)
+    parser.add_argument("--limit", required=True)
+    options = parser.parse_args()
+    for name in DATABASES:
+        os.environ.pop(name, None)  # a password may be in it, which runs have no use for
+    _wait_for_server()
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the worker leaves is this process's
+    # With its type it makes the pool where there is none.
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
+    worker = subprocess.Popen(
+        [*command, "--pool", options.pool, "--limit", options.limit],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # signals for the group reach this process alone
+        preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509 (no thread is at work yet)
+    )
+
+    def end(_number: int, _frame: FrameType | None) -> NoReturn:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        worker.send_signal(signal.SIGSTOP)  # it starts nothing more, nor does it miss its runs
+        _end_runs()
+        raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    code = worker.wait()
+    _end_runs()
+    return code
+
+
+def _end_runs() -> None:
+    """End the flow runs below this process, which end their stages; then kill what is left, the worker too."""
+    import psutil
+
+    runs = [one for one in psutil.Process().children(recursive=True) if "prefect.engine" in _command(one)]
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.terminate()
+    end = time.monotonic() + GRACE
+    while time.monotonic() < end and any(_is_alive(run) for run in runs):
+        time.sleep(0.1)
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def _command(process: object) -> list[str]:
+    import psutil
+
+    assert isinstance(process, psutil.Process)
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def _is_alive(process: object) -> bool:
+    """Whether a process still works: a halted worker does not notice that its child has ended."""
+    import psutil
+
+    assert isinstance(process, psutil.Process)
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait_for_server() -> None:
+    """Wait until Prefect's server answers: a worker that starts before gives up its events for good."""
+    import httpx
+
+    while True:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{os.environ['PREFECT_API_URL']}/health", timeout=5, trust_env=False).is_success:
+                return
+        time.sleep(0.5)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

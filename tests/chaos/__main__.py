@@ -1,0 +1,59 @@
+"""``python -m tests.chaos``: parts of the stack killed while an experiment runs: a table, exit code 1 on any loss."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .lab import PARTS, Lab
+
+ROW = "{:>5} {:<11} {:>9} {:>10} {:>10} {:<10} {:<6} {}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the parts and the moments (0)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what may be killed")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    draw = random.Random(arguments.seed)
+    parts = [part for _ in range(arguments.rounds) for part in draw.sample(arguments.parts, len(arguments.parts))]
+    different = 0
+    with tempfile.TemporaryDirectory(prefix="hiar-chaos-") as folder:
+        lab = Lab(Path(folder) / "project")
+        try:
+            print(f"healthy after {lab.start():.0f} s", flush=True)
+            clean, whole = lab.undisturbed()
+            print(f"undisturbed: {whole:.0f} s, {len(clean)} outputs", flush=True)
+            show("round", "killed", "at", "again", "complete", "state", "equal", "left behind")
+            for number, part in enumerate(parts[: arguments.rounds]):
+                moment = draw.uniform(0.1, 0.9) * whole
+                begun = time.monotonic()
+                run = lab.fire()
+                lab.wait_for_work(part, begun + moment)
+                at = time.monotonic()
+                orphans = lab.kill(part)
+                again = lab.running_again(run, part, at)
+                state = lab.end_of(run)
+                equal = lab.outputs() == clean
+                different += state != "COMPLETED" or not equal or bool(orphans)
+                seconds = (f"{at - begun:.0f} s", f"{again:.0f} s", f"{time.monotonic() - begun:.0f} s")
+                show(str(number), part, *seconds, state, "yes" if equal else "NO", str(orphans or "nothing"))
+        finally:
+            lab.stop()
+    print(f"{different} of {arguments.rounds} rounds ended otherwise than the undisturbed run")
+    return different > 0
+
+
+def show(*cells: str) -> None:
+    print(ROW.format(*cells).rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

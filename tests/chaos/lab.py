@@ -1,0 +1,149 @@
+"""A clone of this commit with a stack of its own, whose parts can be killed while the experiment `smoke` runs."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import yaml
+
+from tests.commands import ROOT, environment
+from tests.ports import free_ports
+
+# What one finds of each part in its command line; the outermost process that has it is killed.
+PARTS = {
+    "stage": "/hiar stage ",
+    "flow": "-m prefect.engine",
+    "worker": "-m flows.stack.worker --pool stages",
+    "prefect": "-m prefect server start",
+    "mlflow": "-m mlflow server",
+    "s3": "weed server",
+    "supervisor": "-m supervisor.supervisord",
+    "all": "",
+}
+PATIENCE = 1800
+
+
+class Lab:
+    def __init__(self, folder: Path):
+        self.folder = folder
+        subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, folder], check=True)
+        names = ("HIAR_PREFECT_PORT", "HIAR_MLFLOW_PORT")
+        s3 = ("HIAR_S3_PORT", "HIAR_S3_MASTER_PORT", "HIAR_S3_VOLUME_PORT", "HIAR_S3_FILER_PORT")
+        ports = {name: str(port) for name, port in zip((*s3, *names), free_ports(6), strict=True)}
+        self.api = f"http://127.0.0.1:{ports['HIAR_PREFECT_PORT']}/api"
+        self.settings = environment() | ports | {"PYTHONPATH": os.fspath(folder), "PREFECT_API_URL": self.api}
+        self.settings |= {"PREFECT_HOME": os.fspath(folder / ".hiar" / "home"), "HIAR_DEVICES": "cpu"}
+        self.settings["PATH"] = os.pathsep.join((os.fspath(Path(sys.executable).parent), os.environ["PATH"]))
+
+    def command(self, *arguments):
+        run = subprocess.run(
+            [sys.executable, *arguments], cwd=self.folder, env=self.settings, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+
+    def start(self):
+        """Seconds until the stack is healthy."""
+        began = time.monotonic()
+        self.command("-m", "flows.stack", "up")
+        seconds = time.monotonic() - began
+        if not self._get("/deployments/name/experiment/any"):
+            self.command("-m", "prefect", "--no-prompt", "deploy", "--all")
+        return seconds
+
+    def stop(self):
+        self.command("-m", "flows.stack", "down")
+
+    def undisturbed(self):
+        """The hashes of all outputs, and the seconds it took."""
+        began = time.monotonic()
+        state = self.end_of(self.fire())
+        assert state == "COMPLETED", state
+        return self.outputs(), time.monotonic() - began
+
+    def fire(self):
+        """A new run of the experiment, of which nothing is there yet; its id."""
+        for path in ("runs", ".dvc/cache", ".dvc/tmp"):
+            shutil.rmtree(self.folder / path, ignore_errors=True)
+        deployment = self._get("/deployments/name/experiment/any")
+        return self._send(f"/deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"]
+
+    def wait_for_work(self, part, moment):
+        """Wait for a moment, and then for the part to be there: a stage is not at every moment."""
+        while time.monotonic() < moment or not self.processes(part):
+            time.sleep(0.05)
+
+    def kill(self, part):
+        """SIGKILL; what of it is alive ten seconds later."""
+        found = self.processes(part)
+        victims = found if part == "all" else found[:1]
+        below = [child for victim in victims for child in victim.children(recursive=True)]
+        for victim in victims:
+            victim.kill()
+        time.sleep(10)
+        # The runs of a killed worker may go on without it; whoever waits for them is told how they end.
+        left = [process.pid for process in (*victims, *below) if part != "worker" and process.is_running()]
+        if part in ("supervisor", "all"):
+            left = left or [process.pid for process in self.processes("all")]
+            self.start()
+        return left
+
+    def running_again(self, run, part, since):
+        """Seconds until a stage is at work again, or the run has ended."""
+        while not self.processes("stage"):
+            if self._ended(run):
+                break
+            assert time.monotonic() < since + PATIENCE
+            time.sleep(0.1)
+        return time.monotonic() - since
+
+    def end_of(self, run):
+        """The state in which a run ends for good."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            if state := self._ended(run):
+                return state
+            time.sleep(0.5)
+        return "NEVER"
+
+    def outputs(self):
+        """The hash of everything that the stages made, but of what tells of the run itself."""
+        lock = yaml.safe_load((self.folder / "runs" / "smoke" / "dvc.lock").read_text())
+        outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
+        return {out["path"]: out["md5"] for out in outs if out["path"].startswith(("artifacts", "metrics"))}
+
+    def processes(self, part):
+        """The processes of a part, or all that work for this lab's stack, outermost first."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("HIAR_PROJECT") == os.fspath(self.folder) and process.pid != os.getpid():
+                    line = " ".join(process.cmdline())
+                    if PARTS[part] in line and not (part != "all" and line.startswith(("unshare", "/bin/sh", "sh "))):
+                        found.append(process)
+            except psutil.Error:
+                continue
+        if part == "flow":  # the one that runs a stage
+            found = [flow for flow in found if any("hiar stage" in " ".join(c.cmdline()) for c in flow.children(True))]
+        return sorted(found, key=lambda process: process.create_time())
+
+    def _ended(self, run):
+        found = self._get(f"/flow_runs/{run}")
+        final = found and found["state"]["type"] in ("COMPLETED", "FAILED", "CANCELLED")
+        return found["state"]["type"] if final else None
+
+    def _get(self, path):
+        try:
+            answer = httpx.get(self.api + path, timeout=10, trust_env=False)
+            return answer.json() if answer.is_success else None
+        except httpx.HTTPError:
+            return None
+
+    def _send(self, path, data):
+        answer = httpx.post(self.api + path, json=data, timeout=60, trust_env=False)
+        answer.raise_for_status()
+        return answer.json()

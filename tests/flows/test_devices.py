@@ -1,0 +1,105 @@
+"""Devices: several stages at once on a machine that has several, never two on one, whatever dies."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from commands import environment
+
+from flows.devices import device_names, environment_on, take_devices
+from hiar.errors import UserError
+
+EIGHT = ",".join(map(str, range(8)))
+# Takes devices, notes itself with each, and lives until it is told to end.
+HOLDER = """\
+import sys, time
+from pathlib import Path
+from flows.devices import take_devices
+with take_devices(int(sys.argv[1])) as devices:
+    Path(sys.argv[2]).write_text(",".join(devices))
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIAR_DEVICES", EIGHT)
+    monkeypatch.setenv("HIAR_DEVICE_LOCKS", str(tmp_path / "locks"))
+
+
+@pytest.fixture
+def hold(tmp_path):
+    """Starts a process that wants a number of devices; returns it and the file that names those it has."""
+    started = []
+
+    def hold(count):
+        note = tmp_path / f"note-{len(started)}"
+        own = {name: os.environ[name] for name in ("HIAR_DEVICES", "HIAR_DEVICE_LOCKS")}
+        process = subprocess.Popen([sys.executable, "-c", HOLDER, str(count), note], env=environment() | own)
+        started.append(process)
+        return process, note
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def devices_of(note):
+    return note.read_text().split(",") if note.exists() and note.read_text() else []
+
+
+def wait_until(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_eight_stages_have_a_device_each_and_a_ninth_takes_that_of_one_that_was_killed(hold):
+    held = [hold(1) for _ in range(9)]
+    wait_until(lambda: sum(bool(devices_of(note)) for _, note in held) == 8)
+    taken = Counter(device for _, note in held for device in devices_of(note))
+    assert taken == Counter(EIGHT.split(","))
+    (late,) = [note for _, note in held if not devices_of(note)]
+    victim, note = next(pair for pair in held if devices_of(pair[1]))
+    freed = devices_of(note)
+    victim.kill()
+    wait_until(lambda: devices_of(late) == freed)
+
+
+def test_two_that_need_most_of_them_take_turns(hold):
+    first, second = hold(5), hold(5)
+    wait_until(lambda: devices_of(first[1]) or devices_of(second[1]))
+    one, other = (first, second) if devices_of(first[1]) else (second, first)
+    with take_devices(3) as rest:  # those that wait hold nothing
+        assert {*rest, *devices_of(one[1])} == {*EIGHT.split(",")}
+    assert devices_of(other[1]) == []
+    one[0].kill()
+    wait_until(lambda: len(devices_of(other[1])) == 5)
+
+
+def test_more_than_there_are_is_all_of_them():
+    with take_devices(20) as devices:
+        assert devices == EIGHT.split(",")
+        assert environment_on(devices)["CUDA_VISIBLE_DEVICES"] == EIGHT
+
+
+@pytest.mark.parametrize("names", ["0,0", ",", "0,../1"])
+def test_names_that_are_none_are_refused(names, monkeypatch):
+    monkeypatch.setenv("HIAR_DEVICES", names)
+    with pytest.raises(UserError, match=r"HIAR_DEVICES = .*: should name each device once"):
+        device_names()
+
+
+def test_a_machine_without_a_gpu_has_one_device(monkeypatch):
+    for name in ("HIAR_DEVICES", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    if list(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("this machine has GPUs")
+    assert device_names() == ["cpu"]
+    assert environment_on(["cpu"]) == {}

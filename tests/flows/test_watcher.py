@@ -1,0 +1,89 @@
+"""The watcher takes up what died, a bounded number of times, and touches nothing else."""
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from flows.stack import watcher
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+AGO = datetime.now(UTC) - timedelta(hours=1)
+
+
+def nothing():
+    """A flow's body."""
+
+
+@pytest.fixture
+def lab():
+    """A server's client, and what makes a run of a deployment that is in a state."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.states import Scheduled
+
+    with get_client(sync_client=True) as client:
+        one = flow(nothing)
+        deployment = client.create_deployment(flow_id=client.create_flow(one), name="watched")
+
+        def run(*states, deployed=True):
+            if deployed:
+                made = client.create_flow_run_from_deployment(deployment, state=Scheduled())
+            else:
+                made = client.create_flow_run(one)
+            for state in states:
+                client.set_flow_run_state(made.id, state, force=True)
+            return made.id
+
+        def state(run):
+            return client.read_flow_run(run).state.name
+
+        yield SimpleNamespace(client=client, run=run, state=state)
+        for made in client.read_flow_runs():
+            client.delete_flow_run(made.id)
+
+
+def look(lab, seconds):
+    return watcher.look(lab.client, AGO, now=datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+def test_only_what_was_silent_for_long_is_taken_up(lab):
+    from prefect.states import Completed, Failed, Pending, Running
+
+    runs = {state.name: lab.run(state) for state in (Running(), Pending(), Failed())}
+    runs["Completed"] = lab.run(Running(), Completed())
+    alone = lab.run(Running(), deployed=False)
+    assert look(lab, 60) == []
+    assert len(look(lab, 80)) == 2
+    states = {name: lab.state(run) for name, run in runs.items()}
+    assert states == {"Running": "AwaitingRetry", "Pending": "Pending", "Failed": "Failed", "Completed": "Completed"}
+    assert lab.state(alone) == "Running"
+    look(lab, 120)
+    assert lab.state(runs["Pending"]) == "AwaitingRetry"
+
+
+def test_silence_before_the_server_or_the_watcher_was_up_counts_for_nothing(lab):
+    from prefect.states import Running
+
+    run = lab.run(Running())
+    now = datetime.now(UTC) + timedelta(seconds=600)
+    assert watcher.look(lab.client, now - timedelta(seconds=60), now=now) == []
+    assert lab.state(run) == "Running"
+    assert watcher.look(lab.client, now - timedelta(seconds=75), now=now)
+
+
+def test_what_its_worker_says_crashed_is_scheduled_at_once_but_not_for_ever(lab, monkeypatch):
+    from prefect.states import Crashed, Running
+
+    run = lab.run(Running(), Crashed())
+    assert len(look(lab, 0)) == 1
+    assert lab.state(run) == "AwaitingRetry"
+    monkeypatch.setattr(watcher, "ATTEMPTS", 2)
+    for state in (Running(), Crashed()):
+        lab.client.set_flow_run_state(run, state, force=True)
+    assert look(lab, 0) == []
+    assert lab.state(run) == "Crashed"
+    again = lab.run(Running(), Crashed(), Running())
+    (line,) = look(lab, 80)
+    assert "for good, after 2 attempts" in line
+    assert lab.state(again) == "Crashed"
