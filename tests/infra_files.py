@@ -18,7 +18,13 @@ INFRA = ROOT / "infra"
 KUBERNETES = INFRA / "kubernetes"
 
 
-SERVERS = {"prefect": 4200, "mlflow": 5000, "store": 8333}
+NAMES = {"prefect": "PREFECT", "mlflow": "MLFLOW", "store": "S3"}
+PORTS = dict(line.split("=") for line in (INFRA / "stack" / "ports.env").read_text().splitlines() if line[0] != "#")
+SERVERS = {
+    name: int(PORTS[f"HIAR_{part}_PORT"])
+    for name, part in {"prefect": "PREFECT", "mlflow": "MLFLOW", "store": "S3"}.items()
+}
+POOLS = {one["work_pool"]["name"] for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
 SECRETS = {  # what infra/secrets.sh writes
     "PGPASSWORD",
     "PREFECT_SERVER_API_AUTH_STRING",

@@ -14,6 +14,7 @@ from commands import ROOT
 from infra_files import (
     INFRA,
     KUBERNETES,
+    POOLS,
     SECRETS,
     SERVERS,
     compose,
@@ -25,6 +26,9 @@ from infra_files import (
     unit_command,
     units,
 )
+
+WORKERS = ("experiments", "worker")
+COMPOSED = (*WORKERS, "worker-gpu")
 
 
 def open_to_all(words: list[str]) -> list[str]:
@@ -53,10 +57,13 @@ def test_a_worker_is_started_alike_everywhere() -> None:
         assert words[:3] == ["prefect", "worker", "start"]
         return dict(word.split("=", 1) for word in words[3:] if "=" in word)
 
-    cpu, gpu = (option(compose()["services"][name]["command"]) for name in ("worker", "worker-gpu"))
-    pod, unit = option(deployed("worker")["args"]), option(unit_command("worker"))
-    assert cpu == gpu | {"--pool": "cpu"} == unit | {"--pool": "cpu"}
-    for words in (cpu, gpu, unit, pod):
+    parents, cpu, gpu = (option(compose()["services"][name]["command"]) for name in COMPOSED)
+    pods, unit = [option(deployed(name)["args"]) for name in WORKERS], option(unit_command("worker"))
+    assert parents | {"--pool": "stages", "--limit": "1"} == cpu == gpu == unit | {"--pool": "stages"}
+    # What prefect.yaml deploys to is served, and nothing else.
+    assert {parents["--pool"], cpu["--pool"]} == {one["--pool"] for one in pods} == POOLS
+    assert pods[0] | {"--pool": "stages"} == pods[1]
+    for words in (parents, cpu, gpu, unit, *pods):
         template = Path(words["--base-job-template"])
         assert template.parent == Path("/opt/infra/pools") and template.stem in pools()
         assert template.stem == words["--type"], "the template is another type's than the worker"
@@ -143,16 +150,16 @@ def test_selectors_meet_what_they_select() -> None:
 
 
 def test_each_long_running_part_is_watched() -> None:
-    for name in ("postgres", "store", "prefect", "mlflow", "worker"):
+    for name in ("postgres", "store", "prefect", "mlflow", *WORKERS):
         assert "healthcheck" in compose()["services"][name], name
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(deployed(name)), name
-        assert name == "postgres" or units()[name]["Restart"] == ["always"]
+        assert name in ("postgres", "experiments") or units()[name]["Restart"] == ["always"]
 
 
 def commands() -> list[list[str]]:
     """Every command line of Prefect, MLflow and ours that the files start."""
-    found = [compose()["services"][name]["command"] for name in ("prefect", "mlflow", "worker", "worker-gpu")]
-    found += [deployed(name)["args"] for name in ("prefect", "mlflow", "worker")]
+    found = [compose()["services"][name]["command"] for name in ("prefect", "mlflow", *COMPOSED)]
+    found += [deployed(name)["args"] for name in ("prefect", "mlflow", *WORKERS)]
     found += [unit_command(name) for name in ("prefect", "mlflow", "worker")]
     found += [one["args"] for spec in pod_specs(manifests()) for one in spec["containers"] if one["name"] == "run"]
     (training,) = [one for one in manifests() if one["kind"] == "TrainJob"]
