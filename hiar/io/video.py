@@ -114,19 +114,17 @@ def fragments(
 
 
 def whole_mp4(data: bytes) -> bytes:
-    """Some fragments behind their header as a file of its own, whose times begin with 0 and whose index comes first."""
+    """Some fragments behind their header as an mp4 of its own, whose times begin with 0."""
     with (
         av.open(io.BytesIO(data)) as found,
-        av.open(
-            whole := io.BytesIO(), "w", "mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}
-        ) as container,
+        av.open(whole := io.BytesIO(), "w", "mp4", options={"fflags": "+bitexact"}) as container,
     ):
         container.metadata["comment"] = found.metadata["comment"]
         stream = container.add_stream_from_template(found.streams.video[0])
         first: int | None = None
         for packet in found.demux(video=0):
             if packet.pts is None or packet.dts is None:
-                continue  # demux ends with an empty one
+                continue  # the last one is empty
             first = packet.pts if first is None else first
             packet.pts, packet.dts = packet.pts - first, packet.dts - first
             packet.stream = stream

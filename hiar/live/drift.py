@@ -14,7 +14,7 @@ from hiar.metrics import drift
 from hiar.models.generator import Generator
 from hiar.parameters import load_params
 
-SHOWN = 3  # of the judge's figures, the first that a comparison has
+SHOWN = 2  # of the judge's figures, the first that a comparison has
 SECONDS = 2.0  # that the judge looks back
 
 

@@ -88,7 +88,7 @@ class Room:
         """
         prompt = self._checked(text)
         ahead = max(blocks_ahead(student.card, self._walk(student)) for student in self.students)
-        block = max(self.timeline.until + ahead, self.timeline.begun)
+        block = self.timeline.until + ahead
         self.prompt = prompt
         self._tell({"do": "prompt", "text": prompt, "block": block})
         self._note({"kind": "prompt", "block": block, "seconds": self.timeline.seconds(block), "prompt": prompt})

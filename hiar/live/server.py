@@ -40,15 +40,15 @@ PENALTY_SECONDS = 1.0  # that a wrong one costs
 WRONG_TOKEN, FULL, BEHIND_CODE = 4401, 4429, 4408
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src data:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
 
 
-def application(room: Room, token: str | None) -> Starlette:
-    """The page on a room; token: what viewers must give, None on loopback, where no other host's name is answered."""
+def application(room: Room, token: str | None, *, loopback: bool) -> Starlette:
+    """The page on a room; token: what viewers must give, if anything. loopback: no other host's name is answered."""
 
     async def minute(request: Request) -> Response:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -81,7 +81,7 @@ def application(room: Room, token: str | None) -> Starlette:
             Route("/minute/{number:int}.{form:str}", minute),
             WebSocketRoute("/live", live),
         ],
-        middleware=[] if token else [Middleware(OwnNames)],
+        middleware=[Middleware(OwnNames)] if loopback else [],
     )
 
 

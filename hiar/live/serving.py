@@ -67,7 +67,7 @@ async def _serve(
         timeline = Timeline(*students[0].pictures, world_of(students).frames_per_second, lead)
         room = Room(students, timeline, prompt, seed)
         room.open()
-        server = uvicorn.Server(_configuration(application(room, token)))
+        server = uvicorn.Server(_configuration(application(room, token, loopback=listener.getsockname()[0] in OWN)))
         announce(address)
         await server.serve(sockets=[listener])
     finally:

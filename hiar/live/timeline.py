@@ -23,13 +23,14 @@ class Timeline:
     watched: float = 0.0
     until: int = 0
     made: float = 0.0
-    begun: int = 0
+    begun: int | None = None
     missing: int = 0
 
     def restart(self) -> int:
         """The block with which a new video begins: the first one that nobody may have made."""
+        if self.begun != self.until:  # else it takes the place of one of which nothing has been made
+            self.missing += self.block - self.first
         self.begun = self.until
-        self.missing += self.block - self.first
         return self.begun
 
     def seconds(self, block: int) -> float:

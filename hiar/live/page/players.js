@@ -9,6 +9,7 @@ export function makePlayer(video, codec) {
   const waiting = [];
   let buffer = null;
   const player = { video, stalls: 0, fragments: 0, add, close, end };
+  video.addEventListener("playing", () => { player.playing = true; });
   video.addEventListener("waiting", () => { player.stalls += Number(player.playing === true); });
   media.addEventListener("sourceopen", () => {
     URL.revokeObjectURL(video.src);
@@ -76,6 +77,5 @@ export function keepTogether(players, paused) {
 }
 
 function play(player) {
-  player.playing = true;
   player.video.play().catch(() => {}); // a browser that forbids it keeps the first picture; Pause and Play begin it
 }
