@@ -14,13 +14,14 @@ import typer
 
 from hiar.cli import experiments, videos  # each adds its commands, in the order that --help shows
 
+from hiar.cli import live  # isort: skip
 from hiar.cli import checkpoints  # isort: skip
 from hiar.cli import storage, vbench  # isort: skip
 from hiar.cli.app import app
 from hiar.errors import ERROR_FILE, RunFailed, UserError, memory_line
 from hiar.io.files import writing
 
-__all__ = ["app", "checkpoints", "experiments", "main", "storage", "vbench", "videos"]
+__all__ = ["app", "checkpoints", "experiments", "live", "main", "storage", "vbench", "videos"]
 
 INTERRUPTED = 130
 

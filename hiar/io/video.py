@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from av.container import OutputContainer
 from av.packet import Packet
+from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from av.video.stream import VideoStream
 from PIL import Image
@@ -76,23 +77,59 @@ def open_stream(
     target cannot be written, or, caused by a BrokenPipeError, when its reader has gone.
     """
     place = place_of(target) if isinstance(target, Output) else Path("output")
-    with av.open(header := io.BytesIO(), "w", "mp4", options=_FRAGMENT) as container:
-        stream = _add_h264(container, height, width, fps, crf=str(crf), tune="zerolatency")
-        container.start_encoding()
-    numbers = itertools.count(1)
     file: BinaryIO | None = None
+    header, fragment_of = fragments(height, width, fps, crf)
     with ExitStack() as stack:
 
         def add(frames: Tensor) -> None:
             nonlocal file
-            fragment = _mux_fragment(stream, next(numbers), _encode(stream, frames))
+            fragment = fragment_of(frames)
             with writing(place):
                 if file is None:
-                    file = stack.enter_context(_begun(target, header.getvalue() + fragment))
+                    file = stack.enter_context(_begun(target, header + fragment))
                 else:
                     write_all(file, fragment)
 
         yield add
+
+
+def fragments(
+    height: int, width: int, fps: float, crf: int = CRF, *, apart: bool = False
+) -> tuple[bytes, Callable[[Tensor], bytes]]:
+    """The header of an mp4 that may go on for ever, and what makes frames, uint8 (F, height, width, 3), its next part.
+
+    apart: each part plays without those before it, which takes more bytes: who comes later begins at any of them.
+    Times count from the first part.
+    """
+    keys = {"forced-idr": "1", "g": "10000"} if apart else {}
+    with av.open(header := io.BytesIO(), "w", "mp4", options=_FRAGMENT) as container:
+        stream = _add_h264(container, height, width, fps, crf=str(crf), tune="zerolatency", **keys)
+        container.start_encoding()
+    numbers = itertools.count(1)
+
+    def fragment_of(frames: Tensor) -> bytes:
+        return _mux_fragment(stream, next(numbers), _encode(stream, frames, key=apart))
+
+    return header.getvalue(), fragment_of
+
+
+def whole_mp4(data: bytes) -> bytes:
+    """Some fragments behind their header as an mp4 of its own, whose times begin with 0."""
+    with (
+        av.open(io.BytesIO(data)) as found,
+        av.open(whole := io.BytesIO(), "w", "mp4", options={"fflags": "+bitexact"}) as container,
+    ):
+        container.metadata["comment"] = found.metadata["comment"]
+        stream = container.add_stream_from_template(found.streams.video[0])
+        first: int | None = None
+        for packet in found.demux(video=0):
+            if packet.pts is None or packet.dts is None:
+                continue  # the last one is empty
+            first = packet.pts if first is None else first
+            packet.pts, packet.dts = packet.pts - first, packet.dts - first
+            packet.stream = stream
+            container.mux(packet)
+    return whole.getvalue()
 
 
 def read_mp4(path: Path) -> Tensor:
@@ -128,8 +165,8 @@ def _add_h264(container: OutputContainer, height: int, width: int, fps: float, *
     return stream
 
 
-def _encode(stream: VideoStream, frames: Tensor) -> Iterator[Packet[VideoStream]]:
-    """What the encoder has ready after each of uint8 frames (F, H, W, 3)."""
+def _encode(stream: VideoStream, frames: Tensor, *, key: bool = False) -> Iterator[Packet[VideoStream]]:
+    """What the encoder has ready after each of uint8 frames (F, H, W, 3); key: the first needs none before it."""
     target = {
         "width": stream.width,
         "height": stream.height,
@@ -138,9 +175,11 @@ def _encode(stream: VideoStream, frames: Tensor) -> Iterator[Packet[VideoStream]
         "dst_color_range": ColorRange.MPEG,
         "interpolation": Interpolation.POINT if stream.width > frames.shape[2] else Interpolation.AREA,
     }
-    for pixels in frames.numpy(force=True):
-        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        yield from stream.encode(rgb.reformat(**target))
+    for number, pixels in enumerate(frames.numpy(force=True)):
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(**target)
+        if key and number == 0:
+            picture.pict_type = PictureType.I
+        yield from stream.encode(picture)
 
 
 def _mux_fragment(stream: VideoStream, number: int, packets: Iterable[Packet[VideoStream]]) -> bytes:

@@ -1,0 +1,53 @@
+"""How a video is while it plays: what its pixels say, and what its world's judge says of the last moments."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hiar.judges.interface import Findings, Judge, open_judge
+from hiar.metrics import drift
+from hiar.models.generator import Generator
+from hiar.parameters import load_params
+
+SHOWN = 2  # of the judge's figures, the first that a comparison has
+SECONDS = 2.0  # that the judge looks back
+
+
+def open_figures(source: Generator, params: Path) -> Callable[[str, Tensor], dict[str, float]]:
+    """What tells the figures of block after block, from its prompt and pictures, uint8 (F, H, W, 3).
+
+    Saturation in [0, 1] and sharpness in squared grey levels are those of its last picture; beside them is what the
+    world's judge says of the last `SECONDS`. Its thresholds are those of ``params``, as in `hiar score`: where there
+    is no such file it says nothing.
+    """
+    judge: Judge | None = None
+    if params.is_file():
+        judge = open_judge(source.card.world, load_params(params).score, *source.block_pictures)
+    looked: deque[Findings] = deque()
+    most = 0 if judge is None else max(judge.least_frames, round(SECONDS * source.world.frames_per_second))
+
+    def figures(prompt: str, pictures: Tensor) -> dict[str, float]:
+        last = pictures[None, -1:]
+        told = {"saturation": float(drift.saturation(last)), "sharpness": float(drift.sharpness(last))}
+        if judge is None:
+            return told
+        # Each part is looked at by itself: its first change has no picture before it, so it counts as none.
+        looked.append(judge.look(pictures[None], pictures[None, :1], [prompt]))
+        while len(looked) > 1 and sum(_frames(part) for part in looked) - _frames(looked[0]) >= most:
+            looked.popleft()
+        if sum(_frames(part) for part in looked) < judge.least_frames:
+            return told
+        joined = {name: torch.cat([part[name] for part in looked], dim=1) for name in looked[0]}
+        measured = judge.measure(joined)
+        return told | {name: float(measured[name]) for name in judge.columns[:SHOWN]}
+
+    return figures
+
+
+def _frames(part: Findings) -> int:
+    return part["saturation"].shape[1]

@@ -1,0 +1,47 @@
+"""The last minute of a student as a file, and the card that says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from hiar.io.video import whole_mp4
+from hiar.live.students import Piece, Student
+from hiar.live.wire import Message
+from hiar.stages.rollouts import walk_asked
+
+if TYPE_CHECKING:
+    from hiar.live.room import Room
+
+
+def minute_mp4(header: bytes, pieces: Sequence[Piece]) -> bytes:
+    """The mp4 of pieces of a stream, which begins at 0."""
+    return whole_mp4(header + b"".join(piece.data for piece in pieces))
+
+
+def minute_card(room: Room, student: Student) -> Message:
+    """What the last minute shows, and how it was made: seeds and walks of its videos, prompts by block."""
+    first, last = student.pieces[0].message["block"], student.pieces[-1].message["block"]
+    videos = [note for note in room.history if note["kind"] == "restart" and note["block"] <= last]
+    shown = [note for note in videos if note["block"] > first] or []
+    before = [note for note in videos if note["block"] <= first][-1:]
+    prompts = groupby(student.pieces, key=lambda piece: piece.message["prompt"])
+    return {
+        "checkpoint": student.name,
+        "stage": student.card.stage,
+        "trained_seed": student.card.seed,
+        "world": student.card.world.kind,
+        "frames_per_second": room.timeline.fps,
+        "blocks": [first, last],
+        "videos": [
+            {
+                "from_block": note["block"],
+                "seed": note["seed"],
+                "walk": walk_asked(student.card, note["order"], note["context"]).model_dump(),
+            }
+            for note in before + shown
+        ],
+        "prompts": [{"from_block": next(pieces).message["block"], "prompt": prompt} for prompt, pieces in prompts],
+        "latents_sha256": [piece.message["latent"] for piece in student.pieces],
+    }

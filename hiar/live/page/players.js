@@ -1,0 +1,81 @@
+// Videos side by side on one time line: each gets its fragments as they come, and none runs ahead of the others.
+
+const KEPT = 12; // seconds that stay in memory behind what is watched
+const APART = 0.06; // seconds that a video may be ahead of the last one
+const WAITING = 0.5; // seconds ahead at which it waits
+
+export function makePlayer(video, codec) {
+  const media = new MediaSource();
+  const waiting = [];
+  let buffer = null;
+  const player = { video, stalls: 0, fragments: 0, add, close, end };
+  video.addEventListener("playing", () => { player.playing = true; });
+  video.addEventListener("waiting", () => { player.stalls += Number(player.playing === true); });
+  media.addEventListener("sourceopen", () => {
+    URL.revokeObjectURL(video.src);
+    buffer = media.addSourceBuffer(`video/mp4; codecs="${codec}"`);
+    buffer.addEventListener("updateend", pump);
+    pump();
+  }, { once: true });
+  video.src = URL.createObjectURL(media);
+
+  function add(data) {
+    waiting.push(data);
+    player.fragments += 1;
+    pump();
+  }
+
+  function pump() {
+    if (!buffer || buffer.updating || media.readyState !== "open") return;
+    const ranges = buffer.buffered;
+    if (ranges.length && video.currentTime - ranges.start(0) > 2 * KEPT) {
+      buffer.remove(0, video.currentTime - KEPT);
+    } else if (waiting.length) {
+      buffer.appendBuffer(waiting.shift());
+    }
+  }
+
+  function end() {
+    const ranges = video.buffered;
+    return ranges.length ? ranges.end(ranges.length - 1) : 0;
+  }
+
+  function close() {
+    buffer = null;
+    video.removeAttribute("src");
+    video.load();
+  }
+
+  return player;
+}
+
+// Begin where the server says that others are, once every video has some of it.
+export function startTogether(players, from, fps) {
+  const ready = players.every(({ video, end }) => video.buffered.length && end() > Math.max(from, video.buffered.start(0)) + 1 / fps);
+  if (!ready) return false;
+  const start = Math.max(from, ...players.map(({ video }) => video.buffered.start(0)));
+  for (const player of players) {
+    player.video.currentTime = start;
+    play(player);
+  }
+  return true;
+}
+
+// Returns the time that all of them have reached.
+export function keepTogether(players, paused) {
+  const reached = Math.min(...players.map(({ video }) => video.currentTime));
+  for (const player of players) {
+    const ahead = player.video.currentTime - reached;
+    player.video.playbackRate = ahead > APART ? 0.92 : 1;
+    if (paused || ahead > WAITING) {
+      if (!player.video.paused) player.video.pause();
+    } else if (player.video.paused && ahead < APART) {
+      play(player);
+    }
+  }
+  return reached;
+}
+
+function play(player) {
+  player.video.play().catch(() => {}); // a browser that forbids it keeps the first picture; Pause and Play begin it
+}

@@ -1,0 +1,197 @@
+"""What viewers share: the students, one time line, one prompt. All of it happens on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from hiar import config
+from hiar.errors import UserError
+from hiar.io.text import one_line
+from hiar.live.students import Piece, Student, follow, world_of
+from hiar.live.timeline import Timeline
+from hiar.live.walking import blocks_ahead
+from hiar.live.wire import Message
+from hiar.models.generator import Walk
+from hiar.options import MOST_SEED, walk_of
+from hiar.stages.rollouts import walk_asked
+from hiar.worlds.interface import FIRST_CLIP
+
+BEHIND = 1000  # messages that may wait for a viewer: one that is slower than that has to come again
+HISTORY = 200  # prompts that are remembered
+LONGEST_PROMPT = 2000  # characters
+SUGGESTIONS = 8
+
+
+@dataclass(eq=False)
+class Viewer:
+    """One page. outbox: what it is to be sent; None ends it."""
+
+    outbox: asyncio.Queue[Message | bytes | None] = field(default_factory=lambda: asyncio.Queue(BEHIND))
+    behind: bool = False
+
+    def send(self, message: Message | bytes) -> None:
+        """Put something into its outbox, or note that it does not keep up."""
+        if self.behind:
+            return
+        try:
+            self.outbox.put_nowait(message)
+        except asyncio.QueueFull:
+            self.behind = True
+
+
+@dataclass
+class Room:
+    """Students at work for the viewers that are here."""
+
+    students: list[Student]
+    timeline: Timeline
+    prompt: str
+    seed: int
+    order: config.Order | None = None
+    context: config.Context | None = None
+    viewers: set[Viewer] = field(default_factory=set)
+    history: deque[Message] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def open(self) -> None:
+        """Begin the first video, and listen to the students, who have been started."""
+        self.tasks = [asyncio.create_task(self._follow(number)) for number in range(len(self.students))]
+        self.begin(self.prompt, self.seed, self.order, self.context)
+
+    def begin(self, prompt: str, seed: int, order: config.Order | None, context: config.Context | None) -> None:
+        """Begin a new video behind what may be made by now. Raises UserError for a prompt or walk that cannot be."""
+        prompt = self._checked(prompt)
+        for student in self.students:
+            walk_asked(student.card, order, context)
+        self.prompt, self.seed, self.order, self.context = prompt, seed, order, context
+        block = self.timeline.restart()
+        asked = {"prompt": prompt, "seed": seed, "order": order, "context": context}
+        self._tell({"do": "restart", "block": block, **asked})
+        self._note({"kind": "restart", "block": block, "seconds": self.timeline.seconds(block), **asked})
+
+    def restart(self, seed: object, order: object, context: object) -> None:
+        """`begin` of what a viewer asks for. Raises UserError when that is nothing that can be."""
+        if not (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MOST_SEED):
+            raise UserError(f"seed: is no whole number from 0 to {MOST_SEED}; give one")
+        if not all(value is None or isinstance(value, str) for value in (order, context)):
+            raise UserError("order, context: are no words; choose from the lists")
+        self.begin(self.prompt, seed, *walk_of(order, context))  # type: ignore[arg-type]
+
+    def change(self, text: object) -> int:
+        """Show something else from the first block that no student has begun; returns it.
+
+        Raises UserError for a prompt that the world does not know; the one before then holds on.
+        """
+        prompt = self._checked(text)
+        ahead = max(blocks_ahead(student.card, self._walk(student)) for student in self.students)
+        block = self.timeline.until + ahead
+        self.prompt = prompt
+        self._tell({"do": "prompt", "text": prompt, "block": block})
+        self._note({"kind": "prompt", "block": block, "seconds": self.timeline.seconds(block), "prompt": prompt})
+        return block
+
+    def watched(self, seconds: float) -> None:
+        """Let students go on as far as what is watched allows."""
+        if self.timeline.watch(seconds):
+            self._tell({"do": "until", "block": self.timeline.until})
+
+    def enter(self, viewer: Viewer) -> None:
+        """Greet a viewer, who begins where the others are, and let students go on."""
+        viewer.send(self.greeting())
+        for number, student in enumerate(self.students):
+            viewer.send(bytes([number]) + student.header)
+            for piece in student.pieces:
+                if piece.end > self.timeline.watched:
+                    _send(viewer, number, piece)
+            if student.line:
+                viewer.send({"kind": "broken", "student": number, "line": student.line})
+        self.viewers.add(viewer)
+        self.watched(self.timeline.watched)
+
+    def greeting(self) -> Message:
+        """What a page needs to know before the first picture."""
+        world = world_of(self.students)
+        try:
+            suggestions = list(dict.fromkeys(world.prompts(seed=0, first=FIRST_CLIP["sample"], count=SUGGESTIONS)))
+        except UserError:
+            suggestions = []  # a world whose prompts are in a file that is not here
+        return {
+            "kind": "hello",
+            "world": world.name,
+            "width": world.width,
+            "height": world.height,
+            "fps": self.timeline.fps,
+            "block": self.timeline.block,
+            "lead": self.timeline.lead,
+            "watched": self.timeline.watched,
+            "students": [
+                {
+                    "name": student.name,
+                    "codec": student.codec,
+                    "device": student.device,
+                    "walk": self._walk(student).model_dump(),
+                }
+                for student in self.students
+            ],
+            "orders": get_args(config.Order),
+            "contexts": get_args(config.Context),
+            "longest": LONGEST_PROMPT,
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "order": self.order,
+            "context": self.context,
+            "suggestions": suggestions,
+            "history": list(self.history),
+        }
+
+    def _walk(self, student: Student) -> Walk:
+        return walk_asked(student.card, self.order, self.context)
+
+    def _checked(self, text: object) -> str:
+        if not isinstance(text, str) or not text.strip():
+            raise UserError("prompt: is empty; describe a video")
+        if len(text) > LONGEST_PROMPT:
+            raise UserError(f"prompt: has {len(text)} characters; use up to {LONGEST_PROMPT}")
+        prompt = one_line(text)
+        world_of(self.students).check(prompt)
+        return prompt
+
+    def _tell(self, command: Message) -> None:
+        for student in self.students:
+            student.tell(command)
+
+    def _note(self, message: Message) -> None:
+        self.history.append(message)
+        self._send(message)
+
+    def _send(self, message: Message) -> None:
+        for viewer in self.viewers:
+            viewer.send(message)
+
+    async def _follow(self, number: int) -> None:
+        student = self.students[number]
+
+        async def heard(message: Message, data: bytes) -> None:
+            if message["kind"] == "refused":
+                self._send(message)
+                return
+            piece = student.keep(message, data, self.timeline.fps)
+            self.timeline.made = min(each.made for each in self._working() or [student])
+            for viewer in self.viewers:
+                _send(viewer, number, piece)
+
+        await follow(student, heard)
+        self._send({"kind": "broken", "student": number, "line": student.line})
+
+    def _working(self) -> Sequence[Student]:
+        return [student for student in self.students if student.line is None]
+
+
+def _send(viewer: Viewer, number: int, piece: Piece) -> None:
+    told: dict[str, Any] = {"student": number, "start": piece.start, "end": piece.end}
+    viewer.send(piece.message | told)
+    viewer.send(bytes([number]) + piece.data)

@@ -1,0 +1,116 @@
+"""`hiar live` as a whole: students are started, the page is served, and everything ends together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+
+from hiar.errors import UserError
+from hiar.io.loopback import OWN
+from hiar.io.outputs import CRF
+from hiar.live.room import Room
+from hiar.live.server import application
+from hiar.live.students import Student, end_all, find_students, start_all, world_of
+from hiar.live.timeline import Timeline
+from hiar.worlds.interface import FIRST_CLIP
+
+TOKEN = "HIAR_LIVE_TOKEN"
+SHORTEST_TOKEN = 16
+LARGEST_MESSAGE = 2**16  # bytes of a viewer's
+MOST_CONNECTIONS = 200
+
+
+def serve(
+    checkpoints: Sequence[Path],
+    prompt: str | None,
+    seed: int,
+    host: str,
+    port: int,
+    lead: float,
+    announce: Callable[[str], None],
+) -> None:
+    """Show students side by side until Ctrl-C; ``announce`` is told the page's address when it can be opened.
+
+    Raises UserError for checkpoints that cannot be shown, a prompt that their world does not know, an address that
+    cannot be listened on, and one beyond this machine without a token.
+    """
+    token = _token(host)
+    students = find_students(checkpoints)
+    prompt = prompt or world_of(students).prompts(seed=seed, first=FIRST_CLIP["sample"], count=1)[0]
+    world_of(students).check(prompt)
+    with _listen(host, port) as listener:
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listener.getsockname()[1]}/"
+        asyncio.run(_serve(students, prompt, seed, lead, token, listener, address, announce))
+
+
+async def _serve(
+    students: list[Student],
+    prompt: str,
+    seed: int,
+    lead: float,
+    token: str | None,
+    listener: socket.socket,
+    address: str,
+    announce: Callable[[str], None],
+) -> None:
+    """Start students, serve their page, and end them, whatever happens."""
+    room: Room | None = None
+    try:
+        await start_all(students, CRF, Path("params.yaml").absolute())
+        timeline = Timeline(*students[0].pictures, world_of(students).frames_per_second, lead)
+        room = Room(students, timeline, prompt, seed)
+        room.open()
+        server = uvicorn.Server(_configuration(application(room, token, loopback=listener.getsockname()[0] in OWN)))
+        announce(address)
+        await server.serve(sockets=[listener])
+    finally:
+        await end_all(students)
+        if room is not None:
+            await asyncio.gather(*room.tasks)
+
+
+def _configuration(app: Starlette) -> uvicorn.Config:
+    """Of the server: what viewers ask is logged nowhere."""
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws_max_size=LARGEST_MESSAGE,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=2,
+    )
+
+
+def _token(host: str) -> str | None:
+    """What viewers must give. Raises UserError where others could reach the page without."""
+    token = os.environ.get(TOKEN) or None
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        raise UserError(f"{TOKEN}: has {len(token)} characters; give it at least {SHORTEST_TOKEN}")
+    if token is None and host not in OWN:
+        raise UserError(
+            f"--host = {host}: can be reached from elsewhere; set {TOKEN} to what viewers must give, at least "
+            f"{SHORTEST_TOKEN} characters, such as of `openssl rand -hex 16`"
+        )
+    return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises UserError when there can be none."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"--host, --port = {host}, {port}: {reason.lower()}; choose another --port, or --host"
+        ) from None

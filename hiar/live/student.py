@@ -1,0 +1,162 @@
+"""The process of one student: commands come as lines of the standard input, blocks leave by the standard output.
+
+It makes blocks as far as it was told to, then rests. It ends when the input does, so none outlives its server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+import psutil
+import torch
+from torch import Tensor
+
+from hiar.errors import UserError
+from hiar.io.video import fragments
+from hiar.live.drift import open_figures
+from hiar.live.walking import Walking, begin
+from hiar.live.wire import Message, write_message
+from hiar.models.generator import Generator
+from hiar.stages.computing import choose, computing
+from hiar.stages.plan import load_sampler, settle_threads
+
+
+def main() -> NoReturn:
+    """Take commands until there are no more."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--number", type=int, required=True)
+    parser.add_argument("--crf", type=int, required=True)
+    parser.add_argument("--params", type=Path, required=True)
+    asked = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server too, which ends this process
+    outlet = _own_output()
+    commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
+    try:
+        settle_threads()
+        source = load_sampler(asked.checkpoint, _device(asked.number))
+        header, fragment_of = fragments(
+            source.world.height, source.world.width, source.world.frames_per_second, asked.crf, apart=True
+        )
+        figures = open_figures(source, asked.params)
+        ready = {"kind": "ready", "device": _name(source.codec.device), "pictures": source.block_pictures}
+        write_message(outlet, ready, header)
+        _make(source, commands, outlet, fragment_of, figures)
+    except UserError as error:
+        write_message(outlet, {"kind": "broken", "line": " ".join(str(error).split())})
+        sys.exit(2)
+    except BrokenPipeError:
+        pass  # the server has gone
+    sys.exit(0)
+
+
+@dataclass
+class _Making:
+    """A student at work: its video, where it is on the time line, and how far it may go."""
+
+    source: Generator
+    stack: ExitStack
+    walking: Walking | None = None
+    block: int = 0
+    until: int = 0
+    pending: deque[Message] = field(default_factory=deque)
+
+    def prepare(self, refused: Callable[[str], None]) -> None:
+        """Carry out, in their order, the commands that concern blocks from the next one on."""
+        while self.pending and (self.pending[0]["do"] == "prompt" or self.pending[0]["block"] <= self.block):
+            command = self.pending.popleft()
+            if command["do"] == "restart":
+                self._restart(command)
+                continue
+            assert self.walking is not None
+            try:
+                self.walking.change(command["text"], command["block"])
+            except UserError as error:
+                refused(" ".join(str(error).split()))
+
+    def _restart(self, asked: Message) -> None:
+        first = self.walking is None
+        self.walking = begin(
+            self.source, asked["prompt"], asked["seed"], asked["order"], asked["context"], asked["block"]
+        )
+        if first:
+            choice = choose(self.source, self.walking.walk, self.walking.rollout)
+            self.stack.enter_context(computing(self.source.denoiser, choice))
+
+
+def _make(
+    source: Generator,
+    commands: queue.SimpleQueue[Message | None],
+    outlet: BinaryIO,
+    fragment_of: Callable[[Tensor], bytes],
+    figures: Callable[[str, Tensor], dict[str, float]],
+) -> None:
+    """Carry commands out, and make blocks as far as they allow, until there are no more commands."""
+    process = psutil.Process()
+    with ExitStack() as stack:
+        making = _Making(source, stack)
+        while True:
+            while making.block >= making.until or not commands.empty():
+                command = commands.get()
+                if command is None:
+                    return
+                if command["do"] == "until":
+                    making.until = command["block"]
+                else:
+                    making.pending.append(command)
+            making.prepare(lambda line: write_message(outlet, {"kind": "refused", "line": line}))
+            assert making.walking is not None
+            began = time.monotonic()
+            prompt, latent, pictures = making.walking.next_block()
+            data = fragment_of(pictures)
+            message = {
+                "kind": "block",
+                "block": making.block,
+                "prompt": prompt,
+                "pictures": len(pictures),
+                "seconds": time.monotonic() - began,
+                "figures": figures(prompt, pictures),
+                "memory": process.memory_info().rss,
+                "latent": hashlib.sha256(latent.float().cpu().numpy().tobytes()).hexdigest(),
+            }
+            write_message(outlet, message, data)
+            making.block += 1
+
+
+def _own_output() -> BinaryIO:
+    """The standard output for messages alone: what libraries print goes to the standard error from here on."""
+    outlet = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return outlet
+
+
+def _listen(commands: queue.SimpleQueue[Message | None]) -> None:
+    for line in sys.stdin.buffer:
+        commands.put(json.loads(line))
+    commands.put(None)
+
+
+def _device(number: int) -> torch.device:
+    """A GPU of its own as long as there are some, else one that it shares; the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", number % torch.cuda.device_count())
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"

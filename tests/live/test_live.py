@@ -1,0 +1,264 @@
+"""`hiar live` as a process, over real connections and in a real browser."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from itertools import islice
+from pathlib import Path
+
+import av
+import pytest
+from commands import ROOT, hiar
+from live_server import PATIENCE, TOKEN, Watcher, children_of, live
+from students import save_attentive_student, save_student
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from hiar.errors import UserError
+from hiar.live.serving import serve
+from hiar.models.generator import load_generator
+from hiar.stages.stream import clean_blocks, stream_rollout
+
+PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
+LEAD = 1.0
+BLOCK_SECONDS = 0.25
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("live")
+    save_attentive_student(folder / "hiar")
+    save_student(folder / "forcing", "block_first", "finished")
+    return [folder / "hiar", folder / "forcing"]
+
+
+@pytest.fixture(scope="module")
+def address(students, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copy(ROOT / "params.yaml", folder)
+    with live(*students, folder=folder, options=("--prompt", PROMPT, "--lead", LEAD)) as (_, address):
+        yield address
+
+
+def latents_of(folder: Path, prompt: str, changes: dict[int, str], seed: int, blocks: int) -> list[str]:
+    """Hashes of the blocks that `hiar stream` makes, which are those of `hiar sample` (tests/stages/test_stream.py)."""
+    source = load_generator(folder)
+    walk = source.card.walk
+    assert walk is not None
+    made = clean_blocks(source, walk, stream_rollout(source, prompt, changes, walk, None, seed))
+    return [hashlib.sha256(latent.float().numpy().tobytes()).hexdigest() for latent in islice(made, blocks)]
+
+
+def test_students_show_the_same_prompts_and_noise_as_elsewhere(address, students):
+    with Watcher(address) as viewer:
+        assert [student["name"] for student in viewer.hello["students"]] == ["hiar", "forcing"]
+        viewer.watch(6)
+        viewer.say(kind="prompt", text=OTHER)
+        change = viewer.until("prompt")["block"]
+        viewer.watch(change + 4)
+        viewer.say(kind="restart", seed=9, order=None, context=None)
+        begun = viewer.until("restart")["block"]
+        viewer.watch(begun + 4)
+        for number, folder in enumerate(students):
+            made = [block["latent"] for block in viewer.blocks[number]]
+            assert [block["block"] for block in viewer.blocks[number]] == list(range(len(made)))
+            assert made[:begun] == latents_of(folder, PROMPT, {change: OTHER}, 0, begun)
+            assert made[begun:] == latents_of(folder, OTHER, {}, 9, len(made) - begun)
+            with av.open(io.BytesIO(viewer.videos[number])) as video:
+                times = [frame.time for frame in video.decode(video=0)]
+            assert times == pytest.approx([frame / 12 for frame in range(3 * len(made))])
+        figures = viewer.blocks[0][-1]["figures"]
+        assert set(figures) == {"saturation", "sharpness", "good", "visible"}
+
+
+def test_who_comes_later_begins_where_the_others_are_and_nothing_is_made_for_nobody(address):
+    with Watcher(address) as viewer:
+        start = viewer.hello["watched"]
+        while viewer.blocks.get(1, [{"end": 0.0}])[-1]["end"] < start + LEAD:  # what may be made, and no more
+            viewer.until("block")
+        assert viewer.blocks[0][0]["end"] > start
+        with av.open(io.BytesIO(viewer.videos[0])) as video:
+            assert next(video.decode(video=0)).time == pytest.approx(viewer.blocks[0][0]["start"])
+        time.sleep(1.0)
+        viewer.say(kind="prompt", text=OTHER)
+        viewer.until("taken")
+        for blocks in viewer.blocks.values():
+            assert blocks[-1]["end"] <= start + LEAD + BLOCK_SECONDS
+    with Watcher(address) as viewer:
+        assert viewer.hello["watched"] == start
+
+
+def test_what_cannot_be_is_answered_and_all_goes_on(address):
+    with Watcher(address) as viewer:
+        for text, line in (
+            ("a red elephant moves", "elephant"),
+            ("", "prompt: is empty"),
+            (10_000 * "a", "prompt: has 10000 characters; use up to 2000"),
+            (None, "prompt: is empty"),
+            ("<script>alert(1)</script>", "unknown word"),
+        ):
+            viewer.say(kind="prompt", text=text)
+            assert line in viewer.until("refused")["line"]
+        for seed, order, context in ((-1, None, None), (0.5, None, None), (0, "up", None), (0, None, ["x"])):
+            viewer.say(kind="restart", seed=seed, order=order, context=context)
+            assert viewer.until("refused")["line"]
+        viewer.say(kind="restart", seed=0, order="step_first", context="finished")
+        assert "--order = step_first" in viewer.until("refused")["line"]
+        for data in (
+            b"\x00\x01",
+            "no json",
+            "[]",
+            "3",
+            '{"kind": "dance"}',
+            '{"kind": "watched", "seconds": "x"}',
+            "[" * 9000,
+        ):
+            viewer.socket.send(data)
+        for _ in range(6):
+            assert "message: is" in viewer.until("refused")["line"]
+        viewer.say(kind="watched", seconds=1e300)
+        viewer.say(kind="prompt", text=PROMPT)
+        viewer.until("taken")
+        viewer.socket.send("x" * 100_000)  # more than is read of anybody
+        with pytest.raises(ConnectionClosed):
+            while True:
+                viewer.hear()
+    with Watcher(address) as viewer:
+        viewer.watch(viewer.until("block")["block"] + 4)
+
+
+def test_who_may_come_in(address):
+    for token in ("", "wrong", None):
+        with pytest.raises(ConnectionClosed) as closed:
+            Watcher(address, token=token).hear()  # type: ignore[arg-type]
+        assert closed.value.rcvd.code == 4401
+    with pytest.raises(InvalidStatus):
+        Watcher(address, origin="http://elsewhere.example")
+    for headers, code in (({"Host": "elsewhere.example"}, 421), ({}, 401)):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(f"{address}minute/0.mp4", headers=headers))
+        assert refused.value.code == code
+
+
+def test_the_last_minute_is_saved_with_its_card(address):
+    with Watcher(address) as viewer:
+        viewer.watch(viewer.until("block")["block"] + 2)
+
+    def saved(name: str) -> bytes:
+        request = urllib.request.Request(f"{address}minute/{name}", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request) as answer:
+            return answer.read()
+
+    card, video = json.loads(saved("1.json")), saved("1.mp4")
+    first, last = card["blocks"]
+    assert card["checkpoint"] == "forcing"
+    assert card["videos"][-1]["walk"] == {"order": "block_first", "context": "finished", "level": None}
+    assert len(card["latents_sha256"]) == last - first + 1
+    with av.open(io.BytesIO(video)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([frame / 12 for frame in range(3 * (last - first + 1))])
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        saved("2.mp4")
+
+
+def test_commands_that_cannot_be(students, tmp_path, monkeypatch):
+    def served(*checkpoints, host="127.0.0.1", port=0, prompt=None):
+        serve(checkpoints, prompt, 0, host, port, 1.0, print)
+
+    monkeypatch.delenv("HIAR_LIVE_TOKEN", raising=False)
+    with pytest.raises(UserError, match="no such file; name a checkpoint folder"):
+        served(tmp_path)
+    with pytest.raises(UserError, match=r"--host = 0\.0\.0\.0: can be reached from elsewhere; set HIAR_LIVE_TOKEN"):
+        served(students[0], host="0.0.0.0")
+    with pytest.raises(UserError, match="--checkpoint: is given 5 times"):
+        served(*5 * students[:1])
+    with pytest.raises(UserError, match="elephant"):
+        served(students[0], prompt="an elephant")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="address already in use"):
+        served(students[0], port=taken.getsockname()[1])
+    monkeypatch.setenv("HIAR_LIVE_TOKEN", "short")
+    with pytest.raises(UserError, match="HIAR_LIVE_TOKEN: has 5 characters; give it at least 16"):
+        served(students[0])
+
+
+@pytest.fixture
+def page(address):
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS, timeout=1000 * PATIENCE)
+        page = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
+        page.complaints = []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto(address)
+        yield page
+        browser.close()
+
+
+def until(page, condition):
+    end = time.monotonic() + PATIENCE
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"never: {condition}"
+        page.wait_for_timeout(50)
+
+
+EVERY = "document.querySelectorAll('video').length == 2 && [...document.querySelectorAll('video')].every"
+
+
+def test_the_page_plays_and_asks_and_stays_within_its_window(page):
+    page.get_by_label("Token").fill("wrong")
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('state').textContent == 'This token is wrong.'")
+    page.get_by_label("Token").fill(TOKEN)
+    page.keyboard.press("Enter")
+    until(page, f"{EVERY}(v => v.readyState >= 2)")
+    page.evaluate("window.start = document.querySelector('video').currentTime")
+    until(page, f"{EVERY}(v => v.currentTime > start + 1 && v.buffered.length == 1 && !v.paused)")
+    page.get_by_label("Prompt", exact=False).first.fill("a red elephant moves")
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('answer').textContent.includes('elephant')")
+    page.get_by_label("Prompt", exact=False).first.fill(OTHER)
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('answer').textContent.startsWith('From your prompt to its picture: ')")
+    page.get_by_role("button", name="Pause").click()
+    until(page, f"{EVERY}(v => v.paused)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for width, scheme in ((390, "dark"), (1280, "light")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_role("button", name="Play").click()
+    until(page, f"{EVERY}(v => !v.paused)")
+    assert page.complaints == []
+
+
+@pytest.mark.long
+def test_students_end_with_their_server(students, tmp_path):
+    with live(*students, folder=tmp_path) as (process, address):
+        own = children_of(process.pid)
+        assert len(own) == 2
+        with Watcher(address) as viewer:
+            viewer.watch(2)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            end = time.monotonic() + PATIENCE
+            while any(Path(f"/proc/{each}").exists() for each in own):
+                assert time.monotonic() < end
+                time.sleep(0.1)
+
+
+def test_help_says_what_there_is(tmp_path):
+    assert "--checkpoint" in hiar("live", "--help", folder=tmp_path).stdout

@@ -1,0 +1,72 @@
+"""A video whose prompt changes while it is made is the one of the same changes known from the start."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+from students import save_attentive_student
+
+from hiar.errors import UserError
+from hiar.live.walking import begin, blocks_ahead
+from hiar.models.generator import Walk, load_generator
+from hiar.stages.stream import clean_blocks, stream_rollout
+from hiar.stages.videos import decoding
+
+PROMPT, OTHER, THIRD = "a red disc moves left", "a blue wide bar moves", "a green tall bar moves"
+FIRST = 7  # of the video on the time line
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("walking") / "student"
+    save_attentive_student(folder)
+    return load_generator(folder)
+
+
+@pytest.mark.parametrize(
+    ("order", "context"),
+    [("step_first", "output"), ("diagonal", "input"), ("block_first", "finished"), ("block_first", "shared")],
+)
+def test_changes_while_it_is_made(student, order, context):
+    walk = Walk(order=order, context=context)
+    ahead = blocks_ahead(student.card, walk)
+    walking = begin(student, PROMPT, 5, order, context, FIRST)
+    made, changes = [], {}
+    for number in range(12):
+        if number in (2, 3, 8):
+            text = (OTHER, THIRD, PROMPT)[(2, 3, 8).index(number)]
+            walking.change(text, FIRST + number + ahead)
+            changes[number + ahead] = text
+        with pytest.raises(UserError, match="elephant"):
+            walking.change("a red elephant moves", FIRST + number + ahead)
+        made.append(walking.next_block())
+    known = list(islice(clean_blocks(student, walk, stream_rollout(student, PROMPT, changes, walk, None, 5)), 12))
+    decode = decoding(student)
+    for number, ((prompt, latent, pictures), expected) in enumerate(zip(made, known, strict=True)):
+        assert prompt == next((changes[start] for start in sorted(changes, reverse=True) if start <= number), PROMPT)
+        assert torch.equal(latent, expected)
+        assert torch.equal(pictures, decode(expected))
+
+
+def test_a_change_could_not_come_sooner(student):
+    """The block before the first one that a change may concern has begun already: its prompt shows no more."""
+    walk = Walk(order="step_first", context="output")
+    ahead = blocks_ahead(student.card, walk)
+    assert ahead == student.card.schedule.student_steps - 1
+    assert blocks_ahead(student.card, Walk(order="block_first", context="finished")) == 0
+
+
+def test_prompts_that_no_block_needs_are_forgotten(student):
+    walking = begin(student, PROMPT, 0, None, None, 0)
+    for number in range(40):
+        walking.change((PROMPT, OTHER)[number % 2], walking.made + 3)
+        walking.next_block()
+    assert len(walking.changes) < 12
+    assert len(walking.prompts) < 13
+
+
+def test_what_cannot_be_walked_is_refused(student):
+    with pytest.raises(UserError, match="--order = step_first: finished context waits"):
+        begin(student, PROMPT, 0, "step_first", "finished", 0)

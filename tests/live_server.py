@@ -1,0 +1,114 @@
+"""`hiar live` as a process, and a viewer that is a program: it reads what a page would, and says what it would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from commands import environment
+from websockets.sync.client import ClientConnection, connect
+
+TOKEN = "sixteen letters and more"
+PATIENCE = 240  # seconds, for a loaded machine
+
+
+@contextmanager
+def live(
+    *checkpoints: Path, folder: Path, options: tuple[object, ...] = (), token: str = TOKEN
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and the address of its page; afterwards it ends as by Ctrl-C."""
+    command = [sys.executable, "-m", "hiar", "live", "--port", "0", *map(str, options)]
+    for checkpoint in checkpoints:
+        command += ["--checkpoint", str(checkpoint)]
+    settings = environment() | {"OMP_NUM_THREADS": "1", "HIAR_LIVE_TOKEN": token}
+    with subprocess.Popen(command, cwd=folder, env=settings, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = re.fullmatch(r"live: (http://\S+/) \(Ctrl-C ends it\)\n", process.stdout.readline())
+            assert said is not None
+            yield process, said[1]
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+
+
+class Watcher:
+    """A viewer. blocks: what it was told of blocks, by student; videos: their bytes."""
+
+    def __init__(self, address: str, token: str = TOKEN, **options: Any) -> None:
+        self.socket: ClientConnection = connect(
+            address.replace("http", "ws") + "live",
+            max_size=None,
+            max_queue=None,
+            open_timeout=PATIENCE,
+            proxy=None,
+            **options,
+        )
+        self.blocks: dict[int, list[dict[str, Any]]] = {}
+        self.videos: dict[int, bytes] = {}
+        self.say(kind="enter", token=token)
+
+    def __enter__(self) -> Watcher:
+        self.hello = self.until("hello")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def say(self, **message: object) -> None:
+        self.socket.send(json.dumps(message))
+
+    def hear(self) -> dict[str, Any]:
+        """The next message; bytes of videos are kept, those of a block with what is told of it."""
+        while isinstance(data := self.socket.recv(PATIENCE), bytes):
+            self._keep(data)
+        message: dict[str, Any] = json.loads(data)
+        if message["kind"] == "block":
+            self.blocks.setdefault(message["student"], []).append(message)
+            fragment = self.socket.recv(PATIENCE)
+            assert isinstance(fragment, bytes)
+            self._keep(fragment)
+        return message
+
+    def _keep(self, data: bytes) -> None:
+        self.videos[data[0]] = self.videos.get(data[0], b"") + data[1:]
+
+    def until(self, kind: str) -> dict[str, Any]:
+        """The next message of a kind."""
+        while (message := self.hear())["kind"] != kind:
+            pass
+        return message
+
+    def watch(self, block: int) -> None:
+        """Watch as far as students make the blocks before ``block``, and wait for them."""
+        said = -1.0
+        while min(self.made(student) for student in range(len(self.hello["students"]))) < block:
+            made = min((self.blocks[student][-1]["end"] for student in self.blocks), default=0.0)
+            if made >= said + self.hello["lead"] / 2:  # as pages do, not for every block
+                self.say(kind="watched", seconds=(said := made))
+            self.until("block")
+
+    def made(self, student: int) -> int:
+        return self.blocks[student][-1]["block"] + 1 if student in self.blocks else 0
+
+
+def memory_of(process: int) -> int:
+    """Bytes that a process and its children have in memory."""
+    import psutil
+
+    own = psutil.Process(process)
+    return sum(each.memory_info().rss for each in [own, *own.children(recursive=True)])
+
+
+def children_of(process: int) -> list[int]:
+    """The processes of its students."""
+    listed = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(each) for each in listed if os.path.exists(f"/proc/{each}")]
