@@ -25,7 +25,9 @@ def live(
     *checkpoints: Path, folder: Path, options: tuple[object, ...] = (), token: str = TOKEN
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and the address of its page; afterwards it ends as by Ctrl-C."""
-    command = [sys.executable, "-m", "hiar", "live", "--port", "0", *map(str, options)]
+    command = [sys.executable, "-m", "hiar", "live", *map(str, options)]
+    if "--port" not in command:
+        command += ["--port", "0"]
     for checkpoint in checkpoints:
         command += ["--checkpoint", str(checkpoint)]
     settings = environment() | {"OMP_NUM_THREADS": "1", "HIAR_LIVE_TOKEN": token}

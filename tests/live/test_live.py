@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import shutil
-import signal
 import socket
 import time
 import urllib.error
@@ -17,7 +16,7 @@ from pathlib import Path
 import av
 import pytest
 from commands import ROOT, hiar
-from live_server import PATIENCE, TOKEN, Watcher, children_of, live
+from live_server import PATIENCE, TOKEN, Watcher, live
 from students import save_attentive_student, save_student
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -243,21 +242,6 @@ def test_the_page_plays_and_asks_and_stays_within_its_window(page):
     page.get_by_role("button", name="Play").click()
     until(page, f"{EVERY}(v => !v.paused)")
     assert page.complaints == []
-
-
-@pytest.mark.long
-def test_students_end_with_their_server(students, tmp_path):
-    with live(*students, folder=tmp_path) as (process, address):
-        own = children_of(process.pid)
-        assert len(own) == 2
-        with Watcher(address) as viewer:
-            viewer.watch(2)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            end = time.monotonic() + PATIENCE
-            while any(Path(f"/proc/{each}").exists() for each in own):
-                assert time.monotonic() < end
-                time.sleep(0.1)
 
 
 def test_help_says_what_there_is(tmp_path):

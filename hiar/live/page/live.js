@@ -146,6 +146,7 @@ function tick() {
     figures.Block.textContent = last.number;
     figures.Computes.textContent = `${rate.toFixed(0)} frames/s, ${Math.max(0, made - video.currentTime).toFixed(1)} s ahead`;
     figures["Stalls, dropped"].textContent = `${players[i].stalls}, ${video.getVideoPlaybackQuality().droppedVideoFrames}`;
+    figures["Stalls, dropped"].dataset.stalls = players[i].stalls;
     figures.Memory.textContent = `${(last.memory / 1e6).toFixed(0)} MB`;
   });
   if (asked?.seconds != null && reached >= asked.seconds) {
