@@ -123,7 +123,11 @@ def test_what_cannot_be_is_answered_and_all_goes_on(address):
             viewer.socket.send(data)
         for _ in range(6):
             assert "message: is" in viewer.until("refused")["line"]
-        viewer.say(kind="watched", seconds=1e300)
+        for seconds in (1e300, 10**400, -1, None):
+            viewer.say(kind="watched", seconds=seconds)
+        viewer.socket.send('{"kind": "watched", "seconds": NaN}')
+        viewer.say(kind="prompt", text="\ud800 \x00 \x1b[31m")
+        viewer.until("refused")
         viewer.say(kind="prompt", text=PROMPT)
         viewer.until("taken")
         viewer.socket.send("x" * 100_000)  # more than is read of anybody
