@@ -15,7 +15,7 @@ from pathlib import Path
 
 import av
 import pytest
-from commands import ROOT, hiar
+from commands import ROOT
 from live_server import PATIENCE, TOKEN, Watcher, live
 from students import save_attentive_student, save_student
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -246,7 +246,3 @@ def test_the_page_plays_and_asks_and_stays_within_its_window(page):
     page.get_by_role("button", name="Play").click()
     until(page, f"{EVERY}(v => !v.paused)")
     assert page.complaints == []
-
-
-def test_help_says_what_there_is(tmp_path):
-    assert "--checkpoint" in hiar("live", "--help", folder=tmp_path).stdout
