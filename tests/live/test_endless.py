@@ -158,6 +158,15 @@ def test_the_page_says_that_the_server_has_gone_and_comes_back(students, tmp_pat
             page.get_by_label("Token").fill(TOKEN)
             page.keyboard.press("Enter")
             until(plays)
+            # One who pauses while others watch goes on where they are, and does not keep all that came meanwhile.
+            page.get_by_role("button", name="Pause").click()
+            with Watcher(address) as ahead:
+                ahead.watch(ahead.until("block")["block"] + 400)
+                until("document.querySelector('video').buffered.length == 1")
+                assert page.evaluate("(b => b.end(0) - b.start(0))(document.querySelector('video').buffered)") < 62
+                page.get_by_role("button", name="Play").click()
+                until("document.querySelector('video').currentTime > 40 && !document.querySelector('video').paused")
+            until(plays)
             process.kill()
         until("document.getElementById('state').textContent == 'The server is not there. Trying again.'")
         port = re.search(r":(\d+)/", address)[1]
