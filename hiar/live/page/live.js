@@ -136,7 +136,7 @@ function tick() {
   if (!alive.length) return say("No student is left; see the lines above.", true);
   started = started || startTogether(alive, hello.watched, hello.fps);
   if (!started) return;
-  const reached = keepTogether(alive, paused);
+  const reached = keepTogether(alive, paused, hello.lead);
   tell({ kind: "watched", seconds: reached });
   charts.draw(reached, notes, hello.students.map(({ name }) => name));
   const slow = cards.filter(({ rate }) => rate < hello.fps).length > 0;

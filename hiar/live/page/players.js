@@ -65,16 +65,22 @@ export function startTogether(players, from, fps) {
 }
 
 // Returns the time that all of them have reached.
-export function keepTogether(players, paused) {
+export function keepTogether(players, paused, lead) {
   const oldest = Math.max(...players.map(({ video }) => (video.buffered.length ? video.buffered.start(0) : 0)));
   if (!paused && players.some(({ video }) => video.currentTime < oldest)) {
     for (const { video } of players) video.currentTime = oldest;
   }
+  for (const player of players) {
+    const { video } = player;
+    if (video.readyState < HTMLMediaElement.HAVE_FUTURE_DATA && !video.seeking) player.starved = true;
+    else if (player.end() - video.currentTime >= lead / 2) player.starved = false;
+  }
+  const starved = players.some((player) => player.starved); // all wait once, instead of block by block
   const reached = Math.min(...players.map(({ video }) => video.currentTime));
   for (const player of players) {
     const ahead = player.video.currentTime - reached;
     player.video.playbackRate = ahead > APART ? 0.92 : 1;
-    if (paused || ahead > WAITING) {
+    if (paused || starved || ahead > WAITING) {
       if (!player.video.paused) player.video.pause();
     } else if (player.video.paused && ahead < APART) {
       play(player);
