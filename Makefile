@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo test test-long lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short clean
+.PHONY: help setup unmoved vbench demo test test-long lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short clean live prefect
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -67,6 +67,12 @@ $(VBENCH)/.ready: requirements-vbench.txt
 
 demo: $(READY) ## run the default experiment: train, distil, sample, score; print the comparison, leave reports/index.html
 	$(BIN)/hiar run
+
+LIVE_PORT ?= 8765
+LIVE := artifacts/seed-0/distill
+
+live: $(READY) ## after `make demo`: HiAR and Self-Forcing side by side, endless, on http://127.0.0.1:8765 (LIVE_PORT=...)
+	@$(BIN)/hiar live --checkpoint $(LIVE)/hiar --checkpoint $(LIVE)/self-forcing --port '$(LIVE_PORT)' --open
 
 test: $(READY) lint types browser ## lint, types, import layers, then every test with coverage
 	$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ PATIENCE = 240  # seconds, for a loaded machine
 
 @contextmanager
 def live(
-    *checkpoints: Path, folder: Path, options: tuple[object, ...] = (), token: str = TOKEN
+    *checkpoints: Path, folder: Path, options: tuple[object, ...] = (), settings: Mapping[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and the address of its page; afterwards it ends as by Ctrl-C."""
-    command = [sys.executable, "-m", "hiar", "live", "--port", "0", *map(str, options)]
+    command = [sys.executable, "-m", "hiar", "live", *map(str, options)]
+    if "--port" not in command:
+        command += ["--port", "0"]
     for checkpoint in checkpoints:
         command += ["--checkpoint", str(checkpoint)]
-    settings = environment() | {"OMP_NUM_THREADS": "1", "HIAR_LIVE_TOKEN": token}
-    with subprocess.Popen(command, cwd=folder, env=settings, stdout=subprocess.PIPE, text=True) as process:
+    own = environment() | {"OMP_NUM_THREADS": "1", "HIAR_LIVE_TOKEN": TOKEN, **(settings or {})}
+    with subprocess.Popen(command, cwd=folder, env=own, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             said = re.fullmatch(r"live: (http://\S+/) \(Ctrl-C ends it\)\n", process.stdout.readline())

@@ -33,7 +33,8 @@ def spoil(project, old, new):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["stage"], ["sample"], ["stream"], ["score"], ["tables"], ["config"], ["config", "show"]]
+    "command",
+    [[], ["run"], ["stage"], ["sample"], ["stream"], ["live"], ["score"], ["tables"], ["config"], ["config", "show"]],
 )
 def test_help_needs_nothing_heavy(command):
     code = (

@@ -123,7 +123,10 @@ async def _serve(room: Room, socket: WebSocket, token: str | None) -> None:
         room.viewers.discard(viewer)
         for task in (sender, reader):
             task.cancel()
-        await asyncio.gather(sender, reader, return_exceptions=True)
+        ends = await asyncio.gather(sender, reader, return_exceptions=True)
+    for error in ends:
+        if isinstance(error, Exception):
+            raise error
     if viewer.behind:
         await socket.close(BEHIND_CODE)
 
@@ -146,7 +149,7 @@ async def _read(room: Room, viewer: Viewer, read: Callable[[], Awaitable[dict[st
             match message.get("kind"):
                 case "watched":
                     seconds = message.get("seconds")
-                    if isinstance(seconds, int | float):
+                    if isinstance(seconds, float) or (isinstance(seconds, int) and seconds.bit_length() < 64):
                         room.watched(float(seconds))
                 case "prompt":
                     viewer.send({"kind": "taken", "block": room.change(message.get("text"))})

@@ -76,6 +76,17 @@ class _Making:
     until: int = 0
     pending: deque[Message] = field(default_factory=deque)
 
+    def take(self, command: Message) -> None:
+        """Note a command; it takes the place of those before it that it leaves nothing to say."""
+        again = command["do"] == "restart"
+        while (
+            self.pending
+            and self.pending[-1]["block"] >= command["block"]
+            and (again or self.pending[-1]["do"] == "prompt")
+        ):
+            self.pending.pop()
+        self.pending.append(command)
+
     def prepare(self, refused: Callable[[str], None]) -> None:
         """Carry out, in their order, the commands that concern blocks from the next one on."""
         while self.pending and (self.pending[0]["do"] == "prompt" or self.pending[0]["block"] <= self.block):
@@ -118,7 +129,7 @@ def _make(
                 if command["do"] == "until":
                     making.until = command["block"]
                 else:
-                    making.pending.append(command)
+                    making.take(command)
             making.prepare(lambda line: write_message(outlet, {"kind": "refused", "line": line}))
             assert making.walking is not None
             began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from itertools import islice
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from students import save_attentive_student
 
 from hiar.errors import UserError
+from hiar.live.student import _Making
 from hiar.live.walking import begin, blocks_ahead
 from hiar.models.generator import Walk, load_generator
 from hiar.stages.stream import clean_blocks, stream_rollout
@@ -70,3 +72,15 @@ def test_prompts_that_no_block_needs_are_forgotten(student):
 def test_what_cannot_be_walked_is_refused(student):
     with pytest.raises(UserError, match="--order = step_first: finished context waits"):
         begin(student, PROMPT, 0, "step_first", "finished", 0)
+
+
+def test_what_is_asked_while_a_student_rests_does_not_pile_up(student):
+    making = _Making(student, ExitStack())
+    restart = {"do": "restart", "block": 4, "prompt": PROMPT, "seed": 0, "order": None, "context": None}
+    for number in range(50):
+        making.take({"do": "prompt", "text": OTHER, "block": 7})
+        if number % 3 == 0:
+            making.take(restart | {"seed": number})
+            making.take({"do": "prompt", "text": THIRD, "block": 7})
+    assert [command["do"] for command in making.pending] == ["restart", "prompt"]
+    assert making.pending[0]["seed"] == 48

@@ -6,6 +6,8 @@ const NAMES = {
   visible: "Oracle: frames with a shape, share", shape_right: "Oracle: right shape, share",
 };
 
+const brief = (value) => new Intl.NumberFormat("en", { maximumSignificantDigits: 3 }).format(value);
+
 export function makeCharts(place, colours) {
   const curves = new Map(); // name -> { canvas, points: one list of [seconds, value] a student }
 
@@ -35,7 +37,7 @@ export function makeCharts(place, colours) {
     for (const { canvas, label, points } of curves.values()) {
       const seen = points.map((list) => list.filter(([seconds]) => seconds <= now && seconds >= now - SPAN));
       drawOne(canvas, seen, now, marks, colours);
-      const last = seen.map((list, i) => list.length && `${names[i]} ${list.at(-1)[1].toPrecision(3)}`).filter(Boolean);
+      const last = seen.map((list, i) => list.length && `${names[i]} ${brief(list.at(-1)[1])}`).filter(Boolean);
       canvas.setAttribute("aria-label", `${label}: ${last.join(", ") || "nothing yet"}`);
     }
   }
@@ -65,8 +67,8 @@ function drawOne(canvas, lists, now, marks, colours) {
   const y = (value) => height - 6 - (height - 18) * (value - low) / (high - low);
   context.fillStyle = style.getPropertyValue("--soft");
   context.font = "11px system-ui, sans-serif";
-  context.fillText(high.toPrecision(2), 0, y(high) + 4);
-  context.fillText(low.toPrecision(1), 0, y(low));
+  context.fillText(brief(high), 0, y(high) + 4);
+  context.fillText(brief(low), 0, y(low));
   context.strokeStyle = style.getPropertyValue("--rule");
   context.lineWidth = 1;
   for (const seconds of marks) {

@@ -136,7 +136,7 @@ function tick() {
   if (!alive.length) return say("No student is left; see the lines above.", true);
   started = started || startTogether(alive, hello.watched, hello.fps);
   if (!started) return;
-  const reached = keepTogether(alive, paused);
+  const reached = keepTogether(alive, paused, hello.lead);
   tell({ kind: "watched", seconds: reached });
   charts.draw(reached, notes, hello.students.map(({ name }) => name));
   const slow = cards.filter(({ rate }) => rate < hello.fps).length > 0;
@@ -146,6 +146,7 @@ function tick() {
     figures.Block.textContent = last.number;
     figures.Computes.textContent = `${rate.toFixed(0)} frames/s, ${Math.max(0, made - video.currentTime).toFixed(1)} s ahead`;
     figures["Stalls, dropped"].textContent = `${players[i].stalls}, ${video.getVideoPlaybackQuality().droppedVideoFrames}`;
+    figures["Stalls, dropped"].dataset.stalls = players[i].stalls;
     figures.Memory.textContent = `${(last.memory / 1e6).toFixed(0)} MB`;
   });
   if (asked?.seconds != null && reached >= asked.seconds) {

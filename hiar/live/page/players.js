@@ -1,6 +1,7 @@
 // Videos side by side on one time line: each gets its fragments as they come, and none runs ahead of the others.
 
 const KEPT = 12; // seconds that stay in memory behind what is watched
+const MOST = 60; // seconds that stay in memory at all: one who has paused while others watch goes on later in the video
 const APART = 0.06; // seconds that a video may be ahead of the last one
 const WAITING = 0.5; // seconds ahead at which it waits
 
@@ -28,7 +29,9 @@ export function makePlayer(video, codec) {
   function pump() {
     if (!buffer || buffer.updating || media.readyState !== "open") return;
     const ranges = buffer.buffered;
-    if (ranges.length && video.currentTime - ranges.start(0) > 2 * KEPT) {
+    if (ranges.length && end() - ranges.start(0) > MOST) {
+      buffer.remove(0, end() - KEPT);
+    } else if (ranges.length && video.currentTime - ranges.start(0) > 2 * KEPT) {
       buffer.remove(0, video.currentTime - KEPT);
     } else if (waiting.length) {
       buffer.appendBuffer(waiting.shift());
@@ -62,12 +65,22 @@ export function startTogether(players, from, fps) {
 }
 
 // Returns the time that all of them have reached.
-export function keepTogether(players, paused) {
+export function keepTogether(players, paused, lead) {
+  const oldest = Math.max(...players.map(({ video }) => (video.buffered.length ? video.buffered.start(0) : 0)));
+  if (!paused && players.some(({ video }) => video.currentTime < oldest)) {
+    for (const { video } of players) video.currentTime = oldest;
+  }
+  for (const player of players) {
+    const { video } = player;
+    if (video.readyState < HTMLMediaElement.HAVE_FUTURE_DATA && !video.seeking) player.starved = true;
+    else if (player.end() - video.currentTime >= lead / 2) player.starved = false;
+  }
+  const starved = players.some((player) => player.starved); // all wait once, instead of block by block
   const reached = Math.min(...players.map(({ video }) => video.currentTime));
   for (const player of players) {
     const ahead = player.video.currentTime - reached;
     player.video.playbackRate = ahead > APART ? 0.92 : 1;
-    if (paused || ahead > WAITING) {
+    if (paused || starved || ahead > WAITING) {
       if (!player.video.paused) player.video.pause();
     } else if (player.video.paused && ahead < APART) {
       play(player);

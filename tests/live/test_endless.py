@@ -1,0 +1,176 @@
+"""`hiar live` for long and in trouble: memory, a server that is killed, viewers that come and go, floods."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import signal
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import ROOT
+from live_server import PATIENCE, TOKEN, Watcher, children_of, live, memory_of
+from students import save_attentive_student, save_student
+from websockets.exceptions import ConnectionClosed
+
+from benchmarks.live import ARGUMENTS, main
+
+OTHER = "a blue wide bar moves"
+FLAT = 1.05
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("endless")
+    save_attentive_student(folder / "hiar")
+    save_student(folder / "forcing", "block_first", "finished")
+    return [folder / "hiar", folder / "forcing"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine (apt-get install chromium)")
+def test_ten_minutes(students, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    out = tmp_path / "live.json"
+    asked = [f"--checkpoint={folder}" for folder in students]
+    assert main([*asked, "--minutes", "10", "--out", str(out), "--picture", str(tmp_path / "live.png")]) == 0
+    seen = json.loads(out.read_text())
+    assert seen["ranges"] == 1
+    assert seen["longest_buffer"] < 30
+    for name in ("server_bytes", "browser_bytes"):
+        settled, end = seen[name]
+        assert end <= FLAT * settled, name
+    assert max(seen["stalls"]) == 0, f"load {max(look['load'] for look in seen['looks'])}"
+    assert max(seen["latencies"]) <= 1.5 + seen["lead"]
+
+
+def test_students_end_with_their_server(students, tmp_path):
+    with live(*students, folder=tmp_path) as (process, address):
+        own = children_of(process.pid)
+        assert len(own) == 2
+        with Watcher(address) as viewer:
+            viewer.watch(2)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            end = time.monotonic() + PATIENCE
+            while any(Path(f"/proc/{each}").exists() for each in own):
+                assert time.monotonic() < end
+                time.sleep(0.1)
+
+
+def test_a_student_that_is_killed_is_told_of_and_the_other_goes_on(students, tmp_path):
+    with live(*students, folder=tmp_path) as (process, address), Watcher(address) as viewer:
+        viewer.watch(2)
+        psutil.Process(children_of(process.pid)[1]).kill()
+        broken = viewer.until("broken")
+        before = viewer.made(broken["student"] ^ 1)
+        while viewer.made(broken["student"] ^ 1) < before + 20:
+            viewer.say(kind="watched", seconds=viewer.blocks[broken["student"] ^ 1][-1]["end"])
+            viewer.until("block")
+
+
+def test_viewers_that_come_and_go_leave_nothing(students, tmp_path):
+    draw = random.Random(0)
+    with live(*students, folder=tmp_path) as (process, address), Watcher(address) as stays:
+        stays.watch(260)  # a minute is kept by now
+        own, here = psutil.Process(process.pid), []
+        settled = memory_of(process.pid), own.num_fds(), own.num_threads()
+        for number in range(300):
+            if here and (len(here) == 20 or draw.random() < 0.5):
+                leaving = here.pop(draw.randrange(len(here)))
+                # Some say goodbye, of others the connection is simply gone.
+                leaving.socket.close() if draw.random() < 0.5 else leaving.socket.socket.close()
+            else:
+                here.append(Watcher(address).__enter__())
+            if number % 10 == 0:
+                stays.watch(stays.made(0) + 2)
+        for each in here:
+            each.socket.close()
+        stays.watch(stays.made(0) + 20)
+        end = time.monotonic() + PATIENCE
+        while own.num_fds() > settled[1]:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert memory_of(process.pid) <= FLAT * settled[0]
+
+
+def test_floods(students, tmp_path):
+    """A thousand messages of one viewer, as many requests, and more viewers than may be: the others go on."""
+    with live(*students, folder=tmp_path) as (_, address), Watcher(address) as stays:
+        stays.watch(4)
+        with Watcher(address) as flood, ThreadPoolExecutor(32) as pool:
+            for _ in range(1000):
+                flood.say(kind="prompt", text=OTHER)
+            answers = list(pool.map(lambda _: _status(address), range(1000)))
+            assert set(answers) <= {200, 503, None}
+            assert 200 in answers
+            stays.watch(stays.made(0) + 8)
+            for _ in range(40):
+                flood.until("taken")
+        crowd = []
+        with pytest.raises(ConnectionClosed) as refused:
+            for _ in range(40):
+                crowd.append(Watcher(address))
+                crowd[-1].hear()
+        assert refused.value.rcvd.code == 4429
+        stays.watch(stays.made(0) + 8)
+        for each in crowd:
+            each.socket.close()
+
+
+def _status(address: str) -> int | None:
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None  # not taken
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine (apt-get install chromium)")
+def test_the_page_says_that_the_server_has_gone_and_comes_back(students, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=ARGUMENTS, timeout=1000 * PATIENCE
+        )
+        page = browser.new_page()
+
+        def until(condition):
+            end = time.monotonic() + PATIENCE
+            while not page.evaluate(condition):
+                assert time.monotonic() < end, condition
+                page.wait_for_timeout(50)
+
+        plays = "[...document.querySelectorAll('video')].some(v => v.currentTime > 1 && !v.paused)"
+        with live(students[0], folder=tmp_path) as (process, address):
+            page.goto(address)
+            page.get_by_label("Token").fill(TOKEN)
+            page.keyboard.press("Enter")
+            until(plays)
+            # One who pauses while others watch goes on where they are, and does not keep all that came meanwhile.
+            page.get_by_role("button", name="Pause").click()
+            with Watcher(address) as ahead:
+                ahead.watch(ahead.until("block")["block"] + 400)
+                until("document.querySelector('video').buffered.length == 1")
+                assert page.evaluate("(b => b.end(0) - b.start(0))(document.querySelector('video').buffered)") < 62
+                page.get_by_role("button", name="Play").click()
+                until("document.querySelector('video').currentTime > 40 && !document.querySelector('video').paused")
+            until(plays)
+            process.kill()
+        until("document.getElementById('state').textContent == 'The server is not there. Trying again.'")
+        port = re.search(r":(\d+)/", address)[1]
+        with live(students[0], folder=tmp_path, options=("--port", port)):
+            until("document.getElementById('state').textContent.startsWith('Playing')")
+            until(plays)
+        browser.close()
