@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo test test-long lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short clean live prefect
+.PHONY: help setup unmoved vbench demo test test-long lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short live clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
