@@ -245,7 +245,7 @@ def test_a_walk_that_does_not_exist(project):
     line = sample(project, "--prompt", "a disc", "--order", "diag")
     assert line == "--order = diag: is none of block_first, step_first, diagonal; choose one of them"
     assert sample(project, "--prompt", "a disc", "--context", "dirty").startswith(
-        "--context = dirty: is none of clean,"
+        "--context = dirty: is none of finished, clean,"
     )
     assert "no such option" in sample(project, "--contxt", "clean").lower()
 

@@ -68,6 +68,8 @@ def way_of(source: Generator, walk: Walk, rollout: Rollout, most: int = 1, *, to
     ways: list[tuple[Order, Passes]] = [(order, passes)]
     if not together and grid.blocks is not None and not rule_of(walk.context).waits:
         ways.append(("step_first", "fused"))
+    if ring_bytes(source, grid, 1, 1) > free:  # in no way: no more needs to be known
+        raise _too_much(source, ring_bytes(source, grid, 1, 1), free)
     decoding = decode_bytes(source, source.card.video.block if grid.blocks is None else source.codec.chunk)
     needed = 0
     for order, passes in ways:
@@ -76,8 +78,12 @@ def way_of(source: Generator, walk: Walk, rollout: Rollout, most: int = 1, *, to
         if min(room, free - decoding) >= 0 and (videos := min(most, room // each)):
             return Way(order, passes, videos, each)
         needed = each + decoding if together else max(each, decoding)
+    raise _too_much(source, needed, free)
+
+
+def _too_much(source: Generator, needed: int, free: int) -> UserError:
     window = source.card.video.window
-    raise UserError(
+    return UserError(
         f"video.window = {window}: the caches of {window} frames and what else a video takes are {needed / GB:.3g} GB, "
         f"{free / GB:.3g} GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window, or "
         "a device with more memory"

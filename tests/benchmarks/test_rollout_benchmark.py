@@ -21,6 +21,7 @@ from hiar.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "results" / "tiny.json"
     options = ["--preset", "wan-tiny", "--blocks", "4", "--rounds", "1", "--processes", "2", "--out", str(out)]

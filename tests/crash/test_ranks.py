@@ -58,6 +58,7 @@ def test_a_kill_while_the_video_is_written_leaves_all_of_it_to_play(
     assert left == right
 
 
+@pytest.mark.long
 def test_a_process_that_falls_silent_ends_all(student: Path, tmp_path: Path) -> None:
     broken = break_a_rank(student, tmp_path, environment(), 0, RANKS, number=signal.SIGSTOP, stall_seconds=SILENCE)
     assert broken.code == 1

@@ -1,6 +1,7 @@
 """prefect.yaml: its deployments name flows, fit their parameters, fire on schedule and hold no folder of anybody."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ WHO = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
 def flow_of(name):
     from prefect.flows import load_flow_from_entrypoint
 
-    return load_flow_from_entrypoint(f"{ROOT / DEPLOYMENTS[name]['entrypoint']}")
+    with pytest.MonkeyPatch.context() as patch:  # Prefect leaves the script's folder in it, where others would find it
+        patch.setattr("sys.path", [*sys.path])
+        return load_flow_from_entrypoint(f"{ROOT / DEPLOYMENTS[name]['entrypoint']}")
 
 
 @pytest.mark.parametrize("name", ["nightly", "any", "weekly"])

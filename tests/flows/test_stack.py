@@ -5,6 +5,8 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from commands import environment
@@ -41,10 +43,17 @@ def test_a_taken_port_ends_the_start_with_one_line_and_leaves_no_process(tmp_pat
     assert not (tmp_path / ".hiar" / "stack" / "pid").exists()
 
 
-def test_keys_are_drawn_once_and_their_owner_alone_reads_them(tmp_path):
-    first = open_stack(tmp_path)
-    assert open_stack(tmp_path).keys == first.keys
-    assert open_stack(tmp_path / "other").keys["AWS_SECRET_ACCESS_KEY"] != first.keys["AWS_SECRET_ACCESS_KEY"]
+@pytest.fixture
+def short():
+    """A folder whose name leaves room for a Unix socket's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_keys_are_drawn_once_and_their_owner_alone_reads_them(short):
+    first = open_stack(short)
+    assert open_stack(short).keys == first.keys
+    assert open_stack(short / "b").keys["AWS_SECRET_ACCESS_KEY"] != first.keys["AWS_SECRET_ACCESS_KEY"]
     for name in ("secrets.env", "s3.json"):
         assert stat.S_IMODE((first.folder / name).stat().st_mode) == 0o600
     assert first.keys["AWS_SECRET_ACCESS_KEY"] in (first.folder / "s3.json").read_text()

@@ -66,6 +66,7 @@ def test_all_layers_and_all_blocks_share_graphs() -> None:
     assert 0 < _graphs(2) == _graphs(12)
 
 
+@pytest.mark.long
 @needs_compiler
 @torch.no_grad()
 def test_what_is_sampled_with_compiled_layers_is_the_same_but_for_rounding(source: Generator) -> None:

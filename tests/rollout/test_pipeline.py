@@ -23,6 +23,7 @@ from hiar.rollout.shared_memory import SharedMemory, line_of
 from hiar.rollout.walk import generate, split_steps, walk_steps
 from hiar.schedule import step_sigmas
 
+SHORT = {(2, True), (4, True), (3, False)}  # ranks, and whether by shared memory; the others are marked long
 CASES = [
     Case("output", "separate"),
     Case("output", "fused"),
@@ -37,8 +38,14 @@ CASES = [
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "gloo"])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("ranks", "shared"),
+    [
+        pytest.param(ranks, shared, marks=[] if (ranks, shared) in SHORT else pytest.mark.long)
+        for ranks in (1, 2, 3, 4)
+        for shared in (True, False)
+    ],
+)
 def test_any_number_of_processes_gives_one_video(ranks: int, shared: bool, tmp_path: Path) -> None:
     """Against step_first with separate passes in one process; bitwise where the passes are the same ones."""
     run_ranks(ranks, shared, tmp_path, CASES)
