@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -61,8 +62,9 @@ def watch(checkpoints: Sequence[Path], minutes: float, lead: float, picture: Pat
             answer = LATENCY.match(page.inner_text("#answer"))
             look = page.evaluate(LOOK) | {"at": time.monotonic() - came, "load": os.getloadavg()[0]}
             look["latency"] = float(answer[1]) if answer else None
-            look["server"] = [each.memory_info().rss for each in _tree(process.pid)]
-            look["browser"] = sum(each.memory_info().rss for each in _browser(process.pid))
+            # What processes share is counted once: Chromium's have much in common.
+            look["server"] = sum(each.memory_full_info().pss for each in _tree(process.pid))
+            look["browser"] = sum(each.memory_full_info().pss for each in _browser(process.pid))
             looks.append(look)
             if len(looks) % STEP == 1:
                 if answer:
@@ -73,7 +75,12 @@ def watch(checkpoints: Sequence[Path], minutes: float, lead: float, picture: Pat
             page.wait_for_timeout(1000)
             page.screenshot(path=picture, full_page=True)
         browser.close()
-    settled = looks[len(looks) // 5]
+    part = max(1, len(looks) // 5)
+
+    def settled(name: str) -> list[int]:
+        """Of the second fifth and of the last one, the medians: memory rises until garbage is collected."""
+        return [int(median(look[name] for look in some)) for some in (looks[part : 2 * part] or looks, looks[-part:])]
+
     return {
         "hardware": hardware("auto"),
         "code": code_version(),
@@ -86,9 +93,9 @@ def watch(checkpoints: Sequence[Path], minutes: float, lead: float, picture: Pat
         "ranges": max(max(look["ranges"]) for look in looks),
         "longest_buffer": max(max(look["buffered"]) for look in looks),
         "latencies": latencies,
-        "server_bytes": [sum(settled["server"]), sum(looks[-1]["server"])],
-        "browser_bytes": [settled["browser"], looks[-1]["browser"]],
-        "heap_bytes": [settled["heap"], looks[-1]["heap"]],
+        "server_bytes": settled("server"),
+        "browser_bytes": settled("browser"),
+        "heap_bytes": settled("heap"),
         "looks": looks,
     }
 

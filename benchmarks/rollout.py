@@ -33,13 +33,13 @@ from hiar.config import Order
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import code_version
 from hiar.io.cores import process_cores
+from hiar.io.free import free_bytes
 from hiar.io.hardware import hardware
 from hiar.models.compiled import Compiled, compiled, measure_compiled
 from hiar.models.fp8 import with_fp8
 from hiar.models.kernels import using
 from hiar.rollout.cell import Rollout
 from hiar.stages.computing import full_pass
-from hiar.stages.fitting import free_bytes
 
 
 @dataclass

@@ -28,6 +28,10 @@ Size = Annotated[
 Crf = Annotated[
     int, typer.Option(min=1, max=51, help="Quality of the h264: 1 is the best, 51 the worst; 6 more halve the size.")
 ]
+Offload = Annotated[
+    bool,
+    typer.Option("--offload", help="Networks take turns on the GPU: what is not at work waits in the host's memory."),
+]
 Resize = Annotated[bool, typer.Option("--resize", help="Scale and cut what is given to the checkpoint's size.")]
 
 
@@ -66,6 +70,7 @@ def sample(
     resize: Resize = False,
     size: Size = None,
     crf: Crf = CRF,
+    offload: Offload = False,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -98,7 +103,22 @@ def sample(
     if not launched():
         check_folder("--out", out, "samples")
     pixels = size_of(size)
-    request = Request(checkpoint, texts, frames, seed, *walk, fp8, video, image, resize, captions, pixels, crf, shares)
+    request = Request(
+        checkpoint,
+        texts,
+        frames,
+        seed,
+        *walk,
+        level=shares,
+        fp8=fp8,
+        offload=offload,
+        clip=video,
+        image=image,
+        resize=resize,
+        captions=captions,
+        size=pixels,
+        crf=crf,
+    )
     if launched():
         from hiar.stages.pipelined import sample_on_rank
 
@@ -155,6 +175,7 @@ def stream(
     resize: Resize = False,
     size: Size = None,
     crf: Crf = CRF,
+    offload: Offload = False,
 ) -> None:
     """Generate a video for as long as you like, and watch it meanwhile.
 
@@ -173,7 +194,21 @@ def stream(
     from hiar.stages.stream import stream as write_stream
 
     pixels = size_of(size)
-    request = Request(checkpoint, [text], frames, seed, *walk, fp8, video, image, resize, None, pixels, crf, shares)
+    request = Request(
+        checkpoint,
+        [text],
+        frames,
+        seed,
+        *walk,
+        level=shares,
+        fp8=fp8,
+        offload=offload,
+        clip=video,
+        image=image,
+        resize=resize,
+        size=pixels,
+        crf=crf,
+    )
     write_stream(request, change or [], target)
 
 

@@ -27,13 +27,13 @@ def walk_bytes(source: Generator, rollout: Rollout, order: Order, passes: Passes
     return two + (config["num_layers"] - 2) * (three - two)
 
 
-def decode_bytes(source: Generator, frames: int) -> int:
-    """The most bytes alive while a video of so many latent frames is decoded, part by part."""
+def decode_bytes(source: Generator, frames: int) -> tuple[int, int]:
+    """The most bytes alive while a video of so many latent frames is decoded, part by part, and those left between."""
     channels, *size = source.latent_size
     with imagined():
         count = Counting()
         decode(count, (1, channels, min(source.codec.chunk, frames), *size), source.codec)
-    return count.peaks["decoding"]
+    return count.peaks["decoding"], count.peaks["between"]
 
 
 @torch.no_grad()
@@ -49,9 +49,12 @@ def decode(count: Counting, part: tuple[int, ...], codec: Codec) -> None:
     """The decoding of two parts (B, C, f, h, w) of a video, the second of which finds what the first has left."""
     latents = torch.zeros(part, device=codec.device)
     decoder = codec.decoding()
-    with count, count.phase("decoding"):
-        for _ in range(2):
-            decoder(latents)
+    with count:
+        with count.phase("decoding"):
+            for _ in range(2):
+                decoder(latents)
+        with count.phase("between"):  # what a decoder remembers
+            pass
 
 
 def _peak(source: Generator, rollout: Rollout, order: Order, passes: Passes, config: dict[str, Any]) -> int:

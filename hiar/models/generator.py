@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -19,9 +19,10 @@ from hiar.errors import BrokenRule, UserError
 from hiar.models.denoiser import Denoiser
 from hiar.models.finite import require_finite
 from hiar.parameters import explain
-from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Codec, Text, World, open_world
+from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Codec, Network, Text, World, open_world
 
 CARD = "generator.json"
+T = TypeVar("T")
 
 
 class Walk(config.Section):
@@ -77,12 +78,17 @@ class Card(config.Section):
 
 @dataclass
 class Generator:
-    """Everything that turns a prompt and a seed into a video."""
+    """Everything that turns a prompt and a seed into a video.
+
+    turns: a device on which networks take turns: one is there while it works, the others wait in the host's memory.
+    None: they are where they are.
+    """
 
     card: Card
     denoiser: Denoiser
     text: Text
     codec: Codec
+    turns: torch.device | None = None
 
     @cached_property
     def world(self) -> World:
@@ -113,9 +119,41 @@ class Generator:
         patches = self.denoiser.transformer.config.patch_size
         return math.prod(length // patch for length, patch in zip(size, patches, strict=True))
 
+    def weights(self) -> tuple[int, int]:
+        """Bytes of the denoiser's weights, and of the codec's. Text encoders free theirs, or have few."""
+        denoiser, codec = (
+            sum(tensor.nbytes for tensor in network.state_dict().values()) for network in (self.denoiser, self.codec)
+        )
+        return denoiser, codec
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks work."""
+        return self.turns or self.codec.device
+
+    def turn(self, network: Network | Denoiser) -> None:
+        """Make sure that a network is where it works; where they take turns, it is this one's."""
+        if self.turns is not None:
+            for other in (self.denoiser, self.text, self.codec):
+                if other is not network:
+                    other.to("cpu")
+            network.to(self.turns)
+
+    def in_turn(self, network: Network | Denoiser, results: Iterable[T]) -> Iterator[T]:
+        """What a network computes one after the other; between two of them others may have their turn."""
+        steps = iter(results)
+        while True:
+            self.turn(network)
+            try:
+                result = next(steps)
+            except StopIteration:
+                return
+            yield result
+
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> Tensor:
         """Text embeddings (B, words, dim), of the denoiser's type."""
+        self.turn(self.text)
         return self.text.encode(captions).to(self.denoiser.dtype)
 
     def embed_nothing(self) -> Tensor:

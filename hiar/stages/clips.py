@@ -39,7 +39,8 @@ def given_latents(source: Generator, request: Request) -> Tensor | None:
         assert request.image is not None
         frames = read_image(request.image, *size, request.resize).repeat(codec.pictures(video.block), 1, 1, 1)
     with torch.no_grad():
-        latents = codec.encode(to_video(frames[None]).to(codec.device)).to(source.denoiser.dtype)
+        source.turn(codec)
+        latents = codec.encode(to_video(frames[None]).to(source.device)).to(source.denoiser.dtype)
     if request.frames is not None and latents.shape[2] >= request.frames:
         what = request.clip or request.image
         raise UserError(f"--frames = {request.frames}: {what} gives {latents.shape[2]} of them; ask for more")

@@ -52,6 +52,7 @@ def choose(source: Generator, walk: Walk, rollout: Rollout, rollouts: int = 1) -
     config, tokens = source.denoiser.transformer.config, source.block_tokens
     heads, dim = config.num_attention_heads, config.attention_head_dim
     text, videos = rollout.text, len(rollout.samples)
+    source.turn(source.denoiser)
     kernel = choose_kernel(tokens, tokens * rollout.grid.window, heads, dim, videos, text.device, text.dtype)
     if text.device.type == "cpu" or not rollouts:
         return Choice(kernel)

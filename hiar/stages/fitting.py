@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-import torch
 
 from hiar.config import Order, Passes
 from hiar.contexts import rule_of
 from hiar.errors import UserError
 from hiar.grid import Grid, fastest
 from hiar.io.artifacts import write_text
+from hiar.io.free import GB, free_bytes
 from hiar.memory.sampling import decode_bytes, walk_bytes
 from hiar.models.generator import Generator, Walk
 from hiar.models.rings import ring_bytes as one_ring
 from hiar.rollout.cell import Rollout
 
-GB = 1e9
 SETTLED = ".way"  # holds what an unfinished folder was begun with
 USABLE = 0.9  # of what is free: the rest is for kernels' own buffers and fragments
 TRIFLE = 0.01  # of it: where caches take less, what else a walk takes is not worth finding out
@@ -58,9 +57,11 @@ def way_of(source: Generator, walk: Walk, rollout: Rollout, most: int = 1, *, to
 
     That is the one with the fewest forward calls, of fewer videos at a time where memory is short, and where even one
     is too much, step by step, which has one step's cache in memory. The video is the same. together: it is decoded
-    block by block while it is made, not afterwards. Raises UserError when nothing fits.
+    block by block while it is made, not afterwards. Where networks take turns, decoding has the room of the denoiser's
+    weights. Raises UserError when nothing fits.
     """
-    grid, free = rollout.grid, int(USABLE * free_bytes(rollout.text.device))
+    source.turn(source.denoiser)
+    grid, free = rollout.grid, int(USABLE * free_bytes(source.device))
     order, passes = fastest(walk.context)
     rings = ring_bytes(source, grid, most)
     if rings < TRIFLE * free:
@@ -70,23 +71,28 @@ def way_of(source: Generator, walk: Walk, rollout: Rollout, most: int = 1, *, to
         ways.append(("step_first", "fused"))
     if ring_bytes(source, grid, 1, 1) > free:  # in no way: no more needs to be known
         raise _too_much(source, ring_bytes(source, grid, 1, 1), free)
-    decoding = decode_bytes(source, source.card.video.block if grid.blocks is None else source.codec.chunk)
+    decoding, remembered = decode_bytes(source, source.card.video.block if together else source.codec.chunk)
+    weights, codec = source.weights()
+    decoding -= weights - codec if source.turns else 0
     needed = 0
     for order, passes in ways:
         each = walk_bytes(source, rollout, order, passes)
-        room = free - decoding if together else free
-        if min(room, free - decoding) >= 0 and (videos := min(most, room // each)):
-            return Way(order, passes, videos, each)
-        needed = each + decoding if together else max(each, decoding)
+        caches = ring_bytes(source, grid, 1, Way(order, passes, 1).caches(grid))
+        # Together, each of the two finds what the other has left for its next block.
+        walked, decoded = (each + remembered, decoding + caches) if together else (each, decoding)
+        if max(walked, decoded) <= free:
+            return Way(order, passes, min(most, free // each), each)
+        needed = max(walked, decoded)
     raise _too_much(source, needed, free)
 
 
 def _too_much(source: Generator, needed: int, free: int) -> UserError:
     window = source.card.video.window
+    remedy = "give --offload, or " if source.device.type == "cuda" and source.turns is None else ""
     return UserError(
         f"video.window = {window}: the caches of {window} frames and what else a video takes are {needed / GB:.3g} GB, "
-        f"{free / GB:.3g} GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window, or "
-        "a device with more memory"
+        f"{free / GB:.3g} GB are free to use; {remedy}ask for a smaller --size, or take a checkpoint with a shorter "
+        "window, or a device with more memory"
     )
 
 
@@ -127,10 +133,3 @@ def check_frames(source: Generator, frames: int, count: int, batch: int, out: Pa
     for short, what in ((needed > free, memory), (count * latent > room, disk)):
         if short:
             raise UserError(f"{field} = {frames}: {what}; ask for fewer, or watch one video with `hiar stream`")
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available

@@ -64,6 +64,8 @@ def plan_processes(request: Request, ranks: int) -> None:
 def check_processes(request: Request, ranks: int) -> None:
     """Raise UserError when a request's walk cannot be shared out among ``ranks`` processes."""
     card = load_card(request.checkpoint)
+    if request.offload:
+        raise UserError("--offload: processes keep their networks where they work; leave it or --processes out")
     if card.stage == "teacher":
         raise UserError("--processes: the teacher is bidirectional and has no steps to share out; leave it out")
     walk = walk_asked(card, request.order, request.context, request.level)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from hiar.contexts import context_words
 from hiar.errors import UserError
 from hiar.grid import count_passes
+from hiar.io.free import GB, free_bytes
 from hiar.io.progress import tell
 from hiar.models.fp8 import CAPABILITY, ERROR, MULTIPLE, in_fp8, with_fp8
 from hiar.models.generator import Generator, Walk, load_card, load_generator
@@ -20,7 +21,7 @@ from hiar.parameters import explain
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import split_steps
 from hiar.stages.computing import Choice, full_pass
-from hiar.stages.fitting import GB, Way, ring_bytes
+from hiar.stages.fitting import Way, ring_bytes
 from hiar.stages.request import Request
 from hiar.stages.rollouts import DEFAULT_WALK, make_rollout
 
@@ -34,16 +35,19 @@ def settle_threads() -> None:
         torch.set_num_threads(1)
 
 
-def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False) -> Generator:
+def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offload: bool = False) -> Generator:
     """A checkpoint to sample with: a student that was trained in bf16 computes in it, but for what Wan keeps in full.
 
     A teacher's weights and latents stay as they are, see `Generator.autocast`. fp8: students' linear layers in eight
-    bits. Raises UserError as `load_generator` does, and where fp8 cannot be or changes too much.
+    bits. offload: networks take turns on the device. Raises UserError as `load_generator` does, where weights do not
+    fit, and where fp8 cannot be or changes too much.
     """
+    if offload and device.type != "cuda":
+        raise UserError("--offload: keeps networks out of a GPU's memory while they wait, here is none; leave it out")
     card = load_card(checkpoint)
     student = card.stage != "teacher"
     half = card.precision == "bf16" and student
-    source = load_generator(checkpoint, torch.bfloat16 if half else torch.float32).to(device)
+    source = placed(load_generator(checkpoint, torch.bfloat16 if half else torch.float32), device, offload)
     if fp8:
         if not student:
             raise UserError("--fp8: a teacher computes as it was trained; leave it out")
@@ -57,12 +61,25 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False) -> G
     return source
 
 
+def placed(source: Generator, device: torch.device, offload: bool) -> Generator:
+    """A generator whose networks are on a device, or take turns there. Raises UserError when weights do not fit."""
+    held, free = source.weights(), free_bytes(device)
+    needed = max(held) if offload else sum(held)
+    if device.type == "cuda" and needed > free:
+        remedy = "" if offload else "give --offload, or "
+        raise UserError(
+            f"the checkpoint's weights take {needed / GB:.3g} GB, {free / GB:.3g} GB of the GPU's memory are free; "
+            f"{remedy}take a GPU with more memory"
+        )
+    return replace(source, turns=device) if offload else source.to(device)
+
+
 def load_asked(request: Request, device: torch.device) -> Generator:
     """`load_sampler` of a request's checkpoint, to make pictures of the size that is asked for.
 
     Raises UserError for a size that its world does not have.
     """
-    source = load_sampler(request.checkpoint, device, request.fp8)
+    source = load_sampler(request.checkpoint, device, request.fp8, request.offload)
     if request.size is None:
         return source
     height, width = request.size
@@ -85,6 +102,7 @@ def round_to_fp8(source: Generator) -> float:
     Raises UserError when that is too much.
     """
     rollout = make_rollout(source, source.embed([""]), DEFAULT_WALK, None, 0, [0])
+    source.turn(source.denoiser)
     try:
         error = with_fp8(source.denoiser, partial(full_pass, source.denoiser, rollout))
     except (RuntimeError, ValueError) as refusal:

@@ -18,7 +18,7 @@ class Request:
     fp8: linear layers in numbers of eight bits. clip, image: what every video begins with, see `hiar.stages.clips`;
     resize: pictures of another size are scaled and cut instead of refused. captions: what the folder calls the videos,
     where that is not the prompts: people extend prompts for a generator, and score by the short ones. size: height and
-    width in pixels, where not the checkpoint's. crf: of their h264.
+    width in pixels, where not the checkpoint's. crf: of their h264. offload: networks take turns on the GPU.
     """
 
     checkpoint: Path
@@ -35,6 +35,7 @@ class Request:
     size: tuple[int, int] | None = None
     crf: int = CRF
     level: ContextLevel | None = None
+    offload: bool = False
 
     @property
     def names(self) -> Sequence[str]:

@@ -167,7 +167,7 @@ def sample_key(
     return {
         "checkpoint": content_hash(request.checkpoint),
         "code": code_hash("sample", source.card.world.kind),
-        "computes": f"{source.codec.device.type}, {number_format(source)}",
+        "computes": f"{source.device.type}, {number_format(source)}",
         "prompts": list(request.prompts),
         "captions": list(request.names),
         "frames": request.frames,
@@ -263,7 +263,8 @@ def sample_latents(
         given = given.expand(len(prompts), -1, -1, -1, -1)
         blocks += given.cpu().split(source.card.video.block, dim=2)
         advance(len(given) * given.shape[2])
-    for _, latent in walk_grid(source.denoiser, rollout, order, given, passes=passes):
+    walked = walk_grid(source.denoiser, rollout, order, given, passes=passes)
+    for _, latent in source.in_turn(source.denoiser, walked):
         require_finite_latents(latent, numbers, len(blocks) * latent.shape[2])
         blocks.append(latent.cpu())
         advance(len(latent) * latent.shape[2])
@@ -276,6 +277,7 @@ def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, nu
     noise = normals("clip noise", seed, numbers, shape)
     steps, shift, guidance = source.card.solver_steps, source.card.schedule.teacher_shift, source.card.guidance
     no_text, solver = source.embed_nothing().expand_as(text), source.world.solver
+    source.turn(source.denoiser)
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         return (x - guided_x0(source.denoiser, x, sigma.expand(len(x)), text, no_text, guidance)) / sigma

@@ -113,7 +113,8 @@ def clean_blocks(
     order, passes = way[:2] if way else fastest(walk.context)
     if given is not None:
         yield from given[0].split(source.card.video.block, dim=1)
-    for _, latent in walk_grid(source.denoiser, rollout, order, given, passes=passes):
+    walked = walk_grid(source.denoiser, rollout, order, given, passes=passes)
+    for _, latent in source.in_turn(source.denoiser, walked):
         yield latent[0]
 
 

@@ -107,7 +107,8 @@ def decoding(source: Generator, number: int = 0) -> Callable[[Tensor], Tensor]:
     def decode(latent: Tensor) -> Tensor:
         nonlocal done
         require_finite_latents(latent[None], [number], done)
-        video = to_pixels(latent[None].to(source.codec.device, torch.float32))
+        source.turn(source.codec)
+        video = to_pixels(latent[None].to(source.device, torch.float32))
         if not video.isfinite().all():
             broken = (~video[0].isfinite()).any(dim=0).flatten(1).any(dim=1)
             _refuse(number, "pixels", source.codec.pictures(done) + int(broken.int().argmax()))

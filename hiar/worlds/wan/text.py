@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiar.errors import UserError
+from hiar.io.free import GB, free_bytes, require_memory
 from hiar.io.progress import tell
-from hiar.worlds.wan.formats.stored import read_json
+from hiar.worlds.wan.formats.stored import read_json, read_sharded
 from hiar.worlds.wan.pretrained import load_pretrained, transformers_wanted
 
 if TYPE_CHECKING:
@@ -73,7 +75,8 @@ class TextEncoder(nn.Module):
 def load_text_encoder(base: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> TextEncoder:
     """The text encoder of a base model's folder, its weights of type ``dtype``, or of the type they are stored in.
 
-    Raises UserError when ftfy is missing, or text_encoder/ or tokenizer/ is missing, broken or not of one model.
+    Where a GPU has no room for it, it computes on the CPU, which is told. Raises UserError when ftfy is missing, memory
+    is too short, or text_encoder/ or tokenizer/ is missing, broken or not of one model.
     """
     _require_ftfy()
     transformers_wanted()
@@ -81,12 +84,21 @@ def load_text_encoder(base: Path, device: torch.device | str = "cpu", dtype: tor
 
     tokenizer = load_tokenizer(base)
     folder = base / "text_encoder"
+    stored = read_sharded(folder, "model").values()
+    require_memory(str(folder), needed := sum(math.prod(one.shape) * (dtype or one.dtype).itemsize for one in stored))
     model = load_pretrained(UMT5EncoderModel, folder, dtype=dtype or "auto", ignore_mismatched_sizes=True)
     if tokenizer.get_vocab_size() > model.config.vocab_size:
         raise UserError(
             f"{folder / 'config.json'}: vocab_size = {model.config.vocab_size}: the tokenizer beside it has "
             f"{tokenizer.get_vocab_size()} tokens; the two are not of one model, copy both anew"
         )
+    device = torch.device(device)
+    if device.type != "cpu" and (free := free_bytes(device)) < needed:
+        tell(
+            f"embed: the text encoder takes {needed / GB:.3g} GB, {free / GB:.3g} GB of the GPU's memory are free: it "
+            "computes on the CPU"
+        )
+        device = torch.device("cpu")
     return TextEncoder(tokenizer, model).to(device)
 
 

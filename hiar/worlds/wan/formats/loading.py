@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
 
+from hiar.io.free import require_memory
 from hiar.models.finite import require_finite
 from hiar.worlds.wan.formats.sources import open_source
 
@@ -15,7 +17,8 @@ def load_transformer(folder: Path, dtype: torch.dtype | None = None) -> WanTrans
     """The transformer of a folder (of diffusers or the original, in one file or several), in evaluation mode.
 
     dtype: of its weights; None leaves each as stored. What Wan keeps in full precision is float32 either way.
-    Memory holds it once. Raises UserError when the folder is not complete, or a weight is not finite.
+    Memory holds it once. Raises UserError when the folder is not complete, memory is too short for it, or a weight is
+    not finite.
     """
     found = open_source(folder)
     with torch.device("meta"):
@@ -24,10 +27,15 @@ def load_transformer(folder: Path, dtype: torch.dtype | None = None) -> WanTrans
     # its tables are no weights: they are computed, and were not on the meta device
     model.rope = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
     kept = set(WanTransformer3DModel._keep_in_fp32_modules)
+    types = {
+        name: torch.float32 if kept & set(name.split(".")) else dtype or one.dtype
+        for name, one in found.tensors.items()
+    }
+    require_memory(str(folder), sum(math.prod(one.shape) * types[name].itemsize for name, one in found.tensors.items()))
     state = {}
     for name, one in found.tensors.items():
-        wanted = torch.float32 if kept & set(name.split(".")) else dtype or one.dtype
-        state[name] = one.load().to(wanted, copy=True)  # a copy, or training would write into the mapped file's pages
+        # A copy, or training would write into the mapped file's pages.
+        state[name] = one.load().to(types[name], copy=True)
         require_finite({name: state[name]}, str(folder))
     model.load_state_dict(state, assign=True)
     return model.eval()

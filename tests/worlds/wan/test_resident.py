@@ -1,0 +1,90 @@
+"""The memory that `hiar sample` says it takes, against what the system says its process has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import environment, hiar
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+from hiar.errors import UserError
+from hiar.io import free
+from hiar.noise import seeded
+from hiar.worlds.wan.formats.loading import load_transformer
+from hiar.worlds.wan.text import load_text_encoder
+
+# By default malloc keeps what it was given back, and resident memory is half as much again as what is alive.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import psutil, torch
+import transformers
+from hiar.stages.fitting import way_of
+from hiar.stages.plan import load_sampler
+from hiar.stages.rollouts import make_rollout
+from hiar.stages.sample import sample_latents
+from hiar.stages.videos import decoded
+
+def most():  # bytes, since it was asked last
+    lines = Path("/proc/self/status").read_text().splitlines()
+    Path("/proc/self/clear_refs").write_text("5")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+torch.set_num_threads(2)
+folder, prompt, frames = Path(sys.argv[1]), "A red panda climbs a tree", 18
+source = load_sampler(folder, torch.device("cpu"))
+rollout = make_rollout(source, source.embed([prompt]), source.card.walk, frames, 0, [0])
+way = way_of(source, source.card.walk, rollout)
+predicted = sum(source.weights()) + way.memory
+del source, rollout
+most()
+empty = psutil.Process().memory_info().rss
+source = load_sampler(folder, torch.device("cpu"))
+latents = sample_latents(source, [prompt], frames, source.card.walk, 0, range(1), way=way)
+print(json.dumps([predicted, most() - empty]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_resident_memory_is_what_was_predicted(base: Path, tmp_path: Path) -> None:
+    """Of some 900 MB of weights, caches and activations."""
+    shutil.copytree(base, tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "transformer")
+    sizes = {"num_attention_heads": 6, "attention_head_dim": 128, "ffn_dim": 1024, "num_layers": 4, "text_dim": 32}
+    with seeded("denoiser weights", 0):
+        WanTransformer3DModel(**sizes).save_pretrained(tmp_path / "base" / "transformer")
+    size = ("--height", 256, "--width", 448, "--precision", "no")
+    hiar("import", "base/transformer", "--base", "base", "--as", "hiar", *size, "--out", "student", folder=tmp_path)
+    run = [sys.executable, "-c", PROGRAM, "student"]
+    done = subprocess.run(run, cwd=tmp_path, env=environment() | MALLOC, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    predicted, resident = json.loads(done.stdout)
+    assert predicted > 500e6
+    assert resident == pytest.approx(predicted, rel=0.15)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(free, "free_bytes", lambda device: 1000)
+    for load, folder in ((load_transformer, base / "transformer"), (load_text_encoder, base)):
+        with pytest.raises(UserError, match=r"takes \S+ GB of memory, 1e-06 GB are free; end other programs"):
+            load(folder)
+
+
+def test_a_text_encoder_that_a_gpu_has_no_room_for_computes_on_the_cpu(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    size = sum(parameter.nbytes for parameter in load_text_encoder(base, dtype=torch.bfloat16).parameters())
+    monkeypatch.setattr("hiar.worlds.wan.text.free_bytes", lambda device: size - 1)
+    encoder = load_text_encoder(base, "meta", torch.bfloat16)  # a device that is there everywhere
+    assert encoder.model.device.type == "cpu" and len(encoder.rows(["A red panda"])) == 1
+    assert "memory are free: it computes on the CPU" in capfd.readouterr().err
+    monkeypatch.setattr("hiar.worlds.wan.text.free_bytes", lambda device: size)
+    assert load_text_encoder(base, "meta", torch.bfloat16).model.device.type == "meta"
