@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from flows.needed import fetch_needed
 from flows.processes import ProcessGroups, stage_environment
 from hiar.io.files import write_text
 from hiar.io.progress import Progress
@@ -109,13 +110,14 @@ def _with_repo(act: Callable[[Any, str, Sequence[str]], None], stages: Sequence[
 
 
 def _fetch(repo: Any, name: str, stages: Sequence[str]) -> None:
-    """Bring a stage's outputs into the workspace where the remote has them for its present inputs."""
+    """Bring a stage's outputs into the workspace where the remote has them for its present inputs, and these inputs."""
     from dvc.repo import lock_repo
     from dvc.stage.cache import RunCacheNotFoundError
 
     with lock_repo(repo):
         _copy_records(repo.cloud.get_remote_odb(name, hash_name="md5-dos2unix"), repo.cache.legacy)
         for stage in (stage for target in stages for stage in repo.stage.collect(target)):
+            fetch_needed(repo, stage)
             try:
                 repo.stage_cache.restore(stage, pull=True)
             except RunCacheNotFoundError:

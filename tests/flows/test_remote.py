@@ -133,3 +133,31 @@ def test_a_workspace_has_the_remotes_of_its_project(project):
     config.write_text("[core\n")
     with pytest.raises(UserError, match=r"\.dvc/config: .*; mend it"):
         open_workspace(project.folder, "small")
+
+
+def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote, another):
+    """Each of three machines runs a stage of one experiment, and has nothing but the remote."""
+    groups, lines = ProcessGroups(), []
+
+    def run_one(machine, stage):
+        own = remote_of(machine.folder)
+        reproduce(machine.folder, stage, groups, lines.append, remote=own)
+        push(own, groups, lines.append, stage)
+
+    project.change(compare={"init": [], "distill": ["hiar"], "walked": []})
+    project.order("codec-0", "fill 1000")
+    machines = [another(lock=False) for _ in range(3)]
+    (machines[0].folder / "orders").mkdir()
+    shutil.copy(project.folder / "orders" / "codec-0", machines[0].folder / "orders")
+    (machines[1].folder / "out").mkdir()
+    (machines[1].folder / "out" / "codec-0").write_text("of another day")
+    for machine, stage in zip(machines, ("codec@0", "distill@0-hiar", "score"), strict=True):
+        run_one(machine, stage)
+    assert [machine.events() for machine in machines] == [
+        ["begin codec-0", "end codec-0"],
+        ["begin distill-0-hiar", "end distill-0-hiar"],
+        ["begin score", "end score"],
+    ]
+    made = (machines[0].folder / "out" / "codec-0").read_text()
+    assert [(machine.folder / "out" / "codec-0").read_text() for machine in machines[1:]] == [made] * 2
+    assert len(made) == 1000
