@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import yaml
 from hiar.config import Params
 from hiar.errors import InUse, UserError, suggest
 from hiar.io.files import file_hash, write_text, writing
+from hiar.io.fingerprints import cache_folder, fingerprint
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.vbench.doctor import check_vbench
+from hiar.worlds.interface import TRANSFORMER
 
 PARAMS = "params.yaml"
 LINKS = ("hiar", ".dvcignore")
@@ -81,7 +84,7 @@ def open_workspace(root: Path, name: str | None) -> Path:
         for link in (*LINKS, *(name for name in INPUTS if (root / name).exists())):
             _link(workspace / link, Path("..", "..", link))
     tree = experiment_tree(root, name)
-    _pin_prompts(tree, workspace)
+    _pin_files(tree, workspace)
     header = f"# Made by `hiar run {name}` from params.yaml and experiments/{name}.yaml: change those.\n"
     for path, text in {
         workspace / PARAMS: header + yaml.safe_dump(tree, sort_keys=False),
@@ -94,15 +97,23 @@ def open_workspace(root: Path, name: str | None) -> Path:
     return workspace
 
 
-def _pin_prompts(tree: dict[str, Any], workspace: Path) -> None:
-    """Say what is in the files of prompts, where it is not said: DVC compares parameters, not the files they name.
+def _pin_files(tree: dict[str, Any], workspace: Path) -> None:
+    """Say what is in the files that parameters name, where it is not said: DVC compares parameters, not these files.
 
-    One that is missing is left to the stage that reads it.
+    What is missing is left to the stage that reads it.
     """
-    for section in (tree["world"], tree["sample"]):
-        name = section.get("prompts")
-        if name is not None and section.get("prompts_sha256") is None and (path := workspace / name).is_file():
-            section["prompts_sha256"] = file_hash(path)
+
+    def pin(section: str, field: str, content: Callable[[Path], str], part: str = "") -> None:
+        settings = tree[section]
+        name, said = settings.get(field), f"{field}_sha256"
+        if name is not None and settings.get(said) is None and (path := workspace / name / part).exists():
+            settings[said] = content(path)
+
+    pin("world", "prompts", file_hash)
+    pin("sample", "prompts", file_hash)
+    weights = partial(fingerprint, cache=cache_folder())
+    pin("init", "source", weights)
+    pin("distill", "real_score", weights, TRANSFORMER)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from hiar.config.section import (
     ContextLevel,
     Count,
     Decay,
+    Digest,
     File,
     NonNegative,
     Order,
@@ -91,6 +92,7 @@ class Init(Section):
     training: Training | None  # null: adopted from ``source``
     sigma_floor: Positive  # as the teacher's
     source: File | None = None  # whatever `hiar import` reads, of the base's size
+    source_sha256: Digest | None = None  # of what is in it, as with the world's prompts
     weights: str | None = None  # which of its sets of weights, where it has several
 
     @model_validator(mode="after")
@@ -121,6 +123,7 @@ class Distill(Section):
     micro_batch: Count | None = None  # rollouts a backward; null: the share of a process. Changes rounding only
     windows: Count  # training windows one rollout spans; the paper's is 1
     real_score: File | None  # folder of a model for it, larger than the teacher for instance; null: the teacher
+    real_score_sha256: Digest | None = None  # of its transformer, as with the world's prompts
     guidance: Positive  # of the real score, usual notation
     critic_updates: Count  # a generator update
     critic_warmup: Annotated[int, Field(ge=0)]  # critic updates before the first generator update

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hiar.config import Params
 from hiar.errors import UserError
+from hiar.io.fingerprints import require_content
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, clone, load_generator, walk_of
 from hiar.stages.cards import trained_card
@@ -60,7 +61,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             return teacher.embed(teacher.world.prompts(seed=seed, first=samples.start, count=len(samples)))
 
         critic = clone(teacher.denoiser).checkpoint(saving)
-        real_score = _real_score(teacher, spec.real_score).to(device)
+        real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256).to(device)
         if mesh is not None:
             shard(real_score, mesh)
         job = Distillation(
@@ -102,13 +103,14 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         work.finish("checkpoint")
 
 
-def _real_score(teacher: Generator, folder: Path | None) -> Denoiser:
+def _real_score(teacher: Generator, folder: Path | None, content: str | None) -> Denoiser:
     """The denoiser of a model's folder; the teacher's where none is named. Raises UserError for another size.
 
     It is frozen: where the teacher computes in bf16 it is kept in it, but for what Wan keeps in full.
     """
     if folder is None:
         return teacher.denoiser
+    require_content(folder / TRANSFORMER, content, "distill.real_score_sha256")
     dtype = torch.bfloat16 if teacher.card.precision == "bf16" else torch.float32
     transformer = teacher.world.load_transformer(folder / TRANSFORMER, dtype)
     for field in ("in_channels", "out_channels", "text_dim", "patch_size"):

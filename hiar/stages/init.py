@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hiar.config import Params
+from hiar.io.fingerprints import require_content
 from hiar.losses.regression import block_levels, noisy_share, ode_regression
 from hiar.models.attention import BlockCausal
 from hiar.models.generator import Generator, clone, load_card, load_generator, save_card
@@ -86,6 +87,7 @@ def _adopt(work: Stage, teacher: Path, workspace: Path, seed: int) -> None:
     params, world, folder = work.params, open_world(work.params.world), work.folder
     source = params.init.source
     assert source is not None
+    require_content(source, params.init.source_sha256, "init.source_sha256")
     shutil.rmtree(folder / TRANSFORMER, ignore_errors=True)  # of a start that was interrupted
     world.bring_in(source, params.init.weights, folder / TRANSFORMER)
     for part in (TEXT, CODEC):

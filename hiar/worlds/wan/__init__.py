@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from hiar import config
 from hiar.errors import UserError
 from hiar.io.files import file_hash
+from hiar.io.fingerprints import cache_folder
+from hiar.io.locks import locked
 from hiar.worlds.interface import SPLIT, TEXT, TRANSFORMER, Part, Trainable
 from hiar.worlds.wan.base import convert_base
 from hiar.worlds.wan.codec import WanCodec, load_codec
 from hiar.worlds.wan.embeddings import embed
 from hiar.worlds.wan.exchange import bring_in, describe, send_out
 from hiar.worlds.wan.formats.loading import load_transformer
-from hiar.worlds.wan.locks import locked
 from hiar.worlds.wan.outline import outline
 from hiar.worlds.wan.prompts import PromptFile
-from hiar.worlds.wan.references import cache_folder, locate, refer
+from hiar.worlds.wan.references import locate, refer
 from hiar.worlds.wan.solver import unipc
 from hiar.worlds.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, encoder_width
 from hiar.worlds.wan.tiny import make_tiny_wan

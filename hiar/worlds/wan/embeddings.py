@@ -22,10 +22,10 @@ from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.io.files import remove, writing
+from hiar.io.fingerprints import fingerprint
+from hiar.io.locks import locked
 from hiar.io.progress import Progress
 from hiar.io.shards import write_shard
-from hiar.worlds.wan.identity import fingerprint
-from hiar.worlds.wan.locks import locked
 from hiar.worlds.wan.text import TextEncoder, load_text_encoder, pad
 
 SHARD = 64  # prompts in a shard: held in memory at a time, and lost by a kill

@@ -1,12 +1,11 @@
 """Parts of a base model in a checkpoint's folder: by reference, so that tens of gigabytes are never copied.
 
 A part is a folder with reference.json: where the base lies and what its files hold, as one hash. The hash is computed
-once; afterwards it is remembered for as long as size and time of each file stay (`hiar.worlds.wan.identity`).
+once; afterwards it is remembered for as long as size and time of each file stay (`hiar.io.fingerprints`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hiar.errors import UserError
 from hiar.io.files import write_json
+from hiar.io.fingerprints import cache_folder, fingerprint
 from hiar.parameters import explain
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Part
-from hiar.worlds.wan.identity import fingerprint
 
 REFERENCE = "reference.json"
 FOLDERS: dict[Part, tuple[str, ...]] = {  # of a base in diffusers' layout
@@ -66,13 +65,6 @@ def locate(folder: Path, verify: bool = False) -> Path | None:
             "made with, or make the checkpoint anew"
         )
     return base
-
-
-def cache_folder() -> Path:
-    """Where fingerprints and embeddings are kept: HIAR_CACHE, else a folder of the user's cache."""
-    if folder := os.environ.get("HIAR_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiar"
 
 
 def _files(base: Path, part: Part) -> Sequence[Path]:

@@ -24,6 +24,7 @@ from hiar.config.section import VBenchDimension
 from hiar.errors import RunFailed, UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.files import file_hash
+from hiar.io.fingerprints import require_content
 from hiar.io.video import read_mp4
 from hiar.judges.interface import open_judge
 from hiar.models.denoiser import guided_x0
@@ -135,8 +136,8 @@ def test_the_teacher_samples_as_diffusers_pipeline_does(teacher: Generator, base
 
 
 def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp_path: Path) -> None:
-    assert _real_score(teacher, None) is teacher.denoiser
-    other = _real_score(teacher, base)
+    assert _real_score(teacher, None, None) is teacher.denoiser
+    other = _real_score(teacher, base, None)
     assert other is not teacher.denoiser
     expected = teacher.denoiser.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
@@ -146,13 +147,15 @@ def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp
     for path in tmp_path.glob("*.*"):
         path.rename(tmp_path / "transformer" / path.name)
     with pytest.raises(UserError, match=r"distill\.real_score = .*: text_dim = 64, the teacher's is 32; name a model"):
-        _real_score(teacher, tmp_path)
+        _real_score(teacher, tmp_path, None)
+    with pytest.raises(UserError, match=r"transformer: SHA-256 = .*: params\.yaml says distill\.real_score_sha256"):
+        _real_score(teacher, base, "0" * 64)
 
 
 @torch.no_grad()
 def test_a_real_score_in_bf16_is_what_autocast_makes_of_it_in_full(teacher: Generator, base: Path) -> None:
     in_bf16 = replace(teacher, card=teacher.card.model_copy(update={"precision": "bf16"}))
-    full, half = _real_score(teacher, base), _real_score(in_bf16, base)
+    full, half = _real_score(teacher, base, None), _real_score(in_bf16, base, None)
     assert (full.dtype, half.dtype) == (torch.float32, torch.bfloat16)
     x = normals("measuring", 0, range(2), (16, 3, 8, 12))
     sigma, text = torch.tensor([0.4, 0.9]), teacher.embed(PROMPTS)
@@ -245,6 +248,9 @@ def test_an_init_may_be_somebody_elses(
     work = tmp_path / "work"
     shutil.copytree(chain, work, ignore=lambda folder, names: {"init", "samples", "distill"} & set(names))
     adopted = {"init": {"training": None, "source": str(tmp_path / "ode_init.pt"), "weights": "generator"}}
+    other = merge(adopted, {"init": {"source_sha256": "0" * 64}})
+    with pytest.raises(UserError, match=r"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = 0000"):
+        _run("init", parse_params(merge(params.model_dump(mode="json"), other), Path("mine.yaml")), work, seed=0)
     asked = parse_params(merge(params.model_dump(mode="json"), adopted), Path("mine.yaml"))
     _run("init", asked, work, seed=0)
     init = load_generator(work / "artifacts" / "seed-0" / "init")
@@ -313,6 +319,36 @@ def test_a_changed_prompt_is_a_changed_parameter(tmp_path: Path) -> None:
     files["world"].write_text("a bear\n")
     with pytest.raises(UserError, match=rf"world\.txt: SHA-256 = .*: params.yaml says {world}; bring the file back"):
         open_world(here).prompts(seed=0, first=0, count=1)
+
+
+def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "models" / "large" / "transformer").mkdir(parents=True)
+    init, large = tmp_path / "models" / "ode_init.pt", tmp_path / "models" / "large" / "transformer" / "weights"
+    tree = read_yaml(ROOT / "experiments" / "wan-tiny.yaml")
+    tree["init"] = {"training": None, "source": "models/ode_init.pt"}
+    tree["distill"]["real_score"] = "models/large"
+    (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
+
+    def pinned() -> tuple[str | None, str | None]:
+        said = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")
+        return said["init"].get("source_sha256"), said["distill"].get("real_score_sha256")
+
+    large.write_text("one")
+    assert pinned()[0] is None  # a file that is missing is left to the stage
+    init.write_text("one")
+    before = pinned()
+    require_content(init, before[0], "init.source_sha256")
+    assert pinned() == before
+    large.write_text("another")
+    assert [now == then for now, then in zip(pinned(), before, strict=True)] == [True, False]
+    init.write_text("another")
+    assert pinned()[0] != before[0]
+    said = rf"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = {before[0]}; bring it back"
+    with pytest.raises(UserError, match=said):
+        require_content(init, before[0], "init.source_sha256")
 
 
 def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(

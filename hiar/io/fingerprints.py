@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hiar.errors import UserError
 from hiar.io.files import write_json
+from hiar.io.locks import locked
 from hiar.io.manifests import canonical
 from hiar.io.progress import Progress, tell
-from hiar.worlds.wan.locks import locked
 
 RECORDS = "fingerprints.json"
 _MB = 2**20
@@ -36,6 +36,22 @@ class _Record(BaseModel):
 
 
 _Records = TypeAdapter(dict[str, _Record])
+
+
+def cache_folder() -> Path:
+    """Where fingerprints, and what else takes long, are kept: HIAR_CACHE, else a folder of the user's cache."""
+    if folder := os.environ.get("HIAR_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiar"
+
+
+def require_content(path: Path, content: str | None, field: str) -> None:
+    """Raise UserError unless ``path`` holds what a ``field`` of the parameters says; None: anything."""
+    if content is not None and (found := fingerprint(path, cache_folder())) != content:
+        raise UserError(
+            f"{path}: SHA-256 = {found}: params.yaml says {field} = {content}; bring it back, or run the experiment "
+            "with `hiar run`, which takes it as it is"
+        )
 
 
 def fingerprint(places: Path | Sequence[Path], cache: Path, verify: bool = False) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hiar.errors import UserError
-from hiar.worlds.wan.identity import RECORDS, fingerprint
-from hiar.worlds.wan.locks import LOCK
+from hiar.io.fingerprints import RECORDS, fingerprint
+from hiar.io.locks import LOCK
 
 
 @pytest.fixture
