@@ -28,6 +28,13 @@ PARTS = {
 PATIENCE = 1800
 
 
+def outputs_of(folder):
+    """The hash of everything that the stages of the experiment made, but of what tells of the run itself."""
+    lock = yaml.safe_load((folder / "runs" / "smoke" / "dvc.lock").read_text())
+    outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
+    return {out["path"]: out["md5"] for out in outs if out["path"].startswith(("artifacts", "metrics"))}
+
+
 class Lab:
     def __init__(self, folder: Path):
         self.folder = folder
@@ -36,6 +43,7 @@ class Lab:
         s3 = ("HIAR_S3_PORT", "HIAR_S3_MASTER_PORT", "HIAR_S3_VOLUME_PORT", "HIAR_S3_FILER_PORT")
         ports = {name: str(port) for name, port in zip((*s3, *names), free_ports(6), strict=True)}
         self.api = f"http://127.0.0.1:{ports['HIAR_PREFECT_PORT']}/api"
+        self.mlflow = f"http://127.0.0.1:{ports['HIAR_MLFLOW_PORT']}"
         self.settings = environment() | ports | {"PYTHONPATH": os.fspath(folder), "PREFECT_API_URL": self.api}
         self.settings |= {"PREFECT_HOME": os.fspath(folder / ".hiar" / "home"), "HIAR_DEVICES": "cpu"}
         self.settings["PATH"] = os.pathsep.join((os.fspath(Path(sys.executable).parent), os.environ["PATH"]))
@@ -51,7 +59,7 @@ class Lab:
         began = time.monotonic()
         self.command("-m", "flows.stack", "up")
         seconds = time.monotonic() - began
-        if not self._get("/deployments/name/experiment/any"):
+        if not self.get("/deployments/name/experiment/any"):
             self.command("-m", "prefect", "--no-prompt", "deploy", "--all")
         return seconds
 
@@ -69,8 +77,8 @@ class Lab:
         """A new run of the experiment, of which nothing is there yet; its id."""
         for path in ("runs", ".dvc/cache", ".dvc/tmp"):
             shutil.rmtree(self.folder / path, ignore_errors=True)
-        deployment = self._get("/deployments/name/experiment/any")
-        return self._send(f"/deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"]
+        deployment = self.get("/deployments/name/experiment/any")
+        return self.send(f"/deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"]
 
     def wait_for_work(self, part, moment):
         """Wait for a moment, and then for the part to be there: a stage is not at every moment."""
@@ -111,10 +119,29 @@ class Lab:
         return "NEVER"
 
     def outputs(self):
-        """The hash of everything that the stages made, but of what tells of the run itself."""
-        lock = yaml.safe_load((self.folder / "runs" / "smoke" / "dvc.lock").read_text())
-        outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
-        return {out["path"]: out["md5"] for out in outs if out["path"].startswith(("artifacts", "metrics"))}
+        return outputs_of(self.folder)
+
+    @property
+    def supervisor(self):
+        """The address of its control."""
+        return f"unix://{self.folder / '.hiar' / 'stack' / 'supervisor.sock'}"
+
+    def stored(self, place):
+        """How many objects there are below a place BUCKET/PREFIX of its S3 store."""
+        import boto3
+
+        names = {"aws_access_key_id": "AWS_ACCESS_KEY_ID", "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY"}
+        keys = {name: self.keys()[key] for name, key in names.items()}
+        url = f"http://127.0.0.1:{self.settings['HIAR_S3_PORT']}"
+        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
+        bucket, prefix = place.split("/", 1)
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return sum(page["KeyCount"] for page in pages)
+
+    def keys(self):
+        """Of its S3 store."""
+        lines = (self.folder / ".hiar" / "stack" / "secrets.env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if line.startswith("AWS_"))
 
     def processes(self, part):
         """The processes of a part, or all that work for this lab's stack, outermost first."""
@@ -132,18 +159,18 @@ class Lab:
         return sorted(found, key=lambda process: process.create_time())
 
     def _ended(self, run):
-        found = self._get(f"/flow_runs/{run}")
+        found = self.get(f"/flow_runs/{run}")
         final = found and found["state"]["type"] in ("COMPLETED", "FAILED", "CANCELLED")
         return found["state"]["type"] if final else None
 
-    def _get(self, path):
+    def get(self, path):
         try:
             answer = httpx.get(self.api + path, timeout=10, trust_env=False)
             return answer.json() if answer.is_success else None
         except httpx.HTTPError:
             return None
 
-    def _send(self, path, data):
+    def send(self, path, data):
         answer = httpx.post(self.api + path, json=data, timeout=60, trust_env=False)
         answer.raise_for_status()
         return answer.json()

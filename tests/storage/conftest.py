@@ -88,14 +88,17 @@ class Lab:
     bucket: str
     environment: dict
 
-    def command(self, *arguments, code=0, folder=None, **settings):
-        run = subprocess.run(
+    def attempt(self, *arguments, folder=None, **settings):
+        return subprocess.run(
             list(map(str, arguments)),
             cwd=folder or self.folder,
             env=self.environment | settings,
             capture_output=True,
             text=True,
         )
+
+    def command(self, *arguments, code=0, folder=None, **settings):
+        run = self.attempt(*arguments, folder=folder, **settings)
         assert run.returncode == code, f"{run.returncode}: {run.stdout}\n{run.stderr}"
         return run.stdout + run.stderr
 
