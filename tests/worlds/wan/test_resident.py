@@ -38,7 +38,7 @@ def most():  # bytes, since it was asked last
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 torch.set_num_threads(2)
-folder, prompt, frames = Path(sys.argv[1]), "A red panda climbs a tree", 18
+folder, prompt, frames = Path(sys.argv[1]), "A red panda climbs a tree", 24  # so that all caches fill
 source = load_sampler(folder, torch.device("cpu"))
 rollout = make_rollout(source, source.embed([prompt]), source.card.walk, frames, 0, [0])
 way = way_of(source, source.card.walk, rollout)
