@@ -18,7 +18,6 @@ from hiar.grid import Grid, fastest, make_grid, walk_passes
 from hiar.losses.dmd import dmd_loss, score_difference
 from hiar.losses.flow import flow_matching
 from hiar.losses.forward_kl import forward_kl
-from hiar.losses.regression import ode_regression
 from hiar.memory.counting import Counting, imagined
 from hiar.memory.sampling import walk_through
 from hiar.models.attention import Bidirectional, BlockCausal
@@ -122,7 +121,7 @@ def distill(
         loss = dmd_loss(windows, gradient)
         if variant.forward_kl is not None:
             kl = variant.forward_kl
-            attention = Bidirectional() if kl.attention == "bidirectional" else _causal(params)
+            attention = Bidirectional() if kl.attention == "bidirectional" else causal(params)
             trajectory = torch.zeros(sizes.batch, steps + 1, *sizes.clips(1)[1:])
             with count.phase("forward-KL"), sizes.autocast():
                 sigmas = step_sigmas(steps, params.schedule.student_shift)
@@ -136,18 +135,6 @@ def distill(
             with sizes.autocast():
                 loss = flow_matching(critic, windows, noise, sigma, text, Bidirectional(), spec.critic_floor)
             loss.backward()
-
-
-def init(count: Counting, sizes: Sizes, student: Denoiser) -> None:
-    """An update of the causal initialisation."""
-    params, batch = sizes.params, sizes.batch
-    sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift)
-    states = torch.zeros(batch, len(sigmas), *sizes.clips(1)[1:])
-    levels, text = torch.zeros(batch, sizes.blocks, dtype=torch.long), sizes.text(student.transformer.config, batch)
-    with count, count.phase("init"):
-        with sizes.autocast():
-            loss = ode_regression(student, states, sigmas, levels, text, _causal(params), params.init.sigma_floor)
-        loss.backward()
 
 
 @torch.no_grad()
@@ -202,7 +189,8 @@ def _peaks(run: Callable[..., None], sizes: Sizes, *networks: Sequence[tuple[Con
     return count.peaks
 
 
-def _causal(params: Params) -> BlockCausal:
+def causal(params: Params) -> BlockCausal:
+    """The attention of a clip under the mask."""
     return BlockCausal(params.video.block, params.video.window_blocks)
 
 

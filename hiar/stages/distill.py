@@ -74,7 +74,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             no_text=teacher.embed_nothing(),
             student_samples=FIRST_CLIP["distill"],
             critic_samples=FIRST_CLIP["critic"],
-            pairs=_pairs(paths.pairs, teacher) if method.forward_kl else None,
+            pairs=_pairs(paths.pairs, teacher) if method.forward_kl or method.forcing else None,
             seed=seed,
             accelerator=work.accelerator,
             ranks=work.ranks,

@@ -247,7 +247,7 @@ def test_an_init_may_be_somebody_elses(
     export_checkpoint(made, "self-forcing", tmp_path / "ode_init.pt")
     work = tmp_path / "work"
     shutil.copytree(chain, work, ignore=lambda folder, names: {"init", "samples", "distill"} & set(names))
-    adopted = {"init": {"training": None, "source": str(tmp_path / "ode_init.pt"), "weights": "generator"}}
+    adopted = {"init": {"kind": "adopted", "source": str(tmp_path / "ode_init.pt"), "weights": "generator"}}
     other = merge(adopted, {"init": {"source_sha256": "0" * 64}})
     with pytest.raises(UserError, match=r"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = 0000"):
         _run("init", parse_params(merge(params.model_dump(mode="json"), other), Path("mine.yaml")), work, seed=0)
@@ -259,8 +259,6 @@ def test_an_init_may_be_somebody_elses(
     assert all(torch.equal(before[name], value) for name, value in init.denoiser.state_dict().items())
     assert read_manifest(work / "artifacts/seed-0/init", "checkpoint")["source"] == "ode_init.pt"
     _run("distill", asked, work, seed=0, variant="self-forcing")
-    with pytest.raises(UserError, match=r"mine\.yaml: init\.source = None: give training, or a source to adopt and"):
-        parse_params(merge(params.model_dump(mode="json"), {"init": {"training": None}}), Path("mine.yaml"))
 
 
 def _of_width(text_dim: int) -> tuple[dict[str, Stored], dict[str, object]]:
