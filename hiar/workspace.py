@@ -28,6 +28,7 @@ from hiar.worlds.interface import TRANSFORMER
 PARAMS = "params.yaml"
 LINKS = ("hiar", ".dvcignore")
 PIPELINE = "dvc.yaml"  # copied: DVC does not read a link to it out of a commit
+BESIDE = "beside"  # in an experiment's file: others to be laid over it, and to be run beside it
 INPUTS = ("models", "experiments")  # of the project, which params.yaml may name files in
 NO_GIT = """\
 # Made by `hiar run`, since there is no git repository here; it goes when there is one.
@@ -46,7 +47,25 @@ def experiment_tree(root: Path, name: str | None) -> dict[str, Any]:
     tree = read_yaml(root / PARAMS)
     for part in name.split("+") if name is not None else []:
         tree = merge(tree, read_yaml(override_of(root, part)))
+    tree.pop(BESIDE, None)  # is no parameter of a stage
     return tree
+
+
+def experiments_beside(root: Path, name: str | None) -> list[str]:
+    """The experiments that are compared with ``name`` as a whole: each is NAME+OTHER, in the order of its file.
+
+    Raises UserError when it names files that there are not.
+    """
+    others: list[str] = []
+    for part in name.split("+") if name is not None else []:
+        path = override_of(root, part)
+        listed = read_yaml(path).get(BESIDE, [])
+        if not isinstance(listed, list) or not all(isinstance(other, str) for other in listed):
+            raise UserError(f"{path}: {BESIDE} = {listed!r}: should be a list of names of files beside it")
+        for other in listed:
+            override_of(root, other)
+        others += [f"{name}+{other}" for other in listed]
+    return others
 
 
 def experiment_params(root: Path, name: str | None) -> Params:

@@ -113,7 +113,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
             raise ValueError("an init that is adopted is not trained")
         update, frozen = inits.KINDS[params.init.kind]
         entries = _role("student", models, gpus, params.init.training.optimizer)
-        if "teacher" in type(params.init).model_fields:
+        if isinstance(params.init, config.CausalOde | config.Consistency):
             entries.append(_frozen("causal teacher", make_meta(params, models.student, half=False), 1))
         others = [models.student] if frozen else []
         peaks = imagine(lambda count, *n: update(count, sizes, *n), sizes, [models.student], others)
@@ -130,7 +130,8 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
             [models.student, models.student],
             [models.real],
         )
-        gathered, rings = [models.trained(), models.trained(), real], training_rings(sizes, models.student, variant)
+        gathered = [models.trained(), models.trained(), real]
+        rings = 0 if variant.forcing else training_rings(sizes, models.student, variant)
     if gpus > 1:
         entries.append(Entry("all", "gathered layers", _gathered(params, gathered)))
     return Forecast(stage, (*entries, *_activations(peaks, rings)))

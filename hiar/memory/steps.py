@@ -24,6 +24,7 @@ from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser, guided_x0
 from hiar.rollout.cell import Rollout
 from hiar.schedule import step_sigmas
+from hiar.training.diffusion_forcing import DiffusionForcing
 from hiar.training.self_rollout import SelfRollout
 
 Config = dict[str, Any]  # the arguments of a transformer
@@ -106,16 +107,24 @@ def distill(
 ) -> None:
     """A generator update and one of the critic, as `hiar.training.distillation` makes them, but for the optimisers."""
     params, spec, config = sizes.params, sizes.params.distill, student.transformer.config
-    roll_out = SelfRollout(sizes.block_shape, spec.windows, variant, params.video, params.schedule, params.conventions)
+    own = SelfRollout(sizes.block_shape, spec.windows, variant, params.video, params.schedule, params.conventions)
     steps = params.schedule.student_steps
     # Where there is one cache at a time, no exit is dearer than the first.
     exit_step = 0 if live_caches(training_grid(params, variant, steps), variant) == 1 else steps - 1
     prompts = sizes.text(config, sizes.batch)
     samples, clips = range(sizes.batch), sizes.clips(sizes.batch * spec.windows)
     text, noise, sigma = prompts.repeat_interleave(spec.windows, dim=0), torch.zeros(clips), torch.zeros(clips[0])
+    trajectories, sigmas = torch.zeros(1, steps + 1, *clips[1:]), step_sigmas(steps, params.schedule.student_shift)
+    forced = DiffusionForcing((trajectories, sigmas, lambda _: text), causal(params), seed=0)
+
+    def roll_out(learn: bool) -> Tensor:
+        if variant.forcing is not None:
+            return forced(student, range(clips[0]), learn)[0]
+        return own(student, prompts, 0, samples, exit_step, learn)
+
     with count:
         with count.phase("rollout"), sizes.autocast():
-            windows = roll_out(student, prompts, 0, samples, exit_step, learn=True)
+            windows = roll_out(learn=True)
         with count.phase("scores"), sizes.autocast():
             gradient = score_difference(real, critic, windows, noise, sigma, text, text, spec.guidance)
         loss = dmd_loss(windows, gradient)
@@ -124,13 +133,12 @@ def distill(
             attention = Bidirectional() if kl.attention == "bidirectional" else causal(params)
             trajectory = torch.zeros(sizes.batch, steps + 1, *sizes.clips(1)[1:])
             with count.phase("forward-KL"), sizes.autocast():
-                sigmas = step_sigmas(steps, params.schedule.student_shift)
                 loss = loss + forward_kl(student, trajectory, sigmas, kl.steps, prompts, attention)
         with count.phase("backward"):
             loss.backward()
         del loss, gradient, windows
         with count.phase("critic's rollout"), sizes.autocast():
-            windows = roll_out(student, prompts, 0, samples, exit_step, learn=False)
+            windows = roll_out(learn=False)
         with count.phase("critic"):
             with sizes.autocast():
                 loss = flow_matching(critic, windows, noise, sigma, text, Bidirectional(), spec.critic_floor)
