@@ -28,7 +28,8 @@ from hiar.worlds.interface import TRANSFORMER
 PARAMS = "params.yaml"
 LINKS = ("hiar", ".dvcignore")
 PIPELINE = "dvc.yaml"  # copied: DVC does not read a link to it out of a commit
-BESIDE = "beside"  # in an experiment's file: others to be laid over it, and to be run beside it
+# In an experiment's file: the one that it is laid over, and others to be laid over it and run beside it.
+OVER, BESIDE = "over", "beside"
 INPUTS = ("models", "experiments")  # of the project, which params.yaml may name files in
 NO_GIT = """\
 # Made by `hiar run`, since there is no git repository here; it goes when there is one.
@@ -40,19 +41,32 @@ NO_GIT = """\
 def experiment_tree(root: Path, name: str | None) -> dict[str, Any]:
     """The parameters of an experiment as YAML data: params.yaml, with experiments/NAME.yaml merged over it.
 
-    A name may be of several files, ONE+OTHER: each is merged over those before it.
+    A name may be of several files, ONE+OTHER: each is merged over those before it. A file may say which one it is laid
+    ``over`` itself.
 
     Raises UserError when there is no such experiment or a file is not valid YAML.
     """
     tree = read_yaml(root / PARAMS)
     for part in name.split("+") if name is not None else []:
-        tree = merge(tree, read_yaml(override_of(root, part)))
-    tree.pop(BESIDE, None)  # is no parameter of a stage
+        tree = merge(tree, _overrides(root, part))
     return tree
 
 
+def _overrides(root: Path, part: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What experiments/PART.yaml says, over what the one says that it is laid ``over``."""
+    path = override_of(root, part)
+    tree = {field: value for field, value in read_yaml(path).items() if field != BESIDE}
+    under = tree.pop(OVER, None)
+    if under is None:
+        return tree
+    if not isinstance(under, str) or under in (part, *above):
+        remedy = "leads back to itself; leave it out" if under in (part, *above) else "should be the name of one file"
+        raise UserError(f"{path}: {OVER} = {under!r}: {remedy}")
+    return merge(_overrides(root, under, (*above, part)), tree)
+
+
 def experiments_beside(root: Path, name: str | None) -> list[str]:
-    """The experiments that are compared with ``name`` as a whole: each is NAME+OTHER, in the order of its file.
+    """The experiments that are compared with ``name`` as a whole: each is NAME+OTHER, in the order of its files.
 
     Raises UserError when it names files that there are not.
     """
@@ -61,7 +75,7 @@ def experiments_beside(root: Path, name: str | None) -> list[str]:
         path = override_of(root, part)
         listed = read_yaml(path).get(BESIDE, [])
         if not isinstance(listed, list) or not all(isinstance(other, str) for other in listed):
-            raise UserError(f"{path}: {BESIDE} = {listed!r}: should be a list of names of files beside it")
+            raise UserError(f"{path}: {BESIDE} = {listed!r}: should be a list of names of files of this folder")
         for other in listed:
             override_of(root, other)
         others += [f"{name}+{other}" for other in listed]
