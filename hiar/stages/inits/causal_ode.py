@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,8 @@ def _trajectories(job: Job, teacher: Denoiser, spec: Pairs) -> Trajectories:
     folder, ranks = job.work.folder / PAIRS, job.work.ranks
     folder.mkdir(exist_ok=True)
     whole = set(complete_shards(folder))
-    with ranks.agreed(), Progress("init: causal pairs", spec.count) as progress:
+    shown = Progress("init: causal pairs", spec.count) if ranks.leads else nullcontext()
+    with ranks.agreed(), shown as progress:
         for index, first in enumerate(range(0, spec.count, spec.shard)):
             numbers = range(first, min(first + spec.shard, spec.count))
             if index not in whole and index % ranks.size == ranks.rank:
@@ -40,7 +43,8 @@ def _trajectories(job: Job, teacher: Denoiser, spec: Pairs) -> Trajectories:
                 states = torch.cat([_solve(job, teacher, spec, batch) for batch in batches])
                 check_states(states, first, "init.pairs")
                 write_shard(shard_path(folder, index), {"states": states}, {"first": str(first)})
-            progress.advance(len(numbers))
+            if progress is not None:
+                progress.advance(len(numbers))
     states = StoredRows(folder, "states", shards=-(-spec.count // spec.shard))
     return Trajectories(states, _levels(job), pair_captions(job.params, job.seed, range(spec.count)))
 

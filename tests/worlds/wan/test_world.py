@@ -261,6 +261,27 @@ def test_an_init_may_be_somebody_elses(
     _run("distill", asked, work, seed=0, variant="self-forcing")
 
 
+def test_the_causal_teacher_of_an_init_may_be_somebody_elses(
+    chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Consistency with such a teacher: at a learning rate of nothing the student stays what the file says."""
+    monkeypatch.setenv("HIAR_TRACKING", "off")
+    export_checkpoint(chain / "artifacts" / "seed-0" / "distill" / "hiar", "hiar", tmp_path / "ar_diffusion.pt")
+    training = params.init.model_dump(mode="json")["training"] | {"steps": 2, "batch": 2}
+    training["optimizer"] |= {"muon": None, "ema": 0.5, "ema_from": 0}
+    training["optimizer"]["adamw"] |= {"lr": 1e-30, "weight_decay": 0.0}
+    source = {"training": None, "sigma_floor": 0.5, "source": str(tmp_path / "ar_diffusion.pt")}
+    own = {"kind": "consistency", "teacher": source, "solver_steps": 4, "guidance": 2.0, "training": training}
+    work = tmp_path / "work"
+    shutil.copytree(chain, work, ignore=lambda folder, names: {"init", "samples", "distill"} & set(names))
+    _run("init", parse_params(merge(params.model_dump(mode="json"), {"init": own}), Path("mine.yaml")), work, seed=0)
+    made, released = (
+        load_file(root / WEIGHTS)
+        for root in (work / "artifacts" / "seed-0" / "init", chain / "artifacts" / "seed-0" / "distill" / "hiar")
+    )
+    assert all(torch.equal(released[name], value) for name, value in made.items())
+
+
 def _of_width(text_dim: int) -> tuple[dict[str, Stored], dict[str, object]]:
     transformer = WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=24, text_dim=text_dim, ffn_dim=128, num_layers=1
