@@ -131,7 +131,7 @@ def test_what_is_run_beside_an_experiment_is_laid_over_it(tmp_path: Path) -> Non
     assert experiments_beside(root, "two+base") == ["two+base+one", "two+base+two"]
     assert experiments_beside(root, "one") == experiments_beside(root, None) == []
     assert experiment_params(root, "base+one").sample.videos == 9
-    for listed, line in {"one": r"beside = 'one': should be a list", "[on]": r"experiment 'on': there is no "}.items():
+    for listed, line in {"one": r"beside = 'one': should be a list", "[om]": r"experiment 'om': there is no "}.items():
         (root / "experiments" / "base.yaml").write_text(f"beside: {listed}\n")
         with pytest.raises(UserError, match=line):
             experiments_beside(root, "base")
@@ -146,6 +146,7 @@ def test_inits_are_compared_beside_each_other() -> None:
     assert len(compared[0].seeds) >= 3
 
 
+@pytest.mark.long
 def test_plan_tells_what_a_released_recipe_takes() -> None:
     for name in RECIPES:
         said = hiar("plan", name, "--gpus", "8", "--stage", "init", folder=ROOT).stdout
