@@ -111,12 +111,12 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
     if stage == "init":
         if isinstance(params.init, config.Adopted):
             raise ValueError("an init that is adopted is not trained")
-        update, frozen = inits.KINDS[params.init.kind]
+        kind = inits.KINDS[params.init.kind]
         entries = _role("student", models, gpus, params.init.training.optimizer)
         if isinstance(params.init, config.CausalOde | config.Consistency):
             entries.append(_frozen("causal teacher", make_meta(params, models.student, half=False), 1))
-        others = [models.student] if frozen else []
-        peaks = imagine(lambda count, *n: update(count, sizes, *n), sizes, [models.student], others)
+        others = [models.student] if kind.frozen else []
+        peaks = imagine(lambda count, *n: kind.update(count, sizes, *n), sizes, [models.student], others)
         gathered, rings = [models.trained()], 0
     else:
         entries = _role("student", models, gpus, params.distill.generator)

@@ -45,7 +45,9 @@ def causal_ode_states(
     assert grid.blocks is not None
     blocks = noise.chunk(grid.blocks, dim=2)
     both = torch.cat([text, no_text])
-    memory = Memory(model, Rollout(grid, sigmas, tuple(blocks[0].shape[1:]), "euler", 0, range(len(both)), both))
+    channels, frames, height, width = blocks[0].shape[1:]
+    shape = (channels, frames, height, width)
+    memory = Memory(model, Rollout(grid, sigmas, shape, "euler", 0, range(len(both)), both))
     clean, states = len(sigmas) - 1, []
     for block, start in enumerate(blocks):
         x, passed = start, [start]

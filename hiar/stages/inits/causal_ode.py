@@ -45,8 +45,8 @@ def _trajectories(job: Job, teacher: Denoiser, spec: Pairs) -> Trajectories:
                 write_shard(shard_path(folder, index), {"states": states}, {"first": str(first)})
             if progress is not None:
                 progress.advance(len(numbers))
-    states = StoredRows(folder, "states", shards=-(-spec.count // spec.shard))
-    return Trajectories(states, _levels(job), pair_captions(job.params, job.seed, range(spec.count)))
+    stored = StoredRows(folder, "states", shards=-(-spec.count // spec.shard))
+    return Trajectories(stored, _levels(job), pair_captions(job.params, job.seed, range(spec.count)))
 
 
 @torch.no_grad()

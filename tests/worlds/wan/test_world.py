@@ -266,11 +266,11 @@ def test_the_causal_teacher_of_an_init_may_be_somebody_elses(
 ) -> None:
     """Consistency with such a teacher: at a learning rate of nothing the student stays what the file says."""
     monkeypatch.setenv("HIAR_TRACKING", "off")
-    export_checkpoint(chain / "artifacts" / "seed-0" / "distill" / "hiar", "hiar", tmp_path / "ar_diffusion.pt")
+    export_checkpoint(chain / "artifacts" / "seed-0" / "distill" / "hiar", "self-forcing", tmp_path / "ar_diffusion.pt")
     training = params.init.model_dump(mode="json")["training"] | {"steps": 2, "batch": 2}
     training["optimizer"] |= {"muon": None, "ema": 0.5, "ema_from": 0}
     training["optimizer"]["adamw"] |= {"lr": 1e-30, "weight_decay": 0.0}
-    source = {"training": None, "sigma_floor": 0.5, "source": str(tmp_path / "ar_diffusion.pt")}
+    source = {"training": None, "sigma_floor": 0.5, "source": str(tmp_path / "ar_diffusion.pt"), "weights": "generator"}
     own = {"kind": "consistency", "teacher": source, "solver_steps": 4, "guidance": 2.0, "training": training}
     work = tmp_path / "work"
     shutil.copytree(chain, work, ignore=lambda folder, names: {"init", "samples", "distill"} & set(names))
