@@ -9,6 +9,7 @@ from hiar.config.generation import Codec, Conventions, Model, Schedule, ShapesWo
 from hiar.config.inits import (
     Adopted,
     CausalOde,
+    CausalPairs,
     CausalTeacher,
     Consistency,
     Init,
@@ -55,6 +56,7 @@ __all__ = [
     "AttentionMode",
     "Background",
     "CausalOde",
+    "CausalPairs",
     "CausalTeacher",
     "Codec",
     "Color",

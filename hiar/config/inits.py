@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from hiar.config.section import Count, File, Positive, Section
-from hiar.config.training import Pairs, Training
+from hiar.config.training import Training
 from hiar.errors import require
 
 
@@ -102,11 +102,21 @@ class Causal(Trained):
         return {"teacher.source": self.teacher.source} if self.teacher.source else {}
 
 
+class CausalPairs(Section):
+    """The causal teacher's trajectories, as `Pairs`: they are made within the stage, and go when it ends."""
+
+    count: Count
+    solver_steps: Count  # Euler steps, a multiple of the student's
+    guidance: Positive
+    batch: Count
+    shard: Count  # trajectories a file
+
+
 class CausalOde(Causal):
     """Regression on the trajectories of the causal teacher (Causal-Forcing)."""
 
     kind: Literal["causal_ode"]
-    pairs: Pairs  # of the causal teacher: they are made here, and go when the stage ends
+    pairs: CausalPairs
     sigma_floor: Positive
 
     @property

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from hiar.config import CausalOde, Pairs
+from hiar.config import CausalOde, CausalPairs
 from hiar.grid import make_grid
 from hiar.io.progress import Progress
 from hiar.io.shards import StoredRows, complete_shards, shard_path, write_shard
@@ -29,28 +29,36 @@ def make(job: Job, spec: CausalOde) -> Trained:
     return regress(job, teacher, _trajectories(job, teacher, spec.pairs), spec.training, spec.sigma_floor)
 
 
-def _trajectories(job: Job, teacher: Denoiser, spec: Pairs) -> Trajectories:
-    """The causal teacher's trajectories, on the disk; processes share their shards out, and none is made twice."""
+def _trajectories(job: Job, teacher: Denoiser, spec: CausalPairs) -> Trajectories:
+    """The causal teacher's trajectories, on the disk; a shard that is whole is not made again.
+
+    Processes have a shard each at a time and meet after every batch: none waits for another longer than that takes.
+    """
     folder, ranks = job.work.folder / PAIRS, job.work.ranks
     folder.mkdir(exist_ok=True)
-    whole = set(complete_shards(folder))
-    shown = Progress("init: causal pairs", spec.count) if ranks.leads else nullcontext()
-    with ranks.agreed(), shown as progress:
-        for index, first in enumerate(range(0, spec.count, spec.shard)):
-            numbers = range(first, min(first + spec.shard, spec.count))
-            if index not in whole and index % ranks.size == ranks.rank:
-                batches = [numbers[i : i + spec.batch] for i in range(0, len(numbers), spec.batch)]
-                states = torch.cat([_solve(job, teacher, spec, batch) for batch in batches])
-                check_states(states, first, "init.pairs")
-                write_shard(shard_path(folder, index), {"states": states}, {"first": str(first)})
+    whole, shards = set(complete_shards(folder)), -(-spec.count // spec.shard)
+    with Progress("init: causal pairs", shards) if ranks.leads else nullcontext() as progress:
+        for first in range(0, shards, ranks.size):
+            index = first + ranks.rank
+            numbers = range(index * spec.shard, min((index + 1) * spec.shard, spec.count))
+            made: list[Tensor] = []
+            for start in range(0, spec.shard, spec.batch):
+                batch = numbers[start : start + spec.batch]
+                with ranks.agreed():
+                    if batch and index not in whole:
+                        made.append(_solve(job, teacher, spec, batch))
+                        check_states(made[-1], batch.start, "init.pairs")
+            with ranks.agreed():
+                if made:
+                    write_shard(shard_path(folder, index), {"states": torch.cat(made)}, {"first": str(numbers.start)})
             if progress is not None:
-                progress.advance(len(numbers))
-    stored = StoredRows(folder, "states", shards=-(-spec.count // spec.shard))
-    return Trajectories(stored, _levels(job), pair_captions(job.params, job.seed, range(spec.count)))
+                progress.advance(min(ranks.size, shards - first))
+    pairs = StoredRows(folder, "states", shards=shards)
+    return Trajectories(pairs, _levels(job), pair_captions(job.params, job.seed, range(spec.count)))
 
 
 @torch.no_grad()
-def _solve(job: Job, teacher: Denoiser, spec: Pairs, numbers: range) -> Tensor:
+def _solve(job: Job, teacher: Denoiser, spec: CausalPairs, numbers: range) -> Tensor:
     """Trajectories ``numbers`` at the student's levels, (len(numbers), S + 1, C, F, h, w), each by its number alone."""
     params, video = job.params, job.params.video
     substeps = spec.solver_steps // params.schedule.student_steps
