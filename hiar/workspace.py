@@ -136,17 +136,17 @@ def _pin_files(tree: dict[str, Any], workspace: Path) -> None:
     What is missing is left to the stage that reads it.
     """
 
-    def pin(section: str, field: str, content: Callable[[Path], str], part: str = "") -> None:
-        settings = tree[section]
+    def pin(settings: dict[str, Any], field: str, content: Callable[[Path], str], part: str = "") -> None:
         name, said = settings.get(field), f"{field}_sha256"
         if name is not None and settings.get(said) is None and (path := workspace / name / part).exists():
             settings[said] = content(path)
 
-    pin("world", "prompts", file_hash)
-    pin("sample", "prompts", file_hash)
+    pin(tree["world"], "prompts", file_hash)
+    pin(tree["sample"], "prompts", file_hash)
     weights = partial(fingerprint, cache=cache_folder())
-    pin("init", "source", weights)
-    pin("distill", "real_score", weights, TRANSFORMER)
+    for settings in (tree["init"], tree["init"].get("teacher", {})):
+        pin(settings, "source", weights)
+    pin(tree["distill"], "real_score", weights, TRANSFORMER)
 
 
 @contextmanager

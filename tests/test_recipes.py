@@ -141,7 +141,9 @@ def test_inits_are_compared_beside_each_other() -> None:
     """Each is the same experiment but for its init."""
     names = ["inits", *experiments_beside(ROOT, "inits")]
     compared = [params_of(name) for name in names]
-    assert [one.init.kind for one in compared] == ["ode", "teacher_forcing", "causal_ode", "consistency"]
+    assert [one.init.kind for one in compared] == ["ode", "ode", "teacher_forcing", "causal_ode", "consistency"]
+    updates = [sum(one.steps for one in params.init.trainings.values()) for params in compared]
+    assert updates == [60, 360, 300, 360, 360]
     assert len({one.model_copy(update={"init": compared[0].init}).model_dump_json() for one in compared}) == 1
     assert len(compared[0].seeds) >= 3
 

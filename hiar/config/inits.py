@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from hiar.config.section import Count, File, Positive, Section
+from hiar.config.section import Count, Digest, File, Positive, Section
 from hiar.config.training import Training
 from hiar.errors import require
 
@@ -36,6 +36,7 @@ class Adopted(_Made):
 
     kind: Literal["adopted"]
     source: File  # whatever `hiar import` reads, of the base's size
+    source_sha256: Digest | None = None  # of what is in it, as with the world's prompts
     weights: str | None = None  # which of its sets of weights, where it has several
 
     @property
@@ -78,6 +79,7 @@ class CausalTeacher(Section):
     training: Training | None  # null: adopted from ``source``
     sigma_floor: Positive
     source: File | None = None
+    source_sha256: Digest | None = None
     weights: str | None = None
 
     @model_validator(mode="after")

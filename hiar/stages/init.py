@@ -54,7 +54,7 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
 def _adopt(work: Stage, spec: Adopted, teacher: Path, workspace: Path, seed: int) -> None:
     """Take somebody else's student for the init, to be used as the experiment says, with the teacher's other parts."""
     world, folder = open_world(work.params.world), work.folder
-    bring_in(work, spec.source, spec.weights, folder)
+    bring_in(work, spec, "init", folder)
     for part in (TEXT, CODEC):
         world.adopt(part, folder / part)
     save_card(folder, trained_card(load_card(teacher), work.params, stage="init"))

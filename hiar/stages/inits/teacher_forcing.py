@@ -36,10 +36,9 @@ def causal_teacher(job: Job, spec: CausalTeacher) -> Denoiser:
     folder, ranks = job.work.folder / CAUSAL_TEACHER, job.work.ranks
     made = folder / WEIGHTS
     if spec.training is None:
-        assert spec.source is not None
         with ranks.agreed():
             if ranks.leads:
-                bring_in(job.work, spec.source, spec.weights, folder)
+                bring_in(job.work, spec, "init.teacher", folder)
         transformer = job.teacher.world.load_transformer(folder / TRANSFORMER)
         adopted = Denoiser(transformer, job.teacher.card.prediction, job.teacher.card.coordinates)
         return adopted.to(job.device).eval().requires_grad_(False)

@@ -347,7 +347,7 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
     (tmp_path / "models" / "large" / "transformer").mkdir(parents=True)
     init, large = tmp_path / "models" / "ode_init.pt", tmp_path / "models" / "large" / "transformer" / "weights"
     tree = read_yaml(ROOT / "experiments" / "wan-tiny.yaml")
-    tree["init"] = {"training": None, "source": "models/ode_init.pt"}
+    tree["init"] = {"kind": "adopted", "source": "models/ode_init.pt"}
     tree["distill"]["real_score"] = "models/large"
     (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
 
@@ -368,6 +368,11 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
     said = rf"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = {before[0]}; bring it back"
     with pytest.raises(UserError, match=said):
         require_content(init, before[0], "init.source_sha256")
+    causal = read_yaml(ROOT / "experiments" / "init-consistency.yaml")["init"]
+    tree["init"] = causal | {"teacher": {"training": None, "sigma_floor": 0.5, "source": "models/ode_init.pt"}}
+    (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
+    said = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")["init"]["teacher"]["source_sha256"]
+    require_content(init, said, "init.teacher.source_sha256")
 
 
 def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
