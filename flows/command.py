@@ -8,17 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flows.comparison import comparison_table
+from flows.comparison import beside_tables, comparison_table
 from flows.pipeline import stale_stages
 from flows.processes import ProcessGroups
 from flows.remote import push, remote_of
 from hiar.errors import UserError
+from hiar.io.files import write_text
 from hiar.io.loopback import past_proxies
 from hiar.parameters import load_params
 from hiar.tracking.figures import record_figures
 from hiar.tracking.identity import project_of
 from hiar.tracking.spool import drain, spool_folder
-from hiar.workspace import experiment_params, open_workspace, sole_use
+from hiar.workspace import experiment_params, experiments_beside, open_workspace, sole_use
 
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 SENDING_SECONDS = 20.0  # that MLflow may take for what a run has recorded; the sender goes on after that
@@ -28,12 +29,27 @@ STOPPING_SECONDS = 60  # that a flow may take to stop its stages and to tell its
 def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force: bool = False) -> int:
     """Bring an experiment up to date and print its comparison. Returns the exit code: 0, or that of the failed stage.
 
+    So with every experiment that it names to be run beside it, one after another, and then all are compared.
+
     Raises UserError for parameters that are not valid and for a workspace that is in use.
     """
-    experiment_params(root, name)
+    names = [name, *experiments_beside(root, name)]
+    for one in names:
+        experiment_params(root, one)
     check_code(root)
-    with sole_use(root, name) as held:
-        return _run_experiment(root, name, held, dry_run, force)
+    for one in names:
+        if len(names) > 1:
+            print(f"\n{one}", flush=True)
+        with sole_use(root, one) as held:
+            code = _run_experiment(root, one, held, dry_run, force)
+        if code != 0:
+            return code
+    if len(names) > 1 and not dry_run:
+        folders = {str(one): root / "runs" / str(one) for one in names}
+        path = folders[str(name)] / "reports" / "beside.md"
+        write_text(path, beside_tables(folders) + "\n")
+        print(f"\n{path.read_text(encoding='utf-8')}\nThis comparison: {path.relative_to(root)}")
+    return 0
 
 
 def check_code(root: Path) -> None:

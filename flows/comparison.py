@@ -78,6 +78,42 @@ def _differences(workspace: Path, columns: Sequence[Metric], students: Mapping[s
     return parts
 
 
+def beside_tables(workspaces: Mapping[str, Path]) -> str:
+    """Experiments by name, contender by contender: their means, and their paired differences to the first of them.
+
+    Intervals of means are over training seeds where there are several, else over videos.
+    """
+    from hiar.report.columns import METRICS
+    from hiar.report.differences import PAIRED, difference_tables
+    from hiar.report.series import Series
+    from hiar.report.tables import Cell, Head, Row, Table, decimals
+    from hiar.statistics.paired import VIDEOS, estimate, read_scores, values_of
+
+    scores = {name: read_scores(workspace / VIDEOS) for name, workspace in workspaces.items()}
+    first = next(iter(scores))
+    parts = []
+    for contender in [name for name in scores[first] if not name.startswith("teacher/")]:
+        own = {name: found[contender] for name, found in scores.items() if contender in found}
+        series = {name: Series(name, "", "c0") for name in own}
+        measured = next(iter(own[first].values()))
+        columns = [metric for metric in METRICS if metric.key in COLUMNS and metric.key in measured]
+        means = Table(contender, [Head(metric.name, metric.definition, metric.better) for metric in columns])
+        for name in own:
+            cells, seeds = [], 1
+            for metric in columns:
+                found = estimate(values_of(own, name, metric.key))
+                interval, places, seeds = found.training or found.videos, decimals(found.mean), len(found.seeds)
+                half = "" if interval is None else f"{interval.half:.{places}f}"
+                cells.append(Cell(f"{found.mean:.{places}f}", half))
+            means.rows.append(Row(series[name], cells, seeds))
+        parts += [f"{contender}, 95 % intervals", _markdown(means, "Seeds")]
+        if len(own) > 1:
+            over_videos, *over_seeds = difference_tables(columns, own, series, first)
+            parts += [over_videos.caption, _markdown(over_videos, "Videos")]
+            parts += [part for table in over_seeds for part in (table.caption, _markdown(table, "Seeds"))]
+    return "\n\n".join([*parts, PAIRED])
+
+
 def _markdown(table: Table, count: str) -> str:
     lines = [["Model", *(head.name for head in table.heads), count]]
     for line in table.rows:

@@ -31,8 +31,14 @@ Purpose = Literal[
     "pairs noise",  # where the teacher starts, for trajectories and for clips
     "clip noise",
     "init batch",
+    "init noise",
+    "causal teacher batch",
+    "causal teacher noise",
+    "causal pairs noise",
     "rollout",  # the noise of a cell of the grid
     "exit step",
+    "forcing levels",  # of a video that stands in the place of a rollout, and which one it is
+    "forcing noise",
     "dmd levels",
     "dmd noise",
     "forward-KL pairs",

@@ -28,6 +28,8 @@ from hiar.worlds.interface import TRANSFORMER
 PARAMS = "params.yaml"
 LINKS = ("hiar", ".dvcignore")
 PIPELINE = "dvc.yaml"  # copied: DVC does not read a link to it out of a commit
+# In an experiment's file: the one that it is laid over, and others to be laid over it and run beside it.
+OVER, BESIDE = "over", "beside"
 INPUTS = ("models", "experiments")  # of the project, which params.yaml may name files in
 NO_GIT = """\
 # Made by `hiar run`, since there is no git repository here; it goes when there is one.
@@ -39,14 +41,45 @@ NO_GIT = """\
 def experiment_tree(root: Path, name: str | None) -> dict[str, Any]:
     """The parameters of an experiment as YAML data: params.yaml, with experiments/NAME.yaml merged over it.
 
-    A name may be of several files, ONE+OTHER: each is merged over those before it.
+    A name may be of several files, ONE+OTHER: each is merged over those before it. A file may say which one it is laid
+    ``over`` itself.
 
     Raises UserError when there is no such experiment or a file is not valid YAML.
     """
     tree = read_yaml(root / PARAMS)
     for part in name.split("+") if name is not None else []:
-        tree = merge(tree, read_yaml(override_of(root, part)))
+        tree = merge(tree, _overrides(root, part))
     return tree
+
+
+def _overrides(root: Path, part: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What experiments/PART.yaml says, over what the one says that it is laid ``over``."""
+    path = override_of(root, part)
+    tree = {field: value for field, value in read_yaml(path).items() if field != BESIDE}
+    under = tree.pop(OVER, None)
+    if under is None:
+        return tree
+    if not isinstance(under, str) or under in (part, *above):
+        remedy = "leads back to itself; leave it out" if under in (part, *above) else "should be the name of one file"
+        raise UserError(f"{path}: {OVER} = {under!r}: {remedy}")
+    return merge(_overrides(root, under, (*above, part)), tree)
+
+
+def experiments_beside(root: Path, name: str | None) -> list[str]:
+    """The experiments that are compared with ``name`` as a whole: each is NAME+OTHER, in the order of its files.
+
+    Raises UserError when it names files that there are not.
+    """
+    others: list[str] = []
+    for part in name.split("+") if name is not None else []:
+        path = override_of(root, part)
+        listed = read_yaml(path).get(BESIDE, [])
+        if not isinstance(listed, list) or not all(isinstance(other, str) for other in listed):
+            raise UserError(f"{path}: {BESIDE} = {listed!r}: should be a list of names of files of this folder")
+        for other in listed:
+            override_of(root, other)
+        others += [f"{name}+{other}" for other in listed]
+    return others
 
 
 def experiment_params(root: Path, name: str | None) -> Params:
@@ -103,17 +136,17 @@ def _pin_files(tree: dict[str, Any], workspace: Path) -> None:
     What is missing is left to the stage that reads it.
     """
 
-    def pin(section: str, field: str, content: Callable[[Path], str], part: str = "") -> None:
-        settings = tree[section]
+    def pin(settings: dict[str, Any], field: str, content: Callable[[Path], str], part: str = "") -> None:
         name, said = settings.get(field), f"{field}_sha256"
         if name is not None and settings.get(said) is None and (path := workspace / name / part).exists():
             settings[said] = content(path)
 
-    pin("world", "prompts", file_hash)
-    pin("sample", "prompts", file_hash)
+    pin(tree["world"], "prompts", file_hash)
+    pin(tree["sample"], "prompts", file_hash)
     weights = partial(fingerprint, cache=cache_folder())
-    pin("init", "source", weights)
-    pin("distill", "real_score", weights, TRANSFORMER)
+    for settings in (tree["init"], tree["init"].get("teacher", {})):
+        pin(settings, "source", weights)
+    pin(tree["distill"], "real_score", weights, TRANSFORMER)
 
 
 @contextmanager

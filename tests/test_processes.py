@@ -145,6 +145,37 @@ def test_a_process_that_sleeps_ends_all_within_the_timeout(work: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("kind", ["causal_ode", "consistency"])
+def test_two_processes_make_a_causal_init_of_one_s_bytes(kind: str, work: Path) -> None:
+    """Teacher, trajectories and student; by AdamW, a micro-batch each."""
+    optimizer = {
+        "adamw": {"lr": 0.002, "betas": [0.9, 0.99], "weight_decay": 0.0},
+        "muon": None,
+        "warmup": 0,
+        "decay": "constant",
+        "clip": 1.0,
+        "ema": 0.5,
+        "ema_from": 0,
+    }
+    training = {"steps": 3, "batch": 4, "micro_batch": 2, "optimizer": optimizer}
+    pairs = {"count": 7, "solver_steps": 4, "guidance": 1.5, "batch": 2, "shard": 3}
+    own = {"causal_ode": {"pairs": pairs, "sigma_floor": 0.5}, "consistency": {"solver_steps": 4, "guidance": 1.5}}
+    path = work / "params.yaml"
+    tree = yaml.safe_load(path.read_text())
+    tree["init"] = {"kind": kind, "teacher": {"training": training, "sigma_floor": 0.5}, "training": training} | own[
+        kind
+    ]
+    path.write_text(yaml.safe_dump(tree))
+    made = []
+    for processes in (1, 2):
+        shutil.rmtree(work / MADE / "init")
+        settings(work, runtime={"processes": processes})
+        hiar(*INIT, folder=work, HIAR_TRACKING="off")
+        made.append((work / MADE / "init" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
+@pytest.mark.long
 def test_torchrun_starts_them_as_well(work: Path) -> None:
     places = {}
     for name in ("torchrun", "own"):

@@ -59,7 +59,8 @@ def run(
     """Run an experiment and print its comparison.
 
     Runs every stage whose parameters, code or inputs have changed, in parallel as cores allow; an interrupted run is
-    taken up where it stopped. No server is needed; set PREFECT_API_URL to report to one.
+    taken up where it stopped. An experiment may name others to be run and compared beside it, as inits does. No server
+    is needed; set PREFECT_API_URL to report to one.
     """
     alone("hiar run")
 

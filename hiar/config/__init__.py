@@ -6,6 +6,16 @@ but for those that change nothing but rounding: how a batch is cut, and how many
 
 from hiar.config.experiment import Compare, Params, Report, Runtime, Sample, Score, Walked
 from hiar.config.generation import Codec, Conventions, Model, Schedule, ShapesWorld, Video, WanWorld, World
+from hiar.config.inits import (
+    Adopted,
+    CausalOde,
+    CausalPairs,
+    CausalTeacher,
+    Consistency,
+    Init,
+    Ode,
+    TeacherForcing,
+)
 from hiar.config.section import (
     SEEDS,
     THREADS,
@@ -29,7 +39,6 @@ from hiar.config.training import (
     AdamW,
     Distill,
     ForwardKL,
-    Init,
     Levels,
     Muon,
     Optimizer,
@@ -43,11 +52,16 @@ __all__ = [
     "SEEDS",
     "THREADS",
     "AdamW",
+    "Adopted",
     "AttentionMode",
     "Background",
+    "CausalOde",
+    "CausalPairs",
+    "CausalTeacher",
     "Codec",
     "Color",
     "Compare",
+    "Consistency",
     "Context",
     "ContextLevel",
     "Conventions",
@@ -58,6 +72,7 @@ __all__ = [
     "Levels",
     "Model",
     "Muon",
+    "Ode",
     "Optimizer",
     "Order",
     "Pairs",
@@ -75,6 +90,7 @@ __all__ = [
     "Shape",
     "ShapesWorld",
     "Teacher",
+    "TeacherForcing",
     "Training",
     "Variant",
     "Video",

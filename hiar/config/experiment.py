@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from hiar.config.generation import Codec, Conventions, Model, Schedule, Video, World
+from hiar.config.inits import Init
 from hiar.config.section import (
     SEEDS,
     THREADS,
@@ -21,7 +22,7 @@ from hiar.config.section import (
     Section,
     VBenchDimension,
 )
-from hiar.config.training import Distill, Init, Pairs, Teacher, Variant
+from hiar.config.training import Distill, Pairs, Teacher, Variant
 from hiar.errors import UserError, require, suggest
 
 
@@ -138,12 +139,11 @@ class Params(Section):
             self.report.videos,
             f"cannot exceed sample.videos = {self.sample.videos}",
         )
-        require(
-            self.pairs.solver_steps % self.schedule.student_steps == 0,
-            "pairs.solver_steps",
-            self.pairs.solver_steps,
-            f"must be a multiple of schedule.student_steps = {self.schedule.student_steps}",
-        )
+        solvers = {"pairs.solver_steps": self.pairs.solver_steps}
+        solvers |= {f"init.{field}": steps for field, steps in self.init.solvers.items()}
+        for field, steps in solvers.items():
+            remedy = f"must be a multiple of schedule.student_steps = {self.schedule.student_steps}"
+            require(steps % self.schedule.student_steps == 0, field, steps, remedy)
         for field, names in (("compare.init", self.compare.init), ("compare.distill", self.compare.distill)):
             for name in names:
                 require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
@@ -186,8 +186,9 @@ class Params(Section):
         """Every process takes as many micro-batches as the others."""
         processes, spec = self.runtime.processes or 1, self.distill
         fresh = spec.windows if spec.replay is None else 1  # rollouts for the critic are not divided
-        trained = (("init.training", self.init.training), ("teacher.training", self.teacher.training))
-        batches = [(name, training.batch, training.micro_batch or 1) for name, training in trained if training]
+        trained = {f"init.{field}": training for field, training in self.init.trainings.items()}
+        trained |= {"teacher.training": self.teacher.training} if self.teacher.training else {}
+        batches = [(name, training.batch, training.micro_batch or 1) for name, training in trained.items()]
         batches.append(("distill", spec.batch, spec.micro_batch or 1))
         batches.append(("distill, of its critic", spec.critic_batch, (spec.micro_batch or 0) * spec.windows or fresh))
         for name, batch, size in batches:
@@ -200,7 +201,8 @@ class Params(Section):
         for field, section in own:
             require(section is not None, field, None, "is missing; the built-in world adopts none, give its numbers")
         assert self.world.kind == "shapes" and self.codec and self.model
-        require(self.init.source is None, "init.source", self.init.source, "the world trains its own; use null")
+        for field, source in self.init.sources.items():
+            require(False, f"init.{field}", str(source), "the world trains its own; give another kind of init, as ode")
         require(self.sample.prompts is None, "sample.prompts", self.sample.prompts, "the world makes its own; use null")
         size, latent = self.world.size, self.world.size // self.codec.patch
         require(size % self.codec.patch == 0, "codec.patch", self.codec.patch, f"must divide world.size = {size}")

@@ -86,22 +86,6 @@ class Pairs(Section):
     shard: Count  # trajectories a file
 
 
-class Init(Section):
-    """The causal student before distillation: trained on the pairs, or somebody else's."""
-
-    training: Training | None  # null: adopted from ``source``
-    sigma_floor: Positive  # as the teacher's
-    source: File | None = None  # whatever `hiar import` reads, of the base's size
-    source_sha256: Digest | None = None  # of what is in it, as with the world's prompts
-    weights: str | None = None  # which of its sets of weights, where it has several
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        remedy = "give training, or a source to adopt and training: null"
-        require((self.source is None) != (self.training is None), "source", self.source, remedy)
-        return self
-
-
 class Levels(Section):
     """Noise levels that are drawn for a loss."""
 
@@ -167,12 +151,15 @@ class ForwardKL(Section):
 
 
 class Variant(Section):
-    """A method: how the grid is walked, what context a block sees, and what is added to DMD."""
+    """A method: how the grid is walked, what context a block sees, what it learns on, and what is added to DMD."""
 
     order: Order
     context: Context
     level: ContextLevel | None  # of output context, as a share of the step's output level; 1: HiAR, 0: clean
     forward_kl: ForwardKL | None
+    # What DMD is taken on. null: the student's own rollouts; diffusion: clean videos of the pairs, each block noised to
+    # a level of its own and denoised in one causal forward (CausVid).
+    forcing: Literal["diffusion"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

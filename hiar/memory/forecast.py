@@ -16,7 +16,7 @@ from torch import nn
 
 from hiar import config
 from hiar.config import Params, Variant
-from hiar.memory import steps
+from hiar.memory import inits, steps
 from hiar.memory.counting import Counting, imagined, network_bytes, storage_bytes
 from hiar.memory.sampling import decode
 from hiar.memory.steps import Config, Peaks, Sizes, imagine, live_caches, make_network, training_grid
@@ -109,10 +109,14 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
     if stage not in TRAINED:
         raise ValueError(f"{stage} has no networks that fill a GPU")
     if stage == "init":
-        if params.init.training is None:
+        if isinstance(params.init, config.Adopted):
             raise ValueError("an init that is adopted is not trained")
+        kind = inits.KINDS[params.init.kind]
         entries = _role("student", models, gpus, params.init.training.optimizer)
-        peaks = imagine(lambda count, *n: steps.init(count, sizes, *n), sizes, [models.student])
+        if isinstance(params.init, config.CausalOde | config.Consistency):
+            entries.append(_frozen("causal teacher", make_meta(params, models.student, half=False), 1))
+        others = [models.student] if kind.frozen else []
+        peaks = imagine(lambda count, *n: kind.update(count, sizes, *n), sizes, [models.student], others)
         gathered, rings = [models.trained()], 0
     else:
         entries = _role("student", models, gpus, params.distill.generator)
@@ -126,7 +130,8 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
             [models.student, models.student],
             [models.real],
         )
-        gathered, rings = [models.trained(), models.trained(), real], training_rings(sizes, models.student, variant)
+        gathered = [models.trained(), models.trained(), real]
+        rings = 0 if variant.forcing else training_rings(sizes, models.student, variant)
     if gpus > 1:
         entries.append(Entry("all", "gathered layers", _gathered(params, gathered)))
     return Forecast(stage, (*entries, *_activations(peaks, rings)))

@@ -18,13 +18,13 @@ from hiar.grid import Grid, fastest, make_grid, walk_passes
 from hiar.losses.dmd import dmd_loss, score_difference
 from hiar.losses.flow import flow_matching
 from hiar.losses.forward_kl import forward_kl
-from hiar.losses.regression import ode_regression
 from hiar.memory.counting import Counting, imagined
 from hiar.memory.sampling import walk_through
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser, guided_x0
 from hiar.rollout.cell import Rollout
 from hiar.schedule import step_sigmas
+from hiar.training.diffusion_forcing import DiffusionForcing
 from hiar.training.self_rollout import SelfRollout
 
 Config = dict[str, Any]  # the arguments of a transformer
@@ -107,47 +107,42 @@ def distill(
 ) -> None:
     """A generator update and one of the critic, as `hiar.training.distillation` makes them, but for the optimisers."""
     params, spec, config = sizes.params, sizes.params.distill, student.transformer.config
-    roll_out = SelfRollout(sizes.block_shape, spec.windows, variant, params.video, params.schedule, params.conventions)
+    own = SelfRollout(sizes.block_shape, spec.windows, variant, params.video, params.schedule, params.conventions)
     steps = params.schedule.student_steps
     # Where there is one cache at a time, no exit is dearer than the first.
     exit_step = 0 if live_caches(training_grid(params, variant, steps), variant) == 1 else steps - 1
     prompts = sizes.text(config, sizes.batch)
     samples, clips = range(sizes.batch), sizes.clips(sizes.batch * spec.windows)
     text, noise, sigma = prompts.repeat_interleave(spec.windows, dim=0), torch.zeros(clips), torch.zeros(clips[0])
+    trajectories, sigmas = torch.zeros(1, steps + 1, *clips[1:]), step_sigmas(steps, params.schedule.student_shift)
+    forced = DiffusionForcing((trajectories, sigmas, lambda _: text), causal(params), seed=0)
+
+    def roll_out(learn: bool) -> Tensor:
+        if variant.forcing is not None:
+            return forced(student, range(clips[0]), learn)[0]
+        return own(student, prompts, 0, samples, exit_step, learn)
+
     with count:
         with count.phase("rollout"), sizes.autocast():
-            windows = roll_out(student, prompts, 0, samples, exit_step, learn=True)
+            windows = roll_out(learn=True)
         with count.phase("scores"), sizes.autocast():
             gradient = score_difference(real, critic, windows, noise, sigma, text, text, spec.guidance)
         loss = dmd_loss(windows, gradient)
         if variant.forward_kl is not None:
             kl = variant.forward_kl
-            attention = Bidirectional() if kl.attention == "bidirectional" else _causal(params)
+            attention = Bidirectional() if kl.attention == "bidirectional" else causal(params)
             trajectory = torch.zeros(sizes.batch, steps + 1, *sizes.clips(1)[1:])
             with count.phase("forward-KL"), sizes.autocast():
-                sigmas = step_sigmas(steps, params.schedule.student_shift)
                 loss = loss + forward_kl(student, trajectory, sigmas, kl.steps, prompts, attention)
         with count.phase("backward"):
             loss.backward()
         del loss, gradient, windows
         with count.phase("critic's rollout"), sizes.autocast():
-            windows = roll_out(student, prompts, 0, samples, exit_step, learn=False)
+            windows = roll_out(learn=False)
         with count.phase("critic"):
             with sizes.autocast():
                 loss = flow_matching(critic, windows, noise, sigma, text, Bidirectional(), spec.critic_floor)
             loss.backward()
-
-
-def init(count: Counting, sizes: Sizes, student: Denoiser) -> None:
-    """An update of the causal initialisation."""
-    params, batch = sizes.params, sizes.batch
-    sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift)
-    states = torch.zeros(batch, len(sigmas), *sizes.clips(1)[1:])
-    levels, text = torch.zeros(batch, sizes.blocks, dtype=torch.long), sizes.text(student.transformer.config, batch)
-    with count, count.phase("init"):
-        with sizes.autocast():
-            loss = ode_regression(student, states, sigmas, levels, text, _causal(params), params.init.sigma_floor)
-        loss.backward()
 
 
 @torch.no_grad()
@@ -202,7 +197,8 @@ def _peaks(run: Callable[..., None], sizes: Sizes, *networks: Sequence[tuple[Con
     return count.peaks
 
 
-def _causal(params: Params) -> BlockCausal:
+def causal(params: Params) -> BlockCausal:
+    """The attention of a clip under the mask."""
     return BlockCausal(params.video.block, params.video.window_blocks)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from hiar.config import Params, Variant
+from hiar.config import Adopted, Params, Variant
 from hiar.memory.disk import disk
 from hiar.memory.forecast import USABLE, Forecast, Models, forecast
 from hiar.memory.steps import live_caches, training_grid
@@ -24,7 +24,7 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
         f"{batch} sample(s) a GPU at a time; {cards}, of which {USABLE:.0%} may be filled"
     )
     yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before"
-    adopted = params.init.training is None
+    adopted = isinstance(params.init, Adopted)
     for stage in [stage for stage in stages if not (adopted and stage == "init")]:
         variant, name = dearest(params)
         found = forecast(models, stage, variant, batch, gpus)

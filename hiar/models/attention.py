@@ -41,7 +41,19 @@ class BlockCausal:
     window: int
 
 
-Attention = Bidirectional | BlockCausal
+@dataclass(frozen=True)
+class TeacherForced:
+    """Two clips of one length one behind the other, a clean and a noisy one, under a mask.
+
+    Both have the places of one clip. Clean blocks see each other as in `BlockCausal`; a noisy block sees itself and, in
+    the place of what it would have generated before, the clean blocks before it.
+    """
+
+    block: int
+    window: int
+
+
+Attention = Bidirectional | BlockCausal | TeacherForced
 
 
 @dataclass(frozen=True)
@@ -95,15 +107,20 @@ class Positions(nn.Module):
 
     def make_plan(self, attention: Attention, latents: Tensor) -> SequencePlan:
         """Plan of a forward on ``latents`` (B, C, F, H, W)."""
-        sizes = [size // patch for size, patch in zip(latents.shape[2:], self.table.patch_size, strict=True)]
-        key = (*sizes, latents.device)
+        frames, *size = (
+            length // patch for length, patch in zip(latents.shape[2:], self.table.patch_size, strict=True)
+        )
+        clips = 2 if isinstance(attention, TeacherForced) else 1
+        frames, tokens = frames // clips, size[0] * size[1]
+        key = (frames, *size, latents.device)
         if key not in self._turns:
-            self._turns[key] = rotations(self.table, 0, *sizes).to(latents.device)
+            self._turns[key] = rotations(self.table, 0, frames, *size).to(latents.device)
         mask = None
         if isinstance(attention, BlockCausal):
-            tokens = sizes[1] * sizes[2]
-            mask = block_causal_mask(sizes[0], tokens, attention.block, attention.window).to(latents.device)
-        return SequencePlan(self._turns[key], mask)
+            mask = block_causal_mask(frames, tokens, attention.block, attention.window).to(latents.device)
+        elif isinstance(attention, TeacherForced):
+            mask = teacher_forced_mask(frames, tokens, attention.block, attention.window).to(latents.device)
+        return SequencePlan(torch.cat([self._turns[key]] * clips, dim=1), mask)
 
 
 class PlannedSelfAttention(WanAttnProcessor):
@@ -210,7 +227,27 @@ def block_causal_mask(frames: int, tokens: int, block: int, window: int) -> Tens
 
     (L, L), L = frames * tokens; true where the row's token may see the column's.
     """
+    age = _ages(frames, block)
+    return _of_tokens((age >= 0) & (age < window), tokens)
+
+
+def teacher_forced_mask(frames: int, tokens: int, block: int, window: int) -> Tensor:
+    """Mask of a clean clip of ``frames`` frames of ``tokens`` tokens and a noisy one behind it, see `TeacherForced`.
+
+    (L, L), L = 2 * frames * tokens; true where the row's token may see the column's.
+    """
+    age = _ages(frames, block)
+    causal, own = (age >= 0) & (age < window), age == 0
+    clean, noisy = torch.cat([causal, own & ~own], dim=1), torch.cat([causal & ~own, own], dim=1)
+    return _of_tokens(torch.cat([clean, noisy]), tokens)
+
+
+def _ages(frames: int, block: int) -> Tensor:
+    """By how many blocks the frame of a column lies before that of a row, (frames, frames)."""
     index = torch.arange(frames) // block
-    age = index[:, None] - index[None, :]
-    seen = (age >= 0) & (age < window)  # of frames: of tokens, ages would take eight times the mask
+    return index[:, None] - index[None, :]
+
+
+def _of_tokens(seen: Tensor, tokens: int) -> Tensor:
+    """A mask of tokens out of one of frames, as late as can be: ages of tokens would take eight times the mask."""
     return seen.repeat_interleave(tokens, dim=0).repeat_interleave(tokens, dim=1)

@@ -87,14 +87,32 @@ def checkpoint(layer: Callable[..., Any], *inputs: Any) -> Any:
     return recomputed(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def guided_x0(model: Denoiser, x: Tensor, sigma: Tensor, text: Tensor, no_text: Tensor, guidance: float) -> Tensor:
+def teacher_forced(ask: Callable[[Tensor, Tensor], Tensor], clean: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """The x0 seen in every block of ``x``, each behind the clean blocks before it and not behind noisy ones.
+
+    ask(x, sigma): a forward under `TeacherForced`. clean, x: (B, C, F, H, W); sigma: (B, F), levels of ``x``.
+    """
+    levels = torch.cat([torch.zeros_like(sigma), sigma], dim=1)
+    return ask(torch.cat([clean, x], dim=2), levels)[:, :, clean.shape[2] :]
+
+
+def guided_x0(
+    model: Denoiser,
+    x: Tensor,
+    sigma: Tensor,
+    text: Tensor,
+    no_text: Tensor,
+    guidance: float,
+    attention: Attention | None = None,
+) -> Tensor:
     """Classifier-free guidance in x0 form, usual notation: uncond + guidance (cond - uncond); 1 is none.
 
-    x: (B, C, F, H, W), sigma: (B,), text and no_text: (B, words, dim).
+    x: (B, C, F, H, W), sigma: (B,) or (B, F), text and no_text: (B, words, dim). attention: bidirectional, or another.
     """
+    attention = attention or Bidirectional()
     if guidance == 1:
-        return model(x, sigma, text, Bidirectional())
-    both = model(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([text, no_text]), Bidirectional())
+        return model(x, sigma, text, attention)
+    both = model(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([text, no_text]), attention)
     cond, uncond = both.chunk(2)
     return uncond + guidance * (cond - uncond)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 COLORS = 8  # classes c0 .. c7 of the style sheet
 NAMES = {
     "hiar": "HiAR",
+    "causvid": "CausVid",
     "hiar-no-fkl": "HiAR without forward-KL",
     "self-forcing": "Self-Forcing",
     "shared": "Shared passes",

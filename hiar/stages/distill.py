@@ -16,7 +16,8 @@ from hiar.models.generator import Generator, clone, load_generator, walk_of
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
-from hiar.training.distillation import Distillation, Pairs, check_batches, distillation_step
+from hiar.training.diffusion_forcing import Pairs
+from hiar.training.distillation import Distillation, check_batches, distillation_step
 from hiar.training.loop import train
 from hiar.training.parallel import shard
 from hiar.training.role import kept_weights, make_role
@@ -74,7 +75,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             no_text=teacher.embed_nothing(),
             student_samples=FIRST_CLIP["distill"],
             critic_samples=FIRST_CLIP["critic"],
-            pairs=_pairs(paths.pairs, teacher) if method.forward_kl else None,
+            pairs=_pairs(paths.pairs, teacher) if method.forward_kl or method.forcing else None,
             seed=seed,
             accelerator=work.accelerator,
             ranks=work.ranks,

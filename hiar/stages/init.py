@@ -1,97 +1,62 @@
-"""Stage init: the causal student, regressed from the teacher on its ODE trajectories (Sec. 4.1), or adopted."""
+"""Stage init: the causal student before distillation, made as ``init.kind`` says."""
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from hiar.config import Params
-from hiar.io.fingerprints import require_content
-from hiar.losses.regression import block_levels, noisy_share, ode_regression
-from hiar.models.attention import BlockCausal
-from hiar.models.generator import Generator, clone, load_card, load_generator, save_card
-from hiar.noise import stream
+from hiar.config import Adopted, Params
+from hiar.models.generator import Generator, load_card, load_generator, save_card
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, Stage, stage, tail_mean, write_adopted, write_curve, write_metrics
+from hiar.stages.inits import causal_ode, consistency, ode, teacher_forcing
+from hiar.stages.inits.adopted import bring_in
+from hiar.stages.inits.job import Job, Trained
 from hiar.stages.pairs import load_pairs
-from hiar.training.loop import Metrics, train
-from hiar.training.parallel import accumulate, deal
-from hiar.training.role import kept_weights, make_role, update
-from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, open_world
+from hiar.training.parallel import deal
+from hiar.worlds.interface import CODEC, TEXT, open_world
+
+# How each kind is trained, of its section of params.yaml: a further one is a line here, a module and a section.
+KINDS: dict[str, Callable[[Job, Any], Trained]] = {
+    "ode": ode.make,
+    "teacher_forcing": teacher_forcing.make,
+    "causal_ode": causal_ode.make,
+    "consistency": consistency.make,
+}
 
 
 def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = None) -> None:
     """Write artifacts/seed-S/init; its metric is the mean loss of the last tenth of training, if any."""
-    paths = Paths(workspace, seed)
+    paths, spec = Paths(workspace, seed), params.init
     parents = {"teacher": (paths.teacher, "checkpoint"), "pairs": (paths.pairs, "pairs")}
     with stage(
         "init", params, workspace, paths.init, seed=seed, parents=parents, restart=restart_from, shared=True
     ) as work:
-        training, device, video = params.init.training, work.accelerator.device, params.video
-        if training is None:
+        if isinstance(spec, Adopted):
             if work.ranks.leads:
-                _adopt(work, paths.teacher, workspace, seed)
+                _adopt(work, spec, paths.teacher, workspace, seed)
             return
-        parts = deal(training.batch, training.micro_batch, work.ranks)
-        teacher = load_generator(paths.teacher).to(device)
-        pairs = load_pairs(paths.pairs)
-        sigmas = pairs.sigmas.to(device)
-        student = clone(teacher.denoiser).checkpoint(params.runtime.checkpointing)
-        role = make_role(student, training.optimizer, training.steps, work.ranks.mesh)
-        attention = BlockCausal(video.block, video.window_blocks)
-
-        def train_step(step: int) -> Metrics:
-            random = stream("init batch", seed, step=step)
-            chosen = torch.from_numpy(random.integers(len(pairs.states), size=training.batch))
-            levels = block_levels(training.batch, video.frames // video.block, len(sigmas), random).to(device)
-            share = noisy_share(levels, sigmas)
-
-            def loss_of(part: range) -> tuple[Tensor, Metrics]:
-                own = slice(part.start, part.stop)
-                states = pairs.states[chosen[own]].to(device)
-                text, floor = teacher.embed([pairs.captions[i] for i in chosen[own]]), params.init.sigma_floor
-                with work.accelerator.autocast():
-                    loss = ode_regression(student, states, sigmas, levels[own], text, attention, floor, share)
-                return loss, {"loss": loss.item()}
-
-            metrics = accumulate(student, parts, loss_of, work.ranks, work.accelerator)
-            metrics["grad_norm"] = update(role, step, work.accelerator)
-            return metrics
-
-        curve = train(
-            "init",
-            training.steps,
-            train_step,
-            {"student": role},
-            work.training,
-            work.run,
-            checkpoint_minutes=params.runtime.checkpoint_minutes,
-            ranks=work.ranks,
-        )
-        weights = kept_weights(role)
+        for training in spec.trainings.values():  # before the first of them begins
+            deal(training.batch, training.micro_batch, work.ranks)
+        teacher = load_generator(paths.teacher).to(work.accelerator.device)
+        made = KINDS[spec.kind](Job(work, seed, teacher, load_pairs(paths.pairs)), spec)
         if not work.ranks.leads:
             return
-        teacher.denoiser.load_state_dict(weights)
+        teacher.denoiser.load_state_dict(made.weights)
         card = trained_card(teacher.card, params, stage="init")
         Generator(card, teacher.denoiser, teacher.text, teacher.codec).save(work.folder)
-        write_metrics(workspace, f"seed-{seed}/init", {"loss": tail_mean(curve, "loss")})
-        write_curve(workspace, f"seed-{seed}/init", curve)
+        write_metrics(workspace, f"seed-{seed}/init", {"loss": tail_mean(made.curve, "loss")})
+        write_curve(workspace, f"seed-{seed}/init", made.curve)
         work.finish("checkpoint")
 
 
-def _adopt(work: Stage, teacher: Path, workspace: Path, seed: int) -> None:
+def _adopt(work: Stage, spec: Adopted, teacher: Path, workspace: Path, seed: int) -> None:
     """Take somebody else's student for the init, to be used as the experiment says, with the teacher's other parts."""
-    params, world, folder = work.params, open_world(work.params.world), work.folder
-    source = params.init.source
-    assert source is not None
-    require_content(source, params.init.source_sha256, "init.source_sha256")
-    shutil.rmtree(folder / TRANSFORMER, ignore_errors=True)  # of a start that was interrupted
-    world.bring_in(source, params.init.weights, folder / TRANSFORMER)
+    world, folder = open_world(work.params.world), work.folder
+    bring_in(work, spec, "init", folder)
     for part in (TEXT, CODEC):
         world.adopt(part, folder / part)
-    save_card(folder, trained_card(load_card(teacher), params, stage="init"))
+    save_card(folder, trained_card(load_card(teacher), work.params, stage="init"))
     write_adopted(workspace, f"seed-{seed}/init")
-    work.finish("checkpoint", source=source.name)
+    work.finish("checkpoint", source=spec.source.name)

@@ -77,14 +77,14 @@ def solve(params: Params, teacher: Generator, seed: int, numbers: range) -> Tens
         return torch.stack([state for i, state in enumerate(states) if i % substeps == 0], dim=1).cpu()
 
 
-def check_states(states: Tensor, first: int) -> None:
-    """Raise UserError naming the first of trajectories ``first``, ... that is not finite."""
+def check_states(states: Tensor, first: int, field: str = "pairs") -> None:
+    """Raise UserError naming the first of trajectories ``first``, ... that is not finite; ``field`` rules them."""
     for number, trajectory in enumerate(states, start=first):
         for step, state in enumerate(trajectory):
             if not state.isfinite().all():
                 raise UserError(
-                    f"pairs: trajectory {number}: its state after {step} steps is not finite; lower pairs.guidance or "
-                    "raise pairs.solver_steps, or train another teacher"
+                    f"{field}: trajectory {number}: its state after {step} steps is not finite; lower "
+                    f"{field}.guidance or raise {field}.solver_steps, or train another teacher"
                 )
 
 

@@ -1,5 +1,6 @@
 """Self-rollout distillation: the student learns on videos it generated itself, as it will generate them (Sec. 3.3).
 
+A variant may learn on noised videos of the pairs instead, see `hiar.training.diffusion_forcing`.
 The real score is the teacher; the fake score, or critic, follows the student's samples by flow matching; their
 difference is the gradient of DMD. A variant may add the forward-KL regulariser.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -17,20 +19,18 @@ from torch import Tensor
 
 from hiar.config import Distill, ForwardKL, Levels
 from hiar.io.process_group import ALONE, Ranks
-from hiar.io.shards import Rows
 from hiar.losses.dmd import dmd_loss, score_difference
 from hiar.losses.flow import flow_matching, stratified_sigmas
 from hiar.losses.forward_kl import forward_kl
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.noise import Purpose, normals, stream
+from hiar.training.diffusion_forcing import DiffusionForcing, Pairs
 from hiar.training.parallel import Metrics, accumulate, deal, rows_of_all
 from hiar.training.role import Role, update
 from hiar.training.self_rollout import SelfRollout
 
 Rollouts = tuple[Tensor, Tensor]  # windows (rollouts * windows, C, F, h, w), and the text of each (.., words, dim)
-# States (N, S + 1, C, F, h, w), their sigmas (S + 1,), and the text (B, words, dim) of those that are asked for.
-Pairs = tuple[Rows, Tensor, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Distillation:
 
     prompts: text embeddings (B, words, dim) of the samples of these numbers; no_text: (1, words, dim). student_samples,
     critic_samples: numbers from which on samples serve one of the two. pairs: the teacher's trajectories, where the
-    variant has a forward_kl. replay: the newest windows and their text, from one update to the next.
+    variant has a forward_kl or is forced. replay: the newest windows and their text, from one update to the next.
     """
 
     student: Role
@@ -56,6 +56,16 @@ class Distillation:
     accelerator: Accelerator
     ranks: Ranks = ALONE
     replay: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def forcing(self) -> DiffusionForcing | None:
+        """What makes windows in the place of rollouts, where the variant says so."""
+        variant, video = self.roll_out.variant, self.roll_out.video
+        if variant.forcing is None:
+            return None
+        if self.pairs is None:
+            raise ValueError("a variant under diffusion forcing needs the teacher's pairs")
+        return DiffusionForcing(self.pairs, BlockCausal(video.block, video.window_blocks), self.seed)
 
 
 def distillation_step(job: Distillation, step: int) -> Metrics:
@@ -219,9 +229,15 @@ def _windows_of(rollouts: range, windows: int) -> range:
 
 
 def _rollouts(job: Distillation, samples: range, exit_step: int, learn: bool) -> Rollouts:
-    """Windows (B * windows, C, F, h, w) that the student makes of the samples' prompts, and a text for each."""
-    text = job.prompts(samples)
+    """Windows (B * windows, C, F, h, w) that the student makes of the samples' prompts, and a text for each.
+
+    Under diffusion forcing, as many windows that it makes of the pairs' clean videos.
+    """
     student = cast(Denoiser, job.student.module)
+    if job.forcing is not None:
+        with job.accelerator.autocast():
+            return job.forcing(student, _windows_of(samples, job.settings.windows), learn)
+    text = job.prompts(samples)
     with job.accelerator.autocast():
         windows = job.roll_out(student, text, job.seed, samples, exit_step, learn)
     return windows, text.repeat_interleave(job.settings.windows, dim=0)

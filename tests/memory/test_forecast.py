@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from commands import hiar
 
 from hiar.config import AdamW, Muon, Optimizer
-from hiar.memory import forecast, steps
+from hiar.memory import forecast, inits, steps
 from hiar.memory.counting import Counting, network_bytes, storage_bytes
 from hiar.memory.steps import Config, Sizes, imagine, make_network
 from hiar.memory.table import advice
@@ -47,6 +47,7 @@ SMALL: dict[str, Any] = {
     "model": {"patch": 4},
     "distill": {"windows": 1},
 }
+CAUSVID = {"order": "block_first", "context": "finished", "level": None, "forward_kl": None, "forcing": "diffusion"}
 # Overrides of the default experiment, a variant, samples at a time, and the network where it is not the default one.
 CASES: dict[str, tuple[dict[str, Any], str, int, Config]] = {
     "HiAR with a regulariser": ({}, "hiar", 2, {}),
@@ -62,6 +63,7 @@ CASES: dict[str, tuple[dict[str, Any], str, int, Config]] = {
     ),
     "shared context, checkpointed": ({"runtime": {"checkpointing": True}}, "shared", 1, {}),
     "Self-Forcing in bf16": ({"runtime": {"precision": "bf16"}}, "self-forcing", 1, {}),
+    "CausVid": ({"variants": {"causvid": CAUSVID}}, "causvid", 2, {}),
 }
 QUICK = "Self-Forcing in bf16"  # the others take longer to imagine
 
@@ -108,7 +110,19 @@ def test_a_role_takes_what_is_counted(settings: Optimizer) -> None:
     assert planned == held
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", inits.KINDS)
+def test_an_init_takes_what_is_counted(kind: str) -> None:
+    sizes, _, config = case(QUICK)
+    update, frozen = inits.KINDS[kind]
+    planned = imagine(lambda count, *n: update(count, sizes, *n), sizes, [config], [config] * frozen)
+    networks = [make_network(sizes.params, config, None, trained) for trained in (True, False)[: 1 + frozen]]
+    forget()
+    count = Counting()
+    update(count, sizes, *networks)
+    assert planned == pytest.approx(count.peaks, rel=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "CausVid"])  # which rolls nothing out
 def test_rings_take_what_is_counted(name: str) -> None:
     sizes, variant, config = case(name)
     params = sizes.params

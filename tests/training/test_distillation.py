@@ -16,7 +16,8 @@ from torch import Tensor
 from written_out import Learner, WrittenOut
 
 from hiar.config import AdamW, Conventions, Distill, ForwardKL, Levels, Optimizer, Schedule, Variant, Video
-from hiar.noise import normals
+from hiar.models.attention import BlockCausal
+from hiar.noise import normals, stream
 from hiar.schedule import step_sigmas
 from hiar.training.distillation import Distillation, critic_step, distillation_step, remember, student_step
 from hiar.training.role import kept, make_role
@@ -67,6 +68,7 @@ SETTINGS = Distill(
 )
 HIAR = Variant(order="step_first", context="output", level=1.0, forward_kl=None)
 LOWERED = Variant(order="step_first", context="output", level=(0.8, 0.0), forward_kl=None)
+CAUSVID = Variant(order="block_first", context="finished", level=None, forward_kl=None, forcing="diffusion")
 SELF_FORCING = Variant(order="block_first", context="finished", level=None, forward_kl=None)
 TWO_WAYS = ForwardKL(weight=3.0, steps=2, attention="bidirectional")
 CAUSAL = ForwardKL(weight=3.0, steps=1, attention="causal")
@@ -285,6 +287,61 @@ def test_the_replay_holds_the_newest_windows_and_their_text() -> None:
 def test_a_variant_with_forward_kl_needs_pairs() -> None:
     job = dataclasses.replace(make_job(with_forward_kl(TWO_WAYS)), pairs=None)
     with pytest.raises(ValueError, match="forward-KL needs the teacher's pairs"):
+        distillation_step(job, 0)
+
+
+def test_diffusion_forcing_denoises_clean_videos_noised_block_by_block() -> None:
+    """A number's draw decides which video, which levels and which noise; the student sees all blocks in one forward."""
+    job = make_job(CAUSVID)
+    assert job.forcing is not None
+    student, (states, sigmas, text) = job.student.module, PAIRS
+    windows, words = job.forcing(student, range(7, 19), learn=True)  # type: ignore[arg-type]
+    noise, seen = normals("forcing noise", SEED, range(7, 19), (3, 4, 4, 4)), []
+    for place, number in enumerate(range(7, 19)):
+        random = stream("forcing levels", SEED, sample=number)
+        row, levels = int(random.integers(5)), torch.from_numpy(random.integers(3, size=2))  # never the clean one
+        seen += levels.tolist()
+        sigma = sigmas[levels].repeat_interleave(2)[None]
+        x = (1 - sigma.view(1, 1, 4, 1, 1)) * states[row, -1] + sigma.view(1, 1, 4, 1, 1) * noise[place]
+        expected = student(x, sigma, text[row][None], BlockCausal(2, 2))
+        torch.testing.assert_close(windows[place], expected[0], rtol=1e-4, atol=1e-4)
+        assert torch.equal(words[place], text[row])
+    assert set(seen) == {0, 1, 2}
+    assert windows.requires_grad
+    alone, _ = job.forcing(student, range(9, 10), learn=False)  # type: ignore[arg-type]
+    torch.testing.assert_close(alone[0], windows[2].detach(), rtol=1e-4, atol=1e-4)
+    assert not alone.requires_grad
+
+
+@pytest.mark.parametrize("replay", [2, None])
+def test_under_diffusion_forcing_nothing_is_rolled_out(replay: int | None) -> None:
+    """DMD is taken on as many windows as rollouts would span, and the critic learns from others like them."""
+    job = make_job(CAUSVID, replay=replay)
+    before = {role: weights(job, role) for role in ("student", "critic")}
+    assert job.forcing is not None
+    windows, text = job.forcing(job.student.module, range(2 * STUDENT, 2 * STUDENT + 4), learn=True)  # type: ignore[arg-type]
+    if replay is not None:
+        distillation_step(job, 0)
+        assert torch.equal(job.replay["windows"], windows.detach())
+        assert torch.equal(job.replay["text"], text)
+    else:
+        distillation_step(job, 0)
+    assert job.prompts.asked == []  # type: ignore[attr-defined]
+    assert all(not torch.equal(weights(job, role), before[role]) for role in before)
+    other = make_job(CAUSVID, replay=replay)
+    student_step(other, lambda _: (windows_of(other), text), [range(2)], 0)
+    assert torch.equal(weights(job, "student"), weights(other, "student"))
+
+
+def windows_of(job: Distillation) -> Tensor:
+    """The student's windows for its first update."""
+    assert job.forcing is not None
+    return job.forcing(job.student.module, range(2 * STUDENT, 2 * STUDENT + 4), learn=True)[0]  # type: ignore[arg-type]
+
+
+def test_diffusion_forcing_needs_pairs() -> None:
+    job = dataclasses.replace(make_job(CAUSVID), pairs=None)
+    with pytest.raises(ValueError, match="diffusion forcing needs the teacher's pairs"):
         distillation_step(job, 0)
 
 

@@ -247,7 +247,7 @@ def test_an_init_may_be_somebody_elses(
     export_checkpoint(made, "self-forcing", tmp_path / "ode_init.pt")
     work = tmp_path / "work"
     shutil.copytree(chain, work, ignore=lambda folder, names: {"init", "samples", "distill"} & set(names))
-    adopted = {"init": {"training": None, "source": str(tmp_path / "ode_init.pt"), "weights": "generator"}}
+    adopted = {"init": {"kind": "adopted", "source": str(tmp_path / "ode_init.pt"), "weights": "generator"}}
     other = merge(adopted, {"init": {"source_sha256": "0" * 64}})
     with pytest.raises(UserError, match=r"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = 0000"):
         _run("init", parse_params(merge(params.model_dump(mode="json"), other), Path("mine.yaml")), work, seed=0)
@@ -259,8 +259,27 @@ def test_an_init_may_be_somebody_elses(
     assert all(torch.equal(before[name], value) for name, value in init.denoiser.state_dict().items())
     assert read_manifest(work / "artifacts/seed-0/init", "checkpoint")["source"] == "ode_init.pt"
     _run("distill", asked, work, seed=0, variant="self-forcing")
-    with pytest.raises(UserError, match=r"mine\.yaml: init\.source = None: give training, or a source to adopt and"):
-        parse_params(merge(params.model_dump(mode="json"), {"init": {"training": None}}), Path("mine.yaml"))
+
+
+def test_the_causal_teacher_of_an_init_may_be_somebody_elses(
+    chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Consistency with such a teacher: at a learning rate of nothing the student stays what the file says."""
+    monkeypatch.setenv("HIAR_TRACKING", "off")
+    export_checkpoint(chain / "artifacts" / "seed-0" / "distill" / "hiar", "self-forcing", tmp_path / "ar_diffusion.pt")
+    training = params.init.model_dump(mode="json")["training"] | {"steps": 2, "batch": 2}
+    training["optimizer"] |= {"muon": None, "ema": 0.5, "ema_from": 0}
+    training["optimizer"]["adamw"] |= {"lr": 1e-30, "weight_decay": 0.0}
+    source = {"training": None, "sigma_floor": 0.5, "source": str(tmp_path / "ar_diffusion.pt"), "weights": "generator"}
+    own = {"kind": "consistency", "teacher": source, "solver_steps": 4, "guidance": 2.0, "training": training}
+    work = tmp_path / "work"
+    shutil.copytree(chain, work, ignore=lambda folder, names: {"init", "samples", "distill"} & set(names))
+    _run("init", parse_params(merge(params.model_dump(mode="json"), {"init": own}), Path("mine.yaml")), work, seed=0)
+    made, released = (
+        load_file(root / WEIGHTS)
+        for root in (work / "artifacts" / "seed-0" / "init", chain / "artifacts" / "seed-0" / "distill" / "hiar")
+    )
+    assert all(torch.equal(released[name], value) for name, value in made.items())
 
 
 def _of_width(text_dim: int) -> tuple[dict[str, Stored], dict[str, object]]:
@@ -328,7 +347,7 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
     (tmp_path / "models" / "large" / "transformer").mkdir(parents=True)
     init, large = tmp_path / "models" / "ode_init.pt", tmp_path / "models" / "large" / "transformer" / "weights"
     tree = read_yaml(ROOT / "experiments" / "wan-tiny.yaml")
-    tree["init"] = {"training": None, "source": "models/ode_init.pt"}
+    tree["init"] = {"kind": "adopted", "source": "models/ode_init.pt"}
     tree["distill"]["real_score"] = "models/large"
     (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
 
@@ -349,6 +368,11 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
     said = rf"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = {before[0]}; bring it back"
     with pytest.raises(UserError, match=said):
         require_content(init, before[0], "init.source_sha256")
+    causal = read_yaml(ROOT / "experiments" / "init-consistency.yaml")["init"]
+    tree["init"] = causal | {"teacher": {"training": None, "sigma_floor": 0.5, "source": "models/ode_init.pt"}}
+    (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
+    said = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")["init"]["teacher"]["source_sha256"]
+    require_content(init, said, "init.teacher.source_sha256")
 
 
 def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(

@@ -1,0 +1,150 @@
+"""The causal student before distillation: how it is made, a section for each kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from hiar.config.section import Count, Digest, File, Positive, Section
+from hiar.config.training import Training
+from hiar.errors import require
+
+
+class _Made(Section):
+    """What any init has to say of itself, each by the name of a field."""
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """What it trains, in order."""
+        return {}
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        """What it adopts."""
+        return {}
+
+    @property
+    def solvers(self) -> dict[str, int]:
+        """The steps of solvers that have to visit the student's levels."""
+        return {}
+
+
+class Adopted(_Made):
+    """Somebody else's student."""
+
+    kind: Literal["adopted"]
+    source: File  # whatever `hiar import` reads, of the base's size
+    source_sha256: Digest | None = None  # of what is in it, as with the world's prompts
+    weights: str | None = None  # which of its sets of weights, where it has several
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        return {"source": self.source}
+
+
+class Trained(_Made):
+    training: Training
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _there(cls, training: Any) -> Any:
+        remedy = "give one; somebody else's student is kind: adopted, with its source"
+        require(training is not None, "", training, remedy)
+        return training
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        return {"training": self.training}
+
+
+class Ode(Trained):
+    """Regression on the trajectories of the bidirectional teacher (CausVid, Self-Forcing, HiAR)."""
+
+    kind: Literal["ode"]
+    sigma_floor: Positive  # as the teacher's
+
+
+class TeacherForcing(Trained):
+    """Flow matching of each block behind clean ones: the causal teacher itself (Causal-Forcing's first stage)."""
+
+    kind: Literal["teacher_forcing"]
+    sigma_floor: Positive
+
+
+class CausalTeacher(Section):
+    """The causal teacher that another kind learns from: trained first, as above, or somebody else's."""
+
+    training: Training | None  # null: adopted from ``source``
+    sigma_floor: Positive
+    source: File | None = None
+    source_sha256: Digest | None = None
+    weights: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        remedy = "give training, or a source to adopt and training: null"
+        require((self.source is None) != (self.training is None), "source", self.source, remedy)
+        return self
+
+
+class Causal(Trained):
+    """A kind that learns from a causal teacher."""
+
+    teacher: CausalTeacher
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        first = {"teacher.training": self.teacher.training} if self.teacher.training else {}
+        return first | super().trainings
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        return {"teacher.source": self.teacher.source} if self.teacher.source else {}
+
+
+class CausalPairs(Section):
+    """The causal teacher's trajectories, as `Pairs`: they are made within the stage, and go when it ends."""
+
+    count: Count
+    solver_steps: Count  # Euler steps, a multiple of the student's
+    guidance: Positive
+    batch: Count
+    shard: Count  # trajectories a file
+
+
+class CausalOde(Causal):
+    """Regression on the trajectories of the causal teacher (Causal-Forcing)."""
+
+    kind: Literal["causal_ode"]
+    pairs: CausalPairs
+    sigma_floor: Positive
+
+    @property
+    def solvers(self) -> dict[str, int]:
+        return {"pairs.solver_steps": self.pairs.solver_steps}
+
+
+class Consistency(Causal):
+    """Causal consistency distillation, which needs no trajectories (Causal-Forcing++)."""
+
+    kind: Literal["consistency"]
+    solver_steps: Count  # N: the student is to agree with its average across each of them; a multiple of its own steps
+    guidance: Positive  # of the causal teacher's step, usual notation
+
+    @property
+    def solvers(self) -> dict[str, int]:
+        return {"solver_steps": self.solver_steps}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        optimizer = self.training.optimizer
+        remedy = "its target is the student's average; give a decay, such as 0.99"
+        require(optimizer.ema is not None, "training.optimizer.ema", optimizer.ema, remedy)
+        remedy = "its target is the student's average from the first update on; use 0"
+        require(optimizer.ema_from == 0, "training.optimizer.ema_from", optimizer.ema_from, remedy)
+        return self
+
+
+Init = Annotated[Adopted | Ode | TeacherForcing | CausalOde | Consistency, Field(discriminator="kind")]

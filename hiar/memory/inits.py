@@ -1,0 +1,70 @@
+"""The updates of each kind of init on imagined networks, as `hiar.stages.inits` makes them, but for the optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from hiar.losses.consistency import causal_consistency
+from hiar.losses.regression import ode_regression
+from hiar.losses.teacher_forcing import forced_flow_matching
+from hiar.memory.counting import Counting
+from hiar.memory.steps import Sizes, causal
+from hiar.models.attention import TeacherForced
+from hiar.models.denoiser import Denoiser
+from hiar.schedule import step_sigmas
+
+
+def ode(count: Counting, sizes: Sizes, student: Denoiser) -> None:
+    """Regression on trajectories."""
+    params, batch = sizes.params, sizes.batch
+    sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift)
+    states = torch.zeros(batch, len(sigmas), *sizes.clips(1)[1:])
+    levels, text = torch.zeros(batch, sizes.blocks, dtype=torch.long), sizes.text(student.transformer.config, batch)
+    with count, count.phase("init"):
+        with sizes.autocast():
+            loss = ode_regression(student, states, sigmas, levels, text, causal(params), floor=1.0)
+        loss.backward()
+
+
+def teacher_forcing(count: Counting, sizes: Sizes, student: Denoiser) -> None:
+    """Flow matching behind clean blocks: sequences are twice as long."""
+    x0, text = torch.zeros(sizes.clips(sizes.batch)), sizes.text(student.transformer.config, sizes.batch)
+    sigma = torch.ones(sizes.batch, sizes.blocks)
+    with count, count.phase("causal teacher"):
+        with sizes.autocast():
+            loss = forced_flow_matching(student, x0, torch.zeros_like(x0), sigma, text, _forced(sizes), floor=1.0)
+        loss.backward()
+
+
+def consistency(count: Counting, sizes: Sizes, student: Denoiser, frozen: Denoiser) -> None:
+    """Agreement with the average; ``frozen`` is that and the causal teacher."""
+    x0, text = torch.zeros(sizes.clips(sizes.batch)), sizes.text(student.transformer.config, sizes.batch)
+    levels, sigmas = torch.zeros(sizes.batch, sizes.blocks, dtype=torch.long), step_sigmas(2, 1.0)
+    with count, count.phase("init"):
+        with sizes.autocast():
+            loss = causal_consistency(
+                student, frozen, frozen, x0, torch.zeros_like(x0), sigmas, levels, text, text, 2.0, _forced(sizes)
+            )
+        loss.backward()
+
+
+class Kind(NamedTuple):
+    """The update that is the fullest of a kind's; frozen: whether a causal teacher and an average take part in it."""
+
+    update: Callable[..., None]
+    frozen: bool = False
+
+
+KINDS = {
+    "ode": Kind(ode),
+    "teacher_forcing": Kind(teacher_forcing),
+    "causal_ode": Kind(teacher_forcing),  # of its teacher, unless that is adopted: then this is more than it takes
+    "consistency": Kind(consistency, frozen=True),
+}
+
+
+def _forced(sizes: Sizes) -> TeacherForced:
+    return TeacherForced(sizes.params.video.block, sizes.params.video.window_blocks)

@@ -1,0 +1,115 @@
+"""What every kind of init has at hand, and how one of its networks is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hiar.config import Params, Training
+from hiar.models.generator import Generator
+from hiar.noise import Purpose, normals
+from hiar.stages.common import Stage
+from hiar.stages.pairs import Trajectories
+from hiar.training.loop import Log, Metrics, train
+from hiar.training.parallel import accumulate, deal
+from hiar.training.role import Role, update
+
+# The loss of the samples at these places of the batch, a mean over them; drawn for one step.
+LossAt = Callable[[range], Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The stage at work, the bidirectional teacher on its device, and that teacher's trajectories."""
+
+    work: Stage
+    seed: int
+    teacher: Generator
+    pairs: Trajectories
+
+    @property
+    def params(self) -> Params:
+        return self.work.params
+
+    @property
+    def device(self) -> torch.device:
+        return self.work.accelerator.device
+
+    def embed(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, words, dim) of captions, and as many of nothing."""
+        text = self.teacher.embed(captions)
+        return text, self.teacher.embed_nothing().expand_as(text)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The weights that become the student's, whole, and the curve of the training that made them."""
+
+    weights: Mapping[str, Tensor]
+    curve: list[Metrics]
+
+
+def fit(
+    job: Job,
+    name: str,
+    role: Role,
+    training: Training,
+    draw: Callable[[int], LossAt],
+    folder: Path | None = None,
+    log: Log | None = None,
+) -> list[Metrics]:
+    """Train ``role`` on the losses that ``draw`` draws for each step; returns the curve.
+
+    folder: where its state is kept, where it is not the only training of the stage; log: likewise for its metrics.
+    """
+    ranks, accelerator = job.work.ranks, job.work.accelerator
+    parts = deal(training.batch, training.micro_batch, ranks)
+
+    def train_step(step: int) -> Metrics:
+        loss_at = draw(step)
+
+        def loss_of(part: range) -> tuple[Tensor, Metrics]:
+            loss = loss_at(part)
+            return loss, {"loss": loss.item()}
+
+        metrics = accumulate(role.module, parts, loss_of, ranks, accelerator)
+        metrics["grad_norm"] = update(role, step, accelerator)
+        return metrics
+
+    return train(
+        name,
+        training.steps,
+        train_step,
+        {"student": role},
+        folder or job.work.training,
+        log or job.work.run,
+        checkpoint_minutes=job.params.runtime.checkpoint_minutes,
+        ranks=ranks,
+    )
+
+
+@dataclass(frozen=True)
+class Clean:
+    """The clean videos of one step of a training: the clean ends of the pairs, with captions and noise."""
+
+    job: Job
+    rows: Tensor  # of the pairs, (batch,)
+    purpose: Purpose  # of the noise
+    step: int
+
+    @classmethod
+    def drawn(cls, job: Job, random: np.random.Generator, batch: int, purpose: Purpose, step: int) -> Clean:
+        """A batch of them."""
+        return cls(job, torch.from_numpy(random.integers(len(job.pairs.states), size=batch)), purpose, step)
+
+    def at(self, part: range) -> tuple[Tensor, Tensor, list[str]]:
+        """Latents x0 and noise, (B, C, F, h, w), and captions, at these places of the batch."""
+        rows = self.rows[part.start : part.stop]
+        x0 = self.job.pairs.states[rows][:, -1].to(self.job.device)
+        noise = normals(self.purpose, self.job.seed, part, x0.shape[1:], step=self.step).to(x0)
+        return x0, noise, [self.job.pairs.captions[row] for row in rows]

@@ -1,0 +1,48 @@
+"""ODE initialisation: a causal student regressed from trajectories of a teacher's ODE."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hiar.config import Ode, Training
+from hiar.losses.regression import block_levels, noisy_share, ode_regression
+from hiar.models.attention import BlockCausal
+from hiar.models.denoiser import Denoiser
+from hiar.models.generator import clone
+from hiar.noise import stream
+from hiar.stages.inits.job import Job, LossAt, Trained, fit
+from hiar.stages.pairs import Trajectories
+from hiar.training.role import kept_weights, make_role
+
+
+def make(job: Job, spec: Ode) -> Trained:
+    """The bidirectional teacher's weights, trained on its own trajectories."""
+    return regress(job, job.teacher.denoiser, job.pairs, spec.training, spec.sigma_floor)
+
+
+def regress(job: Job, start: Denoiser, pairs: Trajectories, training: Training, floor: float) -> Trained:
+    """The weights of ``start``, trained to see the clean ends of trajectories from all of their levels."""
+    video, device = job.params.video, job.device
+    sigmas = pairs.sigmas.to(device)
+    student = clone(start).checkpoint(job.params.runtime.checkpointing)
+    role = make_role(student, training.optimizer, training.steps, job.work.ranks.mesh)
+    attention = BlockCausal(video.block, video.window_blocks)
+
+    def draw(step: int) -> LossAt:
+        random = stream("init batch", job.seed, step=step)
+        chosen = torch.from_numpy(random.integers(len(pairs.states), size=training.batch))
+        levels = block_levels(training.batch, video.frames // video.block, len(sigmas), random).to(device)
+        share = noisy_share(levels, sigmas)
+
+        def loss_at(part: range) -> Tensor:
+            own = slice(part.start, part.stop)
+            states = pairs.states[chosen[own]].to(device)
+            text = job.teacher.embed([pairs.captions[i] for i in chosen[own]])
+            with job.work.accelerator.autocast():
+                return ode_regression(student, states, sigmas, levels[own], text, attention, floor, share)
+
+        return loss_at
+
+    curve = fit(job, "init", role, training, draw)
+    return Trained(kept_weights(role), curve)

@@ -1,0 +1,96 @@
+"""The causal teacher: flow matching of every block behind clean ones, from the bidirectional teacher's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from hiar.config import CausalTeacher, TeacherForcing, Training
+from hiar.io.shards import read_shard, write_shard
+from hiar.losses.flow import stratified_sigmas
+from hiar.losses.teacher_forcing import forced_flow_matching
+from hiar.models.attention import TeacherForced
+from hiar.models.denoiser import Denoiser
+from hiar.models.generator import clone
+from hiar.noise import stream
+from hiar.stages.inits.adopted import bring_in
+from hiar.stages.inits.job import Clean, Job, LossAt, Trained, fit
+from hiar.training.loop import Log
+from hiar.training.role import kept_weights, make_role
+from hiar.worlds.interface import TRANSFORMER
+
+CAUSAL_TEACHER = ".causal_teacher"  # scratch of a stage that has more to do with it
+WEIGHTS = "weights.safetensors"  # of a causal teacher that is whole
+
+
+def make(job: Job, spec: TeacherForcing) -> Trained:
+    """The causal teacher as it is: it takes the few steps of a student, which it was not made for."""
+    return _train(job, "init", spec.training, spec.sigma_floor)
+
+
+def causal_teacher(job: Job, spec: CausalTeacher) -> Denoiser:
+    """The causal teacher, frozen, whole in every process: trained before anything else, or adopted."""
+    folder, ranks = job.work.folder / CAUSAL_TEACHER, job.work.ranks
+    made = folder / WEIGHTS
+    if spec.training is None:
+        with ranks.agreed():
+            if ranks.leads:
+                bring_in(job.work, spec, "init.teacher", folder)
+        transformer = job.teacher.world.load_transformer(folder / TRANSFORMER)
+        adopted = Denoiser(transformer, job.teacher.card.prediction, job.teacher.card.coordinates)
+        return adopted.to(job.device).eval().requires_grad_(False)
+    if ranks.told(made.exists()):
+        weights = read_shard(made)
+    else:
+        log = _Prefixed(job.work.run, "causal_teacher")
+        weights = dict(_train(job, "init: causal teacher", spec.training, spec.sigma_floor, folder, log).weights)
+        if ranks.leads:
+            write_shard(made, weights, {})
+    teacher = clone(job.teacher.denoiser).eval().requires_grad_(False)
+    teacher.load_state_dict(weights)
+    return teacher
+
+
+def _train(
+    job: Job, name: str, training: Training, floor: float, folder: Path | None = None, log: Log | None = None
+) -> Trained:
+    params, video = job.params, job.params.video
+    student = clone(job.teacher.denoiser).checkpoint(params.runtime.checkpointing)
+    role = make_role(student, training.optimizer, training.steps, job.work.ranks.mesh)
+    attention, blocks = TeacherForced(video.block, video.window_blocks), video.frames // video.block
+
+    def draw(step: int) -> LossAt:
+        random = stream("causal teacher batch", job.seed, step=step)
+        clean = Clean.drawn(job, random, training.batch, "causal teacher noise", step)
+        # As the bidirectional teacher: guidance asks what it sees of no caption.
+        dropped = random.random(training.batch) < params.teacher.caption_dropout
+        sigmas = stratified_sigmas(training.batch * blocks, params.schedule.teacher_shift, random)
+        sigmas = sigmas.view(training.batch, blocks).to(job.device)
+
+        def loss_at(part: range) -> Tensor:
+            own = slice(part.start, part.stop)
+            x0, noise, captions = clean.at(part)
+            text = job.teacher.embed(
+                ["" if drop else caption for drop, caption in zip(dropped[own], captions, strict=True)]
+            )
+            with job.work.accelerator.autocast():
+                return forced_flow_matching(student, x0, noise, sigmas[own], text, attention, floor)
+
+        return loss_at
+
+    curve = fit(job, name, role, training, draw, folder, log)
+    return Trained(kept_weights(role), curve)
+
+
+@dataclass(frozen=True)
+class _Prefixed:
+    """Tells the metrics of a training from those of the stage's last one."""
+
+    run: Log
+    prefix: str
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.run.log(step, {f"{self.prefix}_{name}": value for name, value in metrics.items()})

@@ -1,0 +1,156 @@
+"""The released recipes: what their configurations say, in their words, against what our experiments come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import hiar
+
+from hiar.config import ForwardKL, Params
+from hiar.errors import UserError
+from hiar.workspace import experiment_params, experiments_beside
+
+ROOT = Path(__file__).parents[1]
+# configs/self_forcing_dmd.yaml, its default_config.yaml, and the README's 600 iterations.
+SELF_FORCING: dict[str, Any] = {
+    "iterations": 600,
+    "lr": 2.0e-6,
+    "lr_critic": 4.0e-7,
+    "betas": (0.0, 0.999),
+    "weight_decay": 0.01,
+    "max_grad_norm": 10.0,
+    "dfake_gen_update_ratio": 5,
+    "total_batch_size": 64,
+    "ema_weight": 0.99,
+    "ema_start_step": 200,
+    "guidance_scale": 3.0,
+    "timestep_shift": 5.0,
+    "min_step": 20,
+    "max_step": 980,
+    "denoising_step_list": [1000, 750, 500, 250],
+    "num_frame_per_block": 3,
+    "num_training_frames": 21,
+    "context_noise": 0,
+}
+# configs/hiar.yaml and the paper's 20k steps.
+HIAR = SELF_FORCING | {"iterations": 20_000, "lr_critic": 3.0e-7}
+RECIPES = {"wan2.1-self-forcing": SELF_FORCING, "wan2.1-hiar": HIAR}
+
+
+def params_of(name: str) -> Params:
+    return experiment_params(ROOT, name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_released_recipe_is_there_to_the_number(name: str) -> None:
+    """A step of theirs is a critic update; every fifth is a generator update too, the first among them."""
+    released, params = RECIPES[name], params_of(name)
+    distill, ratio = params.distill, params.distill.critic_updates
+    said = {
+        "iterations": distill.steps * ratio,
+        "lr": distill.generator.adamw.lr,
+        "lr_critic": distill.critic.adamw.lr,
+        "betas": distill.generator.adamw.betas,
+        "weight_decay": distill.generator.adamw.weight_decay,
+        "max_grad_norm": distill.generator.clip,
+        "dfake_gen_update_ratio": ratio,
+        "total_batch_size": distill.batch,
+        "ema_weight": distill.generator.ema,
+        "ema_start_step": distill.generator.ema_from * ratio,
+        "guidance_scale": distill.guidance - 1,  # cond + scale (cond - uncond)
+        "timestep_shift": distill.levels.shift,
+        "min_step": 1000 * distill.levels.lowest,
+        "max_step": 1000 * distill.levels.highest,
+        "denoising_step_list": [1000 - 1000 * j // params.schedule.student_steps for j in range(4)],
+        "num_frame_per_block": params.video.block,
+        "num_training_frames": params.video.frames,
+        "context_noise": params.conventions.context_noise,
+    }
+    assert said == released
+    critic = distill.critic
+    assert (critic.adamw.betas, critic.adamw.weight_decay, critic.clip) == (said["betas"], 0.01, 10.0)
+    assert params.schedule.student_shift == released["timestep_shift"]
+    assert (distill.windows, distill.replay, distill.critic_warmup, distill.critic_floor) == (1, None, 0, 0)
+    assert distill.critic_batch == distill.batch
+    for optimizer in (distill.generator, critic):
+        assert (optimizer.muon, optimizer.warmup, optimizer.decay) == (None, 0, "constant")
+    assert (distill.real_score, params.runtime.precision) == (Path("models/Wan2.1-T2V-14B-Diffusers"), "bf16")
+    assert (params.conventions.given, params.conventions.sinks, params.schedule.renoise) == ("clean", "stay", "sde")
+    assert (params.init.kind, params.init.source.name) == ("adopted", "ode_init.pt")  # type: ignore[union-attr]
+
+
+def test_hiar_is_regularised_as_its_configuration_says() -> None:
+    params = params_of("wan2.1-hiar")
+    assert params.compare.distill == ["hiar"]
+    assert params.variant("hiar").forward_kl == ForwardKL(weight=0.1, steps=1, attention="causal")
+    pairs = params.pairs
+    assert (pairs.count, pairs.solver_steps, pairs.guidance, params.schedule.teacher_shift) == (16_000, 48, 6.0, 8.0)
+    assert params_of("wan2.1-self-forcing").compare.distill == ["self-forcing"]
+
+
+def test_the_built_in_worlds_recipe_has_the_same_meaning() -> None:
+    """HiAR's, but for what is a world's own: its teacher is the real score, with text of its own."""
+    own, released = params_of("paper-distill").distill, params_of("wan2.1-hiar").distill
+    differing = {field for field, value in own if value != getattr(released, field)}
+    assert differing == {"real_score", "micro_batch"}
+
+
+def project(tmp_path: Path, **files: str) -> Path:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    for name, text in files.items():
+        (tmp_path / "experiments" / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def test_an_experiment_may_be_laid_over_another(tmp_path: Path) -> None:
+    files = {"low": "seeds: [1, 2]\nsample: {videos: 8, frames: 30}\nreport: {videos: 2}\n", "mid": "over: low\n"}
+    root = project(tmp_path, **files, high="over: mid\nsample: {videos: 9}\n", other="sample: {videos: 7}\n")
+    params = experiment_params(root, "high")
+    assert (params.seeds, params.sample.videos, params.sample.frames) == ([1, 2], 9, 30)
+    assert experiment_params(root, "other+high").sample.videos == 9
+    assert experiment_params(root, "high+other").sample.videos == 7
+
+
+def test_experiments_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+    root = project(tmp_path, one="over: two\n", two="over: one\n", three="over: [one]\n", four="over: fiv\n", five="")
+    for name, line in {
+        "one": r"two\.yaml: over = 'one': leads back to itself; leave it out",
+        "three": r"three\.yaml: over = \['one'\]: should be the name of one file",
+        "four": r"experiment 'fiv': there is no .*fiv\.yaml; did you mean 'five'",
+    }.items():
+        with pytest.raises(UserError, match=line):
+            experiment_params(root, name)
+
+
+def test_what_is_run_beside_an_experiment_is_laid_over_it(tmp_path: Path) -> None:
+    root = project(tmp_path, base="beside: [one, two]\nseeds: [3]\n", one="sample: {videos: 9}\n", two="{}\n")
+    assert experiments_beside(root, "base") == ["base+one", "base+two"]
+    assert experiments_beside(root, "two+base") == ["two+base+one", "two+base+two"]
+    assert experiments_beside(root, "one") == experiments_beside(root, None) == []
+    assert experiment_params(root, "base+one").sample.videos == 9
+    for listed, line in {"one": r"beside = 'one': should be a list", "[om]": r"experiment 'om': there is no "}.items():
+        (root / "experiments" / "base.yaml").write_text(f"beside: {listed}\n")
+        with pytest.raises(UserError, match=line):
+            experiments_beside(root, "base")
+
+
+def test_inits_are_compared_beside_each_other() -> None:
+    """Each is the same experiment but for its init."""
+    names = ["inits", *experiments_beside(ROOT, "inits")]
+    compared = [params_of(name) for name in names]
+    assert [one.init.kind for one in compared] == ["ode", "ode", "teacher_forcing", "causal_ode", "consistency"]
+    updates = [sum(one.steps for one in params.init.trainings.values()) for params in compared]
+    assert updates == [60, 360, 300, 360, 360]
+    assert len({one.model_copy(update={"init": compared[0].init}).model_dump_json() for one in compared}) == 1
+    assert len(compared[0].seeds) >= 3
+
+
+@pytest.mark.long
+def test_plan_tells_what_a_released_recipe_takes() -> None:
+    for name in RECIPES:
+        said = hiar("plan", name, "--gpus", "8", "--stage", "init", folder=ROOT).stdout
+        assert "832x480" in said
+        assert "\ninit" not in said.split("disk")[0]  # it is adopted
