@@ -45,6 +45,11 @@ class Faults:
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        self._loop.close()
 
     async def _connected(self, theirs: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         kind = self._draw.choice(self.kinds) if self.kinds and self._draw.random() < self.share else ""
