@@ -114,7 +114,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         kind = inits.KINDS[params.init.kind]
         entries = _role("student", models, gpus, params.init.training.optimizer)
         if isinstance(params.init, config.CausalOde | config.Consistency):
-            entries.append(_frozen("causal teacher", make_meta(params, models.student, half=False), 1))
+            entries.append(_frozen("teacher", make_meta(params, models.student, half=False), 1))
         others = [models.student] if kind.frozen else []
         peaks = imagine(lambda count, *n: kind.update(count, sizes, *n), sizes, [models.student], others)
         gathered, rings = [models.trained()], 0
