@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,27 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import relative_error
+from torch import Tensor
 
-from hiar.config import Params
+from hiar.config import CausalTeacher, Params
 from hiar.errors import UserError
+from hiar.grid import make_grid
 from hiar.io.artifacts import read_manifest
+from hiar.losses.consistency import causal_consistency
+from hiar.losses.flow import stratified_sigmas
+from hiar.losses.teacher_forcing import forced_flow_matching
+from hiar.models.attention import TeacherForced
+from hiar.models.denoiser import Denoiser
 from hiar.models.generator import load_generator
+from hiar.noise import normals, stream
 from hiar.parameters import merge, parse_params, read_yaml
+from hiar.rollout.ode import causal_ode_states
+from hiar.schedule import solver_sigmas, step_sigmas
 from hiar.stages import distill, init
-from hiar.stages.inits import causal_ode, teacher_forcing
+from hiar.stages.inits import causal_ode, consistency, ode, teacher_forcing
+from hiar.stages.inits.job import Job, Trained
+from hiar.stages.pairs import Trajectories, load_pairs
 
 MADE = Path("artifacts", "seed-0")
 WEIGHTS = MADE / "init" / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -31,11 +45,11 @@ OPTIMIZER = {
 }
 TRAINING = {"steps": 2, "batch": 4, "optimizer": OPTIMIZER}
 TEACHER = {"training": TRAINING, "sigma_floor": 0.5}
-PAIRS = {"count": 5, "solver_steps": 4, "guidance": 1.5, "batch": 2, "shard": 3}
+PAIRS = {"count": 5, "solver_steps": 8, "guidance": 1.5, "batch": 2, "shard": 3}
 KINDS: dict[str, dict[str, Any]] = {
     "teacher_forcing": {"training": TRAINING, "sigma_floor": 0.5},
     "causal_ode": {"teacher": TEACHER, "pairs": PAIRS, "training": TRAINING, "sigma_floor": 0.5},
-    "consistency": {"teacher": TEACHER, "solver_steps": 4, "guidance": 1.5, "training": TRAINING},
+    "consistency": {"teacher": TEACHER, "solver_steps": 8, "guidance": 1.5, "training": TRAINING},
 }
 SMALL = {"distill": {"steps": 1, "batch": 2, "windows": 1, "critic_warmup": 0, "critic_batch": 2}}
 CAUSVID = {"order": "block_first", "context": "finished", "level": None, "forward_kl": None, "forcing": "diffusion"}
@@ -89,6 +103,103 @@ def test_what_is_done_of_several_trainings_is_not_done_again(
     monkeypatch.setattr(teacher_forcing, "_train", interrupted)
     init.run(params, work, 0)
     assert all(torch.equal(undisturbed[name], value) for name, value in load_file(work / WEIGHTS).items())
+
+
+def test_causal_trajectories_are_the_causal_teachers(smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the student begins with its weights. Each is a function of its number, whatever the batches and shards."""
+    params, seen = asked(smoke, "causal_ode"), {}
+
+    def regress(job: Job, start: Denoiser, pairs: Trajectories, *others: object) -> Trained:
+        seen.update(start=start, pairs=pairs, states=pairs.states[torch.arange(5)])
+        return ode.regress(job, start, pairs, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(causal_ode, "regress", regress)
+    init.run(params, work, 0)
+    pairs, generator = seen["pairs"], load_generator(work / MADE / "teacher")
+    levels = step_sigmas(4, params.schedule.student_shift)
+    assert torch.equal(pairs.sigmas, levels)
+    assert pairs.captions == load_pairs(work / MADE / "pairs").captions[:5]
+    sigmas = solver_sigmas(levels, 2, params.schedule.teacher_shift)
+    grid = make_grid("finished", blocks=5, steps=8, window=5)
+    noise = normals("causal pairs noise", 0, range(5), (4, 15, 8, 8))
+    text, nothing = generator.embed(pairs.captions), generator.embed_nothing().expand(5, -1, -1)
+    states = causal_ode_states(seen["start"], noise, sigmas, text, nothing, 1.5, grid)[:, ::2]
+    torch.testing.assert_close(seen["states"], states, rtol=1e-4, atol=1e-4)
+    bidirectional = causal_ode_states(generator.denoiser, noise, sigmas, text, nothing, 1.5, grid)[:, ::2]
+    assert relative_error(bidirectional, states) > 0.01
+
+
+def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
+    smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, started, params = [], {}, asked(smoke, "consistency", training=TRAINING | {"steps": 3})
+
+    def causal_teacher(job: Job, spec: CausalTeacher) -> Denoiser:
+        started["teacher"] = teacher_forcing.causal_teacher(job, spec)
+        return started["teacher"]
+
+    def spy(student: Denoiser, average: Denoiser, *rest: object) -> Tensor:
+        calls.append((copy.deepcopy(student.state_dict()), copy.deepcopy(average.state_dict()), *rest))
+        return causal_consistency(student, average, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(consistency, "causal_teacher", causal_teacher)
+    monkeypatch.setattr(consistency, "causal_consistency", spy)
+    init.run(params, work, 0)
+    pairs, generator = load_pairs(work / MADE / "pairs"), load_generator(work / MADE / "teacher")
+    teacher = started["teacher"]
+    for step, call in enumerate(calls):
+        student, average, asked_of, x0, noise, sigmas, places, text, nothing, guidance, attention = call
+        random = stream("init batch", 0, step=step)
+        rows = torch.from_numpy(random.integers(16, size=4))
+        assert asked_of is teacher
+        assert torch.equal(x0, pairs.states[rows][:, -1])
+        assert torch.equal(noise, normals("init noise", 0, range(4), x0.shape[1:], step=step))
+        assert torch.equal(places, torch.from_numpy(random.integers(8, size=(4, 5))))
+        levels = step_sigmas(4, params.schedule.student_shift)
+        assert torch.equal(sigmas, solver_sigmas(levels, 2, params.schedule.teacher_shift))
+        assert torch.equal(text, generator.embed([pairs.captions[row] for row in rows]))
+        assert torch.equal(nothing, generator.embed_nothing().expand(4, -1, -1))
+        assert (guidance, attention) == (1.5, TeacherForced(3, 5))
+        if step == 0:  # both begin with the causal teacher's weights; the average with those of the first update
+            for own in (student, average):
+                assert all(torch.equal(own[name], value) for name, value in teacher.state_dict().items())
+        if step == 2:
+            assert any(not torch.equal(student[name], value) for name, value in average.items())
+    kept = load_generator(work / MADE / "init").denoiser.state_dict()
+    assert any(not torch.equal(kept[name], value) for name, value in calls[-1][1].items())
+
+
+def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
+    smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block at a level of its own, over all of which a batch is spread."""
+    calls, params = [], asked(smoke, "teacher_forcing")
+
+    def spy(model: Denoiser, *rest: object) -> Tensor:
+        calls.append(rest)
+        return forced_flow_matching(model, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(teacher_forcing, "forced_flow_matching", spy)
+    always = params.model_copy(update={"teacher": params.teacher.model_copy(update={"caption_dropout": 1.0})})
+    for one, dropped in ((params, False), (always, True)):
+        calls.clear()
+        spec = one.init
+        monkeypatch.setattr("hiar.stages.common.check_fits", lambda *_: None)  # the teacher was trained with another
+        init.run(one, work, 0)
+        pairs, generator = load_pairs(work / MADE / "pairs"), load_generator(work / MADE / "teacher")
+        for step, (x0, noise, sigma, text, attention, floor) in enumerate(calls):
+            random = stream("causal teacher batch", 0, step=step)
+            rows = torch.from_numpy(random.integers(16, size=4))
+            lost = random.random(4) < one.teacher.caption_dropout
+            levels = stratified_sigmas(20, one.schedule.teacher_shift, random)
+            captions = ["" if drop else pairs.captions[row] for drop, row in zip(lost, rows, strict=True)]
+            assert torch.equal(x0, pairs.states[rows][:, -1])
+            assert torch.equal(noise, normals("causal teacher noise", 0, range(4), x0.shape[1:], step=step))
+            assert torch.equal(sigma, levels.view(4, 5))
+            assert torch.equal(text, generator.embed(captions))
+            assert (attention, floor) == (TeacherForced(3, 5), spec.sigma_floor)  # type: ignore[union-attr]
+            assert all(lost) or not dropped
+        shutil.rmtree(work / MADE / "init")
 
 
 def test_causal_trajectories_that_are_not_finite_are_told(smoke: Path, work: Path) -> None:
