@@ -22,6 +22,10 @@ COLUMNS = (  # as far as a world's judge measures them
     "hops",
     "smoothed_speed",
 )
+BESIDE = (
+    "Differences are taken video by video, on the same prompts and noise, with 95 % intervals (Student's t): over videos "
+    "of how far other videos of the same models would land, over training seeds of how far another seed would."
+)
 
 
 def comparison_table(workspace: Path) -> str:
@@ -84,7 +88,7 @@ def beside_tables(workspaces: Mapping[str, Path]) -> str:
     Intervals of means are over training seeds where there are several, else over videos.
     """
     from hiar.report.columns import METRICS
-    from hiar.report.differences import PAIRED, difference_tables
+    from hiar.report.differences import difference_tables
     from hiar.report.series import Series
     from hiar.report.tables import Cell, Head, Row, Table, decimals
     from hiar.statistics.paired import VIDEOS, estimate, read_scores, values_of
@@ -92,7 +96,7 @@ def beside_tables(workspaces: Mapping[str, Path]) -> str:
     scores = {name: read_scores(workspace / VIDEOS) for name, workspace in workspaces.items()}
     first = next(iter(scores))
     parts = []
-    for contender in [name for name in scores[first] if not name.startswith("teacher/")]:
+    for contender in [name for name in scores[first] if not name.startswith(("teacher/", "world/"))]:
         own = {name: found[contender] for name, found in scores.items() if contender in found}
         series = {name: Series(name, "", "c0") for name in own}
         measured = next(iter(own[first].values()))
@@ -111,7 +115,7 @@ def beside_tables(workspaces: Mapping[str, Path]) -> str:
             over_videos, *over_seeds = difference_tables(columns, own, series, first)
             parts += [over_videos.caption, _markdown(over_videos, "Videos")]
             parts += [part for table in over_seeds for part in (table.caption, _markdown(table, "Seeds"))]
-    return "\n\n".join([*parts, PAIRED])
+    return "\n\n".join([*parts, BESIDE])
 
 
 def _markdown(table: Table, count: str) -> str:

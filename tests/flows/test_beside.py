@@ -37,7 +37,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_experiments_are_compared_contender_by_contender(tmp_path: Path) -> None:
-    both = ("teacher/teacher", "init/hiar", "distill/hiar")
+    both = ("teacher/teacher", "init/hiar", "distill/hiar", "world/world")
     said = beside_tables(
         {
             "one": scored(tmp_path / "one", 0.0, both),
@@ -61,6 +61,7 @@ def test_experiments_are_compared_contender_by_contender(tmp_path: Path) -> None
     assert differences[-1] == ["one+three", "-0.100 ± 0.000", "+0.100 ± 0.000", "2"]
     assert differences[-3] == ["one+three", "-0.100 ± 0.000", "+0.100 ± 0.000", "8"]
     assert "teacher" not in said
+    assert "world" not in said
     assert "unshown" not in said
 
 
