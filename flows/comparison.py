@@ -23,8 +23,8 @@ COLUMNS = (  # as far as a world's judge measures them
     "smoothed_speed",
 )
 BESIDE = (
-    "Differences are taken video by video, on the same prompts and noise, with 95 % intervals (Student's t): over videos "
-    "of how far other videos of the same models would land, over training seeds of how far another seed would."
+    "Differences are taken video by video, on the same prompts and noise. Intervals over videos say how far other "
+    "videos of the same models would land, those over training seeds how far another training seed would."
 )
 
 
