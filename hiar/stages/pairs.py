@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest
 from hiar.io.progress import Progress
-from hiar.io.shards import Rows, StoredRows, complete_shards, read_shard, shard_path, write_shard
+from hiar.io.shards import Rows, StoredRows, is_whole, read_shard, shard_path, write_shard
 from hiar.io.text import split_lines
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.rollout.ode import ode_states
 from hiar.schedule import solver_sigmas, step_sigmas
-from hiar.stages.common import Paths, stage, write_metrics
+from hiar.stages.common import Paths, Stage, stage, write_metrics
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
 
@@ -35,18 +36,10 @@ def run(params: Params, workspace: Path, seed: int) -> None:
     """Write artifacts/seed-S/pairs: shards of ``pairs.shard`` trajectories; a shard that is whole is not made again."""
     paths, spec = Paths(workspace, seed), params.pairs
     parents = {"teacher": (paths.teacher, "checkpoint")}
-    with stage("pairs", params, workspace, paths.pairs, seed=seed, parents=parents) as work:
-        teacher = load_generator(paths.teacher).to(work.accelerator.device)
-        whole = set(complete_shards(work.folder))
-        with Progress("pairs", spec.count) as progress:
-            for index, first in enumerate(range(0, spec.count, spec.shard)):
-                numbers = range(first, min(first + spec.shard, spec.count))
-                if index not in whole:
-                    batches = [numbers[i : i + spec.batch] for i in range(0, len(numbers), spec.batch)]
-                    states = torch.cat([solve(params, teacher, seed, batch) for batch in batches])
-                    check_states(states, first)
-                    write_shard(shard_path(work.folder, index), {"states": states}, {"first": str(first)})
-                progress.advance(len(numbers))
+    with stage("pairs", params, workspace, paths.pairs, seed=seed, parents=parents, shared=True) as work:
+        _make_shards(work, load_generator(paths.teacher).to(work.accelerator.device), seed)
+        if not work.ranks.leads:
+            return
         text = "".join(f"{caption}\n" for caption in pair_captions(params, seed, range(spec.count)))
         (work.folder / "captions.txt").write_text(text, encoding="utf-8")
         spread = float(load_shard(work.folder, 0)[:, -1].std())
@@ -55,6 +48,41 @@ def run(params: Params, workspace: Path, seed: int) -> None:
         work.run.log(0, metrics)
         sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift).tolist()
         work.finish("pairs", count=spec.count, shard=spec.shard, sigmas=sigmas)
+
+
+def _make_shards(work: Stage, teacher: Generator, seed: int) -> None:
+    """Make the shards that are not whole yet. They are dealt to the processes, which take turns of a batch together.
+
+    So none waits for another much longer than a batch takes, and all stop at the first mistake.
+    """
+    params, ranks, spec = work.params, work.ranks, work.params.pairs
+    own = {
+        index: range(index * spec.shard, min((index + 1) * spec.shard, spec.count))
+        for index in range(ranks.rank, -(-spec.count // spec.shard), ranks.size)
+    }
+    missing = [index for index in own if not is_whole(shard_path(work.folder, index))]
+    turns = [
+        (index, own[index][first : first + spec.batch])
+        for index in missing
+        for first in range(0, len(own[index]), spec.batch)
+    ]
+    most = int(ranks.gather(torch.tensor(len(turns), device=ranks.device)).max())
+    begun = ranks.sums([sum(len(numbers) for index, numbers in own.items() if index not in missing)])[0]
+    made: list[Tensor] = []
+    with Progress("pairs", spec.count, int(begun)) if ranks.leads else nullcontext() as progress:
+        for turn in range(most):
+            index, batch = turns[turn] if turn < len(turns) else (None, range(0))
+            with ranks.agreed():
+                if index is not None:
+                    made.append(solve(params, teacher, seed, batch))
+                    check_states(made[-1], batch.start)
+                    if batch.stop == own[index].stop:
+                        placed = {"first": str(own[index].start)}
+                        write_shard(shard_path(work.folder, index), {"states": torch.cat(made)}, placed)
+                        made.clear()
+            (count,) = ranks.sums([len(batch)])
+            if progress is not None:
+                progress.advance(int(count))
 
 
 @torch.no_grad()
