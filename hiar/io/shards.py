@@ -65,7 +65,7 @@ class Rows(Protocol):
 
 
 class StoredRows:
-    """The rows of a tensor that lies in shards, read from their files when they are asked for, and not before.
+    """The rows of a tensor that lies in shards, read from their files in float32 when they are asked for, not before.
 
     Every shard is read and checked once, one at a time. Raises UserError when one is missing or broken.
     """
@@ -82,7 +82,7 @@ class StoredRows:
 
     def __getitem__(self, chosen: Tensor) -> Tensor:
         """Rows ``chosen`` (n,), as indexing a tensor gives them."""
-        return torch.stack([self._row(number) for number in chosen.tolist()])
+        return torch.stack([self._row(number) for number in chosen.tolist()]).float()
 
     def _row(self, number: int) -> Tensor:
         index = bisect_right(self.first, number) - 1

@@ -1,7 +1,9 @@
-"""Stage pairs: teacher ODE trajectories, kept at the student's levels only."""
+"""Stage pairs: teacher ODE trajectories, kept at the student's levels only, or somebody else's."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +24,15 @@ from hiar.schedule import solver_sigmas, step_sigmas
 from hiar.stages.common import Paths, Stage, stage, write_metrics
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
+CAPTIONS = "captions.txt"  # a line a trajectory
+
 
 @dataclass(frozen=True)
 class Trajectories:
-    """states: (N, S + 1, C, F, h, w) at sigmas (S + 1,), from pure noise to clean, on the disk; a caption each."""
+    """states: (N, S + 1, C, F, h, w) at sigmas (S + 1,), from pure noise to clean, on the disk; a caption each.
+
+    They are read in float32, whatever they are kept in.
+    """
 
     states: Rows
     sigmas: Tensor
@@ -37,17 +44,59 @@ def run(params: Params, workspace: Path, seed: int) -> None:
     paths, spec = Paths(workspace, seed), params.pairs
     parents = {"teacher": (paths.teacher, "checkpoint")}
     with stage("pairs", params, workspace, paths.pairs, seed=seed, parents=parents, shared=True) as work:
+        if spec.source is not None:
+            if work.ranks.leads:
+                _adopt(work, spec.source, load_generator(paths.teacher), workspace, seed)
+            return
         _make_shards(work, load_generator(paths.teacher).to(work.accelerator.device), seed)
         if not work.ranks.leads:
             return
         text = "".join(f"{caption}\n" for caption in pair_captions(params, seed, range(spec.count)))
-        (work.folder / "captions.txt").write_text(text, encoding="utf-8")
-        spread = float(load_shard(work.folder, 0)[:, -1].std())
-        metrics = {"count": float(spec.count), "latent_std": spread}
-        write_metrics(workspace, f"seed-{seed}/pairs", metrics)
-        work.run.log(0, metrics)
+        (work.folder / CAPTIONS).write_text(text, encoding="utf-8")
+        _write_figures(work, workspace, seed)
         sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift).tolist()
         work.finish("pairs", count=spec.count, shard=spec.shard, sigmas=sigmas)
+
+
+def _write_figures(work: Stage, workspace: Path, seed: int) -> None:
+    spread = float(load_shard(work.folder, 0)[:, -1].std())
+    metrics = {"count": float(work.params.pairs.count), "latent_std": spread}
+    write_metrics(workspace, f"seed-{seed}/pairs", metrics)
+    work.run.log(0, metrics)
+
+
+def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed: int) -> None:
+    """Take pairs that `hiar import-pairs` wrote, without a second copy where the file system allows that.
+
+    Raises UserError unless they are of the experiment's size, number and levels.
+    """
+    pairs, schedule, params = load_pairs(source), work.params.schedule, work.params
+    where, (channels, height, width) = f"params.yaml: pairs.source = {source}", teacher.latent_size
+    wanted = (schedule.student_steps + 1, channels, params.video.frames, height, width)
+    found = tuple(pairs.states[torch.tensor([0])].shape[1:])
+    if found != wanted:
+        axes = "(states, channels, frames, height, width)"
+        raise UserError(f"{where}: has trajectories {found} {axes}, the experiment's are {wanted}; name others")
+    levels = step_sigmas(schedule.student_steps, schedule.student_shift)
+    if not torch.allclose(pairs.sigmas, levels, rtol=0, atol=1e-5):
+        theirs, ours = (", ".join(f"{sigma:.4g}" for sigma in one.tolist()) for one in (pairs.sigmas, levels))
+        raise UserError(
+            f"{where}: its levels are {theirs}, the student's {ours}; change schedule.student_shift, or name others"
+        )
+    if len(pairs.states) != params.pairs.count:
+        raise UserError(
+            f"params.yaml: pairs.count = {params.pairs.count}: {source} holds {len(pairs.states)}; give that number"
+        )
+    manifest = read_manifest(source, "pairs")
+    for name in manifest["files"]:
+        (work.folder / name).unlink(missing_ok=True)  # of a start that was interrupted
+        try:
+            os.link(source / name, work.folder / name)
+        except OSError:  # another file system, or none that links
+            shutil.copyfile(source / name, work.folder / name)
+    said = facts(source, manifest, _Facts)
+    _write_figures(work, workspace, seed)
+    work.finish("pairs", count=said.count, shard=said.shard, sigmas=said.sigmas, source=source.name)
 
 
 def _make_shards(work: Stage, teacher: Generator, seed: int) -> None:
@@ -132,7 +181,7 @@ def load_pairs(folder: Path) -> Trajectories:
     """The trajectories of a pairs folder, checked. Raises UserError naming the shard that is missing or broken."""
     said = facts(folder, read_manifest(folder, "pairs"), _Facts)
     states = StoredRows(folder, "states", shards=-(-said.count // said.shard))
-    lines = split_lines((folder / "captions.txt").read_text(encoding="utf-8"))
+    lines = split_lines((folder / CAPTIONS).read_text(encoding="utf-8"))
     if len(states) != said.count or len(lines) != said.count:
         raise UserError(
             f"{folder}: holds {len(states)} trajectories and {len(lines)} captions, not {said.count}; "
