@@ -59,7 +59,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
 
 
 def _write_figures(work: Stage, workspace: Path, seed: int) -> None:
-    spread = float(load_shard(work.folder, 0)[:, -1].std())
+    spread = float(load_shard(work.folder, 0)[:, -1].float().std())
     metrics = {"count": float(work.params.pairs.count), "latent_std": spread}
     write_metrics(workspace, f"seed-{seed}/pairs", metrics)
     work.run.log(0, metrics)
