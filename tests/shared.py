@@ -190,7 +190,7 @@ def run_rank(rank: int, size: int, folder: str, cases: list[Case], state: Case |
 
 
 def keep_states(case: Case, ranks: Ranks, folder: Path) -> None:
-    """Save again what one process has saved; be stopped in the third step; meet a disk that takes no more."""
+    """Save again what one process has saved; be stopped; meet a full disk, and another process's folder."""
     roles, _, memory = make(case, ranks)
     step, curve = load_state(folder / "of one", roles, memory, ranks)
     with Saving(folder / "again", roles, memory, ranks=ranks) as saving:
@@ -217,6 +217,10 @@ def keep_states(case: Case, ranks: Ranks, folder: Path) -> None:
             saving.begin(2, [])
     except UserError as error:
         (folder / f"full-{ranks.rank}.txt").write_text(str(error))
+    try:
+        load_state(folder / ("again" if ranks.leads else "nowhere"), roles, memory, ranks)
+    except UserError as error:
+        (folder / f"apart-{ranks.rank}.txt").write_text(str(error))
 
 
 def run_ranks(size: int, folder: Path, cases: list[Case], state: Case | None = None) -> None:

@@ -4,8 +4,9 @@
 had of the tensors, and ``state.json`` says what there is: type and shape of each tensor, how many of its rows lie in
 which file, and a SHA-256 a file and of itself. Nothing is pickled, and any number of processes reads any rows.
 
-This takes the place of torch.distributed.checkpoint: its own index is a pickle, and its storage of safetensors has
-neither index nor hashes once processes write apart, so that a lost file is a tensor that is smaller or partly unread.
+This takes the place of torch.distributed.checkpoint (2.13): its own index is a pickle, and its storage of safetensors
+has neither index nor hashes where processes write apart. Tried with three files, it loads a flipped bit, and leaves the
+rows of a lost one in the middle as they were, both without a word.
 """
 
 from __future__ import annotations

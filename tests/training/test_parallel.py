@@ -170,6 +170,12 @@ def test_a_part_that_one_process_cannot_write_ends_both_and_leaves_the_state_bef
     assert [path.name for path in (together / "full").iterdir()] == ["state-00000001"]
 
 
+def test_processes_that_see_different_states_refuse_to_go_on(together: Path) -> None:
+    for rank in range(2):
+        said = (together / f"apart-{rank}.txt").read_text()
+        assert "process 1 goes on from step 0, process 0 from 1; start all in one folder that they share" in said
+
+
 def test_a_state_goes_on_sharded_and_whole(tmp_path: Path) -> None:
     """What a sharded run has saved continues to the same weights in either; a whole run's state in a sharded one."""
     case, ended = Case("init", muon=True, steps=4), {}

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,24 @@ def test_what_is_saved_is_the_state_of_its_step_however_long_writing_takes(
     assert load_state(tmp_path, {"role": role}, restored) == (1, [{"step": 0}])
     assert all(torch.equal(value, expected[name]) for name, value in role.module.state_dict().items())
     assert torch.equal(restored["last"], last)
+
+
+def test_a_state_under_way_is_finished_whatever_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
+
+    def slow(place: Path, rank: int, tensors: dict[str, torch.Tensor]) -> str:
+        time.sleep(0.3)
+        return write_part(place, rank, tensors)
+
+    def step(number: int) -> dict[str, float]:
+        if number == 1:
+            raise KeyboardInterrupt
+        return {"loss": 0.0}
+
+    monkeypatch.setattr(checkpoint, "write_part", slow)
+    with pytest.raises(KeyboardInterrupt):
+        train("test", 4, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9)
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000001"]
 
 
 def test_a_state_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(small_disk: Path) -> None:
