@@ -177,7 +177,8 @@ class StoredState:
 
     def _parts(self, name: str, rows: list[int], own: range) -> list[Tensor]:
         """The rows ``own`` out of each file that has some of them; no row of the first one where there are none."""
-        parts, first = [], 0
+        parts: list[Tensor] = []
+        first = 0
         for number, count in enumerate(rows):
             start, stop = max(own.start - first, 0), min(own.stop - first, count)
             if start < stop or not (parts or own or not count):

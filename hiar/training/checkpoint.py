@@ -209,9 +209,9 @@ def _check_names(layouts: Mapping[str, Layout], roles: Mapping[str, Role]) -> No
                 _check_layout(name, layouts[name], parameters[int(place)])
             left.remove(name)
         complete = set().union(*fields.values())
-        for place, found in fields.items():
+        for number, found in fields.items():
             if missing := complete - found:
-                raise ValueError(f"{prefix}{place}/{min(missing)} is missing")
+                raise ValueError(f"{prefix}{number}/{min(missing)} is missing")
     if left:
         raise ValueError(f"{min(left)} is of none of {', '.join(roles)}")
 

@@ -122,7 +122,7 @@ def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:
     for name, line in {
         "nowhere": "is no folder of .pt files and no LMDB; name one",
         "empty": "holds no .pt file and no data.mdb; name a folder of pairs",
-        "other": "data.mdb: is no LMDB that can be read (",
+        "other": "data.mdb: is damaged, or no LMDB (",
     }.items():
         with pytest.raises(UserError) as told:
             import_pairs(tmp_path / name, tmp_path / "pairs", shift=8.0, shard=2)
@@ -160,7 +160,7 @@ def test_a_truncated_lmdb_is_refused_before_it_is_mapped(tmp_path: Path) -> None
     whole = file.read_bytes()
     for size in (0, 100, 4096, 8192, len(whole) - 1):
         file.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"data\.mdb: is (truncated|no LMDB that can be read)"):
+        with pytest.raises(UserError, match=r"data\.mdb: is (truncated|damaged, or no LMDB)"):
             import_pairs(file, tmp_path / "pairs", shift=8.0, shard=2)
 
 

@@ -72,28 +72,25 @@ def _of_files(folder: Path) -> Iterator[ForeignPair]:
 
 def _of_lmdb(path: Path) -> Iterator[ForeignPair]:
     """Rows ``latents_N_data`` (fp16) and ``prompts_N_data``, as many as the first number of ``latents_shape`` says."""
-    with _opened(path) as (lmdb_, environment), environment.begin(buffers=True) as rows:
-        try:
-            count, *shape = _shape(path, bytes(rows.get(b"latents_shape", b"")))
-            size = math.prod(shape)
-            for number in range(count):
-                where = f"{path}: latents_{number}_data"
-                latents = rows.get(f"latents_{number}_data".encode())
-                prompt = rows.get(f"prompts_{number}_data".encode())
-                if latents is None or prompt is None:
-                    raise UserError(f"{where}: it or its prompt is missing, of {count}; copy the LMDB again")
-                if len(latents) != 2 * size:
-                    raise UserError(
-                        f"{where}: has {len(latents)} bytes, and {tuple(shape)} of fp16 are {2 * size}; copy it again"
-                    )
-                states = torch.frombuffer(bytearray(latents), dtype=torch.float16).reshape(shape)
-                yield ForeignPair(where, _text(where, bytes(prompt)), _ours(where, states))
-        except lmdb_.Error as error:
-            raise UserError(f"{path}: is damaged ({error}); copy it again") from None
+    with _opened(path) as environment, environment.begin(buffers=True) as rows:
+        count, *shape = _shape(path, bytes(rows.get(b"latents_shape", b"")))
+        size = math.prod(shape)
+        for number in range(count):
+            where = f"{path}: latents_{number}_data"
+            latents = rows.get(f"latents_{number}_data".encode())
+            prompt = rows.get(f"prompts_{number}_data".encode())
+            if latents is None or prompt is None:
+                raise UserError(f"{where}: it or its prompt is missing, of {count}; copy the LMDB again")
+            if len(latents) != 2 * size:
+                raise UserError(
+                    f"{where}: has {len(latents)} bytes, and {tuple(shape)} of fp16 are {2 * size}; copy it again"
+                )
+            states = torch.frombuffer(bytearray(latents), dtype=torch.float16).reshape(shape)
+            yield ForeignPair(where, _text(where, bytes(prompt)), _ours(where, states))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[type[lmdb], lmdb.Environment]]:
+def _opened(path: Path) -> Iterator[lmdb.Environment]:
     """An LMDB to read. Its library trusts what it maps: a file that is shorter than it says is refused here."""
     try:
         import lmdb
@@ -108,9 +105,9 @@ def _opened(path: Path) -> Iterator[tuple[type[lmdb], lmdb.Environment]]:
             needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
             if file.stat().st_size < needed:
                 raise UserError(f"{file}: is truncated ({file.stat().st_size} of {needed} bytes); copy it again")
-            yield lmdb, environment
+            yield environment
     except lmdb.Error as error:
-        raise UserError(f"{file}: is no LMDB that can be read ({error}); copy it again") from None
+        raise UserError(f"{file}: is damaged, or no LMDB ({error}); copy it again") from None
 
 
 def _shape(path: Path, text: bytes) -> list[int]:
