@@ -61,6 +61,10 @@ class Ranks:
         """How many of all processes say yes to each of some questions."""
         return [int(count) for count in self.sums([float(yes) for yes in questions])]
 
+    def told(self, decision: bool) -> bool:
+        """What the one that leads has decided, for all."""
+        return self.votes(decision and self.leads) == [1]
+
     @contextmanager
     def agreed(self) -> Iterator[None]:
         """Around checks: a UserError of one process is raised by all, so that none waits for it."""
