@@ -1,10 +1,11 @@
-"""The smoke experiment, run once for all tests that look at what it leaves."""
+"""The smoke experiment, run once for all tests that look at what it leaves; a disk that is really small."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,25 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
             copy_project(project)
             hiar("run", "smoke", folder=project)
     return project / "runs" / "smoke"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of half a megabyte; skips where this user may not mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("a small file system needs the mount command")
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted: {mounted.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def copy_project(to: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,13 +28,17 @@ from hiar.config import (
     Variant,
     Video,
 )
+from hiar.errors import UserError
 from hiar.io.launcher import RENDEZVOUS
 from hiar.io.process_group import Ranks, joined
+from hiar.io.states import temporary_state
 from hiar.losses.regression import block_levels, noisy_share, ode_regression
 from hiar.models.attention import BlockCausal
 from hiar.noise import normals, stream
 from hiar.schedule import step_sigmas
+from hiar.training.checkpoint import Saving, load_state
 from hiar.training.distillation import Distillation, distillation_step
+from hiar.training.loop import train
 from hiar.training.parallel import accumulate, deal, shard
 from hiar.training.role import kept_weights, make_role, update
 from hiar.training.self_rollout import SelfRollout
@@ -50,6 +56,10 @@ ADAMW = Optimizer(
     ema_from=0,
 )
 MUON = ADAMW.model_copy(update={"muon": Muon(lr=0.01, weight_decay=0.1)})
+
+
+class Silent:
+    def log(self, step: int, metrics: object) -> None: ...
 
 
 class Case(NamedTuple):
@@ -166,7 +176,7 @@ def train_case(case: Case, ranks: Ranks) -> dict[str, Tensor]:
     return weights | {"curve": torch.tensor([[*row.values()][-3:] for row in curve[1:]], dtype=torch.float64)}
 
 
-def run_rank(rank: int, size: int, folder: str, cases: list[Case]) -> None:
+def run_rank(rank: int, size: int, folder: str, cases: list[Case], state: Case | None) -> None:
     """One of several processes; the first leaves what they have trained."""
     torch.set_num_threads(1)
     os.environ |= {RENDEZVOUS: f"{folder}/rendezvous", "RANK": str(rank), "WORLD_SIZE": str(size)}
@@ -175,13 +185,49 @@ def run_rank(rank: int, size: int, folder: str, cases: list[Case]) -> None:
             tensors = train_case(case, ranks)
             if ranks.leads:
                 save_file(tensors, Path(folder) / f"{number}.safetensors")
+        if state is not None:
+            keep_states(state, ranks, Path(folder))
 
 
-def run_ranks(size: int, folder: Path, cases: list[Case]) -> None:
-    """All processes of a group."""
+def keep_states(case: Case, ranks: Ranks, folder: Path) -> None:
+    """Save again what one process has saved; be stopped; meet a full disk, and another process's folder."""
+    roles, _, memory = make(case, ranks)
+    step, curve = load_state(folder / "of one", roles, memory, ranks)
+    with Saving(folder / "again", roles, memory, ranks=ranks) as saving:
+        saving.begin(step, curve)
+    roles, train_step, memory = make(case, ranks)
+
+    def stopped(number: int) -> dict[str, float]:
+        if number == 2 and not ranks.leads:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(number)
+
+    options = {"checkpoint_minutes": 60, "memory": memory, "ranks": ranks}
+    try:
+        train("stopped", case.steps, stopped, roles, folder / "stopped", Silent(), **options)
+    except SystemExit as end:
+        steps, _ = load_state(folder / "stopped", roles, memory, ranks)
+        (folder / f"ended-{ranks.rank}.json").write_text(json.dumps({"code": end.code, "steps": steps}))
+    try:
+        with Saving(folder / "full", roles, memory, ranks=ranks) as saving:
+            saving.begin(1, [])
+            saving.finish()
+            if not ranks.leads:  # what cannot be written over
+                (temporary_state(folder / "full", 2) / ".00001.safetensors.tmp" / "full").mkdir(parents=True)
+            saving.begin(2, [])
+    except UserError as error:
+        (folder / f"full-{ranks.rank}.txt").write_text(str(error))
+    try:
+        load_state(folder / ("again" if ranks.leads else "nowhere"), roles, memory, ranks)
+    except UserError as error:
+        (folder / f"apart-{ranks.rank}.txt").write_text(str(error))
+
+
+def run_ranks(size: int, folder: Path, cases: list[Case], state: Case | None = None) -> None:
+    """All processes of a group; with a ``state``, they save and load what trains so, too."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiar.training.distillation", "torch.distributed.fsdp"])  # once for all of them
-    processes = [context.Process(target=run_rank, args=(rank, size, str(folder), cases)) for rank in range(size)]
+    processes = [context.Process(target=run_rank, args=(rank, size, str(folder), cases, state)) for rank in range(size)]
     for process in processes:
         process.start()
     for process in processes:

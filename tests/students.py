@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks import students
-from hiar.config import Context, Order
+from hiar.config import Context, Order, Params
 from hiar.io.artifacts import write_manifest
 from hiar.models.generator import Walk, load_generator
 from hiar.parameters import merge, parse_params, read_yaml
@@ -20,9 +20,13 @@ def save_student(
     folder: Path, order: Order = "step_first", context: Context = "output", seed: int = 0, **overrides: Any
 ) -> None:
     """A checkpoint folder of the smoke experiment's size; ``overrides`` are sections of params.yaml."""
+    students.save_student(folder, smoke_params(**overrides), Walk(order=order, context=context), seed)
+
+
+def smoke_params(**overrides: Any) -> Params:
+    """The parameters of the smoke experiment; ``overrides`` are sections of params.yaml."""
     tree = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "smoke.yaml"))
-    params = parse_params(merge(tree, overrides), Path("student"))
-    students.save_student(folder, params, Walk(order=order, context=context), seed)
+    return parse_params(merge(tree, overrides), Path("student"))
 
 
 @torch.no_grad()

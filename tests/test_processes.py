@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -10,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from commands import environment, hiar
-from safetensors import SafetensorError, safe_open
+
+from hiar.io.states import newest
 
 INIT, DISTILL = ("stage", "init", "--seed", 0), ("stage", "distill", "--seed", 0, "--variant", "hiar")
 MADE = Path("artifacts", "seed-0")
@@ -52,20 +53,25 @@ def start(folder: Path, *command: object, **variables: str) -> subprocess.Popen[
 
 def steps_done(folder: Path) -> int:
     """How far the state of the distillation is."""
-    try:
-        with safe_open(folder / MADE / "distill" / "hiar.partial" / ".training" / "state.safetensors", "pt") as file:
-            return json.loads(bytes(file.get_tensor("progress").tolist()))["step"]
-    except (FileNotFoundError, SafetensorError):
-        return 0
+    place = newest(folder / MADE / "distill" / "hiar.partial" / ".training")
+    return 0 if place is None else int(place.name.removeprefix("state-"))
 
 
 def wait_for(steps: int, folder: Path, process: subprocess.Popen[str]) -> list[int]:
     """Wait until a state is there; returns the numbers of the processes it started."""
+    wait(lambda: steps_done(folder) >= steps, process)
+    return children(process)
+
+
+def wait(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while steps_done(folder) < steps:
+    while not true():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
     return [int(number) for number in listed.split()]
 
@@ -133,6 +139,28 @@ def test_a_run_goes_on_with_another_number_of_processes(work: Path, tmp_path: Pa
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("whom", ["the launcher", "one process"])
+def test_sigterm_saves_a_state_of_all_processes_and_ends_them(whom: str, work: Path, tmp_path: Path) -> None:
+    """As a scheduler sends it: nothing is left running, and the same command goes on to the bytes of one process."""
+    settings(work, runtime={"processes": 1, "checkpoint_minutes": 60.0}, distill={"steps": 40})
+    whole = tmp_path / "whole"
+    shutil.copytree(work, whole, ignore=shutil.ignore_patterns("whole"))
+    hiar(*DISTILL, folder=whole, HIAR_TRACKING="off")
+    settings(work, runtime={"processes": 2, "checkpoint_minutes": 1e-9})
+    run = start(work, *DISTILL)
+    ranks = wait_for(2, work, run)
+    os.kill(run.pid if whom == "the launcher" else ranks[1], signal.SIGTERM)
+    said = run.communicate(timeout=PATIENCE)[1]
+    assert run.returncode == 128 + signal.SIGTERM, said
+    assert "error" not in said
+    assert not [number for number in ranks if Path("/proc", str(number)).exists()]
+    assert steps_done(work) > 2
+    hiar(*DISTILL, folder=work, HIAR_TRACKING="off")
+    weights = MADE / "distill/hiar/transformer/diffusion_pytorch_model.safetensors"
+    assert (work / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+@pytest.mark.long
 def test_a_process_that_sleeps_ends_all_within_the_timeout(work: Path) -> None:
     settings(work, runtime={"processes": 2, "stall_seconds": 20.0})
     run = start(work, *DISTILL)
@@ -189,3 +217,31 @@ def test_torchrun_starts_them_as_well(work: Path) -> None:
             subprocess.run([*command, "-m", "hiar", *map(str, INIT)], cwd=work, env=variables, check=True)
         places[name] = (work / MADE / "init" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert places["torchrun"] == places["own"]
+
+
+@pytest.mark.long
+def test_pairs_of_two_processes_of_which_one_is_killed_twice_are_those_of_one(work: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    settings(work, pairs={"count": 23, "batch": 2, "shard": 4, "solver_steps": 96})
+    shutil.rmtree(work / MADE / "pairs")
+    shutil.copytree(work, whole, ignore=shutil.ignore_patterns("whole"))
+    hiar("stage", "pairs", "--seed", 0, folder=whole, HIAR_TRACKING="off")
+    settings(work, runtime={"processes": 2})
+    partial = work / MADE / "pairs.partial"
+    for shards in (1, 3):
+        run = start(work, "stage", "pairs", "--seed", 0)
+        wait(lambda: len([*partial.glob("0*.safetensors")]) >= shards, run)  # noqa: B023 (at once)
+        os.kill(children(run)[1], signal.SIGKILL)
+        said = run.communicate(timeout=PATIENCE)[1].splitlines()
+        assert said[-1] == "error: process 1 of 2 was ended by SIGKILL; the same command goes on from here"
+        assert partial.exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in partial.glob("0*.safetensors")}
+    assert 3 <= len(kept) < 6
+    hiar("stage", "pairs", "--seed", 0, folder=work, HIAR_TRACKING="off")
+    one, two = (
+        {path.name: path.read_bytes() for path in sorted((folder / MADE / "pairs").iterdir())}
+        for folder in (whole, work)
+    )
+    assert one == two
+    assert len(one) == 6 + 2
+    assert {name: (work / MADE / "pairs" / name).stat().st_mtime_ns for name in kept} == kept

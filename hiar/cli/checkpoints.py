@@ -68,6 +68,34 @@ def import_(
     import_checkpoint(source, base, out, preset, weights, told)
 
 
+@app.command(
+    name="import-pairs",
+    cls=Once,
+    epilog=examples(
+        "hiar import-pairs ode_pairs --out models/pairs             # HiAR's: a .pt a prompt",
+        "hiar import-pairs ode_pairs_lmdb --shift 5 --out models/pairs    # Self-Forcing's",
+    ),
+)
+def import_pairs_(
+    source: Annotated[Path, typer.Argument(help="A folder of .pt files {prompt: trajectory}, or an LMDB.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pairs; replaced when whole.")],
+    shift: Annotated[
+        float, typer.Option(min=0.01, max=1000.0, help="Of the noise levels at which their states were kept.")
+    ] = 8.0,
+    shard: Annotated[int, typer.Option(min=1, max=100_000, help="Pairs a file; so many are in memory.")] = 16,
+) -> None:
+    """Make somebody else's ODE pairs an artifact that an experiment takes (pairs.source in its parameters).
+
+    States keep their type and bits. Nothing in the files is run; what is damaged, not finite, or of another shape than
+    the first is refused. The files do not tell their noise levels: --shift does.
+    """
+    alone("hiar import-pairs")
+
+    from hiar.stages.foreign_pairs import import_pairs
+
+    print(f"{out}: {import_pairs(source, out, shift, shard)}")
+
+
 @app.command(cls=Once, epilog=examples("hiar base Wan2.1-T2V-1.3B --out Wan2.1-T2V-1.3B-Diffusers"))
 def base(
     source: Annotated[Path, typer.Argument(help="Folder of Wan2.1-T2V as the original has it.")],

@@ -80,6 +80,7 @@ class Pairs(Section):
     """Teacher ODE trajectories, kept at the student's levels."""
 
     count: Count
+    source: File | None = None  # folder that `hiar import-pairs` wrote; null: they are made here
     solver_steps: Count  # Euler steps, a multiple of the student's
     guidance: Positive
     batch: Count

@@ -57,9 +57,13 @@ class Ranks:
         own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         return self.gather(own).sum(0).tolist()
 
+    def votes(self, *questions: bool) -> list[int]:
+        """How many of all processes say yes to each of some questions."""
+        return [int(count) for count in self.sums([float(yes) for yes in questions])]
+
     def told(self, decision: bool) -> bool:
         """What the one that leads has decided, for all."""
-        return self.sums([float(decision and self.leads)]) == [1.0]
+        return self.votes(decision and self.leads) == [1]
 
     @contextmanager
     def agreed(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hiar.errors import ERROR_FILE, LOST, RunFailed, UserError
 from hiar.io.launcher import RENDEZVOUS, own_place
+from hiar.io.stopping import ENDED, asked_to_stop
 from hiar.rollout.shared_memory import Neighbours, line_of
 
 NEIGHBOURS = "HIAR_NEIGHBOURS"  # numbers of their open sockets to the process before and after; "" where there is none
@@ -32,18 +33,22 @@ def launch(command: Sequence[str], names: Sequence[str], *, teller: int, threads
     """Run ``command`` once a name, and wait for all.
 
     teller: the rank that has this process's standard error. threads: of each, unless the environment says otherwise.
+    SIGTERM is passed on, and raises SystemExit once all have ended; those that train save a state first.
 
     Raises UserError with a rank's own words when it refused its input, and RunFailed when one broke down.
     """
-    with tempfile.TemporaryDirectory(prefix="hiar-ranks-") as folder:
+    with asked_to_stop() as stop, tempfile.TemporaryDirectory(prefix="hiar-ranks-") as folder:
         place = Path(folder)
         with line_of(len(names)) as line:
             processes = [_start(command, rank, line, place, rank == teller, threads) for rank in range(len(names))]
         try:
-            codes = _codes(processes)
-            while all(code in (None, 0) for code in codes):
+            codes, passed_on = _codes(processes), False
+            while all(code in (None, 0, ENDED) or (passed_on and code == -signal.SIGTERM) for code in codes):
                 if None not in codes:
-                    return
+                    break
+                if stop() and not passed_on:
+                    _signal(processes, signal.SIGTERM)
+                    passed_on = True
                 time.sleep(POLL)
                 codes = _codes(processes)
             deadline = time.monotonic() + SETTLE
@@ -52,6 +57,10 @@ def launch(command: Sequence[str], names: Sequence[str], *, teller: int, threads
                 codes = _codes(processes)
         finally:
             _end(processes)
+        if not any(codes):
+            return
+        if ENDED in codes or (passed_on and -signal.SIGTERM in codes):
+            raise SystemExit(ENDED)
         raise _cause(codes, names, place)
 
 
@@ -112,14 +121,19 @@ def _codes(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
     return [process.poll() for process in processes]
 
 
+def _signal(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    """Signal what still runs, with all that it has started."""
+    for process in processes:
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ask what still runs to end, then kill it."""
     deadline = time.monotonic() + GRACE
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
+        _signal(processes, number)
         while number == signal.SIGTERM and time.monotonic() < deadline and any(p.poll() is None for p in processes):
             time.sleep(POLL)
     for process in processes:

@@ -21,7 +21,6 @@ from torch import Tensor
 from hiar.errors import UserError
 from hiar.io.files import atomic_file
 
-STATE = "state.safetensors"  # the shard in which a training run keeps its state
 _HEADER = "hiar"  # one JSON entry: safetensors writes several in an order that differs from process to process
 
 
@@ -66,7 +65,7 @@ class Rows(Protocol):
 
 
 class StoredRows:
-    """The rows of a tensor that lies in shards, read from their files when they are asked for, and not before.
+    """The rows of a tensor that lies in shards, read from their files in float32 when they are asked for, not before.
 
     Every shard is read and checked once, one at a time. Raises UserError when one is missing or broken.
     """
@@ -83,7 +82,7 @@ class StoredRows:
 
     def __getitem__(self, chosen: Tensor) -> Tensor:
         """Rows ``chosen`` (n,), as indexing a tensor gives them."""
-        return torch.stack([self._row(number) for number in chosen.tolist()])
+        return torch.stack([self._row(number) for number in chosen.tolist()]).float()
 
     def _row(self, number: int) -> Tensor:
         index = bisect_right(self.first, number) - 1
@@ -93,12 +92,13 @@ class StoredRows:
 
 def complete_shards(folder: Path) -> list[int]:
     """Indices, ascending, of the shards in ``folder`` that are whole, each one read and checked."""
-    return sorted(int(path.stem) for path in folder.glob("*.safetensors") if _is_whole(path))
+    return sorted(
+        int(path.stem) for path in folder.glob("*.safetensors") if re.fullmatch(r"\d{5}", path.stem) and is_whole(path)
+    )
 
 
-def _is_whole(path: Path) -> bool:
-    if not re.fullmatch(r"\d{5}", path.stem):
-        return False
+def is_whole(path: Path) -> bool:
+    """Whether there is a shard that is whole; it is read and checked."""
     try:
         read_shard(path)
     except UserError:

@@ -88,6 +88,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             work.training,
             work.run,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
+            checkpoints_kept=params.runtime.checkpoints_kept,
             memory=job.replay,
             ranks=work.ranks,
         )

@@ -1,7 +1,10 @@
-"""Stage pairs: teacher ODE trajectories, kept at the student's levels only."""
+"""Stage pairs: teacher ODE trajectories, kept at the student's levels only, or somebody else's."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +15,24 @@ from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest
 from hiar.io.progress import Progress
-from hiar.io.shards import Rows, StoredRows, complete_shards, read_shard, shard_path, write_shard
+from hiar.io.shards import Rows, StoredRows, is_whole, read_shard, shard_path, write_shard
 from hiar.io.text import split_lines
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.rollout.ode import ode_states
 from hiar.schedule import solver_sigmas, step_sigmas
-from hiar.stages.common import Paths, stage, write_metrics
+from hiar.stages.common import Paths, Stage, stage, write_metrics
 from hiar.worlds.interface import FIRST_CLIP, open_world
+
+CAPTIONS = "captions.txt"  # a line a trajectory
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """states: (N, S + 1, C, F, h, w) at sigmas (S + 1,), from pure noise to clean, on the disk; a caption each."""
+    """states: (N, S + 1, C, F, h, w) at sigmas (S + 1,), from pure noise to clean, on the disk; a caption each.
+
+    They are read in float32, whatever they are kept in.
+    """
 
     states: Rows
     sigmas: Tensor
@@ -35,26 +43,95 @@ def run(params: Params, workspace: Path, seed: int) -> None:
     """Write artifacts/seed-S/pairs: shards of ``pairs.shard`` trajectories; a shard that is whole is not made again."""
     paths, spec = Paths(workspace, seed), params.pairs
     parents = {"teacher": (paths.teacher, "checkpoint")}
-    with stage("pairs", params, workspace, paths.pairs, seed=seed, parents=parents) as work:
-        teacher = load_generator(paths.teacher).to(work.accelerator.device)
-        whole = set(complete_shards(work.folder))
-        with Progress("pairs", spec.count) as progress:
-            for index, first in enumerate(range(0, spec.count, spec.shard)):
-                numbers = range(first, min(first + spec.shard, spec.count))
-                if index not in whole:
-                    batches = [numbers[i : i + spec.batch] for i in range(0, len(numbers), spec.batch)]
-                    states = torch.cat([solve(params, teacher, seed, batch) for batch in batches])
-                    check_states(states, first)
-                    write_shard(shard_path(work.folder, index), {"states": states}, {"first": str(first)})
-                progress.advance(len(numbers))
+    with stage("pairs", params, workspace, paths.pairs, seed=seed, parents=parents, shared=True) as work:
+        if spec.source is not None:
+            if work.ranks.leads:
+                _adopt(work, spec.source, load_generator(paths.teacher), workspace, seed)
+            return
+        _make_shards(work, load_generator(paths.teacher).to(work.accelerator.device), seed)
+        if not work.ranks.leads:
+            return
         text = "".join(f"{caption}\n" for caption in pair_captions(params, seed, range(spec.count)))
-        (work.folder / "captions.txt").write_text(text, encoding="utf-8")
-        spread = float(load_shard(work.folder, 0)[:, -1].std())
-        metrics = {"count": float(spec.count), "latent_std": spread}
-        write_metrics(workspace, f"seed-{seed}/pairs", metrics)
-        work.run.log(0, metrics)
+        (work.folder / CAPTIONS).write_text(text, encoding="utf-8")
+        _write_figures(work, workspace, seed)
         sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift).tolist()
         work.finish("pairs", count=spec.count, shard=spec.shard, sigmas=sigmas)
+
+
+def _write_figures(work: Stage, workspace: Path, seed: int) -> None:
+    spread = float(load_shard(work.folder, 0)[:, -1].float().std())
+    metrics = {"count": float(work.params.pairs.count), "latent_std": spread}
+    write_metrics(workspace, f"seed-{seed}/pairs", metrics)
+    work.run.log(0, metrics)
+
+
+def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed: int) -> None:
+    """Take pairs that `hiar import-pairs` wrote, without a second copy where the file system allows that.
+
+    Raises UserError unless they are of the experiment's size, number and levels.
+    """
+    pairs, schedule, params = load_pairs(source), work.params.schedule, work.params
+    where, (channels, height, width) = f"params.yaml: pairs.source = {source}", teacher.latent_size
+    wanted = (schedule.student_steps + 1, channels, params.video.frames, height, width)
+    found = tuple(pairs.states[torch.tensor([0])].shape[1:])
+    if found != wanted:
+        axes = "(states, channels, frames, height, width)"
+        raise UserError(f"{where}: has trajectories {found} {axes}, the experiment's are {wanted}; name others")
+    levels = step_sigmas(schedule.student_steps, schedule.student_shift)
+    if not torch.allclose(pairs.sigmas, levels, rtol=0, atol=1e-5):
+        theirs, ours = (", ".join(f"{sigma:.4g}" for sigma in one.tolist()) for one in (pairs.sigmas, levels))
+        raise UserError(
+            f"{where}: its levels are {theirs}, the student's {ours}; change schedule.student_shift, or name others"
+        )
+    if len(pairs.states) != params.pairs.count:
+        raise UserError(
+            f"params.yaml: pairs.count = {params.pairs.count}: {source} holds {len(pairs.states)}; give that number"
+        )
+    manifest = read_manifest(source, "pairs")
+    for name in manifest["files"]:
+        (work.folder / name).unlink(missing_ok=True)  # of a start that was interrupted
+        try:
+            os.link(source / name, work.folder / name)
+        except OSError:  # another file system, or none that links
+            shutil.copyfile(source / name, work.folder / name)
+    said = facts(source, manifest, _Facts)
+    _write_figures(work, workspace, seed)
+    work.finish("pairs", count=said.count, shard=said.shard, sigmas=said.sigmas, source=source.name)
+
+
+def _make_shards(work: Stage, teacher: Generator, seed: int) -> None:
+    """Make the shards that are not whole yet. They are dealt to the processes, which take turns of a batch together.
+
+    So none waits for another much longer than a batch takes, and all stop at the first mistake.
+    """
+    params, ranks, spec = work.params, work.ranks, work.params.pairs
+    own = {
+        index: range(index * spec.shard, min((index + 1) * spec.shard, spec.count))
+        for index in range(ranks.rank, -(-spec.count // spec.shard), ranks.size)
+    }
+    missing = [index for index in own if not is_whole(shard_path(work.folder, index))]
+    turns = [
+        (index, own[index][first : first + spec.batch])
+        for index in missing
+        for first in range(0, len(own[index]), spec.batch)
+    ]
+    most = int(ranks.gather(torch.tensor(len(turns), device=ranks.device)).max())
+    begun = ranks.sums([sum(len(numbers) for index, numbers in own.items() if index not in missing)])[0]
+    made: list[Tensor] = []
+    with Progress("pairs", spec.count, int(begun)) if ranks.leads else nullcontext() as progress:
+        for turn in range(most):
+            index, batch = turns[turn] if turn < len(turns) else (None, range(0))
+            with ranks.agreed():
+                if index is not None:
+                    made.append(solve(params, teacher, seed, batch))
+                    check_states(made[-1], batch.start)
+                    if batch.stop == own[index].stop:
+                        placed = {"first": str(own[index].start)}
+                        write_shard(shard_path(work.folder, index), {"states": torch.cat(made)}, placed)
+                        made.clear()
+            (count,) = ranks.sums([len(batch)])
+            if progress is not None:
+                progress.advance(int(count))
 
 
 @torch.no_grad()
@@ -104,7 +181,7 @@ def load_pairs(folder: Path) -> Trajectories:
     """The trajectories of a pairs folder, checked. Raises UserError naming the shard that is missing or broken."""
     said = facts(folder, read_manifest(folder, "pairs"), _Facts)
     states = StoredRows(folder, "states", shards=-(-said.count // said.shard))
-    lines = split_lines((folder / "captions.txt").read_text(encoding="utf-8"))
+    lines = split_lines((folder / CAPTIONS).read_text(encoding="utf-8"))
     if len(states) != said.count or len(lines) != said.count:
         raise UserError(
             f"{folder}: holds {len(states)} trajectories and {len(lines)} captions, not {said.count}; "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -14,39 +14,41 @@ from typing import Any
 from hiar.errors import UserError
 from hiar.io.artifacts import write_json
 from hiar.io.files import atomic_file
-from hiar.io.shards import STATE
+from hiar.io.states import INDEX, give_name, newest, parse_index, state_path, temporary_state
 
-TRAINING = ".training"  # where a training run keeps its state, in the folder that it fills
-ORIGIN = "restarted_from.json"  # beside the state, where it is another run's
+TRAINING = ".training"  # where a training run keeps its states, in the folder that it fills
+ORIGIN = "restarted_from.json"  # beside the states, where they began with another run's
 
 
 @contextmanager
-def opened_state(source: Path | None) -> Iterator[BufferedReader | None]:
-    """The training state in a folder of unfinished work, open: also should the folder itself now be set aside.
+def opened_state(source: Path | None) -> Iterator[dict[str, BufferedReader] | None]:
+    """The files of a training state, open: also should the folder that they are in now be set aside.
 
-    Raises UserError where there is none.
+    source: a folder of unfinished work, whose newest state is meant, or a state itself. Raises UserError where there is
+    none.
     """
     if source is None:
         yield None
         return
-    path = source / TRAINING / STATE
-    if not path.is_file():
+    place = source if (source / INDEX).is_file() else newest(source / TRAINING)
+    if place is None or not (place / INDEX).is_file():
         raise UserError(
-            f"--restart-from = {source}: holds no training state ({TRAINING}/{STATE}); name a folder such as "
+            f"--restart-from = {source}: holds no training state ({TRAINING}/state-*); name a folder such as "
             "teacher.aside-1.partial that an interrupted stage left"
         )
-    with path.open("rb") as file:
-        yield file
+    with ExitStack() as stack:
+        yield {path.name: stack.enter_context(path.open("rb")) for path in sorted(place.iterdir())}
 
 
-def take_up(state: BufferedReader, source: Path, folder: Path) -> None:
+def take_up(state: Mapping[str, BufferedReader], source: Path, folder: Path) -> None:
     """Let training in ``folder`` go on from ``state``; once it has, a repetition goes on from its own.
 
     Raises UserError when there is a state of another origin already.
     """
-    origin = {"folder": source.name, "sha256": hashlib.file_digest(state, "sha256").hexdigest()}
-    own = folder / TRAINING / STATE
-    if own.exists():
+    text = state[INDEX].read()
+    origin = {"folder": source.name, "sha256": hashlib.sha256(text).hexdigest()}
+    training = folder / TRAINING
+    if newest(training) is not None:
         known = restarted_from(folder)
         if known is None or known["sha256"] != origin["sha256"]:
             raise UserError(
@@ -54,10 +56,14 @@ def take_up(state: BufferedReader, source: Path, folder: Path) -> None:
                 "or move that folder away"
             )
         return
-    write_json(own.with_name(ORIGIN), origin)
-    state.seek(0)
-    with atomic_file(own) as temporary, temporary.open("wb") as file:
-        shutil.copyfileobj(state, file)
+    step = parse_index(text, source).step
+    write_json(training / ORIGIN, origin)
+    temporary = temporary_state(training, step)
+    for name, file in state.items():
+        with atomic_file(temporary / name) as copy, copy.open("wb") as target:
+            file.seek(0)
+            shutil.copyfileobj(file, target)
+    give_name(temporary, state_path(training, step))
 
 
 def restarted_from(folder: Path) -> dict[str, Any] | None:

@@ -83,6 +83,7 @@ def _train(work: Stage, world: World, codec_folder: Path, workspace: Path, seed:
         work.training,
         work.run,
         checkpoint_minutes=params.runtime.checkpoint_minutes,
+        checkpoints_kept=params.runtime.checkpoints_kept,
         ranks=work.ranks,
     )
     weights = kept_weights(role)

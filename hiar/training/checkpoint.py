@@ -1,118 +1,244 @@
-"""The state of a training run in one file: safetensors with a checksum, whole or absent, enough for an exact resume.
+"""The state of a training run, enough for an exact resume: each process writes what it holds while training goes on.
 
 All randomness of training is a function of the step, so there is no generator state to keep. What is sharded is saved
-whole, so that a run may go on with another number of processes; the one that writes has room for all of it.
+in shards and read by rows, so that a run may go on with another number of processes.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hiar.errors import UserError
-from hiar.io.shards import STATE, read_shard, write_shard
-from hiar.training.parallel import dealt_as, whole
+from hiar.io.files import remove
+from hiar.io.process_group import ALONE, Ranks
+from hiar.io.states import (
+    Index,
+    Layout,
+    StoredState,
+    check_files,
+    forget_older,
+    layout_of,
+    newest,
+    publish,
+    read_index,
+    temporary_state,
+    write_part,
+)
+from hiar.training.parallel import local, part_of, rows_of, shares
 from hiar.training.role import Role
 
-PROGRESS = "progress"  # the entry that holds step and curve, as JSON in bytes
+MEMORY = "memory/"  # what a step keeps for later ones
+
+Curve = list[dict[str, float]]
 
 
-def save_state(
-    folder: Path,
-    step: int,
-    roles: Mapping[str, Role],
-    memory: Mapping[str, Tensor],
-    curve: list[dict[str, float]],
-    write: bool = True,
-) -> None:
-    """Keep the state after ``step`` updates, in the place of an older one.
+class _Writing(NamedTuple):
+    """A state under way. part: the SHA-256 of this process's file, once it is on the disk."""
 
-    Processes that share the roles call this together, and one of them is to ``write``.
+    step: int
+    curve: Curve
+    layouts: dict[str, Layout]
+    part: Future[str]
+
+
+class Saving:
+    """States of a run that are written in the background, one at a time; the newest ``keep`` stay.
+
+    Processes that share the roles call the methods together.
     """
-    progress = json.dumps({"step": step, "curve": curve}).encode()
-    tensors = {PROGRESS: torch.frombuffer(bytearray(progress), dtype=torch.uint8)}
-    tensors |= {f"memory/{name}": value for name, value in memory.items()}
-    for name, value in _entries(roles):
-        together = whole(value)
-        if write:  # one tensor at a time leaves the device
-            tensors[name] = together.detach().cpu()
-    if write:
-        folder.mkdir(exist_ok=True)
-        write_shard(folder / STATE, tensors, {})
+
+    def __init__(
+        self,
+        folder: Path,
+        roles: Mapping[str, Role],
+        memory: Mapping[str, Tensor],
+        keep: int = 1,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.folder, self.roles, self.memory, self.keep, self.ranks = folder, roles, memory, keep, ranks
+        self.writer = ThreadPoolExecutor(1, "state")
+        self.under_way: _Writing | None = None
+
+    def begin(self, step: int, curve: Sequence[dict[str, float]]) -> None:
+        """Copy the state after ``step`` updates to the host, and let it be written; one under way is waited for."""
+        self.finish()
+        tensors, layouts = {}, {}
+        for name, value in _entries(self.roles, self.memory):
+            rows = shares(value)
+            layouts[name] = layout_of(value, rows)
+            if self.ranks.leads if rows is None else rows[self.ranks.rank]:
+                tensors[name] = local(value).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        place = temporary_state(self.folder, step)
+        part = self.writer.submit(write_part, place, self.ranks.rank, tensors)
+        self.under_way = _Writing(step, list(curve), layouts, part)
+
+    def written(self) -> bool:
+        """Whether this process has written its part of a state, or failed to, so that ``finish`` would not wait."""
+        return self.under_way is not None and self.under_way.part.done()
+
+    def finish(self) -> None:
+        """Wait until the state under way, if there is one, is whole and has its name; those that are too old go.
+
+        Raises UserError on all processes when one cannot write its part; the states before it stay.
+        """
+        if self.under_way is None:
+            return
+        (step, curve, layouts, part), self.under_way = self.under_way, None
+        digest = b""
+        try:
+            with self.ranks.agreed():
+                digest = bytes.fromhex(part.result())
+            own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(self.ranks.device)
+            files = [bytes(row.tolist()).hex() for row in self.ranks.gather(own)]
+            with self.ranks.agreed():
+                if self.ranks.leads:
+                    publish(self.folder, Index(step=step, curve=curve, files=files, tensors=layouts))
+                    forget_older(self.folder, self.keep)
+        except UserError:
+            if self.ranks.leads:  # room for who has no more of it
+                remove(temporary_state(self.folder, step))
+            raise
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let what is under way come to its end, together where nothing went wrong or there is nobody else."""
+        try:
+            if kind is None or self.ranks.size == 1:
+                self.finish()
+        finally:
+            self.writer.shutdown()
 
 
-def _entries(roles: Mapping[str, Role]) -> Iterator[tuple[str, Tensor]]:
-    """What roles hold, in an order that is the same in all processes."""
-    for name, role in roles.items():
-        for key, value in role.module.state_dict().items():
-            yield f"{name}/module/{key}", value
-        if role.average is not None:
-            for key, value in role.average.state_dict().items():
-                yield f"{name}/average/{key}", value
-        for index, optimizer in enumerate(role.optimizers):
-            for parameter, state in sorted(optimizer.state_dict()["state"].items()):
-                for key, value in state.items():
-                    yield f"{name}/optimizer/{index}/{parameter}/{key}", value
+def save_state(folder: Path, step: int, roles: Mapping[str, Role], memory: Mapping[str, Tensor], curve: Curve) -> None:
+    """Keep the state of a run of one process after ``step`` updates, in the place of an older one."""
+    with Saving(folder, roles, memory) as saving:
+        saving.begin(step, curve)
 
 
 def load_state(
-    folder: Path, roles: Mapping[str, Role], memory: dict[str, Tensor]
-) -> tuple[int, list[dict[str, float]]]:
-    """Restore the state into ``roles`` and ``memory``; returns its step and curve, (0, []) if there is none.
+    folder: Path, roles: Mapping[str, Role], memory: dict[str, Tensor], ranks: Ranks = ALONE
+) -> tuple[int, Curve]:
+    """Restore the newest state into ``roles`` and ``memory``; returns its step and curve, (0, []) if there is none.
 
-    Raises UserError when the file is damaged or is of other networks.
+    Each process reads what it holds of the tensors, and checks its share of the files, before anything is loaded.
+    Raises UserError when the state is damaged, is of other networks, or is not the same to all processes.
     """
-    if not (folder / STATE).exists():
+    place = newest(folder)
+    with ranks.agreed():
+        index = None if place is None else read_index(place)
+    _check_alike(folder, 0 if index is None else index.step, ranks)
+    if place is None or index is None:
         return 0, []
-    tensors = read_shard(folder / STATE)
-    try:
-        return _restore(tensors, roles, memory)
-    except (RuntimeError, ValueError, LookupError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{folder / STATE}: is of other networks or optimisers ({reason}); train anew, without this state"
-        ) from None
+    with ranks.agreed():
+        check_files(place, index, range(ranks.rank, len(index.files), ranks.size))
+    with ranks.agreed():
+        stored = StoredState(place, index)
+        try:
+            _check_names(index.tensors, roles)
+            _restore(stored, roles, memory)
+        except (RuntimeError, ValueError, LookupError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{place}: is of other networks or optimisers ({reason}); train anew, without this state"
+            ) from None
+    return index.step, index.curve
 
 
-def _restore(
-    tensors: Mapping[str, Tensor], roles: Mapping[str, Role], memory: dict[str, Tensor]
-) -> tuple[int, list[dict[str, float]]]:
-    known = ["memory/", PROGRESS]
+def _check_alike(folder: Path, step: int, ranks: Ranks) -> None:
+    """Raise UserError on all processes when they do not see one state."""
+    steps = ranks.gather(torch.tensor(step, device=ranks.device)).tolist()
+    for rank, other in enumerate(steps):
+        if other != steps[0]:
+            raise UserError(
+                f"{folder}: process {rank} goes on from step {other}, process 0 from {steps[0]}; start all in one "
+                "folder that they share"
+            )
+
+
+def _entries(roles: Mapping[str, Role], memory: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """All that a state holds, in an order that is the same in all processes."""
+    for name, value in memory.items():
+        yield f"{MEMORY}{name}", value
+    yield from _weights(roles)
     for name, role in roles.items():
-        known += [f"{name}/module/"] + [f"{name}/average/"] * (role.average is not None)
-        known += [f"{name}/optimizer/{index}/" for index in range(len(role.optimizers))]
-    for name in tensors:
-        if not name.startswith(tuple(known)):
-            raise ValueError(f"{name}: is of none of {', '.join(roles)}")
-    memory.update(_under(tensors, "memory/"))
+        for number, optimizer in enumerate(role.optimizers):
+            for parameter, state in sorted(optimizer.state_dict()["state"].items()):
+                for key, value in state.items():
+                    yield f"{name}/optimizer/{number}/{parameter}/{key}", value
+
+
+def _weights(roles: Mapping[str, Role]) -> Iterator[tuple[str, Tensor]]:
+    """What networks and their averages hold; to write into, too."""
     for name, role in roles.items():
-        _load(role.module, _under(tensors, f"{name}/module/"))
-        if role.average is not None:
-            _load(role.average, _under(tensors, f"{name}/average/"))
-        for index, optimizer in enumerate(role.optimizers):
+        networks: dict[str, nn.Module | None] = {"module": role.module, "average": role.average}
+        for kind, network in networks.items():
+            for key, value in (network.state_dict() if network is not None else {}).items():
+                yield f"{name}/{kind}/{key}", value
+
+
+def _optimizers(roles: Mapping[str, Role]) -> Iterator[tuple[str, torch.optim.Optimizer, list[Tensor]]]:
+    """Each optimiser with the beginning of its names in a state, and its parameters by their places."""
+    for name, role in roles.items():
+        for number, optimizer in enumerate(role.optimizers):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in _under(tensors, f"{name}/optimizer/{index}/").items():
-                place, field = key.split("/")
-                parameter = parameters[int(place)]
-                if value.shape not in (parameter.shape, ()):
-                    raise ValueError(f"optimizer {index}: {field} of parameter {place} is {tuple(value.shape)}")
-                state.setdefault(int(place), {})[field] = dealt_as(value, parameter) if value.ndim else value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    progress: dict[str, Any] = json.loads(bytes(tensors[PROGRESS].tolist()))
-    return progress["step"], progress["curve"]
+            yield f"{name}/optimizer/{number}/", optimizer, parameters
 
 
-def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load whole tensors into a module that may be sharded."""
-    own = module.state_dict()
-    module.load_state_dict({key: dealt_as(value, own[key]) if key in own else value for key, value in state.items()})
+def _check_names(layouts: Mapping[str, Layout], roles: Mapping[str, Role]) -> None:
+    """Raise ValueError, or IndexError, at the first tensor that is missing, surplus, or of another shape or type."""
+    left = {name for name in layouts if not name.startswith(MEMORY)}
+    for name, own in _weights(roles):
+        if name not in layouts:
+            raise ValueError(f"{name} is missing")
+        _check_layout(name, layouts[name], own)
+        left.remove(name)
+    for prefix, _, parameters in _optimizers(roles):
+        fields: dict[int, set[str]] = {}
+        for name, key in _under(layouts, prefix).items():
+            place, field = key.split("/")
+            fields.setdefault(int(place), set()).add(field)
+            if layouts[name].shape:
+                _check_layout(name, layouts[name], parameters[int(place)])
+            left.remove(name)
+        complete = set().union(*fields.values())
+        for number, found in fields.items():
+            if missing := complete - found:
+                raise ValueError(f"{prefix}{number}/{min(missing)} is missing")
+    if left:
+        raise ValueError(f"{min(left)} is of none of {', '.join(roles)}")
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+def _check_layout(name: str, found: Layout, own: Tensor) -> None:
+    wanted = layout_of(own, None)
+    if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
+        raise ValueError(f"{name} is {found.dtype} {found.shape}, and not {wanted.dtype} {wanted.shape}")
+
+
+@torch.no_grad()
+def _restore(stored: StoredState, roles: Mapping[str, Role], memory: dict[str, Tensor]) -> None:
+    """Load a state whose names have been checked, a tensor at a time."""
+    for name, own in _weights(roles):
+        local(own).copy_(stored.read(name, rows_of(own)))
+    memory.update({key: stored.read(name) for name, key in _under(stored.layouts, MEMORY).items()})
+    for prefix, optimizer, parameters in _optimizers(roles):
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, key in _under(stored.layouts, prefix).items():
+            place, field = key.split("/")
+            like = parameters[int(place)]
+            sharded = bool(stored.layouts[name].shape)
+            value = part_of(like, stored.read(name, rows_of(like))) if sharded else stored.read(name)
+            states.setdefault(int(place), {})[field] = value
+        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _under(layouts: Mapping[str, Layout], prefix: str) -> dict[str, str]:
+    """The names with this beginning, and each without it."""
+    return {name: name.removeprefix(prefix) for name in layouts if name.startswith(prefix)}

@@ -9,15 +9,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.io.process_group import ALONE, Ranks
 from hiar.io.progress import Progress
-from hiar.io.shards import STATE
+from hiar.io.states import newest
 from hiar.io.stopping import ENDED, asked_to_stop
-from hiar.training.checkpoint import load_state, save_state
+from hiar.training.checkpoint import Saving, load_state
 from hiar.training.role import Role
 
 Metrics = dict[str, float]
@@ -38,56 +37,52 @@ def train(
     log: Log,
     *,
     checkpoint_minutes: float,
+    checkpoints_kept: int = 1,
     memory: dict[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
 ) -> list[Metrics]:
     """Call ``train_step(i)`` for i = 0 .. steps - 1, going on from the newest state in ``folder``; returns the curve.
 
     ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with
-    them. Of several processes, which call this together, the one that leads logs, tells and saves. Raises UserError
-    when a metric is not finite; the state before it is kept. SIGTERM saves a state and raises SystemExit where this is
-    the only process; one of several dies of it, and they go on from the state that was saved last.
+    them, in the background. Of several processes, which call this together, the one that leads logs and tells. Raises
+    UserError when a metric is not finite, or a state cannot be written; the one before it is kept. After SIGTERM, of
+    one process or all, they save a state at the same step, and all raise SystemExit.
     """
     memory = {} if memory is None else memory
-    start, curve = load_state(folder, roles, memory)
-    _check_alike(folder, start, ranks)
-    saved_at = time.monotonic()
+    start, curve = load_state(folder, roles, memory, ranks)
+    began = time.monotonic()
     with (
-        asked_to_stop(ranks.size == 1) as stop,
+        asked_to_stop() as stop,
+        Saving(folder, roles, memory, checkpoints_kept, ranks) as saving,
         Progress(label, steps, start) if ranks.leads else nullcontext() as progress,
     ):
         for step in range(start, steps):
             metrics = train_step(step)
-            broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-            if broken:
-                kept = (
-                    f"; to go on from the last good state instead: hiar stage ... --restart-from {folder.parent}"
-                    if (folder / STATE).exists()
-                    else ""
-                )
-                raise UserError(
-                    f"{label}: {broken[0]} = {metrics[broken[0]]} at step {step}; lower the learning rate or the clip "
-                    f"and start anew{kept}"
-                )
+            _check_finite(label, step, metrics, saving)
             curve.append({"step": step, **metrics})
             if progress is not None:
                 log.log(step, metrics)
                 progress.advance(metrics=metrics)
-            due = stop() or time.monotonic() - saved_at >= 60 * checkpoint_minutes
-            if step + 1 < steps and ranks.told(due):
-                save_state(folder, step + 1, roles, memory, curve, write=ranks.leads)
-                saved_at = time.monotonic()
-                if stop():
+            late = ranks.leads and time.monotonic() - began >= 60 * checkpoint_minutes
+            due, stopping, written = ranks.votes(late, stop(), saving.written())
+            if written == ranks.size:
+                saving.finish()
+            if step + 1 < steps and (due or stopping):
+                saving.begin(step + 1, curve)
+                began = time.monotonic()
+                if stopping:
+                    saving.finish()
                     raise SystemExit(ENDED)
     return curve
 
 
-def _check_alike(folder: Path, start: int, ranks: Ranks) -> None:
-    """Raise UserError on all processes when they do not see one state."""
-    steps = ranks.gather(torch.tensor(start, device=ranks.device)).tolist()
-    for rank, step in enumerate(steps):
-        if step != steps[0]:
-            raise UserError(
-                f"{folder / STATE}: process {rank} goes on from step {step}, process 0 from {steps[0]}; start all in "
-                "one folder that they share"
-            )
+def _check_finite(label: str, step: int, metrics: Metrics, saving: Saving) -> None:
+    """Raise UserError when a metric is not finite, once the state before it is whole."""
+    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if not broken:
+        return
+    saving.finish()
+    advice = "lower the learning rate or the clip and start anew"
+    if newest(saving.folder) is not None:
+        advice += f"; to go on from the last good state instead: hiar stage ... --restart-from {saving.folder.parent}"
+    raise UserError(f"{label}: {broken[0]} = {metrics[broken[0]]} at step {step}; {advice}")

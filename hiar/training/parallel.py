@@ -115,6 +115,42 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def shares(tensor: Tensor) -> list[int] | None:
+    """How many rows of a weight each process holds, in their order; None where each has the whole."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    if not isinstance(tensor, DTensor):
+        return None
+    assert tensor.placements == (Shard(0),)
+    count, size = len(tensor), tensor.device_mesh.size()
+    most = -(-count // size)
+    return [max(0, min(most, count - rank * most)) for rank in range(size)]
+
+
+def rows_of(tensor: Tensor) -> range | None:
+    """Which rows of a weight this process holds; None where it has the whole."""
+    from torch.distributed.tensor import DTensor
+
+    counts = shares(tensor)
+    if counts is None:
+        return None
+    rank = cast(DTensor, tensor).device_mesh.get_local_rank()
+    first = sum(counts[:rank])
+    return range(first, first + counts[rank])
+
+
+def part_of(like: Tensor, rows: Tensor) -> Tensor:
+    """What is sharded as ``like`` is, of which this process has ``rows``; just these where nothing is sharded."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(like, DTensor):
+        return rows
+    mesh, places = like.device_mesh, like.placements
+    return DTensor.from_local(
+        rows.to(like.device), mesh, places, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
 def dealt_as(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor that all processes have, sharded as ``like`` is: each keeps its part."""
     from torch.distributed.tensor import DTensor, distribute_tensor

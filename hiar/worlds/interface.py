@@ -7,7 +7,7 @@ section of params.yaml.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
@@ -197,6 +197,24 @@ def describe_foreign(source: Path, base: Path | None) -> list[tuple[str, str]]:
     """
     described: list[tuple[str, str]] = import_module("hiar.worlds.wan").describe(source, base)
     return described
+
+
+class ForeignPair(Protocol):
+    """One of somebody else's ODE pairs."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def states(self) -> Tensor:
+        """(S + 1, C, F, h, w), from pure noise to clean."""
+        ...
+
+
+def foreign_pairs(source: Path) -> Iterator[ForeignPair]:
+    """ODE pairs that are not ours, one or more, all of one shape and type. Raises UserError where they are none."""
+    pairs: Iterator[ForeignPair] = import_module("hiar.worlds.wan.formats.pairs").foreign_pairs(source)
+    return pairs
 
 
 def convert_base(source: Path, out: Path) -> None:

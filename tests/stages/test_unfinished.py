@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,15 +17,14 @@ from sampled import small_params
 
 from hiar.config import Params
 from hiar.errors import UserError
-from hiar.io.shards import STATE, read_shard
+from hiar.io.states import Index, newest, publish, read_index
 from hiar.models.generator import load_generator
 from hiar.parameters import load_params
 from hiar.stages import codec, distill, init, pairs
 from hiar.stages.cards import trained_card
 from hiar.stages.definition import code_hash
 from hiar.stages.plan import load_sampler
-from hiar.training import loop
-from hiar.training.checkpoint import save_state
+from hiar.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 STEPS, SEEN = 100, 5
@@ -46,15 +44,15 @@ def params_of(lr: float = 0.006, width: int = 8, checkpoint_minutes: float = 60.
 def interrupt(run: Callable[[], None]) -> None:
     """Press Ctrl-C in a run once it has kept a state of a few steps."""
 
-    def save_and_press(folder: Path, step: int, *rest: Any, **options: Any) -> None:
-        save_state(folder, step, *rest, **options)
-        if step == SEEN:
+    def publish_and_press(folder: Path, index: Index) -> None:
+        publish(folder, index)
+        if index.step == SEEN:
             signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
     try:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(loop, "save_state", save_and_press)
+            patch.setattr(checkpoint, "publish", publish_and_press)
             run()
     finally:
         signal.signal(signal.SIGINT, before)
@@ -77,9 +75,14 @@ def rows(path: Path) -> list[str]:
     return path.read_text().splitlines()[1:]
 
 
+def state(folder: Path) -> Path:
+    place = newest(folder / ".training")
+    assert place is not None
+    return place
+
+
 def done(folder: Path) -> int:
-    progress = read_shard(folder / ".training" / STATE)["progress"]
-    return json.loads(bytes(progress.tolist()))["step"]
+    return read_index(state(folder)).step
 
 
 def manifest(workspace: Path) -> dict[str, object]:
@@ -124,18 +127,18 @@ def test_a_state_is_taken_up_from_the_folder_that_is_now_set_aside(workspace: Pa
 
 def test_a_state_of_other_networks_is_one_line(workspace: Path) -> None:
     partial = workspace / "artifacts" / "seed-0" / "codec.partial"
-    with pytest.raises(UserError, match=r"state\.safetensors: is of other networks or optimisers .*train anew"):
+    with pytest.raises(UserError, match=r"state-\d+: is of other networks or optimisers .*train anew"):
         codec.run(params_of(width=16), workspace, 0, restart_from=partial)
 
 
 def test_a_state_of_its_own_is_not_overwritten(workspace: Path, tmp_path: Path) -> None:
     place = workspace / "artifacts" / "seed-0"
     other = Path(shutil.copytree(place / "codec.partial", tmp_path / "other.partial"))
-    (other / ".training" / STATE).write_bytes(b"another")
-    before = (place / "codec.partial" / ".training" / STATE).read_bytes()
+    (state(other) / "state.json").write_bytes(b"another")
+    before = (state(place / "codec.partial") / "state.json").read_bytes()
     with pytest.raises(UserError, match=r"has a state of its own to go on from; leave the option out"):
         codec.run(params_of(), workspace, 0, restart_from=other)
-    assert (place / "codec.partial" / ".training" / STATE).read_bytes() == before
+    assert (state(place / "codec.partial") / "state.json").read_bytes() == before
 
 
 def test_the_same_settings_go_on_and_lose_nothing(workspace: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from hiar.errors import UserError
 from hiar.io.process_group import ALONE, Ranks, joined
-from hiar.io.shards import STATE, read_shard, write_shard
+from hiar.io.states import Index, StoredState, layout_of, newest, publish, read_index, temporary_state, write_part
 from hiar.training.checkpoint import load_state, save_state
 from hiar.training.muon import ShardedMuon
 from hiar.training.parallel import accumulate, deal
@@ -25,6 +27,7 @@ FEW = [
     Case("distill", wan=True, replay=2, steps=2),
     Case("distill", muon=True, steps=1),
 ]
+STATE = Case("distill", muon=True, replay=2, steps=5)
 ALL = [Case(name, wan, steps=20) for name in ("init", "distill") for wan in (False, True)]
 # Muon's iteration is in half precision, where the last bit of a gradient becomes 2^-8 of an update of up to 0.01: over
 # 20 of them, weights may be half an update apart. Between one process and two there is no last bit.
@@ -50,12 +53,36 @@ def same(one: Weights, other: Weights) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+def stored(folder: Path) -> Weights:
+    """All that the newest state holds, whole."""
+    place = newest(folder)
+    assert place is not None
+    index = read_index(place)
+    state = StoredState(place, index)
+    return {name: state.read(name) for name in index.tensors}
+
+
+def trained(case: Case, steps: int, folder: Path) -> None:
+    """A state in ``folder``, of one process with sharded networks."""
+    with joined(runtime(1)) as ranks:
+        roles, step, memory = make(case, ranks)
+        curve = [{"step": number, **step(number)} for number in range(steps)]
+        save_state(folder, steps, roles, memory, curve)
+
+
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[Weights]:
-    """The cases as two processes train them, in one launch."""
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave of the cases, and of states, in one launch."""
     folder = tmp_path_factory.mktemp("two")
-    run_ranks(2, folder, FEW)
-    return [load_file(folder / f"{number}.safetensors") for number in range(len(FEW))]
+    trained(STATE, 1, folder / "of one")
+    run_ranks(2, folder, FEW, STATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_two(together: Path) -> list[Weights]:
+    """The cases as two processes train them."""
+    return [load_file(together / f"{number}.safetensors") for number in range(len(FEW))]
 
 
 @pytest.mark.parametrize("number", range(len(FEW)))
@@ -103,6 +130,52 @@ def test_twenty_steps(case: Case, tmp_path: Path) -> None:
     assert away(one, trained[4]) < bound[1]
 
 
+def test_each_process_writes_its_rows_and_any_number_of_processes_reads_them(together: Path, tmp_path: Path) -> None:
+    """One process's state, taken up by two and saved again by them, is the same; so are one and two that train."""
+    assert same(stored(together / "of one"), stored(together / "again"))
+    place = newest(together / "again")
+    assert place is not None
+    files = [load_file(path) for path in sorted(place.glob("*.safetensors"))]
+    assert len(files) == 2
+    whole = stored(together / "of one")
+    for name, rows in read_index(place).tensors.items():
+        if rows.rows is None:
+            assert name in files[0]
+            assert name not in files[1]
+        else:
+            assert [len(file[name]) if name in file else 0 for file in files] == rows.rows
+            assert sum(rows.rows) == len(whole[name])
+    trained(STATE, 3, tmp_path)
+    assert same(stored(tmp_path), stored(together / "stopped"))
+
+
+def test_sigterm_of_one_process_is_a_state_of_all_at_the_same_step(together: Path) -> None:
+    """The second one is signalled in the third step; both end as one does that is alone."""
+    ended = [json.loads((together / f"ended-{rank}.json").read_text()) for rank in range(2)]
+    assert ended == [{"code": 128 + signal.SIGTERM, "steps": 3}] * 2
+    place = newest(together / "stopped")
+    assert place is not None
+    assert [path.name for path in (together / "stopped").iterdir()] == ["state-00000003"]
+    with joined(runtime(None)) as ranks:
+        roles, _, memory = make(STATE, ranks)
+        steps, curve = load_state(together / "stopped", roles, memory)
+    assert steps == 3
+    assert [row["step"] for row in curve] == [0, 1, 2]
+
+
+def test_a_part_that_one_process_cannot_write_ends_both_and_leaves_the_state_before(together: Path) -> None:
+    said = [(together / f"full-{rank}.txt").read_text() for rank in range(2)]
+    assert "00001.safetensors: is a directory" in said[1]
+    assert said[0] == f"process 1: {said[1]}"
+    assert [path.name for path in (together / "full").iterdir()] == ["state-00000001"]
+
+
+def test_processes_that_see_different_states_refuse_to_go_on(together: Path) -> None:
+    for rank in range(2):
+        said = (together / f"apart-{rank}.txt").read_text()
+        assert "process 1 goes on from step 0, process 0 from 1; start all in one folder that they share" in said
+
+
 def test_a_state_goes_on_sharded_and_whole(tmp_path: Path) -> None:
     """What a sharded run has saved continues to the same weights in either; a whole run's state in a sharded one."""
     case, ended = Case("init", muon=True, steps=4), {}
@@ -117,14 +190,13 @@ def test_a_state_goes_on_sharded_and_whole(tmp_path: Path) -> None:
             with joined(runtime(then)) as ranks:
                 roles, step, _ = make(case, ranks)
                 assert load_state(folder, roles, {}) == (2, [])
-                saved = read_shard(folder / STATE)
-                again = tmp_path / "again"
+                again = tmp_path / "again" / f"{first} {then}"
                 save_state(again, 2, roles, {}, [])
-                assert same(saved, read_shard(again / STATE))
+                assert same(stored(folder), stored(again))
                 for number in range(2, 4):
                     step(number)
                 save_state(again, 4, roles, {}, [])
-                ended[first, then] = read_shard(again / STATE)
+                ended[first, then] = stored(again)
     assert away_of_states(ended[1, 1], ended[1, None]) < MUON
     assert away_of_states(ended[1, 1], ended[None, 1]) < MUON
 
@@ -134,21 +206,44 @@ def away_of_states(one: Weights, other: Weights) -> float:
     return max(float((one[key].float() - other[key].float()).abs().max()) for key in one if "/module/" in key)
 
 
-@pytest.mark.parametrize("change", ["shape", "surplus", "place"])
-def test_a_state_of_other_optimisers_is_named(change: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def first_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first")
     roles, step, _ = make(Case("init", steps=2), ALONE)
     step(0)
-    save_state(tmp_path, 1, roles, {}, [])
-    tensors = read_shard(tmp_path / STATE)
-    name = "student/optimizer/0/0/exp_avg"
-    tensors |= {
-        "shape": {name: tensors[name][:1, :1].clone()},
-        "surplus": {"critic/module/weight": torch.ones(2)},
-        "place": {"student/optimizer/0/999/exp_avg": tensors[name].clone()},
-    }[change]
-    write_shard(tmp_path / STATE, tensors, {})
-    with pytest.raises(UserError, match=r"is of other networks or optimisers \(.*\); train anew"):
+    save_state(folder, 1, roles, {}, [])
+    return folder
+
+
+MOMENT, WEIGHT = "student/optimizer/0/0/exp_avg", "student/module/transformer.proj_out.weight"
+CHANGES = {
+    "another shape": (MOMENT, lambda moment: moment[:1, :1].clone(), rf"{MOMENT} is float32 \[1, 1\b.*, and not"),
+    "another type": (WEIGHT, lambda weight: weight.half(), rf"{WEIGHT} is float16 .*, and not float32"),
+    "a missing weight": (WEIGHT, None, f"{WEIGHT} is missing"),
+    "a missing moment": (MOMENT, None, f"{MOMENT} is missing"),
+    "a surplus weight": (f"{WEIGHT}s", lambda _: torch.ones(2), f"{WEIGHT}s is of none of student"),
+    "a surplus role": ("critic/module/weight", lambda _: torch.ones(2), "critic/module/weight is of none of student"),
+    "a surplus optimiser": ("student/optimizer/1/0/step", lambda _: torch.tensor(1.0), "optimizer/1/0/step is of none"),
+    "a surplus parameter": ("student/optimizer/0/999/exp_avg", lambda _: torch.ones(2), ""),
+    "no number": ("student/optimizer/0/-/exp_avg", lambda _: torch.ones(2), ""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_state_of_other_networks_or_optimisers_is_named_and_nothing_is_loaded(
+    change: str, first_state: Path, tmp_path: Path
+) -> None:
+    tensors, (name, changed, reason) = stored(first_state), CHANGES[change]
+    old = tensors.pop(name, None)
+    tensors |= {} if changed is None else {name: changed(old)}
+    files = [write_part(temporary_state(tmp_path, 1), 0, tensors)]
+    layouts = {name: layout_of(tensor, None) for name, tensor in tensors.items()}
+    publish(tmp_path, Index(step=1, curve=[], files=files, tensors=layouts))
+    roles, _, _ = make(Case("init", steps=2), ALONE)
+    before = {name: value.clone() for name, value in roles["student"].module.state_dict().items()}
+    with pytest.raises(UserError, match=rf"is of other networks or optimisers \(.*{reason}.*\); train anew"):
         load_state(tmp_path, roles, {})
+    assert same(before, roles["student"].module.state_dict())
 
 
 def test_micro_batches_are_dealt_in_turn_and_all_of_them() -> None:

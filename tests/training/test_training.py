@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,10 @@ from tiny import tiny_denoiser
 
 from hiar.config import AdamW, Muon, Optimizer
 from hiar.errors import UserError
-from hiar.io.shards import STATE
+from hiar.io.states import newest, states, write_part
 from hiar.models.attention import Bidirectional
-from hiar.training.checkpoint import load_state, save_state
+from hiar.training import checkpoint
+from hiar.training.checkpoint import Saving, load_state, save_state
 from hiar.training.loop import train
 from hiar.training.role import Role, kept, lr_factor, make_role, update
 
@@ -80,25 +84,121 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, stop: int) -> No
 def test_a_state_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     role, _ = run(tmp_path, 6, stop=2)
     run(tmp_path, 6, stop=3)
-    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000003"]
     assert load_state(tmp_path, {"role": role}, {})[0] == 3
 
 
-def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+def test_the_newest_states_stay_and_any_of_them_can_be_gone_on_from(tmp_path: Path) -> None:
+    role, memory = make_role(tiny_denoiser(), SETTINGS, 12), {}  # type: ignore[var-annotated]
+    step, kept_weights = make_step(role, memory), {}
+
+    def remembered(number: int) -> dict[str, float]:
+        kept_weights[number] = role.module.transformer.proj_out.weight.detach().clone()
+        return step(number)
+
+    options = {"checkpoint_minutes": 1e-9, "checkpoints_kept": 2, "memory": memory}
+    train("test", 12, remembered, {"role": role}, tmp_path, Silent(), **options)
+    assert [path.name for path in states(tmp_path)] == ["state-00000011", "state-00000010"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-00000010", "state-00000011"]
+    for number in (11, 10):
+        assert load_state(tmp_path, {"role": role}, {})[0] == number
+        assert torch.equal(role.module.transformer.proj_out.weight, kept_weights[number])
+        shutil.rmtree(states(tmp_path)[0])
+
+
+def test_what_is_saved_is_the_state_of_its_step_however_long_writing_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Updates go on, in place, while a state is written; another state waits for it."""
+    role, memory = make_role(tiny_denoiser(), SETTINGS, 9), {}  # type: ignore[var-annotated]
+    step, may_write = make_step(role, memory), threading.Event()
+
+    def late(place: Path, rank: int, tensors: dict[str, torch.Tensor]) -> str:
+        assert may_write.wait(60)
+        return write_part(place, rank, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_part", late)
+    with Saving(tmp_path, {"role": role}, memory) as saving:
+        step(0)
+        expected = {name: value.clone() for name, value in role.module.state_dict().items()}
+        last = memory["last"].clone()
+        saving.begin(1, [{"step": 0}])
+        step(1)
+        assert not saving.written()
+        assert newest(tmp_path) is None
+        may_write.set()
+    assert not torch.equal(role.module.transformer.proj_out.weight, expected["transformer.proj_out.weight"])
+    restored: dict[str, torch.Tensor] = {}
+    assert load_state(tmp_path, {"role": role}, restored) == (1, [{"step": 0}])
+    assert all(torch.equal(value, expected[name]) for name, value in role.module.state_dict().items())
+    assert torch.equal(restored["last"], last)
+
+
+def test_a_state_under_way_is_finished_whatever_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
+
+    def slow(place: Path, rank: int, tensors: dict[str, torch.Tensor]) -> str:
+        time.sleep(0.3)
+        return write_part(place, rank, tensors)
+
+    def step(number: int) -> dict[str, float]:
+        if number == 1:
+            raise KeyboardInterrupt
+        return {"loss": 0.0}
+
+    monkeypatch.setattr(checkpoint, "write_part", slow)
+    with pytest.raises(KeyboardInterrupt):
+        train("test", 4, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9)
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000001"]
+
+
+def test_a_state_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(small_disk: Path) -> None:
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
+    memory: dict[str, torch.Tensor] = {}
+
+    def step(number: int) -> dict[str, float]:
+        if number == 1:
+            memory["large"] = torch.zeros(1 << 18)
+        return {"loss": 0.0}
+
+    with pytest.raises(UserError, match=r"00000\.safetensors: no space left on device; free some space"):
+        train("test", 4, step, {"role": role}, small_disk, Silent(), checkpoint_minutes=1e-9, memory=memory)
+    assert [entry.name for entry in small_disk.iterdir()] == ["state-00000001"]
+    assert load_state(small_disk, {"role": role}, {})[0] == 1
+
+
+@pytest.mark.parametrize("name", ["state.json", "00000.safetensors"])
+def test_a_damaged_state_is_named(name: str, tmp_path: Path) -> None:
+    """Also where one bit differs; nothing of it is loaded."""
     role, _ = run(tmp_path, 6, stop=2)
-    path = tmp_path / STATE
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(UserError, match=r"state\.safetensors: is truncated .*; delete it"):
+    before = {key: value.clone() for key, value in role.module.state_dict().items()}
+    for value in role.module.state_dict().values():
+        value.zero_()
+    path = tmp_path / "state-00000002" / name
+    whole = path.read_bytes()
+    place = whole.index(b'"shape"') + 12 if name == "state.json" else len(whole) - 3
+    flipped = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    for damaged in (flipped, whole[:-10], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{name}: is (damaged|no index of a state).*; remove .*state-00000002: "):
+            load_state(tmp_path, {"role": role}, {})
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{name}: no such file or directory; remove .*state-00000002: "):
         load_state(tmp_path, {"role": role}, {})
+    assert not any(value.any() for value in role.module.state_dict().values())
+    path.write_bytes(whole)
+    load_state(tmp_path, {"role": role}, {})
+    assert all(torch.equal(value, before[key]) for key, value in role.module.state_dict().items())
 
 
 def test_a_state_of_another_network_is_named_on_one_line(tmp_path: Path) -> None:
     run(tmp_path, 6, stop=2)
     other = make_role(tiny_denoiser(coordinates=True), SETTINGS, 6)
-    with pytest.raises(UserError, match=r"other networks .*size mismatch for transformer\.patch_embedding") as caught:
+    told = r"other networks .*role/module/transformer\.patch_embedding.* is float32 \[.*\], and not float32 \["
+    with pytest.raises(UserError, match=told) as caught:
         load_state(tmp_path, {"role": other}, {})
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < len(str(tmp_path)) + 330  # of torch's long list of differences, the first
+    assert len(str(caught.value)) < len(str(tmp_path)) + 330
 
 
 def test_training_checkpoints_as_it_goes(tmp_path: Path) -> None:
@@ -152,7 +252,7 @@ def test_sigterm_leaves_a_state_from_which_the_run_goes_on_to_the_same_end(tmp_p
 def test_a_state_waits_for_its_minutes(tmp_path: Path) -> None:
     role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
     train("test", 3, lambda _: {"loss": 0.0}, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
-    assert not (tmp_path / STATE).exists()
+    assert newest(tmp_path) is None
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path) -> None:

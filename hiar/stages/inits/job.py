@@ -89,6 +89,7 @@ def fit(
         folder or job.work.training,
         log or job.work.run,
         checkpoint_minutes=job.params.runtime.checkpoint_minutes,
+        checkpoints_kept=job.params.runtime.checkpoints_kept,
         ranks=ranks,
     )
 

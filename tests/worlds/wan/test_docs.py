@@ -34,7 +34,10 @@ def test_the_page_can_be_followed_from_top_to_bottom(
         torch.save({"generator_ema": {f"model.{to_original(key)}": value for key, value in held.items()}}, name)
     Path("prompts.txt").write_text("A red fox trots along a snowy ridge.\nRain on a tram window.\n")
     Image.new("RGB", (40, 40), "teal").save("street.png")
-    assert len(COMMANDS) == 12
+    for folder in ("models", "ode_pairs"):
+        Path(folder).mkdir()
+    torch.save({"A red fox trots along a snowy ridge.": torch.randn(1, 5, 3, 16, 4, 6)}, "ode_pairs/00000.pt")
+    assert len(COMMANDS) == 13
     for line in COMMANDS:
         words = shlex.split(line)
         assert words[0] == "hiar"
@@ -44,6 +47,13 @@ def test_the_page_can_be_followed_from_top_to_bottom(
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 0, f"{line}\n{capfd.readouterr().err}"
-    for made in ("videos-self-forcing/0001.mp4", "videos-hiar/0001.mp4", "fox.mp4", "on/0000.mp4", "still/0000.mp4"):
+    for made in (
+        "videos-self-forcing/0001.mp4",
+        "videos-hiar/0001.mp4",
+        "fox.mp4",
+        "on/0000.mp4",
+        "still/0000.mp4",
+        "models/pairs/manifest.json",
+    ):
         assert Path(made).exists(), made
     assert {"again.pt", "hiar-diffusers", "hiar-wan", "drift.json"} <= {path.name for path in tmp_path.iterdir()}

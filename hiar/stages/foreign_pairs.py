@@ -1,0 +1,51 @@
+"""``hiar import-pairs``: ODE pairs of others as an artifact of ours, which ``pairs.source`` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hiar.io.artifacts import check_folder, unfinished, write_manifest, write_text
+from hiar.io.progress import Progress
+from hiar.io.shards import shard_path, write_shard
+from hiar.io.text import one_line
+from hiar.schedule import step_sigmas
+from hiar.stages.pairs import CAPTIONS
+from hiar.worlds.interface import foreign_pairs
+
+
+def import_pairs(source: Path, out: Path, shift: float, shard: int) -> str:
+    """Write the pairs in ``source`` as an artifact that ``pairs.source`` names; returns what they are, in words.
+
+    shift: of the levels at which their states were kept, even steps of their solver. shard: pairs a file. Raises
+    UserError for what is damaged or not of one kind; nothing is then there under the name of ``out``.
+    """
+    check_folder("--out", out, "pairs")
+    captions: list[str] = []
+    held: list[Tensor] = []
+    with unfinished(out, {"imported from": str(source.resolve()), "shift": shift, "shard": shard}, "pairs") as folder:
+
+        def write() -> None:
+            first = len(captions) - len(held)
+            states = {"states": torch.stack(held)}
+            write_shard(shard_path(folder, first // shard), states, {"first": str(first)})
+            held.clear()
+
+        with Progress("import", None, unit="pairs") as progress:
+            for pair in foreign_pairs(source):
+                held.append(pair.states)
+                captions.append(one_line(pair.prompt))
+                if len(held) == shard:
+                    write()
+                progress.advance()
+        if held:
+            write()
+        steps = len(pair.states) - 1
+        sigmas = step_sigmas(steps, shift).tolist()
+        write_text(folder / CAPTIONS, "".join(f"{caption}\n" for caption in captions))
+        write_manifest(folder, "pairs", count=len(captions), shard=shard, sigmas=sigmas, source=source.name)
+    size, dtype = "x".join(map(str, pair.states.shape[1:])), str(pair.states.dtype).removeprefix("torch.")
+    levels = ", ".join(f"{sigma:.4g}" for sigma in sigmas)
+    return f"{len(captions)} pairs of {size} (channels, frames, height, width) in {dtype}, at levels {levels}"

@@ -1,0 +1,136 @@
+"""Pairs: dealt to processes without a trace, and somebody else's in their place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from students import save_student, smoke_params
+from torch import Tensor
+
+from hiar.config import Params
+from hiar.errors import UserError
+from hiar.io.process_group import Ranks
+from hiar.models.generator import load_generator
+from hiar.stages import pairs
+from hiar.stages.common import Paths, Stage
+from hiar.stages.foreign_pairs import import_pairs
+from hiar.tracking.stage import Run
+
+
+class Echo(Ranks):
+    """A process whose others are always where it is."""
+
+    def gather(self, own: Tensor) -> Tensor:
+        return torch.stack([own] * self.size)
+
+
+def params_of(**changes: Any) -> Params:
+    spec = {"count": 11, "batch": 2, "shard": 3} | changes
+    return smoke_params(pairs=spec)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a teacher, and four shards of pairs that one process made."""
+    folder = tmp_path_factory.mktemp("pairs")
+    save_student(Paths(folder, 0).teacher)
+    pairs.run(params_of(), folder, 0)
+    return folder
+
+
+def shards(folder: Path) -> Mapping[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def make(whole: Path, folder: Path, rank: int) -> None:
+    """What a process of two makes."""
+    work = Stage("pairs", params_of(), folder, Run(), Accelerator(cpu=True), {}, {}, {}, Echo(rank, 2))
+    pairs._make_shards(work, load_generator(Paths(whole, 0).teacher), 0)
+
+
+def test_processes_take_turns_of_shards_and_leave_what_one_leaves(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = shards(Paths(whole, 0).pairs)
+    assert len(expected) == 4
+    make(whole, tmp_path, 1)
+    assert list(shards(tmp_path)) == ["00001.safetensors", "00003.safetensors"]
+    assert capsys.readouterr().err == ""
+    make(whole, tmp_path, 0)
+    assert shards(tmp_path) == expected
+    assert "pairs: " in capsys.readouterr().err
+
+
+def test_only_shards_that_are_not_whole_are_made_again(whole: Path, tmp_path: Path) -> None:
+    expected = shards(Paths(whole, 0).pairs)
+    for name, content in expected.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "00000.safetensors").unlink()
+    (tmp_path / "00002.safetensors").write_bytes(expected["00002.safetensors"][:-1] + b"x")
+    (tmp_path / "00003.safetensors").unlink()
+    before = (tmp_path / "00001.safetensors").stat().st_mtime_ns
+    make(whole, tmp_path, 0)
+    assert shards(tmp_path).keys() == expected.keys() - {"00003.safetensors"}
+    make(whole, tmp_path, 1)
+    assert shards(tmp_path) == expected
+    assert (tmp_path / "00001.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def foreign(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our pairs as HiAR has them."""
+    folder, own = tmp_path_factory.mktemp("foreign"), pairs.load_pairs(Paths(whole, 0).pairs)
+    for number in range(11):
+        states = own.states[torch.tensor([number])].transpose(2, 3).contiguous()
+        torch.save({own.captions[number]: states}, folder / f"{number:05d}.pt")
+    return folder
+
+
+@pytest.fixture
+def workspace(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(Paths(whole, 0).teacher, Paths(tmp_path, 0).teacher)
+    return tmp_path
+
+
+def test_imported_pairs_take_the_place_of_our_own(whole: Path, foreign: Path, workspace: Path) -> None:
+    source, schedule = workspace / "theirs", params_of().schedule
+    import_pairs(foreign, source, schedule.student_shift, shard=4)
+    pairs.run(params_of(source=source), workspace, 0)
+    own, theirs = (pairs.load_pairs(Paths(place, 0).pairs) for place in (whole, workspace))
+    everyone = torch.arange(11)
+    assert torch.equal(theirs.states[everyone], own.states[everyone])
+    assert torch.equal(theirs.sigmas, own.sigmas)
+    assert theirs.captions == own.captions
+    metrics = json.loads((workspace / "metrics" / "seed-0" / "pairs.json").read_text())
+    assert metrics["count"] == 11
+    assert 0 < metrics["latent_std"] < 2
+    assert len(shards(Paths(workspace, 0).pairs)) == 3
+    shutil.rmtree(Paths(workspace, 0).pairs)
+    assert len(pairs.load_pairs(source).states) == 11  # it is not moved
+
+
+def test_imported_pairs_that_do_not_fit_are_named_field_by_field(foreign: Path, workspace: Path) -> None:
+    source = workspace / "theirs"
+    import_pairs(foreign, source, 8.0, shard=4)
+    shift = params_of().schedule.student_shift
+    for changes, line in {
+        (("schedule", "student_shift", 8.0), ("pairs", "count", 10)): "pairs.count = 10: .*theirs holds 11; give that",
+        (("schedule", "student_shift", 8.0), ("video", "frames", 6)): r"pairs.source = .*trajectories \(\d, .*\), the ",
+        (
+            ("schedule", "student_shift", shift),
+        ): r"pairs.source = .*: its levels are 1, .*, the student's 1, .*; change",
+    }.items():
+        params = params_of(source=source)
+        for section, field, value in changes:
+            part = getattr(params, section).model_copy(update={field: value})
+            params = params.model_copy(update={section: part})
+        with pytest.raises(UserError, match=f"^params.yaml: {line}"):
+            pairs.run(params, workspace, 0)
+        assert not Paths(workspace, 0).pairs.exists()

@@ -1,0 +1,172 @@
+"""Pairs of HiAR and Self-Forcing: every state where training looks for it, and a line for whatever is no pair."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import pytest
+import torch
+from commands import hiar
+from torch import Tensor
+
+from hiar.errors import UserError
+from hiar.schedule import warp
+from hiar.stages.foreign_pairs import import_pairs
+from hiar.stages.pairs import load_pairs
+
+STATES, FRAMES, CHANNELS, HEIGHT, WIDTH = SHAPE = (5, 3, 2, 4, 6)
+PROMPTS = ["a fox", "a street, in the rain", "雪\nand  snow", "four", "five"]
+THEIRS = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(number)) for number in range(len(PROMPTS))]
+
+
+def write_files(folder: Path) -> Path:
+    """HiAR's: a file a prompt, in fp32."""
+    folder.mkdir()
+    for number, (prompt, states) in enumerate(zip(PROMPTS, THEIRS, strict=True)):
+        torch.save({prompt: states[None]}, folder / f"{number:05d}.pt")
+    return folder
+
+
+def write_lmdb(folder: Path) -> Path:
+    """Self-Forcing's: rows of fp16, whose keys are not in the order of their numbers once there are ten."""
+    with lmdb.open(str(folder), map_size=1 << 24) as environment, environment.begin(write=True) as rows:
+        count = 11
+        for number in range(count):
+            rows.put(f"latents_{number}_data".encode(), THEIRS[number % 5].half().numpy().tobytes())
+            rows.put(f"prompts_{number}_data".encode(), f"{number}: {PROMPTS[number % 5]}".encode())
+        rows.put(b"latents_shape", " ".join(map(str, (count, *SHAPE))).encode())
+        rows.put(b"prompts_shape", str(count).encode())
+    return folder
+
+
+def test_a_folder_of_files_comes_with_every_state_in_its_place(tmp_path: Path) -> None:
+    said = import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", shift=8.0, shard=2)
+    assert (
+        said == "5 pairs of 2x3x4x6 (channels, frames, height, width) in float32, at levels 1, 0.96, 0.8889, 0.7273, 0"
+    )
+    pairs = load_pairs(tmp_path / "pairs")
+    assert sorted(path.name for path in (tmp_path / "pairs").glob("*.safetensors")) == [
+        f"0000{number}.safetensors" for number in range(3)
+    ]
+    states = pairs.states[torch.arange(5)]
+    for number, theirs in enumerate(THEIRS):
+        for state in range(STATES):
+            for frame in range(FRAMES):
+                assert torch.equal(states[number, state, :, frame], theirs[state, frame])
+    assert pairs.captions == [*PROMPTS[:2], "雪 and snow", *PROMPTS[3:]]
+    torch.testing.assert_close(pairs.sigmas, warp(torch.tensor([1, 0.75, 0.5, 0.25, 0]), 8.0))
+
+
+def test_an_lmdb_comes_by_the_numbers_of_its_rows(tmp_path: Path) -> None:
+    source = write_lmdb(tmp_path / "source")
+    said = import_pairs(source / "data.mdb", tmp_path / "pairs", shift=5.0, shard=4)
+    assert said.startswith("11 pairs of 2x3x4x6 (channels, frames, height, width) in float16, at levels 1, 0.9375, ")
+    pairs = load_pairs(tmp_path / "pairs")
+    states = pairs.states[torch.arange(11)]
+    assert states.dtype == torch.float32
+    for number in range(11):
+        assert torch.equal(states[number], THEIRS[number % 5].half().float().transpose(1, 2))
+        assert pairs.captions[number].startswith(f"{number}: ")
+    import_pairs(source, tmp_path / "again", shift=5.0, shard=4)
+    assert (tmp_path / "again" / "00002.safetensors").read_bytes() == (
+        tmp_path / "pairs" / "00002.safetensors"
+    ).read_bytes()
+
+
+class Code:
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return (exec, ("raise SystemExit('ran')",))
+
+
+def nan(states: Tensor) -> Tensor:
+    states = states.clone()
+    states[3, 1, 0, 2, 2] = float("nan")
+    return states
+
+
+FILES = {
+    "code": (lambda: {"x": Code()}, r"00002\.pt: holds more than tensors .*code of a checkpoint is never run"),
+    "another shape": (lambda: {"x": THEIRS[0][None, :4]}, r"00002\.pt: 'x': is torch\.float32 \(4, 2, 3, 4, 6\), and "),
+    "another type": (lambda: {"x": THEIRS[0][None].half()}, r"00002\.pt: 'x': is torch\.float16 .*, and .*00000\.pt"),
+    "no batch of one": (
+        lambda: {"x": THEIRS[0]},
+        r"00002\.pt: 'x': has the shape \(5, 3, 2, 4, 6\), not \(1, s",
+    ),
+    "two in one": (lambda: {"x": torch.stack(THEIRS[:2])}, r"00002\.pt: 'x': has the shape \(2, 5, 3, 2, 4, 6\)"),
+    "no number": (lambda: {"x": nan(THEIRS[0])[None]}, r"00002\.pt: 'x': has states that are not finite; take"),
+    "whole numbers": (lambda: {"x": THEIRS[0][None].long()}, r"00002\.pt: 'x': is of type torch\.int64; give fp16"),
+    "no tensor": (lambda: {"prompt": "a fox", "latents": THEIRS[0]}, r"00002\.pt: 'prompt': is no prompt with a traj"),
+    "no dictionary": (lambda: THEIRS[0], r"00002\.pt: should hold a dictionary of prompts"),
+    "an empty one": (dict, r"00002\.pt: should hold a dictionary of prompts"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_that_is_no_pair_is_named_and_nothing_is_left(case: str, tmp_path: Path) -> None:
+    made, line = FILES[case]
+    folder = write_files(tmp_path / "source")
+    torch.save(made(), folder / "00002.pt")
+    with pytest.raises(UserError, match=line) as told:
+        import_pairs(folder, tmp_path / "pairs", shift=8.0, shard=2)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other" / "data.mdb").parent.mkdir()
+    (tmp_path / "other" / "data.mdb").write_bytes(pickle.dumps("no LMDB") * 2000)
+    for name, line in {
+        "nowhere": "is no folder of .pt files and no LMDB; name one",
+        "empty": "holds no .pt file and no data.mdb; name a folder of pairs",
+        "other": "data.mdb: is damaged, or no LMDB (",
+    }.items():
+        with pytest.raises(UserError) as told:
+            import_pairs(tmp_path / name, tmp_path / "pairs", shift=8.0, shard=2)
+        assert line in str(told.value)
+
+
+ROWS = {
+    "a missing row": (b"latents_7_data", None, r"latents_7_data: it or its prompt is missing, of 11"),
+    "a missing prompt": (b"prompts_7_data", None, r"latents_7_data: it or its prompt is missing, of 11"),
+    "a short row": (b"latents_7_data", b"12", r"latents_7_data: has 2 bytes, and \(5, 3, 2, 4, 6\) of fp16 are 1440"),
+    "a prompt that is no text": (b"prompts_7_data", b"\xff", r"latents_7_data: its prompt is no UTF-8 text"),
+    "no shape": (b"latents_shape", None, r"latents_shape = b'': should be six numbers \(pairs, states, frames"),
+    "a shape of words": (b"latents_shape", b"11 5 3 2 4 x", r"latents_shape = b'11 5 3 2 4 x': should be six numbers"),
+    "a negative shape": (b"latents_shape", b"11 5 3 2 4 -6", r"latents_shape = b'11 5 3 2 4 -6': should be six"),
+    "a huge shape": (b"latents_shape", b"11 5 3 2 4 999999999", r"has 1440 bytes, and \(5, 3, 2, 4, 999999999\)"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_an_lmdb_that_is_not_whole_is_named(case: str, tmp_path: Path) -> None:
+    key, value, line = ROWS[case]
+    source = write_lmdb(tmp_path / "source")
+    with lmdb.open(str(source), map_size=1 << 24) as environment, environment.begin(write=True) as rows:
+        rows.delete(key)
+        if value is not None:
+            rows.put(key, value)
+    with pytest.raises(UserError, match=line):
+        import_pairs(source, tmp_path / "pairs", shift=8.0, shard=2)
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_a_truncated_lmdb_is_refused_before_it_is_mapped(tmp_path: Path) -> None:
+    """Else the kernel would end the process."""
+    file = write_lmdb(tmp_path / "source") / "data.mdb"
+    whole = file.read_bytes()
+    for size in (0, 100, 4096, 8192, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"data\.mdb: is (truncated|damaged, or no LMDB)"):
+            import_pairs(file, tmp_path / "pairs", shift=8.0, shard=2)
+
+
+def test_the_command_says_what_came(tmp_path: Path) -> None:
+    write_files(tmp_path / "source")
+    run = hiar("import-pairs", "source", "--out", "pairs", "--shard", 4, folder=tmp_path)
+    assert run.stdout.startswith("pairs: 5 pairs of 2x3x4x6 ")
+    (said,) = hiar("import-pairs", "nowhere", "--out", "pairs", folder=tmp_path, code=2).stderr.splitlines()
+    assert said == "error: nowhere: is no folder of .pt files and no LMDB; name one"
