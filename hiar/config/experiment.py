@@ -131,7 +131,13 @@ class Params(Section):
         ):
             require(threads <= THREADS, field, threads, f"should be at most {THREADS}; give the number of cores")
         shortest = max(self.score.segments, 4)
-        for field, frames in (("video.frames", self.video.frames), ("sample.frames", self.sample.frames)):
+        lengths = {"video.frames": self.video.frames, "sample.frames": self.sample.frames}
+        for name, validation in (("init", self.init.validation), ("distill", self.distill.validation)):
+            if validation is not None:
+                field, frames = f"{name}.validation.frames", validation.frames
+                require(frames % k == 0, field, frames, f"must be a multiple of video.block = {k}")
+                lengths[field] = frames
+        for field, frames in lengths.items():
             require(frames >= shortest, field, frames, f"scoring needs at least {shortest} frames")
         require(
             self.report.videos <= self.sample.videos,

@@ -40,13 +40,16 @@ def train(
     checkpoint_minutes: float,
     memory: dict[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
+    after_step: Callable[[int], object] = lambda done: None,
 ) -> list[Metrics]:
     """Call ``train_step(i)`` for i = 0 .. steps - 1, going on from the newest state in ``folder``; returns the curve.
 
     ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with
-    them. Of several processes, which call this together, the one that leads logs, tells and saves. Raises UserError
-    when a metric is not finite; the state before it is kept. SIGTERM saves a state and raises SystemExit where this is
-    the only process; one of several dies of it, and they go on from the state that was saved last.
+    them. ``after_step`` is told how many steps are done, before a state of them may be saved: what it has done by then
+    is never done again from that state. Of several processes, which call this together, the one that leads logs, tells
+    and saves. Raises UserError when a metric is not finite; the state before it is kept. SIGTERM saves a state and
+    raises SystemExit where this is the only process; one of several dies of it, and they go on from the state that was
+    saved last.
     """
     memory = {} if memory is None else memory
     start, curve = load_state(folder, roles, memory)
@@ -73,6 +76,7 @@ def train(
             if progress is not None:
                 log.log(step, metrics)
                 progress.advance(metrics=metrics)
+            after_step(step + 1)
             due = stop() or time.monotonic() - saved_at >= 60 * checkpoint_minutes
             if step + 1 < steps and ranks.told(due):
                 save_state(folder, step + 1, roles, memory, curve, write=ranks.leads)
