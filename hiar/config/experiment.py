@@ -197,6 +197,8 @@ class Params(Section):
         batches = [(name, training.batch, training.micro_batch or 1) for name, training in trained.items()]
         batches.append(("distill", spec.batch, spec.micro_batch or 1))
         batches.append(("distill, of its critic", spec.critic_batch, (spec.micro_batch or 0) * spec.windows or fresh))
+        watched = (("init.validation", self.init.validation), ("distill.validation", spec.validation))
+        batches += [(f"{name}, its prompts", one.prompts, 1) for name, one in watched if one]
         for name, batch, size in batches:
             remedy = f"cannot take equal shares of the batch of {name}: {batch}, in micro-batches of {size} or more"
             require(batch % (size * processes) == 0, "runtime.processes", processes, remedy)

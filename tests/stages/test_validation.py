@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import copy_artifacts
+import yaml
+from commands import copy_artifacts, hiar
 from sampled import small_params
 
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
+from hiar.io.reading import read_parts
 from hiar.judges.interface import open_judge
 from hiar.models.generator import load_generator
 from hiar.parameters import load_params, parse_params
@@ -161,11 +163,62 @@ def test_a_metric_that_cannot_tell_the_best_is_refused_before_training(parents, 
         ("distill", {"frames": 7}, r"distill\.validation\.frames = 7: must be a multiple of video\.block = 3"),
         ("init", {"frames": 3}, r"init\.validation\.frames = 3: scoring needs at least 5 frames"),
         ("init", {"every": 0}, r"init\.validation\.every = 0: input should be greater than or equal to 1"),
+        (
+            "init",
+            {"prompts": 3},
+            r"runtime\.processes = 2: .*equal shares of the batch of init\.validation, its prompts: 3",
+        ),
         ("distill", {"metrics": "good"}, r"distill\.validation\.metrics = 'good': unknown parameter; did you mean"),
     ],
 )
 def test_settings_that_cannot_be(stage, changes, said):
     tree = small_params().model_dump(mode="json")
-    tree[stage]["validation"] = SETTINGS | changes
+    tree[stage]["validation"] = SETTINGS | {"prompts": 2} | changes
+    tree["runtime"]["processes"] = 2
     with pytest.raises(UserError, match=said):
         parse_params(tree, Path("params.yaml"))
+
+
+def test_curves_and_videos_are_recorded(parents, tmp_path, monkeypatch):
+    """As the spool has them for MLflow: the means at each validation, and the first videos of it."""
+    params, workspace = parents
+    work = Path(shutil.copytree(workspace, tmp_path / "work"))
+    monkeypatch.delenv("HIAR_TRACKING")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("hiar.tracking.stage.start_sender", lambda folder: None)  # what is read here is not sent
+    distill.run(with_validation(params), work, 0, "hiar")
+    (spool,) = (work / ".hiar" / "spool" / "local").glob("*.jsonl")
+    events = [json.loads(line) for line in spool.read_text().splitlines()]
+    taken = {one.step: one.metrics for one in read_validations(work / MADE / "distill" / "hiar")}
+    told = {
+        one["step"]: one["metrics"] for one in events if any("validation/" in name for name in one.get("metrics", ()))
+    }
+    assert told.keys() == taken.keys()
+    for step, metrics in told.items():
+        assert metrics["validation/good"] == taken[step]["good"]
+        assert metrics["validation/bidirectional/residual"] == taken[step]["bidirectional/residual"]
+        assert not [name for name in metrics if "segment" in name]
+    videos = [f"validation-{step:06d}-{number:04d}.mp4" for step in (4, 6) for number in range(params.report.videos)]
+    assert [one["artifact"] for one in events if "artifact" in one] == videos
+    for name in videos:
+        assert sum(len(part) for part in read_parts(spool.with_suffix(".files") / name)) == SETTINGS["frames"]
+
+
+@pytest.mark.long
+def test_processes_share_the_prompts(parents, tmp_path):
+    """Two of them see what one does, up to rounding of sharded weights, and keep the same best."""
+    params, workspace = parents
+    found = {}
+    for processes in (1, 2):
+        work = Path(shutil.copytree(workspace, tmp_path / str(processes)))
+        tree = with_validation(params, prompts=4).model_dump(mode="json")
+        tree["distill"]["micro_batch"], tree["runtime"]["processes"] = 1, processes
+        (work / "params.yaml").write_text(yaml.safe_dump(tree))
+        hiar("stage", "distill", "--seed", 0, "--variant", "hiar", folder=work, HIAR_TRACKING="off")
+        folder = work / MADE / "distill" / "hiar"
+        found[processes] = read_validations(folder), read_manifest(folder / "best", "checkpoint")["updates"]
+    (one, best), (two, same) = found.values()
+    assert best == same
+    for alone, shared in zip(one, two, strict=True):
+        assert alone.step == shared.step
+        assert shared.metrics == pytest.approx(alone.metrics, rel=1e-3, abs=1e-4)
