@@ -15,8 +15,11 @@ from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.reading import read_parts
 from hiar.judges.interface import open_judge
+from hiar.models.attention import Bidirectional
 from hiar.models.generator import load_generator
+from hiar.noise import normals
 from hiar.parameters import load_params, parse_params
+from hiar.schedule import step_sigmas
 from hiar.stages import distill, init, validation
 from hiar.stages.common import sample_world
 from hiar.stages.sample import sample_latents
@@ -83,18 +86,41 @@ def test_the_best_is_a_checkpoint_of_its_own(validated, smoke):
     assert ((validated / validation.BEST / TRANSFORMER).read_bytes() == last) == (best is taken[-1])
 
 
+def residual_of(params, student, latents, prompts):
+    """The mean of the videos' residuals, as the oracle finds them."""
+    judge = open_judge(params.world, params.score, *student.block_pictures)
+    residuals = []
+    for latent, prompt in zip(latents, prompts, strict=True):
+        frames = torch.cat(list(decoded(student, latent)))
+        residuals.append(judge.measure(judge.look(frames[None], None, [prompt]))["residual"].item())
+    return sum(residuals) / len(residuals)
+
+
 def test_the_last_figures_are_those_of_the_students_own_videos(validated, parents):
     """Prompts and noise of validation's own numbers, the averaged weights, every frame of every video."""
     params, _ = parents
     student, first = load_generator(validated), FIRST_CLIP["validation"]
     prompts = sample_world(params).prompts(seed=0, first=first, count=3)
     latents = sample_latents(student, prompts, 6, student.card.walk, 0, range(first, first + 3))
-    judge = open_judge(params.world, params.score, *student.block_pictures)
-    residuals = []
-    for latent, prompt in zip(latents, prompts, strict=True):
-        frames = torch.cat(list(decoded(student, latent)))
-        residuals.append(judge.measure(judge.look(frames[None], None, [prompt]))["residual"].item())
-    assert read_validations(validated)[-1].metrics["residual"] == pytest.approx(sum(residuals) / 3, rel=1e-5)
+    found = residual_of(params, student, latents, prompts)
+    assert read_validations(validated)[-1].metrics["residual"] == pytest.approx(found, rel=1e-5)
+
+
+@torch.no_grad()
+def test_bidirectional_is_all_frames_of_a_clip_at_once(validated, parents):
+    """The student's steps written out, under attention without a mask and without any context."""
+    params, _ = parents
+    student, first, schedule = load_generator(validated), FIRST_CLIP["validation"], params.schedule
+    prompts = sample_world(params).prompts(seed=0, first=first, count=3)
+    channels, _, height, width = student.block_shape
+    shape, text = (channels, params.video.frames, height, width), student.embed(prompts)
+    sigmas = step_sigmas(schedule.student_steps, schedule.student_shift)
+    for step in range(schedule.student_steps):
+        noise = normals("rollout", 0, range(first, first + 3), shape, step=step)
+        x = noise if step == 0 else (1 - sigmas[step]) * x0 + sigmas[step] * noise  # noqa: F821
+        x0 = student.denoiser(x, sigmas[step].expand(3), text, Bidirectional())
+    found = residual_of(params, student, x0, prompts)
+    assert read_validations(validated)[-1].metrics[BOTH_WAYS + "residual"] == pytest.approx(found, rel=1e-5)
 
 
 def test_a_training_that_was_killed_twice_goes_on_to_the_same_validations(parents, validated, tmp_path):
