@@ -7,6 +7,7 @@ validation, and ``best/`` is the checkpoint of the best one. A training that goe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,8 +88,7 @@ def _validate(job: _Job, done: int) -> None:
         whole = replace(source, card=source.card.model_copy(update={"video": video}))
         metrics |= {BOTH_WAYS + name: mean for name, mean in _means(job, _measure(job, whole, frames)).items()}
     earlier = [one for one in read_validations(work.folder) if one.step < done]
-    sign = 1 if HIGHER[metric] else -1
-    best = all(sign * metrics[metric] > sign * one.metrics[metric] for one in earlier)
+    best = all(_goodness(metrics, metric) > _goodness(one.metrics, metric) for one in earlier)
     if work.ranks.told(best):
         _keep(job, done, metrics)
     if work.ranks.leads:
@@ -96,6 +96,11 @@ def _validate(job: _Job, done: int) -> None:
         write_text(work.folder / SCORES, "".join(map(json_line, lines)))
         shown = {name: mean for name, mean in metrics.items() if name.removeprefix(BOTH_WAYS) in job.judge.columns}
         work.run.log(done, {f"validation/{name}": mean for name, mean in shown.items()})
+
+
+def _goodness(metrics: Mapping[str, float], metric: str) -> float:
+    """A metric, or its negative, so that more is better; the least there is where no video has it."""
+    return metrics[metric] * (1 if HIGHER[metric] else -1) if metric in metrics else -math.inf
 
 
 def _measure(job: _Job, source: Generator, frames: int, shown_at: int | None = None) -> dict[str, Tensor]:
@@ -155,7 +160,7 @@ def _keep(job: _Job, done: int, metrics: Mapping[str, float]) -> None:
     fresh.mkdir(parents=True)
     job.source.denoiser.load_state_dict(weights)
     job.source.save(fresh)
-    facts = {"updates": done, "metric": job.settings.metric, "value": metrics[job.settings.metric]}
+    facts = {"updates": done, "metric": job.settings.metric, "value": metrics.get(job.settings.metric)}
     write_manifest(fresh, "checkpoint", parents=work.parents, settings=work.settings, **work.facts, **facts)
     remove(work.folder / BEST)
     fresh.rename(work.folder / BEST)

@@ -73,6 +73,17 @@ def test_every_fourth_update_and_the_last_are_measured_in_both_modes(validated):
     assert taken[0].metrics["residual"] != taken[0].metrics[BOTH_WAYS + "residual"]
 
 
+def test_which_is_better():
+    def better(metric, one, other):
+        return validation._goodness(one, metric) > validation._goodness(other, metric)
+
+    assert better("good", {"good": 0.5}, {"good": 0.4})
+    assert better("residual", {"residual": 0.4}, {"residual": 0.5})
+    for metric in ("good", "residual"):
+        assert better(metric, {metric: 0.5}, {})
+        assert not better(metric, {metric: 0.5}, {metric: 0.5})  # the first of equals is kept
+
+
 def test_the_best_is_a_checkpoint_of_its_own(validated, smoke):
     """Lower residuals are better; what it makes again is what was measured."""
     taken = read_validations(validated)
