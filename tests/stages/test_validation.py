@@ -176,6 +176,28 @@ def test_an_init_is_validated_as_it_would_be_walked_by_default(parents, tmp_path
     ).read_bytes()
 
 
+def test_of_an_init_with_two_trainings_the_student_s_is_validated(parents, tmp_path):
+    """Its causal teacher is not; saving the best on the way spoils nothing of what is still trained."""
+    params, workspace = parents
+    weights = []
+    for watch in (None, SETTINGS | {"every": 3, "bidirectional": False}):
+        work = Path(shutil.copytree(workspace, tmp_path / str(len(weights)), ignore=shutil.ignore_patterns("init")))
+        tree = params.model_dump(mode="json")
+        training = tree["init"]["training"] | {"steps": 5}
+        tree["init"] = {
+            "kind": "consistency",
+            "teacher": {"training": training | {"steps": 4}, "sigma_floor": 0.5},
+            "training": training,
+            "solver_steps": 8,
+            "guidance": 2.0,
+            "validation": watch,
+        }
+        init.run(parse_params(tree, Path("params.yaml")), work, 0)
+        weights.append((work / MADE / "init" / TRANSFORMER).read_bytes())
+    assert weights[0] == weights[1]
+    assert [one.step for one in read_validations(work / MADE / "init")] == [3, 5]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -259,3 +281,10 @@ def test_processes_share_the_prompts(parents, tmp_path):
     for alone, shared in zip(one, two, strict=True):
         assert alone.step == shared.step
         assert shared.metrics == pytest.approx(alone.metrics, rel=1e-3, abs=1e-4)
+
+
+def test_an_adopted_student_is_not_validated():
+    tree = small_params().model_dump(mode="json")
+    tree["init"] = {"kind": "adopted", "source": "student.pt", "validation": SETTINGS}
+    with pytest.raises(UserError, match=r"init\.validation = .*: an adopted student is not trained; use null"):
+        parse_params(tree, Path("params.yaml"))
