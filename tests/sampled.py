@@ -15,6 +15,7 @@ from hiar.models.pixels import to_frames, to_video
 from hiar.parameters import parse_params, read_yaml
 from hiar.stages.common import Paths
 from hiar.stages.comparison import Contender, contenders
+from hiar.statistics.validations import BOTH_WAYS, SCORES
 from hiar.worlds.interface import FIRST_CLIP, open_world
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.shapes.render import clips
@@ -75,9 +76,18 @@ def fade(frames: Tensor) -> Tensor:
 
 
 def write_traces(workspace: Path, one: Contender) -> None:
-    """A training curve and a log, as the stages leave them."""
+    """A training curve and a log, as the stages leave them; of one variant, validations while its motion fell."""
     if one.stage != "distill":
         return
+    if one.variant == "hiar-no-fkl":
+        scores = Paths(workspace, one.seed).distilled(one.variant) / SCORES
+        scores.parent.mkdir(parents=True)
+        speeds = [(10, 3.0, 2.9), (20, 2.0, 2.5), (30, 1.0, 1.1 + 0.2 * one.seed)]
+        rows = [
+            {"step": step, "metrics": {"smoothed_speed": walked, f"{BOTH_WAYS}smoothed_speed": whole}}
+            for step, walked, whole in speeds
+        ]
+        scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
     curve = workspace / "curves" / f"seed-{one.seed}" / "distill" / f"{one.variant}.csv"
     curve.parent.mkdir(parents=True, exist_ok=True)
     curve.write_text(

@@ -14,6 +14,7 @@ import torch
 
 from hiar.io.video import write_mp4
 from hiar.vbench.dimensions import DIMENSIONS
+from hiar.vbench.doctor import NEEDS
 from hiar.vbench.weights import WEIGHTS, approve
 
 STYLE = {"appearance_style": {"appearance_style": "oil painting"}}
@@ -52,10 +53,84 @@ def build_environment(folder: Path) -> Path:
     return folder
 
 
+# Stand for the packages that Drift's networks come from: what each says of a frame is known, of its colours alone. A
+# file `behave` among the weights makes one misbehave.
+NETWORKS = {
+    "pyiqa": """
+import pathlib
+import socket
+
+
+def create_metric(name, device, **files):
+    [path] = map(pathlib.Path, files.values())
+    behave = path.parents[1] / "behave"
+    if behave.exists() and behave.read_text() == "connect":
+        socket.create_connection(("127.0.0.1", 9), timeout=5)
+    kind = {"musiq": "musiq_spaq_ckpt-358bb6af.pth", "clipiqa": "RN50.pt"}[name]
+    assert path.name == kind and path.is_file()
+    if name == "clipiqa":
+        return lambda frame: frame[:, 1].mean()
+    return lambda frame: 100 * frame[:, 0].mean() if frame.any() else frame.mean() / 0
+""",
+    "transformers": """
+import pathlib
+from types import SimpleNamespace
+
+import torch
+
+
+class Dinov2Model(torch.nn.Module):
+    @classmethod
+    def from_pretrained(cls, place, local_files_only, output_loading_info):
+        assert local_files_only and output_loading_info
+        behave = pathlib.Path(place).with_name("behave")
+        missing = ["encoder.layer.0"] if behave.exists() and behave.read_text() == "lack" else []
+        return cls(), {"missing_keys": missing, "unexpected_keys": []}
+
+    def forward(self, square):
+        assert square.shape == (1, 3, 224, 224)
+        angle = square[0, 2].mean() * 0.225 + 0.406
+        return SimpleNamespace(last_hidden_state=torch.stack([angle.cos(), angle.sin()])[None, None])
+""",
+    "torchmetrics": "",
+    "torchmetrics/image": "",
+    "torchmetrics/image/lpip": """
+import os
+
+import torch
+
+
+class LearnedPerceptualImagePatchSimilarity(torch.nn.Module):
+    def __init__(self, net_type, normalize):
+        super().__init__()
+        assert (net_type, normalize) == ("alex", True)
+        assert os.path.isfile(os.environ["TORCH_HOME"] + "/hub/checkpoints/alexnet-owt-7be5be79.pth")
+
+    def forward(self, one, other):
+        return (one - other).abs().mean()
+""",
+    "torchvision": "",
+}
+
+
+def build_networks(folder: Path) -> Path:
+    """`build_environment` with our own torch in it, and toys for the packages of Drift's networks."""
+    build_environment(folder)
+    packages = next(folder.glob("lib/python3*/site-packages"))
+    (packages / "torch.py").unlink()
+    (packages / "ours.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    for name, content in NETWORKS.items():
+        (packages / name).mkdir()
+        (packages / name / "__init__.py").write_text(content)
+    (packages / "pyiqa-0.1.dist-info").mkdir()
+    (packages / "pyiqa-0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pyiqa\nVersion: 0.1\n")
+    return folder
+
+
 def lay_weights(folder: Path, *dimensions: str) -> Path:
-    """Files of the right formats with nothing in them, approved, for these dimensions or for all."""
+    """Files of the right formats with nothing in them, approved, for these dimensions (or drift) or for all."""
     for name in WEIGHTS:
-        if not dimensions or any(name in DIMENSIONS[dimension].files for dimension in dimensions):
+        if not dimensions or any(name in NEEDS[dimension].files for dimension in dimensions):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix == ".pth":

@@ -34,18 +34,24 @@ Dimensions = Annotated[
 ]
 
 
-@vbench.command(cls=Once, epilog=examples("hiar vbench doctor", "hiar vbench doctor human_action scene"))
-def doctor(dimensions: Names = None, environment: Place = None, weights: Weights = None) -> None:
+@vbench.command(cls=Once, epilog=examples("hiar vbench doctor", "hiar vbench doctor human_action drift"))
+def doctor(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Dimensions, or drift; all when left out.", show_default=False)
+    ] = None,
+    environment: Place = None,
+    weights: Weights = None,
+) -> None:
     """Say of each dimension whether it runs here, or which file must lie where (with size and hash, where published).
 
-    Looks only: nothing is loaded, fetched or written.
+    The same of drift, the profile of `hiar score`, whose networks run in VBench's environment. Looks only: nothing is
+    loaded, fetched or written.
     """
-    from hiar.vbench.dimensions import DIMENSIONS, known_dimensions
-    from hiar.vbench.doctor import examine
+    from hiar.vbench.doctor import NEEDS, examine, known_names
     from hiar.vbench.environment import default_folder, find_environment
     from hiar.vbench.weights import weights_folder
 
-    names = known_dimensions(dimensions or DIMENSIONS)
+    names = known_names(names or NEEDS)
     findings = examine(find_environment(environment or default_folder()), weights or weights_folder(), names)
     for finding in findings:
         print(f"{finding.dimension:23} {'cannot run' if finding.problems else 'runs'}")

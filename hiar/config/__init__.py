@@ -45,6 +45,7 @@ from hiar.config.training import (
     Pairs,
     Teacher,
     Training,
+    Validation,
     Variant,
 )
 
@@ -92,6 +93,7 @@ __all__ = [
     "Teacher",
     "TeacherForcing",
     "Training",
+    "Validation",
     "Variant",
     "Video",
     "Walked",

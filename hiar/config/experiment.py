@@ -132,7 +132,13 @@ class Params(Section):
         ):
             require(threads <= THREADS, field, threads, f"should be at most {THREADS}; give the number of cores")
         shortest = max(self.score.segments, 4)
-        for field, frames in (("video.frames", self.video.frames), ("sample.frames", self.sample.frames)):
+        lengths = {"video.frames": self.video.frames, "sample.frames": self.sample.frames}
+        for name, validation in (("init", self.init.validation), ("distill", self.distill.validation)):
+            if validation is not None:
+                field, frames = f"{name}.validation.frames", validation.frames
+                require(frames % k == 0, field, frames, f"must be a multiple of video.block = {k}")
+                lengths[field] = frames
+        for field, frames in lengths.items():
             require(frames >= shortest, field, frames, f"scoring needs at least {shortest} frames")
         require(
             self.report.videos <= self.sample.videos,
@@ -192,6 +198,8 @@ class Params(Section):
         batches = [(name, training.batch, training.micro_batch or 1) for name, training in trained.items()]
         batches.append(("distill", spec.batch, spec.micro_batch or 1))
         batches.append(("distill, of its critic", spec.critic_batch, (spec.micro_batch or 0) * spec.windows or fresh))
+        watched = (("init.validation", self.init.validation), ("distill.validation", spec.validation))
+        batches += [(f"{name}, its prompts", one.prompts, 1) for name, one in watched if one]
         for name, batch, size in batches:
             remedy = f"cannot take equal shares of the batch of {name}: {batch}, in micro-batches of {size} or more"
             require(batch % (size * processes) == 0, "runtime.processes", processes, remedy)

@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from hiar.config.section import Count, Digest, File, Positive, Section
-from hiar.config.training import Training
+from hiar.config.training import Training, Validation
 from hiar.errors import require
 
 
 class _Made(Section):
     """What any init has to say of itself, each by the name of a field."""
+
+    validation: Validation | None = None  # while the student is trained; null: none
 
     @property
     def trainings(self) -> dict[str, Training]:
@@ -42,6 +44,11 @@ class Adopted(_Made):
     @property
     def sources(self) -> dict[str, Path]:
         return {"source": self.source}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(self.validation is None, "validation", "{...}", "an adopted student is not trained; use null")
+        return self
 
 
 class Trained(_Made):

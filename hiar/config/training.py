@@ -87,6 +87,16 @@ class Pairs(Section):
     shard: Count  # trajectories a file
 
 
+class Validation(Section):
+    """What a student makes of a few prompts of its own while it is trained; it changes no weight."""
+
+    every: Count  # steps, of distill also those that warm the critic; once more after the last
+    prompts: Count
+    frames: Count  # latent frames of a video, as of samples
+    metric: str  # of the world's judge: the best weights by it are kept beside the last ones
+    bidirectional: bool  # also one block of a training clip's length, whose frames all see each other (Fig. 4)
+
+
 class Levels(Section):
     """Noise levels that are drawn for a loss."""
 
@@ -118,6 +128,7 @@ class Distill(Section):
     levels: Levels  # at which the scores of DMD are taken, and the critic learns
     generator: Optimizer
     critic: Optimizer  # the critic itself is used, not its average: ema is null
+    validation: Validation | None = None  # null: none
 
     @property
     def warmup_steps(self) -> int:

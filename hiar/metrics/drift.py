@@ -1,7 +1,7 @@
 """Drift in the form of Sec. 4.1: how far a measure of the frames moves, steadily, over a long video.
 
-The paper's Drift feeds this recipe with MUSIQ, CLIP-IQA, DINOv2, LPIPS, saturation and sharpness. ``saturation`` and
-``sharpness`` below need no weights; alone they are stand-ins, and must be reported under their own names.
+The paper's Drift (`hiar.profiles.drift`) feeds this recipe with MUSIQ, CLIP-IQA, DINOv2, LPIPS, saturation and
+sharpness. The last two, below, need no weights; alone they are stand-ins, reported under their own names.
 """
 
 from __future__ import annotations

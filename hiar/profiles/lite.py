@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hiar.judges.interface import Findings
 from hiar.metrics.drift import colorfulness, saturation, sharpness
+from hiar.profiles.courses import Measure, frame_by_frame
 from hiar.profiles.profile import Profile, made_by
 from hiar.profiles.recipe import LEAST_FRAMES, Recipe, drift_metrics
 
 NAME = "drift-lite"
 VERSION = 1
-FRAME: dict[str, Callable[[Tensor], Tensor]] = {
+FRAME: dict[str, Measure] = {
     "saturation": saturation,
     "sharpness": sharpness,
     "colorfulness": colorfulness,
@@ -29,12 +30,9 @@ class DriftLite:
     least_frames = LEAST_FRAMES
 
     def look(self, frames: Tensor, before: Tensor | None, prompts: Sequence[str]) -> Findings:
-        alone = {
-            name: torch.stack([torch.cat([of(frame[None, None])[0] for frame in video]) for video in frames])
-            for name, of in FRAME.items()
-        }
         joined = frames if before is None else torch.cat([before, frames], dim=1)
-        return alone | dict(zip(PAIR, torch.stack([_pairs(video) for video in joined]).unbind(dim=-1), strict=True))
+        between = torch.stack([_pairs(video) for video in joined])
+        return frame_by_frame(FRAME, frames) | dict(zip(PAIR, between.unbind(dim=-1), strict=True))
 
     def measure(self, findings: Findings) -> dict[str, Tensor]:
         return drift_metrics(RECIPE, findings)

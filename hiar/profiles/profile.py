@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -32,27 +32,40 @@ class Profile:
         return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
 
 
-def open_profiles(names: Sequence[str], judge: Judge, protocol: Mapping[str, Any]) -> list[Profile]:
+def open_profiles(
+    names: Sequence[str], judge: Judge | None, protocol: Mapping[str, Any] | None = None
+) -> list[Profile]:
     """The profiles of these names; none: the world's judge. ``protocol``: what the judge goes by, for its record.
 
     Raises UserError for names that are unknown, given twice, or of a profile that cannot run here.
     """
-    from hiar.profiles import lite
 
     def judging() -> Profile:
+        assert judge is not None
         return Profile(judge.name, judge, {"protocol": protocol} | made_by(judge.name, 1), captioned=True)
 
-    known = {judge.name: judging, lite.NAME: lite.open_profile}
+    known = ({judge.name: judging} if judge else {}) | _worldless()
     for place, name in enumerate(names):
         if name in ("vbench", "vbench-long"):
             raise UserError(f"--profile = {name}: has a command of its own; hiar vbench score FOLDER --out OUT")
-        if name == "drift":
-            raise UserError(f"--profile = {name}: the paper's, whose networks do not run here yet; take {lite.NAME}")
         if name not in known:
-            raise UserError(f"--profile = {name}: unknown here; {suggest(name, known)}")
+            world = "" if judge else " where no params.yaml says of which world the videos are"
+            raise UserError(f"--profile = {name}: unknown here{world}; {suggest(name, known)}")
         if name in names[:place]:
             raise UserError(f"--profile = {name}: is given twice; give each once")
-    return [known[name]() for name in names or [judge.name]]
+    return [known[name]() for name in names] if names or judge is None else [judging()]
+
+
+def needs_world(names: Sequence[str]) -> bool:
+    """Whether one of these profiles may be a world's judge, as where none is named."""
+    return not names or not set(names) <= _worldless().keys()
+
+
+def _worldless() -> dict[str, Callable[[], Profile]]:
+    """The profiles of any videos whatever."""
+    from hiar.profiles import drift, lite
+
+    return {lite.NAME: lite.open_profile, drift.NAME: drift.open_profile}
 
 
 def made_by(name: str, number: int, *packages: str) -> dict[str, Any]:

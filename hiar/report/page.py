@@ -35,6 +35,15 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Dynamics:
+    """Validations over training. ``together``: of each student, how its motion in two attention modes correlates."""
+
+    legend: Sequence[Series]
+    charts: Sequence[Figure]
+    together: Sequence[tuple[Series, str]]
+
+
+@dataclass(frozen=True)
 class Clip:
     """A video in the wall; ``label`` says what it shows to those who cannot see it."""
 
@@ -68,6 +77,7 @@ class Page:
     front: Sequence[Figure]
     definitions: Sequence[tuple[str, str]]
     losses: Sequence[Losses]
+    dynamics: Dynamics
     stages: Sequence[StageLog]
     parameters: str
 

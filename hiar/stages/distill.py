@@ -16,6 +16,7 @@ from hiar.models.generator import Generator, clone, load_generator, walk_of
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import load_pairs
+from hiar.stages.validation import validation
 from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import Distillation, check_batches, distillation_step
 from hiar.training.loop import train
@@ -80,6 +81,8 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             accelerator=work.accelerator,
             ranks=work.ranks,
         )
+        card = trained_card(init.card, params, stage="distill", variant=variant, walk=walk_of(method))
+        sampled = Generator(card, init.denoiser, teacher.text, teacher.codec)
         curve = train(
             f"distill {variant}",
             spec.all_steps,
@@ -91,13 +94,12 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             checkpoints_kept=params.runtime.checkpoints_kept,
             memory=job.replay,
             ranks=work.ranks,
+            after_step=validation(work, spec.validation, sampled, job.student, spec.all_steps),
         )
         weights = kept_weights(job.student)
         if not work.ranks.leads:
             return
         init.denoiser.load_state_dict(weights)
-        walk = walk_of(method)
-        card = trained_card(init.card, params, stage="distill", variant=variant, walk=walk)
         Generator(card, init.denoiser, init.text, init.codec).save(work.folder)
         columns = [name for name in curve[-1] if name != "step"]
         write_metrics(workspace, f"seed-{seed}/distill/{variant}", {name: tail_mean(curve, name) for name in columns})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from hiar.io.progress import Progress, tell
 from hiar.io.reading import PART, Head, read_head, read_parts
 from hiar.metrics.summary import Summary, summarise
 from hiar.parameters import load_params
-from hiar.profiles.profile import Profile, open_profiles
+from hiar.profiles.profile import Profile, needs_world, open_profiles
 from hiar.stages.comparison import CAPTIONS, check_heads, find_videos, list_videos
-from hiar.stages.score import checked_captions, look_through, protocol_of
+from hiar.stages.plan import settle_threads
+from hiar.stages.score import Protocol, checked_captions, look_through, protocol_of
 from hiar.worlds.interface import open_world
 
 PIXELS = 2**22  # held at a time: ten frames of 832x480
@@ -52,25 +54,26 @@ def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Pat
     a file, NAME.videos.jsonl beside it has the values of every video from the moment it is done, and is gone on from.
 
     The judge of a world wants a caption a line in captions.txt. World and block come from the folder's manifest where
-    it has one, else from params.yaml of the ``workspace``, as the judge's thresholds always do.
+    it has one, else from params.yaml of the ``workspace``, as the judge's thresholds always do. For profiles of any
+    videos whatever nothing of an experiment is read.
 
     Raises UserError naming what is missing, not alike, not what the manifest says, or does not fit the captions, before
     any work; videos that cannot be read or are too short are told when all others are done.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one that holds mp4 videos and {CAPTIONS}")
-    params = load_params(workspace / "params.yaml")
-    torch.set_num_threads(params.runtime.threads)
-    protocol = protocol_of(folder, params)
-    profiles = open_profiles(names, protocol.judge(), protocol.record())
-    captions = checked_captions(folder, protocol) if any(profile.captioned for profile in profiles) else None
+    protocol = _world_of(folder, names, workspace / "params.yaml")
+    judge, record = (protocol.judge(), protocol.record()) if protocol else (None, None)
+    profiles = open_profiles(names, judge, record)
+    captioned = protocol if any(profile.captioned for profile in profiles) else None
+    captions = checked_captions(folder, captioned) if captioned else None
     paths = list_videos(folder) if captions is None else find_videos(folder, len(captions))
     if not paths:
         raise UserError(f"{folder}: holds no mp4 video; name a folder that does")
     heads, failed = _heads(folder, paths)
-    if heads and captions is not None:
-        world = open_world(protocol.world)
-        check_heads(folder, heads, (world.height, world.width), protocol.judge().least_frames)
+    if heads and captioned:
+        world = open_world(captioned.world)
+        check_heads(folder, heads, (world.height, world.width), captioned.judge().least_frames)
         if pair := by_number(paths):
             tell(f"score {folder}: captions go to videos by their numbers, {pair[0].name} comes before {pair[1].name}")
     _check_alike(heads)
@@ -94,6 +97,16 @@ def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Pat
     if values:
         _replace(values, found, earlier)
     write_output(out, json_text({profile.name: _summary(profile, found[profile.name]) for profile in profiles}))
+
+
+def _world_of(folder: Path, names: Sequence[str], params: Path) -> Protocol | None:
+    """The protocol of the folder's world; None where no profile asks for one, or nobody says which it is."""
+    if not needs_world(names) or (names and not os.path.lexists(params)):
+        settle_threads()
+        return None
+    read = load_params(params)
+    torch.set_num_threads(read.runtime.threads)
+    return protocol_of(folder, read)
 
 
 def _heads(folder: Path, paths: Sequence[Path]) -> tuple[dict[Path, Head], dict[Path, str]]:

@@ -23,6 +23,7 @@ from hiar.metrics.summary import Summary, pool
 from hiar.report.columns import METRICS, Metric, good_by_part, vbench_columns
 from hiar.report.curves import along_the_video
 from hiar.report.differences import PAIRED, difference_tables
+from hiar.report.dynamics import dynamics
 from hiar.report.front import front, front_legend
 from hiar.report.logs import Log, machine_facts, read_logs, stage_logs
 from hiar.report.losses import Curve, losses
@@ -30,10 +31,11 @@ from hiar.report.page import Clip, Losses, Page, data_uri, render
 from hiar.report.series import TRUTH, Series, model_series
 from hiar.report.sheet import contact_sheet
 from hiar.report.tables import Table, comparison
-from hiar.stages.common import sample_world, write_log
+from hiar.stages.common import Paths, sample_world, write_log
 from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, levels_compared, read_captions, read_summary
 from hiar.stages.truth import write_true_videos
 from hiar.statistics.paired import VIDEOS, Scores, read_scores
+from hiar.statistics.validations import Validated, read_validations
 from hiar.tracking.stage import tracked
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
@@ -100,6 +102,7 @@ def run(params: Params, workspace: Path) -> None:
         front=front(columns, scores, levels),
         definitions=[(metric.name, metric.definition) for metric in columns],
         losses=_losses(params, workspace),
+        dynamics=dynamics(columns, _validations(params, workspace)),
         stages=stage_logs(logs),
         parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
     )
@@ -252,6 +255,16 @@ def _facts(params: Params, commits: list[str], logs: list[Log]) -> list[tuple[st
         ("Videos a model", str(params.sample.videos)),
         *machine_facts(logs),
     ]
+
+
+def _validations(params: Params, workspace: Path) -> dict[Series, dict[int, list[Validated]]]:
+    """What was seen of the distilled students while they trained, where anything was."""
+    found: dict[Series, dict[int, list[Validated]]] = {}
+    for one in contenders(params):
+        taken = read_validations(Paths(workspace, one.seed).distilled(one.variant)) if one.stage == "distill" else []
+        if taken:
+            found.setdefault(_series(params, one), {})[one.seed] = taken
+    return found
 
 
 def _losses(params: Params, workspace: Path) -> list[Losses]:

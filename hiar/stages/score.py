@@ -171,10 +171,10 @@ def look_through(
         for observer, found in zip(observers, findings, strict=True):
             found.append(observer.look(part, before, captions[: len(part)]))
             if len(found) == FEW:
-                found[:] = [_joined(found)]
+                found[:] = [joined(found)]
         before, length = part[:, -1:].clone(), length + part.shape[1]
         progress.advance(len(part) * part.shape[1])
-    return [_joined(found) for found in findings], length
+    return [joined(found) for found in findings], length
 
 
 def summaries(values: Mapping[str, Tensor]) -> dict[str, Summary]:
@@ -240,7 +240,7 @@ def _batches(videos: Iterable[Iterable[Tensor]]) -> Iterator[Iterable[Tensor]]:
         yield [torch.stack(short)]
 
 
-def _joined(parts: Sequence[Findings]) -> Findings:
+def joined(parts: Sequence[Findings]) -> Findings:
     """What was found in one part of some videos after the other, in whole videos."""
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 

@@ -40,13 +40,16 @@ def train(
     checkpoints_kept: int = 1,
     memory: dict[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
+    after_step: Callable[[int], object] = lambda done: None,
 ) -> list[Metrics]:
     """Call ``train_step(i)`` for i = 0 .. steps - 1, going on from the newest state in ``folder``; returns the curve.
 
     ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with
-    them, in the background. Of several processes, which call this together, the one that leads logs and tells. Raises
-    UserError when a metric is not finite, or a state cannot be written; the one before it is kept. After SIGTERM, of
-    one process or all, they save a state at the same step, and all raise SystemExit.
+    them, in the background. ``after_step`` is told how many steps are done, before a state of them may be saved: what
+    it has done by then is never done again from that state. Of several processes, which call this together, the one
+    that leads logs and tells. Raises UserError when a metric is not finite, or a state cannot be written; the one
+    before it is kept. After SIGTERM, of one process or all, they save a state at the same step, and all raise
+    SystemExit.
     """
     memory = {} if memory is None else memory
     start, curve = load_state(folder, roles, memory, ranks)
@@ -63,6 +66,7 @@ def train(
             if progress is not None:
                 log.log(step, metrics)
                 progress.advance(metrics=metrics)
+            after_step(step + 1)
             late = ranks.leads and time.monotonic() - began >= 60 * checkpoint_minutes
             due, stopping, written = ranks.votes(late, stop(), saving.written())
             if written == ranks.size:

@@ -44,7 +44,7 @@ def ask(
     """
     with TemporaryDirectory(prefix="hiar-vbench-") as home:
         places = _stage(Path(home), items)
-        _lend_dino(Path(home), weights)
+        lend(Path(home), weights / _DINO)
         entries = [
             {"prompt_en": item.prompt, "dimension": [dimension], "video_list": [place]}
             | ({"auxiliary_info": dict(item.auxiliary)} if item.auxiliary else {})
@@ -62,17 +62,15 @@ def ask(
             log.parent.mkdir(parents=True, exist_ok=True)
             said = log.open("w", encoding="utf-8")
         command = [environment.python, "-I", WORKER]  # -I: nothing of our own environment
-        # Nothing secret goes where code and pickles of others run.
-        environ = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said, "encoding": "utf-8"}
-        with said, subprocess.Popen(command, env=environ, **pipes) as worker:  # type: ignore[call-overload]
+        with said, subprocess.Popen(command, env=open_environ(), **pipes) as worker:  # type: ignore[call-overload]
             try:
                 with suppress(BrokenPipeError):  # it has died already, which is told below
                     worker.stdin.write(json.dumps(request) + "\n")
                     worker.stdin.flush()
                 if (yield from _answers(worker.stdout, numbers)):
                     return
-                raise RunFailed(f"{dimension}: {_end(worker.wait(), log)}; what it printed is in {log}")
+                raise RunFailed(f"{dimension}: {how_ended(worker.wait(), log)}; what it printed is in {log}")
             finally:
                 worker.kill()
 
@@ -90,7 +88,12 @@ def _answers(lines: Iterable[str], numbers: Mapping[str, int]) -> Generator[Answ
     return False
 
 
-def _end(code: int, log: Path) -> str:
+def open_environ() -> dict[str, str]:
+    """The variables of this process but for secret ones, which do not go where code and pickles of others run."""
+    return {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+
+
+def how_ended(code: int, log: Path) -> str:
     """How a process ended that should have gone on."""
     if code < 0:
         name = signal.Signals(-code).name
@@ -114,7 +117,8 @@ def _stage(home: Path, items: Sequence[Item]) -> list[str]:
     return places
 
 
-def _lend_dino(home: Path, weights: Path) -> None:
-    place = home / "hub" / "checkpoints" / Path(_DINO).name
+def lend(home: Path, file: Path) -> None:
+    """Let torch.hub find a file where it would have downloaded it, with ``home`` as its TORCH_HOME."""
+    place = home / "hub" / "checkpoints" / file.name
     place.parent.mkdir(parents=True)
-    place.symlink_to((weights / _DINO).absolute())
+    place.symlink_to(file.absolute())

@@ -1,4 +1,4 @@
-"""What runs here: each dimension with what it lacks."""
+"""What runs here: each dimension, and the paper's Drift, with what it lacks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from hiar.errors import UserError
+from hiar.errors import UserError, suggest
 from hiar.vbench.dimensions import DIMENSIONS
 from hiar.vbench.environment import Environment, default_folder, find_environment
+from hiar.vbench.frames import DRIFT, FILES, PACKAGES
 from hiar.vbench.weights import Held, inspect, weights_folder
 
-# How packages are had that no registry has.
+# How packages are had that `make vbench` does not install.
 _BUILT = {
     "detectron2": "is on no package registry, build it: pip install git+https://github.com/facebookresearch/"
     "detectron2 in that environment"
 }
+_MADE = "should be: remove the environment and build it anew, `make vbench`"
+
+
+class Needs(NamedTuple):
+    """What must be there to run. files: in the folder of weights. packages: in the environment, beside VBench."""
+
+    files: tuple[str, ...]
+    packages: tuple[str, ...]
+
+
+NEEDS = {name: Needs(one.files, one.packages) for name, one in DIMENSIONS.items()} | {DRIFT: Needs(FILES, PACKAGES)}
 
 
 class Finding(NamedTuple):
@@ -26,14 +38,23 @@ class Finding(NamedTuple):
     weights: dict[str, str]
 
 
-def examine(environment: Environment, folder: Path, dimensions: Iterable[str] = DIMENSIONS) -> list[Finding]:
-    """Look for all that the dimensions need in the environment and the folder of weights; nothing is loaded.
+def examine(environment: Environment, folder: Path, names: Iterable[str] = DIMENSIONS) -> list[Finding]:
+    """Look for all that dimensions, or Drift, need in the environment and the folder of weights; nothing is loaded.
 
     Every file is read once, for its hash.
     """
-    named = list(dimensions)
+    named = list(names)
     held = {file: inspect(folder, file) for file in dict.fromkeys(_files(named))}
-    return [_finding(environment, name, [held[file] for file in DIMENSIONS[name].files]) for name in named]
+    return [_finding(environment, name, [held[file] for file in NEEDS[name].files]) for name in named]
+
+
+def known_names(names: Iterable[str]) -> list[str]:
+    """The names of `NEEDS`, each once, in their order. Raises UserError for another one."""
+    named = list(dict.fromkeys(names))
+    for name in named:
+        if name not in NEEDS:
+            raise UserError(f"'{name}': is none of VBench's dimensions, nor {DRIFT}; {suggest(name, NEEDS)}")
+    return named
 
 
 def check_vbench(dimensions: Collection[str]) -> None:
@@ -50,15 +71,15 @@ def require_runnable(findings: Collection[Finding]) -> None:
             raise UserError(f"{finding.dimension}: {finding.problems[0]}{more}")
 
 
-def _files(dimensions: Iterable[str]) -> Iterable[str]:
-    return (file for name in dimensions for file in DIMENSIONS[name].files)
+def _files(names: Iterable[str]) -> Iterable[str]:
+    return (file for name in names for file in NEEDS[name].files)
 
 
 def _finding(environment: Environment, name: str, held: Iterable[Held]) -> Finding:
     held = list(held)
     packages = [
-        f"package {package} is not in {environment.packages}; it {_BUILT[package]}"
-        for package in DIMENSIONS[name].packages
+        f"package {package} is not in {environment.packages}; it {_BUILT.get(package, _MADE)}"
+        for package in NEEDS[name].packages
         if not environment.has(package)
     ]
     problems = (*packages, *(one.problem for one in held if one.problem))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
@@ -32,10 +33,10 @@ class Environment(NamedTuple):
         """Whether a package is installed."""
         return (self.packages / package).is_dir()
 
-    def versions(self) -> dict[str, str]:
-        """The versions that figures depend on, by package."""
+    def versions(self, packages: Collection[str] = _VERSIONS) -> dict[str, str]:
+        """The versions of the packages that are there; of those that VBench's figures depend on."""
         found = {one.name.lower(): one.version for one in distributions(path=[str(self.packages)])}
-        return {name: found[name] for name in sorted(_VERSIONS & found.keys())}
+        return {name: found[name] for name in sorted(found.keys() & set(packages))}
 
 
 def default_folder() -> Path:

@@ -1,4 +1,4 @@
-"""The files that VBench's dimensions load: where they come from, what they should hold, and whether they do.
+"""The files that VBench's dimensions and Drift load: where they come from, what they should hold, whether they do.
 
 Most are pickles. None is loaded before its SHA-256 is that which its publisher names or, where none is named, that of
 the file which the user has approved (`approve`, kept in approved.json beside the files).
@@ -21,7 +21,9 @@ _CLIP = "https://openaipublic.azureedge.net/clip/models/"
 _CLIP_B = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
 _CLIP_L = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
 _VIDEO = "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main/"
+_CLIP_R = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
 _BERT = "https://huggingface.co/bert-base-uncased/resolve/main/"
+_DINOV2 = "https://huggingface.co/facebook/dinov2-base/resolve/main/"
 
 
 class Weight(NamedTuple):
@@ -36,8 +38,8 @@ class Weight(NamedTuple):
     member: str | None = None
 
 
-# By the place in VBench's folder of weights. Hashes: CLIP's and MUSIQ's publishers write them into the names; DINO's
-# code is that of the commit in its address; the vocabulary is the one that the package openai-clip holds.
+# By the place in VBench's folder of weights. Hashes: the publishers of CLIP, MUSIQ and AlexNet write them into the
+# names; DINO's code is that of the commit in its address; the vocabulary is the one that the package openai-clip holds.
 WEIGHTS = {
     "dino_model/facebookresearch_dino_main/hubconf.py": Weight(
         _DINO + "hubconf.py", "fa80babf82c71d2123e23b05061eb1991a1fbc9877238f250b2a25023e910f72", 5653
@@ -80,6 +82,12 @@ WEIGHTS = {
     "bert-base-uncased/config.json": Weight(_BERT + "config.json"),
     "bert-base-uncased/vocab.txt": Weight(_BERT + "vocab.txt"),
     "bert-base-uncased/model.safetensors": Weight(_BERT + "model.safetensors"),
+    "clip_model/RN50.pt": Weight(f"{_CLIP}{_CLIP_R}/RN50.pt", _CLIP_R),
+    "dinov2-base/config.json": Weight(_DINOV2 + "config.json"),
+    "dinov2-base/model.safetensors": Weight(_DINOV2 + "model.safetensors"),
+    "torchvision_model/alexnet-owt-7be5be79.pth": Weight(
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"
+    ),
 }
 
 
@@ -149,7 +157,7 @@ def approve(folder: Path, name: str) -> str:
 
 
 def known_weight(name: str) -> str:
-    """The name itself. Raises UserError for no weight of VBench's."""
+    """The name itself. Raises UserError for what is no weight of VBench's or Drift's."""
     if name not in WEIGHTS:
         raise UserError(f"file '{name}': is none of VBench's weights; {suggest(name, WEIGHTS)}")
     return name

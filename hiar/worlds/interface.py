@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hiar import config
 
 # Every purpose draws its prompts from a range of numbers of its own: none serves two of them.
-PURPOSES = ("training", "held-out", "pairs", "distill", "sample", "critic")
+PURPOSES = ("training", "held-out", "pairs", "distill", "sample", "critic", "validation")
 SPLIT = 2**40
 FIRST_CLIP = {name: place * SPLIT for place, name in enumerate(PURPOSES)}
 

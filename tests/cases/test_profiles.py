@@ -107,6 +107,19 @@ def test_what_is_kept_is_taken_and_not_measured_again(run: Run, foreign: Path) -
     assert [line["metrics"] for line in lines()] == [others[0]["metrics"], *(one["metrics"] for one in others)]
 
 
+def test_any_videos_are_scored_where_there_is_no_experiment(run: Run, mistake: Run, foreign: Path) -> None:
+    with_params = run(*LITE, "-")
+    Path("params.yaml").write_text("no: experiment\n")
+    assert run(*LITE, "-") == with_params
+    Path("params.yaml").unlink()
+    assert run(*LITE, "-") == with_params
+    assert mistake("score", "videos", "--profile", "oracle", "--out", OUT) == (
+        "--profile = oracle: unknown here where no params.yaml says of which world the videos are; "
+        "known: drift-lite, drift"
+    )
+    assert mistake("score", "videos", "--out", OUT).startswith("params.yaml: ")
+
+
 def test_a_changed_profile_is_measured_anew_and_another_one_left(run: Run, project: Path) -> None:
     run("score", "videos", "--profile", "oracle", "--profile", "drift-lite", "--out", OUT)
     oracle, lite = lines()[:3], lines()[3:]
@@ -206,13 +219,19 @@ def test_folders_whose_figures_would_mean_nothing(
     ("names", "line"),
     [
         (["drift-light"], "--profile = drift-light: unknown here; did you mean 'drift-lite'?"),
-        (["drift"], "--profile = drift: the paper's, whose networks do not run here yet; take drift-lite"),
+        (
+            ["drift"],
+            ".none: holds no environment of VBench; build it with `make vbench` (two minutes, 1.6 GB)",
+        ),
         (["vbench"], "--profile = vbench: has a command of its own; hiar vbench score FOLDER --out OUT"),
-        (["looks"], "--profile = looks: unknown here; known: oracle, drift-lite"),
+        (["looks"], "--profile = looks: unknown here; known: oracle, drift-lite, drift"),
         (["drift-lite", "drift-lite"], "--profile = drift-lite: is given twice; give each once"),
     ],
 )
-def test_profiles_that_cannot_be_meant(names: list[str], line: str, mistake: Run) -> None:
+def test_profiles_that_cannot_be_meant(
+    names: list[str], line: str, mistake: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIAR_VBENCH", ".none")
     options = [part for name in names for part in ("--profile", name)]
     assert mistake("score", "videos", *options, "--out", OUT) == line
 

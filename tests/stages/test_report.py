@@ -89,7 +89,15 @@ def test_parameters_times_and_curves_are_shown(text):
         "Background shift",
         "Distillation, critic",
         "Distillation, dmd",
+        "Validation, Speed",
     ]
+
+
+def test_motion_over_training_in_both_modes(text):
+    section = re.search(r'<section id="validation".*?</section>', text, re.DOTALL)[0]
+    assert section.count("<polyline") == 2
+    (said,) = re.findall("<li>(HiAR without forward-KL: .*?)</li>", section)
+    assert said == "HiAR without forward-KL: r = 0.957 [0.852, 0.988]; by seed 0.952, 0.961"
 
 
 def test_times_of_the_stages_before_it_are_shown(workspace, params, text):

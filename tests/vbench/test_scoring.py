@@ -349,7 +349,7 @@ def line(run):
 
 
 def test_the_commands(command, films, tmp_path):
-    assert "1 of 16 run here" in command("doctor").stdout
+    assert "1 of 17 run here" in command("doctor").stdout
     assert command("prompts", "human_action").stdout.splitlines() == ["A person is riding a bike"] * 5
     assert command("prompts", "--names", IMAGING).stdout.splitlines()[5:] == [
         f"the bund, oil painting-{sample}.mp4" for sample in range(5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from torch import Tensor
 from hiar.config import Params, Training
 from hiar.models.generator import Generator
 from hiar.noise import Purpose, normals
+from hiar.stages.cards import trained_card
 from hiar.stages.common import Stage
 from hiar.stages.pairs import Trajectories
+from hiar.stages.validation import validation
 from hiar.training.loop import Log, Metrics, train
 from hiar.training.parallel import accumulate, deal
 from hiar.training.role import Role, update
@@ -69,6 +71,10 @@ def fit(
     """
     ranks, accelerator = job.work.ranks, job.work.accelerator
     parts = deal(training.batch, training.micro_batch, ranks)
+    # Of the stage's last training, which makes the student; what the teacher's denoiser holds is of no use by then.
+    settings = job.params.init.validation if folder is None else None
+    card = trained_card(job.teacher.card, job.params, stage="init")
+    watch = validation(job.work, settings, replace(job.teacher, card=card), role, training.steps)
 
     def train_step(step: int) -> Metrics:
         loss_at = draw(step)
@@ -91,6 +97,7 @@ def fit(
         checkpoint_minutes=job.params.runtime.checkpoint_minutes,
         checkpoints_kept=job.params.runtime.checkpoints_kept,
         ranks=ranks,
+        after_step=watch,
     )
 
 

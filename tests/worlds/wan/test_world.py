@@ -36,6 +36,7 @@ from hiar.stages.comparison import read_summary
 from hiar.stages.distill import _real_score
 from hiar.stages.exchange import export_checkpoint
 from hiar.stages.sample import sample_latents
+from hiar.statistics.validations import read_validations
 from hiar.vbench.dimensions import DIMENSIONS
 from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
@@ -103,6 +104,28 @@ def test_a_base_is_adopted_by_reference(chain: Path) -> None:
         assert len(list((root / folder).rglob("reference.json"))) == parts
     assert not list((root / "teacher").rglob("*.safetensors"))
     assert [path.name for path in (root / "codec").iterdir() if path.name != "manifest.json"] == ["reference.json"]
+
+
+@pytest.mark.long
+def test_a_student_is_validated_while_it_trains(chain: Path, params: Params, tmp_path: Path) -> None:
+    """By what Wan's judge can say; the weights are those without validation, the best refers to the base."""
+    for name in ("teacher", "pairs", "init"):
+        shutil.copytree(chain / "artifacts" / "seed-0" / name, tmp_path / "artifacts" / "seed-0" / name)
+    tree = params.model_dump(mode="json")
+    watch = {"every": 2, "prompts": 2, "frames": 9, "metric": "saturation_drift", "bidirectional": True}
+    tree["distill"]["validation"] = watch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIAR_TRACKING", "off")
+        _run("distill", parse_params(tree, Path("watched")), tmp_path, seed=0, variant="hiar")
+    student, without = (place / "artifacts" / "seed-0" / "distill" / "hiar" for place in (tmp_path, chain))
+    assert (student / WEIGHTS).read_bytes() == (without / WEIGHTS).read_bytes()
+    taken = read_validations(student)
+    assert [one.step for one in taken] == [2, 4, 5]
+    assert all({"saturation_drift", "bidirectional/saturation_drift"} <= one.metrics.keys() for one in taken)
+    best = min(taken, key=lambda one: one.metrics["saturation_drift"])
+    assert read_manifest(student / "best", "checkpoint")["updates"] == best.step
+    assert len(list((student / "best").rglob("reference.json"))) == 2
+    assert load_generator(student / "best").card.walk == load_generator(without).card.walk
 
 
 @pytest.fixture(scope="module")

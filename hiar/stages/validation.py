@@ -1,0 +1,166 @@
+"""Validation while a student trains: a few prompts of its own, sampled with the weights that will be kept, and scored.
+
+It watches and decides nothing of the training: its videos have numbers of their own, from which their noise comes, so
+that weights are the same bits with and without it. In the artifact, ``validation/scores.jsonl`` has a line a
+validation, and ``best/`` is the checkpoint of the best one. A training that goes on after a kill goes on with both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from hiar import config
+from hiar.errors import UserError, suggest
+from hiar.io.artifacts import write_manifest, write_text
+from hiar.io.files import json_line, remove
+from hiar.io.names import video_name
+from hiar.io.video import write_parts
+from hiar.judges.interface import Findings, Judge, open_judge
+from hiar.metrics.summary import summarise
+from hiar.models.denoiser import Denoiser
+from hiar.models.generator import Generator
+from hiar.report.columns import METRICS
+from hiar.stages.common import Stage, sample_world
+from hiar.stages.rollouts import DEFAULT_WALK
+from hiar.stages.sample import sample_latents
+from hiar.stages.score import joined
+from hiar.stages.videos import decoded
+from hiar.statistics.validations import BOTH_WAYS, SCORES, Validated, read_validations
+from hiar.training.parallel import deal
+from hiar.training.role import Role, kept, kept_weights
+from hiar.worlds.interface import FIRST_CLIP
+
+BEST = "best"
+HIGHER = {metric.key: metric.better == "higher" for metric in METRICS if metric.better}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """source: the student as its checkpoint will be; what its own denoiser holds is of no use any more."""
+
+    work: Stage
+    settings: config.Validation
+    source: Generator
+    role: Role
+    judge: Judge
+    steps: int
+
+
+def validation(
+    work: Stage, settings: config.Validation | None, source: Generator, role: Role, steps: int
+) -> Callable[[int], None]:
+    """What to call after each of ``steps``, with the number of those done; without ``settings`` it does nothing.
+
+    source: text, codec and card of the student whose ``role`` is trained; saving the best overwrites its denoiser.
+    Raises UserError for a metric that cannot tell which is best, and for processes that cannot share the prompts.
+    """
+    params = work.params
+    if settings is None:
+        return lambda done: None
+    judge = open_judge(params.world, params.score, *source.block_pictures)
+    known = [name for name in judge.columns if name in HIGHER]
+    if settings.metric not in known:
+        raise UserError(
+            f"params.yaml: {work.name}.validation.metric = {settings.metric!r}: is none of the {judge.name}'s of "
+            f"which it is known whether higher or lower is better; {suggest(settings.metric, known)}"
+        )
+    deal(settings.prompts, None, work.ranks)
+    return partial(_validate, _Job(work, settings, source, role, judge, steps))
+
+
+def _validate(job: _Job, done: int) -> None:
+    """Sample and score where it is time to, note it, and keep the weights if they are the best so far."""
+    if done % job.settings.every and done != job.steps:
+        return
+    work, metric = job.work, job.settings.metric
+    source = replace(job.source, denoiser=cast(Denoiser, kept(job.role)))
+    metrics = _means(job, _measure(job, source, job.settings.frames, done))
+    if job.settings.bidirectional:
+        frames = source.card.video.frames
+        video = source.card.video.model_copy(update={"block": frames, "window": frames, "sink_blocks": 0})
+        whole = replace(source, card=source.card.model_copy(update={"video": video}))
+        metrics |= {BOTH_WAYS + name: mean for name, mean in _means(job, _measure(job, whole, frames)).items()}
+    earlier = [one for one in read_validations(work.folder) if one.step < done]
+    best = all(_goodness(metrics, metric) > _goodness(one.metrics, metric) for one in earlier)
+    if work.ranks.told(best):
+        _keep(job, done, metrics)
+    if work.ranks.leads:
+        lines = [vars(one) for one in (*earlier, Validated(done, metrics))]
+        write_text(work.folder / SCORES, "".join(map(json_line, lines)))
+        shown = {name: mean for name, mean in metrics.items() if name.removeprefix(BOTH_WAYS) in job.judge.columns}
+        work.run.log(done, {f"validation/{name}": mean for name, mean in shown.items()})
+
+
+def _goodness(metrics: Mapping[str, float], metric: str) -> float:
+    """A metric, or its negative, so that more is better; the least there is where no video has it."""
+    return metrics[metric] * (1 if HIGHER[metric] else -1) if metric in metrics else -math.inf
+
+
+def _measure(job: _Job, source: Generator, frames: int, shown_at: int | None = None) -> dict[str, Tensor]:
+    """Metrics (prompts of this process,) of videos of so many latent frames; some are shown, where a step is given."""
+    work, params = job.work, job.work.params
+    [own] = deal(job.settings.prompts, None, work.ranks)
+    first = FIRST_CLIP["validation"]
+    prompts = sample_world(params).prompts(seed=work.facts["seed"], first=first, count=job.settings.prompts)
+    walk, found = source.card.walk or DEFAULT_WALK, []
+    for start in range(own.start, own.stop, params.sample.batch):
+        chosen = range(start, min(start + params.sample.batch, own.stop))
+        texts, numbers = [prompts[i] for i in chosen], range(first + chosen.start, first + chosen.stop)
+        with work.accelerator.autocast():
+            latents = sample_latents(source, texts, frames, walk, work.facts["seed"], numbers)
+        for number, latent, text in zip(chosen, latents, texts, strict=True):
+            parts = list(decoded(source, latent, number))
+            found.append(_judged(job.judge, parts, text))
+            if shown_at is not None and work.ranks.leads and number < params.report.videos:
+                _show(job, parts, shown_at, number)
+    return {name: torch.cat([one[name] for one in found]).double() for name in found[0]}
+
+
+def _judged(judge: Judge, parts: Sequence[Tensor], text: str) -> dict[str, Tensor]:
+    """Metrics (1,) of a video in parts, uint8 (f, H, W, 3)."""
+    found: list[Findings] = []
+    before = None
+    for part in parts:
+        found.append(judge.look(part[None], before, [text]))
+        before = part[None, -1:]
+    return judge.measure(joined(found))
+
+
+def _means(job: _Job, values: Mapping[str, Tensor]) -> dict[str, float]:
+    """The mean of each metric over the videos of all processes, in the order of prompts; of those that have one."""
+    own = torch.stack(list(values.values())).to(job.work.ranks.device)
+    together = job.work.ranks.gather(own).transpose(0, 1).flatten(1).cpu()
+    defined = {name: row[row.isfinite()] for name, row in zip(values, together, strict=True)}
+    return {name: summarise(row)["mean"] for name, row in defined.items() if len(row)}
+
+
+def _show(job: _Job, parts: Sequence[Tensor], done: int, number: int) -> None:
+    """Give a video to the run's record; it is no part of the artifact."""
+    job.work.training.mkdir(exist_ok=True)
+    path = job.work.training / f"validation-{done:06d}-{video_name(number, job.settings.prompts)}"
+    write_parts(path, parts, job.source.world.frames_per_second)
+    job.work.run.artifact(path)
+    remove(path)
+
+
+def _keep(job: _Job, done: int, metrics: Mapping[str, float]) -> None:
+    """Make ``best/`` the checkpoint of the weights as they are; all processes call this together."""
+    weights, work = kept_weights(job.role), job.work
+    if not work.ranks.leads:
+        return
+    fresh = work.training / BEST
+    remove(fresh)
+    fresh.mkdir(parents=True)
+    job.source.denoiser.load_state_dict(weights)
+    job.source.save(fresh)
+    facts = {"updates": done, "metric": job.settings.metric, "value": metrics.get(job.settings.metric)}
+    write_manifest(fresh, "checkpoint", parents=work.parents, settings=work.settings, **work.facts, **facts)
+    remove(work.folder / BEST)
+    fresh.rename(work.folder / BEST)

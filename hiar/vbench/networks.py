@@ -1,0 +1,102 @@
+"""Runs inside VBench's environment: what the networks of the paper's Drift say of frames, one frame after another.
+
+A line of JSON on the standard input says how to begin. Then come parts of videos, each a line of JSON (``shape`` (F, H,
+W, 3), and whether its first frame is only ``before`` the part) with its pixels behind it; each is answered by a line of
+JSON on what was the standard output when it began. The end of the input ends it. This file imports nothing of the
+project but the file beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, which DINOv2 has learnt with
+RESIZED, CROPPED = 256, 224  # pixels: the shorter side, then a square from the middle, as DINOv2 is published
+
+Look = Callable[[Any, bool], dict[str, list[float]]]
+
+
+def main() -> None:
+    """Answer: ``ready`` once the networks are loaded, then the values of each part by metric."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # the packages print much
+    confined = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py"))
+    parts = sys.stdin.buffer
+    request = json.loads(parts.readline())
+    os.environ |= {"TORCH_HOME": request["home"], "HF_HUB_OFFLINE": "1"}
+    sys.addaudithook(confined["stay_offline"])
+    confined["mend_torchvision"]()
+    import torch
+
+    torch.set_num_threads(request["threads"])
+    look = open_networks(request["weights"], torch.device(request["device"]))
+    answers.write(json.dumps({"event": "ready"}) + "\n")
+    while line := parts.readline():
+        part = json.loads(line)
+        frames, height, width, _ = part["shape"]
+        pixels = bytearray(parts.read(frames * height * width * 3))
+        video = torch.frombuffer(pixels, dtype=torch.uint8).view(part["shape"])
+        answers.write(json.dumps({"event": "part", "values": look(video, part["before"])}) + "\n")
+
+
+def open_networks(weights: str, device: Any) -> Look:
+    """What to call with frames uint8 (F, H, W, 3), the first of which may only be before them.
+
+    It gives ``musiq`` and ``clip_iqa`` a frame, ``dinov2`` (cosine of embeddings) and ``lpips`` (distance) a pair of
+    consecutive ones. Frames go through one by one, so that no part or batch shows in a value.
+    """
+    import pyiqa
+    import torch
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    from transformers import Dinov2Model
+
+    def place(name: str) -> str:
+        return os.path.join(weights, name)
+
+    musiq = pyiqa.create_metric(
+        "musiq", device=device, pretrained_model_path=place("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth")
+    )
+    clip_iqa = pyiqa.create_metric("clipiqa", device=device, backbone=place("clip_model/RN50.pt"))
+    lpips = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device)
+    loaded: Any = Dinov2Model.from_pretrained(place("dinov2-base"), local_files_only=True, output_loading_info=True)
+    dinov2, loading = loaded[0].eval().to(device), loaded[1]
+    strange = {name: keys for name, keys in loading.items() if keys}
+    if strange:  # what is missing would be drawn at random
+        raise SystemExit(f"dinov2-base/model.safetensors is of another model: {strange}")
+
+    def embed(frame: Any) -> Any:
+        """The class token (768,) of a frame (1, 3, H, W) in [0, 1]."""
+        height, width = frame.shape[2:]
+        size = height * RESIZED // min(height, width), width * RESIZED // min(height, width)
+        resized = torch.nn.functional.interpolate(frame, size, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = (size[0] - CROPPED) // 2, (size[1] - CROPPED) // 2
+        square = resized[:, :, top : top + CROPPED, left : left + CROPPED]
+        mean, spread = (torch.tensor(one, device=device).view(3, 1, 1) for one in (MEAN, SPREAD))
+        return dinov2((square - mean) / spread).last_hidden_state[0, 0]
+
+    @torch.no_grad()
+    def look(video: Any, before: bool) -> dict[str, list[float]]:
+        values: dict[str, list[float]] = {"musiq": [], "clip_iqa": [], "dinov2": [], "lpips": []}
+        earlier = None
+        for number, pixels in enumerate(video):
+            frame = (pixels.to(device).permute(2, 0, 1)[None] / 255).contiguous()
+            if number or not before:
+                values["musiq"].append(float(musiq(frame)))
+                values["clip_iqa"].append(float(clip_iqa(frame)))
+            later = frame, embed(frame)
+            if earlier is not None:
+                values["dinov2"].append(float(torch.nn.functional.cosine_similarity(earlier[1], later[1], dim=0)))
+                values["lpips"].append(float(lpips(earlier[0], later[0])))
+            earlier = later
+        return values
+
+    return look
+
+
+if __name__ == "__main__":
+    main()
