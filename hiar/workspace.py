@@ -21,6 +21,7 @@ from hiar.config import Params
 from hiar.errors import InUse, UserError, suggest
 from hiar.io.files import file_hash, write_text, writing
 from hiar.io.fingerprints import cache_folder, fingerprint
+from hiar.io.manifests import MANIFEST
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.vbench.doctor import check_vbench
 from hiar.worlds.interface import TRANSFORMER
@@ -143,10 +144,11 @@ def _pin_files(tree: dict[str, Any], workspace: Path) -> None:
 
     pin(tree["world"], "prompts", file_hash)
     pin(tree["sample"], "prompts", file_hash)
-    weights = partial(fingerprint, cache=cache_folder())
+    content = partial(fingerprint, cache=cache_folder())
     for settings in (tree["init"], tree["init"].get("teacher", {})):
-        pin(settings, "source", weights)
-    pin(tree["distill"], "real_score", weights, TRANSFORMER)
+        pin(settings, "source", content)
+    pin(tree["distill"], "real_score", content, TRANSFORMER)
+    pin(tree["pairs"], "source", content, MANIFEST)
 
 
 @contextmanager

@@ -234,6 +234,7 @@ def score(
         typer.Option(
             metavar="NAME",
             help="oracle (built-in world) or looks (Wan): what the world can be judged by, with captions; the default. "
+            "drift: the paper's Drift by its networks, in VBench's environment (`hiar vbench doctor drift`). "
             "drift-lite: drift of any videos, without weights. May be given again.",
             show_default=False,
         ),

@@ -81,6 +81,7 @@ class Pairs(Section):
 
     count: Count
     source: File | None = None  # folder that `hiar import-pairs` wrote; null: they are made here
+    source_sha256: Digest | None = None  # of its manifest, as with the world's prompts
     solver_steps: Count  # Euler steps, a multiple of the student's
     guidance: Positive
     batch: Count

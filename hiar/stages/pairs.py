@@ -14,6 +14,8 @@ from torch import Tensor
 from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest
+from hiar.io.fingerprints import require_content
+from hiar.io.manifests import MANIFEST
 from hiar.io.progress import Progress
 from hiar.io.shards import Rows, StoredRows, is_whole, read_shard, shard_path, write_shard
 from hiar.io.text import split_lines
@@ -70,6 +72,7 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
 
     Raises UserError unless they are of the experiment's size, number and levels.
     """
+    require_content(source / MANIFEST, work.params.pairs.source_sha256, "pairs.source_sha256")
     pairs, schedule, params = load_pairs(source), work.params.schedule, work.params
     where, (channels, height, width) = f"params.yaml: pairs.source = {source}", teacher.latent_size
     wanted = (schedule.student_steps + 1, channels, params.video.frames, height, width)

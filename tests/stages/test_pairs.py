@@ -134,3 +134,5 @@ def test_imported_pairs_that_do_not_fit_are_named_field_by_field(foreign: Path, 
         with pytest.raises(UserError, match=f"^params.yaml: {line}"):
             pairs.run(params, workspace, 0)
         assert not Paths(workspace, 0).pairs.exists()
+    with pytest.raises(UserError, match=r"manifest\.json: SHA-256 = .*: params\.yaml says pairs\.source_sha256 = 0000"):
+        pairs.run(params_of(source=source, source_sha256="0" * 64), workspace, 0)

@@ -372,6 +372,9 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
     tree = read_yaml(ROOT / "experiments" / "wan-tiny.yaml")
     tree["init"] = {"kind": "adopted", "source": "models/ode_init.pt"}
     tree["distill"]["real_score"] = "models/large"
+    tree["pairs"]["source"] = "models/pairs"
+    (tmp_path / "models" / "pairs").mkdir()
+    (manifest := tmp_path / "models" / "pairs" / "manifest.json").write_text("{}")
     (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
 
     def pinned() -> tuple[str | None, str | None]:
@@ -396,6 +399,8 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
     (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
     said = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")["init"]["teacher"]["source_sha256"]
     require_content(init, said, "init.teacher.source_sha256")
+    said = read_yaml(tmp_path / "runs" / "wan-tiny" / "params.yaml")["pairs"]["source_sha256"]
+    require_content(manifest, said, "pairs.source_sha256")
 
 
 def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
