@@ -80,7 +80,7 @@ def test_videos_play_with_nothing_asked_of_the_network(visit):
 def test_videos_start_over_together(visit):
     page = visit()
     page.evaluate(f"window.ends = 0; {EVERY}(v => v.addEventListener('ended', () => window.ends++) ?? true)")
-    page.get_by_label("Speed").select_option("2")
+    page.get_by_role("combobox", name="Speed").select_option("2")
     until(page, "window.ends > 0")
     until(page, f"{EVERY}(v => v.currentTime > 0 && v.currentTime < 0.8 && !v.paused)")
 

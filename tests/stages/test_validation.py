@@ -25,8 +25,7 @@ from hiar.stages.common import sample_world
 from hiar.stages.sample import sample_latents
 from hiar.stages.videos import decoded
 from hiar.statistics.validations import BOTH_WAYS, read_validations
-from hiar.training import loop
-from hiar.training.checkpoint import save_state
+from hiar.training.checkpoint import Saving
 from hiar.worlds.interface import FIRST_CLIP
 
 TRANSFORMER = Path("transformer", "diffusion_pytorch_model.safetensors")
@@ -141,18 +140,19 @@ def test_a_training_that_was_killed_twice_goes_on_to_the_same_validations(parent
     often = params.model_copy(update={"runtime": params.runtime.model_copy(update=runtime)})
 
     def interrupted(at):
-        def press(folder, step, *rest, **options):
+        def press(saving, step, curve):
             if step == at:  # after its validation, before its state
                 signal.raise_signal(signal.SIGINT)
-            save_state(folder, step, *rest, **options)
+            begin(saving, step, curve)
 
+        begin = Saving.begin
         return press
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for at in (4, 5):
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(loop, "save_state", interrupted(at))
+                patch.setattr(Saving, "begin", interrupted(at))
                 distill.run(with_validation(often), work, 0, "hiar")
     finally:
         signal.signal(signal.SIGINT, before)
