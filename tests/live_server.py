@@ -91,9 +91,10 @@ class Watcher:
 
     def watch(self, block: int) -> None:
         """Watch as far as students make the blocks before ``block``, and wait for them."""
-        said = -1.0
-        while min(self.made(student) for student in range(len(self.hello["students"]))) < block:
-            made = min((self.blocks[student][-1]["end"] for student in self.blocks), default=0.0)
+        said, students = -1.0, range(len(self.hello["students"]))
+        while min(map(self.made, students)) < block:
+            # Of all: what only some have made cannot be watched, and the server takes it for less.
+            made = min(self.blocks[student][-1]["end"] if student in self.blocks else 0.0 for student in students)
             if made >= said + self.hello["lead"] / 2:  # as pages do, not for every block
                 self.say(kind="watched", seconds=(said := made))
             self.until("block")
