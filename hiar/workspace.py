@@ -24,7 +24,6 @@ from hiar.io.fingerprints import cache_folder, fingerprint
 from hiar.io.manifests import MANIFEST
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.vbench.doctor import check_vbench
-from hiar.worlds.interface import TRANSFORMER
 
 PARAMS = "params.yaml"
 LINKS = ("hiar", ".dvcignore")
@@ -147,7 +146,7 @@ def _pin_files(tree: dict[str, Any], workspace: Path) -> None:
     content = partial(fingerprint, cache=cache_folder())
     for settings in (tree["init"], tree["init"].get("teacher", {})):
         pin(settings, "source", content)
-    pin(tree["distill"], "real_score", content, TRANSFORMER)
+    pin(tree["distill"], "real_score", content, "transformer")  # TRANSFORMER of `hiar.worlds`, which imports torch
     pin(tree["pairs"], "source", content, MANIFEST)
 
 

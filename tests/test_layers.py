@@ -1,5 +1,7 @@
 """The import contracts of pyproject.toml cover the whole package and hold."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -29,3 +31,10 @@ def rooms_of(package):
 def test_imports_point_down(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert lint_imports(cache_dir=None) == 0, capsys.readouterr().out
+
+
+def test_what_only_reads_parameters_waits_for_no_torch():
+    """Seconds of every command and every stage's start: torch and diffusers are loaded where something computes."""
+    program = "import sys, hiar.cli, hiar.workspace, flows.pipeline; print({'torch', 'diffusers'} & sys.modules.keys())"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == "set()\n"
