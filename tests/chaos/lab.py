@@ -43,7 +43,6 @@ class Lab:
         s3 = ("HIAR_S3_PORT", "HIAR_S3_MASTER_PORT", "HIAR_S3_VOLUME_PORT", "HIAR_S3_FILER_PORT")
         ports = {name: str(port) for name, port in zip((*s3, *names), free_ports(6), strict=True)}
         self.api = f"http://127.0.0.1:{ports['HIAR_PREFECT_PORT']}/api"
-        self.mlflow = f"http://127.0.0.1:{ports['HIAR_MLFLOW_PORT']}"
         self.settings = environment() | ports | {"PYTHONPATH": os.fspath(folder), "PREFECT_API_URL": self.api}
         self.settings |= {"PREFECT_HOME": os.fspath(folder / ".hiar" / "home"), "HIAR_DEVICES": "cpu"}
         self.settings["PATH"] = os.pathsep.join((os.fspath(Path(sys.executable).parent), os.environ["PATH"]))
@@ -125,18 +124,6 @@ class Lab:
     def supervisor(self):
         """The address of its control."""
         return f"unix://{self.folder / '.hiar' / 'stack' / 'supervisor.sock'}"
-
-    def stored(self, place):
-        """How many objects there are below a place BUCKET/PREFIX of its S3 store."""
-        import boto3
-
-        names = {"aws_access_key_id": "AWS_ACCESS_KEY_ID", "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY"}
-        keys = {name: self.keys()[key] for name, key in names.items()}
-        url = f"http://127.0.0.1:{self.settings['HIAR_S3_PORT']}"
-        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
-        bucket, prefix = place.split("/", 1)
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return sum(page["KeyCount"] for page in pages)
 
     def keys(self):
         """Of its S3 store."""
