@@ -97,10 +97,10 @@ def test_where_memory_is_short_fewer_videos_are_made_at_a_time_then_step_by_step
         assert way_of(source, HIAR, rollout, 5) == Way("diagonal", "batched", videos, 100)
     short(99, 0)
     assert way_of(source, HIAR, rollout, 5) == Way("step_first", "fused", 2, 40)
-    for free, decoding in ((130, 90), (150, 110)):  # a walk beside what the decoder remembers, decoding beside caches
+    for free, decoding in ((130, 80), (150, 110)):  # a walk beside what the decoder remembers, decoding beside caches
         short(free, decoding)
         assert way_of(source, HIAR, rollout, together=True) == Way("diagonal", "batched", 1, 100)
-    for free, decoding, together in ((39, 0, False), (500, 501, False), (129, 90, True), (149, 110, True)):
+    for free, decoding, together in ((39, 0, False), (500, 501, False), (129, 80, True), (149, 110, True)):
         short(free, decoding)
         with pytest.raises(UserError, match=r"what else a video takes are .* GB are free to use; ask for a smaller"):
             way_of(source, HIAR, rollout, together=together)
