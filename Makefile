@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo test test-long lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short machines live clean
+.PHONY: help setup unmoved vbench demo test test-long coverage lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short machines live clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -74,7 +74,11 @@ LIVE := artifacts/seed-0/distill
 live: $(READY) ## after `make demo`: HiAR and Self-Forcing side by side, endless, on http://127.0.0.1:8765 (LIVE_PORT=...)
 	@$(BIN)/hiar live --checkpoint $(LIVE)/hiar --checkpoint $(LIVE)/self-forcing --port '$(LIVE_PORT)' --open
 
-test: $(READY) lint types browser ## lint, types, import layers, then every test with coverage
+test: $(READY) lint types browser ## lint, types, import layers, then every test
+	$(BIN)/pytest --numprocesses auto --dist loadfile
+
+# Not a part of `make test`: watched, each of its hundreds of processes takes 1.4 times as long to start.
+coverage: $(READY) browser ## every test, and which lines of hiar/ and flows/ none has run
 	$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term
 
 test-long: $(READY) ## the tests that take a minute and more each, which `make test` leaves out
