@@ -1,4 +1,4 @@
-"""Attention modes of the Wan transformer: bidirectional, block-causal under a mask, and block by block with rings.
+"""Attention modes of the Wan transformer: bidirectional, block-causal on whole clips, and block by block with rings.
 
 diffusers' transformer is used as it is: `install` gives its attention layers processors, and puts a module in the place
 of its position table that hands every layer the plan of the current forward. Forwards on single blocks of a rollout
@@ -32,10 +32,7 @@ class Bidirectional:
 
 @dataclass(frozen=True)
 class BlockCausal:
-    """A whole clip under a mask (Eq. 4).
-
-    Blocks of ``block`` frames see themselves and up to ``window`` - 1 blocks before.
-    """
+    """A whole clip (Eq. 4): blocks of ``block`` frames see themselves and up to ``window`` - 1 blocks before."""
 
     block: int
     window: int
@@ -43,7 +40,7 @@ class BlockCausal:
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """Two clips of one length one behind the other, a clean and a noisy one, under a mask.
+    """Two clips of one length one behind the other, a clean and a noisy one.
 
     Both have the places of one clip. Clean blocks see each other as in `BlockCausal`; a noisy block sees itself and, in
     the place of what it would have generated before, the clean blocks before it.
@@ -56,12 +53,22 @@ class TeacherForced:
 Attention = Bidirectional | BlockCausal | TeacherForced
 
 
+class Look(NamedTuple):
+    """A stretch of the sequence, and the stretches whose keys its queries see."""
+
+    queries: slice
+    keys: tuple[slice, ...]
+
+
+EVERYTHING: tuple[Look, ...] = (Look(slice(None), (slice(None),)),)
+
+
 @dataclass(frozen=True)
 class SequencePlan:
     """What the self-attention of a forward on whole clips needs; travels in the place of Wan's rotary embedding."""
 
     turns: Tensor  # (1, tokens, 1, head_dim / 2), complex
-    mask: Tensor | None = None  # (tokens, tokens), true where a query may look
+    looks: tuple[Look, ...] = EVERYTHING  # their queries are the whole sequence, in its order
 
 
 class Row(NamedTuple):
@@ -115,12 +122,12 @@ class Positions(nn.Module):
         key = (frames, *size, latents.device)
         if key not in self._turns:
             self._turns[key] = rotations(self.table, 0, frames, *size).to(latents.device)
-        mask = None
+        looks = EVERYTHING
         if isinstance(attention, BlockCausal):
-            mask = block_causal_mask(frames, tokens, attention.block, attention.window).to(latents.device)
+            looks = block_causal(frames, tokens, attention.block, attention.window)
         elif isinstance(attention, TeacherForced):
-            mask = teacher_forced_mask(frames, tokens, attention.block, attention.window).to(latents.device)
-        return SequencePlan(torch.cat([self._turns[key]] * clips, dim=1), mask)
+            looks = teacher_forced(frames, tokens, attention.block, attention.window)
+        return SequencePlan(torch.cat([self._turns[key]] * clips, dim=1), looks)
 
 
 class PlannedSelfAttention(WanAttnProcessor):
@@ -146,15 +153,27 @@ class PlannedSelfAttention(WanAttnProcessor):
         if isinstance(plan, BlocksPlan):
             out = self.attend(plan, query, key, value)
         else:
-            out = dispatch_attention_fn(
-                rotate(query, plan.turns),
-                rotate(key, plan.turns),
-                value,
-                attn_mask=plan.mask,
+            out = self.look(plan, query, key, value)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+
+    def look(self, plan: SequencePlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of whole clips (B, tokens, heads, head_dim), a call a look.
+
+        A mask instead would have L^2 entries, a gigabyte for Wan's clip of 32,760 tokens, and keeps GPUs from their
+        fastest kernels.
+        """
+        query, key = rotate(query, plan.turns), rotate(key, plan.turns)
+        out = [
+            dispatch_attention_fn(
+                query[:, look.queries],
+                _stretches(key, look.keys),
+                _stretches(value, look.keys),
                 backend=self._attention_backend,
                 parallel_config=self._parallel_config,
             )
-        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+            for look in plan.looks
+        ]
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
     def attend(self, plan: BlocksPlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of blocks (B * rows, tokens, heads, head_dim) without masks, a call a row.
@@ -222,32 +241,25 @@ def install(transformer: WanTransformer3DModel) -> Positions:
     return transformer.rope
 
 
-def block_causal_mask(frames: int, tokens: int, block: int, window: int) -> Tensor:
-    """Mask of Eq. 4 over ``frames`` frames of ``tokens`` tokens.
-
-    (L, L), L = frames * tokens; true where the row's token may see the column's.
-    """
-    age = _ages(frames, block)
-    return _of_tokens((age >= 0) & (age < window), tokens)
-
-
-def teacher_forced_mask(frames: int, tokens: int, block: int, window: int) -> Tensor:
-    """Mask of a clean clip of ``frames`` frames of ``tokens`` tokens and a noisy one behind it, see `TeacherForced`.
-
-    (L, L), L = 2 * frames * tokens; true where the row's token may see the column's.
-    """
-    age = _ages(frames, block)
-    causal, own = (age >= 0) & (age < window), age == 0
-    clean, noisy = torch.cat([causal, own & ~own], dim=1), torch.cat([causal & ~own, own], dim=1)
-    return _of_tokens(torch.cat([clean, noisy]), tokens)
+def block_causal(frames: int, tokens: int, block: int, window: int) -> tuple[Look, ...]:
+    """Who sees whom in `BlockCausal`, over ``frames`` frames of ``tokens`` tokens; a last block may be short."""
+    bounds = [tokens * frame for frame in (*range(0, frames, block), frames)]
+    return tuple(
+        Look(slice(bounds[n], bounds[n + 1]), (slice(bounds[max(0, n + 1 - window)], bounds[n + 1]),))
+        for n in range(len(bounds) - 1)
+    )
 
 
-def _ages(frames: int, block: int) -> Tensor:
-    """By how many blocks the frame of a column lies before that of a row, (frames, frames)."""
-    index = torch.arange(frames) // block
-    return index[:, None] - index[None, :]
+def teacher_forced(frames: int, tokens: int, block: int, window: int) -> tuple[Look, ...]:
+    """Who sees whom in `TeacherForced`, a clean clip of ``frames`` frames of ``tokens`` tokens, a noisy one behind."""
+    clean, behind = block_causal(frames, tokens, block, window), frames * tokens
+    noisy = []
+    for own, (seen,) in clean:
+        itself, before = slice(own.start + behind, own.stop + behind), slice(seen.start, own.start)
+        noisy.append(Look(itself, (before, itself) if before.start < before.stop else (itself,)))
+    return (*clean, *noisy)
 
 
-def _of_tokens(seen: Tensor, tokens: int) -> Tensor:
-    """A mask of tokens out of one of frames, as late as can be: ages of tokens would take eight times the mask."""
-    return seen.repeat_interleave(tokens, dim=0).repeat_interleave(tokens, dim=1)
+def _stretches(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
+    """These tokens of (B, tokens, ...), a view where they are one stretch."""
+    return x[:, parts[0]] if len(parts) == 1 else torch.cat([x[:, part] for part in parts], dim=1)
