@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo test test-long coverage lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short machines live clean
+.PHONY: help setup unmoved vbench demo tables test test-long coverage lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short machines live clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -67,6 +67,11 @@ $(VBENCH)/.ready: requirements-vbench.txt
 
 demo: $(READY) ## run the default experiment: train, distil, sample, score; print the comparison, leave reports/index.html
 	$(BIN)/hiar run
+
+# One after another, for their stages are largely the same; what was done is not done again.
+tables: $(READY) ## the paper's Tables 1 to 3 on three seeds beside the paper's figures, and the front of context levels; hours, resumable
+	for name in table1 table2 table3 front; do $(BIN)/hiar run $$name || exit $$?; done
+	$(BIN)/hiar tables table1 table2 table3 --out reports/tables
 
 LIVE_PORT ?= 8765
 LIVE := artifacts/seed-0/distill
