@@ -41,15 +41,16 @@ def train(
     memory: dict[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
     after_step: Callable[[int], object] = lambda done: None,
+    restarts: bool = True,
 ) -> list[Metrics]:
     """Call ``train_step(i)`` for i = 0 .. steps - 1, going on from the newest state in ``folder``; returns the curve.
 
     ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with
     them, in the background. ``after_step`` is told how many steps are done, before a state of them may be saved: what
-    it has done by then is never done again from that state. Of several processes, which call this together, the one
-    that leads logs and tells. Raises UserError when a metric is not finite, or a state cannot be written; the one
-    before it is kept. After SIGTERM, of one process or all, they save a state at the same step, and all raise
-    SystemExit.
+    it has done by then is never done again from that state. ``restarts``: its states are such as `--restart-from` takes
+    up. Of several processes, which call this together, the one that leads logs and tells. Raises UserError when a
+    metric is not finite, or a state cannot be written; the one before it is kept. After SIGTERM, of one process or all,
+    they save a state at the same step, and all raise SystemExit.
     """
     memory = {} if memory is None else memory
     start, curve = load_state(folder, roles, memory, ranks)
@@ -61,7 +62,7 @@ def train(
     ):
         for step in range(start, steps):
             metrics = train_step(step)
-            _check_finite(label, step, metrics, saving)
+            _check_finite(label, step, metrics, saving, restarts)
             curve.append({"step": step, **metrics})
             if progress is not None:
                 log.log(step, metrics)
@@ -80,13 +81,13 @@ def train(
     return curve
 
 
-def _check_finite(label: str, step: int, metrics: Metrics, saving: Saving) -> None:
+def _check_finite(label: str, step: int, metrics: Metrics, saving: Saving, restarts: bool) -> None:
     """Raise UserError when a metric is not finite, once the state before it is whole."""
     broken = [name for name, value in metrics.items() if not math.isfinite(value)]
     if not broken:
         return
     saving.finish()
     advice = "lower the learning rate or the clip and start anew"
-    if newest(saving.folder) is not None:
+    if restarts and newest(saving.folder) is not None:
         advice += f"; to go on from the last good state instead: hiar stage ... --restart-from {saving.folder.parent}"
     raise UserError(f"{label}: {broken[0]} = {metrics[broken[0]]} at step {step}; {advice}")

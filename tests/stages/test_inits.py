@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hiar.config import CausalTeacher, Params
 from hiar.errors import UserError
 from hiar.grid import make_grid
 from hiar.io.artifacts import read_manifest
+from hiar.io.states import newest
 from hiar.losses.consistency import causal_consistency
 from hiar.losses.flow import stratified_sigmas
 from hiar.losses.teacher_forcing import forced_flow_matching
@@ -208,6 +210,24 @@ def test_causal_trajectories_that_are_not_finite_are_told(smoke: Path, work: Pat
     spoiled = params.model_copy(update={"init": params.init.model_copy(update={"pairs": pairs})})
     with pytest.raises(UserError, match=r"init\.pairs: trajectory 0: its state after 1 .* lower init\.pairs\.guidance"):
         init.run(spoiled, work, 0)
+
+
+def test_a_causal_teachers_state_is_nobodys_to_restart_from(
+    smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is none of the student's: neither is it offered when a loss is not finite, nor taken for one of its own."""
+    params, losses = asked(smoke, "consistency"), iter((1.0, math.nan))
+    runtime = params.runtime.model_copy(update={"checkpoint_minutes": 1e-9})
+    params = params.model_copy(update={"runtime": runtime})
+    forced = teacher_forcing.forced_flow_matching
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_forcing, "forced_flow_matching", lambda *given: next(losses) * forced(*given))
+        with pytest.raises(UserError, match=r"causal teacher: loss = nan at step 1; .* and start anew$"):
+            init.run(params, work, 0)
+    state = newest(work / MADE / "init.partial" / teacher_forcing.CAUSAL_TEACHER)
+    assert state is not None
+    with pytest.raises(UserError, match=r"is of other networks or optimisers .* is missing"):
+        init.run(params, work, 0, state)
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,14 @@ def fit(
         name,
         training.steps,
         train_step,
-        {"student": role},
+        {"student" if folder is None else "causal teacher": role},  # no state of one is the other's
         folder or job.work.training,
         log or job.work.run,
         checkpoint_minutes=job.params.runtime.checkpoint_minutes,
         checkpoints_kept=job.params.runtime.checkpoints_kept,
         ranks=ranks,
         after_step=watch,
+        restarts=folder is None,
     )
 
 
