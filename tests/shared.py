@@ -32,7 +32,7 @@ from hiar.errors import UserError
 from hiar.io.launcher import RENDEZVOUS
 from hiar.io.process_group import Ranks, joined
 from hiar.io.states import temporary_state
-from hiar.losses.regression import block_levels, noisy_share, ode_regression
+from hiar.losses.regression import at_levels, block_levels, noisy_share, ode_regression
 from hiar.models.attention import BlockCausal
 from hiar.noise import normals, stream
 from hiar.schedule import step_sigmas
@@ -102,13 +102,13 @@ def init_roles(case: Case, ranks: Ranks):
         random = stream("init batch", SEED, step=number)
         chosen = torch.from_numpy(random.integers(len(STATES), size=4))
         levels = block_levels(4, 2, len(SIGMAS), random)
-        share = noisy_share(levels, SIGMAS)
+        sigma = SIGMAS[levels]
+        share = noisy_share(sigma)
 
         def loss_of(part: range):
             own = slice(part.start, part.stop)
-            loss = ode_regression(
-                role.module, STATES[chosen[own]], SIGMAS, levels[own], TEXT[chosen[own]], BlockCausal(2, 2), 0.2, share
-            )
+            x, x0 = at_levels(STATES, chosen[own], levels[own], 2), STATES[chosen[own], -1]
+            loss = ode_regression(role.module, x, x0, sigma[own], TEXT[chosen[own]], BlockCausal(2, 2), 0.2, share)
             return loss, {"loss": loss.item()}
 
         metrics = accumulate(role.module, parts, loss_of, ranks, accelerator)

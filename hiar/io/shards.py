@@ -56,12 +56,16 @@ def read_shard(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+# Rows (n,), and which part of each: along its dimensions.
+Part = tuple[Tensor, *tuple[int | slice, ...]]
+
+
 class Rows(Protocol):
     """What training draws samples from: a tensor, or what reads as one."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, chosen: Tensor, /) -> Tensor: ...
+    def __getitem__(self, chosen: Tensor | Part, /) -> Tensor: ...
 
 
 class StoredRows:
@@ -80,13 +84,14 @@ class StoredRows:
     def __len__(self) -> int:
         return self.first[-1]
 
-    def __getitem__(self, chosen: Tensor) -> Tensor:
-        """Rows ``chosen`` (n,), as indexing a tensor gives them."""
-        return torch.stack([self._row(number) for number in chosen.tolist()]).float()
+    def __getitem__(self, chosen: Tensor | Part) -> Tensor:
+        """Rows (n,), or a part of each, as indexing a tensor gives them; nothing else is read."""
+        rows, *part = chosen if isinstance(chosen, tuple) else (chosen,)
+        return torch.stack([self._row(number, *part) for number in rows.tolist()]).float()
 
-    def _row(self, number: int) -> Tensor:
+    def _row(self, number: int, *part: int | slice) -> Tensor:
         index = bisect_right(self.first, number) - 1
-        row: Tensor = self.files[index].get_slice(self.name)[number - self.first[index]]
+        row: Tensor = self.files[index].get_slice(self.name)[(number - self.first[index], *part)]
         return row
 
 

@@ -15,7 +15,7 @@ def forward_kl(
     """The student's Euler step from each of the first ``steps`` checkpoints must land on the next one.
 
     || v_theta(x_i, t_i) - (x_{i+1} - x_i) / (sigma_{i+1} - sigma_i) ||^2, the mean over i < K = ``steps``.
-    trajectory: (B, S + 1, C, F, H, W) at ``sigmas`` (S + 1,).
+    trajectory: (B, K + 1, C, F, H, W), or more of it, at ``sigmas`` (S + 1,).
     attention: bidirectional, or block-causal for the ablation.
     """
     losses = []

@@ -1,4 +1,4 @@
-"""Causal initialisation: regression on teacher ODE trajectories under the block-causal mask (Sec. 4.1)."""
+"""Causal initialisation: block-causal regression on teacher ODE trajectories (Sec. 4.1)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hiar.io.shards import Rows
 from hiar.losses.flow import velocity_error
 from hiar.models.attention import BlockCausal
 from hiar.models.denoiser import Denoiser
@@ -20,16 +21,28 @@ def block_levels(samples: int, blocks: int, levels: int, random: np.random.Gener
     return torch.from_numpy(random.integers(levels, size=(samples, blocks)))
 
 
-def noisy_share(levels: Tensor, sigmas: Tensor) -> Tensor:
-    """The share of blocks that are not shown clean, of ``levels`` (B, blocks); where all are, that of a single one."""
-    return (sigmas[levels] > 0).float().mean().clamp(min=1 / levels.numel())
+def at_levels(states: Rows, rows: Tensor, levels: Tensor, block: int) -> Tensor:
+    """Clips (B, C, F, H, W), each block of ``block`` frames at its own level; of other levels nothing is read.
+
+    states: trajectories (N, S + 1, C, F, H, W); rows: (B,) of them; levels: (B, F / block).
+    """
+    clips = [
+        torch.cat([states[row[None], level, :, n * block : (n + 1) * block] for n, level in enumerate(own)], dim=2)
+        for row, own in zip(rows, levels.tolist(), strict=True)
+    ]
+    return torch.cat(clips)
+
+
+def noisy_share(sigma: Tensor) -> Tensor:
+    """The share of blocks that are not shown clean, of levels (B, blocks); where all are, that of a single one."""
+    return (sigma > 0).float().mean().clamp(min=1 / sigma.numel())
 
 
 def ode_regression(
     model: Denoiser,
-    trajectory: Tensor,
-    sigmas: Tensor,
-    levels: Tensor,
+    x: Tensor,
+    x0: Tensor,
+    sigma: Tensor,
     text: Tensor,
     attention: BlockCausal,
     floor: float,
@@ -37,18 +50,13 @@ def ode_regression(
 ) -> Tensor:
     """From every block at its own level, the clean end of the trajectory.
 
-    trajectory: (B, S + 1, C, F, H, W) at ``sigmas`` (S + 1,), the last of which is 0; levels: (B, F / k).
-    Clean blocks are context only: they carry no loss. share: that of noisy blocks in the batch, by which the loss is
-    divided, where the samples are a part of one (`noisy_share`).
+    x: (B, C, F, H, W), see `at_levels`; x0: the clean ends; sigma: (B, F / k), the noise levels of ``x``. Clean blocks
+    are context only: they carry no loss. share: that of noisy blocks in the batch, by which the loss is divided, where
+    the samples are a part of one (`noisy_share`).
     """
-    chosen = levels.repeat_interleave(attention.block, dim=1)  # (B, F)
-    rows = torch.arange(len(trajectory), device=trajectory.device)[:, None]
-    frames = torch.arange(chosen.shape[1], device=trajectory.device)[None, :]
-    x = trajectory.transpose(2, 3)[rows, chosen, frames].transpose(1, 2)  # a frame each from its own level
-    sigma = sigmas[chosen]
+    if share is None:
+        share = noisy_share(sigma)
+    sigma = sigma.repeat_interleave(attention.block, dim=1)
     x0_hat = model(x, sigma, text, attention)
     noisy = (sigma > 0)[:, None, :, None, None]
-    x0 = trajectory[:, -1]
-    if share is None:
-        share = noisy_share(levels, sigmas)
     return velocity_error(torch.where(noisy, x0_hat, x0), x0, expand(sigma, x), floor) / share

@@ -20,12 +20,11 @@ from hiar.schedule import step_sigmas
 def ode(count: Counting, sizes: Sizes, student: Denoiser) -> None:
     """Regression on trajectories."""
     params, batch = sizes.params, sizes.batch
-    sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift)
-    states = torch.zeros(batch, len(sigmas), *sizes.clips(1)[1:])
-    levels, text = torch.zeros(batch, sizes.blocks, dtype=torch.long), sizes.text(student.transformer.config, batch)
+    x, x0 = torch.zeros(2, *sizes.clips(batch)).unbind()
+    sigma, text = torch.ones(batch, sizes.blocks), sizes.text(student.transformer.config, batch)
     with count, count.phase("init"):
         with sizes.autocast():
-            loss = ode_regression(student, states, sigmas, levels, text, causal(params), floor=1.0)
+            loss = ode_regression(student, x, x0, sigma, text, causal(params), floor=1.0)
         loss.backward()
 
 

@@ -37,7 +37,7 @@ class DiffusionForcing:
         randoms = [stream("forcing levels", self.seed, sample=number) for number in videos]
         rows = torch.tensor([int(random.integers(len(states))) for random in randoms])
         text = text_of(rows)
-        clean = states[rows][:, -1].to(text.device)
+        clean = states[rows, -1].to(text.device)
         block = self.attention.block
         noisy = len(sigmas) - 1  # a block that is shown clean would have nothing to learn
         levels = torch.cat([block_levels(1, clean.shape[2] // block, noisy, random) for random in randoms])

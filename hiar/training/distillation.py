@@ -141,7 +141,7 @@ def regulariser_loss(job: Distillation, spec: ForwardKL, number: int, part: rang
     with job.accelerator.autocast():
         return forward_kl(
             cast(Denoiser, job.student.module),
-            states[chosen].to(text.device),
+            states[chosen, : spec.steps + 1].to(text.device),
             sigmas.to(text.device),
             spec.steps,
             text,

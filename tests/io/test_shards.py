@@ -113,6 +113,8 @@ def test_rows_are_read_as_of_the_whole_tensor_and_only_they(tmp_path: Path) -> N
     chosen = torch.tensor([6, 0, 3, 3, 2])
     assert len(rows) == 7
     assert torch.equal(rows[chosen], whole[chosen])
+    assert torch.equal(rows[chosen, -1], whole[chosen, -1])
+    assert torch.equal(rows[chosen, :1, 1:], whole[chosen, :1, 1:])
     before = rows[torch.tensor([1])]
     before.zero_()  # a copy: what is trained on may be written to
     assert torch.equal(rows[torch.tensor([1])], whole[[1]])

@@ -9,7 +9,7 @@ from tiny import tiny_denoiser
 
 from hiar.losses.flow import flow_matching, stratified_sigmas, velocity_error
 from hiar.losses.forward_kl import forward_kl
-from hiar.losses.regression import block_levels, ode_regression
+from hiar.losses.regression import at_levels, block_levels, ode_regression
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.schedule import expand, step_sigmas
 
@@ -94,6 +94,12 @@ def test_forward_kl_sees_the_attention_it_is_given() -> None:
     assert not torch.isclose(bidirectional, causal, rtol=1e-5)
 
 
+def shown(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first trajectories with each block at its level, their clean ends, and the blocks' noise levels."""
+    rows = torch.arange(len(levels))
+    return at_levels(STATES, rows, levels, STATES.shape[3] // levels.shape[1]), STATES[rows, -1], SIGMAS[levels]
+
+
 @torch.no_grad()
 def test_regression_shows_each_block_at_its_level_and_scores_the_noisy_ones() -> None:
     model = tiny_denoiser("x0")
@@ -104,7 +110,7 @@ def test_regression_shows_each_block_at_its_level_and_scores_the_noisy_ones() ->
     sigma = SIGMAS[levels].repeat_interleave(2, dim=1)
     error = ((model(x, sigma, TEXT, CAUSAL) - STATES[:, -1]) / expand(sigma, x).clamp(min=0.2)).square()
     expected = torch.cat([error[b, :, 2 * n : 2 * n + 2] for b, n in ((0, 0), (0, 2), (1, 0), (1, 1))]).mean()
-    loss = ode_regression(model, STATES, SIGMAS, levels, TEXT, CAUSAL, floor=0.2)
+    loss = ode_regression(model, *shown(levels), TEXT, CAUSAL, floor=0.2)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
 
 
@@ -117,13 +123,13 @@ def test_regression_scores_a_single_noisy_frame_in_full() -> None:
     x[:, :, 4] = STATES[:1, 1, :, 4]
     seen = model(x, SIGMAS[levels], TEXT[:1], alone)[:, :, 4]
     expected = ((seen - STATES[:1, 3, :, 4]) / SIGMAS[1]).square().mean()
-    loss = ode_regression(model, STATES[:1], SIGMAS, levels, TEXT[:1], alone, floor=0.2)
+    loss = ode_regression(model, *shown(levels), TEXT[:1], alone, floor=0.2)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
 
 
 def test_regression_survives_an_all_clean_draw() -> None:
     levels = torch.full((2, 3), 3)
-    assert ode_regression(tiny_denoiser(), STATES, SIGMAS, levels, TEXT, CAUSAL, floor=0.2) == 0
+    assert ode_regression(tiny_denoiser(), *shown(levels), TEXT, CAUSAL, floor=0.2) == 0
 
 
 def test_levels_of_blocks_are_independent_and_cover_all() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hiar.config import Ode, Training
-from hiar.losses.regression import block_levels, noisy_share, ode_regression
+from hiar.losses.regression import at_levels, block_levels, noisy_share, ode_regression
 from hiar.models.attention import BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import clone
@@ -24,7 +24,6 @@ def make(job: Job, spec: Ode) -> Trained:
 def regress(job: Job, start: Denoiser, pairs: Trajectories, training: Training, floor: float) -> Trained:
     """The weights of ``start``, trained to see the clean ends of trajectories from all of their levels."""
     video, device = job.params.video, job.device
-    sigmas = pairs.sigmas.to(device)
     student = clone(start).checkpoint(job.params.runtime.checkpointing)
     role = make_role(student, training.optimizer, training.steps, job.work.ranks.mesh)
     attention = BlockCausal(video.block, video.window_blocks)
@@ -32,15 +31,17 @@ def regress(job: Job, start: Denoiser, pairs: Trajectories, training: Training, 
     def draw(step: int) -> LossAt:
         random = stream("init batch", job.seed, step=step)
         chosen = torch.from_numpy(random.integers(len(pairs.states), size=training.batch))
-        levels = block_levels(training.batch, video.frames // video.block, len(sigmas), random).to(device)
-        share = noisy_share(levels, sigmas)
+        levels = block_levels(training.batch, video.frames // video.block, len(pairs.sigmas), random)
+        sigma = pairs.sigmas[levels].to(device)
+        share = noisy_share(sigma)
 
         def loss_at(part: range) -> Tensor:
             own = slice(part.start, part.stop)
-            states = pairs.states[chosen[own]].to(device)
+            x = at_levels(pairs.states, chosen[own], levels[own], video.block).to(device)
+            x0 = pairs.states[chosen[own], -1].to(device)
             text = job.teacher.embed([pairs.captions[i] for i in chosen[own]])
             with job.work.accelerator.autocast():
-                return ode_regression(student, states, sigmas, levels[own], text, attention, floor, share)
+                return ode_regression(student, x, x0, sigma[own], text, attention, floor, share)
 
         return loss_at
 
