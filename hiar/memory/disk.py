@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hiar.memory.counting import network_bytes
+from hiar.memory.counting import storage_bytes
 from hiar.memory.forecast import Models, meta_role, role_bytes
 
 
@@ -12,13 +12,12 @@ def disk(models: Models) -> dict[str, int]:
     """Bytes on the disk of the artifacts of one seed, and of the largest state of a training that is under way."""
     params, clip = models.sizes.params, math.prod(models.sizes.clips(1)) * 4
     frame = clip // params.video.frames
-    weights = network_bytes(models.trained())
+    weights = storage_bytes(models.trained().state_dict())  # positions, which are buffers, are not stored
     trained = models.world.base is None
     states = [
         sum(bytes_ for what, bytes_ in role_bytes(meta_role(models, settings)).items() if what != "gradients")
         for settings in (params.distill.generator, params.distill.critic)
     ]
-    students = [*params.compare.init, *params.compare.distill]
     return {
         "codec": models.codec if trained else 0,
         "teacher": weights + models.codec + models.text if trained else 0,
@@ -26,5 +25,5 @@ def disk(models: Models) -> dict[str, int]:
         "init": weights,
         "distill": weights * len(params.compare.distill),
         "state of a training": sum(states),
-        "samples": params.sample.videos * (clip + len(students) * params.sample.frames * frame),
+        "samples": params.sample.videos * (clip + len(params.compare.students) * params.sample.frames * frame),
     }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hiar.errors import UserError
+from hiar.io import fingerprints
 from hiar.io.fingerprints import RECORDS, fingerprint
 from hiar.io.locks import LOCK
 
@@ -40,6 +43,8 @@ def test_it_is_of_names_and_contents_alone(model: Path, cache: Path, tmp_path: P
     copy = tmp_path / "elsewhere" / "model"
     shutil.copytree(model, copy)
     (copy / ".gitattributes").write_text("hidden")
+    (copy / ".git").mkdir()
+    (copy / ".git" / "config").write_text("hidden too")
     assert fingerprint(copy, cache) == before
     assert fingerprint(copy, tmp_path / "other cache") == before
     (copy / "weights.safetensors").rename(copy / "other.safetensors")
@@ -47,7 +52,19 @@ def test_it_is_of_names_and_contents_alone(model: Path, cache: Path, tmp_path: P
     assert fingerprint([model / "config.json"], cache) != fingerprint([model / "weights.safetensors"], cache)
 
 
+def test_it_is_the_same_in_whichever_order_a_disk_tells_files(
+    model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint(model, cache)
+    walk = os.walk
+    backwards = lambda *of, **how: [(*one, sorted(names, reverse=True)) for *one, names in walk(*of, **how)]  # noqa: E731
+    monkeypatch.setattr(os, "walk", backwards)
+    assert fingerprint(model, tmp_path / "other cache") == before
+
+
 def test_it_follows_links(model: Path, cache: Path, tmp_path: Path) -> None:
+    (model / "vae").mkdir()
+    (model / "vae" / "config.json").write_text("[]")
     linked = tmp_path / "links" / "model"
     linked.mkdir(parents=True)
     for path in model.iterdir():
@@ -71,19 +88,59 @@ def test_a_file_is_read_once_and_again_only_when_asked(
     assert fingerprint(model, cache) == after
 
 
-@pytest.mark.parametrize("content", [b"Weights" + b"weights" * 999, b"weights"])
-def test_a_file_of_another_size_or_time_is_read_anew(model: Path, cache: Path, content: bytes) -> None:
-    before = fingerprint(model, cache)
-    (model / "weights.safetensors").write_bytes(content)
-    os.utime(model / "weights.safetensors", ns=(1, 1))
+@pytest.mark.parametrize(("content", "later"), [(b"Weights" + b"weights" * 999, 1), (b"weights", 0)])
+def test_a_file_of_another_size_or_time_is_read_anew(model: Path, cache: Path, content: bytes, later: int) -> None:
+    path = model / "weights.safetensors"
+    before, at = fingerprint(model, cache), path.stat().st_mtime_ns
+    path.write_bytes(content)
+    os.utime(path, ns=(at + later, at + later))
     assert fingerprint(model, cache) != before
 
 
-def test_several_at_once_agree_and_lose_nothing(model: Path, cache: Path) -> None:
+def test_a_file_is_remembered_by_its_whole_path(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two projects have files of one name, size and time."""
+    found = []
+    for content in ("one", "two"):
+        (tmp_path / content).mkdir()
+        monkeypatch.chdir(tmp_path / content)
+        Path("model").write_text(content)
+        os.utime("model", ns=(1, 1))
+        found.append(fingerprint(Path("model"), cache))
+    assert found[0] != found[1]
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = fingerprints._parts
+
+    def changing(path: Path) -> Iterator[memoryview]:
+        yield from parts(path)
+        os.utime(path, ns=(1, 1))
+
+    monkeypatch.setattr(fingerprints, "_parts", changing)
+    with pytest.raises(UserError, match=r"config\.json: changed while it was read; wait until it is written"):
+        fingerprint(model, cache)
+
+
+def test_several_at_once_agree_and_lose_nothing(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does any of them read what another one has read meanwhile; that it waits for it is told."""
+    read, done = fingerprints._read, []
+
+    def slow(path: Path, *others: object) -> object:
+        done.append(path.name)
+        time.sleep(0.1)
+        return read(path, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fingerprints, "_read", slow)
     with ThreadPoolExecutor(4) as pool:
         places = [model / "config.json", model / "weights.safetensors", model, model]
         found = list(pool.map(lambda place: fingerprint(place, cache), places))
     assert found[2] == found[3]
+    assert sorted(done) == ["config.json", "weights.safetensors"]
+    assert f"{cache}: another process is writing; waiting for it" in capfd.readouterr().err
     _spoil_unseen(model / "weights.safetensors")
     assert [fingerprint(place, cache) for place in places] == found
 

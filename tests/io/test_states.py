@@ -56,6 +56,8 @@ def test_any_rows_come_back_from_whichever_files_have_them(tmp_path: Path) -> No
     assert torch.equal(stored.read("short"), SHORT)
     assert torch.equal(stored.read("count"), COUNT)
     assert torch.equal(stored.read("short", range(2, 2)), SHORT[2:])
+    with pytest.raises(ValueError, match=r"weight: files hold \(2, 2\) of \(4, 2\)"):
+        stored.read("weight", range(5, 9))
     stored.read("weight", range(2)).zero_()  # a copy: training writes into what it has read
     stored.read("count").zero_()
     assert torch.equal(stored.read("weight"), WEIGHT)
@@ -77,6 +79,9 @@ def test_a_file_that_is_lost_or_altered_is_named(number: int, tmp_path: Path) ->
     with pytest.raises(UserError, match=rf"0000{number}\.safetensors: is damaged .*SHA-256.*; remove .*state-00000004"):
         check_files(place, index, range(3))
     check_files(place, index, {0, 1, 2} - {number})
+    path.write_bytes(whole[:20])
+    with pytest.raises(UserError, match=r"state-00000004: [^\n]*; remove .*state-00000004"):
+        StoredState(place, index)
     path.unlink()
     with pytest.raises(UserError, match=rf"0000{number}\.safetensors: no such file.*; remove .*state-00000004"):
         check_files(place, index, range(3))
@@ -114,3 +119,26 @@ def test_the_newest_is_the_one_of_most_steps_and_only_whole_ones_count(tmp_path:
         "state-of-affairs",
         ".state-200000000.tmp",
     }
+
+
+def test_a_step_that_is_saved_again_takes_the_place_of_itself(tmp_path: Path) -> None:
+    write(tmp_path, 4)
+    place = write(tmp_path, 4)
+    assert [*tmp_path.iterdir()] == [place]
+    check_files(place, read_index(place), range(3))
+
+
+def test_a_kill_while_an_old_state_goes_leaves_nothing_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> None:
+        if path.exists():
+            (path / INDEX).unlink()
+            raise KeyboardInterrupt
+
+    write(tmp_path, 3)
+    write(tmp_path, 4)
+    monkeypatch.setattr("hiar.io.states.remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        forget_older(tmp_path, keep=1)
+    assert [path.name for path in states(tmp_path)] == ["state-00000004"]

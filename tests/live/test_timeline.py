@@ -44,6 +44,7 @@ def test_nothing_is_made_while_nobody_goes_on():
     line.made = 1.0
     assert not line.watch(0.0)
     assert not line.watch(math.nan)
+    assert not line.watch(math.inf)
     assert not line.watch(-5.0)
     assert line.watch(1e12)
     assert line.watched == 1.0

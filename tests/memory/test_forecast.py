@@ -16,12 +16,13 @@ from commands import hiar
 from hiar.config import AdamW, Muon, Optimizer
 from hiar.memory import forecast, inits, steps
 from hiar.memory.counting import Counting, network_bytes, storage_bytes
+from hiar.memory.disk import disk
 from hiar.memory.steps import Config, Sizes, imagine, make_network
 from hiar.memory.table import advice
 from hiar.models.rings import RecordedRings
 from hiar.models.rotary import forget
 from hiar.noise import normals
-from hiar.parameters import merge, parse_params, read_yaml
+from hiar.parameters import load_params, merge, parse_params, read_yaml
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk
 from hiar.schedule import step_sigmas
@@ -120,6 +121,31 @@ def test_an_init_takes_what_is_counted(kind: str) -> None:
     count = Counting()
     update(count, sizes, *networks)
     assert planned == pytest.approx(count.peaks, rel=0.01)
+
+
+def test_the_disk_has_what_is_planned(smoke: Path) -> None:
+    """But for headers, manifests and videos."""
+    models = forecast.open_models(load_params(smoke / "params.yaml"))
+    planned, made = disk(models), smoke / "artifacts" / "seed-0"
+
+    def held(folder: str) -> int:
+        return sum(path.stat().st_size for path in (made / folder).rglob("*.safetensors"))
+
+    shared = held("teacher/codec") + held("teacher/text_encoder")  # of a world that trains its own
+    students = len(list((made / "distill").iterdir()))
+    found = {
+        "codec": held("codec"),
+        "teacher": held("teacher"),
+        "pairs": held("pairs"),
+        "init": held("init") - shared,
+        "distill": held("distill") - students * shared,
+        "samples": held("samples"),
+    }
+    state = planned.pop("state of a training")
+    assert planned == pytest.approx(found, rel=0.02, abs=4000)
+    distill = models.sizes.params.distill
+    roles = [forecast.role_bytes(forecast.meta_role(models, one)) for one in (distill.generator, distill.critic)]
+    assert state == sum(one["parameters"] + one["optimiser"] + one["average"] for one in roles)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "CausVid"])  # which rolls nothing out

@@ -23,7 +23,7 @@ def test_a_line_a_student_and_mode_and_how_both_go_together():
     falls = [3.0, 2.0, 1.5, 1.4]
     seeds = {0: course(falls, [3.1, 2.2, 1.4, 1.3]), 1: course(falls, [3.0, 1.0, 1.5, 1.0])}
     drawn = dynamics(METRICS, {WITHOUT: seeds, HIAR: {0: course(falls)}})
-    assert [chart.title for chart in drawn.charts] == ["Good frames", "Speed"]
+    assert [(chart.title, chart.note) for chart in drawn.charts] == [("Good frames", "higher is better"), ("Speed", "")]
     speed = drawn.charts[1]
     assert speed.svg.count("<polyline") == 3
     assert speed.svg.count("dashed") == 1
@@ -40,10 +40,11 @@ def test_a_line_a_student_and_mode_and_how_both_go_together():
 
 
 def test_only_what_all_seeds_were_validated_at_is_drawn():
-    apart = {0: course([1.0, 3.0, 5.0]), 1: course([4.0, 2.0], first=20)}
+    apart = {0: course([1.0, 3.0, 5.0, 6.0]), 1: course([4.0, 2.0, 8.0], first=20)}
     [_, speed] = dynamics(METRICS, {HIAR: apart}).charts
     points = speed.svg.split('points="')[1].split('"')[0].split()
-    assert len(points) == 2
+    assert len(points) == 3
+    assert sorted(points, key=lambda point: float(point.split(",")[0])) == points
     assert points[0].split(",")[1] == points[1].split(",")[1]  # (3 + 4) / 2 and (5 + 2) / 2
 
 

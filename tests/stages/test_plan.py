@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from hiar.models.generator import Walk, load_generator
 from hiar.rollout.cell import Memory, carry_out
 from hiar.stages import fitting
 from hiar.stages.computing import Choice
-from hiar.stages.fitting import Way, ring_bytes, settled_way, way_of
+from hiar.stages.fitting import Way, check_frames, ring_bytes, settled_way, way_of
 from hiar.stages.plan import load_asked, plan_line
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
@@ -129,6 +131,32 @@ def test_a_window_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path)
         assert " GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window" in said
         assert said.count("\n") == 1
         assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_student(tmp_path / "student")
+    source = load_generator(tmp_path / "student")
+    latent = 4 * 6 * math.prod(source.latent_size)
+    pictures = (4 + 4 + 1) * 3 * 64 * 64 * source.codec.pictures(min(6, source.codec.chunk))
+
+    def check(memory: int, disk: int, batch: int = 2) -> None:
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=memory))
+        monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(total=disk, used=0, free=0))
+        check_frames(source, 6, 500, batch, tmp_path / "out" / "further")
+
+    assert 2 * latent < pictures < 400 * latent
+    check(2 * latent + pictures, 500 * latent)
+    check(800 * latent, 500 * latent, batch=400)
+    for memory, disk, said in (
+        (2 * latent + pictures - 1, 500 * latent, r"2 video\(s\) at a time take"),
+        (2 * latent + pictures, 500 * latent - 1, "the latents take"),
+    ):
+        with pytest.raises(UserError, match=rf"^--frames = 6: {said} .* GB.*; ask for fewer"):
+            check(memory, disk)
+    with pytest.raises(UserError, match=r"400 video\(s\) at a time take"):
+        check(800 * latent - 1, 500 * latent, batch=400)
 
 
 def test_the_line_tells_how_many_forward_calls_there_are(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_one_training_seed_says_nothing_of_another(tmp_path):
     ("spoil", "message"),
     [
         (lambda rows: rows[:-1], "video 7 of seed 1 is of the first alone (1 such); sample both with the same"),
+        (lambda rows: [*rows[:-2], rows[-1]], "distill/other, distill/hiar: cannot be paired, video 7 of seed 1 is of"),
         (lambda rows: [one for one in rows if one["variant"] != "other"], "contender 'distill/other': has no scores;"),
         (lambda rows: [one | {"metrics": {"drift": 1.0}} for one in rows], "was not scored for speed; known: drift"),
         (lambda rows: [one | {"seed": one["seed"] + (one["variant"] == "other")} for one in rows], "cannot be paired"),

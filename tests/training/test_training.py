@@ -9,7 +9,9 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from hiar.config import AdamW, Muon, Optimizer
 from hiar.errors import UserError
 from hiar.io.states import newest, states, write_part
 from hiar.models.attention import Bidirectional
-from hiar.training import checkpoint
+from hiar.training import checkpoint, loop
 from hiar.training.checkpoint import Saving, load_state, save_state
 from hiar.training.loop import train
 from hiar.training.role import Role, kept, lr_factor, make_role, update
@@ -201,6 +203,42 @@ def test_a_state_of_another_network_is_named_on_one_line(tmp_path: Path) -> None
     assert len(str(caught.value)) < len(str(tmp_path)) + 330
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda name, value: {} if name.endswith("/1/exp_avg") else {name: value},
+            "role/optimizer/0/1/exp_avg is missing",
+        ),
+        (
+            lambda name, value: {name: value, name.replace("role", "other"): value},
+            "other/average/.* is of none of role",
+        ),
+        (
+            lambda name, value: {name: value[..., :1] if "avg" in name else value},
+            r"0/exp_avg is float32 \[1, 1\], and not",
+        ),
+    ],
+)
+def test_a_state_that_lacks_something_or_holds_more_is_refused(
+    change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    role, entries = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4), checkpoint._entries
+    role.module(torch.ones(1, 2)).sum().backward()
+    update(role, 0, Accelerator(cpu=True))
+    changed = lambda *of: (pair for name, value in entries(*of) for pair in change(name, value).items())  # noqa: E731
+    monkeypatch.setattr(checkpoint, "_entries", changed)
+    save_state(tmp_path, 1, {"role": role}, {}, [])
+    before = role.module.weight.clone()
+    role.module.weight.data.zero_()
+    with pytest.raises(UserError, match=rf"is of other networks or optimisers \(.*{said}"):
+        load_state(tmp_path, {"role": role}, {})
+    assert before.any() and not role.module.weight.any()  # nothing of it was loaded
+
+
 def test_training_checkpoints_as_it_goes(tmp_path: Path) -> None:
     role, memory = make_role(tiny_denoiser(), SETTINGS, 4), {}
     step = make_step(role, memory)
@@ -249,10 +287,31 @@ def test_sigterm_leaves_a_state_from_which_the_run_goes_on_to_the_same_end(tmp_p
     assert all(torch.equal(a, b) for a, b in zip(again.module.parameters(), whole[0].module.parameters(), strict=True))
 
 
-def test_a_state_waits_for_its_minutes(tmp_path: Path) -> None:
-    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
-    train("test", 3, lambda _: {"loss": 0.0}, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
-    assert newest(tmp_path) is None
+def test_states_are_begun_after_their_minutes_and_have_names_once_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, begun, seen = [0.0], [], []
+    begin = Saving.begin
+
+    def noted(saving: Saving, step: int, curve: list[dict[str, float]]) -> None:
+        begin(saving, step, curve)
+        assert saving.under_way is not None
+        begun.append((step, saving.under_way.part))
+
+    def step(number: int) -> dict[str, float]:
+        for _, part in begun:
+            part.result(60)
+        seen.append(newest(tmp_path))
+        clock[0] += 50
+        return {"loss": 0.0}
+
+    monkeypatch.setattr(Saving, "begin", noted)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 8)
+    train("test", 8, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=2)
+    assert [number for number, _ in begun] == [3, 6]
+    third, sixth = tmp_path / "state-00000003", tmp_path / "state-00000006"
+    assert seen == [None, None, None, None, third, third, third, sixth]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from safetensors import safe_open
 from tiny import relative_error
 
 from hiar.errors import UserError
+from hiar.io.progress import Progress
+from hiar.io.shards import write_shard
 from hiar.worlds.wan import embeddings
 from hiar.worlds.wan.embeddings import Embeddings, embed
 from hiar.worlds.wan.text import MAX_TOKENS, load_text_encoder, pad
@@ -118,7 +120,10 @@ def test_another_encoder_or_type_has_its_own(text: Path, cache: Path) -> None:
     config = text / "text_encoder" / "config.json"
     config.write_text(config.read_text() + "\n")
     folders.add(embed(PROMPTS[:1], text, cache, FLOAT).folder)
-    assert len(folders) == 3
+    tokenizer = text / "tokenizer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    folders.add(embed(PROMPTS[:1], text, cache, FLOAT).folder)
+    assert len(folders) == 4
 
 
 def test_work_that_was_broken_off_is_gone_on_with(base: Path, filled: Path, tmp_path: Path) -> None:
@@ -134,6 +139,17 @@ def test_work_that_was_broken_off_is_gone_on_with(base: Path, filled: Path, tmp_
     assert not debris.exists()
     assert set(_held(folder).values()) == {1}
     assert torch.equal(found.read(PROMPTS), Embeddings(next(filled.glob("*/"))).read(PROMPTS))
+
+
+def test_prompts_of_a_length_share_a_batch_and_their_order_is_not_in_a_shards_name(base: Path, tmp_path: Path) -> None:
+    encoder, lengths = load_text_encoder(base), []
+    rows = encoder.rows
+    encoder.rows = lambda prompts: lengths.extend(map(len, prompts)) or rows(prompts)  # type: ignore[method-assign]
+    for order in (PROMPTS, PROMPTS[::-1]):
+        with Progress("embed", len(PROMPTS)) as progress:
+            embeddings._write(tmp_path, encoder, order, 4, progress)
+    assert lengths == sorted(map(len, PROMPTS)) * 2
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_several_at_once_share_the_work(base: Path, filled: Path, tmp_path: Path) -> None:
@@ -170,6 +186,9 @@ def test_a_truncated_shard_is_one_line_and_deleting_it_helps(base: Path, cache: 
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match=r"^[^\n]*: is truncated or no shard \([^\n]*\); delete it, [^\n]*anew$"):
         embed(PROMPTS, base, cache, FLOAT)
+    write_shard(path, {"00": torch.zeros(1)}, {"01": ""})
+    with pytest.raises(UserError, match=r"its header is of another shard\); delete it"):
+        Embeddings(path.parent)
     path.unlink()
     assert embed(PROMPTS, base, cache, FLOAT).read(PROMPTS).isfinite().all()
 

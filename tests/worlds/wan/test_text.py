@@ -21,6 +21,7 @@ from hiar.worlds.wan.text import (
     NEGATIVE_PROMPT,
     TextEncoder,
     clean,
+    encoder_width,
     load_text_encoder,
     load_tokenizer,
     pad,
@@ -97,6 +98,7 @@ def broken(base: Path, tmp_path: Path) -> Path:
 
 def test_prompts_are_cleaned_as_in_diffusers() -> None:
     assert [clean(prompt) for prompt in NASTY] == [prompt_clean(prompt) for prompt in NASTY]
+    assert clean("<&amp;amp;>") == prompt_clean("<&amp;amp;>") == "<&>"  # which ftfy takes for HTML, and leaves
     assert clean(" schÃ¶n &amp;lt;b&amp;gt;\n\u3000x ") == "schön <b> x"
 
 
@@ -178,6 +180,14 @@ def test_a_broken_tokenizer_is_one_line(broken: Path, content: str) -> None:
     (broken / "tokenizer" / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"^[^\n]*tokenizer\.json: is no tokenizer \([^\n]*\); copy it anew$"):
         load_text_encoder(broken)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"d_model": "4096"}'])
+def test_an_encoder_that_does_not_say_its_width_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder" / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json: d_model = .*: should be a number; copy it anew$"):
+        encoder_width(tmp_path)
 
 
 def test_a_tokenizer_of_another_model_is_refused(base: Path, broken: Path) -> None:

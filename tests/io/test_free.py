@@ -1,0 +1,21 @@
+"""Room is what is free, not what there is, and as much as that fits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hiar.errors import UserError
+from hiar.io import free
+
+
+def test_what_is_free_fits_and_a_byte_more_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(free, "free_bytes", lambda device: {"cpu": 1000}[device.type])
+    free.require_memory("model", 1000)
+    with pytest.raises(UserError, match=r"^model: takes 1e-06 GB of memory, 1e-06 GB are free; end other programs"):
+        free.require_memory("model", 1001)
+
+
+def test_of_a_gpu_it_is_what_others_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3, 8))
+    assert free.free_bytes(torch.device("cuda")) == 3
