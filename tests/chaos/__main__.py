@@ -19,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="seed of the parts and the moments (0)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what may be killed")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what may be killed")
     parser.add_argument("--database", choices=DATABASES, default="sqlite", help="of the stack (sqlite)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
