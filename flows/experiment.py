@@ -15,7 +15,7 @@ from prefect.states import Failed
 
 from flows.comparison import comparison_table
 from flows.cores import Cores, usable_cores
-from flows.pipeline import MISTAKE, StageFailure, reproduce, stale_stages
+from flows.pipeline import MISTAKE, StageFailure, is_current, reproduce, stale_stages
 from flows.processes import ProcessGroups
 from flows.remote import Remote, push, remote_of
 from hiar.errors import UserError
@@ -53,22 +53,20 @@ def run_stage(
 ) -> State[Any] | None:
     """Reproduce one stage; a failure is a state, not an exception, so that the log holds its line and no traceback.
 
-    ``elsewhere`` has it run first, so that here it is fetched, or found in the workspace that both use.
+    ``elsewhere`` has it run first, so that here it is found, in a workspace that both use, or fetched.
     ``variables``: of the stage's environment, over those of this process.
     """
     logger = get_run_logger()
     try:
         if elsewhere is not None:
             elsewhere(stage, force)
-            if remote is None:
+            if remote is None or is_current(workspace, stage):
                 return None
         with cores.take(threads if elsewhere is None else 0):
             forced = force and elsewhere is None
             reproduce(workspace, stage, groups, logger.info, force=forced, remote=remote, variables=variables)
     except StageFailure as failure:
         return Failed(message=str(failure), data=failure)
-    if remote is not None and elsewhere is None:
-        push(remote, groups, logger.info, stage)
     return None
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ HINTS = (
     "Use `dvc push`",
 )
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}  # what no further attempt mends
+_asking = threading.Lock()  # DVC's lock on a workspace does not tell threads apart
 MISTAKE = 2  # the exit code of a stage whose user has to mend something
 
 
@@ -88,6 +90,19 @@ def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
     ]
 
 
+def is_current(workspace: Path, stage: str) -> bool:
+    """Whether DVC has nothing to do for a stage; False also where it cannot be told, as while others write there."""
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with _asking, Repo(os.fspath(workspace)) as repo:
+            return not repo.status(targets=[stage])
+    except (DvcException, LockError):
+        return False
+
+
 def reproduce(
     workspace: Path,
     stage: str,
@@ -98,19 +113,19 @@ def reproduce(
     remote: Remote | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> None:
-    """`dvc repro` of one stage, which is fetched where the ``remote`` has it; waits while another process uses it.
+    """`dvc repro` of one stage; waits while another process uses it.
 
+    Where the ``remote`` has what it would make, that is fetched; what it makes is pushed there.
     ``variables``: of the stage's environment, over those of this process.
 
     Raises StageFailure.
     """
     while True:
         tail: deque[str] = deque(maxlen=100)
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-        if force:
-            command.insert(-1, "--force")
-        elif remote is not None and not remote.away:
-            command = [sys.executable, "-m", "flows.remote", "reproduce", stage]
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
+        if remote is not None and not remote.away:
+            command = [sys.executable, "-m", "flows.remote", "reproduce"]
+        command += ["--force", stage] if force else [stage]
 
         def heard(line: str, tail: deque[str] = tail) -> None:
             if remote is not None and line.startswith(remote.away_line):

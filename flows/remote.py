@@ -1,9 +1,10 @@
 """DVC's remote during a run: what was made elsewhere from the same inputs is fetched, what is made here is pushed.
 
-`python -m flows.remote reproduce STAGE` and `python -m flows.remote push [STAGE ...]` work in the workspace that is the
-current folder, in processes that are stopped as stages are. `dvc repro --pull` and `dvc push --run-cache` do the same,
-but each of them copies the records of every stage ever run (DVC's run cache), and takes for granted that a folder which
-was pushed once is still whole; here records that are missing are copied, after the data that they name.
+`python -m flows.remote reproduce [--force] STAGE`, which fetches or runs a stage and pushes what it made, and
+`python -m flows.remote push`, which pushes everything, work in the workspace that is the current folder, in processes
+that are stopped as stages are. `dvc repro --pull` and `dvc push --run-cache` do the same, but each of them copies the
+records of every stage ever run (DVC's run cache), and takes for granted that a folder which was pushed once is still
+whole; here records that are missing are copied, after the data that they name.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ def remote_of(workspace: Path) -> Remote | None:
     return Remote(workspace, name) if name else None
 
 
-def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None], *stages: str) -> None:
-    """Push what ``stages`` made, or everything (none named) that is not known to be there; a failure is one line."""
-    if (stages and remote.away) or (not stages and remote.is_pushed()):
+def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None]) -> None:
+    """Push everything that is not known to be there; a failure is one line."""
+    if remote.is_pushed():
         return
     state = remote.state()
 
@@ -72,9 +73,8 @@ def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None], *st
         if line:
             tell(line)
 
-    command = [sys.executable, "-m", "flows.remote", "push", *stages]
-    code = groups.run(command, remote.workspace, stage_environment(), heard)
-    if code == 0 and not stages:
+    command = [sys.executable, "-m", "flows.remote", "push"]
+    if groups.run(command, remote.workspace, stage_environment(), heard) == 0:
         write_text(remote.workspace / PUSHED, state)
 
 
@@ -82,11 +82,15 @@ def main() -> int:
     """Do what the command line says and return the exit code; of `reproduce` it is that of `dvc repro`."""
     from dvc.cli import main as dvc
 
-    what, *stages = sys.argv[1:]
-    done = _with_repo(_fetch if what == "reproduce" else _push, stages)
-    if what == "reproduce":
-        return int(dvc(["--wait-for-lock", "repro", "--single-item", *stages]))
-    return 0 if done else 1
+    what, *options = sys.argv[1:]
+    if what == "push":
+        return 0 if _with_repo(_push, []) else 1
+    stage = options[-1:]
+    there = "--force" in options or _with_repo(_fetch, stage)
+    code = int(dvc(["--wait-for-lock", "repro", "--single-item", *options]))
+    if code == 0 and there:  # in this process, as DVC and what speaks S3 take more than a second to load
+        _with_repo(_push, stage)
+    return code
 
 
 def _with_repo(act: Callable[[Any, str, Sequence[str]], None], stages: Sequence[str]) -> bool:

@@ -140,7 +140,7 @@ def environment_of(stack: Stack, workers: int) -> dict[str, str]:
         # On the disk a slot's lease outlives the server, so that it ends on time whatever is killed.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the shortest that Prefect allows; the watcher goes by them
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
 
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .lab import PARTS, Lab
+from .lab import DATABASES, PARTS, Lab
 
 ROW = "{:>5} {:<11} {:>9} {:>10} {:>10} {:<10} {:<6} {}"
 
@@ -19,14 +19,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="seed of the parts and the moments (0)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what may be killed")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what may be killed")
+    parser.add_argument("--database", choices=DATABASES, default="sqlite", help="of the stack (sqlite)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     draw = random.Random(arguments.seed)
     parts = [part for _ in range(arguments.rounds) for part in draw.sample(arguments.parts, len(arguments.parts))]
     different = 0
     with tempfile.TemporaryDirectory(prefix="hiar-chaos-") as folder:
-        lab = Lab(Path(folder) / "project")
+        lab = Lab(Path(folder) / "project", arguments.database)
         try:
             print(f"healthy after {lab.start():.0f} s", flush=True)
             clean, whole = lab.undisturbed()

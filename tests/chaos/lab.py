@@ -14,17 +14,22 @@ import yaml
 from tests.commands import ROOT, environment
 from tests.ports import free_ports
 
-# What one finds of each part in its command line; the outermost process that has it is killed.
+# What one finds of each part in its command line, one of several; the outermost process that has it is killed.
 PARTS = {
-    "stage": "/hiar stage ",
-    "flow": "-m prefect.engine",
-    "worker": "-m flows.stack.worker --pool stages",
-    "prefect": "-m prefect server start",
-    "mlflow": "-m mlflow server",
-    "s3": "weed server",
-    "supervisor": "-m supervisor.supervisord",
-    "all": "",
+    "stage": ("/hiar stage ",),
+    "flow": ("-m prefect.engine",),
+    "worker": ("-m flows.stack.worker --pool stages",),
+    "prefect": ("-m prefect server start",),
+    "mlflow": ("-m mlflow server",),
+    "s3": ("weed server",),
+    # SQLite is a part of the servers, each of which writes a database of its own: both die at once.
+    "database": ("-m prefect server start", "-m mlflow server"),
+    "supervisor": ("-m supervisor.supervisord",),
+    "all": ("",),
 }
+POSTGRES = ("postgres -D ",)
+DATABASES = ("sqlite", "postgresql")
+WHOLE = ("all", "database")  # parts of which every process is killed
 PATIENCE = 1800
 
 
@@ -36,15 +41,18 @@ def outputs_of(folder):
 
 
 class Lab:
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, database: str = "sqlite"):
         self.folder = folder
+        self.parts = PARTS | ({"database": POSTGRES} if database == "postgresql" else {})
         subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, folder], check=True)
-        names = ("HIAR_PREFECT_PORT", "HIAR_MLFLOW_PORT")
+        names = ("HIAR_PREFECT_PORT", "HIAR_MLFLOW_PORT", "HIAR_POSTGRES_PORT")
         s3 = ("HIAR_S3_PORT", "HIAR_S3_MASTER_PORT", "HIAR_S3_VOLUME_PORT", "HIAR_S3_FILER_PORT")
-        ports = {name: str(port) for name, port in zip((*s3, *names), free_ports(6), strict=True)}
+        ports = {name: str(port) for name, port in zip((*s3, *names), free_ports(7), strict=True)}
         self.api = f"http://127.0.0.1:{ports['HIAR_PREFECT_PORT']}/api"
+        self.mlflow = f"http://127.0.0.1:{ports['HIAR_MLFLOW_PORT']}"
         self.settings = environment() | ports | {"PYTHONPATH": os.fspath(folder), "PREFECT_API_URL": self.api}
         self.settings |= {"PREFECT_HOME": os.fspath(folder / ".hiar" / "home"), "HIAR_DEVICES": "cpu"}
+        self.settings["HIAR_STACK_DATABASE"] = database
         self.settings["PATH"] = os.pathsep.join((os.fspath(Path(sys.executable).parent), os.environ["PATH"]))
 
     def command(self, *arguments):
@@ -87,7 +95,7 @@ class Lab:
     def kill(self, part):
         """SIGKILL; what of it is alive ten seconds later."""
         found = self.processes(part)
-        victims = found if part == "all" else found[:1]
+        victims = found if part in WHOLE else found[:1]
         below = [child for victim in victims for child in victim.children(recursive=True)]
         for victim in victims:
             victim.kill()
@@ -125,6 +133,18 @@ class Lab:
         """The address of its control."""
         return f"unix://{self.folder / '.hiar' / 'stack' / 'supervisor.sock'}"
 
+    def stored(self, place):
+        """How many objects there are below a place BUCKET/PREFIX of its S3 store."""
+        import boto3
+
+        names = {"aws_access_key_id": "AWS_ACCESS_KEY_ID", "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY"}
+        keys = {name: self.keys()[key] for name, key in names.items()}
+        url = f"http://127.0.0.1:{self.settings['HIAR_S3_PORT']}"
+        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
+        bucket, prefix = place.split("/", 1)
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return sum(page["KeyCount"] for page in pages)
+
     def keys(self):
         """Of its S3 store."""
         lines = (self.folder / ".hiar" / "stack" / "secrets.env").read_text().splitlines()
@@ -137,7 +157,8 @@ class Lab:
             try:
                 if process.environ().get("HIAR_PROJECT") == os.fspath(self.folder) and process.pid != os.getpid():
                     line = " ".join(process.cmdline())
-                    if PARTS[part] in line and not (part != "all" and line.startswith(("unshare", "/bin/sh", "sh "))):
+                    has = any(words in line for words in self.parts[part])
+                    if has and not (part != "all" and line.startswith(("unshare", "/bin/sh", "sh "))):
                         found.append(process)
             except psutil.Error:
                 continue

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from flows.pipeline import StageFailure, reproduce, stage_environment, stale_stages
+from flows.pipeline import StageFailure, is_current, reproduce, stage_environment, stale_stages
 from flows.processes import ProcessGroups
 from hiar.errors import UserError
 
@@ -39,8 +39,11 @@ def test_empty_lists_of_variants_make_no_stages(project):
 def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_follows(project):
     project.dvc("repro")
     assert names(project) == []
+    assert is_current(project.folder, "distill@0-hiar")
     assert len(names(project, force=True)) == 4
     project.change(distill={"steps": 1})
+    assert not is_current(project.folder, "distill@0-hiar")
+    assert is_current(project.folder, "codec@0")
     stages = {stage.name: stage for stage in stale_stages(project.folder)}
     assert set(stages) == {"distill@0-hiar", "distill@0-self-forcing", "score"}
     assert "params.yaml" in stages["distill@0-hiar"].reason

@@ -32,7 +32,6 @@ def run(project, **options):
     remote = remote_of(project.folder)
     for stage in stale_stages(project.folder, **options):
         reproduce(project.folder, stage.name, groups, lines.append, remote=remote, **options)
-        push(remote, groups, lines.append, stage.name)
     push(remote, groups, lines.append)
     return lines
 
@@ -142,7 +141,6 @@ def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote
     def run_one(machine, stage):
         own = remote_of(machine.folder)
         reproduce(machine.folder, stage, groups, lines.append, remote=own)
-        push(own, groups, lines.append, stage)
 
     project.change(compare={"init": [], "distill": ["hiar"], "walked": []})
     project.order("codec-0", "fill 1000")

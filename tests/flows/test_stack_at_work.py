@@ -55,10 +55,10 @@ def test_what_is_killed_is_started_again(lab, part):
 
 def test_the_supervisors_death_leaves_no_process_and_no_data_are_lost(lab, store):
     store.put_object(Bucket="hiar", Key="kept", Body=b"whole")
-    flows = lab._send("/flows/count", {})
+    flows = lab.send("/flows/count", {})
     assert lab.kill("supervisor") == []
     assert store.get_object(Bucket="hiar", Key="kept")["Body"].read() == b"whole"
-    assert lab._send("/flows/count", {}) == flows > 0
+    assert lab.send("/flows/count", {}) == flows > 0
 
 
 def test_a_worker_that_is_asked_to_end_ends_its_stage_first(lab):

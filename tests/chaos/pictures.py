@@ -1,0 +1,119 @@
+"""``python -m tests.chaos.pictures --out docs``: an experiment that the stack starts by its cron, and its pages.
+
+Three seeds of `smoke`, deployed and left alone: the schedule fires, the workers run it, its data are in S3 and its
+metrics in MLflow; then Chromium takes the pictures of docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+from .lab import Lab
+from .machines import share
+
+NAME = "smoke-three-seeds"
+SIZE = {"width": 1400, "height": 800}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.pictures", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of operations-*.png")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="hiar-pictures-") as name:
+        lab = Lab(Path(name) / "project")
+        try:
+            (lab.folder / "experiments" / f"{NAME}.yaml").write_text(
+                (lab.folder / "experiments" / "smoke.yaml").read_text() + "\nseeds: [0, 1, 2]\n"
+            )
+            subprocess.run(["git", "add", "experiments"], cwd=lab.folder, check=True)
+            share(lab)
+            print(f"healthy after {lab.start():.0f} s", flush=True)
+            run = fired_by_cron(lab)
+            began = time.monotonic()
+            state = lab.end_of(run["id"])
+            print(f"'{run['name']}': {state} after {time.monotonic() - began:.0f} s", flush=True)
+            stored = lab.stored("hiar/dvc")
+            contenders = contenders_of(lab)
+            print(f"{stored} objects in s3://hiar/dvc, {len(contenders)} contenders in MLflow", flush=True)
+            pages = {
+                "prefect": f"{lab.api.removesuffix('/api')}/runs/flow-run/{run['id']}",
+                "contenders": f"{lab.mlflow}/#/experiments/{contenders[0]['experiment_id']}/runs"
+                "?workflowType=machine_learning&viewStateShareKey=contenders",
+                "comparison": compared(lab, contenders),
+            }
+            take(pages, arguments.out)
+        finally:
+            lab.stop()
+    return 0 if state == "COMPLETED" and stored and contenders else 1
+
+
+def fired_by_cron(lab: Lab) -> dict[str, str]:
+    """Give the deployment a schedule of every minute, wait for its first run, and take the schedule away."""
+    deployment = lab.get("/deployments/name/experiment/any")
+    schedule = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True, "parameters": {"name": NAME}}
+    (made,) = lab.send(f"/deployments/{deployment['id']}/schedules", [schedule])
+    began = time.monotonic()
+    started: list[dict[str, str]] = []
+    while not started:
+        time.sleep(0.5)
+        asked = {
+            "deployments": {"id": {"any_": [deployment["id"]]}},
+            "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}},
+        }
+        started = lab.send("/flow_runs/filter", asked)
+        assert time.monotonic() < began + 300
+    url = f"{lab.api}/deployments/{deployment['id']}/schedules/{made['id']}"
+    httpx.delete(url, timeout=60, trust_env=False).raise_for_status()
+    for other in lab.send("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}}):
+        if other["id"] != started[0]["id"]:
+            httpx.delete(f"{lab.api}/flow_runs/{other['id']}", timeout=60, trust_env=False)
+    assert started[0]["auto_scheduled"]
+    print(f"fired by cron after {time.monotonic() - began:.0f} s", flush=True)
+    return started[0]
+
+
+def contenders_of(lab: Lab) -> list[dict[str, str]]:
+    """What MLflow knows of the distilled students' samples."""
+    asked = {"experiment_ids": [], "max_results": 100, "filter": "tags.kind = 'contender'"}
+    found = httpx.post(f"{lab.mlflow}/api/2.0/mlflow/experiments/search", json={"max_results": 10}, trust_env=False)
+    asked["experiment_ids"] = [one["experiment_id"] for one in found.json()["experiments"]]
+    runs = httpx.post(f"{lab.mlflow}/api/2.0/mlflow/runs/search", json=asked, trust_env=False).json().get("runs", [])
+    return [one["info"] | {tag["key"]: tag["value"] for tag in one["data"]["tags"]} for one in runs]
+
+
+def compared(lab: Lab, contenders: list[dict[str, str]]) -> str:
+    """The page that compares the distilled HiAR and Self-Forcing of every seed."""
+    chosen = [one for one in contenders if one.get("method") in ("hiar", "self-forcing")]
+    ids = json.dumps([one["run_id"] for one in chosen])
+    return f"{lab.mlflow}/#/compare-runs?runs={ids}&experiments=[{json.dumps(chosen[0]['experiment_id'])}]"
+
+
+def take(pages: dict[str, str], out: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = chromium.new_page(viewport=SIZE)
+        for name, address in pages.items():
+            page.goto(address)
+            page.wait_for_load_state("networkidle")
+            page.wait_for_timeout(8000)
+            page.screenshot(path=os.fspath(out / f"operations-{name}.png"))
+            print(f"{out / f'operations-{name}.png'}: {address}", flush=True)
+        chromium.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
