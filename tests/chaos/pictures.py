@@ -24,6 +24,7 @@ from .machines import share
 
 NAME = "smoke-three-seeds"
 SIZE = {"width": 1400, "height": 800}
+SHOWN = {"prefect": "codec@0", "contenders": "hiar seed 0", "comparison": "Parallel Coordinates Plot"}
 
 
 def main() -> int:
@@ -107,9 +108,10 @@ def take(pages: dict[str, str], out: Path) -> None:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = chromium.new_page(viewport=SIZE)
         for name, address in pages.items():
-            page.goto(address)
-            page.wait_for_load_state("networkidle")
-            page.wait_for_timeout(8000)
+            page.goto(address, timeout=120_000)
+            # Pages that ask their server again and again are never at rest: what must be seen is waited for.
+            page.get_by_text(SHOWN[name]).first.wait_for(timeout=120_000)
+            page.wait_for_timeout(8000)  # and drawn
             page.screenshot(path=os.fspath(out / f"operations-{name}.png"))
             print(f"{out / f'operations-{name}.png'}: {address}", flush=True)
         chromium.close()
