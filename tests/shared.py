@@ -32,10 +32,11 @@ from hiar.errors import UserError
 from hiar.io.launcher import RENDEZVOUS
 from hiar.io.process_group import Ranks, joined
 from hiar.io.states import temporary_state
-from hiar.losses.regression import at_levels, block_levels, noisy_share, ode_regression
+from hiar.losses.regression import block_levels, noisy_share, ode_regression
 from hiar.models.attention import BlockCausal
 from hiar.noise import normals, stream
 from hiar.schedule import step_sigmas
+from hiar.stages.pairs import at_levels
 from hiar.training.checkpoint import Saving, load_state
 from hiar.training.distillation import Distillation, distillation_step
 from hiar.training.loop import train

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiar.io.shards import Rows
 from hiar.losses.flow import velocity_error
 from hiar.models.attention import BlockCausal
 from hiar.models.denoiser import Denoiser
@@ -19,18 +18,6 @@ def block_levels(samples: int, blocks: int, levels: int, random: np.random.Gener
     The clean level is among them, as contexts may be clean.
     """
     return torch.from_numpy(random.integers(levels, size=(samples, blocks)))
-
-
-def at_levels(states: Rows, rows: Tensor, levels: Tensor, block: int) -> Tensor:
-    """Clips (B, C, F, H, W), each block of ``block`` frames at its own level; of other levels nothing is read.
-
-    states: trajectories (N, S + 1, C, F, H, W); rows: (B,) of them; levels: (B, F / block).
-    """
-    clips = [
-        torch.cat([states[row[None], level, :, n * block : (n + 1) * block] for n, level in enumerate(own)], dim=2)
-        for row, own in zip(rows, levels.tolist(), strict=True)
-    ]
-    return torch.cat(clips)
 
 
 def noisy_share(sigma: Tensor) -> Tensor:
@@ -50,9 +37,9 @@ def ode_regression(
 ) -> Tensor:
     """From every block at its own level, the clean end of the trajectory.
 
-    x: (B, C, F, H, W), see `at_levels`; x0: the clean ends; sigma: (B, F / k), the noise levels of ``x``. Clean blocks
-    are context only: they carry no loss. share: that of noisy blocks in the batch, by which the loss is divided, where
-    the samples are a part of one (`noisy_share`).
+    x: (B, C, F, H, W), each block at its level; x0: the clean ends; sigma: (B, F / k), the noise levels of ``x``.
+    Clean blocks are context only: they carry no loss. share: that of noisy blocks in the batch, by which the loss is
+    divided, where the samples are a part of one (`noisy_share`).
     """
     if share is None:
         share = noisy_share(sigma)

@@ -41,6 +41,18 @@ class Trajectories:
     captions: list[str]
 
 
+def at_levels(states: Rows, rows: Tensor, levels: Tensor, block: int) -> Tensor:
+    """Clips (B, C, F, H, W), each block of ``block`` frames at its own level; of other levels nothing is read.
+
+    states: trajectories (N, S + 1, C, F, H, W); rows: (B,) of them; levels: (B, F / block).
+    """
+    clips = [
+        torch.cat([states[row[None], level, :, n * block : (n + 1) * block] for n, level in enumerate(own)], dim=2)
+        for row, own in zip(rows, levels.tolist(), strict=True)
+    ]
+    return torch.cat(clips)
+
+
 def run(params: Params, workspace: Path, seed: int) -> None:
     """Write artifacts/seed-S/pairs: shards of ``pairs.shard`` trajectories; a shard that is whole is not made again."""
     paths, spec = Paths(workspace, seed), params.pairs

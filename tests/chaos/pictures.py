@@ -16,11 +16,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
 from .lab import Lab
 from .machines import share
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 NAME = "smoke-three-seeds"
 SIZE = {"width": 1400, "height": 800}
@@ -96,7 +100,7 @@ def contenders_of(lab: Lab) -> list[dict[str, str]]:
 
 def compared(lab: Lab, contenders: list[dict[str, str]]) -> str:
     """The page that compares the distilled HiAR and Self-Forcing of every seed."""
-    chosen = [one for one in contenders if one.get("method") in ("hiar", "self-forcing")]
+    chosen = [one for one in contenders if one["stage"] == "distill"]
     ids = json.dumps([one["run_id"] for one in chosen])
     return f"{lab.mlflow}/#/compare-runs?runs={ids}&experiments=[{json.dumps(chosen[0]['experiment_id'])}]"
 
@@ -107,14 +111,28 @@ def take(pages: dict[str, str], out: Path) -> None:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = chromium.new_page(viewport=SIZE)
+        page.set_default_timeout(120_000)
         for name, address in pages.items():
-            page.goto(address, timeout=120_000)
+            page.goto(address)
             # Pages that ask their server again and again are never at rest: what must be seen is waited for.
-            page.get_by_text(SHOWN[name]).first.wait_for(timeout=120_000)
-            page.wait_for_timeout(8000)  # and drawn
+            page.get_by_text(SHOWN[name]).first.wait_for()
+            page.wait_for_timeout(4000)
+            if (assistant := page.get_by_role("button", name="Close", exact=True)).count():
+                assistant.last.click()  # MLflow's, which takes a quarter of the page
+            if name == "comparison":
+                plot_by_method(page)
+            page.wait_for_timeout(4000)  # until it is drawn
             page.screenshot(path=os.fspath(out / f"operations-{name}.png"))
             print(f"{out / f'operations-{name}.png'}: {address}", flush=True)
         chromium.close()
+
+
+def plot_by_method(page: Page) -> None:
+    """On MLflow's page of a comparison: a box a method, a point a seed."""
+    page.get_by_role("tab", name="Box Plot").click()
+    for axis, value in (("x-axis-selector", "method"), ("y-axis-selector", "saturation_drift")):
+        page.locator(f"#{axis}").click()
+        page.get_by_role("option", name=value, exact=True).first.click()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from tiny import tiny_denoiser
 
 from hiar.losses.flow import flow_matching, stratified_sigmas, velocity_error
 from hiar.losses.forward_kl import forward_kl
-from hiar.losses.regression import at_levels, block_levels, ode_regression
+from hiar.losses.regression import block_levels, ode_regression
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.schedule import expand, step_sigmas
+from hiar.stages.pairs import at_levels
 
 RANDOM = torch.Generator().manual_seed(0)
 STATES = torch.randn(2, 4, 3, 6, 4, 4, generator=RANDOM)  # 2 trajectories of 4 levels, 6 frames

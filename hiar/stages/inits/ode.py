@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from hiar.config import Ode, Training
-from hiar.losses.regression import at_levels, block_levels, noisy_share, ode_regression
+from hiar.losses.regression import block_levels, noisy_share, ode_regression
 from hiar.models.attention import BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import clone
 from hiar.noise import stream
 from hiar.stages.inits.job import Job, LossAt, Trained, fit
-from hiar.stages.pairs import Trajectories
+from hiar.stages.pairs import Trajectories, at_levels
 from hiar.training.role import kept_weights, make_role
 
 
