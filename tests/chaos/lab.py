@@ -80,12 +80,13 @@ class Lab:
         assert state == "COMPLETED", state
         return self.outputs(), time.monotonic() - began
 
-    def fire(self):
-        """A new run of the experiment, of which nothing is there yet; its id."""
+    def fire(self, wanted="experiment/any", **parameters):
+        """A new run of a deployment, by default of the experiment, of which nothing is there yet; its id."""
         for path in ("runs", ".dvc/cache", ".dvc/tmp"):
             shutil.rmtree(self.folder / path, ignore_errors=True)
-        deployment = self.get("/deployments/name/experiment/any")
-        return self.send(f"/deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"]
+        deployment = self.get(f"/deployments/name/{wanted}")
+        asked = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
+        return self.send(f"/deployments/{deployment['id']}/create_flow_run", asked)["id"]
 
     def wait_for_work(self, part, moment):
         """Wait for a moment, and then for the part to be there: a stage is not at every moment."""

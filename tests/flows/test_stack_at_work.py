@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from flows.stack.health import s3_client
@@ -13,7 +14,8 @@ from flows.stack.settings import open_stack
 from tests.chaos.lab import Lab
 
 pytestmark = pytest.mark.long
-PATIENCE = 300
+PATIENCE = 600
+STEPS = 4000  # of a training that is not over when it is interrupted
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +63,48 @@ def test_the_supervisors_death_leaves_no_process_and_no_data_are_lost(lab, store
     assert lab.send("/flows/count", {}) == flows > 0
 
 
-def test_a_worker_that_is_asked_to_end_ends_its_stage_first(lab):
-    run = lab.fire()
+def test_what_a_stage_had_done_when_its_worker_was_asked_to_end_is_not_done_again(lab):
+    """As where a pod is evicted: a state is saved, with which the run goes on once a worker is back."""
+    longer = lab.folder / "experiments" / "longer.yaml"
+    longer.write_text(f"over: smoke\ncodec: {{training: {{steps: {STEPS}}}}}\n")
+    subprocess.run(["git", "add", longer], cwd=lab.folder, check=True)
+    run = lab.fire("stage/stage", stage="codec@0", name="longer")
     end = time.monotonic() + PATIENCE
-    while not (stages := lab.processes("stage")):
+    while not losses_of_the_codec(lab):
         assert time.monotonic() < end
-        time.sleep(0.1)
-    (worker,) = lab.processes("worker")
+        time.sleep(0.5)
+    (stage,), (worker,) = lab.processes("stage"), lab.processes("worker")
     worker.terminate()
     worker.wait(timeout=60)
-    assert not stages[0].is_running()
+    assert not stage.is_running()
+    ended = time.time()
+    (state,) = lab.folder.glob("runs/longer/artifacts/seed-0/codec.partial/.training/state-*")
+    done = int(state.name.removeprefix("state-"))
+    assert 0 < done < STEPS
     assert lab.end_of(run) == "COMPLETED"
+    while len(losses := losses_of_the_codec(lab)) < STEPS:  # the sender may not have passed on the last ones
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert [step for step, _ in losses] == list(range(STEPS))
+    assert [at < ended for _, at in losses] == [step < done for step in range(STEPS)]
+
+
+def losses_of_the_codec(lab):
+    """(step, seconds since 1970) of each loss that MLflow has of the codec of `longer`, in their order."""
+    api, ask = f"{lab.mlflow}/api/2.0/mlflow", {"max_results": 10, "filter": "tags.experiment = 'longer'"}
+    found = httpx.post(f"{api}/experiments/search", json={"max_results": 10}, trust_env=False).json()
+    ask["experiment_ids"] = [one["experiment_id"] for one in found.get("experiments", [])]
+    runs = httpx.post(f"{api}/runs/search", json=ask, trust_env=False).json().get("runs", [])
+    histories = [
+        httpx.get(
+            f"{api}/metrics/get-history",
+            params={"run_id": run["info"]["run_id"], "metric_key": "loss", "max_results": 2 * STEPS},
+            trust_env=False,
+        ).json()
+        for run in runs
+    ]
+    losses = [one for history in histories for one in history.get("metrics", [])]
+    return sorted((int(one.get("step", 0)), one["timestamp"] / 1000) for one in losses)
 
 
 def test_no_key_is_in_a_log_or_a_command_line(lab, store):
