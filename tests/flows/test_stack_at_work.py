@@ -69,10 +69,7 @@ def test_what_a_stage_had_done_when_its_worker_was_asked_to_end_is_not_done_agai
     longer.write_text(f"over: smoke\ncodec: {{training: {{steps: {STEPS}}}}}\n")
     subprocess.run(["git", "add", longer], cwd=lab.folder, check=True)
     run = lab.fire("stage/stage", stage="codec@0", name="longer")
-    end = time.monotonic() + PATIENCE
-    while not losses_of_the_codec(lab):
-        assert time.monotonic() < end
-        time.sleep(0.5)
+    wait_for(lambda: losses_of_the_codec(lab))
     (stage,), (worker,) = lab.processes("stage"), lab.processes("worker")
     worker.terminate()
     worker.wait(timeout=60)
@@ -82,11 +79,19 @@ def test_what_a_stage_had_done_when_its_worker_was_asked_to_end_is_not_done_agai
     done = int(state.name.removeprefix("state-"))
     assert 0 < done < STEPS
     assert lab.end_of(run) == "COMPLETED"
-    while len(losses := losses_of_the_codec(lab)) < STEPS:  # the sender may not have passed on the last ones
-        assert time.monotonic() < end
-        time.sleep(0.5)
+    wait_for(lambda: len(losses_of_the_codec(lab)) >= STEPS)  # the sender may not have passed on the last ones
+    losses = losses_of_the_codec(lab)
     assert [step for step, _ in losses] == list(range(STEPS))
     assert [at < ended for _, at in losses] == [step < done for step in range(STEPS)]
+
+
+def wait_for(seen):
+    """Wait for what may take long on a busy machine, and not for ever for what never comes."""
+    end = time.monotonic() + PATIENCE
+    while not seen():
+        if time.monotonic() > end:
+            pytest.fail(f"not seen in {PATIENCE} s")
+        time.sleep(0.5)
 
 
 def losses_of_the_codec(lab):

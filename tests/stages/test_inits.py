@@ -212,6 +212,27 @@ def test_causal_trajectories_that_are_not_finite_are_told(smoke: Path, work: Pat
         init.run(spoiled, work, 0)
 
 
+def test_micro_batches_of_the_regression_are_weighted_by_the_whole_batchs_noisy_blocks(
+    smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that is shown clean carries no loss, and a micro-batch may have more of them than another."""
+    training = {"training": {"steps": 1, "batch": 8, "micro_batch": 4}}
+    params = parse_params(merge(read_yaml(smoke / "params.yaml"), {"init": training}), Path("params.yaml"))
+    seen, regression = [], ode.ode_regression
+
+    def recorded(*given: Any) -> Tensor:
+        seen.append((given[3], given[-1]))
+        return regression(*given)
+
+    monkeypatch.setattr(ode, "ode_regression", recorded)
+    init.run(params, work, 0)
+    sigmas, shares = zip(*seen, strict=True)
+    share = (torch.cat(sigmas) > 0).float().mean()
+    assert len(sigmas) == 2
+    assert shares == (share, share)
+    assert all((sigma > 0).float().mean() != share for sigma in sigmas)  # else this could not tell
+
+
 def test_a_causal_teachers_state_is_nobodys_to_restart_from(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
