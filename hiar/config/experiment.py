@@ -89,7 +89,10 @@ class Runtime(Section):
     processes: Count | None = None
     stall_seconds: Positive = 600.0  # a process may be silent, before the others give up
     checkpoint_minutes: Positive  # between resumable checkpoints
-    checkpoints_kept: Count = 1  # of a stage that trains, the newest, until its artifact is whole
+    # Of a stage that trains, until its artifact is whole: how many of the newest stay, and each after a multiple of so
+    # many updates, beside them.
+    checkpoints_kept: Count = 1
+    checkpoint_milestone: Count | None = None
 
 
 class Params(Section):

@@ -58,7 +58,7 @@ class Index(BaseModel):
 def states(folder: Path) -> list[Path]:
     """The states in a folder, the newest first."""
     found = [path for path in folder.glob("state-*") if re.fullmatch(r"state-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("state-")), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def newest(folder: Path) -> Path | None:
@@ -106,9 +106,19 @@ def give_name(temporary: Path, place: Path) -> None:
         sync(place.parent)
 
 
-def forget_older(folder: Path, keep: int) -> None:
-    """Delete all states but the newest ``keep``; half a state is never left under its name."""
+def step_of(place: Path) -> int:
+    """How many updates a state comes after, by its name."""
+    return int(place.name.removeprefix("state-"))
+
+
+def forget_older(folder: Path, keep: int, milestone: int | None = None) -> None:
+    """Delete all states but the newest ``keep``, and those after a multiple of ``milestone`` updates.
+
+    Half a state is never left under its name.
+    """
     for place in states(folder)[keep:]:
+        if milestone is not None and step_of(place) % milestone == 0:
+            continue
         away = place.with_name(f".{place.name}.tmp")
         remove(away)
         os.rename(place, away)

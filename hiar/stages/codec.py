@@ -69,6 +69,7 @@ def _train(work: Stage, world: World, workspace: Path, seed: int) -> None:
         work.run,
         checkpoint_minutes=params.runtime.checkpoint_minutes,
         checkpoints_kept=params.runtime.checkpoints_kept,
+        checkpoint_milestone=params.runtime.checkpoint_milestone,
     )
     codec.load_state_dict(kept_weights(role))
     codec.save(work.folder)

@@ -92,6 +92,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             work.run,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
             checkpoints_kept=params.runtime.checkpoints_kept,
+            checkpoint_milestone=params.runtime.checkpoint_milestone,
             memory=job.replay,
             ranks=work.ranks,
             after_step=validation(work, spec.validation, sampled, job.student, spec.all_steps),

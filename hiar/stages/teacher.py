@@ -84,6 +84,7 @@ def _train(work: Stage, world: World, codec_folder: Path, workspace: Path, seed:
         work.run,
         checkpoint_minutes=params.runtime.checkpoint_minutes,
         checkpoints_kept=params.runtime.checkpoints_kept,
+        checkpoint_milestone=params.runtime.checkpoint_milestone,
         ranks=work.ranks,
     )
     weights = kept_weights(role)

@@ -48,8 +48,9 @@ class _Writing(NamedTuple):
 
 
 class Saving:
-    """States of a run that are written in the background, one at a time; the newest ``keep`` stay.
+    """States of a run that are written in the background, one at a time.
 
+    The newest ``keep`` stay, and each one after a multiple of ``milestone`` updates.
     Processes that share the roles call the methods together.
     """
 
@@ -59,9 +60,11 @@ class Saving:
         roles: Mapping[str, Role],
         memory: Mapping[str, Tensor],
         keep: int = 1,
+        milestone: int | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.folder, self.roles, self.memory, self.keep, self.ranks = folder, roles, memory, keep, ranks
+        self.folder, self.roles, self.memory, self.ranks = folder, roles, memory, ranks
+        self.keep, self.milestone = keep, milestone
         self.writer = ThreadPoolExecutor(1, "state")
         self.under_way: _Writing | None = None
 
@@ -99,7 +102,7 @@ class Saving:
             with self.ranks.agreed():
                 if self.ranks.leads:
                     publish(self.folder, Index(step=step, curve=curve, files=files, tensors=layouts))
-                    forget_older(self.folder, self.keep)
+                    forget_older(self.folder, self.keep, self.milestone)
         except UserError:
             if self.ranks.leads:  # room for who has no more of it
                 remove(temporary_state(self.folder, step))

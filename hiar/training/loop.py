@@ -38,6 +38,7 @@ def train(
     *,
     checkpoint_minutes: float,
     checkpoints_kept: int = 1,
+    checkpoint_milestone: int | None = None,
     memory: dict[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
     after_step: Callable[[int], object] = lambda done: None,
@@ -45,6 +46,8 @@ def train(
 ) -> list[Metrics]:
     """Call ``train_step(i)`` for i = 0 .. steps - 1, going on from the newest state in ``folder``; returns the curve.
 
+    A state is saved every ``checkpoint_minutes``, of which the newest ``checkpoints_kept`` stay, and after each multiple
+    of ``checkpoint_milestone`` updates, which stay all.
     ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with
     them, in the background. ``after_step`` is told how many steps are done, before a state of them may be saved: what
     it has done by then is never done again from that state. ``restarts``: its states are such as `--restart-from` takes
@@ -57,7 +60,7 @@ def train(
     began = time.monotonic()
     with (
         asked_to_stop() as stop,
-        Saving(folder, roles, memory, checkpoints_kept, ranks) as saving,
+        Saving(folder, roles, memory, checkpoints_kept, checkpoint_milestone, ranks) as saving,
         Progress(label, steps, start) if ranks.leads else nullcontext() as progress,
     ):
         for step in range(start, steps):
@@ -69,7 +72,8 @@ def train(
                 progress.advance(metrics=metrics)
             after_step(step + 1)
             late = ranks.leads and time.monotonic() - began >= 60 * checkpoint_minutes
-            due, stopping, written = ranks.votes(late, stop(), saving.written())
+            milestone = checkpoint_milestone is not None and (step + 1) % checkpoint_milestone == 0
+            due, stopping, written = ranks.votes(late or milestone, stop(), saving.written())
             if written == ranks.size:
                 saving.finish()
             if step + 1 < steps and (due or stopping):

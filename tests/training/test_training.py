@@ -108,6 +108,15 @@ def test_the_newest_states_stay_and_any_of_them_can_be_gone_on_from(tmp_path: Pa
         shutil.rmtree(states(tmp_path)[0])
 
 
+def test_milestones_stay_whatever_the_clock_says(tmp_path: Path) -> None:
+    """Where no state is due by time milestones are, and where each step is they stay beside the newest."""
+    for minutes, found in ((60, [8, 4]), (1e-9, [11, 10, 8, 4])):
+        role, memory, folder = make_role(tiny_denoiser(), SETTINGS, 12), {}, tmp_path / str(minutes)  # type: ignore[var-annotated]
+        options = {"checkpoint_minutes": minutes, "checkpoints_kept": 2, "checkpoint_milestone": 4}
+        train("test", 12, make_step(role, memory), {"role": role}, folder, Silent(), **options)  # type: ignore[arg-type]
+        assert [int(path.name.removeprefix("state-")) for path in states(folder)] == found
+
+
 def test_what_is_saved_is_the_state_of_its_step_however_long_writing_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

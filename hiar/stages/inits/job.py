@@ -96,6 +96,7 @@ def fit(
         log or job.work.run,
         checkpoint_minutes=job.params.runtime.checkpoint_minutes,
         checkpoints_kept=job.params.runtime.checkpoints_kept,
+        checkpoint_milestone=job.params.runtime.checkpoint_milestone,
         ranks=ranks,
         after_step=watch,
         restarts=folder is None,
