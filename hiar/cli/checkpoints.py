@@ -96,6 +96,31 @@ def import_pairs_(
     print(f"{out}: {import_pairs(source, out, shift, shard)}")
 
 
+@app.command(
+    name="export-pairs",
+    cls=Once,
+    epilog=examples(
+        "hiar export-pairs artifacts/seed-0/pairs --to hiar --out ode_pairs",
+        "hiar export-pairs artifacts/seed-0/pairs --to self-forcing --out ode_pairs_lmdb",
+    ),
+)
+def export_pairs_(
+    source: Annotated[Path, typer.Argument(help="Folder of pairs, that a stage or `hiar import-pairs` wrote.")],
+    form: Annotated[str, typer.Option("--to", help="hiar (a .pt a prompt) or self-forcing (an LMDB, in float16).")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+) -> None:
+    """Write ODE pairs as the training codes of others read them.
+
+    A trajectory has the states that ours has, at the student's noise levels and the clean end; its type stays, but for
+    an LMDB, which has float16.
+    """
+    alone("hiar export-pairs")
+
+    from hiar.stages.foreign_pairs import export_pairs
+
+    export_pairs(source, form, out)
+
+
 @app.command(cls=Once, epilog=examples("hiar base Wan2.1-T2V-1.3B --out Wan2.1-T2V-1.3B-Diffusers"))
 def base(
     source: Annotated[Path, typer.Argument(help="Folder of Wan2.1-T2V as the original has it.")],

@@ -1,4 +1,4 @@
-"""``hiar import-pairs``: ODE pairs of others as an artifact of ours, which ``pairs.source`` names."""
+"""``hiar import-pairs`` and ``hiar export-pairs``: ODE pairs of others as ours, and ours as theirs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hiar.io.progress import Progress
 from hiar.io.shards import shard_path, write_shard
 from hiar.io.text import one_line
 from hiar.schedule import step_sigmas
-from hiar.stages.pairs import CAPTIONS
-from hiar.worlds.interface import foreign_pairs
+from hiar.stages.pairs import CAPTIONS, load_pairs, load_shard
+from hiar.worlds.interface import foreign_pairs, write_foreign_pairs
 
 
 def import_pairs(source: Path, out: Path, shift: float, shard: int) -> str:
@@ -49,3 +49,13 @@ def import_pairs(source: Path, out: Path, shift: float, shard: int) -> str:
     size, dtype = "x".join(map(str, pair.states.shape[1:])), str(pair.states.dtype).removeprefix("torch.")
     levels = ", ".join(f"{sigma:.4g}" for sigma in sigmas)
     return f"{len(captions)} pairs of {size} (channels, frames, height, width) in {dtype}, at levels {levels}"
+
+
+def export_pairs(source: Path, form: str, out: Path) -> None:
+    """Write an artifact of pairs as others read them: ``form`` is hiar or self-forcing.
+
+    Raises UserError when it is no such artifact, or damaged, and as `write_foreign_pairs`; nothing is then written.
+    """
+    pairs = load_pairs(source)
+    shards = len(list(source.glob("*.safetensors")))
+    write_foreign_pairs(pairs.captions, lambda: (load_shard(source, index) for index in range(shards)), form, out)

@@ -46,8 +46,8 @@ def train(
 ) -> list[Metrics]:
     """Call ``train_step(i)`` for i = 0 .. steps - 1, going on from the newest state in ``folder``; returns the curve.
 
-    A state is saved every ``checkpoint_minutes``, of which the newest ``checkpoints_kept`` stay, and after each multiple
-    of ``checkpoint_milestone`` updates, which stay all.
+    A state is saved every ``checkpoint_minutes``, of which the newest ``checkpoints_kept`` stay, and one after each
+    multiple of ``checkpoint_milestone`` updates, all of which stay.
     ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with
     them, in the background. ``after_step`` is told how many steps are done, before a state of them may be saved: what
     it has done by then is never done again from that state. ``restarts``: its states are such as `--restart-from` takes

@@ -217,6 +217,11 @@ def foreign_pairs(source: Path) -> Iterator[ForeignPair]:
     return pairs
 
 
+def write_foreign_pairs(captions: Sequence[str], shards: Callable[[], Iterator[Tensor]], form: str, out: Path) -> None:
+    """Write our ODE pairs as others read them. Raises UserError where that cannot be."""
+    import_module("hiar.worlds.wan.formats.pairs_out").write_pairs(captions, shards, form, out)
+
+
 def convert_base(source: Path, out: Path) -> None:
     """Write a base model in the layout that its world adopts. Raises UserError when no world knows it."""
     import_module("hiar.worlds.wan").convert_base(source, out)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.schedule import warp
-from hiar.stages.foreign_pairs import import_pairs
+from hiar.stages.foreign_pairs import export_pairs, import_pairs
 from hiar.stages.pairs import load_pairs
 
 STATES, FRAMES, CHANNELS, HEIGHT, WIDTH = SHAPE = (5, 3, 2, 4, 6)
@@ -170,3 +170,57 @@ def test_the_command_says_what_came(tmp_path: Path) -> None:
     assert run.stdout.startswith("pairs: 5 pairs of 2x3x4x6 ")
     (said,) = hiar("import-pairs", "nowhere", "--out", "pairs", folder=tmp_path, code=2).stderr.splitlines()
     assert said == "error: nowhere: is no folder of .pt files and no LMDB; name one"
+
+
+def test_pairs_go_out_as_files_bit_by_bit(tmp_path: Path) -> None:
+    """Each file is what HiAR's loader reads: one prompt, one trajectory in a batch of one, frames before channels."""
+    import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", shift=8.0, shard=2)
+    export_pairs(tmp_path / "pairs", "hiar", tmp_path / "out")
+    files = sorted((tmp_path / "out").glob("*"))
+    assert len(files) == len(PROMPTS)
+    for path, prompt, states in zip(files, PROMPTS, THEIRS, strict=True):
+        ((told, written),) = torch.load(path, weights_only=True).items()
+        assert told == " ".join(prompt.split())
+        assert torch.equal(written, states[None])
+        assert written.dtype == torch.float32
+    import_pairs(tmp_path / "out", tmp_path / "again", shift=8.0, shard=2)
+    for path in (tmp_path / "pairs").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_pairs_go_out_as_rows_of_an_lmdb(tmp_path: Path) -> None:
+    """Rows as Self-Forcing looks for them, by their numbers, shaped by ``latents_shape``."""
+    import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", shift=8.0, shard=2)
+    export_pairs(tmp_path / "pairs", "self-forcing", tmp_path / "out")
+    with lmdb.open(str(tmp_path / "out"), readonly=True, lock=False) as environment, environment.begin() as rows:
+        assert rows.get(b"latents_shape") == b"5 5 3 2 4 6"
+        assert rows.get(b"prompts_shape") == b"5"
+        assert rows.stat()["entries"] == 2 * len(PROMPTS) + 2
+        for number, states in enumerate(THEIRS):
+            assert rows.get(f"latents_{number}_data".encode()) == states.half().numpy().tobytes()
+            assert rows.get(f"prompts_{number}_data".encode()).decode() == " ".join(PROMPTS[number].split())
+
+
+def test_what_cannot_go_out_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    torch.save({"a fox": 1e5 * THEIRS[0][None]}, large / "00000.pt")
+    import_pairs(large, tmp_path / "pairs", shift=8.0, shard=2)
+    (tmp_path / "there").mkdir()
+    for form, out, line in (
+        (
+            "self-forcing",
+            "out",
+            r"pair 0 \('a fox'\): is out of the range of float16, which an LMDB has; use --to hiar$",
+        ),
+        ("hair", "out", "--to = hair: is no form that is written; did you mean 'hiar'"),
+        ("hiar", "there", "--out = .*there: exists already; remove it or choose another name$"),
+    ):
+        with pytest.raises(UserError, match=line):
+            export_pairs(tmp_path / "pairs", form, tmp_path / out)
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"00000\.pt|manifest"):
+        export_pairs(large, "hiar", tmp_path / "out")
+    run = hiar("export-pairs", "pairs", "--to", "hiar", "--out", "out", folder=tmp_path)
+    assert not run.stderr.strip() or "export" in run.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000.pt"]

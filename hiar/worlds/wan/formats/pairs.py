@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -89,13 +91,20 @@ def _of_lmdb(path: Path) -> Iterator[ForeignPair]:
             yield ForeignPair(where, _text(where, bytes(prompt)), _ours(where, states))
 
 
+def library() -> ModuleType:
+    """The library of LMDBs. Raises UserError where it is not installed."""
+    try:
+        return import_module("lmdb")
+    except ImportError:
+        raise UserError(
+            "lmdb: is not installed, and an LMDB is not to be had without; pip install 'hiar[wan]'"
+        ) from None
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[lmdb.Environment]:
     """An LMDB to read. Its library trusts what it maps: a file that is shorter than it says is refused here."""
-    try:
-        import lmdb
-    except ImportError:
-        raise UserError("lmdb: is not installed, and an LMDB cannot be read without; pip install 'hiar[wan]'") from None
+    lmdb = library()
     file = path / DATA if path.is_dir() else path
     try:
         with (

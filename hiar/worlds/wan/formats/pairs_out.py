@@ -1,0 +1,75 @@
+"""Our ODE pairs as others read them: HiAR's folder of ``{prompt: trajectory}`` files, and Self-Forcing's LMDB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hiar.errors import UserError, suggest
+from hiar.io.artifacts import unfinished
+from hiar.io.files import atomic_file, remove
+from hiar.io.progress import Progress
+from hiar.worlds.wan.formats.pairs import DATA, library
+from hiar.worlds.wan.formats.writing import require_room
+
+_ROW = 1 << 14  # bytes that a row of an LMDB takes beside its latents, more than enough: its prompt, and whole pages
+
+
+def write_pairs(captions: Sequence[str], shards: Callable[[], Iterator[Tensor]], form: str, out: Path) -> None:
+    """Write pairs as a new folder ``out``, which is not there before it is whole; one shard is in memory at a time.
+
+    shards: gives the trajectories of ``captions`` in their order, each (n, S + 1, C, F, h, w), from noise to clean.
+    form: ``hiar``, a file a pair in the type of ours; ``self-forcing``, an LMDB in float16, the only type it has.
+    Raises UserError when there is no such form, ``out`` exists, there is no room, or float16 cannot hold a state.
+    """
+    write = {"hiar": _write_files, "self-forcing": _write_lmdb}
+    if form not in write:
+        raise UserError(f"--to = {form}: is no form that is written; {suggest(form, write)}")
+    if out.exists():
+        raise UserError(f"--out = {out}: exists already; remove it or choose another name")
+    first = next(shards())
+    size = first.element_size() if form == "hiar" else 2
+    nbytes = len(captions) * (first[0].numel() * size + _ROW)
+    require_room(out, nbytes)
+    with unfinished(out, {"exported pairs": form}) as folder:
+        for path in folder.glob("[!.]*"):  # of an export that was interrupted
+            remove(path)
+        with Progress("export", len(captions), unit="pairs") as progress:
+            write[form](captions, _each(shards(), progress), folder, nbytes)
+
+
+def _each(shards: Iterator[Tensor], progress: Progress) -> Iterator[Tensor]:
+    """The trajectories one by one, with the axes that others have: (S + 1, F, C, h, w)."""
+    for shard in shards:
+        for states in shard:
+            yield states.transpose(1, 2).contiguous()
+            progress.advance()
+
+
+def _write_files(captions: Sequence[str], pairs: Iterator[Tensor], folder: Path, nbytes: int) -> None:
+    for number, (caption, states) in enumerate(zip(captions, pairs, strict=True)):
+        with atomic_file(folder / f"{number:05d}.pt") as temporary:
+            torch.save({caption: states[None]}, temporary)
+
+
+def _write_lmdb(captions: Sequence[str], pairs: Iterator[Tensor], folder: Path, nbytes: int) -> None:
+    lmdb = library()
+    try:
+        with lmdb.open(str(folder), map_size=2 * nbytes, lock=False) as environment:
+            for number, (caption, states) in enumerate(zip(captions, pairs, strict=True)):
+                latents = states.half()
+                if not latents.isfinite().all():
+                    where = f"pair {number} ({caption!r:.60})"
+                    raise UserError(f"{where}: is out of the range of float16, which an LMDB has; use --to hiar")
+                with environment.begin(write=True) as rows:
+                    if number == 0:
+                        shape = (len(captions), *latents.shape)
+                        rows.put(b"latents_shape", " ".join(map(str, shape)).encode())
+                        rows.put(b"prompts_shape", str(len(captions)).encode())
+                    rows.put(f"latents_{number}_data".encode(), latents.numpy().tobytes())
+                    rows.put(f"prompts_{number}_data".encode(), caption.encode())
+    except lmdb.Error as error:
+        raise UserError(f"{folder / DATA}: cannot be written ({error}); choose another place") from None
