@@ -180,6 +180,11 @@ class Lab:
             return None
 
     def send(self, path, data):
-        answer = httpx.post(self.api + path, json=data, timeout=60, trust_env=False)
-        answer.raise_for_status()
-        return answer.json()
+        """What the server answers, which may be busy for a while after what was killed, as its own clients allow."""
+        end = time.monotonic() + 120
+        while True:
+            answer = httpx.post(self.api + path, json=data, timeout=60, trust_env=False)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > end:
+                answer.raise_for_status()
+                return answer.json()
+            time.sleep(1)
