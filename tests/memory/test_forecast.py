@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,68 @@ def test_rings_take_what_is_counted(name: str) -> None:
             rings = [one for one in gc.get_objects() if type(one) is RecordedRings]
             most = max(most, *(storage_bytes(one._slots) for one in rings))
     assert most == forecast.training_rings(sizes, config, variant)
+
+
+def planned_entries(params: Any, stage: str, gpus: int = 1, batch: int = 1) -> dict[tuple[str, str], int]:
+    """What a stage takes, by role and what it is; activations by the phase, whichever it is, under one name."""
+    found = forecast.forecast(forecast.open_models(params), stage, params.variant("self-forcing"), batch, gpus)
+    rows = {
+        (e.role, e.what if e.role != "activations" or e.what == "decoding" else "phase"): e.bytes for e in found.entries
+    }
+    assert found.total == sum(rows.values())  # no entry in another's place
+    return rows
+
+
+def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
+    """Each by hand: of three GPUs each has a third, rounded up, of what is sharded, and all of what is not."""
+    sizes, variant, config = case(QUICK)
+    params = sizes.params
+    whole, half = (network_bytes(forecast.make_meta(params, config, half)) for half in (False, True))
+    assert whole > 1.9 * half  # little is kept in fp32
+    network = make_network(params, config, trained=True)
+    learned, gradients = network_bytes(network), storage_bytes(list(network.parameters()))
+    distill = planned_entries(params, "distill", gpus=3)
+    for role in ("student", "critic"):
+        assert distill[role, "parameters"] == -(-learned // 3)
+        assert distill[role, "gradients"] == -(-gradients // 3)
+    # The teacher embeds prompts, too, and stays in fp32; one that does not is in bf16.
+    assert distill["real score", "parameters"] == -(-whole // 3)
+    peaks = imagine(lambda count, *n: steps.distill(count, sizes, variant, *n), sizes, [config, config], [config])
+    assert distill["rings", "keys and values"] + distill["activations", "phase"] == max(peaks.values())
+    layer = storage_bytes(list(network.transformer.blocks[0].parameters()))
+    roots = 3 * (learned - config["num_layers"] * layer)  # of student, critic and real score
+    assert distill["all", "gathered layers"] == roots // 2 + layer + layer
+    pairs = planned_entries(params, "pairs", gpus=3)
+    assert set(pairs) == {("teacher", "parameters"), ("activations", "phase")}
+    assert pairs["teacher", "parameters"] == whole
+    sample = planned_entries(params, "sample", batch=2)
+    assert sample["student", "parameters"] == half
+    tokens = math.prod(sizes.block_shape[1:]) // math.prod(config["patch_size"])
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    cache = params.video.window_blocks * config["num_layers"] * tokens * width * 2 * 2  # keys and values of two bytes
+    assert sample["rings", "keys and values"] == 2 * cache  # one cache a video
+    world = forecast.open_models(params).world
+    assert sample["decoder", "parameters"] == network_bytes(world.outline("codec", params))
+    assert sample["text encoder", "parameters"] == network_bytes(world.outline("text_encoder", params))
+
+
+def test_an_init_holds_the_causal_teacher_that_it_learns_from() -> None:
+    params = load_params(ROOT / "params.yaml")
+    own = read_yaml(ROOT / "experiments" / "init-consistency.yaml")
+    other = parse_params(merge(read_yaml(ROOT / "params.yaml"), {"init": own["init"]}), Path("init-consistency"))
+    alone = planned_entries(params, "init")
+    assert {role for role, _ in alone} == {"student", "activations"}  # and no layers of others
+    held = planned_entries(other, "init", gpus=2)
+    shape = forecast.open_models(other).student
+    assert held["teacher", "parameters"] == network_bytes(forecast.make_meta(other, shape, half=False))
+
+
+def test_a_plan_fits_up_to_the_part_of_a_gpu_that_can_be_used() -> None:
+    entries = (forecast.Entry("student", "parameters", 60), forecast.Entry("activations", "walk", 30))
+    found = forecast.Forecast("sample", entries)
+    assert found.total == 90
+    assert found.fits(90 / forecast.USABLE + 1e-6)
+    assert not found.fits(89 / forecast.USABLE)
 
 
 @pytest.mark.long
