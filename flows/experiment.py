@@ -15,6 +15,7 @@ from prefect.states import Failed
 
 from flows.comparison import comparison_table
 from flows.cores import Cores, usable_cores
+from flows.models import register_models
 from flows.pipeline import MISTAKE, StageFailure, is_current, reproduce, stale_stages
 from flows.processes import ProcessGroups
 from flows.remote import Remote, push, remote_of
@@ -108,6 +109,8 @@ def bring_up_to_date(workspace: Path, force: bool, elsewhere: Elsewhere | None =
             run.wait()
         if remote is not None:
             push(remote, groups, get_run_logger().info)
+            if runs and not remote.away and all(run.state.is_completed() for run in runs.values()):
+                register_models(remote)
     finally:
         groups.stop()
     failures = [run.state.result(raise_on_failure=False) for run in runs.values() if run.state.is_failed()]

@@ -182,6 +182,23 @@ def link_to_maker(client: Any, experiment: str, run_id: str, content: str) -> No
         client.set_tag(run_id, "mlflow.note.content", link)
 
 
+def register(client: Any, run_id: str, run: Mapping[str, Any], source: str, aliases: Iterable[str]) -> None:
+    """Have a version in the registry for what a run trained, which lies at ``source``; the newest has the aliases."""
+    from mlflow.exceptions import MlflowException
+
+    name = f"{run['experiment']} {run['identity']['variant']}"
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = [one for one in client.search_model_versions(f"name = '{name}'") if one.source == source]
+    tags = {**run["tags"], "params": run["digest"]}
+    version = known[0] if known else client.create_model_version(name, source, run_id, tags)
+    for alias in aliases:
+        client.set_registered_model_alias(name, alias, version.version)
+
+
 def beat(client: Any, run_id: str, parent: str) -> None:
     """Say that a run's stage is alive, and open it and its parent where somebody has taken them for dead."""
     client.set_tag(run_id, "heartbeat", datetime.now(UTC).isoformat(timespec="seconds"))

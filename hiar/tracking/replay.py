@@ -94,6 +94,8 @@ class Replay:
                 mlflow.unless_refused(client.set_tag, self._id, key, value)
                 if key == "content":
                     mlflow.unless_refused(mlflow.link_to_maker, client, experiment, self._id, value)
+        elif "model" in event:
+            mlflow.unless_refused(mlflow.register, client, self._id, self.run, event["model"], event["aliases"])
         elif "artifact" in event:
             file = kept(self.path) / event["artifact"]
             if file.exists():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ class Run:
     def tag(self, key: str, value: str) -> None:
         """Note a fact, such as the hash of an artifact."""
         self._add({"tags": {key: value}})
+
+    def model(self, source: str, aliases: Sequence[str]) -> None:
+        """Note where the trained model is stored: a version of it in MLflow's registry, which takes these aliases."""
+        self._add({"model": source, "aliases": list(aliases)})
 
     def _add(self, event: Mapping[str, Any]) -> None:
         self._attempt(lambda writer: writer.append(event))
