@@ -19,7 +19,7 @@ from hiar.memory import forecast, inits, steps
 from hiar.memory.counting import Counting, network_bytes, storage_bytes
 from hiar.memory.disk import disk
 from hiar.memory.steps import Config, Sizes, imagine, make_network
-from hiar.memory.table import advice
+from hiar.memory.table import advice, dearest
 from hiar.models.rings import RecordedRings
 from hiar.models.rotary import forget
 from hiar.noise import normals
@@ -218,6 +218,19 @@ def test_an_init_holds_the_causal_teacher_that_it_learns_from() -> None:
     held = planned_entries(other, "init", gpus=2)
     shape = forecast.open_models(other).student
     assert held["teacher", "parameters"] == network_bytes(forecast.make_meta(other, shape, half=False))
+
+
+def test_wans_text_encoder_is_read_in_bf16() -> None:
+    """UMT5-XXL's encoder: 5.68 billion parameters, with its embedding of 256,384 words."""
+    recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
+    assert forecast.open_models(parse_params(recipe, Path("recipe"))).text == pytest.approx(2 * 5.68e9, rel=0.01)
+
+
+def test_the_dearest_variant_has_the_most_caches_and_the_regulariser() -> None:
+    params = load_params(ROOT / "params.yaml")
+    for names in (["hiar-no-fkl", "hiar"], ["hiar", "hiar-no-fkl"], ["self-forcing", "hiar"], ["hiar", "self-forcing"]):
+        compare = params.compare.model_copy(update={"distill": names})
+        assert dearest(params.model_copy(update={"compare": compare}))[1] == "hiar"
 
 
 def test_a_plan_fits_up_to_the_part_of_a_gpu_that_can_be_used() -> None:
