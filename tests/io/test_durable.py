@@ -1,0 +1,74 @@
+"""What has its name is on the disk: after a power cut there is the old content or the new, never an empty file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hiar.io.artifacts import unfinished, write_manifest
+from hiar.io.files import write_text
+from hiar.io.shards import write_shard
+from hiar.io.states import Index, layout_of, publish, temporary_state, write_part
+
+
+@pytest.fixture
+def renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names that files and folders were given, by the system's own calls.
+
+    Fails when one was given before all below it had reached the disk, and when the folder in which a folder was renamed
+    has not reached it since.
+    """
+    synced: set[int] = set()
+    names: list[str] = []
+    open_folders: dict[int, Path] = {}
+    fsync = os.fsync
+
+    def watched_fsync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        open_folders.pop(os.fstat(descriptor).st_ino, None)
+        fsync(descriptor)
+
+    def watching(call: Callable[..., None]) -> Callable[..., None]:
+        def rename(source: Any, target: Any, **more: Any) -> None:
+            place = Path(source)
+            for path in (place, *place.rglob("*")):
+                assert path.stat().st_ino in synced, f"{path} has not reached the disk before it is {target}"
+            if place.is_dir():
+                open_folders[place.parent.stat().st_ino] = place.parent
+            call(source, target, **more)
+            names.append(Path(target).name)
+
+        return rename
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, watching(getattr(os, name)))
+    yield names
+    assert not open_folders
+
+
+def test_a_file(tmp_path: Path, renamed: list[str]) -> None:
+    write_text(tmp_path / "params.yaml", "seeds: [0]\n")
+    write_shard(tmp_path / "00000.safetensors", {"states": torch.ones(2)}, {})
+    assert renamed == ["params.yaml", "00000.safetensors"]
+
+
+def test_a_state_of_training(tmp_path: Path, renamed: list[str]) -> None:
+    value = torch.ones(2)
+    digest = write_part(temporary_state(tmp_path, 3), 0, {"value": value})
+    publish(tmp_path, Index(step=3, curve=[], files=[digest], tensors={"value": layout_of(value, None)}))
+    assert renamed[-1] == "state-00000003"
+
+
+def test_an_artifact(tmp_path: Path, renamed: list[str]) -> None:
+    with unfinished(tmp_path / "pairs", {}) as folder:
+        (folder / "captions.txt").write_text("a fox\n")  # by whoever syncs nothing
+        (folder / "more").mkdir()
+        (folder / "more" / "weights").write_bytes(b"0" * 100)
+        write_manifest(folder, "pairs")
+    assert renamed[-1] == "pairs"
