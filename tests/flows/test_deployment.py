@@ -1,5 +1,6 @@
 """prefect.yaml: its deployments name flows, fit their parameters, fire on schedule and hold no folder of anybody."""
 
+import sys
 from pathlib import Path
 
 import pytest
