@@ -69,3 +69,13 @@ def test_its_schedule_makes_runs():
         runs = client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])))
     assert runs
     assert {(run.expected_start_time.hour, run.expected_start_time.minute) for run in runs} == {(3, 0)}
+
+
+def test_nothing_is_deleted_from_the_store_but_where_that_is_asked_for(monkeypatch):
+    from flows import deployments
+
+    commands = []
+    monkeypatch.setattr(deployments, "_hiar", lambda *arguments, **_: commands.append(arguments))
+    deployments.retention.fn(last=2)
+    deployments.retention.fn(last=0, delete=True)
+    assert commands == [("storage", "gc", "--last", "2"), ("storage", "gc", "--last", "0", "--delete")]
