@@ -17,6 +17,7 @@ import yaml
 from botocore.exceptions import EndpointConnectionError
 from commands import hiar
 
+from hiar.cli.storage import _size
 from hiar.errors import UserError
 from hiar.storage import upload as uploads
 from hiar.storage.reports import share_report
@@ -211,15 +212,23 @@ def test_nothing_goes_where_what_is_kept_cannot_be_told(small: SmallStore, root:
 
 def test_gc_deletes_when_it_is_told_to_and_verify_has_an_exit_code(small: SmallStore, root: Path) -> None:
     Made(small, "1", 0.1, 30)
-    kept = Made(small, "2", 0.2, 20)
+    best, recent = Made(small, "2", 0.2, 20), Made(small, "3", 0.0, 0.5)
     before = set(small.objects)
-    assert " 7 objects, " in hiar("storage", "gc", "--last", "1", folder=root).stdout
+    assert " 7 objects, " in hiar("storage", "gc", "--last", "0", folder=root).stdout
     assert set(small.objects) == before
-    assert " deleted" in hiar("storage", "gc", "--last", "1", "--delete", folder=root).stdout
+    assert " deleted" in hiar("storage", "gc", "--last", "0", "--delete", folder=root).stdout
     assert len(before) - len(small.objects) == 7
-    assert "8 objects, 0 damaged" in hiar("storage", "verify", folder=root).stdout
-    del small.objects[PREFIX + key_of(kept.summary)]
-    assert "7 objects, 1 damaged" in hiar("storage", "verify", folder=root, code=1).stdout
+    assert {best.stored, recent.stored} <= small.objects.keys()
+    assert "15 objects, 0 damaged" in hiar("storage", "verify", folder=root).stdout
+    del small.objects[PREFIX + key_of(best.summary)]
+    assert "14 objects, 1 damaged" in hiar("storage", "verify", folder=root, code=1).stdout
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1.5e9, "1.5 GB"), (2e15, "2e+03 TB")]
+)
+def test_bytes_are_told_in_units_of_a_thousand(count: float, said: str) -> None:
+    assert _size(count) == said
 
 
 def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Store) -> None:

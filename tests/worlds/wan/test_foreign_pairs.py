@@ -62,6 +62,7 @@ def test_a_folder_of_files_comes_with_every_state_in_its_place(tmp_path: Path) -
 
 def test_an_lmdb_comes_by_the_numbers_of_its_rows(tmp_path: Path) -> None:
     source = write_lmdb(tmp_path / "source")
+    (source / "lock.mdb").unlink()
     said = import_pairs(source / "data.mdb", tmp_path / "pairs", shift=5.0, shard=4)
     assert said.startswith("11 pairs of 2x3x4x6 (channels, frames, height, width) in float16, at levels 1, 0.9375, ")
     pairs = load_pairs(tmp_path / "pairs")
@@ -74,6 +75,7 @@ def test_an_lmdb_comes_by_the_numbers_of_its_rows(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "00002.safetensors").read_bytes() == (
         tmp_path / "pairs" / "00002.safetensors"
     ).read_bytes()
+    assert [path.name for path in source.iterdir()] == ["data.mdb"]  # where others read it, nothing is written
 
 
 class Code:
@@ -137,6 +139,7 @@ ROWS = {
     "no shape": (b"latents_shape", None, r"latents_shape = b'': should be six numbers \(pairs, states, frames"),
     "a shape of words": (b"latents_shape", b"11 5 3 2 4 x", r"latents_shape = b'11 5 3 2 4 x': should be six numbers"),
     "a negative shape": (b"latents_shape", b"11 5 3 2 4 -6", r"latents_shape = b'11 5 3 2 4 -6': should be six"),
+    "a shape of nothing": (b"latents_shape", b"11 5 3 2 0 6", r"latents_shape = b'11 5 3 2 0 6': should be six"),
     "a huge shape": (b"latents_shape", b"11 5 3 2 4 999999999", r"has 1440 bytes, and \(5, 3, 2, 4, 999999999\)"),
 }
 
