@@ -134,6 +134,10 @@ def test_experiments_that_would_mislead_or_break_down_later(project):
     (project / "experiments" / "mine.yaml").write_text("seeds: [0, 0]")
     assert mistake("config", "check", "mine", folder=project).startswith("experiments/mine.yaml: seeds = [0, 0]: holds")
     assert mistake("run", "mine", folder=project).startswith("experiments/mine.yaml: seeds = [0, 0]: holds")
+    (project / "experiments" / "mine.yaml").write_text("seeds: [1]")
+    spoil(project, "seeds: [0]", "seeds: [0, 0]")  # where it lies, though the experiment has another value
+    with pytest.raises(UserError, match=r"params\.yaml: seeds = \[0, 0\]: holds 0 twice"):
+        experiment_params(project, "mine")
 
 
 def test_what_yaml_merges_may_be_overridden(project):

@@ -140,7 +140,7 @@ def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote):
     assert names == {md5(path.read_bytes()).hexdigest() for path in objects}
 
 
-def test_a_workspace_has_the_remotes_of_its_project(project):
+def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
     """Also those that lie beside it, of both files of settings; without a word of the user nothing is written."""
     from dvc.config import Config
 
@@ -158,13 +158,21 @@ def test_a_workspace_has_the_remotes_of_its_project(project):
     assert "beside" not in (workspace / ".dvc" / "config.local").read_text()
     assert str(project.folder) not in (workspace / ".dvc" / "config").read_text()
     assert (workspace / "dvc.yaml").read_bytes() == (project.folder / "dvc.yaml").read_bytes()
+    (workspace / "dvc.yaml").unlink()
+    (workspace / "dvc.yaml").symlink_to("../../dvc.yaml")  # which DVC does not read out of a commit
+    (workspace / "hiar").unlink()
+    (workspace / "hiar").symlink_to(tmp_path)  # where the code once was
+    open_workspace(project.folder, "small")
     assert not (workspace / "dvc.yaml").is_symlink()
+    assert (workspace / "hiar").readlink() == Path("..", "..", "hiar")
     before = (workspace / ".dvc" / "config").stat()
     open_workspace(project.folder, "small")
     assert (workspace / ".dvc" / "config").stat() == before
-    (workspace / ".dvc" / "config").write_text("[core\n")  # as a kill may leave it
-    open_workspace(project.folder, "small")
-    assert Config(str(workspace / ".dvc"))["core"]["remote"] == "near"
+    for name in ("config", "config.local"):
+        (workspace / ".dvc" / name).write_text("[core\n")  # as a kill may leave it
+        open_workspace(project.folder, "small")
+        assert Config(str(workspace / ".dvc"))["core"]["remote"] == "near"
+        assert Config(str(workspace / ".dvc"))["remote"]["near"]["jobs"] == 3
     config.write_text("[core\n")
     with pytest.raises(UserError, match=r"\.dvc/config: .*; mend it"):
         open_workspace(project.folder, "small")

@@ -71,6 +71,7 @@ def test_golden_weights_compute_the_golden_forwards(tiny, tmp_path: Path) -> Non
     out.mkdir()
     write_diffusers(found.tensors, found.config, out)
     transformer = load_transformer(out)
+    assert not transformer.training
     for name, velocity in tiny.golden.items():
         if name.startswith("bidirectional/velocity/"):
             timesteps = torch.full((2,), float(name.rsplit("/", 1)[1]))

@@ -387,6 +387,9 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
     before = pinned()
     require_content(init, before[0], "init.source_sha256")
     assert pinned() == before
+    (tmp_path / "models" / "large" / "vae").mkdir()
+    (tmp_path / "models" / "large" / "vae" / "weights").write_text("of no real score")
+    assert pinned() == before
     large.write_text("another")
     assert [now == then for now, then in zip(pinned(), before, strict=True)] == [True, False]
     init.write_text("another")
@@ -401,6 +404,9 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
     require_content(init, said, "init.teacher.source_sha256")
     said = read_yaml(tmp_path / "runs" / "wan-tiny" / "params.yaml")["pairs"]["source_sha256"]
     require_content(manifest, said, "pairs.source_sha256")
+    tree["pairs"]["source_sha256"] = before[0]  # what its user says of it, though it is not so now
+    (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
+    assert read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")["pairs"]["source_sha256"] == before[0]
 
 
 def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
