@@ -93,6 +93,9 @@ EXPERIMENTS = {  # what is written, and the line that it is answered with, after
     "init: {training: {optimizer: {clip: 6e-3}}}": (
         "init.training.optimizer.clip = '6e-3': is text to YAML; write 6.0e-3"
     ),
+    "init: {training: {optimizer: {clip: '.5'}}}": "init.training.optimizer.clip = '.5': is text to YAML; write .5",
+    "seeds: ['1.5']": "seeds.0 = '1.5': input should be a valid integer",
+    "runtime: {precision: 1}": "runtime.precision = 1: input should be 'no'",
     "seeds: [1e3]": "seeds.0 = '1e3': is text to YAML; write 1000",
     "seeds: [010]": "line 1: 010: is 8 to YAML; write the number without leading zeros or colons",
     "sample: {frames: 1:30}": "line 1: 1:30: is 90 to YAML; write",

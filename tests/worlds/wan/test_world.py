@@ -431,6 +431,7 @@ def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp
     asked = params.model_copy(update={"world": world, "sample": sample})
     drawn = open_world(world).prompts(seed=0, first=FIRST_CLIP["distill"] + 1, count=3)
     assert drawn == ["two", "three", "one"]
+    assert {open_world(world).prompts(seed=0, first=first, count=1)[0] for first in FIRST_CLIP.values()} == {"one"}
     assert sample_world(asked).prompts(seed=5, first=FIRST_CLIP["sample"], count=3) == ["a", "b", "a"]
     without = open_world(params.world.model_copy(update={"prompts": None}))
     with pytest.raises(UserError, match=r"world\.prompts: is null; name a text file"):
