@@ -100,8 +100,8 @@ def test_facts_are_those_of_the_training_and_the_newest_maker_is_named(
     cached = client.create_run(experiment, tags={"content": "abc"}).info.run_id
     mlflow.link_to_maker(client, experiment, cached, "abc")
     assert client.get_run(cached).data.tags["trained by"] == makers[1]
-    mlflow.log_points(client, cached, [("good", 0.5, 2000, 0), ("good", 0.4, 1000, 0), ("good", 0.3, 1500, 1)])
-    assert mlflow.history(client, cached, "good") == {0: 0.5, 1: 0.3}  # the newest, in whatever order they came
+    mlflow.log_points(client, cached, [("good", 0.4, 2000, 0), ("good", 0.5, 1000, 0), ("good", 0.3, 1500, 1)])
+    assert mlflow.history(client, cached, "good") == {0: 0.4, 1: 0.3}  # the newest, in whatever order they came
 
 
 def test_the_view_that_people_are_shown_is_ours_again(client: MlflowClient, experiment: str, project: Path) -> None:
