@@ -177,6 +177,10 @@ def test_a_file_kept_twice_is_the_last_and_an_error_of_zero_is_one(
         (tmp_path / "new").write_text(text)
         (tmp_path / "new").replace(tmp_path / "v")
         writer.keep(tmp_path / "v")
+        writer.keep(tmp_path / "v")  # as it was
+        if text == "before":
+            (tmp_path / "elsewhere").hardlink_to(tmp_path / "v")
+    assert (tmp_path / "elsewhere").read_text() == "before"
     assert (kept(writer.path) / "v").read_text() == "after"
     writer.close()
     record_figures(params, workspace, [row("distill", "hiar", 0.7, se=0.0)])

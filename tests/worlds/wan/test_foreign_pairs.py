@@ -117,6 +117,18 @@ def test_a_file_that_is_no_pair_is_named_and_nothing_is_left(case: str, tmp_path
     assert not (tmp_path / "pairs").exists()
 
 
+def test_what_was_begun_with_other_options_is_in_nobodys_way(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "source")
+    whole = (folder / "00003.pt").read_bytes()
+    (folder / "00003.pt").write_bytes(whole[:100])
+    with pytest.raises(UserError, match=r"00003\.pt: is truncated"):
+        import_pairs(folder, tmp_path / "pairs", shift=8.0, shard=1)
+    (folder / "00003.pt").write_bytes(whole)
+    import_pairs(folder, tmp_path / "pairs", shift=8.0, shard=4)
+    shards = sorted(path.name for path in (tmp_path / "pairs").glob("*.safetensors"))
+    assert shards == ["00000.safetensors", "00001.safetensors"]
+
+
 def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other" / "data.mdb").parent.mkdir()
