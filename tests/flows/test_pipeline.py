@@ -50,6 +50,9 @@ def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_
     assert set(stages) == {"distill@0-hiar", "distill@0-self-forcing", "score"}
     assert stages["distill@0-hiar"].reason == "changed: params.yaml"
     assert stages["score"].reason == "needs a stage that runs"
+    with (project.folder / "stage.py").open("a") as file:
+        file.write("# changed\n")
+    assert stale_stages(project.folder)[0].reason == "changed: stage.py"
 
 
 def test_a_pipeline_that_dvc_cannot_read_is_a_mistake(project):
