@@ -23,7 +23,7 @@ CLONES = "HIAR_CLONES"  # of a worker: where its clones lie; default: ~/.cache/h
 def describe() -> dict[str, str]:
     """The commit of the current folder and the address it came from, without a password; "" where there is none."""
     repository = _git("config", "--default", "", "--get", "remote.origin.url")
-    return {"commit": _git("rev-parse", "HEAD"), "repository": re.sub(r"//[^/@\s]*@", "//", repository)}
+    return {"commit": _git("rev-parse", "HEAD"), "repository": _without_password(repository)}
 
 
 def open_project(repository: str, commit: str) -> dict[str, str]:
@@ -71,6 +71,11 @@ def _git(*arguments: str, folder: Path | None = None) -> str:
     own = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
     run = subprocess.run(["git", *arguments], cwd=folder, env=own, check=False, capture_output=True, text=True)
     if run.returncode != 0:
-        said = re.sub(r"//[^/@\s]*@", "//", " ".join(run.stderr.split()))[:300]
+        said = _without_password(" ".join(run.stderr.split()))[:300]
         raise UserError(f"git {arguments[0]}: {said}; mend that and run again")
     return run.stdout.strip()
+
+
+def _without_password(text: str) -> str:
+    """It, without users and passwords of addresses, of which git repeats some without their beginning."""
+    return re.sub(r"(?<=//)[^/@\s]*@|[^/@\s]*:[^/@\s]*@", "", text)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flows.comparison import beside_tables, comparison_table
 from flows.pipeline import stale_stages
-from flows.processes import ProcessGroups
+from flows.processes import ProcessGroups, shell_code
 from flows.remote import push, remote_of
 from hiar.errors import UserError
 from hiar.io.files import write_text
@@ -116,10 +116,13 @@ def _run_flow(root: Path, name: str | None, force: bool, held: int | None) -> in
     ``held``: the file that keeps others out of the workspace, which the flow holds too until it has ended.
     """
     options = [*(["--force"] if force else []), "--", *([] if name is None else [name])]
-    settings = {**prefect_settings(root), **os.environ, **past_proxies(os.environ)}
     files = () if held is None else (held,)
     flow = subprocess.Popen(
-        [sys.executable, "-m", "flows", *options], cwd=root, env=settings, start_new_session=True, pass_fds=files
+        [sys.executable, "-m", "flows", *options],
+        cwd=root,
+        env=flow_environment(root),
+        start_new_session=True,
+        pass_fds=files,
     )
 
     def pass_on(number: int, _frame: object) -> None:
@@ -132,14 +135,16 @@ def _run_flow(root: Path, name: str | None, force: bool, held: int | None) -> in
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
     signal.signal(signal.SIGALRM, kill)
-    code = flow.wait()
-    return 128 - code if code < 0 else code
+    return shell_code(flow.wait())
 
 
-def prefect_settings(root: Path) -> dict[str, str]:
-    """Prefect's settings where the user has none: records kept in the project, nothing reported to anybody."""
+def flow_environment(root: Path) -> dict[str, str]:
+    """The environment of a flow.
+
+    Where the user has no settings of Prefect, records are kept in the project and nothing is reported to anybody.
+    """
     database = {} if "PREFECT_HOME" in os.environ else {DATABASE: "sqlite+aiosqlite:///.prefect/prefect.db"}
-    return {
+    settings = {
         # From the project's folder, in which the flow runs: a path with a ? in it would end there.
         **database,
         "PREFECT_HOME": os.fspath((root / ".prefect").resolve()),
@@ -148,3 +153,4 @@ def prefect_settings(root: Path) -> dict[str, str]:
         # A busy machine takes longer than the default to start the temporary server.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
     }
+    return {**settings, **os.environ, **past_proxies(os.environ)}

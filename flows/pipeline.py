@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.processes import ProcessGroups, stage_environment
+from flows.processes import ProcessGroups, shell_code, stage_environment
 from flows.remote import Remote
 from hiar.errors import InUse, UserError
 
@@ -155,7 +155,7 @@ def _failure(stage: str, code: int, lines: list[str]) -> StageFailure:
         numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", "\n".join(dvc))}
         code = MISTAKE if numbers & DISK else code
     words = said[-1].removeprefix("error: ").removeprefix("ERROR: ") if said else "no message"
-    return StageFailure(stage, 128 - code if code < 0 else code, f"{stage}: {words}")
+    return StageFailure(stage, shell_code(code), f"{stage}: {words}")
 
 
 def _reason(changes: list[Any] | None) -> str:

@@ -30,6 +30,11 @@ def stage_environment() -> dict[str, str]:
     return {**os.environ, **proxies, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
+def shell_code(code: int) -> int:
+    """The exit code of a process as a shell tells it: 128 + N where signal N ended it."""
+    return 128 - code if code < 0 else code
+
+
 class Stopped(Exception):
     """The groups are being stopped: nothing new is started."""
 

@@ -93,6 +93,9 @@ EXPERIMENTS = {  # what is written, and the line that it is answered with, after
     "init: {training: {optimizer: {clip: 6e-3}}}": (
         "init.training.optimizer.clip = '6e-3': is text to YAML; write 6.0e-3"
     ),
+    "init: {training: {optimizer: {clip: '.5'}}}": "init.training.optimizer.clip = '.5': is text to YAML; write .5",
+    "seeds: ['1.5']": "seeds.0 = '1.5': input should be a valid integer",
+    "runtime: {precision: 1}": "runtime.precision = 1: input should be 'no'",
     "seeds: [1e3]": "seeds.0 = '1e3': is text to YAML; write 1000",
     "seeds: [010]": "line 1: 010: is 8 to YAML; write the number without leading zeros or colons",
     "sample: {frames: 1:30}": "line 1: 1:30: is 90 to YAML; write",
@@ -134,6 +137,10 @@ def test_experiments_that_would_mislead_or_break_down_later(project):
     (project / "experiments" / "mine.yaml").write_text("seeds: [0, 0]")
     assert mistake("config", "check", "mine", folder=project).startswith("experiments/mine.yaml: seeds = [0, 0]: holds")
     assert mistake("run", "mine", folder=project).startswith("experiments/mine.yaml: seeds = [0, 0]: holds")
+    (project / "experiments" / "mine.yaml").write_text("seeds: [1]")
+    spoil(project, "seeds: [0]", "seeds: [0, 0]")  # where it lies, though the experiment has another value
+    with pytest.raises(UserError, match=r"params\.yaml: seeds = \[0, 0\]: holds 0 twice"):
+        experiment_params(project, "mine")
 
 
 def test_what_yaml_merges_may_be_overridden(project):

@@ -10,7 +10,8 @@ from commands import hiar
 
 from hiar.config import ForwardKL, Params
 from hiar.errors import UserError
-from hiar.workspace import experiment_params, experiments_beside
+from hiar.parameters import merge
+from hiar.workspace import experiment_params, experiment_tree, experiments_beside
 
 ROOT = Path(__file__).parents[1]
 # configs/self_forcing_dmd.yaml, its default_config.yaml, and the README's 600 iterations.
@@ -112,6 +113,17 @@ def test_an_experiment_may_be_laid_over_another(tmp_path: Path) -> None:
     assert (params.seeds, params.sample.videos, params.sample.frames) == ([1, 2], 9, 30)
     assert experiment_params(root, "other+high").sample.videos == 9
     assert experiment_params(root, "high+other").sample.videos == 7
+
+
+def test_files_are_utf8_and_what_is_merged_stays_as_it_was(tmp_path: Path) -> None:
+    root = project(tmp_path, odd="sample: {prompts: schöne.txt}\n")
+    assert experiment_tree(root, "odd")["sample"]["prompts"] == "schöne.txt"
+    (root / "experiments" / "odd.yaml").write_bytes("sample: {prompts: schöne.txt}\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"odd\.yaml: is not UTF-8 text; save it as UTF-8"):
+        experiment_tree(root, "odd")
+    base = {"a": {"b": 1, "c": [2]}}
+    assert merge(base, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": [2]}, "d": 4}
+    assert base == {"a": {"b": 1, "c": [2]}}
 
 
 def test_experiments_that_lead_nowhere_are_told(tmp_path: Path) -> None:

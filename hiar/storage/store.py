@@ -83,8 +83,6 @@ def open_store(root: Path, name: str | None = None) -> Store:
     found = re.fullmatch(r"s3://([^/]+)/?(.*?)/*", remote["url"])
     if found is None:
         raise UserError(f"remote '{name}': url = {remote['url']}: is not on S3; name one that is (s3://...)")
-    endpoint = remote.get("endpointurl")
-    own = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     try:
         session = boto3.session.Session(
             aws_access_key_id=remote.get("access_key_id"),
@@ -95,15 +93,13 @@ def open_store(root: Path, name: str | None = None) -> Store:
         )
         client = session.client(
             "s3",
-            endpoint_url=endpoint,
+            endpoint_url=remote.get("endpointurl"),
             verify=remote.get("ssl_verify"),
             config=Config(
                 connect_timeout=10,
                 read_timeout=60,
                 retries={"mode": "standard", "max_attempts": 4},
                 max_pool_connections=READERS,
-                # A store of one's own has no name of its own for each bucket.
-                s3={"addressing_style": "path" if own else "auto"},
             ),
         )
     except (BotoCoreError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,13 @@ def test_a_run_checks_all_before_it_begins_any(project) -> None:
     line = hiar("run", "mine", folder=project.folder, code=2).stderr
     assert "experiments/wrong.yaml: sample.frames = 31: must be a multiple of video.block = 3" in line
     assert not (project.folder / "runs").exists()
+    (project.folder / "experiments" / "wrong.yaml").write_text("sample: {frames: 30}\n")
+    (project.folder / ".dvcignore").touch()
+    (project.folder / "hiar").mkdir()
+    said = hiar("run", "mine", "--dry-run", folder=project.folder).stdout
+    assert re.findall("^mine.*$", said, re.MULTILINE) == ["mine", "mine+wrong"]
+    assert said.count("4 stage(s) would run") == 2
+    assert not list(project.folder.rglob("beside.md"))
 
 
 @pytest.mark.long

@@ -1,13 +1,18 @@
 """`hiar run`, as a command."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+
+from flows.command import DATABASE, check_code, flow_environment
+from hiar.errors import UserError
 
 HIAR = [sys.executable, "-m", "hiar"]
 PATIENCE = 300  # seconds, for a loaded machine
@@ -33,6 +38,35 @@ def test_when_all_is_up_to_date_the_comparison_is_printed_and_prefect_left_alone
     assert "reports/index.html" in run.stdout
     assert project.begun("codec-0") == 1
     assert not (project.folder / ".prefect").exists()
+    run = hiar(project, "run", "--dry-run", "--force")
+    assert "score: forced" in run.stdout
+    assert "4 stage(s) would run" in run.stdout
+
+
+def test_a_flow_has_the_settings_that_its_user_gives_it(tmp_path, monkeypatch):
+    own = flow_environment(tmp_path)
+    assert own["PREFECT_HOME"] == str(tmp_path / ".prefect")
+    assert own[DATABASE] == "sqlite+aiosqlite:///.prefect/prefect.db"
+    given = {"PREFECT_HOME": str(tmp_path / "mine"), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "7"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    own = flow_environment(tmp_path)
+    assert own.items() >= given.items()
+    assert DATABASE not in own  # it lies in the user's PREFECT_HOME
+
+
+def test_code_of_either_package_that_is_not_what_runs_is_told(tmp_path):
+    root = Path(__file__).parents[2]
+    for package in ("hiar", "flows"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    check_code(tmp_path)
+    for file in (tmp_path / "flows" / "leader.py", tmp_path / "hiar" / "more.py"):
+        before = file.read_bytes() if file.exists() else None
+        file.write_text("# changed here\n")
+        with pytest.raises(UserError, match=rf"{file.parent.name}: differs from .*, whose code this `hiar` runs"):
+            check_code(tmp_path)
+        file.unlink() if before is None else file.write_bytes(before)
+    check_code(tmp_path)
 
 
 def test_a_dry_run_tells_what_would_run_and_runs_nothing(project):
@@ -44,8 +78,9 @@ def test_a_dry_run_tells_what_would_run_and_runs_nothing(project):
 
 
 def test_a_mistake_in_a_stage_ends_with_its_line_and_code_and_no_traceback(project):
+    project.dvc("repro", "codec@0")
     project.order("codec-0", "say error: params.yaml: codec.patch = 0: should be positive", "exit 2")
-    run = hiar(project, "run")
+    run = hiar(project, "run", "--force")  # else the stage, which is up to date, would not run
     assert run.returncode == 2
     assert run.stderr.splitlines()[-1] == "error: codec@0: params.yaml: codec.patch = 0: should be positive"
     assert "Traceback" not in run.stdout + run.stderr
@@ -80,6 +115,9 @@ def start(project):
 def test_ctrl_c_takes_the_stages_and_the_server_along(project, start):
     """A terminal sends it to the whole process group."""
     run = start()
+    lock = str(project.folder / ".dvc" / "tmp" / "hiar-run.lock")
+    (flow,) = psutil.Process(run.pid).children()
+    assert lock in [file.path for file in flow.open_files()]  # nobody else may begin until the flow has ended
     os.killpg(run.pid, signal.SIGINT)
     output, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 130, output

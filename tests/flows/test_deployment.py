@@ -1,19 +1,14 @@
 """prefect.yaml: its deployments name flows, fit their parameters, fire on schedule and hold no folder of anybody."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from flows import checkout
-from hiar.errors import UserError
-
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS = {one["name"]: one for one in PROJECT["deployments"]}
-WHO = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
 
 
 def flow_of(name):
@@ -76,55 +71,11 @@ def test_its_schedule_makes_runs():
     assert {(run.expected_start_time.hour, run.expected_start_time.minute) for run in runs} == {(3, 0)}
 
 
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """A repository with one commit, and a machine that knows nothing of it."""
-    for name in (checkout.PROJECT, checkout.REPOSITORY, "PYTHONPATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(checkout.CLONES, str(tmp_path / "clones"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    (folder / "dvc.yaml").write_text("stages: {}\n")
-    for command in (["init", "--quiet"], ["add", "--all"], [*WHO, "commit", "--quiet", "--message", "one"]):
-        subprocess.run(["git", *command], cwd=folder, check=True)
-    subprocess.run(["git", "remote", "add", "origin", "https://me:hidden@example.org/hiar"], cwd=folder, check=True)
-    return folder
+def test_nothing_is_deleted_from_the_store_but_where_that_is_asked_for(monkeypatch):
+    from flows import deployments
 
-
-def test_what_is_stored_is_the_commit_and_the_repository_without_a_password(repository, monkeypatch):
-    monkeypatch.chdir(repository)
-    assert checkout.describe()["repository"] == "https://example.org/hiar"
-    assert PROJECT["pull"] == [
-        {"flows.checkout.open_project": {"repository": "{{ source.repository }}", "commit": "{{ source.commit }}"}}
-    ]
-
-
-def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_path, monkeypatch):
-    monkeypatch.chdir(repository)
-    commit = checkout.describe()["commit"]
-    made = Path(checkout.open_project(repository.as_uri(), commit)["directory"])
-    assert made == tmp_path / "clones" / commit
-    assert (made / "dvc.yaml").exists()
-    (made / "runs").mkdir()
-    assert checkout.open_project(repository.as_uri(), commit) == {"directory": str(made)}
-    assert (made / "runs").exists()
-    assert checkout.commit_of(made) == commit[:7]
-    monkeypatch.setenv(checkout.PROJECT, str(repository))
-    assert checkout.open_project("", "") == {"directory": str(repository)}
-
-
-@pytest.mark.parametrize(
-    ("address", "commit", "line"),
-    [
-        ("", "0" * 40, "HIAR_REPOSITORY: is not set"),
-        ("--upload-pack=touch", "0" * 40, "HIAR_REPOSITORY: is not set"),
-        ("here", "main", "commit = main: is none"),
-        ("file:///nowhere/at/all", "0" * 40, "git clone: "),
-    ],
-)
-def test_what_cannot_be_cloned_is_one_line_and_leaves_no_clone(repository, tmp_path, address, commit, line):
-    with pytest.raises(UserError, match=line) as raised:
-        checkout.open_project(address, commit)
-    assert "\n" not in str(raised.value)
-    assert not (tmp_path / "clones" / commit).exists()
+    commands = []
+    monkeypatch.setattr(deployments, "_hiar", lambda *arguments, **_: commands.append(arguments))
+    deployments.retention.fn(last=2)
+    deployments.retention.fn(last=0, delete=True)
+    assert commands == [("storage", "gc", "--last", "2"), ("storage", "gc", "--last", "0", "--delete")]

@@ -1,10 +1,14 @@
 """Devices: several stages at once on a machine that has several, never two on one, whatever dies."""
 
+import fcntl
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -87,6 +91,7 @@ def test_more_than_there_are_is_all_of_them():
     with take_devices(20) as devices:
         assert devices == EIGHT.split(",")
         assert environment_on(devices)["CUDA_VISIBLE_DEVICES"] == EIGHT
+        assert environment_on(devices)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # else CUDA counts the fastest first
 
 
 @pytest.mark.parametrize("names", ["0,0", ",", "0,../1"])
@@ -103,3 +108,53 @@ def test_a_machine_without_a_gpu_has_one_device(monkeypatch):
         pytest.skip("this machine has GPUs")
     assert device_names() == ["cpu"]
     assert environment_on(["cpu"]) == {}
+
+
+def test_a_device_is_known_by_its_name_whatever_else_a_process_may_see(monkeypatch):
+    with take_devices(1) as first:
+        assert first == ["0"]
+        monkeypatch.setenv("HIAR_DEVICES", "3, 0")
+        with take_devices(1) as second:
+            assert second == ["3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    assert device_names() == ["3", "0"]  # our own word counts first
+    monkeypatch.delenv("HIAR_DEVICES")
+    assert device_names() == ["6", "7"]
+
+
+def test_locks_are_of_one_user_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("HIAR_DEVICE_LOCKS")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = os.umask(0)
+    try:
+        with take_devices(1):
+            (folder,) = tmp_path.iterdir()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    if os.geteuid() == 0:  # who else may give a folder away?
+        os.chown(folder, 12345, 12345)
+        with pytest.raises(UserError, match="belongs to another user; set HIAR_DEVICE_LOCKS"), take_devices(1):
+            pass
+        monkeypatch.setattr(os, "geteuid", lambda: 777)  # another user's folder has another name
+        with pytest.raises(UserError), take_devices(1):
+            pass
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_who_chooses_is_alone_meanwhile(tmp_path):
+    """Else two that need several each take some of what both need, and try again without end."""
+    with take_devices(1):
+        pass
+    with (tmp_path / "locks" / "choosing.lock").open("ab") as choosing:
+        fcntl.flock(choosing, fcntl.LOCK_SH)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(lambda: take_devices(1).__enter__())
+            assert not done(waiting, 0.5)
+            fcntl.flock(choosing, fcntl.LOCK_UN)
+            assert waiting.result(60) == ["0"]
+
+
+def done(future, seconds):
+    """Whether there is a result by then."""
+    return bool(wait([future], seconds).done)

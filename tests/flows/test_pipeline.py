@@ -34,6 +34,8 @@ def test_before_the_first_run_everything_is_stale_in_an_order_that_can_run(proje
 def test_empty_lists_of_variants_make_no_stages(project):
     project.change(compare={"init": [], "distill": [], "walked": []})
     assert names(project) == ["codec@0", "score"]
+    project.change(compare={"init": ["hiar"], "distill": ["hiar"], "walked": []})
+    assert names(project)[0] == "codec@0"  # more wait for it than for the other that may begin
 
 
 def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_follows(project):
@@ -46,8 +48,11 @@ def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_
     assert is_current(project.folder, "codec@0")
     stages = {stage.name: stage for stage in stale_stages(project.folder)}
     assert set(stages) == {"distill@0-hiar", "distill@0-self-forcing", "score"}
-    assert "params.yaml" in stages["distill@0-hiar"].reason
+    assert stages["distill@0-hiar"].reason == "changed: params.yaml"
     assert stages["score"].reason == "needs a stage that runs"
+    with (project.folder / "stage.py").open("a") as file:
+        file.write("# changed\n")
+    assert stale_stages(project.folder)[0].reason == "changed: stage.py"
 
 
 def test_a_pipeline_that_dvc_cannot_read_is_a_mistake(project):
@@ -58,7 +63,12 @@ def test_a_pipeline_that_dvc_cannot_read_is_a_mistake(project):
 
 def test_a_stage_s_lines_are_passed_on_without_dvc_s_hints(project):
     lines = []
-    run(project, "codec@0", lines.append)
+    project.order("codec-0", "tell CUDA_VISIBLE_DEVICES")
+    for force in (False, False, True):  # what is up to date is run again only if that is asked for
+        on, groups = {"CUDA_VISIBLE_DEVICES": "5"}, ProcessGroups()
+        reproduce(project.folder, "codec@0", groups, lines.append, force=force, variables=on)
+    assert project.begun("codec-0") == 2
+    assert lines.count("5") == 2
     assert "at work on codec-0" in lines
     assert not [line for line in lines if "dvc push" in line or "lock file" in line]
     assert names(project) == ["distill@0-hiar", "distill@0-self-forcing", "score"]

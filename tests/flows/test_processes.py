@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.processes import ProcessGroups, Stopped
+from flows.processes import ProcessGroups, Stopped, stage_environment
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -109,3 +110,73 @@ def test_a_command_that_prints_nothing_ends_with_the_process_that_started_it(tmp
     process.wait()
     psutil.wait_procs([command], timeout=120)
     assert not command.is_running() or command.status() == psutil.STATUS_ZOMBIE
+
+
+PATIENT = """
+import signal, sys, time
+from pathlib import Path
+def end(*_):
+    time.sleep(1)
+    Path(sys.argv[1], "checkpoint").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+Path(sys.argv[1], "ready").touch()
+time.sleep(600)
+"""
+
+
+def test_every_group_is_asked_to_end_and_has_the_time_that_it_needs(tmp_path):
+    groups, folders = ProcessGroups(), [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    work = [[sys.executable, "-c", PATIENT, folder] for folder in folders]
+    work.append([sys.executable, "-c", "import time; time.sleep(600)"])  # ends at once
+    threads = [threading.Thread(target=groups.run, args=(one, tmp_path, os.environ, print)) for one in work]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 300
+    while not all((folder / "ready").exists() for folder in folders):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    groups.stop(grace=300)
+    assert all((folder / "checkpoint").exists() for folder in folders)
+    for thread in threads:
+        thread.join(300)
+
+
+def test_a_group_that_ignores_it_is_killed_when_nobody_is_left(tmp_path):
+    """Its leader does what `stop` does, when the process that would is gone."""
+    started = (
+        "import sys; from flows import leader\n"
+        f"leader.GRACE = 0.2; sys.argv[1:] = [sys.executable, '-c', {IGNORES_TERM + '#'!r}]; leader.main()"
+    )
+    leader = subprocess.Popen([sys.executable, "-c", started], stdin=subprocess.PIPE, start_new_session=True)
+    end = time.monotonic() + 300
+    while not [one for one in psutil.Process(leader.pid).children() if ignores_term(one.pid)]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    (command,) = psutil.Process(leader.pid).children()
+    leader.stdin.close()
+    assert leader.wait(300) == -signal.SIGKILL
+    assert gone(command.pid)
+
+
+def ignores_term(pid):
+    """Whether a process has come so far as to ignore SIGTERM."""
+    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["SigIgn"], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_a_stage_finds_the_programs_of_its_own_python_and_the_proxies_of_its_user(tmp_path, monkeypatch):
+    other = tmp_path / Path(sys.executable).name
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("HIAR_NO_PROXY", "example.org")
+    own = stage_environment()
+    assert shutil.which(other.name, path=own["PATH"]) == sys.executable
+    assert own["PATH"].endswith(os.environ["PATH"])
+    assert own["NO_PROXY"] == own["no_proxy"] == "example.org"
+    monkeypatch.delenv("HIAR_NO_PROXY")
+    assert stage_environment()["NO_PROXY"] == "*"

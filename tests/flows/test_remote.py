@@ -1,14 +1,16 @@
 """Two copies of a project that share a remote: what one has made the other fetches."""
 
 import shutil
-from hashlib import md5
+from hashlib import md5, sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from dvc.fs import LocalFileSystem
 
 from flows.pipeline import reproduce, stale_stages
 from flows.processes import ProcessGroups
-from flows.remote import push, remote_of
+from flows.remote import PUSHED, Remote, _copy_lock, _reason, push, remote_of
 from hiar.errors import UserError
 from hiar.workspace import open_workspace
 
@@ -92,6 +94,40 @@ def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project
     assert run(project) == []
 
 
+def test_what_was_pushed_is_pushed_again_to_another_remote(tmp_path):
+    """Also where only the user's own settings have changed."""
+    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
+    for name in ("dvc.lock", ".dvc/config"):
+        (tmp_path / name).write_text("before")
+    remote = Remote(tmp_path, "store")
+    assert not remote.is_pushed()
+    for name in ("dvc.lock", ".dvc/config", ".dvc/config.local"):
+        (tmp_path / PUSHED).write_text(remote.state())
+        assert remote.is_pushed()
+        (tmp_path / name).write_text("after")
+        assert not remote.is_pushed()
+
+
+def test_a_lock_lies_under_the_name_of_its_experiment(tmp_path):
+    store = SimpleNamespace(fs=LocalFileSystem(), path=str(tmp_path / "remote" / "files" / "md5"))
+    (tmp_path / "project" / ".dvc").mkdir(parents=True)
+    for folder in ("project/runs/mine", "project", "other/runs/mine"):  # the last is a project of its own
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "dvc.lock").write_text(folder)
+        _copy_lock(tmp_path / folder / "dvc.lock", store)
+    kept = {(path.parent.name, path.read_text()) for path in tmp_path.glob("remote/locks/*/*.lock")}
+    assert kept == {("mine", "project/runs/mine"), ("default", "project"), ("default", "other/runs/mine")}
+    assert all(path.stem == sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("remote/locks/*/*"))
+
+
+def test_an_error_of_a_remote_is_a_line_without_a_password():
+    try:
+        raise OSError("") from ConnectionError("http://me:hidden@127.0.0.1:9/x:\n  refused")
+    except OSError as error:
+        assert _reason(error) == "http://127.0.0.1:9/x: refused"
+    assert _reason(TimeoutError()) == "TimeoutError"
+
+
 def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote):
     """Outputs are links into the cache; stages that run again change none of its objects."""
     for size in (10, 50, 100):
@@ -104,7 +140,7 @@ def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote):
     assert names == {md5(path.read_bytes()).hexdigest() for path in objects}
 
 
-def test_a_workspace_has_the_remotes_of_its_project(project):
+def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
     """Also those that lie beside it, of both files of settings; without a word of the user nothing is written."""
     from dvc.config import Config
 
@@ -122,13 +158,21 @@ def test_a_workspace_has_the_remotes_of_its_project(project):
     assert "beside" not in (workspace / ".dvc" / "config.local").read_text()
     assert str(project.folder) not in (workspace / ".dvc" / "config").read_text()
     assert (workspace / "dvc.yaml").read_bytes() == (project.folder / "dvc.yaml").read_bytes()
+    (workspace / "dvc.yaml").unlink()
+    (workspace / "dvc.yaml").symlink_to("../../dvc.yaml")  # which DVC does not read out of a commit
+    (workspace / "hiar").unlink()
+    (workspace / "hiar").symlink_to(tmp_path)  # where the code once was
+    open_workspace(project.folder, "small")
     assert not (workspace / "dvc.yaml").is_symlink()
+    assert (workspace / "hiar").readlink() == Path("..", "..", "hiar")
     before = (workspace / ".dvc" / "config").stat()
     open_workspace(project.folder, "small")
     assert (workspace / ".dvc" / "config").stat() == before
-    (workspace / ".dvc" / "config").write_text("[core\n")  # as a kill may leave it
-    open_workspace(project.folder, "small")
-    assert Config(str(workspace / ".dvc"))["core"]["remote"] == "near"
+    for name in ("config", "config.local"):
+        (workspace / ".dvc" / name).write_text("[core\n")  # as a kill may leave it
+        open_workspace(project.folder, "small")
+        assert Config(str(workspace / ".dvc"))["core"]["remote"] == "near"
+        assert Config(str(workspace / ".dvc"))["remote"]["near"]["jobs"] == 3
     config.write_text("[core\n")
     with pytest.raises(UserError, match=r"\.dvc/config: .*; mend it"):
         open_workspace(project.folder, "small")

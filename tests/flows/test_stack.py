@@ -1,18 +1,27 @@
 """The stack's ports and keys: what is wrong is one line before anything starts."""
 
+import functools
+import http.server
+import ipaddress
 import os
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from commands import environment
 
-from flows.stack.settings import check_ports, open_stack, read_ports
-from hiar.errors import UserError
+from flows.stack import control, health
+from flows.stack.control import down, status
+from flows.stack.settings import DATABASES, PASSWORD, check_ports, environment_of, open_stack, read_ports
+from hiar.errors import RunFailed, UserError
 
 
 @pytest.mark.parametrize("value", ["0", "65536", "http", "-1", "8e3", "١"])
@@ -62,3 +71,190 @@ def test_keys_are_drawn_once_and_their_owner_alone_reads_them(short):
 def test_a_folder_too_long_for_a_socket_is_refused(tmp_path):
     with pytest.raises(UserError, match="too long a name for a Unix socket"):
         open_stack(tmp_path / os.fspath("x" * 90))
+
+
+def test_the_s3_store_s_second_ports_are_looked_at_too():
+    with pytest.raises(UserError, match="HIAR_X_PORT = 18333: meets HIAR_S3_PORT at 18333"):
+        check_ports({"HIAR_S3_PORT": 8333, "HIAR_X_PORT": 8333 + 10000})
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        line = rf"HIAR_S3_PORT = {port - 10000}: address already in use \(at {port}\)"
+        with pytest.raises(UserError, match=line):
+            check_ports({"HIAR_S3_PORT": port - 10000})
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A user who has the S3 store, and no settings of the stack."""
+    for name in [name for name in os.environ if name.startswith(("HIAR_", "PREFECT_", "MLFLOW_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    weed = tmp_path / "bin" / "weed"
+    weed.parent.mkdir()
+    weed.write_text("#!/bin/sh\n")
+    weed.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{weed.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_programs_get_what_they_need_and_the_password_within_databases_alone(short, own, monkeypatch, kind):
+    monkeypatch.setenv("HIAR_STACK_DATABASE", kind)
+    before = os.umask(0o022)
+    try:
+        stack = open_stack(short)
+        assert os.umask(0o022) == 0o022  # it is the caller's again
+    finally:
+        os.umask(before)
+    given = environment_of(stack, 3)
+    password = stack.keys[PASSWORD]
+    assert len(password) >= 32
+    told = {name for name, value in given.items() if password in value}
+    assert told == (set(DATABASES) if kind == "postgresql" else set())
+    assert {name: given[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}.items() <= stack.keys.items()
+    assert given["HIAR_POSTGRES"] == ("true" if kind == "postgresql" else "false")
+    for name, server in (
+        ("PREFECT_API_URL", "prefect"),
+        ("MLFLOW_TRACKING_URI", "mlflow"),
+        ("MLFLOW_S3_ENDPOINT_URL", "s3"),
+    ):
+        address = urlsplit(given[name])
+        assert ipaddress.ip_address(address.hostname).is_loopback
+        assert address.port == stack.ports[f"HIAR_{server.upper()}_PORT"]
+    if kind == "sqlite":
+        assert all(str(stack.folder) in given[name] for name in DATABASES)
+        assert "HIAR_POSTGRES_PORT" not in stack.ports
+
+
+def test_what_the_stack_cannot_start_with_is_told(short, own, monkeypatch):
+    monkeypatch.setenv("HIAR_STACK_DATABASE", "mysql")
+    with pytest.raises(UserError, match="HIAR_STACK_DATABASE = mysql: is no database of the stack"):
+        open_stack(short)
+    monkeypatch.setenv("HIAR_STACK_DATABASE", "")
+    stack = open_stack(short)
+    assert not stack.postgres
+    monkeypatch.setenv("PATH", str(short))
+    monkeypatch.setattr(sys, "executable", str(short / "python"))
+    with pytest.raises(UserError, match="weed: is not in PATH; install the S3 store"):
+        environment_of(stack, 1)
+
+
+def test_a_stack_that_is_not_at_work_is_told_so_and_one_that_ends_while_it_starts(short, capsys):
+    stack = open_stack(short)
+    assert status(stack) == 1
+    assert down(stack) == 0
+    assert capsys.readouterr().out == ("the stack is not at work; make stack starts it\nthe stack is not at work\n")
+    (stack.folder / "logs" / "start.log").write_text("one\nunshare: no\n\n")
+    with pytest.raises(RunFailed, match=r"the stack ended while it started: unshare: no$"):
+        control._check_time(stack, "s3", time.monotonic())
+
+
+SUPERVISOR = """
+[supervisord]
+nodaemon = true
+logfile = {folder}/supervisord.log
+pidfile = {folder}/supervisord.pid
+[unix_http_server]
+file = {folder}/supervisor.sock
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+[program:prefect]
+command = sleep 600
+startsecs = 0
+[program:postgres]
+command = sleep 600
+autostart = false
+[program:worker]
+command = false
+startretries = 0
+"""
+
+
+def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(short, own, monkeypatch, capsys):
+    """By a supervisor of its own; Prefect's server is one that says that it is not well, then that it is."""
+    answers = iter([503, 200, 200])
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(next(answers) if self.path == "/api/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HIAR_PREFECT_PORT", str(server.server_address[1]))
+        stack = open_stack(short)
+        (short / "conf").write_text(SUPERVISOR.format(folder=stack.folder))
+        command = [sys.executable, "-m", "supervisor.supervisord", "--configuration", short / "conf"]
+        supervisor = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            with control._lock(stack):  # as one at work has it
+                wait_until(lambda: control._states(stack).get("worker") == "FATAL")
+                assert control._states(stack) == {"prefect": "RUNNING", "worker": "FATAL"}  # with SQLite
+                assert [health.is_healthy(stack, name) for name in ("prefect", "prefect", "mlflow", "s3")] == [
+                    False,
+                    True,
+                    False,
+                    False,
+                ]
+                assert status(stack) == 1
+                with control._lock(stack) as second:
+                    assert second is None
+        finally:
+            supervisor.terminate()
+            supervisor.wait()
+        server.shutdown()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split(maxsplit=2) == ["prefect", "RUNNING", f"{stack.url('prefect')} answers"]
+    assert said[1].split() == ["worker", "FATAL"]
+
+
+def wait_until(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "never happened"
+        time.sleep(0.05)
+
+
+PREFECT = """\
+import os, pathlib, subprocess, sys, time
+run = "import pathlib, signal, sys, time\\n" \\
+    "def end(*_): time.sleep(0.5); pathlib.Path('ended').touch(); sys.exit()\\n" \\
+    "signal.signal(signal.SIGTERM, end); pathlib.Path('runs').touch(); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", run, "prefect.engine"])
+left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+pathlib.Path("told").write_text("\\n".join([str(left.pid), *sys.argv[1:], *os.environ]))
+time.sleep(600)
+"""
+
+
+def test_a_worker_that_is_asked_to_end_lets_its_runs_end_and_leaves_nothing(tmp_path, own):
+    """Of a Prefect that starts one run; neither gets to know where the servers' databases are."""
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / "__init__.py").touch()
+    (tmp_path / "prefect" / "__main__.py").write_text(PREFECT)
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "health").touch()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = dict.fromkeys(DATABASES, "a password in it")
+        settings["PREFECT_API_URL"] = f"http://127.0.0.1:{server.server_address[1]}/api"
+        settings["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
+        command = [sys.executable, "-m", "flows.stack.worker", "--pool", "stages", "--limit", "2"]
+        worker = subprocess.Popen(command, cwd=tmp_path, env=environment() | settings)
+        try:
+            wait_until(lambda: (tmp_path / "runs").exists() and (tmp_path / "told").exists())
+            below = psutil.Process(worker.pid).children(recursive=True)
+            worker.terminate()
+            assert worker.wait(120) == 0
+        finally:
+            worker.kill()
+            server.shutdown()
+    left, *told = (tmp_path / "told").read_text().split("\n")
+    assert told[:8] == ["worker", "start", "--type", "process", "--pool", "stages", "--limit", "2"]
+    assert not set(DATABASES) & set(told)
+    assert "PREFECT_API_URL" in told
+    assert (tmp_path / "ended").exists()
+    assert int(left) in [one.pid for one in below]
+    assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

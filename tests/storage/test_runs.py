@@ -48,6 +48,20 @@ def test_every_commit_of_every_branch_names_what_it_needs(clone):
     assert named(runs_here(clone)) == {("default", "d")}
 
 
+def test_what_a_merge_alone_brings_is_named(clone):
+    """As where two branches had run the same experiment, and it was run again on both together."""
+
+    def git(*arguments):
+        who = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+        subprocess.run(["git", *who, *arguments], cwd=clone, check=True, capture_output=True)
+
+    git("checkout", "--quiet", "--force", "main")
+    git("merge", "--quiet", "--no-ff", "--no-commit", "two")
+    lock(clone / "dvc.lock", "d")
+    git("commit", "--quiet", "--all", "--message", "merge")
+    assert ("default", "d") in named(runs_committed(clone))
+
+
 def test_a_clone_without_history_is_not_taken_for_all_there_is(clone, tmp_path):
     shallow = tmp_path / "shallow"
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{clone}", str(shallow)], check=True)

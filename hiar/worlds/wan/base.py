@@ -28,13 +28,13 @@ def convert_base(source: Path, out: Path) -> None:
 
     Raises UserError when a part is missing, broken or not complete, or there is no room; nothing is then written.
     """
+    transformer = open_source(source)
+    if transformer.kind != "wan":
+        raise UserError(f"{source}: is in diffusers' layout already; name it as it is")
     tokenizer = source / TOKENIZER
     if not (tokenizer / "tokenizer.json").is_file():
         raise UserError(f"{tokenizer / 'tokenizer.json'}: no such file; copy the whole folder of the original Wan2.1")
-    transformer, text = open_source(source), open_text_encoder(source / TEXT_FILE)
-    codec = open_autoencoder(source / CODEC_FILE)
-    if transformer.kind != "wan":
-        raise UserError(f"{source}: is in diffusers' layout already; name it as it is")
+    text, codec = open_text_encoder(source / TEXT_FILE), open_autoencoder(source / CODEC_FILE)
     if out.exists():
         raise UserError(f"--out = {out}: exists already; remove it or choose another name")
     require_room(out, sum(one.nbytes for part in (transformer, text, codec) for one in part.tensors.values()))

@@ -31,6 +31,8 @@ for order in orders.read_text().splitlines() if orders.exists() else []:
     action, _, argument = order.partition(" ")
     if action == "say":
         print(argument, file=sys.stderr)
+    elif action == "tell":
+        print(os.environ[argument])
     elif action == "exit":
         sys.exit(int(argument))
     elif action == "crash-once" and not Path(argument).exists():

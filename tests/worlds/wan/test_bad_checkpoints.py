@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hiar.errors import UserError
@@ -20,9 +22,9 @@ from hiar.worlds.wan.formats.autoencoder import open_autoencoder
 from hiar.worlds.wan.formats.configs import checked
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.formats.sources import open_source
-from hiar.worlds.wan.formats.stored import Stored
+from hiar.worlds.wan.formats.stored import Stored, stored_state
 from hiar.worlds.wan.formats.text_encoder import open_text_encoder
-from hiar.worlds.wan.formats.writing import write_diffusers, write_original, write_student
+from hiar.worlds.wan.formats.writing import require_room, write_diffusers, write_original, write_student
 
 Weights = dict[str, Tensor]
 Write = Callable[[Path, Weights], None]
@@ -87,6 +89,7 @@ def without(weights: Weights, *ends: str) -> Weights:
         (lambda w: {"generator": {"a.weight": torch.zeros(2)}}, r"holds no transformer of Wan \(but a\.weight\)"),
         (lambda w: {"generator": {"a\nb": torch.zeros(2)}}, r"holds a tensor named 'a\\nb'; name a checkpoint of Wan"),
         (lambda w: {"generator": {"a": torch.zeros(2, device="meta")}}, r"a is no dense tensor"),
+        (lambda w: {"generator": {"a": torch.zeros(2, 2).to_sparse()}}, r"a is no dense tensor"),
         (lambda w: {"a\nb": w, 3: w}, r"holds 'a\\nb', 3, but no generator"),
         (lambda w: torch.zeros(3), r"\.pt: holds Tensor, no state dicts"),
     ],
@@ -174,6 +177,8 @@ SECOND = "diffusion_pytorch_model-00002-of-00005.safetensors"
         (lambda f: (f / INDEX).unlink(), rf"{INDEX}: no such file, but parts of what it lists"),
         (lambda f: cut(f / SECOND, 10**5), rf"{SECOND}: is truncated"),
         (lambda f: save_file({"a": torch.zeros(2)}, f / SECOND), rf"{SECOND}: does not hold what {INDEX} says"),
+        (lambda f: edit(f / INDEX, weight_map=json.loads((f / INDEX).read_text())["weight_map"] | {"a": SECOND}),
+         rf"{SECOND}: does not hold what {INDEX} says \(a\)"),
         (lambda f: edit(f / INDEX, weight_map={"a": "../a.safetensors"}), r"weight_map: should name a file beside it"),
         (lambda f: (f / "config.json").write_text("[1]"), r"config\.json: should hold a JSON object, not list"),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json: is not JSON"),
@@ -208,6 +213,35 @@ def test_folders_of_other_models(good: Path, tiny, tmp_path: Path) -> None:  # t
     message = r"num_attention_heads = 4: the base has 2; name a checkpoint of the base's kind"
     refused(message, lambda: open_source(good / "diffusers", base=other))
     refused(r"num_layers = 3: the base has 40", lambda: open_source(good / "original", base=checked({}, "base")))
+    for layout, changes, line in (
+        ("original", {"num_heads": 5}, r"num_heads = 5: should divide dim = 96; mend it"),
+        ("diffusers", {"attention_head_dim": 25}, r"attention_head_dim = 25: input should be a multiple of 2"),
+    ):
+        shutil.copytree(good / layout, tmp_path / layout)
+        edit(tmp_path / layout / "config.json", **changes)
+        refused(line, lambda layout=layout: open_source(tmp_path / layout))  # type: ignore[misc]
+
+
+def test_tensors_that_only_look_like_plain_ones() -> None:
+    """As a sharded training's own kind of tensor is, of which each process has a part."""
+
+    class Sharded(Tensor):
+        pass
+
+    refused(
+        r"there: a is no dense tensor but Sharded; save the weights alone",
+        lambda: stored_state({"a": torch.zeros(2).as_subclass(Sharded)}, "there"),
+    )
+
+
+def test_what_was_saved_from_a_gpu_is_read_without_one(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        torch.save({"generator": tiny.weights}, tmp_path / "student.pt")
+        torch.save({"generator": tiny.weights}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("student.pt", "old.pt"):
+        found = open_source(tmp_path / name, base=tiny.config).tensors["proj_out.bias"].load()
+        assert torch.equal(found, tiny.weights["head.head.bias"])
 
 
 def test_no_room_is_told_before_anything_is_written(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -220,6 +254,8 @@ def test_no_room_is_told_before_anything_is_written(tiny, tmp_path: Path) -> Non
     refused(message, lambda: write_diffusers(huge, tiny.config, tmp_path / "out"))
     refused(message, lambda: write_original(huge, tiny.config, tmp_path / "out"))
     refused(message, lambda: write_student({"generator": huge}, tmp_path / "out" / "student.pt"))
+    refused(r"GB are free; free some", lambda: require_room(tmp_path / "a" / "b", int(1.5 * disk_usage(tmp_path).free)))
+    require_room(tmp_path / "a" / "b", disk_usage(tmp_path).free // 2)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -236,7 +272,7 @@ def test_a_disk_that_fails_leaves_no_file(good: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_not_finite(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_weights_that_are_not_finite(tiny, good: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     broken = tiny.weights | {"head.head.bias": torch.full((16,), torch.nan)}
     torch.save({"generator": broken}, tmp_path / "student.pt")
     found = open_source(tmp_path / "student.pt", base=tiny.config)
@@ -245,5 +281,11 @@ def test_weights_that_are_not_finite(tiny, tmp_path: Path) -> None:  # type: ign
         r"proj_out\.bias: 16 of 16 values are not finite",
         lambda: write_diffusers(found.tensors, found.config, tmp_path / "out"),
     )
+    shutil.copytree(good / "diffusers", tmp_path / "in")
+    path = tmp_path / "in" / SECOND
+    held = load_file(path)
+    name = next(iter(held))
+    save_file(held | {name: torch.full_like(held[name], torch.inf)}, path)
+    refused(rf"{re.escape(name)}: .* not finite", lambda: load_transformer(tmp_path / "in"))
     refused(r"head\.head\.bias: 16 of", lambda: write_student({"generator": found.tensors}, tmp_path / "out" / "a.pt"))
     assert not list((tmp_path / "out").iterdir())

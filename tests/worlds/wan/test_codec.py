@@ -155,6 +155,7 @@ def test_weights_that_are_not_exactly_the_codecs_are_refused(broken: Path, edit:
     ("field", "value", "line"),
     [
         ("temperal_downsample", [False, True, False], "a latent frame is 2 pictures"),
+        ("is_residual", True, "a latent frame is 4 pictures and a latent pixel 8x8 pixels: Wan2"),
         ("latents_std", [1.0] * 15, "latents_std: has 15 numbers: z_dim is 16"),
         ("dim_mult", [1, 2, 4], "cannot be loaded"),
     ],
@@ -162,7 +163,7 @@ def test_weights_that_are_not_exactly_the_codecs_are_refused(broken: Path, edit:
 def test_another_codec_is_refused(broken: Path, field: str, value: list[float], line: str) -> None:
     path = broken / "vae" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    if field == "temperal_downsample":  # whose layers have other weights
+    if field in ("temperal_downsample", "is_residual"):  # whose layers have other weights
         AutoencoderKLWan.from_config(json.loads(path.read_text())).save_pretrained(broken / "vae")
     with pytest.raises(UserError, match=rf"^[^\n]*{line}[^\n]*$"):
         load_codec(broken)

@@ -196,6 +196,8 @@ def test_a_truncated_shard_is_one_line_and_deleting_it_helps(base: Path, cache: 
 def test_what_is_missing_is_one_line(base: Path, cache: Path) -> None:
     found = embed(PROMPTS, base, cache, FLOAT)
     assert "another" not in found
+    assert "a ?" in embed(["a ?"], base, cache, FLOAT)
+    assert "a \ud800" not in embed(["a ?"], base, cache, FLOAT)  # no text, which the encoder refuses
     with pytest.raises(UserError, match=r"has no embedding of prompt 'another'; embed it first$"):
         found.read(["another"])
     for path in found.folder.glob("*.safetensors"):

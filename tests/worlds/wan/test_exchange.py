@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hiar import cli
 from hiar.config import Context, Conventions, Order
+from hiar.errors import UserError
 from hiar.grid import make_grid
 from hiar.io.video import read_mp4
 from hiar.models.attention import Bidirectional
@@ -27,7 +28,7 @@ from hiar.models.pixels import to_video
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import generate
 from hiar.schedule import step_sigmas
-from hiar.stages.exchange import import_checkpoint
+from hiar.stages.exchange import export_checkpoint, import_checkpoint
 from hiar.worlds.interface import open_world
 
 SIZE = ("--height", 32, "--width", 48, "--precision", "no")
@@ -279,6 +280,13 @@ def test_what_cannot_be_exported_is_one_line_and_writes_nothing(run: Callable[..
         assert words in said, said
     assert [path.name for path in Path().iterdir()] == ["there"]
     assert list(Path("there").iterdir()) == []
+    shutil.copytree(student, "altered")
+    weights = Path("altered", "transformer", "diffusion_pytorch_model.safetensors")
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"safetensors: is not what its manifest says \(SHA-256 differs\)"):
+        export_checkpoint(Path("altered"), "wan", Path("x"))
+    assert not Path("x").exists()
 
 
 def test_a_base_that_is_another_now_is_refused(

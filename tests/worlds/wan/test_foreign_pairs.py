@@ -62,6 +62,7 @@ def test_a_folder_of_files_comes_with_every_state_in_its_place(tmp_path: Path) -
 
 def test_an_lmdb_comes_by_the_numbers_of_its_rows(tmp_path: Path) -> None:
     source = write_lmdb(tmp_path / "source")
+    (source / "lock.mdb").unlink()
     said = import_pairs(source / "data.mdb", tmp_path / "pairs", shift=5.0, shard=4)
     assert said.startswith("11 pairs of 2x3x4x6 (channels, frames, height, width) in float16, at levels 1, 0.9375, ")
     pairs = load_pairs(tmp_path / "pairs")
@@ -74,6 +75,7 @@ def test_an_lmdb_comes_by_the_numbers_of_its_rows(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "00002.safetensors").read_bytes() == (
         tmp_path / "pairs" / "00002.safetensors"
     ).read_bytes()
+    assert [path.name for path in source.iterdir()] == ["data.mdb"]  # where others read it, nothing is written
 
 
 class Code:
@@ -115,6 +117,18 @@ def test_a_file_that_is_no_pair_is_named_and_nothing_is_left(case: str, tmp_path
     assert not (tmp_path / "pairs").exists()
 
 
+def test_what_was_begun_with_other_options_is_in_nobodys_way(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "source")
+    whole = (folder / "00003.pt").read_bytes()
+    (folder / "00003.pt").write_bytes(whole[:100])
+    with pytest.raises(UserError, match=r"00003\.pt: is truncated"):
+        import_pairs(folder, tmp_path / "pairs", shift=8.0, shard=1)
+    (folder / "00003.pt").write_bytes(whole)
+    import_pairs(folder, tmp_path / "pairs", shift=8.0, shard=4)
+    shards = sorted(path.name for path in (tmp_path / "pairs").glob("*.safetensors"))
+    assert shards == ["00000.safetensors", "00001.safetensors"]
+
+
 def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other" / "data.mdb").parent.mkdir()
@@ -137,6 +151,7 @@ ROWS = {
     "no shape": (b"latents_shape", None, r"latents_shape = b'': should be six numbers \(pairs, states, frames"),
     "a shape of words": (b"latents_shape", b"11 5 3 2 4 x", r"latents_shape = b'11 5 3 2 4 x': should be six numbers"),
     "a negative shape": (b"latents_shape", b"11 5 3 2 4 -6", r"latents_shape = b'11 5 3 2 4 -6': should be six"),
+    "a shape of nothing": (b"latents_shape", b"11 5 3 2 0 6", r"latents_shape = b'11 5 3 2 0 6': should be six"),
     "a huge shape": (b"latents_shape", b"11 5 3 2 4 999999999", r"has 1440 bytes, and \(5, 3, 2, 4, 999999999\)"),
 }
 

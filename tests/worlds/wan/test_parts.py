@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from hiar.errors import UserError
+from hiar.worlds.wan import base as base_module
 from hiar.worlds.wan.base import CODEC_FILE, TEXT_FILE, convert_base
 from hiar.worlds.wan.formats import sources, text_encoder
 from hiar.worlds.wan.formats.autoencoder import open_autoencoder
@@ -73,7 +75,14 @@ def renamed(state: dict[str, Tensor], rules: dict) -> dict[str, Tensor]:  # type
 @pytest.fixture(scope="module")
 def encoder() -> UMT5EncoderModel:
     config = UMT5Config(
-        vocab_size=90, d_model=32, d_kv=6, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+        vocab_size=90,
+        d_model=32,
+        d_kv=6,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=16,
+        feed_forward_proj="gated-gelu",
     )
     return UMT5EncoderModel(config).bfloat16().eval()
 
@@ -140,9 +149,17 @@ def test_one_for_the_other(encoder: UMT5EncoderModel, tmp_path: Path) -> None:
         open_text_encoder(tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"holds no autoencoder of Wan 2\.1"):
         open_autoencoder(tmp_path / "other.pth")
+    of_wan_2_2 = AutoencoderKLWan(base_dim=8, z_dim=8).state_dict()
+    torch.save(renamed(of_wan_2_2, VIDEO), tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"holds no autoencoder of Wan 2\.1"):
+        open_autoencoder(tmp_path / "other.pth")
 
 
-def test_an_original_folder_becomes_a_base(base: Path, tmp_path: Path) -> None:
+def interrupted(_: Path) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_original_folder_becomes_a_base(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny base in the original's layout, converted back: every tensor as it was, and diffusers loads it."""
     theirs = tmp_path / "Wan2.1-T2V"
     theirs.mkdir()
@@ -154,7 +171,12 @@ def test_an_original_folder_becomes_a_base(base: Path, tmp_path: Path) -> None:
     ):
         torch.save(renamed(load_file(base / f"{part}.safetensors"), rules), theirs / name)
     shutil.copytree(base / "tokenizer", theirs / "google" / "umt5-xxl")
-    convert_base(theirs, tmp_path / "out")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(base_module, "write_index", interrupted)
+        convert_base(theirs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    convert_base(theirs, tmp_path / "out")  # in the place of what that has left
+    assert not list(tmp_path.glob("out.*"))
     for name in ("transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"):
         before, after = (load_file(folder / f"{name}.safetensors") for folder in (base, tmp_path / "out"))
         assert before.keys() == after.keys(), name
@@ -162,8 +184,18 @@ def test_an_original_folder_becomes_a_base(base: Path, tmp_path: Path) -> None:
     prompt = "A red fox trots along a snowy ridge."
     ours = pad(load_text_encoder(tmp_path / "out").rows([prompt]))
     assert relative_error(ours, pad(load_text_encoder(base).rows([prompt]))) < 1e-6
-    assert isinstance(WanPipeline.from_pretrained(tmp_path / "out").scheduler, UniPCMultistepScheduler)
+    scheduler = WanPipeline.from_pretrained(tmp_path / "out").scheduler
+    assert isinstance(scheduler, UniPCMultistepScheduler)
+    published = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0, "solver_order": 2}
+    assert published.items() <= scheduler.config.items()
 
+    for place, words in ((tmp_path / "out", "is in diffusers' layout already; name it as it is"), (theirs, "exists")):
+        with pytest.raises(UserError, match=words):
+            convert_base(place, tmp_path / "out")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"again: needs 0\.0 GB, 0\.0 GB are free"):
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
+        convert_base(theirs, tmp_path / "again")
+    assert not list(tmp_path.glob("again*"))
     for spoil, words in (
         ((theirs / CODEC_FILE).unlink, "Wan2.1_VAE.pth: no such file"),
         ((theirs / "google" / "umt5-xxl" / "tokenizer.json").unlink, "tokenizer.json: no such file"),

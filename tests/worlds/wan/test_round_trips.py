@@ -21,7 +21,8 @@ from hiar.worlds.wan.formats.configs import checked, original_config
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.formats.names import to_original
 from hiar.worlds.wan.formats.sources import Found, open_source
-from hiar.worlds.wan.formats.writing import write_diffusers, write_original, write_student
+from hiar.worlds.wan.formats.stored import Stored
+from hiar.worlds.wan.formats.writing import write_diffusers, write_model, write_original, write_student
 
 PREFIXES = ("model", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
@@ -70,6 +71,7 @@ def test_golden_weights_compute_the_golden_forwards(tiny, tmp_path: Path) -> Non
     out.mkdir()
     write_diffusers(found.tensors, found.config, out)
     transformer = load_transformer(out)
+    assert not transformer.training
     for name, velocity in tiny.golden.items():
         if name.startswith("bidirectional/velocity/"):
             timesteps = torch.full((2,), float(name.rsplit("/", 1)[1]))
@@ -132,6 +134,23 @@ def test_the_legacy_format_bare_state_dicts_and_views(tiny, tmp_path: Path) -> N
         assert same(loaded(open_source(tmp_path / f"{name}.out")), expected)
         write_student({"generator": found.tensors}, tmp_path / "student.pt")
         assert (tmp_path / "student.pt").stat().st_size < 1.2 * 4 * flat.numel()
+
+
+def test_a_file_holds_a_tensor_alone_and_a_set_once(folder: Path, tmp_path: Path) -> None:
+    """Whatever memory it was a part of, in whatever order it lay there."""
+    part, turned = torch.zeros(10**6)[:16], torch.arange(6.0).view(2, 3).t()
+    views = {"proj_out.bias": part, "proj_out.weight": turned}
+    stored = {name: Stored(tuple(one.shape), one.dtype, one.detach) for name, one in views.items()}
+    write_model(stored, {}, tmp_path, "views")
+    assert same(load_file(tmp_path / "views.safetensors"), {name: one.contiguous() for name, one in views.items()})
+    write_student({"generator": stored}, tmp_path / "views.pt")
+    assert (tmp_path / "views.pt").stat().st_size < 10_000
+    found = open_source(folder / "diffusers")
+    size = sum(one.nbytes for one in found.tensors.values())
+    write_student({"generator": found.tensors, "generator_ema": found.tensors}, tmp_path / "both.pt")
+    assert (tmp_path / "both.pt").stat().st_size < 1.2 * size
+    index = json.loads((folder / "diffusers" / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == size
 
 
 def test_prefixes_in_every_order_keep_every_bit(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hiar.errors import UserError
+from hiar.worlds.wan.pretrained import quiet
 from hiar.worlds.wan.text import load_tokenizer
 from hiar.worlds.wan.tiny import SENTENCES, make_tiny_wan
 
@@ -61,6 +63,22 @@ def test_the_seed_decides_every_byte(base: Path, tmp_path: Path) -> None:
 def test_its_tokenizer_spells_any_text(base: Path, text: str) -> None:
     tokenizer = load_tokenizer(base)
     assert tokenizer.decode(tokenizer.encode(text).ids) == unicodedata.normalize("NFKC", text)
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_libraries_speak_again_as_they_did(bars: bool) -> None:
+    before = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
+    try:
+        diffusers_logging.set_verbosity_info()
+        (diffusers_logging.enable_progress_bar if bars else diffusers_logging.disable_progress_bar)()
+        with quiet():
+            assert diffusers_logging.get_verbosity() > diffusers_logging.ERROR
+            assert not diffusers_logging.is_progress_bar_enabled()
+        assert diffusers_logging.get_verbosity() == diffusers_logging.INFO
+        assert diffusers_logging.is_progress_bar_enabled() == bars
+    finally:
+        diffusers_logging.set_verbosity(before[0])
+        (diffusers_logging.enable_progress_bar if before[1] else diffusers_logging.disable_progress_bar)()
 
 
 def test_no_folder_is_overwritten(base: Path, tmp_path: Path) -> None:

@@ -387,6 +387,9 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
     before = pinned()
     require_content(init, before[0], "init.source_sha256")
     assert pinned() == before
+    (tmp_path / "models" / "large" / "vae").mkdir()
+    (tmp_path / "models" / "large" / "vae" / "weights").write_text("of no real score")
+    assert pinned() == before
     large.write_text("another")
     assert [now == then for now, then in zip(pinned(), before, strict=True)] == [True, False]
     init.write_text("another")
@@ -401,6 +404,9 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
     require_content(init, said, "init.teacher.source_sha256")
     said = read_yaml(tmp_path / "runs" / "wan-tiny" / "params.yaml")["pairs"]["source_sha256"]
     require_content(manifest, said, "pairs.source_sha256")
+    tree["pairs"]["source_sha256"] = before[0]  # what its user says of it, though it is not so now
+    (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
+    assert read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")["pairs"]["source_sha256"] == before[0]
 
 
 def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
@@ -425,6 +431,7 @@ def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp
     asked = params.model_copy(update={"world": world, "sample": sample})
     drawn = open_world(world).prompts(seed=0, first=FIRST_CLIP["distill"] + 1, count=3)
     assert drawn == ["two", "three", "one"]
+    assert {open_world(world).prompts(seed=0, first=first, count=1)[0] for first in FIRST_CLIP.values()} == {"one"}
     assert sample_world(asked).prompts(seed=5, first=FIRST_CLIP["sample"], count=3) == ["a", "b", "a"]
     without = open_world(params.world.model_copy(update={"prompts": None}))
     with pytest.raises(UserError, match=r"world\.prompts: is null; name a text file"):

@@ -100,7 +100,7 @@ def read_config(path: Path, shapes: Shapes) -> Config:
 
 def is_original_config(said: Mapping[str, Any]) -> bool:
     """Whether a config.json is in the original's terms."""
-    return "dim" in said and "num_attention_heads" not in said
+    return "dim" in said
 
 
 def original_config(config: Mapping[str, Any]) -> dict[str, Any]:

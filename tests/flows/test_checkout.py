@@ -1,0 +1,117 @@
+"""The project's folder of a deployed run: a clone of the deployed commit, or the working folder of its machine."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import checkout
+from hiar.errors import UserError
+
+PROJECT = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())
+WHO = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with one commit, and a machine that knows nothing of it."""
+    for name in (checkout.PROJECT, checkout.REPOSITORY, "PYTHONPATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(checkout.CLONES, str(tmp_path / "clones"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    for command in (["init", "--quiet"], ["add", "--all"], [*WHO, "commit", "--quiet", "--message", "one"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    subprocess.run(["git", "remote", "add", "origin", "https://me:hidden@example.org/hiar"], cwd=folder, check=True)
+    return folder
+
+
+def test_what_is_stored_is_the_commit_and_the_repository_without_a_password(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    assert checkout.describe()["repository"] == "https://example.org/hiar"
+    assert PROJECT["pull"] == [
+        {"flows.checkout.open_project": {"repository": "{{ source.repository }}", "commit": "{{ source.commit }}"}}
+    ]
+
+
+def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)
+    commit = checkout.describe()["commit"]
+    made = Path(checkout.open_project(repository.as_uri(), commit)["directory"])
+    assert made == tmp_path / "clones" / commit
+    assert (made / "dvc.yaml").exists()
+    (made / "runs").mkdir()
+    assert checkout.open_project(repository.as_uri(), commit) == {"directory": str(made)}
+    assert (made / "runs").exists()
+    assert checkout.commit_of(made) == commit[:7]
+    (made / "notes").write_text("of a run")
+    subprocess.run(["git", *WHO, "tag", "v1"], cwd=made, check=True)
+    assert checkout.commit_of(made) == commit[:7]
+    (made / "dvc.yaml").write_text("stages: {changed: null}\n")
+    assert checkout.commit_of(made) == f"{commit[:7]}+"
+    assert checkout.commit_of(tmp_path) == ""
+    monkeypatch.setenv(checkout.PROJECT, str(repository))
+    assert checkout.open_project("", "") == {"directory": str(repository)}
+    monkeypatch.setenv(checkout.PROJECT, str(tmp_path))
+    with pytest.raises(UserError, match=r"HIAR_PROJECT = .*: holds no dvc\.yaml; set it to the project's folder"):
+        checkout.open_project(repository.as_uri(), commit)
+
+
+@pytest.mark.parametrize(
+    ("address", "commit", "line"),
+    [
+        ("", "0" * 40, "HIAR_REPOSITORY: is not set"),
+        ("--upload-pack=touch", "0" * 40, "HIAR_REPOSITORY: is not set"),
+        ("here", "main", "commit = main: is none"),
+        ("here", f"{'0' * 40} --force", "commit = 0+ --force: is none"),
+        ("file:///nowhere/at/all", "0" * 40, "git clone: "),
+        ("git://me:hidden@127.0.0.1:9/x", "0" * 40, "git clone: "),
+    ],
+)
+def test_what_cannot_be_cloned_is_one_line_and_leaves_no_clone(repository, tmp_path, address, commit, line):
+    with pytest.raises(UserError, match=line) as raised:
+        checkout.open_project(address, commit)
+    assert "\n" not in str(raised.value)
+    assert "hidden" not in str(raised.value)
+    assert not (tmp_path / "clones" / commit).exists()
+
+
+def test_a_commit_that_comes_later_is_cloned_then(repository, tmp_path):
+    """What an attempt at it has left is no clone, and in nobody's way."""
+    wanted = "0" * 40
+    for _ in range(2):
+        with pytest.raises(UserError, match="git checkout: "):
+            checkout.open_project(repository.as_uri(), wanted)
+    assert not (tmp_path / "clones" / wanted).exists()
+
+
+def test_the_worker_s_address_counts_and_the_commit_s_own_code_comes_first(repository, tmp_path, monkeypatch):
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=repository, text=True).strip()
+    monkeypatch.setenv(checkout.REPOSITORY, repository.as_uri())
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    for place in (tmp_path / "installed", repository):
+        place.mkdir(exist_ok=True)
+    made = checkout.open_project("https://127.0.0.1:9/of-another-network", commit)["directory"]
+    asked = [sys.executable, "-c", "import sys; print(*sys.path, sep='\\n')"]
+    places = subprocess.check_output(asked, text=True, env=os.environ, cwd=tmp_path).split("\n")
+    assert places.index(made) < places.index(str(tmp_path / "installed"))
+    assert sys.path[0] == made
+
+
+def test_runs_that_begin_at_once_share_one_clone(repository, tmp_path):
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=repository, text=True).strip()
+    together = threading.Barrier(4)
+
+    def begin(_):
+        together.wait()
+        return checkout.open_project(repository.as_uri(), commit)["directory"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(begin, range(4))) == {str(tmp_path / "clones" / commit)}

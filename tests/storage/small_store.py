@@ -1,0 +1,181 @@
+"""An S3 store in memory, as much of one as the project asks for: what is slow to ask of a real one is asked of this."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+BUCKET = "lab"
+MOST_DELETED = 1000  # keys in a request, as with Amazon's
+
+
+class SmallStore(ThreadingHTTPServer):
+    """One bucket; tests put into it and look at it without asking.
+
+    page: entries of an answer that lists. refusal: the status and code with which every request is answered.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, page: int = 100) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.page, self.refusal = page, (0, "")
+        self.objects: dict[str, bytes] = {}
+        self.modified: dict[str, datetime] = {}
+        self.kinds: dict[str, str] = {}  # MIME types
+        self.uploads: dict[str, tuple[str, datetime]] = {}  # by number: key, and when it was begun
+        self.parts: dict[str, dict[int, bytes]] = {}
+        self.sent: list[tuple[str, int]] = []  # uploads and parts of them: key, and number of the part or 0
+        self.deleted: list[str] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def put(self, key: str, data: bytes, modified: datetime | None = None) -> str:
+        """Store an object, and say under which key."""
+        self.objects[key], self.modified[key] = data, modified or datetime.now(UTC)
+        return key
+
+    def begin(self, key: str, modified: datetime | None = None) -> str:
+        """Begin an upload in parts; its number."""
+        number = f"upload-{len(self.uploads)}"
+        self.uploads[number], self.parts[number] = (key, modified or datetime.now(UTC)), {}
+        return number
+
+
+def tag_of(data: bytes) -> str:
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
+class _Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: SmallStore
+
+    def do_GET(self) -> None:
+        if "list-type" in self.query:
+            self._list("ListBucketResult", "Contents", sorted(self._below(self.server.objects)), self._object)
+        elif "uploads" in self.query:
+            begun = [number for number, (key, _) in self.server.uploads.items() if key in self._below({key: None})]
+            self._list("ListMultipartUploadsResult", "Upload", begun, self._upload)
+        elif "uploadId" in self.query:
+            held = self.server.parts[self.query["uploadId"]]
+            self._list(
+                "ListPartsResult", "Part", sorted(held), lambda one: {"PartNumber": one, "ETag": tag_of(held[one])}
+            )
+        elif self.key in self.server.objects:
+            self._say(200, self.server.objects[self.key], self.server.kinds.get(self.key, "application/xml"))
+        else:
+            self._refuse(404, "NoSuchKey")
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if "partNumber" in self.query:
+            self.server.parts[self.query["uploadId"]][int(self.query["partNumber"])] = data
+            self._say(200, b"", tag=tag_of(data))
+        else:
+            self._keep(data, self.headers["Content-Type"])
+
+    def do_POST(self) -> None:
+        text = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
+        if "delete" in self.query:
+            self._delete([unquote(key) for key in re.findall("<Key>(.*?)</Key>", text)])
+        elif "uploads" in self.query:
+            self.server.kinds[self.key] = self.headers["Content-Type"]
+            root = "InitiateMultipartUploadResult"
+            self._say(200, f"<{root}>{_xml({'UploadId': self.server.begin(self.key)})}</{root}>".encode())
+        else:
+            number, kind = self.query["uploadId"], self.server.kinds.get(self.key, "")
+            told = [int(one) for one in re.findall("<PartNumber>(.*?)</PartNumber>", text)]
+            if self._keep(b"".join(self.server.parts[number][one] for one in told), kind):
+                del self.server.uploads[number]
+
+    def do_DELETE(self) -> None:
+        del self.server.uploads[self.query["uploadId"]]
+        self._say(204, b"")
+
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        where = urlsplit(self.path)
+        self.query = {name: values[0] for name, values in parse_qs(where.query, keep_blank_values=True).items()}
+        self.key = unquote(where.path).removeprefix(f"/{BUCKET}").removeprefix("/")
+        if self.command == "PUT":
+            self.server.sent.append((self.key, int(self.query.get("partNumber", 0))))
+        if self.server.refusal[0]:
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            self._refuse(*self.server.refusal)
+            return False
+        return True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _below(self, keys: Any) -> list[str]:
+        return [key for key in keys if key.startswith(self.query.get("prefix", ""))]
+
+    def _object(self, key: str) -> dict[str, object]:
+        data = self.server.objects[key]
+        return {"Key": key, "LastModified": _time(self.server.modified[key]), "ETag": tag_of(data), "Size": len(data)}
+
+    def _upload(self, number: str) -> dict[str, object]:
+        key, begun = self.server.uploads[number]
+        return {"Key": key, "UploadId": number, "Initiated": _time(begun)}
+
+    def _list(self, root: str, name: str, held: Sequence[Any], told: Callable[[Any], dict[str, object]]) -> None:
+        """A page of what is held; the markers of all kinds of lists are how many came before."""
+        markers = ("continuation-token", "upload-id-marker", "part-number-marker")
+        first = int(next((self.query[one] for one in markers if self.query.get(one)), "0"))
+        after = first + self.server.page
+        text = "".join(f"<{name}>{_xml(told(one))}</{name}>" for one in held[first:after])
+        if after < len(held):
+            nexts = ("NextContinuationToken", "NextKeyMarker", "NextUploadIdMarker", "NextPartNumberMarker")
+            text += "<IsTruncated>true</IsTruncated>" + _xml(dict.fromkeys(nexts, after))
+        self._say(200, f"<{root}>{text}</{root}>".encode())
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        if len(keys) > MOST_DELETED:
+            self._refuse(400, "MalformedXML")
+            return
+        for key in keys:
+            self.server.objects.pop(key, None)
+            self.server.deleted.append(key)
+        self._say(200, b"<DeleteResult/>")
+
+    def _keep(self, data: bytes, kind: str) -> bool:
+        """Store an object where nobody has, if it is asked so; whether it is stored."""
+        if self.headers["If-None-Match"] == "*" and self.key in self.server.objects:
+            self._refuse(412, "PreconditionFailed")
+            return False
+        self.server.put(self.key, data)
+        self.server.kinds[self.key] = kind
+        self._say(200, b"<CompleteMultipartUploadResult/>", tag=tag_of(data))
+        return True
+
+    def _say(self, status: int, body: bytes, kind: str = "application/xml", tag: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if tag is not None:
+            self.send_header("ETag", tag)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._say(status, f"<Error><Code>{code}</Code><Message>of the tests</Message></Error>".encode())
+
+
+def _time(when: datetime) -> str:
+    return when.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def _xml(values: dict[str, object]) -> str:
+    return "".join(f"<{name}>{escape(str(value))}</{name}>" for name, value in values.items())

@@ -1,0 +1,413 @@
+"""What is kept, what goes, what is damaged, and what is asked of a store for that: quick, of a small store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from botocore.exceptions import EndpointConnectionError
+from commands import hiar
+
+from hiar.cli.storage import _size
+from hiar.errors import UserError
+from hiar.storage import upload as uploads
+from hiar.storage.reports import share_report
+from hiar.storage.retention import Plan, delete, plan
+from hiar.storage.runs import key_of
+from hiar.storage.store import Store, asking, listing, open_store, unfinished_uploads
+from hiar.storage.upload import upload
+from hiar.storage.verify import verify
+from tests.storage.small_store import BUCKET, MOST_DELETED, SmallStore
+
+NOW = datetime.now(UTC)
+PREFIX = "hiar/"
+WHO = ("-c", "user.name=tests", "-c", "user.email=tests@localhost")
+
+
+@pytest.fixture
+def small() -> Iterator[SmallStore]:
+    with SmallStore() as store:
+        yield store
+        store.shutdown()
+
+
+@pytest.fixture
+def root(tmp_path: Path, small: SmallStore, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone whose remote is the small store."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text(
+        "[core]\n    analytics = false\n    remote = store\n"
+        f"['remote \"store\"']\n    url = s3://{BUCKET}/hiar/\n    endpointurl = {small.url}\n"
+        "    access_key_id = somebody\n    secret_access_key = hidden\n    region = x\n"
+        f"['remote \"whole\"']\n    url = s3://{BUCKET}\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def store(root: Path) -> Store:
+    return open_store(root)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", *WHO, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def ago(days: float) -> datetime:
+    return NOW - timedelta(days=days)
+
+
+class Made:
+    """What a run leaves in a store: keys by kind, and its dvc.lock."""
+
+    def __init__(self, small: SmallStore, what: str, good: float | str, days: float, experiment: str = "a") -> None:
+        when = ago(days)
+
+        def keep(data: bytes, ending: str = "") -> str:
+            name = hashlib.md5(data).hexdigest() + ending
+            small.put(PREFIX + key_of(name), data, when)
+            return name
+
+        files = {name: f"{what} {name}".encode() for name in ("x.bin", "y.bin")} | {"shared": b"of all runs"}
+        told = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+        files["manifest.json"] = json.dumps({"files": told}).encode()
+        self.files = {name: keep(data) for name, data in files.items()}
+        members = [{"md5": name, "relpath": path} for path, name in self.files.items()]
+        self.folder = keep(json.dumps(members).encode(), ".dir")
+        about = (good + 0.05, good - 0.01) if isinstance(good, float) else (good,)
+        figures = {"hiar": {f"seed-{seed}": {"good": {"mean": one}} for seed, one in enumerate(about)}}
+        about = (good + 0.03, good - 0.07) if isinstance(good, float) else (good,)
+        figures["other"] = {f"seed-{seed}": {"good": {"mean": one}} for seed, one in enumerate(about)}
+        self.summary = keep(json.dumps({"distill": figures}).encode())
+        outs = [
+            {"path": "artifacts/model", "hash": "md5", "md5": self.folder, "size": 99, "nfiles": 4},
+            {"path": "metrics/summary.json", "hash": "md5", "md5": self.summary, "size": 7 * len(what)},
+        ]
+        outs[1]["size"] = len(small.objects[PREFIX + key_of(self.summary)])
+        record = {"cmd": f"make {what}", "outs": outs}
+        self.record = small.put(f"{PREFIX}{record_key(record)}", written(record), when)
+        self.lock = written({"schema": "2.0", "stages": {"make": record}})
+        digest = hashlib.sha256(self.lock).hexdigest()
+        self.stored = small.put(f"{PREFIX}locks/{experiment}/{digest}.lock", self.lock, when)
+
+    @property
+    def names(self) -> set[str]:
+        """Its lock, its record, and its objects but for the one that all runs have."""
+        own = [name for path, name in self.files.items() if path != "shared"]
+        objects = {key_of(name) for name in (*own, self.folder, self.summary)}
+        return objects | {one.removeprefix(PREFIX) for one in (self.record, self.stored)}
+
+
+def written(value: Any) -> bytes:
+    from dvc.utils.serialize import dumps_yaml
+
+    return dumps_yaml(value).encode()
+
+
+def record_key(record: dict[str, Any]) -> str:
+    from dvc.utils import dict_sha256
+
+    return f"runs/ab/ab{0:062}/{dict_sha256(record, exclude=['size', 'nfiles'])}"
+
+
+def reasons(found: Plan) -> dict[str, str]:
+    """Why each run is kept, by what it made; words about commits and keys aside."""
+    return {kept.run.stages["make"]["cmd"].removeprefix("make "): kept.why for kept in found.runs}
+
+
+def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> None:
+    """Of two experiments; what is recent, shared, named by a commit or by the working tree, or of others stays."""
+    tagged, best, third, fourth = (
+        Made(small, *one) for one in (("1", 0.1, 30), ("2", 0.9, 20), ("3", 0.2, 15), ("4", "none", 10))
+    )
+    last, other = Made(small, "5", 0.3, 5), Made(small, "6", 0.05, 40, experiment="b")
+    here, recent = Made(small, "7", 0.0, 50), Made(small, "8", 0.0, 0.5, experiment="c")
+    older = Made(small, "9", 0.99, 3, experiment="c")
+    del small.objects[here.stored]
+    (root / "dvc.lock").write_bytes(tagged.lock)
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "one")
+    # Of a branch, whose run another pushed and somebody has deleted the lock of.
+    branch = Made(small, "10", 0.0, 50)
+    git(root, "checkout", "--quiet", "-b", "branch")
+    (root / "dvc.lock").write_bytes(branch.lock)
+    git(root, "commit", "--quiet", "--all", "--message", "other")
+    del small.objects[branch.stored]
+    (root / "dvc.lock").write_bytes(here.lock)
+    orphans = [small.put(f"{PREFIX}{key_of(f'{number:032x}')}", b"x", ago(9)) for number in range(MOST_DELETED + 5)]
+    fresh = small.put(f"{PREFIX}{key_of('f' * 32)}", b"of a run under way", ago(0.9))
+    theirs = small.put("elsewhere/files/md5/ab/" + "c" * 30, b"of another project", ago(90))
+    note = small.put(f"{PREFIX}notes.txt", b"of somebody", ago(90))
+    # A stage that has just ended on what was stored long ago: its record alone names that.
+    named = small.put(f"{PREFIX}{key_of('e' * 32)}", b"old", ago(90))
+    made = {"cmd": "make early", "outs": [{"path": "early", "md5": "e" * 32}]}
+    record = small.put(f"{PREFIX}{record_key(made)}", written(made), ago(0.1))
+    # It made something that is kept, and something that is not any more: so it is of no use.
+    made = {"cmd": "make both", "outs": [{"path": "x", "md5": last.summary}, {"path": "y", "md5": third.summary}]}
+    useless = small.put(f"{PREFIX}{record_key(made)}", written(made), ago(30))
+    old, young = small.begin(f"{PREFIX}large", ago(2)), small.begin(f"{PREFIX}large", ago(0.5))
+
+    found = plan(store, root, last=1, best="good", days=1.0)
+    said = reasons(found)
+    assert all(re.fullmatch(r"commit [0-9a-f]{7,10}", said.pop(name)) for name in ("1", "10"))
+    assert said == {
+        "2": "best good", "3": "", "4": "", "5": "last 1", "6": "last 1, best good", "7": "here", "8": "last 1, recent",
+        "9": "best good",
+    }  # fmt: skip
+    figures = {kept.run.stages["make"]["cmd"]: kept.figure for kept in found.runs}
+    assert (figures["make 2"], figures["make 4"]) == (pytest.approx(0.9), None)
+    going = third.names | fourth.names | {key.removeprefix(PREFIX) for key in (*orphans, useless)}
+    assert set(found.delete) == going
+    assert all(size == len(small.objects[PREFIX + key]) for key, size in found.delete.items())
+    assert [one["UploadId"] for one in found.uploads] == [old]
+
+    before = dict(small.objects)
+    delete(store, found)
+    names = [key for key in small.deleted if "/files/" not in key]
+    assert sorted(names) == sorted(small.deleted[: len(names)])  # nothing ever names what is gone
+    assert before.keys() - small.objects.keys() == {PREFIX + key for key in going}
+    assert small.uploads.keys() == {young}
+    assert {
+        fresh,
+        theirs,
+        note,
+        named,
+        record,
+        tagged.stored,
+        best.stored,
+        last.stored,
+        other.stored,
+    } <= small.objects.keys()
+    assert {older.stored, recent.stored, here.record, branch.record} <= small.objects.keys()
+    assert plan(store, root, last=1, best="good", days=1.0).delete == {}
+
+
+def test_nothing_goes_where_what_is_kept_cannot_be_told(small: SmallStore, root: Path, store: Store) -> None:
+    kept, lost = Made(small, "1", 0.1, 30), Made(small, "2", 0.2, 20)
+    folder, lock = PREFIX + key_of(kept.folder), kept.stored
+    whole = small.objects[folder]
+    small.put(folder, whole[:-1], ago(30))
+    with pytest.raises(UserError, match=r"\.dir: is damaged; see `hiar storage verify` before anything is deleted"):
+        plan(store, root, last=3, best="good", days=1.0)
+    small.put(folder, whole, ago(30))
+    small.put(lock, kept.lock + b"# altered", ago(30))
+    with pytest.raises(UserError, match=r"\.lock: is damaged; see `hiar storage verify` before anything is deleted"):
+        plan(store, root, last=3, best="good", days=1.0)
+    small.put(lock, kept.lock, ago(30))
+    del small.objects[PREFIX + key_of(lost.folder)]  # of a run that is kept: it is for `verify` to tell
+    assert not set(plan(store, root, last=3, best="good", days=1.0).delete) & kept.names
+
+
+def test_gc_deletes_when_it_is_told_to_and_verify_has_an_exit_code(small: SmallStore, root: Path) -> None:
+    Made(small, "1", 0.1, 30)
+    best, recent = Made(small, "2", 0.2, 20), Made(small, "3", 0.0, 0.5)
+    before = set(small.objects)
+    assert " 7 objects, " in hiar("storage", "gc", "--last", "0", folder=root).stdout
+    assert set(small.objects) == before
+    assert " deleted" in hiar("storage", "gc", "--last", "0", "--delete", folder=root).stdout
+    assert len(before) - len(small.objects) == 7
+    assert {best.stored, recent.stored} <= small.objects.keys()
+    assert "15 objects, 0 damaged" in hiar("storage", "verify", folder=root).stdout
+    del small.objects[PREFIX + key_of(best.summary)]
+    assert "14 objects, 1 damaged" in hiar("storage", "verify", folder=root, code=1).stdout
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1.5e9, "1.5 GB"), (2e15, "2e+03 TB")]
+)
+def test_bytes_are_told_in_units_of_a_thousand(count: float, said: str) -> None:
+    assert _size(count) == said
+
+
+def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Store) -> None:
+    """Of a store of several pages; what only a manifest can tell, too."""
+    small.page = 3
+    runs = [Made(small, str(number), 0.1, 1) for number in range(7)]
+    assert verify(store, root) == ([], len(small.objects))
+    keys = [PREFIX + key_of(run.files["x.bin"]) for run in runs]
+    whole = small.objects[keys[1]]
+    del small.objects[keys[0]]
+    small.put(keys[1], whole[:-1])
+    small.put(keys[2], whole)
+    small.put(keys[3], b"")
+    longer = PREFIX + key_of(runs[3].files["y.bin"])
+    small.put(longer, small.objects[longer] + b"more")
+    small.put(PREFIX + key_of(runs[4].folder), small.objects[PREFIX + key_of(runs[4].folder)][:-9])
+    small.put(runs[5].record, small.objects[runs[5].record] + b"# more\n")
+    small.put(runs[6].stored, runs[6].lock + b"\n")
+    nobody = (key_of("0" * 32), "notes.txt", "runs/ab/short/" + "0" * 64, "reports/x")
+    surplus = [small.put(f"{PREFIX}{key}", b"x") for key in nobody]
+    empty = small.put(f"{PREFIX}reports/a/{'1' * 64}/index.html", b"")
+    report = small.put(f"{PREFIX}reports/a/{'0' * 64}/index.html", b"of another day")
+    small.put("elsewhere/x", b"of another project")
+    small.begin(f"{PREFIX}large")
+    found, count = verify(store, root)
+    told = {damage.key: damage.kind for damage in found}
+    lost = {key.removeprefix(PREFIX): "surplus" for key in surplus}
+    lost |= {key_of(runs[4].files[name]): "surplus" for name in ("x.bin", "y.bin", "manifest.json")}
+    assert told == {
+        **lost,
+        keys[0].removeprefix(PREFIX): "missing",
+        keys[1].removeprefix(PREFIX): "truncated",
+        keys[2].removeprefix(PREFIX): "altered",
+        keys[3].removeprefix(PREFIX): "truncated",
+        longer.removeprefix(PREFIX): "altered",
+        empty.removeprefix(PREFIX): "truncated",
+        key_of(runs[4].folder): "truncated",
+        runs[5].record.removeprefix(PREFIX): "altered",
+        runs[6].stored.removeprefix(PREFIX): "altered",
+        report.removeprefix(PREFIX): "altered",
+        "large": "unfinished",
+    }
+    assert [(damage.key, damage.kind) for damage in found] == sorted(told.items())
+    assert count == len(small.objects) - 1
+    said = {damage.key: damage.said for damage in found}
+    assert "unless it is of artifacts/model of experiment a" in said[key_of(runs[4].files["x.bin"])]
+    # What the project's own cache holds tells the files of a folder whose list is damaged.
+    (root / ".dvc" / "cache" / key_of(runs[4].folder)).parent.mkdir(parents=True)
+    members = [{"md5": name, "relpath": path} for path, name in runs[4].files.items()]
+    (root / ".dvc" / "cache" / key_of(runs[4].folder)).write_text(json.dumps(members))
+    again = {damage.key: damage.kind for damage in verify(store, root)[0]}
+    assert told.items() - again.items() == {
+        (key_of(runs[4].files[name]), "surplus") for name in ("x.bin", "y.bin", "manifest.json")
+    }
+
+
+def test_bytes_whose_md5_fits_are_compared_with_the_manifest_s_sha256(
+    small: SmallStore, root: Path, store: Store
+) -> None:
+    """As of two files made to collide: the manifest tells what neither name nor size does."""
+    run = Made(small, "1", 0.1, 1)
+    data = small.objects[PREFIX + key_of(run.files["x.bin"])]
+    told = {"files": {"x.bin": {"size": len(data), "sha256": "0" * 64}}}
+    manifest = json.dumps(told).encode()
+    names = run.files | {"manifest.json": hashlib.md5(manifest).hexdigest()}
+    small.put(PREFIX + key_of(names["manifest.json"]), manifest)
+    members = json.dumps([{"md5": name, "relpath": path} for path, name in names.items()]).encode()
+    folder = f"{hashlib.md5(members).hexdigest()}.dir"
+    small.put(PREFIX + key_of(folder), members)
+    (root / "dvc.lock").write_text(
+        yaml.safe_dump({"stages": {"make": {"cmd": "x", "outs": [{"path": "artifacts/model", "md5": folder}]}}})
+    )
+    for key in (run.stored, run.record):
+        del small.objects[key]
+    git(root, "add", "dvc.lock")
+    git(root, "commit", "--quiet", "--message", "one")
+    (root / "dvc.lock").unlink()  # the commit names it
+    (damage,) = (one for one in verify(store, root)[0] if one.kind != "surplus")
+    assert (damage.kind, damage.key) == ("altered", key_of(run.files["x.bin"]))
+    assert damage.said.startswith("its SHA-256 is not its manifest's: x.bin in artifacts/model of experiment default")
+
+
+def test_an_upload_goes_on_with_the_parts_that_are_not_there(small: SmallStore, store: Store, tmp_path: Path) -> None:
+    """Also where the file has changed since, and another upload of that prefix was begun."""
+    small.page = 2
+    path = tmp_path / "large"
+    path.write_bytes(b"a" * 10 + b"b" * 10 + b"c" * 10 + b"d" * 10 + b"e")
+    number = small.begin(f"{PREFIX}large")
+    small.begin(f"{PREFIX}large-one")
+    small.parts[number] |= {1: b"a" * 10, 2: b"B" * 10, 4: b"d" * 10}
+    assert upload(store, path, "large", "text/x", part=10)
+    assert [part for _, part in small.sent] == [2, 3, 5]
+    assert small.objects[f"{PREFIX}large"] == path.read_bytes()
+    assert [one["Key"] for one in unfinished_uploads(store)] == [f"{PREFIX}large-one"]
+    assert not upload(store, path, "large", "text/x", part=10)  # somebody has taken the name
+    small.sent.clear()
+    assert upload(store, path, "in-parts", "text/x", part=40)
+    assert upload(store, path, "at-once", "text/x", part=41)
+    assert small.sent == [(f"{PREFIX}in-parts", 1), (f"{PREFIX}in-parts", 2), (f"{PREFIX}at-once", 0)]
+    assert {small.kinds[f"{PREFIX}{key}"] for key in ("in-parts", "at-once")} == {"text/x"}
+    path.write_bytes(b"other")
+    assert not upload(store, path, "at-once", "text/x")
+    assert len(small.objects[f"{PREFIX}at-once"]) == 41
+
+
+def test_what_no_number_of_parts_holds_is_refused(
+    small: SmallStore, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "MOST_PARTS", 3)
+    path = tmp_path / "large"
+    path.write_bytes(bytes(31))
+    with pytest.raises(UserError, match=r"large: is 31 bytes, more than 3 parts of 10"):
+        upload(store, path, "large", "text/x", part=10)
+    path.write_bytes(bytes(30))
+    assert upload(store, path, "large", "text/x", part=10)
+
+
+def test_links_to_a_report_expire_when_they_are_told_to(small: SmallStore, root: Path, store: Store) -> None:
+    reports = root / "runs" / "mine" / "reports"
+    reports.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"index\.html: there is no report; `hiar run mine` first"):
+        share_report(store, root, "mine", 1)
+    (reports / "index.html").write_text("<p>")
+    (reports / "run.json").write_text("{}")
+    links = dict(share_report(store, root, "mine", 0.5))
+    assert links.keys() == {"index.html", "run.json"}
+    assert all("X-Amz-Expires=43200&" in f"{link}&" for link in links.values())
+    digest = hashlib.sha256(b"<p>").hexdigest()
+    key = f"{PREFIX}reports/mine/{digest}/index.html"
+    assert small.objects[key] == b"<p>"
+    assert small.kinds[key].startswith("text/html")
+    assert f"/{BUCKET}/{key}?" in links["index.html"]
+    assert verify(store, root) == ([], 2)
+    (root / "reports").mkdir()
+    (root / "reports" / "index.html").write_text("<p>")
+    share_report(store, root, None, 7)
+    assert f"{PREFIX}reports/default/{digest}/index.html" in small.objects
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "line"),
+    [
+        (403, "AccessDenied", "s3://lab/hiar: access is denied; ask for the right to it, or use other credentials"),
+        (403, "SignatureDoesNotMatch", "s3://lab/hiar: the secret key is not the access key's; set AWS_SECRET"),
+        (404, "NoSuchBucket", "s3://lab/hiar: there is no such bucket; make it, or mend the remote's url"),
+        (400, "Odd", "s3://lab/hiar: An error occurred (Odd) when calling the ListObjectsV2 operation: of the tests; "),
+    ],
+)
+def test_what_a_store_refuses_is_a_line(small: SmallStore, store: Store, status: int, code: str, line: str) -> None:
+    small.refusal = (status, code)
+    with pytest.raises(UserError) as error:
+        listing(store)
+    assert str(error.value).startswith(line)
+
+
+def test_a_remote_is_a_bucket_and_what_is_below_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, whole = open_store(root), open_store(root, "whole")
+    assert [(one.bucket, one.prefix, one.url) for one in (named, whole)] == [
+        ("lab", "hiar/", "s3://lab/hiar"),
+        ("lab", "", "s3://lab"),
+    ]
+    config = root / ".dvc" / "config"
+    before = config.read_text()
+    config.write_text(re.sub("endpointurl = .*", "endpointurl = http://store.example:8333", before))
+    elsewhere = [open_store(root)]  # a store of one's own has no name of its own for each bucket
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store.example:8333")
+    config.write_text(re.sub(" *endpointurl = .*\n", "", before))
+    elsewhere.append(open_store(root))
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    for one in elsewhere:
+        address = one.client.generate_presigned_url("get_object", one.where("x"))
+        assert address.startswith("http://store.example:8333/lab/hiar/x?")
+    config.write_text(before)
+    with pytest.raises(UserError, match="is the store up, and the network") as error, asking(named):
+        raise EndpointConnectionError(endpoint_url="http://user:hidden@127.0.0.1:9")
+    assert "hidden" not in str(error.value)
+    for name in ("access_key_id", "secret_access_key"):
+        config.write_text(re.sub(rf"\n *{name} = .*", "", config.read_text()))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(root))
+    with pytest.raises(UserError, match="there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        listing(open_store(root))

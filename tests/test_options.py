@@ -1,0 +1,57 @@
+"""Values of options, as people write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hiar.errors import UserError
+from hiar.options import LONGEST_SILENCE, Once, level_of, size_of, stall_of
+
+
+@pytest.mark.parametrize(
+    ("text", "level"), [(None, None), ("1", 1.0), ("0", 0.0), ("0.85", 0.85), ("0.8,1,0", (0.8, 1.0, 0.0))]
+)
+def test_levels(text: str | None, level: object) -> None:
+    assert level_of(text) == level
+
+
+@pytest.mark.parametrize("text", ["1.01", "-0.1", "0.5,2", "nan", "", "0.5,", "half"])
+def test_what_is_no_level(text: str) -> None:
+    with pytest.raises(UserError, match=f"--level = {text}: "):
+        level_of(text)
+
+
+def test_sizes_are_width_and_height() -> None:
+    assert size_of(None) is None
+    assert {size_of(text) for text in ("832x480", "832X480", "832×480")} == {(480, 832)}
+    for text in ("832", "x480", "832x", "832x480x3", "-8x8", "８x8", "8.0x8"):
+        with pytest.raises(UserError, match=f"--size = {text}: is no width and height"):
+            size_of(text)
+
+
+def test_the_longest_and_the_shortest_silence() -> None:
+    assert [stall_of(seconds) for seconds in (1.0, LONGEST_SILENCE)] == [1.0, LONGEST_SILENCE]
+    for seconds in (0.99, LONGEST_SILENCE + 1):
+        with pytest.raises(UserError, match="--stall-seconds"):
+            stall_of(seconds)
+
+
+def test_lists_may_be_given_piece_by_piece() -> None:
+    """And all else once."""
+    app = typer.Typer()
+
+    @app.command(cls=Once)
+    def command(names: list[str] = typer.Option([], "--name", "-n"), seed: int = 0) -> None:  # noqa: B008
+        typer.echo(f"{names} {seed}")
+
+    def said(*arguments: str) -> Any:
+        return CliRunner().invoke(app, list(arguments))
+
+    assert said("--name", "a", "-n", "b", "--seed", "3").output == "['a', 'b'] 3\n"
+    error = said("--seed", "3", "--seed=4").exception
+    assert isinstance(error, UserError)
+    assert str(error) == "--seed: is given 2 times (--seed 3, then --seed=4); give it once"

@@ -1,0 +1,189 @@
+"""What is done with MLflow one by one: twice, by two at once, and after somebody who died leaves what once does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from hiar.config import Params
+from hiar.tracking import client as mlflow
+from hiar.tracking import identity
+from hiar.tracking.figures import record_figures
+from hiar.tracking.identity import describe, digest, identity_of
+from hiar.tracking.records import follow_project
+from hiar.tracking.spool import Writer, kept, spool_folder
+from tests.tracking.test_tracking import Send, row
+
+
+@pytest.fixture
+def client(project: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+
+
+@pytest.fixture
+def experiment(client: MlflowClient, project: Path) -> str:
+    return mlflow.open_experiment(client, project, "hiar")
+
+
+def described(params: Params, workspace: Path, stage: str = "distill", work: str | None = "work") -> dict[str, Any]:
+    told = describe(identity_of(stage, 0, "hiar"), params, workspace)
+    return told | {"work": work, "began": 2_000_000_000_000}
+
+
+def test_a_run_whose_maker_died_or_was_not_alone_is_made_whole(
+    params: Params, workspace: Path, client: MlflowClient, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = described(params, workspace)
+    log_params = mlflow._log_params
+
+    def die(*_: object) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(mlflow, "_log_params", die)
+        mlflow.open_parent(client, experiment, run)
+    parent = mlflow.open_parent(client, experiment, run)
+    assert client.get_run(parent).data.params == run["params"]
+
+    first: list[str] = []
+    create = client.create_run
+
+    def late(*arguments: Any, **options: Any) -> Any:  # another machine makes the same one a moment earlier
+        monkeypatch.undo()
+        first.append(create(*arguments, **options | {"start_time": 1_000_000_000_000}).info.run_id)
+        log_params(client, first[0], run["params"] | run["own"])
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(client, "create_run", late)
+    found, was_there = mlflow.open_run(client, experiment, parent, run)
+    assert (found, was_there) == (first[0], True)
+    assert [one.info.run_id for one in client.search_runs([experiment], "tags.kind = 'contender'")] == first
+
+
+def test_an_experiment_is_as_well_as_the_worst_that_counts(
+    params: Params, workspace: Path, client: MlflowClient, experiment: str
+) -> None:
+    parent = mlflow.open_parent(client, experiment, described(params, workspace))
+    tags = {"mlflow.parentRunId": parent, "kind": "stage"}
+    for status, kind, expected in (
+        ("FAILED", "superseded", "FINISHED"),
+        ("FINISHED", "contender", "FINISHED"),
+        ("KILLED", "contender", "KILLED"),
+        ("FAILED", "contender", "FAILED"),
+        ("KILLED", "stage", "FAILED"),
+    ):
+        client.set_terminated(client.create_run(experiment, tags=tags | {"kind": kind}).info.run_id, status)
+        mlflow.settle(client, experiment, parent)
+        assert client.get_run(parent).info.status == expected
+
+
+def test_facts_are_those_of_the_training_and_the_newest_maker_is_named(
+    params: Params, workspace: Path, client: MlflowClient, experiment: str
+) -> None:
+    run = described(params, workspace)
+    parent = mlflow.open_parent(client, experiment, run)
+    trained, _ = mlflow.open_run(client, experiment, parent, run | {"tags": run["tags"] | {"commit": "one"}})
+    sampled = run | {"work": None, "tags": run["tags"] | {"commit": "two", "more": "x"}}
+    assert mlflow.open_run(client, experiment, parent, sampled) == (trained, True)
+    known = client.get_run(trained).data.tags
+    assert (known["commit"], known["more"]) == ("one", "x")
+    makers = [
+        client.create_run(experiment, start_time=number, tags={"work": "w", "content": "abc"}).info.run_id
+        for number in (1, 2)
+    ]
+    cached = client.create_run(experiment, tags={"content": "abc"}).info.run_id
+    mlflow.link_to_maker(client, experiment, cached, "abc")
+    assert client.get_run(cached).data.tags["trained by"] == makers[1]
+    mlflow.log_points(client, cached, [("good", 0.4, 2000, 0), ("good", 0.5, 1000, 0), ("good", 0.3, 1500, 1)])
+    assert mlflow.history(client, cached, "good") == {0: 0.4, 1: 0.3}  # the newest, in whatever order they came
+
+
+def test_the_view_that_people_are_shown_is_ours_again(client: MlflowClient, experiment: str, project: Path) -> None:
+    (name,) = [name for name in client.get_experiment(experiment).tags if name.startswith("mlflow.sharedViewState")]
+    before = client.get_experiment(experiment).tags[name]
+    client.set_experiment_tag(experiment, name, "{}")
+    assert mlflow.open_experiment(client, project, "hiar") == experiment
+    assert client.get_experiment(experiment).tags[name] == before
+
+
+def test_a_server_is_asked_at_its_port_and_with_its_users_patience(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    asked = []
+    with monkeypatch.context() as patch, socket.socket() as connection:
+        patch.setattr(socket, "create_connection", lambda address, timeout: asked.append(address) or connection)
+        for uri in ("https://example.org/x", "http://example.org", "http://example.org:5000", "sqlite:///x.db"):
+            mlflow.knock(uri)
+    assert asked == [("example.org", 443), ("example.org", 80), ("example.org", 5000)]
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    mlflow.connect(f"sqlite:///{project / 'mlflow.db'}")
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_a_server_has_one_folder_whatever_its_password_and_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {}
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        for uri in ("https://me:old@example.org", "https://me:new@example.org", "http://example.org", "sqlite:///x.db"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+            folders[place, uri] = spool_folder(tmp_path)
+    assert len({folder for (_, uri), folder in folders.items() if uri.startswith("https")}) == 1
+    assert len(set(folders.values())) == 4  # a path is another file from another folder
+
+
+def test_what_a_run_is_searched_by(params: Params, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walked = describe(identity_of("sample-walked", 0, "hiar/self-forcing"), params, workspace)
+    assert (walked["tags"]["order"], walked["tags"]["context"]) == ("block_first", "finished")
+    assert (walked["tags"]["stage"], walked["tags"]["seed"]) == ("walked", "0")
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+    for dirty, said in ((True, "abc with changes"), (False, "abc")):
+        monkeypatch.setattr(identity, "code_version", lambda dirty=dirty: {"commit": "abc", "dirty": dirty})
+        assert describe(identity_of("codec", 0, None), params, workspace)["tags"]["commit"] == said
+
+
+def test_records_of_others_in_the_database_are_left_alone(client: MlflowClient, experiment: str, project: Path) -> None:
+    old = "file:///where/it/was/mlruns"
+    theirs = client.create_experiment("hiarchy", artifact_location="file:///of/theirs/mlruns")
+    ours = client.create_run(experiment).info.run_id
+    with sqlite3.connect(project / "mlflow.db") as database:
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'hiar'", (old,))
+        database.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (f"{old}-of-others/1/x", ours))
+    follow_project(project)
+    assert client.get_experiment(theirs).artifact_location == "file:///of/theirs/mlruns"
+    assert client.get_experiment(experiment).artifact_location == (project / "mlruns").as_uri()
+    assert client.get_run(ours).info.artifact_uri == f"{old}-of-others/1/x"
+
+
+def test_a_file_kept_twice_is_the_last_and_an_error_of_zero_is_one(
+    params: Params, project: Path, workspace: Path, send: Send, tmp_path: Path
+) -> None:
+    writer = Writer(tmp_path / "spool", {})
+    for text in ("before", "after"):
+        (tmp_path / "new").write_text(text)
+        (tmp_path / "new").replace(tmp_path / "v")
+        writer.keep(tmp_path / "v")
+        writer.keep(tmp_path / "v")  # as it was
+        if text == "before":
+            (tmp_path / "elsewhere").hardlink_to(tmp_path / "v")
+    assert (tmp_path / "elsewhere").read_text() == "before"
+    assert (kept(writer.path) / "v").read_text() == "after"
+    writer.close()
+    record_figures(params, workspace, [row("distill", "hiar", 0.7, se=0.0)])
+    send()
+    (run,) = MlflowClient(f"sqlite:///{project / 'mlflow.db'}").search_runs(["1"], "tags.kind = 'contender'")
+    assert run.data.metrics["se/good"] == 0.0
