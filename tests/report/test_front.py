@@ -2,6 +2,7 @@ import re
 
 from sampled import ROOT
 
+from hiar.report.charts import BOTTOM, HEIGHT, TOP
 from hiar.report.columns import METRICS
 from hiar.report.front import front, front_legend
 from hiar.stages.comparison import levels_compared
@@ -49,6 +50,20 @@ def test_experiments_of_one_level_have_no_front():
     levels = levels_compared(experiment_params(ROOT, "table3"))
     assert levels == {}
     assert front(METRICS, {}, levels) == []
+
+
+def test_bands_lie_inside_the_chart_and_equal_values_have_one_too():
+    levels = levels_compared(experiment_params(ROOT, "front"))
+    speed = [one for one in METRICS if one.key == "good"]
+    (drawn,) = front(speed, scores(levels), levels)
+    for one in re.findall('<polygon[^>]* points="(.*?)"', drawn.svg):
+        heights = [float(place.split(",")[1]) for place in one.split()]
+        assert TOP < min(heights) < max(heights) < HEIGHT - BOTTOM
+    same = {
+        name: {video: {"good": 0.5} for video in ((0, 0), (0, 1))} for of in levels.values() for name in of.values()
+    }
+    (flat,) = front(speed, same, levels)
+    assert {float(y) for y in re.findall('<circle[^>]* cy="(.*?)"', flat.svg)} == {(TOP + HEIGHT - BOTTOM) / 2}
 
 
 def test_a_chart_a_metric_with_a_dot_a_level():
