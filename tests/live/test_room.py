@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 
 import pytest
 from students import save_student
 
 from hiar.errors import UserError
+from hiar.io.artifacts import write_manifest
 from hiar.io.video import fragments
 from hiar.live.minute import minute_card
 from hiar.live.room import Room, Viewer
 from hiar.live.students import Student, find_students
 from hiar.live.timeline import Timeline
 from hiar.live.wire import write_message
-from hiar.models.generator import load_card
+from hiar.models.generator import load_card, load_generator
 
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
 FPS, BLOCK = 12, 3
@@ -170,6 +172,16 @@ def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
     lines = [student.line for student in room.students]
     assert lines == ["one: is out of memory", "other: its process has ended; start `hiar live` again"]
     room.change(OTHER)  # nobody is there to be told
+
+
+def test_a_teacher_makes_no_endless_video(checkpoint, tmp_path):
+    teacher = load_generator(checkpoint)
+    card = teacher.card.model_copy(update={"stage": "teacher", "variant": None, "walk": None})
+    (tmp_path / "teacher").mkdir()
+    replace(teacher, card=card).save(tmp_path / "teacher")
+    write_manifest(tmp_path / "teacher", "checkpoint")
+    with pytest.raises(UserError, match="teacher: is a teacher, which makes whole clips; name an init"):
+        find_students([checkpoint, tmp_path / "teacher"])
 
 
 def test_students_that_cannot_be_shown_together(checkpoint, tmp_path):
