@@ -56,6 +56,11 @@ def test_higher_values_are_higher_up():
     assert y0 > y1
 
 
+def test_what_is_outside_of_a_given_range_is_drawn_at_its_end():
+    assert [Axis(1, 3, 0, 100).at(value) for value in (0, 1, 2, 3, 9)] == [0, 0, 50, 100, 100]
+    assert [Axis(1, 100, 0, 100, log=True).at(value) for value in (-5, 0.1, 10, 1e3)] == pytest.approx([0, 0, 50, 100])
+
+
 def test_wide_ranges_are_logarithmic():
     places = [y for _, y in drawn(Line("line", "c0", [Point(0, 1), Point(1, 10), Point(2, 100)]))]
     assert places[0] - places[1] == pytest.approx(places[1] - places[2], abs=2 * EDGE)
