@@ -1,6 +1,7 @@
 """The profile drift, its networks in a process of their own: known answers, the same in any part, what it refuses."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +121,18 @@ def test_the_record_names_files_versions_and_device(drift, places):
 def test_a_value_that_is_none_is_told(drift):
     with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
         measured(drift, torch.zeros(6, 64, 64, 3, dtype=torch.uint8))
+    frames = torch.full((6, 64, 64, 3), 90, dtype=torch.uint8)
+    frames[3] = 0  # of one frame alone
+    with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
+        measured(drift, frames)
+
+
+def test_no_secret_goes_to_the_networks(here, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not theirs")
+    profile = open_profile()
+    measured(profile, colored(*torch.arange(18).view(3, 6)))
+    process = profile.observer._networks._process
+    assert b"AWS_SECRET_ACCESS_KEY" not in Path(f"/proc/{process.pid}/environ").read_bytes()
 
 
 @pytest.mark.parametrize(
