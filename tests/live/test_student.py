@@ -28,13 +28,32 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+# A library that prints while a checkpoint is read, as some do.
+TALKS = """
+import os
+import sys
+
+
+def talk(event, details):
+    if event == "open" and str(details[0]).startswith({checkpoint!r}):
+        os.write(1, b"a line of a library")
+
+
+sys.addaudithook(talk)
+"""
+
+
 async def started(checkpoint, folder):
+    talking = folder / "talking"
+    talking.mkdir()
+    (talking / "sitecustomize.py").write_text(TALKS.format(checkpoint=str(checkpoint)))
+    own = environment()
     asked = {"checkpoint": checkpoint, "number": 0, "crf": 20, "params": folder / "params.yaml"}
     options = [str(part) for name, value in asked.items() for part in (f"--{name}", value)]
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "hiar.live", *options),
         cwd=folder,
-        env=environment() | {"OMP_NUM_THREADS": "1"},
+        env=own | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{talking}:{own['PYTHONPATH']}"},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -66,6 +85,7 @@ def test_it_makes_what_it_may_and_ends_with_its_input(checkpoint, tmp_path):
     assert said[-1][0]["memory"] == pytest.approx(memory, rel=0.2)
     assert (rest, code) == (b"", 0)
     assert b"Traceback" not in complaints
+    assert b"a line of a library" in complaints
 
 
 def test_what_cannot_be_loaded_is_told_in_a_line(checkpoint, tmp_path):

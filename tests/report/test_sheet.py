@@ -24,7 +24,7 @@ def test_moments_are_of_the_longest_video_from_its_first_frame_to_its_last():
     assert [int(cell.mean()) for cell in long] == [0, 50, 100, 150, 200]
     assert [int(cell.mean()) for cell in short[:2]] == [0, 50]
     # The first place that is left empty says when the video ended, the others nothing.
-    assert short[2].std() > 0
+    assert (short[2] != EMPTY).any()
     assert (short[2][0, 0] == EMPTY).all()
     for cell in short[3:]:
         assert (cell == EMPTY).all()
