@@ -11,6 +11,7 @@ from itertools import islice
 import psutil
 import pytest
 from commands import environment
+from live_server import PATIENCE
 from students import save_student
 
 from hiar.live.wire import command_line, read_message
@@ -75,7 +76,7 @@ def test_it_makes_what_it_may_and_ends_with_its_input(checkpoint, tmp_path):
         rest = await process.stdout.read()
         return said, memory, rest, await process.stderr.read(), await process.wait()
 
-    said, memory, rest, complaints, code = asyncio.run(command())
+    said, memory, rest, complaints, code = asyncio.run(asyncio.wait_for(command(), PATIENCE))
     assert [message["kind"] for message, _ in said] == ["ready", "refused", "block", "block"]
     assert "elephant" in said[1][0]["line"]
     source = load_generator(checkpoint)
@@ -99,7 +100,7 @@ def test_what_cannot_be_loaded_is_told_in_a_line(checkpoint, tmp_path):
 
     weights.write_bytes(content[:-1])
     try:
-        (message, data), complaints, code = asyncio.run(command())
+        (message, data), complaints, code = asyncio.run(asyncio.wait_for(command(), PATIENCE))
     finally:
         weights.write_bytes(content)
     assert (message["kind"], data, code) == ("broken", b"", 2)

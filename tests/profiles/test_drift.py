@@ -75,6 +75,17 @@ def test_each_metric_has_its_networks_known_course(drift):
     assert found["lpips_vde"] > 0 > found["dinov2_trend"]
 
 
+def test_dinov2_sees_the_middle_of_a_frame(drift):
+    """224 of 256 pixels of the shorter side: what blinks at the border alone is not seen, as in its middle it is."""
+    still = colored(*[torch.full((12,), level) for level in (90, 60, 30)])
+    border, middle = still.clone(), still.clone()
+    border[::2, :2, :, 2] = border[::2, -2:, :, 2] = border[::2, :, :10, 2] = border[::2, :, -10:, 2] = 250
+    middle[::2, 20:44, 30:60, 2] = 250
+    assert measured(drift, border)["dinov2"] == pytest.approx(1, abs=1e-6)
+    assert measured(drift, border)["lpips"] > 0.01
+    assert measured(drift, middle)["dinov2"] < 0.999
+
+
 def test_the_score_is_drift_lites_form_of_the_papers_six_measures(drift):
     number = torch.arange(30)
     frames = colored(60 + 4 * number, 100 + number % 2, 90 - number)

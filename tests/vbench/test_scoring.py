@@ -341,6 +341,21 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     assert {one["entry"]["prompt_en"] for one in asked(weights)} == {"a bear"}
 
 
+def test_clips_of_another_film_are_not_taken_for_its_own(score, weights, tmp_path):
+    """Where they are still there, as after a kill."""
+    folder = tmp_path / "long"
+    film(folder / "film.mp4", 20, 0)
+    (folder / "captions.txt").write_text("a bird\n")
+    with clip_folder(tmp_path / "out"):
+        first = score(folder, FLICKERING).values
+        film(folder / "film.mp4", 20, 99)
+        again = score(folder, FLICKERING).values
+    told = [one["value"] for one in asked(weights)]
+    assert (len(told), first) == (6, {FLICKERING: pytest.approx(sum(told[:3]) / 3)})
+    assert again == {FLICKERING: pytest.approx(sum(told[3:]) / 3)}
+    assert told[:3] != told[3:]
+
+
 def test_a_value_of_other_videos_does_not_stay(score, videos, weights, tmp_path):
     score(videos, SMOOTH)
     film(videos / "0001.mp4", 5, seed=99)
@@ -493,6 +508,7 @@ def test_bad_input_is_one_line(command, films, weights, tmp_path):
     (weights / "amt_model" / "amt-s.pth").write_bytes(b"\x80\x02}q\x00.")
     wrong = command("score", films, "--out", out, "-d", SMOOTH, "--weights", weights, code=2)
     assert "is not the file you approved" in line(wrong)
+    assert "is not the file you approved" in command("fetch", "amt_model/amt-s.pth", "--weights", weights).stdout
     few = tmp_path / "few.txt"
     few.write_text("a bird\n")
     assert "holds 1 prompts for the 3 videos" in line(command("score", films, "--out", out, "--prompts", few, code=2))
