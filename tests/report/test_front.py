@@ -1,9 +1,11 @@
 import re
 
+import pytest
 from sampled import ROOT
 
 from hiar.report.charts import BOTTOM, HEIGHT, TOP
 from hiar.report.columns import METRICS
+from hiar.parameters import parse_params
 from hiar.report.front import front, front_legend
 from hiar.stages.comparison import levels_compared
 from hiar.workspace import experiment_params
@@ -44,6 +46,17 @@ def test_levels_of_the_front():
             0.0: "walked/hiar/c0",
         },
     }
+
+
+@pytest.mark.parametrize("other", [{"forward_kl": None}, {"order": "diagonal"}])
+def test_a_line_is_of_students_that_were_trained_alike_but_for_the_level(other):
+    """Two levels make no line, and what else was trained otherwise joins none."""
+    plain = experiment_params(ROOT, "front").model_dump(mode="json")
+    tree = plain | {"compare": plain["compare"] | {"init": [], "distill": ["hiar", "c85", "c70"], "walked": []}}
+    alike = levels_compared(parse_params(tree, "mine.yaml"))
+    assert [list(of) for of in alike.values()] == [[1.0, 0.85, 0.7]]
+    tree["variants"] = tree["variants"] | {"c70": tree["variants"]["c70"] | other}
+    assert levels_compared(parse_params(tree, "mine.yaml")) == {}
 
 
 def test_experiments_of_one_level_have_no_front():
