@@ -3,9 +3,9 @@ import re
 import pytest
 from sampled import ROOT
 
+from hiar.parameters import parse_params
 from hiar.report.charts import BOTTOM, HEIGHT, TOP
 from hiar.report.columns import METRICS
-from hiar.parameters import parse_params
 from hiar.report.front import front, front_legend
 from hiar.stages.comparison import levels_compared
 from hiar.workspace import experiment_params
