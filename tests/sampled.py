@@ -91,7 +91,8 @@ def write_traces(workspace: Path, one: Contender) -> None:
     curve = workspace / "curves" / f"seed-{one.seed}" / "distill" / f"{one.variant}.csv"
     curve.parent.mkdir(parents=True, exist_ok=True)
     curve.write_text(
-        "step,critic,dmd\n0,2.5,\n" + "".join(f"{step},{2 / step:.6g},{1 / step:.6g}\n" for step in range(1, 40))
+        "step,critic,dmd\n0,2.5,\n"
+        + "".join(f"{step},{(2 + one.seed) / step:.6g},{1 / step:.6g}\n" for step in range(1, 40))
     )
     log = workspace / "logs" / f"seed-{one.seed}" / "distill" / f"{one.variant}.json"
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -48,6 +48,11 @@ def build_environment(folder: Path) -> Path:
     for name in DIMENSIONS:
         (packages / "vbench" / f"{name}.py").write_text(MODULE.format(name=name))
     (packages / "vbench" / "VBench_full_info.json").write_text(json.dumps(SUITE))
+    # a frame a thousand bytes
+    (packages / "decord.py").write_text(
+        "import os\n\n\nclass VideoReader:\n    def __init__(self, path, num_threads):\n        self.path = path\n\n"
+        "    def __len__(self):\n        return os.path.getsize(self.path) // 1000\n"
+    )
     # what the worker asks of torch before it comes to VBench
     (packages / "torch.py").write_text("class version:\n    cuda = 'none'\n\n\ndef device(name):\n    return name\n")
     return folder

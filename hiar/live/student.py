@@ -157,8 +157,10 @@ def _own_output() -> BinaryIO:
 
 
 def _listen(commands: queue.SimpleQueue[Message | None]) -> None:
-    for line in sys.stdin.buffer:
-        commands.put(json.loads(line))
+    # Not through sys.stdin, whose lock Python wants back as it ends, which this thread holds while it waits.
+    with open(sys.stdin.fileno(), "rb", closefd=False) as lines:
+        for line in lines:
+            commands.put(json.loads(line))
     commands.put(None)
 
 

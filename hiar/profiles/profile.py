@@ -53,7 +53,7 @@ def open_profiles(
             raise UserError(f"--profile = {name}: unknown here{world}; {suggest(name, known)}")
         if name in names[:place]:
             raise UserError(f"--profile = {name}: is given twice; give each once")
-    return [known[name]() for name in names] if names or judge is None else [judging()]
+    return [known[name]() for name in names] if names else [judging()]
 
 
 def needs_world(names: Sequence[str]) -> bool:

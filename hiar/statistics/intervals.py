@@ -42,7 +42,7 @@ class Interval:
 def over_videos(differences: Mapping[int, Values]) -> Interval | None:
     """Of paired differences (V,) by training seed: what other videos of the same models would show.
 
-    The mean of the seeds' means, with the variance inside seeds; None where no seed has two videos.
+    The mean of the seeds' means, with the variance inside seeds; None where a seed has a single one.
     """
     groups = list(differences.values())
     freedom = sum(len(group) - 1 for group in groups)

@@ -157,7 +157,7 @@ def _check_suitable(names: Iterable[str], videos: Sequence[Video], standard: boo
 def _chosen(name: str, videos: Sequence[Video], suite: Iterable[Entry]) -> list[Chosen]:
     """The videos of a dimension's prompts in the suite's order, with what the suite says beside each prompt."""
     samples = defaultdict(list)
-    for video in sorted(videos, key=lambda video: video.sample):
+    for video in videos:  # in the order of their names, which has samples of one digit in theirs
         if video.sample < SAMPLES:
             samples[video.prompt].append(video)
     return [(video, entry.auxiliary) for entry in suite if name in entry.dimensions for video in samples[entry.prompt]]

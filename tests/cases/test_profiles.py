@@ -179,6 +179,16 @@ def test_one_bad_video_among_others(change: Callable[[Path], object], line: str,
     assert [one["video"] for one in lines()] == ["0000.mp4", "0002.mp4"]
 
 
+def test_videos_too_small_for_optical_flow(run: Run, foreign: Path) -> None:
+    for number in range(3):
+        write_mp4(foreign / f"{number:04d}.mp4", flat(8, 15, 64), 12)
+    said = run(*LITE, OUT, code=2)
+    assert "videos/0000.mp4: is 64x15 pixels, drift-lite needs 16 a side; leave it out" in said
+    assert said.splitlines()[-1] == (  # none of them is kept anywhere
+        "error: videos: 3 of 3 videos cannot be scored, as told above; mend or remove them"
+    )
+
+
 def test_several_bad_videos_are_told_each(run: Run, foreign: Path) -> None:
     for number in (0, 2):
         write_mp4(foreign / f"{number:04d}.mp4", flat(5), 12)
@@ -202,11 +212,15 @@ def test_several_bad_videos_are_told_each(run: Run, foreign: Path) -> None:
             "videos/0002.mp4: has 24 frames a second, 0000.mp4 12; score each rate in a folder of its own",
         ),
         (
+            spoil("0002.mp4", lambda f: write_mp4(f, flat(10), 6)),
+            "videos/0002.mp4: has 6 frames a second, 0000.mp4 12; score each rate in a folder of its own",
+        ),
+        (
             lambda folder: [one.unlink() for one in folder.iterdir()],
             "videos: holds no mp4 video; name a folder that does",
         ),
     ],
-    ids=["sizes", "rates", "none"],
+    ids=["sizes", "faster", "slower", "none"],
 )
 def test_folders_whose_figures_would_mean_nothing(
     change: Callable[[Path], object], line: str, mistake: Run, foreign: Path

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from hiar.judges.interface import open_judge
 from hiar.judges.shapes.metrics import measured as measured_of
 from hiar.judges.shapes.oracle import Judgement, judge
 from hiar.metrics import continuity, drift, motion
+from hiar.metrics.continuity import STILL
 from hiar.metrics.looks import look
 from hiar.metrics.segments import trend
 from hiar.worlds.shapes.render import clips
@@ -68,6 +70,20 @@ def test_a_fading_background_shifts(params, true_clips):
     shift = measured(params, lighter, captions)["background_shift"]
     middle_to_middle = 60 / 255 * 48 / 59  # from the middle of the first to that of the last fifth
     assert shift.tolist() == pytest.approx([3**0.5 * middle_to_middle] * VIDEOS, rel=0.05)
+
+
+def test_borders_are_those_of_a_first_block_of_its_own(params):
+    """Five pictures, then three a block: what jumps there alone jumps at borders alone."""
+    levels = torch.arange(20)
+    for border in (5, 8, 11, 14, 17):
+        levels[border:] += 9
+    frames = levels.to(torch.uint8)[None, :, None, None, None].expand(1, 20, 64, 64, 3)
+    judge = open_judge(params.world, params.score, 5, BLOCK)
+    metrics = judge.measure(judge.look(frames, None, ["a red disc moves"]))
+    assert metrics["border_jump"].item() == pytest.approx((10 + STILL) / (1 + STILL))
+    assert judge.least_frames == 5
+    few = params.score.model_copy(update={"segments": 2})
+    assert open_judge(params.world, few, 5, BLOCK).least_frames == motion.LEAST_FRAMES
 
 
 def test_every_name_is_the_measure_that_it_says(params):

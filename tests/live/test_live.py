@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import json
 import shutil
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from itertools import islice
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import av
 import pytest
@@ -28,6 +30,7 @@ from hiar.stages.stream import clean_blocks, stream_rollout
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
 LEAD = 1.0
 BLOCK_SECONDS = 0.25
+OWN_SOURCES = {"'none'", "'self'", "data:", "blob:"}
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -139,16 +142,37 @@ def test_what_cannot_be_is_answered_and_all_goes_on(address):
 
 
 def test_who_may_come_in(address):
-    for token in ("", "wrong", None):
+    for token in ("", "wrong", None, TOKEN[:-1], TOKEN + "!", "\ud800"):
         with pytest.raises(ConnectionClosed) as closed:
             Watcher(address, token=token).hear()  # type: ignore[arg-type]
         assert closed.value.rcvd.code == 4401
-    with pytest.raises(InvalidStatus):
-        Watcher(address, origin="http://elsewhere.example")
+    for origin in ("http://elsewhere.example", f"{address[:-1]}.example", "null"):
+        with pytest.raises(InvalidStatus):
+            Watcher(address, origin=origin)
+    asked = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    for host, code in (("elsewhere.example", 403), ("localhost", 101), ("[::1]:1", 101)):
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=PATIENCE)
+        connection.request(
+            "GET", "/live", headers=asked | {"Host": host, "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+        )
+        assert connection.getresponse().status == code
+        connection.close()
     for headers, code in (({"Host": "elsewhere.example"}, 421), ({}, 401)):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(urllib.request.Request(f"{address}minute/0.mp4", headers=headers))
         assert refused.value.code == code
+
+
+def test_the_page_is_used_by_no_other_and_uses_no_other(address):
+    """What a browser is told: own files alone, in nobody's frame, and nothing taken for what it is not."""
+    for name in ("", "live.js", "live.css"):
+        with urllib.request.urlopen(address + name) as answer:
+            said = dict(answer.headers)
+        policy = dict(one.split(maxsplit=1) for one in said["content-security-policy"].split(";"))
+        assert {source for sources in policy.values() for source in sources.split()} <= OWN_SOURCES
+        assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+        assert said["x-content-type-options"] == "nosniff"
+        assert "server" not in said
 
 
 def test_the_last_minute_is_saved_with_its_card(address):
@@ -158,6 +182,7 @@ def test_the_last_minute_is_saved_with_its_card(address):
     def saved(name: str) -> bytes:
         request = urllib.request.Request(f"{address}minute/{name}", headers={"Authorization": f"Bearer {TOKEN}"})
         with urllib.request.urlopen(request) as answer:
+            assert answer.headers["x-content-type-options"] == "nosniff"
             return answer.read()
 
     card, video = json.loads(saved("1.json")), saved("1.mp4")
@@ -179,17 +204,20 @@ def test_commands_that_cannot_be(students, tmp_path, monkeypatch):
     monkeypatch.delenv("HIAR_LIVE_TOKEN", raising=False)
     with pytest.raises(UserError, match="no such file; name a checkpoint folder"):
         served(tmp_path)
-    with pytest.raises(UserError, match=r"--host = 0\.0\.0\.0: can be reached from elsewhere; set HIAR_LIVE_TOKEN"):
-        served(students[0], host="0.0.0.0")
+    for host in ("0.0.0.0", "::", "192.0.2.1", ""):
+        with pytest.raises(UserError, match=f"--host = {host}: can be reached from elsewhere; set HIAR_LIVE_TOKEN"):
+            served(students[0], host=host)
+        monkeypatch.setenv("HIAR_LIVE_TOKEN", "")  # as good as none
     with pytest.raises(UserError, match="--checkpoint: is given 5 times"):
         served(*5 * students[:1])
     with pytest.raises(UserError, match="elephant"):
         served(students[0], prompt="an elephant")
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="address already in use"):
         served(students[0], port=taken.getsockname()[1])
-    monkeypatch.setenv("HIAR_LIVE_TOKEN", "short")
-    with pytest.raises(UserError, match="HIAR_LIVE_TOKEN: has 5 characters; give it at least 16"):
-        served(students[0])
+    for token in ("short", 15 * "x"):
+        monkeypatch.setenv("HIAR_LIVE_TOKEN", token)
+        with pytest.raises(UserError, match=f"HIAR_LIVE_TOKEN: has {len(token)} characters; give it at least 16"):
+            served(students[0])
 
 
 @pytest.fixture

@@ -73,6 +73,8 @@ def test_prompts_that_no_block_needs_are_forgotten(student):
 def test_what_cannot_be_walked_is_refused(student):
     with pytest.raises(UserError, match="--order = step_first: finished context waits"):
         begin(student, PROMPT, 0, "step_first", "finished", 0)
+    with pytest.raises(UserError, match="left"):  # words that are known, in no order that is
+        begin(student, "moves left a red disc", 0, None, None, 0)
 
 
 def test_what_is_asked_while_a_student_rests_does_not_pile_up(student):
@@ -85,3 +87,8 @@ def test_what_is_asked_while_a_student_rests_does_not_pile_up(student):
             making.take({"do": "prompt", "text": THIRD, "block": 7})
     assert [command["do"] for command in making.pending] == ["restart", "prompt"]
     assert making.pending[0]["seed"] == 48
+    making.take(
+        {"do": "prompt", "text": THIRD, "block": 4}
+    )  # of the new video's first block, where walks begin no other
+    assert [command["do"] for command in making.pending] == ["restart", "prompt"]
+    assert making.pending[1]["block"] == 4

@@ -38,6 +38,12 @@ def test_a_first_block_may_be_shorter():
     assert border_jump(change, 12).item() < 1
 
 
+def test_a_first_block_may_be_longer():
+    change = torch.zeros(1, 20).double()
+    change[0, [8, 11, 14, 17]] = 7.0  # into frames 9, 12, 15 and 18, and none before
+    assert border_jump(change, 3, 9).item() == pytest.approx((7 + 0.25) / 0.25)
+
+
 def test_the_true_world_has_no_borders():
     frames, _ = clips(DEFAULT, seed=0, first=0, count=64, frames=60)
     assert border_jump(changes(frames), BLOCK).mean().item() == pytest.approx(1, abs=0.03)

@@ -50,6 +50,9 @@ def test_sharpness_of_a_checkerboard():
     video = (255 * board).to(torch.uint8)[None, None, :, :, None].expand(1, 1, 8, 8, 3)
     assert sharpness(video).item() == pytest.approx((4 * 255) ** 2, rel=1e-4)  # every pixel: four opposites less four
     assert sharpness(plain((10, 200, 30), frames=1)).item() == pytest.approx(0, abs=1e-6)
+    colors = [sharpness(video * torch.eye(3, dtype=torch.uint8)[n]).item() for n in range(3)]
+    shares = [(255 * share * 4) ** 2 for share in (0.299, 0.587, 0.114)]  # of red, green and blue in what is seen
+    assert colors == pytest.approx(shares, rel=1e-4)
 
 
 def test_shift_is_the_distance_from_the_first_segment():

@@ -1,6 +1,7 @@
 """The profile drift, its networks in a process of their own: known answers, the same in any part, what it refuses."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,17 @@ def test_each_metric_has_its_networks_known_course(drift):
     assert found["lpips_vde"] > 0 > found["dinov2_trend"]
 
 
+def test_dinov2_sees_the_middle_of_a_frame(drift):
+    """224 of 256 pixels of the shorter side: what blinks at the border alone is not seen, as in its middle it is."""
+    still = colored(*[torch.full((12,), level) for level in (90, 60, 30)])
+    border, middle = still.clone(), still.clone()
+    border[::2, :2, :, 2] = border[::2, -2:, :, 2] = border[::2, :, :10, 2] = border[::2, :, -10:, 2] = 250
+    middle[::2, 20:44, 30:60, 2] = 250
+    assert measured(drift, border)["dinov2"] == pytest.approx(1, abs=1e-6)
+    assert measured(drift, border)["lpips"] > 0.01
+    assert measured(drift, middle)["dinov2"] < 0.999
+
+
 def test_the_score_is_drift_lites_form_of_the_papers_six_measures(drift):
     number = torch.arange(30)
     frames = colored(60 + 4 * number, 100 + number % 2, 90 - number)
@@ -120,6 +132,18 @@ def test_the_record_names_files_versions_and_device(drift, places):
 def test_a_value_that_is_none_is_told(drift):
     with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
         measured(drift, torch.zeros(6, 64, 64, 3, dtype=torch.uint8))
+    frames = torch.full((6, 64, 64, 3), 90, dtype=torch.uint8)
+    frames[3] = 0  # of one frame alone
+    with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
+        measured(drift, frames)
+
+
+def test_no_secret_goes_to_the_networks(here, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not theirs")
+    profile = open_profile()
+    measured(profile, colored(*torch.arange(18).view(3, 6)))
+    process = profile.observer._networks._process
+    assert b"AWS_SECRET_ACCESS_KEY" not in Path(f"/proc/{process.pid}/environ").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 
 from hiar.metrics.drift import colorfulness
 from hiar.metrics.segments import segment_centres
+from hiar.profiles import pairs
 from hiar.profiles.lite import FRAME, NAME, PAIR, RECIPE, DriftLite, open_profile
+from hiar.profiles.profile import Profile
 from hiar.profiles.recipe import drift_metrics
 
 METRICS = (*FRAME, *PAIR)
@@ -110,6 +112,27 @@ def test_a_video_that_jumps_every_third_frame():
         for part in range(1, 6):
             assert metrics[f"{name}_segment_{part}"] == pytest.approx((sum(jumps) + 4 * still) / 6, rel=1e-9)
         assert metrics[f"{name}_drift"] == pytest.approx(0, abs=1e-9)
+
+
+def test_similarity_is_seen_at_256_pixels_and_flow_at_half_of_that():
+    noise = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (2, 256, 256, 3), dtype=torch.uint8, generator=noise)
+    frames = frames[[0, 1, 0, 1, 0, 1]]
+    metrics = scored(frames)
+    one, other = (pairs.grey_of(frame) for frame in frames[:2].numpy())
+    assert metrics["ssim"] == pytest.approx(pairs.ssim(one, other))
+    forth, back = (
+        pairs.magnitude(pairs.flow_between(pairs.reduced(a, 128), pairs.reduced(b, 128)))
+        for a, b in ((one, other), (other, one))
+    )
+    assert metrics["flow"] == pytest.approx((3 * forth + 2 * back) / 5)
+
+
+def test_a_record_is_the_same_in_any_order():
+    one, other = ({"version": 1, "weights": {"a": 1, "b": 2}}, {"weights": {"b": 2, "a": 1}, "version": 1})
+    hashes = {Profile("x", DriftLite(), record).record_hash for record in (one, other)}
+    assert len(hashes) == 1
+    assert Profile("x", DriftLite(), one | {"version": 2}).record_hash not in hashes
 
 
 def test_odd_sizes():

@@ -69,3 +69,22 @@ def test_pictures_are_made_smaller_by_whole_factors(size, side, expected):
     small = pairs.reduced(grey, side)
     assert small.shape == expected
     assert small.mean() == pytest.approx(grey.mean(), abs=1)
+
+
+def test_grey_is_luma():
+    colors = np.zeros((1, 4, 3), np.uint8)
+    colors[0, [0, 1, 2], [0, 1, 2]] = 255
+    assert pairs.grey_of(colors).tolist() == [[76, 150, 29, 0]]
+
+
+def test_what_comes_from_the_very_edge_counts_and_what_comes_from_beyond_does_not():
+    size = (4, 4)
+    for axis in (0, 1):
+        for step, edge in ((1, 3), (-1, 0)):
+            flow = np.zeros((*size, 2), np.float32)
+            flow[..., axis] = step
+            one, other = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+            other[(slice(None), edge) if axis == 0 else edge] = 255
+            assert pairs.warp_error(one, other, flow) == pytest.approx(1 / 3)  # of three rows, or columns, one is wrong
+            flat = np.full(size, 100, np.uint8)
+            assert pairs.warp_error(flat, flat, flow) == 0

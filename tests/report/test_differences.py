@@ -47,6 +47,22 @@ def test_several_seeds_have_a_table_of_their_own():
     assert shown(seeds)["other"][0] == ("-0.105", "0.005", True)
 
 
+def test_one_student_of_a_single_seed_and_video_has_no_interval_beside_those_that_have():
+    of = scores([0, 1])
+    for name in ("distill/hiar", "distill/other"):
+        of[f"{name}-once"] = {(0, 0): of[name][0, 0]}
+    once = {f"distill/{name}-once": Series(f"{name}-once", "", "c0") for name in ("hiar", "other")}
+    (table,) = difference_tables(METRICS[:1], of, once, "distill/other-once")
+    assert shown(table) == {"hiar-once": [("+0.100", "", False)]}
+    assert [row.n for row in table.rows] == [1]
+
+
+def test_ninth_students_take_the_first_ones_colour():
+    names = [f"one-{number}" for number in range(10)]
+    colors = [model_series("distill", name, "a walk", names).color for name in names]
+    assert set(colors) == {f"c{number}" for number in range(8)}
+
+
 @pytest.mark.parametrize(
     ("stage", "variant", "name", "color", "dashed"),
     [

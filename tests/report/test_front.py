@@ -1,7 +1,10 @@
 import re
 
+import pytest
 from sampled import ROOT
 
+from hiar.parameters import parse_params
+from hiar.report.charts import BOTTOM, HEIGHT, TOP
 from hiar.report.columns import METRICS
 from hiar.report.front import front, front_legend
 from hiar.stages.comparison import levels_compared
@@ -45,10 +48,35 @@ def test_levels_of_the_front():
     }
 
 
+@pytest.mark.parametrize("other", [{"forward_kl": None}, {"order": "diagonal"}])
+def test_a_line_is_of_students_that_were_trained_alike_but_for_the_level(other):
+    """Two levels make no line, and what else was trained otherwise joins none."""
+    plain = experiment_params(ROOT, "front").model_dump(mode="json")
+    tree = plain | {"compare": plain["compare"] | {"init": [], "distill": ["hiar", "c85", "c70"], "walked": []}}
+    alike = levels_compared(parse_params(tree, "mine.yaml"))
+    assert [list(of) for of in alike.values()] == [[1.0, 0.85, 0.7]]
+    tree["variants"] = tree["variants"] | {"c70": tree["variants"]["c70"] | other}
+    assert levels_compared(parse_params(tree, "mine.yaml")) == {}
+
+
 def test_experiments_of_one_level_have_no_front():
     levels = levels_compared(experiment_params(ROOT, "table3"))
     assert levels == {}
     assert front(METRICS, {}, levels) == []
+
+
+def test_bands_lie_inside_the_chart_and_equal_values_have_one_too():
+    levels = levels_compared(experiment_params(ROOT, "front"))
+    speed = [one for one in METRICS if one.key == "good"]
+    (drawn,) = front(speed, scores(levels), levels)
+    for one in re.findall('<polygon[^>]* points="(.*?)"', drawn.svg):
+        heights = [float(place.split(",")[1]) for place in one.split()]
+        assert TOP < min(heights) < max(heights) < HEIGHT - BOTTOM
+    same = {
+        name: {video: {"good": 0.5} for video in ((0, 0), (0, 1))} for of in levels.values() for name in of.values()
+    }
+    (flat,) = front(speed, same, levels)
+    assert {float(y) for y in re.findall('<circle[^>]* cy="(.*?)"', flat.svg)} == {(TOP + HEIGHT - BOTTOM) / 2}
 
 
 def test_a_chart_a_metric_with_a_dot_a_level():

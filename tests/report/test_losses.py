@@ -21,15 +21,20 @@ def test_a_chart_a_column_with_a_line_a_file(tmp_path):
     assert [chart.title for chart in found.charts] == ["loss", "one", "two"]
     assert [chart.svg.count("<polyline") for chart in found.charts] == [2, 1, 1]
     assert [series.name for series in found.legend] == ["one", "two"]
+    solid, dashed = (Curve(Series(name, "", "c0", name == "two"), tmp_path / f"{name}.csv") for name in names[:2])
+    assert [chart.svg.count("dashed") for chart in losses("Stage", [solid, dashed]).charts] == [1, 0, 1]
 
 
 def test_no_file_no_section(tmp_path):
     assert losses("Stage", [Curve(Series("one", "", "c0"), tmp_path / "one.csv")]) is None
 
 
-@pytest.mark.parametrize("text", ["step,loss\n0,x\n", "loss\n1\n", "step,loss\n0,1\n,2\n", "step,loss\n0,1,2,3\n"])
-def test_broken_tables_are_named(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("step,loss\n0,x\n", 2), ("loss\n1\n", 2), ("step,loss\n0,1\n,2\n", 3), ("step,loss\n0,1,2,3\n", 2)],
+)
+def test_broken_tables_are_named(tmp_path, text, line):
     path = tmp_path / "curve.csv"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"curve\.csv: line \d: is not numbers"):
+    with pytest.raises(UserError, match=rf"curve\.csv: line {line}: is not numbers"):
         read_curve(path)

@@ -77,6 +77,10 @@ def test_the_same_in_every_form(table):
     assert float(drift["low"]) < 0.0201 < float(drift["high"])
     claims = list(csv.DictReader(io.StringIO(claims_csv([table]))))
     assert [one["verdict"] for one in claims] == ["holds", "holds", "fails", "holds", "holds"]
+    drifts = claims[0]  # input-level context less than output-level
+    assert (drifts["of"], drifts["than"], drifts["is"]) == ("distill/hiar-input", "distill/hiar", "lower")
+    assert float(drifts["low"]) < float(drifts["difference"]) < float(drifts["high"]) < 0
+    assert not [text for text in (figures_csv([table]), claims_csv([table])) if "\r" in text]
     for text in (as_markdown([table]), as_html([table])):
         for part in ("0.0201 [0.0199, 0.0203]", "0.257", "2 / 2", "fails", "Table 2", "0, 1, 2"):
             assert part in text

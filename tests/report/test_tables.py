@@ -26,6 +26,8 @@ def marked(one):
 def test_the_best_and_its_equals_are_marked():
     assert marked(table(GOOD, 0.50, 0.88, 0.90)) == [False, True, True]  # .02 is within two errors of the difference
     assert marked(table(GOOD, 0.50, 0.80, 0.90)) == [False, False, True]
+    assert marked(table(GOOD, 0.50, 0.87, 0.90)) == [False, False, True]  # .03 is not: the error is .0141
+    assert marked(table(GOOD, 0.50, 0.90, 0.90, se=0.0)) == [False, True, True]
     assert marked(table(DRIFT, 0.50, 0.80, 0.90)) == [True, False, False]
 
 
@@ -57,11 +59,18 @@ def test_a_student_that_shows_nothing_leads_nowhere():
     assert marked(comparison("", [DRIFT], students, {})) == [False, False, True, False]
     black = {series: means for series, means in students.items() if series.name == "black"}
     assert marked(comparison("", [DRIFT], black, {})) == [False]
+    able = {series: means for series, means in students.items() if series.name in ("black", "good")}
+    assert marked(comparison("", [DRIFT], able, {})) == [False, True]
 
 
 @pytest.mark.parametrize(
     ("mean", "se", "shown"),
-    [(0.98765, 0.0123, ("0.988", "0.012")), (123.4567, 2.0, ("123.5", "2.0")), (0.5, None, ("0.500", ""))],
+    [
+        (0.98765, 0.0123, ("0.988", "0.012")),
+        (123.4567, 2.0, ("123.5", "2.0")),
+        (-123.4567, 2.0, ("-123.5", "2.0")),
+        (0.5, None, ("0.500", "")),
+    ],
 )
 def test_figures_are_short(mean, se, shown):
     cell = table(GOOD, mean, se=se).rows[0].cells[0]

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from sampled import FRAMES, sampled_workspace, small_params, true_clips, write_samples
+from sampled import FRAMES, VIDEOS, sampled_workspace, small_params, true_clips, write_samples
 
 from hiar.errors import UserError
 from hiar.report.sheet import CELL, FOOT, GAP, HEAD, LABEL
@@ -75,6 +75,55 @@ def test_both_seeds_are_pooled(text, params, workspace):
     row = re.search(r"<tr>\s*<th scope=\"row\"><span[^>]*></span>HiAR · init.*?</tr>", text, re.DOTALL)[0]
     assert f"<td>{sum(means) / 2:.3f}" in row
     assert f"<td>{params.sample.videos * 2}</td>" in row
+
+
+def test_the_true_worlds_row_is_of_both_seeds_too(text, params, workspace):
+    truth = json.loads((workspace / "metrics" / "world.json").read_text())
+    row = re.search(r"<tr class=\"reference\"><th scope=\"row\"><span[^>]*></span>True world.*?</tr>", text, re.DOTALL)[
+        0
+    ]
+    assert f"<td>{sum(one['metrics']['residual']['mean'] for one in truth) / 2:.3f}" in row
+    assert f"<td>{params.sample.videos * 2}</td>" in row
+
+
+def test_what_is_compared_is_told_in_words_and_seconds(text, params):
+    """Clips of 15 frames and rollouts of 30, at 12 a second; the teacher makes clips."""
+    assert "trained on clips of 15 frames (1.25 s), rolled out for 30 (2.5 s)" in text
+    assert "clips of 1.25 s; these rollouts go on for\n    2.5 s" in text
+    assert "step-first, output context" in text
+    legends = re.findall(r'<ul class="legend">(.*?)</ul>', text, re.DOTALL)
+    assert [re.sub("<small>.*?</small>|<[^>]*>", "", one).strip() for one in legends[0].split("</li>")[:-1]] == MODELS[
+        1:
+    ]
+    definitions = re.search('<dl class="definitions">(.*?)</dl>', text, re.DOTALL)[1]
+    heads = set(re.findall("<dt>(.*?)</dt>", definitions))
+    assert {"Good frames", "Saturation drift", "Border jump"} < heads
+    (course,) = (svg for svg in re.findall("<svg.*?</svg>", text, re.DOTALL) if 'aria-label="Good frames:' in svg)
+    across = [
+        [float(place.split(",")[0]) for place in line.split()]
+        for line in re.findall('<polyline[^>]*points="(.*?)"', course)
+    ]
+    teacher, *students = across
+    assert all(line == students[0] for line in students)
+    assert [x - 46 for x in teacher] == pytest.approx([(x - 46) / 2 for x in students[0]], abs=0.11)
+
+
+def test_each_training_has_its_own_curve(text):
+    for name, lines in (("critic", 2), ("dmd", 1)):  # of the critic, the seeds' curves differ
+        (chart,) = (svg for svg in re.findall("<svg.*?</svg>", text, re.DOTALL) if f"Distillation, {name}:" in svg)
+        drawn = re.findall('<polyline[^>]*points="(.*?)"', chart)
+        assert (len(drawn), len(set(drawn))) == (6, lines)
+
+
+def test_fewer_videos_than_the_wall_has_places_and_code_with_changes(workspace, params, tmp_path):
+    for name in ("artifacts", "metrics"):
+        (tmp_path / name).symlink_to(workspace / name)
+    wide = params.model_copy(update={"report": params.report.model_copy(update={"videos": 9})})
+    report.run(wide, tmp_path)
+    assert len(Page((tmp_path / "reports" / "index.html").read_text()).all("video")) == VIDEOS * len(MODELS)
+    made = report._Made.model_validate({"code": {"commit": "0123456789abcdef", "dirty": True}})
+    clean = report._Made.model_validate({"code": {"commit": "0123456789abcdef", "dirty": False}})
+    assert report._commits([made, clean, made]) == ["0123456789", "0123456789 + changes"]
 
 
 def test_parameters_times_and_curves_are_shown(text):
@@ -166,3 +215,10 @@ def test_samples_of_other_prompts_are_refused(workspace, params, tmp_path):
     write_samples(tmp_path / "artifacts" / "seed-0" / "samples" / "teacher", frames, captions, params)
     with pytest.raises(UserError, match=r"samples/teacher: its prompts are not those of params\.yaml"):
         report.run(alone, tmp_path)
+    # Of the second seed too.
+    (tmp_path / "both" / "artifacts").mkdir(parents=True)
+    (tmp_path / "both" / "metrics").symlink_to(workspace / "metrics")
+    (tmp_path / "both" / "artifacts" / "seed-0").symlink_to(workspace / "artifacts" / "seed-0")
+    (tmp_path / "both" / "artifacts" / "seed-1").symlink_to(tmp_path / "both" / "artifacts" / "seed-0")
+    with pytest.raises(UserError, match=r"seed-1/samples/teacher: its prompts are not those of params\.yaml"):
+        report.run(params, tmp_path / "both")

@@ -227,3 +227,13 @@ def test_videos_too_short_for_the_segments(params, tmp_path, project):
     write_samples(folder, frames, captions, params)
     with pytest.raises(UserError, match="videos have 3 frames, scoring needs 5"):
         score_folder(folder, [], tmp_path / "score.json", project)
+    write_samples(tmp_path / "enough", *true_clips(params, seed=0, frames=5), params)
+    score_folder(tmp_path / "enough", [], tmp_path / "score.json", project)
+    assert json.loads((tmp_path / "score.json").read_text())["oracle"]["metrics"]["good"]["mean"] == 1
+
+
+def test_a_dimension_that_cannot_run_here_is_told_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "none"))
+    tree = small_params().score.model_dump(mode="json") | {"vbench": ["temporal_flickering"]}
+    with pytest.raises(UserError, match="make vbench"):
+        score.run(small_params(score=tree), tmp_path)

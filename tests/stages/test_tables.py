@@ -56,7 +56,13 @@ def test_the_tables_of_an_experiment(project):
     assert "table2: input-level context costs quality: holds" in said
     assert "table2: output-level context drifts less than clean: undecided" in said
     assert "| 0.6160 [0.6" in (project / folder / "tables.md").read_text()
+    (project / folder / "run.json").write_text('{"commits": ["abc"], "stages": [{"sec')  # cut off by a kill
     hiar("tables", "table2", "--out", "all", folder=project)
+    text = (project / "all" / "tables.md").read_text()
+    assert "Training seeds: 0, 1, 2. Videos: 128 of 240 latent frames, 16 training lengths." in text
+    assert (project / "all" / "tables.csv").read_text().count("\n") == 1 + 3 * 4
+    assert "paper_rank" in (project / "all" / "tables.csv").read_text()
+    assert "verdict" in (project / "all" / "claims.csv").read_text()
     assert {path.name for path in (project / "all").iterdir()} == {
         *("tables.html", "tables.md", "tables.csv", "claims.csv")
     }

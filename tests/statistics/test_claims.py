@@ -72,6 +72,8 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
             "Self-Forcing.metric = 'goo': did you mean 'good'?",
         ),
         (lambda t: t["claims"][0].update(of="distill/hair"), "is in no row; did you mean 'distill/hiar'?"),
+        (lambda t: t["claims"][0].update(than="distill/hair"), "is in no row; did you mean 'distill/hiar'?"),
+        (lambda t: t["claims"][0].update(than=t["rows"][2]["name"]), "is in no row; "),
         (lambda t: t["claims"][0].update({"is": "larger"}), "table1.claims.0.is = 'larger': input should be 'higher'"),
         (lambda t: t["rows"][1]["paper"].pop("Drift"), "]: give Quality, Semantic, Dynamic, Drift"),
         (lambda t: t["rows"][2].update(lacks=None), "table1.rows.2.lacks = None: give it or a contender"),

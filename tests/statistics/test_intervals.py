@@ -58,6 +58,8 @@ def test_of_several_seeds_the_videos_error_is_that_inside_them():
 
 def test_too_few_to_tell():
     assert over_videos({0: np.array([1.0])}) is None
+    assert over_videos({0: np.array([1.0]), 1: np.array([1.0, 2.0, 3.0])}) is None
+    assert over_videos({0: np.array([1.0, 2.0])}).half == pytest.approx(12.7062047 / 2)  # t of 1 degree of freedom
     assert over_seeds([1.0]) is None
     assert over_seeds([1.0, 1.0]) == Interval(1.0, 1.0, 1.0, 2)
 

@@ -43,13 +43,18 @@ def test_differences_are_taken_video_by_video_whatever_the_order_of_rows(tmp_pat
     assert found.videos.half < 0.05
     assert found.training.n == 2
     assert found.training.half > 5  # two seeds that are one apart: 12.7 errors of .5
-    shuffled = read_scores(written(tmp_path, rows[::-1]))
+    turned = [one for one in rows if one["variant"] == "hiar"] + [one for one in rows[::-1] if one["variant"] != "hiar"]
+    shuffled = read_scores(written(tmp_path, turned))
     assert compared(shuffled).videos == found.videos
     alone = estimate(values_of(scores, "distill/hiar", "speed")), estimate(values_of(scores, "distill/other", "speed"))
     assert alone[0].mean - alone[1].mean == pytest.approx(found.mean)
     assert min(one.videos.half for one in alone) > 1
     back = compared(scores, "distill/other", "distill/hiar")
     assert back.videos.low == pytest.approx(-found.videos.high)
+
+
+def test_seeds_weigh_alike_however_many_videos_they_have():
+    assert estimate({0: np.array([1.0, 1.0, 1.0, 1.0]), 1: np.array([3.0, 3.0])}).mean == 2
 
 
 def test_one_training_seed_says_nothing_of_another(tmp_path):

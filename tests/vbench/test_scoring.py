@@ -9,6 +9,7 @@ import time
 import zipfile
 
 import av
+import numpy as np
 import pytest
 from commands import environment as shell
 from commands import hiar
@@ -16,7 +17,9 @@ from vbench_toys import asked, behave, film, lay_weights
 
 from hiar.errors import UserError
 from hiar.io.reading import read_parts
-from hiar.vbench.clips import clip_folder, clip_frames, clip_seconds, cut
+from hiar.vbench.clips import clip_folder, clip_frames, clip_rate, clip_seconds, cut
+from hiar.vbench.dimensions import DIMENSIONS
+from hiar.vbench.leaderboard import read_results
 from hiar.vbench.runner import score_folder
 from hiar.vbench.values import dimension_value, long_values
 from hiar.vbench.worker import chunks
@@ -78,6 +81,15 @@ def test_what_is_done_is_not_done_again(score, videos, weights, tmp_path):
     assert len(asked(weights)) == 3
     assert score(videos, FLICKERING) == first
     assert asked(weights) == []
+    for number in (3, 4):  # two files of one film and one prompt
+        film(videos / f"000{number}.mp4", 4, 77)
+    with (videos / "captions.txt").open("a") as file:
+        file.write("a beetle\na beetle\n")
+    score(videos, FLICKERING)
+    assert [os.path.basename(one["video"]) for one in asked(weights)] in (["0003.mp4"], ["0004.mp4"])
+    assert len(set(list(result(tmp_path, FLICKERING)["by_video"].values())[3:])) == 1
+    for number in (3, 4):
+        (videos / f"000{number}.mp4").unlink()
     film(videos / "0001.mp4", 5, seed=99)
     (videos / "0000.mp4").rename(videos / "0003.mp4")  # now the last, with another prompt
     (videos / "captions.txt").write_text("a bee\n100% of a bear/cub\na beetle\n")
@@ -100,6 +112,40 @@ def test_other_weights_score_anew_and_lose_nothing(score, videos, weights, tmp_p
     assert len(asked(weights)) == 3
     assert "other weights" in capsys.readouterr().err
     assert (tmp_path / "out" / f"{SMOOTH}.aside-1.jsonl").read_text() == old
+    torch.save({"third": 1}, weights / "amt_model" / "amt-s.pth")
+    approve(weights, "amt_model/amt-s.pth")
+    new = (tmp_path / "out" / f"{SMOOTH}.jsonl").read_text()
+    score(videos, SMOOTH, device="cuda:12")
+    assert "other device, weights; it is set aside as" in capsys.readouterr().err
+    assert [(tmp_path / "out" / f"{SMOOTH}.aside-{n}.jsonl").read_text() for n in (1, 2)] == [old, new]
+    assert result(tmp_path, SMOOTH)["device"] == "cuda:12"
+
+
+def test_another_version_scores_anew(toy, videos, weights, tmp_path, capsys):
+    own = shutil.copytree(toy, tmp_path / "venv", symlinks=True)
+    score_folder(videos, [FLICKERING], tmp_path / "out", environment=own, weights=weights)
+    asked(weights)
+    place = next(own.glob("lib/python3*/site-packages")) / "vbench-9.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: vbench\nVersion: 9\n")
+    score_folder(videos, [FLICKERING], tmp_path / "out", environment=own, weights=weights)
+    assert len(asked(weights)) == 3
+    assert "other versions" in capsys.readouterr().err
+    assert result(tmp_path, FLICKERING)["versions"] == {"vbench": "9"}
+
+
+def test_all_that_suits_prompts_of_their_own(score, videos, weights):
+    """What compares with the suite's words beside its prompts is left out, what needs the prompt alone is not."""
+    found = {name for name, one in DIMENSIONS.items() if not one.described}
+    values = score(videos).values
+    assert set(values) == found
+    assert {"human_action", "temporal_style"} < found
+    assert not found & {"scene", "appearance_style"}
+    # its mean is over pairs of consecutive frames
+    sizes = [os.path.getsize(videos / f"{number:04d}.mp4") for number in range(3)]
+    pairs = [one // 1000 - 1 for one in sizes]
+    mean = sum(one / 1e5 * count for one, count in zip(sizes, pairs, strict=True)) / sum(pairs)
+    assert values["subject_consistency"] == pytest.approx(mean)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +180,7 @@ def test_a_killed_dimension_goes_on_from_its_last_chunk(score, films, weights, t
     (many / "captions.txt").write_text("".join(f"bird {number}\n" for number in range(40)))
     behave(weights, **{FLICKERING: "kill"})
     scores = score(many, FLICKERING, DEGREE)
-    assert "SIGKILL" in scores.failed[FLICKERING]
+    assert "SIGKILL (out of memory?)" in scores.failed[FLICKERING]
     assert DEGREE in scores.values
     with (tmp_path / "out" / f"{FLICKERING}.jsonl").open("a") as file:
         file.write('{"key": "cut off he')  # as a kill of ours would leave it
@@ -142,6 +188,8 @@ def test_a_killed_dimension_goes_on_from_its_last_chunk(score, films, weights, t
     asked(weights)
     assert score(many, FLICKERING).values[FLICKERING] == pytest.approx(size(films / "0000.mp4"))
     assert [one["entry"]["prompt_en"] for one in asked(weights)] == [f"bird {number}" for number in range(32, 40)]
+    assert score(many, FLICKERING).failed == {}
+    assert asked(weights) == []
 
 
 def test_the_worker_ends_with_who_asked(toy, weights, videos, tmp_path):
@@ -237,6 +285,33 @@ def test_clips_hold_the_frames_of_their_part(tmp_path):
             assert nearest == number
 
 
+def test_clips_are_all_there_or_none(tmp_path):
+    video = film(tmp_path / "film.mp4", 19, 0)
+    place = tmp_path / "clips" / "film"
+    with pytest.raises(UserError, match=r"film\.mp4: is truncated \(19 of 27 frames\)"):
+        cut(video, clip_frames(27, 4, 2), 4, place)
+    assert not place.exists()
+    left = place.with_name(f"film.{os.getpid()}.partial")  # by a killed process of that number
+    left.mkdir(exist_ok=True)
+    (left / "009.mp4").write_text("half")
+    paths = cut(video, clip_frames(19, 4, 2), 4, place)
+    assert sorted(place.iterdir()) == paths
+    assert list(place.parent.iterdir()) == [place]
+    for width, height in ((31, 32), (32, 31)):
+        with av.open(tmp_path / "odd.mp4", "w") as container:
+            stream = container.add_stream("libx264", 4, pix_fmt="yuv444p", width=width, height=height)
+            for _ in range(8):
+                frame = av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        with pytest.raises(UserError, match=rf"odd\.mp4: is {width}x{height} pixels: h264 clips have even sizes only"):
+            cut(tmp_path / "odd.mp4", [range(8)], 4, tmp_path / "clips" / "odd")
+
+
+def test_slow_videos_have_a_frame_a_second_at_least():
+    assert [clip_rate(fps) for fps in (0.4, 1.9, 23.976)] == [1, 1, 23]
+
+
 def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     folder = tmp_path / "long"
     for number, frames in enumerate([20, 27, 41]):  # 5 s and more, at four frames a second
@@ -260,7 +335,25 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     assert len(told) == 4
     anew = result(tmp_path, FLICKERING)["by_video"]
     assert anew["a_film_1.mp4"] == pytest.approx(sum(one["value"] for one in told) / 4) != means[1]
-    assert anew["a_film_0.mp4"], anew["a_film_2.mp4"] == pytest.approx((means[0], means[2]))
+    assert (anew["a_film_0.mp4"], anew["a_film_2.mp4"]) == pytest.approx((means[0], means[2]))
+    (folder / "captions.txt").write_text("a bird\na bee\na bear\n")  # other prompts are asked about anew
+    score(folder, FLICKERING)
+    assert {one["entry"]["prompt_en"] for one in asked(weights)} == {"a bear"}
+
+
+def test_clips_of_another_film_are_not_taken_for_its_own(score, weights, tmp_path):
+    """Where they are still there, as after a kill."""
+    folder = tmp_path / "long"
+    film(folder / "film.mp4", 20, 0)
+    (folder / "captions.txt").write_text("a bird\n")
+    with clip_folder(tmp_path / "out"):
+        first = score(folder, FLICKERING).values
+        film(folder / "film.mp4", 20, 99)
+        again = score(folder, FLICKERING).values
+    told = [one["value"] for one in asked(weights)]
+    assert (len(told), first) == (6, {FLICKERING: pytest.approx(sum(told[:3]) / 3)})
+    assert again == {FLICKERING: pytest.approx(sum(told[3:]) / 3)}
+    assert told[:3] != told[3:]
 
 
 def test_a_value_of_other_videos_does_not_stay(score, videos, weights, tmp_path):
@@ -356,6 +449,11 @@ def test_the_commands(command, films, tmp_path):
     ]
     assert "models.zip" in command("fetch", "--dry-run", "raft_model/models/raft-things.pth").stdout
     weights = lay_weights(tmp_path / "weights", SMOOTH, IMAGING)
+    amt = weights / "amt_model" / "amt-s.pth"
+    asked_for = ("fetch", "amt_model/amt-s.pth", "--weights", weights)
+    assert command(*asked_for).stdout.startswith(f"{amt}: is there, SHA-256 ")
+    assert command(*asked_for, "--dry-run").stdout == ""
+    assert command(*asked_for, "--dry-run", "--replace").stdout.startswith(f"{amt} from https://")
     behave(weights, **{SMOOTH: "raise"})
     run = command("score", films, "--out", tmp_path / "out", "--extended", "--weights", weights, code=1)
     assert [text.split()[0] for text in run.stdout.splitlines()[:4]] == [FLICKERING, IMAGING, "quality", "semantic"]
@@ -363,13 +461,16 @@ def test_the_commands(command, films, tmp_path):
     assert f"{SMOOTH}: no value" in line(run)
     assert "dynamic_degree: cannot run here and is left out" in run.stderr
     assert result(tmp_path, FLICKERING)["generated_with"] == "extended"
+    (weights / "behave.json").unlink()
+    command("score", films, "--out", tmp_path / "out", "--short", "--weights", weights)
+    assert result(tmp_path, FLICKERING)["generated_with"] == "short"
 
 
 def test_totals_and_the_leaderboards_archive(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     facts = {"protocol": "vbench", "prompts": "suite", "generated_with": "short", "videos": 1, "of": 5}
-    for name, value in {FLICKERING: 0.9, "scene": 0.4}.items():
+    for name, value in {"scene": 0.4, FLICKERING: 0.9}.items():
         found = facts | {"value": value, "by_video": {"a-0.mp4": value}}
         (out / f"{name}.json").write_text(json.dumps(found))
     assert "total                   open" in hiar("vbench", "totals", out, folder=tmp_path).stdout
@@ -378,11 +479,16 @@ def test_totals_and_the_leaderboards_archive(tmp_path):
     assert "missing, counted as 0: subject_consistency" in strict
     with zipfile.ZipFile(archive) as opened:
         read = {name: json.loads(opened.read(name)) for name in opened.namelist()}
+        assert {one.date_time[0] for one in opened.infolist()} == {1980}  # of no date: the same bytes at any time
+    assert list(read_results(out)) == [FLICKERING, "scene"]  # VBench's order
     assert read == {
         f"{name}_eval_results.json": {name: [value, [{"video_path": "a-0.mp4", "video_results": value}]]}
         for name, value in {FLICKERING: 0.9, "scene": 0.4}.items()
     }
-    (out / "scene.json").write_text(json.dumps(facts | {"value": 0.4, "by_video": {}, "protocol": "vbench-long"}))
+    for other in ({"protocol": "vbench-long"}, {"generated_with": "extended"}, {"prompts": "own"}):
+        (out / "scene.json").write_text(json.dumps(facts | {"value": 0.4, "by_video": {}} | other))
+        with pytest.raises(UserError, match=f"{next(iter(other))} = .* they make no total"):
+            read_results(out)
     assert "make no total" in line(hiar("vbench", "totals", out, folder=tmp_path, code=2))
     (out / "scene.json").write_text(json.dumps(facts | {"value": 0.4, "by_video": {}, "prompts": "own"}))
     (out / f"{FLICKERING}.json").unlink()
@@ -402,11 +508,13 @@ def test_bad_input_is_one_line(command, films, weights, tmp_path):
     (weights / "amt_model" / "amt-s.pth").write_bytes(b"\x80\x02}q\x00.")
     wrong = command("score", films, "--out", out, "-d", SMOOTH, "--weights", weights, code=2)
     assert "is not the file you approved" in line(wrong)
+    assert "is not the file you approved" in command("fetch", "amt_model/amt-s.pth", "--weights", weights).stdout
     few = tmp_path / "few.txt"
     few.write_text("a bird\n")
     assert "holds 1 prompts for the 3 videos" in line(command("score", films, "--out", out, "--prompts", few, code=2))
     assert "is none of VBench's weights" in line(command("fetch", "--approve", "amt-s.pth", code=2))
     assert "names no file" in line(command("fetch", "--approve", code=2))
+    assert "device = tpu" in line(command("score", films, "--out", out, "--device", "tpu", code=2))
     assert not out.exists()
 
 
@@ -416,7 +524,8 @@ def test_what_does_not_fit_is_told_before_anything_is_scored(score, videos, weig
             score(videos, *dimensions, **options)
 
     refused("appearance_style: compares with", "appearance_style")
-    refused("device = tpu", FLICKERING, device="tpu")
+    for device in ("tpu", "cuda:", "cuda:1 x", "cpu:0"):
+        refused(f"device = {device}: is no device", FLICKERING, device=device)
     refused("protocol = best: is none of vbench, vbench-long", FLICKERING, protocol="best")
     (weights / "amt_model" / "amt-s.pth").write_bytes(b"<!DOCTYPE html>")
     refused("motion_smoothness: .*is a web page", FLICKERING, SMOOTH)

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiar.errors import UserError
-from hiar.vbench.dimensions import DIMENSIONS
+from hiar.vbench.dimensions import DIMENSIONS, known_dimensions
 from hiar.vbench.environment import default_folder, find_environment
-from hiar.vbench.suite import file_name, file_stem, parse_name, prompt_lines, read_suite, wanted
+from hiar.vbench.suite import Entry, file_name, file_stem, parse_name, prompt_lines, read_suite, wanted
 
 FLICKERING = "temporal_flickering"
 
@@ -28,6 +28,13 @@ def test_a_prompt_with_two_entries_is_generated_once_for_both(suite):
     assert wanted(suite, ["scene"]) == {}
 
 
+def test_a_prompt_takes_what_its_most_demanding_dimension_does():
+    entries = [Entry("a", (FLICKERING,), {}), Entry("a", ("scene",), {})]
+    assert wanted(entries, DIMENSIONS) == wanted(entries[::-1], DIMENSIONS) == {"a": 25}
+    assert wanted(entries, ["scene"]) == {"a": 5}
+    assert known_dimensions(["scene", FLICKERING, "scene"]) == ["scene", FLICKERING]
+
+
 def test_a_line_a_video(suite):
     lines = list(prompt_lines(wanted(suite, ["human_action", "imaging_quality"])))
     assert lines == ["a bench"] * 5 + ["A person is riding a bike"] * 5 + ["the bund, oil painting"] * 5
@@ -45,6 +52,10 @@ def test_long_prompts_that_begin_alike_have_names_of_their_own():
     one, other = "é" * 200 + "a", "é" * 200 + "b"
     assert file_name(one, 0) != file_name(other, 0)
     assert file_stem("short, as VBench writes it") == "short, as VBench writes it"
+    longest = "a" * (255 - len("-123.mp4"))
+    assert file_stem(longest) == longest != file_stem(longest + "a")
+    assert len(file_name(longest + "a", 123)) == 255
+    assert parse_name("a bench-123", {"a bench": "a bench"}) == ("a bench", 123)
 
 
 @pytest.mark.parametrize("stem", ["a bench", "a bench-", "a bench-x", "a bench-0-1", "A bench-0", "a bench-0000"])

@@ -32,6 +32,10 @@ def test_each_dimension_says_what_it_lacks(environment, tmp_path):
     assert "detectron2" in findings["color"][0]
     with pytest.raises(UserError, match=r"^background_consistency: .*ViT-B-32.pt: is missing"):
         require_runnable(examine(environment, tmp_path, ["temporal_flickering", "background_consistency"]))
+    for name, more in (("background_consistency", 0), ("overall_consistency", 1), ("subject_consistency", 3)):
+        with pytest.raises(UserError) as told:
+            require_runnable(examine(environment, tmp_path, [name]))
+        assert str(told.value).endswith(f" (and {more} more: `hiar vbench doctor`)") == (more > 0)
 
 
 def test_with_all_in_place_twelve_run_and_the_hashes_are_told(environment, tmp_path):
@@ -67,10 +71,19 @@ def test_a_file_with_published_hash_is_that_file(tmp_path):
     assert inspect(tmp_path, MUSIQ).problem is None
 
 
+def test_published_first_digits_are_enough(tmp_path, monkeypatch):
+    digest = hashlib.sha256(laid(tmp_path, MUSIQ).read_bytes()).hexdigest()
+    for said, fits in ((digest[:8], True), (digest, True), (digest[1:9], False)):
+        monkeypatch.setitem(WEIGHTS, MUSIQ, WEIGHTS[MUSIQ]._replace(sha256=said))
+        assert (inspect(tmp_path, MUSIQ).problem is None) == fits
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         (AMT, b"<!DOCTYPE html><html>", "is a web page"),
+        (AMT, b"\n<html lang='en'>", "is a web page"),
+        (AMT, b"\x80\x04\x95", "is no file of torch.save"),
         (AMT, b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
         (AMT, b"\x93NUMPY", "is no file of torch.save"),
         (AMT, b"", "is no file of torch.save"),
@@ -146,6 +159,7 @@ def test_fetched_is_whole_and_right_or_nothing_changes(served, tmp_path, monkeyp
     place.write_bytes(b"mine")
     for facts, said in [
         ({"sha256": "0" * 64}, "SHA-256"),
+        ({"sha256": digest[1:9]}, "SHA-256"),
         ({"sha256": digest, "size": size + 1}, "should be"),
         ({"url": f"{address}/none.pth"}, "cannot be fetched"),
         ({"url": f"{address}/cut.pth"}, "after 4 of 100 bytes"),

@@ -1,0 +1,201 @@
+"""What viewers share, without a server: who is told what, and what is kept of the last minute."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import replace
+
+import pytest
+from students import save_student
+
+from hiar.errors import UserError
+from hiar.io.artifacts import write_manifest
+from hiar.io.video import fragments
+from hiar.live.minute import minute_card
+from hiar.live.room import Room, Viewer
+from hiar.live.students import Student, find_students
+from hiar.live.timeline import Timeline
+from hiar.live.wire import write_message
+from hiar.models.generator import load_card, load_generator
+
+PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
+FPS, BLOCK = 12, 3
+SEED = 7  # of the room; the student was trained with another one
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("room") / "student"
+    save_student(folder)
+    return folder
+
+
+@pytest.fixture
+def room(checkpoint):
+    """Two students that have been asked for a video and have made nothing of it."""
+    header = fragments(64, 64, FPS)[0]
+    students = [Student(name, checkpoint, load_card(checkpoint), header=header) for name in ("one", "other")]
+    opened = Room(students, Timeline(BLOCK, BLOCK, FPS, lead=1.0), PROMPT, SEED)
+    opened.begin(PROMPT, SEED, None, None)
+    opened.watched(0.0)
+    return opened
+
+
+def block_of(number, prompt=PROMPT, pictures=BLOCK):
+    return {"kind": "block", "block": number, "prompt": prompt, "pictures": pictures, "latent": f"hash {number}"}
+
+
+def heard(viewer):
+    """What is in a viewer's outbox: messages by kind, and the first byte of what is bytes."""
+    return [
+        one["kind"] if isinstance(one, dict) else one[0]
+        for one in iter(lambda: None if viewer.outbox.empty() else viewer.outbox.get_nowait(), None)
+    ]
+
+
+def test_a_minute_is_kept_whole_and_no_block_more(checkpoint):
+    student = Student("one", checkpoint, load_card(checkpoint))
+    for number in range(400):
+        student.keep(block_of(number, pictures=7), b"", FPS)
+        kept = student.made - student.pieces[0].start
+        assert kept == pytest.approx(7 / FPS * len(student.pieces))
+        assert kept == pytest.approx(student.made) if student.made < 60 else 60 <= kept < 60 + 7 / FPS + 1e-6
+
+
+def test_the_card_of_a_minute_has_its_own_videos_and_prompts_alone(room):
+    student = room.students[0]
+
+    def make(first, stop, prompt):
+        for number in range(first, stop):
+            student.keep(block_of(number, prompt), b"", FPS)
+        room.timeline.made = student.made
+        room.watched(student.made)
+
+    make(0, 4, PROMPT)
+    begun = room.timeline.until
+    room.begin(OTHER, 5, "block_first", "finished")
+    make(4, begun + 2, OTHER)
+    room.change(PROMPT)
+    later = room.timeline.until
+    room.begin(PROMPT, 9, None, None)
+    card = minute_card(room, student)
+    assert (card["blocks"], card["trained_seed"]) == ([0, begun + 1], 0)
+    assert [(one["from_block"], one["seed"], one["walk"]["order"]) for one in card["videos"]] == [
+        (0, SEED, "step_first"),
+        (begun, 5, "block_first"),
+    ]
+    assert card["prompts"] == [{"from_block": 0, "prompt": PROMPT}, {"from_block": 4, "prompt": OTHER}]
+    make(begun + 2, later + 1, PROMPT)
+    assert [one["seed"] for one in minute_card(room, student)["videos"]] == [SEED, 5, 9]
+    for _ in range(begun):
+        student.pieces.popleft()
+    card = minute_card(room, student)
+    assert card["blocks"] == [begun, later]
+    assert [(one["from_block"], one["seed"]) for one in card["videos"]] == [(begun, 5), (later, 9)]
+    assert len(card["latents_sha256"]) == later - begun + 1
+    student.pieces.popleft()
+    assert [one["seed"] for one in minute_card(room, student)["videos"]] == [5, 9]
+
+
+def test_who_does_not_keep_up_is_left_behind_and_sent_nothing_with_a_gap(room):
+    slow, quick = Viewer(asyncio.Queue(2)), Viewer()
+    room.viewers |= {slow, quick}
+    for _ in range(4):
+        room.change(OTHER)
+    assert slow.behind
+    slow.outbox.get_nowait()
+    room.change(PROMPT)
+    assert (slow.outbox.qsize(), quick.outbox.qsize(), quick.behind) == (1, 5, False)
+
+
+def test_who_comes_later_gets_the_block_that_is_watched_and_what_has_broken(room):
+    for number in range(4):
+        for student in room.students:
+            student.keep(block_of(number), b"data", FPS)
+    room.timeline.made = 1.0
+    room.watched(2.5 * BLOCK / FPS)
+    room.students[1].line = "other: has ended"
+    room.enter(viewer := Viewer())
+    assert heard(viewer) == ["hello", 0, "block", 0, "block", 0, 1, "block", 1, "block", 1, "broken"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, True, 1.0, "1", None])
+def test_seeds_that_cannot_be(room, seed):
+    with pytest.raises(UserError, match="seed: is no whole number"):
+        room.restart(seed, None, None)
+    assert room.seed == SEED
+
+
+def test_what_is_asked_for_is_one_line_and_not_endless(room):
+    room.restart(2**63 - 1, None, None)
+    room.change(f"{OTHER}\n".ljust(2000))
+    assert room.prompt == room.history[-1]["prompt"] == OTHER
+    with pytest.raises(UserError, match="has 2001 characters"):
+        room.change(PROMPT.ljust(2001))
+    room.restart(0, None, None)
+    assert room.history[-1]["prompt"] == OTHER
+    for _ in range(250):
+        room.change(PROMPT)
+    assert len(room.history) < 250
+
+
+def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
+    """What is made is what all have made, of those that still make anything."""
+    for name, count in (("one", 2), ("other", 5)):
+        with (tmp_path / name).open("wb", buffering=0) as said:
+            for number in range(count):
+                write_message(said, block_of(number), b"data")
+            if name == "one":
+                write_message(said, {"kind": "refused", "line": "no"})
+                write_message(said, {"kind": "broken", "line": "one: is out of memory"})
+    room.viewers.add(viewer := Viewer())
+
+    async def follow(number):
+        student = room.students[number]
+        student.process = await asyncio.create_subprocess_exec(
+            "cat", tmp_path / student.name, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        await room._follow(number)
+        await student.process.wait()
+
+    async def both():
+        room.students[1].made = 0.25
+        await follow(0)
+        assert room.timeline.made == 0.25
+        room.students[1].made = 0.0
+        await follow(1)
+
+    asyncio.run(both())
+    assert room.timeline.made == 5 * BLOCK / FPS
+    assert heard(viewer) == [*2 * ["block", 0], "refused", "broken", *5 * ["block", 1], "broken"]
+    lines = [student.line for student in room.students]
+    assert lines == ["one: is out of memory", "other: its process has ended; start `hiar live` again"]
+    room.change(OTHER)  # nobody is there to be told
+
+
+def test_a_teacher_makes_no_endless_video(checkpoint, tmp_path):
+    teacher = load_generator(checkpoint)
+    card = teacher.card.model_copy(update={"stage": "teacher", "variant": None, "walk": None})
+    (tmp_path / "teacher").mkdir()
+    replace(teacher, card=card).save(tmp_path / "teacher")
+    write_manifest(tmp_path / "teacher", "checkpoint")
+    with pytest.raises(UserError, match="teacher: is a teacher, which makes whole clips; name an init"):
+        find_students([checkpoint, tmp_path / "teacher"])
+
+
+def test_students_that_cannot_be_shown_together(checkpoint, tmp_path):
+    def saved(name, **overrides):
+        save_student(tmp_path / name, **overrides)
+        return tmp_path / name
+
+    smaller = saved("smaller", world={"radius": 12.0})
+    with pytest.raises(UserError, match=r"smaller: has another world than .*student; show it on a page of its own"):
+        find_students([checkpoint, smaller])
+    longer = saved("longer", video={"block": 5})
+    with pytest.raises(UserError, match=r"longer: has another video\.block than .*student"):
+        find_students([checkpoint, longer])
+    namesake = tmp_path / "elsewhere" / "student"
+    shutil.copytree(checkpoint, namesake)
+    assert [one.name for one in find_students([checkpoint, namesake])] == [str(checkpoint), str(namesake)]
+    assert [one.name for one in find_students([namesake])] == ["student"]

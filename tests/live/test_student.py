@@ -1,0 +1,109 @@
+"""The process of one student, commanded as the server commands it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+import sys
+from itertools import islice
+
+import psutil
+import pytest
+from commands import environment
+from live_server import PATIENCE
+from students import save_student
+
+from hiar.live.wire import command_line, read_message
+from hiar.models.generator import load_generator
+from hiar.stages.stream import clean_blocks, stream_rollout
+
+PROMPT = "a red disc moves left"
+RESTART = {"do": "restart", "block": 0, "prompt": PROMPT, "seed": 3, "order": None, "context": None}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student") / "student"
+    save_student(folder)
+    return folder
+
+
+# A library that prints while a checkpoint is read, as some do.
+TALKS = """
+import os
+import sys
+
+
+def talk(event, details):
+    if event == "open" and str(details[0]).startswith({checkpoint!r}):
+        os.write(1, b"a line of a library")
+
+
+sys.addaudithook(talk)
+"""
+
+
+async def started(checkpoint, folder):
+    talking = folder / "talking"
+    talking.mkdir()
+    (talking / "sitecustomize.py").write_text(TALKS.format(checkpoint=str(checkpoint)))
+    own = environment()
+    asked = {"checkpoint": checkpoint, "number": 0, "crf": 20, "params": folder / "params.yaml"}
+    options = [str(part) for name, value in asked.items() for part in (f"--{name}", value)]
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "hiar.live", *options),
+        cwd=folder,
+        env=own | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{talking}:{own['PYTHONPATH']}"},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+def test_it_makes_what_it_may_and_ends_with_its_input(checkpoint, tmp_path):
+    """Ctrl-C in a terminal reaches it too, and leaves its end to the server."""
+
+    async def command():
+        process = await started(checkpoint, tmp_path)
+        said = [await read_message(process.stdout)]
+        process.send_signal(signal.SIGINT)
+        for command in (RESTART, {"do": "prompt", "text": "an elephant", "block": 1}, {"do": "until", "block": 2}):
+            process.stdin.write(command_line(command))
+        said += [await read_message(process.stdout) for _ in range(3)]
+        memory = psutil.Process(process.pid).memory_info().rss
+        process.stdin.close()
+        rest = await process.stdout.read()
+        return said, memory, rest, await process.stderr.read(), await process.wait()
+
+    said, memory, rest, complaints, code = asyncio.run(asyncio.wait_for(command(), PATIENCE))
+    assert [message["kind"] for message, _ in said] == ["ready", "refused", "block", "block"]
+    assert "elephant" in said[1][0]["line"]
+    source = load_generator(checkpoint)
+    made = clean_blocks(source, source.card.walk, stream_rollout(source, PROMPT, {}, source.card.walk, None, 3))
+    hashes = [hashlib.sha256(latent.float().numpy().tobytes()).hexdigest() for latent in islice(made, 2)]
+    assert [message["latent"] for message, _ in said[2:]] == hashes
+    assert said[-1][0]["memory"] == pytest.approx(memory, rel=0.2)
+    assert (rest, code) == (b"", 0)
+    assert b"Traceback" not in complaints
+    assert b"a line of a library" in complaints
+
+
+def test_what_cannot_be_loaded_is_told_in_a_line(checkpoint, tmp_path):
+    (weights,) = (checkpoint / "codec").glob("*.safetensors")
+    content = weights.read_bytes()
+
+    async def command():
+        process = await started(checkpoint, tmp_path)
+        said = await read_message(process.stdout)
+        return said, await process.stderr.read(), await process.wait()
+
+    weights.write_bytes(content[:-1])
+    try:
+        (message, data), complaints, code = asyncio.run(asyncio.wait_for(command(), PATIENCE))
+    finally:
+        weights.write_bytes(content)
+    assert (message["kind"], data, code) == ("broken", b"", 2)
+    assert str(weights) in message["line"]
+    assert "\n" not in message["line"]
+    assert b"Traceback" not in complaints

@@ -1,0 +1,49 @@
+"""What happens along the videos, as charts: each part at its middle, in the seconds of its own model's videos."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from hiar.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from hiar.report.curves import along_the_video
+from hiar.report.series import Series
+
+LONG, SHORT = Series("HiAR", "", "c0"), Series("Teacher", "", "neutral")
+
+
+def figures(mean, se):
+    return {
+        f"{name}_segment_{part}": {"mean": mean, "se": se, "n": 2}
+        for name in ("good", "saturation_shift")
+        for part in range(1, 6)
+    }
+
+
+def test_parts_are_at_their_middles_in_seconds():
+    (good,) = along_the_video(
+        {LONG: figures(0.5, 0.1), SHORT: figures(0.25, None)}, {LONG: 10.0, SHORT: 2.5}, 5, ["good"]
+    )
+    svg = ET.fromstring(good.svg)
+    across = (WIDTH - RIGHT - LEFT) / 9  # the middle of the last part is at 9 s, where the axis ends
+    down = HEIGHT - BOTTOM - TOP
+    long, short = (
+        [tuple(map(float, place.split(","))) for place in one.get("points").split()] for one in svg.findall("polyline")
+    )
+    assert [x for x, _ in long] == pytest.approx([LEFT + across * second for second in (1, 3, 5, 7, 9)], abs=0.051)
+    assert [x for x, _ in short] == pytest.approx(
+        [LEFT + across * second for second in (0.25, 0.75, 1.25, 1.75, 2.25)], abs=0.051
+    )
+    # Shares are drawn from 0 to 1, whatever they are.
+    assert [y for _, y in long] == pytest.approx(5 * [TOP + 0.5 * down], abs=0.051)
+    assert [y for _, y in short] == pytest.approx(5 * [TOP + 0.75 * down], abs=0.051)
+    (band,) = svg.findall("polygon")
+    heights = [float(place.split(",")[1]) for place in band.get("points").split()]
+    assert heights == pytest.approx(5 * [TOP + 0.4 * down] + 5 * [TOP + 0.6 * down], abs=0.051)
+    assert "HiAR, part 2 of 5: 0.500 ± 0.100" in re.findall("<title>(.*?)</title>", good.svg)
+
+
+def test_only_what_the_judge_shows_along_the_video_is_drawn():
+    drawn = along_the_video({LONG: figures(0.5, 0.1)}, {LONG: 10.0}, 5, ["saturation_shift"])
+    assert [one.title for one in drawn] == ["Saturation shift"]
+    assert along_the_video({LONG: figures(0.5, 0.1)}, {LONG: 10.0}, 5, []) == []

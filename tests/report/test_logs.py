@@ -1,0 +1,51 @@
+"""What logs say of time, memory and machine, in words."""
+
+import json
+
+from hiar.report.logs import machine_facts, read_logs, stage_logs
+
+
+def log(started, seconds, memory, hardware="a CPU", resumed=False):
+    return {
+        "started": f"2026-01-0{started}T00:00:00+00:00",
+        "seconds": seconds,
+        "peak_memory_mb": memory,
+        "hardware": hardware,
+        "threads": 2,
+        "resumed": resumed,
+    }
+
+
+def written(folder, **logs):
+    for name, content in logs.items():
+        path = folder / f"{name.replace('__', '/')}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_logs(folder)
+
+
+def test_stages_are_told_in_the_order_in_which_they_ran(tmp_path):
+    logs = written(
+        tmp_path,
+        score=log(3, 4.4, 900),
+        seed_0__codec=log(1, 65.2, 1023.6, resumed=True),
+        seed_0__teacher=log(2, 3599.6, 2048, "a GPU"),
+    )
+    rows = stage_logs(logs)
+    assert [(one.name, one.time, one.memory, one.resumed) for one in rows] == [
+        ("seed_0/codec", "1 min 05 s", "1024 MB", True),
+        ("seed_0/teacher", "60 min 00 s", "2.0 GB", False),
+        ("score", "4 s", "900 MB", False),
+    ]
+    assert dict(machine_facts(logs)) == {
+        "Hardware": "a CPU, a GPU",
+        "Stages, summed": "61 min 09 s",
+        "Highest memory": "2.0 GB",
+    }
+
+
+def test_a_log_that_a_kill_has_cut_off_is_left_out(tmp_path):
+    assert [one["name"] for one in written(tmp_path, codec=log(1, 1, 1), init='{"stage": "in', score="[1]")] == [
+        "codec"
+    ]
+    assert machine_facts(read_logs(tmp_path / "none")) == []

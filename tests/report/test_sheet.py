@@ -1,0 +1,39 @@
+"""The contact sheet: which moment of which video is where."""
+
+import numpy as np
+import torch
+
+from hiar.report.sheet import CELL, EMPTY, GAP, HEAD, LABEL, contact_sheet
+
+
+def video(frames):
+    """One grey a frame, which says its number."""
+    return (10 * torch.arange(frames)).to(torch.uint8)[:, None, None, None].expand(frames, 8, 8, 3)
+
+
+def cells(sheet, rows, columns):
+    return [
+        [sheet[HEAD + r * (CELL + GAP) :, GAP + LABEL + c * (CELL + GAP) :][:CELL, :CELL] for c in range(columns)]
+        for r in range(rows)
+    ]
+
+
+def test_moments_are_of_the_longest_video_from_its_first_frame_to_its_last():
+    sheet = contact_sheet("a prompt", [("long", video(21)), ("short", video(8))], 5, 4)
+    long, short = cells(sheet, 2, 5)
+    assert [int(cell.mean()) for cell in long] == [0, 50, 100, 150, 200]
+    assert [int(cell.mean()) for cell in short[:2]] == [0, 50]
+    # The first place that is left empty says when the video ended, the others nothing.
+    assert (short[2] != EMPTY).any()
+    assert (short[2][0, 0] == EMPTY).all()
+    for cell in short[3:]:
+        assert (cell == EMPTY).all()
+    assert [int(cell.mean()) for cell in cells(contact_sheet("", [("one", video(3))], 1, 4), 1, 1)[0]] == [0]
+
+
+def test_times_are_in_seconds():
+    """The same frames at another rate are other times, and nothing else is another."""
+    slow, fast = (contact_sheet("a prompt", [("long", video(21))], 5, fps) for fps in (4, 8))
+    foot = HEAD + CELL + GAP
+    assert np.array_equal(slow[:foot], fast[:foot])
+    assert not np.array_equal(slow[foot:], fast[foot:])

@@ -1,0 +1,49 @@
+"""VBench's environment: found where it is whole, and asked for its versions."""
+
+import pytest
+
+from hiar.errors import UserError
+from hiar.vbench.doctor import check_vbench
+from hiar.vbench.environment import find_environment
+
+
+def laid(folder, *files):
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    return folder
+
+
+PYTHON, PACKAGES = "bin/python", "lib/python3.11/site-packages"
+SUITE = f"{PACKAGES}/vbench/VBench_full_info.json"
+
+
+@pytest.mark.parametrize(
+    "files", [(), (PYTHON,), (SUITE,), (PYTHON, f"{PACKAGES}/vbench/__init__.py"), (PYTHON, f"{PACKAGES}/torch/x")]
+)
+def test_half_an_environment_is_none(tmp_path, files):
+    with pytest.raises(UserError, match="make vbench"):
+        find_environment(laid(tmp_path, *files))
+
+
+def test_versions_are_those_that_figures_depend_on(tmp_path):
+    found = find_environment(laid(tmp_path, PYTHON, SUITE))
+    for name, version in (("VBench", "0.1.5"), ("openai-clip", "1.0.1"), ("wheel", "1")):
+        place = tmp_path / PACKAGES / f"{name.replace('-', '_')}-{version}.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    assert found.versions() == {"vbench": "0.1.5", "openai-clip": "1.0.1"}
+    assert found.versions(["wheel", "torch"]) == {"wheel": "1"}
+    assert (found.has("vbench"), found.has("torch")) == (True, False)
+
+
+def test_what_an_experiment_scores_is_asked_for_before_it_begins(tmp_path, monkeypatch, toy):
+    monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "none"))
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path))
+    check_vbench([])
+    with pytest.raises(UserError, match="make vbench"):
+        check_vbench(["temporal_flickering"])
+    monkeypatch.setenv("HIAR_VBENCH", str(toy))
+    check_vbench(["temporal_flickering"])
+    with pytest.raises(UserError, match=r"motion_smoothness: .*amt-s\.pth: is missing"):
+        check_vbench(["temporal_flickering", "motion_smoothness"])

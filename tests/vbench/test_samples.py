@@ -1,0 +1,50 @@
+"""VBench's figures of an experiment's samples, as its scores have them."""
+
+import pytest
+from vbench_toys import asked, behave, film
+
+from hiar.errors import RunFailed
+from hiar.stages.vbench import score_samples
+
+FLICKERING, IMAGING = "temporal_flickering", "imaging_quality"
+
+
+@pytest.fixture
+def samples(tmp_path):
+    folder = tmp_path / "samples"
+    for number in range(4):
+        film(folder / f"{number:04d}.mp4", 3 + 2 * number, number)
+    (folder / "captions.txt").write_text("a bird\na bee\na bear\na beetle\n")
+    return folder
+
+
+@pytest.fixture
+def score(samples, toy, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("HIAR_VBENCH", str(toy))
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(weights))
+    paths = sorted(samples.glob("*.mp4"))
+    return lambda *names: score_samples(samples, paths, names, tmp_path / "out", "cpu")
+
+
+def test_a_mean_is_vbenchs_own_and_that_of_its_videos_values(score, samples, weights):
+    found = score(FLICKERING, IMAGING)
+    sizes = [path.stat().st_size / 1e5 for path in sorted(samples.glob("*.mp4"))]
+    names = [f"vbench_{name}" for name in (FLICKERING, IMAGING)]
+    assert [list(one) for one in found.values] == 4 * [names]
+    for name, unit in zip(names, (1, 100), strict=True):  # in the unit of the value
+        assert [one[name] for one in found.values] == pytest.approx([size / unit for size in sizes])
+        assert found.metrics[name]["mean"] == sum(sizes) / 4 / unit
+        assert found.metrics[name]["n"] == 4
+        spread = (sum((size - sum(sizes) / 4) ** 2 for size in sizes) / 3) ** 0.5
+        assert found.metrics[name]["se"] == pytest.approx(spread / 2 / unit, rel=1e-4)
+    assert found.facts[IMAGING]["weights"].keys() == {"pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"}
+    assert {one["protocol"] for one in found.facts.values()} == {"vbench"}
+    assert len(asked(weights)) == 8
+    assert score(FLICKERING, IMAGING) == found
+    assert asked(weights) == []
+
+
+def test_one_dimension_that_breaks_down_fails_the_scores(score, weights):
+    behave(weights, **{IMAGING: "raise"})
+    with pytest.raises(RunFailed, match=r"samples: imaging_quality: no value; .*no such luck"):
+        score(FLICKERING, IMAGING)

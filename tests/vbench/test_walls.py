@@ -1,0 +1,78 @@
+"""What keeps VBench's process apart: no secrets, no network, and nothing that depends on where we are."""
+
+from pathlib import Path
+
+import pytest
+from vbench_toys import asked, film
+
+from hiar.vbench.asking import lend, open_environ
+from hiar.vbench.runner import score_folder
+from hiar.vbench.worker import stay_offline
+
+SECRETS = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "MINIO_ROOT_SECRET",
+    "HTTP_AUTH",
+    "hf_token",
+    "api_key",
+    "Db_Passwd",
+)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_no_secret_goes_where_code_of_others_runs(monkeypatch, name):
+    monkeypatch.setenv(name, "not theirs")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = open_environ()
+    assert name not in found
+    assert found["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("event", "details"),
+    [
+        ("subprocess.Popen", ("/usr/bin/wget", ["wget", "x"], None, None)),
+        ("subprocess.Popen", ("x", ["/usr/bin/curl", "-O", "x"], None, None)),
+        ("subprocess.Popen", ("git", "git clone x", None, None)),
+        ("subprocess.Popen", (b"sh", [b"sh", b"-c", b"cd x && curl y"], None, None)),
+        ("os.system", (b"mkdir -p x; wget y",)),
+        ("socket.connect", (None, ("192.0.2.1", 443))),
+        ("socket.connect", (None, ("2001:db8::1", 443, 0, 0))),
+    ],
+)
+def test_what_reaches_for_a_network_is_refused(event, details):
+    with pytest.raises(ConnectionRefusedError, match="nothing is downloaded while it scores"):
+        stay_offline(event, details)
+
+
+@pytest.mark.parametrize(
+    ("event", "details"),
+    [
+        ("subprocess.Popen", ("uname", ["uname", "-p"], None, None)),
+        ("subprocess.Popen", ("ldconfig", "ldconfig -p wgetter", None, None)),
+        ("os.system", (b"ls",)),
+        ("socket.connect", (None, "/run/here.sock")),
+        ("open", ("wget", "r", 0)),
+    ],
+)
+def test_all_else_goes_on(event, details):
+    stay_offline(event, details)
+
+
+def test_folders_may_be_named_from_where_one_is(toy, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    film(Path("videos/0000.mp4"), 4, 0)
+    Path("videos/captions.txt").write_text("a bird\n")
+    scores = score_folder(
+        Path("videos"), ["motion_smoothness"], Path("out"), environment=toy, weights=weights.relative_to(tmp_path)
+    )
+    assert scores.failed == {}
+    [told] = asked(weights)
+    assert told["video"] == str(tmp_path / "videos" / "0000.mp4")
+    Path("file.pth").write_bytes(b"net")
+    lend(Path("home"), Path("file.pth"))
+    assert Path("home/hub/checkpoints/file.pth").read_bytes() == b"net"
