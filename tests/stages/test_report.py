@@ -123,7 +123,8 @@ def test_fewer_videos_than_the_wall_has_places_and_code_with_changes(workspace, 
     assert len(Page((tmp_path / "reports" / "index.html").read_text()).all("video")) == VIDEOS * len(MODELS)
     made = report._Made.model_validate({"code": {"commit": "0123456789abcdef", "dirty": True}})
     clean = report._Made.model_validate({"code": {"commit": "0123456789abcdef", "dirty": False}})
-    assert report._commits([made, clean, made]) == ["0123456789", "0123456789 + changes"]
+    assert report._commits([made]) == ["0123456789 + changes"]
+    assert report._commits([clean, clean]) == ["0123456789"]
 
 
 def test_parameters_times_and_curves_are_shown(text):

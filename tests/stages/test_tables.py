@@ -8,6 +8,8 @@ import yaml
 from commands import ROOT, hiar
 from conftest import copy_project
 
+from hiar.errors import UserError
+from hiar.stages.tables import table_of
 from hiar.workspace import experiment_params, experiment_tree
 
 TINY = {"seeds": [0, 1, 2], "sample": {"videos": 4, "frames": 30}, "report": {"videos": 2}}
@@ -82,6 +84,14 @@ def test_what_has_no_table_or_was_not_run_or_has_changed(project):
         "runs/table2/params.yaml: is not what experiment 'table2' says now; run `hiar run table2` again"
     )
     assert sorted(project.rglob("*")) == before
+
+
+def test_any_parameter_that_has_changed_since_makes_another_experiment(project):
+    workspace, params = project / "runs" / "table2", experiment_params(project, "table2")
+    assert table_of("table2", params, workspace, project).experiment == "table2"
+    other = params.model_copy(update={"score": params.score.model_copy(update={"hop": params.score.hop / 2})})
+    with pytest.raises(UserError, match="is not what experiment 'table2' says now"):
+        table_of("table2", other, workspace, project)
 
 
 def test_overrides_are_merged_in_their_order(project):
