@@ -1,10 +1,10 @@
 """The report in a real browser: it plays, it is quiet, and it asks the network for nothing."""
 
 import shutil
-import time
 
 import pytest
 from sampled import sampled_workspace, small_params
+from waiting import wait_until
 
 from hiar.stages import report, score
 
@@ -63,10 +63,7 @@ def visit(browser, address):
 
 def until(page, condition):
     """Wait for a condition. The page's own security policy forbids playwright's wait_for_function, and stays on."""
-    end = time.monotonic() + PATIENCE
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, f"never: {condition}"
-        page.wait_for_timeout(20)
+    wait_until(lambda: page.evaluate(condition), lambda: page.wait_for_timeout(20))
 
 
 def test_videos_play_with_nothing_asked_of_the_network(visit):

@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from commands import environment, hiar
+from waiting import wait_until
 
 from hiar.io.states import newest
 
@@ -64,11 +64,13 @@ def wait_for(steps: int, folder: Path, process: subprocess.Popen[str]) -> list[i
 
 
 def wait(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
+    def look() -> bool:
+        if found := true():
+            return found
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return False
+
+    wait_until(look)
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:

@@ -5,11 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from flows.command import DATABASE, check_code, flow_environment
 from hiar.errors import UserError
@@ -150,12 +150,3 @@ def working_in(folder):
         except psutil.Error:
             continue
     return found
-
-
-def wait_until(condition):
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("never happened")

@@ -1,6 +1,7 @@
 import threading
-import time
 from pathlib import Path
+
+from waiting import wait_until
 
 from flows.cores import Cores, usable_cores
 from hiar.parameters import load_params
@@ -65,13 +66,6 @@ def test_all_that_fit_begin_when_cores_come_back():
         thread.join(60)
     assert together.n_waiting == 0
     assert not together.broken
-
-
-def wait_until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "never happened"
-        time.sleep(0.01)
 
 
 def test_stages_run_side_by_side_on_cores_and_one_by_one_on_a_gpu(monkeypatch):

@@ -6,13 +6,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 from commands import environment
+from waiting import wait_until
 
 from flows.devices import device_names, environment_on, take_devices
 from hiar.errors import UserError
@@ -55,13 +55,6 @@ def hold(tmp_path):
 
 def devices_of(note):
     return note.read_text().split(",") if note.exists() and note.read_text() else []
-
-
-def wait_until(condition):
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_eight_stages_have_a_device_each_and_a_ninth_takes_that_of_one_that_was_killed(hold):

@@ -1,8 +1,8 @@
 import subprocess
 import sys
-import time
 
 import pytest
+from waiting import wait_until
 
 from flows.pipeline import StageFailure, is_current, reproduce, stage_environment, stale_stages
 from flows.processes import ProcessGroups
@@ -133,12 +133,3 @@ def test_a_stage_in_use_is_waited_for_and_not_run_twice(project):
         (project.folder / "go").touch()
         other.wait(300)
     assert project.begun("codec-0") == 1
-
-
-def wait_until(condition):
-    end = time.monotonic() + 300
-    while time.monotonic() < end:
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("never happened")

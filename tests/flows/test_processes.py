@@ -4,11 +4,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from flows.processes import ProcessGroups, Stopped, stage_environment
 
@@ -58,7 +58,7 @@ def test_stop_ends_the_whole_group_even_what_ignores_sigterm():
     groups.stop(grace=0.2)
     thread.join(300)
     assert codes == [-9]
-    assert gone(pids[0])
+    wait_until(lambda: gone(pids[0]))
 
 
 def test_what_a_command_leaves_behind_ends_with_it(tmp_path):
@@ -70,7 +70,7 @@ def test_what_a_command_leaves_behind_ends_with_it(tmp_path):
         f"pathlib.Path({str(note)!r}).write_text(str(child.pid))"
     )
     assert run(ProcessGroups(), code) == 0
-    assert gone(int(note.read_text()))
+    wait_until(lambda: gone(int(note.read_text())))
 
 
 def test_nothing_is_started_after_stop(tmp_path):
@@ -82,13 +82,8 @@ def test_nothing_is_started_after_stop(tmp_path):
 
 
 def gone(pid):
-    """Whether a process has ended; the machine's init may take a moment to bury it."""
-    end = time.monotonic() + 300
-    while time.monotonic() < end:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
+    """Whether a process has ended, which the machine's init may take a moment to bury."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -101,10 +96,7 @@ def test_a_command_that_prints_nothing_ends_with_the_process_that_started_it(tmp
         f"ProcessGroups().run([sys.executable, '-c', {quiet!r}], Path.cwd(), os.environ, print)"
     )
     process = subprocess.Popen([sys.executable, "-c", starter])
-    end = time.monotonic() + 120
-    while not (note.exists() and note.read_text()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(lambda: note.exists() and note.read_text())
     command = psutil.Process(int(note.read_text()))
     process.send_signal(number)
     process.wait()
@@ -134,10 +126,7 @@ def test_every_group_is_asked_to_end_and_has_the_time_that_it_needs(tmp_path):
     threads = [threading.Thread(target=groups.run, args=(one, tmp_path, os.environ, print)) for one in work]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + 300
-    while not all((folder / "ready").exists() for folder in folders):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(lambda: all((folder / "ready").exists() for folder in folders))
     groups.stop(grace=300)
     assert all((folder / "checkpoint").exists() for folder in folders)
     for thread in threads:
@@ -151,14 +140,11 @@ def test_a_group_that_ignores_it_is_killed_when_nobody_is_left(tmp_path):
         f"leader.GRACE = 0.2; sys.argv[1:] = [sys.executable, '-c', {IGNORES_TERM + '#'!r}]; leader.main()"
     )
     leader = subprocess.Popen([sys.executable, "-c", started], stdin=subprocess.PIPE, start_new_session=True)
-    end = time.monotonic() + 300
-    while not [one for one in psutil.Process(leader.pid).children() if ignores_term(one.pid)]:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(lambda: [one for one in psutil.Process(leader.pid).children() if ignores_term(one.pid)])
     (command,) = psutil.Process(leader.pid).children()
     leader.stdin.close()
     assert leader.wait(300) == -signal.SIGKILL
-    assert gone(command.pid)
+    wait_until(lambda: gone(command.pid))
 
 
 def ignores_term(pid):

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from commands import environment
+from waiting import wait_until
 
 from flows.stack import control, health
 from flows.stack.control import down, status
@@ -207,13 +208,6 @@ def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(
     said = capsys.readouterr().out.splitlines()
     assert said[0].split(maxsplit=2) == ["prefect", "RUNNING", f"{stack.url('prefect')} answers"]
     assert said[1].split() == ["worker", "FATAL"]
-
-
-def wait_until(condition):
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end, "never happened"
-        time.sleep(0.05)
 
 
 PREFECT = """\

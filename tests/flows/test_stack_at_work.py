@@ -8,13 +8,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from waiting import wait_until
 
 from flows.stack.health import s3_client
 from flows.stack.settings import open_stack
 from tests.chaos.lab import Lab
 
 pytestmark = pytest.mark.long
-PATIENCE = 600
 STEPS = 4000  # of a training that is not over when it is interrupted
 
 
@@ -69,7 +69,7 @@ def test_what_a_stage_had_done_when_its_worker_was_asked_to_end_is_not_done_agai
     longer.write_text(f"over: smoke\ncodec: {{training: {{steps: {STEPS}}}}}\n")
     subprocess.run(["git", "add", longer], cwd=lab.folder, check=True)
     run = lab.fire("stage/stage", stage="codec@0", name="longer")
-    wait_for(lambda: losses_of_the_codec(lab))
+    wait_until(lambda: losses_of_the_codec(lab))
     (stage,), (worker,) = lab.processes("stage"), lab.processes("worker")
     worker.terminate()
     worker.wait(timeout=60)
@@ -79,19 +79,10 @@ def test_what_a_stage_had_done_when_its_worker_was_asked_to_end_is_not_done_agai
     done = int(state.name.removeprefix("state-"))
     assert 0 < done < STEPS
     assert lab.end_of(run) == "COMPLETED"
-    wait_for(lambda: len(losses_of_the_codec(lab)) >= STEPS)  # the sender may not have passed on the last ones
+    wait_until(lambda: len(losses_of_the_codec(lab)) >= STEPS)  # the sender may not have passed on the last ones
     losses = losses_of_the_codec(lab)
     assert [step for step, _ in losses] == list(range(STEPS))
     assert [at < ended for _, at in losses] == [step < done for step in range(STEPS)]
-
-
-def wait_for(seen):
-    """Wait for what may take long on a busy machine, and not for ever for what never comes."""
-    end = time.monotonic() + PATIENCE
-    while not seen():
-        if time.monotonic() > end:
-            pytest.fail(f"not seen in {PATIENCE} s")
-        time.sleep(0.5)
 
 
 def losses_of_the_codec(lab):

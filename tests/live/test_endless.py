@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import pytest
 from commands import ROOT
 from live_server import PATIENCE, TOKEN, Watcher, children_of, live, memory_of
 from students import save_attentive_student, save_student
+from waiting import wait_until
 from websockets.exceptions import ConnectionClosed
 
 from benchmarks.live import ARGUMENTS, main
@@ -60,10 +60,7 @@ def test_students_end_with_their_server(students, tmp_path):
             viewer.watch(2)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            end = time.monotonic() + PATIENCE
-            while any(Path(f"/proc/{each}").exists() for each in own):
-                assert time.monotonic() < end
-                time.sleep(0.1)
+            wait_until(lambda: not any(Path(f"/proc/{each}").exists() for each in own))
 
 
 def test_a_student_that_is_killed_is_told_of_and_the_other_goes_on(students, tmp_path):
@@ -95,10 +92,7 @@ def test_viewers_that_come_and_go_leave_nothing(students, tmp_path):
         for each in here:
             each.socket.close()
         stays.watch(stays.made(0) + 20)
-        end = time.monotonic() + PATIENCE
-        while own.num_fds() > settled[1]:
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        wait_until(lambda: own.num_fds() <= settled[1])
         assert memory_of(process.pid) <= FLAT * settled[0]
 
 
@@ -147,10 +141,7 @@ def test_the_page_says_that_the_server_has_gone_and_comes_back(students, tmp_pat
         page = browser.new_page()
 
         def until(condition):
-            end = time.monotonic() + PATIENCE
-            while not page.evaluate(condition):
-                assert time.monotonic() < end, condition
-                page.wait_for_timeout(50)
+            wait_until(lambda: page.evaluate(condition), lambda: page.wait_for_timeout(50))
 
         plays = "[...document.querySelectorAll('video')].some(v => v.currentTime > 1 && !v.paused)"
         with live(students[0], folder=tmp_path) as (process, address):

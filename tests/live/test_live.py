@@ -20,6 +20,7 @@ import pytest
 from commands import ROOT
 from live_server import PATIENCE, TOKEN, Watcher, live
 from students import save_attentive_student, save_student
+from waiting import wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from hiar.errors import UserError
@@ -240,10 +241,7 @@ def page(address):
 
 
 def until(page, condition):
-    end = time.monotonic() + PATIENCE
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, f"never: {condition}"
-        page.wait_for_timeout(50)
+    wait_until(lambda: page.evaluate(condition), lambda: page.wait_for_timeout(50))
 
 
 EVERY = "document.querySelectorAll('video').length == 2 && [...document.querySelectorAll('video')].every"

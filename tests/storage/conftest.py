@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 from ports import free_ports
+from waiting import wait_until
 
 KEY, SECRET = "keyid-of-the-tests", "secret-of-the-tests"
 IDENTITIES = (
     f'{{"identities": [{{"name": "tests", "credentials": [{{"accessKey": "{KEY}", "secretKey": "{SECRET}"}}],'
     '"actions": ["Admin", "Read", "Write", "List"]}]}'
 )
-PATIENCE = 120  # seconds
 MAKE = """\
 import json, pathlib, random, yaml
 from hiar.io.manifests import write_manifest
@@ -118,14 +118,16 @@ class Lab:
 
 
 def make_bucket(client, name):
-    end = time.monotonic() + PATIENCE
-    while True:  # a store that has just started takes none yet
+    def made():
+        """Whether it is; a store that has just started takes none yet."""
         try:
             client.create_bucket(Bucket=name)
-            return name
         except Exception:
-            assert time.monotonic() < end
-            time.sleep(0.5)
+            return False
+        return True
+
+    wait_until(made, lambda: time.sleep(0.5))
+    return name
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import environment
+from waiting import wait_until
 
 from hiar.config import Params
 from hiar.tracking import sender
@@ -88,7 +89,7 @@ def is_sent(folder: Path) -> bool:
 def dismiss(folder: Path) -> None:
     """End the sender of a folder, and wait until it is gone."""
     os.kill(sender_of(folder), signal.SIGKILL)
-    wait_for(lambda: not is_sent(folder))
+    wait_until(lambda: not is_sent(folder))
 
 
 def test_two_stages_at_once_whose_sender_is_killed_lose_and_double_nothing(project: Path) -> None:
@@ -124,7 +125,7 @@ def test_a_server_that_is_down_costs_one_line(project: Path, dead_port: int, pro
     uri = f"http://somebody:secret@localhost:{dead_port}"
     process = stage(project, "hiar", MLFLOW_TRACKING_URI=uri, **(proxies if proxied else {}))
     (folder,) = (project / ".hiar" / "spool").iterdir()
-    wait_for((folder / sender.TROUBLE).exists)
+    wait_until((folder / sender.TROUBLE).exists)
     told = ended(process)
     assert told.count("\n") == 1
     assert told.startswith("warning: MLflow: not reached (ConnectionRefusedError")
@@ -186,7 +187,7 @@ def test_a_sender_ends_with_its_folder(project: Path) -> None:
     folder = spool_folder(project)
     folder.mkdir(parents=True)
     process = subprocess.Popen([sys.executable, "-m", "hiar.tracking.sender", folder], env=environment())
-    wait_for(lambda: holds(process.pid, folder / LOCK))
+    wait_until(lambda: holds(process.pid, folder / LOCK))
     shutil.rmtree(project / ".hiar")
     assert process.wait(600) == 0
 
@@ -247,26 +248,19 @@ def test_a_server_that_is_away_meanwhile_ends_with_every_point_and_file(
     server.start()
     process = stage(project, "hiar", steps, 60.0, MLFLOW_TRACKING_URI=server.uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    wait_for(lambda: "loss" in metrics_of(server.uri))
+    wait_until(lambda: "loss" in metrics_of(server.uri))
     server.kill()
     folder = spool_folder(project)
-    wait_for((folder / sender.TROUBLE).exists)
+    wait_until((folder / sender.TROUBLE).exists)
     assert process.poll() is None
     server.start()
     assert ended(process) == ""
-    wait_for(lambda: waiting(folder) == [])
+    wait_until(lambda: waiting(folder) == [])
     records = Records(server.uri)
     assert records.points("hiar seed 0", "loss") == [(step, 1 / (step + 1)) for step in range(steps)]
     assert records.status() == {"hiar seed 0": "FINISHED"}
     assert len(records.parents) == 1
     dismiss(folder)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def metrics_of(uri: str) -> set[str]:

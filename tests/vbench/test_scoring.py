@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 
 import av
@@ -14,6 +13,7 @@ import pytest
 from commands import environment as shell
 from commands import hiar
 from vbench_toys import asked, behave, film, lay_weights
+from waiting import wait_until
 
 from hiar.errors import UserError
 from hiar.io.reading import read_parts
@@ -201,21 +201,14 @@ def test_the_worker_ends_with_who_asked(toy, weights, videos, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: (weights / "asked.jsonl").exists() and (weights / "asked.jsonl").read_text().endswith("\n"))
+        wait_until(lambda: (weights / "asked.jsonl").exists() and (weights / "asked.jsonl").read_text().endswith("\n"))
         [told] = asked(weights)
         with pytest.raises(UserError, match="another process is scoring"):
             score_folder(videos, [FLICKERING], tmp_path / "out", environment=toy, weights=weights)
     finally:
         asker.kill()
         asker.wait()
-    until(lambda: not is_alive(told["pid"]))
-
-
-def until(holds):
-    end = time.monotonic() + 300  # a machine may be busy
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(lambda: not is_alive(told["pid"]))
 
 
 def is_alive(pid):

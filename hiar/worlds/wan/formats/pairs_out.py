@@ -15,6 +15,7 @@ from hiar.io.progress import Progress
 from hiar.worlds.wan.formats.pairs import DATA, library
 from hiar.worlds.wan.formats.writing import require_room
 
+FORMS = ("hiar", "self-forcing")
 _ROW = 1 << 14  # bytes that a row of an LMDB takes beside its latents, more than enough: its prompt, and whole pages
 
 
@@ -25,9 +26,8 @@ def write_pairs(captions: Sequence[str], shards: Callable[[], Iterator[Tensor]],
     form: ``hiar``, a file a pair in the type of ours; ``self-forcing``, an LMDB in float16, the only type it has.
     Raises UserError when there is no such form, ``out`` exists, there is no room, or float16 cannot hold a state.
     """
-    write = {"hiar": _write_files, "self-forcing": _write_lmdb}
-    if form not in write:
-        raise UserError(f"--to = {form}: is no form that is written; {suggest(form, write)}")
+    if form not in FORMS:
+        raise UserError(f"--to = {form}: is no form that is written; {suggest(form, FORMS)}")
     if out.exists():
         raise UserError(f"--out = {out}: exists already; remove it or choose another name")
     first = next(shards())
@@ -38,7 +38,11 @@ def write_pairs(captions: Sequence[str], shards: Callable[[], Iterator[Tensor]],
         for path in folder.glob("[!.]*"):  # of an export that was interrupted
             remove(path)
         with Progress("export", len(captions), unit="pairs") as progress:
-            write[form](captions, _each(shards(), progress), folder, nbytes)
+            pairs = _each(shards(), progress)
+            if form == "hiar":
+                _write_files(captions, pairs, folder)
+            else:
+                _write_lmdb(captions, pairs, folder, nbytes)
 
 
 def _each(shards: Iterator[Tensor], progress: Progress) -> Iterator[Tensor]:
@@ -49,7 +53,7 @@ def _each(shards: Iterator[Tensor], progress: Progress) -> Iterator[Tensor]:
             progress.advance()
 
 
-def _write_files(captions: Sequence[str], pairs: Iterator[Tensor], folder: Path, nbytes: int) -> None:
+def _write_files(captions: Sequence[str], pairs: Iterator[Tensor], folder: Path) -> None:
     for number, (caption, states) in enumerate(zip(captions, pairs, strict=True)):
         with atomic_file(folder / f"{number:05d}.pt") as temporary:
             torch.save({caption: states[None]}, temporary)
