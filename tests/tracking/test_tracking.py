@@ -118,39 +118,6 @@ def test_contenders_compare_as_runs_that_meet_training_samples_and_scores(
     assert [parent.info.status for parent in records.parents] == ["FINISHED"]
 
 
-def test_a_student_is_a_version_of_its_method_in_the_registry(
-    params: Params, project: Path, workspace: Path, send: Send
-) -> None:
-    """Told twice it is there once; the aliases go to what was told last."""
-    for seed, place, aliases in (
-        (0, "s3://store/files/md5/aa/0.dir", ["seed-0", "best"]),
-        (0, "s3://store/files/md5/aa/0.dir", ["seed-0"]),
-        (1, "s3://store/files/md5/bb/1.dir", ["seed-1", "best"]),
-        (0, "s3://store/files/md5/cc/2.dir", ["seed-0"]),  # trained again
-    ):
-        with tracked("distill", seed, "hiar", params, workspace) as run:
-            run.model(place, aliases)
-        send()
-    records = Records(project)
-    (model,) = records.client.search_registered_models()
-    assert model.name == "named hiar"
-    versions = {str(one.version): one for one in records.client.search_model_versions("name = 'named hiar'")}
-    assert {number: one.source[-8:] for number, one in versions.items()} == {
-        "1": "aa/0.dir",
-        "2": "bb/1.dir",
-        "3": "cc/2.dir",
-    }
-    assert {alias: str(version) for alias, version in model.aliases.items()} == {
-        "seed-0": "3",
-        "seed-1": "2",
-        "best": "2",
-    }
-    trained = records.run("hiar seed 1")
-    assert versions["2"].run_id == trained.info.run_id
-    assert versions["2"].tags.items() >= {"experiment": "named", "method": "hiar", "seed": "1"}.items()
-    assert versions["2"].tags["commit"] == trained.data.tags["commit"]
-
-
 def test_scores_computed_again_count_once_unless_they_differ(
     params: Params, project: Path, workspace: Path, send: Send
 ) -> None:
