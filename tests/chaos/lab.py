@@ -1,5 +1,6 @@
 """A clone of this commit with a stack of its own, whose parts can be killed while the experiment `smoke` runs."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -95,14 +96,17 @@ class Lab:
 
     def kill(self, part):
         """SIGKILL; what of it is alive ten seconds later."""
-        found = self.processes(part)
-        victims = found if part in WHOLE else found[:1]
-        below = [child for victim in victims for child in victim.children(recursive=True)]
-        for victim in victims:
-            victim.kill()
+        gone = []
+        while not gone:  # one that has come to its end by itself meanwhile is none: the next one is killed
+            found = self.processes(part)
+            for victim in found if part in WHOLE else found[:1]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    below = victim.children(recursive=True)
+                    victim.kill()
+                    gone += [victim, *below]
         time.sleep(10)
         # The runs of a killed worker may go on without it; whoever waits for them is told how they end.
-        left = [process.pid for process in (*victims, *below) if part != "worker" and process.is_running()]
+        left = [process.pid for process in gone if part != "worker" and process.is_running()]
         if part in ("supervisor", "all"):
             left = left or [process.pid for process in self.processes("all")]
             self.start()
