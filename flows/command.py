@@ -87,8 +87,10 @@ def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: boo
             return code
     else:
         print("everything is up to date")
-        if remote := remote_of(workspace):
-            push(remote, ProcessGroups(), print)
+        if (remote := remote_of(workspace)) and push(remote, ProcessGroups(), print):
+            from flows.models import register_models  # loads torch
+
+            register_models(remote)
     reports = (workspace / "reports").relative_to(root)
     print(f"\n{comparison_table(workspace)}\n")
     print(f"Report: {reports / 'index.html'} (open it in a browser), pictures: {reports / 'contact_sheet.png'}")

@@ -107,10 +107,9 @@ def bring_up_to_date(workspace: Path, force: bool, elsewhere: Elsewhere | None =
             )
         for run in runs.values():
             run.wait()
-        if remote is not None:
-            push(remote, groups, get_run_logger().info)
-            if runs and not remote.away and all(run.state.is_completed() for run in runs.values()):
-                register_models(remote)
+        pushed = remote is not None and push(remote, groups, get_run_logger().info)
+        if remote is not None and pushed and all(run.state.is_completed() for run in runs.values()):
+            register_models(remote)
     finally:
         groups.stop()
     failures = [run.state.result(raise_on_failure=False) for run in runs.values() if run.state.is_failed()]

@@ -62,10 +62,10 @@ def remote_of(workspace: Path) -> Remote | None:
     return Remote(workspace, name) if name else None
 
 
-def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None]) -> None:
-    """Push everything that is not known to be there; a failure is one line."""
+def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None]) -> bool:
+    """Push everything that is not known to be there; whether there was any and all is now. A failure is one line."""
     if remote.is_pushed():
-        return
+        return False
     state = remote.state()
 
     def heard(line: str) -> None:
@@ -74,8 +74,10 @@ def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None]) -> 
             tell(line)
 
     command = [sys.executable, "-m", "flows.remote", "push"]
-    if groups.run(command, remote.workspace, stage_environment(), heard) == 0:
-        write_text(remote.workspace / PUSHED, state)
+    if groups.run(command, remote.workspace, stage_environment(), heard) != 0:
+        return False
+    write_text(remote.workspace / PUSHED, state)
+    return True
 
 
 def main() -> int:

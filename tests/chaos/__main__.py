@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .lab import DATABASES, PARTS, Lab
 
-ROW = "{:>5} {:<11} {:>9} {:>10} {:>10} {:<10} {:<6} {}"
+ROW = "{:>5} {:<11} {:>9} {:>10} {:>10} {:<10} {:<6} {:<10} {:<10} {}"
 
 
 def main() -> int:
@@ -29,10 +29,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hiar-chaos-") as folder:
         lab = Lab(Path(folder) / "project", arguments.database)
         try:
+            lab.share()
             print(f"healthy after {lab.start():.0f} s", flush=True)
             clean, whole = lab.undisturbed()
-            print(f"undisturbed: {whole:.0f} s, {len(clean)} outputs", flush=True)
-            show("round", "killed", "at", "again", "complete", "state", "equal", "left behind")
+            counted = (
+                f"{len(clean)} outputs, {lab.stored('hiar/dvc')} objects stored, {lab.versions()} students registered"
+            )
+            print(f"undisturbed: {whole:.0f} s, {counted}", flush=True)
+            if amiss := [*lab.points_amiss(), *lab.store_amiss().splitlines()]:
+                sys.exit("\n".join(amiss))
+            show("round", "killed", "at", "again", "complete", "state", "equal", "points", "store", "left behind")
             for number, part in enumerate(parts[: arguments.rounds]):
                 moment = draw.uniform(0.1, 0.9) * whole
                 begun = time.monotonic()
@@ -43,9 +49,13 @@ def main() -> int:
                 again = lab.running_again(run, part, at)
                 state = lab.end_of(run)
                 equal = lab.outputs() == clean
-                different += state != "COMPLETED" or not equal or bool(orphans)
                 seconds = (f"{at - begun:.0f} s", f"{again:.0f} s", f"{time.monotonic() - begun:.0f} s")
-                show(str(number), part, *seconds, state, "yes" if equal else "NO", str(orphans or "nothing"))
+                points, store = lab.points_amiss(), lab.store_amiss()
+                different += state != "COMPLETED" or not equal or bool(points or store or orphans)
+                told = ("yes" if equal else "NO", "amiss" if points else "each once", "amiss" if store else "whole")
+                show(str(number), part, *seconds, state, *told, str(orphans or "nothing"))
+                for line in filter(None, (*points, *store.splitlines())):
+                    print(f"      {line}", flush=True)
         finally:
             lab.stop()
     print(f"{different} of {arguments.rounds} rounds ended otherwise than the undisturbed run")

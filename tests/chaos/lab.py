@@ -12,6 +12,8 @@ import httpx
 import psutil
 import yaml
 
+from hiar.tracking.client import connect
+from tests.chaos import points
 from tests.commands import ROOT, environment
 from tests.ports import free_ports
 
@@ -31,6 +33,7 @@ PARTS = {
 POSTGRES = ("postgres -D ",)
 DATABASES = ("sqlite", "postgresql")
 WHOLE = ("all", "database")  # parts of which every process is killed
+REMOTE = "s3://hiar/dvc"
 PATIENCE = 1800
 
 
@@ -57,10 +60,26 @@ class Lab:
         self.settings["PATH"] = os.pathsep.join((os.fspath(Path(sys.executable).parent), os.environ["PATH"]))
 
     def command(self, *arguments):
-        run = subprocess.run(
-            [sys.executable, *arguments], cwd=self.folder, env=self.settings, capture_output=True, text=True
-        )
+        run = self.ask(*arguments)
         assert run.returncode == 0, run.stdout + run.stderr
+
+    def ask(self, *arguments):
+        """What a command of its Python says, and how it ends."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self.settings | self.keys(),
+            capture_output=True,
+            text=True,
+        )
+
+    def share(self):
+        """Have the project's repository name the remote, as docs/operations.md says."""
+        server = f"http://127.0.0.1:{self.settings['HIAR_S3_PORT']}"
+        self.command("-m", "dvc", "remote", "add", "--default", "store", REMOTE)
+        self.command("-m", "dvc", "remote", "modify", "store", "endpointurl", server)
+        who = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+        subprocess.run(["git", *who, "commit", "--quiet", "--all", "--message", "remote"], cwd=self.folder, check=True)
 
     def start(self):
         """Seconds until the stack is healthy."""
@@ -85,6 +104,11 @@ class Lab:
         """A new run of a deployment, by default of the experiment, of which nothing is there yet; its id."""
         for path in ("runs", ".dvc/cache", ".dvc/tmp"):
             shutil.rmtree(self.folder / path, ignore_errors=True)
+        for page in self._pages("hiar/dvc"):
+            names = [{"Key": one["Key"]} for one in page.get("Contents", [])]
+            if names:
+                self._store().delete_objects(Bucket="hiar", Delete={"Objects": names})
+        points.forget(self.mlflow)
         deployment = self.get(f"/deployments/name/{wanted}")
         asked = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
         return self.send(f"/deployments/{deployment['id']}/create_flow_run", asked)["id"]
@@ -140,19 +164,38 @@ class Lab:
 
     def stored(self, place):
         """How many objects there are below a place BUCKET/PREFIX of its S3 store."""
+        return sum(page["KeyCount"] for page in self._pages(place))
+
+    def store_amiss(self):
+        """What `hiar storage verify` finds after the next run, which pushes what a store that was away has missed."""
+        self.command("-m", "hiar", "run", "smoke")
+        verified = self.ask("-m", "hiar", "storage", "verify")
+        return "" if verified.returncode == 0 else verified.stdout + verified.stderr
+
+    def points_amiss(self):
+        """What MLflow lacks of the curves of the experiment, or has twice."""
+        return points.amiss(self.mlflow, self.folder / "runs" / "smoke")
+
+    def versions(self):
+        """How many students its registry has."""
+        return len(connect(self.mlflow).search_model_versions())
+
+    def _pages(self, place):
+        bucket, prefix = place.split("/", 1)
+        return self._store().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+
+    def _store(self):
         import boto3
 
         names = {"aws_access_key_id": "AWS_ACCESS_KEY_ID", "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY"}
         keys = {name: self.keys()[key] for name, key in names.items()}
         url = f"http://127.0.0.1:{self.settings['HIAR_S3_PORT']}"
-        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
-        bucket, prefix = place.split("/", 1)
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return sum(page["KeyCount"] for page in pages)
+        return boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
 
     def keys(self):
-        """Of its S3 store."""
-        lines = (self.folder / ".hiar" / "stack" / "secrets.env").read_text().splitlines()
+        """Of its S3 store, once it was started."""
+        secrets = self.folder / ".hiar" / "stack" / "secrets.env"
+        lines = secrets.read_text().splitlines() if secrets.exists() else []
         return dict(line.split("=", 1) for line in lines if line.startswith("AWS_"))
 
     def processes(self, part):

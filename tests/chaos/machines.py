@@ -45,7 +45,7 @@ def main() -> int:
         lab = Lab(folder / "project")
         machines: dict[str, subprocess.Popen[bytes]] = {}
         try:
-            share(lab)
+            lab.share()
             lab.start()
             lab.command("-m", "supervisor.supervisorctl", "-s", lab.supervisor, "stop", "experiments", "stages:*")
             sockets = folder / "sockets"
@@ -83,15 +83,6 @@ def made_by(project: Path) -> dict[str, str]:
         for path in files
         if path.name != "manifest.json"
     }
-
-
-def share(lab: Lab) -> None:
-    """Have the project's repository name the remote, as docs/operations.md says."""
-    server = f"http://127.0.0.1:{lab.settings['HIAR_S3_PORT']}"
-    lab.command("-m", "dvc", "remote", "add", "--default", "store", "s3://hiar/dvc")
-    lab.command("-m", "dvc", "remote", "modify", "store", "endpointurl", server)
-    who = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
-    subprocess.run(["git", *who, "commit", "--quiet", "--all", "--message", "remote"], cwd=lab.folder, check=True)
 
 
 def start_machine(

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import httpx
 
 from .lab import Lab
-from .machines import share
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -43,7 +42,7 @@ def main() -> int:
                 (lab.folder / "experiments" / "smoke.yaml").read_text() + "\nseeds: [0, 1, 2]\n"
             )
             subprocess.run(["git", "add", "experiments"], cwd=lab.folder, check=True)
-            share(lab)
+            lab.share()
             print(f"healthy after {lab.start():.0f} s", flush=True)
             run = fired_by_cron(lab)
             began = time.monotonic()

@@ -38,6 +38,10 @@ def run(project, **options):
     return lines
 
 
+def pushed(project):
+    return push(remote_of(project.folder), ProcessGroups(), print)
+
+
 @pytest.fixture
 def another(project, tmp_path_factory):
     """Makes a copy of the project on a machine that has none of its outputs and no cache."""
@@ -86,7 +90,10 @@ def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project
     assert project.begun("score") == 1
     assert len([line for line in lines if line.startswith("remote 'store': ")]) == 2  # and at the end it is tried again
     assert not [line for line in lines if "Traceback" in line]
+    assert not pushed(project)
     remote.unlink()
+    assert pushed(project)
+    assert not pushed(project)  # now there is nothing to push
     assert not [line for line in run(project) if line.startswith("remote")]
     locks = list(remote.glob("locks/default/*.lock"))
     assert [path.read_bytes() for path in locks] == [(project.folder / "dvc.lock").read_bytes()]
