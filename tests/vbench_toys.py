@@ -32,7 +32,7 @@ tqdm = iter
 
 
 def compute_{name}(path, device, submodules, **_):
-    return scored("{name}", path, progress=tqdm)
+    return scored("{name}", path, device, progress=tqdm)
 """
 
 

@@ -143,6 +143,7 @@ def prompts(
     epilog=examples(
         "hiar vbench score samples/hiar --out scores/hiar",
         "hiar vbench score samples/hiar --out scores/hiar -d temporal_flickering -d motion_smoothness",
+        "hiar vbench score samples/hiar --out scores/hiar --device cuda:0 --device cuda:1",
     ),
 )
 def score(
@@ -161,7 +162,13 @@ def score(
         str | None,
         typer.Option(help="vbench or vbench-long; default: vbench-long from 5 s on.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cpu, cuda or cuda:N (default: cpu); given several times, as many dimensions are scored at once.",
+            show_default=False,
+        ),
+    ] = None,
     extended: Annotated[
         bool | None,
         typer.Option(
@@ -190,7 +197,7 @@ def score(
         out,
         prompts=prompts,
         protocol=protocol,
-        device=device,
+        devices=device or ["cpu"],
         generated=made,
         environment=environment,
         weights=weights,

@@ -85,7 +85,8 @@ class Runtime(Section):
     threads: Count  # CPU threads of a stage that runs alone
     variant_threads: Count  # CPU threads of the stages of one variant, which run side by side
     # Processes that teacher, pairs, init and distill are shared out to, each with that many threads; networks that
-    # learn are sharded. null: one, with whole networks. No parameter of a result: dvc.yaml lists it nowhere.
+    # learn are sharded; and how many of VBench's dimensions are scored at once. null: one, with whole networks. No
+    # parameter of a result: dvc.yaml lists it nowhere.
     processes: Count | None = None
     stall_seconds: Positive = 600.0  # a process may be silent, before the others give up
     checkpoint_minutes: Positive  # between resumable checkpoints

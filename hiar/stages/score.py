@@ -73,7 +73,7 @@ def run(params: Params, workspace: Path) -> None:
             if vbench:
                 place = samples.folder.relative_to(workspace / "artifacts")
                 out = workspace / RECORDS / place
-                found = score_samples(samples.folder, samples.paths, vbench, out, params.runtime.device)
+                found = score_samples(samples.folder, samples.paths, vbench, out, params.runtime)
                 metrics |= found.metrics
                 made[str(place)] = found.facts
                 for video, own in zip(each, found.values, strict=True):

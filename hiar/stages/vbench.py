@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from hiar import config
 from hiar.errors import RunFailed
 from hiar.metrics.summary import Summary, summarise
 from hiar.vbench.runner import score_folder
@@ -26,13 +27,15 @@ class Figures(NamedTuple):
     facts: dict[str, object]
 
 
-def score_samples(samples: Path, videos: Sequence[Path], dimensions: Sequence[str], out: Path, device: str) -> Figures:
+def score_samples(
+    samples: Path, videos: Sequence[Path], dimensions: Sequence[str], out: Path, runtime: config.Runtime
+) -> Figures:
     """Score the ``videos`` of a folder; what is in ``out`` of the same ones is not done again.
 
-    A dimension's mean is VBench's own figure. Raises UserError for what `check_vbench` refuses, and RunFailed when a
-    dimension breaks down.
+    As many dimensions at once as the stage has devices. A dimension's mean is VBench's own figure. Raises UserError for
+    what `check_vbench` refuses, and RunFailed when a dimension breaks down.
     """
-    failed = score_folder(samples, dimensions, out, device=_device(device)).failed
+    failed = score_folder(samples, dimensions, out, devices=_devices(runtime)).failed
     if failed:
         raise RunFailed(f"{samples}: {', '.join(failed)}: no value; {next(iter(failed.values()))}")
     values: list[dict[str, float]] = [{} for _ in videos]
@@ -49,5 +52,9 @@ def score_samples(samples: Path, videos: Sequence[Path], dimensions: Sequence[st
     return Figures(metrics, values, facts)
 
 
-def _device(asked: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+def _devices(runtime: config.Runtime) -> list[str]:
+    """Those that the flow has taken for this stage: of GPUs the first ones that are visible."""
+    count = runtime.processes or 1
+    if runtime.device == "cuda" or (runtime.device == "auto" and torch.cuda.is_available()):
+        return [f"cuda:{number}" for number in range(min(count, torch.cuda.device_count()) or 1)]
+    return ["cpu"] * count

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,11 +36,18 @@ Answer = tuple[int | None, dict[str, Any] | None]  # number of the item, its rec
 
 
 def ask(
-    environment: Environment, weights: Path, dimension: str, items: Sequence[Item], device: str, log: Path
+    environment: Environment,
+    weights: Path,
+    dimension: str,
+    items: Sequence[Item],
+    device: str,
+    log: Path,
+    begun: Callable[[subprocess.Popen[str]], None],
 ) -> Iterator[Answer]:
     """Score items in a process of VBench's environment and give each one's record as it comes.
 
-    What the process prints is in ``log``. Raises RunFailed when it ends before all is told; it does not outlive us.
+    What the process prints is in ``log``; ``begun`` is told of it. Raises RunFailed when it ends before all is told;
+    it does not outlive us.
     """
     with TemporaryDirectory(prefix="hiar-vbench-") as home:
         places = _stage(Path(home), items)
@@ -64,6 +71,7 @@ def ask(
         command = [environment.python, "-I", WORKER]  # -I: nothing of our own environment
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said, "encoding": "utf-8"}
         with said, subprocess.Popen(command, env=open_environ(), **pipes) as worker:  # type: ignore[call-overload]
+            begun(worker)
             try:
                 with suppress(BrokenPipeError):  # it has died already, which is told below
                     worker.stdin.write(json.dumps(request) + "\n")

@@ -18,12 +18,14 @@ from hiar.vbench.dimensions import DIMENSIONS, SAMPLES, known_dimensions
 from hiar.vbench.doctor import Finding, examine, require_runnable
 from hiar.vbench.environment import Environment, default_folder, find_environment
 from hiar.vbench.records import Records, open_records, records_path
+from hiar.vbench.side_by_side import Workers, side_by_side
 from hiar.vbench.suite import Entry, read_suite, wanted
 from hiar.vbench.values import dimension_value, long_values
 from hiar.vbench.videos import Video, generated_with, is_standard, protocol_of, read_videos
 from hiar.vbench.weights import weights_folder
 
-PROTOCOLS = ("vbench", "vbench-long")
+LONG = "vbench-long"
+PROTOCOLS = ("vbench", LONG)
 Chosen = tuple[Video, dict[str, Any]]  # a video, and what the suite says beside its prompt
 
 
@@ -34,30 +36,28 @@ class Scores(NamedTuple):
     failed: dict[str, str]
 
 
-class _Task(NamedTuple):
-    """One dimension. facts: what is noted beside its value."""
-
-    dimension: str
-    environment: Environment
-    weights: Path
-    out: Path
-    facts: dict[str, Any]
-
-    @property
-    def long(self) -> bool:
-        return self.facts["protocol"] == "vbench-long"
-
-    @property
-    def result(self) -> Path:
-        return self.out / f"{self.dimension}.json"
-
-
 class _Piece(NamedTuple):
     """What VBench is asked about: a video, or a clip of it. key: what it shows and is asked, whatever its name."""
 
     key: str
     video: str
     item: Item
+
+
+class _Task(NamedTuple):
+    """One dimension. counts: of its videos, and of how many. facts: what is noted beside its value."""
+
+    dimension: str
+    environment: Environment
+    weights: Path
+    out: Path
+    pieces: Sequence[_Piece]
+    counts: dict[str, int]
+    facts: dict[str, Any]
+
+    @property
+    def result(self) -> Path:
+        return self.out / f"{self.dimension}.json"
 
 
 def score_folder(
@@ -67,7 +67,7 @@ def score_folder(
     *,
     prompts: Path | None = None,
     protocol: str | None = None,
-    device: str = "cpu",
+    devices: Sequence[str] = ("cpu",),
     generated: str | None = None,
     environment: Path | None = None,
     weights: Path | None = None,
@@ -75,16 +75,20 @@ def score_folder(
     """Score the videos of ``folder``; leave a value a dimension in ``out``, DIMENSION.json, beside its records.
 
     dimensions: None takes all that run here and suit the videos. prompts: as `hiar.vbench.videos.read_videos` says.
-    protocol: None goes by the videos' length. generated: with ``short`` or ``extended`` prompts, which is noted; None
-    goes by what the folder says.
+    devices: of one kind; as many dimensions are scored at once. protocol: None goes by the videos' length. generated:
+    with ``short`` or ``extended`` prompts, which is noted; None goes by what the folder says.
     A dimension that breaks down is in ``failed``; the others go on. Raises UserError, before anything is scored, for
     what does not fit: dimensions, environment, weights, videos, prompts.
     """
     named = None if dimensions is None else known_dimensions(dimensions)
     if protocol not in (None, *PROTOCOLS):
         raise UserError(f"--protocol = {protocol}: is none of {', '.join(PROTOCOLS)}; choose one of them")
-    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
-        raise UserError(f"--device = {device}: is no device of VBench's; give cpu, cuda or cuda:N")
+    for device in devices:
+        if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
+            raise UserError(f"--device = {device}: is no device of VBench's; give cpu, cuda or cuda:N")
+    kind, *others = sorted({device.partition(":")[0] for device in devices})
+    if others:
+        raise UserError(f"--device = {', '.join(devices)}: are of two kinds, whose values differ; give GPUs or cpu")
     where = find_environment(environment or default_folder())
     weights = weights or weights_folder()
     suite = read_suite(where.suite)
@@ -101,12 +105,12 @@ def score_folder(
         "protocol": protocol or protocol_of(videos),
         "prompts": "suite" if standard else "own",
         "generated_with": generated or generated_with(folder),
-        "device": device,
+        "device": kind,
         "versions": where.versions(),
     }
     hashes = {video.path: file_hash(video.path) for video in videos}
-    scores = Scores({}, {})
     with writing(out), clip_folder(out) as clips:
+        tasks = []
         for finding in findings:
             name = finding.dimension
             chosen = _chosen(name, videos, suite) if standard else [(video, {}) for video in videos]
@@ -114,23 +118,15 @@ def score_folder(
                 tell(f"{name}: none of the videos is of its prompts; left out")
                 continue
             expected = SAMPLES * len(wanted(suite, [name])) if standard else len(chosen)
-            task = _Task(name, where, weights, out, facts | {"weights": finding.weights})
-            remove(task.result)  # an old value says nothing of these videos until they are scored
-            try:
-                pieces = (
-                    _clips(chosen, hashes, suite if standard else [], clips) if task.long else _whole(chosen, hashes)
-                )
-                value, by_video = _score(task, pieces)
-            except RunFailed as error:
-                tell(f"error: {error}")
-                scores.failed[name] = str(error)
-                continue
+            long = facts["protocol"] == LONG
+            pieces = _clips(chosen, hashes, suite if standard else [], clips) if long else _whole(chosen, hashes)
             count = {"videos": len(chosen), "of": expected}
-            write_json(task.result, {"dimension": name, "value": value, **count, **task.facts, "by_video": by_video})
-            scores.values[name] = value
-            if len(chosen) < expected:
-                tell(f"{name}: {len(chosen)} of the suite's {expected} videos: no figure for a leaderboard")
-    return scores
+            tasks.append(_Task(name, where, weights, out, pieces, count, facts | {"weights": finding.weights}))
+        for task in tasks:
+            remove(task.result)  # an old value says nothing of these videos until they are scored
+        found = dict(zip((task.dimension for task in tasks), side_by_side(tasks, devices, _value), strict=True))
+    failed = {name: str(value) for name, value in found.items() if isinstance(value, RunFailed)}
+    return Scores({name: value for name, value in found.items() if not isinstance(value, RunFailed)}, failed)
 
 
 def _runnable(environment: Environment, weights: Path, names: Sequence[str]) -> list[Finding]:
@@ -193,11 +189,27 @@ def _clips(chosen: Sequence[Chosen], hashes: Mapping[Path, str], suite: Iterable
     return pieces
 
 
-def _score(task: _Task, pieces: Sequence[_Piece]) -> tuple[float, dict[str, float | None]]:
+def _value(task: _Task, device: str, workers: Workers) -> float | RunFailed:
+    """The value of one dimension, which is left in the folder of results, or what happened to it."""
+    try:
+        value, by_video = _score(task, device, workers)
+    except RunFailed as error:
+        tell(f"error: {error}")
+        return error
+    result = {"dimension": task.dimension, "value": value, **task.counts, **task.facts, "by_video": by_video}
+    write_json(task.result, result)
+    if task.counts["videos"] < task.counts["of"]:
+        of = f"{task.counts['videos']} of the suite's {task.counts['of']} videos"
+        tell(f"{task.dimension}: {of}: no figure for a leaderboard")
+    return value
+
+
+def _score(task: _Task, device: str, workers: Workers) -> tuple[float, dict[str, float | None]]:
     """The value of one dimension, and of each of its videos by name; None where VBench gives a video none."""
+    pieces = task.pieces
     decides = {field: task.facts[field] for field in ("protocol", "device", "weights", "versions")}
     with open_records(task.out, task.dimension, decides) as records:
-        _ask_for_missing(task, pieces, records)
+        _ask_for_missing(task, records, device, workers)
         known: dict[str, list[dict[str, Any]]] = {piece.video: [] for piece in pieces}
         for piece in pieces:
             if (fields := records.known[piece.key]) is not None:
@@ -205,7 +217,7 @@ def _score(task: _Task, pieces: Sequence[_Piece]) -> tuple[float, dict[str, floa
     if not any(known.values()):
         where = records_path(task.out, task.dimension)
         raise RunFailed(f"{task.dimension}: VBench gives none of the {len(known)} videos a value; see {where}")
-    if task.long:
+    if task.facts["protocol"] == LONG:
         value, by_video = long_values(task.dimension, known)
     else:
         value = dimension_value(task.dimension, [one for fields in known.values() for one in fields])
@@ -213,14 +225,15 @@ def _score(task: _Task, pieces: Sequence[_Piece]) -> tuple[float, dict[str, floa
     return value, {video: by_video.get(video) for video in known}
 
 
-def _ask_for_missing(task: _Task, pieces: Sequence[_Piece], records: Records) -> None:
-    missing = list({piece.key: piece for piece in pieces if piece.key not in records.known}.values())
+def _ask_for_missing(task: _Task, records: Records, device: str, workers: Workers) -> None:
+    missing = list({piece.key: piece for piece in task.pieces if piece.key not in records.known}.values())
     if not missing:
         return
     name, log = task.dimension, task.out / "logs" / f"{task.dimension}.log"
     items = [piece.item for piece in missing]
-    with Progress(name, len(pieces), start=len(pieces) - len(missing), unit="videos") as progress:
-        for number, fields in ask(task.environment, task.weights, name, items, task.facts["device"], log):
+    count = len(task.pieces)
+    with Progress(name, count, start=count - len(missing), unit="videos") as progress:
+        for number, fields in ask(task.environment, task.weights, name, items, device, log, workers.add):
             if number is None:
                 progress.advance()
                 continue

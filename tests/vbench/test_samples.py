@@ -1,11 +1,15 @@
 """VBench's figures of an experiment's samples, as its scores have them."""
 
+from pathlib import Path
+
 import pytest
 from vbench_toys import asked, behave, film
 
 from hiar.errors import RunFailed
+from hiar.parameters import load_params
 from hiar.stages.vbench import score_samples
 
+PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
 FLICKERING, IMAGING = "temporal_flickering", "imaging_quality"
 
 
@@ -23,7 +27,13 @@ def score(samples, toy, weights, tmp_path, monkeypatch):
     monkeypatch.setenv("HIAR_VBENCH", str(toy))
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(weights))
     paths = sorted(samples.glob("*.mp4"))
-    return lambda *names: score_samples(samples, paths, names, tmp_path / "out", "cpu")
+    runtime = load_params(PARAMS_FILE).runtime.model_copy(update={"device": "cpu"})
+
+    def run(*names, processes=None):
+        own = runtime.model_copy(update={"processes": processes})
+        return score_samples(samples, paths, names, tmp_path / "out", own)
+
+    return run
 
 
 def test_a_mean_is_vbenchs_own_and_that_of_its_videos_values(score, samples, weights):
@@ -42,6 +52,11 @@ def test_a_mean_is_vbenchs_own_and_that_of_its_videos_values(score, samples, wei
     assert len(asked(weights)) == 6
     assert score(FLICKERING, IMAGING) == found
     assert asked(weights) == []
+
+
+def test_as_many_dimensions_at_once_as_the_experiment_has_processes(score, weights):
+    behave(weights, **{FLICKERING: "meet", IMAGING: "meet"})
+    assert list(score(FLICKERING, IMAGING, processes=2).facts) == [FLICKERING, IMAGING]
 
 
 def test_one_dimension_that_breaks_down_fails_the_scores(score, weights):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,7 @@ from hiar.vbench.clips import clip_folder, clip_frames, clip_rate, clip_seconds,
 from hiar.vbench.dimensions import DIMENSIONS
 from hiar.vbench.leaderboard import read_results
 from hiar.vbench.runner import score_folder
+from hiar.vbench.side_by_side import side_by_side
 from hiar.vbench.values import dimension_value, long_values
 from hiar.vbench.worker import chunks
 
@@ -115,10 +117,47 @@ def test_other_weights_score_anew_and_lose_nothing(score, videos, weights, tmp_p
     torch.save({"third": 1}, weights / "amt_model" / "amt-s.pth")
     approve(weights, "amt_model/amt-s.pth")
     new = (tmp_path / "out" / f"{SMOOTH}.jsonl").read_text()
-    score(videos, SMOOTH, device="cuda:12")
+    score(videos, SMOOTH, devices=["cuda:12"])
     assert "other device, weights; it is set aside as" in capsys.readouterr().err
     assert [(tmp_path / "out" / f"{SMOOTH}.aside-{n}.jsonl").read_text() for n in (1, 2)] == [old, new]
-    assert result(tmp_path, SMOOTH)["device"] == "cuda:12"
+    assert result(tmp_path, SMOOTH)["device"] == "cuda"
+    assert {one["device"] for one in asked(weights)} == {"cuda:12"}
+    score(videos, SMOOTH, devices=["cuda:3"])  # another of the same kind
+    assert asked(weights) == []
+
+
+def test_dimensions_are_scored_side_by_side_each_on_a_device(score, videos, weights, tmp_path):
+    behave(weights, **{FLICKERING: "meet", SMOOTH: "meet"})
+    scores = score(videos, FLICKERING, SMOOTH, IMAGING, devices=["cuda:0", "cuda:1"])
+    assert list(scores.values) == [FLICKERING, SMOOTH, IMAGING]
+    each = {name: {one["device"] for one in told} for name, told in by_dimension(asked(weights)).items()}
+    assert each[FLICKERING] | each[SMOOTH] == {"cuda:0", "cuda:1"}
+    assert [len(used) for used in each.values()] == [1, 1, 1]
+    assert result(tmp_path, SMOOTH)["device"] == "cuda"
+
+
+def by_dimension(told):
+    return {name: [one for one in told if one["dimension"] == name] for name in {one["dimension"] for one in told}}
+
+
+def test_what_fails_ends_what_runs_beside_it():
+    begun = []
+
+    def work(task, device, workers):
+        begun.append(task)
+        if task == "fails":
+            wait_until(lambda: "sleeps" in begun)
+            raise UserError("of its own")
+        process = subprocess.Popen(["sleep", "600"])
+        workers.add(process)
+        ended.append(process.wait())
+
+    ended = []
+    with pytest.raises(UserError, match="of its own"):
+        side_by_side(["fails", "sleeps", "late", "later"], ["cpu", "cpu"], work)
+    assert begun[:2] in (["fails", "sleeps"], ["sleeps", "fails"])
+    assert set(ended) == {-signal.SIGKILL}
+    assert "later" not in begun or len(ended) == 3  # of what had begun nothing is left
 
 
 def test_another_version_scores_anew(toy, videos, weights, tmp_path, capsys):
@@ -518,7 +557,8 @@ def test_what_does_not_fit_is_told_before_anything_is_scored(score, videos, weig
 
     refused("appearance_style: compares with", "appearance_style")
     for device in ("tpu", "cuda:", "cuda:1 x", "cpu:0"):
-        refused(f"device = {device}: is no device", FLICKERING, device=device)
+        refused(f"device = {device}: is no device", FLICKERING, devices=["cpu", device])
+    refused("device = cpu, cuda:0: are of two kinds", FLICKERING, devices=["cpu", "cuda:0"])
     refused("protocol = best: is none of vbench, vbench-long", FLICKERING, protocol="best")
     (weights / "amt_model" / "amt-s.pth").write_bytes(b"<!DOCTYPE html>")
     refused("motion_smoothness: .*is a web page", FLICKERING, SMOOTH)
