@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from flows.remote import Remote
 from hiar.parameters import load_params
 from hiar.stages.comparison import read_summary
-from hiar.storage.runs import key_of
+from hiar.storage.runs import key_of, stages_of
 from hiar.tracking.stage import tracked
 
 BEST = "good"  # the measure, where a world's judge has it, of which the seed with the highest is the alias `best`
@@ -45,8 +43,8 @@ def models_of(workspace: Path, url: str) -> Iterator[Model]:
     """The students that dvc.lock and metrics/summary.json of a workspace name, as they lie below a remote's ``url``."""
     summary = read_summary(load_params(workspace / "params.yaml"), workspace)
     rows = [row for row in summary if row["stage"] == "distill"]
-    lock = yaml.safe_load((workspace / "dvc.lock").read_text(encoding="utf-8"))
-    objects = {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
+    stages = stages_of((workspace / "dvc.lock").read_bytes(), workspace / "dvc.lock")
+    objects = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
     best: dict[str, tuple[float, int]] = {}
     for row in rows:
         if BEST in row["metrics"]:

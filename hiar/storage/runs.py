@@ -20,8 +20,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hiar.errors import UserError
 from hiar.storage.store import Store, Stored, content, each
 
@@ -105,11 +103,13 @@ def runs_stored(store: Store, listed: Mapping[str, Stored]) -> tuple[list[Run], 
 
 def stages_of(data: bytes, place: object) -> dict[str, Any]:
     """The stages of a dvc.lock. Raises UserError when it is none."""
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+
     try:
-        stages = yaml.load(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader)).get("stages", {})
+        stages = parse_yaml(data, place).get("stages", {})  # of DVC's YAML, 1.2, in which `no` is a word
         if not isinstance(stages, dict):
             raise ValueError
-    except (yaml.YAMLError, ValueError, AttributeError):
+    except (YAMLFileCorruptedError, ValueError, AttributeError):
         raise UserError(f"{place}: is no dvc.lock; restore it (git checkout), or run the experiment again") from None
     return stages
 
