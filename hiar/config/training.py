@@ -80,12 +80,20 @@ class Pairs(Section):
     """Teacher ODE trajectories, kept at the student's levels."""
 
     count: Count
+    # false: none are kept; init and distill solve those that they draw, each time, with a teacher of their own beside
+    # them: where solver_steps forwards of it are cheaper than the disk.
+    stored: bool = True
     source: File | None = None  # folder that `hiar import-pairs` wrote; null: they are made here
     source_sha256: Digest | None = None  # of its manifest, as with the world's prompts
     solver_steps: Count  # Euler steps, a multiple of the student's
     guidance: Positive
     batch: Count
     shard: Count  # trajectories a file
+
+    @model_validator(mode="after")
+    def _stored(self) -> Self:
+        require(self.stored or self.source is None, "stored", self.stored, "somebody else's pairs are; write true")
+        return self
 
 
 class Validation(Section):

@@ -21,7 +21,7 @@ def disk(models: Models) -> dict[str, int]:
     return {
         "codec": models.codec if trained else 0,
         "teacher": weights + models.codec + models.text if trained else 0,
-        "pairs": params.pairs.count * (params.schedule.student_steps + 1) * clip,
+        "pairs": params.pairs.stored * params.pairs.count * (params.schedule.student_steps + 1) * clip,
         "init": weights,
         "distill": weights * len(params.compare.distill),
         "state of a training": sum(states),

@@ -115,6 +115,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         entries = _role("student", models, gpus, params.init.training.optimizer)
         if isinstance(params.init, config.CausalOde | config.Consistency):
             entries.append(_frozen("teacher", make_meta(params, models.student, half=False), 1))
+        entries += _pairs_teacher(models)
         others = [models.student] if kind.frozen else []
         peaks = imagine(lambda count, *n: kind.update(count, sizes, *n), sizes, [models.student], others)
         gathered, rings = [models.trained()], 0
@@ -124,6 +125,8 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         # One that is the teacher itself also embeds prompts, and stays as it is.
         real = make_meta(params, models.real, half=params.distill.real_score is not None)
         entries.append(_frozen("real score", real, gpus))
+        if variant.forward_kl or variant.forcing:
+            entries += _pairs_teacher(models)
         peaks = imagine(
             lambda count, *n: steps.distill(count, sizes, variant, *n),
             sizes,
@@ -187,6 +190,13 @@ def meta_role(models: Models, settings: config.Optimizer) -> Role:
 
 def _frozen(name: str, network: Denoiser, gpus: int) -> Entry:
     return Entry(name, "parameters", -(-network_bytes(network) // gpus))
+
+
+def _pairs_teacher(models: Models) -> list[Entry]:
+    """Who solves pairs that are not stored, whole in each process; its forwards are never the fullest of a training."""
+    params = models.sizes.params
+    shape = make_meta(params, models.student, half=False)
+    return [] if params.pairs.stored else [_frozen("teacher of the pairs", shape, 1)]
 
 
 def _activations(peaks: Peaks, rings: int) -> list[Entry]:

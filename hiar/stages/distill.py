@@ -15,7 +15,8 @@ from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, clone, load_generator, walk_of
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
-from hiar.stages.pairs import load_pairs
+from hiar.stages.pairs import Trajectories
+from hiar.stages.solved_pairs import open_pairs
 from hiar.stages.validation import validation
 from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import Distillation, check_batches, distillation_step
@@ -66,6 +67,8 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256).to(device)
         if mesh is not None:
             shard(real_score, mesh)
+        drawn = method.forward_kl or method.forcing
+        pairs = open_pairs(params, workspace, seed, device) if drawn else None
         job = Distillation(
             student=make_role(clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps, mesh),
             critic=make_role(critic, spec.critic, spec.all_steps * spec.critic_updates, mesh),
@@ -76,7 +79,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             no_text=teacher.embed_nothing(),
             student_samples=FIRST_CLIP["distill"],
             critic_samples=FIRST_CLIP["critic"],
-            pairs=_pairs(paths.pairs, teacher) if method.forward_kl or method.forcing else None,
+            pairs=_embedded(pairs, teacher) if pairs else None,
             seed=seed,
             accelerator=work.accelerator,
             ranks=work.ranks,
@@ -129,7 +132,6 @@ def _real_score(teacher: Generator, folder: Path | None, content: str | None) ->
     return Denoiser(transformer, card.prediction, card.coordinates).eval().requires_grad_(False)
 
 
-def _pairs(folder: Path, teacher: Generator) -> Pairs:
-    pairs = load_pairs(folder)
+def _embedded(pairs: Trajectories, teacher: Generator) -> Pairs:
     # By the batch: the embeddings of all pairs would fill a GPU.
     return pairs.states, pairs.sigmas, lambda chosen: teacher.embed([pairs.captions[i] for i in chosen])

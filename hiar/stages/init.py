@@ -13,7 +13,7 @@ from hiar.stages.common import Paths, Stage, stage, tail_mean, write_adopted, wr
 from hiar.stages.inits import causal_ode, consistency, ode, teacher_forcing
 from hiar.stages.inits.adopted import bring_in
 from hiar.stages.inits.job import Job, Trained
-from hiar.stages.pairs import load_pairs
+from hiar.stages.solved_pairs import open_pairs
 from hiar.training.parallel import deal
 from hiar.worlds.interface import CODEC, TEXT, open_world
 
@@ -40,7 +40,8 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
         for training in spec.trainings.values():  # before the first of them begins
             deal(training.batch, training.micro_batch, work.ranks)
         teacher = load_generator(paths.teacher).to(work.accelerator.device)
-        made = KINDS[spec.kind](Job(work, seed, teacher, load_pairs(paths.pairs)), spec)
+        pairs = open_pairs(params, workspace, seed, work.accelerator.device)
+        made = KINDS[spec.kind](Job(work, seed, teacher, pairs), spec)
         if not work.ranks.leads:
             return
         teacher.denoiser.load_state_dict(made.weights)

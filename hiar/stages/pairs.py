@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,18 +63,26 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             if work.ranks.leads:
                 _adopt(work, spec.source, load_generator(paths.teacher), workspace, seed)
             return
-        _make_shards(work, load_generator(paths.teacher).to(work.accelerator.device), seed)
+        captions = pair_captions(params, seed, range(spec.count))
+        teacher = load_generator(paths.teacher).to(work.accelerator.device)
+        if spec.stored:
+            _make_shards(work, teacher, seed, captions)
         if not work.ranks.leads:
             return
-        text = "".join(f"{caption}\n" for caption in pair_captions(params, seed, range(spec.count)))
-        (work.folder / CAPTIONS).write_text(text, encoding="utf-8")
-        _write_figures(work, workspace, seed)
+        (work.folder / CAPTIONS).write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8")
+        if spec.stored:
+            _write_figures(work, workspace, seed, load_shard(work.folder, 0))
+        else:  # a few of them, so that a teacher that makes none is told here
+            few = range(min(spec.batch, spec.count))
+            states = solve(params, teacher, seed, few, captions[: len(few)])
+            check_states(states, few)
+            _write_figures(work, workspace, seed, states)
         sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift).tolist()
-        work.finish("pairs", count=spec.count, shard=spec.shard, sigmas=sigmas)
+        work.finish("pairs", count=spec.count, shard=spec.shard if spec.stored else None, sigmas=sigmas)
 
 
-def _write_figures(work: Stage, workspace: Path, seed: int) -> None:
-    spread = float(load_shard(work.folder, 0)[:, -1].float().std())
+def _write_figures(work: Stage, workspace: Path, seed: int, states: Tensor) -> None:
+    spread = float(states[:, -1].float().std())
     metrics = {"count": float(work.params.pairs.count), "latent_std": spread}
     write_metrics(workspace, f"seed-{seed}/pairs", metrics)
     work.run.log(0, metrics)
@@ -110,11 +119,11 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
         except OSError:  # another file system, or none that links
             shutil.copyfile(source / name, work.folder / name)
     said = facts(source, manifest, _Facts)
-    _write_figures(work, workspace, seed)
+    _write_figures(work, workspace, seed, load_shard(work.folder, 0))
     work.finish("pairs", count=said.count, shard=said.shard, sigmas=said.sigmas, source=source.name)
 
 
-def _make_shards(work: Stage, teacher: Generator, seed: int) -> None:
+def _make_shards(work: Stage, teacher: Generator, seed: int, captions: Sequence[str]) -> None:
     """Make the shards that are not whole yet. They are dealt to the processes, which take turns of a batch together.
 
     So none waits for another much longer than a batch takes, and all stop at the first mistake.
@@ -138,8 +147,8 @@ def _make_shards(work: Stage, teacher: Generator, seed: int) -> None:
             index, batch = turns[turn] if turn < len(turns) else (None, range(0))
             with ranks.agreed():
                 if index is not None:
-                    made.append(solve(params, teacher, seed, batch))
-                    check_states(made[-1], batch.start)
+                    made.append(solve(params, teacher, seed, batch, captions[batch.start : batch.stop]))
+                    check_states(made[-1], batch)
                     if batch.stop == own[index].stop:
                         placed = {"first": str(own[index].start)}
                         write_shard(shard_path(work.folder, index), {"states": torch.cat(made)}, placed)
@@ -150,8 +159,8 @@ def _make_shards(work: Stage, teacher: Generator, seed: int) -> None:
 
 
 @torch.no_grad()
-def solve(params: Params, teacher: Generator, seed: int, numbers: range) -> Tensor:
-    """Trajectories ``numbers`` at the student's levels, (len(numbers), S + 1, C, F, h, w).
+def solve(params: Params, teacher: Generator, seed: int, numbers: Sequence[int], captions: Sequence[str]) -> Tensor:
+    """Trajectories ``numbers``, of these captions, at the student's levels, (len(numbers), S + 1, C, F, h, w).
 
     Each depends on its number alone, not on its neighbours.
     """
@@ -162,16 +171,16 @@ def solve(params: Params, teacher: Generator, seed: int, numbers: range) -> Tens
     channels, height, width = teacher.latent_size
     shape = (channels, params.video.frames, height, width)
     noise = normals("pairs noise", seed, numbers, shape)
-    text = teacher.embed(pair_captions(params, seed, numbers))
+    text = teacher.embed(captions)
     no_text = teacher.embed_nothing().expand_as(text)
     with teacher.autocast():
         states = ode_states(teacher.denoiser, noise.to(text), sigmas, text, no_text, params.pairs.guidance)
         return torch.stack([state for i, state in enumerate(states) if i % substeps == 0], dim=1).cpu()
 
 
-def check_states(states: Tensor, first: int, field: str = "pairs") -> None:
-    """Raise UserError naming the first of trajectories ``first``, ... that is not finite; ``field`` rules them."""
-    for number, trajectory in enumerate(states, start=first):
+def check_states(states: Tensor, numbers: Sequence[int], field: str = "pairs") -> None:
+    """Raise UserError naming the first of trajectories ``numbers`` that is not finite; ``field`` rules them."""
+    for number, trajectory in zip(numbers, states, strict=True):
         for step, state in enumerate(trajectory):
             if not state.isfinite().all():
                 raise UserError(
@@ -188,21 +197,29 @@ def pair_captions(params: Params, seed: int, numbers: range) -> list[str]:
 
 class _Facts(Facts):
     count: Count
-    shard: Count
+    shard: Count | None  # null: no trajectories are stored
     sigmas: list[float]
+
+
+def load_facts(folder: Path) -> tuple[int | None, Tensor, list[str]]:
+    """Of a pairs folder: how many shards it holds (None: it stores none), the levels (S + 1,), the captions."""
+    said = facts(folder, read_manifest(folder, "pairs"), _Facts)
+    lines = split_lines((folder / CAPTIONS).read_text(encoding="utf-8"))
+    if len(lines) != said.count:
+        raise UserError(f"{folder}: holds {len(lines)} captions, not {said.count}; run the pairs stage again")
+    shards = None if said.shard is None else -(-said.count // said.shard)
+    return shards, torch.tensor(said.sigmas), lines
 
 
 def load_pairs(folder: Path) -> Trajectories:
     """The trajectories of a pairs folder, checked. Raises UserError naming the shard that is missing or broken."""
-    said = facts(folder, read_manifest(folder, "pairs"), _Facts)
-    states = StoredRows(folder, "states", shards=-(-said.count // said.shard))
-    lines = split_lines((folder / CAPTIONS).read_text(encoding="utf-8"))
-    if len(states) != said.count or len(lines) != said.count:
-        raise UserError(
-            f"{folder}: holds {len(states)} trajectories and {len(lines)} captions, not {said.count}; "
-            "run the pairs stage again"
-        )
-    return Trajectories(states, torch.tensor(said.sigmas), lines)
+    shards, sigmas, captions = load_facts(folder)
+    if shards is None:
+        raise UserError(f"{folder}: stores no trajectories; write pairs.stored: true and run the pairs stage again")
+    states = StoredRows(folder, "states", shards=shards)
+    if len(states) != len(captions):
+        raise UserError(f"{folder}: holds {len(states)} trajectories, not {len(captions)}; run the pairs stage again")
+    return Trajectories(states, sigmas, captions)
 
 
 def load_shard(folder: Path, index: int) -> Tensor:

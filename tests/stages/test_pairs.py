@@ -52,7 +52,8 @@ def shards(folder: Path) -> Mapping[str, bytes]:
 def make(whole: Path, folder: Path, rank: int) -> None:
     """What a process of two makes."""
     work = Stage("pairs", params_of(), folder, Run(), Accelerator(cpu=True), {}, {}, {}, Echo(rank, 2))
-    pairs._make_shards(work, load_generator(Paths(whole, 0).teacher), 0)
+    captions = pairs.pair_captions(work.params, 0, range(11))
+    pairs._make_shards(work, load_generator(Paths(whole, 0).teacher), 0, captions)
 
 
 def test_processes_take_turns_of_shards_and_leave_what_one_leaves(

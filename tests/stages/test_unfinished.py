@@ -254,8 +254,9 @@ def test_precision_is_the_card_s_wherever_a_checkpoint_generates(smoke: Path, tm
     teacher = load_sampler(tmp_path / "teacher", torch.device("cpu"))
     assert teacher.denoiser.dtype == torch.float32
     params = load_params(smoke / "params.yaml")
-    rounded = pairs.solve(params, teacher, 0, range(2))
-    full = pairs.solve(params, load_generator(places / "teacher"), 0, range(2))
+    captions = pairs.pair_captions(params, 0, range(2))
+    rounded = pairs.solve(params, teacher, 0, range(2), captions)
+    full = pairs.solve(params, load_generator(places / "teacher"), 0, range(2), captions)
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, full)
     assert torch.equal(rounded[:, 0], full[:, 0])

@@ -47,7 +47,7 @@ def _trajectories(job: Job, teacher: Denoiser, spec: CausalPairs) -> Trajectorie
                 with ranks.agreed():
                     if batch and index not in whole:
                         made.append(_solve(job, teacher, spec, batch))
-                        check_states(made[-1], batch.start, "init.pairs")
+                        check_states(made[-1], batch, "init.pairs")
             with ranks.agreed():
                 if made:
                     write_shard(shard_path(folder, index), {"states": torch.cat(made)}, {"first": str(numbers.start)})

@@ -37,8 +37,8 @@ def regress(job: Job, start: Denoiser, pairs: Trajectories, training: Training, 
 
         def loss_at(part: range) -> Tensor:
             own = slice(part.start, part.stop)
-            x = at_levels(pairs.states, chosen[own], levels[own], video.block).to(device)
             x0 = pairs.states[chosen[own], -1].to(device)
+            x = at_levels(pairs.states, chosen[own], levels[own], video.block).to(device)
             text = job.teacher.embed([pairs.captions[i] for i in chosen[own]])
             with job.work.accelerator.autocast():
                 return ode_regression(student, x, x0, sigma[own], text, attention, floor, share)

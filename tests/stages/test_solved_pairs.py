@@ -1,0 +1,130 @@
+"""Pairs that no file holds: the trajectories that would be stored, and what a training makes of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from students import save_student, smoke_params
+from torch import Tensor
+
+from hiar.config import Params
+from hiar.errors import UserError
+from hiar.memory.disk import disk
+from hiar.memory.forecast import forecast, open_models
+from hiar.parameters import load_params, parse_params
+from hiar.stages import distill, init, pairs
+from hiar.stages.common import Paths
+from hiar.stages.solved_pairs import SolvedRows, open_pairs
+
+CPU = torch.device("cpu")
+MADE = Path("artifacts", "seed-0")
+
+
+def not_stored(params: Params) -> Params:
+    tree = params.model_dump(mode="json")
+    tree["pairs"]["stored"] = False
+    return type(params).model_validate(tree)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Workspaces of one teacher: with eleven pairs, and with none stored."""
+    stored, solved = (tmp_path_factory.mktemp(name) for name in ("stored", "solved"))
+    params = smoke_params(pairs={"count": 11, "batch": 2, "shard": 3})
+    for folder, one in ((stored, params), (solved, not_stored(params))):
+        save_student(Paths(folder, 0).teacher)
+        pairs.run(one, folder, 0)
+    return stored, solved
+
+
+def test_they_are_those_that_would_be_stored(both: tuple[Path, Path]) -> None:
+    stored, solved = both
+    params = smoke_params(pairs={"count": 11, "batch": 2, "shard": 3})
+    own, theirs = open_pairs(params, stored, 0, CPU), open_pairs(not_stored(params), solved, 0, CPU)
+    assert (len(theirs.states), theirs.captions) == (11, own.captions)
+    assert torch.equal(theirs.sigmas, own.sigmas)
+    rows = torch.tensor([10, 0, 7, 0, 3])
+    torch.testing.assert_close(theirs.states[rows], own.states[rows], rtol=0, atol=1e-5)
+    assert theirs.states[rows].std() > 0.1
+    assert list(Paths(solved, 0).pairs.glob("*.safetensors")) == []
+    said = [json.loads((folder / "metrics" / "seed-0" / "pairs.json").read_text()) for folder in both]
+    assert said[1]["count"] == 11
+    assert said[1]["latent_std"] == pytest.approx(said[0]["latent_std"], rel=0.2)  # of other ones of them
+
+
+def test_they_read_like_a_tensor_and_are_solved_once_for_what_is_asked_first() -> None:
+    states = torch.randn(9, 5, 2, 6, 3, 3)
+    asked: list[list[int]] = []
+
+    def solve(numbers: Sequence[int]) -> Tensor:
+        asked.append(list(numbers))
+        return states[list(numbers)]
+
+    rows = SolvedRows(9, solve)
+    chosen = torch.tensor([4, 1, 4, 8])
+    assert torch.equal(rows[chosen, -1], states[chosen, -1])
+    assert torch.equal(pairs.at_levels(rows, chosen, torch.tensor([[0, 4]] * 4), 3)[:, :, :3], states[chosen, 0, :, :3])
+    assert torch.equal(rows[chosen, :2], states[chosen, :2])
+    assert torch.equal(rows[chosen], states[chosen])
+    assert asked == [[4, 1, 8]]
+    assert torch.equal(rows[torch.tensor([8, 2])], states[[8, 2]])
+    assert asked[1:] == [[2]]  # what is still known is not solved again
+    assert torch.equal(rows[chosen], states[chosen])
+    assert asked[2:] == [[4, 1]]  # and of what nobody asks any more nothing is held
+
+
+def test_a_training_is_the_one_on_stored_pairs(smoke: Path, tmp_path: Path) -> None:
+    """But for rounding: init by regression, and HiAR with its regulariser."""
+    params = load_params(smoke / "params.yaml")
+    shutil.copytree(smoke / MADE / "teacher", tmp_path / MADE / "teacher")
+    solved = not_stored(params)
+    pairs.run(solved, tmp_path, 0)
+    init.run(solved, tmp_path, 0)
+    distill.run(solved, tmp_path, 0, "hiar")
+    for stage, losses in (("init", ["loss"]), ("distill/hiar", ["forward_kl", "critic"])):
+        own, theirs = (curve(folder, stage) for folder in (smoke, tmp_path))
+        for column in losses:
+            expected = [float(row[column]) for row in own if row[column]]
+            assert len(expected) > 1
+            assert [float(row[column]) for row in theirs if row[column]] == pytest.approx(expected, rel=1e-3), stage
+
+
+def curve(workspace: Path, stage: str) -> list[dict[str, str]]:
+    with (workspace / "curves" / "seed-0" / f"{stage}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_who_needs_stored_ones_says_so(both: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pairs: stores no trajectories; write pairs\.stored: true and run the pairs"):
+        pairs.load_pairs(Paths(both[1], 0).pairs)
+    tree = smoke_params().model_dump(mode="json")
+    tree["pairs"] |= {"stored": False, "source": "models/pairs"}
+    with pytest.raises(UserError, match=r"pairs\.stored = False.*somebody else's pairs are; write true"):
+        parse_params(tree, Path("params.yaml"))
+
+
+def test_a_teacher_that_makes_none_is_told_before_it_is_trained_on(tmp_path: Path) -> None:
+    save_student(Paths(tmp_path, 0).teacher)
+    params = not_stored(smoke_params())
+    spoiled = params.model_copy(update={"pairs": params.pairs.model_copy(update={"guidance": 1e30})})
+    with pytest.raises(UserError, match=r"pairs: trajectory 0: its state after 1 steps is not finite"):
+        pairs.run(spoiled, tmp_path, 0)
+
+
+def test_a_plan_has_their_teacher_and_no_room_on_the_disk() -> None:
+    params = smoke_params(model={"layers": 1}, video={"frames": 6, "window": 6})
+    for stage in ("init", "distill"):
+        plans = [forecast(open_models(one), stage, params.variant("hiar"), 2) for one in (params, not_stored(params))]
+        more = {(one.role, one.what): one.bytes for one in plans[1].entries}
+        fewer = {(one.role, one.what): one.bytes for one in plans[0].entries}
+        assert more.pop(("teacher of the pairs", "parameters")) > 0
+        assert more == fewer
+    plan = forecast(open_models(not_stored(params)), "distill", params.variant("self-forcing"), 2)
+    assert "teacher of the pairs" not in {one.role for one in plan.entries}  # it draws none
+    assert disk(open_models(not_stored(params)))["pairs"] == 0 < disk(open_models(params))["pairs"]
