@@ -32,12 +32,10 @@ def main() -> int:
             lab.share()
             print(f"healthy after {lab.start():.0f} s", flush=True)
             clean, whole = lab.undisturbed()
-            counted = (
-                f"{len(clean)} outputs, {lab.stored('hiar/dvc')} objects stored, {lab.versions()} students registered"
-            )
-            print(f"undisturbed: {whole:.0f} s, {counted}", flush=True)
             if amiss := [*lab.points_amiss(), *lab.store_amiss().splitlines()]:
                 sys.exit("\n".join(amiss))
+            stored = f"{lab.stored('hiar/dvc')} objects stored, {lab.versions()} students registered"
+            print(f"undisturbed: {whole:.0f} s, {len(clean)} outputs, {stored}", flush=True)
             show("round", "killed", "at", "again", "complete", "state", "equal", "points", "store", "left behind")
             for number, part in enumerate(parts[: arguments.rounds]):
                 moment = draw.uniform(0.1, 0.9) * whole
