@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from students import save_student, smoke_params
+from students import save_attentive_student, save_student, smoke_params
 from torch import Tensor
 
 from hiar.config import Params
@@ -38,7 +38,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     stored, solved = (tmp_path_factory.mktemp(name) for name in ("stored", "solved"))
     params = smoke_params(pairs={"count": 11, "batch": 2, "shard": 3})
     for folder, one in ((stored, params), (solved, not_stored(params))):
-        save_student(Paths(folder, 0).teacher)
+        save_attentive_student(Paths(folder, 0).teacher)
         pairs.run(one, folder, 0)
     return stored, solved
 
@@ -109,12 +109,15 @@ def test_who_needs_stored_ones_says_so(both: tuple[Path, Path], tmp_path: Path) 
         parse_params(tree, Path("params.yaml"))
 
 
-def test_a_teacher_that_makes_none_is_told_before_it_is_trained_on(tmp_path: Path) -> None:
+def test_a_teacher_that_makes_none_is_told_before_it_is_trained_on(both: tuple[Path, Path], tmp_path: Path) -> None:
+    """And one that makes some, where another is drawn."""
     save_student(Paths(tmp_path, 0).teacher)
-    params = not_stored(smoke_params())
+    params = not_stored(smoke_params(pairs={"count": 11, "batch": 2, "shard": 3}))
     spoiled = params.model_copy(update={"pairs": params.pairs.model_copy(update={"guidance": 1e30})})
     with pytest.raises(UserError, match=r"pairs: trajectory 0: its state after 1 steps is not finite"):
         pairs.run(spoiled, tmp_path, 0)
+    with pytest.raises(UserError, match=r"pairs: trajectory 7: its state after 1 steps is not finite"):
+        open_pairs(spoiled, both[1], 0, CPU).states[torch.tensor([7, 2])]
 
 
 def test_a_plan_has_their_teacher_and_no_room_on_the_disk() -> None:
