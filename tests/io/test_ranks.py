@@ -128,7 +128,7 @@ def test_what_a_rank_has_started_ends_with_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(ranks, "SETTLE", 0.0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with pytest.raises(RunFailed, match="^two ended with exit code 1: threads 3$"):
+    with pytest.raises(RunFailed, match=r"^two ended with exit code 1: threads 3$"):
         launch([sys.executable, "-c", LEFT], ["one", "two"], teller=0, threads=3)
     child = int(Path("child").read_text())
     wait_until(lambda: not is_alive(child))
