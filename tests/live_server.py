@@ -16,7 +16,7 @@ from typing import Any
 from commands import environment
 from websockets.sync.client import ClientConnection, connect
 
-TOKEN = "sixteen letters and more"
+TOKEN = "sixteen letters!"  # the fewest
 PATIENCE = 240  # seconds, for a loaded machine
 
 

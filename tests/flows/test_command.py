@@ -126,7 +126,9 @@ def test_ctrl_c_takes_the_stages_and_the_server_along(project, start):
     wait_until(lambda: working_in(project.folder) == [])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.long)]
+)
 def test_a_run_that_is_killed_takes_its_stages_along(project, start, number, prefect_server, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     run = start()

@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from waiting import wait_until
@@ -52,7 +54,8 @@ def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_
     assert stages["score"].reason == "needs a stage that runs"
     with (project.folder / "stage.py").open("a") as file:
         file.write("# changed\n")
-    assert stale_stages(project.folder)[0].reason == "changed: stage.py"
+    (project.folder / "out" / "codec-0").unlink()
+    assert stale_stages(project.folder)[0].reason == "changed: stage.py; missing: out/codec-0"
 
 
 def test_a_pipeline_that_dvc_cannot_read_is_a_mistake(project):
@@ -75,6 +78,9 @@ def test_a_stage_s_lines_are_passed_on_without_dvc_s_hints(project):
 
 
 def test_a_mistake_keeps_its_exit_code_and_its_line(project):
+    """Whatever its command is, which DVC names before the code."""
+    pipeline = project.folder / "dvc.yaml"
+    pipeline.write_text(pipeline.read_text().replace("codec-${item.seed}\n", "codec-${item.seed} 'exited with 7'\n", 1))
     project.order("codec-0", "say error: params.yaml: codec.patch = 0: should be positive", "exit 2")
     with pytest.raises(StageFailure) as failure:
         run(project, "codec@0")
@@ -132,4 +138,17 @@ def test_a_stage_in_use_is_waited_for_and_not_run_twice(project):
     finally:
         (project.folder / "go").touch()
         other.wait(300)
+    assert project.begun("codec-0") == 1
+
+
+def test_a_stage_waits_for_as_long_as_another_command_of_dvc_holds_the_workspace(project):
+    """Which DVC itself does for three seconds."""
+    from dvc.repo import Repo
+
+    with Repo(os.fspath(project.folder)) as repo:
+        repo.lock.lock()
+        release = threading.Timer(7.0, repo.lock.unlock)
+        release.start()
+        run(project, "codec@0")
+        release.join()
     assert project.begun("codec-0") == 1

@@ -2,12 +2,16 @@
 
 import ipaddress
 import os
+import socket
+import sqlite3
 import sys
 
 import pytest
 from ports import free_ports
 
 from flows import records
+from hiar.io.files import write_text
+from hiar.tracking.spool import spool_folder
 
 
 def test_pages_are_of_this_machine_and_of_the_project_s_own_database(tmp_path, monkeypatch):
@@ -23,6 +27,54 @@ def test_pages_are_of_this_machine_and_of_the_project_s_own_database(tmp_path, m
     assert ipaddress.ip_address(given["--host"]).is_loopback
     assert given["--port"] == str(port)
     assert given["--backend-store-uri"] == "sqlite:///mlflow.db"
+
+
+TABLES = """
+CREATE TABLE experiments (experiment_id INTEGER, name TEXT, artifact_location TEXT);
+CREATE TABLE experiment_tags (key TEXT, value TEXT, experiment_id INTEGER);
+CREATE TABLE runs (artifact_uri TEXT);
+INSERT INTO experiments VALUES (1, 'hiar', 'file:///old/mlruns'), (2, 'hiar/given', 'file:///older/mlruns');
+INSERT INTO experiment_tags VALUES ('mlflow.sharedViewState.contenders', '{}', 2), ('other', '{}', 1);
+INSERT INTO runs VALUES ('file:///old/mlruns/1/abc'), ('file:///older/mlruns/2/def');
+"""
+
+
+def test_records_of_a_project_that_was_moved_are_found_and_what_waits_is_passed_on(tmp_path, monkeypatch, capsys):
+    (port,) = free_ports(1)
+    started, become = [], []
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["records", "--port", str(port)])
+    monkeypatch.setattr(records, "start_sender", lambda folder: started.append(folder.resolve()))
+    monkeypatch.setattr(os, "execv", lambda *command: become.append(command))
+    with sqlite3.connect("mlflow.db") as database:
+        database.executescript(TABLES)
+    records.main()
+    here = (tmp_path / "mlruns").as_uri()
+    assert set(database.execute("SELECT artifact_location FROM experiments")) == {(here,)}
+    assert set(database.execute("SELECT artifact_uri FROM runs")) == {(f"{here}/1/abc",), (f"{here}/2/def",)}
+    database.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"contenders of hiar/given: http://127.0.0.1:{port}/#/experiments/2/runs?")
+    assert started == []
+    write_text(spool_folder(tmp_path) / "1.jsonl", "")
+    records.main()
+    assert started == [spool_folder(tmp_path)]
+    assert len(become) == 2
+
+
+def test_a_port_in_use_and_a_damaged_database_end_before_anything_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (free,) = free_ports(1)
+    write_text(tmp_path / "mlflow.db", "no database")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for number, line in ((port, f"PORT = {port}: address already in use; choose"), (free, "mlflow.db: cannot be")):
+            monkeypatch.setattr(sys, "argv", ["records", "--port", str(number)])
+            with pytest.raises(SystemExit) as end:
+                records.main()
+            assert end.value.code == 2
+            assert capsys.readouterr().err.startswith(f"error: {line}")
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "\u0661"])

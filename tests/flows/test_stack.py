@@ -164,26 +164,30 @@ startsecs = 0
 command = sleep 600
 autostart = false
 [program:worker]
-command = false
+command = sh -c "test -e {folder}/mended && exec sleep 600"
 startretries = 0
 """
+HEALTH = {"/api/health": "prefect", "/health": "mlflow", "/": "s3"}
+BUCKETS = b"<ListAllMyBucketsResult><Buckets/></ListAllMyBucketsResult>"
 
 
 def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(short, own, monkeypatch, capsys):
-    """By a supervisor of its own; Prefect's server is one that says that it is not well, then that it is."""
-    answers = iter([503, 200, 200])
+    """By a supervisor of its own; one that says in the servers' place which of them are well."""
+    well = set()
 
-    class Server(http.server.BaseHTTPRequestHandler):
+    class Servers(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(next(answers) if self.path == "/api/health" else 404)
+            self.send_response(200 if HEALTH[self.path.partition("?")[0]] in well else 503)
             self.end_headers()
+            self.wfile.write(BUCKETS)
 
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Servers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("HIAR_PREFECT_PORT", str(server.server_address[1]))
+        for name in control.SERVERS:
+            monkeypatch.setenv(f"HIAR_{name.upper()}_PORT", str(server.server_address[1]))
         stack = open_stack(short)
         (short / "conf").write_text(SUPERVISOR.format(folder=stack.folder))
         command = [sys.executable, "-m", "supervisor.supervisord", "--configuration", short / "conf"]
@@ -192,12 +196,16 @@ def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(
             with control._lock(stack):  # as one at work has it
                 wait_until(lambda: control._states(stack).get("worker") == "FATAL")
                 assert control._states(stack) == {"prefect": "RUNNING", "worker": "FATAL"}  # with SQLite
-                assert [health.is_healthy(stack, name) for name in ("prefect", "prefect", "mlflow", "s3")] == [
-                    False,
-                    True,
-                    False,
-                    False,
-                ]
+                for name in control.SERVERS:
+                    assert not health.is_healthy(stack, name)
+                    well.add(name)
+                    assert health.is_healthy(stack, name)
+                assert status(stack) == 1
+                said = capsys.readouterr().out.splitlines()
+                (stack.folder / "mended").touch()
+                control._supervisor(stack).startProcess("worker")
+                assert status(stack) == 0
+                well.remove("s3")
                 assert status(stack) == 1
                 with control._lock(stack) as second:
                     assert second is None
@@ -205,7 +213,6 @@ def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(
             supervisor.terminate()
             supervisor.wait()
         server.shutdown()
-    said = capsys.readouterr().out.splitlines()
     assert said[0].split(maxsplit=2) == ["prefect", "RUNNING", f"{stack.url('prefect')} answers"]
     assert said[1].split() == ["worker", "FATAL"]
 
@@ -213,17 +220,21 @@ def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(
 PREFECT = """\
 import os, pathlib, subprocess, sys, time
 run = "import pathlib, signal, sys, time\\n" \\
-    "def end(*_): time.sleep(0.5); pathlib.Path('ended').touch(); sys.exit()\\n" \\
+    "def end(*_):\\n" \\
+    "    pathlib.Path('asked').touch(); time.sleep(0.5); pathlib.Path('ended').touch(); sys.exit()\\n" \\
     "signal.signal(signal.SIGTERM, end); pathlib.Path('runs').touch(); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", run, "prefect.engine"])
 left = subprocess.Popen(["sleep", "600"], start_new_session=True)
 pathlib.Path("told").write_text("\\n".join([str(left.pid), *sys.argv[1:], *os.environ]))
+while not pathlib.Path("asked").exists():
+    time.sleep(0.01)
+pathlib.Path("more").touch()
 time.sleep(600)
 """
 
 
 def test_a_worker_that_is_asked_to_end_lets_its_runs_end_and_leaves_nothing(tmp_path, own):
-    """Of a Prefect that starts one run; neither gets to know where the servers' databases are."""
+    """Of a Prefect that starts one run, and would start more; neither gets to know where the servers' databases are."""
     (tmp_path / "prefect").mkdir()
     (tmp_path / "prefect" / "__init__.py").touch()
     (tmp_path / "prefect" / "__main__.py").write_text(PREFECT)
@@ -250,5 +261,6 @@ def test_a_worker_that_is_asked_to_end_lets_its_runs_end_and_leaves_nothing(tmp_
     assert not set(DATABASES) & set(told)
     assert "PREFECT_API_URL" in told
     assert (tmp_path / "ended").exists()
+    assert not (tmp_path / "more").exists()  # nothing was begun meanwhile
     assert int(left) in [one.pid for one in below]
     assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

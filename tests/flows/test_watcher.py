@@ -2,8 +2,10 @@
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
+from waiting import wait_until
 
 from flows.stack import watcher
 
@@ -38,7 +40,16 @@ def lab():
         def state(run):
             return client.read_flow_run(run).state.name
 
-        yield SimpleNamespace(client=client, run=run, state=state)
+        def beat(run):
+            """A sign of life, as runs give them; when the server has heard of it."""
+            event = {"event": watcher.HEARTBEAT, "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"}}
+            told = event | {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat()}
+            client._client.post("/events", json=[told]).raise_for_status()
+            heard = []
+            wait_until(lambda: heard.append(watcher.last_heartbeat(client, run, AGO)) or heard[-1])
+            return heard[-1]
+
+        yield SimpleNamespace(client=client, run=run, state=state, beat=beat)
         for made in client.read_flow_runs():
             client.delete_flow_run(made.id)
 
@@ -87,3 +98,35 @@ def test_what_its_worker_says_crashed_is_scheduled_at_once_but_not_for_ever(lab,
     (line,) = look(lab, 80)
     assert "for good, after 2 attempts" in line
     assert lab.state(again) == "Crashed"
+
+
+def test_a_run_that_gives_signs_of_life_is_at_work_until_its_last_one_is_long_ago(lab):
+    from prefect.states import Running
+
+    run, other = lab.run(Running()), lab.run(Running())
+    begun = max(lab.client.read_flow_run(one).state.timestamp for one in (run, other))
+    heard = lab.beat(run)
+    assert heard > begun
+    late = watcher.SILENCE["RUNNING"] + (heard - begun) / 2
+    done = watcher.look(lab.client, AGO, now=begun + late)
+    assert [str(other) in line for line in done] == [True, True]
+    assert (lab.state(run), lab.state(other)) == ("Running", "AwaitingRetry")
+    watcher.look(lab.client, AGO, now=heard + late)
+    assert lab.state(run) == "AwaitingRetry"
+
+
+def test_what_crashed_long_ago_or_belongs_to_nobody_or_has_gone_on_meanwhile_is_left(lab, monkeypatch):
+    from prefect.states import Crashed, Pending, Running
+
+    run, alone = lab.run(Running(), Crashed()), lab.run(Running(), Crashed(), deployed=False)
+    assert look(lab, watcher.RECENT.total_seconds() + 1) == []
+    assert [str(run) in line for line in look(lab, 0)] == [True]
+    assert lab.state(alone) == "Crashed"
+    begins = lab.run(Pending())
+
+    def meanwhile(client, run, since):
+        client.set_flow_run_state(begins, Running(), force=True)
+
+    monkeypatch.setattr(watcher, "last_heartbeat", meanwhile)
+    assert look(lab, watcher.SILENCE["PENDING"].total_seconds() + 1) == []
+    assert lab.state(begins) == "Running"

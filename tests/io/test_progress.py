@@ -1,6 +1,7 @@
 """Progress in a log: lines, not a bar, and each count once."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,3 +62,15 @@ def test_the_time_that_is_left_is_told_until_there_is_none(eager, capsys):
     first, last = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"work: 2/3 frames in 00:00, \d+\.\d frames/s, 00:00 left", first)
     assert re.fullmatch(r"work: 3/3 frames in 00:00, \d+\.\d frames/s", last)
+
+
+def test_what_an_earlier_run_has_done_counts_for_neither_rate_nor_time(eager, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Progress("work", 100, start=50, unit="clips") as bar:
+        for now[0], count in ((10.0, 5), (20.0, 45)):
+            bar.advance(count)
+    assert capsys.readouterr().err.splitlines() == [
+        "work: 55/100 clips in 00:10, 0.5 clips/s, 01:30 left",
+        "work: 100/100 clips in 00:20, 2.5 clips/s",
+    ]

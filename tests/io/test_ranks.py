@@ -1,16 +1,23 @@
-"""SIGTERM of a launcher: it is passed on, and the launcher ends last."""
+"""SIGTERM of a launcher: it is passed on, and the launcher ends last; what it tells of ranks that end by themselves."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from commands import environment
+from waiting import wait_until
 
+from hiar.errors import LOST, RunFailed, UserError
+from hiar.io import ranks
 from hiar.io.ranks import launch
 
 ENDED = 128 + signal.SIGTERM
@@ -54,3 +61,105 @@ def test_sigterm_is_passed_on_and_all_are_waited_for(end: str, tmp_path: Path) -
         thread.join()
     assert len([*tmp_path.glob("saved-*")]) == (0 if end == "deaf" else 2)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+TOLD = """
+import os, pathlib, sys, time
+
+rank = int(os.environ["RANK"])
+other, (code, _, words) = pathlib.Path("second"), sys.argv[1 + rank].partition(":")
+if rank == 0:
+    while not other.exists():
+        time.sleep(0.01)
+else:
+    pathlib.Path("threads").write_text(os.environ["OMP_NUM_THREADS"])
+    other.touch()
+    time.sleep(0.3)
+if words:
+    pathlib.Path(os.environ["HIAR_ERROR_FILE"]).write_text(words)
+print("seen of", rank, file=sys.stderr, flush=True)
+print("last of", rank)
+sys.exit(int(code))
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "line"),
+    [
+        ((f"{LOST}:lost another", "2:params.yaml: is wrong"), UserError, "params.yaml: is wrong"),
+        ((f"{LOST}:lost another", "1:disk: is full"), RunFailed, "disk: is full"),
+        (("0:", "7:"), RunFailed, "two ended with exit code 7: last of 1"),
+        ((f"{LOST}:lost another", "0:"), RunFailed, "lost another"),
+    ],
+)
+def test_the_first_cause_is_told_though_another_ends_sooner(
+    said: tuple[str, str],
+    error: type[Exception],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """In a rank's own words, where it left any; one rank alone is heard meanwhile."""
+    monkeypatch.setattr(ranks, "SETTLE", 60.0)  # however busy the machine
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    with pytest.raises(error, match=f"^{re.escape(line)}$"):
+        launch([sys.executable, "-c", TOLD, *said], ["one", "two"], teller=0, threads=3)
+    assert capfd.readouterr().err == "seen of 0\n"
+    assert Path("threads").read_text() == "5"  # the user's own
+
+
+LEFT = """
+import os, pathlib, subprocess, sys, time
+
+if os.environ["RANK"] == "0":
+    child = subprocess.Popen(["sleep", "600"])
+    pathlib.Path("child").write_text(str(child.pid))
+    time.sleep(600)
+while not pathlib.Path("child").exists():
+    time.sleep(0.01)
+print("threads", os.environ["OMP_NUM_THREADS"])
+sys.exit(1)
+"""
+
+
+def test_what_a_rank_has_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "SETTLE", 0.0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with pytest.raises(RunFailed, match=r"^two ended with exit code 1: threads 3$"):
+        launch([sys.executable, "-c", LEFT], ["one", "two"], teller=0, threads=3)
+    child = int(Path("child").read_text())
+    wait_until(lambda: not is_alive(child))
+
+
+ORPHAN = """
+import os, pathlib, sys, time
+from hiar.io.ranks import launch, launched
+
+if "RANK" not in os.environ:
+    launch([sys.executable, *sys.argv], ["one", "two"], teller=0, threads=1)
+launched()
+pathlib.Path("started-" + os.environ["RANK"]).write_text(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+def test_ranks_do_not_outlive_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    launcher = subprocess.Popen([sys.executable, "orphan.py"], cwd=tmp_path, env=environment())
+    started = [tmp_path / f"started-{rank}" for rank in range(2)]
+    try:
+        wait_until(lambda: all(path.exists() and path.read_text() for path in started))
+    finally:
+        launcher.kill()
+        launcher.wait()
+    wait_until(lambda: not any(is_alive(int(path.read_text())) for path in started))
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -16,8 +16,9 @@ from hiar.live.minute import minute_card
 from hiar.live.room import Room, Viewer
 from hiar.live.students import Student, find_students
 from hiar.live.timeline import Timeline
+from hiar.live.walking import blocks_ahead
 from hiar.live.wire import write_message
-from hiar.models.generator import load_card, load_generator
+from hiar.models.generator import Walk, load_card, load_generator
 
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
 FPS, BLOCK = 12, 3
@@ -138,6 +139,23 @@ def test_what_is_asked_for_is_one_line_and_not_endless(room):
     for _ in range(250):
         room.change(PROMPT)
     assert len(room.history) < 250
+
+
+def test_a_walk_that_cannot_be_changes_nothing(room):
+    before = list(room.history)
+    with pytest.raises(UserError, match="--order = step_first"):
+        room.restart(5, "step_first", "finished")
+    assert (room.seed, room.order, list(room.history)) == (SEED, None, before)
+
+
+def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
+    quick = Walk(order="block_first", context="finished")
+    room.students[1].card = room.students[1].card.model_copy(update={"walk": quick})
+    begun = [blocks_ahead(student.card, student.card.walk) for student in room.students]
+    assert begun[0] > begun[1]
+    for _ in range(2):
+        assert room.change(OTHER) >= room.timeline.until + begun[0]
+        room.students.reverse()
 
 
 def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):

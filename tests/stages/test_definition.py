@@ -31,3 +31,16 @@ def test_fields_that_came_or_went_since_are_differences(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=line):
             check_fits(tmp_path, manifest | {"settings": settings | {name: changed}}, PARAMS, {})
+
+
+def test_samples_of_a_student_that_walks_as_another_depend_on_how_that_walks() -> None:
+    settings = settings_of("sample-walked", PARAMS, "hiar/self-forcing")
+    assert settings["variants.self-forcing"] == PARAMS.variants["self-forcing"].model_dump(mode="json")
+    assert None not in settings.values()
+
+
+def test_a_parent_of_another_content_is_stale_and_one_that_is_not_asked_for_is_not(tmp_path: Path) -> None:
+    manifest: dict[str, Any] = {"kind": "checkpoint", "stage": "init", "parents": {"teacher": "ab", "pairs": "cd"}}
+    check_fits(tmp_path, manifest, PARAMS, {"teacher": "ab"})
+    with pytest.raises(UserError, match=r"parents\.pairs = cd: there is another pairs now; run stage init again"):
+        check_fits(tmp_path, manifest, PARAMS, {"teacher": "ab", "pairs": "ce"})

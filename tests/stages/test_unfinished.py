@@ -24,6 +24,7 @@ from hiar.stages import codec, distill, init, pairs
 from hiar.stages.cards import trained_card
 from hiar.stages.definition import code_hash
 from hiar.stages.plan import load_sampler
+from hiar.stages.restart import opened_state, take_up
 from hiar.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +140,20 @@ def test_a_state_of_its_own_is_not_overwritten(workspace: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=r"has a state of its own to go on from; leave the option out"):
         codec.run(params_of(), workspace, 0, restart_from=other)
     assert (state(place / "codec.partial") / "state.json").read_bytes() == before
+
+
+def test_a_state_of_another_folder_of_the_same_name_is_another(workspace: Path, tmp_path: Path) -> None:
+    partial, folder = workspace / "artifacts" / "seed-0" / "codec.partial", tmp_path / "taken up"
+    for _ in range(2):
+        with opened_state(partial) as found:
+            assert found is not None
+            take_up(found, partial, folder)
+    other = Path(shutil.copytree(partial, tmp_path / "elsewhere" / partial.name))
+    index = state(other) / "state.json"
+    index.write_text(index.read_text() + "\n")
+    with opened_state(other) as found, pytest.raises(UserError, match="has a state of its own to go on from"):
+        assert found is not None
+        take_up(found, other, folder)
 
 
 def test_the_same_settings_go_on_and_lose_nothing(workspace: Path, tmp_path: Path) -> None:

@@ -249,7 +249,8 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     small.put(PREFIX + key_of(runs[4].folder), small.objects[PREFIX + key_of(runs[4].folder)][:-9])
     small.put(runs[5].record, small.objects[runs[5].record] + b"# more\n")
     small.put(runs[6].stored, runs[6].lock + b"\n")
-    nobody = (key_of("0" * 32), "notes.txt", "runs/ab/short/" + "0" * 64, "reports/x")
+    nobody = [key_of("0" * 32), "notes.txt", "runs/ab/short/" + "0" * 64, "reports/x"]
+    nobody.append(f"runs/cd/ab{0:062}/{'0' * 64}")  # no record, which begins with the name of its folder
     surplus = [small.put(f"{PREFIX}{key}", b"x") for key in nobody]
     empty = small.put(f"{PREFIX}reports/a/{'1' * 64}/index.html", b"")
     report = small.put(f"{PREFIX}reports/a/{'0' * 64}/index.html", b"of another day")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from hiar.config import Params
+from hiar.io.artifacts import content_hash, write_manifest
 from hiar.tracking import client as mlflow
-from hiar.tracking import identity
+from hiar.tracking import identity, sender
 from hiar.tracking.figures import record_figures
 from hiar.tracking.identity import describe, digest, identity_of
 from hiar.tracking.records import follow_project
-from hiar.tracking.spool import Writer, kept, spool_folder
+from hiar.tracking.spool import Writer, kept, spool_folder, waiting
 from tests.tracking.test_tracking import Send, row
 
 
@@ -187,3 +189,55 @@ def test_a_file_kept_twice_is_the_last_and_an_error_of_zero_is_one(
     send()
     (run,) = MlflowClient(f"sqlite:///{project / 'mlflow.db'}").search_runs(["1"], "tags.kind = 'contender'")
     assert run.data.metrics["se/good"] == 0.0
+
+
+def test_a_file_of_another_disk_is_kept_too(tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one file system here")
+    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+        (Path(elsewhere) / "v").write_text("video")
+        writer = Writer(tmp_path / "spool", {})
+        writer.keep(Path(elsewhere) / "v")
+        writer.close()
+    assert (kept(writer.path) / "v").read_text() == "video"
+
+
+def test_a_run_that_has_ended_is_not_opened_again_by_a_sign_of_life(
+    params: Params, project: Path, workspace: Path, client: MlflowClient, send: Send
+) -> None:
+    """Its stage has told its end, but not yet let go of its file."""
+    writer = Writer(spool_folder(project), describe(identity_of("codec", 0, None), params, workspace) | {"work": None})
+    writer.append({"end": "FINISHED"})
+    at_work = sender.Sender(spool_folder(project))
+    at_work.beaten = float("-inf")
+    for action in (lambda: None, writer.close):
+        action()
+        at_work.round()
+        (run,) = client.search_runs(["1"], "tags.kind = 'stage'")
+        assert run.info.status == "FINISHED"
+        at_work.beaten = float("-inf")
+    assert waiting(spool_folder(project)) == []
+
+
+def test_figures_name_the_model_they_are_of_and_each_part_of_the_video(
+    params: Params, workspace: Path, client: MlflowClient, send: Send
+) -> None:
+    contents = {}
+    for name in ("distill/hiar", "init"):
+        folder = workspace / "artifacts" / "seed-0" / name
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text(name)
+        write_manifest(folder, "checkpoint")
+        contents[name] = content_hash(folder)
+    rows: list[dict[str, Any]] = [row("distill", "hiar", 0.7), row("walked", "hiar/self-forcing", 0.6)]
+    rows[0]["metrics"]["good_segment_12"] = {"mean": 0.25, "se": None, "n": 2}
+    record_figures(params, workspace, [*rows, row("init", "hiar", 0.2)])
+    send()
+    runs = {run.data.tags["stage"]: run for run in client.search_runs(["1"], "tags.kind = 'contender'")}
+    assert {stage: run.data.tags["content"] for stage, run in runs.items()} == {
+        "distill": contents["distill/hiar"],
+        "walked": contents["distill/hiar"],
+        "init": contents["init"],
+    }
+    assert mlflow.history(client, runs["distill"].info.run_id, "segments/good")[12] == 0.25

@@ -10,15 +10,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from commands import environment
 from waiting import wait_until
 
 from hiar.config import Params
-from hiar.tracking import sender
+from hiar.tracking import sender, spool
+from hiar.tracking.replay import Replay
 from hiar.tracking.spool import LOCK, LOG, drain, spool_folder, take_lock, waiting
 from hiar.tracking.stage import tracked
 from tests.tracking.conftest import PARAMS_FILE
@@ -188,6 +193,8 @@ def test_a_sender_ends_with_its_folder(project: Path) -> None:
     folder.mkdir(parents=True)
     process = subprocess.Popen([sys.executable, "-m", "hiar.tracking.sender", folder], env=environment())
     wait_until(lambda: holds(process.pid, folder / LOCK))
+    own = psutil.Process().nice()
+    assert psutil.Process(process.pid).nice() > own or own == 19  # stages come first
     shutil.rmtree(project / ".hiar")
     assert process.wait(600) == 0
 
@@ -198,6 +205,106 @@ def holds(process: int, path: Path) -> bool:
         return os.fspath(path) in [os.readlink(entry) for entry in Path(f"/proc/{process}/fd").iterdir()]
     except FileNotFoundError:  # it closes another at this moment
         return False
+
+
+class Scripted(sender.Sender):
+    """One whose rounds end as told: with an error, or with whether there was anything to do."""
+
+    def __init__(self, folder: Path, ends: Iterator[Exception | bool]) -> None:
+        super().__init__(folder)
+        self.ends = ends
+
+    def round(self) -> bool:
+        if isinstance(end := next(self.ends), Exception):
+            raise end
+        return end
+
+
+class Clock(SimpleNamespace):
+    """Time that passes as one sleeps; ``seen`` is what a look at the folder tells each time."""
+
+    def __init__(self, look: Callable[[], object]) -> None:
+        self.now, self.slept, self.seen, self.look = 0.0, [], [], look
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.seen.append(self.look())
+        self.now += seconds
+
+    strftime = staticmethod(time.strftime)
+
+
+def test_a_server_that_is_away_is_asked_ever_more_seldom_but_never_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock((tmp_path / sender.TROUBLE).exists)
+    monkeypatch.setattr(sender, "time", clock)
+    away = [ConnectionError("away")] * 7
+    at_work = Scripted(tmp_path, chain(away, [True], away[:1], repeat(False)))
+    assert at_work.serve() is False
+    first, last = clock.slept[0], clock.slept[6]
+    assert first < last == clock.slept[5] == max(clock.slept) <= 60
+    assert clock.slept[:7] == sorted(clock.slept[:7])
+    assert clock.slept[7] < first == clock.slept[8]  # all begins anew with an answer
+    assert clock.seen == [True] * 7 + [False, True] + [False] * (len(clock.seen) - 9)
+
+
+def test_a_sender_waits_for_a_server_as_long_as_a_stage_is_at_work(
+    params: Params, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = spool_folder(project)
+    folder.mkdir(parents=True)
+    clock = Clock(lambda: None)
+    monkeypatch.setattr(sender, "time", clock)
+    at_work = Scripted(folder, repeat(ConnectionError("away")))
+    with take_lock(folder), ExitStack() as body:
+        body.enter_context(tracked("codec", 0, None, params, project))
+        (path,) = waiting(folder)
+        at_work.replays[path] = Replay(path)
+        ended = 3 * sender.PATIENCE_SECONDS
+        clock.look = lambda: clock.now > ended and body.close()
+        assert at_work.serve() is True
+    assert clock.now > ended + sender.PATIENCE_SECONDS
+
+
+def test_what_is_written_as_a_sender_ends_is_sent_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stage has seen the lock taken, and trusts in it."""
+    served = []
+
+    class Ending(sender.Sender):
+        def serve(self) -> bool:
+            served.append(waiting(self.folder))
+            for path in served[-1]:
+                path.unlink()
+            if len(served) == 1:
+                (tmp_path / "late.jsonl").touch()
+            return False
+
+    monkeypatch.setattr(sender, "Sender", Ending)
+    monkeypatch.setattr(os, "nice", lambda _: 0)  # else this process would be
+    monkeypatch.setattr(sys, "argv", ["sender", str(tmp_path)])
+    sender.main()
+    assert served == [[], [tmp_path / "late.jsonl"]]
+
+
+def test_what_nobody_sends_any_more_is_seen_to(params: Params, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = spool_folder(project)
+    folder.mkdir(parents=True)
+    with take_lock(folder), tracked("codec", 0, None, params, project):
+        pass
+    (folder / sender.TROUBLE).write_text("away")
+    with take_lock(folder), monkeypatch.context() as patch:
+        patch.setattr(spool.time, "sleep", lambda _: pytest.fail("waits for a server that is away"))
+        drain(folder, 600.0)
+    assert len(waiting(folder)) == 1
+    (folder / sender.TROUBLE).unlink()
+    drain(folder, 600.0)
+    assert waiting(folder) == []
+    assert Records(project).status() == {"codec seed 0": "FINISHED"}
+    dismiss(folder)
 
 
 class Server:

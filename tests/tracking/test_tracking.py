@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -243,6 +245,8 @@ def test_a_sender_that_died_before_it_cleared_away_doubles_nothing(
     shutil.copytree(spool_folder(project), tmp_path / "copy")
     send()
     shutil.copytree(tmp_path / "copy", spool_folder(project), dirs_exist_ok=True)
+    for files in spool_folder(project).glob("*.files"):
+        shutil.rmtree(files)  # which it had cleared away before
     assert len(waiting(spool_folder(project))) == 1 + len(ROWS)
     send()
     records = Records(project)
@@ -375,3 +379,48 @@ def test_a_kept_file_is_as_it_was(params: Params, project: Path, workspace: Path
         (workspace / "new").replace(workspace / "v")
     (file,) = waiting(spool_folder(project))
     assert (kept(file) / "v").read_text() == "before"
+
+
+def test_what_a_stage_writes_in_its_last_moment_is_sent(
+    params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends just when all that it has written by then is read."""
+    at_work = sender.Sender(spool_folder(project))
+    with ExitStack() as stage:
+        run = stage.enter_context(tracked("codec", 0, None, params, workspace))
+        at_work.round()
+        (replay,) = at_work.replays.values()
+        read = replay._read
+
+        def read_and_end() -> list[bytes]:
+            if lines := read():
+                return lines
+            monkeypatch.undo()
+            run.log(0, {"loss": 1.0})
+            stage.close()
+            return []
+
+        monkeypatch.setattr(replay, "_read", read_and_end)
+        at_work.round()
+    at_work.round()
+    assert Records(project).points("codec seed 0", "loss") == [(0, 1.0)]
+    assert Records(project).status() == {"codec seed 0": "FINISHED"}
+    assert waiting(spool_folder(project)) == []
+
+
+def test_a_disk_that_is_full_for_a_moment_costs_one_line_and_leaves_nothing_that_cannot_be_read(
+    params: Params, project: Path, workspace: Path, send: Send, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tracked("codec", 0, None, params, workspace) as run:
+        (file,) = waiting(spool_folder(project))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, hard))
+        try:
+            run.log(0, {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        run.log(1, {"loss": 1.0})
+    send()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: MLflow: the rest of this run is not recorded (")
+    assert Records(project).points("codec seed 0", "loss") == []

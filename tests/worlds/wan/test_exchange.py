@@ -28,6 +28,7 @@ from hiar.models.pixels import to_video
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import generate
 from hiar.schedule import step_sigmas
+from hiar.stages import exchange
 from hiar.stages.exchange import export_checkpoint, import_checkpoint
 from hiar.worlds.interface import open_world
 
@@ -287,6 +288,57 @@ def test_what_cannot_be_exported_is_one_line_and_writes_nothing(run: Callable[..
     with pytest.raises(UserError, match=r"safetensors: is not what its manifest says \(SHA-256 differs\)"):
         export_checkpoint(Path("altered"), "wan", Path("x"))
     assert not Path("x").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes | str]:
+    """What lies in a folder: bytes of files, and where links lead."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    linked = {name: os.readlink(path) for name, path in found.items() if path.is_symlink()}
+    return linked | {name: path.read_bytes() for name, path in found.items() if name not in linked and path.is_file()}
+
+
+@pytest.mark.parametrize("form", ["diffusers", "wan"])
+def test_an_export_after_one_that_was_interrupted_is_as_if_there_had_been_none(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    links: list[Path] = []
+    link = Path.symlink_to
+
+    def link_and_press(path: Path, target: Path) -> None:
+        link(path, target)
+        links.append(path)
+        if len(links) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "symlink_to", link_and_press)
+        export_checkpoint(student, "diffusers", tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+    for name in ("there", "undisturbed"):
+        export_checkpoint(student, form, tmp_path / name)
+    assert contents(tmp_path / "there") == contents(tmp_path / "undisturbed")
+
+
+def test_an_import_after_one_that_was_interrupted_is_as_if_there_had_been_none(
+    released: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"height": 32, "width": 48, "frames_per_second": 8, "precision": "no", "shift": 3.0, "sinks": 1}
+
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(exchange, "save_card", press)
+        import_checkpoint(released, base, tmp_path / "im", "hiar", "generator", told)
+    assert not (tmp_path / "im").exists()
+    for name in ("im", "undisturbed"):
+        import_checkpoint(released, base, tmp_path / name, "hiar", "generator_ema", told)
+    weights = Path("transformer", "diffusion_pytorch_model.safetensors")
+    assert (tmp_path / "im" / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()
+    card = load_card(tmp_path / "im")
+    assert card == load_card(tmp_path / "undisturbed")
+    assert (card.schedule.student_shift, card.video.sink_blocks) == (3.0, 1)  # as told, over the preset's
+    assert card.world.frames_per_second == 8
 
 
 def test_a_base_that_is_another_now_is_refused(

@@ -1,0 +1,85 @@
+"""PostgreSQL's databases, made once and whole; with programs in its programs' place that note what they are told."""
+
+import os
+import stat
+import sys
+
+import pytest
+
+from flows.stack import postgres
+from flows.stack.postgres import make_cluster
+from hiar.errors import RunFailed, UserError
+
+PASSWORD = "a word of sixteen letters"
+# Each keeps, in the folder that is given, what it is told: a password that it is to read, and its standard input.
+INITDB = """\
+import pathlib, sys
+options = dict(one.partition("=")[::2] for one in sys.argv[3:])
+folder = pathlib.Path(sys.argv[2])
+(folder / "begun").touch()
+(folder / "auth").write_text(options["--auth"])
+(folder / "password").write_text(pathlib.Path(options["--pwfile"]).read_text())
+(folder / "file").write_text(options["--pwfile"])
+"""
+SERVER = """\
+import pathlib, sys
+if pathlib.Path("broken").exists():
+    sys.exit("postgres: one\\npostgres: out of luck")
+with (pathlib.Path(sys.argv[3]) / "asked").open("a") as asked:
+    asked.write(sys.stdin.read())
+"""
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """The folder that PATH names, and a user who is not root."""
+    place = tmp_path / "programs"
+    place.mkdir()
+    for name, text in (("initdb", INITDB), ("postgres", SERVER.replace('"broken"', repr(str(place / "broken"))))):
+        (place / name).write_text(f"#!{sys.executable}\n{text}")
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(place))
+    monkeypatch.setattr(postgres, "find_spec", lambda name: name)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    return place
+
+
+def test_databases_are_made_once_behind_a_password_that_lies_nowhere_else(programs, tmp_path):
+    folder = tmp_path / "data"
+    before = os.umask(0)
+    try:
+        make_cluster(folder, PASSWORD)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert (folder / "password").read_text() == PASSWORD
+    assert not os.path.exists((folder / "file").read_text())
+    assert (folder / "auth").read_text() != "trust"
+    asked = "CREATE DATABASE prefect;\nCREATE DATABASE mlflow;\n"
+    assert (folder / "asked").read_text() == asked
+    (folder / "begun").unlink()
+    make_cluster(folder, PASSWORD)
+    assert not (folder / "begun").exists()
+    assert (folder / "asked").read_text() == asked
+
+
+def test_what_does_not_come_to_its_end_is_told_and_begun_anew(programs, tmp_path):
+    folder = tmp_path / "data"
+    (programs / "broken").touch()
+    for _ in range(2):
+        with pytest.raises(RunFailed, match=r"^postgres: postgres: out of luck$"):
+            make_cluster(folder, PASSWORD)
+        assert not folder.exists()
+    (programs / "broken").unlink()
+    make_cluster(folder, PASSWORD)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "programs"]
+
+
+def test_what_is_not_installed_is_told(programs, tmp_path, monkeypatch):
+    monkeypatch.setattr(postgres, "find_spec", lambda name: None if name == "psycopg2" else name)
+    with pytest.raises(UserError, match="psycopg2 is not installed"):
+        make_cluster(tmp_path / "data", PASSWORD)
+    (programs / "initdb").unlink()
+    with pytest.raises(UserError, match="initdb is not in PATH"):
+        make_cluster(tmp_path / "data", PASSWORD)
+    assert not (tmp_path / "data").exists()
