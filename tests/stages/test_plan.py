@@ -110,10 +110,8 @@ def test_where_memory_is_short_fewer_videos_are_made_at_a_time_then_step_by_step
         (149, 110, True, 150),
     ):
         short(free, decoding)
-        said = (
-            rf"what else a video takes are {needed / GB:.3g} GB, {free / GB:.3g} GB are free to use; ask for a smaller"
-        )
-        with pytest.raises(UserError, match=said):
+        figures = f"{needed / GB:.3g} GB, {free / GB:.3g} GB are free to use"
+        with pytest.raises(UserError, match=f"what else a video takes are {figures}; ask for a smaller"):
             way_of(source, HIAR, rollout, together=together)
     finished = Walk(order="block_first", context="finished")  # waits for whole blocks: there is no other way
     short(99, 0)
