@@ -146,12 +146,24 @@ def test_changed_captions_count_for_the_oracle_alone(run: Run, foreign: Path) ->
 
 
 def test_odd_sizes_and_other_lengths(run: Run, foreign: Path) -> None:
-    for number, frames in enumerate((12, 9, 11)):
-        write_mp4(foreign / f"{number:04d}.mp4", flat(frames, 66, 250), 24)
+    for number, frames in enumerate((12, 6, 11)):
+        write_mp4(foreign / f"{number:04d}.mp4", flat(frames, 66, 250), (24, 23.976, 24)[number])
     run(*LITE, OUT)
     entry = json.loads(OUT.read_text())["drift-lite"]
-    assert (entry["frames"], entry["width"], entry["height"], entry["rate"]) == ([9, 12], 250, 66, 24)
+    assert (entry["frames"], entry["width"], entry["height"], entry["rate"]) == ([6, 12], 250, 66, 24)
     assert entry["metrics"]["drift_lite"]["mean"] < 1e-6
+
+
+def test_what_a_video_leaves_undefined_is_null_and_counts_for_nobody(run: Run, foreign: Path) -> None:
+    """A share of what is 0 in the first part: of one that begins in grey, the change of its saturation."""
+    write_mp4(foreign / "0000.mp4", torch.cat([flat(5), flat(5) * torch.tensor([2, 1, 0], dtype=torch.uint8)]), 12)
+    run(*LITE, OUT)
+    assert [one["metrics"]["saturation_vde"] is None for one in lines()] == [True, False, False]
+    summary = json.loads(OUT.read_text())["drift-lite"]["metrics"]
+    assert (summary["saturation_vde"]["n"], summary["saturation"]["n"]) == (2, 3)
+    assert summary["saturation_vde"]["mean"] == pytest.approx(
+        sum(one["metrics"]["saturation_vde"] for one in lines()[1:]) / 2, rel=1e-5
+    )
 
 
 def spoil(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
@@ -179,11 +191,15 @@ def test_one_bad_video_among_others(change: Callable[[Path], object], line: str,
     assert [one["video"] for one in lines()] == ["0000.mp4", "0002.mp4"]
 
 
-def test_videos_too_small_for_optical_flow(run: Run, foreign: Path) -> None:
+@pytest.mark.parametrize(("height", "width"), [(15, 64), (64, 15)])
+def test_videos_too_small_for_optical_flow(height: int, width: int, run: Run, foreign: Path) -> None:
     for number in range(3):
-        write_mp4(foreign / f"{number:04d}.mp4", flat(8, 15, 64), 12)
+        write_mp4(foreign / f"{number:04d}.mp4", flat(8, max(16, height), max(16, width)), 12)
+    run(*LITE, "-")
+    for number in range(3):
+        write_mp4(foreign / f"{number:04d}.mp4", flat(8, height, width), 12)
     said = run(*LITE, OUT, code=2)
-    assert "videos/0000.mp4: is 64x15 pixels, drift-lite needs 16 a side; leave it out" in said
+    assert f"videos/0000.mp4: is {width}x{height} pixels, drift-lite needs 16 a side; leave it out" in said
     assert said.splitlines()[-1] == (  # none of them is kept anywhere
         "error: videos: 3 of 3 videos cannot be scored, as told above; mend or remove them"
     )
@@ -212,6 +228,10 @@ def test_several_bad_videos_are_told_each(run: Run, foreign: Path) -> None:
             "videos/0002.mp4: has 24 frames a second, 0000.mp4 12; score each rate in a folder of its own",
         ),
         (
+            spoil("0002.mp4", lambda f: write_mp4(f, flat(10), 12.5)),
+            "videos/0002.mp4: has 12.5 frames a second, 0000.mp4 12; score each rate in a folder of its own",
+        ),
+        (
             spoil("0002.mp4", lambda f: write_mp4(f, flat(10), 6)),
             "videos/0002.mp4: has 6 frames a second, 0000.mp4 12; score each rate in a folder of its own",
         ),
@@ -220,7 +240,7 @@ def test_several_bad_videos_are_told_each(run: Run, foreign: Path) -> None:
             "videos: holds no mp4 video; name a folder that does",
         ),
     ],
-    ids=["sizes", "faster", "slower", "none"],
+    ids=["sizes", "faster", "a little faster", "slower", "none"],
 )
 def test_folders_whose_figures_would_mean_nothing(
     change: Callable[[Path], object], line: str, mistake: Run, foreign: Path

@@ -131,6 +131,8 @@ def test_lengths_that_heads_do_not_tell(folder: Path, capsys: pytest.CaptureFixt
     for number, length in enumerate((FRAMES, FRAMES, 12)):
         encode(folder / f"{number:04d}.mp4", CLIPS[number, :length], muxer="matroska")
     assert score(capsys) == "videos/0002.mp4: is 12 frames, 0000.mp4 20 frames; make them alike"
+    encode(folder / "0002.mp4", CLIPS[2, :4], muxer="matroska")
+    assert score(capsys) == "videos/0002.mp4: has 4 frames, oracle needs 5; make it longer or leave it out"
     encode(folder / "0002.mp4", CLIPS[2], muxer="matroska")
     assert good(capsys) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,10 @@ def test_what_changes_too_much_or_nothing_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(plan, "ERROR", 0.001)
     with pytest.raises(UserError, match=r"--fp8: a pass differs by \d\.\d%, more than 0%; leave it out"):
         round_to_fp8(source)
+    monkeypatch.setattr(plan, "with_fp8", lambda *_: math.nan)  # of a pass that overflows
+    with pytest.raises(UserError, match=r"--fp8: a pass differs by nan%, more than 0%; leave it out"):
+        round_to_fp8(source)
+    monkeypatch.undo()
     save_student(tmp_path / "odd", model={"heads": 2, "head_dim": 12, "ffn": 50})
     with pytest.raises(UserError, match="--fp8: no linear layer has sizes that are multiples of 16; leave it out"):
         round_to_fp8(load_generator(tmp_path / "odd"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +18,9 @@ from torch import Tensor
 
 from hiar.config import Params
 from hiar.errors import UserError
+from hiar.io.artifacts import read_manifest, write_manifest
 from hiar.io.process_group import Ranks
-from hiar.models.generator import load_generator
+from hiar.models.generator import Generator, load_generator
 from hiar.stages import pairs
 from hiar.stages.common import Paths, Stage
 from hiar.stages.foreign_pairs import import_pairs
@@ -111,10 +114,78 @@ def test_imported_pairs_take_the_place_of_our_own(whole: Path, foreign: Path, wo
     assert theirs.captions == own.captions
     metrics = json.loads((workspace / "metrics" / "seed-0" / "pairs.json").read_text())
     assert metrics["count"] == 11
-    assert 0 < metrics["latent_std"] < 2
+    first = own.states[everyone[:4]][:, -1]  # the clean ends of a shard
+    assert metrics["latent_std"] == pytest.approx(first.std().item(), rel=1e-5)
+    assert read_manifest(Paths(workspace, 0).pairs, "pairs")["source"] == "theirs"
     assert len(shards(Paths(workspace, 0).pairs)) == 3
     shutil.rmtree(Paths(workspace, 0).pairs)
     assert len(pairs.load_pairs(source).states) == 11  # it is not moved
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])
+def test_an_interrupted_start_with_imported_pairs_is_begun_again(
+    links: bool, foreign: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are links to the source's by then, which nothing may be written through; other disks take copies."""
+    source, made = workspace / "theirs", Paths(workspace, 0).pairs
+    import_pairs(foreign, source, params_of().schedule.student_shift, shard=4)
+    expected = shards(source)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pairs, "_write_figures", interrupted)
+        pairs.run(params_of(source=source), workspace, 0)
+    assert len(shards(made.with_name("pairs.partial"))) == 3
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    pairs.run(params_of(source=source), workspace, 0)
+    assert shards(made) == shards(source) == expected
+    for name in expected:
+        assert not (made / name).is_symlink()
+        assert (made / name).samefile(source / name) == links
+
+
+def test_a_trajectory_that_is_not_finite_is_named_and_whole_shards_are_kept(
+    whole: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    solve = pairs.solve
+
+    def spoiled(params: Params, teacher: Generator, seed: int, numbers: range) -> Tensor:
+        states = solve(params, teacher, seed, numbers)
+        if 4 in numbers:
+            states[numbers.index(4), 2, 0, 0, 0, 0] = torch.nan
+        return states
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs, "solve", spoiled)
+        with pytest.raises(
+            UserError, match=r"^pairs: trajectory 4: its state after 2 steps is not finite; lower pairs"
+        ):
+            pairs.run(params_of(), workspace, 0)
+    assert list(shards(Paths(workspace, 0).pairs.with_name("pairs.partial"))) == ["00000.safetensors"]
+    capsys.readouterr()
+    pairs.run(params_of(), workspace, 0)
+    assert shards(Paths(workspace, 0).pairs) == shards(Paths(whole, 0).pairs)
+    assert "pairs: 11/11 in " in capsys.readouterr().err
+
+
+def test_pairs_that_are_not_as_many_as_they_say_are_refused(whole: Path, tmp_path: Path) -> None:
+    said = read_manifest(Paths(whole, 0).pairs, "pairs")
+    facts = {name: said[name] for name in ("count", "shard", "sigmas")}
+    shutil.copytree(Paths(whole, 0).pairs, tmp_path / "pairs")
+    captions = tmp_path / "pairs" / pairs.CAPTIONS
+    captions.write_text("".join(captions.read_text().splitlines(keepends=True)[:10]))
+    for count in (10, 11):  # one more trajectory than is said, one caption less
+        write_manifest(tmp_path / "pairs", "pairs", **facts | {"count": count})
+        line = rf"pairs: holds 11 trajectories and 10 captions, not {count}; run the pairs stage again"
+        with pytest.raises(UserError, match=line):
+            pairs.load_pairs(tmp_path / "pairs")
 
 
 def test_imported_pairs_that_do_not_fit_are_named_field_by_field(foreign: Path, workspace: Path) -> None:
@@ -127,6 +198,9 @@ def test_imported_pairs_that_do_not_fit_are_named_field_by_field(foreign: Path, 
         (
             ("schedule", "student_shift", shift),
         ): r"pairs.source = .*: its levels are 1, .*, the student's 1, .*; change",
+        (
+            ("schedule", "student_shift", 8.05),
+        ): r"pairs.source = .*: its levels are 1, 0\.96, .*, the student's 1, 0\.9602, .*; change",
     }.items():
         params = params_of(source=source)
         for section, field, value in changes:

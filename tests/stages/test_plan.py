@@ -17,20 +17,21 @@ from tiny import relative_error
 from hiar.config import Context, Order
 from hiar.errors import UserError
 from hiar.grid import walk_passes
+from hiar.io.free import GB
 from hiar.memory.counting import Counting
 from hiar.memory.sampling import decode, decode_bytes, walk_bytes, walk_through
 from hiar.models.generator import Walk, load_generator
 from hiar.rollout.cell import Memory, carry_out
 from hiar.stages import fitting
 from hiar.stages.computing import Choice
-from hiar.stages.fitting import Way, check_frames, ring_bytes, settled_way, way_of
-from hiar.stages.plan import load_asked, plan_line
+from hiar.stages.fitting import Way, check_frames, check_memory, ring_bytes, settled_way, way_of
+from hiar.stages.plan import load_asked, plan_line, settle_threads
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
 from hiar.stages.sample import sample_prompts
 
 HIAR = Walk(order="step_first", context="output")
-BYTES = {"diagonal": 100, "step_first": 40}
+BYTES = {"diagonal": 100, "step_first": 40, "block_first": 100}
 
 
 @torch.no_grad()
@@ -102,12 +103,53 @@ def test_where_memory_is_short_fewer_videos_are_made_at_a_time_then_step_by_step
     for free, decoding in ((130, 80), (150, 110)):  # a walk beside what the decoder remembers, decoding beside caches
         short(free, decoding)
         assert way_of(source, HIAR, rollout, together=True) == Way("diagonal", "batched", 1, 100)
-    for free, decoding, together in ((39, 0, False), (500, 501, False), (129, 80, True), (149, 110, True)):
+    for free, decoding, together, needed in (
+        (39, 0, False, 40),
+        (500, 501, False, 501),
+        (129, 80, True, 130),
+        (149, 110, True, 150),
+    ):
         short(free, decoding)
-        with pytest.raises(UserError, match=r"what else a video takes are .* GB are free to use; ask for a smaller"):
+        figures = f"{needed / GB:.3g} GB, {free / GB:.3g} GB are free to use"
+        with pytest.raises(UserError, match=f"what else a video takes are {figures}; ask for a smaller"):
             way_of(source, HIAR, rollout, together=together)
+    finished = Walk(order="block_first", context="finished")  # waits for whole blocks: there is no other way
+    short(99, 0)
+    with pytest.raises(UserError, match="GB are free to use"):
+        way_of(source, finished, make_rollout(source, rollout.text, finished, 24, 0, [0]), 5)
     settled = settled_way(tmp_path, Way("step_first", "fused", 1, 40))
     assert settled_way(tmp_path, Way("diagonal", "batched", 5)) == settled
+
+
+def test_a_stream_decodes_a_block_at_a_time_and_samples_a_part(
+    tmp_path: Path, short: Callable[[float, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_student(tmp_path / "student")
+    source = load_generator(tmp_path / "student")
+    rollout = make_rollout(source, source.embed(["a red disc moves left"]), HIAR, 24, 0, [0])
+    block, part = source.card.video.block, source.codec.chunk
+    assert block < part
+    short(500, 0)
+    monkeypatch.setattr(fitting, "decode_bytes", lambda source, frames: (frames * 100, 0))
+    assert way_of(source, HIAR, rollout, together=True).videos == 1
+    with pytest.raises(UserError, match=rf"{part * 100 / GB:.3g} GB, .* GB are free to use"):
+        way_of(source, HIAR, rollout)
+
+
+def test_caches_that_do_not_fit_are_told_for_all_videos_and_for_those_of_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_student(tmp_path / "student")
+    source = load_generator(tmp_path / "student")
+    text = source.embed(["a red disc moves left", "a blue disc moves up"])
+    rollout = make_rollout(source, text, HIAR, 24, 0, range(2))
+    for caches in (None, 1):
+        needed = ring_bytes(source, rollout.grid, 2, caches)
+        monkeypatch.setattr(fitting, "free_bytes", lambda device, free=needed: free)
+        check_memory(source, rollout, caches)
+        monkeypatch.setattr(fitting, "free_bytes", lambda device, free=needed - 1: free)
+        with pytest.raises(UserError, match=rf"take {needed / GB:.3g} GB for 2 video\(s\) at a time, .* GB are free"):
+            check_memory(source, rollout, caches)
 
 
 def test_videos_made_with_little_memory_are_the_same(tmp_path: Path, short: Callable[[float, int], None]) -> None:
@@ -141,14 +183,15 @@ def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
     latent = 4 * 6 * math.prod(source.latent_size)
     pictures = (4 + 4 + 1) * 3 * 64 * 64 * source.codec.pictures(min(6, source.codec.chunk))
 
-    def check(memory: int, disk: int, batch: int = 2) -> None:
+    def check(memory: int, disk: int, batch: int = 2, count: int = 500) -> None:
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=memory))
         monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(total=disk, used=0, free=0))
-        check_frames(source, 6, 500, batch, tmp_path / "out" / "further")
+        check_frames(source, 6, count, batch, tmp_path / "out" / "further")
 
     assert 2 * latent < pictures < 400 * latent
     check(2 * latent + pictures, 500 * latent)
     check(800 * latent, 500 * latent, batch=400)
+    check(latent + pictures, latent, batch=400, count=1)
     for memory, disk, said in (
         (2 * latent + pictures - 1, 500 * latent, r"2 video\(s\) at a time take"),
         (2 * latent + pictures, 500 * latent - 1, "the latents take"),
@@ -169,6 +212,34 @@ def test_the_line_tells_how_many_forward_calls_there_are(tmp_path: Path) -> None
     assert "batched passes (13 forward calls for 10 blocks in 4 steps)" in said
     said = plan_line(source, walk, rollout, Choice(), way, 2)
     assert "batched passes (11 forward calls in each of 2 process(es) for 10 blocks in 4 steps)" in said
+    said = plan_line(source, walk, rollout, Choice(), way, 3)  # one of them takes two steps
+    assert "batched passes (11 forward calls in each of 3 process(es) for 10 blocks in 4 steps)" in said
+
+
+def test_the_line_tells_what_the_caches_of_a_way_take(tmp_path: Path) -> None:
+    """Step by step there is one at a time."""
+    save_student(tmp_path / "student")
+    source = load_generator(tmp_path / "student")
+    rollout = make_rollout(source, source.embed(["a red disc moves left"]), HIAR, 30, 0, [0])
+    one = ring_bytes(source, rollout.grid, 1, 1)
+    for way, caches in ((Way("diagonal", "batched", 5), 5 * rollout.grid.caches), (Way("step_first", "fused", 5), 5)):
+        said = plan_line(source, HIAR, rollout, Choice(), way)
+        assert f"caches: {caches * one / GB:.3g} GB for 5 video(s) at a time" in said
+    assert rollout.grid.caches > 1
+
+
+def test_a_command_computes_in_one_thread_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        settle_threads()
+        assert torch.get_num_threads() == 2
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        settle_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_built_in_world_has_one_size(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import statistics
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from sampled import FRAMES, ROOT, VIDEOS, sampled_workspace, small_params, true_clips, write_samples
 
 from hiar.errors import UserError
-from hiar.io.artifacts import MANIFEST
+from hiar.io.artifacts import MANIFEST, write_manifest
 from hiar.io.reading import PART
 from hiar.io.video import read_mp4, write_mp4
 from hiar.judges.interface import open_judge
@@ -114,10 +115,30 @@ def test_scoring_again_gives_the_same_bytes(workspace, params):
 def test_only_what_is_compared_is_scored(workspace, params, tmp_path):
     fewer = params.model_copy(update={"seeds": [1], "compare": params.compare.model_copy(update={"distill": []})})
     (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     score.run(fewer, tmp_path)
+    assert json.loads((tmp_path / "logs" / "score.json").read_text())["threads"] == fewer.runtime.threads == 1
+    torch.set_num_threads(before)
     summary = json.loads((tmp_path / "metrics" / "summary.json").read_text())
     found = {(stage, variant, *seeds) for stage, variants in summary.items() for variant, seeds in variants.items()}
     assert found == {("teacher", "teacher", "seed-1"), ("init", "hiar", "seed-1"), ("init", "self-forcing", "seed-1")}
+
+
+def test_an_experiment_is_judged_by_its_own_world_whatever_its_samples_say(params, workspace, tmp_path):
+    """As where a parameter that decides no video has changed since: all rows are measured alike."""
+    alone = params.model_copy(
+        update={"seeds": [0], "compare": params.compare.model_copy(update={"init": [], "distill": []})}
+    )
+    folder = tmp_path / "artifacts" / "seed-0"
+    for name in ("codec", "samples/teacher"):
+        shutil.copytree(workspace / "artifacts" / "seed-0" / name, folder / name)
+    _, fast = params.world.speed  # in a world of twice that, none of these videos would count as moving
+    hasty = params.world.model_dump(mode="json") | {"speed": [2 * fast, 2 * fast]}
+    write_manifest(folder / "samples" / "teacher", "samples", world=hasty, block=params.video.block)
+    score.run(alone, tmp_path)
+    (row,) = read_summary(alone, tmp_path)
+    assert row["metrics"]["dynamic"]["mean"] == 1
 
 
 def test_missing_samples_are_named(params, tmp_path):
@@ -214,6 +235,43 @@ def test_parts_and_batches_change_nothing(params, monkeypatch):
         for name, values in whole.items():
             assert torch.equal(in_parts[name], values)
             torch.testing.assert_close(torch.cat([one[name] for one in alone]), values, rtol=1e-4, atol=1e-6)
+
+
+def test_a_first_block_of_its_own_is_in_the_protocol(params, tmp_path):
+    for first, expected in ((9, 9), (None, 12)):
+        world = params.world.model_dump(mode="json")
+        write_manifest(tmp_path, "samples", world=world, first_block=first, block=12)
+        protocol = score.protocol_of(tmp_path, params)
+        assert (protocol.first_block, protocol.block) == (expected, 12)
+        assert protocol.judge().blocks == (expected, 12)
+
+
+def test_as_many_frames_as_the_judge_needs_are_enough(params, capsys):
+    judge = open_judge(params.world, params.score, params.video.block, params.video.block)
+    videos, captions = true_clips(params, seed=0, frames=judge.least_frames)
+    values, length = score.score([[video] for video in videos], captions, judge, "mine", judge.least_frames)
+    assert (length, len(values["good"])) == (judge.least_frames, VIDEOS)
+    count = judge.least_frames * VIDEOS
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"score mine: {count}/{count} frames in ")
+    with pytest.raises(UserError, match=rf"^mine: .*{judge.least_frames - 1} frames.* needs {judge.least_frames}"):
+        score.score([[video[1:]] for video in videos], captions, judge, "mine")
+
+
+def test_what_is_taken_over_and_what_goes_is_told(params, tmp_path, project, capsys):
+    folder, out = samples(tmp_path, params), tmp_path / "score.json"
+    (folder / MANIFEST).unlink()
+    for number in range(VIDEOS):
+        (folder / f"{number:04d}.mp4").rename(folder / f"{number + 9}.mp4")
+    score_folder(folder, [], out, project)
+    said = capsys.readouterr().err
+    assert f"score {folder}: captions go to videos by their numbers, 9.mp4 comes before 10.mp4" in said
+    assert "scored already" not in said
+    frames, _ = true_clips(params, seed=1, frames=FRAMES)
+    write_mp4(folder / "10.mp4", frames[1], 12)
+    score_folder(folder, [], out, project)
+    said = capsys.readouterr().err
+    assert f"score {folder}: 2 of 3 videos are scored already" in said
+    assert "score.videos.jsonl: 1 results go, of videos or profiles that have changed (10.mp4 first)" in said
 
 
 def test_no_folder(tmp_path, project):

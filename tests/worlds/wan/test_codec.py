@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from tiny import live_tensor_bytes
 from torch import Tensor
 
 from hiar.errors import BrokenRule, UserError
+from hiar.memory.counting import Counting
+from hiar.memory.sampling import decode_bytes
 from hiar.worlds.wan.codec import WanCodec, latent_frames, latent_size, load_codec, pixel_frames
 
 WEIGHTS = Path("vae", "diffusion_pytorch_model.safetensors")
@@ -96,6 +99,21 @@ def test_a_long_video_takes_no_more_memory_than_a_short_one(codec: WanCodec) -> 
         decode(encode(torch.zeros(1, 3, pictures, 16, 24)))
         held.append(live_tensor_bytes())
     assert held[0] == held[1]
+
+
+@torch.no_grad()
+def test_decoding_takes_what_was_predicted(codec: WanCodec) -> None:
+    """Later blocks make more pictures than the first, and find what those before have left."""
+    most, left = decode_bytes(SimpleNamespace(latent_size=(codec.channels, 4, 6), codec=codec), 3)  # type: ignore
+    count, decode = Counting(), codec.decoding()
+    with count:
+        for part in _normal(1, codec.channels, 12, 4, 6).split(3, dim=2):
+            with count.phase("block"):
+                decode(part)
+            with count.phase("between"):
+                pass
+    assert count.peaks == pytest.approx({"block": most, "between": left}, rel=0.02)
+    assert 0 < left < most
 
 
 def test_other_types_are_computed_in(base: Path, codec: WanCodec) -> None:
