@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,10 @@ def test_a_trajectory_that_is_not_finite_is_named_and_whole_shards_are_kept(
 ) -> None:
     solve = pairs.solve
 
-    def spoiled(params: Params, teacher: Generator, seed: int, numbers: range) -> Tensor:
-        states = solve(params, teacher, seed, numbers)
+    def spoiled(
+        params: Params, teacher: Generator, seed: int, numbers: Sequence[int], captions: Sequence[str]
+    ) -> Tensor:
+        states = solve(params, teacher, seed, numbers, captions)
         if 4 in numbers:
             states[numbers.index(4), 2, 0, 0, 0, 0] = torch.nan
         return states
@@ -181,10 +183,9 @@ def test_pairs_that_are_not_as_many_as_they_say_are_refused(whole: Path, tmp_pat
     shutil.copytree(Paths(whole, 0).pairs, tmp_path / "pairs")
     captions = tmp_path / "pairs" / pairs.CAPTIONS
     captions.write_text("".join(captions.read_text().splitlines(keepends=True)[:10]))
-    for count in (10, 11):  # one more trajectory than is said, one caption less
+    for count, held in ((10, "11 trajectories"), (11, "10 captions")):  # one more than is said, one less
         write_manifest(tmp_path / "pairs", "pairs", **facts | {"count": count})
-        line = rf"pairs: holds 11 trajectories and 10 captions, not {count}; run the pairs stage again"
-        with pytest.raises(UserError, match=line):
+        with pytest.raises(UserError, match=rf"pairs: holds {held}, not {count}; run the pairs stage again"):
             pairs.load_pairs(tmp_path / "pairs")
 
 

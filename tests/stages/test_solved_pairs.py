@@ -123,11 +123,14 @@ def test_a_teacher_that_makes_none_is_told_before_it_is_trained_on(both: tuple[P
 def test_a_plan_has_their_teacher_and_no_room_on_the_disk() -> None:
     params = smoke_params(model={"layers": 1}, video={"frames": 6, "window": 6})
     for stage in ("init", "distill"):
-        plans = [forecast(open_models(one), stage, params.variant("hiar"), 2) for one in (params, not_stored(params))]
+        plans = [
+            forecast(open_models(one), stage, params.variant("hiar"), 2, gpus=2) for one in (params, not_stored(params))
+        ]
         more = {(one.role, one.what): one.bytes for one in plans[1].entries}
         fewer = {(one.role, one.what): one.bytes for one in plans[0].entries}
-        assert more.pop(("teacher of the pairs", "parameters")) > 0
+        teacher = more.pop(("teacher of the pairs", "parameters"))
         assert more == fewer
+    assert teacher == pytest.approx(2 * fewer["real score", "parameters"], rel=0.01)  # which is shared out, unlike it
     plan = forecast(open_models(not_stored(params)), "distill", params.variant("self-forcing"), 2)
     assert "teacher of the pairs" not in {one.role for one in plan.entries}  # it draws none
     assert disk(open_models(not_stored(params)))["pairs"] == 0 < disk(open_models(params))["pairs"]
