@@ -57,7 +57,9 @@ def take_devices(count: int) -> Iterator[list[str]]:
 
 def environment_on(devices: Sequence[str]) -> dict[str, str]:
     """What tells a stage which devices are its own: GPUs, unless their names begin with ``cpu``."""
-    return {} if devices[0].startswith("cpu") else {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if devices[0].startswith("cpu"):
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def _try(folder: Path, names: Sequence[str], wanted: int, held: ExitStack) -> list[str]:
