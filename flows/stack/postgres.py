@@ -25,7 +25,8 @@ def run_as() -> list[str]:
 def make_cluster(folder: Path, password: str) -> None:
     """Make the databases in a folder where there are none yet; no server runs meanwhile.
 
-    Raises UserError where PostgreSQL or a driver is not installed, RunFailed when it does not do its work.
+    Raises UserError where PostgreSQL or a driver is not installed, or its user may not come to the folder, and
+    RunFailed when it does not do its work.
     """
     for program in ("initdb", "postgres"):
         if shutil.which(program) is None:
@@ -37,6 +38,12 @@ def make_cluster(folder: Path, password: str) -> None:
         raise UserError(
             f"HIAR_STACK_DATABASE = postgresql: {missing[0]} is not installed; pip install 'hiar[stack]', or use sqlite"
         )
+    for above in reversed(folder.absolute().parents) if run_as() else ():
+        if subprocess.call([*run_as(), "test", "-x", above], cwd="/") != 0:
+            raise UserError(
+                f"HIAR_STACK_DATABASE = postgresql: run by root it works as user postgres, who may not enter {above}; "
+                f"chmod o+x {above}, or work as another user"
+            )
     if folder.exists():
         return
     partial = folder.with_name(f"{folder.name}.partial")

@@ -27,6 +27,7 @@ def main() -> int:
     parts = [part for _ in range(arguments.rounds) for part in draw.sample(arguments.parts, len(arguments.parts))]
     different = 0
     with tempfile.TemporaryDirectory(prefix="hiar-chaos-") as folder:
+        Path(folder).chmod(0o711)  # PostgreSQL works as a user of its own where this is root
         lab = Lab(Path(folder) / "project", arguments.database)
         try:
             lab.share()

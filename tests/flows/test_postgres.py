@@ -1,6 +1,7 @@
 """PostgreSQL's databases, made once and whole; with programs in its programs' place that note what they are told."""
 
 import os
+import pwd
 import stat
 import sys
 
@@ -83,3 +84,23 @@ def test_what_is_not_installed_is_told(programs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="initdb is not in PATH"):
         make_cluster(tmp_path / "data", PASSWORD)
     assert not (tmp_path / "data").exists()
+
+
+def test_root_is_told_of_the_folder_that_postgresqls_user_may_not_enter(programs, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid())
+    if os.getuid() != 0:
+        pytest.skip("only root may become user postgres")
+    try:
+        pwd.getpwnam("postgres")
+    except KeyError:
+        pytest.skip("there is no user postgres here")
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    closed = tmp_path / "closed"
+    (closed / "within").mkdir(parents=True)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o001 == 0:
+            folder.chmod(0o711)
+    closed.chmod(0o700)
+    with pytest.raises(UserError, match=rf"user postgres, who may not enter {closed}; chmod o\+x {closed}, or work as"):
+        make_cluster(closed / "within" / "data", PASSWORD)
+    assert list((closed / "within").iterdir()) == []
