@@ -87,7 +87,7 @@ def test_what_is_not_installed_is_told(programs, tmp_path, monkeypatch):
 
 
 def test_root_is_told_of_the_folder_that_postgresqls_user_may_not_enter(programs, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid())
+    monkeypatch.setattr(os, "geteuid", os.getuid)
     if os.getuid() != 0:
         pytest.skip("only root may become user postgres")
     try:
