@@ -1,9 +1,11 @@
 """Validation while students train: it changes no weight, survives kills, and keeps the best."""
 
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from sampled import small_params
 
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
+from hiar.io.process_group import ALONE
 from hiar.io.reading import read_head, read_parts
 from hiar.judges.interface import open_judge
 from hiar.models.attention import Bidirectional
@@ -98,6 +101,23 @@ def test_the_best_is_a_checkpoint_of_its_own(validated, smoke):
     assert student.card.walk.context == "finished"
     last = (validated / TRANSFORMER).read_bytes()
     assert ((validated / validation.BEST / TRANSFORMER).read_bytes() == last) == (best is taken[-1])
+
+
+def test_a_video_in_parts_is_judged_as_a_whole():
+    params = small_params()
+    judge = open_judge(params.world, params.score, params.video.block, params.video.block)
+    (frames,), (caption,) = sample_world(params).clips(seed=0, first=0, count=1, frames=20)
+    whole, parts = (validation._judged(judge, list(frames.split(size)), caption) for size in (20, 7))
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_mean_is_of_the_videos_that_have_the_metric():
+    job = SimpleNamespace(work=SimpleNamespace(ranks=ALONE))
+    nan = math.nan
+    values = {"some": torch.tensor([1.0, nan, 4.0]), "none": torch.tensor([nan] * 3), "all": torch.tensor([1.0, 2, 6])}
+    assert validation._means(job, values) == {"some": 2.5, "all": 3.0}
 
 
 def residual_of(params, student, latents, prompts):
@@ -189,7 +209,7 @@ def test_of_an_init_with_two_trainings_the_student_s_is_validated(parents, tmp_p
     """Its causal teacher is not; saving the best on the way spoils nothing of what is still trained."""
     params, workspace = parents
     weights = []
-    for watch in (None, SETTINGS | {"every": 3, "bidirectional": False}):
+    for watch in (None, SETTINGS | {"every": 3, "bidirectional": False, "metric": "good"}):
         work = Path(shutil.copytree(workspace, tmp_path / str(len(weights)), ignore=shutil.ignore_patterns("init")))
         tree = params.model_dump(mode="json")
         training = tree["init"]["training"] | {"steps": 5}
@@ -204,7 +224,10 @@ def test_of_an_init_with_two_trainings_the_student_s_is_validated(parents, tmp_p
         init.run(parse_params(tree, Path("params.yaml")), work, 0)
         weights.append((work / MADE / "init" / TRANSFORMER).read_bytes())
     assert weights[0] == weights[1]
-    assert [one.step for one in read_validations(work / MADE / "init")] == [3, 5]
+    first, last = read_validations(work / MADE / "init")
+    assert (first.step, last.step) == (3, 5)
+    assert first.metrics["good"] == last.metrics["good"]  # after so little training there is nothing to tell them by
+    assert read_manifest(work / MADE / "init" / validation.BEST, "checkpoint")["updates"] == 3
 
 
 @pytest.mark.parametrize(
