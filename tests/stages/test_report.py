@@ -215,7 +215,7 @@ def test_scores_that_say_nothing_of_a_column_are_refused(workspace, params, tmp_
     path = tmp_path / "metrics" / "summary.json"
     summary = json.loads(path.read_text())
     for name in ("hops", "dynamic"):
-        del summary["init"]["hiar"]["seed-1"]["metrics"][name]
+        del summary["init"]["hiar"]["seed-1"][name]
     path.write_text(json.dumps(summary))
     with pytest.raises(UserError, match=r"summary\.json: says nothing of hops, dynamic; run `hiar stage score` again"):
         report.run(params, tmp_path)
