@@ -89,15 +89,6 @@ def test_pictures_are_scaled_until_they_cover_and_stay_centred(height: int, widt
     assert abs((vertical[-1] - vertical[0]) - 255 * height / (40 * scale)) < 12
 
 
-def test_an_edge_stays_an_edge_when_it_is_scaled() -> None:
-    """What is interpolated goes beyond black and white on both sides of it."""
-    frames = torch.zeros(1, 12, 12, 3, dtype=torch.uint8)
-    frames[:, :, 6:] = 255
-    row = fitted(frames, 30, 30, resize=True, what=HERE)[0, 15, :, 0].tolist()
-    assert row == sorted(row)
-    assert (row[0], row[-1]) == (0, 255)
-
-
 def test_pictures_of_the_size_wanted_are_untouched() -> None:
     frames = torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8)
     assert torch.equal(fitted(frames, 8, 8, resize=True, what=HERE), frames)
