@@ -166,7 +166,7 @@ def test_what_was_run_is_told_to_programs_too(workspace, params):
     assert all(stage["hardware"] and stage["seconds"] >= 0 for stage in run["stages"])
 
 
-def test_the_contact_sheet_has_a_row_a_model(workspace):
+def test_the_contact_sheet_has_a_row_a_model(workspace, params):
     sheet = np.asarray(Image.open(workspace / "reports" / "contact_sheet.png"))
     rows, foot = divmod(len(sheet) - HEAD, CELL + GAP)
     assert foot == FOOT
@@ -174,6 +174,11 @@ def test_the_contact_sheet_has_a_row_a_model(workspace):
     assert rows == len(MODELS) - 1  # the true world is not in it
     for top in tops:  # a picture of it, not a gap
         assert sheet[top : top + CELL, GAP + LABEL :][:, :CELL].std() > 10
+    # of the first prompt, which is written above
+    frames = [true_clips(params, 0, 1)[0][video, 0].float().mean(dim=(0, 1)) for video in (0, 1)]
+    shown = [sheet[top : top + CELL, GAP + LABEL :][:, :CELL].mean(axis=(0, 1)) for top in tops]
+    own, other = ([abs(mean - frame.numpy()).max() for mean in shown] for frame in frames)
+    assert max(own) < 5 < min(other)
 
 
 def test_a_workspace_without_logs_and_curves_has_a_report_too(workspace, params, tmp_path):

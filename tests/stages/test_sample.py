@@ -18,6 +18,7 @@ from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.schedule import step_sigmas
+from hiar.stages import sample
 from hiar.stages.request import Request
 from hiar.stages.sample import check_request, sample_key, sample_latents, sample_prompts
 
@@ -44,7 +45,7 @@ def teacher(student: Generator) -> Generator:
 
 
 def test_whatever_decides_the_videos_decides_whether_an_unfinished_folder_is_gone_on_with(
-    checkpoint: Path, student: Generator, tmp_path: Path
+    checkpoint: Path, student: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_student(tmp_path / "other", seed=1)
     asked, given = Request(checkpoint, PROMPTS, 12), torch.zeros(1, *student.block_shape)
@@ -81,6 +82,8 @@ def test_whatever_decides_the_videos_decides_whether_an_unfinished_folder_is_gon
     ]
     assert len({*keys}) == len(keys)
     assert key() == keys[0]
+    monkeypatch.setattr(sample, "code_hash", lambda *_: "of another version")
+    assert key() not in keys
 
 
 @torch.no_grad()
@@ -126,8 +129,6 @@ def test_what_generated_the_videos_is_noted(checkpoint: Path, tmp_path: Path) ->
 def test_frames_that_are_not_finite_are_named_by_their_number(
     student: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hiar.stages import sample
-
     walked = sample.walk_grid
 
     def spoiled(*given: Any, **options: Any) -> Any:
