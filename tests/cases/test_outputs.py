@@ -97,6 +97,16 @@ def test_a_link_to_a_folder_stays_and_the_folder_is_replaced(run, student):
     assert os.listdir("disk") == ["out"]
 
 
+def test_a_video_is_as_fine_as_is_asked(run, student):
+    found = []
+    for crf in (1, 51):
+        run(*STREAM, student, "--out", "v.mp4", "--crf", crf)
+        run(*SAMPLE, student, "--out", "out", "--crf", crf)
+        found.append([Path(name).stat().st_size for name in ("v.mp4", "out/0000.mp4")])
+    fine, coarse = found
+    assert all(large > 2 * small for large, small in zip(fine, coarse, strict=True))
+
+
 def test_a_device_is_written_to(run, student):
     try:
         os.mknod("null", stat.S_IFCHR | 0o666, os.stat(os.devnull).st_rdev)

@@ -81,8 +81,21 @@ def test_a_blank_frame_is_not_good_even_in_the_captioned_colour() -> None:
     for caption in ("a red disc moves", "a red wide bar moves", "a red tall bar moves"):
         judgement = judge(DEFAULT, blank, [caption] * 2)
         assert judgement.residual.max() < 0.01  # the world can come as close as one likes, with a shape nobody sees
-        assert (judgement.color_error > 1).all()
+        assert not judgement.visible.any()
+        # no colour is further from another than black from white
+        torch.testing.assert_close(judgement.color_error, torch.ones(3).norm().expand(2, 2))
         assert torch.isfinite(judgement.position).all()
+
+
+def test_a_shape_stands_out_from_half_of_the_least_contrast_on() -> None:
+    world = DEFAULT.model_copy(update={"backgrounds": ["black"]})
+    batch, colors = scenes(world, seed=0, first=0, count=20), color_table(world.colors)
+    contrasts = (colors - background_table(world.backgrounds)).norm(dim=1)
+    captions = [f"a {world.colors[color]} disc moves" for color in batch.color]
+    for factor in (0.85, 1.15):
+        share = factor * contrasts.min() / 2 / contrasts[batch.color]
+        dim = (render(world, batch, 1) * share.view(-1, 1, 1, 1, 1)).round().to(torch.uint8)
+        assert judge(world, dim, captions).visible.float().mean() == (factor > 1)
 
 
 def test_a_wrong_colour_shape_or_background_is_told() -> None:

@@ -103,6 +103,17 @@ def test_an_image_is_read_as_it_is_shown(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by 90 degrees
     image.save(tmp_path / "turned.png", exif=exif)
     assert read_image(tmp_path / "turned.png", 3, 2, resize=False)[0, :, :, 0].tolist() == [[30, 0], [40, 10], [50, 20]]
+    glass = Image.new("RGBA", (2, 1))
+    glass.putdata([(200, 100, 50, 0), (200, 100, 50, 255)])
+    glass.save(tmp_path / "glass.png")
+    assert read_image(tmp_path / "glass.png", 1, 2, resize=False)[0, 0].tolist() == [[0, 0, 0], [200, 100, 50]]
+
+
+def test_a_picture_that_would_fill_the_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    with pytest.raises(UserError, match=r"a.png: is no picture that can be read \(.*exceeds limit.*\); save it as"):
+        read_image(tmp_path / "a.png", 8, 8, resize=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
@@ -161,9 +172,13 @@ def test_what_cannot_be_gone_on_from_is_refused(tmp_path: Path, clip: Path) -> N
     for changed, words in (
         ({"clip": clip}, "has 64x48 pixels: should have 64x64; resize it, or ask for that"),
         (large | {"frames": 9}, "--frames = 9: .* gives 12 of them; ask for more"),
+        (large | {"frames": 12}, "--frames = 12: .* gives 12 of them; ask for more"),
         (large | {"image": clip}, "--video, --image: give one of the two"),
         ({"clip": tmp_path / "nowhere.mp4"}, "nowhere.mp4: no such"),
         ({"image": clip}, "is no picture that can be read"),
     ):
         with pytest.raises(UserError, match=words):
             given_latents(student, replace(request, **changed))  # type: ignore[arg-type]
+    teacher = replace(student, card=student.card.model_copy(update={"stage": "teacher"}))
+    with pytest.raises(UserError, match="--video, --image: the teacher makes whole clips and goes on from none"):
+        given_latents(teacher, replace(request, clip=clip))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny import relative_error
 from torch import Tensor
 
-from hiar.config import CausalTeacher, Params
+from hiar.config import CausalPairs, CausalTeacher, Params
 from hiar.errors import UserError
 from hiar.grid import make_grid
 from hiar.io.artifacts import read_manifest
@@ -33,6 +33,7 @@ from hiar.stages import distill, init
 from hiar.stages.inits import causal_ode, consistency, ode, teacher_forcing
 from hiar.stages.inits.job import Job, Trained
 from hiar.stages.pairs import Trajectories, load_pairs
+from hiar.tracking.stage import Run
 
 MADE = Path("artifacts", "seed-0")
 WEIGHTS = MADE / "init" / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -103,7 +104,15 @@ def test_what_is_done_of_several_trainings_is_not_done_again(
             init.run(params, work, 0)
     (work / MADE / "init.partial" / causal_ode.PAIRS / "00001.safetensors").unlink()
     monkeypatch.setattr(teacher_forcing, "_train", interrupted)
+    solve, solved = causal_ode._solve, []
+
+    def noted(job: Job, teacher: Denoiser, spec: CausalPairs, numbers: range) -> Tensor:
+        solved.append(numbers)
+        return solve(job, teacher, spec, numbers)
+
+    monkeypatch.setattr(causal_ode, "_solve", noted)
     init.run(params, work, 0)
+    assert solved == [range(3, 5)]
     assert all(torch.equal(undisturbed[name], value) for name, value in load_file(work / WEIGHTS).items())
 
 
@@ -134,7 +143,8 @@ def test_causal_trajectories_are_the_causal_teachers(smoke: Path, work: Path, mo
 def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, started, params = [], {}, asked(smoke, "consistency", training=TRAINING | {"steps": 3})
+    calls, started, told = [], {}, []
+    params = asked(smoke, "consistency", training=TRAINING | {"steps": 3, "micro_batch": 2})
 
     def causal_teacher(job: Job, spec: CausalTeacher) -> Denoiser:
         started["teacher"] = teacher_forcing.causal_teacher(job, spec)
@@ -146,21 +156,29 @@ def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
 
     monkeypatch.setattr(consistency, "causal_teacher", causal_teacher)
     monkeypatch.setattr(consistency, "causal_consistency", spy)
+    monkeypatch.setattr(Run, "log", lambda run, step, metrics: told.append(set(metrics)))
     init.run(params, work, 0)
+    # Both trainings are one run's, their curves have names of their own.
+    assert {"causal_teacher_loss", "causal_teacher_grad_norm"} <= told[0]
+    assert {"loss", "grad_norm"} <= told[-1]
+    assert not any({"causal_teacher_loss", "loss"} <= names for names in told)
     pairs, generator = load_pairs(work / MADE / "pairs"), load_generator(work / MADE / "teacher")
     teacher = started["teacher"]
-    for step, call in enumerate(calls):
+    assert len(calls) == 3 * 2
+    for number, call in enumerate(calls):
+        step, part = divmod(number, 2)
+        own = slice(2 * part, 2 * part + 2)
         student, average, asked_of, x0, noise, sigmas, places, text, nothing, guidance, attention = call
         random = stream("init batch", 0, step=step)
-        rows = torch.from_numpy(random.integers(16, size=4))
+        rows = torch.from_numpy(random.integers(16, size=4))[own]
         assert asked_of is teacher
         assert torch.equal(x0, pairs.states[rows][:, -1])
-        assert torch.equal(noise, normals("init noise", 0, range(4), x0.shape[1:], step=step))
-        assert torch.equal(places, torch.from_numpy(random.integers(8, size=(4, 5))))
+        assert torch.equal(noise, normals("init noise", 0, range(4), x0.shape[1:], step=step)[own])
+        assert torch.equal(places, torch.from_numpy(random.integers(8, size=(4, 5)))[own])
         levels = step_sigmas(4, params.schedule.student_shift)
         assert torch.equal(sigmas, solver_sigmas(levels, 2, params.schedule.teacher_shift))
         assert torch.equal(text, generator.embed([pairs.captions[row] for row in rows]))
-        assert torch.equal(nothing, generator.embed_nothing().expand(4, -1, -1))
+        assert torch.equal(nothing, generator.embed_nothing().expand(2, -1, -1))
         assert (guidance, attention) == (1.5, TeacherForced(3, 5))
         if step == 0:  # both begin with the causal teacher's weights; the average with those of the first update
             for own in (student, average):
@@ -175,7 +193,7 @@ def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every block at a level of its own, over all of which a batch is spread."""
-    calls, params = [], asked(smoke, "teacher_forcing")
+    calls, params = [], asked(smoke, "teacher_forcing", training=TRAINING | {"micro_batch": 2})
 
     def spy(model: Denoiser, *rest: object) -> Tensor:
         calls.append(rest)
@@ -189,27 +207,42 @@ def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
         monkeypatch.setattr("hiar.stages.common.check_fits", lambda *_: None)  # the teacher was trained with another
         init.run(one, work, 0)
         pairs, generator = load_pairs(work / MADE / "pairs"), load_generator(work / MADE / "teacher")
-        for step, (x0, noise, sigma, text, attention, floor) in enumerate(calls):
+        assert len(calls) == 2 * 2
+        for number, (x0, noise, sigma, text, attention, floor) in enumerate(calls):
+            step, part = divmod(number, 2)
+            own = slice(2 * part, 2 * part + 2)
             random = stream("causal teacher batch", 0, step=step)
-            rows = torch.from_numpy(random.integers(16, size=4))
-            lost = random.random(4) < one.teacher.caption_dropout
+            rows = torch.from_numpy(random.integers(16, size=4))[own]
+            lost = (random.random(4) < one.teacher.caption_dropout)[own]
             levels = stratified_sigmas(20, one.schedule.teacher_shift, random)
             captions = ["" if drop else pairs.captions[row] for drop, row in zip(lost, rows, strict=True)]
             assert torch.equal(x0, pairs.states[rows][:, -1])
-            assert torch.equal(noise, normals("causal teacher noise", 0, range(4), x0.shape[1:], step=step))
-            assert torch.equal(sigma, levels.view(4, 5))
+            assert torch.equal(noise, normals("causal teacher noise", 0, range(4), x0.shape[1:], step=step)[own])
+            assert torch.equal(sigma, levels.view(4, 5)[own])
             assert torch.equal(text, generator.embed(captions))
             assert (attention, floor) == (TeacherForced(3, 5), spec.sigma_floor)  # type: ignore[union-attr]
             assert all(lost) or not dropped
         shutil.rmtree(work / MADE / "init")
 
 
-def test_causal_trajectories_that_are_not_finite_are_told(smoke: Path, work: Path) -> None:
+def test_causal_trajectories_that_are_not_finite_are_told(
+    smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = asked(smoke, "causal_ode")
     pairs = params.init.pairs.model_copy(update={"guidance": 1e30})  # type: ignore[union-attr]
     spoiled = params.model_copy(update={"init": params.init.model_copy(update={"pairs": pairs})})
     with pytest.raises(UserError, match=r"init\.pairs: trajectory 0: its state after 1 .* lower init\.pairs\.guidance"):
         init.run(spoiled, work, 0)
+    solve = causal_ode._solve
+
+    def broken(job: Job, teacher: Denoiser, spec: CausalPairs, numbers: range) -> Tensor:
+        states = solve(job, teacher, spec, numbers)
+        states[[number == 4 for number in numbers], 2] = torch.nan
+        return states
+
+    monkeypatch.setattr(causal_ode, "_solve", broken)
+    with pytest.raises(UserError, match=r"^init\.pairs: trajectory 4: its state after 2 steps is not finite"):
+        init.run(params, work, 0)
 
 
 def test_micro_batches_of_the_regression_are_weighted_by_the_whole_batchs_noisy_blocks(

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from commands import hiar
+from PIL import Image
 from students import save_student
 from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.stages import fitting, plan
+from hiar.stages.clips import given_latents
 from hiar.stages.computing import choose
 from hiar.stages.fitting import way_of
 from hiar.stages.plan import placed
@@ -92,6 +94,13 @@ def test_samples_take_a_turn_a_batch(checkpoint: Path, turns: Turns) -> None:
     source = load_generator(checkpoint)
     assert torch.equal(made, sample_latents(source, [PROMPT], 6, HIAR, 0, range(1)))
     assert torch.equal(pictures, torch.cat(list(decoded(source, made[0]))))
+
+
+def test_a_picture_to_begin_with_is_encoded_in_turn(turns: Turns, checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    turns.source.embed([PROMPT])  # leaves the text encoder there
+    given_latents(turns.source, Request(checkpoint, [PROMPT], 9, image=tmp_path / "a.png"))
+    assert turns.places == {"denoiser": ASIDE, "text": ASIDE, "codec": str(THERE)}
 
 
 def test_a_teacher_takes_its_turn_after_both_prompts(turns: Turns) -> None:

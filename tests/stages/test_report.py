@@ -75,6 +75,7 @@ def test_both_seeds_are_pooled(text, params, workspace):
     row = re.search(r"<tr>\s*<th scope=\"row\"><span[^>]*></span>HiAR · init.*?</tr>", text, re.DOTALL)[0]
     assert f"<td>{sum(means) / 2:.3f}" in row
     assert f"<td>{params.sample.videos * 2}</td>" in row
+    assert "Pooled over 2 training seeds: the mean of their means" in text
 
 
 def test_the_true_worlds_row_is_of_both_seeds_too(text, params, workspace):
@@ -165,7 +166,7 @@ def test_what_was_run_is_told_to_programs_too(workspace, params):
     assert all(stage["hardware"] and stage["seconds"] >= 0 for stage in run["stages"])
 
 
-def test_the_contact_sheet_has_a_row_a_model(workspace):
+def test_the_contact_sheet_has_a_row_a_model(workspace, params):
     sheet = np.asarray(Image.open(workspace / "reports" / "contact_sheet.png"))
     rows, foot = divmod(len(sheet) - HEAD, CELL + GAP)
     assert foot == FOOT
@@ -173,6 +174,11 @@ def test_the_contact_sheet_has_a_row_a_model(workspace):
     assert rows == len(MODELS) - 1  # the true world is not in it
     for top in tops:  # a picture of it, not a gap
         assert sheet[top : top + CELL, GAP + LABEL :][:, :CELL].std() > 10
+    # of the first prompt, which is written above
+    frames = [true_clips(params, 0, 1)[0][video, 0].float().mean(dim=(0, 1)) for video in (0, 1)]
+    shown = [sheet[top : top + CELL, GAP + LABEL :][:, :CELL].mean(axis=(0, 1)) for top in tops]
+    own, other = ([abs(mean - frame.numpy()).max() for mean in shown] for frame in frames)
+    assert max(own) < 5 < min(other)
 
 
 def test_a_workspace_without_logs_and_curves_has_a_report_too(workspace, params, tmp_path):
@@ -206,6 +212,36 @@ def test_scores_of_another_experiment_are_refused(workspace, params, tmp_path):
     with pytest.raises(UserError, match="holds no row of distill hiar-no-fkl, seed 1"):
         report.run(params, tmp_path)
     assert not (tmp_path / "reports").exists()
+
+
+def test_scores_that_say_nothing_of_a_column_are_refused(workspace, params, tmp_path):
+    (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
+    shutil.copytree(workspace / "metrics", tmp_path / "metrics")
+    path = tmp_path / "metrics" / "summary.json"
+    summary = json.loads(path.read_text())
+    for name in ("hops", "dynamic"):
+        del summary["init"]["hiar"]["seed-1"][name]
+    path.write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=r"summary\.json: says nothing of hops, dynamic; run `hiar stage score` again"):
+        report.run(params, tmp_path)
+
+
+def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, tmp_path):
+    """And the curves of what all students come from are there beside theirs."""
+    for name in ("artifacts", "metrics"):
+        (tmp_path / name).symlink_to(workspace / name)
+    for stage in ("codec", "teacher", "init"):
+        curve = tmp_path / "curves" / "seed-0" / f"{stage}.csv"
+        curve.parent.mkdir(parents=True, exist_ok=True)
+        curve.write_text("step,loss\n" + "".join(f"{step},{1 / step}\n" for step in range(1, 9)))
+    compare = params.compare.model_copy(update={"init": [], "distill": ["hiar"]})
+    report.run(params.model_copy(update={"seeds": [0], "compare": compare}), tmp_path)
+    text = (tmp_path / "reports" / "index.html").read_text()
+    assert "There is one training seed: the errors do not say how far another one would land." in text
+    assert "Pooled over" not in text
+    assert "There is no second student to compare with." in text
+    labels = [attributes["aria-label"].split(":")[0] for attributes in Page(text).all("svg")]
+    assert {"Codec, loss", "Teacher, loss", "Init, loss"} <= {*labels}
 
 
 def test_samples_of_other_prompts_are_refused(workspace, params, tmp_path):

@@ -1,9 +1,11 @@
 """Validation while students train: it changes no weight, survives kills, and keeps the best."""
 
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from sampled import small_params
 
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
-from hiar.io.reading import read_parts
+from hiar.io.process_group import ALONE
+from hiar.io.reading import read_head, read_parts
 from hiar.judges.interface import open_judge
 from hiar.models.attention import Bidirectional
 from hiar.models.generator import load_generator
@@ -30,6 +33,7 @@ from hiar.worlds.interface import FIRST_CLIP
 
 TRANSFORMER = Path("transformer", "diffusion_pytorch_model.safetensors")
 MADE = Path("artifacts", "seed-0")
+VARIANT = "self-forcing"  # whose walk is not what one without a walk takes
 SETTINGS = {"every": 4, "prompts": 3, "frames": 6, "metric": "residual", "bidirectional": True}
 
 
@@ -50,17 +54,17 @@ def parents(smoke, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def validated(parents):
-    """HiAR distilled with validation, and left alone."""
+    """A student distilled with validation, and left alone."""
     params, workspace = parents
     whole = Path(shutil.copytree(workspace, workspace.with_name("whole")))
-    distill.run(with_validation(params), whole, 0, "hiar")
-    return whole / MADE / "distill" / "hiar"
+    distill.run(with_validation(params), whole, 0, VARIANT)
+    return whole / MADE / "distill" / VARIANT
 
 
 def test_no_weight_and_no_figure_is_another_one(smoke, validated):
-    without = smoke / MADE / "distill" / "hiar"
+    without = smoke / MADE / "distill" / VARIANT
     assert (validated / TRANSFORMER).read_bytes() == (without / TRANSFORMER).read_bytes()
-    for name in ("metrics/seed-0/distill/hiar.json", "curves/seed-0/distill/hiar.csv"):
+    for name in (f"metrics/seed-0/distill/{VARIANT}.json", f"curves/seed-0/distill/{VARIANT}.csv"):
         assert (validated.parents[3] / name).read_bytes() == (smoke / name).read_bytes()
 
 
@@ -89,11 +93,31 @@ def test_the_best_is_a_checkpoint_of_its_own(validated, smoke):
     best = min(taken, key=lambda one: one.metrics["residual"])
     said = read_manifest(validated / validation.BEST, "checkpoint")
     assert (said["updates"], said["metric"], said["value"]) == (best.step, "residual", best.metrics["residual"])
-    assert "validation/scores.jsonl" in read_manifest(validated, "checkpoint")["files"]
+    whole = read_manifest(validated, "checkpoint")
+    assert "validation/scores.jsonl" in whole["files"]
+    for name in ("parents", "settings", "stage", "seed", "variant"):
+        assert said[name] == whole[name]
     student = load_generator(validated / validation.BEST)
-    assert student.card.walk.context == "output"
+    assert student.card.walk.context == "finished"
     last = (validated / TRANSFORMER).read_bytes()
     assert ((validated / validation.BEST / TRANSFORMER).read_bytes() == last) == (best is taken[-1])
+
+
+def test_a_video_in_parts_is_judged_as_a_whole():
+    params = small_params()
+    judge = open_judge(params.world, params.score, params.video.block, params.video.block)
+    (frames,), (caption,) = sample_world(params).clips(seed=0, first=0, count=1, frames=20)
+    whole, parts = (validation._judged(judge, list(frames.split(size)), caption) for size in (20, 7))
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_mean_is_of_the_videos_that_have_the_metric():
+    job = SimpleNamespace(work=SimpleNamespace(ranks=ALONE))
+    nan = math.nan
+    values = {"some": torch.tensor([1.0, nan, 4.0]), "none": torch.tensor([nan] * 3), "all": torch.tensor([1.0, 2, 6])}
+    assert validation._means(job, values) == {"some": 2.5, "all": 3.0}
 
 
 def residual_of(params, student, latents, prompts):
@@ -151,16 +175,21 @@ def test_a_training_that_was_killed_twice_goes_on_to_the_same_validations(parent
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for at in (4, 5):
+            if at == 5:  # as if the first kill had come while the best was written
+                left = next(work.rglob(".training")) / validation.BEST
+                left.mkdir()
+                (left / "of before").touch()
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(Saving, "begin", interrupted(at))
-                distill.run(with_validation(often), work, 0, "hiar")
+                distill.run(with_validation(often), work, 0, VARIANT)
+            assert not list(work.rglob("*.mp4"))
     finally:
         signal.signal(signal.SIGINT, before)
-    distill.run(with_validation(often), work, 0, "hiar")
-    again = work / MADE / "distill" / "hiar"
+    distill.run(with_validation(often), work, 0, VARIANT)
+    again = work / MADE / "distill" / VARIANT
     for name in (TRANSFORMER, "validation/scores.jsonl", Path("best") / TRANSFORMER):
         assert (again / name).read_bytes() == (validated / name).read_bytes()
-    assert not [path for path in again.rglob("*") if path.suffix == ".mp4"]
+    assert {path.name for path in again.rglob("*")} == {path.name for path in validated.rglob("*")}
 
 
 def test_an_init_is_validated_as_it_would_be_walked_by_default(parents, tmp_path):
@@ -180,7 +209,7 @@ def test_of_an_init_with_two_trainings_the_student_s_is_validated(parents, tmp_p
     """Its causal teacher is not; saving the best on the way spoils nothing of what is still trained."""
     params, workspace = parents
     weights = []
-    for watch in (None, SETTINGS | {"every": 3, "bidirectional": False}):
+    for watch in (None, SETTINGS | {"every": 3, "bidirectional": False, "metric": "good"}):
         work = Path(shutil.copytree(workspace, tmp_path / str(len(weights)), ignore=shutil.ignore_patterns("init")))
         tree = params.model_dump(mode="json")
         training = tree["init"]["training"] | {"steps": 5}
@@ -195,7 +224,10 @@ def test_of_an_init_with_two_trainings_the_student_s_is_validated(parents, tmp_p
         init.run(parse_params(tree, Path("params.yaml")), work, 0)
         weights.append((work / MADE / "init" / TRANSFORMER).read_bytes())
     assert weights[0] == weights[1]
-    assert [one.step for one in read_validations(work / MADE / "init")] == [3, 5]
+    first, last = read_validations(work / MADE / "init")
+    assert (first.step, last.step) == (3, 5)
+    assert first.metrics["good"] == last.metrics["good"]  # after so little training there is nothing to tell them by
+    assert read_manifest(work / MADE / "init" / validation.BEST, "checkpoint")["updates"] == 3
 
 
 @pytest.mark.parametrize(
@@ -260,7 +292,9 @@ def test_curves_and_videos_are_recorded(parents, tmp_path, monkeypatch):
     videos = [f"validation-{step:06d}-{number:04d}.mp4" for step in (4, 6) for number in range(params.report.videos)]
     assert [one["artifact"] for one in events if "artifact" in one] == videos
     for name in videos:
-        assert sum(len(part) for part in read_parts(spool.with_suffix(".files") / name)) == SETTINGS["frames"]
+        path = spool.with_suffix(".files") / name
+        assert sum(len(part) for part in read_parts(path)) == SETTINGS["frames"]
+        assert read_head(path).rate == params.world.frames_per_second
 
 
 @pytest.mark.long

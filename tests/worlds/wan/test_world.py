@@ -323,6 +323,10 @@ def test_the_judge_knows_that_the_first_block_is_shorter(params: Params) -> None
     metrics = judge.measure(joined)
     assert metrics["border_jump"].item() == pytest.approx((50 + 0.25) / 0.25)
     assert metrics.keys() >= {*judge.columns, *(f"{name}_segment_1" for name in judge.courses)}
+    least = judge.least_frames
+    judge.measure(judge.look(frames[:, :least], None, ["x"]))
+    with pytest.raises(ValueError, match="cannot be cut into"):
+        judge.measure(judge.look(frames[:, : least - 1], None, ["x"]))
 
 
 def test_a_workspace_holds_nothing_of_another_kind_of_world(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""What decides a folder of samples, what a teacher's clip is, and what neither of them can be asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from students import save_attentive_student, save_student
+
+from hiar.errors import UserError
+from hiar.io.artifacts import read_manifest
+from hiar.models.denoiser import guided_x0
+from hiar.models.generator import Generator, load_generator
+from hiar.noise import normals
+from hiar.schedule import step_sigmas
+from hiar.stages import sample
+from hiar.stages.request import Request
+from hiar.stages.sample import check_request, sample_key, sample_latents, sample_prompts
+
+PROMPTS = ["a red disc moves left", "a blue wide bar moves"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample") / "student"
+    save_attentive_student(folder)
+    return folder
+
+
+@pytest.fixture
+def student(checkpoint: Path) -> Generator:
+    return load_generator(checkpoint)
+
+
+@pytest.fixture
+def teacher(student: Generator) -> Generator:
+    """The same network as a teacher, in four steps."""
+    card = student.card.model_copy(update={"stage": "teacher", "walk": None, "solver_steps": 4, "guidance": 3.0})
+    return replace(student, card=card)
+
+
+def test_whatever_decides_the_videos_decides_whether_an_unfinished_folder_is_gone_on_with(
+    checkpoint: Path, student: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_student(tmp_path / "other", seed=1)
+    asked, given = Request(checkpoint, PROMPTS, 12), torch.zeros(1, *student.block_shape)
+    half = load_generator(checkpoint)
+    half.denoiser.cast(torch.bfloat16)
+    world = student.card.world.model_copy(update={"size": 32})
+    small = replace(student, card=student.card.model_copy(update={"world": world}))
+
+    def key(request: Request = asked, source: Generator = student, given: Any = None, latents: bool = False) -> str:
+        walk, _ = check_request(source, request)
+        return json.dumps(sample_key(source, request, walk, given, latents), sort_keys=True)
+
+    keys = [
+        key(),
+        key(latents=True),
+        key(given=given),
+        key(given=given + 1),
+        key(source=half),
+        key(source=small),
+        *(
+            key(replace(asked, **changed))
+            for changed in (
+                {"checkpoint": tmp_path / "other"},
+                {"prompts": PROMPTS[::-1]},
+                {"captions": PROMPTS[::-1]},
+                {"frames": 15},
+                {"seed": 1},
+                {"crf": 40},
+                {"order": "diagonal"},
+                {"context": "input"},
+                {"level": 0.5},
+            )
+        ),
+    ]
+    assert len({*keys}) == len(keys)
+    assert key() == keys[0]
+    monkeypatch.setattr(sample, "code_hash", lambda *_: "of another version")
+    assert key() not in keys
+
+
+@torch.no_grad()
+def test_a_teachers_clip_is_the_end_of_its_guided_flow(teacher: Generator) -> None:
+    """Euler's steps from the noise of each video's number, at the teacher's levels."""
+    frames, card = teacher.card.video.frames, teacher.card
+    assert card.schedule.teacher_shift != 1
+    clips = sample_latents(teacher, PROMPTS, frames, None, 7, range(3, 5))
+    text, nothing = teacher.embed(PROMPTS), teacher.embed_nothing().expand(2, -1, -1)
+    x = normals("clip noise", 7, range(3, 5), (4, frames, 8, 8))
+    for now, then in pairwise(step_sigmas(4, card.schedule.teacher_shift)):
+        x0 = guided_x0(teacher.denoiser, x, now.expand(2), text, nothing, 3.0)
+        x = x + (then - now) * (x - x0) / now
+    torch.testing.assert_close(clips, x, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_teacher_cannot_be_asked_for(teacher: Generator, checkpoint: Path) -> None:
+    frames = teacher.card.video.frames
+    request = Request(checkpoint, PROMPTS, frames)
+    assert check_request(teacher, request) == (None, frames)
+    for changed in ({"order": "diagonal"}, {"context": "output"}, {"level": 0.5}, {"level": 0.0}):
+        with pytest.raises(UserError, match=r"^--order, --context, --level: the teacher is bidirectional"):
+            check_request(teacher, replace(request, **changed))  # type: ignore[arg-type]
+    for wrong in (frames - 3, frames + 3):
+        with pytest.raises(UserError, match=f"^--frames = {wrong}: the teacher makes clips of {frames} frames"):
+            check_request(teacher, replace(request, frames=wrong))
+
+
+@pytest.mark.parametrize(("frames", "nearest"), [(1, 3), (7, 6), (8, 9)])
+def test_the_nearest_number_of_frames_is_named(frames: int, nearest: int, student: Generator, checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=rf"^--frames = {frames}: .* of the block of 3 frames; try {nearest}$"):
+        check_request(student, Request(checkpoint, PROMPTS, frames))
+
+
+def test_what_generated_the_videos_is_noted(checkpoint: Path, tmp_path: Path) -> None:
+    """Long prompts that somebody wrote for short ones, or the captions themselves."""
+    request = Request(checkpoint, PROMPTS, 3)
+    for changed, noted in (({}, "short"), ({"captions": PROMPTS[::-1]}, "extended")):
+        sample_prompts(replace(request, **changed), tmp_path / noted, save_latents=False)
+        assert read_manifest(tmp_path / noted, "samples")["generated_with"] == noted
+
+
+def test_frames_that_are_not_finite_are_named_by_their_number(
+    student: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked = sample.walk_grid
+
+    def spoiled(*given: Any, **options: Any) -> Any:
+        for number, latent in walked(*given, **options):
+            latent[1, 0, 1] = torch.nan if number == 2 else 0
+            yield number, latent
+
+    monkeypatch.setattr(sample, "walk_grid", spoiled)
+    with pytest.raises(UserError, match=r"^video 0006: its latents are not finite from frame 7 on"):
+        sample_latents(student, PROMPTS, 12, student.card.walk, 0, range(5, 7))
