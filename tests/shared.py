@@ -191,7 +191,7 @@ def run_rank(rank: int, size: int, folder: str, cases: list[Case], state: Case |
 
 
 def keep_states(case: Case, ranks: Ranks, folder: Path) -> None:
-    """Save again what one process has saved; be stopped; meet a full disk, and another process's folder."""
+    """Save again what one process has saved; be stopped; meet a full disk, another's folder, and what others decide."""
     roles, _, memory = make(case, ranks)
     step, curve = load_state(folder / "of one", roles, memory, ranks)
     with Saving(folder / "again", roles, memory, ranks=ranks) as saving:
@@ -222,6 +222,8 @@ def keep_states(case: Case, ranks: Ranks, folder: Path) -> None:
         load_state(folder / ("again" if ranks.leads else "nowhere"), roles, memory, ranks)
     except UserError as error:
         (folder / f"apart-{ranks.rank}.txt").write_text(str(error))
+    decided = [ranks.told(ranks.leads), ranks.told(not ranks.leads)]
+    (folder / f"told-{ranks.rank}.json").write_text(json.dumps(decided))
 
 
 def run_ranks(size: int, folder: Path, cases: list[Case], state: Case | None = None) -> None:

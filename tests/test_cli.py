@@ -196,6 +196,24 @@ def test_a_stage_that_cannot_be_called_so(project, arguments, line):
     assert mistake("stage", *arguments, folder=project).startswith(line)
 
 
+def test_the_processes_of_a_stage_have_its_threads(project, monkeypatch):
+    """Those of a variant others: variants run side by side."""
+    from hiar import cli
+    from hiar.io import ranks
+
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")  # which the command sets, and would leave behind
+    spoil(project, "\n  threads: 1\n  variant_threads: 1\n", "\n  threads: 3\n  variant_threads: 2\n  processes: 2\n")
+    begun = []
+    monkeypatch.setattr(ranks, "launch", lambda command, names, **options: begun.append((len(names), options)))
+    for stage in (("init", "--seed", "0"), ("distill", "--seed", "0", "--variant", "hiar")):
+        monkeypatch.setattr(sys, "argv", ["hiar", "stage", *stage])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 0
+    assert begun == [(2, {"teller": 0, "threads": threads}) for threads in (3, 2)]
+
+
 SAMPLE = ["sample", "--checkpoint", "x", "--frames", "30", "--prompt", "a disc", "--out", "out"]
 
 

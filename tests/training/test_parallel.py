@@ -176,6 +176,10 @@ def test_processes_that_see_different_states_refuse_to_go_on(together: Path) -> 
         assert "process 1 goes on from step 0, process 0 from 1; start all in one folder that they share" in said
 
 
+def test_what_the_first_process_decides_holds_for_all(together: Path) -> None:
+    assert [json.loads((together / f"told-{rank}.json").read_text()) for rank in range(2)] == [[True, False]] * 2
+
+
 def test_a_state_goes_on_sharded_and_whole(tmp_path: Path) -> None:
     """What a sharded run has saved continues to the same weights in either; a whole run's state in a sharded one."""
     case, ended = Case("init", muon=True, steps=4), {}
