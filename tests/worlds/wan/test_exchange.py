@@ -319,8 +319,9 @@ def test_an_export_after_one_that_was_interrupted_is_as_if_there_had_been_none(
     assert contents(tmp_path / "there") == contents(tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize("before", ["generator", "generator_ema"])
 def test_an_import_after_one_that_was_interrupted_is_as_if_there_had_been_none(
-    released: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    released: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
     told = {"height": 32, "width": 48, "frames_per_second": 8, "precision": "no", "shift": 3.0, "sinks": 1}
 
@@ -329,7 +330,7 @@ def test_an_import_after_one_that_was_interrupted_is_as_if_there_had_been_none(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(exchange, "save_card", press)
-        import_checkpoint(released, base, tmp_path / "im", "hiar", "generator", told)
+        import_checkpoint(released, base, tmp_path / "im", "hiar", before, told)
     assert not (tmp_path / "im").exists()
     for name in ("im", "undisturbed"):
         import_checkpoint(released, base, tmp_path / name, "hiar", "generator_ema", told)
