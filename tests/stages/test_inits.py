@@ -200,8 +200,11 @@ def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
         return forced_flow_matching(model, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(teacher_forcing, "forced_flow_matching", spy)
-    always = params.model_copy(update={"teacher": params.teacher.model_copy(update={"caption_dropout": 1.0})})
-    for one, dropped in ((params, False), (always, True)):
+    some, always = (
+        params.model_copy(update={"teacher": params.teacher.model_copy(update={"caption_dropout": share})})
+        for share in (0.25, 1.0)  # a quarter: other places of one half of the batch than of the other
+    )
+    for one, dropped in ((params, False), (some, False), (always, True)):
         calls.clear()
         spec = one.init
         monkeypatch.setattr("hiar.stages.common.check_fits", lambda *_: None)  # the teacher was trained with another
