@@ -106,10 +106,10 @@ def stages_of(data: bytes, place: object) -> dict[str, Any]:
     from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
 
     try:
-        stages = parse_yaml(data, place).get("stages", {})  # of DVC's YAML, 1.2, in which `no` is a word
+        stages = parse_yaml(data, place)["stages"]  # of DVC's YAML, 1.2, in which `no` is a word
         if not isinstance(stages, dict):
             raise ValueError
-    except (YAMLFileCorruptedError, ValueError, AttributeError):
+    except (YAMLFileCorruptedError, ValueError, LookupError, TypeError):
         raise UserError(f"{place}: is no dvc.lock; restore it (git checkout), or run the experiment again") from None
     return stages
 

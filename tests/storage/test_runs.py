@@ -71,8 +71,11 @@ def test_a_clone_without_history_is_not_taken_for_all_there_is(clone, tmp_path):
         runs_committed(Path("/"))
 
 
-def test_a_lock_that_is_none(clone):
-    (clone / "dvc.lock").write_text("[]")
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"- a", b"stages: 3", b"stages: [", b"\xff\xfe", b"a: !!python/object x"]
+)
+def test_a_lock_that_is_none(clone, content):
+    (clone / "dvc.lock").write_bytes(content)
     with pytest.raises(UserError, match=r"dvc\.lock: is no dvc\.lock; restore it"):
         runs_here(clone)
 
