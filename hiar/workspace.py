@@ -23,7 +23,7 @@ from hiar.io.files import file_hash, write_text, writing
 from hiar.io.fingerprints import cache_folder, fingerprint
 from hiar.io.manifests import MANIFEST
 from hiar.parameters import merge, parse_params, read_yaml
-from hiar.vbench.doctor import check_vbench
+from hiar.vbench.doctor import check_scoring
 
 PARAMS = "params.yaml"
 LINKS = ("hiar", ".dvcignore")
@@ -103,10 +103,10 @@ def override_of(root: Path, name: str) -> Path:
 def open_workspace(root: Path, name: str | None) -> Path:
     """The folder of an experiment, made and brought up to date where need be; params.yaml is validated first.
 
-    Raises UserError for parameters that are not valid, VBench's dimensions that cannot run here, and where the folder
-    cannot be written.
+    Raises UserError for parameters that are not valid, what it is to be scored by and cannot run here, and where the
+    folder cannot be written.
     """
-    check_vbench(experiment_params(root, name).score.vbench)
+    check_scoring(experiment_params(root, name).score)
     with _settings(root):
         _do_without_git(root)
     if name is None:

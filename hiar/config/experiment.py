@@ -14,6 +14,7 @@ from hiar.config.section import (
     Count,
     Digest,
     Distinct,
+    DriftProfile,
     File,
     Name,
     Positive,
@@ -66,6 +67,8 @@ class Score(Section):
     good_color: Positive  # largest colour error of a good frame
     hop: Positive  # displacement between frames that counts as a hop, pixels
     segments: Count  # a video is cut into for drift
+    # Profiles of drift: the paper's, whose networks run in VBench's environment, or the one that needs none.
+    profiles: Annotated[list[DriftProfile], Distinct]
     # VBench's, in the environment that `make vbench` builds; none: VBench is not needed.
     vbench: Annotated[list[VBenchDimension], Distinct]
 

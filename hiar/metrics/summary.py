@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -15,6 +15,18 @@ class Summary(TypedDict):
     mean: float
     se: float | None
     n: int
+
+
+class Figures(NamedTuple):
+    """What was measured of a folder of videos.
+
+    values: of each video by metric, in the order of their names; what a video leaves undefined is not there. facts:
+    what made them, weights and versions among it.
+    """
+
+    metrics: dict[str, Summary]
+    values: list[dict[str, float]]
+    facts: dict[str, object]
 
 
 def summarise(values: Tensor) -> Summary:

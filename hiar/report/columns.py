@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from hiar.vbench.dimensions import DIMENSIONS, QUALITY
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -87,12 +89,44 @@ METRICS = (
 )
 
 
+def _drift(key: str, name: str, measures: str) -> tuple[Metric, Metric]:
+    floor = "What the same score is for the segments in any other order, in the mean: the part of it that is noise."
+    return Metric(key, name, measures, "lower"), Metric(f"{key}_floor", f"{name}, floor", floor)
+
+
+DRIFT = {
+    "drift": _drift(
+        "drift",
+        "Drift",
+        "The paper's Drift: mean over MUSIQ, CLIP-IQA, DINOv2, LPIPS, saturation and sharpness of the absolute slope "
+        "over the video's five segments, as a share of the measure's mean. The paper leaves normalisation and weights "
+        "open.",
+    ),
+    "drift-lite": _drift(
+        "drift_lite",
+        "Drift-lite",
+        "The form of the paper's Drift with saturation, sharpness, colourfulness, SSIM, and error and length of the "
+        "optical flow, which need no networks: not the paper's Drift.",
+    ),
+}
+VBENCH_QUALITY = Metric(
+    "vbench_quality", "VBench Quality", "VBench's weighted mean of its seven dimensions of quality.", "higher"
+)
+
+
+def drift_columns(profiles: Sequence[str]) -> list[Metric]:
+    """Columns of profiles of drift: their scores, and what noise alone gives."""
+    return [column for profile in profiles for column in DRIFT[profile]]
+
+
 def vbench_columns(dimensions: Sequence[str]) -> list[Metric]:
-    """Columns of VBench's dimensions."""
-    return [
+    """Columns of VBench's dimensions, and of its Quality where all of that are among them."""
+    columns = [
         Metric(f"vbench_{name}", f"VBench {name.replace('_', ' ')}", f"VBench's {name}, raw.", "higher")
         for name in dimensions
     ]
+    whole = all(name in dimensions for name, one in DIMENSIONS.items() if one.group == QUALITY)
+    return [*columns, *([VBENCH_QUALITY] if whole else [])]
 
 
 def good_by_part(parts: int) -> list[Metric]:

@@ -18,8 +18,9 @@ from hiar.statistics.paired import Estimate, Scores, estimate, values_of
 
 NOTE = (
     "Ours: the mean with its 95 % t interval, over training seeds where there are several, else over videos. Beside it "
-    "the paper's figure of what the metric stands for; the two are of different measures, so that only their rank "
-    "orders, among the rows that both have, can be compared. A claim holds, or fails, where the interval of the "
+    "the paper's figure of what the metric stands for; where the two are different measures, as all in the built-in "
+    "world are, only their rank orders, among the rows that both have, can be compared. A claim holds, or fails, where "
+    "the interval of the "
     "training seeds' mean paired differences lies on the side of 0 that it says, or on the other, with at least three "
     "seeds."
 )
@@ -91,7 +92,7 @@ def beside(experiment: str, table: PaperTable, scores: Scores, facts: Sequence[t
         title=table.title,
         facts=facts,
         columns=columns,
-        unmeasured=[column.stands_for for column in table.columns if column not in columns],
+        unmeasured=[*(one.stands_for for one in table.columns if one not in columns), *table.unmeasured],
         lines=[
             Line(row.name, row.lacks, [figures[place] for figures in ranked]) for place, row in enumerate(table.rows)
         ],

@@ -4,47 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hiar.errors import UserError
-from hiar.io.files import file_hash, json_line, json_text, write_text
-from hiar.io.kept import keeping, read_kept
+from hiar.io.files import file_hash, json_text
 from hiar.io.names import by_number
 from hiar.io.outputs import Output, is_stream, write_output
-from hiar.io.progress import Progress, tell
-from hiar.io.reading import PART, Head, read_head, read_parts
+from hiar.io.progress import tell
+from hiar.io.reading import Head, read_head
 from hiar.metrics.summary import Summary, summarise
 from hiar.parameters import load_params
 from hiar.profiles.profile import Profile, needs_world, open_profiles
 from hiar.stages.comparison import CAPTIONS, check_heads, find_videos, list_videos
 from hiar.stages.plan import settle_threads
-from hiar.stages.score import Protocol, checked_captions, look_through, protocol_of
+from hiar.stages.profile_values import Video, keep_only, score_videos
+from hiar.stages.score import Protocol, checked_captions, protocol_of
 from hiar.worlds.interface import open_world
 
-PIXELS = 2**22  # held at a time: ten frames of 832x480
 SAME_RATE = 0.01  # by how much of itself a rate may differ: containers round times
-
-FIELDS = ("video", "profile", "record", "sha256", "caption", "frames", "width", "height", "rate", "metrics")
-
-Key = tuple[str, str, str, str | None]  # profile, hash of its record, hash of the video, caption
-
-
-@dataclass(frozen=True)
-class _Video:
-    path: Path
-    head: Head
-    caption: str | None
-    sha256: str
-
-    def key(self, profile: Profile) -> Key:
-        """What a result depends on."""
-        caption = self.caption if profile.captioned else None
-        return profile.name, profile.record_hash, self.sha256, caption
 
 
 def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Path = Path()) -> None:
@@ -78,24 +58,19 @@ def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Pat
             tell(f"score {folder}: captions go to videos by their numbers, {pair[0].name} comes before {pair[1].name}")
     _check_alike(heads)
     values = _values_of(out)
-    earlier = read_kept(values, FIELDS) if values else []
     videos = [
-        _Video(path, heads[path], captions[number] if captions else None, file_hash(path))
+        Video(path, heads[path], captions[number] if captions else None, file_hash(path))
         for number, path in enumerate(paths)
         if path in heads
     ]
-    results = {_key_of(result): result for result in earlier}
-    failed |= _score_all(folder, videos, profiles, results, values)
+    found, unscored = score_videos(folder, videos, profiles, values)
+    failed |= unscored
     if failed:
         _refuse(folder, failed, len(paths), values)
-    found = {
-        profile.name: [results[video.key(profile)] | {"video": video.path.name} for video in videos]
-        for profile in profiles
-    }
     if captions is not None:
         _check_lengths(paths, next(iter(found.values())))
     if values:
-        _replace(values, found, earlier)
+        keep_only(values, found)
     write_output(out, json_text({profile.name: _summary(profile, found[profile.name]) for profile in profiles}))
 
 
@@ -140,69 +115,6 @@ def _values_of(out: Output) -> Path | None:
     return out.with_name(f"{out.name.removesuffix('.json')}.videos.jsonl")
 
 
-def _score_all(
-    folder: Path,
-    videos: Sequence[_Video],
-    profiles: Sequence[Profile],
-    results: dict[Key, dict[str, Any]],
-    values: Path | None,
-) -> dict[Path, str]:
-    """Add to ``results`` what is not in them, and to ``values`` as soon as it is there; say which videos fail."""
-    left = [video for video in videos if any(video.key(profile) not in results for profile in profiles)]
-    if len(left) < len(videos):
-        tell(f"score {folder}: {len(videos) - len(left)} of {len(videos)} videos are scored already")
-    if not left:
-        return {}
-    lengths = [video.head.frames for video in left]
-    total = sum(length or 0 for length in lengths) if all(lengths) else None
-    failed: dict[Path, str] = {}
-    with (
-        keeping(values) if values else nullcontext(lambda result: None) as keep,
-        Progress(f"score {folder}", total, unit="frames") as progress,
-    ):
-        for video in left:
-            wanted = [profile for profile in profiles if video.key(profile) not in results]
-            try:
-                scored = _score(video, wanted, progress)
-            except UserError as error:
-                failed[video.path] = str(error)
-                tell(f"score {folder}: left out: {error}")
-                continue
-            for result in scored:
-                results[_key_of(result)] = result
-                keep(result)
-    return failed
-
-
-def _score(video: _Video, profiles: Sequence[Profile], progress: Progress) -> list[dict[str, Any]]:
-    """The results of a video by profiles, from one pass over it. Raises UserError when it cannot be scored."""
-    head = video.head
-    for profile in profiles:
-        if min(head.width, head.height) < profile.least_side:
-            least = f"{profile.name} needs {profile.least_side} a side"
-            raise UserError(f"{video.path}: is {head.width}x{head.height} pixels, {least}; leave it out")
-        _check_length(video, profile, head.frames)
-    frames = min(PART, max(1, PIXELS // (head.width * head.height)))
-    parts = (part[None] for part in read_parts(video.path, frames))
-    findings, length = look_through(parts, [profile.observer for profile in profiles], [video.caption or ""], progress)
-    facts = {"frames": length, "width": head.width, "height": head.height, "rate": head.rate}
-    results = []
-    for profile, found in zip(profiles, findings, strict=True):
-        _check_length(video, profile, length)
-        names = dict(zip(("profile", "record", "sha256", "caption"), video.key(profile), strict=True))
-        metrics = {name: _number(float(value)) for name, value in profile.observer.measure(found).items()}
-        results.append({"video": video.path.name} | names | facts | {"metrics": metrics})
-    return results
-
-
-def _check_length(video: _Video, profile: Profile, frames: int | None) -> None:
-    least = profile.observer.least_frames
-    if frames is not None and frames < least:
-        raise UserError(
-            f"{video.path}: has {frames} frames, {profile.name} needs {least}; make it longer or leave it out"
-        )
-
-
 def _check_lengths(paths: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> None:
     """Raise UserError for videos of several lengths, where their heads did not tell."""
     first = results[0]["frames"]
@@ -212,11 +124,6 @@ def _check_lengths(paths: Sequence[Path], results: Sequence[Mapping[str, Any]]) 
             raise UserError(f"{path}: is {lengths}; make them alike")
 
 
-def _number(value: float) -> float | None:
-    """None for what a video leaves undefined."""
-    return None if value != value else value
-
-
 def _refuse(folder: Path, failed: Mapping[Path, str], count: int, values: Path | None) -> None:
     if len(failed) == 1:
         raise UserError(*failed.values())
@@ -224,17 +131,6 @@ def _refuse(folder: Path, failed: Mapping[Path, str], count: int, values: Path |
     raise UserError(
         f"{folder}: {len(failed)} of {count} videos cannot be scored, as told above; mend or remove them{others}"
     )
-
-
-def _replace(values: Path, found: Mapping[str, list[dict[str, Any]]], earlier: Sequence[dict[str, Any]]) -> None:
-    """Leave what the summaries are made of, in order, and what is kept of other profiles; tell what goes."""
-    lines = [result for results in found.values() for result in results]
-    keys = {_key_of(result) for result in lines}
-    gone = [result for result in earlier if result["profile"] in found and _key_of(result) not in keys]
-    if gone:
-        tell(f"{values}: {len(gone)} results go, of videos or profiles that have changed ({gone[0]['video']} first)")
-    lines += [result for result in earlier if result["profile"] not in found]
-    write_text(values, "".join(json_line(result) for result in lines))
 
 
 def _summary(profile: Profile, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -252,7 +148,3 @@ def _summary(profile: Profile, results: Sequence[Mapping[str, Any]]) -> dict[str
         **{name: results[0][name] for name in ("width", "height", "rate")},
         "metrics": metrics,
     }
-
-
-def _key_of(result: Mapping[str, Any]) -> Key:
-    return result["profile"], result["record"], result["sha256"], result["caption"]

@@ -20,7 +20,7 @@ from hiar.io.names import video_name
 from hiar.io.video import read_mp4, write_png
 from hiar.judges.interface import Judge, open_judge
 from hiar.metrics.summary import Summary, pool
-from hiar.report.columns import METRICS, Metric, good_by_part, vbench_columns
+from hiar.report.columns import METRICS, Metric, drift_columns, good_by_part, vbench_columns
 from hiar.report.curves import along_the_video
 from hiar.report.differences import PAIRED, difference_tables
 from hiar.report.dynamics import dynamics
@@ -69,7 +69,8 @@ def run(params: Params, workspace: Path) -> None:
     students = {series: metrics for series, metrics in figures.items() if models[series].stage != TEACHER}
     references = {series: metrics for series, metrics in figures.items() if series not in students}
     references |= {TRUTH: _pool(truth)} if truth else {}
-    columns = [metric for metric in METRICS if metric.key in judge.columns] + vbench_columns(params.score.vbench)
+    columns = [metric for metric in METRICS if metric.key in judge.columns]
+    columns += drift_columns(params.score.profiles) + vbench_columns(params.score.vbench)
     scores, levels = read_scores(workspace / VIDEOS), levels_compared(params)
     pairs = _differences(params, scores, columns)
     # Its own log is of the run before this one.
@@ -197,7 +198,8 @@ def _figures(params: Params, workspace: Path, judge: Judge) -> dict[Series, Figu
     """The metrics of every model over its seeds, in the comparison's order."""
     path = workspace / "metrics" / "summary.json"
     seeds: dict[Series, list[dict[str, Any]]] = defaultdict(list)
-    names = [*judge.columns, *(column.key for column in vbench_columns(params.score.vbench))]
+    also = [*drift_columns(params.score.profiles), *vbench_columns(params.score.vbench)]
+    names = [*judge.columns, *(column.key for column in also)]
     for one, row in zip(contenders(params), read_summary(params, workspace), strict=True):
         if lacking := [name for name in names if name not in row["metrics"]]:
             raise UserError(f"{path}: says nothing of {', '.join(lacking)}; run `hiar stage score` again")

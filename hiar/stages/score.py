@@ -21,8 +21,10 @@ from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
 from hiar.io.files import json_line, write_text
 from hiar.io.progress import Progress
 from hiar.io.reading import PART
-from hiar.judges.interface import Findings, Judge, Observer, open_judge
-from hiar.metrics.summary import Summary, summarise
+from hiar.judges.interface import Judge, open_judge
+from hiar.metrics.summary import Figures, Summary, summarise
+from hiar.profiles.profile import Profile, open_profiles
+from hiar.stages import drift
 from hiar.stages.common import write_log
 from hiar.stages.comparison import (
     SAMPLES,
@@ -34,15 +36,16 @@ from hiar.stages.comparison import (
     read_videos,
     too_short,
 )
+from hiar.stages.drift import check_sizes, drift_of_samples
+from hiar.stages.looking import look_through
 from hiar.stages.truth import write_true_videos
 from hiar.stages.vbench import RECORDS, score_samples
 from hiar.tracking.figures import record_figures
 from hiar.tracking.stage import tracked
-from hiar.vbench.doctor import check_vbench
+from hiar.vbench.doctor import check_scoring
 from hiar.worlds.interface import open_world
 
 WORLD = {"stage": "world", "variant": "world", "order": None, "context": None}  # among the contenders' videos
-FEW = 16  # findings of parts that lie about at a time: the memory between many small ones is lost
 
 
 def run(params: Params, workspace: Path) -> None:
@@ -51,44 +54,50 @@ def run(params: Params, workspace: Path) -> None:
     Writes metrics/summary.json, `nested` by contender, and metrics/world.json, a row a seed: what was scored and how,
     and the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Beside them
     metrics/videos.jsonl has a line a video of either: what its prompt and noise are shared with, for paired statistics.
-    Of the contenders also VBench's dimensions that ``score.vbench`` names, and in metrics/vbench.json what made them.
+    Of both also the drift that ``score.profiles`` names, with their records in metrics/profiles.json; of the contenders
+    VBench's dimensions that ``score.vbench`` names, and in metrics/vbench.json what made them.
     Raises UserError when samples are missing, altered, or too short.
     """
     began = time.monotonic()
     torch.set_num_threads(params.runtime.threads)
     summary, vbench = workspace / "metrics" / "summary.json", params.score.vbench
-    check_vbench(vbench)
+    check_scoring(params.score)
+    profiles = open_profiles(params.score.profiles, None) if params.score.profiles else []
+    world = open_world(params.world)
+    check_sizes(profiles, world.height, world.width)
     everything = [(contender, contender.samples(workspace)) for contender in contenders(params)]
     for _, folder in everything:
         read_manifest(folder, SAMPLES)
     inputs = []
     for contender, folder in everything:
         protocol = replace(protocol_of(folder, params), world=params.world)
-        inputs.append((contender, protocol, _checked(folder, protocol)))
+        inputs.append((contender, protocol, _checked(folder, protocol, profiles)))
     with tracked("score", None, None, params, workspace) as run:
         rows, videos, made = [], [], {}
         for contender, protocol, samples in inputs:
             values, _ = _score_samples(samples, protocol)
             metrics, each = summaries(values), _each_video(asdict(contender), values)
+            place = samples.folder.relative_to(workspace / "artifacts")
+            if profiles:
+                kept = workspace / drift.RECORDS / place.parent / f"{place.name}.jsonl"
+                _add(metrics, each, drift_of_samples(samples.folder, samples.paths, profiles, kept))
             if vbench:
-                place = samples.folder.relative_to(workspace / "artifacts")
                 out = workspace / RECORDS / place
                 found = score_samples(samples.folder, samples.paths, vbench, out, params.runtime)
-                metrics |= found.metrics
+                _add(metrics, each, found)
                 made[str(place)] = found.facts
-                for video, own in zip(each, found.values, strict=True):
-                    video["metrics"] |= own
             rows.append({**asdict(contender), "metrics": metrics})
             videos += each
         truth = []
-        if open_world(params.world).has_clips:
+        if world.has_clips:
             protocol = Protocol(params.world, params.score, params.video.block, params.video.block)
             for seed in params.seeds:
-                values = _true_world(params, protocol, workspace, seed)
-                truth.append({"seed": seed, "protocol": protocol.record(), "metrics": summaries(values)})
-                videos += _each_video({**WORLD, "seed": seed}, values)
+                metrics, each = _true_world(params, protocol, workspace, seed, profiles)
+                truth.append({"seed": seed, "protocol": protocol.record(), "metrics": metrics})
+                videos += each
         write_json(summary, nested(rows))
         write_json(workspace / "metrics" / "world.json", truth)
+        write_json(workspace / "metrics" / "profiles.json", {profile.name: profile.record for profile in profiles})
         write_json(workspace / "metrics" / "vbench.json", made)
         write_text(workspace / "metrics" / "videos.jsonl", "".join(json_line(video) for video in videos))
         run.artifact(summary)
@@ -158,25 +167,6 @@ def score(
     return {name: torch.cat([one[name] for one in found]) for name in found[0]}, length
 
 
-def look_through(
-    parts: Iterable[Tensor], observers: Sequence[Observer], captions: Sequence[str], progress: Progress
-) -> tuple[list[Findings], int]:
-    """What each observer finds in parts uint8 (V, f, H, W, 3) of videos, read once, and how many frames they have.
-
-    captions: of the V videos, and of what may come after them.
-    """
-    findings: list[list[Findings]] = [[] for _ in observers]
-    before, length = None, 0
-    for part in parts:
-        for observer, found in zip(observers, findings, strict=True):
-            found.append(observer.look(part, before, captions[: len(part)]))
-            if len(found) == FEW:
-                found[:] = [joined(found)]
-        before, length = part[:, -1:].clone(), length + part.shape[1]
-        progress.advance(len(part) * part.shape[1])
-    return [joined(found) for found in findings], length
-
-
 def summaries(values: Mapping[str, Tensor]) -> dict[str, Summary]:
     """Mean, standard error and count over the videos of each metric (V,)."""
     return {name: summarise(one) for name, one in values.items()}
@@ -189,6 +179,13 @@ def _each_video(contender: Mapping[str, Any], values: Mapping[str, Tensor]) -> l
         {**contender, "video": number, "metrics": dict(zip(columns, metrics, strict=True))}
         for number, metrics in enumerate(zip(*columns.values(), strict=True))
     ]
+
+
+def _add(metrics: dict[str, Summary], videos: Sequence[dict[str, Any]], found: Figures) -> None:
+    """Add what else was measured of the same videos."""
+    metrics |= found.metrics
+    for video, own in zip(videos, found.values, strict=True):
+        video["metrics"] |= own
 
 
 def checked_captions(folder: Path, protocol: Protocol) -> list[str]:
@@ -209,10 +206,11 @@ class _Samples:
     frames: int | None
 
 
-def _checked(folder: Path, protocol: Protocol) -> _Samples:
+def _checked(folder: Path, protocol: Protocol, profiles: Sequence[Profile]) -> _Samples:
     captions, world = checked_captions(folder, protocol), open_world(protocol.world)
     paths = find_videos(folder, len(captions))
-    frames = check_videos(folder, paths, (world.height, world.width), protocol.judge().least_frames)
+    least = max(protocol.judge().least_frames, *(profile.observer.least_frames for profile in profiles), 0)
+    frames = check_videos(folder, paths, (world.height, world.width), least)
     return _Samples(folder, captions, paths, frames)
 
 
@@ -240,16 +238,16 @@ def _batches(videos: Iterable[Iterable[Tensor]]) -> Iterator[Iterable[Tensor]]:
         yield [torch.stack(short)]
 
 
-def joined(parts: Sequence[Findings]) -> Findings:
-    """What was found in one part of some videos after the other, in whole videos."""
-    return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
-
-
-def _true_world(params: Params, protocol: Protocol, workspace: Path, seed: int) -> dict[str, Tensor]:
-    """The metrics (V,) of the clips whose captions are the samples' prompts, made as the samples are."""
+def _true_world(
+    params: Params, protocol: Protocol, workspace: Path, seed: int, profiles: Sequence[Profile]
+) -> tuple[dict[str, Summary], list[dict[str, Any]]]:
+    """The metrics, and the lines of the videos, of the clips whose captions are the samples' prompts, made as these."""
     sample = params.sample
     with TemporaryDirectory() as scratch:
         captions = write_true_videos(params, workspace, seed, sample.videos, Path(scratch))
-        videos = read_videos(find_videos(Path(scratch), sample.videos))
-        values, _ = score(videos, captions, protocol.judge(), "the true world", sample.frames)
-    return values
+        paths = find_videos(Path(scratch), sample.videos)
+        values, _ = score(read_videos(paths), captions, protocol.judge(), "the true world", sample.frames)
+        metrics, each = summaries(values), _each_video({**WORLD, "seed": seed}, values)
+        if profiles:
+            _add(metrics, each, drift_of_samples(Path(scratch), paths, profiles, None))
+    return metrics, each

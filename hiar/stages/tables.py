@@ -24,7 +24,7 @@ def table_of(experiment: str, params: Params, workspace: Path, root: Path) -> Be
     """
     if params.report.table is None:
         raise UserError(f"experiment '{experiment}': report.table = null: is for no table of the paper's; name one")
-    table = read_table(root / TABLES, params.report.table)
+    table = read_table(root / TABLES, params.report.table, params.world.kind)
     again = f"run `hiar run {experiment}`"
     if not (workspace / VIDEOS).exists():
         raise UserError(f"{workspace / VIDEOS}: no such file; {again} first")

@@ -28,9 +28,9 @@ from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator
 from hiar.report.columns import METRICS
 from hiar.stages.common import Stage, sample_world
+from hiar.stages.looking import joined
 from hiar.stages.rollouts import DEFAULT_WALK
 from hiar.stages.sample import sample_latents
-from hiar.stages.score import joined
 from hiar.stages.videos import decoded
 from hiar.statistics.validations import BOTH_WAYS, SCORES, Validated, read_validations
 from hiar.training.parallel import deal

@@ -5,26 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from hiar import config
 from hiar.errors import RunFailed
-from hiar.metrics.summary import Summary, summarise
+from hiar.metrics.summary import Figures, Summary, summarise
+from hiar.vbench.dimensions import QUALITY
 from hiar.vbench.runner import score_folder
+from hiar.vbench.totals import TOTALS, Totals, totals
 from hiar.vbench.values import UNIT
 
 RECORDS = Path(".hiar", "vbench")  # in a workspace: what is kept by video, so that nothing is done twice
 PREFIX = "vbench_"  # of metrics by these names
-
-
-class Figures(NamedTuple):
-    """values: of each video, in the order of their names. facts: what made them, weights and versions among it."""
-
-    metrics: dict[str, Summary]
-    values: list[dict[str, float]]
-    facts: dict[str, object]
 
 
 def score_samples(
@@ -32,14 +25,16 @@ def score_samples(
 ) -> Figures:
     """Score the ``videos`` of a folder; what is in ``out`` of the same ones is not done again.
 
-    As many dimensions at once as the stage has devices. A dimension's mean is VBench's own figure. Raises UserError for
-    what `check_vbench` refuses, and RunFailed when a dimension breaks down.
+    As many dimensions at once as the stage has devices. A dimension's mean is VBench's own figure, and so are Quality,
+    Semantic and Total where all of their dimensions are among them; a video that has all of Quality's has its own.
+    Raises UserError for what `check_scoring` refuses, and RunFailed when a dimension breaks down.
     """
     failed = score_folder(samples, dimensions, out, devices=_devices(runtime)).failed
     if failed:
         raise RunFailed(f"{samples}: {', '.join(failed)}: no value; {next(iter(failed.values()))}")
     values: list[dict[str, float]] = [{} for _ in videos]
     metrics: dict[str, Summary] = {}
+    raw: dict[str, float] = {}
     facts: dict[str, object] = {}
     for name in dimensions:
         result = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
@@ -48,8 +43,21 @@ def score_samples(
                 own[PREFIX + name] = float(value) / UNIT.get(name, 1)
         known = torch.tensor([own[PREFIX + name] for own in values if PREFIX + name in own])
         metrics[PREFIX + name] = summarise(known) | {"mean": result["value"]}
+        raw[name] = result["value"]
         facts[name] = {field: result[field] for field in ("protocol", "device", "weights", "versions")}
+    for own in values:
+        one = totals({name: own[PREFIX + name] for name in dimensions if PREFIX + name in own})
+        own.update({PREFIX + name: figure for name, figure in _figures(one) if name == QUALITY})
+    for name, figure in _figures(totals(raw)):
+        known = torch.tensor([own[PREFIX + name] for own in values if PREFIX + name in own])
+        error = summarise(known)["se"] if len(known) else None
+        metrics[PREFIX + name] = {"mean": figure, "se": error, "n": len(values)}
     return Figures(metrics, values, facts)
+
+
+def _figures(found: Totals) -> list[tuple[str, float]]:
+    """Those that no missing dimension leaves open."""
+    return [(name, figure) for name in TOTALS if (figure := getattr(found, name)) is not None]
 
 
 def _devices(runtime: config.Runtime) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -21,13 +21,23 @@ Verdict = Literal["holds", "fails", "undecided"]
 Direction = Literal["higher", "lower"]
 
 
-class Column(Section):
-    """A metric of ours and the paper's that it stands for."""
+class Column(NamedTuple):
+    """A metric of ours and the figure of the paper's that it stands for."""
 
     metric: str
     better: Direction
     stands_for: str
     paper_better: Direction
+
+
+class Claim(NamedTuple):
+    """That a metric of one contender is higher or lower than that of another."""
+
+    says: str
+    metric: str
+    of: str
+    than: str
+    direction: Direction
 
 
 class PaperRow(Section):
@@ -44,52 +54,99 @@ class PaperRow(Section):
         return self
 
 
-class Claim(Section):
-    """That a metric of one contender is higher or lower than that of another."""
+class PaperTable(NamedTuple):
+    """A table of the paper's in metrics of ours, and the claims that it makes. ``unmeasured``: figures without one."""
 
-    says: str
+    title: str
+    columns: list[Column]
+    unmeasured: list[str]
+    rows: list[PaperRow]
+    claims: list[Claim]
+
+
+class _Measure(Section):
     metric: str
+    better: Direction
+
+
+class _Claim(Section):
+    says: str
+    figure: str
     of: str
     than: str
     direction: Annotated[Direction, Field(alias="is")]
 
 
-class PaperTable(Section):
-    """A table of the paper's, and the claims that it makes."""
-
+class _Table(Section):
     title: str
-    columns: list[Column]
+    columns: list[str]
     rows: list[PaperRow]
-    claims: list[Claim]
+    claims: list[_Claim]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        names = [column.stands_for for column in self.columns]
         for row in self.rows:
-            require(row.paper.keys() == {*names}, f"rows.{row.name}.paper", [*row.paper], f"give {', '.join(names)}")
-        metrics = [column.metric for column in self.columns]
+            names = ", ".join(self.columns)
+            require(row.paper.keys() == {*self.columns}, f"rows.{row.name}.paper", [*row.paper], f"give {names}")
         contenders = [row.contender for row in self.rows if row.contender]
         for claim in self.claims:
             field = f"claims.{claim.says}"
-            require(claim.metric in metrics, f"{field}.metric", claim.metric, suggest(claim.metric, metrics))
+            known = claim.figure in self.columns
+            require(known, f"{field}.figure", claim.figure, suggest(claim.figure, self.columns))
             for name in (claim.of, claim.than):
                 require(name in contenders, field, name, f"is in no row; {suggest(name, contenders)}")
         return self
 
 
 class _Tables(Section):
-    tables: dict[str, PaperTable]
+    better: dict[str, Direction]
+    measures: dict[str, dict[str, _Measure]]
+    tables: dict[str, _Table]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        named = [(f"measures.{world}", list(measures)) for world, measures in self.measures.items()]
+        named += [(f"tables.{name}.columns", table.columns) for name, table in self.tables.items()]
+        for field, figures in named:
+            for figure in figures:
+                require(figure in self.better, field, figure, suggest(figure, self.better))
+        return self
 
 
-def read_table(path: Path, name: str) -> PaperTable:
-    """The table of that name. Raises UserError when there is none, or the file is not valid."""
+def read_table(path: Path, name: str, world: str) -> PaperTable:
+    """The table of that name, in the metrics of a kind of world.
+
+    Raises UserError when there is no such table, none of that world's metrics, or the file is not valid.
+    """
     try:
-        tables = _Tables.model_validate({"tables": read_yaml(path)}).tables
+        said = _Tables.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, _Tables).removeprefix('tables.')}") from None
-    if name not in tables:
-        raise UserError(f"{path}: holds no table '{name}'; {suggest(name, tables)}")
-    return tables[name]
+        raise UserError(f"{path}: {explain(error, _Tables)}") from None
+    if name not in said.tables:
+        raise UserError(f"{path}: holds no table '{name}'; {suggest(name, said.tables)}")
+    if world not in said.measures:
+        raise UserError(f"{path}: measures: says nothing of a world of kind '{world}'; add its metrics")
+    table, measures = said.tables[name], said.measures[world]
+    return PaperTable(
+        title=table.title,
+        columns=[
+            Column(measures[figure].metric, measures[figure].better, figure, said.better[figure])
+            for figure in table.columns
+            if figure in measures
+        ],
+        unmeasured=[figure for figure in table.columns if figure not in measures],
+        rows=table.rows,
+        claims=[
+            _claim(one, measures[one.figure], said.better[one.figure]) for one in table.claims if one.figure in measures
+        ],
+    )
+
+
+def _claim(said: _Claim, measure: _Measure, better: Direction) -> Claim:
+    """In our metric, which may be better the other way round than the paper's figure."""
+    other: Direction = "lower" if said.direction == "higher" else "higher"
+    direction = said.direction if measure.better == better else other
+    return Claim(said.says, measure.metric, said.of, said.than, direction)
 
 
 def judged(scores: Scores, claim: Claim) -> tuple[Verdict, float, Interval | None, int]:

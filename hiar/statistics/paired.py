@@ -69,15 +69,12 @@ def estimate(values: Mapping[int, Values]) -> Estimate:
 def values_of(scores: Scores, name: str, metric: str) -> dict[int, Values]:
     """A contender's metric (V,) by training seed, in the order of the videos' numbers.
 
-    Raises UserError where there is no such contender or metric.
+    Of the videos that it is defined of: a dimension of VBench's is of some prompts alone.
+    Raises UserError where there is no such contender, or no video of a training seed has the metric.
     """
-    if name not in scores:
-        raise UserError(f"contender '{name}': has no scores; {suggest(name, scores)}")
     found: dict[int, list[float]] = {}
-    for (seed, _), metrics in sorted(scores[name].items()):
-        if metric not in metrics:
-            raise UserError(f"{name}: was not scored for {metric}; {suggest(metric, metrics)}")
-        found.setdefault(seed, []).append(metrics[metric])
+    for (seed, _), value in _measured(scores, name, metric).items():
+        found.setdefault(seed, []).append(value)
     return {seed: np.array(values) for seed, values in found.items()}
 
 
@@ -86,8 +83,7 @@ def differences(scores: Scores, one: str, other: str, metric: str) -> dict[int, 
 
     Raises UserError where they are not of the same videos, or one of them lacks the metric.
     """
-    own, others = values_of(scores, one, metric), values_of(scores, other, metric)
-    first, second = scores[one], scores[other]
+    first, second = _measured(scores, one, metric), _measured(scores, other, metric)
     if unpaired := sorted(first.keys() ^ second.keys()):
         seed, number = unpaired[0]
         has, lacks = (one, other) if unpaired[0] in first else (other, one)
@@ -95,7 +91,22 @@ def differences(scores: Scores, one: str, other: str, metric: str) -> dict[int, 
             f"{has}, {lacks}: cannot be paired, video {number} of seed {seed} is of the first alone "
             f"({len(unpaired)} such); sample both with the same seeds and sample.videos"
         )
-    return {seed: own[seed] - others[seed] for seed in own}
+    found: dict[int, list[float]] = {}
+    for (seed, number), value in first.items():
+        found.setdefault(seed, []).append(value - second[seed, number])
+    return {seed: np.array(values) for seed, values in found.items()}
+
+
+def _measured(scores: Scores, name: str, metric: str) -> dict[Video, float]:
+    """A contender's metric by video, in their order, of those that have it. Raises UserError as `values_of` does."""
+    if name not in scores:
+        raise UserError(f"contender '{name}': has no scores; {suggest(name, scores)}")
+    videos = sorted(scores[name].items())
+    found = {video: metrics[metric] for video, metrics in videos if metric in metrics}
+    if lacking := {seed for (seed, _), _ in videos} - {seed for seed, _ in found}:
+        known = sorted({known for (seed, _), metrics in videos if seed in lacking for known in metrics})
+        raise UserError(f"{name}: was not scored for {metric}; {suggest(metric, known)}")
+    return found
 
 
 def _row(path: Path, number: int, line: str) -> tuple[str, Video, dict[str, float]]:

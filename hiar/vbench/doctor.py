@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from hiar import config
 from hiar.errors import UserError, suggest
 from hiar.vbench.dimensions import DIMENSIONS
 from hiar.vbench.environment import Environment, default_folder, find_environment
@@ -57,10 +58,11 @@ def known_names(names: Iterable[str]) -> list[str]:
     return named
 
 
-def check_vbench(dimensions: Collection[str]) -> None:
-    """Raise UserError where one cannot run here: before hours are spent on what it is to score."""
-    if dimensions:
-        require_runnable(examine(find_environment(default_folder()), weights_folder(), dimensions))
+def check_scoring(score: config.Score) -> None:
+    """Raise UserError where a dimension, or Drift, cannot run here: before hours are spent on what it is to score."""
+    names = [*score.vbench, *(name for name in score.profiles if name in NEEDS)]
+    if names:
+        require_runnable(examine(find_environment(default_folder()), weights_folder(), names))
 
 
 def require_runnable(findings: Collection[Finding]) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from hiar.vbench.dimensions import DIMENSIONS, QUALITY, SEMANTIC, known_dimensions
 
 QUALITY_WEIGHT, SEMANTIC_WEIGHT = 4, 1
+TOTALS = ("quality", "semantic", "total")
 
 
 class Totals(NamedTuple):

@@ -11,7 +11,7 @@ from hiar.io.artifacts import MANIFEST, write_manifest
 from hiar.io.reading import PART
 from hiar.io.video import read_mp4, write_mp4
 from hiar.judges.interface import open_judge
-from hiar.stages import score
+from hiar.stages import looking, score
 from hiar.stages.comparison import read_summary
 from hiar.stages.profiles import score_folder
 
@@ -224,7 +224,7 @@ def test_bad_folders_are_named_and_nothing_is_written(spoil, manifest, message, 
 
 def test_parts_and_batches_change_nothing(params, monkeypatch):
     """A video scored part by part is the one scored whole, and so are short videos judged together and alone."""
-    monkeypatch.setattr(score, "FEW", 2)
+    monkeypatch.setattr(looking, "FEW", 2)
     for frames, parts in ((300, PART), (30, 7)):
         videos, captions = true_clips(params, seed=0, frames=frames)
         judge = open_judge(params.world, params.score, params.video.block, params.video.block)
@@ -295,3 +295,68 @@ def test_a_dimension_that_cannot_run_here_is_told_first(tmp_path, monkeypatch):
     tree = small_params().score.model_dump(mode="json") | {"vbench": ["temporal_flickering"]}
     with pytest.raises(UserError, match="make vbench"):
         score.run(small_params(score=tree), tmp_path)
+
+
+def by_profile(name):
+    return small_params(seeds=[0], score=small_params().score.model_dump(mode="json") | {"profiles": [name]})
+
+
+def test_drift_is_a_score_of_an_experiment(workspace, tmp_path, capsys):
+    """The figures of `hiar score` under names that are no judge's, of the true world too; nothing is done twice."""
+    params, work = by_profile("drift-lite"), tmp_path / "work"
+    shutil.copytree(workspace, work)
+    score.run(params, work)
+    folder = work / "artifacts" / "seed-0" / "samples" / "init" / "hiar"
+    [row] = [one for one in read_summary(params, work) if (one["stage"], one["variant"]) == ("init", "hiar")]
+    score_folder(folder, ["drift-lite"], tmp_path / "score.json")
+    alone = json.loads((tmp_path / "score.json").read_text())["drift-lite"]
+    names = {
+        "drift_lite": "drift_lite",
+        "drift_lite_floor": "drift_lite_floor",
+        "drift_lite_saturation_trend": "saturation_trend",
+        "drift_lite_ssim_trend": "ssim_trend",
+    }
+    assert {name: row["metrics"][name] for name in names} == {
+        name: alone["metrics"][own] for name, own in names.items()
+    }
+    mine = {name for name in row["metrics"] if name.startswith("drift_lite")}
+    assert len(mine) == 2 + 6
+    assert row["metrics"]["saturation_drift"] == pytest.approx(
+        read_summary(small_params(), workspace)[1]["metrics"]["saturation_drift"]
+    )
+    lines = [json.loads(line) for line in (work / "metrics" / "videos.jsonl").read_text().splitlines()]
+    values = {
+        stage: [line["metrics"]["drift_lite"] for line in lines if line["stage"] == stage and line["variant"] in walk]
+        for stage, walk in {"init": ["hiar"], "world": ["world"]}.items()
+    }
+    assert statistics.mean(values["init"]) == pytest.approx(row["metrics"]["drift_lite"]["mean"], rel=1e-5)
+    assert statistics.mean(values["init"]) > statistics.mean(values["world"])  # whose colours do not fade
+    truth = json.loads((work / "metrics" / "world.json").read_text())
+    assert truth[0]["metrics"].keys() >= mine
+    assert json.loads((work / "metrics" / "profiles.json").read_text())["drift-lite"] == alone["record"]
+    capsys.readouterr()
+    (folder / "0001.mp4").write_bytes((folder / "0002.mp4").read_bytes())
+    write_manifest(folder, "samples", world=params.world.model_dump(mode="json"), block=params.video.block)
+    score.run(params, work)
+    told = capsys.readouterr().err
+    assert f"score {folder}: 3 of 3 videos are scored already" in told  # the second has become the third
+    assert "hiar.jsonl: 1 results go, of videos or profiles that have changed" in told
+    assert told.count("3 of 3 videos are scored already") == len(params.compare.students) + 1
+
+
+def test_a_profile_that_cannot_be_is_told_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="make vbench"):
+        score.run(by_profile("drift"), tmp_path)
+    params = by_profile("drift-lite")
+    small = params.model_copy(update={"world": params.world.model_copy(update={"size": 8})})
+    with pytest.raises(UserError, match=r"^score\.profiles: drift-lite needs 16 pixels a side, the world has 8x8; "):
+        score.run(small, tmp_path)
+
+
+def test_videos_too_short_for_a_profile(tmp_path):
+    params = by_profile("drift-lite")
+    short = params.model_copy(update={"sample": params.sample.model_copy(update={"frames": 5})})
+    sampled_workspace(tmp_path, short)
+    with pytest.raises(UserError, match="have 5 frames, scoring needs 6"):
+        score.run(short, tmp_path)

@@ -42,25 +42,23 @@ def scores(*speeds):
 
 
 def test_a_claim_is_judged_by_seeds_and_not_by_videos():
-    moves_more = Claim.model_validate(
-        {"says": "moves more", "metric": "speed", "of": "distill/hiar", "than": "distill/other", "is": "higher"}
-    )
+    moves_more = Claim("moves more", "speed", "distill/hiar", "distill/other", "higher")
     assert judged(scores(0.9, 1.0, 1.1), moves_more)[:2] == ("holds", pytest.approx(1.0))
     assert judged(scores(-0.9, -1.0, -1.1), moves_more)[0] == "fails"
     assert judged(scores(0.1, 1.0, 1.9), moves_more)[0] == "undecided"  # each seed alone is beyond doubt
     assert judged(scores(0.9, 1.0), moves_more)[0] == "undecided"
 
 
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("name", SAID["tables"])
 def test_each_table_has_an_experiment_that_compares_its_rows(name):
     params = experiment_params(ROOT, name)
     assert params.report.table == name
     assert len(params.seeds) >= 3
-    rows = [row.contender for row in read_table(ROOT / TABLES, name).rows if row.contender]
+    rows = [row.contender for row in read_table(ROOT / TABLES, name, "shapes").rows if row.contender]
     assert sorted(rows) == sorted(params.compare.students)
     assert params.sample.caption_dropout == 0
     assert params.sample.frames == 16 * params.video.frames
-    for other in SAID:
+    for other in SAID["tables"]:
         assert experiment_params(ROOT, other).sample == params.sample  # shared stages
 
 
@@ -68,8 +66,8 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
     ("spoil", "message"),
     [
         (
-            lambda t: t["claims"][0].update(metric="goo"),
-            "Self-Forcing.metric = 'goo': did you mean 'good'?",
+            lambda t: t["claims"][0].update(figure="Drif"),
+            "Self-Forcing.figure = 'Drif': did you mean 'Drift'?",
         ),
         (lambda t: t["claims"][0].update(of="distill/hair"), "is in no row; did you mean 'distill/hiar'?"),
         (lambda t: t["claims"][0].update(than="distill/hair"), "is in no row; did you mean 'distill/hiar'?"),
@@ -82,15 +80,49 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
 )
 def test_tables_that_are_not_valid(tmp_path, spoil, message):
     said = copy.deepcopy(SAID)
-    spoil(said["table1"])
+    spoil(said["tables"]["table1"])
     path = tmp_path / "tables.yaml"
     path.write_text(yaml.safe_dump(said))
     with pytest.raises(UserError) as caught:
-        read_table(path, "table1")
+        read_table(path, "table1", "shapes")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: tables.table1")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda said: said["measures"]["wan"].update(Drifts=said["measures"]["wan"].pop("Drift")),
+            "did you mean 'Drift'",
+        ),
+        (lambda said: said["tables"]["table1"]["columns"].append("Motion"), "tables.table1"),
+        (
+            lambda said: said["measures"].pop("shapes"),
+            "measures: says nothing of a world of kind 'shapes'; add its metrics",
+        ),
+    ],
+)
+def test_figures_that_nothing_stands_for(tmp_path, spoil, message):
+    said = copy.deepcopy(SAID)
+    spoil(said)
+    path = tmp_path / "tables.yaml"
+    path.write_text(yaml.safe_dump(said))
+    with pytest.raises(UserError) as caught:
+        read_table(path, "table1", "shapes")
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{path}: ")
 
 
+def test_a_metric_that_is_better_the_other_way_round_turns_the_claim():
+    claims = {world: read_table(ROOT / TABLES, "table2", world).claims for world in SAID["measures"]}
+    jumps = {world: next(one for one in found if "jumps at" in one.says) for world, found in claims.items()}
+    assert {world: (one.metric, one.direction) for world, one in jumps.items()} == {
+        "shapes": ("border_jump", "higher"),
+        "wan": ("vbench_motion_smoothness", "lower"),
+    }
+
+
 def test_no_such_table():
     with pytest.raises(UserError, match="holds no table 'table9'; did you mean"):
-        read_table(ROOT / TABLES, "table9")
+        read_table(ROOT / TABLES, "table9", "shapes")

@@ -80,6 +80,28 @@ def test_what_cannot_be_paired_is_refused(tmp_path, spoil, message):
     assert message in str(caught.value)
 
 
+def test_videos_that_a_metric_is_not_defined_of_are_left_out(tmp_path):
+    """VBench judges some prompts alone by a dimension: of both contenders the same ones."""
+    rows = two()
+    for one in rows:
+        if one["video"] % 2:
+            del one["metrics"]["speed"]
+        one["metrics"]["other"] = 0.0
+    scores = read_scores(written(tmp_path, rows))
+    assert {seed: len(values) for seed, values in values_of(scores, "distill/hiar", "speed").items()} == {0: 4, 1: 4}
+    found = compared(scores)
+    even = [one for one in two() if one["video"] % 2 == 0]
+    assert found == compared(read_scores(written(tmp_path, even)))
+    del rows[0]["metrics"]["speed"]
+    with pytest.raises(UserError, match=r"^distill/other, distill/hiar: cannot be paired, video 0 of seed 0 is of the"):
+        compared(read_scores(written(tmp_path, rows)))
+    for one in rows:
+        if one["seed"]:
+            one["metrics"].pop("speed", None)
+    with pytest.raises(UserError, match="was not scored for speed; known: other"):
+        compared(read_scores(written(tmp_path, rows)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

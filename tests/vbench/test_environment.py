@@ -1,9 +1,11 @@
 """VBench's environment: found where it is whole, and asked for its versions."""
 
 import pytest
+from sampled import ROOT
 
 from hiar.errors import UserError
-from hiar.vbench.doctor import check_vbench
+from hiar.parameters import parse_params, read_yaml
+from hiar.vbench.doctor import check_scoring
 from hiar.vbench.environment import find_environment
 
 
@@ -37,13 +39,22 @@ def test_versions_are_those_that_figures_depend_on(tmp_path):
     assert (found.has("vbench"), found.has("torch")) == (True, False)
 
 
+def scored_by(**asked):
+    score = parse_params(read_yaml(ROOT / "params.yaml"), ROOT / "params.yaml").score
+    return score.model_copy(update=asked)
+
+
 def test_what_an_experiment_scores_is_asked_for_before_it_begins(tmp_path, monkeypatch, toy):
     monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "none"))
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path))
-    check_vbench([])
-    with pytest.raises(UserError, match="make vbench"):
-        check_vbench(["temporal_flickering"])
+    check_scoring(scored_by())
+    check_scoring(scored_by(profiles=["drift-lite"]))
+    for asked in ({"vbench": ["temporal_flickering"]}, {"profiles": ["drift"]}):
+        with pytest.raises(UserError, match="make vbench"):
+            check_scoring(scored_by(**asked))
     monkeypatch.setenv("HIAR_VBENCH", str(toy))
-    check_vbench(["temporal_flickering"])
+    check_scoring(scored_by(vbench=["temporal_flickering"]))
     with pytest.raises(UserError, match=r"motion_smoothness: .*amt-s\.pth: is missing"):
-        check_vbench(["temporal_flickering", "motion_smoothness"])
+        check_scoring(scored_by(vbench=["temporal_flickering", "motion_smoothness"]))
+    with pytest.raises(UserError, match=r"^drift: package pyiqa is not in "):
+        check_scoring(scored_by(profiles=["drift"]))

@@ -38,6 +38,7 @@ from hiar.stages.exchange import export_checkpoint
 from hiar.stages.sample import sample_latents
 from hiar.statistics.validations import read_validations
 from hiar.vbench.dimensions import DIMENSIONS
+from hiar.vbench.totals import totals
 from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
 from hiar.worlds.wan import CachedText
@@ -255,6 +256,29 @@ def test_an_experiment_ends_in_vbenchs_figures(
     shutil.rmtree(work / ".hiar" / "vbench")
     with pytest.raises(RunFailed, match="temporal_flickering: no value; temporal_flickering: "):
         _run("score", asked_for, work)
+
+
+def test_an_experiment_ends_in_the_papers_quality(
+    chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All seven dimensions give VBench's Quality, of the whole and of each video."""
+    names = [name for name, one in DIMENSIONS.items() if one.group == "quality"]
+    asked_for = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
+    monkeypatch.setenv("HIAR_TRACKING", "off")
+    monkeypatch.setenv("HIAR_VBENCH", str(build_environment(tmp_path / "venv")))
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(lay_weights(tmp_path / "weights", *names)))
+    work = tmp_path / "work"
+    shutil.copytree(chain, work)
+    _run("score", asked_for, work)
+    for row in read_summary(asked_for, work):
+        values = {name: row["metrics"][f"vbench_{name}"]["mean"] for name in names}
+        assert row["metrics"]["vbench_quality"]["mean"] == pytest.approx(totals(values).quality)
+        assert "vbench_total" not in row["metrics"]
+    line = json.loads((work / "metrics" / "videos.jsonl").read_text().splitlines()[1])
+    own = totals({name: line["metrics"][f"vbench_{name}"] for name in names}).quality
+    assert line["metrics"]["vbench_quality"] == pytest.approx(own)
+    _run("report", asked_for, work)
+    assert "VBench Quality" in (work / "reports" / "index.html").read_text()
 
 
 def test_dimensions_are_vbenchs() -> None:
