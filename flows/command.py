@@ -11,7 +11,8 @@ from pathlib import Path
 from flows.comparison import beside_tables, comparison_table
 from flows.pipeline import stale_stages
 from flows.processes import ProcessGroups, shell_code
-from flows.remote import push, remote_of
+from flows.remote import remote_of
+from flows.storing import store_and_register
 from hiar.errors import UserError
 from hiar.io.files import write_text
 from hiar.io.loopback import past_proxies
@@ -87,10 +88,8 @@ def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: boo
             return code
     else:
         print("everything is up to date")
-        if (remote := remote_of(workspace)) and push(remote, ProcessGroups(), print):
-            from flows.models import register_models  # loads torch
-
-            register_models(remote)
+        if remote := remote_of(workspace):
+            store_and_register(remote, ProcessGroups(), print)
     reports = (workspace / "reports").relative_to(root)
     print(f"\n{comparison_table(workspace)}\n")
     print(f"Report: {reports / 'index.html'} (open it in a browser), pictures: {reports / 'contact_sheet.png'}")

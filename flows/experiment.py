@@ -15,10 +15,10 @@ from prefect.states import Failed
 
 from flows.comparison import comparison_table
 from flows.cores import Cores, usable_cores
-from flows.models import register_models
 from flows.pipeline import MISTAKE, StageFailure, is_current, reproduce, stale_stages
 from flows.processes import ProcessGroups
-from flows.remote import Remote, push, remote_of
+from flows.remote import Remote, remote_of
+from flows.storing import store_and_register
 from hiar.errors import UserError
 from hiar.parameters import load_params
 from hiar.workspace import open_workspace
@@ -107,9 +107,9 @@ def bring_up_to_date(workspace: Path, force: bool, elsewhere: Elsewhere | None =
             )
         for run in runs.values():
             run.wait()
-        pushed = remote is not None and push(remote, groups, get_run_logger().info)
-        if remote is not None and pushed and all(run.state.is_completed() for run in runs.values()):
-            register_models(remote)
+        if remote is not None:
+            complete = all(run.state.is_completed() for run in runs.values())
+            store_and_register(remote, groups, get_run_logger().info, complete)
     finally:
         groups.stop()
     failures = [run.state.result(raise_on_failure=False) for run in runs.values() if run.state.is_failed()]

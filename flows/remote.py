@@ -48,10 +48,14 @@ class Remote:
         config = [self.workspace / ".dvc" / name for name in ("config", "config.local")]
         return sha256(b"".join(path.read_bytes() for path in (lock, *config) if path.exists())).hexdigest()
 
-    def is_pushed(self) -> bool:
-        """Whether everything was pushed that dvc.lock names."""
-        path = self.workspace / PUSHED
+    def has(self, done: Path) -> bool:
+        """Whether that was done with everything that dvc.lock names, of which a file tells, such as `PUSHED`."""
+        path = self.workspace / done
         return path.exists() and path.read_text(encoding="utf-8") == self.state()
+
+    def note(self, done: Path, state: str) -> None:
+        """That it was done with what the workspace held then."""
+        write_text(self.workspace / done, state)
 
 
 def remote_of(workspace: Path) -> Remote | None:
@@ -63,9 +67,9 @@ def remote_of(workspace: Path) -> Remote | None:
 
 
 def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None]) -> bool:
-    """Push everything that is not known to be there; whether there was any and all is now. A failure is one line."""
-    if remote.is_pushed():
-        return False
+    """Push everything that is not known to be there; whether all is. A failure is one line."""
+    if remote.has(PUSHED):
+        return True
     state = remote.state()
 
     def heard(line: str) -> None:
@@ -76,7 +80,7 @@ def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None]) -> 
     command = [sys.executable, "-m", "flows.remote", "push"]
     if groups.run(command, remote.workspace, stage_environment(), heard) != 0:
         return False
-    write_text(remote.workspace / PUSHED, state)
+    remote.note(PUSHED, state)
     return True
 
 
