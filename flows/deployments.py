@@ -83,14 +83,15 @@ def experiment(name: Experiment = None, force: Force = False, spread: Spread = F
 def stage(stage: StageName, name: Experiment = None, force: Force = False) -> State[Any] | None:
     """Run one stage of an experiment on devices of this machine that no other stage has.
 
-    It takes as many as runtime.processes says. The stages it needs have to be up to date.
+    One that is shared out to processes takes as many as runtime.processes says. The stages it needs have to be up to
+    date.
     """
     root, groups = Path.cwd(), ProcessGroups()
     try:
         params = experiment_params(root, name)
         _tag(name, params)
         workspace = open_workspace(root, name)
-        with take_devices(params.runtime.processes or 1) as devices:
+        with take_devices(params.runtime.processes_of(stage)) as devices:
             get_run_logger().info("on %s", ", ".join(devices))
             variables = environment_on(devices)
             remote = remote_of(workspace)

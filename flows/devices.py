@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import IO
 
 from hiar.errors import UserError
+from hiar.io.cores import process_cores
 from hiar.io.files import writing
 
 DEVICES = "HIAR_DEVICES"  # names of this machine's devices, as in 0,1,2,3
 FOLDER = "HIAR_DEVICE_LOCKS"  # where the locks are
+CPUS = 4  # cores at most that are devices where there is no GPU: each has a worker, of 200 MB
 LOOK_SECONDS = 0.2  # between looks for free devices
 
 
 def device_names() -> list[str]:
-    """The devices of this machine, as CUDA_VISIBLE_DEVICES names them; one, "cpu", where there is no GPU.
+    """The devices of this machine, as CUDA_VISIBLE_DEVICES names them; where there is no GPU, its first cores.
 
     Read without torch, which takes seconds. Raises UserError when HIAR_DEVICES names one twice.
     """
@@ -34,7 +36,7 @@ def device_names() -> list[str]:
             raise UserError(f"{DEVICES} = {given}: should name each device once; give its names, as in 0,1,2,3")
         return names
     count = sum(path.name[6:].isdecimal() for path in Path("/dev").glob("nvidia[0-9]*"))
-    return [str(number) for number in range(count)] or ["cpu"]
+    return [str(number) for number in range(count)] or [f"cpu-{core}" for core in range(min(process_cores(), CPUS))]
 
 
 @contextmanager

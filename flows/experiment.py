@@ -98,8 +98,7 @@ def bring_up_to_date(workspace: Path, force: bool, elsewhere: Elsewhere | None =
                 force,
                 groups,
                 cores,
-                # Of all stages, though some are one process whatever the number.
-                (runtime.variant_threads if stage.of_variant else runtime.threads) * (runtime.processes or 1),
+                (runtime.variant_threads if stage.of_variant else runtime.threads) * runtime.processes_of(stage.name),
                 remote,
                 elsewhere,
                 wait_for=[runs[needed] for needed in stage.needs],

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from hiar.cli.app import app, examples
+from hiar.config import SHARED
 from hiar.errors import UserError
 from hiar.io.launcher import alone
 from hiar.options import MOST_SEED, Once
@@ -23,12 +24,10 @@ STAGES = {
     "init": {"seed", "restart-from"},
     "distill": {"seed", "variant", "restart-from"},
     "sample": {"seed", "model", "variant", "walk"},
+    "vbench": {"seed", "dimension"},
     "score": set(),
     "report": set(),
 }
-
-# Which may be several processes.
-SHARED = ("teacher", "pairs", "init", "distill")
 
 config = typer.Typer(help="Look at the parameters of an experiment.")
 app.add_typer(config, name="config")
@@ -114,7 +113,7 @@ def tables(
     ),
 )
 def stage(
-    name: Annotated[str, typer.Argument(help="codec, teacher, pairs, init, distill, sample, score or report.")],
+    name: Annotated[str, typer.Argument(help="codec, teacher, pairs, init, distill, sample, vbench, score or report.")],
     seed: Annotated[
         int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of the run; for all stages but score, report.")
     ] = None,
@@ -123,6 +122,7 @@ def stage(
     walk: Annotated[
         str | None, typer.Option(help="With --model walked: the variant as which the distilled one walks.")
     ] = None,
+    dimension: Annotated[str | None, typer.Option(help="One of VBench's dimensions (vbench).")] = None,
     restart_from: Annotated[
         Path | None,
         typer.Option(help="Go on from the state in this folder, which a run with other settings left unfinished."),
@@ -139,7 +139,8 @@ def stage(
         raise UserError(f"stage '{name}': no such stage; known: {', '.join(STAGES)}")
     if name == "sample":
         needed = needed - ({"variant"} if model == "teacher" else set()) - (set() if model == "walked" else {"walk"})
-    given = {"seed": seed, "model": model, "variant": variant, "walk": walk, "restart-from": restart_from}
+    given: dict[str, object] = {"seed": seed, "model": model, "variant": variant, "walk": walk}
+    given |= {"dimension": dimension, "restart-from": restart_from}
     for option, value in given.items():
         if option in needed - {"restart-from"} and value is None:
             raise UserError(f"--{option}: is missing; stage {name} needs it")

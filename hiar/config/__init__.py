@@ -18,6 +18,7 @@ from hiar.config.inits import (
 )
 from hiar.config.section import (
     SEEDS,
+    SHARED,
     THREADS,
     AttentionMode,
     Background,
@@ -51,6 +52,7 @@ from hiar.config.training import (
 
 __all__ = [
     "SEEDS",
+    "SHARED",
     "THREADS",
     "AdamW",
     "Adopted",

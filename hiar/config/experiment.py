@@ -10,6 +10,7 @@ from hiar.config.generation import Codec, Conventions, Model, Schedule, Video, W
 from hiar.config.inits import Init
 from hiar.config.section import (
     SEEDS,
+    SHARED,
     THREADS,
     Count,
     Digest,
@@ -88,8 +89,7 @@ class Runtime(Section):
     threads: Count  # CPU threads of a stage that runs alone
     variant_threads: Count  # CPU threads of the stages of one variant, which run side by side
     # Processes that teacher, pairs, init and distill are shared out to, each with that many threads; networks that
-    # learn are sharded; and how many of VBench's dimensions are scored at once. null: one, with whole networks. No
-    # parameter of a result: dvc.yaml lists it nowhere.
+    # learn are sharded. null: one, with whole networks. No parameter of a result: dvc.yaml lists it nowhere.
     processes: Count | None = None
     stall_seconds: Positive = 600.0  # a process may be silent, before the others give up
     checkpoint_minutes: Positive  # between resumable checkpoints
@@ -97,6 +97,10 @@ class Runtime(Section):
     # many updates, beside them.
     checkpoints_kept: Count = 1
     checkpoint_milestone: Count | None = None
+
+    def processes_of(self, stage: str) -> int:
+        """How many a stage of dvc.yaml, such as ``distill@0-hiar``, is shared out to."""
+        return (self.processes or 1) if stage.partition("@")[0] in SHARED else 1
 
 
 class Params(Section):

@@ -15,6 +15,7 @@ Context = Literal["finished", "clean", "output", "input", "shared"]
 Passes = Literal["separate", "fused", "batched"]
 Prediction = Literal["flow", "x0"]
 AttentionMode = Literal["bidirectional", "causal"]
+SHARED = ("teacher", "pairs", "init", "distill")  # stages that several processes can share
 DriftProfile = Literal["drift", "drift-lite"]
 VBenchDimension = Literal[
     "subject_consistency",

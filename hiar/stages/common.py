@@ -66,6 +66,9 @@ class Paths:
     def distilled(self, variant: str) -> Path:
         return self.root / "distill" / variant
 
+    def vbench(self, dimension: str) -> Path:
+        return self.root / "vbench" / dimension
+
     def samples(self, model: str, variant: str | None) -> Path:
         return self.root / "samples" / model / (variant or "")
 

@@ -39,10 +39,9 @@ from hiar.stages.comparison import (
 from hiar.stages.drift import check_sizes, drift_of_samples
 from hiar.stages.looking import look_through
 from hiar.stages.truth import write_true_videos
-from hiar.stages.vbench import RECORDS, score_samples
+from hiar.stages.vbench import vbench_figures
 from hiar.tracking.figures import record_figures
 from hiar.tracking.stage import tracked
-from hiar.vbench.doctor import check_scoring
 from hiar.worlds.interface import open_world
 
 WORLD = {"stage": "world", "variant": "world", "order": None, "context": None}  # among the contenders' videos
@@ -55,13 +54,13 @@ def run(params: Params, workspace: Path) -> None:
     and the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Beside them
     metrics/videos.jsonl has a line a video of either: what its prompt and noise are shared with, for paired statistics.
     Of both also the drift that ``score.profiles`` names, with their records in metrics/profiles.json; of the contenders
-    VBench's dimensions that ``score.vbench`` names, and in metrics/vbench.json what made them.
+    what stage vbench has found in VBench's dimensions that ``score.vbench`` names, and in metrics/vbench.json what made
+    that.
     Raises UserError when samples are missing, altered, or too short.
     """
     began = time.monotonic()
     torch.set_num_threads(params.runtime.threads)
     summary, vbench = workspace / "metrics" / "summary.json", params.score.vbench
-    check_scoring(params.score)
     profiles = open_profiles(params.score.profiles, None) if params.score.profiles else []
     world = open_world(params.world)
     check_sizes(profiles, world.height, world.width)
@@ -82,8 +81,7 @@ def run(params: Params, workspace: Path) -> None:
                 kept = workspace / drift.RECORDS / place.parent / f"{place.name}.jsonl"
                 _add(metrics, each, drift_of_samples(samples.folder, samples.paths, profiles, kept))
             if vbench:
-                out = workspace / RECORDS / place
-                found = score_samples(samples.folder, samples.paths, vbench, out, params.runtime)
+                found = vbench_figures(contender, samples.paths, vbench, workspace)
                 _add(metrics, each, found)
                 made[str(place)] = found.facts
             rows.append({**asdict(contender), "metrics": metrics})

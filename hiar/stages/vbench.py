@@ -1,43 +1,64 @@
-"""VBench's figures of an experiment's samples, for its scores: the same package and records as `hiar vbench score`."""
+"""Stage vbench: what one of VBench's dimensions says of a seed's samples, by the package of `hiar vbench score`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from hiar import config
-from hiar.errors import RunFailed
+from hiar.config import Params
+from hiar.errors import RunFailed, UserError
+from hiar.io.artifacts import content_hash, read_manifest, write_json
 from hiar.metrics.summary import Figures, Summary, summarise
-from hiar.vbench.dimensions import QUALITY
+from hiar.stages.common import Paths, stage
+from hiar.stages.comparison import SAMPLES, Contender, contenders
+from hiar.vbench.dimensions import QUALITY, known_dimensions
 from hiar.vbench.runner import score_folder
 from hiar.vbench.totals import TOTALS, Totals, totals
 from hiar.vbench.values import UNIT
 
+KIND = "vbench"  # of its artifacts' manifests
 RECORDS = Path(".hiar", "vbench")  # in a workspace: what is kept by video, so that nothing is done twice
 PREFIX = "vbench_"  # of metrics by these names
 
 
-def score_samples(
-    samples: Path, videos: Sequence[Path], dimensions: Sequence[str], out: Path, runtime: config.Runtime
-) -> Figures:
-    """Score the ``videos`` of a folder; what is in ``out`` of the same ones is not done again.
+def run(params: Params, workspace: Path, seed: int, dimension: str) -> None:
+    """Write artifacts/seed-S/vbench/DIMENSION: of each contender the dimension's value and its videos', a JSON file.
 
-    As many dimensions at once as the stage has devices. A dimension's mean is VBench's own figure, and so are Quality,
-    Semantic and Total where all of their dimensions are among them; a video that has all of Quality's has its own.
-    Raises UserError for what `check_scoring` refuses, and RunFailed when a dimension breaks down.
+    What is kept of the same videos is not done again.
+    Raises UserError where the dimension cannot run here, and RunFailed where it breaks down.
     """
-    failed = score_folder(samples, dimensions, out, devices=_devices(runtime)).failed
-    if failed:
-        raise RunFailed(f"{samples}: {', '.join(failed)}: no value; {next(iter(failed.values()))}")
+    known_dimensions([dimension])
+    models = {_name(one): one.samples(workspace) for one in contenders(params) if one.seed == seed}
+    parents = {name: (folder, SAMPLES) for name, folder in models.items()}
+    out = Paths(workspace, seed).vbench(dimension)
+    with stage("vbench", params, workspace, out, seed=seed, parents=parents, variant=dimension) as work:
+        for name, samples in models.items():
+            kept = workspace / RECORDS / f"seed-{seed}" / name
+            failed = score_folder(samples, [dimension], kept, devices=[work.accelerator.device.type]).failed
+            if failed:
+                raise RunFailed(f"{samples}: no value; {failed[dimension]}")
+            result = json.loads((kept / f"{dimension}.json").read_text(encoding="utf-8"))
+            write_json(work.folder / f"{name}.json", result)
+        work.finish(KIND, dimension=dimension)
+
+
+def vbench_figures(contender: Contender, videos: Sequence[Path], dimensions: Sequence[str], workspace: Path) -> Figures:
+    """What the dimensions say of the ``videos`` of a contender.
+
+    A dimension's mean is VBench's own figure, and so are Quality, Semantic and Total where all of their dimensions are
+    among them; a video that has all of Quality's has its own. Facts: what made them, by dimension.
+    Raises UserError where stage vbench has not scored these samples.
+    """
     values: list[dict[str, float]] = [{} for _ in videos]
     metrics: dict[str, Summary] = {}
     raw: dict[str, float] = {}
     facts: dict[str, object] = {}
     for name in dimensions:
-        result = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        result = _result(contender, name, workspace)
         for own, path in zip(values, videos, strict=True):
             if (value := result["by_video"][path.name]) is not None:
                 own[PREFIX + name] = float(value) / UNIT.get(name, 1)
@@ -55,14 +76,22 @@ def score_samples(
     return Figures(metrics, values, facts)
 
 
+def _result(contender: Contender, dimension: str, workspace: Path) -> Mapping[str, Any]:
+    """What the stage has left of a contender, when it was of the samples that are there now."""
+    folder, name = Paths(workspace, contender.seed).vbench(dimension), _name(contender)
+    of = read_manifest(folder, KIND).get("parents", {}).get(name)
+    if of != content_hash(contender.samples(workspace)):
+        again = f"run `hiar stage vbench --seed {contender.seed} --dimension {dimension}`"
+        raise UserError(f"{folder}: is not of the samples of {name} that are there now; {again} again")
+    result: Mapping[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def _name(contender: Contender) -> str:
+    """Of a contender among those of a seed."""
+    return contender.stage if contender.stage == contender.variant else f"{contender.stage}/{contender.variant}"
+
+
 def _figures(found: Totals) -> list[tuple[str, float]]:
     """Those that no missing dimension leaves open."""
     return [(name, figure) for name in TOTALS if (figure := getattr(found, name)) is not None]
-
-
-def _devices(runtime: config.Runtime) -> list[str]:
-    """Those that the flow has taken for this stage: of GPUs the first ones that are visible."""
-    count = runtime.processes or 1
-    if runtime.device == "cuda" or (runtime.device == "auto" and torch.cuda.is_available()):
-        return [f"cuda:{number}" for number in range(min(count, torch.cuda.device_count()) or 1)]
-    return ["cpu"] * count

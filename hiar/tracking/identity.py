@@ -47,6 +47,8 @@ def identity_of(stage: str, seed: int | None, variant: str | None) -> Identity:
     """Where the records of a stage of dvc.yaml belong."""
     if stage in OF_ALL:
         return Identity(None, None, None)
+    if stage == "vbench":  # of all contenders of a seed, by the dimension that ``variant`` names
+        return Identity(f"vbench {variant}", None, seed)
     trained = SAMPLERS.get(stage, stage)
     return Identity(trained, "teacher" if trained == "teacher" else variant, seed)
 

@@ -94,12 +94,15 @@ def test_names_that_are_none_are_refused(names, monkeypatch):
         device_names()
 
 
-def test_a_machine_without_a_gpu_has_one_device(monkeypatch):
+def test_of_a_machine_without_a_gpu_cores_are_devices(monkeypatch):
+    """As many stages of one thread at once as `hiar run` has there, but for large machines."""
     for name in ("HIAR_DEVICES", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     if list(Path("/dev").glob("nvidia[0-9]*")):
         pytest.skip("this machine has GPUs")
-    assert device_names() == ["cpu"]
+    for cores, names in ((1, ["cpu-0"]), (2, ["cpu-0", "cpu-1"]), (64, ["cpu-0", "cpu-1", "cpu-2", "cpu-3"])):
+        monkeypatch.setattr("flows.devices.process_cores", lambda cores=cores: cores)
+        assert device_names() == names
     assert environment_on(["cpu"]) == environment_on(["cpu-1", "cpu-0"]) == {}
 
 

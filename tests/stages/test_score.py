@@ -290,13 +290,6 @@ def test_videos_too_short_for_the_segments(params, tmp_path, project):
     assert json.loads((tmp_path / "score.json").read_text())["oracle"]["metrics"]["good"]["mean"] == 1
 
 
-def test_a_dimension_that_cannot_run_here_is_told_first(tmp_path, monkeypatch):
-    monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "none"))
-    tree = small_params().score.model_dump(mode="json") | {"vbench": ["temporal_flickering"]}
-    with pytest.raises(UserError, match="make vbench"):
-        score.run(small_params(score=tree), tmp_path)
-
-
 def by_profile(name):
     return small_params(seeds=[0], score=small_params().score.model_dump(mode="json") | {"profiles": [name]})
 

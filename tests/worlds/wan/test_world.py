@@ -227,13 +227,21 @@ def test_an_experiment_ends_in_vbenchs_figures(
     monkeypatch.setenv("HIAR_TRACKING", "off")
     monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "venv"))
     with pytest.raises(UserError, match="venv: holds no environment of VBench; build it with `make vbench`"):
-        _run("score", asked_for, chain)
+        _run("vbench", asked_for, chain, seed=0, dimension="imaging_quality")
+    with pytest.raises(
+        UserError, match="dimension 'imaging_qualty': is none of VBench's; did you mean 'imaging_quality'"
+    ):
+        _run("vbench", asked_for, chain, seed=0, dimension="imaging_qualty")
     build_environment(tmp_path / "venv")
     weights = lay_weights(tmp_path / "weights", *names)
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(weights))
     work = tmp_path / "work"
     shutil.copytree(chain, work)
+    with pytest.raises(UserError, match=r"vbench/imaging_quality/manifest\.json: no such file"):
+        _run("score", asked_for, work)
     for _ in range(2):
+        for name in names:
+            _run("vbench", asked_for, work, seed=0, dimension=name)
         _run("score", asked_for, work)
     samples = work / "artifacts" / "seed-0" / "samples"
     assert len(asked(weights)) == 2 * 5 * 2  # dimensions, contenders, videos: of the second time, none
@@ -254,7 +262,12 @@ def test_an_experiment_ends_in_vbenchs_figures(
     assert "VBench imaging quality" in (work / "reports" / "index.html").read_text()
     behave(weights, temporal_flickering="raise")
     shutil.rmtree(work / ".hiar" / "vbench")
-    with pytest.raises(RunFailed, match="temporal_flickering: no value; temporal_flickering: "):
+    with pytest.raises(RunFailed, match="samples/teacher: no value; temporal_flickering: "):
+        _run("vbench", asked_for, work, seed=0, dimension="temporal_flickering")
+    variant = params.compare.distill[0]
+    again = params.model_copy(update={"sample": params.sample.model_copy(update={"frames": 6})})
+    _run("sample", again, work, seed=0, model="distill", variant=variant)
+    with pytest.raises(UserError, match=f"is not of the samples of distill/{variant} that are there now; run `hiar st"):
         _run("score", asked_for, work)
 
 
@@ -269,6 +282,8 @@ def test_an_experiment_ends_in_the_papers_quality(
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(lay_weights(tmp_path / "weights", *names)))
     work = tmp_path / "work"
     shutil.copytree(chain, work)
+    for name in names:
+        _run("vbench", asked_for, work, seed=0, dimension=name)
     _run("score", asked_for, work)
     for row in read_summary(asked_for, work):
         values = {name: row["metrics"][f"vbench_{name}"]["mean"] for name in names}
