@@ -11,11 +11,14 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import environment
+from sampled import ROOT
 from waiting import wait_until
 
 from flows.devices import device_names, environment_on, take_devices
 from hiar.errors import UserError
+from hiar.parameters import load_params
 
 EIGHT = ",".join(map(str, range(8)))
 # Takes devices, notes itself with each, and lives until it is told to end.
@@ -154,3 +157,13 @@ def test_who_chooses_is_alone_meanwhile(tmp_path):
 def done(future, seconds):
     """Whether there is a result by then."""
     return bool(wait([future], seconds).done)
+
+
+def test_a_stage_that_is_one_process_takes_one_device_whatever_others_take():
+    """So samples and dimensions of VBench's run side by side where trainings have all devices."""
+    runtime = load_params(ROOT / "params.yaml").runtime.model_copy(update={"processes": 8})
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    found = {name: runtime.processes_of(f"{name}@0-hiar") for name in stages}
+    assert {name for name, count in found.items() if count == 8} == {"teacher", "pairs", "init", "distill"}
+    assert set(found.values()) == {1, 8}
+    assert runtime.model_copy(update={"processes": None}).processes_of("distill@0-hiar") == 1

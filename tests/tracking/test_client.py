@@ -152,6 +152,10 @@ def test_what_a_run_is_searched_by(params: Params, workspace: Path, monkeypatch:
     walked = describe(identity_of("sample-walked", 0, "hiar/self-forcing"), params, workspace)
     assert (walked["tags"]["order"], walked["tags"]["context"]) == ("block_first", "finished")
     assert (walked["tags"]["stage"], walked["tags"]["seed"]) == ("walked", "0")
+    dimension = describe(identity_of("vbench", 0, "imaging_quality"), params, workspace)
+    assert dimension["name"] == "vbench imaging_quality seed 0"
+    assert dimension["tags"]["kind"] == "stage"  # and no contender, whatever lists compare
+    assert "method" not in dimension["tags"]
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
     for dirty, said in ((True, "abc with changes"), (False, "abc")):
         monkeypatch.setattr(identity, "code_version", lambda dirty=dirty: {"commit": "abc", "dirty": dirty})
