@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -47,22 +46,16 @@ def drift_of_samples(folder: Path, paths: Sequence[Path], profiles: Sequence[Pro
     each: list[dict[str, float]] = [{} for _ in videos]
     for profile in profiles:
         for own, result in zip(each, found[profile.name], strict=True):
-            named = {metric_name(profile.name, name): value for name, value in result["metrics"].items()}
-            own.update({name: value for name, value in named.items() if name is not None and value is not None})
-    columns = {name: [own.get(name, math.nan) for own in each] for own in each for name in own}
-    metrics = {}
-    for name, column in columns.items():
-        known = [value for value in column if not math.isnan(value)]
-        metrics[name] = summarise(torch.tensor(known, dtype=torch.float64))
+            own.update(_shown(profile.name, result["metrics"]))
+    names = dict.fromkeys(name for own in each for name in own)
+    columns = {name: [own[name] for own in each if name in own] for name in names}
+    metrics = {name: summarise(torch.tensor(column, dtype=torch.float64)) for name, column in columns.items()}
     return Figures(metrics, each, {profile.name: dict(profile.record) for profile in profiles})
 
 
-def metric_name(profile: str, metric: str) -> str | None:
-    """What a profile's metric is called among the scores, where its judge's have the same names; None: it is no score.
-
-    The score and its floor begin with the profile's name already.
-    """
+def _shown(profile: str, metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """What goes into the scores, under names that no judge has: the score and its floor begin with the profile's."""
     stem = profile.replace("-", "_")
-    if metric in (stem, f"{stem}_floor"):
-        return metric
-    return f"{stem}_{metric}" if metric.endswith(SHOWN) else None
+    scores = {name: metrics[name] for name in (stem, f"{stem}_floor")}
+    trends = {f"{stem}_{name}": value for name, value in metrics.items() if name.endswith(SHOWN)}
+    return {name: value for name, value in (scores | trends).items() if value is not None}
