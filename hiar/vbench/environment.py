@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Collection
 from importlib.metadata import distributions
 from pathlib import Path
@@ -40,10 +41,14 @@ class Environment(NamedTuple):
 
 
 def default_folder() -> Path:
-    """Where `make vbench` builds the environment, beside the code that runs; HIAR_VBENCH names another place."""
+    """Where `make vbench` builds the environment, beside the code that runs; HIAR_VBENCH names another place.
+
+    A worker that runs a clone's code has it where its own project is, beside the environment of its Python.
+    """
     if folder := os.environ.get("HIAR_VBENCH"):
         return Path(folder)
-    return Path(__file__).resolve().parents[2] / FOLDER
+    beside_code, beside_python = Path(__file__).resolve().parents[2] / FOLDER, Path(sys.prefix).with_name(FOLDER)
+    return beside_python if beside_python.is_dir() and not beside_code.is_dir() else beside_code
 
 
 def find_environment(folder: Path) -> Environment:

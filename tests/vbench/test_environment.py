@@ -1,10 +1,13 @@
 """VBench's environment: found where it is whole, and asked for its versions."""
 
+import sys
+
 import pytest
 from sampled import ROOT
 
 from hiar.errors import UserError
 from hiar.parameters import parse_params, read_yaml
+from hiar.vbench import environment
 from hiar.vbench.doctor import check_scoring
 from hiar.vbench.environment import find_environment
 
@@ -26,6 +29,21 @@ SUITE = f"{PACKAGES}/vbench/VBench_full_info.json"
 def test_half_an_environment_is_none(tmp_path, files):
     with pytest.raises(UserError, match="make vbench"):
         find_environment(laid(tmp_path, *files))
+
+
+def test_a_clone_has_the_environment_beside_that_of_its_python(tmp_path, monkeypatch):
+    """Of a worker, which runs a commit's code from a folder of its own."""
+    monkeypatch.delenv("HIAR_VBENCH", raising=False)
+    clone, project = tmp_path / "clone", tmp_path / "project"
+    monkeypatch.setattr(environment, "__file__", str(clone / "hiar" / "vbench" / "environment.py"))
+    monkeypatch.setattr(sys, "prefix", str(project / ".venv"))
+    assert environment.default_folder() == clone / ".venv-vbench"  # which `make vbench` would build there
+    (project / ".venv-vbench").mkdir(parents=True)
+    assert environment.default_folder() == project / ".venv-vbench"
+    (clone / ".venv-vbench").mkdir(parents=True)
+    assert environment.default_folder() == clone / ".venv-vbench"
+    monkeypatch.setenv("HIAR_VBENCH", str(tmp_path))
+    assert environment.default_folder() == tmp_path
 
 
 def test_versions_are_those_that_figures_depend_on(tmp_path):
