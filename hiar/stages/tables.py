@@ -13,8 +13,9 @@ from hiar.io.files import write_text
 from hiar.parameters import load_params
 from hiar.report.logs import machine_facts
 from hiar.report.paper import Beside, as_html, as_markdown, beside, claims_csv, figures_csv
+from hiar.stages.comparison import read_summary
 from hiar.statistics.claims import TABLES, read_table
-from hiar.statistics.paired import VIDEOS, read_scores
+from hiar.statistics.paired import VIDEOS, add_wholes, read_scores
 
 
 def table_of(experiment: str, params: Params, workspace: Path, root: Path) -> Beside:
@@ -30,7 +31,10 @@ def table_of(experiment: str, params: Params, workspace: Path, root: Path) -> Be
         raise UserError(f"{workspace / VIDEOS}: no such file; {again} first")
     if load_params(workspace / "params.yaml") != params:
         raise UserError(f"{workspace / 'params.yaml'}: is not what experiment '{experiment}' says now; {again} again")
-    return beside(experiment, table, read_scores(workspace / VIDEOS), _facts(params, workspace))
+    scores = read_scores(workspace / VIDEOS)
+    if params.score.vbench:
+        add_wholes(scores, read_summary(params, workspace))
+    return beside(experiment, table, scores, _facts(params, workspace))
 
 
 def write_tables(tables: Sequence[Beside], folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hiar.statistics.intervals import Interval, Values, over_seeds, over_videos
 VIDEOS = Path("metrics", "videos.jsonl")  # in a workspace
 
 Video = tuple[int, int]  # training seed and number: one prompt and one noise
+WHOLE = -1  # in place of a video's number: all of a seed's together
 Scores = dict[str, dict[Video, dict[str, float]]]  # metrics of every video, by contender: STAGE/VARIANT
 
 
@@ -53,6 +54,18 @@ def read_scores(path: Path) -> Scores:
             )
         known[video] = metrics
     return scores
+
+
+def add_wholes(scores: Scores, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add what was measured of a seed's videos together and of no single one, such as VBench's Semantic.
+
+    rows: of metrics/summary.json. There is one such value a training seed, so that these alone tell how sure it is.
+    """
+    for row in rows:
+        videos = scores[f"{row['stage']}/{row['variant']}"]
+        known = {name for (seed, _), metrics in videos.items() if seed == row["seed"] for name in metrics}
+        if alone := {name: one["mean"] for name, one in row["metrics"].items() if name not in known}:
+            videos[row["seed"], WHOLE] = alone
 
 
 def estimate(values: Mapping[int, Values]) -> Estimate:

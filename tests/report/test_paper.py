@@ -7,6 +7,7 @@ from sampled import ROOT
 from hiar.errors import UserError
 from hiar.report.paper import as_html, as_markdown, beside, claims_csv, figures_csv
 from hiar.statistics.claims import TABLES, read_table
+from hiar.statistics.paired import add_wholes
 
 TABLE2 = read_table(ROOT / TABLES, "table2", "shapes")
 # Means a contender: drift in the paper's order, quality not.
@@ -21,12 +22,12 @@ def scores(leave_out=(), seeds=3):
     return {
         name: {
             (seed, video): {
-                metric: mean + 0.0001 * seed * (name == "distill/hiar") + 0.1 * video
+                metric: mean + 0.0001 * seed * (name == "distill/hiar") + 0.1 * (video - 1)
                 for metric, mean in means.items()
                 if metric not in leave_out
             }
             for seed in range(seeds)
-            for video in (-1, 0, 1)
+            for video in range(3)
         }
         for name, means in MEANS.items()
     }
@@ -122,6 +123,29 @@ def test_on_wan_the_metrics_are_the_papers():
     assert table.unmeasured == ["Semantic"]
     # The same numbers as above, but here the larger is the smoother: what held of jumps fails.
     assert [one.verdict for one in table.claims] == ["holds", "holds", "fails", "fails", "fails"]
+
+
+def test_a_figure_of_all_videos_together_counts_once_a_seed():
+    scored = scores()
+    rows = [
+        {
+            "stage": "distill",
+            "variant": name.removeprefix("distill/"),
+            "seed": seed,
+            "metrics": {"good": {"mean": 9.0}, "vbench_semantic": {"mean": 0.7 + 0.1 * place + 0.001 * place * seed}},
+        }
+        for place, name in enumerate(MEANS)
+        for seed in range(3)
+    ]
+    add_wholes(scored, rows)
+    table = beside("x", read_table(ROOT / TABLES, "table2", "wan"), scored, [])
+    assert [one.stands_for for one in table.columns] == ["Semantic"]
+    (figure,) = table.lines[1].figures
+    assert figure.ours.seeds == {0: pytest.approx(0.8), 1: pytest.approx(0.801), 2: pytest.approx(0.802)}
+    assert (figure.ours.videos, figure.interval.n) == (None, 3)
+    assert (figure.our_rank, figure.paper_rank) == (2, 1)
+    good = beside("x", TABLE2, scored, []).lines[1].figures[0]
+    assert good.ours.mean == pytest.approx(0.7001)  # of its videos, as before
 
 
 def test_text_is_escaped():
