@@ -11,7 +11,7 @@ import json
 import re
 from bisect import bisect_right
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -75,11 +75,12 @@ class StoredRows:
     """
 
     def __init__(self, folder: Path, name: str, shards: int) -> None:
-        self.name, self.first = name, [0]
-        self.files: list[Any] = []
+        self.first = [0]
+        self.shards: list[Tensor] = []
         for path in (shard_path(folder, index) for index in range(shards)):
             self.first.append(self.first[-1] + len(read_shard(path)[name]))
-            self.files.append(safe_open(path, framework="pt"))  # a map: what is read of it can be let go of again
+            with safe_open(path, framework="pt") as file:
+                self.shards.append(file.get_tensor(name))  # a map of the file: what is read can be let go of again
 
     def __len__(self) -> int:
         return self.first[-1]
@@ -91,8 +92,7 @@ class StoredRows:
 
     def _row(self, number: int, *part: int | slice) -> Tensor:
         index = bisect_right(self.first, number) - 1
-        row: Tensor = self.files[index].get_slice(self.name)[(number - self.first[index], *part)]
-        return row
+        return self.shards[index][(number - self.first[index], *part)]
 
 
 def complete_shards(folder: Path) -> list[int]:
