@@ -31,7 +31,7 @@ POLL_SECONDS = 0.5
 CRASHED_SECONDS = 60.0
 
 NAME = r"^[a-z0-9]+([-.][a-z0-9]+)*(\+[a-z0-9]+([-.][a-z0-9]+)*)*$"
-STAGE = r"^[a-z][a-z-]*(@[a-z0-9.-]+)?$"
+STAGE = r"^[a-z][a-z-]*(@[a-z0-9._-]+)?$"
 Experiment = Annotated[
     str | None,
     Field(

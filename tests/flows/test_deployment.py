@@ -1,10 +1,13 @@
 """prefect.yaml: its deployments name flows, fit their parameters, fire on schedule and hold no folder of anybody."""
 
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from hiar.workspace import experiment_tree
 
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -44,6 +47,20 @@ def test_parameters_that_are_none_are_refused_before_anything_starts(name, given
         flow_of(name).validate_parameters(given)
     if "name" in given or "stage" in given:
         assert "pattern" in str(flow_of(name).parameters.properties)  # the form of the pages checks it too
+
+
+@pytest.mark.parametrize("name", ["table3+vbench", "front", "wan2.1-hiar"])
+def test_every_stage_of_an_experiment_can_be_deployed(name, tmp_path):
+    """By the name that DVC gives it, of dimensions and of walked students too."""
+    from dvc.repo import Repo
+
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(experiment_tree(ROOT, name)))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        stages = [stage.name for stage in repo.index.stages]
+    assert len(stages) >= 10
+    for stage in stages:
+        assert flow_of("stage").validate_parameters({"stage": stage})["stage"] == stage
 
 
 def test_parents_and_stages_have_pools_of_their_own():
