@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from hiar import config
 from hiar.errors import RunFailed
 from hiar.metrics.summary import Figures, Summary, summarise
-from hiar.vbench.dimensions import QUALITY
 from hiar.vbench.runner import score_folder
 from hiar.vbench.totals import TOTALS, Totals, totals
 from hiar.vbench.values import UNIT
@@ -26,33 +27,41 @@ def score_samples(
     """Score the ``videos`` of a folder; what is in ``out`` of the same ones is not done again.
 
     As many dimensions at once as the stage has devices. A dimension's mean is VBench's own figure, and so are Quality,
-    Semantic and Total where all of their dimensions are among them; a video that has all of Quality's has its own.
+    Semantic and Total where all of their dimensions are among them; a video that has all of these has its own.
     Raises UserError for what `check_scoring` refuses, and RunFailed when a dimension breaks down.
     """
     failed = score_folder(samples, dimensions, out, devices=_devices(runtime)).failed
     if failed:
         raise RunFailed(f"{samples}: {', '.join(failed)}: no value; {next(iter(failed.values()))}")
+    results = {name: json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in dimensions}
+    return figures_of(results, [path.name for path in videos])
+
+
+def figures_of(results: Mapping[str, Any], videos: Sequence[str]) -> Figures:
+    """What results by dimension say of videos by name; of VBench's own prompts, a dimension is of some videos alone."""
     values: list[dict[str, float]] = [{} for _ in videos]
     metrics: dict[str, Summary] = {}
-    raw: dict[str, float] = {}
-    facts: dict[str, object] = {}
-    for name in dimensions:
-        result = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-        for own, path in zip(values, videos, strict=True):
-            if (value := result["by_video"][path.name]) is not None:
+    for name, result in results.items():
+        for own, video in zip(values, videos, strict=True):
+            if (value := result["by_video"].get(video)) is not None:
                 own[PREFIX + name] = float(value) / UNIT.get(name, 1)
-        known = torch.tensor([own[PREFIX + name] for own in values if PREFIX + name in own])
-        metrics[PREFIX + name] = summarise(known) | {"mean": result["value"]}
-        raw[name] = result["value"]
-        facts[name] = {field: result[field] for field in ("protocol", "device", "weights", "versions")}
+        metrics[PREFIX + name] = summarise(_known(values, name)) | {"mean": result["value"]}
     for own in values:
-        one = totals({name: own[PREFIX + name] for name in dimensions if PREFIX + name in own})
-        own.update({PREFIX + name: figure for name, figure in _figures(one) if name == QUALITY})
-    for name, figure in _figures(totals(raw)):
-        known = torch.tensor([own[PREFIX + name] for own in values if PREFIX + name in own])
-        error = summarise(known)["se"] if len(known) else None
-        metrics[PREFIX + name] = {"mean": figure, "se": error, "n": len(values)}
-    return Figures(metrics, values, facts)
+        one = totals({name: own[PREFIX + name] for name in results if PREFIX + name in own})
+        own |= {PREFIX + name: figure for name, figure in _figures(one)}
+    for name, figure in _figures(totals({name: result["value"] for name, result in results.items()})):
+        known = _known(values, name)
+        metrics[PREFIX + name] = {
+            "mean": figure,
+            "se": summarise(known)["se"] if len(known) else None,
+            "n": len(values),
+        }
+    fields = ("protocol", "device", "weights", "versions")
+    return Figures(metrics, values, {name: {field: one[field] for field in fields} for name, one in results.items()})
+
+
+def _known(values: Sequence[Mapping[str, float]], name: str) -> Tensor:
+    return torch.tensor([own[PREFIX + name] for own in values if PREFIX + name in own])
 
 
 def _figures(found: Totals) -> list[tuple[str, float]]:
