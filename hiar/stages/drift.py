@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,11 +48,10 @@ def drift_of_samples(folder: Path, paths: Sequence[Path], profiles: Sequence[Pro
         for own, result in zip(each, found[profile.name], strict=True):
             named = {metric_name(profile.name, name): value for name, value in result["metrics"].items()}
             own.update({name: value for name, value in named.items() if name is not None and value is not None})
-    columns = {name: [own.get(name, math.nan) for own in each] for own in each for name in own}
     metrics = {}
-    for name, column in columns.items():
-        known = [value for value in column if not math.isnan(value)]
-        metrics[name] = summarise(torch.tensor(known, dtype=torch.float64))
+    for name in dict.fromkeys(name for own in each for name in own):
+        known = torch.tensor([own[name] for own in each if name in own], dtype=torch.float64)
+        metrics[name] = summarise(known)
     return Figures(metrics, each, {profile.name: dict(profile.record) for profile in profiles})
 
 

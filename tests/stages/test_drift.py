@@ -1,0 +1,71 @@
+"""Drift among the scores of samples: which videos it takes, and what it does of those that it cannot measure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hiar.errors import UserError
+from hiar.io.video import write_mp4
+from hiar.judges.interface import Findings
+from hiar.profiles.profile import Profile
+from hiar.stages.drift import check_sizes, drift_of_samples
+
+
+class Grey:
+    """Measures the grey of flat videos; black ones have no trend."""
+
+    least_frames = 2
+
+    def look(self, frames: Tensor, before: Tensor | None, prompts: Sequence[str]) -> Findings:
+        return {"grey": frames.double().mean(dim=(2, 3, 4))}
+
+    def measure(self, findings: Findings) -> dict[str, Tensor]:
+        grey = findings["grey"].mean(dim=1)
+        trend = grey.where(grey > 30, torch.nan)
+        return {"grey_level": grey, "grey_level_floor": grey / 2, "light_trend": trend, "light": grey}
+
+
+PROFILE = Profile("grey-level", Grey(), {"made by": "tests"}, least_side=16)
+
+
+def films(folder: Path, *greys: int, frames: int = 4) -> list[Path]:
+    paths = [folder / f"{number:04d}.mp4" for number in range(len(greys))]
+    for path, grey in zip(paths, greys, strict=True):
+        write_mp4(path, torch.full((frames, 16, 32, 3), grey, dtype=torch.uint8), 12)
+    return paths
+
+
+@pytest.mark.parametrize(("height", "width"), [(15, 64), (64, 15)])
+def test_either_side_may_be_too_small(height: int, width: int) -> None:
+    check_sizes([PROFILE], max(16, height), max(16, width))
+    said = f"^score.profiles: grey-level needs 16 pixels a side, the world has {width}x{height}; leave it out"
+    with pytest.raises(UserError, match=said):
+        check_sizes([PROFILE], height, width)
+
+
+def test_what_a_video_leaves_undefined_counts_for_nobody(tmp_path: Path) -> None:
+    found = drift_of_samples(tmp_path, films(tmp_path, 0, 60, 120), [PROFILE], None)
+    names = ["grey_level", "grey_level_floor", "grey_level_light_trend"]
+    assert [list(own) for own in found.values] == [names[:2], names, names]
+    assert list(found.metrics) == names
+    score, _, trend = found.metrics.values()
+    assert (score["n"], trend["n"]) == (3, 2)
+    assert score["mean"] == pytest.approx(60, abs=2)
+    assert trend["mean"] == pytest.approx(90, abs=2)
+    assert not any(math.isnan(value) for own in found.values for value in own.values())
+    assert found.facts == {"grey-level": {"made by": "tests"}}
+
+
+def test_a_video_that_cannot_be_measured_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    paths, values = films(tmp_path, 60, 90, 120), tmp_path / "kept" / "values.jsonl"
+    paths[1].write_bytes(paths[1].read_bytes()[:-300])
+    with pytest.raises(UserError, match=r"0001\.mp4: is "):
+        drift_of_samples(tmp_path, paths, [PROFILE], values)
+    assert [json.loads(line)["video"] for line in values.read_text().splitlines()] == ["0000.mp4", "0002.mp4"]
