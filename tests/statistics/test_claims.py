@@ -74,6 +74,10 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
         (lambda t: t["claims"][0].update(than=t["rows"][2]["name"]), "is in no row; "),
         (lambda t: t["claims"][0].update({"is": "larger"}), "table1.claims.0.is = 'larger': input should be 'higher'"),
         (lambda t: t["rows"][1]["paper"].pop("Drift"), "]: give Quality, Semantic, Dynamic, Drift"),
+        (
+            lambda t: t["rows"][1]["paper"].update(Motion=0.5),
+            "'Motion', 'Quality', 'Semantic']: give Quality, Semantic, Dynamic, Drift",
+        ),
         (lambda t: t["rows"][2].update(lacks=None), "table1.rows.2.lacks = None: give it or a contender"),
         (lambda t: t["rows"][1].update(lacks="x"), "table1.rows.1.lacks = 'x': give it or a contender"),
     ],
@@ -96,7 +100,13 @@ def test_tables_that_are_not_valid(tmp_path, spoil, message):
             lambda said: said["measures"]["wan"].update(Drifts=said["measures"]["wan"].pop("Drift")),
             "did you mean 'Drift'",
         ),
-        (lambda said: said["tables"]["table1"]["columns"].append("Motion"), "tables.table1"),
+        (
+            lambda said: [
+                said["tables"]["table1"]["columns"].append("Smoothnes"),
+                *(row["paper"].update(Smoothnes=0.5) for row in said["tables"]["table1"]["rows"]),
+            ],
+            "tables.table1.columns = 'Smoothnes': did you mean 'Smoothness'?",
+        ),
         (
             lambda said: said["measures"].pop("shapes"),
             "measures: says nothing of a world of kind 'shapes'; add its metrics",
