@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import shutil
@@ -9,9 +10,10 @@ from PIL import Image
 from sampled import FRAMES, VIDEOS, sampled_workspace, small_params, true_clips, write_samples
 
 from hiar.errors import UserError
+from hiar.parameters import merge, parse_params
 from hiar.report.sheet import CELL, FOOT, GAP, HEAD, LABEL
 from hiar.stages import report, score
-from hiar.stages.comparison import read_summary
+from hiar.stages.comparison import contenders, read_summary
 
 MODELS = ["True world", "Teacher", "Self-Forcing · init", "HiAR · init", "Self-Forcing", "HiAR"]
 MODELS += ["HiAR without forward-KL"]
@@ -66,6 +68,12 @@ def test_every_prompt_has_a_video_of_every_model(text, params, workspace):
     prompts = true_clips(params, 0, FRAMES)[1][: params.report.videos]
     assert [video["aria-label"] for video in videos] == [f"{model}: {prompt}" for prompt in prompts for model in MODELS]
     assert all("muted" in video and "loop" in video and "playsinline" in video for video in videos)
+    folders = [one.samples(workspace) for one in contenders(params) if one.seed == params.seeds[0]]
+    for row, first in enumerate(range(1, len(videos), len(MODELS))):  # after the true world's
+        for video, folder in zip(videos[first:], folders, strict=False):
+            kind, _, data = video["src"].partition(",")
+            assert kind == "data:video/mp4;base64"
+            assert base64.b64decode(data, validate=True) == (folder / f"{row:04d}.mp4").read_bytes()
 
 
 def test_both_seeds_are_pooled(text, params, workspace):
@@ -85,6 +93,28 @@ def test_the_true_worlds_row_is_of_both_seeds_too(text, params, workspace):
     ]
     assert f"<td>{sum(one['metrics']['residual']['mean'] for one in truth) / 2:.3f}" in row
     assert f"<td>{params.sample.videos * 2}</td>" in row
+
+
+def test_what_was_run_is_told_first(text):
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    assert (facts["Seeds"], facts["Videos a model"]) == ("0, 1", str(VIDEOS))
+
+
+def test_tables_of_all_frames_of_each_part_and_of_differences(text, params):
+    captions = re.findall("<caption>(.*?)</caption>", text)
+    assert captions[:4] == [
+        "All parts of the videos together",
+        "Good frames, part by part",
+        "Difference to Self-Forcing, 95 % interval over videos",
+        "Difference to Self-Forcing, 95 % interval over training seeds",
+    ]
+    assert f"cut into {params.score.segments} equal parts" in text
+    table = re.search("<caption>Good frames, part by part</caption>(.*?)</table>", text, re.DOTALL)[1]
+    assert re.findall('<th scope="col" title[^>]*>(Part .)', table) == [f"Part {part}" for part in range(1, 6)]
+    rows = re.findall(r'<tr[^>]*><th scope="row".*?</tr>', table, re.DOTALL)
+    faded = next(row for row in rows if "HiAR · init" in row)
+    assert re.findall("<td[^>]*>([0-9.]+)<", faded)[0] == "1.000"  # its colours are there at first
+    assert [' class="reference"' in row for row in rows] == [False] * 5 + [True] * 2
 
 
 def test_what_is_compared_is_told_in_words_and_seconds(text, params):
@@ -242,6 +272,50 @@ def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, t
     assert "There is no second student to compare with." in text
     labels = [attributes["aria-label"].split(":")[0] for attributes in Page(text).all("svg")]
     assert {"Codec, loss", "Teacher, loss", "Init, loss"} <= {*labels}
+    curves = tmp_path / "curves"
+    shutil.copytree(curves / "seed-0", curves / "seed-1")
+    report.run(params.model_copy(update={"compare": compare}), tmp_path)
+    text = (tmp_path / "reports" / "index.html").read_text()
+    codec = re.search("<h3>Codec</h3>(.*?)</div>", text, re.DOTALL)[1]
+    assert re.findall('<span class="key (.*?)"></span>(.*?) ?</li>', codec) == [("c0", "seed 0"), ("c1", "seed 1")]
+
+
+def test_what_an_experiment_asks_for_beyond_the_plain_comparison_is_shown(tmp_path):
+    """Drift, students walked at other levels, and the page of the paper's table."""
+    level = {"order": "step_first", "context": "output", "forward_kl": None}
+    walked = {f"c{share}": level | {"level": share / 100} for share in (50, 85)}
+    tree = merge(
+        small_params(seeds=[0]).model_dump(mode="json"),
+        {
+            "variants": walked,
+            "compare": {
+                "init": [],
+                "distill": ["self-forcing", "hiar"],
+                "walked": [{"student": "hiar", "walk": name} for name in walked],
+            },
+            "report": {"reference": None, "table": "table1", "videos": 1},
+        },
+    )
+    plain = parse_params(tree, "plain.yaml")
+    asked = parse_params(merge(tree, {"score": {"profiles": ["drift-lite"]}}), "mine.yaml")
+    sampled_workspace(tmp_path, asked)
+    score.run(plain, tmp_path)
+    with pytest.raises(UserError, match="says nothing of drift_lite, drift_lite_floor; run `hiar stage score` again"):
+        report.run(asked, tmp_path)
+    score.run(asked, tmp_path)
+    report.run(asked, tmp_path)
+    text = (tmp_path / "reports" / "index.html").read_text()
+    summary = {(row["stage"], row["variant"]): row["metrics"] for row in read_summary(asked, tmp_path)}
+    row = re.search(r"HiAR · walked as c85</th>.*?</tr>", text, re.DOTALL)[0]
+    assert f"<td>{summary['walked', 'hiar/c85']['drift_lite']['mean']:.3f}" in row.replace(' class="shaded"', "")
+    heads = re.findall('<th scope="col" title[^>]*>([^<]*?) *<', text)
+    assert {"Drift-lite", "Drift-lite, floor"} < {*heads}
+    assert "output context at 0.85" in text
+    section = re.search("<h3>By the level of the context</h3>.*?<details>", text, re.DOTALL)[0]
+    assert re.findall('<span class="key c0"></span>(.*?)</li>', section) == ["hiar, walked at c"]
+    assert section.count("<figure>") == 3
+    assert len(re.findall("<circle", section)) == 3 * 3
+    assert 'href="tables.html"' in text
 
 
 def test_samples_of_other_prompts_are_refused(workspace, params, tmp_path):
