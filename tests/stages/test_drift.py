@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.video import write_mp4
+from hiar.io.video import open_stream, write_mp4
 from hiar.judges.interface import Findings
 from hiar.profiles.profile import Profile
+from hiar.stages import profile_values
 from hiar.stages.drift import check_sizes, drift_of_samples
 
 
@@ -23,7 +25,11 @@ class Grey:
 
     least_frames = 2
 
+    def __init__(self) -> None:
+        self.parts: list[int] = []
+
     def look(self, frames: Tensor, before: Tensor | None, prompts: Sequence[str]) -> Findings:
+        self.parts.append(frames.shape[1])
         return {"grey": frames.double().mean(dim=(2, 3, 4))}
 
     def measure(self, findings: Findings) -> dict[str, Tensor]:
@@ -69,3 +75,25 @@ def test_a_video_that_cannot_be_measured_is_named_and_the_others_are_kept(tmp_pa
     with pytest.raises(UserError, match=r"0001\.mp4: is "):
         drift_of_samples(tmp_path, paths, [PROFILE], values)
     assert [json.loads(line)["video"] for line in values.read_text().splitlines()] == ["0000.mp4", "0002.mp4"]
+
+
+@pytest.mark.parametrize(("pixels", "parts"), [(5 * 16 * 32, [4]), (2 * 16 * 32, [2, 2]), (16 * 32 - 1, [1] * 4)])
+def test_so_many_pixels_are_held_at_a_time_and_a_frame_at_least(
+    pixels: int, parts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile_values, "PIXELS", pixels)
+    observer = Grey()
+    drift_of_samples(tmp_path, films(tmp_path, 60), [replace(PROFILE, observer=observer)], None)
+    assert observer.parts == parts
+
+
+def test_progress_has_an_end_where_all_videos_say_their_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = films(tmp_path, 60, 90)
+    drift_of_samples(tmp_path, paths, [PROFILE], None)
+    assert f"score {tmp_path}: 8/8 frames in " in capsys.readouterr().err
+    with open_stream(paths[1], 16, 32, 12) as add:
+        add(torch.full((4, 16, 32, 3), 90, dtype=torch.uint8))
+    drift_of_samples(tmp_path, paths, [PROFILE], None)
+    assert f"score {tmp_path}: 8 frames in " in capsys.readouterr().err
