@@ -50,12 +50,7 @@ def figures_of(results: Mapping[str, Any], videos: Sequence[str]) -> Figures:
         one = totals({name: own[PREFIX + name] for name in results if PREFIX + name in own})
         own |= {PREFIX + name: figure for name, figure in _figures(one)}
     for name, figure in _figures(totals({name: result["value"] for name, result in results.items()})):
-        known = _known(values, name)
-        metrics[PREFIX + name] = {
-            "mean": figure,
-            "se": summarise(known)["se"] if len(known) else None,
-            "n": len(values),
-        }
+        metrics[PREFIX + name] = summarise(_known(values, name)) | {"mean": figure, "n": len(values)}
     fields = ("protocol", "device", "weights", "versions")
     return Figures(metrics, values, {name: {field: one[field] for field in fields} for name, one in results.items()})
 
