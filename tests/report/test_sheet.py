@@ -49,9 +49,16 @@ def test_times_are_those_of_the_frames_shown_and_of_the_end():
 
 
 def test_a_moment_is_the_nearest_frame_and_what_ends_there_is_over():
-    sheet = contact_sheet("", [("long", video(12)), ("short", video(7)), ("shorter", video(4))], 4, 4)
-    long, short, shorter = cells(sheet, 3, 4)
+    sheet = contact_sheet("", [("short", video(7)), ("long", video(12)), ("shorter", video(4))], 4, 4)
+    short, long, shorter = cells(sheet, 3, 4)
     assert [int(cell.mean()) for cell in long] == [0, 40, 70, 110]  # of 0, 3.67, 7.33 and 11
     assert [(cell != EMPTY).any() for cell in short] == [True, True, True, False]
     assert int(short[1].mean()) == 40
     assert (shorter[1][0, 0] == EMPTY).all()
+
+
+def test_names_stand_beside_their_videos():
+    one, other = (contact_sheet("", [("a", video(2)), (name, video(2))], 2, 4) for name in ("b", "c"))
+    rows = [slice(HEAD + r * (CELL + GAP), HEAD + r * (CELL + GAP) + CELL) for r in range(2)]
+    assert [np.array_equal(one[row], other[row]) for row in rows] == [True, False]
+    assert (one[rows[0], :LABEL] != one[rows[1], :LABEL]).any()
