@@ -254,6 +254,10 @@ def test_scores_that_say_nothing_of_a_column_are_refused(workspace, params, tmp_
     path.write_text(json.dumps(summary))
     with pytest.raises(UserError, match=r"summary\.json: says nothing of hops, dynamic; run `hiar stage score` again"):
         report.run(params, tmp_path)
+    shutil.copy(workspace / "metrics" / "summary.json", path)
+    (tmp_path / "metrics" / "world.json").write_text('[{"seed": 0')  # cut off
+    with pytest.raises(UserError, match=r"world\.json: cannot be read; run `hiar stage score` first"):
+        report.run(params, tmp_path)
 
 
 def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, tmp_path):
@@ -274,8 +278,10 @@ def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, t
     assert {"Codec, loss", "Teacher, loss", "Init, loss"} <= {*labels}
     curves = tmp_path / "curves"
     shutil.copytree(curves / "seed-0", curves / "seed-1")
+    compare = compare.model_copy(update={"distill": ["self-forcing", "hiar"]})
     report.run(params.model_copy(update={"compare": compare}), tmp_path)
     text = (tmp_path / "reports" / "index.html").read_text()
+    assert "Difference to Self-Forcing, 95 % interval over videos" in text  # two can be compared
     codec = re.search("<h3>Codec</h3>(.*?)</div>", text, re.DOTALL)[1]
     assert re.findall('<span class="key (.*?)"></span>(.*?) ?</li>', codec) == [("c0", "seed 0"), ("c1", "seed 1")]
 
