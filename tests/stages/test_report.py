@@ -6,12 +6,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sampled import FRAMES, VIDEOS, sampled_workspace, small_params, true_clips, write_samples
 
 from hiar.errors import UserError
 from hiar.parameters import merge, parse_params
-from hiar.report.sheet import CELL, FOOT, GAP, HEAD, LABEL
+from hiar.report.sheet import CELL, FOOT, GAP, HEAD, LABEL, contact_sheet
 from hiar.stages import report, score
 from hiar.stages.comparison import contenders, read_summary
 
@@ -127,8 +128,9 @@ def test_what_is_compared_is_told_in_words_and_seconds(text, params):
         1:
     ]
     definitions = re.search('<dl class="definitions">(.*?)</dl>', text, re.DOTALL)[1]
-    heads = set(re.findall("<dt>(.*?)</dt>", definitions))
-    assert {"Good frames", "Saturation drift", "Border jump"} < heads
+    said = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", definitions))
+    assert {"Good frames", "Saturation drift", "Border jump"} < said.keys()
+    assert said["Good frames"].startswith("Share of frames that show what the caption asks for")
     (course,) = (svg for svg in re.findall("<svg.*?</svg>", text, re.DOTALL) if 'aria-label="Good frames:' in svg)
     across = [
         [float(place.split(",")[0]) for place in line.split()]
@@ -202,6 +204,8 @@ def test_the_contact_sheet_has_a_row_a_model(workspace, params):
     assert foot == FOOT
     tops = [HEAD + row * (CELL + GAP) for row in range(rows)]
     assert rows == len(MODELS) - 1  # the true world is not in it
+    times = contact_sheet("", [("", torch.zeros(FRAMES, 8, 8, 3, dtype=torch.uint8))], report.SHEET_COLUMNS, 12)
+    assert np.array_equal(sheet[-FOOT:], times[-FOOT:])  # twelve frames a second
     for top in tops:  # a picture of it, not a gap
         assert sheet[top : top + CELL, GAP + LABEL :][:, :CELL].std() > 10
     # of the first prompt, which is written above
