@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -38,7 +37,7 @@ class Once(TyperCommand):
 
 def stall_of(seconds: float) -> float:
     """``--stall-seconds``. Raises UserError for what no wait can be: not a number, or days."""
-    if not (math.isfinite(seconds) and 1 <= seconds <= LONGEST_SILENCE):
+    if not 1 <= seconds <= LONGEST_SILENCE:
         raise UserError(f"--stall-seconds = {seconds:g}: should be 1 to {LONGEST_SILENCE:g}; leave it out for 60")
     return seconds
 

@@ -40,6 +40,7 @@ def live(
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
+                assert process.wait(PATIENCE) == 0
 
 
 class Watcher:

@@ -58,6 +58,8 @@ def test_config_check_and_show_merge_the_experiment(project):
     (project / "experiments" / "mine.yaml").write_text("sample: {frames: 90}\n")
     assert "valid" in hiar("config", "check", "mine", folder=project).stdout
     assert "  frames: 90\n" in hiar("config", "show", "mine", folder=project).stdout
+    (project / "experiments" / "mine.yaml").write_text("sample: {frames: 91}\n")
+    assert mistake("config", "show", "mine", folder=project).startswith("experiments/mine.yaml: sample.frames = 91: ")
 
 
 @pytest.mark.parametrize(
@@ -196,6 +198,34 @@ def test_a_stage_that_cannot_be_called_so(project, arguments, line):
     assert mistake("stage", *arguments, folder=project).startswith(line)
 
 
+def test_what_each_stage_is_told(project, monkeypatch):
+    """In this process, they are many: which walk, and what a training goes on from."""
+    from typer.testing import CliRunner
+
+    from hiar.cli.app import app
+
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("HIAR_TRACKING", "off")
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")  # which the command sets, and would leave behind
+
+    def said(name, *options):
+        return str(CliRunner().invoke(app, ["stage", name, "--seed", "0", *options]).exception)
+
+    sample = ("sample", "--variant", "hiar", "--model")
+    assert said(*sample, "walked") == "--walk: is missing; stage sample needs it"
+    assert said(*sample, "distill", "--walk", "hiar").startswith("--walk = hiar: stage sample takes no such option")
+    assert said(*sample, "walked", "--walk", "hier").startswith("variant 'hier': no such variant; did you mean 'hiar'")
+    assert said(*sample, "walked", "--walk", "shared").startswith(
+        "artifacts/seed-0/distill/hiar/manifest.json: no such"
+    )
+    restart = ("--restart-from", "nowhere")
+    for name, options in (("codec", ()), ("teacher", ()), ("init", ()), ("distill", ("--variant", "hiar"))):
+        assert "takes no such option" not in (line := said(name, *options, *restart))
+        assert line.startswith(("--restart-from = nowhere: holds no training state", "artifacts/seed-0/"))
+    for name, options in (("pairs", ()), ("sample", ("--model", "teacher"))):
+        assert said(name, *options, *restart).startswith(f"--restart-from = nowhere: stage {name} takes no such option")
+
+
 def test_the_processes_of_a_stage_have_its_threads(project, monkeypatch):
     """Those of a variant others: variants run side by side."""
     from hiar import cli
@@ -206,12 +236,12 @@ def test_the_processes_of_a_stage_have_its_threads(project, monkeypatch):
     spoil(project, "\n  threads: 1\n  variant_threads: 1\n", "\n  threads: 3\n  variant_threads: 2\n  processes: 2\n")
     begun = []
     monkeypatch.setattr(ranks, "launch", lambda command, names, **options: begun.append((len(names), options)))
-    for stage in (("init", "--seed", "0"), ("distill", "--seed", "0", "--variant", "hiar")):
-        monkeypatch.setattr(sys, "argv", ["hiar", "stage", *stage])
+    for stage in (("pairs",), ("init",), ("distill", "--variant", "hiar")):
+        monkeypatch.setattr(sys, "argv", ["hiar", "stage", *stage, "--seed", "0"])
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code == 0
-    assert begun == [(2, {"teller": 0, "threads": threads}) for threads in (3, 2)]
+    assert begun == [(2, {"teller": 0, "threads": threads}) for threads in (3, 3, 2)]
 
 
 SAMPLE = ["sample", "--checkpoint", "x", "--frames", "30", "--prompt", "a disc", "--out", "out"]

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from commands import ROOT, hiar
 from students import save_student
+from typer.testing import CliRunner
+
+from hiar.cli.app import app
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -97,3 +100,26 @@ def test_commands_that_are_one_process_do_not_start_as_several(work: Path, comma
     settings = {"RANK": "0", "WORLD_SIZE": "2", **MEETING}
     (said,) = hiar(*command, folder=work, code=2, **settings).stderr.splitlines()
     assert said == f"error: WORLD_SIZE = 2: {name} is one process; start it without a launcher, or unset WORLD_SIZE"
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("live", "--checkpoint", "student"), "hiar live"),
+        (("import", "student.pt", "--base", "base", "--out", "out"), "hiar import"),
+        (("import-pairs", "pairs", "--out", "out"), "hiar import-pairs"),
+        (("export-pairs", "pairs", "--to", "hiar", "--out", "out"), "hiar export-pairs"),
+        (("base", "wan", "--out", "out"), "hiar base"),
+        (("export", "student", "--to", "wan", "--out", "out"), "hiar export"),
+        (("models", "student"), "hiar models"),
+        (("vbench", "score", "videos", "--out", "out"), "hiar vbench score"),
+    ],
+)
+def test_nor_do_those_that_begin_with_files(
+    command: tuple[str, ...], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they look at them; in this process, they are many."""
+    for variable, value in {"RANK": "0", "WORLD_SIZE": "2", **MEETING}.items():
+        monkeypatch.setenv(variable, value)
+    said = str(CliRunner().invoke(app, command).exception)
+    assert said == f"WORLD_SIZE = 2: {name} is one process; start it without a launcher, or unset WORLD_SIZE"

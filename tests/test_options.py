@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from hiar.errors import UserError
-from hiar.options import LONGEST_SILENCE, Once, level_of, size_of, stall_of
+from hiar.options import LONGEST_SILENCE, Once, extended_of, level_of, prompts_of, size_of, stall_of
 
 
 @pytest.mark.parametrize(
@@ -35,9 +37,21 @@ def test_sizes_are_width_and_height() -> None:
 
 def test_the_longest_and_the_shortest_silence() -> None:
     assert [stall_of(seconds) for seconds in (1.0, LONGEST_SILENCE)] == [1.0, LONGEST_SILENCE]
-    for seconds in (0.99, LONGEST_SILENCE + 1):
+    for seconds in (0.99, LONGEST_SILENCE + 1, math.inf, math.nan):
         with pytest.raises(UserError, match="--stall-seconds"):
             stall_of(seconds)
+
+
+def test_a_longer_prompt_for_each(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("a fox on a ridge\na tram in the rain\n")
+    assert extended_of(["a fox", "a tram"], path) == ["a fox on a ridge", "a tram in the rain"]
+    for prompts in (["a fox"], ["a fox", "a tram", "a bee"]):
+        said = rf"long\.txt: holds 2 prompts for the {len(prompts)} of --prompts; write one a line, in their order"
+        with pytest.raises(UserError, match=said):
+            extended_of(prompts, path)
+    with pytest.raises(UserError, match="no such file; name a text file with one prompt a line"):
+        prompts_of(None, tmp_path)
 
 
 def test_lists_may_be_given_piece_by_piece() -> None:
@@ -45,13 +59,22 @@ def test_lists_may_be_given_piece_by_piece() -> None:
     app = typer.Typer()
 
     @app.command(cls=Once)
-    def command(names: list[str] = typer.Option([], "--name", "-n"), seed: int = 0) -> None:  # noqa: B008
-        typer.echo(f"{names} {seed}")
+    def command(
+        names: list[str] = typer.Option([], "--name", "-n"),  # noqa: B008
+        seed: int = typer.Option(0, "-s", "--seed"),
+        fp8: bool = typer.Option(False, "--fp8"),
+    ) -> None:
+        typer.echo(f"{names} {seed} {fp8}")
 
     def said(*arguments: str) -> Any:
         return CliRunner().invoke(app, list(arguments))
 
-    assert said("--name", "a", "-n", "b", "--seed", "3").output == "['a', 'b'] 3\n"
-    error = said("--seed", "3", "--seed=4").exception
-    assert isinstance(error, UserError)
-    assert str(error) == "--seed: is given 2 times (--seed 3, then --seed=4); give it once"
+    assert said("--name", "a", "-n", "b", "--seed", "3").output == "['a', 'b'] 3 False\n"
+    for arguments, line in (
+        (("--seed", "3", "--seed=4"), "--seed: is given 2 times (--seed 3, then --seed=4); give it once"),
+        (("-s", "3", "--seed=4"), "--seed: is given 2 times (-s 3, then --seed=4); give it once"),
+        (("--fp8", "-n", "a", "--fp8"), "--fp8: is given 2 times (--fp8); give it once"),
+    ):
+        error = said(*arguments).exception
+        assert isinstance(error, UserError)
+        assert str(error) == line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import webbrowser
@@ -49,7 +48,7 @@ def live(
     They share prompt, seed and noise; another prompt holds from the next block on. They rest while nobody watches.
     Ctrl-C ends it.
     """
-    if not (math.isfinite(lead) and SHORTEST_LEAD <= lead <= LONGEST_LEAD):
+    if not SHORTEST_LEAD <= lead <= LONGEST_LEAD:
         raise UserError(f"--lead = {lead:g}: should be {SHORTEST_LEAD:g} to {LONGEST_LEAD:g} seconds")
     text = None if prompt is None else prompts_of(prompt, None)[0]
     alone("hiar live")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hiar.config import Params
 from hiar.errors import RunFailed, UserError
@@ -15,7 +16,7 @@ from hiar.io.artifacts import content_hash, read_manifest, write_json
 from hiar.metrics.summary import Figures, Summary, summarise
 from hiar.stages.common import Paths, stage
 from hiar.stages.comparison import SAMPLES, Contender, contenders
-from hiar.vbench.dimensions import QUALITY, known_dimensions
+from hiar.vbench.dimensions import known_dimensions
 from hiar.vbench.runner import score_folder
 from hiar.vbench.totals import TOTALS, Totals, totals
 from hiar.vbench.values import UNIT
@@ -47,33 +48,38 @@ def run(params: Params, workspace: Path, seed: int, dimension: str) -> None:
 
 
 def vbench_figures(contender: Contender, videos: Sequence[Path], dimensions: Sequence[str], workspace: Path) -> Figures:
-    """What the dimensions say of the ``videos`` of a contender.
+    """What the dimensions say of the ``videos`` of a contender; facts: what made them, by dimension.
+
+    Raises UserError where stage vbench has not scored these samples.
+    """
+    results = {name: _result(contender, name, workspace) for name in dimensions}
+    return figures_of(results, [path.name for path in videos])
+
+
+def figures_of(results: Mapping[str, Mapping[str, Any]], videos: Sequence[str]) -> Figures:
+    """What results by dimension say of videos by name; of VBench's own prompts, a dimension is of some videos alone.
 
     A dimension's mean is VBench's own figure, and so are Quality, Semantic and Total where all of their dimensions are
-    among them; a video that has all of Quality's has its own. Facts: what made them, by dimension.
-    Raises UserError where stage vbench has not scored these samples.
+    among them; a video that has all of these has its own.
     """
     values: list[dict[str, float]] = [{} for _ in videos]
     metrics: dict[str, Summary] = {}
-    raw: dict[str, float] = {}
-    facts: dict[str, object] = {}
-    for name in dimensions:
-        result = _result(contender, name, workspace)
-        for own, path in zip(values, videos, strict=True):
-            if (value := result["by_video"][path.name]) is not None:
+    for name, result in results.items():
+        for own, video in zip(values, videos, strict=True):
+            if (value := result["by_video"].get(video)) is not None:
                 own[PREFIX + name] = float(value) / UNIT.get(name, 1)
-        known = torch.tensor([own[PREFIX + name] for own in values if PREFIX + name in own])
-        metrics[PREFIX + name] = summarise(known) | {"mean": result["value"]}
-        raw[name] = result["value"]
-        facts[name] = {field: result[field] for field in ("protocol", "device", "weights", "versions")}
+        metrics[PREFIX + name] = summarise(_known(values, name)) | {"mean": result["value"]}
     for own in values:
-        one = totals({name: own[PREFIX + name] for name in dimensions if PREFIX + name in own})
-        own.update({PREFIX + name: figure for name, figure in _figures(one) if name == QUALITY})
-    for name, figure in _figures(totals(raw)):
-        known = torch.tensor([own[PREFIX + name] for own in values if PREFIX + name in own])
-        error = summarise(known)["se"] if len(known) else None
-        metrics[PREFIX + name] = {"mean": figure, "se": error, "n": len(values)}
-    return Figures(metrics, values, facts)
+        one = totals({name: own[PREFIX + name] for name in results if PREFIX + name in own})
+        own.update({PREFIX + name: figure for name, figure in _figures(one)})
+    for name, figure in _figures(totals({name: result["value"] for name, result in results.items()})):
+        metrics[PREFIX + name] = summarise(_known(values, name)) | {"mean": figure, "n": len(values)}
+    fields = ("protocol", "device", "weights", "versions")
+    return Figures(metrics, values, {name: {field: one[field] for field in fields} for name, one in results.items()})
+
+
+def _known(values: Sequence[Mapping[str, float]], name: str) -> Tensor:
+    return torch.tensor([own[PREFIX + name] for own in values if PREFIX + name in own])
 
 
 def _result(contender: Contender, dimension: str, workspace: Path) -> Mapping[str, Any]:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiar.io.video import write_mp4
+from hiar.io.reading import read_head
+from hiar.io.video import open_stream, write_mp4
 
 Run = Callable[..., str]
 LITE = ("score", "videos", "--profile", "drift-lite", "--out")
@@ -33,6 +34,12 @@ def lines(path: Path = VALUES) -> list[dict[str, Any]]:
 
 def flat(frames: int, height: int = 64, width: int = 64) -> Tensor:
     return torch.full((frames, height, width, 3), 90, dtype=torch.uint8)
+
+
+def streamed(path: Path, frames: int) -> None:
+    """A video that does not say its length, as `hiar stream` writes them."""
+    with open_stream(path, 64, 64, 12) as add:
+        add(flat(frames))
 
 
 def sound_alone(path: Path) -> None:
@@ -103,8 +110,12 @@ def test_what_is_kept_is_taken_and_not_measured_again(run: Run, foreign: Path) -
         one["metrics"]["drift_lite"] for one in others
     ]
     shutil.copy(foreign / "0001.mp4", foreign / "0000.mp4")
-    run(*LITE, OUT)
+    kept = VALUES.read_text()
+    with VALUES.open() as reader:
+        run(*LITE, OUT)
+        assert reader.read().startswith(kept)  # who reads meanwhile has a whole file
     assert [line["metrics"] for line in lines()] == [others[0]["metrics"], *(one["metrics"] for one in others)]
+    assert [line["video"] for line in lines()] == ["0000.mp4", "0001.mp4", "0002.mp4"]
 
 
 def test_any_videos_are_scored_where_there_is_no_experiment(run: Run, mistake: Run, foreign: Path) -> None:
@@ -166,6 +177,13 @@ def test_what_a_video_leaves_undefined_is_null_and_counts_for_nobody(run: Run, f
     )
 
 
+def test_a_video_that_does_not_say_its_length(run: Run, foreign: Path) -> None:
+    streamed(foreign / "0001.mp4", 7)
+    assert read_head(foreign / "0001.mp4").frames is None
+    run(*LITE, OUT)
+    assert [line["frames"] for line in lines()] == [10, 7, 10]
+
+
 def spoil(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
     return lambda folder: make(folder / name)
 
@@ -180,8 +198,12 @@ def spoil(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]
             spoil("0001.mp4", lambda f: write_mp4(f, flat(5), 12)),
             "0001.mp4: has 5 frames, drift-lite needs 6; make it longer or leave it out",
         ),
+        (
+            spoil("0001.mp4", lambda f: streamed(f, 5)),
+            "0001.mp4: has 5 frames, drift-lite needs 6; make it longer or leave it out",
+        ),
     ],
-    ids=["text", "sound", "truncated", "short"],
+    ids=["text", "sound", "truncated", "short", "short, as its frames tell"],
 )
 def test_one_bad_video_among_others(change: Callable[[Path], object], line: str, run: Run, foreign: Path) -> None:
     change(foreign)

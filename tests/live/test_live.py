@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import ipaddress
 import json
 import shutil
 import socket
@@ -29,7 +30,7 @@ from hiar.models.generator import load_generator
 from hiar.stages.stream import clean_blocks, stream_rollout
 
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
-LEAD = 1.0
+LEAD, SEED = 1.0, 4
 BLOCK_SECONDS = 0.25
 OWN_SOURCES = {"'none'", "'self'", "data:", "blob:"}
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -47,7 +48,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def address(students, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     shutil.copy(ROOT / "params.yaml", folder)
-    with live(*students, folder=folder, options=("--prompt", PROMPT, "--lead", LEAD)) as (_, address):
+    with live(*students, folder=folder, options=("--prompt", PROMPT, "--lead", LEAD, "--seed", SEED)) as (_, address):
         yield address
 
 
@@ -73,7 +74,7 @@ def test_students_show_the_same_prompts_and_noise_as_elsewhere(address, students
         for number, folder in enumerate(students):
             made = [block["latent"] for block in viewer.blocks[number]]
             assert [block["block"] for block in viewer.blocks[number]] == list(range(len(made)))
-            assert made[:begun] == latents_of(folder, PROMPT, {change: OTHER}, 0, begun)
+            assert made[:begun] == latents_of(folder, PROMPT, {change: OTHER}, SEED, begun)
             assert made[begun:] == latents_of(folder, OTHER, {}, 9, len(made) - begun)
             with av.open(io.BytesIO(viewer.videos[number])) as video:
                 times = [frame.time for frame in video.decode(video=0)]
@@ -143,6 +144,7 @@ def test_what_cannot_be_is_answered_and_all_goes_on(address):
 
 
 def test_who_may_come_in(address):
+    assert ipaddress.ip_address(urlsplit(address).hostname).is_loopback  # nobody from elsewhere, unless that is asked
     for token in ("", "wrong", None, TOKEN[:-1], TOKEN + "!", "\ud800"):
         with pytest.raises(ConnectionClosed) as closed:
             Watcher(address, token=token).hear()  # type: ignore[arg-type]

@@ -36,6 +36,16 @@ def test_each_student_against_the_reference():
         "same": [("+0.000", "0.000", False), ("+0.000", "0.000", False)],
     }
     assert [row.n for row in table.rows] == [4, 4]
+    assert [(head.name, head.better) for head in table.heads] == [("Good", "higher"), ("Speed", None)]
+
+
+def test_large_differences_have_as_few_decimals_as_large_figures():
+    large = {
+        name: {video: {"good": 1000 * metrics["good"]} for video, metrics in videos.items()}
+        for name, videos in scores([0]).items()
+    }
+    (table,) = difference_tables(METRICS[:1], large, STUDENTS, "distill/other")
+    assert shown(table)["hiar"] == [("+103.0", "4.1", True)]
 
 
 def test_several_seeds_have_a_table_of_their_own():

@@ -48,8 +48,14 @@ def test_only_what_all_seeds_were_validated_at_is_drawn():
     assert points[0].split(",")[1] == points[1].split(",")[1]  # (3 + 4) / 2 and (5 + 2) / 2
 
 
+def test_seeds_that_went_alike_are_drawn_as_one_of_them():
+    both, alone = ({seed: course([3.0, 2.5, 1.0]) for seed in range(seeds)} for seeds in (2, 1))
+    assert dynamics(METRICS, {HIAR: both}).charts == dynamics(METRICS, {HIAR: alone}).charts
+
+
 def test_one_training_seed_has_no_interval_and_no_validation_no_chart():
     seeds = {0: course([3.0, 2.0, 1.0], [2.0, 1.5, 0.9])}
-    [(_, said)] = dynamics(METRICS, {HIAR: seeds}).together
+    [(series, said)] = dynamics(METRICS, {WITHOUT: {0: course([3.0, 2.0])}, HIAR: seeds}).together
+    assert series == HIAR
     assert said == "r = 0.999; one training seed, so no interval"
     assert dynamics(METRICS, {}).charts == dynamics(METRICS, {}).together == []

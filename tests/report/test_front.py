@@ -82,7 +82,7 @@ def test_bands_lie_inside_the_chart_and_equal_values_have_one_too():
 def test_a_chart_a_metric_with_a_dot_a_level():
     levels = levels_compared(experiment_params(ROOT, "front"))
     (good,) = front([one for one in METRICS if one.key in ("good", "hops")], scores(levels), levels)
-    assert good.title == "Good frames"
+    assert (good.title, good.note) == ("Good frames", "higher is better")
     notes = re.findall("<title>(.*?)</title>", good.svg)
     assert len(notes) == 11
     assert "distill/c85 at 0.85: 0.8150 ± 0.0113, by seed: 0.8150, 0.8150" in notes

@@ -5,13 +5,13 @@ import json
 from hiar.report.logs import machine_facts, read_logs, stage_logs
 
 
-def log(started, seconds, memory, hardware="a CPU", resumed=False):
+def log(started, seconds, memory, hardware="a CPU", resumed=False, threads=2):
     return {
         "started": f"2026-01-0{started}T00:00:00+00:00",
         "seconds": seconds,
         "peak_memory_mb": memory,
         "hardware": hardware,
-        "threads": 2,
+        "threads": threads,
         "resumed": resumed,
     }
 
@@ -28,23 +28,25 @@ def test_stages_are_told_in_the_order_in_which_they_ran(tmp_path):
     logs = written(
         tmp_path,
         score=log(3, 4.4, 900),
-        seed_0__codec=log(1, 65.2, 1023.6, resumed=True),
-        seed_0__teacher=log(2, 3599.6, 2048, "a GPU"),
+        seed_0__codec=log(1, 65.4, 1023.6, resumed=True),
+        seed_0__teacher=log(2, 3599.8, 1024, "a GPU", threads=7),
     )
     rows = stage_logs(logs)
     assert [(one.name, one.time, one.memory, one.resumed) for one in rows] == [
         ("seed_0/codec", "1 min 05 s", "1024 MB", True),
-        ("seed_0/teacher", "60 min 00 s", "2.0 GB", False),
+        ("seed_0/teacher", "60 min 00 s", "1.0 GB", False),
         ("score", "4 s", "900 MB", False),
     ]
+    assert [(one.threads, one.hardware) for one in rows] == [("2", "a CPU"), ("7", "a GPU"), ("2", "a CPU")]
     assert dict(machine_facts(logs)) == {
         "Hardware": "a CPU, a GPU",
-        "Stages, summed": "61 min 09 s",
-        "Highest memory": "2.0 GB",
+        "Stages, summed": "61 min 10 s",  # not of rounded times
+        "Highest memory": "1.0 GB",
     }
 
 
 def test_a_log_that_a_kill_has_cut_off_is_left_out(tmp_path):
+    (tmp_path / ".codec.json.tmp").write_text(json.dumps(log(1, 1, 1)))  # of one that was being written
     assert [one["name"] for one in written(tmp_path, codec=log(1, 1, 1), init='{"stage": "in', score="[1]")] == [
         "codec"
     ]

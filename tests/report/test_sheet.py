@@ -37,3 +37,28 @@ def test_times_are_in_seconds():
     foot = HEAD + CELL + GAP
     assert np.array_equal(slow[:foot], fast[:foot])
     assert not np.array_equal(slow[foot:], fast[foot:])
+
+
+def test_times_are_those_of_the_frames_shown_and_of_the_end():
+    """Twice the frames at twice the rate: the same moments, and the same end of what is over by then."""
+    one = contact_sheet("", [("long", video(21)), ("short", video(8))], 5, 4)
+    other = contact_sheet("", [("long", video(41)), ("short", video(16))], 5, 8)
+    foot = HEAD + 2 * (CELL + GAP)
+    assert np.array_equal(one[foot:], other[foot:])
+    assert np.array_equal(cells(one, 2, 5)[1][2], cells(other, 2, 5)[1][2])
+
+
+def test_a_moment_is_the_nearest_frame_and_what_ends_there_is_over():
+    sheet = contact_sheet("", [("short", video(7)), ("long", video(12)), ("shorter", video(4))], 4, 4)
+    short, long, shorter = cells(sheet, 3, 4)
+    assert [int(cell.mean()) for cell in long] == [0, 40, 70, 110]  # of 0, 3.67, 7.33 and 11
+    assert [(cell != EMPTY).any() for cell in short] == [True, True, True, False]
+    assert int(short[1].mean()) == 40
+    assert (shorter[1][0, 0] == EMPTY).all()
+
+
+def test_names_stand_beside_their_videos():
+    one, other = (contact_sheet("", [("a", video(2)), (name, video(2))], 2, 4) for name in ("b", "c"))
+    rows = [slice(HEAD + r * (CELL + GAP), HEAD + r * (CELL + GAP) + CELL) for r in range(2)]
+    assert [np.array_equal(one[row], other[row]) for row in rows] == [True, False]
+    assert (one[rows[0], :LABEL] != one[rows[1], :LABEL]).any()

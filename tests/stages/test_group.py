@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 from hiar.errors import UserError
 from hiar.io.launcher import RENDEZVOUS
-from hiar.stages.group import group, own_device
+from hiar.stages.group import check_alike, group, own_device
 
 STALL_SECONDS = 8.0  # more than processes need to find each other on busy cores
 
@@ -24,19 +26,50 @@ def take_part(rank: int, ranks: int, place: str, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def test_who_is_done_waits_for_blocks_that_are_still_under_way(tmp_path: Path) -> None:
+def run(what: Callable[[int, int, str, float], None], work: list[float], place: Path) -> None:
+    """Processes that are at work for so long each; they end well."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiar.stages.group"])
-    work = (0.0, 1.5 * STALL_SECONDS, 0.0)
     processes = [
-        context.Process(target=take_part, args=(rank, len(work) - 1, str(tmp_path / "place"), seconds))
+        context.Process(target=what, args=(rank, len(work) - 1, str(place), seconds))
         for rank, seconds in enumerate(work)
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [process.exitcode for process in processes] == [0] * len(work)
+
+
+def test_who_is_done_waits_for_blocks_that_are_still_under_way(tmp_path: Path) -> None:
+    run(take_part, [0.0, 1.5 * STALL_SECONDS, 0.0], tmp_path / "place")
+
+
+ALIKE = {"checkpoint": "a", "code": "b", "seed": 0, "prompts": ["one", "two"]}
+OTHERS = {"checkpoint": {"checkpoint": "c"}, "code": {"code": "c"}, "command": {"seed": 1}}
+UNLIKE = {name: ALIKE | other for name, other in OTHERS.items()}
+
+
+def compare(rank: int, ranks: int, place: str, seconds: float) -> None:
+    """A process that compares what it was started with, the last one something else; it notes what it is told."""
+    os.environ[RENDEZVOUS] = place
+    said = {}
+    with group(rank, ranks, torch.device("cpu"), STALL_SECONDS):
+        for name, theirs in ({"nothing": dict(reversed(ALIKE.items()))} | UNLIKE).items():
+            try:
+                check_alike(theirs if rank == ranks else ALIKE, torch.device("cpu"))
+            except UserError as error:
+                said[name] = str(error)
+    Path(f"{place}-{rank}.json").write_text(json.dumps(said))
+
+
+def test_every_process_is_told_which_was_started_with_something_else(tmp_path: Path) -> None:
+    """With another checkpoint, other code or other options; not with the same in another order."""
+    run(compare, [0.0, 0.0, 0.0], tmp_path / "place")
+    for rank in range(3):
+        assert json.loads((tmp_path / f"place-{rank}.json").read_text()) == {
+            name: f"process 2: {name}: not that of process 0; start all processes alike" for name in UNLIKE
+        }
 
 
 def test_a_process_more_than_there_are_gpus_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import shutil
@@ -5,13 +6,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sampled import FRAMES, VIDEOS, sampled_workspace, small_params, true_clips, write_samples
 
 from hiar.errors import UserError
-from hiar.report.sheet import CELL, FOOT, GAP, HEAD, LABEL
+from hiar.parameters import merge, parse_params
+from hiar.report.sheet import CELL, FOOT, GAP, HEAD, LABEL, contact_sheet
 from hiar.stages import report, score
-from hiar.stages.comparison import read_summary
+from hiar.stages.comparison import contenders, read_summary
 
 MODELS = ["True world", "Teacher", "Self-Forcing · init", "HiAR · init", "Self-Forcing", "HiAR"]
 MODELS += ["HiAR without forward-KL"]
@@ -66,6 +69,12 @@ def test_every_prompt_has_a_video_of_every_model(text, params, workspace):
     prompts = true_clips(params, 0, FRAMES)[1][: params.report.videos]
     assert [video["aria-label"] for video in videos] == [f"{model}: {prompt}" for prompt in prompts for model in MODELS]
     assert all("muted" in video and "loop" in video and "playsinline" in video for video in videos)
+    folders = [one.samples(workspace) for one in contenders(params) if one.seed == params.seeds[0]]
+    for row, first in enumerate(range(1, len(videos), len(MODELS))):  # after the true world's
+        for video, folder in zip(videos[first:], folders, strict=False):
+            kind, _, data = video["src"].partition(",")
+            assert kind == "data:video/mp4;base64"
+            assert base64.b64decode(data, validate=True) == (folder / f"{row:04d}.mp4").read_bytes()
 
 
 def test_both_seeds_are_pooled(text, params, workspace):
@@ -87,6 +96,28 @@ def test_the_true_worlds_row_is_of_both_seeds_too(text, params, workspace):
     assert f"<td>{params.sample.videos * 2}</td>" in row
 
 
+def test_what_was_run_is_told_first(text):
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    assert (facts["Seeds"], facts["Videos a model"]) == ("0, 1", str(VIDEOS))
+
+
+def test_tables_of_all_frames_of_each_part_and_of_differences(text, params):
+    captions = re.findall("<caption>(.*?)</caption>", text)
+    assert captions[:4] == [
+        "All parts of the videos together",
+        "Good frames, part by part",
+        "Difference to Self-Forcing, 95 % interval over videos",
+        "Difference to Self-Forcing, 95 % interval over training seeds",
+    ]
+    assert f"cut into {params.score.segments} equal parts" in text
+    table = re.search("<caption>Good frames, part by part</caption>(.*?)</table>", text, re.DOTALL)[1]
+    assert re.findall('<th scope="col" title[^>]*>(Part .)', table) == [f"Part {part}" for part in range(1, 6)]
+    rows = re.findall(r'<tr[^>]*><th scope="row".*?</tr>', table, re.DOTALL)
+    faded = next(row for row in rows if "HiAR · init" in row)
+    assert re.findall("<td[^>]*>([0-9.]+)<", faded)[0] == "1.000"  # its colours are there at first
+    assert [' class="reference"' in row for row in rows] == [False] * 5 + [True] * 2
+
+
 def test_what_is_compared_is_told_in_words_and_seconds(text, params):
     """Clips of 15 frames and rollouts of 30, at 12 a second; the teacher makes clips."""
     assert "trained on clips of 15 frames (1.25 s), rolled out for 30 (2.5 s)" in text
@@ -97,8 +128,9 @@ def test_what_is_compared_is_told_in_words_and_seconds(text, params):
         1:
     ]
     definitions = re.search('<dl class="definitions">(.*?)</dl>', text, re.DOTALL)[1]
-    heads = set(re.findall("<dt>(.*?)</dt>", definitions))
-    assert {"Good frames", "Saturation drift", "Border jump"} < heads
+    said = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", definitions))
+    assert {"Good frames", "Saturation drift", "Border jump"} < said.keys()
+    assert said["Good frames"].startswith("Share of frames that show what the caption asks for")
     (course,) = (svg for svg in re.findall("<svg.*?</svg>", text, re.DOTALL) if 'aria-label="Good frames:' in svg)
     across = [
         [float(place.split(",")[0]) for place in line.split()]
@@ -172,6 +204,8 @@ def test_the_contact_sheet_has_a_row_a_model(workspace, params):
     assert foot == FOOT
     tops = [HEAD + row * (CELL + GAP) for row in range(rows)]
     assert rows == len(MODELS) - 1  # the true world is not in it
+    times = contact_sheet("", [("", torch.zeros(FRAMES, 8, 8, 3, dtype=torch.uint8))], report.SHEET_COLUMNS, 12)
+    assert np.array_equal(sheet[-FOOT:], times[-FOOT:])  # twelve frames a second
     for top in tops:  # a picture of it, not a gap
         assert sheet[top : top + CELL, GAP + LABEL :][:, :CELL].std() > 10
     # of the first prompt, which is written above
@@ -224,6 +258,10 @@ def test_scores_that_say_nothing_of_a_column_are_refused(workspace, params, tmp_
     path.write_text(json.dumps(summary))
     with pytest.raises(UserError, match=r"summary\.json: says nothing of hops, dynamic; run `hiar stage score` again"):
         report.run(params, tmp_path)
+    shutil.copy(workspace / "metrics" / "summary.json", path)
+    (tmp_path / "metrics" / "world.json").write_text('[{"seed": 0')  # cut off
+    with pytest.raises(UserError, match=r"world\.json: cannot be read; run `hiar stage score` first"):
+        report.run(params, tmp_path)
 
 
 def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, tmp_path):
@@ -242,6 +280,52 @@ def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, t
     assert "There is no second student to compare with." in text
     labels = [attributes["aria-label"].split(":")[0] for attributes in Page(text).all("svg")]
     assert {"Codec, loss", "Teacher, loss", "Init, loss"} <= {*labels}
+    curves = tmp_path / "curves"
+    shutil.copytree(curves / "seed-0", curves / "seed-1")
+    compare = compare.model_copy(update={"distill": ["self-forcing", "hiar"]})
+    report.run(params.model_copy(update={"compare": compare}), tmp_path)
+    text = (tmp_path / "reports" / "index.html").read_text()
+    assert "Difference to Self-Forcing, 95 % interval over videos" in text  # two can be compared
+    codec = re.search("<h3>Codec</h3>(.*?)</div>", text, re.DOTALL)[1]
+    assert re.findall('<span class="key (.*?)"></span>(.*?) ?</li>', codec) == [("c0", "seed 0"), ("c1", "seed 1")]
+
+
+def test_what_an_experiment_asks_for_beyond_the_plain_comparison_is_shown(tmp_path):
+    """Drift, students walked at other levels, and the page of the paper's table."""
+    level = {"order": "step_first", "context": "output", "forward_kl": None}
+    walked = {f"c{share}": level | {"level": share / 100} for share in (50, 85)}
+    tree = merge(
+        small_params(seeds=[0]).model_dump(mode="json"),
+        {
+            "variants": walked,
+            "compare": {
+                "init": [],
+                "distill": ["self-forcing", "hiar"],
+                "walked": [{"student": "hiar", "walk": name} for name in walked],
+            },
+            "report": {"reference": None, "table": "table1", "videos": 1},
+        },
+    )
+    plain = parse_params(tree, "plain.yaml")
+    asked = parse_params(merge(tree, {"score": {"profiles": ["drift-lite"]}}), "mine.yaml")
+    sampled_workspace(tmp_path, asked)
+    score.run(plain, tmp_path)
+    with pytest.raises(UserError, match="says nothing of drift_lite, drift_lite_floor; run `hiar stage score` again"):
+        report.run(asked, tmp_path)
+    score.run(asked, tmp_path)
+    report.run(asked, tmp_path)
+    text = (tmp_path / "reports" / "index.html").read_text()
+    summary = {(row["stage"], row["variant"]): row["metrics"] for row in read_summary(asked, tmp_path)}
+    row = re.search(r"HiAR · walked as c85</th>.*?</tr>", text, re.DOTALL)[0]
+    assert f"<td>{summary['walked', 'hiar/c85']['drift_lite']['mean']:.3f}" in row.replace(' class="shaded"', "")
+    heads = re.findall('<th scope="col" title[^>]*>([^<]*?) *<', text)
+    assert {"Drift-lite", "Drift-lite, floor"} < {*heads}
+    assert "output context at 0.85" in text
+    section = re.search("<h3>By the level of the context</h3>.*?<details>", text, re.DOTALL)[0]
+    assert re.findall('<span class="key c0"></span>(.*?)</li>', section) == ["hiar, walked at c"]
+    assert section.count("<figure>") == 3
+    assert len(re.findall("<circle", section)) == 3 * 3
+    assert 'href="tables.html"' in text
 
 
 def test_samples_of_other_prompts_are_refused(workspace, params, tmp_path):

@@ -272,6 +272,8 @@ def test_what_is_taken_over_and_what_goes_is_told(params, tmp_path, project, cap
     said = capsys.readouterr().err
     assert f"score {folder}: 2 of 3 videos are scored already" in said
     assert "score.videos.jsonl: 1 results go, of videos or profiles that have changed (10.mp4 first)" in said
+    score_folder(folder, ["drift-lite"], out, project)
+    assert " results go" not in capsys.readouterr().err  # the oracle's are kept
 
 
 def test_no_folder(tmp_path, project):

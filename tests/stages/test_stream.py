@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,8 +20,9 @@ from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
 from hiar.io.video import open_stream, read_mp4
 from hiar.models.generator import Generator, Walk, load_generator
+from hiar.stages import fitting
 from hiar.stages.request import Request
-from hiar.stages.sample import sample_latents
+from hiar.stages.sample import sample_latents, sample_prompts
 from hiar.stages.stream import change_prompts, clean_blocks, interruptions, stream, stream_rollout
 from hiar.stages.videos import decoding
 
@@ -138,6 +140,26 @@ def test_a_teacher_is_refused(tmp_path: Path) -> None:
     assert (
         line == f"--checkpoint = {teacher}: is a teacher, which makes whole clips; name an init or a distilled student"
     )
+
+
+def test_a_checkpoint_that_is_not_what_its_manifest_says_is_refused(folder: Path, tmp_path: Path) -> None:
+    altered = shutil.copytree(folder, tmp_path / "altered")
+    with (altered / "generator.json").open("a") as card:
+        card.write(" ")  # as good a card as before
+    load_generator(altered)
+    assert refuse(altered, tmp_path).startswith(f"{altered}/generator.json: size ")
+
+
+def test_caches_and_decoding_have_to_fit_together(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each of them alone fits, a video can be sampled; while it is watched, both are in memory."""
+    monkeypatch.setattr(fitting, "ring_bytes", lambda source, grid, videos, caches=4: 10 * videos * caches)
+    monkeypatch.setattr(fitting, "walk_bytes", lambda source, rollout, order, passes: 100)
+    monkeypatch.setattr(fitting, "decode_bytes", lambda source, frames: (100, 30))
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: 110 / fitting.USABLE)
+    sample_prompts(Request(folder, [PROMPT], 12), tmp_path / "out", save_latents=False)
+    assert "GB are free to use; ask for a smaller --size" in refuse(folder, tmp_path, frames=12)
 
 
 def test_a_stream_has_as_many_frames_as_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

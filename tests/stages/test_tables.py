@@ -94,6 +94,49 @@ def test_any_parameter_that_has_changed_since_makes_another_experiment(project):
         table_of("table2", other, workspace, project)
 
 
+def test_what_was_run_is_told_as_far_as_it_is_known(project):
+    workspace, params = project / "runs" / "table2", experiment_params(project, "table2")
+    tables = project / "experiments" / "paper" / "tables.yaml"
+    tables.write_text(tables.read_text().replace("Table 2:", "Table II:"))  # the project's own
+    log = {"name": "score", "hardware": "a CPU", "seconds": 61.0, "peak_memory_mb": 900}
+    run = {"commits": ["abc", "def + changes"], "stages": [log, log | {"seconds": 2.0}]}
+    (workspace / "reports").mkdir()
+
+    def facts(run):
+        (workspace / "reports" / "run.json").write_text(json.dumps(run))
+        found = table_of("table2", params, workspace, project)
+        assert found.title.startswith("Table II:")
+        return dict(found.facts)
+
+    known = facts(run)
+    assert (known.pop("Training seeds"), known.pop("Videos").split(",")[0]) == ("0, 1, 2", "128 of 240 latent frames")
+    assert known == {
+        "Commit": "abc, def + changes",
+        "Hardware": "a CPU",
+        "Stages, summed": "1 min 03 s",
+        "Highest memory": "900 MB",
+    }
+    for field in run:  # as an earlier version may have left it
+        assert facts({name: value for name, value in run.items() if name != field}).keys() == {
+            "Training seeds",
+            "Videos",
+        }
+
+
+def test_a_table_is_in_the_metrics_of_the_experiments_own_world(project):
+    name = "wan2.1-1.3b+table2"
+    source, workspace = project / "runs" / "table2", project / "runs" / name
+    (workspace / "metrics").mkdir(parents=True)
+    (workspace / "params.yaml").write_text(yaml.safe_dump(experiment_tree(project, name)))
+    text = (source / "metrics" / "videos.jsonl").read_text()
+    ours = {"good": "vbench_quality", "border_jump": "vbench_motion_smoothness", "saturation_drift": "drift"}
+    for metric, other in ours.items():
+        text = text.replace(f'"{metric}"', f'"{other}"')
+    (workspace / "metrics" / "videos.jsonl").write_text(text)
+    found = table_of(name, experiment_params(project, name), workspace, project)
+    assert [column.metric for column in found.columns] == [*ours.values()]
+
+
 def test_overrides_are_merged_in_their_order(project):
     (project / "experiments" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     both = experiment_params(project, "table2+tiny")

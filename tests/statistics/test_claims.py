@@ -43,7 +43,8 @@ def scores(*speeds):
 
 def test_a_claim_is_judged_by_seeds_and_not_by_videos():
     moves_more = Claim("moves more", "speed", "distill/hiar", "distill/other", "higher")
-    assert judged(scores(0.9, 1.0, 1.1), moves_more)[:2] == ("holds", pytest.approx(1.0))
+    said, difference, _, seeds = judged(scores(0.9, 1.0, 1.1), moves_more)
+    assert (said, difference, seeds) == ("holds", pytest.approx(1.0), 3)
     assert judged(scores(-0.9, -1.0, -1.1), moves_more)[0] == "fails"
     assert judged(scores(0.1, 1.0, 1.9), moves_more)[0] == "undecided"  # each seed alone is beyond doubt
     assert judged(scores(0.9, 1.0), moves_more)[0] == "undecided"
@@ -74,6 +75,10 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
         (lambda t: t["claims"][0].update(than=t["rows"][2]["name"]), "is in no row; "),
         (lambda t: t["claims"][0].update({"is": "larger"}), "table1.claims.0.is = 'larger': input should be 'higher'"),
         (lambda t: t["rows"][1]["paper"].pop("Drift"), "]: give Quality, Semantic, Dynamic, Drift"),
+        (
+            lambda t: t["rows"][1]["paper"].update(Motion=0.5),
+            "'Motion', 'Quality', 'Semantic']: give Quality, Semantic, Dynamic, Drift",
+        ),
         (lambda t: t["rows"][2].update(lacks=None), "table1.rows.2.lacks = None: give it or a contender"),
         (lambda t: t["rows"][1].update(lacks="x"), "table1.rows.1.lacks = 'x': give it or a contender"),
     ],
@@ -96,7 +101,13 @@ def test_tables_that_are_not_valid(tmp_path, spoil, message):
             lambda said: said["measures"]["wan"].update(Drifts=said["measures"]["wan"].pop("Drift")),
             "did you mean 'Drift'",
         ),
-        (lambda said: said["tables"]["table1"]["columns"].append("Motion"), "tables.table1"),
+        (
+            lambda said: [
+                said["tables"]["table1"]["columns"].append("Smoothnes"),
+                *(row["paper"].update(Smoothnes=0.5) for row in said["tables"]["table1"]["rows"]),
+            ],
+            "tables.table1.columns = 'Smoothnes': did you mean 'Smoothness'?",
+        ),
         (
             lambda said: said["measures"].pop("shapes"),
             "measures: says nothing of a world of kind 'shapes'; add its metrics",

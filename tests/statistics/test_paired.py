@@ -49,12 +49,16 @@ def test_differences_are_taken_video_by_video_whatever_the_order_of_rows(tmp_pat
     alone = estimate(values_of(scores, "distill/hiar", "speed")), estimate(values_of(scores, "distill/other", "speed"))
     assert alone[0].mean - alone[1].mean == pytest.approx(found.mean)
     assert min(one.videos.half for one in alone) > 1
+    for of in (scores, shuffled):
+        speeds = {seed: list(values) for seed, values in values_of(of, "distill/other", "speed").items()}
+        own = [one for one in rows if one["variant"] == "other"]
+        assert speeds == {seed: [one["metrics"]["speed"] for one in own if one["seed"] == seed] for seed in (0, 1)}
     back = compared(scores, "distill/other", "distill/hiar")
     assert back.videos.low == pytest.approx(-found.videos.high)
 
 
 def test_seeds_weigh_alike_however_many_videos_they_have():
-    assert estimate({0: np.array([1.0, 1.0, 1.0, 1.0]), 1: np.array([3.0, 3.0])}).mean == 2
+    assert estimate({0: np.array([1.0, 1.0, 1.0, 1.0]), 1: np.array([3.0, 3.0]), 2: np.array([8.0])}).mean == 4
 
 
 def test_one_training_seed_says_nothing_of_another(tmp_path):
@@ -120,6 +124,9 @@ def test_a_file_that_is_none_of_scores(tmp_path, text, message):
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
-def test_no_file(tmp_path):
+def test_no_file_and_one_that_is_no_text(tmp_path):
+    with pytest.raises(UserError, match=r"videos\.jsonl: cannot be read; run `hiar stage score` first"):
+        read_scores(tmp_path / "videos.jsonl")
+    (tmp_path / "videos.jsonl").write_bytes(json.dumps(row("hiar", 0, 0, 1.0)).encode() + b"\xff\n")
     with pytest.raises(UserError, match=r"videos\.jsonl: cannot be read; run `hiar stage score` first"):
         read_scores(tmp_path / "videos.jsonl")

@@ -16,7 +16,9 @@ import pytest
 import yaml
 from botocore.exceptions import EndpointConnectionError
 from commands import hiar
+from typer.testing import CliRunner
 
+from hiar.cli.app import app
 from hiar.cli.storage import _size
 from hiar.errors import UserError
 from hiar.storage import upload as uploads
@@ -226,6 +228,36 @@ def test_gc_deletes_when_it_is_told_to_and_verify_has_an_exit_code(small: SmallS
     assert "14 objects, 1 damaged" in hiar("storage", "verify", folder=root, code=1).stdout
 
 
+def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last run is the worst of its experiment; what `ls` says that gc deletes, gc says so too."""
+    monkeypatch.chdir(root)
+    old, best, last = Made(small, "1", 0.1, 30), Made(small, "2", 0.23456, 20), Made(small, "3", "none", 10)
+
+    def said(*arguments: str) -> list[str]:
+        run = CliRunner().invoke(app, ["storage", *arguments])
+        assert run.exit_code == 0, run.exception
+        return run.output.splitlines()
+
+    head, *rows, total = said("ls", "--last", "1", "--days", "5")
+    assert re.split("  +", head) == ["experiment", "stored", "good", "stages", "kept as"]
+    when = {made: f"{ago(days):%Y-%m-%d %H:%M}" for made, days in ((old, 30), (best, 20), (last, 10))}
+    assert [re.split("  +", row) for row in rows] == [
+        ["a", when[last], "1", "last 1"],
+        ["a", when[best], "0.2346", "1", "best good"],
+        ["a", when[old], "0.1", "1", "- (gc deletes it)"],
+    ]
+    whole = sum(map(len, small.objects.values()))
+    assert total == f"s3://{BUCKET}/hiar: {len(small.objects)} objects, {_size(whole)}"
+    going = sum(len(small.objects[PREFIX + key]) for key in old.names)
+    assert said("gc", "--last", "1", "--days", "5") == [
+        f"run of a, stored {when[old]}: is not kept",
+        f"s3://{BUCKET}/hiar: {len(old.names)} objects, {_size(going)}, 0 unfinished uploads would be deleted; "
+        "--delete does it",
+    ]
+    assert not [row for row in said("ls", "--last", "1", "--days", "31") if "gc deletes it" in row]
+    assert [row for row in said("ls", "--last", "1", "--best", "bad", "--days", "5") if "0.2" in row] == []
+
+
 @pytest.mark.parametrize(
     ("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1.5e9, "1.5 GB"), (2e15, "2e+03 TB")]
 )
@@ -349,7 +381,9 @@ def test_what_no_number_of_parts_holds_is_refused(
     assert upload(store, path, "large", "text/x", part=10)
 
 
-def test_links_to_a_report_expire_when_they_are_told_to(small: SmallStore, root: Path, store: Store) -> None:
+def test_links_to_a_report_expire_when_they_are_told_to(
+    small: SmallStore, root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reports = root / "runs" / "mine" / "reports"
     reports.mkdir(parents=True)
     with pytest.raises(UserError, match=r"index\.html: there is no report; `hiar run mine` first"):
@@ -359,6 +393,11 @@ def test_links_to_a_report_expire_when_they_are_told_to(small: SmallStore, root:
     links = dict(share_report(store, root, "mine", 0.5))
     assert links.keys() == {"index.html", "run.json"}
     assert all("X-Amz-Expires=43200&" in f"{link}&" for link in links.values())
+    monkeypatch.chdir(root)
+    run = CliRunner().invoke(app, ["storage", "report", "mine", "--days", "0.5"])
+    told = dict(line.split(": ") for line in run.output.splitlines())
+    assert told.keys() == links.keys()
+    assert all("X-Amz-Expires=43200&" in f"{link}&" for link in told.values())
     digest = hashlib.sha256(b"<p>").hexdigest()
     key = f"{PREFIX}reports/mine/{digest}/index.html"
     assert small.objects[key] == b"<p>"

@@ -481,6 +481,7 @@ def test_the_commands(command, films, tmp_path):
     ]
     assert "models.zip" in command("fetch", "--dry-run", "raft_model/models/raft-things.pth").stdout
     weights = lay_weights(tmp_path / "weights", SMOOTH, IMAGING)
+    assert "3 of 17 run here" in command("doctor", "--weights", weights).stdout
     amt = weights / "amt_model" / "amt-s.pth"
     asked_for = ("fetch", "amt_model/amt-s.pth", "--weights", weights)
     assert command(*asked_for).stdout.startswith(f"{amt}: is there, SHA-256 ")
@@ -494,8 +495,9 @@ def test_the_commands(command, films, tmp_path):
     assert "dynamic_degree: cannot run here and is left out" in run.stderr
     assert result(tmp_path, FLICKERING)["generated_with"] == "extended"
     (weights / "behave.json").unlink()
-    command("score", films, "--out", tmp_path / "out", "--short", "--weights", weights)
-    assert result(tmp_path, FLICKERING)["generated_with"] == "short"
+    command("score", films, "--out", tmp_path / "out", "--short", "--weights", weights, "--device", "cuda:1")
+    found = result(tmp_path, FLICKERING)
+    assert (found["generated_with"], found["device"]) == ("short", "cuda")
 
 
 def test_totals_and_the_leaderboards_archive(tmp_path):
@@ -546,6 +548,7 @@ def test_bad_input_is_one_line(command, films, weights, tmp_path):
     assert "holds 1 prompts for the 3 videos" in line(command("score", films, "--out", out, "--prompts", few, code=2))
     assert "is none of VBench's weights" in line(command("fetch", "--approve", "amt-s.pth", code=2))
     assert "names no file" in line(command("fetch", "--approve", code=2))
+    assert "protocol = best" in line(command("score", films, "--out", out, "--protocol", "best", code=2))
     assert "device = tpu" in line(command("score", films, "--out", out, "--device", "tpu", code=2))
     assert not out.exists()
 

@@ -1,0 +1,70 @@
+"""Outputs that are written to and not replaced: pipes, descriptors, and files that take a part at a time."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from hiar.io.outputs import is_stream, is_terminal, opened, output_of, write_all, write_output
+
+
+class Slow(io.RawIOBase):
+    """Takes three bytes at a time."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        part = bytes(data[:3])
+        self.taken += part
+        return len(part)
+
+
+def test_all_is_written_to_what_takes_a_part_at_a_time() -> None:
+    slow = Slow()
+    write_all(slow, b"ten bytes.")
+    assert slow.taken == b"ten bytes."
+
+
+def test_a_descriptor_stays_open_and_is_written_at_once() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    target = output_of("--out", f"/dev/fd/{writer}")
+    assert target == writer
+    for text in ("one", "zwölf"):
+        write_output(target, text)
+        assert os.read(reader, 99).decode() == text
+    with opened(target) as stream:
+        stream.write(b"more")
+        assert os.read(reader, 99) == b"more"  # before it is closed
+    os.close(writer)
+    os.close(reader)
+
+
+def test_a_descriptor_of_links_and_other_folders(tmp_path: Path) -> None:
+    """Links to links, of which one is relative; a number in another folder is a file's name."""
+    reader, writer = os.pipe()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "first").symlink_to(f"/proc/self/fd/{writer}")
+    (tmp_path / "second").symlink_to("folder/first")
+    (tmp_path / "third").symlink_to("second")
+    assert output_of("--out", os.fspath(tmp_path / "third")) == writer
+    assert output_of("--out", os.fspath(tmp_path / str(writer))) == tmp_path / str(writer)
+    os.close(writer)
+    os.close(reader)
+
+
+def test_pipes_and_devices_are_streams_and_people_see_terminals(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    assert [is_stream(tmp_path / name) for name in ("file", "pipe", "nothing yet")] == [False, True, False]
+    reader, terminal = os.openpty()
+    outputs = (Path(os.ttyname(terminal)), terminal, Path(os.devnull), tmp_path / "pipe", tmp_path / "nothing yet")
+    assert [is_terminal(one) for one in outputs] == [True, True, False, False, False]
+    os.close(terminal)
+    os.close(reader)
