@@ -14,7 +14,7 @@ from hiar.errors import UserError
 from hiar.parameters import merge, parse_params
 from hiar.report.sheet import CELL, FOOT, GAP, HEAD, LABEL, contact_sheet
 from hiar.stages import report, score
-from hiar.stages.comparison import contenders, read_summary
+from hiar.stages.comparison import contenders, read_captions, read_summary
 
 MODELS = ["True world", "Teacher", "Self-Forcing · init", "HiAR · init", "Self-Forcing", "HiAR"]
 MODELS += ["HiAR without forward-KL"]
@@ -204,8 +204,11 @@ def test_the_contact_sheet_has_a_row_a_model(workspace, params):
     assert foot == FOOT
     tops = [HEAD + row * (CELL + GAP) for row in range(rows)]
     assert rows == len(MODELS) - 1  # the true world is not in it
-    times = contact_sheet("", [("", torch.zeros(FRAMES, 8, 8, 3, dtype=torch.uint8))], report.SHEET_COLUMNS, 12)
-    assert np.array_equal(sheet[-FOOT:], times[-FOOT:])  # twelve frames a second
+    prompt = read_captions(workspace / "artifacts" / "seed-0" / "samples" / "teacher")[0]
+    empty = torch.zeros(FRAMES, 8, 8, 3, dtype=torch.uint8)
+    frame = contact_sheet(prompt, [("", empty)], report.SHEET_COLUMNS, params.world.frames_per_second)
+    assert np.array_equal(sheet[:HEAD], frame[:HEAD])
+    assert np.array_equal(sheet[-FOOT:], frame[-FOOT:])  # the times
     for top in tops:  # a picture of it, not a gap
         assert sheet[top : top + CELL, GAP + LABEL :][:, :CELL].std() > 10
     # of the first prompt, which is written above
