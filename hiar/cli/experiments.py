@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from hiar.cli.app import app, examples
-from hiar.config import SHARED
 from hiar.errors import UserError
 from hiar.io.launcher import alone
 from hiar.options import MOST_SEED, Once
@@ -152,6 +151,7 @@ def stage(
     # Read when torch is loaded: what goes wrong between processes is told once, by us, without torch's stack.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
+    from hiar.config import SHARED
     from hiar.io.ranks import launch, launched
     from hiar.parameters import load_params
 

@@ -36,12 +36,13 @@ def test_two_servers_at_one_port_are_refused():
         check_ports({"HIAR_A_PORT": 5000, "HIAR_B_PORT": 5000})
 
 
-def test_a_taken_port_ends_the_start_with_one_line_and_leaves_no_process(tmp_path):
+def test_a_taken_port_ends_the_start_with_one_line_and_leaves_no_process(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("taken")  # a short name: of a socket it may have a hundred bytes
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         run = subprocess.run(
             [sys.executable, "-m", "flows.stack", "up"],
-            cwd=tmp_path,
+            cwd=folder,
             env=environment() | {"HIAR_PREFECT_PORT": str(port)},
             capture_output=True,
             text=True,
@@ -50,7 +51,7 @@ def test_a_taken_port_ends_the_start_with_one_line_and_leaves_no_process(tmp_pat
     assert run.stdout == ""
     assert run.stderr.startswith(f"error: HIAR_PREFECT_PORT = {port}: address already in use; choose another, as in")
     assert run.stderr.count("\n") == 1
-    assert not (tmp_path / ".hiar" / "stack" / "pid").exists()
+    assert not (folder / ".hiar" / "stack" / "pid").exists()
 
 
 @pytest.fixture
