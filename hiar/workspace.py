@@ -68,17 +68,20 @@ def _overrides(root: Path, part: str, above: tuple[str, ...] = ()) -> dict[str, 
 def experiments_beside(root: Path, name: str | None) -> list[str]:
     """The experiments that are compared with ``name`` as a whole: each is NAME+OTHER, in the order of its files.
 
+    Where one that a file lists is laid over it, that is one of the compared, and is run alone.
     Raises UserError when it names files that there are not.
     """
     others: list[str] = []
-    for part in name.split("+") if name is not None else []:
+    parts = name.split("+") if name is not None else []
+    for place, part in enumerate(parts):
         path = override_of(root, part)
         listed = read_yaml(path).get(BESIDE, [])
         if not isinstance(listed, list) or not all(isinstance(other, str) for other in listed):
             raise UserError(f"{path}: {BESIDE} = {listed!r}: should be a list of names of files of this folder")
         for other in listed:
             override_of(root, other)
-        others += [f"{name}+{other}" for other in listed]
+        if not {*listed} & {*parts[place + 1 :]}:
+            others += [f"{name}+{other}" for other in listed]
     return others
 
 

@@ -141,6 +141,7 @@ def test_what_is_run_beside_an_experiment_is_laid_over_it(tmp_path: Path) -> Non
     root = project(tmp_path, base="beside: [one, two]\nseeds: [3]\n", one="sample: {videos: 9}\n", two="{}\n")
     assert experiments_beside(root, "base") == ["base+one", "base+two"]
     assert experiments_beside(root, "two+base") == ["two+base+one", "two+base+two"]
+    assert experiments_beside(root, "base+one") == []  # one of those that are compared
     assert experiments_beside(root, "one") == experiments_beside(root, None) == []
     assert experiment_params(root, "base+one").sample.videos == 9
     for listed, line in {"one": r"beside = 'one': should be a list", "[om]": r"experiment 'om': there is no "}.items():
