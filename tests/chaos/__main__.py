@@ -18,6 +18,7 @@ ROW = "{:>5} {:<11} {:>9} {:>10} {:>10} {:<10} {:<6} {:<10} {:<10} {}"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="round to begin with, in another sitting (0)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the parts and the moments (0)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what may be killed")
     parser.add_argument("--database", choices=DATABASES, default="sqlite", help="of the stack (sqlite)")
@@ -25,6 +26,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     draw = random.Random(arguments.seed)
     parts = [part for _ in range(arguments.rounds) for part in draw.sample(arguments.parts, len(arguments.parts))]
+    rounds = [(number, parts[number], draw.uniform(0.1, 0.9)) for number in range(arguments.rounds)]
+    rounds = rounds[arguments.first :]
     different = 0
     with tempfile.TemporaryDirectory(prefix="hiar-chaos-") as folder:
         Path(folder).chmod(0o711)  # PostgreSQL works as a user of its own where this is root
@@ -38,11 +41,10 @@ def main() -> int:
             stored = f"{lab.stored('hiar/dvc')} objects stored, {lab.versions()} students registered"
             print(f"undisturbed: {whole:.0f} s, {len(clean)} outputs, {stored}", flush=True)
             show("round", "killed", "at", "again", "complete", "state", "equal", "points", "store", "left behind")
-            for number, part in enumerate(parts[: arguments.rounds]):
-                moment = draw.uniform(0.1, 0.9) * whole
+            for number, part, moment in rounds:
                 begun = time.monotonic()
                 run = lab.fire()
-                lab.wait_for_work(part, begun + moment)
+                lab.wait_for_work(part, begun + moment * whole)
                 at = time.monotonic()
                 orphans = lab.kill(part)
                 again = lab.running_again(run, part, at)
@@ -57,7 +59,7 @@ def main() -> int:
                     print(f"      {line}", flush=True)
         finally:
             lab.stop()
-    print(f"{different} of {arguments.rounds} rounds ended otherwise than the undisturbed run")
+    print(f"{different} of {len(rounds)} rounds ended otherwise than the undisturbed run")
     return different > 0
 
 
