@@ -6,11 +6,13 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from tiny import tiny_denoiser
 from torch import Tensor
@@ -64,7 +66,7 @@ class Silent:
 
 
 class Case(NamedTuple):
-    """A training; wan: of a network that predicts the flow, else x0 with coordinates."""
+    """A training; wan: of a network that predicts the flow, else x0 with coordinates; half: computed in bf16."""
 
     name: str
     wan: bool = False
@@ -72,6 +74,7 @@ class Case(NamedTuple):
     replay: int | None = None
     micro_batch: int | None = 2
     steps: int = 20
+    half: bool = False
 
     @property
     def optimizer(self) -> Optimizer:
@@ -82,10 +85,15 @@ def network(case: Case, seed: int):
     return tiny_denoiser("flow" if case.wan else "x0", coordinates=not case.wan, seed=seed)
 
 
-def runtime(processes: int | None) -> Runtime:
+def accelerator_of(case: Case) -> Accelerator:
+    AcceleratorState._reset_state()  # accelerate allows one precision a process otherwise
+    return Accelerator(cpu=True, mixed_precision="bf16" if case.half else "no")
+
+
+def runtime(processes: int | None, half: bool = False) -> Runtime:
     return Runtime(
         device="cpu",
-        precision="no",
+        precision="bf16" if half else "no",
         checkpointing=False,
         threads=1,
         variant_threads=1,
@@ -96,8 +104,8 @@ def runtime(processes: int | None) -> Runtime:
 
 
 def init_roles(case: Case, ranks: Ranks):
-    role = make_role(network(case, 1), case.optimizer, case.steps, ranks.mesh)
-    parts, accelerator = deal(4, case.micro_batch, ranks), Accelerator(cpu=True)
+    role = make_role(network(case, 1), case.optimizer, case.steps, ranks)
+    parts, accelerator = deal(4, case.micro_batch, ranks), accelerator_of(case)
 
     def step(number: int) -> dict[str, float]:
         random = stream("init batch", SEED, step=number)
@@ -109,7 +117,8 @@ def init_roles(case: Case, ranks: Ranks):
         def loss_of(part: range):
             own = slice(part.start, part.stop)
             x, x0 = at_levels(STATES, chosen[own], levels[own], 2), STATES[chosen[own], -1]
-            loss = ode_regression(role.module, x, x0, sigma[own], TEXT[chosen[own]], BlockCausal(2, 2), 0.2, share)
+            with accelerator.autocast():
+                loss = ode_regression(role.module, x, x0, sigma[own], TEXT[chosen[own]], BlockCausal(2, 2), 0.2, share)
             return loss, {"loss": loss.item()}
 
         metrics = accumulate(role.module, parts, loss_of, ranks, accelerator)
@@ -139,10 +148,10 @@ def distill_roles(case: Case, ranks: Ranks):
     variant = Variant(order="step_first", context="output", level=1.0, forward_kl=spec)
     teacher = network(case, 3).requires_grad_(False)
     if ranks.mesh is not None:
-        shard(teacher, ranks.mesh)
+        shard(teacher, ranks)
     job = Distillation(
-        student=make_role(network(case, 1), settings.generator, settings.steps, ranks.mesh),
-        critic=make_role(network(case, 2), settings.critic, settings.all_steps * 2, ranks.mesh),
+        student=make_role(network(case, 1), settings.generator, settings.steps, ranks),
+        critic=make_role(network(case, 2), settings.critic, settings.all_steps * 2, ranks),
         teacher=teacher,
         roll_out=SelfRollout(
             (3, 2, 4, 4),
@@ -159,14 +168,14 @@ def distill_roles(case: Case, ranks: Ranks):
         critic_samples=2000,
         pairs=(STATES, SIGMAS, lambda chosen: TEXT[chosen]),
         seed=SEED,
-        accelerator=Accelerator(cpu=True),
+        accelerator=accelerator_of(case),
         ranks=ranks,
     )
     return {"student": job.student, "critic": job.critic}, lambda step: distillation_step(job, step), job.replay
 
 
 def make(case: Case, ranks: Ranks):
-    return (init_roles if case.name == "init" else distill_roles)(case, ranks)
+    return (init_roles if case.name == "init" else distill_roles)(case, replace(ranks, half=case.half))
 
 
 def train_case(case: Case, ranks: Ranks) -> dict[str, Tensor]:

@@ -33,12 +33,13 @@ AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun listens at that port itself
 class Ranks:
     """The place of this process among those that do a stage together; the first one leads: it alone writes.
 
-    mesh: what networks are sharded over; None where one process holds them whole.
+    mesh: what networks are sharded over; None where one process holds them whole. half: whether they compute in bf16.
     """
 
     rank: int = 0
     size: int = 1
     mesh: DeviceMesh | None = None
+    half: bool = False
 
     @property
     def leads(self) -> bool:
@@ -112,7 +113,7 @@ def joined(runtime: Runtime) -> Iterator[Ranks]:
     device = _own_device(runtime)
     try:
         _meet(rank, size, device, runtime.stall_seconds)
-        yield Ranks(rank, size, _mesh(device, size))
+        yield Ranks(rank, size, _mesh(device, size), runtime.precision == "bf16")
         dist.destroy_process_group()
     except (RuntimeError, dist.DistError) as error:
         if size == 1 or not PEER.search(str(error)):

@@ -22,6 +22,7 @@ from hiar.memory.sampling import decode
 from hiar.memory.steps import Config, Peaks, Sizes, imagine, live_caches, make_network, training_grid
 from hiar.models.denoiser import Denoiser, build_denoiser
 from hiar.models.rings import ring_bytes
+from hiar.training.parallel import layers_of
 from hiar.training.role import Role, make_role
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Codec, World, open_world
 
@@ -137,6 +138,8 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         rings = 0 if variant.forcing else training_rings(sizes, models.student, variant)
     if gpus > 1:
         entries.append(Entry("all", "gathered layers", _gathered(params, gathered)))
+        # An update's are reduced once, when they are complete.
+        entries.append(Entry("all", "whole gradients", storage_bytes(list(gathered[0].parameters()))))
     return Forecast(stage, (*entries, *_activations(peaks, rings)))
 
 
@@ -207,14 +210,13 @@ def _activations(peaks: Peaks, rings: int) -> list[Entry]:
 
 
 def _gathered(params: Params, networks: list[Denoiser]) -> int:
-    """What a GPU holds of others' shards: all but the layers of each network, and two layers with one's gradients."""
-    share = 2 if params.runtime.precision == "bf16" else 1
+    """What a GPU holds of others' shards: all but the layers of each network, and the layers of two blocks."""
     roots, layers = [], []
     for network in networks:
-        layer = storage_bytes(list(network.transformer.blocks[0].parameters()))
-        roots.append(network_bytes(network) - layer * len(network.transformer.blocks))
-        layers.append(layer)
-    return sum(roots) // share + 2 * max(layers) // share + max(layers)
+        blocks = [[p for layer in layers_of(block) for p in layer.parameters()] for block in network.transformer.blocks]
+        roots.append(network_bytes(network) - storage_bytes(blocks))
+        layers.append(sum(p.numel() for p in blocks[0]) * (2 if params.runtime.precision == "bf16" else 4))
+    return sum(roots) + 2 * max(layers)
 
 
 def _sample(models: Models, variant: Variant) -> Forecast:

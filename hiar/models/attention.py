@@ -7,6 +7,7 @@ have plans of their own, see `hiar.models.blockwise`.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -234,6 +235,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def install(transformer: WanTransformer3DModel) -> Positions:
     """Make ``transformer`` follow plans; its weights, config and saved form stay diffusers' own."""
+    # Under autocast the norms of queries and keys have their weights in full precision. It is of no concern to a user.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     for layer, block in enumerate(transformer.blocks):
         block.attn1.set_processor(PlannedSelfAttention(layer))
         block.attn2.set_processor(PlannedCrossAttention(layer))

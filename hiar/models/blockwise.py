@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,7 +49,7 @@ def condition(model: Denoiser, text: Tensor, sigmas: Tensor) -> Conditioning:
     time, modulation, words = inside(model, _embed, text, sigmas)
     keys_values = []
     for block in model.transformer.blocks:
-        key, value = inside(block, _text_keys_values, words)
+        key, value = inside(block.attn2, _text_keys_values, words)
         keys_values.append(tuple(x.unflatten(2, (block.attn2.heads, -1)) for x in (key, value)))
     return Conditioning(sigmas, time, modulation.unflatten(1, (6, -1)), keys_values)
 
@@ -59,9 +59,9 @@ def _embed(model: Denoiser, text: Tensor, sigmas: Tensor) -> tuple[Tensor, Tenso
     return time, modulation, words
 
 
-def _text_keys_values(block: WanTransformerBlock, words: Tensor) -> KeysValues:
+def _text_keys_values(attention: WanAttention, words: Tensor) -> KeysValues:
     """Keys and values (B, words, dim) of a layer's cross-attention."""
-    return block.attn2.norm_k(block.attn2.to_k(words)), block.attn2.to_v(words)
+    return attention.norm_k(attention.to_k(words)), attention.to_v(words)
 
 
 @dataclass

@@ -47,9 +47,9 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         restart=restart_from,
         shared=True,
     ) as work:
-        spec, device, mesh = params.distill, work.accelerator.device, work.ranks.mesh
+        spec, device, ranks = params.distill, work.accelerator.device, work.ranks
         saving = params.runtime.checkpointing
-        check_batches(spec, work.ranks)
+        check_batches(spec, ranks)
         teacher, init = load_generator(paths.teacher).to(device), load_generator(paths.init)
         roll_out = SelfRollout(
             block_shape=init.block_shape,
@@ -65,13 +65,13 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
 
         critic = clone(teacher.denoiser).checkpoint(saving)
         real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256).to(device)
-        if mesh is not None:
-            shard(real_score, mesh)
+        if ranks.mesh is not None:
+            shard(real_score, ranks)
         drawn = method.forward_kl or method.forcing
         pairs = open_pairs(params, workspace, seed, device) if drawn else None
         job = Distillation(
-            student=make_role(clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps, mesh),
-            critic=make_role(critic, spec.critic, spec.all_steps * spec.critic_updates, mesh),
+            student=make_role(clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps, ranks),
+            critic=make_role(critic, spec.critic, spec.all_steps * spec.critic_updates, ranks),
             teacher=real_score,
             roll_out=roll_out,
             settings=spec,
@@ -82,7 +82,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             pairs=_embedded(pairs, teacher) if pairs else None,
             seed=seed,
             accelerator=work.accelerator,
-            ranks=work.ranks,
+            ranks=ranks,
         )
         card = trained_card(init.card, params, stage="distill", variant=variant, walk=walk_of(method))
         sampled = Generator(card, init.denoiser, teacher.text, teacher.codec)
@@ -97,11 +97,11 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             checkpoints_kept=params.runtime.checkpoints_kept,
             checkpoint_milestone=params.runtime.checkpoint_milestone,
             memory=job.replay,
-            ranks=work.ranks,
+            ranks=ranks,
             after_step=validation(work, spec.validation, sampled, job.student, spec.all_steps),
         )
         weights = kept_weights(job.student)
-        if not work.ranks.leads:
+        if not ranks.leads:
             return
         init.denoiser.load_state_dict(weights)
         Generator(card, init.denoiser, init.text, init.codec).save(work.folder)

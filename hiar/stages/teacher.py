@@ -53,7 +53,7 @@ def _train(work: Stage, world: World, codec_folder: Path, workspace: Path, seed:
 
     learning = networks().to(device)
     denoiser, text = cast(Denoiser, learning["denoiser"]), cast(Text, learning["text"])
-    role = make_role(learning, training.optimizer, training.steps, work.ranks.mesh)
+    role = make_role(learning, training.optimizer, training.steps, work.ranks)
 
     def train_step(step: int) -> Metrics:
         random = stream("teacher batch", seed, step=step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -20,7 +21,6 @@ from hiar.io.process_group import Ranks
 from hiar.models.sharded import allow_inside, inside
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
 
 Metrics = dict[str, float]
@@ -74,26 +74,34 @@ def rows_of_all(parts: list[Tensor], ranks: Ranks) -> Tensor:
     return ranks.gather(torch.stack(parts)).transpose(0, 1).flatten(0, 2)
 
 
-def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Let the processes of a mesh hold a part of each weight; each block of a transformer is gathered by itself.
+def shard(network: nn.Module, ranks: Ranks) -> None:
+    """Let processes hold a part of each weight; the layers of a transformer's block are gathered together.
 
-    Weights and reductions stay in full precision, and so do inputs: half-precision timesteps are other ones. What is
-    computed in half precision is autocast's.
+    Each process's part, and reductions, are in full precision. Where it is computed in half precision, layers are
+    gathered in it. What Wan keeps in full precision does not lie in layers, and is gathered with the network's ends.
+    Inputs stay as they are: half-precision timesteps are other ones.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     # Nothing here writes into what a network returns, of which a part may be a view.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    full = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    of_layers = replace(full, param_dtype=torch.bfloat16 if ranks.half else None)
     for part in parts_of(network):
         blocks = getattr(getattr(part, "transformer", None), "blocks", ())
-        for unit in (*blocks, part):
-            fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-            sharded = cast(FSDPModule, unit)
+        for unit, policy in (*((layers_of(block), of_layers) for block in blocks), ([part], full)):
+            fully_shard(unit, mesh=ranks.mesh, reshard_after_forward=True, mp_policy=policy)
+            sharded = cast(FSDPModule, unit[0])
             # A sum: losses are divided by the number of all micro-batches already.
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
-            allow_inside(unit)
+            for module in unit:
+                allow_inside(module)
+
+
+def layers_of(block: nn.Module) -> list[nn.Module]:
+    """Nearly all of a block of Wan's: what is left are a norm and a table, which stay in full precision."""
+    return [block.attn1, block.attn2, block.ffn]  # type: ignore[list-item]
 
 
 def parts_of(network: nn.Module) -> list[nn.Module]:

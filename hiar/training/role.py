@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -13,11 +12,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from hiar import config
+from hiar.io.process_group import ALONE, Ranks
 from hiar.training.muon import ShardedMuon
 from hiar.training.parallel import clip_sharded, local, shard, whole
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 # Moves averaged weights towards the current ones, given how many updates they average.
 Average = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]
@@ -34,18 +31,18 @@ class Role:
     steps: int
 
 
-def make_role(module: nn.Module, settings: config.Optimizer, steps: int, mesh: DeviceMesh | None = None) -> Role:
+def make_role(module: nn.Module, settings: config.Optimizer, steps: int, ranks: Ranks = ALONE) -> Role:
     """Muon for the matrices of transformer blocks when set, AdamW for every other parameter (see config.Optimizer).
 
-    mesh: over which the network and its average are sharded, where there is one.
+    ranks: over which the network and its average are sharded, where they have a mesh.
     """
     average = None
     if settings.ema is not None:
         average = AveragedModel(module, multi_avg_fn=_averager(settings.ema)).requires_grad_(False)
-    if mesh is not None:  # after the copy, which cannot be made of what is sharded
-        shard(module, mesh)
+    if ranks.mesh is not None:  # after the copy, which cannot be made of what is sharded
+        shard(module, ranks)
         if average is not None:
-            shard(average.module, mesh)
+            shard(average.module, ranks)
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     matrices = [p for name, p in named if settings.muon and p.ndim == 2 and ".blocks." in f".{name}"]
     chosen = {id(p) for p in matrices}
@@ -55,7 +52,7 @@ def make_role(module: nn.Module, settings: config.Optimizer, steps: int, mesh: D
     if others:
         optimizers.append(torch.optim.AdamW(others, lr=adamw.lr, betas=adamw.betas, weight_decay=adamw.weight_decay))
     if matrices and muon:
-        kind = torch.optim.Muon if mesh is None else ShardedMuon
+        kind = torch.optim.Muon if ranks.mesh is None else ShardedMuon
         optimizers.append(kind(matrices, lr=muon.lr, weight_decay=muon.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:

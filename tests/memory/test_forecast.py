@@ -192,9 +192,11 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     assert distill["real score", "parameters"] == -(-whole // 3)
     peaks = imagine(lambda count, *n: steps.distill(count, sizes, variant, *n), sizes, [config, config], [config])
     assert distill["rings", "keys and values"] + distill["activations", "phase"] == max(peaks.values())
-    layer = storage_bytes(list(network.transformer.blocks[0].parameters()))
-    roots = 3 * (learned - config["num_layers"] * layer)  # of student, critic and real score
-    assert distill["all", "gathered layers"] == roots // 2 + layer + layer
+    first = network.transformer.blocks[0]
+    layer = sum(p.numel() for layers in (first.attn1, first.attn2, first.ffn) for p in layers.parameters())
+    roots = 3 * (learned - config["num_layers"] * 4 * layer)  # of student, critic and real score, in fp32
+    assert distill["all", "gathered layers"] == roots + 2 * 2 * layer
+    assert distill["all", "whole gradients"] == gradients
     pairs = planned_entries(params, "pairs", gpus=3)
     assert set(pairs) == {("teacher", "parameters"), ("activations", "phase")}
     assert pairs["teacher", "parameters"] == whole

@@ -5,27 +5,31 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from shared import Case, make, run_ranks, runtime, train_case
+from shared import STATES, TEXT, Case, make, run_ranks, runtime, train_case
+from tiny import tiny_denoiser
 from torch import Tensor, nn
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from hiar.errors import UserError
 from hiar.io.process_group import ALONE, Ranks, joined
 from hiar.io.states import Index, StoredState, layout_of, newest, publish, read_index, temporary_state, write_part
+from hiar.models.attention import Bidirectional
 from hiar.training.checkpoint import load_state, save_state
 from hiar.training.muon import ShardedMuon
-from hiar.training.parallel import accumulate, deal
+from hiar.training.parallel import accumulate, deal, shard
 
 FEW = [
     Case("init", steps=6),
     Case("init", wan=True, muon=True, steps=4),
     Case("distill", wan=True, replay=2, steps=2),
     Case("distill", muon=True, steps=1),
+    Case("distill", wan=True, steps=2, half=True),
 ]
 STATE = Case("distill", muon=True, replay=2, steps=5)
 ALL = [Case(name, wan, steps=20) for name in ("init", "distill") for wan in (False, True)]
@@ -95,6 +99,34 @@ def test_sharded_networks_learn_what_whole_ones_learn_whatever_the_micro_batches
     whole = alone(case, None)
     assert away(whole, alone(case, 1)) < 1e-6
     assert away(whole, alone(case._replace(micro_batch=None), None)) < 1e-6
+
+
+def test_what_is_computed_in_half_precision_learns_what_whole_networks_do_but_for_its_rounding() -> None:
+    case = Case("init", wan=True, steps=3)
+    whole, half = alone(case._replace(half=True), None), alone(case._replace(half=True), 1)
+    rounding = away(alone(case, None), whole)
+    assert 0 < away(whole, half) < rounding
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_layers_are_gathered_in_what_they_are_computed_in(half: bool) -> None:
+    """What Wan keeps in full precision stays in it, and so do the ends of the network."""
+    with joined(runtime(1, half)) as ranks:
+        network, seen = tiny_denoiser(), dict[str, torch.dtype]()
+        shard(network, ranks)
+        for path, module in network.named_modules():
+
+            def look(module: nn.Module, _: Any, path: str = path) -> None:
+                seen.update({f"{path}.{name}": p.dtype for name, p in module.named_parameters(recurse=False)})
+
+            module.register_forward_pre_hook(look)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            network(STATES[:, -1], torch.ones(6), TEXT, Bidirectional())
+        kept = set(network.transformer._keep_in_fp32_modules)
+        assert seen.keys() == {name for name, _ in network.named_parameters()}
+        in_half = {name for name, dtype in seen.items() if dtype is torch.bfloat16}
+        layers = {name for name in seen if ".blocks." in name and not kept & set(name.split("."))}
+        assert in_half == (layers if half else set())
 
 
 def test_muon_of_sharded_matrices_is_torchs() -> None:

@@ -24,7 +24,7 @@ def make(job: Job, spec: Consistency) -> Trained:
     video, schedule, training = job.params.video, job.params.schedule, spec.training
     teacher = causal_teacher(job, spec.teacher)
     student = clone(teacher).checkpoint(job.params.runtime.checkpointing)
-    role = make_role(student, training.optimizer, training.steps, job.work.ranks.mesh)
+    role = make_role(student, training.optimizer, training.steps, job.work.ranks)
     assert role.average is not None
     average = cast(Denoiser, role.average.module)
     levels = step_sigmas(schedule.student_steps, schedule.student_shift)

@@ -25,7 +25,7 @@ def regress(job: Job, start: Denoiser, pairs: Trajectories, training: Training, 
     """The weights of ``start``, trained to see the clean ends of trajectories from all of their levels."""
     video, device = job.params.video, job.device
     student = clone(start).checkpoint(job.params.runtime.checkpointing)
-    role = make_role(student, training.optimizer, training.steps, job.work.ranks.mesh)
+    role = make_role(student, training.optimizer, training.steps, job.work.ranks)
     attention = BlockCausal(video.block, video.window_blocks)
 
     def draw(step: int) -> LossAt:

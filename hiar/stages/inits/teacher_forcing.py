@@ -59,7 +59,7 @@ def _train(
 ) -> Trained:
     params, video = job.params, job.params.video
     student = clone(job.teacher.denoiser).checkpoint(params.runtime.checkpointing)
-    role = make_role(student, training.optimizer, training.steps, job.work.ranks.mesh)
+    role = make_role(student, training.optimizer, training.steps, job.work.ranks)
     attention, blocks = TeacherForced(video.block, video.window_blocks), video.frames // video.block
 
     def draw(step: int) -> LossAt:
