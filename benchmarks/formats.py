@@ -17,6 +17,7 @@ from benchmarks.command import Parser, check_out
 from benchmarks.report import table
 from hiar.errors import UserError
 from hiar.io.artifacts import code_version, read_manifest, write_json, write_text
+from hiar.io.cpu import settle_cpu
 from hiar.io.hardware import hardware
 from hiar.io.progress import Progress
 from hiar.judges.interface import open_judge
@@ -25,7 +26,7 @@ from hiar.models.generator import load_card, load_generator
 from hiar.models.pixels import to_frames
 from hiar.parameters import load_params
 from hiar.stages.common import sample_world
-from hiar.stages.plan import round_to_fp8, settle_threads
+from hiar.stages.plan import round_to_fp8
 from hiar.stages.request import Request
 from hiar.stages.sample import check_request, sample_latents
 from hiar.stages.videos import batches
@@ -38,7 +39,7 @@ BATCH = 64
 
 def bench(checkpoints: list[Path], videos: int, frames: int, seed: int) -> dict[str, Any]:
     """Everything that the result file holds; differences are those of the same videos from fp32's."""
-    settle_threads()
+    settle_cpu()
     rows = []
     for checkpoint in checkpoints:
         read_manifest(checkpoint, "checkpoint")

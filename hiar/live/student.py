@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 
 from hiar.errors import UserError
+from hiar.io.cpu import settle_cpu
 from hiar.io.video import fragments
 from hiar.live.drift import open_figures
 from hiar.live.walking import Walking, begin
 from hiar.live.wire import Message, write_message
 from hiar.models.generator import Generator
 from hiar.stages.computing import choose, computing
-from hiar.stages.plan import load_sampler, settle_threads
+from hiar.stages.plan import load_sampler
 
 
 def main() -> NoReturn:
@@ -48,7 +49,7 @@ def main() -> NoReturn:
     commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(commands,), daemon=True).start()
     try:
-        settle_threads()
+        settle_cpu()
         source = load_sampler(asked.checkpoint, _device(asked.number))
         header, fragment_of = fragments(
             source.world.height, source.world.width, source.world.frames_per_second, asked.crf, apart=True

@@ -28,6 +28,7 @@ from hiar.io.artifacts import (
     write_manifest,
     write_text,
 )
+from hiar.io.cpu import settle_cpu
 from hiar.io.hardware import hardware
 from hiar.io.process_group import ALONE, Ranks, joined
 from hiar.stages.definition import check_fits, code_hash, settings_of
@@ -126,7 +127,7 @@ def stage(
     Raises UserError for parents that are missing, altered, or made with other parameters than ``params``.
     """
     threads = params.runtime.threads if variant is None else params.runtime.variant_threads
-    torch.set_num_threads(threads)
+    settle_cpu(threads)
     began = time.monotonic()
     folders = {parent: folder for parent, (folder, _) in parents.items()}
     facts = {"stage": name, "seed": seed, "variant": variant}

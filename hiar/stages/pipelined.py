@@ -19,6 +19,7 @@ from hiar.contexts import rule_of
 from hiar.errors import UserError
 from hiar.io.artifacts import check_folder, read_manifest, unfinished
 from hiar.io.cores import process_cores
+from hiar.io.cpu import settle_cpu
 from hiar.io.launcher import own_place
 from hiar.io.progress import Progress, tell
 from hiar.io.video import open_stream
@@ -31,7 +32,7 @@ from hiar.stages.clips import given_latents
 from hiar.stages.computing import settle
 from hiar.stages.fitting import Way, check_frames, check_memory
 from hiar.stages.group import check_alike, group, numbers_of, own_device, tensor_of
-from hiar.stages.plan import load_asked, plan_line, settle_threads
+from hiar.stages.plan import load_asked, plan_line
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.sample import (
@@ -91,7 +92,7 @@ def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_sec
     rank, ranks = own[0], own[1] - 1
     if rank == ranks:  # the only one that writes, maybe on a machine of its own
         check_folder("--out", out, "samples")
-    settle_threads()
+    settle_cpu()
     check_processes(request, ranks)
     read_manifest(request.checkpoint, "checkpoint")
     device, prompts, seed = own_device(), request.prompts, request.seed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,15 +23,6 @@ from hiar.stages.computing import Choice, full_pass
 from hiar.stages.fitting import Way, ring_bytes
 from hiar.stages.request import Request
 from hiar.stages.rollouts import DEFAULT_WALK, make_rollout
-
-
-def settle_threads() -> None:
-    """One CPU thread unless OMP_NUM_THREADS asks for more.
-
-    On a block's few tokens threads gain nothing, and on a busy machine they wait for each other longer than they work.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
 
 
 def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offload: bool = False) -> Generator:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hiar.errors import UserError
+from hiar.io.cpu import settle_cpu
 from hiar.io.files import file_hash, json_text
 from hiar.io.names import by_number
 from hiar.io.outputs import Output, is_stream, write_output
@@ -19,7 +20,6 @@ from hiar.metrics.summary import Summary, summarise
 from hiar.parameters import load_params
 from hiar.profiles.profile import Profile, needs_world, open_profiles
 from hiar.stages.comparison import CAPTIONS, check_heads, find_videos, list_videos
-from hiar.stages.plan import settle_threads
 from hiar.stages.profile_values import Video, keep_only, score_videos
 from hiar.stages.score import Protocol, checked_captions, protocol_of
 from hiar.worlds.interface import open_world
@@ -77,10 +77,10 @@ def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Pat
 def _world_of(folder: Path, names: Sequence[str], params: Path) -> Protocol | None:
     """The protocol of the folder's world; None where no profile asks for one, or nobody says which it is."""
     if not needs_world(names) or (names and not os.path.lexists(params)):
-        settle_threads()
+        settle_cpu()
         return None
     read = load_params(params)
-    torch.set_num_threads(read.runtime.threads)
+    settle_cpu(read.runtime.threads)
     return protocol_of(folder, read)
 
 

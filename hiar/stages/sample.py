@@ -15,6 +15,7 @@ from hiar.config import Params
 from hiar.errors import UserError
 from hiar.grid import fastest
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest
+from hiar.io.cpu import settle_cpu
 from hiar.io.names import video_name
 from hiar.io.outputs import CRF
 from hiar.io.progress import Progress, tell
@@ -34,7 +35,6 @@ from hiar.stages.plan import (
     load_sampler,
     number_format,
     plan_line,
-    settle_threads,
 )
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout, walk_asked
@@ -89,7 +89,7 @@ def sample_prompts(request: Request, out: Path, save_latents: bool) -> None:
 
     Raises UserError for a bad checkpoint, prompt, number of frames or folder; nothing is then written.
     """
-    settle_threads()
+    settle_cpu()
     prompts, seed = request.prompts, request.seed
     read_manifest(request.checkpoint, "checkpoint")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

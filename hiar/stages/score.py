@@ -18,6 +18,7 @@ from hiar import config
 from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
+from hiar.io.cpu import settle_cpu
 from hiar.io.files import json_line, write_text
 from hiar.io.progress import Progress
 from hiar.io.reading import PART
@@ -59,7 +60,7 @@ def run(params: Params, workspace: Path) -> None:
     Raises UserError when samples are missing, altered, or too short.
     """
     began = time.monotonic()
-    torch.set_num_threads(params.runtime.threads)
+    settle_cpu(params.runtime.threads)
     summary, vbench = workspace / "metrics" / "summary.json", params.score.vbench
     profiles = open_profiles(params.score.profiles, None) if params.score.profiles else []
     world = open_world(params.world)

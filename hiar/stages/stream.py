@@ -15,6 +15,7 @@ from torch import Tensor
 from hiar.errors import UserError
 from hiar.grid import fastest
 from hiar.io.artifacts import read_manifest
+from hiar.io.cpu import settle_cpu
 from hiar.io.outputs import Output
 from hiar.io.progress import Progress, tell
 from hiar.io.text import one_line
@@ -25,7 +26,7 @@ from hiar.rollout.walk import walk as walk_grid
 from hiar.stages.clips import given_latents
 from hiar.stages.computing import choose, computing
 from hiar.stages.fitting import Way, way_of
-from hiar.stages.plan import load_asked, plan_line, settle_threads
+from hiar.stages.plan import load_asked, plan_line
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
 from hiar.stages.sample import check_request
@@ -41,7 +42,7 @@ def stream(request: Request, changes: Sequence[str], target: Output) -> None:
     Raises UserError for a bad checkpoint, prompt, change or number of frames, nothing is then written; also when the
     target cannot be written or its reader has gone. Raises KeyboardInterrupt when SIGINT came before all ``frames``.
     """
-    settle_threads()
+    settle_cpu()
     read_manifest(request.checkpoint, "checkpoint")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = load_asked(request, device)

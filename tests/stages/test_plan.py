@@ -25,7 +25,7 @@ from hiar.rollout.cell import Memory, carry_out
 from hiar.stages import fitting
 from hiar.stages.computing import Choice
 from hiar.stages.fitting import Way, check_frames, check_memory, ring_bytes, settled_way, way_of
-from hiar.stages.plan import load_asked, plan_line, settle_threads
+from hiar.stages.plan import load_asked, plan_line
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
 from hiar.stages.sample import sample_prompts
@@ -226,20 +226,6 @@ def test_the_line_tells_what_the_caches_of_a_way_take(tmp_path: Path) -> None:
         said = plan_line(source, HIAR, rollout, Choice(), way)
         assert f"caches: {caches * one / GB:.3g} GB for 5 video(s) at a time" in said
     assert rollout.grid.caches > 1
-
-
-def test_a_command_computes_in_one_thread_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        settle_threads()
-        assert torch.get_num_threads() == 2
-        monkeypatch.delenv("OMP_NUM_THREADS")
-        settle_threads()
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_the_built_in_world_has_one_size(tmp_path: Path) -> None:
