@@ -104,7 +104,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
     if stage == "sample":
         return _sample(models, variant)
     if stage == "pairs":
-        peaks = imagine(lambda count, *n: steps.pairs(count, sizes, *n), sizes, [], [models.student])
+        peaks = _solver(sizes, models.student)
         frozen = _frozen("teacher", make_meta(params, models.student, half=False), 1)
         return Forecast(stage, (frozen, *_activations(peaks, 0)))
     if stage not in TRAINED:
@@ -116,7 +116,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         entries = _role("student", models, gpus, params.init.training.optimizer)
         if isinstance(params.init, config.CausalOde | config.Consistency):
             entries.append(_frozen("teacher", make_meta(params, models.student, half=False), 1))
-        entries += _pairs_teacher(models)
+        solves = True
         others = [models.student] if kind.frozen else []
         peaks = imagine(lambda count, *n: kind.update(count, sizes, *n), sizes, [models.student], others)
         gathered, rings = [models.trained()], 0
@@ -126,8 +126,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         # One that is the teacher itself also embeds prompts, and stays as it is.
         real = make_meta(params, models.real, half=params.distill.real_score is not None)
         entries.append(_frozen("real score", real, gpus))
-        if variant.forward_kl or variant.forcing:
-            entries += _pairs_teacher(models)
+        solves = variant.forward_kl is not None or variant.forcing is not None
         peaks = imagine(
             lambda count, *n: steps.distill(count, sizes, variant, *n),
             sizes,
@@ -136,6 +135,9 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         )
         gathered = [models.trained(), models.trained(), real]
         rings = 0 if variant.forcing else training_rings(sizes, models.student, variant)
+    if solves and not params.pairs.stored:  # before anything is held for backward, by a teacher whole in each process
+        entries.append(_frozen("teacher of the pairs", make_meta(params, models.student, half=False), 1))
+        peaks |= _solver(replace(sizes, batch=params.pairs.batch), models.student)
     if gpus > 1:
         entries.append(Entry("all", "gathered layers", _gathered(params, gathered)))
         # An update's are reduced once, when they are complete.
@@ -195,11 +197,8 @@ def _frozen(name: str, network: Denoiser, gpus: int) -> Entry:
     return Entry(name, "parameters", -(-network_bytes(network) // gpus))
 
 
-def _pairs_teacher(models: Models) -> list[Entry]:
-    """Who solves pairs that are not stored, whole in each process; its forwards are never the fullest of a training."""
-    params = models.sizes.params
-    shape = make_meta(params, models.student, half=False)
-    return [] if params.pairs.stored else [_frozen("teacher of the pairs", shape, 1)]
+def _solver(sizes: Sizes, teacher: Config) -> Peaks:
+    return imagine(lambda count, network: steps.pairs(count, sizes, network), sizes, [], [teacher])
 
 
 def _activations(peaks: Peaks, rings: int) -> list[Entry]:

@@ -108,6 +108,8 @@ def student_step(job: Distillation, roll_out: Callable[[range], Rollouts], parts
     )
 
     def loss_of(part: range) -> tuple[Tensor, Metrics]:
+        # Before anything is held for backward: where no pairs are stored, the teacher solves them now.
+        drawn = None if regulariser is None else drawn_pairs(job, regulariser, number, part)
         windows, text = roll_out(part)
         places = _windows_of(part, settings.windows)
         sigma = sigmas[places.start : places.stop].to(windows)
@@ -117,8 +119,8 @@ def student_step(job: Distillation, roll_out: Callable[[range], Rollouts], parts
             gradient = score_difference(job.teacher, critic, windows, noise, sigma, text, no_text, settings.guidance)
         loss = dmd_loss(windows, gradient)
         metrics = {"dmd": gradient.square().mean().item()}
-        if regulariser is not None:
-            distance = regulariser_loss(job, regulariser, number, part)
+        if regulariser is not None and drawn is not None:
+            distance = regulariser_loss(job, regulariser, *drawn)
             loss = loss + regulariser.weight * distance
             metrics["forward_kl"] = distance.item()
         return loss, metrics
@@ -128,25 +130,24 @@ def student_step(job: Distillation, roll_out: Callable[[range], Rollouts], parts
     return metrics
 
 
-def regulariser_loss(job: Distillation, spec: ForwardKL, number: int, part: range) -> Tensor:
-    """The forward-KL regulariser of a generator update, on pairs drawn for it (Eq. 10-11); those of a micro-batch."""
+def drawn_pairs(job: Distillation, spec: ForwardKL, number: int, part: range) -> tuple[Tensor, Tensor, Tensor]:
+    """What a micro-batch is regularised on: states of trajectories, levels and text of pairs drawn for the update."""
     if job.pairs is None:
         raise ValueError("a variant with forward-KL needs the teacher's pairs")
     states, sigmas, text_of = job.pairs
     # A stream of its own: with or without the regulariser, a variant sees the same prompts and noise.
-    drawn = stream("forward-KL pairs", job.seed, step=number).integers(len(states), size=job.settings.batch)
-    chosen, video = torch.from_numpy(drawn[part.start : part.stop]), job.roll_out.video
-    attention = Bidirectional() if spec.attention == "bidirectional" else BlockCausal(video.block, video.window_blocks)
+    rows = stream("forward-KL pairs", job.seed, step=number).integers(len(states), size=job.settings.batch)
+    chosen = torch.from_numpy(rows[part.start : part.stop])
     text = text_of(chosen)
+    return states[chosen, : spec.steps + 1].to(text.device), sigmas.to(text.device), text
+
+
+def regulariser_loss(job: Distillation, spec: ForwardKL, states: Tensor, sigmas: Tensor, text: Tensor) -> Tensor:
+    """The forward-KL regulariser of a generator update, on what `drawn_pairs` gives (Eq. 10-11)."""
+    video = job.roll_out.video
+    attention = Bidirectional() if spec.attention == "bidirectional" else BlockCausal(video.block, video.window_blocks)
     with job.accelerator.autocast():
-        return forward_kl(
-            cast(Denoiser, job.student.module),
-            states[chosen, : spec.steps + 1].to(text.device),
-            sigmas.to(text.device),
-            spec.steps,
-            text,
-            attention,
-        )
+        return forward_kl(cast(Denoiser, job.student.module), states, sigmas, spec.steps, text, attention)
 
 
 def critic_step(job: Distillation, windows_at: Callable[[range], Rollouts], parts: list[range], number: int) -> Metrics:

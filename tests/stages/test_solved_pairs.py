@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +122,8 @@ def test_a_teacher_that_makes_none_is_told_before_it_is_trained_on(both: tuple[P
 
 
 def test_a_plan_has_their_teacher_and_no_room_on_the_disk() -> None:
-    params = smoke_params(model={"layers": 1}, video={"frames": 6, "window": 6})
+    small: dict[str, Any] = {"model": {"layers": 1}, "video": {"frames": 6, "window": 6}}
+    params = smoke_params(**small, pairs={"batch": 1})
     for stage in ("init", "distill"):
         plans = [
             forecast(open_models(one), stage, params.variant("hiar"), 2, gpus=2) for one in (params, not_stored(params))
@@ -133,4 +135,12 @@ def test_a_plan_has_their_teacher_and_no_room_on_the_disk() -> None:
     assert teacher == pytest.approx(2 * fewer["real score", "parameters"], rel=0.01)  # which is shared out, unlike it
     plan = forecast(open_models(not_stored(params)), "distill", params.variant("self-forcing"), 2)
     assert "teacher of the pairs" not in {one.role for one in plan.entries}  # it draws none
+    many = open_models(not_stored(smoke_params(**small, pairs={"batch": 64})))
+    for stage in ("init", "distill"):  # so many at a time are the fullest of it
+        *_, fullest = forecast(many, stage, params.variant("hiar"), 2).entries
+        assert fullest.what == "pairs"
+        rings = sum(
+            one.bytes for one in forecast(many, stage, params.variant("hiar"), 2).entries if one.role == "rings"
+        )
+        assert fullest.bytes + rings == forecast(many, "pairs", params.variant("hiar"), 64).entries[-1].bytes
     assert disk(open_models(not_stored(params)))["pairs"] == 0 < disk(open_models(params))["pairs"]

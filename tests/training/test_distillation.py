@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import pytest
 import torch
@@ -282,6 +282,26 @@ def test_the_replay_holds_the_newest_windows_and_their_text() -> None:
         held = [*range(max(0, first + 2 - 5), first + 2)]
         assert replay["windows"].flatten().tolist() == held
         assert replay["text"].flatten().tolist() == [-number for number in held]
+
+
+def test_pairs_are_drawn_before_a_rollout_is_held_for_backward() -> None:
+    """They may have to be solved first, which takes memory of its own."""
+    job = make_job(with_forward_kl(TWO_WAYS))
+    states, *others = PAIRS
+
+    class Rows:
+        rollouts_before: ClassVar[list[int]] = []
+
+        def __len__(self) -> int:
+            return len(states)
+
+        def __getitem__(self, part: Any) -> Tensor:
+            self.rollouts_before.append(len(cast(Prompts, job.prompts).asked))
+            return states[part]
+
+    job = dataclasses.replace(job, pairs=(Rows(), others[0], others[1].__getitem__))
+    distillation_step(job, 0)
+    assert Rows.rollouts_before == [0]
 
 
 def test_a_variant_with_forward_kl_needs_pairs() -> None:
