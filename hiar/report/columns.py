@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hiar.vbench.dimensions import DIMENSIONS, QUALITY
+from hiar.vbench.dimensions import DIMENSIONS, QUALITY, SEMANTIC
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,27 @@ DRIFT = {
         "optical flow, which need no networks: not the paper's Drift.",
     ),
 }
-VBENCH_QUALITY = Metric(
-    "vbench_quality", "VBench Quality", "VBench's weighted mean of its seven dimensions of quality.", "higher"
+VBENCH_WHOLES = (  # each with the groups of dimensions that it takes all of
+    (
+        Metric(
+            "vbench_quality", "VBench Quality", "VBench's weighted mean of its seven dimensions of quality.", "higher"
+        ),
+        (QUALITY,),
+    ),
+    (
+        Metric(
+            "vbench_semantic",
+            "VBench Semantic",
+            "VBench's mean of its nine dimensions of semantics, each of which is of some prompts alone: of no single "
+            "video.",
+            "higher",
+        ),
+        (SEMANTIC,),
+    ),
+    (
+        Metric("vbench_total", "VBench Total", "Four parts of Quality and one of Semantic.", "higher"),
+        (QUALITY, SEMANTIC),
+    ),
 )
 
 
@@ -120,13 +139,13 @@ def drift_columns(profiles: Sequence[str]) -> list[Metric]:
 
 
 def vbench_columns(dimensions: Sequence[str]) -> list[Metric]:
-    """Columns of VBench's dimensions, and of its Quality where all of that are among them."""
+    """Columns of VBench's dimensions, and of its Quality, Semantic and Total where all of that are among them."""
     columns = [
         Metric(f"vbench_{name}", f"VBench {name.replace('_', ' ')}", f"VBench's {name}, raw.", "higher")
         for name in dimensions
     ]
-    whole = all(name in dimensions for name, one in DIMENSIONS.items() if one.group == QUALITY)
-    return [*columns, *([VBENCH_QUALITY] if whole else [])]
+    lacking = {one.group for name, one in DIMENSIONS.items() if name not in dimensions}
+    return [*columns, *(one for one, groups in VBENCH_WHOLES if lacking.isdisjoint(groups))]
 
 
 def good_by_part(parts: int) -> list[Metric]:

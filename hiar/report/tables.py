@@ -64,9 +64,12 @@ def comparison(
 
 
 def _as_good_as_best(metric: Metric, students: Mapping[Series, Figures]) -> set[Series]:
-    """The students within TOLERANCE standard errors of the best of those that show something; none when that is all."""
+    """The students within TOLERANCE standard errors of the best of those that show something; none when that is all.
+
+    Nor any where there are no errors, as there are of VBench's Semantic.
+    """
     able = {series: figures for series, figures in students.items() if _shows(figures)}
-    if metric.better is None or not able:
+    if metric.better is None or not able or any(one[metric.key]["se"] is None for one in able.values()):
         return set()
     sign = 1 if metric.better == "higher" else -1
     best = max((figures[metric.key] for figures in able.values()), key=lambda summary: sign * summary["mean"])

@@ -34,7 +34,7 @@ from hiar.report.tables import Table, comparison
 from hiar.stages.common import Paths, sample_world, write_log
 from hiar.stages.comparison import SAMPLES, TEACHER, Contender, contenders, levels_compared, read_captions, read_summary
 from hiar.stages.truth import write_true_videos
-from hiar.statistics.paired import VIDEOS, Scores, read_scores
+from hiar.statistics.paired import VIDEOS, Scores, add_wholes, read_scores
 from hiar.statistics.validations import Validated, read_validations
 from hiar.tracking.stage import tracked
 from hiar.worlds.interface import FIRST_CLIP, open_world
@@ -72,6 +72,7 @@ def run(params: Params, workspace: Path) -> None:
     columns = [metric for metric in METRICS if metric.key in judge.columns]
     columns += drift_columns(params.score.profiles) + vbench_columns(params.score.vbench)
     scores, levels = read_scores(workspace / VIDEOS), levels_compared(params)
+    add_wholes(scores, read_summary(params, workspace))
     pairs = _differences(params, scores, columns)
     # Its own log is of the run before this one.
     logs = [log for log in read_logs(workspace / "logs") if log["name"] != "report"]

@@ -10,12 +10,14 @@ from hiar.report.columns import DRIFT, METRICS, drift_columns, vbench_columns
 from hiar.statistics.claims import TABLES
 from hiar.vbench.dimensions import DIMENSIONS
 
-QUALITY = [name for name, one in DIMENSIONS.items() if one.group == "quality"]
+QUALITY, SEMANTIC = (
+    [name for name, one in DIMENSIONS.items() if one.group == group] for group in ("quality", "semantic")
+)
 
 
 @pytest.mark.parametrize("world", ["shapes", "wan"])
 def test_the_papers_tables_and_the_report_mean_the_same_by_better(world: str) -> None:
-    """Of speed the report says neither, and it has no column of VBench's Semantic, which is of no video."""
+    """Of speed the report says neither."""
     columns = [*METRICS, *drift_columns(list(DRIFT)), *vbench_columns(list(DIMENSIONS))]
     ways = {column.key: column.better for column in columns}
     measures = yaml.safe_load((ROOT / TABLES).read_text())["measures"][world].values()
@@ -25,11 +27,20 @@ def test_the_papers_tables_and_the_report_mean_the_same_by_better(world: str) ->
     assert len(told) >= 4
 
 
-def test_quality_is_a_column_where_all_that_it_is_made_of_are() -> None:
-    names = [name for name in DIMENSIONS if name not in QUALITY][:2]
-    for dimensions, more in ((QUALITY, ["vbench_quality"]), (QUALITY[1:] + names, []), (names, []), ([], [])):
-        keys = [column.key for column in vbench_columns(dimensions)]
-        assert keys == [*(f"vbench_{name}" for name in dimensions), *more]
+@pytest.mark.parametrize(
+    ("dimensions", "more"),
+    [
+        (QUALITY, ["quality"]),
+        (QUALITY[1:] + SEMANTIC[:2], []),
+        (SEMANTIC, ["semantic"]),
+        (QUALITY[:3] + SEMANTIC, ["semantic"]),
+        (QUALITY + SEMANTIC, ["quality", "semantic", "total"]),
+        ([], []),
+    ],
+)
+def test_wholes_are_columns_where_all_that_they_are_made_of_are(dimensions: list[str], more: list[str]) -> None:
+    keys = [column.key for column in vbench_columns(dimensions)]
+    assert keys == [f"vbench_{name}" for name in (*dimensions, *more)]
 
 
 def test_a_score_of_drift_has_its_floor_beside_it() -> None:

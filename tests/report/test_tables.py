@@ -34,6 +34,7 @@ def test_the_best_and_its_equals_are_marked():
 def test_nothing_is_marked_where_all_are_alike_or_no_way_is_better():
     assert marked(table(GOOD, 0.89, 0.90)) == [False, False]
     assert marked(table(SPEED, 1.0, 3.0)) == [False, False]
+    assert marked(table(GOOD, 0.1, 0.9, se=None)) == [False, False]  # nor where nobody knows how sure it is
 
 
 def test_references_do_not_compete():

@@ -14,7 +14,8 @@ from hiar.errors import UserError
 from hiar.parameters import merge, parse_params
 from hiar.report.sheet import CELL, FOOT, GAP, HEAD, LABEL, contact_sheet
 from hiar.stages import report, score
-from hiar.stages.comparison import contenders, read_captions, read_summary
+from hiar.stages.comparison import contenders, nested, read_captions, read_summary
+from hiar.vbench.dimensions import DIMENSIONS, SEMANTIC
 
 MODELS = ["True world", "Teacher", "Self-Forcing · init", "HiAR · init", "Self-Forcing", "HiAR"]
 MODELS += ["HiAR without forward-KL"]
@@ -265,6 +266,24 @@ def test_scores_that_say_nothing_of_a_column_are_refused(workspace, params, tmp_
     (tmp_path / "metrics" / "world.json").write_text('[{"seed": 0')  # cut off
     with pytest.raises(UserError, match=r"world\.json: cannot be read; run `hiar stage score` first"):
         report.run(params, tmp_path)
+
+
+def test_what_is_of_no_single_video_is_compared_over_the_seeds(workspace, params, tmp_path):
+    """VBench's Semantic has one figure a seed: its row of differences says what those two say."""
+    names = [name for name, one in DIMENSIONS.items() if one.group == SEMANTIC]
+    asked = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
+    (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
+    shutil.copytree(workspace / "metrics", tmp_path / "metrics")
+    rows = read_summary(params, workspace)
+    for row in rows:
+        better = 0.2 + 0.01 * row["seed"] if row["variant"] == "hiar" and row["stage"] == "distill" else 0.1
+        row["metrics"] |= {f"vbench_{name}": {"mean": better, "se": None, "n": 3} for name in (*names, SEMANTIC)}
+    (tmp_path / "metrics" / "summary.json").write_text(json.dumps(nested(rows)))
+    report.run(asked, tmp_path)
+    page = (tmp_path / "reports" / "index.html").read_text()
+    assert page.count("VBench Semantic") >= 3  # all videos, differences over videos and over seeds
+    assert "+0.105" in page  # of .1 and .11
+    assert "vbench_total" not in page
 
 
 def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, tmp_path):
