@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT
+from typer.testing import CliRunner
 
+from hiar.cli.app import app
 from hiar.config import Variant
 from hiar.config.inits import Adopted
 from hiar.memory import table
@@ -109,3 +111,16 @@ def test_an_init_that_is_adopted_is_not_planned() -> None:
     said = "\n".join(lines(models, ("init", "pairs"), 1, 1, 80 * GB))
     assert "\ninit, GB a GPU" not in said
     assert "\npairs, GB a GPU" in said
+
+
+def test_what_the_command_is_asked_for_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+    def said(*options: str) -> str:
+        return CliRunner().invoke(app, ["plan", "--stage", "pairs", *options]).output
+
+    asked = said("--gpus", "3", "--memory", "0.5", "--micro-batch", "5")
+    assert "\npairs, GB a GPU" in asked
+    assert "\nsample" not in asked
+    assert "5 sample(s) a GPU at a time; 3 GPUs of 0.5 GB, of which" in asked
+    assert "1 sample(s) a GPU at a time; 1 GPU of 80 GB, of which" in said()
