@@ -217,3 +217,6 @@ def test_students_that_cannot_be_shown_together(checkpoint, tmp_path):
     shutil.copytree(checkpoint, namesake)
     assert [one.name for one in find_students([checkpoint, namesake])] == [str(checkpoint), str(namesake)]
     assert [one.name for one in find_students([namesake])] == ["student"]
+    third = shutil.copytree(checkpoint, tmp_path / "third")
+    three = [checkpoint, namesake, third]
+    assert [one.name for one in find_students(three)] == [str(folder) for folder in three]
