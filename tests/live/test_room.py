@@ -110,6 +110,14 @@ def test_who_does_not_keep_up_is_left_behind_and_sent_nothing_with_a_gap(room):
     assert (slow.outbox.qsize(), quick.outbox.qsize(), quick.behind) == (1, 5, False)
 
 
+def test_students_begin_when_somebody_comes(room):
+    asleep = Room(room.students, Timeline(BLOCK, BLOCK, FPS, lead=1.0), PROMPT, SEED)
+    asleep.begin(PROMPT, SEED, None, None)
+    assert asleep.timeline.until == 0
+    asleep.enter(Viewer())
+    assert asleep.timeline.until == FPS // BLOCK  # blocks of a second, which is the lead
+
+
 def test_who_comes_later_gets_the_block_that_is_watched_and_what_has_broken(room):
     for number in range(4):
         for student in room.students:
