@@ -24,6 +24,7 @@ from hiar.live.timeline import Timeline
 from hiar.models.generator import load_card
 
 PROMPT, TOKEN, FPS, BLOCK = "a red disc moves left", "sixteen letters!", 12, 3
+PATIENCE = 30  # seconds, after which something has not come
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +68,22 @@ def entered(client: TestClient, room: Room) -> Iterator[WebSocketTestSession]:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
     await asyncio.sleep(0.01)  # what is then ready to run has run
 
 
 def ended(viewer: WebSocketTestSession) -> int:
     """The code with which the server ends it, after whatever it still says."""
-    with pytest.raises(WebSocketDisconnect) as closed:
-        while True:
-            message = viewer.receive()
-            viewer._raise_on_close(message)
-    return closed.value.code
+    while (message := viewer.portal.call(_hear, viewer))["type"] != "websocket.close":
+        pass
+    return cast(int, message["code"])
+
+
+async def _hear(viewer: WebSocketTestSession) -> Any:
+    async with asyncio.timeout(PATIENCE):
+        return await viewer._send_rx.receive()
 
 
 def test_as_many_as_may_come_and_another_once_one_has_left(
