@@ -117,6 +117,14 @@ def test_every_option_of_an_import_is_heard(run: Callable[..., str], released: P
     assert (world.height, world.width, world.frames_per_second, card.precision) == (32, 48, 10, "no")
 
 
+def test_what_a_file_does_not_tell_of_itself_its_base_does(run: Callable[..., str], released: Path, base: Path) -> None:
+    torch.save({"generator": torch.load(released, weights_only=True)["generator"]}, "one.pt")
+    assert "name its base" in run("models", "one.pt", code=2)
+    said = run("models", "one.pt", "one.pt", "--base", base)
+    assert said.count("one.pt\n") == 2
+    assert "heads" in said
+
+
 @pytest.mark.parametrize(
     ("preset", "walk"),
     [
