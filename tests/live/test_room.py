@@ -153,6 +153,11 @@ def test_a_walk_that_cannot_be_changes_nothing(room):
     before = list(room.history)
     with pytest.raises(UserError, match="--order = step_first"):
         room.restart(5, "step_first", "finished")
+    # Possible for the first alone: the second was trained to wait for whole blocks.
+    waits = Walk(order="block_first", context="finished")
+    room.students[1].card = room.students[1].card.model_copy(update={"walk": waits})
+    with pytest.raises(UserError, match="--order = step_first"):
+        room.restart(5, "step_first", None)
     assert (room.seed, room.order, list(room.history)) == (SEED, None, before)
 
 
