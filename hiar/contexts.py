@@ -25,10 +25,8 @@ class ContextRule:
     scale: ContextLevel = 1.0
 
     def share(self, step: int) -> float:
-        """The c of a step; at any, the last one's output is clean."""
-        if isinstance(self.scale, tuple):
-            return self.scale[step] if step < len(self.scale) else 1.0
-        return self.scale
+        """The c of a step, but of the last, whose output is clean."""
+        return self.scale[step] if isinstance(self.scale, tuple) else self.scale
 
     def level(self, step: int, clean: int) -> int:
         """The level of the state as it was, as an index of the levels; ``clean`` is that of no noise."""

@@ -158,7 +158,7 @@ def test_passes_are_counted_without_being_made(case: tuple[Grid, list[Pass]]) ->
             made = list(walk_passes(grid, order, passes))  # type: ignore[arg-type]
             assert count_passes(grid, order, passes) == len(made)  # type: ignore[arg-type]
     if grid.rule.name != "shared" and not grid.rule.finished:
-        for share in (range(1), range(grid.steps - 1, grid.steps), range(grid.steps // 2, grid.steps)):
+        for share in (range(0), range(1), range(grid.steps - 1, grid.steps), range(grid.steps // 2, grid.steps)):
             assert count_passes(grid, "diagonal", "batched", share) == len(
                 list(walk_passes(grid, "diagonal", "batched", share))
             )
@@ -177,6 +177,32 @@ def test_the_fastest_walk_is_possible_and_gives_the_same_video(order: str, conte
     if (order, context, "separate") in WALKS:
         fast_order, passes = fastest(context)  # type: ignore[arg-type]
         assert (fast_order, context, passes) in WALKS
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_no_walk_has_fewer_forward_calls_than_the_fastest(context: str) -> None:
+    grid = make_grid(context, blocks=9, steps=4, window=3)  # type: ignore[arg-type]
+    calls = {(order, passes): count_passes(grid, order, passes) for order, own, passes in WALKS if own == context}  # type: ignore[arg-type]
+    assert calls[fastest(context)] == min(calls.values())  # type: ignore[arg-type,index]
+
+
+@cases(walks())
+def test_a_cache_is_ended_by_the_last_cell_that_needs_it(case: tuple[Grid, list[Pass]]) -> None:
+    """No earlier, or its context would be gone, and no later: step by step there is one in memory at a time."""
+    grid, walk = case
+    last: dict[int, Cell] = {}  # of each cache
+    for step in walk:
+        last |= {grid.cache(cell.step): cell for cell in step.write}
+        for cell in sorted(step.denoise):
+            last |= {cache: cell for cache in (grid.cache(cell.step), grid.leaves(cell.step)) if cache is not None}
+    ended = {grid.cache(cell.step): cell for step in walk for cell in step.denoise if grid.ends(cell)}
+    # Under the shared rule the next step still leaves its context there: caches stay until the end.
+    assert ended == ({} if grid.rule.left else last)
+
+
+def test_a_window_of_sinks_alone_has_no_room_for_the_block_itself() -> None:
+    with pytest.raises(ValueError, match="the window must hold the sinks and the block itself"):
+        make_grid("output", blocks=3, steps=2, window=2, sinks=2)
 
 
 @cases(walks())
@@ -201,6 +227,15 @@ def test_shared_context_needs_the_next_step_of_the_block_before() -> None:
     grid = make_grid("shared", blocks=3, steps=2, window=2)
     with pytest.raises(ValueError, match="its context holds blocks"):
         check(grid, PASSES["separate"](grid, ORDERS["step_first"](grid)))
+
+
+def test_shared_contexts_of_given_blocks_are_made_among_those_of_the_next_step() -> None:
+    grid = make_grid("shared", blocks=3, steps=2, window=2, given=2)
+    first, *rest = walk_passes(grid, "block_first")
+    check(grid, [first, *rest])
+    rest[0], rest[1] = rest[1], rest[0]  # block 1 at step 0, whose keys need block 0 at step 1
+    with pytest.raises(ValueError, match=r"pass 1, .*: its context holds blocks \[\], not \[0\]"):
+        check(grid, [first, *rest])
 
 
 @pytest.mark.parametrize(

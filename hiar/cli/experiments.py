@@ -159,9 +159,8 @@ def stage(
     if not started:
         alone("a stage")
     params = load_params(Path("params.yaml"))
-    for method in (variant, walk):
-        if method is not None:
-            params.variant(method)
+    if variant is not None:  # before processes are started for it; a walk is the stage's own to check
+        params.variant(variant)
     processes = params.runtime.processes or 1
     if name in SHARED and processes > 1 and not started:
         names = [f"process {rank} of {processes}" for rank in range(processes)]

@@ -110,26 +110,19 @@ def _score(video: Video, profiles: Sequence[Profile], progress: Progress) -> lis
         if min(head.width, head.height) < profile.least_side:
             least = f"{profile.name} needs {profile.least_side} a side"
             raise UserError(f"{video.path}: is {head.width}x{head.height} pixels, {least}; leave it out")
-        _check_length(video, profile, head.frames)
     frames = min(PART, max(1, PIXELS // (head.width * head.height)))
     parts = (part[None] for part in read_parts(video.path, frames))
     findings, length = look_through(parts, [profile.observer for profile in profiles], [video.caption or ""], progress)
     facts = {"frames": length, "width": head.width, "height": head.height, "rate": head.rate}
     results = []
     for profile, found in zip(profiles, findings, strict=True):
-        _check_length(video, profile, length)
+        if length < profile.observer.least_frames:
+            least = f"{profile.name} needs {profile.observer.least_frames}"
+            raise UserError(f"{video.path}: has {length} frames, {least}; make it longer or leave it out")
         names = dict(zip(("profile", "record", "sha256", "caption"), video.key(profile), strict=True))
         metrics = {name: _number(float(value)) for name, value in profile.observer.measure(found).items()}
         results.append({"video": video.path.name} | names | facts | {"metrics": metrics})
     return results
-
-
-def _check_length(video: Video, profile: Profile, frames: int | None) -> None:
-    least = profile.observer.least_frames
-    if frames is not None and frames < least:
-        raise UserError(
-            f"{video.path}: has {frames} frames, {profile.name} needs {least}; make it longer or leave it out"
-        )
 
 
 def _number(value: float) -> float | None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from hiar.errors import UserError
 from hiar.io.outputs import is_stream, is_terminal, opened, output_of, write_all, write_output
 
 
@@ -42,6 +46,18 @@ def test_a_descriptor_stays_open_and_is_written_at_once() -> None:
     with opened(target) as stream:
         stream.write(b"more")
         assert os.read(reader, 99) == b"more"  # before it is closed
+    os.close(writer)
+    os.close(reader)
+
+
+def test_without_a_standard_output_its_number_is_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a shell has closed; Python then gives its number to the next file. Other descriptors are as good as ever."""
+    reader, writer = os.pipe()
+    monkeypatch.setattr(sys, "stdout", None)
+    for name in ("-", "/dev/fd/1"):
+        with pytest.raises(UserError, match=f"--out = {name}: is not open; name a file"):
+            output_of("--out", name)
+    assert output_of("--out", f"/dev/fd/{writer}") == writer
     os.close(writer)
     os.close(reader)
 

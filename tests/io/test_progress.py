@@ -1,6 +1,8 @@
 """Progress in a log: lines, not a bar, and each count once."""
 
+import io
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +64,19 @@ def test_the_time_that_is_left_is_told_until_there_is_none(eager, capsys):
     first, last = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"work: 2/3 frames in 00:00, \d+\.\d frames/s, 00:00 left", first)
     assert re.fullmatch(r"work: 3/3 frames in 00:00, \d+\.\d frames/s", last)
+
+
+def test_on_a_terminal_a_bar_goes_on_from_where_it_was(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress("work", 10, start=4) as bar:
+        bar.advance(5, metrics={"loss": 0.25})
+    last = terminal.getvalue().rstrip().split("\r")[-1]
+    assert re.match(r"work:  90%\|.*\| 9/10 \[", last)
 
 
 def test_what_an_earlier_run_has_done_counts_for_neither_rate_nor_time(eager, capsys, monkeypatch):

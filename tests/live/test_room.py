@@ -110,6 +110,14 @@ def test_who_does_not_keep_up_is_left_behind_and_sent_nothing_with_a_gap(room):
     assert (slow.outbox.qsize(), quick.outbox.qsize(), quick.behind) == (1, 5, False)
 
 
+def test_students_begin_when_somebody_comes(room):
+    asleep = Room(room.students, Timeline(BLOCK, BLOCK, FPS, lead=1.0), PROMPT, SEED)
+    asleep.begin(PROMPT, SEED, None, None)
+    assert asleep.timeline.until == 0
+    asleep.enter(Viewer())
+    assert asleep.timeline.until == FPS // BLOCK  # blocks of a second, which is the lead
+
+
 def test_who_comes_later_gets_the_block_that_is_watched_and_what_has_broken(room):
     for number in range(4):
         for student in room.students:
@@ -145,6 +153,11 @@ def test_a_walk_that_cannot_be_changes_nothing(room):
     before = list(room.history)
     with pytest.raises(UserError, match="--order = step_first"):
         room.restart(5, "step_first", "finished")
+    # Possible for the first alone: the second was trained to wait for whole blocks.
+    waits = Walk(order="block_first", context="finished")
+    room.students[1].card = room.students[1].card.model_copy(update={"walk": waits})
+    with pytest.raises(UserError, match="--order = step_first"):
+        room.restart(5, "step_first", None)
     assert (room.seed, room.order, list(room.history)) == (SEED, None, before)
 
 
@@ -154,7 +167,7 @@ def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
     begun = [blocks_ahead(student.card, student.card.walk) for student in room.students]
     assert begun[0] > begun[1]
     for _ in range(2):
-        assert room.change(OTHER) >= room.timeline.until + begun[0]
+        assert room.change(OTHER) == room.timeline.until + begun[0]  # and no block later than it must
         room.students.reverse()
 
 
@@ -217,3 +230,6 @@ def test_students_that_cannot_be_shown_together(checkpoint, tmp_path):
     shutil.copytree(checkpoint, namesake)
     assert [one.name for one in find_students([checkpoint, namesake])] == [str(checkpoint), str(namesake)]
     assert [one.name for one in find_students([namesake])] == ["student"]
+    third = shutil.copytree(checkpoint, tmp_path / "third")
+    three = [checkpoint, namesake, third]
+    assert [one.name for one in find_students(three)] == [str(folder) for folder in three]

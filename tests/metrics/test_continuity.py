@@ -19,6 +19,13 @@ def test_jumps_at_borders_show():
     assert border_jump(changes(jumping), BLOCK).item() == pytest.approx((24 + 0.25) / (3 + 0.25))
 
 
+def test_changes_are_means_of_all_pixels_and_colours():
+    """In whole numbers, so that nothing but the last division is rounded."""
+    frames = torch.randint(256, (2, 4, 9, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sums = frames.long().diff(dim=1).abs().sum(dim=(2, 3, 4))
+    torch.testing.assert_close(changes(frames), sums.double() / (9 * 7 * 3), rtol=1e-6, atol=0)
+
+
 def test_jumps_inside_blocks_do_not():
     assert border_jump(changes(steps([0, 30, 60, 63, 93, 123])), BLOCK).item() < 0.2
 

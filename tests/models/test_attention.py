@@ -97,6 +97,7 @@ def test_positions_have_no_end() -> None:
     table = denoiser.positions[0].table
     first = rotations(table, 0, 6, 2, 2)
     assert torch.equal(first, torch.complex(*_table(table, 6)))
+    assert torch.equal(rotations(table, -2, 6, 2, 2)[:, 2 * 4 :], first[:, : 4 * 4])  # of four tokens a frame
     query, key = torch.randn(2, 1, 24, 2, 12, generator=torch.Generator().manual_seed(1)).unbind(0)
     for start in (-7, 1021, 10**6):
         turns = rotations(table, start, 6, 2, 2)

@@ -73,10 +73,10 @@ def test_a_known_slope_of_sharpness(frames):
 
 
 def test_colorfulness_is_hasler_and_suesstrunks():
-    red, grey = torch.tensor([200, 0, 0]), torch.tensor([90, 90, 90])
-    half = torch.stack([red, grey]).repeat(8, 1).view(1, 1, 4, 4, 3).to(torch.uint8)
-    # rg is 200 and 0, yb 100 and 0: spreads of 100 and 50 about means of 100 and 50
-    assert colorfulness(half).item() == pytest.approx((100**2 + 50**2) ** 0.5 * 1.3)
+    orange, grey = torch.tensor([200, 40, 0]), torch.tensor([90, 90, 90])
+    half = torch.stack([orange, grey]).repeat(8, 1).view(1, 1, 4, 4, 3).to(torch.uint8)
+    # rg is 160 and 0, yb 120 and 0: spreads of 80 and 60 about means of 80 and 60
+    assert colorfulness(half).item() == pytest.approx((80**2 + 60**2) ** 0.5 * 1.3)
     assert colorfulness(torch.full_like(half, 90)).item() == 0
 
 

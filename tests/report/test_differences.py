@@ -67,6 +67,18 @@ def test_one_student_of_a_single_seed_and_video_has_no_interval_beside_those_tha
     assert [row.n for row in table.rows] == [1]
 
 
+def test_a_row_counts_the_videos_of_what_has_an_interval():
+    """The first metric may be defined of a single video, as are dimensions of VBench's of few prompts."""
+    few = scores([0])
+    for videos in few.values():
+        for (_, video), metrics in videos.items():
+            if video:
+                del metrics["good"]
+    (table,) = difference_tables(METRICS, few, STUDENTS, "distill/other")
+    assert [row.n for row in table.rows] == [4, 4]
+    assert shown(table)["hiar"][0] == ("+0.100", "", False)
+
+
 def test_ninth_students_take_the_first_ones_colour():
     names = [f"one-{number}" for number in range(10)]
     colors = [model_series("distill", name, "a walk", names).color for name in names]

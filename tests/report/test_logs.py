@@ -45,6 +45,12 @@ def test_stages_are_told_in_the_order_in_which_they_ran(tmp_path):
     }
 
 
+def test_stages_that_began_together_are_told_by_name(tmp_path):
+    """Whatever the order in which a folder lists its files."""
+    names = [f"seed-{number}" for number in (3, 0, 7, 1, 6, 2, 5, 4)]
+    assert [one["name"] for one in written(tmp_path, **{name: log(1, 1, 1) for name in names})] == sorted(names)
+
+
 def test_a_log_that_a_kill_has_cut_off_is_left_out(tmp_path):
     (tmp_path / ".codec.json.tmp").write_text(json.dumps(log(1, 1, 1)))  # of one that was being written
     assert [one["name"] for one in written(tmp_path, codec=log(1, 1, 1), init='{"stage": "in', score="[1]")] == [

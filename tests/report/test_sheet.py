@@ -57,6 +57,14 @@ def test_a_moment_is_the_nearest_frame_and_what_ends_there_is_over():
     assert (shorter[1][0, 0] == EMPTY).all()
 
 
+def test_what_is_finer_than_a_cell_is_averaged() -> None:
+    """Stripes of a pixel are grey: of a picture that is cut down by leaving pixels out they would be a pattern."""
+    stripes = torch.zeros(1, 3 * CELL, 3 * CELL, 3, dtype=torch.uint8)
+    stripes[:, :, ::3] = 240
+    ((cell,),) = cells(contact_sheet("", [("stripes", stripes)], 1, 4), 1, 1)
+    assert abs(cell.astype(float) - 80).max() < 20
+
+
 def test_names_stand_beside_their_videos():
     one, other = (contact_sheet("", [("a", video(2)), (name, video(2))], 2, 4) for name in ("b", "c"))
     rows = [slice(HEAD + r * (CELL + GAP), HEAD + r * (CELL + GAP) + CELL) for r in range(2)]

@@ -14,6 +14,7 @@ from hiar.config import Context, Order, Passes, Renoise
 from hiar.grid import Cell, make_grid
 from hiar.models.attention import Bidirectional, attend
 from hiar.models.denoiser import Denoiser
+from hiar.models.rings import Rings
 from hiar.models.rotary import rotate, rotations
 from hiar.rollout.cell import Memory, Rollout, given_state
 from hiar.rollout.walk import generate, walk
@@ -241,6 +242,17 @@ def test_two_thousand_blocks_in_constant_memory() -> None:
         if n in (100, 1999):
             alive[n] = live_tensor_bytes()
     assert alive[1999] <= alive[100]
+
+
+@torch.no_grad()
+def test_of_a_cache_that_is_dropped_nothing_stays() -> None:
+    rings, key = Rings(2, window=3, sinks=2), torch.zeros(1, 4, 2, 8)
+    before = live_tensor_bytes()
+    for block in range(5):
+        rings.put(0, 0, block, key, key)
+    assert live_tensor_bytes() > before
+    rings.drop(0)
+    assert live_tensor_bytes() == before
 
 
 @torch.no_grad()

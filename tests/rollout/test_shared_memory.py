@@ -10,7 +10,7 @@ import torch
 from hiar.rollout.links import PeerLost
 from hiar.rollout.shared_memory import SLOTS, SharedMemory, line_of
 
-SHAPES = [(2, 3), (1, 3), (2, 3)] * SLOTS
+SHAPES = [(1, 3), (2, 3), (2, 3)] * SLOTS  # the first is not the largest
 BLOCKS = [torch.full(shape, float(number)) for number, shape in enumerate(SHAPES)]
 
 

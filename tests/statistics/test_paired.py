@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hiar.errors import UserError
-from hiar.statistics.paired import differences, estimate, read_scores, values_of
+from hiar.statistics.paired import add_wholes, differences, estimate, read_scores, values_of
 
 
 def row(variant, seed, video, value, **changes):
@@ -114,6 +114,7 @@ def test_videos_that_a_metric_is_not_defined_of_are_left_out(tmp_path):
         (json.dumps(row("hiar", 0, 0, "fast")), "line 2: is no row of scores (ValueError"),
         (json.dumps(row("hiar", 0, 0, 1.0) | {"metrics": 3}), "line 2: is no row of scores (AttributeError"),
         (json.dumps(row("other", 0, 0, 2.0)), "line 2: video 0 of distill/other, seed 0, is there twice"),
+        (json.dumps(row("other", 0, 0, 1.0)), "line 2: video 0 of distill/other, seed 0, is there twice"),
     ],
 )
 def test_a_file_that_is_none_of_scores(tmp_path, text, message):
@@ -122,6 +123,21 @@ def test_a_file_that_is_none_of_scores(tmp_path, text, message):
     with pytest.raises(UserError) as caught:
         read_scores(path)
     assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_what_has_no_values_by_video_is_added_seed_by_seed(tmp_path):
+    scores = read_scores(written(tmp_path, [row("hiar", seed, 0, 1.0) for seed in (0, 1)]))
+    scores["distill/hiar"][0, 0]["semantic"] = 0.5  # of this seed alone it is known by video
+    summary = {"stage": "distill", "variant": "hiar", "metrics": {"speed": {"mean": 2.0}, "semantic": {"mean": 0.75}}}
+    add_wholes(scores, [summary | {"seed": seed} for seed in (0, 1)])
+    assert {seed: list(found) for seed, found in values_of(scores, "distill/hiar", "semantic").items()} == {
+        0: [0.5],
+        1: [0.75],
+    }
+    assert {seed: list(found) for seed, found in values_of(scores, "distill/hiar", "speed").items()} == {
+        0: [1.0],
+        1: [1.0],
+    }
 
 
 def test_no_file_and_one_that_is_no_text(tmp_path):

@@ -43,6 +43,7 @@ def test_what_cannot_be_correlated_is_left_open():
     one, other = courses(0)
     assert correlation({}, "a", "b") is None
     assert correlation({0: taken(one[:2], other[:2])}, "a", "b") is None
+    assert correlation({0: taken(one[:3], other[:3])}, "a", "b") is not None
     assert correlation({0: taken(one, other), 1: taken(one[:2], other[:2])}, "a", "b") is None
     assert correlation({0: taken(one, np.ones(12))}, "a", "b") is None
     assert correlation({0: taken(one, other)}, "a", "c") is None

@@ -78,6 +78,22 @@ def test_published_first_digits_are_enough(tmp_path, monkeypatch):
         assert (inspect(tmp_path, MUSIQ).problem is None) == fits
 
 
+def test_archives_are_told_apart_by_what_is_in_them(tmp_path):
+    """Weights in both formats of torch.save, and a network of TorchScript; each is no file of the other kind."""
+    amt, clip = laid(tmp_path, AMT), laid(tmp_path, CLIP)
+    script = torch.jit.script(torch.nn.Linear(2, 2))
+    for old in (True, False):
+        torch.save({"a": torch.zeros(2)}, amt, _use_new_zipfile_serialization=not old)
+        assert "its publisher names no hash" in inspect(tmp_path, AMT).problem
+    assert "is no TorchScript archive" in inspect(tmp_path, CLIP).problem
+    script.save(clip)
+    assert "SHA-256" in inspect(tmp_path, CLIP).problem
+    for path, name in ((amt, AMT), (clip, CLIP)):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.txt", "neither")
+        assert "is no " in inspect(tmp_path, name).problem
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -103,6 +103,28 @@ def test_a_released_student_is_imported_sampled_and_streamed(
     assert "holds generator, generator_ema: which one is meant" in said
 
 
+def test_every_option_of_an_import_is_heard(run: Callable[..., str], released: Path, base: Path) -> None:
+    """Each is another than every preset's, and none is lacking, so that there need be none."""
+    walk = ("--order", "diagonal", "--context", "clean", "--block", 2, "--window", 8, "--sinks", 1)
+    schedule = ("--steps", 6, "--shift", 7.5, "--renoise", "euler", "--fps", 10)
+    run("import", released, "--base", base, "--weights", "generator", *SIZE, *walk, *schedule, "--out", "im")
+    card = load_card(Path("im"))
+    assert card.walk is not None
+    assert (card.walk.order, card.walk.context) == ("diagonal", "clean")
+    assert (card.video.block, card.video.window, card.video.sink_blocks) == (2, 8, 1)
+    assert (card.schedule.student_steps, card.schedule.student_shift, card.schedule.renoise) == (6, 7.5, "euler")
+    world = open_world(card.world)
+    assert (world.height, world.width, world.frames_per_second, card.precision) == (32, 48, 10, "no")
+
+
+def test_what_a_file_does_not_tell_of_itself_its_base_does(run: Callable[..., str], released: Path, base: Path) -> None:
+    torch.save({"generator": torch.load(released, weights_only=True)["generator"]}, "one.pt")
+    assert "name its base" in run("models", "one.pt", code=2)
+    said = run("models", "one.pt", "one.pt", "--base", base)
+    assert said.count("one.pt\n") == 2
+    assert "heads" in said
+
+
 @pytest.mark.parametrize(
     ("preset", "walk"),
     [

@@ -181,8 +181,10 @@ def test_a_truncated_lmdb_is_refused_before_it_is_mapped(tmp_path: Path) -> None
 
 def test_the_command_says_what_came(tmp_path: Path) -> None:
     write_files(tmp_path / "source")
-    run = hiar("import-pairs", "source", "--out", "pairs", "--shard", 4, folder=tmp_path)
+    run = hiar("import-pairs", "source", "--out", "pairs", "--shard", 4, "--shift", 3, folder=tmp_path)
     assert run.stdout.startswith("pairs: 5 pairs of 2x3x4x6 ")
+    torch.testing.assert_close(load_pairs(tmp_path / "pairs").sigmas, warp(torch.tensor([1, 0.75, 0.5, 0.25, 0]), 3.0))
+    assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 2  # of four pairs and of one
     (said,) = hiar("import-pairs", "nowhere", "--out", "pairs", folder=tmp_path, code=2).stderr.splitlines()
     assert said == "error: nowhere: is no folder of .pt files and no LMDB; name one"
 

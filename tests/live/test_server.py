@@ -1,0 +1,195 @@
+"""Who may use the page, and how much of it: the server's application in this process, without students at work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from starlette.testclient import TestClient, WebSocketTestSession
+from starlette.websockets import WebSocketDisconnect
+from students import save_student
+
+from hiar.io.video import fragments
+from hiar.live import room as rooms
+from hiar.live import server
+from hiar.live.room import Room
+from hiar.live.server import application
+from hiar.live.students import Student
+from hiar.live.timeline import Timeline
+from hiar.models.generator import load_card
+
+PROMPT, TOKEN, FPS, BLOCK = "a red disc moves left", "sixteen letters!", 12, 3
+PATIENCE = 30  # seconds, after which something has not come
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "student"
+    save_student(folder)
+    return folder
+
+
+@pytest.fixture
+def room(checkpoint) -> Room:
+    """A student that has been asked for a video and has made a block of it."""
+    student = Student("one", checkpoint, load_card(checkpoint), header=fragments(64, 64, FPS)[0])
+    opened = Room([student], Timeline(BLOCK, BLOCK, FPS, lead=1.0), PROMPT, seed=0)
+    opened.begin(PROMPT, 0, None, None)
+    student.keep({"kind": "block", "block": 0, "prompt": PROMPT, "pictures": BLOCK, "latent": "hash"}, b"", FPS)
+    return opened
+
+
+@pytest.fixture
+def client(room: Room, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    monkeypatch.setattr(server, "PENALTY_SECONDS", 0.0)
+    with TestClient(application(room, TOKEN, loopback=True), base_url="http://127.0.0.1:8765") as opened:
+        yield opened
+
+
+def connect(client: TestClient) -> WebSocketTestSession:
+    return client.websocket_connect("/live", headers={"host": "127.0.0.1:8765"})
+
+
+@contextmanager
+def entered(client: TestClient, room: Room) -> Iterator[WebSocketTestSession]:
+    """A viewer that has been greeted, until it leaves and the server has noticed."""
+    with connect(client) as viewer:
+        viewer.send_json({"kind": "enter", "token": TOKEN})
+        assert viewer.receive_json()["kind"] == "hello"
+        yield viewer
+        here = len(room.viewers)
+        viewer.close()
+        client.portal.call(_until, lambda: len(room.viewers) < here)  # type: ignore[union-attr]
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)  # what is then ready to run has run
+
+
+def ended(viewer: WebSocketTestSession) -> int:
+    """The code with which the server ends it, after whatever it still says."""
+    while (message := viewer.portal.call(_hear, viewer))["type"] != "websocket.close":
+        pass
+    return cast(int, message["code"])
+
+
+async def _hear(viewer: WebSocketTestSession) -> Any:
+    async with asyncio.timeout(PATIENCE):
+        return await viewer._send_rx.receive()
+
+
+def test_as_many_as_may_come_and_another_once_one_has_left(
+    room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MOST_VIEWERS", 2)
+    with entered(client, room):
+        with entered(client, room), connect(client) as third:
+            assert ended(third) == server.FULL
+        with entered(client, room):
+            assert len(room.viewers) == 2
+    assert not room.viewers
+
+
+def test_who_does_not_keep_up_is_sent_away_to_come_again(
+    room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooms, "BEHIND", 4)  # messages: fewer than are said at once
+    with connect(client) as viewer:
+        viewer.send_json({"kind": "enter", "token": TOKEN})
+        assert viewer.receive_json()["kind"] == "hello"
+        client.portal.call(_say_all_at_once, room)  # type: ignore[union-attr]
+        assert ended(viewer) == server.BEHIND_CODE
+        assert not room.viewers
+
+
+async def _say_all_at_once(room: Room) -> None:
+    for _ in range(9):
+        room.change(PROMPT)
+
+
+def test_who_gives_no_token_in_time_is_not_waited_for(
+    room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "ENTRY_SECONDS", 0.05)
+    for said in ([], [{"kind": "enter", "token": "wrong"}], [{"kind": "watched", "token": TOKEN}]):
+        with connect(client) as viewer:
+            for message in said:
+                viewer.send_json(message)
+            assert ended(viewer) == server.WRONG_TOKEN
+    assert not room.viewers
+
+
+def test_the_last_minute_is_for_those_who_know_the_token(room: Room, client: TestClient) -> None:
+    for given in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer wrong"}):
+        assert client.get("/minute/0.json", headers=given).status_code == 401
+    known = {"Authorization": f"Bearer {TOKEN}"}
+    assert client.get("/minute/0.json", headers=known).json()["checkpoint"] == "one"
+    assert client.get("/minute/1.json", headers=known).status_code == 404
+    open_to_all = TestClient(application(room, None, loopback=True), base_url="http://localhost")
+    assert open_to_all.get("/minute/0.json").json()["blocks"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("host", "code"), [("localhost:1", 200), ("[::1]:1", 200), ("[::2]", 421), ("localhost.elsewhere.example", 421)]
+)
+def test_no_names_but_those_of_this_machine_are_answered(
+    client: TestClient, host: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "ENTRY_SECONDS", 0.0)
+    assert client.get("/", headers={"Host": host}).status_code == code
+    refused = nullcontext() if code == 200 else pytest.raises(WebSocketDisconnect)
+    with refused, client.websocket_connect("/live", headers={"host": host}) as viewer:
+        assert ended(viewer) == server.WRONG_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("origin", "own"),
+    [
+        ("http://127.0.0.1:8765", True),
+        ("http://127.0.0.1:8765.elsewhere.example", False),
+        ("http://127.0.0.1", False),
+        ("null", False),
+    ],
+)
+def test_no_page_but_our_own_may_talk(
+    client: TestClient, origin: str, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "ENTRY_SECONDS", 0.0)
+    headers = {"host": "127.0.0.1:8765", "origin": origin}
+    refused = nullcontext() if own else pytest.raises(WebSocketDisconnect)
+    with refused, client.websocket_connect("/live", headers=headers) as viewer:
+        assert ended(viewer) == server.WRONG_TOKEN
+
+
+def test_more_messages_than_are_read_wait_as_long_as_the_rate_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on with what is slept: after a burst, each message takes its share of a second."""
+    now = [100.0]
+
+    async def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    async def receive() -> dict[str, str]:
+        return {"type": "websocket.receive", "text": json.dumps({"kind": "watched"})}
+
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(server, "asyncio", SimpleNamespace(sleep=sleep))
+    read = server._paced(cast(Any, SimpleNamespace(receive=receive)))
+
+    async def all_of(count: int) -> float:
+        began = now[0]
+        for _ in range(count):
+            await read()
+        return now[0] - began
+
+    assert asyncio.run(all_of(server.BURST)) == 0
+    assert asyncio.run(all_of(100)) == pytest.approx(100 / server.RATE, abs=1 / server.RATE)
+    now[0] += 3600.0  # who has been silent may say no more at once than at first
+    assert asyncio.run(all_of(server.BURST + 20)) == pytest.approx(20 / server.RATE, abs=1 / server.RATE)

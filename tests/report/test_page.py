@@ -1,0 +1,23 @@
+"""The page's template: what it names is there."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from jinja2 import UndefinedError
+
+from hiar.report import page
+
+
+def test_a_name_that_the_page_does_not_have_is_no_blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that misspells a part would else leave it out of every report, and nobody would see."""
+    known = cast(Any, SimpleNamespace(title="<HiAR>", __dataclass_fields__={"title": None}))
+    for template, shown in (("{{ title }}", "&lt;HiAR&gt;"), ("{{ titel }}", None)):
+        monkeypatch.setattr(page, "_resource", {"page.html.jinja": template}.get)
+        if shown is None:
+            with pytest.raises(UndefinedError, match="titel"):
+                page.render(known)
+        else:
+            assert page.render(known) == shown
