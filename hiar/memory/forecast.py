@@ -141,7 +141,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
     if gpus > 1:
         entries.append(Entry("all", "gathered layers", _gathered(params, gathered)))
         # An update's are reduced once, when they are complete.
-        entries.append(Entry("all", "whole gradients", storage_bytes(list(gathered[0].parameters()))))
+        entries.append(Entry("all", "whole gradients", storage_bytes(list(models.trained().parameters()))))
     return Forecast(stage, (*entries, *_activations(peaks, rings)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,13 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     roots = 3 * (learned - config["num_layers"] * 4 * layer)  # of student, critic and real score, in fp32
     assert distill["all", "gathered layers"] == roots + 2 * 2 * layer
     assert distill["all", "whole gradients"] == gradients
+    # A real score with wider layers has them gathered two at a time, and nothing but its ends beside the others'.
+    models, wide = forecast.open_models(params), config | {"ffn_dim": 3 * config["ffn_dim"]}
+    wider = forecast.forecast(replace(models, real=wide), "distill", params.variant("self-forcing"), 1, 3)
+    more = {e.what: e.bytes for e in wider.entries if e.role == "all"}
+    added = (2 * config["ffn_dim"]) * (2 * config["num_attention_heads"] * config["attention_head_dim"] + 1)
+    assert more["gathered layers"] - distill["all", "gathered layers"] == 2 * 2 * added
+    assert more["whole gradients"] == gradients
     pairs = planned_entries(params, "pairs", gpus=3)
     assert set(pairs) == {("teacher", "parameters"), ("activations", "phase")}
     assert pairs["teacher", "parameters"] == whole
