@@ -77,5 +77,9 @@ def _git(*arguments: str, folder: Path | None = None) -> str:
 
 
 def _without_password(text: str) -> str:
-    """It, without users and passwords of addresses, of which git repeats some without their beginning."""
-    return re.sub(r"(?<=//)[^/@\s]*@|[^/@\s]*:[^/@\s]*@", "", text)
+    """It, without users and passwords of addresses, of which git repeats some without their beginning.
+
+    The user of an address of ssh stays: without it nobody is let in.
+    """
+    text = re.sub(r"(?<=ssh://)([^/@:\s]+):[^/@\s]*@", r"\1@", text)
+    return re.sub(r"(?<=//)(?<!ssh://)[^/@\s]*@|[^/@\s]*:[^/@\s]*@", "", text)

@@ -41,6 +41,15 @@ def test_what_is_stored_is_the_commit_and_the_repository_without_a_password(repo
     ]
 
 
+@pytest.mark.parametrize(
+    "address", ["ssh://git@example.org/hiar", "git@example.org:hiar", "ssh://git:hidden@example.org/hiar"]
+)
+def test_the_user_whom_ssh_lets_in_is_kept(repository, monkeypatch, address):
+    monkeypatch.chdir(repository)
+    subprocess.run(["git", "remote", "set-url", "origin", address], check=True)
+    assert checkout.describe()["repository"] == address.replace(":hidden", "")
+
+
 def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(repository)
     commit = checkout.describe()["commit"]
