@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,17 @@ def test_a_worker_is_started_alike_everywhere() -> None:
         template = Path(words["--base-job-template"])
         assert template.parent == Path("/opt/infra/pools") and template.stem in pools()
         assert template.stem == words["--type"], "the template is another type's than the worker"
+
+
+def test_what_dies_is_taken_up_where_processes_run_the_flows() -> None:
+    """A pool of Kubernetes reports a lost run itself; of a process nobody would hear that it was killed."""
+    (command,) = {tuple(compose()["services"]["watcher"]["command"]), tuple(unit_command("watcher"))}
+    assert command[:2] == ("python", "-m") and find_spec(command[2])
+    given = environments()
+    for place in ("compose watcher", "compose worker", "systemd watcher", "systemd worker"):
+        assert "PREFECT_API_URL" in given[place], place
+    for worker in ("compose worker", "compose experiments", "systemd worker"):
+        assert given[worker]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30", "the watcher goes by heartbeats"
 
 
 def images(tree: Any) -> set[str]:
