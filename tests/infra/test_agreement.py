@@ -112,6 +112,24 @@ def test_images_are_the_same_and_none_floats() -> None:
     assert {f"{one['repository']}:{one.get('tag') or one['prefectTag']}" for one in named} == {tag}
 
 
+def test_charts_start_our_image_where_only_restricted_pods_are_let_in() -> None:
+    """Their own defaults start a script of another image, and keep the capabilities that the namespace refuses."""
+    (line,) = re.findall(r"^ENTRYPOINT (.*)$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
+    server, worker, mlflow = (
+        yaml.safe_load((INFRA / "helm" / f"{name}.yaml").read_text())
+        for name in ("prefect-server", "prefect-worker", "mlflow")
+    )
+    assert server["server"]["command"] == worker["worker"]["command"] == json.loads(line)
+    contexts = [one["containerSecurityContext"] for one in (server["server"], worker["worker"])]
+    contexts += [worker["worker"]["initContainer"]["containerSecurityContext"], mlflow["securityContext"]]
+    contexts += [one["securityContext"] for one in mlflow["initContainers"]]
+    assert all(one["capabilities"] == {"drop": ["ALL"]} for one in contexts)
+    assert mlflow["podSecurityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    told = (INFRA / "README.md").read_text()
+    for secret in (server["secret"]["name"], mlflow["backendStore"]["existingDatabaseSecret"]["name"]):
+        assert f"create secret generic {secret} " in told
+
+
 def in_a_container(name: str, value: str) -> str:
     """What a unit's variable would be in a container."""
     if (name, value) == ("PGHOST", "127.0.0.1"):
