@@ -125,6 +125,11 @@ def test_charts_start_our_image_where_only_restricted_pods_are_let_in() -> None:
     contexts += [one["securityContext"] for one in mlflow["initContainers"]]
     assert all(one["capabilities"] == {"drop": ["ALL"]} for one in contexts)
     assert mlflow["podSecurityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    policies = {one["metadata"]["name"]: one["spec"] for one in manifests() if one["kind"] == "NetworkPolicy"}
+    part_of = policies["servers"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+    assert part_of == server["server"]["podLabels"] == worker["worker"]["podLabels"] == mlflow["extraPodLabels"]
+    (known,) = policies["servers"]["podSelector"]["matchExpressions"]
+    assert {server["nameOverride"], mlflow["fullnameOverride"]} == set(known["values"])
     told = (INFRA / "README.md").read_text()
     for secret in (server["secret"]["name"], mlflow["backendStore"]["existingDatabaseSecret"]["name"]):
         assert f"create secret generic {secret} " in told
