@@ -73,6 +73,20 @@ def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_
         checkout.open_project(repository.as_uri(), commit)
 
 
+def test_a_clone_finds_the_models_that_no_repository_holds(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)
+    commit = checkout.describe()["commit"]
+    monkeypatch.setenv(checkout.MODELS, str(tmp_path / "base"))
+    with pytest.raises(UserError, match=r"HIAR_MODELS = .*base: is no folder; name that of the base models"):
+        checkout.open_project(repository.as_uri(), commit)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "prompts.txt").write_text("a fox\n")
+    for _ in range(2):
+        made = Path(checkout.open_project(repository.as_uri(), commit)["directory"])
+        assert (made / "models" / "prompts.txt").read_text() == "a fox\n"
+    assert checkout.commit_of(made) == commit[:7]
+
+
 @pytest.mark.parametrize(
     ("address", "commit", "line"),
     [
