@@ -71,6 +71,19 @@ def test_a_worker_is_started_alike_everywhere() -> None:
         assert template.stem == words["--type"], "the template is another type's than the worker"
 
 
+def test_a_server_of_prefect_makes_its_pages_where_it_may_write() -> None:
+    """Else it only logs that it could not, and answers all but its pages."""
+    given = environments()
+    assert compose()["services"]["prefect"]["volumes"] == ["prefect:/data"]
+    assert deployed("prefect")["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+    assert units()["prefect"]["StateDirectory"] == ["hiar/prefect"]
+    found = {place: variables for place, variables in given.items() if "PREFECT_HOME" in variables}
+    assert len(found) == 3
+    for place, variables in found.items():
+        pages, home = Path(variables["PREFECT_SERVER_UI_STATIC_DIRECTORY"] or ""), variables["PREFECT_HOME"]
+        assert pages.parent == Path(home or ""), place
+
+
 def test_what_dies_is_taken_up_where_processes_run_the_flows() -> None:
     """A pool of Kubernetes reports a lost run itself; of a process nobody would hear that it was killed."""
     (command,) = {tuple(compose()["services"]["watcher"]["command"]), tuple(unit_command("watcher"))}
@@ -141,7 +154,7 @@ def in_a_container(name: str, value: str) -> str:
         return "postgres"
     for server, port in SERVERS.items():
         value = value.replace(f"127.0.0.1:{port}", f"{server}:{port}")
-    return value.replace("/opt/hiar/infra", "/opt/infra")
+    return value.replace("/opt/hiar/infra", "/opt/infra").replace("/var/lib/hiar/prefect", "/data")
 
 
 def test_a_variable_has_one_value_but_for_places() -> None:
@@ -149,11 +162,7 @@ def test_a_variable_has_one_value_but_for_places() -> None:
     values: dict[str, set[str]] = {}
     for place, variables in environments().items():
         for name, value in variables.items():
-            if (
-                value is not None
-                and name not in ("HOME", "PREFECT_HOME", "EXPERIMENT")
-                and not name.startswith("HIAR_")
-            ):
+            if value is not None and name not in ("HOME", "EXPERIMENT") and not name.startswith("HIAR_"):
                 values.setdefault(name, set()).add(in_a_container(name, value) if "systemd" in place else value)
     assert {name: found for name, found in values.items() if len(found) > 1} == {}
     assert {"AWS_ENDPOINT_URL", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PGHOST"} <= set(values)
