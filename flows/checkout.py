@@ -18,6 +18,7 @@ from hiar.io.files import remove, writing
 PROJECT = "HIAR_PROJECT"  # of a worker: the working folder in which its runs work; unset: in clones
 REPOSITORY = "HIAR_REPOSITORY"  # of a worker: what it clones, where the deployed address is none for its machine
 CLONES = "HIAR_CLONES"  # of a worker: where its clones lie; default: ~/.cache/hiar/clones
+MODELS = "HIAR_MODELS"  # of a worker: base models and prompts, which no repository holds; clones have them as models/
 
 
 def describe() -> dict[str, str]:
@@ -64,6 +65,10 @@ def _clone(repository: str, commit: str) -> Path:
                 _git("clone", "--quiet", "--no-checkout", "--", repository, os.fspath(partial))
                 _git("checkout", "--quiet", "--detach", commit, folder=partial)
                 partial.rename(clone)
+            if (models := os.environ.get(MODELS)) and not (clone / "models").exists():
+                if not Path(models).is_dir():
+                    raise UserError(f"{MODELS} = {models}: is no folder; name that of the base models")
+                (clone / "models").symlink_to(Path(models).resolve())
     return clone
 
 
@@ -77,5 +82,9 @@ def _git(*arguments: str, folder: Path | None = None) -> str:
 
 
 def _without_password(text: str) -> str:
-    """It, without users and passwords of addresses, of which git repeats some without their beginning."""
-    return re.sub(r"(?<=//)[^/@\s]*@|[^/@\s]*:[^/@\s]*@", "", text)
+    """It, without users and passwords of addresses, of which git repeats some without their beginning.
+
+    The user of an address of ssh stays: without it nobody is let in.
+    """
+    text = re.sub(r"(?<=ssh://)([^/@:\s]+):[^/@\s]*@", r"\1@", text)
+    return re.sub(r"(?<=//)(?<!ssh://)[^/@\s]*@|[^/@\s]*:[^/@\s]*@", "", text)

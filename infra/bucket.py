@@ -1,11 +1,18 @@
-"""`python bucket.py NAME`: make sure that the store has a bucket; the AWS_* variables say which store, and who asks."""
+"""`python bucket.py NAME`: make sure that the store has a bucket; the AWS_* variables say which store, and who asks.
+
+Where the bucket is there already, nothing is asked for that terraform/access.tf does not allow a worker.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
+from typing import Any
 
 PATIENCE = 120.0  # seconds that a store may take to start
+MISSING, BROKEN = 404, 500
+HOME = "us-east-1"  # of AWS: the one region that must not be named where a bucket is made
 
 
 def main(name: str) -> int:
@@ -17,15 +24,32 @@ def main(name: str) -> int:
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            if name not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
-                client.create_bucket(Bucket=name)
+            _create_unless_there(client, name)
             return 0
         except (BotoCoreError, ClientError) as error:
-            refused = isinstance(error, ClientError) and error.response["ResponseMetadata"]["HTTPStatusCode"] < 500
+            refused = isinstance(error, ClientError) and _status(error) < BROKEN
             if refused or time.monotonic() > until:
                 sys.stderr.write(f"error: bucket {name}: {' '.join(str(error).split())}\n")
                 return 1
             time.sleep(1)
+
+
+def _create_unless_there(client: Any, name: str) -> None:
+    from botocore.exceptions import ClientError
+
+    try:
+        client.head_bucket(Bucket=name)
+    except ClientError as error:
+        if _status(error) != MISSING:
+            raise
+        region = client.meta.region_name
+        place = {} if region == HOME else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # another has been quicker
+            client.create_bucket(Bucket=name, **place)
+
+
+def _status(error: Any) -> int:
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
 
 
 if __name__ == "__main__":

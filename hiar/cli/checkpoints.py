@@ -73,7 +73,7 @@ def import_(
     cls=Once,
     epilog=examples(
         "hiar import-pairs ode_pairs --out models/pairs             # HiAR's: a .pt a prompt",
-        "hiar import-pairs ode_pairs_lmdb --shift 5 --out models/pairs    # Self-Forcing's",
+        "hiar import-pairs ode_pairs_lmdb --out models/pairs        # Self-Forcing's",
     ),
 )
 def import_pairs_(

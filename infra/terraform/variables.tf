@@ -4,7 +4,7 @@ variable "bucket" {
 }
 
 variable "region" {
-  description = "AWS region of the bucket; AWS_REGION of the workers."
+  description = "AWS region of the bucket; AWS_DEFAULT_REGION of the workers."
   type        = string
   default     = "us-east-1"
 }

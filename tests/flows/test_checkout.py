@@ -41,6 +41,15 @@ def test_what_is_stored_is_the_commit_and_the_repository_without_a_password(repo
     ]
 
 
+@pytest.mark.parametrize(
+    "address", ["ssh://git@example.org/hiar", "git@example.org:hiar", "ssh://git:hidden@example.org/hiar"]
+)
+def test_the_user_whom_ssh_lets_in_is_kept(repository, monkeypatch, address):
+    monkeypatch.chdir(repository)
+    subprocess.run(["git", "remote", "set-url", "origin", address], check=True)
+    assert checkout.describe()["repository"] == address.replace(":hidden", "")
+
+
 def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(repository)
     commit = checkout.describe()["commit"]
@@ -62,6 +71,20 @@ def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_
     monkeypatch.setenv(checkout.PROJECT, str(tmp_path))
     with pytest.raises(UserError, match=r"HIAR_PROJECT = .*: holds no dvc\.yaml; set it to the project's folder"):
         checkout.open_project(repository.as_uri(), commit)
+
+
+def test_a_clone_finds_the_models_that_no_repository_holds(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)
+    commit = checkout.describe()["commit"]
+    monkeypatch.setenv(checkout.MODELS, str(tmp_path / "base"))
+    with pytest.raises(UserError, match=r"HIAR_MODELS = .*base: is no folder; name that of the base models"):
+        checkout.open_project(repository.as_uri(), commit)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "prompts.txt").write_text("a fox\n")
+    for _ in range(2):
+        made = Path(checkout.open_project(repository.as_uri(), commit)["directory"])
+        assert (made / "models" / "prompts.txt").read_text() == "a fox\n"
+    assert checkout.commit_of(made) == commit[:7]
 
 
 @pytest.mark.parametrize(

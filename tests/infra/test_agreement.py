@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,30 @@ def test_a_worker_is_started_alike_everywhere() -> None:
         assert template.stem == words["--type"], "the template is another type's than the worker"
 
 
+def test_a_server_of_prefect_makes_its_pages_where_it_may_write() -> None:
+    """Else it only logs that it could not, and answers all but its pages."""
+    given = environments()
+    assert compose()["services"]["prefect"]["volumes"] == ["prefect:/data"]
+    assert deployed("prefect")["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+    assert units()["prefect"]["StateDirectory"] == ["hiar/prefect"]
+    found = {place: variables for place, variables in given.items() if "PREFECT_HOME" in variables}
+    assert len(found) == 3
+    for place, variables in found.items():
+        pages, home = Path(variables["PREFECT_SERVER_UI_STATIC_DIRECTORY"] or ""), variables["PREFECT_HOME"]
+        assert pages.parent == Path(home or ""), place
+
+
+def test_what_dies_is_taken_up_where_processes_run_the_flows() -> None:
+    """A pool of Kubernetes reports a lost run itself; of a process nobody would hear that it was killed."""
+    (command,) = {tuple(compose()["services"]["watcher"]["command"]), tuple(unit_command("watcher"))}
+    assert command[:2] == ("python", "-m") and find_spec(command[2])
+    given = environments()
+    for place in ("compose watcher", "compose worker", "systemd watcher", "systemd worker"):
+        assert "PREFECT_API_URL" in given[place], place
+    for worker in ("compose worker", "compose experiments", "systemd worker"):
+        assert given[worker]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30", "the watcher goes by heartbeats"
+
+
 def images(tree: Any) -> set[str]:
     if isinstance(tree, list):
         return {name for one in tree for name in images(one)}
@@ -99,13 +125,36 @@ def test_images_are_the_same_and_none_floats() -> None:
     assert {f"{one['repository']}:{one.get('tag') or one['prefectTag']}" for one in named} == {tag}
 
 
+def test_charts_start_our_image_where_only_restricted_pods_are_let_in() -> None:
+    """Their own defaults start a script of another image, and keep the capabilities that the namespace refuses."""
+    (line,) = re.findall(r"^ENTRYPOINT (.*)$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
+    server, worker, mlflow = (
+        yaml.safe_load((INFRA / "helm" / f"{name}.yaml").read_text())
+        for name in ("prefect-server", "prefect-worker", "mlflow")
+    )
+    assert server["server"]["command"] == worker["worker"]["command"] == json.loads(line)
+    contexts = [one["containerSecurityContext"] for one in (server["server"], worker["worker"])]
+    contexts += [worker["worker"]["initContainer"]["containerSecurityContext"], mlflow["securityContext"]]
+    contexts += [one["securityContext"] for one in mlflow["initContainers"]]
+    assert all(one["capabilities"] == {"drop": ["ALL"]} for one in contexts)
+    assert mlflow["podSecurityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    policies = {one["metadata"]["name"]: one["spec"] for one in manifests() if one["kind"] == "NetworkPolicy"}
+    part_of = policies["servers"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+    assert part_of == server["server"]["podLabels"] == worker["worker"]["podLabels"] == mlflow["extraPodLabels"]
+    (known,) = policies["servers"]["podSelector"]["matchExpressions"]
+    assert {server["nameOverride"], mlflow["fullnameOverride"]} == set(known["values"])
+    told = (INFRA / "README.md").read_text()
+    for secret in (server["secret"]["name"], mlflow["backendStore"]["existingDatabaseSecret"]["name"]):
+        assert f"create secret generic {secret} " in told
+
+
 def in_a_container(name: str, value: str) -> str:
     """What a unit's variable would be in a container."""
     if (name, value) == ("PGHOST", "127.0.0.1"):
         return "postgres"
     for server, port in SERVERS.items():
         value = value.replace(f"127.0.0.1:{port}", f"{server}:{port}")
-    return value.replace("/opt/hiar/infra", "/opt/infra")
+    return value.replace("/opt/hiar/infra", "/opt/infra").replace("/var/lib/hiar/prefect", "/data")
 
 
 def test_a_variable_has_one_value_but_for_places() -> None:
@@ -113,11 +162,7 @@ def test_a_variable_has_one_value_but_for_places() -> None:
     values: dict[str, set[str]] = {}
     for place, variables in environments().items():
         for name, value in variables.items():
-            if (
-                value is not None
-                and name not in ("HOME", "PREFECT_HOME", "EXPERIMENT")
-                and not name.startswith("HIAR_")
-            ):
+            if value is not None and name not in ("HOME", "EXPERIMENT") and not name.startswith("HIAR_"):
                 values.setdefault(name, set()).add(in_a_container(name, value) if "systemd" in place else value)
     assert {name: found for name, found in values.items() if len(found) > 1} == {}
     assert {"AWS_ENDPOINT_URL", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PGHOST"} <= set(values)

@@ -75,6 +75,18 @@ def test_nodes_that_begin_at_once_share_one_clone(tmp_path: Path, repository: tu
     assert [path.name for path in tmp_path.iterdir()] == [commit]
 
 
+def test_a_clone_finds_the_models_that_no_repository_holds(tmp_path: Path, repository: tuple[Path, list[str]]) -> None:
+    folder, (commit, _) = repository
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "prompts.txt").write_text("a fox\n")
+    settings = {"HIAR_WORK": str(tmp_path / "work"), "HIAR_REPOSITORY": str(folder), "HIAR_COMMIT": commit}
+    for models, code in (("nowhere", 2), ("base", 0), ("base", 0)):
+        own = {**os.environ, **settings, "HIAR_MODELS": models}
+        read = said([str(INFRA / "at-commit"), "cat", "models/prompts.txt"], env=own, cwd=tmp_path)
+        assert (read.returncode, read.stdout) == (code, "" if code else "a fox\n")
+    assert [path.name for path in (tmp_path / "base").iterdir()] == ["prompts.txt"]
+
+
 @pytest.mark.parametrize(
     ("repository_name", "commit", "words", "line"),
     [

@@ -31,13 +31,44 @@ def test_kubernetes_knows_every_field_of_its_own_kinds() -> None:
 
 def test_what_the_kubernetes_pool_starts_is_a_job_to_kubernetes() -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate (108 MB)")
-    pool = pools()["kubernetes"]
-    defaults = {name: one.get("default") for name, one in pool["variables"]["properties"].items()}
-    defaults |= {"name": "run", "labels": {}, "env": [], "command": ["true"]}
-    text = json.dumps(pool["job_configuration"]["job_manifest"])
-    for name, value in defaults.items():
-        text = text.replace(f'"{{{{ {name} }}}}"', json.dumps(value)).replace(f"{{{{ {name} }}}}", str(value))
-    validate.validate(json.loads(text), "1.34", strict=True)
+    for given in ({}, {"gpus": 8}):
+        job = filled("kubernetes", name="run", labels={}, env=[], command=["true"], **given)["job_manifest"]
+        validate.validate(job, "1.34", strict=True)
+
+
+def filled(kind: str, **given: Any) -> dict[str, Any]:
+    """A pool's configuration as a worker fills it in, with the defaults of what is not given."""
+    from prefect.utilities.templating import apply_values
+
+    pool = pools()[kind]
+    defaults = {key: one["default"] for key, one in pool["variables"]["properties"].items() if "default" in one}
+    return apply_values(pool["job_configuration"], defaults | given)
+
+
+def test_a_run_of_a_pool_has_the_gpus_that_are_asked_for() -> None:
+    def asked(**given: Any) -> list[Any]:
+        spec = filled("kubernetes", **given)["job_manifest"]["spec"]["template"]["spec"]
+        return [one.get("nvidia.com/gpu") for one in spec["containers"][0]["resources"].values()]
+
+    assert (asked(), asked(gpus=8)) == ([None, None], [8, 8])
+    devices = [{"Driver": "nvidia", "Count": -1, "Capabilities": [["gpu"]]}]
+    assert "device_requests" not in filled("docker")["container_create_kwargs"]
+    assert filled("docker", gpus=devices)["container_create_kwargs"]["device_requests"] == devices
+
+
+@pytest.mark.parametrize("name", ["docker", "kubernetes"])
+def test_what_a_run_writes_lies_on_the_volume_that_it_was_given(name: str) -> None:
+    """The image's own user has another home, which ends with the container."""
+    configuration = filled(name)
+    if name == "docker":
+        volumes = [one.split(":")[1] for one in configuration["volumes"]]
+    else:
+        (container,) = pod_specs(configuration)[0]["containers"]
+        volumes = [one["mountPath"] for one in container["volumeMounts"]]
+    home = pools()[name]["variables"]["properties"]["env"]["default"]["HOME"]
+    (clones,) = re.findall(r"HIAR_CLONES=(\S+)", (INFRA / "Dockerfile").read_text(encoding="utf-8"))
+    assert home in volumes
+    assert any(Path(clones).is_relative_to(one) for one in volumes)
 
 
 @pytest.mark.parametrize("kind", ["TrainJob", "TrainingRuntime"])
