@@ -52,9 +52,21 @@ def main() -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    code = worker.wait()
+    code = _wait_for(worker)
     _end_runs()
     return code
+
+
+def _wait_for(worker: subprocess.Popen[bytes]) -> int:
+    """The exit code of the worker, once it ends; what its killed runs have left is taken leave of as it ends.
+
+    That is this process's by then: nobody else would ask how it ended, and each would keep a number of the system's.
+    """
+    while True:
+        number, status = os.waitpid(-1, 0)
+        if number == worker.pid:
+            worker.returncode = os.waitstatus_to_exitcode(status)
+            return worker.returncode
 
 
 def _end_runs() -> None:

@@ -226,6 +226,8 @@ run = "import pathlib, signal, sys, time\\n" \\
     "signal.signal(signal.SIGTERM, end); pathlib.Path('runs').touch(); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", run, "prefect.engine"])
 left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+orphan = "import subprocess; print(subprocess.Popen(['sleep', '0.1'], stdout=subprocess.DEVNULL).pid)"
+pathlib.Path("orphan").write_text(subprocess.run([sys.executable, "-c", orphan], stdout=-1, text=True).stdout)
 pathlib.Path("told").write_text("\\n".join([str(left.pid), *sys.argv[1:], *os.environ]))
 while not pathlib.Path("asked").exists():
     time.sleep(0.01)
@@ -235,7 +237,10 @@ time.sleep(600)
 
 
 def test_a_worker_that_is_asked_to_end_lets_its_runs_end_and_leaves_nothing(tmp_path, own):
-    """Of a Prefect that starts one run, and would start more; neither gets to know where the servers' databases are."""
+    """Of a Prefect that starts one run, and would start more; neither gets to know where the servers' databases are.
+
+    What a killed run has left, and ends later, is gone then.
+    """
     (tmp_path / "prefect").mkdir()
     (tmp_path / "prefect" / "__init__.py").touch()
     (tmp_path / "prefect" / "__main__.py").write_text(PREFECT)
@@ -252,6 +257,8 @@ def test_a_worker_that_is_asked_to_end_lets_its_runs_end_and_leaves_nothing(tmp_
         try:
             wait_until(lambda: (tmp_path / "runs").exists() and (tmp_path / "told").exists())
             below = psutil.Process(worker.pid).children(recursive=True)
+            orphan = int((tmp_path / "orphan").read_text())
+            wait_until(lambda: not psutil.pid_exists(orphan))  # ended, and nobody's zombie
             worker.terminate()
             assert worker.wait(120) == 0
         finally:
