@@ -11,9 +11,10 @@ GB = 1e9
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on a device."""
+    """Bytes that are free on a device, also what torch keeps of a GPU's memory for tensors to come."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return psutil.virtual_memory().available
 
 

@@ -16,6 +16,7 @@ def test_what_is_free_fits_and_a_byte_more_does_not(monkeypatch: pytest.MonkeyPa
         free.require_memory("model", 1001)
 
 
-def test_of_a_gpu_it_is_what_others_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3, 8))
-    assert free.free_bytes(torch.device("cuda")) == 3
+def test_of_a_gpu_it_is_what_others_leave_and_what_torch_keeps_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, told in {"mem_get_info": (3, 80), "memory_reserved": 50, "memory_allocated": 10}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: told)
+    assert free.free_bytes(torch.device("cuda")) == 43
