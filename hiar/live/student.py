@@ -103,6 +103,7 @@ class _Making:
 
     def _restart(self, asked: Message) -> None:
         first = self.walking is None
+        self.walking = None  # its caches make room for those of the next
         self.walking = begin(
             self.source, asked["prompt"], asked["seed"], asked["order"], asked["context"], asked["block"]
         )
@@ -169,7 +170,9 @@ def _device(number: int) -> torch.device:
     """A GPU of its own as long as there are some, else one that it shares; the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", number % torch.cuda.device_count())
+    device = torch.device("cuda", number % torch.cuda.device_count())
+    torch.cuda.set_device(device)  # what torch does without being told where, it does there
+    return device
 
 
 def _name(device: torch.device) -> str:

@@ -8,6 +8,7 @@ from itertools import islice
 import pytest
 import torch
 from students import save_attentive_student
+from tiny import live_tensor_bytes
 
 from hiar.errors import UserError
 from hiar.live.student import _Making
@@ -92,3 +93,21 @@ def test_what_is_asked_while_a_student_rests_does_not_pile_up(student):
     )  # of the new video's first block, where walks begin no other
     assert [command["do"] for command in making.pending] == ["restart", "prompt"]
     assert making.pending[1]["block"] == 4
+
+
+def test_a_new_video_has_the_room_of_the_one_before(student, monkeypatch):
+    """Caches of both at once may be more than a GPU has, and what is free is asked before the first block."""
+    held, making = [], _Making(student, ExitStack())
+
+    def noting(*asked):
+        held.append(live_tensor_bytes())
+        return begin(*asked)
+
+    monkeypatch.setattr("hiar.live.student.begin", noting)
+    for seed in range(2):
+        making.take({"do": "restart", "block": 0, "prompt": PROMPT, "seed": seed, "order": None, "context": None})
+        making.prepare(lambda line: None)
+        assert making.walking is not None
+        for _ in range(3):
+            making.walking.next_block()
+    assert held[1] - held[0] < (live_tensor_bytes() - held[0]) / 10  # a few positions stay
