@@ -74,5 +74,6 @@ def with_fp8(denoiser: Denoiser, prepare: Callable[[], Callable[[], Tensor]]) ->
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (N, K) as e4m3 numbers, each row scaled to their range, and the scales (N, 1) that undo it."""
-    scale = rows.detach().abs().amax(dim=1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+    largest = rows.detach().abs().amax(dim=1, keepdim=True).float()
+    scale = (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)  # less, a GPU may take for 0
     return (rows.detach() / scale).to(FP8), scale
