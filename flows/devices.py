@@ -9,7 +9,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -29,13 +29,14 @@ def device_names() -> list[str]:
 
     Read without torch, which takes seconds. Raises UserError when HIAR_DEVICES names one twice.
     """
-    given = os.environ.get(DEVICES) or os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given := os.environ.get(DEVICES) or visible:
         names = [name.strip() for name in given.split(",") if name.strip()]
         if not names or len(set(names)) < len(names) or any("/" in name for name in names):
             raise UserError(f"{DEVICES} = {given}: should name each device once; give its names, as in 0,1,2,3")
         return names
-    count = sum(path.name[6:].isdecimal() for path in Path("/dev").glob("nvidia[0-9]*"))
+    nodes = _nodes() if visible is None else []  # where it is empty, GPUs are there that nobody is to see
+    count = sum(path.name[6:].isdecimal() for path in nodes)
     return [str(number) for number in range(count)] or [f"cpu-{core}" for core in range(min(process_cores(), CPUS))]
 
 
@@ -81,6 +82,11 @@ def _try(folder: Path, names: Sequence[str], wanted: int, held: ExitStack) -> li
             if len(taken) == wanted:
                 break
     return taken
+
+
+def _nodes() -> Iterable[Path]:
+    """What Linux shows of GPUs."""
+    return Path("/dev").glob("nvidia[0-9]*")
 
 
 def _folder() -> Path:

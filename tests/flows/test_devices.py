@@ -109,6 +109,16 @@ def test_of_a_machine_without_a_gpu_cores_are_devices(monkeypatch):
     assert environment_on(["cpu"]) == environment_on(["cpu-1", "cpu-0"]) == {}
 
 
+def test_gpus_that_are_hidden_are_no_devices(monkeypatch):
+    """Named, they would be shown again to stages that were to use the CPU."""
+    monkeypatch.delenv("HIAR_DEVICES")
+    monkeypatch.setattr("flows.devices._nodes", lambda: [Path("/dev/nvidia0"), Path("/dev/nvidia1")])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert device_names() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_names()[0] == "cpu-0"
+
+
 def test_a_device_is_known_by_its_name_whatever_else_a_process_may_see(monkeypatch):
     with take_devices(1) as first:
         assert first == ["0"]
