@@ -11,7 +11,7 @@ from hiar.io.artifacts import unfinished
 from hiar.io.files import writing
 from hiar.worlds.interface import TRANSFORMER
 from hiar.worlds.wan.formats.configs import read_config
-from hiar.worlds.wan.formats.sources import Found, Weights, open_source
+from hiar.worlds.wan.formats.sources import Found, Weights, open_source, weights_in
 from hiar.worlds.wan.formats.writing import require_room, write_diffusers, write_original, write_student
 
 FORMS = ("diffusers", "wan", "self-forcing")
@@ -68,7 +68,12 @@ def send_out(folder: Path, base: Path, form: str, out: Path) -> None:
 
 def describe(source: Path, base: Path | None) -> list[tuple[str, str]]:
     """What a foreign checkpoint is, as names and values; ``base`` tells its heads where it does not itself."""
-    found = open_source(source) if base is None else open_foreign(source, None, base)
+    sets = weights_in(source)
+    each: list[Weights | None] = [*sets] or [None]
+    # All have to be whole; the last stands for them, a student's running average where there is one.
+    for weights in each:
+        found = open_source(source, weights=weights) if base is None else open_foreign(source, weights, base)
+    chosen = f" --weights {sets[-1]}" if len(sets) > 1 else ""
     config, tensors = found.config, found.tensors.values()
     parameters = sum(one.nbytes // one.dtype.itemsize for one in tensors)
     types = sorted({str(one.dtype).removeprefix("torch.") for one in tensors})
@@ -80,5 +85,6 @@ def describe(source: Path, base: Path | None) -> list[tuple[str, str]]:
             f"{config['attention_head_dim']}, {parameters:,} parameters",
         ),
         ("stored", f"{sum(one.nbytes for one in tensors) / GB:.3g} GB of {', '.join(types)}"),
-        ("to sample it", "hiar import SOURCE --base WAN --as self-forcing (or hiar) --out DIR"),
+        *([("weights", " and ".join(sets))] if chosen else []),
+        ("to sample it", f"hiar import SOURCE --base WAN --as self-forcing (or hiar){chosen} --out DIR"),
     ]

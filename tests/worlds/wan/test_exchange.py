@@ -99,8 +99,14 @@ def test_a_released_student_is_imported_sampled_and_streamed(
     streamed = read_mp4(tmp_path / "stream.mp4")
     assert streamed.shape == video.shape
     assert (streamed.float() - video.float()).abs().mean() < 2  # two h264 files of the same frames
-    said = run("models", "im", released.with_name("student.pt"), code=2)
+    said = run("models", "im", released, "--base", base)
+    assert "weights        generator and generator_ema" in said and "--weights generator_ema --out" in said
+    said = run("import", released, "--base", base, "--as", "hiar", *SIZE, "--out", "other", code=2)
     assert "holds generator, generator_ema: which one is meant" in said
+    half = torch.load(released, weights_only=True)
+    half["generator"].popitem()
+    torch.save(half, "half.pt")
+    assert "half.pt: generator: lacks" in run("models", "half.pt", "--base", base, code=2)
 
 
 def test_every_option_of_an_import_is_heard(run: Callable[..., str], released: Path, base: Path) -> None:

@@ -51,12 +51,21 @@ def open_source(path: Path, *, weights: Weights | None = None, base: Mapping[str
             raise UserError(f"weights = {weights}: {path} is a folder, which holds one set of weights; leave it out")
         return _open_folder(path, base)
     held = read_file(path)
-    if isinstance(held, dict) and held and all(isinstance(value, Stored) for value in held.values()):
+    if _is_safetensors(held):
         if weights is not None:
             raise UserError(f"weights = {weights}: {path} is safetensors, which holds one set of weights; leave it out")
         return _found("safetensors", held, str(path), None, base)
     chosen, entry = _choose(held, str(path), weights)
     return _found("pt", stored_state(chosen, entry), entry, None, base)
+
+
+def weights_in(path: Path) -> list[Weights]:
+    """The sets of weights that a .pt holds; nothing else has a choice of them. Raises UserError when it has none."""
+    with reading(path):
+        if path.is_dir():
+            return []
+    held = read_file(path)
+    return [] if _is_safetensors(held) else list(_sets(_entries(held, str(path)), str(path)))
 
 
 def _open_folder(folder: Path, base: Config | None) -> Found:
@@ -92,27 +101,41 @@ def _found(kind: Kind, held: Mapping[str, Stored], where: str, config: Path | No
     return Found(kind, settled, tensors)
 
 
-def _choose(held: Any, path: str, weights: Weights | None) -> tuple[Mapping[str, Any], str]:
-    """The asked one of the state dicts in a .pt, and what errors call it.
+def _is_safetensors(held: Any) -> bool:
+    return isinstance(held, dict) and bool(held) and all(isinstance(value, Stored) for value in held.values())
 
-    A state dict that lies there bare, or as ``model``, is that of the generator.
-    """
+
+def _choose(held: Any, path: str, weights: Weights | None) -> tuple[Mapping[str, Any], str]:
+    """The asked one of the state dicts in a .pt, and what errors call it."""
+    entries = _entries(held, path)
+    found = _sets(entries, path)
+    if weights is None and len(found) > 1:
+        raise UserError(f"{path}: holds {_named(entries)}: which one is meant; choose weights = {' or '.join(found)}")
+    asked = weights or next(iter(found))
+    if asked not in found:
+        raise UserError(f"{path}: weights = {asked}: it holds {_named(entries)}; choose weights = {' or '.join(found)}")
+    return entries[found[asked]], f"{path}: {found[asked]}"
+
+
+def _entries(held: Any, path: str) -> Mapping[Any, Any]:
+    """What a .pt holds by name; a state dict that lies there bare is taken for its ``model``."""
     if not isinstance(held, Mapping) or not held:
         raise UserError(f"{path}: holds {type(held).__name__}, no state dicts; name a checkpoint of a generator")
-    if all(isinstance(value, Tensor) for value in held.values()):
-        held = {"model": held}
-    found: dict[str, tuple[str, Any]] = {
-        "generator" if name == "model" else name: (name, held[name])
-        for name in ("model", "generator", "generator_ema")
-        if isinstance(held.get(name), Mapping) and held[name]
+    return {"model": held} if all(isinstance(value, Tensor) for value in held.values()) else held
+
+
+def _sets(entries: Mapping[Any, Any], path: str) -> dict[Weights, str]:
+    """The name that each set of weights has among a .pt's entries; ``model`` is the generator."""
+    called: dict[str, Weights] = {"model": "generator", "generator": "generator", "generator_ema": "generator_ema"}
+    found = {
+        weights: entry
+        for entry, weights in called.items()
+        if isinstance(entries.get(entry), Mapping) and entries[entry]
     }
-    inside = ", ".join([name if isinstance(name, str) and name.isprintable() else repr(name) for name in held][:SHOWN])
     if not found:
-        raise UserError(f"{path}: holds {inside}, but no generator; name a checkpoint of a generator")
-    if weights is None and len(found) > 1:
-        raise UserError(f"{path}: holds {inside}: which one is meant; choose weights = {' or '.join(found)}")
-    asked: str = weights or next(iter(found))
-    if asked not in found:
-        raise UserError(f"{path}: weights = {asked}: it holds {inside}; choose weights = {' or '.join(found)}")
-    name, state = found[asked]
-    return state, f"{path}: {name}"
+        raise UserError(f"{path}: holds {_named(entries)}, but no generator; name a checkpoint of a generator")
+    return found
+
+
+def _named(entries: Mapping[Any, Any]) -> str:
+    return ", ".join([name if isinstance(name, str) and name.isprintable() else repr(name) for name in entries][:SHOWN])
