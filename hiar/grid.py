@@ -52,6 +52,11 @@ class Grid:
     def caches(self) -> int:
         return self.rule.caches(self.steps)
 
+    @property
+    def slots(self) -> int:
+        """Places for blocks that a cache has: those of a window, but no more than there are blocks."""
+        return self.window if self.blocks is None else min(self.window, self.blocks)
+
     def leaves(self, step: int) -> int | None:
         """Index of the cache in which denoising a cell of ``step`` leaves its block as context, if it does."""
         return self.rule.leaves(step)

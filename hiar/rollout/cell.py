@@ -106,7 +106,7 @@ class Memory:
         grid, turn = self.rollout.grid, self.rollout.conventions.sinks == "turn"
         if self.recorded:
             return RecordedRings(grid.window, grid.sinks, turn and grid.sinks > 0)
-        return Rings(grid.caches, grid.window, grid.sinks, turn)
+        return Rings(grid.caches, grid.slots, min(grid.sinks, grid.slots), turn)
 
     @cached_property
     def places(self) -> Places:

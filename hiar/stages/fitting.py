@@ -36,7 +36,10 @@ class Way(NamedTuple):
 
     def caches(self, grid: Grid) -> int:
         """How many caches are in memory at a time."""
-        return 1 if self.order == "step_first" else grid.caches
+        if self.order == "step_first":
+            return 1
+        # On diagonals the last block has read the first step's cache before a late step's begins.
+        return min(grid.caches, grid.blocks or grid.caches) if self.order == "diagonal" else grid.caches
 
     @property
     def told(self) -> str:
@@ -70,7 +73,7 @@ def way_of(source: Generator, walk: Walk, rollout: Rollout, most: int = 1, *, to
     if not together and grid.blocks is not None and not rule_of(walk.context).waits:
         ways.append(("step_first", "fused"))
     if ring_bytes(source, grid, 1, 1) > free:  # in no way: no more needs to be known
-        raise _too_much(source, ring_bytes(source, grid, 1, 1), free)
+        raise _too_much(source, grid, ring_bytes(source, grid, 1, 1), free)
     decoding, remembered = decode_bytes(source, source.card.video.block if together else source.codec.chunk)
     weights, codec = source.weights()
     decoding -= weights - codec if source.turns else 0
@@ -83,34 +86,35 @@ def way_of(source: Generator, walk: Walk, rollout: Rollout, most: int = 1, *, to
         if max(walked, decoded) <= free:
             return Way(order, passes, min(most, free // each), each)
         needed = max(walked, decoded)
-    raise _too_much(source, needed, free)
+    raise _too_much(source, grid, needed, free)
 
 
-def _too_much(source: Generator, needed: int, free: int) -> UserError:
-    window = source.card.video.window
+def _too_much(source: Generator, grid: Grid, needed: int, free: int) -> UserError:
+    video = source.card.video
     remedy = "give --offload, or " if source.device.type == "cuda" and source.turns is None else ""
     return UserError(
-        f"video.window = {window}: the caches of {window} frames and what else a video takes are {needed / GB:.3g} GB, "
-        f"{free / GB:.3g} GB are free to use; {remedy}ask for a smaller --size, or take a checkpoint with a shorter "
-        "window, or a device with more memory"
+        f"video.window = {video.window}: the caches of {grid.slots * video.block} frames and what else a video "
+        f"takes are {needed / GB:.3g} GB, {free / GB:.3g} GB are free to use; {remedy}ask for a smaller "
+        "--size, or take a checkpoint with a shorter window, or a device with more memory"
     )
 
 
 def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = None) -> int:
-    """Bytes of the keys and values of a walk's caches, or of some of them, their windows full."""
+    """Bytes of the keys and values of a walk's caches, or of some of them, as full as they get."""
     config = source.denoiser.transformer.config
     dim = config.num_attention_heads * config.attention_head_dim
-    one = one_ring(config.num_layers, dim, source.block_tokens, grid.window, source.denoiser.dtype.itemsize)
+    one = one_ring(config.num_layers, dim, source.block_tokens, grid.slots, source.denoiser.dtype.itemsize)
     return one * videos * (grid.caches if caches is None else caches)
 
 
 def check_memory(source: Generator, rollout: Rollout, caches: int | None = None) -> None:
     """Raise UserError when a rollout's caches, or this many of them, do not fit in what is free of the memory."""
-    videos, window = len(rollout.samples), source.card.video.window
+    videos, video = len(rollout.samples), source.card.video
     needed, free = ring_bytes(source, rollout.grid, videos, caches), free_bytes(rollout.text.device)
     if needed > free:
         raise UserError(
-            f"video.window = {window}: the caches of {window} frames take {needed / GB:.3g} GB for {videos} video(s) "
+            f"video.window = {video.window}: the caches of {rollout.grid.slots * video.block} frames take "
+            f"{needed / GB:.3g} GB for {videos} video(s) "
             f"at a time, {free / GB:.3g} GB are free; give fewer prompts at a time or more memory"
         )
 

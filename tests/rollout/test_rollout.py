@@ -245,6 +245,18 @@ def test_two_thousand_blocks_in_constant_memory() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("sinks", [0, 1, 2])
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_a_video_shorter_than_its_window_does_not_depend_on_it(blocks: int, sinks: int) -> None:
+    model = tiny_denoiser()
+    exact, wide = (
+        generate(model, make_rollout("output", blocks=blocks, window=window, sinks=sinks), "diagonal")
+        for window in (3, 8)
+    )
+    assert torch.equal(exact, wide)
+
+
+@torch.no_grad()
 def test_of_a_cache_that_is_dropped_nothing_stays() -> None:
     rings, key = Rings(2, window=3, sinks=2), torch.zeros(1, 4, 2, 8)
     before = live_tensor_bytes()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from students import save_student
 from tiny import relative_error
 
-from hiar.config import Context, Order
+from hiar.config import Context, Order, Passes
 from hiar.errors import UserError
 from hiar.grid import walk_passes
 from hiar.io.free import GB
@@ -49,6 +49,27 @@ def test_caches_take_what_was_predicted(tmp_path: Path, order: Order, context: C
         carry_out(memory, step)
     held = sum(t.untyped_storage().nbytes() for cache in memory.rings._rings for ring in cache.values() for t in ring)
     assert held == ring_bytes(source, rollout.grid, 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 24])
+@pytest.mark.parametrize(("order", "passes"), [("diagonal", "batched"), ("step_first", "fused")])
+def test_caches_of_short_videos_are_no_larger_than_these(
+    tmp_path: Path, blocks: int, order: Order, passes: Passes
+) -> None:
+    save_student(tmp_path / "student")
+    source = load_generator(tmp_path / "student")
+    rollout = make_rollout(source, source.embed(["a red disc moves left"]), HIAR, 3 * blocks, 0, [0])
+    grid, memory, held = rollout.grid, Memory(source.denoiser, rollout), [0]
+    assert grid.blocks == blocks
+    for step in walk_passes(grid, order, passes=passes):
+        carry_out(memory, step)
+        rings = [t for cache in memory.rings._rings for ring in cache.values() for t in ring]
+        held.append(sum(t.untyped_storage().nbytes() for t in rings))
+        for cell in filter(grid.ends, step.denoise):
+            memory.rings.drop(grid.cache(cell.step))
+    predicted = ring_bytes(source, grid, 1, Way(order, passes, 1).caches(grid))
+    assert max(held) == predicted
 
 
 @torch.no_grad()
@@ -167,12 +188,12 @@ def test_videos_made_with_little_memory_are_the_same(tmp_path: Path, short: Call
 def test_a_window_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path) -> None:
     save_student(tmp_path / "student", video={"window": 999_999_999})
     request = ("--checkpoint", "student", "--prompt", "a red disc moves left", "--out", "out")
-    for command in (("sample", *request, "--frames", 9), ("stream", *request)):
-        said = hiar(*command, folder=tmp_path, code=2).stderr
-        assert said.startswith("error: video.window = 999999999: the caches of 999999999 frames and what else a video ")
-        assert " GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window" in said
-        assert said.count("\n") == 1
-        assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    said = hiar("stream", *request, folder=tmp_path, code=2).stderr
+    assert said.startswith("error: video.window = 999999999: the caches of 999999999 frames and what else a video ")
+    assert " GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window" in said
+    assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    hiar("sample", *request, "--frames", 9, folder=tmp_path)  # has no more blocks than three
 
 
 def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
