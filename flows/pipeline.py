@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -155,7 +156,18 @@ def _failure(stage: str, code: int, lines: list[str]) -> StageFailure:
         numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", "\n".join(dvc))}
         code = MISTAKE if numbers & DISK else code
     words = said[-1].removeprefix("error: ").removeprefix("ERROR: ") if said else "no message"
-    return StageFailure(stage, shell_code(code), f"{stage}: {words}")
+    code = shell_code(code)
+    if signal_name := _signal_name(code):
+        words = f"was ended by {signal_name}; the last it said: {words}"
+    return StageFailure(stage, code, f"{stage}: {words}")
+
+
+def _signal_name(code: int) -> str | None:
+    """Of the signal that ended a process, by its exit code as shells tell it; None where none did."""
+    try:
+        return signal.Signals(code - 128).name
+    except ValueError:
+        return None
 
 
 def _reason(changes: list[Any] | None) -> str:

@@ -88,11 +88,12 @@ def test_a_mistake_keeps_its_exit_code_and_its_line(project):
     assert str(failure.value) == "codec@0: params.yaml: codec.patch = 0: should be positive"
 
 
-def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code(project):
+def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code_and_the_signal_is_named(project):
     project.order("codec-0", "crash-once crashed")
     with pytest.raises(StageFailure) as failure:
         run(project, "codec@0")
     assert failure.value.code == 128 + 9
+    assert str(failure.value) == "codec@0: was ended by SIGKILL; the last it said: at work on codec-0"
 
 
 def test_a_failure_of_dvc_itself_is_told(project):
