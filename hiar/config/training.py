@@ -153,6 +153,12 @@ class Distill(Section):
         """Generator updates, and the steps before them."""
         return self.warmup_steps + self.steps
 
+    @property
+    def critic_rollouts(self) -> int:
+        """Rollouts that are made for the critic alone."""
+        own = self.all_steps * self.critic_updates * (self.critic_batch // self.windows)
+        return own if self.replay is None else 0
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         require(

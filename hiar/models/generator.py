@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -155,6 +155,11 @@ class Generator:
         """Text embeddings (B, words, dim), of the denoiser's type."""
         self.turn(self.text)
         return self.text.encode(captions).to(self.denoiser.dtype)
+
+    def prepare(self, captions: Collection[str]) -> None:
+        """Before captions are embedded part by part: what that takes, such as to load an encoder, is done once."""
+        self.turn(self.text)
+        self.text.prepare([*captions, "", self.world.negative_prompt])
 
     def embed_nothing(self) -> Tensor:
         """The embedding (1, words, dim) that guidance leads away from."""

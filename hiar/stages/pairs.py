@@ -67,7 +67,10 @@ def run(params: Params, workspace: Path, seed: int) -> None:
                 _adopt(work, spec.source, load_generator(paths.teacher), workspace, seed)
             return
         captions = pair_captions(params, seed, range(spec.count))
-        teacher = load_generator(paths.teacher).to(work.accelerator.device)
+        teacher = load_generator(paths.teacher)
+        teacher.text.to(work.accelerator.device)
+        teacher.prepare(captions if spec.stored else captions[: spec.batch])  # before the other networks are beside it
+        teacher.to(work.accelerator.device)
         if spec.stored:
             _make_shards(work, teacher, seed, captions)
         if not work.ranks.leads:
