@@ -18,7 +18,7 @@ from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest
 from hiar.io.fingerprints import require_content
 from hiar.io.free import require_room
-from hiar.io.manifests import MANIFEST
+from hiar.io.manifests import MANIFEST, load_manifest
 from hiar.io.progress import Progress
 from hiar.io.shards import Rows, StoredRows, is_whole, read_shard, shard_path, write_shard
 from hiar.io.text import split_lines
@@ -227,7 +227,9 @@ def load_pairs(folder: Path) -> Trajectories:
     shards, sigmas, captions = load_facts(folder)
     if shards is None:
         raise UserError(f"{folder}: stores no trajectories; write pairs.stored: true and run the pairs stage again")
-    states = StoredRows(folder, "states", shards=shards)
+    listed = load_manifest(folder)["files"]
+    checked = all(shard_path(folder, index).name in listed for index in range(shards))
+    states = StoredRows(folder, "states", shards=shards, checked=checked)
     if len(states) != len(captions):
         raise UserError(f"{folder}: holds {len(states)} trajectories, not {len(captions)}; run the pairs stage again")
     return Trajectories(states, sigmas, captions)
