@@ -167,8 +167,7 @@ class Generator:
 
     def autocast(self) -> torch.autocast:
         """In what a teacher computes: weights and latents stay as they are, so that a solver's small steps add up."""
-        kind = next(self.denoiser.parameters()).device.type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.card.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.card.precision == "bf16")
 
     def to(self, device: torch.device | str) -> Generator:
         """Move every network."""

@@ -55,7 +55,9 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         pairs = open_pairs(params, workspace, seed, device) if method.forward_kl or method.forcing else None
         if pairs is not None:
             teacher.prepare(pairs.captions)  # before the other networks are beside it
-        teacher.to(device)
+        teacher.codec.to(device)
+        if spec.real_score is None:
+            teacher.denoiser.to(device)  # else a copy of it is trained, and nothing asks for it itself
         roll_out = SelfRollout(
             block_shape=init.block_shape,
             windows=spec.windows,
@@ -65,7 +67,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             conventions=params.conventions,
         )
 
-        critic = clone(teacher.denoiser).checkpoint(saving)
+        critic = clone(teacher.denoiser).checkpoint(saving).to(device)
         real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256).to(device)
         if ranks.mesh is not None:
             shard(real_score, ranks)

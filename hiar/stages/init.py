@@ -41,8 +41,8 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
             deal(training.batch, training.micro_batch, work.ranks)
         teacher, pairs = load_generator(paths.teacher), open_pairs(params, workspace, seed, work.accelerator.device)
         teacher.text.to(work.accelerator.device)
-        teacher.prepare(pairs.captions)  # before the other networks are beside it
-        teacher.to(work.accelerator.device)
+        teacher.prepare(pairs.captions)  # before other networks are beside it
+        teacher.codec.to(work.accelerator.device)  # not the denoiser: copies of it are trained
         made = KINDS[spec.kind](Job(work, seed, teacher, pairs), spec)
         if not work.ranks.leads:
             return
