@@ -156,6 +156,13 @@ class World(Protocol):
         """Make ``folder`` stand for a part of the base, without copying it. Raises UserError when it is not whole."""
         ...
 
+    def referred(self, folder: Path) -> tuple[Path, str] | None:
+        """The base that a part's folder refers to, and the hash of what it had there; None of a part that lies in it.
+
+        Raises UserError where that is not there any more.
+        """
+        ...
+
     def verify(self, folder: Path) -> None:
         """Read every file that a part's folder refers to. Raises UserError where they are not what they were."""
         ...

@@ -24,7 +24,7 @@ from hiar.worlds.wan.exchange import bring_in, describe, send_out
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.outline import outline
 from hiar.worlds.wan.prompts import PromptFile
-from hiar.worlds.wan.references import locate, refer
+from hiar.worlds.wan.references import locate, refer, referred
 from hiar.worlds.wan.solver import unipc
 from hiar.worlds.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, encoder_width
 from hiar.worlds.wan.tiny import make_tiny_wan
@@ -73,6 +73,9 @@ class Wan:
 
     def adopt(self, part: Part, folder: Path) -> None:
         refer(folder, self._here(), part)
+
+    def referred(self, folder: Path) -> tuple[Path, str] | None:
+        return referred(folder)
 
     def verify(self, folder: Path) -> None:
         locate(folder, verify=True)

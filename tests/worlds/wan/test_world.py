@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from importlib import import_module
@@ -34,7 +35,7 @@ from hiar.parameters import merge, parse_params, read_yaml
 from hiar.stages import distill, sample
 from hiar.stages.common import sample_world
 from hiar.stages.comparison import read_summary
-from hiar.stages.exchange import export_checkpoint
+from hiar.stages.exchange import describe_model, export_checkpoint
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
 from hiar.statistics.validations import read_validations
@@ -50,6 +51,7 @@ from hiar.worlds.wan.text import TextEncoder, load_text_encoder
 
 ROOT = Path(__file__).parents[3]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+PARTS = ("transformer", "text_encoder", "codec")
 PROMPTS = ["A red fox trots along a snowy ridge.", "Rain on a tram window at night."]
 
 
@@ -108,6 +110,18 @@ def test_a_base_is_adopted_by_reference(chain: Path) -> None:
         assert len(list((root / folder).rglob("reference.json"))) == parts
     assert not list((root / "teacher").rglob("*.safetensors"))
     assert [path.name for path in (root / "codec").iterdir() if path.name != "manifest.json"] == ["reference.json"]
+
+
+def test_a_model_says_which_parts_are_its_own_and_whose_the_others_are(chain: Path) -> None:
+    """By the hash that tells two bases of one name apart."""
+    student, teacher = (chain / "artifacts" / "seed-0" / name for name in ("distill/hiar", "teacher"))
+    said, of_teacher = (dict(describe_model(folder, None, verify=False)) for folder in (student, teacher))
+    base = load_generator(teacher).world.base
+    assert re.fullmatch(r"its own, [0-9.e-]+ GB", said["transformer"])
+    for part in ("text_encoder", "codec"):
+        assert said[part] == of_teacher[part]
+    hashes = [re.fullmatch(rf"that of {base}, SHA-256 ([0-9a-f]{{64}})", one)[1] for one in map(of_teacher.get, PARTS)]
+    assert len(set(hashes)) == 3
 
 
 @pytest.mark.long
