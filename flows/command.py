@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from flows.comparison import beside_tables, comparison_table
-from flows.pipeline import stale_stages
+from flows.pipeline import recorded_stages, stale_stages
 from flows.processes import ProcessGroups, shell_code
 from flows.remote import remote_of
 from flows.storing import store_and_register
@@ -77,9 +77,11 @@ def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: boo
     workspace = open_workspace(root, name)
     stages = stale_stages(workspace, force=force)
     if dry_run:
+        kept = set() if force or not stages else recorded_stages(workspace)
         for stage in stages:
-            print(f"{stage.name}: {stage.reason}")
-        print(f"{len(stages)} stage(s) would run")
+            print(f"{stage.name}: {stage.reason}" + "; was made before, comes from DVC's cache" * (stage.name in kept))
+        there = sum(stage.name in kept for stage in stages)
+        print(f"{len(stages)} stage(s) would run" + f", {there} of them from DVC's cache" * (there > 0))
         return 0
     if stages:
         code = _run_flow(root, name, force, held)

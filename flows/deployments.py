@@ -15,14 +15,13 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 from pydantic import Field
 
-from flows.checkout import commit_of
 from flows.cores import Cores
 from flows.devices import environment_on, take_devices
 from flows.experiment import bring_up_to_date, run_stage
 from flows.pipeline import MISTAKE, StageFailure
 from flows.processes import ProcessGroups, stage_environment
 from flows.remote import remote_of
-from hiar.config import Params
+from flows.showing import run_name, tag
 from hiar.errors import InUse, UserError
 from hiar.workspace import experiment_params, open_workspace, sole_use
 
@@ -48,14 +47,7 @@ Out = Annotated[str, Field(pattern=r"\.json$", description="The file of scores, 
 Delete = Annotated[bool, Field(description="Delete it; else it is only told what would be.")]
 
 
-def _run_name() -> str:
-    """As in "smoke 1a2b3c4", "smoke codec@0 1a2b3c4": what runs, and the commit."""
-    given = flow_run.parameters
-    parts = (given.get("name") or "default", given.get("stage"), commit_of(Path.cwd()))
-    return " ".join(part for part in parts if part)
-
-
-@flow(name="experiment", flow_run_name=_run_name, persist_result=False)
+@flow(name="experiment", flow_run_name=run_name, persist_result=False)
 def experiment(name: Experiment = None, force: Force = False, spread: Spread = False) -> State[Any] | None:
     """Bring an experiment up to date: what has changed since its last run is run again.
 
@@ -64,7 +56,7 @@ def experiment(name: Experiment = None, force: Force = False, spread: Spread = F
     root = Path.cwd()
     try:
         params = experiment_params(root, name)
-        _tag(name, params)
+        tag(name, params)
         told = False
         while True:
             try:
@@ -79,7 +71,7 @@ def experiment(name: Experiment = None, force: Force = False, spread: Spread = F
         return Failed(message=str(error), data=error)
 
 
-@flow(name="stage", flow_run_name=_run_name, persist_result=False)
+@flow(name="stage", flow_run_name=run_name, persist_result=False)
 def stage(stage: StageName, name: Experiment = None, force: Force = False) -> State[Any] | None:
     """Run one stage of an experiment on devices of this machine that no other stage has.
 
@@ -89,7 +81,7 @@ def stage(stage: StageName, name: Experiment = None, force: Force = False) -> St
     root, groups = Path.cwd(), ProcessGroups()
     try:
         params = experiment_params(root, name)
-        _tag(name, params)
+        tag(name, params)
         workspace = open_workspace(root, name)
         with take_devices(params.runtime.processes_of(stage)) as devices:
             get_run_logger().info("on %s", ", ".join(devices))
@@ -104,14 +96,14 @@ def stage(stage: StageName, name: Experiment = None, force: Force = False) -> St
         groups.stop()
 
 
-@flow(name="score", persist_result=False)
+@flow(name="score", flow_run_name="score {folder}", persist_result=False)
 def score(folder: Folder, out: Out = "scores.json") -> State[Any] | None:
     """Score the videos of a folder, as `hiar score` does."""
     with take_devices(1) as devices:
         return _hiar("score", folder, "--out", out, variables=environment_on(devices))
 
 
-@flow(name="retention", persist_result=False)
+@flow(name="retention", flow_run_name="retention", persist_result=False)
 def retention(
     last: Annotated[int, Field(ge=0, description="Runs of each experiment that are kept.")] = 3, delete: Delete = False
 ) -> State[Any] | None:
@@ -133,14 +125,6 @@ def _hiar(*arguments: str, variables: dict[str, str] | None = None) -> State[Any
     finally:
         groups.stop()
     return None if code == 0 else Failed(message=lines[-1].removeprefix("error: ") or f"exit code {code}")
-
-
-def _tag(name: str | None, params: Params) -> None:
-    """Tags by which runs are found: experiment, commit, seeds."""
-    seeds = [f"seed:{seed}" for seed in params.seeds]
-    tags = {*flow_run.tags, f"experiment:{name or 'default'}", f"commit:{commit_of(Path.cwd()) or 'none'}", *seeds}
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, tags=sorted(tags))
 
 
 def _elsewhere(name: str | None) -> Any:

@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.states import Failed
 
-from flows.comparison import comparison_table
 from flows.cores import Cores, usable_cores
 from flows.pipeline import MISTAKE, StageFailure, is_current, reproduce, stale_stages
 from flows.processes import ProcessGroups
 from flows.remote import Remote, remote_of
+from flows.showing import run_name, show, tag
 from flows.storing import store_and_register
 from hiar.errors import UserError
 from hiar.parameters import load_params
-from hiar.workspace import open_workspace
+from hiar.workspace import experiment_params, open_workspace
 
 Elsewhere = Callable[[str, bool], None]  # has a stage run, forced or not; raises StageFailure
 
@@ -36,7 +35,7 @@ def _crashed(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
 @task(
     task_run_name="{stage}",
     retries=2,
-    retry_delay_seconds=5,
+    retry_delay_seconds=[5, 30],  # what a second does not mend, such as a store under load, may be over by then
     retry_condition_fn=_crashed,
     cache_policy=NO_CACHE,
     persist_result=False,
@@ -71,7 +70,7 @@ def run_stage(
     return None
 
 
-@flow(name="experiment", persist_result=False)
+@flow(name="experiment", flow_run_name=run_name, persist_result=False)
 def experiment(name: str | None = None, force: bool = False) -> State[Any] | None:
     """Bring experiment ``name`` up to date (none: the default one), in the project that is the current folder.
 
@@ -79,6 +78,7 @@ def experiment(name: str | None = None, force: bool = False) -> State[Any] | Non
     with a UserError where there is a mistake in the experiment, or its workspace is in use.
     """
     try:
+        tag(name, experiment_params(Path.cwd(), name))
         return bring_up_to_date(open_workspace(Path.cwd(), name), force)
     except UserError as error:  # as with a stage: a line, and no traceback
         return Failed(message=str(error), data=error)
@@ -114,12 +114,5 @@ def bring_up_to_date(workspace: Path, force: bool, elsewhere: Elsewhere | None =
     failures = [run.state.result(raise_on_failure=False) for run in runs.values() if run.state.is_failed()]
     if failures:
         return Failed(message=str(failures[0]), data=failures[0])
-    publish(workspace)
+    show(workspace, remote, get_run_logger().info)
     return None
-
-
-def publish(workspace: Path) -> None:
-    """The comparison, and where its pictures are, as artifacts of the flow run."""
-    create_markdown_artifact(comparison_table(workspace), key="comparison", description="Mean ± standard error")
-    for key, name in (("report", "index.html"), ("contact-sheet", "contact_sheet.png")):
-        create_link_artifact((workspace / "reports" / name).resolve().as_uri(), key=key, link_text=name)

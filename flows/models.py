@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +26,7 @@ class Model(NamedTuple):
 
 def register_models(remote: Remote) -> None:
     """Record each student whose weights are in an S3 store; elsewhere nobody could take them from."""
-    from dvc.config import Config
-
-    workspace = remote.workspace
-    url = Config(os.fspath(workspace / ".dvc"), validate=False)["remote"][remote.name].get("url", "")
+    workspace, url = remote.workspace, remote.url
     if not url.startswith("s3://"):
         return
     params = load_params(workspace / "params.yaml")

@@ -39,6 +39,37 @@ def fetch_needed(repo: Any, stage: Any) -> None:
                 made |= {output.fs_path: output for output in outputs}
 
 
+def recorded(repo: Any) -> set[str]:
+    """The stages that were run before on their present inputs, and whose outputs are in the local cache.
+
+    Of a stage that reads a folder of others' outputs it cannot be told before these are there.
+    """
+    import networkx as nx
+
+    made: dict[str, Any] = {}
+    found = set()
+    others = {output.fs_path for one in repo.index.graph for output in one.outs}
+    for one in nx.dfs_postorder_nodes(repo.index.graph):
+        for dependency in one.deps:
+            output = made.get(dependency.fs_path)
+            if output is not None:
+                dependency.hash_info, dependency.meta = output.hash_info, output.meta
+                continue
+            inside = [path for path in others if Path(path).is_relative_to(dependency.fs_path)]
+            # What another stage has to compute, or to bring here, is not what lies here now.
+            if not dependency.exists or any(path not in made or made[path].changed_checksum() for path in inside):
+                break
+            dependency.save()
+        else:
+            if (record := _record(repo.stage_cache, one)) is None:
+                continue
+            outputs = repo.stage_cache._create_stage(record, wdir=one.wdir).outs
+            if all(output.cache.exists(output.hash_info.value) for output in outputs):
+                made |= {output.fs_path: output for output in outputs}
+                found.add(one.addressing)
+    return found
+
+
 def _record(records: Any, stage: Any) -> dict[str, Any] | None:
     """The newest record of a stage whose inputs have hashes; DVC's own way to it reads them from the disk."""
     from dvc.stage.cache import _get_cache_hash

@@ -5,18 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.needed import recorded
 from flows.processes import ProcessGroups, shell_code, stage_environment
 from flows.remote import Remote
 from hiar.errors import InUse, UserError
+from hiar.storage.runs import stages_of
 
 BUSY_SECONDS = 5.0  # between attempts at a stage that another process is using
 # What DVC says after each stage of things to do by hand; of no use in a run's log.
@@ -30,6 +34,7 @@ HINTS = (
     "Use `dvc push`",
 )
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}  # what no further attempt mends
+SHOWN = 3  # names of files that a reason lists
 _asking = threading.Lock()  # DVC's lock on a workspace does not tell threads apart
 MISTAKE = 2  # the exit code of a stage whose user has to mend something
 
@@ -74,6 +79,8 @@ def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
         raise InUse(f"{workspace}: is in use by another run ({_one_line(error)}); wait for it or stop it") from None
     except DvcException as error:
         raise UserError(f"{workspace / 'dvc.yaml'}: {_one_line(error)}") from None
+    lock = workspace / "dvc.lock"
+    known = stages_of(lock.read_bytes(), lock) if lock.exists() else {}
     changed = {stage: status.get(stage.addressing) for stage in graph}
     stale = {stage for stage in graph if force or changed[stage]}
     chosen = graph.subgraph(stale.union(*(nx.ancestors(graph, stage) for stage in stale)))
@@ -83,11 +90,24 @@ def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
         Stage(
             name=stage.name,
             needs=frozenset(needed.name for needed in chosen.successors(stage)),
-            reason="forced" if force else _reason(changed[stage]),
+            reason="forced" if force else _reason(changed[stage]) if stage.name in known else "never run here",
             of_variant=" --variant " in stage.cmd,
         )
         for stage in ordered
     ]
+
+
+def recorded_stages(workspace: Path) -> set[str]:
+    """The stages that need not be computed, since DVC's cache has what they made of the same inputs before."""
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with chdir(workspace), Repo() as repo:  # DVC reads its records as of stages of the current folder
+            return recorded(repo)
+    except (DvcException, LockError):
+        return set()
 
 
 def is_current(workspace: Path, stage: str) -> bool:
@@ -155,7 +175,18 @@ def _failure(stage: str, code: int, lines: list[str]) -> StageFailure:
         numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", "\n".join(dvc))}
         code = MISTAKE if numbers & DISK else code
     words = said[-1].removeprefix("error: ").removeprefix("ERROR: ") if said else "no message"
-    return StageFailure(stage, shell_code(code), f"{stage}: {words}")
+    code = shell_code(code)
+    if signal_name := _signal_name(code):
+        words = f"was ended by {signal_name}; the last it said: {words}"
+    return StageFailure(stage, code, f"{stage}: {words}")
+
+
+def _signal_name(code: int) -> str | None:
+    """Of the signal that ended a process, by its exit code as shells tell it; None where none did."""
+    try:
+        return signal.Signals(code - 128).name
+    except ValueError:
+        return None
 
 
 def _reason(changes: list[Any] | None) -> str:
@@ -171,7 +202,13 @@ def _reason(changes: list[Any] | None) -> str:
             for path, state in paths.items():
                 states.setdefault(state if isinstance(state, str) else "changed", []).append(path)
     names = {"deleted": "missing", "modified": "changed"}
-    return "; ".join(f"{names.get(state, state)}: {', '.join(paths)}" for state, paths in states.items())
+    return "; ".join(f"{names.get(state, state)}: {_listed(paths)}" for state, paths in states.items())
+
+
+def _listed(paths: list[str]) -> str:
+    """The first of some names: all of them would be a wall."""
+    more = len(paths) - SHOWN
+    return ", ".join(paths[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _one_line(error: Exception) -> str:

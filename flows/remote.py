@@ -38,6 +38,14 @@ class Remote:
     away: bool = False
 
     @property
+    def url(self) -> str:
+        """Where it is, as the workspace's DVC settings have it."""
+        from dvc.config import Config
+
+        settings = Config(os.fspath(self.workspace / ".dvc"), validate=False)
+        return str(settings["remote"].get(self.name, {}).get("url", ""))
+
+    @property
     def away_line(self) -> str:
         """How lines begin that tell of a failure."""
         return f"remote '{self.name}': "

@@ -44,6 +44,7 @@ def _ask(url: str) -> None:
             get_client(sync_client=True) as client,
         ):
             client.read_flows(limit=1)
+            client.raise_for_api_version_mismatch()  # which would end the run with a traceback
     except Exception as error:  # whatever an address that is none, a network, or somebody else's server leads to
         raise UserError(
             f"PREFECT_API_URL = {_without_password(url)}: no Prefect server answers there ({_reason(error)}); start it "

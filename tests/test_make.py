@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
@@ -145,6 +146,14 @@ def test_the_lock_has_what_each_python_needs() -> None:
                 if (not one.marker or one.marker.evaluate(marks)) and canonicalize_name(one.name) not in locked
             }
         assert missing == set()
+
+
+def test_the_lock_has_what_mlflow_records_gpus_by() -> None:
+    """It asks for it only when it meets a GPU, in a warning that nobody reads."""
+    from mlflow.system_metrics.metrics import gpu_monitor
+
+    (wanted,) = re.findall(r"pip install ([\w-]+)", inspect.getsource(gpu_monitor))
+    assert f"\n{wanted}==" in (ROOT / "requirements.lock").read_text()
 
 
 @pytest.fixture

@@ -46,12 +46,14 @@ Experiment = Annotated[
     epilog=examples(
         "hiar run                   # the default experiment, in this folder",
         "hiar run smoke             # the whole chain in two minutes, in runs/smoke/",
-        "hiar run smoke --dry-run   # which stages would run, and why",
+        "hiar run smoke --dry-run   # which stages would run, why, and what comes from the cache",
     ),
 )
 def run(
     experiment: Experiment = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell which stages would run, and why.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell which stages would run, why, and what comes from the cache.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run every stage, even those that are up to date.")] = False,
 ) -> None:
     """Run an experiment and print its comparison.

@@ -83,6 +83,8 @@ class Pairs(Section):
     # false: none are kept; init and distill solve those that they draw, each time, with a teacher of their own beside
     # them: where solver_steps forwards of it are cheaper than the disk.
     stored: bool = True
+    # What states are rounded to, on the disk, or, where none are stored, as if they had been; trainings read float32.
+    kept_in: Literal["bf16", "fp16"] | None = None  # null: float32
     source: File | None = None  # folder that `hiar import-pairs` wrote; null: they are made here
     source_sha256: Digest | None = None  # of its manifest, as with the world's prompts
     solver_steps: Count  # Euler steps, a multiple of the student's
@@ -93,6 +95,8 @@ class Pairs(Section):
     @model_validator(mode="after")
     def _stored(self) -> Self:
         require(self.stored or self.source is None, "stored", self.stored, "somebody else's pairs are; write true")
+        remedy = "somebody else's pairs keep their type; write null"
+        require(self.kept_in is None or self.source is None, "kept_in", self.kept_in, remedy)
         return self
 
 
@@ -148,6 +152,12 @@ class Distill(Section):
     def all_steps(self) -> int:
         """Generator updates, and the steps before them."""
         return self.warmup_steps + self.steps
+
+    @property
+    def critic_rollouts(self) -> int:
+        """Rollouts that are made for the critic alone."""
+        own = self.all_steps * self.critic_updates * (self.critic_batch // self.windows)
+        return own if self.replay is None else 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

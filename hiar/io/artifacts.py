@@ -22,6 +22,7 @@ from typing import Any
 from hiar.errors import UserError
 from hiar.io.files import (
     atomic_file,
+    canonical,
     check_place,
     followed,
     is_mounted,
@@ -35,7 +36,6 @@ from hiar.io.files import (
 from hiar.io.manifests import (
     MANIFEST,
     Facts,
-    canonical,
     code_version,
     content_hash,
     facts,

@@ -14,9 +14,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hiar.errors import UserError
-from hiar.io.files import write_json
+from hiar.io.files import canonical, write_json
 from hiar.io.locks import locked
-from hiar.io.manifests import canonical
 from hiar.io.progress import Progress, tell
 
 RECORDS = "fingerprints.json"
@@ -63,7 +62,18 @@ def fingerprint(places: Path | Sequence[Path], cache: Path, verify: bool = False
     be read or changes meanwhile, and when the cache cannot be written or is broken.
     """
     files = [entry for place in ([places] if isinstance(places, Path) else places) for entry in _files(place)]
-    states = {path: _state(path) for _, path in files}
+    known = _records_of([path for _, path in files], cache, verify)
+    return hashlib.sha256(canonical([(name, known[path].sha256) for name, path in files]).encode()).hexdigest()
+
+
+def hashes(paths: Sequence[Path], cache: Path) -> dict[Path, str]:
+    """SHA-256 of each of some files, in hex, remembered and read as `fingerprint` does."""
+    return {path: record.sha256 for path, record in _records_of(paths, cache).items()}
+
+
+def _records_of(paths: Sequence[Path], cache: Path, verify: bool = False) -> dict[Path, _Record]:
+    """The records of files; those that are not remembered are made, by one process at a time."""
+    states = {path: _state(path) for path in paths}
     known = {} if verify else _known(states, cache)
     if len(known) < len(states):  # else nothing is written, and the cache may be read-only
         with locked(cache):
@@ -74,7 +84,7 @@ def fingerprint(places: Path | Sequence[Path], cache: Path, verify: bool = False
                     known[path] = _read(path, progress)
                     # after each file: what a kill leaves is not read again
                     _remember(cache / RECORDS, path, known[path])
-    return hashlib.sha256(canonical([(name, known[path].sha256) for name, path in files]).encode()).hexdigest()
+    return known
 
 
 def _known(states: Mapping[Path, os.stat_result], cache: Path) -> dict[Path, _Record]:

@@ -1,6 +1,9 @@
-"""What is free of a device's memory."""
+"""What is free of a device's memory, and of a disk."""
 
 from __future__ import annotations
+
+import shutil
+from pathlib import Path
 
 import psutil
 import torch
@@ -26,3 +29,17 @@ def require_memory(what: str, needed: int) -> None:
             f"{what}: takes {needed / GB:.3g} GB of memory, {free / GB:.3g} GB are free; end other programs, or use a "
             "machine with more"
         )
+
+
+def free_on_disk(folder: Path) -> int:
+    """Bytes that are free where a folder is, or is to be."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(place).free
+
+
+def require_room(folder: Path, nbytes: int) -> None:
+    """Raise UserError unless so many bytes are free where ``folder`` is, or is to be."""
+    free = free_on_disk(folder)
+    if nbytes > free:
+        sizes = f"needs {nbytes / GB:.1f} GB, {free / GB:.1f} GB are free"
+        raise UserError(f"{folder}: {sizes}; free some space or choose another place")

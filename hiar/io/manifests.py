@@ -18,10 +18,13 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hiar.errors import UserError
-from hiar.io.files import file_hash, write_json
+from hiar.io.files import canonical, file_hash, write_json
+from hiar.io.fingerprints import cache_folder, hashes
 from hiar.parameters import explain
 
 MANIFEST = "manifest.json"
+_REMEDY = "run the stage that makes it again, or name another folder"
+LARGE = 2**28  # bytes of a file that is read once, and afterwards known by size and time
 
 
 class Facts(BaseModel):
@@ -66,6 +69,9 @@ def write_manifest(folder: Path, kind: str, *, parents: Mapping[str, Path] | Non
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     """The manifest of an artifact folder, after checking its kind and the size and SHA-256 of every file in it.
 
+    Files from `LARGE` on, such as pairs and weights of Wan, are read once, and again only when their size or time has
+    changed (`hiar.io.fingerprints`): several stages and all of their processes ask for hundreds of gigabytes.
+
     Its other facts are as whoever wrote it left them: see `facts`. Raises UserError naming the file that is missing,
     truncated or altered, or lies elsewhere.
     """
@@ -74,8 +80,13 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise UserError(
             f"{folder / MANIFEST}: kind = {manifest['kind']!r}: should be {kind!r}; name a folder of that kind"
         )
-    for name, expected in manifest["files"].items():
-        _check_file(folder / name, expected)
+    files = {folder / name: expected for name, expected in manifest["files"].items()}
+    for path, expected in files.items():
+        _check_size(path, expected["size"])
+    large = [path for path, expected in files.items() if expected["size"] >= LARGE]
+    known = hashes(large, cache_folder()) if large else {}
+    for path, expected in files.items():
+        _check_hash(path, expected["sha256"], known.get(path))
     return manifest
 
 
@@ -110,11 +121,6 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return result.stdout.strip()
-
-
-def canonical(value: Any) -> str:
-    """JSON with the same bytes for equal values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _content(folder: Path) -> list[Path]:
@@ -169,15 +175,22 @@ def _is_inside(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
-    remedy = "run the stage that makes it again, or name another folder"
+def _check_size(path: Path, size: int) -> None:
     try:
         state = path.stat()
-        if not stat.S_ISREG(state.st_mode):
-            raise UserError(f"{path}: is no file, though its manifest says so; {remedy}")
-        if state.st_size != expected["size"]:
-            raise UserError(f"{path}: size = {state.st_size} bytes: should be {expected['size']}; {remedy}")
-        if _describe(path) != expected:
-            raise UserError(f"{path}: is not what its manifest says (SHA-256 differs); {remedy}")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
+    if not stat.S_ISREG(state.st_mode):
+        raise UserError(f"{path}: is no file, though its manifest says so; {_REMEDY}")
+    if state.st_size != size:
+        raise UserError(f"{path}: size = {state.st_size} bytes: should be {size}; {_REMEDY}")
+
+
+def _check_hash(path: Path, sha256: str, known: str | None) -> None:
+    """Raise UserError where a file holds something else; ``known``: the hash of what it holds, where that is known."""
+    try:
+        found = known or file_hash(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
+    if found != sha256:
+        raise UserError(f"{path}: is not what its manifest says (SHA-256 differs); {_REMEDY}")

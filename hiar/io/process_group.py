@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # How gloo, NCCL and the store say that another process is gone or silent.
 PEER = re.compile(r"gloo|nccl|tcpstore|socket|connection|broken pipe|timed out|timeout", re.IGNORECASE)
+SAME_SIZE = 1.1  # times that memories of GPUs of one size may differ: variants of a model do by some percent
 LINE = 1000  # bytes of an error that others are told
 AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun listens at that port itself
 
@@ -97,8 +98,8 @@ def joined(runtime: Runtime) -> Iterator[Ranks]:
     """The place of this process in its group, for the length of the body; alone where there is no group.
 
     A launcher's environment says how many there are, else ``runtime.processes``, of which one may be a group.
-    Raises UserError when the processes cannot meet, and RunFailed when another one is gone, or silent for
-    ``runtime.stall_seconds``.
+    Raises UserError when the processes cannot meet, or their GPUs are of different sizes, and RunFailed when another
+    one is gone, or silent for ``runtime.stall_seconds``.
     """
     place = own_place()
     if place is None and runtime.processes is None:
@@ -113,7 +114,10 @@ def joined(runtime: Runtime) -> Iterator[Ranks]:
     device = _own_device(runtime)
     try:
         _meet(rank, size, device, runtime.stall_seconds)
-        yield Ranks(rank, size, _mesh(device, size), runtime.precision == "bf16")
+        ranks = Ranks(rank, size, _mesh(device, size), runtime.precision == "bf16")
+        if device.type == "cuda":
+            check_sizes(ranks, torch.cuda.get_device_properties(device).total_memory)
+        yield ranks
         dist.destroy_process_group()
     except (RuntimeError, dist.DistError) as error:
         if size == 1 or not PEER.search(str(error)):
@@ -137,6 +141,20 @@ def _meet(rank: int, size: int, device: torch.device, seconds: float) -> None:
         method = f"file://{place}" if place else "env://"
         dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=wait)
     forget()
+
+
+def check_sizes(ranks: Ranks, memory: int) -> None:
+    """Raise UserError, in all processes, where GPUs differ in their memory: ``memory`` is that of this one's, in bytes.
+
+    Each holds an equal share of the networks and takes as many samples, so the smallest would be full in mid-training.
+    """
+    every = ranks.gather(torch.tensor(memory, device=ranks.device)).tolist()
+    least, most = min(every), max(every)
+    if most > SAME_SIZE * least:
+        raise UserError(
+            f"process {every.index(least)}: its GPU has {least / 1e9:.3g} GB, that of process {every.index(most)} "
+            f"{most / 1e9:.3g} GB, and all take equal shares; start them on GPUs of one size (CUDA_VISIBLE_DEVICES)"
+        )
 
 
 def _check_port(address: str, port: int) -> None:

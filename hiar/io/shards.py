@@ -71,16 +71,23 @@ class Rows(Protocol):
 class StoredRows:
     """The rows of a tensor that lies in shards, read from their files in float32 when they are asked for, not before.
 
-    Every shard is read and checked once, one at a time. Raises UserError when one is missing or broken.
+    Every shard is read and checked once, one at a time, unless all are ``checked`` by the manifest that lists them.
+    Raises UserError when one is missing or broken.
     """
 
-    def __init__(self, folder: Path, name: str, shards: int) -> None:
+    def __init__(self, folder: Path, name: str, shards: int, *, checked: bool = False) -> None:
         self.first = [0]
         self.shards: list[Tensor] = []
         for path in (shard_path(folder, index) for index in range(shards)):
-            self.first.append(self.first[-1] + len(read_shard(path)[name]))
-            with safe_open(path, framework="pt") as file:
-                self.shards.append(file.get_tensor(name))  # a map of the file: what is read can be let go of again
+            if not (checked and path.exists()):
+                read_shard(path)
+            try:
+                with safe_open(path, framework="pt") as file:
+                    self.shards.append(file.get_tensor(name))  # a map of the file: what is read can be let go of again
+            except SafetensorError:
+                read_shard(path)  # says in a line what is wrong
+                raise
+            self.first.append(self.first[-1] + len(self.shards[-1]))
 
     def __len__(self) -> int:
         return self.first[-1]

@@ -13,6 +13,7 @@ def disk(models: Models) -> dict[str, int]:
     params, clip = models.sizes.params, math.prod(models.sizes.clips(1)) * 4
     frame = clip // params.video.frames
     weights = storage_bytes(models.trained().state_dict())  # positions, which are buffers, are not stored
+    pairs = params.pairs.count if params.pairs.stored else 0
     trained = models.world.base is None
     states = [
         sum(bytes_ for what, bytes_ in role_bytes(meta_role(models, settings)).items() if what != "gradients")
@@ -21,7 +22,7 @@ def disk(models: Models) -> dict[str, int]:
     return {
         "codec": models.codec if trained else 0,
         "teacher": weights + models.codec + models.text if trained else 0,
-        "pairs": params.pairs.stored * params.pairs.count * (params.schedule.student_steps + 1) * clip,
+        "pairs": pairs * (params.schedule.student_steps + 1) * (clip if params.pairs.kept_in is None else clip // 2),
         "init": weights,
         "distill": weights * len(params.compare.distill),
         "state of a training": sum(states),

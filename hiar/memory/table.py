@@ -9,6 +9,7 @@ from hiar.config import Adopted, Params, Variant
 from hiar.memory.disk import disk
 from hiar.memory.forecast import USABLE, Forecast, Models, forecast
 from hiar.memory.steps import live_caches, training_grid
+from hiar.worlds.interface import AHEAD
 
 GB = 1e9
 STAGES = ("pairs", "init", "distill", "sample")  # that fill a GPU
@@ -23,7 +24,10 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
         f"{world.name}, {world.width}x{world.height}, clips of {frames} latent frames; "
         f"{batch} sample(s) a GPU at a time; {cards}, of which {USABLE:.0%} may be filled"
     )
-    yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before"
+    spec = params.distill
+    turns = -(-spec.all_steps * spec.batch // AHEAD) + -(-spec.critic_rollouts // AHEAD)
+    often = f", {AHEAD} of distill's at a time: {turns} times at most" if world.base is not None else ""
+    yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before{often}"
     adopted = isinstance(params.init, Adopted)
     for stage in [stage for stage in stages if not (adopted and stage == "init")]:
         variant, name = dearest(params)

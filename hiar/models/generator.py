@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -156,14 +156,18 @@ class Generator:
         self.turn(self.text)
         return self.text.encode(captions).to(self.denoiser.dtype)
 
+    def prepare(self, captions: Collection[str]) -> None:
+        """Before captions are embedded part by part: what that takes, such as to load an encoder, is done once."""
+        self.turn(self.text)
+        self.text.prepare([*captions, "", self.world.negative_prompt])
+
     def embed_nothing(self) -> Tensor:
         """The embedding (1, words, dim) that guidance leads away from."""
         return self.embed([self.world.negative_prompt])
 
     def autocast(self) -> torch.autocast:
         """In what a teacher computes: weights and latents stay as they are, so that a solver's small steps add up."""
-        kind = next(self.denoiser.parameters()).device.type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.card.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.card.precision == "bf16")
 
     def to(self, device: torch.device | str) -> Generator:
         """Move every network."""

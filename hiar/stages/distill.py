@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hiar.config import Params
+from hiar.config import Distill, Params
 from hiar.errors import UserError
 from hiar.io.fingerprints import require_content
 from hiar.models.denoiser import Denoiser
@@ -24,7 +24,7 @@ from hiar.training.loop import train
 from hiar.training.parallel import shard
 from hiar.training.role import kept_weights, make_role
 from hiar.training.self_rollout import SelfRollout
-from hiar.worlds.interface import FIRST_CLIP, TRANSFORMER
+from hiar.worlds.interface import AHEAD, FIRST_CLIP, SPLIT, TRANSFORMER
 
 
 def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: Path | None = None) -> None:
@@ -50,7 +50,14 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         spec, device, ranks = params.distill, work.accelerator.device, work.ranks
         saving = params.runtime.checkpointing
         check_batches(spec, ranks)
-        teacher, init = load_generator(paths.teacher).to(device), load_generator(paths.init)
+        teacher, init = load_generator(paths.teacher), load_generator(paths.init)
+        teacher.text.to(device)
+        pairs = open_pairs(params, workspace, seed, device) if method.forward_kl or method.forcing else None
+        if pairs is not None:
+            teacher.prepare(pairs.captions)  # before the other networks are beside it
+        teacher.codec.to(device)
+        if spec.real_score is None:
+            teacher.denoiser.to(device)  # else a copy of it is trained, and nothing asks for it itself
         roll_out = SelfRollout(
             block_shape=init.block_shape,
             windows=spec.windows,
@@ -60,22 +67,17 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             conventions=params.conventions,
         )
 
-        def prompts(samples: range) -> Tensor:
-            return teacher.embed(teacher.world.prompts(seed=seed, first=samples.start, count=len(samples)))
-
-        critic = clone(teacher.denoiser).checkpoint(saving)
+        critic = clone(teacher.denoiser).checkpoint(saving).to(device)
         real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256).to(device)
         if ranks.mesh is not None:
             shard(real_score, ranks)
-        drawn = method.forward_kl or method.forcing
-        pairs = open_pairs(params, workspace, seed, device) if drawn else None
         job = Distillation(
             student=make_role(clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps, ranks),
             critic=make_role(critic, spec.critic, spec.all_steps * spec.critic_updates, ranks),
             teacher=real_score,
             roll_out=roll_out,
             settings=spec,
-            prompts=prompts,
+            prompts=Prompts(teacher, seed, spec),
             no_text=teacher.embed_nothing(),
             student_samples=FIRST_CLIP["distill"],
             critic_samples=FIRST_CLIP["critic"],
@@ -109,6 +111,35 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         write_metrics(workspace, f"seed-{seed}/distill/{variant}", {name: tail_mean(curve, name) for name in columns})
         write_curve(workspace, f"seed-{seed}/distill/{variant}", curve)
         work.finish("checkpoint")
+
+
+class Prompts:
+    """Embeddings (B, words, dim) of samples' prompts, computed many samples ahead of their turn.
+
+    An encoder such as Wan's, which is as large as what is trained, is loaded and freed once in `AHEAD` samples, by all
+    processes in the same step.
+    """
+
+    def __init__(self, teacher: Generator, seed: int, settings: Distill) -> None:
+        self.teacher, self.seed = teacher, seed
+        of_each = {"distill": settings.all_steps * settings.batch, "critic": settings.critic_rollouts}
+        self.ends = {FIRST_CLIP[purpose]: FIRST_CLIP[purpose] + count for purpose, count in of_each.items()}
+        self.known: set[int] = set()
+
+    def __call__(self, samples: range) -> Tensor:
+        if self.teacher.world.base is not None:
+            for turn in range(samples.start // AHEAD, -(-samples.stop // AHEAD)):
+                if turn not in self.known:
+                    self._prepare(turn * AHEAD)
+                    self.known.add(turn)
+        return self.teacher.embed(self._texts(samples.start, samples.stop))
+
+    def _prepare(self, first: int) -> None:
+        end = next(end for start, end in self.ends.items() if start == first // SPLIT * SPLIT)
+        self.teacher.prepare(self._texts(first, min(first + AHEAD, end)))
+
+    def _texts(self, first: int, stop: int) -> list[str]:
+        return self.teacher.world.prompts(seed=self.seed, first=first, count=stop - first)
 
 
 def _real_score(teacher: Generator, folder: Path | None, content: str | None) -> Denoiser:

@@ -14,7 +14,7 @@ from hiar.errors import UserError, suggest
 from hiar.io.artifacts import check_folder, content_hash, read_manifest, unfinished, write_manifest
 from hiar.models.generator import CARD, Card, Walk, load_card, save_card
 from hiar.parameters import explain
-from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, describe_foreign, open_world
+from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, World, describe_foreign, open_world
 
 GB = 1e9
 _RELEASED = {"block": 3, "window": 21, "sinks": 0, "shift": 5.0, "steps": 4, "renoise": "sde"}
@@ -95,6 +95,7 @@ def describe_model(path: Path, base: Path | None, verify: bool) -> list[tuple[st
         ),
         ("steps", f"{schedule.student_steps}, shift {schedule.student_shift:g}, {schedule.renoise}"),
         ("computes in", "bf16" if card.precision == "bf16" else "fp32"),
+        *((name, _part(path / name, world)) for name in (TRANSFORMER, TEXT, CODEC)),
         ("size", f"{size / GB:.3g} GB"),
         ("content", content_hash(path)),
     ]
@@ -104,6 +105,15 @@ def describe_model(path: Path, base: Path | None, verify: bool) -> list[tuple[st
         *said,
         ("to sample it", f'hiar sample --checkpoint {path} --prompt "..." --frames {video.frames} --out out'),
     ]
+
+
+def _part(folder: Path, world: World) -> str:
+    """Where a part of a checkpoint lies, and how large it is or which hash it has."""
+    found = world.referred(folder)
+    if found is None:
+        return f"its own, {sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / GB:.3g} GB"
+    base, content = found
+    return f"that of {base}, SHA-256 {content}"
 
 
 def _card(preset: str | None, base: Path, how: Mapping[str, Any]) -> Card:

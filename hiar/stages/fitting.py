@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +13,13 @@ from hiar.config import Order, Passes
 from hiar.contexts import rule_of
 from hiar.errors import UserError
 from hiar.grid import Grid, fastest
-from hiar.io.artifacts import write_text
-from hiar.io.free import GB, free_bytes
+from hiar.io.artifacts import partial_of, write_text
+from hiar.io.free import GB, free_bytes, free_on_disk
 from hiar.memory.sampling import decode_bytes, walk_bytes
 from hiar.models.generator import Generator, Walk
 from hiar.models.rings import ring_bytes as one_ring
 from hiar.rollout.cell import Rollout
+from hiar.stages.videos import SCRATCH
 
 SETTLED = ".way"  # holds what an unfinished folder was begun with
 USABLE = 0.9  # of what is free: the rest is for kernels' own buffers and fragments
@@ -130,10 +130,11 @@ def check_frames(source: Generator, frames: int, count: int, batch: int, out: Pa
     part = source.codec.pictures(min(frames, source.codec.chunk))
     shown = part * 3 * source.world.height * source.world.width * (4 + 4 + 1)  # floats, their copy, bytes
     needed, free = at_once * latent + max(at_once * latent, shown), psutil.virtual_memory().available
-    place = next(folder for folder in [out, *out.absolute().parents] if folder.is_dir())
-    room = shutil.disk_usage(place).total
+    # What an interrupted run has left of them is there already.
+    held = [path for folder in (out, partial_of(out)) for path in (folder / SCRATCH).glob("*")]
+    room = free_on_disk(out) + sum(path.stat().st_size for path in held)
     memory = f"{at_once} video(s) at a time take {needed / GB:.3g} GB of memory, {free / GB:.3g} GB are free"
-    disk = f"the latents take {count * latent / GB:.3g} GB, the disk has {room / GB:.3g} GB"
+    disk = f"the latents take {count * latent / GB:.3g} GB, {room / GB:.3g} GB are free on the disk"
     for short, what in ((needed > free, memory), (count * latent > room, disk)):
         if short:
             raise UserError(f"{field} = {frames}: {what}; ask for fewer, or watch one video with `hiar stream`")

@@ -39,8 +39,10 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
             return
         for training in spec.trainings.values():  # before the first of them begins
             deal(training.batch, training.micro_batch, work.ranks)
-        teacher = load_generator(paths.teacher).to(work.accelerator.device)
-        pairs = open_pairs(params, workspace, seed, work.accelerator.device)
+        teacher, pairs = load_generator(paths.teacher), open_pairs(params, workspace, seed, work.accelerator.device)
+        teacher.text.to(work.accelerator.device)
+        teacher.prepare(pairs.captions)  # before other networks are beside it
+        teacher.codec.to(work.accelerator.device)  # not the denoiser: copies of it are trained
         made = KINDS[spec.kind](Job(work, seed, teacher, pairs), spec)
         if not work.ranks.leads:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest
 from hiar.io.fingerprints import require_content
-from hiar.io.manifests import MANIFEST
+from hiar.io.free import require_room
+from hiar.io.manifests import MANIFEST, load_manifest
 from hiar.io.progress import Progress
 from hiar.io.shards import Rows, StoredRows, is_whole, read_shard, shard_path, write_shard
 from hiar.io.text import split_lines
@@ -28,6 +30,7 @@ from hiar.stages.common import Paths, Stage, stage, write_metrics
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
 CAPTIONS = "captions.txt"  # a line a trajectory
+KEPT_IN = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ def run(params: Params, workspace: Path, seed: int) -> None:
                 _adopt(work, spec.source, load_generator(paths.teacher), workspace, seed)
             return
         captions = pair_captions(params, seed, range(spec.count))
-        teacher = load_generator(paths.teacher).to(work.accelerator.device)
+        teacher = load_generator(paths.teacher)
+        teacher.text.to(work.accelerator.device)
+        teacher.prepare(captions if spec.stored else captions[: spec.batch])  # before the other networks are beside it
+        teacher.to(work.accelerator.device)
         if spec.stored:
             _make_shards(work, teacher, seed, captions)
         if not work.ranks.leads:
@@ -141,6 +147,9 @@ def _make_shards(work: Stage, teacher: Generator, seed: int, captions: Sequence[
     ]
     most = int(ranks.gather(torch.tensor(len(turns), device=ranks.device)).max())
     begun = ranks.sums([sum(len(numbers) for index, numbers in own.items() if index not in missing)])[0]
+    with ranks.agreed():
+        size = (params.schedule.student_steps + 1) * params.video.frames * math.prod(teacher.latent_size)
+        require_room(work.folder, int(spec.count - begun) * size * KEPT_IN[spec.kept_in].itemsize)
     made: list[Tensor] = []
     with Progress("pairs", spec.count, int(begun)) if ranks.leads else nullcontext() as progress:
         for turn in range(most):
@@ -162,7 +171,8 @@ def _make_shards(work: Stage, teacher: Generator, seed: int, captions: Sequence[
 def solve(params: Params, teacher: Generator, seed: int, numbers: Sequence[int], captions: Sequence[str]) -> Tensor:
     """Trajectories ``numbers``, of these captions, at the student's levels, (len(numbers), S + 1, C, F, h, w).
 
-    Each depends on its number alone, not on its neighbours.
+    Each depends on its number alone, not on its neighbours. They are in the type that ``pairs.kept_in`` says, but are
+    solved in the teacher's.
     """
     schedule, substeps = params.schedule, params.pairs.solver_steps // params.schedule.student_steps
     sigmas = solver_sigmas(
@@ -175,7 +185,8 @@ def solve(params: Params, teacher: Generator, seed: int, numbers: Sequence[int],
     no_text = teacher.embed_nothing().expand_as(text)
     with teacher.autocast():
         states = ode_states(teacher.denoiser, noise.to(text), sigmas, text, no_text, params.pairs.guidance)
-        return torch.stack([state for i, state in enumerate(states) if i % substeps == 0], dim=1).cpu()
+        kept = torch.stack([state for i, state in enumerate(states) if i % substeps == 0], dim=1)
+        return kept.to(KEPT_IN[params.pairs.kept_in]).cpu()
 
 
 def check_states(states: Tensor, numbers: Sequence[int], field: str = "pairs") -> None:
@@ -216,7 +227,9 @@ def load_pairs(folder: Path) -> Trajectories:
     shards, sigmas, captions = load_facts(folder)
     if shards is None:
         raise UserError(f"{folder}: stores no trajectories; write pairs.stored: true and run the pairs stage again")
-    states = StoredRows(folder, "states", shards=shards)
+    listed = load_manifest(folder)["files"]
+    checked = all(shard_path(folder, index).name in listed for index in range(shards))
+    states = StoredRows(folder, "states", shards=shards, checked=checked)
     if len(states) != len(captions):
         raise UserError(f"{folder}: holds {len(states)} trajectories, not {len(captions)}; run the pairs stage again")
     return Trajectories(states, sigmas, captions)

@@ -77,6 +77,7 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
         prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=count)
         frames = params.sample.frames if way else source.card.video.frames
         check_frames(source, frames, count, params.sample.batch, work.folder, "params.yaml: sample.frames")
+        source.prepare(prompts)
         make_videos(work.folder, source, prompts, frames, way, seed, params.sample.batch, f"sample {variant or model}")
         write_captions(work.folder, prompts, prompts)
         work.finish("samples", model=model, **describe(source, way, frames))
@@ -97,6 +98,7 @@ def sample_prompts(request: Request, out: Path, save_latents: bool) -> None:
     walk, frames = check_request(source, request)
     check_frames(source, frames, len(prompts), BATCH, out)
     given = given_latents(source, request)
+    source.prepare(prompts)
     way = None
     if walk is not None:
         one = make_rollout(source, source.embed(prompts[:1]), walk, frames, seed, [0], given=given)

@@ -7,7 +7,7 @@ section of params.yaml.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
@@ -22,6 +22,7 @@ from hiar import config
 PURPOSES = ("training", "held-out", "pairs", "distill", "sample", "critic", "validation")
 SPLIT = 2**40
 FIRST_CLIP = {name: place * SPLIT for place, name in enumerate(PURPOSES)}
+AHEAD = 4096  # prompts that a training has prepared at a time, where that takes long: some gigabytes of a cache
 
 
 class Network(Protocol):
@@ -44,6 +45,10 @@ class Text(Network, Protocol):
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (B, words, dim) of prompts; how an empty one means "no prompt" is the encoder's own affair."""
+        ...
+
+    def prepare(self, prompts: Collection[str]) -> None:
+        """Do for all of them at once what `encode` would do for each part of them anew, if anything."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -149,6 +154,13 @@ class World(Protocol):
 
     def adopt(self, part: Part, folder: Path) -> None:
         """Make ``folder`` stand for a part of the base, without copying it. Raises UserError when it is not whole."""
+        ...
+
+    def referred(self, folder: Path) -> tuple[Path, str] | None:
+        """The base that a part's folder refers to, and the hash of what it had there; None of a part that lies in it.
+
+        Raises UserError where that is not there any more.
+        """
         ...
 
     def verify(self, folder: Path) -> None:

@@ -1,7 +1,14 @@
 """prefect.yaml: its deployments name flows, fit their parameters, fire on schedule and hold no folder of anybody."""
 
+import http.server
+import json
+import os
+import re
 import shutil
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +17,7 @@ import yaml
 from hiar.workspace import experiment_tree
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 PROJECT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS = {one["name"]: one for one in PROJECT["deployments"]}
 
@@ -96,3 +104,44 @@ def test_nothing_is_deleted_from_the_store_but_where_that_is_asked_for(monkeypat
     deployments.retention.fn(last=2)
     deployments.retention.fn(last=0, delete=True)
     assert commands == [("storage", "gc", "--last", "2"), ("storage", "gc", "--last", "0", "--delete")]
+
+
+@pytest.fixture
+def heard():
+    """The address of somebody who is told, and what that one heard."""
+    lines = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            lines.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/failures", lines
+        server.shutdown()
+
+
+def test_somebody_is_told_of_a_failure_and_of_nothing_else(prefect_server, heard, tmp_path):
+    from prefect import flow
+    from prefect.states import Failed
+
+    address, lines = heard
+    settings = {"PREFECT_API_URL": prefect_server, "HIAR_WEBHOOK": address}
+    (block,) = re.findall(r"^```sh\npython - <<'END'\n(.*?)^END\n```$", PAGE, re.DOTALL | re.MULTILINE)
+    subprocess.run([sys.executable, "-"], input=block, env=os.environ | settings, cwd=tmp_path, text=True, check=True)
+
+    @flow(flow_run_name="{name} 1a2b3c4")
+    def experiment(name, reason):
+        return Failed(message=reason) if reason else None
+
+    experiment("whole", "", return_state=True)
+    end = time.monotonic() + 300
+    while not lines and time.monotonic() < end:  # the trigger is looked for by and by: what came before it is not told
+        experiment("smoke", "codec@0: was ended by SIGKILL", return_state=True)
+        time.sleep(2)
+    assert {line["text"] for line in lines} == {"smoke 1a2b3c4 failed: codec@0: was ended by SIGKILL"}

@@ -1,6 +1,14 @@
+import os
+import re
+import shutil
+
+import httpx
 import pytest
 
 from flows.pipeline import StageFailure, stale_stages
+from flows.remote import Remote
+from flows.showing import show
+from tests.storage.small_store import BUCKET, SmallStore
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -31,16 +39,62 @@ def test_stages_run_in_order_and_side_by_side_and_never_again(project, monkeypat
     assert project.events() == events
 
 
-def test_the_comparison_is_an_artifact_of_the_run(project):
+def shown(key):
     from prefect.artifacts import Artifact
 
+    artifact = Artifact.get(key)
+    assert artifact is not None, key
+    return str(artifact.data)
+
+
+def test_a_run_has_a_name_tags_and_the_comparison_with_its_pictures(project):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
+
     assert run_flow() is None
-    artifact = Artifact.get("comparison")
-    assert artifact is not None
-    assert "HiAR" in str(artifact.data)
-    sheet = Artifact.get("contact-sheet")
-    assert sheet is not None
-    assert (project.folder / "reports" / "contact_sheet.png").as_uri() in str(sheet.data)
+    assert "HiAR" in shown("default-comparison")
+    assert (project.folder / "reports" / "contact_sheet.png").as_uri() in shown("default-contact-sheet")
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    assert run.name == "default"  # and the commit, where there is git
+    assert set(run.tags) == {"experiment:default", "commit:none", "seed:0"}
+
+
+def test_an_experiment_has_artifacts_of_its_own_whose_links_open_on_any_machine(project, tmp_path, monkeypatch):
+    from prefect import flow
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    workspace = tmp_path / "runs" / "smoke-1.3b+table1"
+    project.dvc("repro")
+    (project.folder / "hiar").mkdir()
+    shutil.copytree(project.folder / "metrics", workspace / "metrics")
+    shutil.copy(project.folder / "params.yaml", workspace)
+    (workspace / "hiar").symlink_to(project.folder / "hiar")
+    (workspace / "reports").mkdir()
+    (workspace / "reports" / "index.html").write_text("<p>the report")
+    with SmallStore() as store:
+        settings = f"url = s3://{BUCKET}/hiar\n    endpointurl = {store.url}\n    region = x\n"
+        settings += "    access_key_id = somebody\n    secret_access_key = hidden-from-all\n"
+        for folder in (project.folder, workspace):
+            (folder / ".dvc").mkdir(exist_ok=True)
+            (folder / ".dvc" / "config").write_text(f"[core]\n    no_scm = true\n['remote \"s\"']\n    {settings}")
+        told = []
+        showing = flow(show)
+        showing(workspace, Remote(workspace, "s"), told.append)
+        link = re.search(r"\((http://[^)]*)\)", shown("smoke-1-3b-table1-report"))[1]
+        assert httpx.get(link, trust_env=False).text == "<p>the report"
+        assert "hidden-from-all" not in link
+        assert "file:" in shown("smoke-1-3b-table1-contact-sheet")  # there is none to be stored
+        assert told == []
+        store.refusal = (403, "AccessDenied")
+        (workspace / "reports" / "index.html").write_text("<p>another")
+        showing(workspace, Remote(workspace, "s"), told.append)
+        assert "file:" in shown("smoke-1-3b-table1-report")
+        (line,) = told
+        assert line.startswith(f"the report is not in the store: s3://{BUCKET}/hiar: access is denied")
+        store.shutdown()
+    assert "HiAR" in shown("smoke-1-3b-table1-comparison")
 
 
 def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project):

@@ -1,12 +1,21 @@
 import os
+import shutil
 import subprocess
 import sys
 import threading
 
 import pytest
+import yaml
 from waiting import wait_until
 
-from flows.pipeline import StageFailure, is_current, reproduce, stage_environment, stale_stages
+from flows.pipeline import (
+    StageFailure,
+    is_current,
+    recorded_stages,
+    reproduce,
+    stage_environment,
+    stale_stages,
+)
 from flows.processes import ProcessGroups
 from hiar.errors import UserError
 
@@ -58,6 +67,41 @@ def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_
     assert stale_stages(project.folder)[0].reason == "changed: stage.py; missing: out/codec-0"
 
 
+def test_what_was_made_before_is_told_from_what_has_to_be_computed(project, monkeypatch):
+    """From outside, as of an experiment; of a stage that reads a folder it can be told once the folder is whole."""
+    project.dvc("repro")
+    monkeypatch.chdir("/")
+    before = yaml.safe_load((project.folder / "params.yaml").read_text())["seeds"]
+    project.change(distill={"steps": 1})
+    assert recorded_stages(project.folder) == {"codec@0"}
+    project.dvc("repro")
+    (project.folder / "dvc.lock").unlink()
+    shutil.rmtree(project.folder / "out")
+    assert {stage.reason for stage in stale_stages(project.folder)} == {"never run here"}
+    students = {"distill@0-hiar", "distill@0-self-forcing"}
+    assert recorded_stages(project.folder) == {"codec@0"} | students
+    project.dvc("repro", "distill@0-hiar", "distill@0-self-forcing")
+    assert project.begun("codec-0") == 1  # they were not run for that
+    assert recorded_stages(project.folder) == {"codec@0", "score"} | students
+    project.change(seeds=[*before, 1])
+    assert "codec@1" not in recorded_stages(project.folder)
+    for path in (project.folder / ".dvc" / "cache" / "files").rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    shutil.rmtree(project.folder / ".dvc" / "cache" / "files")
+    assert recorded_stages(project.folder) == set()
+
+
+def test_a_reason_is_no_wall_of_names(project):
+    project.dvc("repro")
+    paths = [f"in-{number}" for number in range(5)]
+    for path in paths:
+        (project.folder / path).touch()
+    pipeline = project.folder / "dvc.yaml"
+    pipeline.write_text(pipeline.read_text().replace("deps: [stage.py]", f"deps: [stage.py, {', '.join(paths)}]", 1))
+    (codec,) = [stage for stage in stale_stages(project.folder) if stage.name == "codec@0"]
+    assert codec.reason == "changed: in-0, in-1, in-2 and 2 more"
+
+
 def test_a_pipeline_that_dvc_cannot_read_is_a_mistake(project):
     (project.folder / "dvc.yaml").write_text("stages: 3\n")
     with pytest.raises(UserError, match=r"dvc\.yaml"):
@@ -88,11 +132,12 @@ def test_a_mistake_keeps_its_exit_code_and_its_line(project):
     assert str(failure.value) == "codec@0: params.yaml: codec.patch = 0: should be positive"
 
 
-def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code(project):
+def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code_and_the_signal_is_named(project):
     project.order("codec-0", "crash-once crashed")
     with pytest.raises(StageFailure) as failure:
         run(project, "codec@0")
     assert failure.value.code == 128 + 9
+    assert str(failure.value) == "codec@0: was ended by SIGKILL; the last it said: at work on codec-0"
 
 
 def test_a_failure_of_dvc_itself_is_told(project):

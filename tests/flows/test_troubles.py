@@ -40,13 +40,16 @@ def mistake(folder, *arguments, **settings):
     return line.removeprefix("error: ")
 
 
+OLD = {"/old/api/flows/filter": b"[]", "/old/api/admin/version": b'"2.20.9"'}
+
+
 class Foreign(http.server.BaseHTTPRequestHandler):
-    """A server, but not Prefect's."""
+    """A server, but not Prefect's; one below /old is, of years ago."""
 
     def do_POST(self):
-        self.send_response(200)
+        self.send_response(404 if self.path.startswith("/old/") and self.path not in OLD else 200)
         self.end_headers()
-        self.wfile.write(b"<html>welcome</html>")
+        self.wfile.write(OLD.get(self.path, b"<html>welcome</html>"))
 
     do_GET = do_POST
 
@@ -69,6 +72,9 @@ def test_a_server_that_does_not_answer_as_one(project, foreign):
     line = mistake(project.folder, "run", PREFECT_API_URL=f"http://me:secret@{foreign}/api")
     assert line.startswith(f"PREFECT_API_URL = http://{foreign}/api: no Prefect server answers there (")
     assert "secret" not in line
+    line = mistake(project.folder, "run", PREFECT_API_URL=f"http://{foreign}/old/api")
+    assert "Found incompatible versions: client: 3." in line
+    assert "server: 2.20.9" in line
     assert mistake(project.folder, "run", PREFECT_API_URL="junk").startswith("PREFECT_API_URL = junk: no Prefect")
     assert project.events() == []
 

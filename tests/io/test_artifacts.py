@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from hiar.errors import UserError
+from hiar.io import manifests
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_json, write_manifest, write_text
 from hiar.io.files import temporary_of
 from hiar.io.shards import write_shard
@@ -314,3 +315,38 @@ def test_damage_is_named_with_a_remedy(damage: str, tmp_path: Path) -> None:
         read_manifest(tmp_path / "out", "toy")
     assert "; " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_large_file_is_read_once_for_as_long_as_its_size_and_time_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whichever process: what it was is noted in the user's cache. Small files are read each time."""
+    monkeypatch.setenv("HIAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(manifests, "LARGE", 1000)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    large, small = folder / "large", folder / "small"
+    large.write_bytes(b"x" * 1000)
+    small.write_bytes(b"x" * 999)
+    write_manifest(folder, "toy")
+    read_manifest(folder, "toy")
+
+    def spoil(path: Path) -> os.stat_result:
+        state = path.stat()
+        path.write_bytes(b"y" + path.read_bytes()[1:])
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+        return state
+
+    state = spoil(large)
+    read_manifest(folder, "toy")  # not read again
+    os.utime(large, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    with pytest.raises(UserError, match=r"out/large: is not what its manifest says \(SHA-256 differs\)"):
+        read_manifest(folder, "toy")
+    large.write_bytes(b"x" * 1000)
+    read_manifest(folder, "toy")
+    spoil(small)
+    with pytest.raises(UserError, match=r"out/small: is not what its manifest says \(SHA-256 differs\)"):
+        read_manifest(folder, "toy")
+    large.unlink()
+    with pytest.raises(UserError, match=r"out/large: cannot be read \(No such file or directory\)"):
+        read_manifest(folder, "toy")

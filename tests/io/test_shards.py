@@ -126,3 +126,26 @@ def test_rows_are_read_as_of_the_whole_tensor_and_only_they(tmp_path: Path) -> N
     path.unlink()
     with pytest.raises(UserError, match=r"00001.safetensors: no such shard"):
         StoredRows(tmp_path, "states", shards=3)
+
+
+def test_what_a_manifest_has_checked_is_not_read_again(tmp_path: Path) -> None:
+    """Hundreds of gigabytes, by each process of each stage; what is no shard is still told."""
+    whole = torch.randn(4, 3)
+    for index, part in enumerate(whole.split(2)):
+        write_shard(shard_path(tmp_path, index), {"states": part}, {})
+    path = shard_path(tmp_path, 1)
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + bytes(4))  # as one would see who reads it
+    rows = StoredRows(tmp_path, "states", shards=2, checked=True)
+    assert (len(rows), rows[torch.tensor([3])][0, -1].item()) == (4, 0.0)
+    assert torch.equal(rows[torch.tensor([0, 1, 2])], whole[:3])
+    for broken, said in (
+        (data[:-4], "is truncated"),
+        (b"no shard", "is truncated or no shard"),
+        (None, "no such shard"),
+    ):
+        path.unlink()
+        if broken is not None:
+            path.write_bytes(broken)
+        with pytest.raises(UserError, match=rf"00001\.safetensors: {said}"):
+            StoredRows(tmp_path, "states", shards=2, checked=True)

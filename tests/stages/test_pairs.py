@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest, write_manifest
 from hiar.io.process_group import Ranks
+from hiar.io.shards import read_shard
 from hiar.models.generator import Generator, load_generator
 from hiar.stages import pairs
 from hiar.stages.common import Paths, Stage
@@ -175,6 +177,23 @@ def test_a_trajectory_that_is_not_finite_is_named_and_whole_shards_are_kept(
     pairs.run(params_of(), workspace, 0)
     assert shards(Paths(workspace, 0).pairs) == shards(Paths(whole, 0).pairs)
     assert "pairs: 11/11 in " in capsys.readouterr().err
+
+
+def test_pairs_that_the_disk_has_no_room_for_are_not_begun(
+    whole: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there of an interrupted run needs none."""
+    shard = Paths(whole, 0).pairs / "00000.safetensors"
+    needed = 11 * read_shard(shard)["states"][0].nbytes
+    free = needed - 1
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free))
+    with pytest.raises(UserError, match=r"pairs\.partial: needs .* GB, .* GB are free; free some space"):
+        pairs.run(params_of(), workspace, 0)
+    partial = Paths(workspace, 0).pairs.with_name("pairs.partial")
+    assert shards(partial) == {}
+    shutil.copy(shard, partial)
+    pairs.run(params_of(), workspace, 0)
+    assert shards(Paths(workspace, 0).pairs) == shards(Paths(whole, 0).pairs)
 
 
 def test_pairs_that_are_not_as_many_as_they_say_are_refused(whole: Path, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
 
     def check(memory: int, disk: int, batch: int = 2, count: int = 500) -> None:
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=memory))
-        monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(total=disk, used=0, free=0))
+        monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(total=2 * disk, used=disk, free=disk))
         check_frames(source, 6, count, batch, tmp_path / "out" / "further")
 
     assert 2 * latent < pictures < 400 * latent
@@ -221,6 +221,10 @@ def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
             check(memory, disk)
     with pytest.raises(UserError, match=r"400 video\(s\) at a time take"):
         check(800 * latent - 1, 500 * latent, batch=400)
+    scratch = tmp_path / "out" / "further.partial" / ".latents"  # what an interrupted run has made takes no more room
+    scratch.mkdir(parents=True)
+    (scratch / "00000.safetensors").write_bytes(bytes(latent))
+    check(2 * latent + pictures, 499 * latent)
 
 
 def test_the_line_tells_how_many_forward_calls_there_are(tmp_path: Path) -> None:

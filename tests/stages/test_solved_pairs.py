@@ -59,6 +59,28 @@ def test_they_are_those_that_would_be_stored(both: tuple[Path, Path]) -> None:
     assert said[1]["latent_std"] == pytest.approx(said[0]["latent_std"], rel=0.2)  # of other ones of them
 
 
+@pytest.mark.parametrize(("kept_in", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_states_may_be_kept_in_half_the_bytes(
+    kept_in: str, dtype: torch.dtype, both: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Rounded once, after they were solved; those that are solved when they are drawn are rounded alike."""
+    full, half = (
+        smoke_params(pairs={"count": 11, "batch": 2, "shard": 3, "kept_in": kept}) for kept in (None, kept_in)
+    )
+    shutil.copytree(Paths(both[0], 0).teacher, Paths(tmp_path, 0).teacher)
+    pairs.run(half, tmp_path, 0)
+    assert pairs.load_shard(Paths(tmp_path, 0).pairs, 0).dtype == dtype
+    everyone = torch.arange(11)
+    exact = open_pairs(full, both[0], 0, CPU).states[everyone]
+    kept = open_pairs(half, tmp_path, 0, CPU).states[everyone]
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, exact.to(dtype).float())
+    drawn = open_pairs(not_stored(half), both[1], 0, CPU).states[everyone]
+    assert torch.equal(drawn, drawn.to(dtype).float())
+    torch.testing.assert_close(drawn, kept, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+    assert 2 * disk(open_models(half))["pairs"] == disk(open_models(full))["pairs"]
+
+
 def test_they_read_like_a_tensor_and_are_solved_once_for_what_is_asked_first() -> None:
     states = torch.randn(9, 5, 2, 6, 3, 3)
     asked: list[list[int]] = []
@@ -107,6 +129,9 @@ def test_who_needs_stored_ones_says_so(both: tuple[Path, Path], tmp_path: Path) 
     tree = smoke_params().model_dump(mode="json")
     tree["pairs"] |= {"stored": False, "source": "models/pairs"}
     with pytest.raises(UserError, match=r"pairs\.stored = False.*somebody else's pairs are; write true"):
+        parse_params(tree, Path("params.yaml"))
+    tree["pairs"] |= {"stored": True, "kept_in": "bf16"}
+    with pytest.raises(UserError, match=r"pairs\.kept_in = 'bf16'.*somebody else's pairs keep their type; write null"):
         parse_params(tree, Path("params.yaml"))
 
 

@@ -416,6 +416,7 @@ def test_links_to_a_report_expire_when_they_are_told_to(
         (403, "AccessDenied", "s3://lab/hiar: access is denied; ask for the right to it, or use other credentials"),
         (403, "SignatureDoesNotMatch", "s3://lab/hiar: the secret key is not the access key's; set AWS_SECRET"),
         (404, "NoSuchBucket", "s3://lab/hiar: there is no such bucket; make it, or mend the remote's url"),
+        (403, "RequestTimeTooSkewed", "s3://lab/hiar: the clocks of this machine and of the store differ; set this"),
         (400, "Odd", "s3://lab/hiar: An error occurred (Odd) when calling the ListObjectsV2 operation: of the tests; "),
     ],
 )

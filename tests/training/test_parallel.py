@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from hiar.errors import UserError
-from hiar.io.process_group import ALONE, Ranks, joined
+from hiar.io.process_group import ALONE, Ranks, check_sizes, joined
 from hiar.io.states import Index, StoredState, layout_of, newest, publish, read_index, temporary_state, write_part
 from hiar.models.attention import Bidirectional
 from hiar.training.checkpoint import load_state, save_state
@@ -200,6 +200,36 @@ def test_a_part_that_one_process_cannot_write_ends_both_and_leaves_the_state_bef
     assert "00001.safetensors: is a directory" in said[1]
     assert said[0] == f"process 1: {said[1]}"
     assert [path.name for path in (together / "full").iterdir()] == ["state-00000001"]
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "said"),
+    [
+        ([80, 80, 80], None),
+        ([79.6, 85.0, 80], None),  # of one size to those who sell them
+        ([80, 40, 80], "process 1: its GPU has 40 GB, that of process 0 80 GB, and all take equal shares; start"),
+        (
+            [24, 80, 141],
+            "process 0: its GPU has 24 GB, that of process 2 141 GB, and all take equal shares",
+        ),
+    ],
+)
+def test_gpus_of_different_sizes_are_refused_by_every_process(gigabytes: list[float], said: str | None) -> None:
+    memories = [int(size * 1e9) for size in gigabytes]
+
+    class Devices(Ranks):
+        """A process among such devices."""
+
+        def gather(self, own: Tensor) -> Tensor:
+            assert own.tolist() == memories[self.rank]
+            return torch.tensor(memories)
+
+    for rank, memory in enumerate(memories):
+        if said is None:
+            check_sizes(Devices(rank, 3), memory)
+        else:
+            with pytest.raises(UserError, match=f"^{said}"):
+                check_sizes(Devices(rank, 3), memory)
 
 
 def test_processes_that_see_different_states_refuse_to_go_on(together: Path) -> None:

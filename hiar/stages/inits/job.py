@@ -27,7 +27,10 @@ LossAt = Callable[[range], Tensor]
 
 @dataclass(frozen=True)
 class Job:
-    """The stage at work, the bidirectional teacher on its device, and that teacher's trajectories."""
+    """The stage at work, the bidirectional teacher, and that teacher's trajectories.
+
+    Its text encoder and codec are on the device. Copies of its denoiser are trained; it has no place there beside them.
+    """
 
     work: Stage
     seed: int

@@ -24,7 +24,7 @@ def make(job: Job, spec: Ode) -> Trained:
 def regress(job: Job, start: Denoiser, pairs: Trajectories, training: Training, floor: float) -> Trained:
     """The weights of ``start``, trained to see the clean ends of trajectories from all of their levels."""
     video, device = job.params.video, job.device
-    student = clone(start).checkpoint(job.params.runtime.checkpointing)
+    student = clone(start).checkpoint(job.params.runtime.checkpointing).to(device)
     role = make_role(student, training.optimizer, training.steps, job.work.ranks)
     attention = BlockCausal(video.block, video.window_blocks)
 

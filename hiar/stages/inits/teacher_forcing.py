@@ -49,7 +49,7 @@ def causal_teacher(job: Job, spec: CausalTeacher) -> Denoiser:
         weights = dict(_train(job, "init: causal teacher", spec.training, spec.sigma_floor, folder, log).weights)
         if ranks.leads:
             write_shard(made, weights, {})
-    teacher = clone(job.teacher.denoiser).eval().requires_grad_(False)
+    teacher = clone(job.teacher.denoiser).eval().requires_grad_(False).to(job.device)
     teacher.load_state_dict(weights)
     return teacher
 
@@ -58,7 +58,7 @@ def _train(
     job: Job, name: str, training: Training, floor: float, folder: Path | None = None, log: Log | None = None
 ) -> Trained:
     params, video = job.params, job.params.video
-    student = clone(job.teacher.denoiser).checkpoint(params.runtime.checkpointing)
+    student = clone(job.teacher.denoiser).checkpoint(params.runtime.checkpointing).to(job.device)
     role = make_role(student, training.optimizer, training.steps, job.work.ranks)
     attention, blocks = TeacherForced(video.block, video.window_blocks), video.frames // video.block
 

@@ -59,6 +59,9 @@ class Shapes:
     def adopt(self, part: Part, folder: Path) -> None:
         raise ValueError("the built-in world has no base")
 
+    def referred(self, folder: Path) -> None:
+        """Nothing: all parts lie in a checkpoint."""
+
     def verify(self, folder: Path) -> None:
         """It refers to nothing."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -62,6 +62,9 @@ class WordEncoder(ModelMixin, ConfigMixin):
     def load(cls, folder: Path) -> WordEncoder:
         """The encoder saved in ``folder``. Raises UserError when it is missing or broken."""
         return load_model(cls, folder)
+
+    def prepare(self, captions: Collection[str]) -> None:
+        """Nothing: what a caption takes is no less for many."""
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Embeddings (B, length, dim) of captions."""

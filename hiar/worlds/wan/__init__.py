@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn, Self
@@ -19,12 +19,12 @@ from hiar.io.locks import locked
 from hiar.worlds.interface import SPLIT, TEXT, TRANSFORMER, Part, Trainable
 from hiar.worlds.wan.base import convert_base
 from hiar.worlds.wan.codec import WanCodec, load_codec
-from hiar.worlds.wan.embeddings import embed
+from hiar.worlds.wan.embeddings import Embeddings, embed
 from hiar.worlds.wan.exchange import bring_in, describe, send_out
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.outline import outline
 from hiar.worlds.wan.prompts import PromptFile
-from hiar.worlds.wan.references import locate, refer
+from hiar.worlds.wan.references import locate, refer, referred
 from hiar.worlds.wan.solver import unipc
 from hiar.worlds.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, encoder_width
 from hiar.worlds.wan.tiny import make_tiny_wan
@@ -73,6 +73,9 @@ class Wan:
 
     def adopt(self, part: Part, folder: Path) -> None:
         refer(folder, self._here(), part)
+
+    def referred(self, folder: Path) -> tuple[Path, str] | None:
+        return referred(folder)
 
     def verify(self, folder: Path) -> None:
         locate(folder, verify=True)
@@ -123,8 +126,11 @@ class CachedText:
     def __init__(self, base: Path) -> None:
         self.base, self.device = base, torch.device("cpu")
         self.dim = encoder_width(base)
+        self.known: Embeddings | None = None
 
     def to(self, device: torch.device | str) -> Self:
+        if torch.device(device).type != self.device.type:
+            self.known = None  # embeddings of another type
         self.device = torch.device(device)
         return self
 
@@ -134,13 +140,19 @@ class CachedText:
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         return self
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings (B, 512, dim), zero where a prompt has no token."""
+    def prepare(self, prompts: Collection[str]) -> None:
+        """Embed those that the cache lacks, with an encoder that is loaded once and freed then."""
         # The original computes text in bf16; without a GPU that is slow, and models are small.
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         # One at a time: else the last bits of an embedding depend on who was computed beside it, on who came first.
-        found = embed(prompts, self.base, cache_folder() / "embeddings", dtype, self.device, batch=1)
-        return found.read(prompts).to(self.device, torch.float32)
+        self.known = embed(prompts, self.base, cache_folder() / "embeddings", dtype, self.device, batch=1)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings (B, 512, dim), zero where a prompt has no token."""
+        if self.known is None or not all(prompt in self.known for prompt in prompts):
+            self.prepare(prompts)
+        assert self.known is not None
+        return self.known.read(prompts).to(self.device, torch.float32)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)

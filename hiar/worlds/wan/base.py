@@ -11,11 +11,12 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from hiar.errors import UserError
 from hiar.io.artifacts import unfinished
 from hiar.io.files import write_json
+from hiar.io.free import require_room
 from hiar.worlds.wan.formats import sources, text_encoder
 from hiar.worlds.wan.formats.autoencoder import open_autoencoder
 from hiar.worlds.wan.formats.sources import open_source
 from hiar.worlds.wan.formats.text_encoder import open_text_encoder
-from hiar.worlds.wan.formats.writing import require_room, write_diffusers, write_model
+from hiar.worlds.wan.formats.writing import write_diffusers, write_model
 
 # The original's files beside its transformer.
 TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"

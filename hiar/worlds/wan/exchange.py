@@ -9,10 +9,11 @@ from typing import get_args
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import unfinished
 from hiar.io.files import writing
+from hiar.io.free import require_room
 from hiar.worlds.interface import TRANSFORMER
 from hiar.worlds.wan.formats.configs import read_config
 from hiar.worlds.wan.formats.sources import Found, Weights, open_source, weights_in
-from hiar.worlds.wan.formats.writing import require_room, write_diffusers, write_original, write_student
+from hiar.worlds.wan.formats.writing import write_diffusers, write_original, write_student
 
 FORMS = ("diffusers", "wan", "self-forcing")
 LINKED = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "vae")  # of the base, in a pipeline's folder

@@ -42,7 +42,13 @@ def refer(folder: Path, base: Path, part: Part, verify: bool = False) -> None:
 
 
 def locate(folder: Path, verify: bool = False) -> Path | None:
-    """The base model that ``folder`` refers to; None where the part itself lies in it.
+    """The base model that ``folder`` refers to, if any. Raises UserError as `referred` does."""
+    found = referred(folder, verify)
+    return None if found is None else found[0]
+
+
+def referred(folder: Path, verify: bool = False) -> tuple[Path, str] | None:
+    """The base model that ``folder`` refers to, and the fingerprint of the part; None where the part itself lies in it.
 
     Raises UserError when the base is gone, or its files are others than those that were referred to; with ``verify``
     they are read for that, else compared by size and time.
@@ -64,7 +70,7 @@ def locate(folder: Path, verify: bool = False) -> Path | None:
             f"{path}: base = {said.base}: its {said.part} is another now; bring the one back that the checkpoint was "
             "made with, or make the checkpoint anew"
         )
-    return base
+    return base, said.content
 
 
 def _files(base: Path, part: Part) -> Sequence[Path]:

@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hiar.errors import UserError
+from hiar.io.free import require_room
 from hiar.worlds.wan.formats.autoencoder import open_autoencoder
 from hiar.worlds.wan.formats.configs import checked
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.formats.sources import open_source
 from hiar.worlds.wan.formats.stored import Stored, stored_state
 from hiar.worlds.wan.formats.text_encoder import open_text_encoder
-from hiar.worlds.wan.formats.writing import require_room, write_diffusers, write_original, write_student
+from hiar.worlds.wan.formats.writing import write_diffusers, write_original, write_student
 
 Weights = dict[str, Tensor]
 Write = Callable[[Path, Weights], None]

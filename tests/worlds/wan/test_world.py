@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -24,29 +25,33 @@ from hiar.config.section import VBenchDimension
 from hiar.errors import RunFailed, UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.files import file_hash
-from hiar.io.fingerprints import require_content
+from hiar.io.fingerprints import cache_folder, require_content
 from hiar.io.video import read_mp4
 from hiar.judges.interface import open_judge
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.parameters import merge, parse_params, read_yaml
+from hiar.stages import distill, sample
 from hiar.stages.common import sample_world
 from hiar.stages.comparison import read_summary
-from hiar.stages.distill import _real_score
-from hiar.stages.exchange import export_checkpoint
+from hiar.stages.exchange import describe_model, export_checkpoint
+from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
 from hiar.statistics.validations import read_validations
 from hiar.vbench.dimensions import DIMENSIONS
 from hiar.vbench.totals import totals
 from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
-from hiar.worlds.wan import CachedText
+from hiar.worlds.wan import CachedText, embeddings
+from hiar.worlds.wan.embeddings import Embeddings
 from hiar.worlds.wan.formats.stored import Stored, stored_state
 from hiar.worlds.wan.formats.writing import write_diffusers
+from hiar.worlds.wan.text import TextEncoder, load_text_encoder
 
 ROOT = Path(__file__).parents[3]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+PARTS = ("transformer", "text_encoder", "codec")
 PROMPTS = ["A red fox trots along a snowy ridge.", "Rain on a tram window at night."]
 
 
@@ -107,6 +112,18 @@ def test_a_base_is_adopted_by_reference(chain: Path) -> None:
     assert [path.name for path in (root / "codec").iterdir() if path.name != "manifest.json"] == ["reference.json"]
 
 
+def test_a_model_says_which_parts_are_its_own_and_whose_the_others_are(chain: Path) -> None:
+    """By the hash that tells two bases of one name apart."""
+    student, teacher = (chain / "artifacts" / "seed-0" / name for name in ("distill/hiar", "teacher"))
+    said, of_teacher = (dict(describe_model(folder, None, verify=False)) for folder in (student, teacher))
+    base = load_generator(teacher).world.base
+    assert re.fullmatch(r"its own, [0-9.e-]+ GB", said["transformer"])
+    for part in ("text_encoder", "codec"):
+        assert said[part] == of_teacher[part]
+    hashes = [re.fullmatch(rf"that of {base}, SHA-256 ([0-9a-f]{{64}})", one)[1] for one in map(of_teacher.get, PARTS)]
+    assert len(set(hashes)) == 3
+
+
 @pytest.mark.long
 def test_a_student_is_validated_while_it_trains(chain: Path, params: Params, tmp_path: Path) -> None:
     """By what Wan's judge can say; the weights are those without validation, the best refers to the base."""
@@ -160,8 +177,8 @@ def test_the_teacher_samples_as_diffusers_pipeline_does(teacher: Generator, base
 
 
 def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp_path: Path) -> None:
-    assert _real_score(teacher, None, None) is teacher.denoiser
-    other = _real_score(teacher, base, None)
+    assert distill._real_score(teacher, None, None) is teacher.denoiser
+    other = distill._real_score(teacher, base, None)
     assert other is not teacher.denoiser
     expected = teacher.denoiser.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
@@ -171,15 +188,15 @@ def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp
     for path in tmp_path.glob("*.*"):
         path.rename(tmp_path / "transformer" / path.name)
     with pytest.raises(UserError, match=r"distill\.real_score = .*: text_dim = 64, the teacher's is 32; name a model"):
-        _real_score(teacher, tmp_path, None)
+        distill._real_score(teacher, tmp_path, None)
     with pytest.raises(UserError, match=r"transformer: SHA-256 = .*: params\.yaml says distill\.real_score_sha256"):
-        _real_score(teacher, base, "0" * 64)
+        distill._real_score(teacher, base, "0" * 64)
 
 
 @torch.no_grad()
 def test_a_real_score_in_bf16_is_what_autocast_makes_of_it_in_full(teacher: Generator, base: Path) -> None:
     in_bf16 = replace(teacher, card=teacher.card.model_copy(update={"precision": "bf16"}))
-    full, half = _real_score(teacher, base, None), _real_score(in_bf16, base, None)
+    full, half = distill._real_score(teacher, base, None), distill._real_score(in_bf16, base, None)
     assert (full.dtype, half.dtype) == (torch.float32, torch.bfloat16)
     x = normals("measuring", 0, range(2), (16, 3, 8, 12))
     sigma, text = torch.tensor([0.4, 0.9]), teacher.embed(PROMPTS)
@@ -479,6 +496,65 @@ def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
             text.encode(lines)
         found.append(text.encode([lines[5]]))
     assert torch.equal(*found)
+
+
+@pytest.fixture
+def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Grows by a base each time its text encoder is loaded; the cache of embeddings is empty."""
+    loaded: list[Path] = []
+
+    def load(base: Path, *arguments: Any) -> TextEncoder:
+        loaded.append(base)
+        return load_text_encoder(base, *arguments)
+
+    monkeypatch.setenv("HIAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HIAR_TRACKING", "off")
+    monkeypatch.setattr(embeddings, "load_text_encoder", load)
+    return loaded
+
+
+@pytest.fixture
+def of_prompts(params: Params, tmp_path: Path) -> Params:
+    """The experiment, on forty prompts of its own."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"A red fox number {number} trots along a snowy ridge.\n" for number in range(40)))
+    return params.model_copy(update={"world": params.world.model_copy(update={"prompts": path})})
+
+
+def test_a_training_loads_the_text_encoder_once_for_many_prompts(
+    chain: Path, of_prompts: Params, loads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as large as what is trained; how many samples are asked for at a time changes no embedding."""
+    monkeypatch.setattr(distill, "AHEAD", 4)
+    teacher = load_generator(chain / "artifacts" / "seed-0" / "teacher")
+    teacher = replace(teacher, card=teacher.card.model_copy(update={"world": of_prompts.world}))
+    spec = of_prompts.distill
+    last = spec.all_steps * spec.batch
+    assert (last, spec.critic_rollouts) == (10, 0)
+    prompts, first = distill.Prompts(teacher, 0, spec), FIRST_CLIP["distill"]
+    found = [prompts(range(first + number, first + number + 2)) for number in range(0, last, 2)]
+    assert len(loads) == 3
+    held = Embeddings(next((cache_folder() / "embeddings").iterdir()))
+    lines = of_prompts.world.prompts.read_text().splitlines()
+    assert [line in held for line in lines] == [number < last for number in range(40)]  # none that nobody draws
+    assert torch.equal(torch.cat(found), teacher.embed(lines[:last]))
+    assert len(loads) == 3
+
+
+def test_pairs_and_samples_load_the_text_encoder_once(
+    chain: Path, params: Params, loads: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their batches."""
+    made = chain / "artifacts" / "seed-0"
+    tree = merge(params.model_dump(mode="json"), {"pairs": {"count": 4, "batch": 1, "shard": 2}})
+    shutil.copytree(made / "teacher", tmp_path / "artifacts" / "seed-0" / "teacher")
+    _run("pairs", parse_params(tree, Path("few")), tmp_path, seed=0)
+    assert len(loads) == 1
+    monkeypatch.setattr(sample, "BATCH", 1)
+    prompts = [f"Rain on the window of tram {number}." for number in range(3)]
+    sample.sample_prompts(Request(made / "distill" / "hiar", prompts, 9), tmp_path / "out", save_latents=False)
+    assert len(loads) == 2
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 3
 
 
 def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp_path: Path) -> None:

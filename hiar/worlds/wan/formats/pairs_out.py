@@ -11,9 +11,9 @@ from torch import Tensor
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import unfinished
 from hiar.io.files import atomic_file, remove
+from hiar.io.free import require_room
 from hiar.io.progress import Progress
 from hiar.worlds.wan.formats.pairs import DATA, library
-from hiar.worlds.wan.formats.writing import require_room
 
 FORMS = ("hiar", "self-forcing")
 _ROW = 1 << 14  # bytes that a row of an LMDB takes beside its latents, more than enough: its prompt, and whole pages

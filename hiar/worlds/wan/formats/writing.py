@@ -7,7 +7,6 @@ read them.
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hiar.errors import UserError
 from hiar.io.files import atomic_file, write_json
+from hiar.io.free import require_room
 from hiar.io.progress import Progress
 from hiar.models.finite import require_finite
 from hiar.worlds.wan.formats.configs import original_config
@@ -108,15 +107,6 @@ def write_student(sets: Mapping[str, Mapping[str, Stored]], path: Path) -> None:
             torch.save(states, file)
         except RuntimeError as error:  # torch's own, behind which the system's is
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-
-
-def require_room(folder: Path, nbytes: int) -> None:
-    """Raise UserError unless so many bytes are free where ``folder`` is, or is to be."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if nbytes > free:
-        sizes = f"needs {nbytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-        raise UserError(f"{folder}: {sizes}; free some space or choose another place")
 
 
 class _Megabytes(Progress):
