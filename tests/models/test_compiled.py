@@ -14,7 +14,7 @@ from students import save_student
 from torch._dynamo.utils import counters
 
 from benchmarks.presets import PRESETS, build
-from benchmarks.walks import ALONE
+from benchmarks.walks import ALONE, BATCHED
 from hiar.config import Context, Order
 from hiar.models import compiled as module
 from hiar.models.compiled import Compiled, compiled, where_it_pays
@@ -66,6 +66,19 @@ def _graphs(layers: int) -> int:
 def test_all_layers_and_all_blocks_share_graphs() -> None:
     """A graph a layer, a block or a cache would soon be more than torch keeps, and each takes seconds to compile."""
     assert 0 < _graphs(2) == _graphs(12)
+
+
+@torch.no_grad()
+def test_a_third_number_of_blocks_makes_no_more_graphs() -> None:
+    """The second makes them fit for any: a walk begins with few blocks a call, and the last batch may be short."""
+    preset = PRESETS["wan-tiny"]()
+    setup = build(preset, torch.device("cpu"), 2)
+    counts = []
+    with compiled(setup.denoiser, backend="eager"):
+        for rows in (2, 1, 3):
+            full_pass(setup.denoiser, setup.rollout(preset.grid(BATCHED, 6)), rows)
+            counts.append(counters["stats"]["unique_graphs"])
+    assert 0 < counts[0] < counts[1] == counts[2]
 
 
 @pytest.mark.long
