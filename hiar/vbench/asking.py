@@ -104,7 +104,7 @@ def device_of(environment: Environment) -> str:
 
     Its torch is another one: it may be built for a CPU alone, or for a driver that is not here.
     """
-    command = [environment.python, "-I", "-c", LOOK]
+    command: list[str | Path] = [environment.python, "-I", "-c", LOOK]
     said = subprocess.run(command, env=open_environ(), capture_output=True, encoding="utf-8", check=False).stdout
     return "cuda" if said.strip() == "True" else "cpu"
 
