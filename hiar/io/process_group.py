@@ -121,7 +121,7 @@ def joined(runtime: Runtime) -> Iterator[Ranks]:
 
     try:
         _meet(rank, size, device, runtime.stall_seconds)
-        with heard(found_by(device), lost):
+        with heard(found_by(device) if size > 1 else None, lost):
             yield Ranks(rank, size, _mesh(device, size), runtime.precision == "bf16")
         dist.destroy_process_group()
     except (RuntimeError, dist.DistError) as error:
