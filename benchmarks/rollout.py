@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import platform
 import resource
-import statistics
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +19,13 @@ from benchmarks.command import Parser, check_out
 from benchmarks.figures import costs_of, ratio_record, reference_record, spread, walk_record
 from benchmarks.flops import sizes
 from benchmarks.memory import memory_needed, probe_bytes
-from benchmarks.pipelined import Pipeline, pipeline
+from benchmarks.pipelined import pipeline
 from benchmarks.presets import PRESETS, Setup, build
-from benchmarks.probe import Probe
-from benchmarks.reference import ORDERS, Reference, check_reference, reference
+from benchmarks.reference import Reference, check_reference, reference
 from benchmarks.report import write_report
-from benchmarks.timing import PEAK_SIZE, Timing, peak_flops, time_walk
+from benchmarks.samples import Samples, measure, tell
+from benchmarks.timing import PEAK_SIZE
 from benchmarks.walks import SELF_FORCING, Walk, all_walks, ratios
-from hiar.config import Order
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import code_version
 from hiar.io.cores import process_cores
@@ -42,58 +38,6 @@ from hiar.rollout.cell import Rollout
 from hiar.stages.computing import full_pass
 
 
-@dataclass
-class Samples:
-    """What rounds of measurements leave: a timing a round of each walk, seconds of the parts, operations a second.
-
-    parts: means, one a round, as a walk is the sum of its passes, slow ones too. together: the parts where two
-    processes work side by side. others: seconds a round of the other implementation's walks.
-    """
-
-    walks: dict[tuple[Walk, bool], list[Timing]] = field(default_factory=lambda: defaultdict(list))
-    parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    together: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    others: dict[Order, list[float]] = field(default_factory=lambda: defaultdict(list))
-    peak: float = 0.0
-
-
-def measure(
-    setup: Setup, walkers: Pipeline | None, other: Reference | None, walks: list[Walk], blocks: int, rounds: int
-) -> Samples:
-    """Interleave all walks, with and without decoding, and all their parts; every round begins with another walk.
-
-    Before each is timed it is carried out once, short: the processor's caches held others' weights and code.
-    """
-    cases = [(walk, decode) for walk in walks for decode in (False, True)]
-    rows = max(_rows(setup, walk, blocks) for walk in walks)
-
-    def run(walk: Walk, decode: bool, length: int) -> Timing:
-        if walk.processes:
-            assert walkers is not None
-            return walkers.time_walk(walk, length, decode)
-        return time_walk(setup, walk, length, decode)
-
-    warm_up = min(blocks, setup.preset.window_blocks + setup.preset.steps)
-    samples = Samples()
-    for number in range(rounds):
-        first = number * len(cases) // rounds
-        for case in cases[first:] + cases[:first]:
-            run(*case, warm_up)
-            samples.walks[case].append(run(*case, blocks))
-        if other:
-            for order in ORDERS:
-                other.seconds(order, warm_up)
-                samples.others[order].append(other.seconds(order, blocks))
-        for name, seconds in Probe(setup, rows).measure().items():
-            samples.parts[name].append(statistics.fmean(seconds))
-        for parts in walkers.parts(rows) if walkers else ():
-            for name, seconds in parts.items():
-                samples.together[name].append(statistics.fmean(seconds))
-        samples.peak = max(samples.peak, peak_flops(setup.device, setup.preset.dtype))
-        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    return samples
-
-
 def bench(
     preset: str,
     blocks: int,
@@ -102,30 +46,57 @@ def bench(
     threads: int,
     processes: int | None,
     checkout: Path | None,
+    names: Sequence[str],
     compile_layers: bool,
     fp8: bool,
-) -> dict[str, Any]:
-    """Everything that a result file holds."""
+) -> Iterator[dict[str, Any]]:
+    """Everything that a result file holds, after each round: a machine may be ours for less time than all take."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setup = build(PRESETS[preset](), device, batch)
     steps = setup.preset.steps
     processes = longest_pipeline(device, steps, processes)
-    walks, left_out = fitting(setup, all_walks(processes), blocks)
-    longer = [walk for walk in all_walks(steps) if walk.processes > processes]
+    walks, left_out = fitting(setup, chosen(all_walks(processes), names), blocks)
+    longer = [walk for walk in all_walks(0 if names else steps) if walk.processes > processes]
     left_out |= {walk.name: f"pipelines were limited to {processes}" for walk in longer}
+    processes = max(walk.processes for walk in walks)
     kernel = setup.kernel()
     fp8_error = to_fp8(setup, kernel) if fp8 else None
+    tell(f"attention: {kernel or 'default'}" + ("" if fp8_error is None else f"; fp8 changes {fp8_error:.1%}"))
     layers = compiling(setup, kernel) if compile_layers else None
+    if layers:
+        tell(f"compiled layers: {layers.gain:.2f} times as fast, {layers.first_call:.0f} s for the first call")
     with (
         using(kernel),
         compiled(setup.denoiser) if compile_layers else nullcontext(),
         pipeline(preset, setup, threads, processes, kernel, compile_layers) if processes else nullcontext() as walkers,
         reference(checkout, setup, threads) if checkout else nullcontext() as other,
     ):
-        samples = measure(setup, walkers, other, walks, blocks, rounds)
-        facts = other.facts() if other else None
-    window = setup.preset.window_blocks
+        told = {
+            "preset": preset,
+            "blocks": blocks,
+            "batch": batch,
+            "threads": threads,
+            "attention": kernel or "default",
+            "fp8": None if fp8_error is None else {"error": fp8_error},
+            "compiled": layers and layers._asdict(),
+            "left_out": left_out,
+        }
+        for number, samples in enumerate(measure(setup, walkers, other, walks, blocks, rounds), start=1):
+            yield told | {"rounds": number} | results(setup, walks, blocks, threads, processes, samples, other)
+
+
+def results(
+    setup: Setup,
+    walks: list[Walk],
+    blocks: int,
+    threads: int,
+    processes: int,
+    samples: Samples,
+    other: Reference | None,
+) -> dict[str, Any]:
+    """What samples say, and where they were taken."""
+    device, window = setup.device, setup.preset.window_blocks
     costs = costs_of(samples.parts, window)
     together = costs_of(samples.together, window) if samples.together else costs
     cores = max(1, process_cores() // threads if device.type == "cpu" else processes)
@@ -137,29 +108,20 @@ def bench(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
     size = PEAK_SIZE[device.type]
     return {
-        "preset": preset,
-        "blocks": blocks,
-        "batch": batch,
-        "rounds": rounds,
-        "threads": threads,
         "device": device.type,
         "dtype": str(setup.preset.dtype).removeprefix("torch."),
         "hardware": hardware("auto"),
-        "attention": kernel or "default",
-        "fp8": None if fp8_error is None else {"error": fp8_error},
-        "compiled": layers and layers._asdict(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers")},
         "code": code_version(),
         "shape": vars(sizes(setup.preset))
-        | {"latent_block": setup.preset.shape, "window_blocks": setup.preset.window_blocks, "steps": steps},
+        | {"latent_block": setup.preset.shape, "window_blocks": window, "steps": setup.preset.steps},
         "peak": {"flops_per_second": samples.peak, "measured_with": f"product of {size}x{size} matrices"},
         "process_peak_memory": {"bytes": peak, "of": "the measuring process over all its walks, not of one walk"},
         "parts_seconds": {name: spread(seconds) for name, seconds in samples.parts.items()},
         "parts_seconds_together": {name: spread(seconds) for name, seconds in samples.together.items()},
         "walks": records,
         "ratios": [ratio_record(fast, slow, samples.walks, records) for fast, slow in kept],
-        "reference": facts and facts | reference_record(setup, walks, blocks, samples.walks, samples.others),
-        "left_out": left_out,
+        "reference": other and other.facts() | reference_record(setup, walks, blocks, samples.walks, samples.others),
     }
 
 
@@ -199,6 +161,14 @@ def longest_pipeline(device: torch.device, steps: int, asked: int | None) -> int
     return min(places, steps) if asked is None else asked
 
 
+def chosen(walks: list[Walk], names: Sequence[str]) -> list[Walk]:
+    """The walks of these names; all where none is named. Raises UserError for a name that is no walk's here."""
+    for name in names:
+        if name not in [walk.name for walk in walks]:
+            raise UserError(f"--walk = {name}: no such walk here; {suggest(name, [walk.name for walk in walks])}")
+    return [walk for walk in walks if not names or walk.name in names]
+
+
 def fitting(setup: Setup, walks: list[Walk], blocks: int) -> tuple[list[Walk], dict[str, str]]:
     """The walks whose caches fit in what is free of the memory, and why the others do not."""
     memory, kept, left_out = free_bytes(setup.device), [], {}
@@ -211,12 +181,6 @@ def fitting(setup: Setup, walks: list[Walk], blocks: int) -> tuple[list[Walk], d
     if not kept:
         raise UserError(f"--preset: no walk fits in memory ({next(iter(left_out.values()))}); choose a smaller preset")
     return kept, left_out
-
-
-def _rows(setup: Setup, walk: Walk, blocks: int) -> int:
-    """Of a walk's largest forward call."""
-    places = walk.places(setup.preset.grid(walk, blocks))
-    return max(len(step.write + step.denoise) for place in places for step in place)
 
 
 def arguments(line: list[str] | None) -> argparse.Namespace:
@@ -233,6 +197,9 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--compile", action="store_true", dest="compile_layers", help="run the layers compiled, and tell what it gives"
+    )
+    parser.add_argument(
+        "--walk", action="append", default=[], dest="names", help="measure this walk, one may be given often; all else"
     )
     parser.add_argument("--fp8", action="store_true", help="run linear layers in fp8, and tell what it changes")
     parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md and NAME.svg come beside it")
@@ -259,7 +226,9 @@ def main(line: list[str] | None = None) -> int:
         options = vars(arguments(line))
         out, checkout = options.pop("out"), options.pop("reference")
         out.parent.mkdir(parents=True, exist_ok=True)
-        print(write_report(out, bench(**options, checkout=checkout)))
+        for result in bench(**options, checkout=checkout):
+            page = write_report(out, result)
+        print(page)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 ERROR_FILE = "HIAR_ERROR_FILE"  # where a process that is one of several writes its line, for the one that tells it
 LOST = 3  # exit code of a process that only lost another one of its job
@@ -34,6 +37,15 @@ class RunFailed(Exception):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def say(message: str) -> None:
+    """Tell an error in one line: on the standard error, or to the process that tells it for several."""
+    line = " ".join(message.split())
+    if path := os.environ.get(ERROR_FILE):
+        Path(path).write_text(line, encoding="utf-8", errors="backslashreplace")
+    else:
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201
 
 
 def memory_line(error: Exception) -> str | None:

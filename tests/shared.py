@@ -66,7 +66,10 @@ class Silent:
 
 
 class Case(NamedTuple):
-    """A training; wan: of a network that predicts the flow, else x0 with coordinates; half: computed in bf16."""
+    """A training; wan: of a network that predicts the flow, else x0 with coordinates; half: computed in bf16.
+
+    device: a CPU, or where there is one a GPU.
+    """
 
     name: str
     wan: bool = False
@@ -75,6 +78,7 @@ class Case(NamedTuple):
     micro_batch: int | None = 2
     steps: int = 20
     half: bool = False
+    device: str = "cpu"
 
     @property
     def optimizer(self) -> Optimizer:
@@ -82,17 +86,17 @@ class Case(NamedTuple):
 
 
 def network(case: Case, seed: int):
-    return tiny_denoiser("flow" if case.wan else "x0", coordinates=not case.wan, seed=seed)
+    return tiny_denoiser("flow" if case.wan else "x0", coordinates=not case.wan, seed=seed).to(case.device)
 
 
 def accelerator_of(case: Case) -> Accelerator:
-    AcceleratorState._reset_state()  # accelerate allows one precision a process otherwise
-    return Accelerator(cpu=True, mixed_precision="bf16" if case.half else "no")
+    AcceleratorState._reset_state(True)  # accelerate allows one precision and device a process otherwise
+    return Accelerator(cpu=case.device == "cpu", mixed_precision="bf16" if case.half else "no")
 
 
-def runtime(processes: int | None, half: bool = False) -> Runtime:
+def runtime(processes: int | None, half: bool = False, device: str = "cpu") -> Runtime:
     return Runtime(
-        device="cpu",
+        device=device,
         precision="bf16" if half else "no",
         checkpointing=False,
         threads=1,
@@ -162,11 +166,11 @@ def distill_roles(case: Case, ranks: Ranks):
             Conventions(given="level", sinks="turn", context_noise=0.0),
         ),
         settings=settings,
-        prompts=lambda samples: normals("measuring", 0, samples, (5, 8)),
-        no_text=torch.ones(1, 5, 8),
+        prompts=lambda samples: normals("measuring", 0, samples, (5, 8)).to(case.device),
+        no_text=torch.ones(1, 5, 8, device=case.device),
         student_samples=1000,
         critic_samples=2000,
-        pairs=(STATES, SIGMAS, lambda chosen: TEXT[chosen]),
+        pairs=(STATES, SIGMAS, lambda chosen: TEXT[chosen].to(case.device)),
         seed=SEED,
         accelerator=accelerator_of(case),
         ranks=ranks,

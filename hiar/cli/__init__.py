@@ -18,7 +18,7 @@ from hiar.cli import live  # isort: skip
 from hiar.cli import checkpoints  # isort: skip
 from hiar.cli import storage, vbench  # isort: skip
 from hiar.cli.app import app
-from hiar.errors import ERROR_FILE, RunFailed, UserError, memory_line
+from hiar.errors import RunFailed, UserError, memory_line, say
 from hiar.io.files import writing
 
 __all__ = ["app", "checkpoints", "experiments", "live", "main", "storage", "vbench", "videos"]
@@ -65,9 +65,5 @@ def _flush() -> None:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    line = " ".join(message.split())
-    if path := os.environ.get(ERROR_FILE):
-        Path(path).write_text(line, encoding="utf-8", errors="backslashreplace")
-    else:
-        print(f"error: {line}", file=sys.stderr)
+    say(message)
     return code

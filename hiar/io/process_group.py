@@ -19,6 +19,7 @@ from torch import Tensor
 from hiar.config import Runtime
 from hiar.errors import LOST, RunFailed, UserError
 from hiar.io.launcher import RENDEZVOUS, forget, own_place
+from hiar.io.silence import found_by, heard
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -112,21 +113,25 @@ def joined(runtime: Runtime) -> Iterator[Ranks]:
         )
     rank, size = place or (0, 1)
     device = _own_device(runtime)
+
+    def lost(reason: str) -> str:
+        return (
+            f"process {rank} of {size} lost another one, or waited {runtime.stall_seconds:g} s for it "
+            f"({reason}); the same command goes on from the last state"
+        )
+
     try:
         _meet(rank, size, device, runtime.stall_seconds)
         ranks = Ranks(rank, size, _mesh(device, size), runtime.precision == "bf16")
         if device.type == "cuda":
             check_sizes(ranks, torch.cuda.get_device_properties(device).total_memory)
-        yield ranks
+        with heard(found_by(device) if size > 1 else None, lost):
+            yield ranks
         dist.destroy_process_group()
     except (RuntimeError, dist.DistError) as error:
         if size == 1 or not PEER.search(str(error)):
             raise
-        raise RunFailed(
-            f"process {rank} of {size} lost another one, or waited {runtime.stall_seconds:g} s for it "
-            f"({' '.join(str(error).split())[:200]}); the same command goes on from the last state",
-            LOST,
-        ) from error
+        raise RunFailed(lost(" ".join(str(error).split())[:200]), LOST) from error
 
 
 def _meet(rank: int, size: int, device: torch.device, seconds: float) -> None:

@@ -138,6 +138,7 @@ def _forward_blocks(
         torch.stack([getattr(c, name)[level] for c, level in zip(conditions, levels, strict=True)])
         .expand(batch, count, *getattr(conditions[0], name).shape[1:])
         .flatten(0, 1)
+        .contiguous()  # of one row it is not: compiled layers would be compiled anew for that
         for name in ("time", "modulation")
     )
     for layer, block in enumerate(transformer.blocks):

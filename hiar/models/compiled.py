@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hiar.models import fp8
 from hiar.models.denoiser import Denoiser
 
 LOOK, MEASURE = (1, 3), (20, 10)  # calls that do not count and calls that do; compiled ones settle slowly
 WORTH = 300.0  # seconds of layers as they are, below which a minute of compiling does not come back
 GAIN = 1.05  # times faster than layers as they are; what gains less stays as it is
-ERROR = 3.0  # of the type's precision: the difference, relative to the output, up to which compiled layers are right
+ERROR = 3.0  # of the type's precision, see `allowed`
 
 
 class Compiled(NamedTuple):
@@ -59,8 +60,16 @@ def where_it_pays(denoiser: Denoiser, forward: Callable[[], Tensor], calls: floa
         found = measure_compiled(denoiser, forward)
     except RuntimeError:  # as all of torch's complaints are
         return None
-    right = found.error <= ERROR * torch.finfo(denoiser.dtype).eps
-    return found if right and found.gain >= GAIN else None
+    return found if found.error <= allowed(denoiser) and found.gain >= GAIN else None
+
+
+def allowed(denoiser: Denoiser) -> float:
+    """The difference, relative to the output, up to which compiled layers are right.
+
+    Where they round to fp8, what differs in a last bit before may go to the next of its numbers, which are far apart.
+    Two right ways to compute then differ by a share of what rounding to fp8 changes, of which so much is let pass.
+    """
+    return fp8.ERROR if fp8.in_fp8(denoiser) else ERROR * torch.finfo(denoiser.dtype).eps
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from hiar.metrics.drift import saturation, sharpness
 from hiar.profiles.courses import frame_by_frame
 from hiar.profiles.profile import Profile, made_by
 from hiar.profiles.recipe import LEAST_FRAMES, Recipe, drift_metrics
+from hiar.vbench.asking import device_of
 from hiar.vbench.doctor import examine, require_runnable
 from hiar.vbench.environment import default_folder, find_environment
 from hiar.vbench.frames import DRIFT, VERSIONS, Networks
@@ -59,7 +60,7 @@ def open_profile() -> Profile:
     environment, weights = find_environment(default_folder()), weights_folder()
     [finding] = examine(environment, weights, [NAME])
     require_runnable([finding])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(environment)
     models = [{"file": file, "sha256": digest} for file, digest in finding.weights.items()]
     record = (
         {"metrics": METRICS}

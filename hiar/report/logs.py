@@ -45,7 +45,7 @@ def stage_logs(logs: Sequence[Log]) -> list[StageLog]:
         StageLog(
             name=log["name"],
             time=_duration(log["seconds"]),
-            memory=_memory(log["peak_memory_mb"]),
+            memory=_memory(log["peak_memory_mb"]) + _on_gpu(log),
             threads=str(log["threads"]),
             hardware=log["hardware"],
             resumed=log["resumed"],
@@ -55,19 +55,27 @@ def stage_logs(logs: Sequence[Log]) -> list[StageLog]:
 
 
 def machine_facts(logs: Sequence[Log]) -> list[tuple[str, str]]:
-    """Hardware, summed time and highest memory; nothing when there are no logs."""
+    """Hardware, summed time and highest memory, of GPUs too where there were any; nothing when there are no logs."""
     if not logs:
         return []
-    return [
+    facts = [
         ("Hardware", ", ".join(sorted({log["hardware"] for log in logs}))),
         ("Stages, summed", _duration(sum(log["seconds"] for log in logs))),
         ("Highest memory", _memory(max(log["peak_memory_mb"] for log in logs))),
     ]
+    if of_gpus := [log["peak_gpu_memory_mb"] for log in logs if "peak_gpu_memory_mb" in log]:
+        facts.append(("Highest memory of a GPU", _memory(max(of_gpus))))
+    return facts
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _on_gpu(log: Log) -> str:
+    """The memory of the GPU beside the host's; stages on a CPU, and older logs, have none."""
+    return f", GPU {_memory(log['peak_gpu_memory_mb'])}" if "peak_gpu_memory_mb" in log else ""
 
 
 def _memory(megabytes: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -29,7 +28,7 @@ from hiar.io.artifacts import (
     write_text,
 )
 from hiar.io.cpu import settle_cpu
-from hiar.io.hardware import hardware
+from hiar.io.hardware import hardware, peak_memory_mb
 from hiar.io.process_group import ALONE, Ranks, joined
 from hiar.stages.definition import check_fits, code_hash, settings_of
 from hiar.stages.restart import TRAINING, opened_state, restarted_from, take_up
@@ -208,7 +207,7 @@ def write_log(
             "variant": variant,
             "started": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            **peak_memory_mb(params.runtime.device),
             "hardware": hardware(params.runtime.device),
             "threads": torch.get_num_threads(),
             "resumed": resumed,

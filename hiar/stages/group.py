@@ -17,6 +17,7 @@ from torch import Tensor
 from hiar.errors import LOST, RunFailed, UserError
 from hiar.io.launcher import RENDEZVOUS
 from hiar.io.ranks import neighbours
+from hiar.io.silence import found_by, heard
 from hiar.rollout.links import Links, PeerLost
 from hiar.rollout.messages import Messages, talking
 from hiar.rollout.shared_memory import SLOTS, SharedMemory
@@ -42,6 +43,13 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
     Raises RunFailed when another process is gone or silent for ``stall_seconds``.
     """
     place = os.environ.get(RENDEZVOUS)
+
+    def lost(reason: str) -> str:
+        return (
+            f"process {rank} of {ranks} lost another one, or waited {stall_seconds:g} s for it ({reason}); videos "
+            "under way play up to their last block, the same command goes on from the last whole batch"
+        )
+
     try:
         with talking():
             dist.init_process_group(
@@ -56,16 +64,14 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
                 # Whoever is done waits for blocks under way, each of which may take as long as a silence.
                 ending = dist.new_group(timeout=timedelta(seconds=stall_seconds * (1 + SLOTS * ranks)))
         ends = neighbours() if device.type == "cpu" else None
-        yield SharedMemory(rank, ranks, ends, stall_seconds) if ends else Messages(rank, ranks)
+        with heard(found_by(device), lost):
+            yield SharedMemory(rank, ranks, ends, stall_seconds) if ends else Messages(rank, ranks)
+            with talking():
+                dist.barrier(ending, device_ids=[device.index] if device.type == "cuda" else None)
         with talking():
-            dist.barrier(ending, device_ids=[device.index] if device.type == "cuda" else None)
             dist.destroy_process_group()
     except PeerLost as error:
-        raise RunFailed(
-            f"process {rank} of {ranks} lost another one, or waited {stall_seconds:g} s for it ({error}); videos under "
-            "way play up to their last block, the same command goes on from the last whole batch",
-            LOST,
-        ) from error
+        raise RunFailed(lost(str(error)), LOST) from error
 
 
 def check_alike(key: dict[str, Any], device: torch.device) -> None:

@@ -16,7 +16,9 @@ from hiar.io.artifacts import content_hash, read_manifest, write_json
 from hiar.metrics.summary import Figures, Summary, summarise
 from hiar.stages.common import Paths, stage
 from hiar.stages.comparison import SAMPLES, Contender, contenders
+from hiar.vbench.asking import device_of
 from hiar.vbench.dimensions import known_dimensions
+from hiar.vbench.environment import default_folder, find_environment
 from hiar.vbench.runner import score_folder
 from hiar.vbench.totals import TOTALS, Totals, totals
 from hiar.vbench.values import UNIT
@@ -37,9 +39,11 @@ def run(params: Params, workspace: Path, seed: int, dimension: str) -> None:
     parents = {name: (folder, SAMPLES) for name, folder in models.items()}
     out = Paths(workspace, seed).vbench(dimension)
     with stage("vbench", params, workspace, out, seed=seed, parents=parents, variant=dimension) as work:
+        auto = params.runtime.device == "auto"
+        device = device_of(find_environment(default_folder())) if auto else params.runtime.device
         for name, samples in models.items():
             kept = workspace / RECORDS / f"seed-{seed}" / name
-            failed = score_folder(samples, [dimension], kept, devices=[work.accelerator.device.type]).failed
+            failed = score_folder(samples, [dimension], kept, devices=[device]).failed
             if failed:
                 raise RunFailed(f"{samples}: no value; {failed[dimension]}")
             result = json.loads((kept / f"{dimension}.json").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from hiar.vbench.environment import Environment
 from hiar.vbench.suite import file_stem
 
 WORKER = Path(__file__).with_name("worker.py")
+LOOK = "import torch; print(torch.cuda.is_available())"
 _DINO = "dino_model/dino_vitbase16_pretrain.pth"  # loaded from torch.hub's folder, whatever VBench passes
 
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
@@ -94,6 +96,17 @@ def _answers(lines: Iterable[str], numbers: Mapping[str, int]) -> Generator[Answ
         else:
             yield None, None
     return False
+
+
+@cache  # its torch takes seconds to import
+def device_of(environment: Environment) -> str:
+    """Where networks in the environment compute: cuda where its own torch sees a GPU, whatever ours does, else cpu.
+
+    Its torch is another one: it may be built for a CPU alone, or for a driver that is not here.
+    """
+    command: list[str | Path] = [environment.python, "-I", "-c", LOOK]
+    said = subprocess.run(command, env=open_environ(), capture_output=True, encoding="utf-8", check=False).stdout
+    return "cuda" if said.strip() == "True" else "cpu"
 
 
 def open_environ() -> dict[str, str]:

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.presets import PRESETS, build
 from benchmarks.report import main as report
+from benchmarks.report import write_report
 from benchmarks.rollout import fitting, main
 from benchmarks.walks import ALONE, HIAR, SELF_FORCING
 from hiar.errors import UserError
@@ -71,12 +72,29 @@ def test_layers_run_compiled_and_in_fp8_where_asked_also_in_other_processes(tmp_
     assert "linear layers in fp8 (a pass on one block differs by " in page
 
 
+def test_what_is_measured_is_there_after_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A machine may be taken away before the last."""
+    out, written = tmp_path / "tiny.json", []
+
+    def write(path: Path, result: dict[str, object]) -> str:
+        page = write_report(path, result)
+        written.append((result["rounds"], json.loads(path.read_text()) == json.loads(json.dumps(result))))
+        return page
+
+    monkeypatch.setattr("benchmarks.rollout.write_report", write)
+    options = ["--preset", "wan-tiny", "--blocks", "2", "--rounds", "2", "--walk", SELF_FORCING.name]
+    assert main([*options, "--out", str(out)]) == 0
+    assert written == [(1, True), (2, True)]
+    assert [walk["name"] for walk in json.loads(out.read_text())["walks"]] == [SELF_FORCING.name]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--preset", "wan-tinny"], "--preset = wan-tinny: no such preset; did you mean 'wan-tiny'?"),
         (["--preset", "world", "--blocks", "0"], "--blocks = 0: must be at least 1"),
         (["--preset", "world", "--rounds", "many"], "argument --rounds: invalid int value: 'many'"),
+        (["--preset", "wan-tiny", "--walk", "diagonal batch"], "no such walk here; did you mean 'diagonal batched'?"),
         (["--preset", "world", "--processes", "5"], "--processes = 5: a pipeline has 1 to 4 processes"),
     ],
 )

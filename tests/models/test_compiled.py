@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from students import save_student
 from torch._dynamo.utils import counters
 
 from benchmarks.presets import PRESETS, build
-from benchmarks.walks import ALONE
+from benchmarks.walks import ALONE, BATCHED
 from hiar.config import Context, Order
 from hiar.models import compiled as module
 from hiar.models.compiled import Compiled, compiled, where_it_pays
 from hiar.models.denoiser import Denoiser
+from hiar.models.fp8 import use_fp8
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.rollout.walk import generate
 from hiar.stages.computing import SETTLED, Choice, computing, full_pass, settle, work
@@ -66,6 +68,19 @@ def test_all_layers_and_all_blocks_share_graphs() -> None:
     assert 0 < _graphs(2) == _graphs(12)
 
 
+@torch.no_grad()
+def test_a_third_number_of_blocks_makes_no_more_graphs() -> None:
+    """The second makes them fit for any: a walk begins with few blocks a call, and the last batch may be short."""
+    preset = PRESETS["wan-tiny"]()
+    setup = build(preset, torch.device("cpu"), 2)
+    counts = []
+    with compiled(setup.denoiser, backend="eager"):
+        for rows in (2, 1, 3):
+            full_pass(setup.denoiser, setup.rollout(preset.grid(BATCHED, 6)), rows)
+            counts.append(counters["stats"]["unique_graphs"])
+    assert 0 < counts[0] < counts[1] == counts[2]
+
+
 @pytest.mark.long
 @needs_compiler
 @torch.no_grad()
@@ -97,6 +112,19 @@ def test_it_is_measured_and_taken_where_it_pays_and_is_right(
     monkeypatch.setattr(module, "ERROR", 8.0)
     monkeypatch.setattr(module, "GAIN", math.inf)
     assert where_it_pays(source.denoiser, forward) is None
+
+
+def test_layers_in_fp8_may_differ_by_more_than_the_type_around_them(
+    source: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By as much as fp8 itself: else they would be refused for what rounding does in any order of computing."""
+    monkeypatch.setattr(module, "compiled", partial(compiled, backend="eager"))
+    monkeypatch.setattr(module, "GAIN", 0.0)
+    monkeypatch.setattr(module, "ERROR", -1.0)  # not even what is the same
+    forward = full_pass(source.denoiser, make_rollout(source, source.embed(PROMPTS), WALK, None, 0, range(2)))
+    assert where_it_pays(source.denoiser, forward) is None
+    use_fp8(source.denoiser)
+    assert where_it_pays(source.denoiser, forward) is not None
 
 
 def test_layers_that_cannot_be_compiled_stay_as_they_are(source: Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from hiar.errors import RunFailed, UserError
 from hiar.metrics.segments import segment_centres
 from hiar.profiles.drift import RECIPE, open_profile
 from hiar.profiles.lite import DriftLite
+from hiar.vbench.asking import device_of
 from hiar.vbench.doctor import known_names
 from hiar.vbench.frames import FILES
 
@@ -124,9 +125,23 @@ def test_the_record_names_files_versions_and_device(drift, places):
     held = {one["file"]: one["sha256"] for one in record["models"]}
     assert held == {name: hashlib.sha256((places[1] / name).read_bytes()).hexdigest() for name in FILES}
     assert record["environment"] == {"pyiqa": "0.1"}
-    assert record["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert record["device"] == ("cuda" if torch.cuda.is_available() else "cpu")  # their torch is ours, see the toys
     assert record["metrics"].keys() == record["weights"].keys() == set(METRICS)
     assert (record["score"], record["segments"], drift.least_side) == ("drift", 5, 64)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(False, True), (True, False)])
+def test_networks_run_where_their_own_torch_sees_a_gpu(ours, theirs, here, monkeypatch):
+    """Which may be built for a CPU though ours is not, and the other way round."""
+    place = next(here[0].glob("lib/python3*/site-packages")) / "zz-gpu.pth"
+    place.write_text(f"import torch; torch.cuda.is_available = lambda: {theirs}\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: ours)
+    device_of.cache_clear()
+    try:
+        assert open_profile().record["device"] == ("cuda" if theirs else "cpu")
+    finally:
+        place.unlink()
+        device_of.cache_clear()
 
 
 def test_a_value_that_is_none_is_told(drift):

@@ -45,6 +45,14 @@ def test_stages_are_told_in_the_order_in_which_they_ran(tmp_path):
     }
 
 
+def test_a_gpus_memory_is_told_beside_the_hosts(tmp_path):
+    on_gpu = log(2, 1, 3000, "a GPU") | {"peak_gpu_memory_mb": 40 * 1024, "peak_gpu_memory_kept_mb": 60 * 1024}
+    logs = written(tmp_path, codec=log(1, 1, 5000), teacher=on_gpu)
+    assert [one.memory for one in stage_logs(logs)] == ["4.9 GB", "2.9 GB, GPU 40.0 GB"]
+    facts = dict(machine_facts(logs))
+    assert (facts["Highest memory"], facts["Highest memory of a GPU"]) == ("4.9 GB", "40.0 GB")
+
+
 def test_stages_that_began_together_are_told_by_name(tmp_path):
     """Whatever the order in which a folder lists its files."""
     names = [f"seed-{number}" for number in (3, 0, 7, 1, 6, 2, 5, 4)]
