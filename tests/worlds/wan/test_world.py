@@ -41,10 +41,10 @@ from hiar.vbench.dimensions import DIMENSIONS
 from hiar.vbench.totals import totals
 from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
-from hiar.worlds.wan.text import NEGATIVE_PROMPT
 from hiar.worlds.wan import CachedText
 from hiar.worlds.wan.formats.stored import Stored, stored_state
 from hiar.worlds.wan.formats.writing import write_diffusers
+from hiar.worlds.wan.text import NEGATIVE_PROMPT
 
 ROOT = Path(__file__).parents[3]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
