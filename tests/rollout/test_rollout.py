@@ -16,7 +16,7 @@ from hiar.models.attention import Bidirectional, attend
 from hiar.models.denoiser import Denoiser
 from hiar.models.rings import Rings
 from hiar.models.rotary import rotate, rotations
-from hiar.rollout.cell import Memory, Rollout, given_state
+from hiar.rollout.cell import Memory, Rollout, advance, given_state
 from hiar.rollout.walk import generate, walk
 from hiar.schedule import add_noise, step_sigmas
 
@@ -223,12 +223,17 @@ def test_self_forcing_continues_a_clip() -> None:
     assert relative_error(again, whole) < 1e-5
 
 
-def test_a_given_block_is_shown_as_the_walk_would_show_it() -> None:
-    rollout = make_rollout(context="output", given=1)
-    x0 = torch.ones(2, *SHAPE)
-    state = given_state(rollout, x0, Cell(0, 1))
-    expected = add_noise(x0, rollout.noise(Cell(0, 2)), rollout.sigmas[2])
-    assert torch.equal(state.after, expected)
+@pytest.mark.parametrize("renoise", ["sde", "euler"])
+def test_a_given_block_is_shown_as_the_walk_would_show_it(renoise: Renoise) -> None:
+    """From the noise that it would begin with, a step at a time; re-noised by the noise of each step's own cell."""
+    rollout = make_rollout(context="output", given=2, renoise=renoise)
+    x0, before = torch.ones(2, *SHAPE), rollout.noise(Cell(1, 0))
+    for step in range(STEPS):
+        state = given_state(rollout, x0, Cell(1, step))
+        torch.testing.assert_close(state.before, before)
+        assert torch.equal(state.x0, x0)
+        before = advance(rollout, Cell(1, step), state.before, x0)
+        torch.testing.assert_close(state.after, before)
 
 
 @torch.no_grad()
