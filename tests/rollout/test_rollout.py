@@ -11,12 +11,14 @@ from masked import last_block
 from tiny import live_tensor_bytes, relative_error, tiny_denoiser
 
 from hiar.config import Context, Order, Passes, Renoise
-from hiar.grid import Cell, make_grid
+from hiar.grid import Cell, make_grid, walk_passes
 from hiar.models.attention import Bidirectional, attend
+from hiar.models.blockwise import Conditioning
 from hiar.models.denoiser import Denoiser
 from hiar.models.rings import Rings
 from hiar.models.rotary import rotate, rotations
-from hiar.rollout.cell import Memory, Rollout, advance, given_state
+from hiar.rollout import cell
+from hiar.rollout.cell import Memory, Rollout, advance, carry_out, given_state
 from hiar.rollout.walk import generate, walk
 from hiar.schedule import add_noise, step_sigmas
 
@@ -151,6 +153,26 @@ def test_a_prompt_changes_at_a_block_border(order: Order, context: Context, pass
         relative_error(generate(model, whole, order), generate(model, dataclasses.replace(plain, text=other), order))
         < 1e-5
     )
+
+
+@torch.no_grad()
+def test_a_prompt_is_embedded_once_and_forgotten_when_no_block_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while blocks under way still show the one before."""
+    embed, texts, held = cell.condition, [], []
+
+    def noted(model: Denoiser, text: torch.Tensor, sigmas: torch.Tensor) -> Conditioning:
+        texts.append(text)
+        return embed(model, text, sigmas)
+
+    monkeypatch.setattr(cell, "condition", noted)
+    plain = make_rollout(blocks=30, batch=1)
+    rollout = dataclasses.replace(plain, changes={block: block * plain.text for block in range(3, 30, 3)})
+    memory = Memory(tiny_denoiser(), rollout)
+    for step in walk_passes(rollout.grid, "diagonal", "batched"):
+        carry_out(memory, step)
+        held.append(len(memory._conditions))
+    assert all(one is other for one, other in zip(texts, [plain.text, *rollout.changes.values()], strict=True))
+    assert max(held) == 1 + -(-STEPS // 3)
 
 
 @torch.no_grad()

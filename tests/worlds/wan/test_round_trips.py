@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import relative_error
 from torch import Tensor
@@ -108,6 +109,17 @@ def test_diffusers_to_original_and_back(folder: Path, tmp_path: Path) -> None:
         {path.name: path.read_bytes() for path in (at / "diffusers").iterdir()} for at in (folder, tmp_path)
     )
     assert theirs == ours
+
+
+def test_heads_of_files_are_those_that_diffusers_writes(folder: Path, tmp_path: Path) -> None:
+    """Libraries refuse files whose head does not say what they are of."""
+    load_transformer(folder / "diffusers").save_pretrained(tmp_path)
+    heads = []
+    for path in (*tmp_path.glob("*.safetensors"), *folder.rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            heads.append(file.metadata())
+    assert len(heads) > 3
+    assert all(head == heads[0] for head in heads)
 
 
 def test_single_files_of_either_layout(tiny, mixed: dict[str, Tensor], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
