@@ -39,6 +39,17 @@ def test_bidirectional_is_diffusers_own_forward() -> None:
 
 
 @torch.no_grad()
+def test_one_network_takes_every_length_and_size_after_another() -> None:
+    """Also two that have as many tokens."""
+    used = tiny_denoiser()
+    random = torch.Generator().manual_seed(4)
+    text, sigma = torch.randn(1, 5, 8, generator=random), torch.tensor([0.5])
+    for shape in ((4, 4, 8), (4, 8, 4), (8, 4, 4), (2, 4, 8)):
+        x = torch.randn(1, 3, *shape, generator=random)
+        assert torch.equal(used(x, sigma, text, Bidirectional()), tiny_denoiser()(x, sigma, text, Bidirectional()))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("coordinates", [False, True])
 @pytest.mark.parametrize("prediction", ["flow", "x0"])
 def test_one_block_wide_mask_is_bidirectional(prediction: str, coordinates: bool) -> None:

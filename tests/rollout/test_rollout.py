@@ -18,6 +18,7 @@ from hiar.models.denoiser import Denoiser
 from hiar.models.rings import Rings
 from hiar.models.rotary import rotate, rotations
 from hiar.rollout import cell
+from hiar.rollout import walk as walking
 from hiar.rollout.cell import Memory, Rollout, advance, carry_out, given_state
 from hiar.rollout.walk import generate, walk
 from hiar.schedule import add_noise, step_sigmas
@@ -269,6 +270,25 @@ def test_two_thousand_blocks_in_constant_memory() -> None:
         if n in (100, 1999):
             alive[n] = live_tensor_bytes()
     assert alive[1999] <= alive[100]
+
+
+@torch.no_grad()
+def test_step_by_step_one_cache_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the last step, which is when blocks are finished, those of the steps before are gone."""
+    memories = []
+
+    def kept(model: Denoiser, rollout: Rollout, recorded: bool = False) -> Memory:
+        memories.append(Memory(model, rollout, recorded))
+        return memories[-1]
+
+    monkeypatch.setattr(walking, "Memory", kept)
+    rollout = make_rollout("output")
+    for order, held in (("step_first", 1), ("block_first", rollout.grid.caches)):
+        *_, full = [
+            sum(map(bool, memories[-1].rings._rings)) for n, _ in walk(tiny_denoiser(), rollout, order) if n < 5
+        ]
+        assert full == held
+    assert rollout.grid.caches > 1
 
 
 @torch.no_grad()

@@ -209,8 +209,9 @@ def test_pairs_that_are_not_as_many_as_they_say_are_refused(whole: Path, tmp_pat
     facts = {name: said[name] for name in ("count", "shard", "sigmas")}
     shutil.copytree(Paths(whole, 0).pairs, tmp_path / "pairs")
     captions = tmp_path / "pairs" / pairs.CAPTIONS
-    captions.write_text("".join(captions.read_text().splitlines(keepends=True)[:10]))
-    for count, held in ((10, "11 trajectories"), (11, "10 captions")):  # one more than is said, one less
+    lines = captions.read_text().splitlines(keepends=True)
+    for count, told, held in ((10, 10, "11 trajectories"), (11, 10, "10 captions"), (10, 11, "11 captions")):
+        captions.write_text("".join(lines[:told]))
         write_manifest(tmp_path / "pairs", "pairs", **facts | {"count": count})
         with pytest.raises(UserError, match=rf"pairs: holds {held}, not {count}; run the pairs stage again"):
             pairs.load_pairs(tmp_path / "pairs")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +18,10 @@ from hiar.config import Params
 from hiar.io.artifacts import write_manifest
 from hiar.io.states import states
 from hiar.models.generator import load_generator
+from hiar.parameters import merge, parse_params
 from hiar.stages import codec, distill, init, pairs, teacher
 from hiar.stages.common import Paths
+from hiar.statistics.validations import BOTH_WAYS, read_validations
 from hiar.training.loop import train
 from hiar.training.role import Role, lr_factor
 from hiar.training.self_rollout import SelfRollout
@@ -46,6 +50,10 @@ def params_of(runtime: dict[str, Any] | None = None, **changes: Any) -> Params:
         distill=DISTILL | changes,
         runtime=runtime or {},
     )
+
+
+def merged(params: Params, changes: dict[str, Any]) -> Params:
+    return parse_params(merge(params.model_dump(mode="json"), changes), Path("params.yaml"))
 
 
 def run(name: str, params: Params, workspace: Path) -> bytes:
@@ -123,6 +131,29 @@ def test_no_sample_serves_both_or_twice(parents: Path, tmp_path: Path) -> None:
     for purpose, numbers in (("distill", seen.samples[True]), ("critic", seen.samples[False])):
         assert len(numbers) == len({*numbers}) > 0
         assert all(0 <= number - FIRST_CLIP[purpose] < 1000 for number in numbers)
+
+
+@pytest.mark.parametrize("name", ["teacher", "init"])
+def test_losses_are_means_over_the_batch_whatever_the_micro_batches(name: str, parents: Path, tmp_path: Path) -> None:
+    first = []
+    for micro_batch in (None, 1):
+        workspace = Path(shutil.copytree(parents, tmp_path / str(micro_batch)))
+        shutil.rmtree(Paths(workspace, 0).root / name)
+        training = {"training": TRAINING | {"steps": 1, "micro_batch": micro_batch}}
+        (row,) = csv.DictReader(io.StringIO(run(name, merged(params_of(), {name: training}), workspace).decode()))
+        first.append(float(row["loss"]))
+    assert first[0] == pytest.approx(first[1], rel=1e-3)
+
+
+def test_a_student_with_sinks_is_validated_in_both_modes(parents: Path, tmp_path: Path) -> None:
+    """All frames at once leave no room for sinks, which they need none of."""
+    workspace = Path(shutil.copytree(parents, tmp_path / "work"))
+    settings = {"every": UPDATES, "prompts": 1, "frames": 6, "metric": "residual", "bidirectional": True}
+    params = merged(params_of(validation=settings), {"video": {"sink_blocks": 1}})
+    pairs.run(params, workspace, 0)
+    run("distill/hiar", params, workspace)
+    (found,) = read_validations(Paths(workspace, 0).distilled("hiar"))
+    assert {"residual", BOTH_WAYS + "residual"} <= found.metrics.keys()
 
 
 @pytest.mark.parametrize("name", ["codec", "teacher", "init", "distill/hiar"])

@@ -83,9 +83,9 @@ class Code:
         return (exec, ("raise SystemExit('ran')",))
 
 
-def nan(states: Tensor) -> Tensor:
+def spoiled(states: Tensor, value: str) -> Tensor:
     states = states.clone()
-    states[3, 1, 0, 2, 2] = float("nan")
+    states[3, 1, 0, 2, 2] = float(value)
     return states
 
 
@@ -98,7 +98,11 @@ FILES = {
         r"00002\.pt: 'x': has the shape \(5, 3, 2, 4, 6\), not \(1, s",
     ),
     "two in one": (lambda: {"x": torch.stack(THEIRS[:2])}, r"00002\.pt: 'x': has the shape \(2, 5, 3, 2, 4, 6\)"),
-    "no number": (lambda: {"x": nan(THEIRS[0])[None]}, r"00002\.pt: 'x': has states that are not finite; take"),
+    "no number": (
+        lambda: {"x": spoiled(THEIRS[0], "nan")[None]},
+        r"00002\.pt: 'x': has states that are not finite; take",
+    ),
+    "no finite one": (lambda: {"x": spoiled(THEIRS[0], "-inf")[None]}, r"00002\.pt: 'x': has states that are not fin"),
     "whole numbers": (lambda: {"x": THEIRS[0][None].long()}, r"00002\.pt: 'x': is of type torch\.int64; give fp16"),
     "no tensor": (lambda: {"prompt": "a fox", "latents": THEIRS[0]}, r"00002\.pt: 'prompt': is no prompt with a traj"),
     "no dictionary": (lambda: THEIRS[0], r"00002\.pt: should hold a dictionary of prompts"),

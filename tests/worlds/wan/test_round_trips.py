@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import relative_error
 from torch import Tensor
 
+from hiar.worlds.wan.exchange import describe
 from hiar.worlds.wan.formats.checking import transformer_shapes
 from hiar.worlds.wan.formats.configs import checked, original_config
 from hiar.worlds.wan.formats.loading import load_transformer
@@ -109,6 +110,12 @@ def test_diffusers_to_original_and_back(folder: Path, tmp_path: Path) -> None:
         {path.name: path.read_bytes() for path in (at / "diffusers").iterdir()} for at in (folder, tmp_path)
     )
     assert theirs == ours
+
+
+def test_parameters_are_counted_whatever_their_types(folder: Path, mixed: dict[str, Tensor]) -> None:
+    said = dict(describe(folder / "diffusers", None))
+    assert said["transformer"].endswith(f", {sum(one.numel() for one in mixed.values()):,} parameters")
+    assert said["stored"].endswith(" GB of bfloat16, float32")
 
 
 def test_heads_of_files_are_those_that_diffusers_writes(folder: Path, tmp_path: Path) -> None:
