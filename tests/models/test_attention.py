@@ -102,6 +102,22 @@ def test_levels_stay_exact_in_half_precision() -> None:
 
 
 @torch.no_grad()
+def test_the_last_norm_is_not_rounded_in_half_precision() -> None:
+    """Neither on whole clips nor on blocks."""
+    denoiser, (x, _, text) = tiny_denoiser(), inputs(frames=BLOCK)
+    denoiser.cast(torch.bfloat16)
+    x, text, level = x.bfloat16(), text.bfloat16(), torch.tensor([0.5])
+    conditioning, places = condition(denoiser, text, level), Places(denoiser, (BLOCK, 2, 2), x.device)
+    seen: list[torch.Tensor] = []
+    hook = denoiser.transformer.norm_out.register_forward_hook(lambda *given: seen.append(given[2]))
+    denoiser(x, level.expand(2), text, Bidirectional())
+    forward_blocks(denoiser, x[:, None], [Row(0, 0)], [0], [conditioning], Rings(1, 1), places)
+    hook.remove()
+    assert [normed.dtype for normed in seen] == [torch.float32] * 2
+    assert not any(torch.equal(normed, normed.bfloat16().float()) for normed in seen)
+
+
+@torch.no_grad()
 def test_positions_have_no_end() -> None:
     """Beyond the 1,024 frames of Wan's table, and before its start, only distances count."""
     denoiser = tiny_denoiser()
