@@ -25,6 +25,7 @@ from hiar.worlds.wan.formats.names import to_original
 from hiar.worlds.wan.formats.sources import Found, open_source
 from hiar.worlds.wan.formats.stored import Stored
 from hiar.worlds.wan.formats.writing import write_diffusers, write_model, write_original, write_student
+from hiar.worlds.wan.text import MAX_TOKENS
 
 PREFIXES = ("model", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
@@ -95,6 +96,7 @@ def test_every_layout_holds_the_same_bits(folder: Path, tiny, mixed: dict[str, T
         assert (found.kind, found.config) == (kind, tiny.config)
         assert same(loaded(found), expected), name
     assert same(load_file(folder / "original" / "diffusion_pytorch_model.safetensors"), mixed)
+    assert json.loads((folder / "original" / "config.json").read_text())["text_len"] == MAX_TOKENS
     student = torch.load(folder / "student.pt", weights_only=True)
     assert same(student["generator_ema"], {f"model.{name}": one for name, one in mixed.items()})
 
