@@ -18,7 +18,8 @@ from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
 from hiar.stages import common
-from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_log, write_metrics
+from hiar.stages.common import Paths, sample_world, stage, tail_mean, write_curve, write_log, write_metrics
+from hiar.worlds.interface import FIRST_CLIP, open_world
 
 
 def begun(workspace: Path, params: Params, seed: int = 0) -> bool:
@@ -78,6 +79,13 @@ def test_variants_run_side_by_side_have_their_own_threads(tmp_path: Path) -> Non
                 work.finish("codec")
     finally:
         torch.set_num_threads(before)
+
+
+def test_prompts_of_samples_leave_out_what_samples_do_and_not_what_training_does() -> None:
+    params = smoke_params(world={"caption_dropout": 0.9}, sample={"caption_dropout": 0.0})
+    asked = {"seed": 0, "first": FIRST_CLIP["sample"], "count": 20}
+    own, trained = sample_world(params).prompts(**asked), open_world(params.world).prompts(**asked)
+    assert sum(map(len, own)) > sum(map(len, trained))
 
 
 def test_a_figure_is_the_mean_of_the_last_tenth_of_what_was_measured() -> None:
