@@ -39,6 +39,17 @@ def test_bidirectional_is_diffusers_own_forward() -> None:
 
 
 @torch.no_grad()
+def test_one_network_takes_every_length_and_size_after_another() -> None:
+    """Also two that have as many tokens."""
+    used = tiny_denoiser()
+    random = torch.Generator().manual_seed(4)
+    text, sigma = torch.randn(1, 5, 8, generator=random), torch.tensor([0.5])
+    for shape in ((4, 4, 8), (4, 8, 4), (8, 4, 4), (2, 4, 8)):
+        x = torch.randn(1, 3, *shape, generator=random)
+        assert torch.equal(used(x, sigma, text, Bidirectional()), tiny_denoiser()(x, sigma, text, Bidirectional()))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("coordinates", [False, True])
 @pytest.mark.parametrize("prediction", ["flow", "x0"])
 def test_one_block_wide_mask_is_bidirectional(prediction: str, coordinates: bool) -> None:
@@ -88,6 +99,22 @@ def test_levels_stay_exact_in_half_precision() -> None:
     hook.remove()
     assert seen[0].item() == 937.5
     assert half.sigmas.item() == full.sigmas.item() == 0.9375
+
+
+@torch.no_grad()
+def test_the_last_norm_is_not_rounded_in_half_precision() -> None:
+    """Neither on whole clips nor on blocks."""
+    denoiser, (x, _, text) = tiny_denoiser(), inputs(frames=BLOCK)
+    denoiser.cast(torch.bfloat16)
+    x, text, level = x.bfloat16(), text.bfloat16(), torch.tensor([0.5])
+    conditioning, places = condition(denoiser, text, level), Places(denoiser, (BLOCK, 2, 2), x.device)
+    seen: list[torch.Tensor] = []
+    hook = denoiser.transformer.norm_out.register_forward_hook(lambda *given: seen.append(given[2]))
+    denoiser(x, level.expand(2), text, Bidirectional())
+    forward_blocks(denoiser, x[:, None], [Row(0, 0)], [0], [conditioning], Rings(1, 1), places)
+    hook.remove()
+    assert [normed.dtype for normed in seen] == [torch.float32] * 2
+    assert not any(torch.equal(normed, normed.bfloat16().float()) for normed in seen)
 
 
 @torch.no_grad()

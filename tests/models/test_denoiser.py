@@ -109,6 +109,14 @@ def test_half_precision_spares_what_wan_keeps_whole() -> None:
     assert out.dtype == torch.bfloat16
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("prediction", ["flow", "x0"])
+def test_under_autocast_estimates_are_of_the_type_of_what_they_are_seen_in(prediction: str) -> None:
+    network = tiny_denoiser(prediction)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(X, SIGMA, TEXT, Bidirectional()).dtype == torch.float32
+
+
 def test_a_new_denoiser_is_the_one_of_its_settings_and_its_seed() -> None:
     one, again, other = (build_denoiser(MODEL, 3, seed) for seed in (4, 4, 5))
     assert (one.prediction, one.coordinates, one.channels) == ("x0", True, 3)

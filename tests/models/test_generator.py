@@ -79,6 +79,20 @@ def test_the_transformer_is_saved_as_diffusers_own(folder: Path) -> None:
     assert json.loads((folder / "transformer" / "config.json").read_text())["_class_name"] == "WanTransformer3DModel"
 
 
+def test_words_are_embedded_in_what_the_denoiser_computes_in(generator: Generator) -> None:
+    generator.denoiser.cast(torch.bfloat16)
+    assert generator.embed(["a red disc moves"]).dtype == generator.embed_nothing().dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_not_saved(generator: Generator, value: float, tmp_path: Path) -> None:
+    with torch.no_grad():
+        generator.denoiser.transformer.proj_out.weight[1, 2] = value
+    with pytest.raises(UserError, match=r"transformer: proj_out\.weight: 1 of \d+ values are not finite"):
+        generator.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 

@@ -38,6 +38,23 @@ def student(checkpointing: bool) -> Denoiser:
     return tiny_denoiser(coordinates=True).train().checkpoint(checkpointing)
 
 
+def kept_bytes(checkpointing: bool) -> int:
+    """What a recorded rollout keeps for backward besides weights."""
+    model, kept = student(checkpointing), {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    grid = make_grid("output", blocks=BLOCKS, steps=STEPS, window=4)
+    rollout = Rollout(grid, step_sigmas(STEPS, 5.0), SHAPE, "sde", 7, range(2), TEXT)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        video = generate(model, rollout, "step_first", grad_step=STEPS - 1)
+    assert video.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
+
+
 def gradients(loss: Tensor, model: Denoiser) -> Tensor:
     loss.backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -65,6 +82,10 @@ def test_a_rollouts_gradients_are_the_plain_ones_to_the_bit(
         )
         assert plain.abs().max() > 0
         assert torch.equal(again, plain)
+
+
+def test_of_a_layer_a_rollout_keeps_little_more_than_its_input() -> None:
+    assert kept_bytes(True) < kept_bytes(False) / 3
 
 
 @pytest.mark.parametrize(("order", "context"), [("step_first", "output"), ("block_first", "finished")])

@@ -139,3 +139,4 @@ def test_every_step_has_one_place_and_shares_differ_by_one_at_most(case: tuple[i
 
 def test_steps_are_shared_out_evenly() -> None:
     assert split_steps(STEPS, 2) == [range(2), range(2, 4)]
+    assert split_steps(STEPS, 3) == [range(1), range(1, 2), range(2, 4)]  # the first place also starts prompts

@@ -11,12 +11,15 @@ from masked import last_block
 from tiny import live_tensor_bytes, relative_error, tiny_denoiser
 
 from hiar.config import Context, Order, Passes, Renoise
-from hiar.grid import Cell, make_grid
+from hiar.grid import Cell, make_grid, walk_passes
 from hiar.models.attention import Bidirectional, attend
+from hiar.models.blockwise import Conditioning
 from hiar.models.denoiser import Denoiser
 from hiar.models.rings import Rings
 from hiar.models.rotary import rotate, rotations
-from hiar.rollout.cell import Memory, Rollout, given_state
+from hiar.rollout import cell
+from hiar.rollout import walk as walking
+from hiar.rollout.cell import Memory, Rollout, advance, carry_out, given_state
 from hiar.rollout.walk import generate, walk
 from hiar.schedule import add_noise, step_sigmas
 
@@ -154,6 +157,26 @@ def test_a_prompt_changes_at_a_block_border(order: Order, context: Context, pass
 
 
 @torch.no_grad()
+def test_a_prompt_is_embedded_once_and_forgotten_when_no_block_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while blocks under way still show the one before."""
+    embed, texts, held = cell.condition, [], []
+
+    def noted(model: Denoiser, text: torch.Tensor, sigmas: torch.Tensor) -> Conditioning:
+        texts.append(text)
+        return embed(model, text, sigmas)
+
+    monkeypatch.setattr(cell, "condition", noted)
+    plain = make_rollout(blocks=30, batch=1)
+    rollout = dataclasses.replace(plain, changes={block: block * plain.text for block in range(3, 30, 3)})
+    memory = Memory(tiny_denoiser(), rollout)
+    for step in walk_passes(rollout.grid, "diagonal", "batched"):
+        carry_out(memory, step)
+        held.append(len(memory._conditions))
+    assert all(one is other for one, other in zip(texts, [plain.text, *rollout.changes.values()], strict=True))
+    assert max(held) == 1 + -(-STEPS // 3)
+
+
+@torch.no_grad()
 def test_a_video_does_not_depend_on_its_batch() -> None:
     model = tiny_denoiser()
     together = generate(model, make_rollout(batch=4), "step_first")
@@ -223,12 +246,17 @@ def test_self_forcing_continues_a_clip() -> None:
     assert relative_error(again, whole) < 1e-5
 
 
-def test_a_given_block_is_shown_as_the_walk_would_show_it() -> None:
-    rollout = make_rollout(context="output", given=1)
-    x0 = torch.ones(2, *SHAPE)
-    state = given_state(rollout, x0, Cell(0, 1))
-    expected = add_noise(x0, rollout.noise(Cell(0, 2)), rollout.sigmas[2])
-    assert torch.equal(state.after, expected)
+@pytest.mark.parametrize("renoise", ["sde", "euler"])
+def test_a_given_block_is_shown_as_the_walk_would_show_it(renoise: Renoise) -> None:
+    """From the noise that it would begin with, a step at a time; re-noised by the noise of each step's own cell."""
+    rollout = make_rollout(context="output", given=2, renoise=renoise)
+    x0, before = torch.ones(2, *SHAPE), rollout.noise(Cell(1, 0))
+    for step in range(STEPS):
+        state = given_state(rollout, x0, Cell(1, step))
+        torch.testing.assert_close(state.before, before)
+        assert torch.equal(state.x0, x0)
+        before = advance(rollout, Cell(1, step), state.before, x0)
+        torch.testing.assert_close(state.after, before)
 
 
 @torch.no_grad()
@@ -254,6 +282,25 @@ def test_a_video_shorter_than_its_window_does_not_depend_on_it(blocks: int, sink
         for window in (3, 8)
     )
     assert torch.equal(exact, wide)
+
+
+@torch.no_grad()
+def test_step_by_step_one_cache_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the last step, which is when blocks are finished, those of the steps before are gone."""
+    memories = []
+
+    def kept(model: Denoiser, rollout: Rollout, recorded: bool = False) -> Memory:
+        memories.append(Memory(model, rollout, recorded))
+        return memories[-1]
+
+    monkeypatch.setattr(walking, "Memory", kept)
+    rollout = make_rollout("output")
+    for order, held in (("step_first", 1), ("block_first", rollout.grid.caches)):
+        *_, full = [
+            sum(map(bool, memories[-1].rings._rings)) for n, _ in walk(tiny_denoiser(), rollout, order) if n < 5
+        ]
+        assert full == held
+    assert rollout.grid.caches > 1
 
 
 @torch.no_grad()

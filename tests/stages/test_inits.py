@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import shutil
 from pathlib import Path
@@ -21,8 +22,9 @@ from hiar.io.artifacts import read_manifest
 from hiar.io.states import newest
 from hiar.losses.consistency import causal_consistency
 from hiar.losses.flow import stratified_sigmas
+from hiar.losses.regression import ode_regression
 from hiar.losses.teacher_forcing import forced_flow_matching
-from hiar.models.attention import TeacherForced
+from hiar.models.attention import BlockCausal, TeacherForced
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import load_generator
 from hiar.noise import normals, stream
@@ -54,7 +56,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "causal_ode": {"teacher": TEACHER, "pairs": PAIRS, "training": TRAINING, "sigma_floor": 0.5},
     "consistency": {"teacher": TEACHER, "solver_steps": 8, "guidance": 1.5, "training": TRAINING},
 }
-SMALL = {"distill": {"steps": 1, "batch": 2, "windows": 1, "critic_warmup": 0, "critic_batch": 2}}
+SMALL = {
+    "schedule": {"teacher_shift": 2.5},  # the smoke experiment's is the student's too
+    "distill": {"steps": 1, "batch": 2, "windows": 1, "critic_warmup": 0, "critic_batch": 2},
+}
 CAUSVID = {"order": "block_first", "context": "finished", "level": None, "forward_kl": None, "forcing": "diffusion"}
 
 
@@ -64,8 +69,9 @@ def asked(smoke: Path, kind: str, **changes: Any) -> Params:
 
 
 @pytest.fixture
-def work(smoke: Path, tmp_path: Path) -> Path:
-    """A folder with the smoke experiment's teacher and pairs."""
+def work(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the smoke experiment's teacher and pairs, which fit whatever is asked for."""
+    monkeypatch.setattr("hiar.stages.common.check_fits", lambda *_: None)
     for name in ("teacher", "pairs"):
         shutil.copytree(smoke / MADE / name, tmp_path / MADE / name)
     return tmp_path
@@ -140,6 +146,38 @@ def test_causal_trajectories_are_the_causal_teachers(smoke: Path, work: Path, mo
     assert relative_error(bidirectional, states) > 0.01
 
 
+def test_the_regression_is_of_the_pairs_from_all_their_levels(
+    smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block at a level of its own, the clean one among them, of trajectories drawn for each update."""
+    calls: list[Any] = []
+
+    def spy(student: Denoiser, *rest: object) -> Tensor:
+        calls.append(rest)
+        return ode_regression(student, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ode, "ode_regression", spy)
+    training = {"steps": 2, "batch": 4, "micro_batch": 2}
+    tree = merge(read_yaml(smoke / "params.yaml"), {"init": {"training": training, "sigma_floor": 0.3}})
+    init.run(parse_params(tree, Path("params.yaml")), work, 0)
+    pairs, generator = load_pairs(work / MADE / "pairs"), load_generator(work / MADE / "teacher")
+    assert len(calls) == 2 * 2
+    for number, (x, x0, sigma, text, attention, floor, _) in enumerate(calls):
+        step, part = divmod(number, 2)
+        own = slice(2 * part, 2 * part + 2)
+        random = stream("init batch", 0, step=step)
+        rows = torch.from_numpy(random.integers(16, size=4))[own]
+        levels = torch.from_numpy(random.integers(5, size=(4, 5)))[own]
+        states = pairs.states[rows]
+        assert torch.equal(x0, states[:, -1])
+        for sample, block in itertools.product(range(2), range(5)):
+            frames = slice(3 * block, 3 * block + 3)
+            assert torch.equal(x[sample, :, frames], states[sample, levels[sample, block], :, frames])
+        assert torch.equal(sigma, pairs.sigmas[levels])
+        assert torch.equal(text, generator.embed([pairs.captions[row] for row in rows]))
+        assert (attention, floor) == (BlockCausal(3, 5), 0.3)
+
+
 def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +245,6 @@ def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
     for one, dropped in ((params, False), (some, False), (always, True)):
         calls.clear()
         spec = one.init
-        monkeypatch.setattr("hiar.stages.common.check_fits", lambda *_: None)  # the teacher was trained with another
         init.run(one, work, 0)
         pairs, generator = load_pairs(work / MADE / "pairs"), load_generator(work / MADE / "teacher")
         assert len(calls) == 2 * 2

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from students import save_student, smoke_params
+from students import save_attentive_student, smoke_params
 from torch import Tensor
 
 from hiar.config import Params
@@ -22,11 +23,15 @@ from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest, write_manifest
 from hiar.io.process_group import Ranks
 from hiar.io.shards import read_shard
+from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
+from hiar.noise import normals
+from hiar.schedule import solver_sigmas, step_sigmas
 from hiar.stages import pairs
 from hiar.stages.common import Paths, Stage
 from hiar.stages.foreign_pairs import import_pairs
 from hiar.tracking.stage import Run
+from hiar.worlds.interface import FIRST_CLIP
 
 
 class Echo(Ranks):
@@ -37,15 +42,16 @@ class Echo(Ranks):
 
 
 def params_of(**changes: Any) -> Params:
-    spec = {"count": 11, "batch": 2, "shard": 3} | changes
-    return smoke_params(pairs=spec)
+    """Shifts and guidance of pairs are none of the teacher's other ones."""
+    spec = {"count": 11, "batch": 2, "shard": 3, "guidance": 2.5} | changes
+    return smoke_params(pairs=spec, schedule={"teacher_shift": 2.0})
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a teacher, and four shards of pairs that one process made."""
     folder = tmp_path_factory.mktemp("pairs")
-    save_student(Paths(folder, 0).teacher)
+    save_attentive_student(Paths(folder, 0).teacher)
     pairs.run(params_of(), folder, 0)
     return folder
 
@@ -59,6 +65,27 @@ def make(whole: Path, folder: Path, rank: int) -> None:
     work = Stage("pairs", params_of(), folder, Run(), Accelerator(cpu=True), {}, {}, {}, Echo(rank, 2))
     captions = pairs.pair_captions(work.params, 0, range(11))
     pairs._make_shards(work, load_generator(Paths(whole, 0).teacher), 0, captions)
+
+
+@torch.no_grad()
+def test_a_trajectory_is_the_guided_flow_from_its_number(whole: Path) -> None:
+    """Euler's steps on the teacher's levels, of which the student's are kept, from the number's noise and caption."""
+    params, teacher = params_of(), load_generator(Paths(whole, 0).teacher)
+    own, numbers = pairs.load_pairs(Paths(whole, 0).pairs), [0, 4, 10]
+    assert own.captions == teacher.world.prompts(seed=0, first=FIRST_CLIP["pairs"], count=11)
+    assert own.captions[4:6] == pairs.pair_captions(params, 0, range(4, 6))
+    text = teacher.embed([own.captions[number] for number in numbers])
+    nothing = teacher.embed_nothing().expand_as(text)
+    assert torch.equal(own.sigmas, step_sigmas(4, params.schedule.student_shift))
+    sigmas = solver_sigmas(own.sigmas, 2, params.schedule.teacher_shift)
+    states = [normals("pairs noise", 0, numbers, (4, params.video.frames, 8, 8))]
+    for now, then in pairwise(sigmas):
+        x0 = guided_x0(teacher.denoiser, states[-1], now.expand(3), text, nothing, params.pairs.guidance)
+        states.append(states[-1] + (then - now) * (states[-1] - x0) / now)
+    torch.testing.assert_close(own.states[torch.tensor(numbers)], torch.stack(states[::2], 1), rtol=1e-4, atol=1e-4)
+    figures = json.loads((whole / "metrics" / "seed-0" / "pairs.json").read_text())
+    assert figures["count"] == 11
+    assert figures["latent_std"] == pytest.approx(float(own.states[torch.arange(3)][:, -1].std()), rel=1e-4)
 
 
 def test_processes_take_turns_of_shards_and_leave_what_one_leaves(
@@ -201,8 +228,9 @@ def test_pairs_that_are_not_as_many_as_they_say_are_refused(whole: Path, tmp_pat
     facts = {name: said[name] for name in ("count", "shard", "sigmas")}
     shutil.copytree(Paths(whole, 0).pairs, tmp_path / "pairs")
     captions = tmp_path / "pairs" / pairs.CAPTIONS
-    captions.write_text("".join(captions.read_text().splitlines(keepends=True)[:10]))
-    for count, held in ((10, "11 trajectories"), (11, "10 captions")):  # one more than is said, one less
+    lines = captions.read_text().splitlines(keepends=True)
+    for count, told, held in ((10, 10, "11 trajectories"), (11, 10, "10 captions"), (10, 11, "11 captions")):
+        captions.write_text("".join(lines[:told]))
         write_manifest(tmp_path / "pairs", "pairs", **facts | {"count": count})
         with pytest.raises(UserError, match=rf"pairs: holds {held}, not {count}; run the pairs stage again"):
             pairs.load_pairs(tmp_path / "pairs")

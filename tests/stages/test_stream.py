@@ -63,6 +63,14 @@ def test_the_blocks_are_those_of_sample(student: Generator, order: str, context:
         assert relative_error(latents, expected) < 1e-5
 
 
+def test_a_clip_comes_first_in_blocks(student: Generator) -> None:
+    walk, clip = Walk(order="step_first", context="output"), torch.randn(1, *student.block_shape).repeat(1, 1, 2, 1, 1)
+    rollout = stream_rollout(student, PROMPT, {}, walk, 4 * BLOCK, 5, clip)
+    blocks = list(clean_blocks(student, walk, rollout, clip))
+    assert [tuple(block.shape) for block in blocks] == [student.block_shape] * 4
+    assert torch.equal(torch.cat(blocks[:2], dim=1), clip[0])
+
+
 def test_a_change_shows_from_its_block_on(student: Generator) -> None:
     walk = Walk(order="step_first", context="output")
     one, other = (list(islice(blocks_of(student, changes, walk), 6)) for changes in ({}, {3: OTHER}))

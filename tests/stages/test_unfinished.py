@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from commands import copy_artifacts, environment, hiar
+from interrupted import interrupt
 from sampled import small_params
 
 from hiar.config import Params
 from hiar.errors import UserError
-from hiar.io.states import Index, newest, publish, read_index
+from hiar.io.states import newest, read_index
 from hiar.models.generator import load_generator
 from hiar.parameters import load_params
 from hiar.stages import codec, distill, init, pairs
@@ -25,7 +24,6 @@ from hiar.stages.cards import trained_card
 from hiar.stages.definition import code_hash
 from hiar.stages.plan import load_sampler
 from hiar.stages.restart import opened_state, take_up
-from hiar.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 STEPS, SEEN = 100, 5
@@ -42,28 +40,11 @@ def params_of(lr: float = 0.006, width: int = 8, checkpoint_minutes: float = 60.
     return params.model_copy(update={"codec": spec, "runtime": runtime})
 
 
-def interrupt(run: Callable[[], None]) -> None:
-    """Press Ctrl-C in a run once it has kept a state of a few steps."""
-
-    def publish_and_press(folder: Path, index: Index) -> None:
-        publish(folder, index)
-        if index.step == SEEN:
-            signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
-    try:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(checkpoint, "publish", publish_and_press)
-            run()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose codec was interrupted; to be copied."""
     workspace = tmp_path_factory.mktemp("interrupted")
-    interrupt(lambda: codec.run(params_of(checkpoint_minutes=1e-9), workspace, 0))
+    interrupt(lambda: codec.run(params_of(checkpoint_minutes=1e-9), workspace, 0), SEEN)
     return workspace
 
 

@@ -16,10 +16,19 @@ from torch import Tensor
 from written_out import Learner, WrittenOut
 
 from hiar.config import AdamW, Conventions, Distill, ForwardKL, Levels, Optimizer, Schedule, Variant, Video
+from hiar.errors import UserError
+from hiar.io.process_group import Ranks
 from hiar.models.attention import BlockCausal
 from hiar.noise import normals, stream
 from hiar.schedule import step_sigmas
-from hiar.training.distillation import Distillation, critic_step, distillation_step, remember, student_step
+from hiar.training.distillation import (
+    Distillation,
+    check_batches,
+    critic_step,
+    distillation_step,
+    remember,
+    student_step,
+)
 from hiar.training.role import kept, make_role
 from hiar.training.self_rollout import SelfRollout
 
@@ -282,6 +291,21 @@ def test_the_replay_holds_the_newest_windows_and_their_text() -> None:
         held = [*range(max(0, first + 2 - 5), first + 2)]
         assert replay["windows"].flatten().tolist() == held
         assert replay["text"].flatten().tolist() == [-number for number in held]
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch"),
+    [
+        ({"batch": 3}, 3),
+        ({"batch": 4, "critic_batch": 7}, 7),  # windows of the replay
+        ({"batch": 4, "critic_batch": 6, "replay": None}, 3),  # rollouts of two windows each
+    ],
+)
+def test_processes_that_cannot_share_both_batches_are_refused(changes: dict[str, Any], batch: int) -> None:
+    settings = SETTINGS.model_copy(update=changes)
+    check_batches(settings, Ranks(0, 1))
+    with pytest.raises(UserError, match=f"^a batch of {batch} cannot be dealt to 2 processes"):
+        check_batches(settings, Ranks(0, 2))
 
 
 def test_pairs_are_drawn_before_a_rollout_is_held_for_backward() -> None:

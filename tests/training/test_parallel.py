@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,20 @@ def test_each_process_writes_its_rows_and_any_number_of_processes_reads_them(tog
             assert sum(rows.rows) == len(whole[name])
     trained(STATE, 3, tmp_path)
     assert same(stored(tmp_path), stored(together / "stopped"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_damage_to_the_file_of_either_process_is_seen_by_one_that_reads_both(
+    rank: int, together: Path, tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(together / "again", tmp_path / "again")) / "state-00000001"
+    path = place / f"{rank:05d}.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with joined(runtime(None)) as ranks:
+        roles, _, memory = make(STATE, ranks)
+        with pytest.raises(UserError, match=rf"{path.name}: is damaged"):
+            load_state(tmp_path / "again", roles, memory)
 
 
 def test_sigterm_of_one_process_is_a_state_of_all_at_the_same_step(together: Path) -> None:

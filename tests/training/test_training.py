@@ -145,7 +145,13 @@ def test_what_is_saved_is_the_state_of_its_step_however_long_writing_takes(
     assert torch.equal(restored["last"], last)
 
 
-def test_a_state_under_way_is_finished_whatever_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("loss", "error", "line"),
+    [(None, KeyboardInterrupt, None), (math.nan, UserError, "to go on from the last good state")],
+)
+def test_a_state_under_way_is_finished_whatever_ends_the_run(
+    loss: float | None, error: type[BaseException], line: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
 
     def slow(place: Path, rank: int, tensors: dict[str, torch.Tensor]) -> str:
@@ -153,12 +159,12 @@ def test_a_state_under_way_is_finished_whatever_ends_the_run(tmp_path: Path, mon
         return write_part(place, rank, tensors)
 
     def step(number: int) -> dict[str, float]:
-        if number == 1:
+        if number and loss is None:
             raise KeyboardInterrupt
-        return {"loss": 0.0}
+        return {"loss": loss if number and loss is not None else 0.0}
 
     monkeypatch.setattr(checkpoint, "write_part", slow)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error, match=line):
         train("test", 4, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9)
     assert [path.name for path in tmp_path.iterdir()] == ["state-00000001"]
 

@@ -132,14 +132,10 @@ class WanCodec(nn.Module):
         Latents (B, C, k, h, w) -> video (B, 3, F, 8 h, 8 w) in [-1, 1].
         """
         seen = _memory(self.decoder)
-        first = True
 
         def decode(latents: Tensor) -> Tensor:
-            nonlocal first
-            hidden, frames = self.enter(latents * self.scale + self.mean), []
-            for frame in hidden.split(1, dim=2):
-                frames.append(self.decoder(frame, feat_cache=seen, feat_idx=[0], first_chunk=first))
-                first = False
+            hidden = self.enter(latents * self.scale + self.mean)
+            frames = [self.decoder(frame, feat_cache=seen, feat_idx=[0]) for frame in hidden.split(1, dim=2)]
             return torch.cat(frames, dim=2).clamp_(-1, 1)
 
         return decode

@@ -180,6 +180,8 @@ SECOND = "diffusion_pytorch_model-00002-of-00005.safetensors"
         (lambda f: save_file({"a": torch.zeros(2)}, f / SECOND), rf"{SECOND}: does not hold what {INDEX} says"),
         (lambda f: edit(f / INDEX, weight_map=json.loads((f / INDEX).read_text())["weight_map"] | {"a": SECOND}),
          rf"{SECOND}: does not hold what {INDEX} says \(a\)"),
+        (lambda f: save_file(load_file(f / SECOND) | {"a": torch.zeros(2)}, f / SECOND),
+         rf"{SECOND}: does not hold what {INDEX} says \(a\)"),
         (lambda f: edit(f / INDEX, weight_map={"a": "../a.safetensors"}), r"weight_map: should name a file beside it"),
         (lambda f: (f / "config.json").write_text("[1]"), r"config\.json: should hold a JSON object, not list"),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json: is not JSON"),

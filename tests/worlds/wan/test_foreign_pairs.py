@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import lmdb
 import pytest
@@ -16,6 +17,8 @@ from hiar.errors import UserError
 from hiar.schedule import warp
 from hiar.stages.foreign_pairs import export_pairs, import_pairs
 from hiar.stages.pairs import load_pairs
+from hiar.worlds.wan.formats.pairs import foreign_pairs
+from hiar.worlds.wan.formats.pairs_out import write_pairs
 
 STATES, FRAMES, CHANNELS, HEIGHT, WIDTH = SHAPE = (5, 3, 2, 4, 6)
 PROMPTS = ["a fox", "a street, in the rain", "雪\nand  snow", "four", "five"]
@@ -83,9 +86,9 @@ class Code:
         return (exec, ("raise SystemExit('ran')",))
 
 
-def nan(states: Tensor) -> Tensor:
+def spoiled(states: Tensor, value: str) -> Tensor:
     states = states.clone()
-    states[3, 1, 0, 2, 2] = float("nan")
+    states[3, 1, 0, 2, 2] = float(value)
     return states
 
 
@@ -98,7 +101,11 @@ FILES = {
         r"00002\.pt: 'x': has the shape \(5, 3, 2, 4, 6\), not \(1, s",
     ),
     "two in one": (lambda: {"x": torch.stack(THEIRS[:2])}, r"00002\.pt: 'x': has the shape \(2, 5, 3, 2, 4, 6\)"),
-    "no number": (lambda: {"x": nan(THEIRS[0])[None]}, r"00002\.pt: 'x': has states that are not finite; take"),
+    "no number": (
+        lambda: {"x": spoiled(THEIRS[0], "nan")[None]},
+        r"00002\.pt: 'x': has states that are not finite; take",
+    ),
+    "no finite one": (lambda: {"x": spoiled(THEIRS[0], "-inf")[None]}, r"00002\.pt: 'x': has states that are not fin"),
     "whole numbers": (lambda: {"x": THEIRS[0][None].long()}, r"00002\.pt: 'x': is of type torch\.int64; give fp16"),
     "no tensor": (lambda: {"prompt": "a fox", "latents": THEIRS[0]}, r"00002\.pt: 'prompt': is no prompt with a traj"),
     "no dictionary": (lambda: THEIRS[0], r"00002\.pt: should hold a dictionary of prompts"),
@@ -216,6 +223,33 @@ def test_pairs_go_out_as_rows_of_an_lmdb(tmp_path: Path) -> None:
         for number, states in enumerate(THEIRS):
             assert rows.get(f"latents_{number}_data".encode()) == states.half().numpy().tobytes()
             assert rows.get(f"prompts_{number}_data".encode()).decode() == " ".join(PROMPTS[number].split())
+
+
+@pytest.mark.parametrize("form", ["hiar", "self-forcing"])
+def test_of_an_export_that_was_interrupted_nothing_is_in_the_next(form: str, tmp_path: Path) -> None:
+    """Of fewer pairs, say."""
+    states = torch.stack(THEIRS).transpose(2, 3)
+
+    def interrupted() -> Iterator[Tensor]:
+        yield states[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_pairs(PROMPTS, interrupted, form, tmp_path / "out")
+    write_pairs(PROMPTS[:1], lambda: iter([states[:1]]), form, tmp_path / "out")
+    assert [pair.prompt for pair in foreign_pairs(tmp_path / "out")] == PROMPTS[:1]
+    if form == "self-forcing":
+        with lmdb.open(str(tmp_path / "out"), readonly=True, lock=False) as environment:
+            assert environment.stat()["entries"] == 4
+
+
+def test_an_export_needs_the_room_of_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = torch.zeros(1, 5, 4, 10, 40, 40)
+    free = states.nbytes - 1
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(total=2 * free, used=0, free=free))
+    with pytest.raises(UserError, match=r"out: needs .* GB, .* GB are free; free some space"):
+        write_pairs(PROMPTS[:1], lambda: iter([states]), "hiar", tmp_path / "out")
+    write_pairs(PROMPTS[:1], lambda: iter([states]), "self-forcing", tmp_path / "out")
 
 
 def test_what_cannot_go_out_is_told_and_leaves_nothing(tmp_path: Path) -> None:

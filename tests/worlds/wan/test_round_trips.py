@@ -12,10 +12,12 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import relative_error
 from torch import Tensor
 
+from hiar.worlds.wan.exchange import describe
 from hiar.worlds.wan.formats.checking import transformer_shapes
 from hiar.worlds.wan.formats.configs import checked, original_config
 from hiar.worlds.wan.formats.loading import load_transformer
@@ -23,6 +25,7 @@ from hiar.worlds.wan.formats.names import to_original
 from hiar.worlds.wan.formats.sources import Found, open_source
 from hiar.worlds.wan.formats.stored import Stored
 from hiar.worlds.wan.formats.writing import write_diffusers, write_model, write_original, write_student
+from hiar.worlds.wan.text import MAX_TOKENS
 
 PREFIXES = ("model", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
@@ -93,6 +96,7 @@ def test_every_layout_holds_the_same_bits(folder: Path, tiny, mixed: dict[str, T
         assert (found.kind, found.config) == (kind, tiny.config)
         assert same(loaded(found), expected), name
     assert same(load_file(folder / "original" / "diffusion_pytorch_model.safetensors"), mixed)
+    assert json.loads((folder / "original" / "config.json").read_text())["text_len"] == MAX_TOKENS
     student = torch.load(folder / "student.pt", weights_only=True)
     assert same(student["generator_ema"], {f"model.{name}": one for name, one in mixed.items()})
 
@@ -108,6 +112,23 @@ def test_diffusers_to_original_and_back(folder: Path, tmp_path: Path) -> None:
         {path.name: path.read_bytes() for path in (at / "diffusers").iterdir()} for at in (folder, tmp_path)
     )
     assert theirs == ours
+
+
+def test_parameters_are_counted_whatever_their_types(folder: Path, mixed: dict[str, Tensor]) -> None:
+    said = dict(describe(folder / "diffusers", None))
+    assert said["transformer"].endswith(f", {sum(one.numel() for one in mixed.values()):,} parameters")
+    assert said["stored"].endswith(" GB of bfloat16, float32")
+
+
+def test_heads_of_files_are_those_that_diffusers_writes(folder: Path, tmp_path: Path) -> None:
+    """Libraries refuse files whose head does not say what they are of."""
+    load_transformer(folder / "diffusers").save_pretrained(tmp_path)
+    heads = []
+    for path in (*tmp_path.glob("*.safetensors"), *folder.rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            heads.append(file.metadata())
+    assert len(heads) > 3
+    assert all(head == heads[0] for head in heads)
 
 
 def test_single_files_of_either_layout(tiny, mixed: dict[str, Tensor], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -110,6 +110,19 @@ def test_tokens_are_those_of_the_file(base: Path) -> None:
         assert token_ids(ours, prompt) == cut, prompt
 
 
+def test_a_file_that_says_how_to_pad_and_cut_is_read_without(base: Path, broken: Path) -> None:
+    """As the library leaves one that was saved after its use."""
+    path = broken / "tokenizer" / "tokenizer.json"
+    saved = Tokenizer.from_file(str(path))
+    saved.enable_padding(length=40)
+    saved.enable_truncation(20)
+    saved.save(str(path))
+    for prompt in (SENTENCES[0], " ".join(SENTENCES)):
+        ids = token_ids(load_tokenizer(broken), prompt)
+        assert ids == token_ids(load_tokenizer(base), prompt)
+        assert len(ids) not in (20, 40)
+
+
 def test_embeddings_are_those_of_the_pipeline(encoder: TextEncoder, pipeline: WanPipeline) -> None:
     prompts = [*NASTY[:8], *SENTENCES[:2], NEGATIVE_PROMPT, " ".join(SENTENCES * 8)]
     ours = pad(encoder.rows(prompts))

@@ -47,7 +47,7 @@ from hiar.worlds.wan import CachedText, embeddings
 from hiar.worlds.wan.embeddings import Embeddings
 from hiar.worlds.wan.formats.stored import Stored, stored_state
 from hiar.worlds.wan.formats.writing import write_diffusers
-from hiar.worlds.wan.text import TextEncoder, load_text_encoder
+from hiar.worlds.wan.text import NEGATIVE_PROMPT, TextEncoder, load_text_encoder
 
 ROOT = Path(__file__).parents[3]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -570,3 +570,9 @@ def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp
     without = open_world(params.world.model_copy(update={"prompts": None}))
     with pytest.raises(UserError, match=r"world\.prompts: is null; name a text file"):
         without.prompts(seed=0, first=FIRST_CLIP["pairs"], count=1)
+
+
+@pytest.mark.parametrize(("said", "used"), [(None, NEGATIVE_PROMPT), ("", ""), ("blurred", "blurred")])
+def test_guidance_leads_away_from_what_is_said_also_from_nothing(said: str | None, used: str, params: Params) -> None:
+    world = params.world.model_copy(update={"negative_prompt": said})
+    assert open_world(world).negative_prompt == used

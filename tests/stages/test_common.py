@@ -1,0 +1,116 @@
+"""The frame of a stage: what an interrupted one goes on from, and the figures that stages leave."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from students import smoke_params
+
+from hiar.config import Params
+from hiar.errors import UserError
+from hiar.io.artifacts import write_manifest
+from hiar.stages import common
+from hiar.stages.common import Paths, sample_world, stage, tail_mean, write_curve, write_log, write_metrics
+from hiar.worlds.interface import FIRST_CLIP, open_world
+
+
+def begun(workspace: Path, params: Params, seed: int = 0) -> bool:
+    """Begin a stage, leave it unfinished; returns whether it found what another had left of it."""
+    paths = Paths(workspace, seed)
+    parents = {"codec": (Paths(workspace, 0).codec, "codec")}
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stage("teacher", params, workspace, paths.teacher, seed=seed, parents=parents) as work,
+    ):
+        found = (work.folder / "left").exists()
+        (work.folder / "left").touch()
+        raise KeyboardInterrupt
+    return found
+
+
+def of_other_parameters(params: Params, workspace: Path, patch: pytest.MonkeyPatch) -> Params:
+    return params.model_copy(update={"teacher": params.teacher.model_copy(update={"guidance": 2.5})})
+
+
+def of_another_parent(params: Params, workspace: Path, patch: pytest.MonkeyPatch) -> Params:
+    make_codec(workspace, "other weights")
+    return params
+
+
+def of_other_code(params: Params, workspace: Path, patch: pytest.MonkeyPatch) -> Params:
+    patch.setattr(common, "code_hash", lambda *_: "of another version")
+    return params
+
+
+def make_codec(workspace: Path, weights: str) -> None:
+    folder = Paths(workspace, 0).codec
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights").write_text(weights)
+    write_manifest(folder, "codec")
+
+
+@pytest.mark.parametrize("change", [of_other_parameters, of_another_parent, of_other_code])
+def test_whatever_decides_an_artifact_decides_whether_it_is_gone_on_with(
+    change: Callable[[Params, Path, pytest.MonkeyPatch], Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = smoke_params()
+    make_codec(tmp_path, "weights")
+    assert [begun(tmp_path, params) for _ in range(2)] == [False, True]
+    changed = change(params, tmp_path, monkeypatch)
+    assert [begun(tmp_path, changed) for _ in range(2)] == [False, True]
+
+
+def test_variants_run_side_by_side_have_their_own_threads(tmp_path: Path) -> None:
+    params = smoke_params(runtime={"threads": 2, "variant_threads": 1})
+    before = torch.get_num_threads()
+    try:
+        for variant, threads in ((None, 2), ("hiar", 1)):
+            out = Paths(tmp_path, 0).root / str(variant)
+            with stage("codec", params, tmp_path, out, seed=0, parents={}, variant=variant) as work:
+                assert torch.get_num_threads() == threads
+                work.finish("codec")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_prompts_of_samples_leave_out_what_samples_do_and_not_what_training_does() -> None:
+    params = smoke_params(world={"caption_dropout": 0.9}, sample={"caption_dropout": 0.0})
+    asked = {"seed": 0, "first": FIRST_CLIP["sample"], "count": 20}
+    own, trained = sample_world(params).prompts(**asked), open_world(params.world).prompts(**asked)
+    assert sum(map(len, own)) > sum(map(len, trained))
+
+
+def test_a_figure_is_the_mean_of_the_last_tenth_of_what_was_measured() -> None:
+    curve: list[dict[str, float]] = [{"step": float(step), "loss": float(step)} for step in range(29)]
+    assert tail_mean(curve, "loss") == 27.5
+    assert tail_mean(curve[:9], "loss") == 8.0
+    assert tail_mean([{"step": 0.0, "dmd": 3.0}, *curve], "dmd") == 3.0  # not measured at every update
+
+
+def test_curves_have_all_columns_and_figures_six_digits(tmp_path: Path) -> None:
+    write_curve(tmp_path, "seed-0/init", [{"step": 0, "critic": 0.123456789}, {"step": 1, "critic": 2.0, "dmd": 1e-9}])
+    assert (tmp_path / "curves/seed-0/init.csv").read_bytes() == b"step,critic,dmd\n0,0.123457,\n1,2,1e-09\n"
+    write_metrics(tmp_path, "seed-0/init", {"loss": 12.3456789, "count": 3.0})
+    assert json.loads((tmp_path / "metrics/seed-0/init.json").read_text()) == {"loss": 12.3457, "count": 3}
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(UserError, match=r"^seed-0/init: loss = -?(nan|inf): should be finite"):
+            write_metrics(tmp_path, "seed-0/init", {"count": 3.0, "loss": value})
+    assert json.loads((tmp_path / "metrics/seed-0/init.json").read_text()) == {"loss": 12.3457, "count": 3}
+
+
+def test_a_log_tells_when_a_stage_began_and_what_it_took(tmp_path: Path) -> None:
+    began, now = time.monotonic() - 5000, datetime.now(UTC)
+    write_log(tmp_path, "seed-0/init", smoke_params(), began, stage="init", seed=0, resumed=True)
+    said = json.loads((tmp_path / "logs/seed-0/init.json").read_text())
+    assert 5000 <= said["seconds"] < 6000
+    assert 4900 < (now - datetime.fromisoformat(said["started"])).total_seconds() < 5100
+    assert psutil.Process().memory_info().rss * 0.9 < said["peak_memory_mb"] * 2**20 < psutil.virtual_memory().total
+    assert (said["stage"], said["seed"], said["variant"], said["resumed"]) == ("init", 0, None, True)

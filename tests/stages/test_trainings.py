@@ -1,0 +1,170 @@
+"""What stages that train make of their parameters: networks, lengths, samples, and the states they keep."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from interrupted import interrupt
+from students import save_student, smoke_params
+from torch import Tensor
+
+from hiar.config import Params
+from hiar.io.artifacts import write_manifest
+from hiar.io.states import states
+from hiar.models.generator import load_generator
+from hiar.parameters import merge, parse_params
+from hiar.stages import codec, distill, init, pairs, teacher
+from hiar.stages.common import Paths
+from hiar.statistics.validations import BOTH_WAYS, read_validations
+from hiar.training.loop import train
+from hiar.training.role import Role, lr_factor
+from hiar.training.self_rollout import SelfRollout
+from hiar.worlds.interface import FIRST_CLIP
+
+OPTIMIZER = {"warmup": 1, "decay": "cosine", "muon": None}
+DISTILL = {"windows": 1, "steps": 4, "critic_warmup": 4, "generator": OPTIMIZER, "critic": OPTIMIZER}
+UPDATES = 6  # of each stage
+TRAINING = {"steps": UPDATES, "batch": 2}
+
+
+class Seen(NamedTuple):
+    """Of a distillation: weights before it, roles after it, and the samples of rollouts, by whether they teach."""
+
+    before: dict[str, dict[str, Tensor]]
+    roles: dict[str, Role]
+    samples: dict[bool, list[int]]
+
+
+def params_of(runtime: dict[str, Any] | None = None, **changes: Any) -> Params:
+    return smoke_params(
+        codec={"training": TRAINING},
+        teacher={"training": TRAINING},
+        pairs={"count": 4, "batch": 2, "shard": 2},
+        init={"training": TRAINING},
+        distill=DISTILL | changes,
+        runtime=runtime or {},
+    )
+
+
+def merged(params: Params, changes: dict[str, Any]) -> Params:
+    return parse_params(merge(params.model_dump(mode="json"), changes), Path("params.yaml"))
+
+
+def run(name: str, params: Params, workspace: Path) -> bytes:
+    """Run a stage that trains; returns its curve."""
+    if name == "distill/hiar":
+        distill.run(params, workspace, 0, "hiar")
+    else:
+        {"codec": codec, "teacher": teacher, "init": init}[name].run(params, workspace, 0)
+    return (workspace / "curves" / "seed-0" / f"{name}.csv").read_bytes()
+
+
+def watched(params: Params, workspace: Path) -> Seen:
+    """Distil, and see what is trained."""
+    seen, roll_out = Seen({}, {}, {True: [], False: []}), SelfRollout.__call__
+
+    def rolled_out(self: SelfRollout, *given: Any) -> Tensor:
+        *_, samples, _, learn = given
+        seen.samples[learn].extend(samples)
+        return roll_out(self, *given)
+
+    def trained(label: str, steps: int, step: Any, roles: dict[str, Role], *others: Any, **options: Any) -> Any:
+        for name, role in roles.items():
+            seen.before[name] = {key: value.clone() for key, value in role.module.state_dict().items()}
+        seen.roles.update(roles)
+        return train(label, steps, step, roles, *others, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "train", trained)
+        patch.setattr(SelfRollout, "__call__", rolled_out)
+        run("distill/hiar", params, workspace)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a codec, a teacher, its pairs, and an init of other weights."""
+    workspace = tmp_path_factory.mktemp("parents")
+    paths = Paths(workspace, 0)
+    for folder, seed, stage in ((paths.teacher, 1, "teacher"), (paths.init, 2, "init")):
+        save_student(folder, seed=seed)
+        write_manifest(folder, "checkpoint", stage=stage, seed=0, variant=None)
+    codec.run(params_of(), workspace, 0)
+    pairs.run(params_of(), workspace, 0)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def seen(parents: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """A distillation with a replay."""
+    workspace = tmp_path_factory.mktemp("seen") / "work"
+    return watched(params_of(), Path(shutil.copytree(parents, workspace)))
+
+
+def test_the_student_begins_as_the_init_and_the_critic_as_the_teacher(parents: Path, seen: Seen) -> None:
+    paths = Paths(parents, 0)
+    for role, folder in (("student", paths.init), ("critic", paths.teacher)):
+        weights = load_generator(folder).denoiser.state_dict()
+        assert all(torch.equal(seen.before[role][name], value) for name, value in weights.items())
+
+
+def test_the_rates_of_both_fall_to_nothing_with_their_last_updates(seen: Seen) -> None:
+    """Also of a critic that warms up alone, and takes several updates to one of the student's."""
+    taken = {}
+    for name, role in seen.roles.items():
+        (optimizer,) = role.optimizers
+        (taken[name],) = {int(state["step"]) for state in optimizer.state.values()}
+        assert lr_factor(role.settings, taken[name] - 1, role.steps) > 0
+        assert lr_factor(role.settings, taken[name], role.steps) == pytest.approx(0)
+    assert taken["critic"] > 2 * taken["student"] > 0
+
+
+def test_no_sample_serves_both_or_twice(parents: Path, tmp_path: Path) -> None:
+    """Without a replay the critic has rollouts of its own; each is of the prompts of its purpose."""
+    seen = watched(params_of(replay=None), Path(shutil.copytree(parents, tmp_path / "work")))
+    for purpose, numbers in (("distill", seen.samples[True]), ("critic", seen.samples[False])):
+        assert len(numbers) == len({*numbers}) > 0
+        assert all(0 <= number - FIRST_CLIP[purpose] < 1000 for number in numbers)
+
+
+@pytest.mark.parametrize("name", ["teacher", "init"])
+def test_losses_are_means_over_the_batch_whatever_the_micro_batches(name: str, parents: Path, tmp_path: Path) -> None:
+    first = []
+    for micro_batch in (None, 1):
+        workspace = Path(shutil.copytree(parents, tmp_path / str(micro_batch)))
+        shutil.rmtree(Paths(workspace, 0).root / name)
+        training = {"training": TRAINING | {"steps": 1, "micro_batch": micro_batch}}
+        (row,) = csv.DictReader(io.StringIO(run(name, merged(params_of(), {name: training}), workspace).decode()))
+        first.append(float(row["loss"]))
+    assert first[0] == pytest.approx(first[1], rel=1e-3)
+
+
+def test_a_student_with_sinks_is_validated_in_both_modes(parents: Path, tmp_path: Path) -> None:
+    """All frames at once leave no room for sinks, which they need none of."""
+    workspace = Path(shutil.copytree(parents, tmp_path / "work"))
+    settings = {"every": UPDATES, "prompts": 1, "frames": 6, "metric": "residual", "bidirectional": True}
+    params = merged(params_of(validation=settings), {"video": {"sink_blocks": 1}})
+    pairs.run(params, workspace, 0)
+    run("distill/hiar", params, workspace)
+    (found,) = read_validations(Paths(workspace, 0).distilled("hiar"))
+    assert {"residual", BOTH_WAYS + "residual"} <= found.metrics.keys()
+
+
+@pytest.mark.parametrize("name", ["codec", "teacher", "init", "distill/hiar"])
+def test_states_are_kept_as_the_parameters_say_and_gone_on_from(name: str, parents: Path, tmp_path: Path) -> None:
+    one, other = (Path(shutil.copytree(parents, tmp_path / place)) for place in ("undisturbed", "interrupted"))
+    for workspace in (one, other):
+        shutil.rmtree(Paths(workspace, 0).root / name, ignore_errors=True)
+    undisturbed = run(name, params_of(), one)
+    often = params_of({"checkpoint_minutes": 1e-9, "checkpoints_kept": 2, "checkpoint_milestone": 2})
+    interrupt(lambda: run(name, often, other), step=UPDATES - 1)
+    (folder,) = other.rglob(".training")
+    # The one that was just written, the two before it, which were the newest until then, and a multiple of two.
+    assert [path.name for path in states(folder)] == [f"state-{step:08d}" for step in (5, 4, 3, 2)]
+    assert run(name, often, other) == undisturbed
