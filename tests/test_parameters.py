@@ -18,7 +18,7 @@ TRAINING = (
     "{steps: 1, batch: 4, optimizer: {adamw: {lr: 0.1, betas: [0.9, 0.9], weight_decay: 0.0}, muon: null, warmup: 0, "
     "decay: cosine, clip: 1.0, ema: null, ema_from: 0}}"
 )
-# By experiment ("": the default one): a change, for its ? the last value that is taken, the first that is not, its line.
+# By experiment ("": the default one): a change; for its ? the last value that is taken and the first that is not.
 LIMITS = {
     "": [
         ("seeds: [?]", "9223372036854775807", "", "seeds = []: list should have at least 1 item"),
