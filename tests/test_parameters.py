@@ -88,6 +88,7 @@ LIMITS = {
         ("model: ?", "{layers: 1}", "null", "model = None: is missing; the built-in world adopts none"),
         ("teacher: {training: ?}", "{steps: 1}", "null", "teacher.training = None: is missing; the built-in world"),
         ("init: {training: ?}", "{steps: 1}", "null", "init.training = None: give one; somebody else's student is"),
+        ("init: ?", "{kind: ode}", "{kind: adopted, source: x}", "init.source = 'x': the world trains its own; give"),
         ("sample: {prompts: ?}", "null", "x.txt", "sample.prompts = PosixPath('x.txt'): the world makes its own"),
         # methods
         *((f"variants: {{x: {{order: ?, context: {context}, level: null, forward_kl: null}}}}", taken, refused,

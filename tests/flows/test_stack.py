@@ -22,6 +22,7 @@ from waiting import wait_until
 from flows.stack import control, health
 from flows.stack.control import down, status
 from flows.stack.settings import DATABASES, PASSWORD, check_ports, environment_of, open_stack, read_ports
+from flows.stack.watcher import SILENCE
 from hiar.errors import RunFailed, UserError
 
 
@@ -121,6 +122,9 @@ def test_programs_get_what_they_need_and_the_password_within_databases_alone(sho
         address = urlsplit(given[name])
         assert ipaddress.ip_address(address.hostname).is_loopback
         assert address.port == stack.ports[f"HIAR_{server.upper()}_PORT"]
+    assert 2 * int(given["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) < SILENCE["RUNNING"].total_seconds()  # one may be lost
+    off = ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_DISABLE_TELEMETRY")
+    assert [given[name] for name in off] == ["1", "false", "true"]  # nothing is reported to anybody
     if kind == "sqlite":
         assert all(str(stack.folder) in given[name] for name in DATABASES)
         assert "HIAR_POSTGRES_PORT" not in stack.ports
