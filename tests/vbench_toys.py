@@ -127,8 +127,10 @@ def build_networks(folder: Path) -> Path:
     for name, content in NETWORKS.items():
         (packages / name).mkdir()
         (packages / name / "__init__.py").write_text(content)
-    (packages / "pyiqa-0.1.dist-info").mkdir()
-    (packages / "pyiqa-0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pyiqa\nVersion: 0.1\n")
+    for name, version in (("pyiqa", "0.1"), ("torchmetrics", "1.9"), ("wheel", "1")):
+        told = packages / f"{name}-{version}.dist-info"
+        told.mkdir()
+        (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     return folder
 
 

@@ -123,7 +123,7 @@ def test_the_record_names_files_versions_and_device(drift, places):
     record = drift.record
     held = {one["file"]: one["sha256"] for one in record["models"]}
     assert held == {name: hashlib.sha256((places[1] / name).read_bytes()).hexdigest() for name in FILES}
-    assert record["environment"] == {"pyiqa": "0.1"}
+    assert record["environment"] == {"pyiqa": "0.1", "torchmetrics": "1.9"}
     assert record["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert record["metrics"].keys() == record["weights"].keys() == set(METRICS)
     assert (record["score"], record["segments"], drift.least_side) == ("drift", 5, 64)
