@@ -14,9 +14,12 @@ from typer.testing import CliRunner
 
 from hiar.cli.app import app
 from hiar.errors import UserError
-from hiar.io.launcher import RANKS, SIZES, alone, forget, own_place
+from hiar.io.launcher import alone, forget, own_place
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+# Of torchrun, of Open MPI, of MPICH and its like, and of MVAPICH2.
+SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 
 
 @pytest.fixture(scope="module")
