@@ -34,8 +34,8 @@ def test_cores_are_those_that_a_process_may_use() -> None:
 
 def test_this_machine_is_reached_past_every_proxy() -> None:
     """In both spellings; what a user has named in either stays, each once."""
-    found = past_proxies({"no_proxy": "a.example, localhost", "NO_PROXY": ".b.example,,a.example"})
+    found = past_proxies({"no_proxy": "a.example, localhost,c.example", "NO_PROXY": ".b.example,,a.example"})
     assert found["NO_PROXY"] == found["no_proxy"]
     hosts = found["NO_PROXY"].split(",")
-    assert sorted(hosts) == [".b.example", "127.0.0.1", "::1", "a.example", "localhost"]
+    assert sorted(hosts) == [".b.example", "127.0.0.1", "::1", "a.example", "c.example", "localhost"]
     assert past_proxies({})["no_proxy"].split(",") == ["localhost", "127.0.0.1", "::1"]
