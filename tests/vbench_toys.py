@@ -75,7 +75,7 @@ def create_metric(name, device, **files):
     assert path.name == kind and path.is_file()
     if name == "clipiqa":
         return lambda frame: frame[:, 1].mean()
-    return lambda frame: 100 * frame[:, 0].mean() if frame.any() else frame.mean() / 0
+    return lambda frame: 100 * frame[:, 0].mean() if frame[:, 0].any() else frame.mean() / 0
 """,
     "transformers": """
 import pathlib

@@ -133,9 +133,10 @@ def test_a_value_that_is_none_is_told(drift):
     with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
         measured(drift, torch.zeros(6, 64, 64, 3, dtype=torch.uint8))
     frames = torch.full((6, 64, 64, 3), 90, dtype=torch.uint8)
-    frames[3] = 0  # of one frame alone
-    with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
-        measured(drift, frames)
+    for colour in ((0, 0, 0), (0, 1, 1)):  # not a number, and one without end
+        frames[3] = torch.tensor(colour)  # of one frame alone
+        with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
+            measured(drift, frames)
 
 
 def test_no_secret_goes_to_the_networks(here, monkeypatch):

@@ -306,7 +306,12 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(
 
 
 def test_a_database_that_breaks_on_the_way_is_told_and_loses_nothing(
-    params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
+    params: Params,
+    project: Path,
+    workspace: Path,
+    send: Send,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.0)
     folder = spool_folder(project)
@@ -323,6 +328,8 @@ def test_a_database_that_breaks_on_the_way_is_told_and_loses_nothing(
     monkeypatch.setattr(sender, "IDLE_SECONDS", 0.0)
     assert sender.Sender(folder).serve() is False
     assert not (folder / TROUBLE).exists()
+    sender.Sender(folder)._tell(OSError("http://somebody:hidden@store refuses"))  # as libraries repeat addresses
+    assert "hidden" not in (folder / TROUBLE).read_text() + capsys.readouterr().out
     assert Records(project).points("codec seed 0", "loss") == [(0, 1.0)]
 
 
