@@ -114,6 +114,15 @@ def test_the_view_that_people_are_shown_is_ours_again(client: MlflowClient, expe
     assert client.get_experiment(experiment).tags[name] == before
 
 
+def test_files_of_runs_lie_in_the_project_but_for_a_server_which_has_a_place_of_its_own(
+    client: MlflowClient, experiment: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.get_experiment(experiment).artifact_location == (project / "mlruns").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.org")
+    elsewhere = client.get_experiment(mlflow.open_experiment(client, project, "hiar/other"))
+    assert str(project / "mlruns") not in elsewhere.artifact_location
+
+
 def test_a_server_is_asked_at_its_port_and_with_its_users_patience(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
