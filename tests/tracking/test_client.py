@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sqlite3
@@ -106,12 +107,20 @@ def test_facts_are_those_of_the_training_and_the_newest_maker_is_named(
     assert mlflow.history(client, cached, "good") == {0: 0.4, 1: 0.3}  # the newest, in whatever order they came
 
 
-def test_the_view_that_people_are_shown_is_ours_again(client: MlflowClient, experiment: str, project: Path) -> None:
+def test_the_view_that_people_are_shown_is_of_contenders_and_ours_again(
+    params: Params, workspace: Path, client: MlflowClient, experiment: str, project: Path
+) -> None:
     (name,) = [name for name in client.get_experiment(experiment).tags if name.startswith("mlflow.sharedViewState")]
     before = client.get_experiment(experiment).tags[name]
     client.set_experiment_tag(experiment, name, "{}")
     assert mlflow.open_experiment(client, project, "hiar") == experiment
     assert client.get_experiment(experiment).tags[name] == before
+    parent = mlflow.open_parent(client, experiment, described(params, workspace))
+    for stage, variant in (("distill", "hiar"), ("codec", None)):
+        told = describe(identity_of(stage, 0, variant), params, workspace) | {"work": None, "began": 2_000_000_000_000}
+        mlflow.open_run(client, experiment, parent, told)
+    shown = client.search_runs([experiment], json.loads(before)["searchFilter"])
+    assert [run.info.run_name for run in shown] == ["hiar seed 0"]
 
 
 def test_files_of_runs_lie_in_the_project_but_for_a_server_which_has_a_place_of_its_own(
