@@ -7,6 +7,7 @@ import os
 import socket
 import sqlite3
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hiar.tracking import identity, sender
 from hiar.tracking.figures import record_figures
 from hiar.tracking.identity import describe, digest, identity_of
 from hiar.tracking.records import follow_project
-from hiar.tracking.spool import Writer, kept, spool_folder, waiting
+from hiar.tracking.spool import TROUBLE, Writer, drain, kept, spool_folder, take_lock, waiting
 from tests.tracking.test_tracking import Send, row
 
 
@@ -263,3 +264,27 @@ def test_figures_name_the_model_they_are_of_and_each_part_of_the_video(
         "init": contents["init"],
     }
     assert mlflow.history(client, runs["distill"].info.run_id, "segments/good")[12] == 0.25
+
+
+def test_what_waits_is_waited_for_no_longer_than_told(project: Path) -> None:
+    """Of a sender that tells of trouble no time at all, else until it has sent all."""
+    folder = spool_folder(project)
+    Writer(folder, {}).close()
+
+    def waits(seconds: float) -> threading.Thread:
+        thread = threading.Thread(target=drain, args=(folder, seconds), daemon=True)
+        thread.start()
+        return thread
+
+    def ended(thread: threading.Thread, within: float = 60.0) -> bool:
+        thread.join(within)
+        return not thread.is_alive()
+
+    with take_lock(folder):  # as a sender has it
+        assert ended(waits(0.3))
+        (folder / TROUBLE).write_text("away")
+        assert ended(waits(3600.0))
+        (folder / TROUBLE).unlink()
+        assert not ended(last := waits(3600.0), within=0.5)
+        waiting(folder)[0].unlink()
+        assert ended(last)
