@@ -280,7 +280,9 @@ def test_what_waits_is_waited_for_no_longer_than_told(project: Path) -> None:
         thread.join(within)
         return not thread.is_alive()
 
-    with take_lock(folder):  # as a sender has it
+    lock = take_lock(folder)  # as a sender has it
+    assert lock is not None
+    with lock:
         assert ended(waits(0.3))
         (folder / TROUBLE).write_text("away")
         assert ended(waits(3600.0))
