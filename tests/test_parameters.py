@@ -8,7 +8,7 @@ import pytest
 
 from hiar.config import Params
 from hiar.errors import UserError
-from hiar.parameters import merge, parse_params
+from hiar.parameters import load_params, merge, parse_params
 from hiar.plain_yaml import parse
 from hiar.workspace import experiment_tree
 
@@ -204,6 +204,28 @@ def test_numbers_that_yaml_reads_as_others(tmp_path: Path, written: str, line: s
     with pytest.raises(UserError) as error:
         experiment_tree(tmp_path, "mine")
     assert str(error.value).startswith(f"{tmp_path}/experiments/mine.yaml: {line}")
+
+
+@pytest.mark.parametrize(
+    ("written", "whole"),
+    [
+        ("pairs: {guidance: '.5'}", "pairs.guidance = '.5': is text to YAML; write .5"),
+        ("pairs: {guidance: '2.5'}", "pairs.guidance = '2.5': is text to YAML; write 2.5"),
+        ("pairs: {guidance: 1E-2}", "pairs.guidance = '1E-2': is text to YAML; write 1.0e-2"),
+    ],
+)
+def test_what_is_to_be_written_is_a_number_to_yaml(written: str, whole: str) -> None:
+    with pytest.raises(UserError) as error:
+        params_of(written)
+    assert str(error.value) == f"params.yaml: {whole}"
+    assert isinstance(parse(whole.rpartition(" ")[2]), float)
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- a", "list"), ("7", "int"), ("", "NoneType")])
+def test_a_file_that_holds_no_sections(tmp_path: Path, text: str, kind: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"params\.yaml: should hold a mapping of sections, not {kind}$"):
+        load_params(tmp_path / "params.yaml")
 
 
 def test_a_section_of_another_kind_takes_the_place_of_the_whole() -> None:
