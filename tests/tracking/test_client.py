@@ -124,6 +124,16 @@ def test_the_view_that_people_are_shown_is_of_contenders_and_ours_again(
     assert [run.info.run_name for run in shown] == ["hiar seed 0"]
 
 
+def test_a_workspace_has_its_name_wherever_it_is_seen_from(
+    params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages see theirs from inside."""
+    for folder, name in ((project, "default"), (workspace, "named")):
+        monkeypatch.chdir(folder)
+        for seen in (folder, Path()):
+            assert describe(identity_of("codec", 0, None), params, seen)["experiment"] == name
+
+
 def test_files_of_runs_lie_in_the_project_but_for_a_server_which_has_a_place_of_its_own(
     client: MlflowClient, experiment: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

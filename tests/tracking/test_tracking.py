@@ -13,6 +13,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 from commands import environment
 
@@ -358,8 +359,8 @@ def test_what_waits_is_sent_in_the_order_in_which_it_was_written(
     """Of a step that is done again the first counts, of results the last: also where both wait."""
     for value in (1.0, 2.0, 3.0):
         with tracked("codec", 0, None, params, workspace, "work") as run:
-            run.log(0, {"loss": value})
-            run.figures({"good": value})
+            run.log(0, {"loss": np.float32(value)})  # of whatever computes it
+            run.figures({"good": np.float32(value)})
     send()
     records = Records(project)
     assert records.points("codec seed 0", "loss") == [(0, 1.0)]
