@@ -75,7 +75,8 @@ def create_metric(name, device, **files):
     assert path.name == kind and path.is_file()
     if name == "clipiqa":
         return lambda frame: frame[:, 1].mean()
-    return lambda frame: 100 * frame[:, 0].mean() if frame[:, 0].any() else frame.mean() / 0
+    coloured = lambda frame: frame[:, 0].any() or (frame[:, 1] != frame[:, 2]).any()
+    return lambda frame: 100 * frame[:, 0].mean() if coloured(frame) else frame.mean() / 0
 """,
     "transformers": """
 import pathlib

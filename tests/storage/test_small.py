@@ -8,6 +8,7 @@ import os
 import re
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -495,7 +496,7 @@ def test_a_remote_is_a_bucket_and_what_is_below_it(root: Path, monkeypatch: pyte
         open_store(root)
 
 
-def test_settings_of_a_remote_reach_the_store(root: Path, tmp_path: Path) -> None:
+def test_settings_of_a_remote_reach_the_store(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one with a certificate that nobody vouches for, and credentials that are good for a while."""
     pair = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "own.pem")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=store", *pair]
@@ -514,6 +515,7 @@ def test_settings_of_a_remote_reach_the_store(root: Path, tmp_path: Path) -> Non
             assert listing(open_store(root)).keys() == {"x"}
         assert set(small.tokens) == {"short"}
         config.write_text(plain)
-        with pytest.raises(UserError, match=r"(?i)certificate"):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"(?i)certificate"):
+            patch.setattr(time, "sleep", lambda seconds: None)  # between attempts
             listing(open_store(root))
         small.shutdown()
