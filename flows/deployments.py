@@ -87,9 +87,11 @@ def stage(stage: StageName, name: Experiment = None, force: Force = False) -> St
             get_run_logger().info("on %s", ", ".join(devices))
             variables = environment_on(devices)
             remote = remote_of(workspace)
-            return run_stage(
+            state = run_stage(
                 workspace, stage, force, groups, Cores(1), 1, remote, variables=variables, return_state=True
             )
+            # A task's state as it is would only be counted: "1/1 states failed" in place of the stage's line.
+            return None if state.is_completed() else Failed(message=state.message)
     except UserError as error:
         return Failed(message=str(error), data=error)
     finally:

@@ -7,6 +7,8 @@ import sys
 import pytest
 from commands import ROOT, hiar
 
+from hiar.errors import RunFailed, UserError
+
 
 def mistake(*arguments, folder):
     """The line that a mistake is answered with."""
@@ -125,7 +127,6 @@ EXPERIMENTS = {  # what is written, and the line that it is answered with, after
 
 def test_experiments_that_would_mislead_or_break_down_later(project):
     """As `hiar config check` does, in this process: a command a case would take as many seconds."""
-    from hiar.errors import UserError
     from hiar.workspace import experiment_params
 
     answers = {}
@@ -308,3 +309,47 @@ def test_a_walk_that_does_not_exist(project):
 def test_a_workspace_that_cannot_be_written(project):
     (project / "runs").write_text("in the way")
     assert mistake("run", "smoke", folder=project).startswith("runs/smoke/.dvc: not a directory; ")
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (["config", "show"], "interrupted; the same command goes on from here\n"),
+        (["stream", "--checkpoint", "x", "--prompt", "a disc", "--out", "v.mp4"], "interrupted\n"),
+    ],
+)
+def test_ctrl_c_ends_a_command_with_a_line_and_the_code_of_shells(project, monkeypatch, capsys, command, line):
+    from hiar import cli, workspace
+    from hiar.cli import videos
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(workspace, "experiment_params", interrupted)
+    monkeypatch.setattr(videos, "walk_of", interrupted)
+    monkeypatch.setattr(sys, "argv", ["hiar", *command])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err.lstrip() == line
+
+
+@pytest.mark.parametrize("error", [RunFailed("it broke\ndown", 3), UserError("a \n mistake")])
+def test_one_of_several_processes_leaves_its_line_to_who_tells_it(project, tmp_path, monkeypatch, capsys, error):
+    from hiar import cli, workspace
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(workspace, "experiment_params", fails)
+    monkeypatch.setattr(sys, "argv", ["hiar", "config", "show"])
+    for told in (None, tmp_path / "line"):
+        if told is not None:
+            monkeypatch.setenv("HIAR_ERROR_FILE", str(told))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == getattr(error, "exit_code", 2)
+        line = " ".join(str(error).split())
+        assert capsys.readouterr().err == (f"error: {line}\n" if told is None else "")
+        assert told is None or told.read_text() == line

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,13 @@ from students import save_student
 from typer.testing import CliRunner
 
 from hiar.cli.app import app
+from hiar.errors import UserError
+from hiar.io.launcher import alone, forget, own_place
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+# Of torchrun, of Open MPI, of MPICH and its like, and of MVAPICH2.
+SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +130,54 @@ def test_nor_do_those_that_begin_with_files(
         monkeypatch.setenv(variable, value)
     said = str(CliRunner().invoke(app, command).exception)
     assert said == f"WORLD_SIZE = 2: {name} is one process; start it without a launcher, or unset WORLD_SIZE"
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the variables of a launcher, and no others."""
+
+    def set_(**variables: str) -> None:
+        forget()
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    for name in (*SIZES, *RANKS, *MEETING):
+        monkeypatch.delenv(name, raising=False)  # so that they are gone in the end too
+    return set_
+
+
+def test_the_place_of_a_process_is_what_its_launcher_says(launched: Callable[..., None]) -> None:
+    assert own_place() is None
+    for port in ("1", "65535"):
+        launched(RANK="1", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        assert own_place() == (1, 2)
+    for wrong, line in (
+        ({"MASTER_PORT": "0"}, "MASTER_PORT = 0: is no port"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536: is no port"),
+        ({"RANK": "2"}, "RANK = 2: WORLD_SIZE = 2, ranks go from 0 to 1"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK = 2: WORLD_SIZE = 2, ranks go from 0 to 1"),
+        ({"MASTER_ADDR": ""}, "RANK = 1, WORLD_SIZE = 2: are a launcher's, but there is no MASTER_ADDR"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE = '9"),
+        ({"RANK": "١"}, "RANK = '١': is no number of a launcher's"),
+    ):
+        launched(**{"RANK": "1", "WORLD_SIZE": "2", **MEETING, **wrong})
+        with pytest.raises(UserError) as error:
+            own_place()
+        assert str(error.value).startswith(line)
+
+
+def test_one_process_is_one_to_every_library(launched: Callable[..., None]) -> None:
+    """What an earlier launcher left is forgotten, whichever it was; a job of several is refused, whoever began it."""
+    left = dict.fromkeys(SIZES, "1") | dict.fromkeys(RANKS, "0")
+    launched(**left, **MEETING, ACCELERATE_USE_FSDP="true", TORCHELASTIC_RUN_ID="x", OMP_NUM_THREADS="1")
+    alone("a stage")
+    kept = [name for name in os.environ if name in left or name.startswith(("MASTER_", "ACCELERATE_", "TORCHELASTIC_"))]
+    assert kept == []
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    for name in SIZES:
+        launched(**{name: "2"})
+        with pytest.raises(UserError, match=f"^{name} = 2: a stage is one process; start it without a launcher"):
+            alone("a stage")
+    launched(RANK="1")
+    with pytest.raises(UserError, match=r"^RANK = 1: there is no WORLD_SIZE"):
+        alone("a stage")

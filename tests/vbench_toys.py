@@ -75,7 +75,8 @@ def create_metric(name, device, **files):
     assert path.name == kind and path.is_file()
     if name == "clipiqa":
         return lambda frame: frame[:, 1].mean()
-    return lambda frame: 100 * frame[:, 0].mean() if frame.any() else frame.mean() / 0
+    coloured = lambda frame: frame[:, 0].any() or (frame[:, 1] != frame[:, 2]).any()
+    return lambda frame: 100 * frame[:, 0].mean() if coloured(frame) else frame.mean() / 0
 """,
     "transformers": """
 import pathlib
@@ -127,8 +128,10 @@ def build_networks(folder: Path) -> Path:
     for name, content in NETWORKS.items():
         (packages / name).mkdir()
         (packages / name / "__init__.py").write_text(content)
-    (packages / "pyiqa-0.1.dist-info").mkdir()
-    (packages / "pyiqa-0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pyiqa\nVersion: 0.1\n")
+    for name, version in (("pyiqa", "0.1"), ("torchmetrics", "1.9"), ("wheel", "1")):
+        told = packages / f"{name}-{version}.dist-info"
+        told.mkdir()
+        (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     return folder
 
 

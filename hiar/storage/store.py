@@ -118,11 +118,11 @@ def cache_of(root: Path) -> Path:
 @contextmanager
 def asking(store: Store) -> Iterator[None]:
     """Turn what a store, its settings or the network refuse in the body into a UserError."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
         yield
-    except (NoCredentialsError, PartialCredentialsError):
+    except NoCredentialsError:
         raise UserError(f"{store.url}: {CREDENTIALS}") from None
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code"))

@@ -93,6 +93,7 @@ def test_a_clone_finds_the_models_that_no_repository_holds(repository, tmp_path,
         ("", "0" * 40, "HIAR_REPOSITORY: is not set"),
         ("--upload-pack=touch", "0" * 40, "HIAR_REPOSITORY: is not set"),
         ("here", "main", "commit = main: is none"),
+        ("here", "0" * 7, "commit = 0000000: is none"),  # which may name another one some day
         ("here", f"{'0' * 40} --force", "commit = 0+ --force: is none"),
         ("file:///nowhere/at/all", "0" * 40, "git clone: "),
         ("git://me:hidden@127.0.0.1:9/x", "0" * 40, "git clone: "),

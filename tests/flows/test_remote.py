@@ -61,6 +61,7 @@ def another(project, tmp_path_factory):
 def test_what_was_made_elsewhere_is_fetched_and_what_is_damaged_there_is_made_again(project, remote, another):
     run(project)
     assert (project.begun("codec-0"), project.begun("score")) == (1, 1)
+    assert len(list(remote.glob("locks/default/*"))) == 1  # of the run as a whole, and of none of its stages
     other = another(lock=False)
     run(other)
     assert other.events() == []
@@ -213,3 +214,4 @@ def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote
     made = (machines[0].folder / "out" / "codec-0").read_text()
     assert [(machine.folder / "out" / "codec-0").read_text() for machine in machines[1:]] == [made] * 2
     assert len(made) == 1000
+    assert not list(remote.glob("locks/*/*"))  # nobody has run the whole of it

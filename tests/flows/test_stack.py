@@ -17,11 +17,13 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from commands import environment
+from ports import free_ports
 from waiting import wait_until
 
 from flows.stack import control, health
 from flows.stack.control import down, status
 from flows.stack.settings import DATABASES, PASSWORD, check_ports, environment_of, open_stack, read_ports
+from flows.stack.watcher import SILENCE
 from hiar.errors import RunFailed, UserError
 
 
@@ -32,8 +34,9 @@ def test_what_is_no_port_is_refused(value):
 
 
 def test_two_servers_at_one_port_are_refused():
-    with pytest.raises(UserError, match="HIAR_B_PORT = 5000: meets HIAR_A_PORT at 5000"):
-        check_ports({"HIAR_A_PORT": 5000, "HIAR_B_PORT": 5000})
+    (port,) = free_ports(1)
+    with pytest.raises(UserError, match=f"HIAR_B_PORT = {port}: meets HIAR_A_PORT at {port}"):
+        check_ports({"HIAR_A_PORT": port, "HIAR_B_PORT": port})
 
 
 def test_a_taken_port_ends_the_start_with_one_line_and_leaves_no_process(tmp_path_factory):
@@ -76,8 +79,9 @@ def test_a_folder_too_long_for_a_socket_is_refused(tmp_path):
 
 
 def test_the_s3_store_s_second_ports_are_looked_at_too():
-    with pytest.raises(UserError, match="HIAR_X_PORT = 18333: meets HIAR_S3_PORT at 18333"):
-        check_ports({"HIAR_S3_PORT": 8333, "HIAR_X_PORT": 8333 + 10000})
+    (second,) = free_ports(1)
+    with pytest.raises(UserError, match=f"HIAR_X_PORT = {second}: meets HIAR_S3_PORT at {second}"):
+        check_ports({"HIAR_S3_PORT": second - 10000, "HIAR_X_PORT": second})
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         line = rf"HIAR_S3_PORT = {port - 10000}: address already in use \(at {port}\)"
@@ -121,6 +125,9 @@ def test_programs_get_what_they_need_and_the_password_within_databases_alone(sho
         address = urlsplit(given[name])
         assert ipaddress.ip_address(address.hostname).is_loopback
         assert address.port == stack.ports[f"HIAR_{server.upper()}_PORT"]
+    assert 2 * int(given["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) < SILENCE["RUNNING"].total_seconds()  # one may be lost
+    off = ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_DISABLE_TELEMETRY")
+    assert [given[name] for name in off] == ["1", "false", "true"]  # nothing is reported to anybody
     if kind == "sqlite":
         assert all(str(stack.folder) in given[name] for name in DATABASES)
         assert "HIAR_POSTGRES_PORT" not in stack.ports

@@ -16,15 +16,18 @@ DENIED = "<Error><Code>AccessDenied</Code><Message>not for you</Message></Error>
 
 
 @contextmanager
-def store(allowed: dict[tuple[str, str], int]) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    """A store's address, and what it was asked: method, path, body. What is not ``allowed`` it refuses."""
+def store(allowed: dict[tuple[str, str], int], starting: int = 0) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """A store's address, and what it was asked: method, path, body. What is not ``allowed`` it refuses.
+
+    starting: how many requests it cannot answer yet.
+    """
     asked: list[tuple[str, str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
             asked.append((self.command, self.path, body))
-            status = allowed.get((self.command, self.path), 403)
+            status = allowed.get((self.command, self.path), 403) if len(asked) > starting else 500
             text = b"" if status == 200 or self.command == "HEAD" else DENIED.encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
@@ -67,3 +70,13 @@ def test_a_bucket_is_made_only_where_it_is_missing(
     assert [method for method, *_ in asked] == methods
     assert [line.split(":")[0] for line in made.stderr.splitlines()] == ["error"] * code
     assert all((region in body) == (region != "us-east-1") for method, _, body in asked if method == "PUT")
+
+
+def test_a_store_that_is_about_to_start_is_waited_for() -> None:
+    with store({("HEAD", "/b"): 200}, starting=1) as (address, asked):
+        own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        own |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "x"}
+        own |= {"AWS_ENDPOINT_URL": address, "AWS_MAX_ATTEMPTS": "1"}  # whatever boto does by itself
+        made = said([sys.executable, str(INFRA / "bucket.py"), "b"], env=own)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert [method for method, *_ in asked] == ["HEAD", "HEAD"]

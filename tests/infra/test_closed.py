@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from runpy import run_path
 
@@ -153,3 +156,13 @@ def test_an_audit_that_could_not_look_is_none() -> None:
     assert audit({"dependencies": [good, skipped]})[0] == 2
     assert audit({"dependencies": [bad, skipped]}) == (1, ["b 2: CVE-1, mended in 3"])
     assert audit({"dependencies": []})[0] == 2
+    for report, code, line in (
+        ({"dependencies": [good]}, 0, ""),
+        ({"dependencies": [bad]}, 1, "b 2: CVE-1, mended in 3"),
+        ({"dependencies": [skipped]}, 2, "error: 1 of 1 packages were not looked up"),
+        (None, 2, "error: pip-audit gave no report"),
+    ):
+        text = "\n" if report is None else json.dumps(report)
+        run = subprocess.run([sys.executable, INFRA / "audit.py"], input=text, capture_output=True, text=True)
+        assert (run.returncode, run.stderr[: len(line)]) == (code, line)
+        assert bool(run.stdout) == (code == 0)

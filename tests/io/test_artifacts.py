@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from hiar.errors import UserError
 from hiar.io import manifests
 from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_json, write_manifest, write_text
-from hiar.io.files import temporary_of
+from hiar.io.files import atomic_file, json_line, temporary_of
 from hiar.io.shards import write_shard
 
 fork = multiprocessing.get_context("fork")
@@ -276,7 +276,20 @@ def test_json_is_the_same_bytes_whatever_the_order_and_refuses_nan(tmp_path: Pat
     assert (tmp_path / "a" / "m.json").read_bytes() == (tmp_path / "m.json").read_bytes()
     with pytest.raises(ValueError, match="nan"):
         write_json(tmp_path / "m.json", {"a": float("nan")})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_line({"a": float("nan")})
     assert json.loads((tmp_path / "m.json").read_text()) == {"a": "é", "b": 1.5}
+
+
+@pytest.mark.parametrize("end", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_file_that_is_given_up_leaves_the_old_one_and_nothing_beside(
+    tmp_path: Path, end: type[BaseException]
+) -> None:
+    (tmp_path / "x.txt").write_text("old")
+    with pytest.raises(end), atomic_file(tmp_path / "x.txt") as temporary:
+        temporary.write_text("half")
+        raise end
+    assert tree(tmp_path) == {"x.txt": "old"}
 
 
 def test_a_manifest_is_deterministic_and_follows_contents_through_parents(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ import torch
 
 from hiar.io.artifacts import unfinished, write_manifest
 from hiar.io.files import write_text
+from hiar.io.kept import keeping, read_kept
 from hiar.io.shards import write_shard
 from hiar.io.states import Index, layout_of, publish, temporary_state, write_part
+from hiar.vbench.records import open_records
 
 
 @pytest.fixture
@@ -72,3 +74,24 @@ def test_an_artifact(tmp_path: Path, renamed: list[str]) -> None:
         (folder / "more" / "weights").write_bytes(b"0" * 100)
         write_manifest(folder, "pairs")
     assert renamed[-1] == "pairs"
+
+
+def test_results_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is on the disk before the next is begun, which may take minutes."""
+    synced: dict[int, int] = {}
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        state = os.fstat(descriptor)
+        synced[state.st_ino] = state.st_size
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with keeping(tmp_path / "kept.jsonl") as keep, open_records(tmp_path, "scene", {}) as records:
+        for number in range(3):
+            keep({"video": number})
+            records.add(str(number), f"{number}.mp4", {"video_results": 0.5})
+            for path in (tmp_path / "kept.jsonl", records.path):
+                state = path.stat()
+                assert synced[state.st_ino] == state.st_size
+    assert [one["video"] for one in read_kept(tmp_path / "kept.jsonl", ["video"])] == [0, 1, 2]

@@ -69,6 +69,19 @@ def test_any_changed_bit_is_found(place: float, shard: Path) -> None:
         assert all(torch.equal(back[name], tensor) for name, tensor in TENSORS.items())
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'field 8\\": \\"8', b'field 8\\": \\"7'), (b'"dtype":"F32"', b'"dtype":"I32"')]
+)
+def test_what_is_said_of_the_tensors_is_covered_too(shard: Path, old: bytes, new: bytes) -> None:
+    """What stands beside them, and their types, under which the same bytes are other numbers."""
+    whole = shard.read_bytes()
+    assert whole.count(old) in (1, 2)
+    other = shard.with_name("other")
+    other.write_bytes(whole.replace(old, new))
+    with pytest.raises(UserError, match=r"other: is corrupt \(its checksum differs\)"):
+        read_shard(other)
+
+
 @given(place=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=60)
 def test_any_truncation_is_found(place: float, shard: Path) -> None:
@@ -115,6 +128,9 @@ def test_rows_are_read_as_of_the_whole_tensor_and_only_they(tmp_path: Path) -> N
     assert torch.equal(rows[chosen], whole[chosen])
     assert torch.equal(rows[chosen, -1], whole[chosen, -1])
     assert torch.equal(rows[chosen, :1, 1:], whole[chosen, :1, 1:])
+    write_shard(shard_path(tmp_path / "half", 0), {"states": whole.bfloat16()}, {})
+    half = StoredRows(tmp_path / "half", "states", shards=1)[chosen]
+    assert (half.dtype, torch.equal(half, whole.bfloat16().float()[chosen])) == (torch.float32, True)
     before = rows[torch.tensor([1])]
     before.zero_()  # a copy: what is trained on may be written to
     assert torch.equal(rows[torch.tensor([1])], whole[[1]])

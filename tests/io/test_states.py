@@ -58,6 +58,9 @@ def test_any_rows_come_back_from_whichever_files_have_them(tmp_path: Path) -> No
     assert torch.equal(stored.read("short", range(2, 2)), SHORT[2:])
     with pytest.raises(ValueError, match=r"weight: files hold \(2, 2\) of \(4, 2\)"):
         stored.read("weight", range(5, 9))
+    other = index.model_copy(update={"tensors": index.tensors | {"count": layout_of(COUNT.half(), None)}})
+    with pytest.raises(ValueError, match=r"^count: files hold"):  # though what it takes for one is as long
+        StoredState(place, other).read("count")
     stored.read("weight", range(2)).zero_()  # a copy: training writes into what it has read
     stored.read("count").zero_()
     assert torch.equal(stored.read("weight"), WEIGHT)

@@ -29,7 +29,17 @@ def psnr(video: Tensor, reference: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "least"), [(64, 64, 42), (33, 65, 42), (8, 8, 42), (1, 1, 30), (192, 256, 35), (193, 195, 35)]
+    ("height", "width", "least"),
+    [
+        (64, 64, 42),
+        (33, 65, 42),
+        (8, 8, 42),
+        (1, 1, 30),
+        (192, 256, 35),
+        (193, 195, 35),
+        (192, 195, 35),
+        (193, 196, 35),
+    ],
 )
 def test_a_video_comes_back_at_its_size_with_little_lost(height: int, width: int, least: float, tmp_path: Path) -> None:
     video = moving_disc(9, height, width)

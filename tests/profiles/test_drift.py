@@ -124,7 +124,7 @@ def test_the_record_names_files_versions_and_device(drift, places):
     record = drift.record
     held = {one["file"]: one["sha256"] for one in record["models"]}
     assert held == {name: hashlib.sha256((places[1] / name).read_bytes()).hexdigest() for name in FILES}
-    assert record["environment"] == {"pyiqa": "0.1"}
+    assert record["environment"] == {"pyiqa": "0.1", "torchmetrics": "1.9"}
     assert record["device"] == ("cuda" if torch.cuda.is_available() else "cpu")  # their torch is ours, see the toys
     assert record["metrics"].keys() == record["weights"].keys() == set(METRICS)
     assert (record["score"], record["segments"], drift.least_side) == ("drift", 5, 64)
@@ -148,9 +148,10 @@ def test_a_value_that_is_none_is_told(drift):
     with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
         measured(drift, torch.zeros(6, 64, 64, 3, dtype=torch.uint8))
     frames = torch.full((6, 64, 64, 3), 90, dtype=torch.uint8)
-    frames[3] = 0  # of one frame alone
-    with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
-        measured(drift, frames)
+    for colour in ((0, 0, 0), (0, 1, 1)):  # not a number, and one without end
+        frames[3] = torch.tensor(colour)  # of one frame alone
+        with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
+            measured(drift, frames)
 
 
 def test_no_secret_goes_to_the_networks(here, monkeypatch):

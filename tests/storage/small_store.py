@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -19,14 +21,18 @@ MOST_DELETED = 1000  # keys in a request, as with Amazon's
 class SmallStore(ThreadingHTTPServer):
     """One bucket; tests put into it and look at it without asking.
 
-    page: entries of an answer that lists. refusal: the status and code with which every request is answered.
+    page: entries of an answer that lists. refusal: the status and code with which every request is answered. held: what
+    it does not delete. context: of its certificate, where it is asked by https.
     """
 
     daemon_threads = True
 
-    def __init__(self, page: int = 100) -> None:
+    def __init__(self, page: int = 100, context: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.page, self.refusal = page, (0, "")
+        self.context = context
+        self.held: set[str] = set()
+        self.tokens: list[str | None] = []  # of a session, with each request
         self.objects: dict[str, bytes] = {}
         self.modified: dict[str, datetime] = {}
         self.kinds: dict[str, str] = {}  # MIME types
@@ -38,7 +44,14 @@ class SmallStore(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{'http' if self.context is None else 'https'}://127.0.0.1:{self.server_address[1]}"
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """A connection, whose handshake is left to its own thread."""
+        connection, address = super().get_request()
+        if self.context is not None:
+            connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
 
     def put(self, key: str, data: bytes, modified: datetime | None = None) -> str:
         """Store an object, and say under which key."""
@@ -108,6 +121,7 @@ class _Answer(BaseHTTPRequestHandler):
         where = urlsplit(self.path)
         self.query = {name: values[0] for name, values in parse_qs(where.query, keep_blank_values=True).items()}
         self.key = unquote(where.path).removeprefix(f"/{BUCKET}").removeprefix("/")
+        self.server.tokens.append(self.headers["X-Amz-Security-Token"])
         if self.command == "PUT":
             self.server.sent.append((self.key, int(self.query.get("partNumber", 0))))
         if self.server.refusal[0]:
@@ -146,9 +160,11 @@ class _Answer(BaseHTTPRequestHandler):
             self._refuse(400, "MalformedXML")
             return
         for key in keys:
-            self.server.objects.pop(key, None)
-            self.server.deleted.append(key)
-        self._say(200, b"<DeleteResult/>")
+            if key not in self.server.held:
+                self.server.objects.pop(key, None)
+                self.server.deleted.append(key)
+        kept = [_xml({"Key": key, "Code": "AccessDenied"}) for key in keys if key in self.server.held]
+        self._say(200, f"<DeleteResult>{''.join(f'<Error>{one}</Error>' for one in kept)}</DeleteResult>".encode())
 
     def _keep(self, data: bytes, kind: str) -> bool:
         """Store an object where nobody has, if it is asked so; whether it is stored."""

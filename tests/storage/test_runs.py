@@ -45,7 +45,8 @@ def named(runs):
 
 def test_every_commit_of_every_branch_names_what_it_needs(clone):
     assert named(runs_committed(clone)) == {("default", "a"), ("default", "b"), ("x", "c")}
-    assert named(runs_here(clone)) == {("default", "d")}
+    lock(clone / "runs" / "y" / "dvc.lock", "c")
+    assert named(runs_here(clone)) == {("default", "d"), ("y", "c")}
 
 
 def test_what_a_merge_alone_brings_is_named(clone):

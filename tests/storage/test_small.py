@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
+import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,6 +56,8 @@ def root(tmp_path: Path, small: SmallStore, monkeypatch: pytest.MonkeyPatch) -> 
         f"['remote \"store\"']\n    url = s3://{BUCKET}/hiar/\n    endpointurl = {small.url}\n"
         "    access_key_id = somebody\n    secret_access_key = hidden\n    region = x\n"
         f"['remote \"whole\"']\n    url = s3://{BUCKET}\n"
+        f"['remote \"twin\"']\n    url = s3://{BUCKET}/twin\n    endpointurl = {small.url}\n"
+        "    access_key_id = somebody\n    secret_access_key = hidden\n    region = x\n"
     )
     return tmp_path
 
@@ -214,6 +218,16 @@ def test_nothing_goes_where_what_is_kept_cannot_be_told(small: SmallStore, root:
     assert not set(plan(store, root, last=3, best="good", days=1.0).delete) & kept.names
 
 
+def test_what_a_store_does_not_delete_is_told_and_still_named(small: SmallStore, root: Path, store: Store) -> None:
+    """One object of several: no answer of that kind is an error of the request."""
+    old, _ = Made(small, "1", 0.1, 30), Made(small, "2", 0.2, 20)
+    small.held = {old.record}
+    found = plan(store, root, last=1, best="good", days=1.0)
+    with pytest.raises(UserError, match=r"^s3://lab/hiar: 1 objects were not deleted \(AccessDenied\)"):
+        delete(store, found)
+    assert {PREFIX + key_of(old.files["x.bin"]), old.record} <= small.objects.keys()
+
+
 def test_gc_deletes_when_it_is_told_to_and_verify_has_an_exit_code(small: SmallStore, root: Path) -> None:
     Made(small, "1", 0.1, 30)
     best, recent = Made(small, "2", 0.2, 20), Made(small, "3", 0.0, 0.5)
@@ -256,6 +270,26 @@ def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, mon
     ]
     assert not [row for row in said("ls", "--last", "1", "--days", "31") if "gc deletes it" in row]
     assert [row for row in said("ls", "--last", "1", "--best", "bad", "--days", "5") if "0.2" in row] == []
+    worse = said("gc", "--last", "1", "--best", "bad", "--days", "5")
+    assert [row for row in worse if "is not kept" in row] == [
+        f"run of a, stored {when[run]}: is not kept" for run in (best, old)
+    ]
+    assert said("gc", "--remote", "twin")[0].startswith(
+        f"s3://{BUCKET}/twin: 0 objects, 0 B, 0 unfinished uploads would"
+    )
+
+
+def test_three_runs_and_a_day_are_kept_where_nobody_says_otherwise(
+    small: SmallStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    for number, days in enumerate((40, 30, 20, 10)):
+        Made(small, str(number), number / 10, days)
+    small.put(f"{PREFIX}{key_of('f' * 32)}", b"of a run under way", ago(0.9))
+    run = CliRunner().invoke(app, ["storage", "gc"])
+    first, total = run.output.splitlines()
+    assert first == f"run of a, stored {ago(40):%Y-%m-%d %H:%M}: is not kept"
+    assert " 7 objects, " in total
 
 
 @pytest.mark.parametrize(
@@ -318,6 +352,10 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     assert told.items() - again.items() == {
         (key_of(runs[4].files[name]), "surplus") for name in ("x.bin", "y.bin", "manifest.json")
     }
+    (root / ".dvc" / "cache").rename(root / "elsewhere")
+    with (root / ".dvc" / "config").open("a") as config:
+        config.write(f"[cache]\n    dir = {root / 'elsewhere'}\n")
+    assert {damage.key: damage.kind for damage in verify(store, root)[0]} == again
 
 
 def test_bytes_whose_md5_fits_are_compared_with_the_manifest_s_sha256(
@@ -454,3 +492,31 @@ def test_a_remote_is_a_bucket_and_what_is_below_it(root: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(root))
     with pytest.raises(UserError, match="there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         listing(open_store(root))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    with pytest.raises(UserError, match=r"AWS_SECRET_ACCESS_KEY; mend its settings or the AWS_\* variables"):
+        open_store(root)
+
+
+def test_settings_of_a_remote_reach_the_store(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one with a certificate that nobody vouches for, and credentials that are good for a while."""
+    pair = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "own.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=store", *pair]
+    try:
+        subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("a certificate is made by openssl")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "own.pem", tmp_path / "key.pem")
+    config = root / ".dvc" / "config"
+    with SmallStore(context=context) as small:
+        small.put(f"{PREFIX}x", b"x")
+        plain = re.sub("endpointurl = .*", f"endpointurl = {small.url}", config.read_text())
+        for setting in (f"ssl_verify = {tmp_path / 'own.pem'}", "ssl_verify = false"):
+            config.write_text(plain.replace("region = x", f"region = x\n    session_token = short\n    {setting}"))
+            assert listing(open_store(root)).keys() == {"x"}
+        assert set(small.tokens) == {"short"}
+        config.write_text(plain)
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"(?i)certificate"):
+            patch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+            listing(open_store(root))
+        small.shutdown()

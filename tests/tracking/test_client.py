@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sqlite3
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hiar.tracking import identity, sender
 from hiar.tracking.figures import record_figures
 from hiar.tracking.identity import describe, digest, identity_of
 from hiar.tracking.records import follow_project
-from hiar.tracking.spool import Writer, kept, spool_folder, waiting
+from hiar.tracking.spool import TROUBLE, Writer, drain, kept, spool_folder, take_lock, waiting
 from tests.tracking.test_tracking import Send, row
 
 
@@ -106,12 +108,39 @@ def test_facts_are_those_of_the_training_and_the_newest_maker_is_named(
     assert mlflow.history(client, cached, "good") == {0: 0.4, 1: 0.3}  # the newest, in whatever order they came
 
 
-def test_the_view_that_people_are_shown_is_ours_again(client: MlflowClient, experiment: str, project: Path) -> None:
+def test_the_view_that_people_are_shown_is_of_contenders_and_ours_again(
+    params: Params, workspace: Path, client: MlflowClient, experiment: str, project: Path
+) -> None:
     (name,) = [name for name in client.get_experiment(experiment).tags if name.startswith("mlflow.sharedViewState")]
     before = client.get_experiment(experiment).tags[name]
     client.set_experiment_tag(experiment, name, "{}")
     assert mlflow.open_experiment(client, project, "hiar") == experiment
     assert client.get_experiment(experiment).tags[name] == before
+    parent = mlflow.open_parent(client, experiment, described(params, workspace))
+    for stage, variant in (("distill", "hiar"), ("codec", None)):
+        told = describe(identity_of(stage, 0, variant), params, workspace) | {"work": None, "began": 2_000_000_000_000}
+        mlflow.open_run(client, experiment, parent, told)
+    shown = client.search_runs([experiment], json.loads(before)["searchFilter"])
+    assert [run.info.run_name for run in shown] == ["hiar seed 0"]
+
+
+def test_a_workspace_has_its_name_wherever_it_is_seen_from(
+    params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages see theirs from inside."""
+    for folder, name in ((project, "default"), (workspace, "named")):
+        monkeypatch.chdir(folder)
+        for seen in (folder, Path()):
+            assert describe(identity_of("codec", 0, None), params, seen)["experiment"] == name
+
+
+def test_files_of_runs_lie_in_the_project_but_for_a_server_which_has_a_place_of_its_own(
+    client: MlflowClient, experiment: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.get_experiment(experiment).artifact_location == (project / "mlruns").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.org")
+    elsewhere = client.get_experiment(mlflow.open_experiment(client, project, "hiar/other"))
+    assert str(project / "mlruns") not in elsewhere.artifact_location
 
 
 def test_a_server_is_asked_at_its_port_and_with_its_users_patience(
@@ -245,3 +274,29 @@ def test_figures_name_the_model_they_are_of_and_each_part_of_the_video(
         "init": contents["init"],
     }
     assert mlflow.history(client, runs["distill"].info.run_id, "segments/good")[12] == 0.25
+
+
+def test_what_waits_is_waited_for_no_longer_than_told(project: Path) -> None:
+    """Of a sender that tells of trouble no time at all, else until it has sent all."""
+    folder = spool_folder(project)
+    Writer(folder, {}).close()
+
+    def waits(seconds: float) -> threading.Thread:
+        thread = threading.Thread(target=drain, args=(folder, seconds), daemon=True)
+        thread.start()
+        return thread
+
+    def ended(thread: threading.Thread, within: float = 60.0) -> bool:
+        thread.join(within)
+        return not thread.is_alive()
+
+    lock = take_lock(folder)  # as a sender has it
+    assert lock is not None
+    with lock:
+        assert ended(waits(0.3))
+        (folder / TROUBLE).write_text("away")
+        assert ended(waits(3600.0))
+        (folder / TROUBLE).unlink()
+        assert not ended(last := waits(3600.0), within=0.5)
+        waiting(folder)[0].unlink()
+        assert ended(last)

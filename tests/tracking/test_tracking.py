@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 from commands import environment
 
@@ -21,7 +22,7 @@ from hiar.io.artifacts import code_version
 from hiar.tracking import sender
 from hiar.tracking.client import SILENT_SECONDS
 from hiar.tracking.figures import record_figures
-from hiar.tracking.spool import TROUBLE, kept, spool_folder, waiting
+from hiar.tracking.spool import TROUBLE, Writer, is_written, kept, spool_folder, waiting
 from hiar.tracking.stage import tracked
 from tests.tracking.conftest import PARAMS_FILE
 from tests.tracking.records import Records
@@ -306,7 +307,12 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(
 
 
 def test_a_database_that_breaks_on_the_way_is_told_and_loses_nothing(
-    params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
+    params: Params,
+    project: Path,
+    workspace: Path,
+    send: Send,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.0)
     folder = spool_folder(project)
@@ -323,7 +329,60 @@ def test_a_database_that_breaks_on_the_way_is_told_and_loses_nothing(
     monkeypatch.setattr(sender, "IDLE_SECONDS", 0.0)
     assert sender.Sender(folder).serve() is False
     assert not (folder / TROUBLE).exists()
+    sender.Sender(folder)._tell(OSError("http://somebody:hidden@store refuses"))  # as libraries repeat addresses
+    assert "hidden" not in (folder / TROUBLE).read_text() + capsys.readouterr().out
     assert Records(project).points("codec seed 0", "loss") == [(0, 1.0)]
+
+
+def test_what_a_sender_could_not_send_it_sends_once_the_database_is_mended(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    at_work = sender.Sender(spool_folder(project))
+    with tracked("codec", 0, None, params, workspace, "work") as run:
+        run.log(0, {"loss": 1.0})
+        at_work.round()
+        for step in (1, 2):
+            run.log(step, {"loss": float(step)})
+        for old, new, done in (("latest_metrics", "hidden", False), ("hidden", "latest_metrics", True)):
+            with sqlite3.connect(project / "mlflow.db") as database:
+                database.execute(f"ALTER TABLE {old} RENAME TO {new}")
+            with nullcontext() if done else pytest.raises(Exception, match="no such table"):
+                at_work.round()
+    at_work.round()
+    assert Records(project).points("codec seed 0", "loss") == [(0, 1.0), (1, 1.0), (2, 2.0)]
+    assert waiting(spool_folder(project)) == []
+
+
+def test_what_waits_is_sent_in_the_order_in_which_it_was_written(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    """Of a step that is done again the first counts, of results the last: also where both wait."""
+    for value in (1.0, 2.0, 3.0):
+        with tracked("codec", 0, None, params, workspace, "work") as run:
+            run.log(0, {"loss": np.float32(value)})  # of whatever computes it
+            run.figures({"good": np.float32(value)})
+    send()
+    records = Records(project)
+    assert records.points("codec seed 0", "loss") == [(0, 1.0)]
+    assert records.run("codec seed 0").data.metrics["good"] == 3.0
+
+
+def test_a_file_has_its_name_from_when_it_is_locked(
+    params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sender takes one that nobody holds for a dead stage's, and would end its run."""
+    rename, held = Path.rename, []
+
+    def watched(path: Path, target: Path) -> Path:
+        named = rename(path, target)
+        held.append(is_written(named))
+        return named
+
+    monkeypatch.setattr(Path, "rename", watched)
+    writer = Writer(spool_folder(project), {})
+    assert held == [True]
+    writer.close()
+    assert not is_written(writer.path)
 
 
 MOVED = """

@@ -388,6 +388,20 @@ def test_clips_of_another_film_are_not_taken_for_its_own(score, weights, tmp_pat
     assert told[:3] != told[3:]
 
 
+def test_a_dimension_that_has_a_value_for_no_video_has_none(score, videos, tmp_path):
+    """As `color`, where VBench finds its object in none of them: they are not asked about again."""
+    score(videos, FLICKERING)
+    kept = tmp_path / "out" / f"{FLICKERING}.jsonl"
+    head, *lines = map(json.loads, kept.read_text().splitlines())
+    for fields, failed in ((lines[0]["fields"], None), (None, "VBench gives none of the 3 videos a value")):
+        said = [head, lines[0] | {"fields": fields}, *(line | {"fields": None} for line in lines[1:])]
+        kept.write_text("".join(f"{json.dumps(line, sort_keys=True)}\n" for line in said))
+        scores = score(videos, FLICKERING)
+        assert (failed or "") in scores.failed.get(FLICKERING, "")
+        assert (scores.failed == {}) == (failed is None)
+        assert scores.values == ({} if failed else {FLICKERING: fields["video_results"]})
+
+
 def test_a_value_of_other_videos_does_not_stay(score, videos, weights, tmp_path):
     score(videos, SMOOTH)
     film(videos / "0001.mp4", 5, seed=99)

@@ -105,6 +105,7 @@ def test_archives_are_told_apart_by_what_is_in_them(tmp_path):
         (AMT, b"", "is no file of torch.save"),
         (CLIP, b"\x80\x02}q\x00.", "is no TorchScript archive"),
         ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"plain", "is not compressed"),
+        ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"\x1f\x9d", "is not compressed"),  # with gzip
     ],
 )
 def test_another_format_is_neither_loaded_nor_approved(tmp_path, name, content, said):
@@ -177,6 +178,7 @@ def test_fetched_is_whole_and_right_or_nothing_changes(served, tmp_path, monkeyp
         ({"sha256": "0" * 64}, "SHA-256"),
         ({"sha256": digest[1:9]}, "SHA-256"),
         ({"sha256": digest, "size": size + 1}, "should be"),
+        ({"sha256": digest, "size": size - 1}, "should be"),
         ({"url": f"{address}/none.pth"}, "cannot be fetched"),
         ({"url": f"{address}/cut.pth"}, "after 4 of 100 bytes"),
         ({"url": "http://127.0.0.1:9/amt-s.pth"}, "cannot be fetched"),

@@ -33,6 +33,8 @@ for order in orders.read_text().splitlines() if orders.exists() else []:
         print(argument, file=sys.stderr)
     elif action == "tell":
         print(os.environ[argument])
+    elif action == "note":
+        note(os.environ.get(argument))
     elif action == "exit":
         sys.exit(int(argument))
     elif action == "crash-once" and not Path(argument).exists():

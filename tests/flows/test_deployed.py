@@ -1,0 +1,86 @@
+"""Deployed flows, with a server of Prefect's: stages as runs of their own, and what one of them runs on."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+
+from flows import deployments
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def client():
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        yield client
+        for run in client.read_flow_runs():
+            client.delete_flow_run(run.id)
+
+
+def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(client, monkeypatch):
+    """As when an experiment is taken up whose worker died; another one has a run of its own."""
+    from prefect import flow
+    from prefect.states import Completed
+
+    client.create_deployment(flow_id=client.create_flow(deployments.stage), name="stage")
+    asked = []
+    monkeypatch.setattr(deployments, "_wait", lambda run: asked.append(run) or Completed())
+
+    @flow
+    def experiment():
+        run = deployments._elsewhere("mine")
+        for stage, force in (("codec@0", False), ("codec@0", False), ("teacher@0", True)):
+            run(stage, force)
+
+    for _ in range(2):
+        experiment()
+    ids = [run.id for run in asked]
+    assert (ids[0], ids[3]) == (ids[1], ids[4])
+    assert len(set(ids)) == 4
+    assert [client.read_flow_run(one).parameters for one in (ids[0], ids[2])] == [
+        {"stage": "codec@0", "name": "mine", "force": False},
+        {"stage": "teacher@0", "name": "mine", "force": True},
+    ]
+
+
+def test_a_run_that_has_just_crashed_may_be_scheduled_again(client, monkeypatch):
+    from prefect import flow
+    from prefect.states import Completed, Crashed, Running
+
+    monkeypatch.setattr(deployments, "POLL_SECONDS", 0.05)
+    run = client.create_flow_run(flow(lambda: None, name="nothing"), state=Running())
+    client.set_flow_run_state(run.id, Crashed(), force=True)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(deployments._wait, run)
+        assert not wait([waiting], 1).done
+        client.set_flow_run_state(run.id, Completed(), force=True)
+        assert waiting.result(60).is_completed()
+    client.set_flow_run_state(run.id, Crashed(), force=True)
+    monkeypatch.setattr(deployments, "CRASHED_SECONDS", 0.0)  # as if it were long ago
+    assert deployments._wait(run).is_crashed()
+
+
+def test_a_stage_runs_on_devices_of_its_own_as_many_as_it_is_shared_out_to(client, project, tmp_path, monkeypatch):
+    monkeypatch.setenv("HIAR_DEVICES", "7,8,9")
+    monkeypatch.setenv("HIAR_DEVICE_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    one_thread = {"device": "cpu", "precision": "no", "checkpointing": False, "threads": 1, "variant_threads": 1}
+    project.change(runtime=one_thread | {"checkpoint_minutes": 5.0, "processes": 2})
+    for name in ("codec-0", "distill-0-hiar"):
+        project.order(name, "note CUDA_VISIBLE_DEVICES")
+    for stage in ("codec@0", "distill@0-hiar"):
+        assert deployments.stage(stage=stage, return_state=True).is_completed()
+    noted = [line for line in project.events() if not line.startswith(("begin", "end"))]
+    assert noted == ["7 codec-0", "7,8 distill-0-hiar"]
+    found = {run.name: run.tags for run in client.read_flow_runs()}
+    assert found.keys() == {"default codec@0", "default distill@0-hiar"}
+    assert set(found["default codec@0"]) == {"experiment:default", "commit:none", "seed:0"}
+    project.order("codec-0", "say error: params.yaml: codec: no", "exit 2")
+    failed = deployments.stage(stage="codec@0", force=True, return_state=True)
+    assert failed.is_failed()
+    assert "params.yaml: codec: no" in failed.message

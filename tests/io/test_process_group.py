@@ -1,0 +1,90 @@
+"""How a process of a training finds its place: alone, in a group, on a GPU, or nowhere."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from hiar.config import Runtime
+from hiar.errors import RunFailed, UserError
+from hiar.io.launcher import forget
+from hiar.io.process_group import ALONE, _own_device, joined
+from hiar.parameters import load_params
+
+RUNTIME = load_params(Path(__file__).parents[2] / "params.yaml").runtime
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    forget()
+
+
+def runtime(**asked: object) -> Runtime:
+    return RUNTIME.model_copy(update={"device": "cpu"} | asked)
+
+
+def test_a_process_that_nobody_started_as_one_of_several_is_alone() -> None:
+    with joined(runtime()) as ranks:
+        assert ranks == ALONE
+        assert (ranks.leads, ranks.told(True), ranks.told(False), ranks.votes(True, False)) == (
+            True,
+            True,
+            False,
+            [1, 0],
+        )
+    with (
+        pytest.raises(UserError, match=r"^runtime\.processes = 2: this is one process; start it with `hiar stage`"),
+        joined(runtime(processes=2)),
+    ):
+        pass
+
+
+def test_what_breaks_in_a_group_of_one_is_nobody_elses_loss() -> None:
+    """Whatever it is called."""
+    with pytest.raises(RuntimeError, match="connection of its own"), joined(runtime(processes=1)) as ranks:
+        assert (ranks.size, ranks.mesh is None) == (1, False)
+        raise RuntimeError("connection of its own")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_process_whose_others_are_not_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(RunFailed, match=r"^process 1 of 2 lost another one, or waited 1 s for it \(") as lost,
+        joined(runtime(stall_seconds=1.0)),
+    ):
+        pass
+    assert lost.value.exit_code == 3
+
+
+def test_a_port_of_another_program_is_told_by_the_process_that_was_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"^MASTER_PORT = {port}: is in use by another program"), joined(runtime()):
+            pass
+
+
+def test_each_process_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert _own_device(runtime(device="auto")) == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert _own_device(runtime(device="cuda")) == torch.device("cuda", 1)
+    assert _own_device(runtime()) == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"^process 2 of this machine: each takes a GPU, and here are 2; start 2"):
+        _own_device(runtime(device="auto"))
+    assert chosen == [0, 1]

@@ -1,0 +1,77 @@
+"""Videos read at the size they had, whoever made them: what a file says of itself is compared with its frames."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.stream import Disposition
+
+from hiar.errors import UserError
+from hiar.io.reading import _shrink, read_head, read_parts
+
+
+def pictures(path: Path, *streams: Sequence[tuple[int, int]], note: str = "") -> Path:
+    """A file of streams, each of grey pictures of these heights and widths; players choose the last one."""
+    with av.open(path, "w") as container:
+        container.metadata["comment"] = note
+        made = []
+        for sizes in streams:
+            height, width = sizes[0]
+            stream = container.add_stream("mjpeg", 12, pix_fmt="yuvj420p", width=width, height=height)
+            made.append((stream, sizes))
+        stream.disposition = Disposition.default
+        for stream, sizes in made:
+            for number, (height, width) in enumerate(sizes):
+                one = av.CodecContext.create("mjpeg", "w")
+                one.width, one.height, one.pix_fmt, one.time_base = width, height, "yuvj420p", Fraction(1, 12)
+                image = av.VideoFrame.from_ndarray(np.full((height, width, 3), 120, np.uint8), format="rgb24")
+                image.pts = number
+                for packet in one.encode(image.reformat(format="yuvj420p")):
+                    packet.stream, packet.time_base = stream, Fraction(1, 12)
+                    container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("other", [(16, 32), (32, 16)])
+def test_all_frames_are_of_one_size(tmp_path: Path, other: tuple[int, int]) -> None:
+    assert len(next(read_parts(pictures(tmp_path / "same.mkv", [(32, 32)] * 3)))) == 3
+    changes = pictures(tmp_path / "changes.mkv", [(32, 32), (32, 32), other])
+    line = f"changes its size at frame 2 from 32x32 to {other[1]}x{other[0]} pixels; make all its frames alike"
+    with pytest.raises(UserError, match=line):
+        list(read_parts(changes))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64)])
+def test_a_video_was_enlarged_by_what_divides_both_its_sides(tmp_path: Path, height: int, width: int) -> None:
+    head = read_head(pictures(tmp_path / "v.mp4", [(height, width)], note="enlarged 32 times"))
+    assert (head.height, head.width) == (height // 32, width // 32)
+    cannot = pictures(tmp_path / "cannot.mp4", [(height, width)], note="enlarged 48 times")
+    line = re.escape(f"comment = 'enlarged 48 times': cannot be true of {width}x{height} pixels")
+    with pytest.raises(UserError, match=line):
+        read_head(cannot)
+
+
+def test_of_several_videos_in_a_file_the_one_that_players_choose_is_read(tmp_path: Path) -> None:
+    path = pictures(tmp_path / "two.mp4", [(16, 16)] * 2, [(64, 64)] * 3)
+    assert read_head(path)[:2] == (64, 64)
+    assert torch.cat(list(read_parts(path))).shape == (3, 64, 64, 3)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 192])
+def test_a_pixel_is_the_mean_of_what_it_was_enlarged_to(scale: int) -> None:
+    """To the nearest level, a half upwards; also of white, whose sum is the largest."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (2 * scale, 3 * scale, 3), np.uint8)
+    pixels[:scale, :scale] = 255
+    pixels[scale:, :scale] = 0
+    pixels[scale:, : scale // 2] = 1  # of even scales half of it
+    squares = pixels.reshape(2, scale, 3, scale, 3).astype(np.int64)
+    expected = np.floor(squares.sum(axis=(1, 3)) / scale**2 + 0.5)
+    assert np.array_equal(_shrink(pixels, scale), expected)

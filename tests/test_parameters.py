@@ -1,0 +1,258 @@
+"""The rules of params.yaml: of each the last value that is taken and the first that is not, with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hiar.config import Params
+from hiar.errors import UserError
+from hiar.parameters import load_params, merge, parse_params
+from hiar.plain_yaml import parse
+from hiar.workspace import experiment_tree
+
+ROOT = Path(__file__).parents[1]
+WATCHED = "every: 2, metric: good, bidirectional: false"
+TRAINING = (
+    "{steps: 1, batch: 4, optimizer: {adamw: {lr: 0.1, betas: [0.9, 0.9], weight_decay: 0.0}, muon: null, warmup: 0, "
+    "decay: cosine, clip: 1.0, ema: null, ema_from: 0}}"
+)
+# By experiment ("": the default one): a change; for its ? the last value that is taken and the first that is not.
+LIMITS = {
+    "": [
+        ("seeds: [?]", "9223372036854775807", "", "seeds = []: list should have at least 1 item"),
+        # numbers of one field
+        ("runtime: {threads: ?}", "1024", "0", "runtime.threads = 0: input should be greater than or equal to 1"),
+        ("runtime: {variant_threads: ?}", "1024", "1025", "runtime.variant_threads = 1025: should be at most 1024"),
+        ("conventions: {context_noise: ?}", "0.99", "1.0", "conventions.context_noise = 1.0: input should be less"),
+        ("sample: {caption_dropout: ?}", "1.0", "1.1", "sample.caption_dropout = 1.1: input should be less than or"),
+        ("pairs: {guidance: ?}", "0.1", "0.0", "pairs.guidance = 0.0: input should be greater than 0"),
+        ("world: {camera: ?}", "0.0", "-0.1", "world.camera = -0.1: input should be greater than or equal to 0"),
+        ("distill: {generator: {ema: ?}}", "0.0", "1.0", "distill.generator.ema = 1.0: input should be less than 1"),
+        ("distill: {generator: {ema_from: ?}}", "0", "-1", "distill.generator.ema_from = -1: input should be greater"),
+        ("distill: {generator: {warmup: ?}}", "0", "-1", "distill.generator.warmup = -1: input should be greater"),
+        ("model: {head_dim: ?}", "6", "4", "model.head_dim = 4: input should be greater than or equal to 6"),
+        ("model: {head_dim: ?}", "8", "7", "model.head_dim = 7: input should be a multiple of 2"),
+        # types, of which none is taken for another
+        ("world: {radius: ?}", "14", "true", "world.radius = True: input should be a valid number"),
+        ("world: {radius: ?}", "14.0", ".inf", "world.radius = inf: input should be a finite number"),
+        ("sample: {videos: ?}", "8", "8.0", "sample.videos = 8.0: input should be a valid integer"),
+        ("runtime: {checkpointing: ?}", "true", "1", "runtime.checkpointing = 1: input should be a valid boolean"),
+        ("runtime: {device: ?}", "cpu", "on", "runtime.device = True: is true or false to YAML"),
+        ("pairs: {guidance: ?}", "1.5e+3", "1.5e3", "pairs.guidance = '1.5e3': is text to YAML; write 1.5e+3"),
+        ("pairs: {guidance: ?}", "1.0e+3", "1e3", "pairs.guidance = '1e3': is text to YAML; write 1.0e+3"),
+        # names and hashes
+        ("sample: {prompts_sha256: ?}", "0a" * 32, "0a" * 32 + "a", "sample.prompts_sha256 = '0a"),
+        ("sample: {prompts_sha256: ?}", "0a" * 32, "0A" * 32, "sample.prompts_sha256 = '0A"),
+        ("report: {table: ?}", "a" * 64, "a" * 65, f"report.table = '{'a' * 65}': string should have at most 64"),
+        ("report: {table: ?}", "a-1", "a.b", "report.table = 'a.b': string should match"),
+        ("report: {table: ?}", "a1", "a/b", "report.table = 'a/b': string should match"),
+        ("report: {table: ?}", "b2", "A", "report.table = 'A': string should match"),
+        ("report: {table: ?}", "a-b-c", "a--b", "report.table = 'a--b': string should match"),
+        ("report: {table: ?}", "a", "-a", "report.table = '-a': string should match"),
+        # the same twice
+        ("compare: {distill: [?]}", "hiar", "hiar, hiar", "compare.distill = ['hiar', 'hiar']: holds 'hiar' twice"),
+        ("compare: {walked: [{student: hiar, walk: ?}, {student: hiar, walk: shared}]}", "causvid", "shared",
+         "compare.walked = [Walked(student='hiar', walk='shared'), Walked("),
+        ("score: {profiles: [?]}", "drift", "drift, drift", "score.profiles = ['drift', 'drift']: holds 'drift' twice"),
+        ("score: {vbench: [?]}", "scene", "scene, scene", "score.vbench = ['scene', 'scene']: holds 'scene' twice"),
+        ("world: {shapes: [?]}", "disc", "disc, disc", "world.shapes = ['disc', 'disc']: holds 'disc' twice"),
+        ("world: {backgrounds: [?]}", "grey", "grey, grey", "world.backgrounds = ['grey', 'grey']: holds 'grey' twice"),
+        # the built-in world
+        ("world: {speed: [?, 2.0]}", "2.0", "2.1", "world.speed = (2.1, 2.0): give the slowest first"),
+        ("world: {radius: ?}", "28.0", "28.1", "world.radius = 28.1: the shape must fit in 64 pixels"),
+        ("world: {radius: ?}", "2.0", "1.9", "world.radius = 1.9: is too small to be found in 64 pixels; give at"),
+        ("world: {camera: ?}", "64.0", "64.1", "world.camera = 64.1: cannot exceed size = 64 pixels a frame"),
+        # videos, and what shows them
+        ("video: {frames: ?}", "30", "14", "video.frames = 14: must be a multiple of block = 3; try 15"),
+        ("video: {frames: ?}", "6", "1", "video.frames = 1: must be a multiple of block = 3; try 3"),
+        ("video: {window: ?}", "3", "4", "video.window = 4: must be a multiple of block = 3 and no smaller than one"),
+        ("video: {sink_blocks: ?}", "4", "5", "video.sink_blocks = 5: the window of 15 frames must hold the sinks and"),
+        ("video: {frames: ?, sink_blocks: 1}", "15", "18", "video.sink_blocks = 1: training clips must fit in the"),
+        ("video: {sink_blocks: ?}", "0", "-1", "video.sink_blocks = -1: input should be greater than or equal to 0"),
+        ("sample: {frames: ?}", "243", "242", "sample.frames = 242: must be a multiple of video.block = 3"),
+        ("sample: {frames: ?}", "6", "3", "sample.frames = 3: scoring needs at least 5 frames"),
+        ("{video: {frames: 6}, score: {segments: ?}}", "6", "7", "video.frames = 6: scoring needs at least 7 frames"),
+        ("{video: {frames: ?}, score: {segments: 1}}", "6", "3", "video.frames = 3: scoring needs at least 4 frames"),
+        *((f"{stage}: {{validation: {{{WATCHED}, prompts: 2, frames: ?}}}}", "6", frames,
+           f"{stage}.validation.frames = {frames}: {remedy}")
+          for stage in ("init", "distill")
+          for frames, remedy in (("7", "must be a multiple of video.block = 3"), ("3", "scoring needs at least 5"))),
+        ("report: {videos: ?}", "64", "65", "report.videos = 65: cannot exceed sample.videos = 64"),
+        # networks
+        ("codec: {channels: ?}", "192", "193", "codec.channels = 193: cannot exceed 3 patch^2"),
+        ("codec: {patch: ?}", "8", "12", "codec.patch = 12: must divide world.size = 64"),
+        ("model: {patch: ?}", "4", "3", "model.patch = 3: must divide the 8 latent pixels a side"),
+        ("codec: ?", "{noise: 0.5}", "null", "codec = None: is missing; the built-in world adopts none"),
+        ("model: ?", "{layers: 1}", "null", "model = None: is missing; the built-in world adopts none"),
+        ("teacher: {training: ?}", "{steps: 1}", "null", "teacher.training = None: is missing; the built-in world"),
+        ("init: {training: ?}", "{steps: 1}", "null", "init.training = None: give one; somebody else's student is"),
+        ("init: ?", "{kind: ode}", "{kind: adopted, source: x}", "init.source = 'x': the world trains its own; give"),
+        ("sample: {prompts: ?}", "null", "x.txt", "sample.prompts = PosixPath('x.txt'): the world makes its own"),
+        # methods
+        *((f"variants: {{x: {{order: ?, context: {context}, level: null, forward_kl: null}}}}", taken, refused,
+           f"variants.x.{line}")
+          for context, taken, refused, line in (
+              ("shared", "diagonal", "step_first", "order = 'step_first': shared context is left by a later step"),
+              ("finished", "block_first", "step_first", "order = 'step_first': finished context waits until a block"),
+              ("finished", "block_first", "diagonal", "order = 'diagonal': finished context waits until a block is"),
+              ("clean", "diagonal", "block_first", "context = 'clean': is what a single step takes for clean"),
+          )),
+        *((f"variants: {{x: {{order: diagonal, context: {context}, level: ?, forward_kl: null}}}}", taken, refused,
+           f"variants.x.level = {line}")
+          for context, taken, refused, line in (
+              ("input", "null", "0.0", "0.0: the level of input context is given by its name; write null"),
+              ("output", "0.0", "null", "None: a share of the step's output level"),
+              ("output", "1.0", "1.1", "1.1: should be a number from 0 to 1"),
+              ("output", "0", "-0.1", "-0.1: should be a number from 0 to 1"),
+              ("output", "1", "true", "True: should be a number from 0 to 1"),
+              ("output", "[0, 1, 0.5]", "[0, 1]", "(0.0, 1.0): give one number, or 3: one for each of"),
+              ("output", "[1, 1, 1]", "[1, 1, 1, 1]", "(1.0, 1.0, 1.0, 1.0): give one number, or 3"),
+          )),
+        ("variants: {hiar: {forward_kl: {steps: ?}}}", "4", "5",
+         "variants.hiar.forward_kl.steps = 5: cannot exceed schedule.student_steps = 4"),
+        ("compare: {init: [?]}", "shared", "shard", "compare.init = 'shard': no such variant; did you mean 'shared'"),
+        ("compare: {distill: [?]}", "shared", "shard", "compare.distill = 'shard': no such variant; did you mean"),
+        ("compare: {walked: [{student: ?, walk: causvid}]}", "hiar", "shared",
+         "compare.walked = 'shared/causvid': no such distilled student"),
+        ("compare: {walked: [{student: hiar, walk: ?}]}", "shared", "hiar",
+         "compare.walked = 'hiar/hiar': no such distilled student"),
+        ("compare: {walked: [{student: hiar, walk: ?}]}", "shared", "x", "compare.walked = 'hiar/x': no such variant"),
+        ("report: {reference: ?}", "init/hiar", "distill/shared", "report.reference = 'distill/shared': is not"),
+        # training
+        ("pairs: {solver_steps: ?}", "28", "26", "pairs.solver_steps = 26: must be a multiple of"),
+        ("pairs: {stored: ?, source: x}", "true", "false", "pairs.stored = False: somebody else's pairs are; write"),
+        ("distill: {levels: {lowest: ?, highest: 0.5}}", "0.4", "0.5",
+         "distill.levels.lowest = 0.5: should be under highest = 0.5"),
+        ("teacher: {training: {micro_batch: ?}}", "16", "15", "teacher.training.micro_batch = 15: must divide batch ="),
+        ("distill: {micro_batch: ?}", "4", "3", "distill.micro_batch = 3: must divide batch = 16"),
+        ("distill: {micro_batch: ?}", "8", "16", "distill.micro_batch = 16: must divide critic_batch = 32, of which"),
+        ("distill: {critic_batch: 30, replay: ?}", "4", "null", "distill.critic_batch = 30: without a replay, must be"),
+        # processes, which take equal shares of every batch
+        *((f"{{runtime: {{processes: ?}}, {more}}}", taken, refused,
+           f"runtime.processes = {refused}: cannot take equal shares of the batch of {line}")
+          for more, taken, refused, line in (
+              ("distill: {replay: 4}", "16", "32", "distill: 16, in micro-batches of 1 or more"),
+              ("distill: {replay: null}", "8", "16", "distill, of its critic: 32, in micro-batches of 4 or more"),
+              ("distill: {micro_batch: 4}", "2", "4", "distill, of its critic: 32, in micro-batches of 16 or more"),
+              ("teacher: {training: {micro_batch: 16}}", "2", "4", "teacher.training: 32, in micro-batches of 16"),
+              ("init: {training: {batch: 6}}", "2", "4", "init.training: 6, in micro-batches of 1 or more"),
+              *((f"{stage}: {{validation: {{{WATCHED}, prompts: 2, frames: 6}}}}", "2", "4",
+                 f"{stage}.validation, its prompts: 2, in micro-batches of 1") for stage in ("init", "distill")),
+          )),
+    ],
+    "init-causal-ode": [
+        ("init: {pairs: {solver_steps: ?}}", "28", "26", "init.pairs.solver_steps = 26: must be a multiple of"),
+    ],
+    "init-consistency": [
+        ("init: {solver_steps: ?}", "28", "26", "init.solver_steps = 26: must be a multiple of schedule.student_steps"),
+        ("init: {training: {optimizer: {ema: ?}}}", "0.9", "null",
+         "init.training.optimizer.ema = None: its target is the student's average; give a decay"),
+        ("init: {training: {optimizer: {ema_from: ?}}}", "0", "1",
+         "init.training.optimizer.ema_from = 1: its target is the student's average from the first update on"),
+        ("init: {teacher: {source: ?}}", "null", "x", "init.teacher.source = PosixPath('x'): give training, or a"),
+        ("init: {teacher: {training: ?}}", "{steps: 1}", "null", "init.teacher.source = None: give training, or a"),
+    ],
+    "wan-tiny": [
+        ("world: {height: ?}", "48", "24", "world.height = 24: input should be a multiple of 16"),
+        ("world: {width: ?}", "48", "24", "world.width = 24: input should be a multiple of 16"),
+        ("teacher: {training: ?}", "null", TRAINING, "teacher.training = '...': is the base model's own; write null"),
+        ("sample: {prompts: ?}", "x.txt", "null", "sample.prompts = None: name a text file with one prompt a line"),
+        ("sample: {caption_dropout: ?}", "0.0", "0.1", "sample.caption_dropout = 0.1: prompts of a file are shown"),
+        ("init: {kind: adopted, source: x, validation: ?}", "null", f"{{{WATCHED}, prompts: 2, frames: 9}}",
+         "init.validation = '{...}': an adopted student is not trained; use null"),
+    ],
+}  # fmt: skip
+
+
+def params_of(text: str, name: str = "") -> Params:
+    """An experiment with a YAML text merged over it."""
+    return parse_params(merge(experiment_tree(ROOT, name or None), parse(text or "{}")), Path("params.yaml"))
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_is_next_to_the_last_value_is_refused_with_its_line(name: str) -> None:
+    """By experiment, and all at once: a case takes milliseconds."""
+    tree = experiment_tree(ROOT, name or None)
+    answers, expected = [], []
+    for change, taken, refused, line in LIMITS[name]:
+        parse_params(merge(tree, parse(change.replace("?", taken))), Path("params.yaml"))
+        said = "nothing"
+        try:
+            parse_params(merge(tree, parse(change.replace("?", refused))), Path("params.yaml"))
+        except UserError as error:
+            said = str(error).removeprefix("params.yaml: ")
+        answers.append((change, refused, said[: len(line)]))
+        expected.append((change, refused, line))
+    assert answers == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [
+        ("seeds: [0_1]", "line 1: 0_1: is 1 to YAML; write the number without leading zeros or colons"),
+        ("video:\n  frames: 15\n  block: 1:5", "line 3: 1:5: is 65 to YAML"),
+        ("world: {radius: 1:30.5}", "line 1: 1:30.5: is 90.5 to YAML"),
+        ("world: {radius: -012}", "line 1: -012: is -10 to YAML"),
+    ],
+)
+def test_numbers_that_yaml_reads_as_others(tmp_path: Path, written: str, line: str) -> None:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "experiments" / "mine.yaml").write_text(written)
+    with pytest.raises(UserError) as error:
+        experiment_tree(tmp_path, "mine")
+    assert str(error.value).startswith(f"{tmp_path}/experiments/mine.yaml: {line}")
+
+
+@pytest.mark.parametrize(
+    ("written", "whole"),
+    [
+        ("pairs: {guidance: '.5'}", "pairs.guidance = '.5': is text to YAML; write .5"),
+        ("pairs: {guidance: '2.5'}", "pairs.guidance = '2.5': is text to YAML; write 2.5"),
+        ("pairs: {guidance: 1E-2}", "pairs.guidance = '1E-2': is text to YAML; write 1.0e-2"),
+    ],
+)
+def test_what_is_to_be_written_is_a_number_to_yaml(written: str, whole: str) -> None:
+    with pytest.raises(UserError) as error:
+        params_of(written)
+    assert str(error.value) == f"params.yaml: {whole}"
+    assert isinstance(parse(whole.rpartition(" ")[2]), float)
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- a", "list"), ("7", "int"), ("", "NoneType")])
+def test_a_file_that_holds_no_sections(tmp_path: Path, text: str, kind: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"params\.yaml: should hold a mapping of sections, not {kind}$"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_section_of_another_kind_takes_the_place_of_the_whole() -> None:
+    base = {"init": {"kind": "ode", "training": {"steps": 30}}}
+    assert merge(base, {"init": {"kind": "adopted", "source": "x"}})["init"] == {"kind": "adopted", "source": "x"}
+    assert merge(base, {"init": {"kind": "ode", "training": {"batch": 2}}})["init"] == {
+        "kind": "ode", "training": {"steps": 30, "batch": 2},
+    }  # fmt: skip
+
+
+def test_what_others_are_compared_with() -> None:
+    """The first that is distilled, else the first init, unless another is named."""
+    assert params_of("").reference == "distill/self-forcing"
+    assert params_of("report: {reference: init/hiar}").reference == "init/hiar"
+    assert params_of("compare: {distill: []}").reference == "init/self-forcing"
+    assert params_of("compare: {distill: [], init: []}").reference is None
+
+
+def test_the_critic_is_warmed_in_whole_steps() -> None:
+    """Of three updates each."""
+    for updates, steps in ((0, 0), (1, 1), (45, 15), (46, 16)):
+        distill = params_of(f"distill: {{critic_warmup: {updates}}}").distill
+        assert (distill.warmup_steps, distill.all_steps) == (steps, steps + 60)
+
+
+def test_stages_of_training_are_shared_out() -> None:
+    runtime = params_of("runtime: {processes: 2}").runtime
+    assert [runtime.processes_of(stage) for stage in ("distill@0-hiar", "init@0", "sample@0-hiar", "score")] == [
+        2, 2, 1, 1,
+    ]  # fmt: skip
