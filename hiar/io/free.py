@@ -41,5 +41,11 @@ def require_room(folder: Path, nbytes: int) -> None:
     """Raise UserError unless so many bytes are free where ``folder`` is, or is to be."""
     free = free_on_disk(folder)
     if nbytes > free:
-        sizes = f"needs {nbytes / GB:.1f} GB, {free / GB:.1f} GB are free"
-        raise UserError(f"{folder}: {sizes}; free some space or choose another place")
+        raise UserError(
+            f"{folder}: needs {_told(nbytes)}, {_told(free)} are free; free some space or choose another place"
+        )
+
+
+def _told(nbytes: int) -> str:
+    """Gigabytes in three digits or more, never as a power of ten."""
+    return f"{nbytes / GB:.0f} GB" if nbytes >= 100 * GB else f"{nbytes / GB:.3g} GB"
