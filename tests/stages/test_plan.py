@@ -70,6 +70,8 @@ def test_caches_of_short_videos_are_no_larger_than_these(
             memory.rings.drop(grid.cache(cell.step))
     predicted = ring_bytes(source, grid, 1, Way(order, passes, 1).caches(grid))
     assert max(held) == predicted
+    single = make_rollout(source, rollout.text, HIAR, 3, 0, [0]).grid
+    assert ring_bytes(source, grid, 1, 1) == min(blocks, grid.window) * ring_bytes(source, single, 1, 1)
 
 
 @torch.no_grad()
