@@ -174,9 +174,12 @@ def _failure(stage: str, code: int, lines: list[str]) -> StageFailure:
         said = dvc or own
         numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", "\n".join(dvc))}
         code = MISTAKE if numbers & DISK else code
-    words = said[-1].removeprefix("error: ").removeprefix("ERROR: ") if said else "no message"
     code = shell_code(code)
-    if signal_name := _signal_name(code):
+    signal_name = _signal_name(code)
+    if signal_name:
+        said = [line for line in said if not _shell_s_word(line, code - 128)]
+    words = said[-1].removeprefix("error: ").removeprefix("ERROR: ") if said else "no message"
+    if signal_name:
         words = f"was ended by {signal_name}; the last it said: {words}"
     return StageFailure(stage, code, f"{stage}: {words}")
 
@@ -187,6 +190,12 @@ def _signal_name(code: int) -> str | None:
         return signal.Signals(code - 128).name
     except ValueError:
         return None
+
+
+def _shell_s_word(line: str, ended_by: int) -> bool:
+    """Whether it is what the shell of a stage's command says of a signal: dash "Killed", bash with itself before it."""
+    word = re.escape(signal.strsignal(ended_by) or "")
+    return re.fullmatch(rf"{word}( \(core dumped\))?|\S+: (line \d+: )?\d+ +{word}\b.*", line) is not None
 
 
 def _reason(changes: list[Any] | None) -> str:

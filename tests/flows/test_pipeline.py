@@ -132,12 +132,31 @@ def test_a_mistake_keeps_its_exit_code_and_its_line(project):
     assert str(failure.value) == "codec@0: params.yaml: codec.patch = 0: should be positive"
 
 
-def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code_and_the_signal_is_named(project):
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code_and_the_signal_is_named(project, shell, monkeypatch):
+    """dash, which is `sh` on Debian, says "Killed" after the stage's own last line."""
+    monkeypatch.setenv("SHELL", shutil.which(shell))
     project.order("codec-0", "crash-once crashed")
     with pytest.raises(StageFailure) as failure:
         run(project, "codec@0")
     assert failure.value.code == 128 + 9
     assert str(failure.value) == "codec@0: was ended by SIGKILL; the last it said: at work on codec-0"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("bash: line 1: 104 Killed                  hiar codec", False),
+        ("/bin/sh: 104 Killed", False),
+        ("Killed (core dumped)", False),
+        ("Killed by a watcher", True),
+    ],
+)
+def test_what_a_shell_says_of_a_signal_is_not_taken_for_the_stage_s_words(project, said, told):
+    project.order("codec-0", f"say {said}", "crash-once crashed")
+    with pytest.raises(StageFailure) as failure:
+        run(project, "codec@0")
+    assert str(failure.value).endswith(said if told else "at work on codec-0")
 
 
 def test_a_failure_of_dvc_itself_is_told(project):
