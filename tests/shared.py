@@ -45,6 +45,7 @@ from hiar.training.loop import train
 from hiar.training.parallel import accumulate, deal, shard
 from hiar.training.role import kept_weights, make_role, update
 from hiar.training.self_rollout import SelfRollout
+from hiar.worlds.shapes.codec import PatchCodec
 
 SIGMAS, SEED = step_sigmas(3, 2.0), 3
 STATES = torch.randn(6, 4, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -165,6 +166,7 @@ def distill_roles(case: Case, ranks: Ranks):
             Schedule(teacher_shift=4.0, student_shift=2.0, student_steps=3, renoise="sde"),
             Conventions(given="level", sinks="turn", context_noise=0.0),
         ),
+        codec=PatchCodec(patch=1, channels=3, width=4, depth=1),
         settings=settings,
         prompts=lambda samples: normals("measuring", 0, samples, (5, 8)).to(case.device),
         no_text=torch.ones(1, 5, 8, device=case.device),

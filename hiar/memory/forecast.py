@@ -22,6 +22,7 @@ from hiar.memory.sampling import decode
 from hiar.memory.steps import Config, Peaks, Sizes, imagine, live_caches, make_network, training_grid
 from hiar.models.denoiser import Denoiser, build_denoiser
 from hiar.models.rings import ring_bytes
+from hiar.training.clips import begins_apart
 from hiar.training.parallel import layers_of
 from hiar.training.role import Role, make_role
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Codec, World, open_world
@@ -65,6 +66,7 @@ class Models:
     real: Config
     text: int
     codec: int
+    apart: bool  # a clip's first latent frame is unlike the others
     sizes: Sizes
 
     def trained(self, layers: int | None = None) -> Denoiser:
@@ -90,6 +92,7 @@ def open_models(params: Params) -> Models:
         _config(real),
         network_bytes(text) // (2 if half else 1),
         network_bytes(codec),
+        begins_apart(coder),
         Sizes(params, latent, world.words(params), 1),
     )
 
@@ -126,6 +129,8 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         # One that is the teacher itself also embeds prompts, and stays as it is.
         real = make_meta(params, models.real, half=params.distill.real_score is not None)
         entries.append(_frozen("real score", real, gpus))
+        if params.distill.windows > 1 and models.apart:
+            entries.append(Entry("codec", "parameters", models.codec))
         solves = variant.forward_kl is not None or variant.forcing is not None
         peaks = imagine(
             lambda count, *n: steps.distill(count, sizes, variant, *n),

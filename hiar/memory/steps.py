@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -24,8 +24,10 @@ from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser, guided_x0
 from hiar.rollout.cell import Rollout
 from hiar.schedule import step_sigmas
+from hiar.training.clips import as_clips
 from hiar.training.diffusion_forcing import DiffusionForcing
 from hiar.training.self_rollout import SelfRollout
+from hiar.worlds.interface import CODEC, Codec, open_world
 
 Config = dict[str, Any]  # the arguments of a transformer
 Peaks = dict[str, int]  # bytes by phase
@@ -122,9 +124,16 @@ def distill(
             return forced(student, range(clips[0]), learn)[0]
         return own(student, prompts, 0, samples, exit_step, learn)
 
+    codec = cast(Codec, open_world(params.world).outline(CODEC, params))
+
+    def clips_of(windows: Tensor) -> Tensor:
+        return windows if variant.forcing else as_clips(windows, spec.windows, params.video.block, codec)
+
     with count:
         with count.phase("rollout"), sizes.autocast():
             windows = roll_out(learn=True)
+        with count.phase("later windows encoded anew"):
+            windows = clips_of(windows)
         with count.phase("scores"), sizes.autocast():
             gradient = score_difference(real, critic, windows, noise, sigma, text, text, spec.guidance)
         loss = dmd_loss(windows, gradient)
@@ -137,8 +146,10 @@ def distill(
         with count.phase("backward"):
             loss.backward()
         del loss, gradient, windows
-        with count.phase("critic's rollout"), sizes.autocast():
-            windows = roll_out(learn=False)
+        with count.phase("critic's rollout"):
+            with sizes.autocast():
+                windows = roll_out(learn=False)
+            windows = clips_of(windows)
         with count.phase("critic"):
             with sizes.autocast():
                 loss = flow_matching(critic, windows, noise, sigma, text, Bidirectional(), spec.critic_floor)

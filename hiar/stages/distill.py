@@ -18,6 +18,7 @@ from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metri
 from hiar.stages.pairs import Trajectories
 from hiar.stages.solved_pairs import open_pairs
 from hiar.stages.validation import validation
+from hiar.training.clips import begins_apart
 from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import Distillation, check_batches, distillation_step
 from hiar.training.loop import train
@@ -55,7 +56,8 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         pairs = open_pairs(params, workspace, seed, device) if method.forward_kl or method.forcing else None
         if pairs is not None:
             teacher.prepare(pairs.captions)  # before the other networks are beside it
-        teacher.codec.to(device)
+        if spec.validation is not None or (spec.windows > 1 and begins_apart(teacher.codec)):
+            teacher.codec.to(device)
         if spec.real_score is None:
             teacher.denoiser.to(device)  # else a copy of it is trained, and nothing asks for it itself
         roll_out = SelfRollout(
@@ -76,6 +78,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             critic=make_role(critic, spec.critic, spec.all_steps * spec.critic_updates, ranks),
             teacher=real_score,
             roll_out=roll_out,
+            codec=teacher.codec,
             settings=spec,
             prompts=Prompts(teacher, seed, spec),
             no_text=teacher.embed_nothing(),

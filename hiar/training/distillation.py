@@ -25,10 +25,12 @@ from hiar.losses.forward_kl import forward_kl
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.noise import Purpose, normals, stream
+from hiar.training.clips import as_clips
 from hiar.training.diffusion_forcing import DiffusionForcing, Pairs
 from hiar.training.parallel import Metrics, accumulate, deal, rows_of_all
 from hiar.training.role import Role, update
 from hiar.training.self_rollout import SelfRollout
+from hiar.worlds.interface import Codec
 
 Rollouts = tuple[Tensor, Tensor]  # windows (rollouts * windows, C, F, h, w), and the text of each (.., words, dim)
 
@@ -37,15 +39,17 @@ Rollouts = tuple[Tensor, Tensor]  # windows (rollouts * windows, C, F, h, w), an
 class Distillation:
     """The roles of distillation and what rules them.
 
-    prompts: text embeddings (B, words, dim) of the samples of these numbers; no_text: (1, words, dim). student_samples,
-    critic_samples: numbers from which on samples serve one of the two. pairs: the teacher's trajectories, where the
-    variant has a forward_kl or is forced. replay: the newest windows and their text, from one update to the next.
+    prompts: text embeddings (B, words, dim) of the samples of these numbers; no_text: (1, words, dim). codec: whose
+    latents all of them make. student_samples, critic_samples: numbers from which on samples serve one of the two.
+    pairs: the teacher's trajectories, where the variant has a forward_kl or is forced. replay: the newest windows and
+    their text, from one update to the next.
     """
 
     student: Role
     critic: Role
     teacher: Denoiser
     roll_out: SelfRollout
+    codec: Codec
     settings: Distill
     prompts: Callable[[range], Tensor]
     no_text: Tensor
@@ -241,6 +245,7 @@ def _rollouts(job: Distillation, samples: range, exit_step: int, learn: bool) ->
     text = job.prompts(samples)
     with job.accelerator.autocast():
         windows = job.roll_out(student, text, job.seed, samples, exit_step, learn)
+    windows = as_clips(windows, job.settings.windows, job.roll_out.video.block, job.codec)
     return windows, text.repeat_interleave(job.settings.windows, dim=0)
 
 

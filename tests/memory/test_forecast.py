@@ -31,6 +31,7 @@ from hiar.schedule import step_sigmas
 from hiar.training.distillation import Distillation, distillation_step
 from hiar.training.role import make_role, update
 from hiar.training.self_rollout import SelfRollout
+from hiar.worlds.shapes.codec import PatchCodec
 
 ROOT = Path(__file__).parents[2]
 ADAM = Optimizer(
@@ -270,6 +271,7 @@ def test_a_step_of_training_stays_within_the_plan() -> None:
         roll_out=SelfRollout(
             sizes.block_shape, spec.windows, variant, params.video, params.schedule, params.conventions
         ),
+        codec=PatchCodec(patch=1, channels=3, width=4, depth=1),
         settings=spec,
         prompts=lambda samples: normals("measuring", 0, samples, (sizes.words, config["text_dim"])),
         no_text=torch.zeros(1, sizes.words, config["text_dim"]),

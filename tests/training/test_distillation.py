@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from tiny import tiny_denoiser
 from torch import Tensor
 from written_out import Learner, WrittenOut
@@ -21,6 +22,8 @@ from hiar.io.process_group import Ranks
 from hiar.models.attention import BlockCausal
 from hiar.noise import normals, stream
 from hiar.schedule import step_sigmas
+from hiar.training import distillation
+from hiar.training.clips import as_clips
 from hiar.training.distillation import (
     Distillation,
     check_batches,
@@ -31,6 +34,8 @@ from hiar.training.distillation import (
 )
 from hiar.training.role import kept, make_role
 from hiar.training.self_rollout import SelfRollout
+from hiar.worlds.shapes.codec import PatchCodec
+from hiar.worlds.wan.codec import WanCodec
 
 SEED, STUDENT, CRITIC = 18, 1000, 2000  # seed, and the first samples of the student and of the critic
 SHAPE = (3, 2, 4, 4)
@@ -119,6 +124,7 @@ def make_job(
         critic=make_role(tiny_denoiser(seed=2), settings.critic, settings.all_steps * settings.critic_updates),
         teacher=teacher,
         roll_out=SelfRollout(SHAPE, settings.windows, variant, VIDEO, SCHEDULE, conventions),
+        codec=PatchCodec(patch=1, channels=3, width=4, depth=1),
         settings=settings,
         prompts=Prompts(),
         no_text=NO_TEXT,
@@ -355,6 +361,39 @@ def test_diffusion_forcing_denoises_clean_videos_noised_block_by_block() -> None
     alone, _ = job.forcing(student, range(9, 10), learn=False)  # type: ignore[arg-type]
     torch.testing.assert_close(alone[0], windows[2].detach(), rtol=1e-4, atol=1e-4)
     assert not alone.requires_grad
+
+
+@pytest.mark.parametrize("replay", [2, None])
+def test_later_windows_are_learned_from_as_clips(replay: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a codec whose first latent frame is one picture, by student and critic, in the replay and out of it."""
+    codec = WanCodec(AutoencoderKLWan(base_dim=4, z_dim=3, latents_mean=[0.1] * 3, latents_std=[1.5] * 3)).eval()
+    job = dataclasses.replace(make_job(SELF_FORCING, replay=replay, critic_updates=1), codec=codec)
+    seen: list[Tensor] = []
+    for name in ("score_difference", "flow_matching"):
+        computed = getattr(distillation, name)
+
+        def noted(*arguments: Any, computed: Any = computed) -> Any:
+            seen.append(next(one for one in arguments if isinstance(one, Tensor)))
+            return computed(*arguments)
+
+        monkeypatch.setattr(distillation, name, noted)
+    made: list[Tensor] = []
+    roll_out = SelfRollout.__call__
+
+    def rolled_out(*arguments: Any) -> Tensor:
+        made.append(roll_out(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(SelfRollout, "__call__", rolled_out)
+    distillation_step(job, 0)
+    clips = [as_clips(windows, 2, VIDEO.block, codec) for windows in made]
+    assert not torch.equal(clips[0][1, :, 0], made[0][1, :, 0])
+    assert torch.equal(seen[0], clips[0])
+    if replay is None:
+        assert torch.equal(seen[1], clips[1])
+    else:
+        assert torch.equal(job.replay["windows"], clips[0].detach())
+        assert {one.numpy().tobytes() for one in seen[1]} <= {one.detach().numpy().tobytes() for one in clips[0]}
 
 
 @pytest.mark.parametrize("replay", [2, None])

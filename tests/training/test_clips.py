@@ -1,0 +1,84 @@
+"""Later windows as clips: what they begin with, against diffusers' own autoencoder, and what learns from them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import Tensor
+
+from hiar.memory.counting import Counting
+from hiar.training.clips import as_clips
+from hiar.worlds.shapes.codec import PatchCodec
+from hiar.worlds.wan.codec import WanCodec
+
+MEAN, STD = [0.3, -0.2, 0.1], [1.5, 0.7, 1.0]
+BLOCK, FRAMES = 2, 6  # latent frames of a block and of a window: more than the codec decodes at a time
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    made = AutoencoderKLWan(base_dim=4, z_dim=3, latents_mean=MEAN, latents_std=STD)
+    return made.eval().requires_grad_(False)
+
+
+def windows_of(videos: Tensor) -> Tensor:
+    """(B, C, W * F, h, w) -> (B * W, C, F, h, w), video by video."""
+    return torch.cat([torch.stack(video.split(FRAMES, dim=1)) for video in videos])
+
+
+def drawn(rollouts: int, windows: int) -> Tensor:
+    return torch.randn(rollouts, 3, windows * FRAMES, 2, 3, generator=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def test_a_later_window_begins_with_the_last_picture_of_its_first_latent_frame(autoencoder: AutoencoderKLWan) -> None:
+    mean, std = (torch.tensor(one).view(1, 3, 1, 1, 1) for one in (MEAN, STD))
+    videos = drawn(rollouts=2, windows=3)
+    pictures = autoencoder.decode(videos * std + mean).sample
+    expected = videos.clone()
+    for first in (FRAMES, 2 * FRAMES):
+        # Latent frame n, which is four pictures, ends with picture 4 n.
+        alone = autoencoder.encode(pictures[:, :, 4 * first : 4 * first + 1]).latent_dist.mean
+        expected[:, :, first : first + 1] = (alone - mean) / std
+    found = as_clips(windows_of(videos), 3, BLOCK, WanCodec(autoencoder))
+    torch.testing.assert_close(found, windows_of(expected), rtol=0, atol=1e-5)
+    assert (found - windows_of(videos)).abs().amax() > 0.1
+
+
+def test_its_first_block_passes_no_gradients_on(autoencoder: AutoencoderKLWan) -> None:
+    windows = windows_of(drawn(rollouts=2, windows=2)).requires_grad_()
+    as_clips(windows, 2, BLOCK, WanCodec(autoencoder)).sum().backward()
+    learned = torch.ones_like(windows)
+    learned[1::2, :, :BLOCK] = 0
+    assert windows.grad is not None
+    assert torch.equal(windows.grad, learned)
+
+
+def test_in_half_precision_the_codec_computes_in_full(autoencoder: AutoencoderKLWan) -> None:
+    """Windows of bf16 are those numbers decoded in fp32, rounded once."""
+    windows = windows_of(drawn(rollouts=1, windows=2)).bfloat16()
+    found = as_clips(windows, 2, BLOCK, WanCodec(autoencoder))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, as_clips(windows.float(), 2, BLOCK, WanCodec(autoencoder)).bfloat16())
+
+
+def test_pictures_are_decoded_a_few_at_a_time(autoencoder: AutoencoderKLWan) -> None:
+    """Memory does not grow with the rollout."""
+    codec, peaks = WanCodec(autoencoder), []
+    for windows in (2, 5):
+        count, latents = Counting(), windows_of(drawn(rollouts=1, windows=windows))
+        with count, count.phase("encoding anew"):
+            as_clips(latents, windows, BLOCK, codec)
+        peaks.append(count.peaks["encoding anew"])
+    assert peaks[1] < 1.05 * peaks[0]
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_where_every_latent_frame_is_a_picture_windows_stay_as_they_are(
+    windows: int, autoencoder: AutoencoderKLWan
+) -> None:
+    made = windows_of(drawn(rollouts=2, windows=windows))
+    assert as_clips(made, windows, BLOCK, PatchCodec(patch=1, channels=3, width=4, depth=1)) is made
+    assert as_clips(made, 1, BLOCK, WanCodec(autoencoder)) is made
