@@ -32,6 +32,7 @@ from hiar.training.distillation import Distillation, distillation_step
 from hiar.training.role import make_role, update
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.shapes.codec import PatchCodec
+from hiar.worlds.wan.tiny import make_tiny_wan
 
 ROOT = Path(__file__).parents[2]
 ADAM = Optimizer(
@@ -229,6 +230,24 @@ def test_an_init_holds_the_causal_teacher_that_it_learns_from() -> None:
     held = planned_entries(other, "init", gpus=2)
     shape = forecast.open_models(other).student
     assert held["teacher", "parameters"] == network_bytes(forecast.make_meta(other, shape, half=False))
+
+
+@pytest.mark.long
+def test_later_windows_that_are_encoded_anew_are_in_the_plan(tmp_path: Path) -> None:
+    """On Wan, whose first latent frame is unlike the others: its codec, and what decoding takes on top of a rollout."""
+    make_tiny_wan(tmp_path / "tiny", seed=0)
+    tree = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan-tiny.yaml"))
+    tree["world"]["base"], tree["world"]["prompts"] = str(tmp_path / "tiny"), str(ROOT / "experiments" / "prompts.txt")
+    two = parse_params(merge(tree, {"distill": {"windows": 2}}), Path("two windows"))
+    models = forecast.open_models(two)
+    entries = planned_entries(two, "distill")
+    assert entries["codec", "parameters"] == network_bytes(models.world.outline("codec", two))
+    assert ("codec", "parameters") not in planned_entries(parse_params(tree, Path("one window")), "distill")
+    sizes, variant = replace(models.sizes, batch=1), two.variant("self-forcing")
+    distill = partial(imagine, lambda count, *n: steps.distill(count, sizes, variant, *n), sizes)
+    planned = distill([models.student, models.student], [models.student])
+    assert planned == pytest.approx(counted(sizes, variant, models.student), rel=0.01)
+    assert planned["later windows encoded anew"] > planned["rollout"]
 
 
 def test_wans_text_encoder_is_read_in_bf16() -> None:
