@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ class Silent:
 class Case(NamedTuple):
     """A training; wan: of a network that predicts the flow, else x0 with coordinates; half: computed in bf16.
 
-    device: a CPU, or where there is one a GPU.
+    device: a CPU, or where there is one a GPU. offload: real score and optimisers' states lie on the host.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Case(NamedTuple):
     steps: int = 20
     half: bool = False
     device: str = "cpu"
+    offload: bool = False
 
     @property
     def optimizer(self) -> Optimizer:
@@ -109,7 +111,7 @@ def runtime(processes: int | None, half: bool = False, device: str = "cpu") -> R
 
 
 def init_roles(case: Case, ranks: Ranks):
-    role = make_role(network(case, 1), case.optimizer, case.steps, ranks)
+    role = make_role(network(case, 1), case.optimizer, case.steps, ranks, offloaded=case.offload)
     parts, accelerator = deal(4, case.micro_batch, ranks), accelerator_of(case)
 
     def step(number: int) -> dict[str, float]:
@@ -153,10 +155,11 @@ def distill_roles(case: Case, ranks: Ranks):
     variant = Variant(order="step_first", context="output", level=1.0, forward_kl=spec)
     teacher = network(case, 3).requires_grad_(False)
     if ranks.mesh is not None:
-        shard(teacher, ranks)
+        shard(teacher, ranks, offload=case.offload)
+    role = partial(make_role, ranks=ranks, offloaded=case.offload)
     job = Distillation(
-        student=make_role(network(case, 1), settings.generator, settings.steps, ranks),
-        critic=make_role(network(case, 2), settings.critic, settings.all_steps * 2, ranks),
+        student=role(network(case, 1), settings.generator, settings.steps),
+        critic=role(network(case, 2), settings.critic, settings.all_steps * 2),
         teacher=teacher,
         roll_out=SelfRollout(
             (3, 2, 4, 4),

@@ -112,6 +112,9 @@ EXPERIMENTS = {  # what is written, and the line that it is answered with, after
         "teacher.training.optimizer.adamw.betas.1 = 1.0: input should be less than 1"
     ),
     "runtime: {threads: 100000}": "runtime.threads = 100000: should be at most 1024; give the number of cores",
+    "runtime: {offload: [real_score]}": "runtime.offload = ['real_score']: a real score on the host is sharded; set "
+    "runtime.processes, which may be 1, or leave it out",
+    "runtime: {offload: [critic]}": "runtime.offload.0 = 'critic': input should be 'real_score' or 'optimizers'",
     "runtime: {variant_threads: 2000}": "runtime.variant_threads = 2000: should be at most 1024",
     "world: {frames_per_second: 1000000000000}": "world.frames_per_second = 1000000000000: input should be less than",
     "seeds: [9223372036854775808]": "seeds.0 = 9223372036854775808: input should be less than",

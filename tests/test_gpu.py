@@ -22,6 +22,8 @@ from hiar.models.kernels import KERNELS, measure_kernels, using
 from hiar.rollout.walk import generate
 from hiar.rollout.walk import walk as walked
 from hiar.stages.computing import full_pass
+from hiar.training.parallel import local, shard
+from hiar.training.role import HOST, move_states
 
 GPU = torch.device("cuda")
 
@@ -133,6 +135,36 @@ def test_a_group_talks_by_nccl_and_can_be_asked_what_it_has_found() -> None:
         ask = found_by(ranks.device)
         assert ask is not None, "this torch cannot say what NCCL has found"
         assert ask().name == "SUCCESS"
+
+
+def test_what_lies_on_the_host_learns_what_lies_on_the_gpu() -> None:
+    case = Case("distill", wan=True, muon=True, replay=2, steps=2, device="cuda")
+    learnt = []
+    for offload in (False, True):
+        with joined(runtime(1, device="auto")) as ranks:
+            weights = train_case(case._replace(offload=offload), ranks)
+        learnt.append(torch.cat([weights[name].double().flatten() for name in sorted(weights)]))
+    assert away(learnt[1], learnt[0]) < 1e-6
+
+
+def test_a_network_on_the_host_lies_in_pinned_memory() -> None:
+    with joined(runtime(1, device="auto")) as ranks:
+        network = build(replace(PRESETS["wan-tiny"](), dtype=torch.float32), torch.device("cpu"), 2).denoiser
+        shard(network, ranks, offload=True)
+        assert {local(one).device.type for one in network.parameters()} == {"cpu"}
+        assert all(local(one).is_pinned() for one in network.parameters())
+
+
+def test_an_optimisers_states_are_on_the_host_between_updates() -> None:
+    weight = nn.Parameter(torch.ones(3, 3, device=GPU))
+    weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW([weight])
+    optimizer.step()
+    move_states(optimizer, HOST)
+    assert {one.device.type for one in optimizer.state[weight].values()} == {"cpu"}
+    move_states(optimizer)
+    assert {one.device.type for one in optimizer.state[weight].values() if one.ndim} == {"cuda"}
+    optimizer.step()
 
 
 @pytest.mark.parametrize("processes", [None, 1], ids=["whole", "sharded"])

@@ -91,6 +91,9 @@ class Runtime(Section):
     # Processes that teacher, pairs, init and distill are shared out to, each with that many threads; networks that
     # learn are sharded. null: one, with whole networks. No parameter of a result: dvc.yaml lists it nowhere.
     processes: Count | None = None
+    # What lies in the host's memory until it is used: a distillation's real score, layer by layer, which takes
+    # `processes`; the states of optimisers, between updates. Slower, the same bits: no parameter of a result either.
+    offload: Annotated[list[Literal["real_score", "optimizers"]], Distinct] = Field(default=[])
     stall_seconds: Positive = 600.0  # a process may be silent, before the others give up
     checkpoint_minutes: Positive  # between resumable checkpoints
     # Of a stage that trains, until its artifact is whole: how many of the newest stay, and each after a multiple of so
@@ -142,6 +145,13 @@ class Params(Section):
             ("runtime.variant_threads", self.runtime.variant_threads),
         ):
             require(threads <= THREADS, field, threads, f"should be at most {THREADS}; give the number of cores")
+        whole = "real_score" in self.runtime.offload and self.runtime.processes is None
+        require(
+            not whole,
+            "runtime.offload",
+            self.runtime.offload,
+            "a real score on the host is sharded; set runtime.processes, which may be 1, or leave it out",
+        )
         shortest = max(self.score.segments, 4)
         lengths = {"video.frames": self.video.frames, "sample.frames": self.sample.frames}
         for name, validation in (("init", self.init.validation), ("distill", self.distill.validation)):

@@ -30,6 +30,8 @@ from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Codec, World, open_w
 USABLE = 0.9  # of a GPU's memory: the rest is for its context, kernels' own buffers and fragments
 STATES = {torch.optim.AdamW: 2, torch.optim.Muon: 1}  # tensors of a parameter's size
 TRAINED = ("init", "distill")
+OPTIMISER = "optimiser"
+UPDATE = "update"  # the phase in which an optimiser's states are there and no activations
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Forecast:
 
     stage: str
     entries: tuple[Entry, ...]
+    host: tuple[Entry, ...] = ()  # of the host's memory, in the place of the GPU's
 
     @property
     def total(self) -> int:
@@ -103,7 +106,9 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
     Raises ValueError for a stage that does not run on a GPU.
     """
     models = replace(models, sizes=replace(models.sizes, batch=batch))
+    host: list[Entry] = []
     sizes, params = models.sizes, models.sizes.params
+    offload = params.runtime.offload
     if stage == "sample":
         return _sample(models, variant)
     if stage == "pairs":
@@ -128,7 +133,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         entries += _role("critic", models, gpus, params.distill.critic)
         # One that is the teacher itself also embeds prompts, and stays as it is.
         real = make_meta(params, models.real, half=params.distill.real_score is not None)
-        entries.append(_frozen("real score", real, gpus))
+        (host if "real_score" in offload else entries).append(_frozen("real score", real, gpus))
         if params.distill.windows > 1 and models.apart:
             entries.append(Entry("codec", "parameters", models.codec))
         solves = variant.forward_kl is not None or variant.forcing is not None
@@ -143,11 +148,15 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
     if solves and not params.pairs.stored:  # before anything is held for backward, by a teacher whole in each process
         entries.append(_frozen("teacher of the pairs", make_meta(params, models.student, half=False), 1))
         peaks |= _solver(replace(sizes, batch=params.pairs.batch), models.student)
-    if gpus > 1:
+    if "optimizers" in offload:
+        host += [entry for entry in entries if entry.what == OPTIMISER]
+        entries = [entry for entry in entries if entry.what != OPTIMISER]
+        peaks[UPDATE] = max(entry.bytes for entry in host if entry.what == OPTIMISER)  # one role after the other
+    if gpus > 1 or "real_score" in offload:  # which takes networks that are sharded, be it over one
         entries.append(Entry("all", "gathered layers", _gathered(params, gathered)))
         # An update's are reduced once, when they are complete.
         entries.append(Entry("all", "whole gradients", storage_bytes(list(models.trained().parameters()))))
-    return Forecast(stage, (*entries, *_activations(peaks, rings)))
+    return Forecast(stage, (*entries, *_activations(peaks, rings)), tuple(host))
 
 
 def training_rings(sizes: Sizes, student: Config, variant: Variant) -> int:
@@ -184,7 +193,7 @@ def role_bytes(role: Role) -> dict[str, int]:
     return {
         "parameters": network_bytes(role.module),
         "gradients": storage_bytes([p for p in parameters if p.requires_grad]),
-        "optimiser": states,
+        OPTIMISER: states,
         "average": 0 if role.average is None else network_bytes(role.average),
     }
 
@@ -209,6 +218,7 @@ def _solver(sizes: Sizes, teacher: Config) -> Peaks:
 def _activations(peaks: Peaks, rings: int) -> list[Entry]:
     """The fullest phase, and how much of it is rings."""
     phase = max(peaks, key=lambda name: peaks[name])
+    rings = 0 if phase == UPDATE else rings
     entries = [Entry("rings", "keys and values", rings)] if rings else []
     return [*entries, Entry("activations", phase, peaks[phase] - rings)]
 

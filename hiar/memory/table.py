@@ -12,6 +12,7 @@ from hiar.memory.steps import live_caches, training_grid
 from hiar.worlds.interface import AHEAD
 
 GB = 1e9
+OFFLOAD = {"init": ["optimizers"], "distill": ["real_score", "optimizers"]}  # what a stage can have on the host
 STAGES = ("pairs", "init", "distill", "sample")  # that fill a GPU
 MANY = 64  # GPUs, more of which are not advised
 
@@ -36,6 +37,7 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
         yield f"{stage}{f' {name}' if stage in ('distill', 'sample') else ''}, GB a GPU"
         yield from (f"  {e.role:<13}{e.what:<18}{e.bytes / GB:>9.2f}" for e in found.entries if e.bytes)
         yield f"  {'all':<31}{found.total / GB:>9.2f}  {advice(models, found, variant, batch, gpus, memory)}"
+        yield from (f"  {e.role:<13}{e.what:<18}{e.bytes / GB:>9.2f}  on the host" for e in found.host if e.bytes)
     yield ""
     parts = disk(models)
     yield f"disk, GB, of each of {len(params.seeds)} seed(s), in the order of the stages"
@@ -55,6 +57,10 @@ def dearest(params: Params) -> tuple[Variant, str]:
     return params.variant(name), name
 
 
+def _changed(params: Params, **runtime: object) -> Params:
+    return params.model_copy(update={"runtime": params.runtime.model_copy(update=runtime)})
+
+
 def advice(models: Models, found: Forecast, variant: Variant, batch: int, gpus: int, memory: float) -> str:
     """Whether a stage fits, and else the first thing that makes it fit."""
     if found.fits(memory):
@@ -65,16 +71,21 @@ def advice(models: Models, found: Forecast, variant: Variant, batch: int, gpus: 
         changed = replace(models, sizes=replace(models.sizes, params=params))
         return forecast(changed, found.stage, variant, batch, gpus)
 
-    saving = params.model_copy(update={"runtime": params.runtime.model_copy(update={"checkpointing": True})})
+    saving = _changed(params, checkpointing=True)
     trains = found.stage in ("init", "distill")
+    offload = OFFLOAD[found.stage] if trains else []
+    # One process is a mesh of one, over which a real score can be offloaded.
+    lighter = _changed(saving, offload=offload, processes=params.runtime.processes or 1)
     ways: list[tuple[str, Callable[[], Forecast]]] = []
     if trains and not params.runtime.checkpointing:
         ways.append(("runtime.checkpointing: true", lambda: again(saving)))
     if batch > 1:
         ways.append(("1 sample at a time", lambda: again(saving if trains else params, batch=1)))
+    if trains and params.runtime.offload != offload:
+        ways.append((f"runtime.offload: [{', '.join(offload)}]", lambda: again(lighter, batch=1)))
     if trains:
         counts = [2**n for n in range(1, MANY.bit_length()) if 2**n > gpus]
-        ways += [(f"{n} GPUs", lambda n=n: again(saving, batch=1, gpus=n)) for n in counts]  # type: ignore[misc]
+        ways += [(f"{n} GPUs", lambda n=n: again(lighter, batch=1, gpus=n)) for n in counts]  # type: ignore[misc]
     told: list[str] = []
     for way, make in ways:
         if way.endswith("GPUs"):

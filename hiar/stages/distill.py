@@ -16,6 +16,7 @@ from hiar.models.generator import Generator, clone, load_generator, walk_of
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import Trajectories
+from hiar.stages.roles import new_role
 from hiar.stages.solved_pairs import open_pairs
 from hiar.stages.validation import validation
 from hiar.training.clips import begins_apart
@@ -23,7 +24,7 @@ from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import Distillation, check_batches, distillation_step
 from hiar.training.loop import train
 from hiar.training.parallel import shard
-from hiar.training.role import kept_weights, make_role
+from hiar.training.role import kept_weights
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.interface import AHEAD, FIRST_CLIP, SPLIT, TRANSFORMER
 
@@ -70,12 +71,15 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         )
 
         critic = clone(teacher.denoiser).checkpoint(saving).to(device)
-        real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256).to(device)
+        real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256)
+        on_host = "real_score" in params.runtime.offload
+        if not on_host:
+            real_score.to(device)
         if ranks.mesh is not None:
-            shard(real_score, ranks)
+            shard(real_score, ranks, offload=on_host)
         job = Distillation(
-            student=make_role(clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps, ranks),
-            critic=make_role(critic, spec.critic, spec.all_steps * spec.critic_updates, ranks),
+            student=new_role(work, clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps),
+            critic=new_role(work, critic, spec.critic, spec.all_steps * spec.critic_updates),
             teacher=real_score,
             roll_out=roll_out,
             codec=teacher.codec,

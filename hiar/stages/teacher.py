@@ -15,9 +15,10 @@ from hiar.models.generator import Card, Generator, save_card
 from hiar.models.pixels import to_video
 from hiar.noise import normals, stream
 from hiar.stages.common import Paths, Stage, stage, tail_mean, write_adopted, write_curve, write_metrics
+from hiar.stages.roles import new_role
 from hiar.training.loop import Metrics, train
 from hiar.training.parallel import accumulate, deal
-from hiar.training.role import kept_weights, make_role, update
+from hiar.training.role import kept_weights, update
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Text, World, open_world
 
 
@@ -53,7 +54,7 @@ def _train(work: Stage, world: World, codec_folder: Path, workspace: Path, seed:
 
     learning = networks().to(device)
     denoiser, text = cast(Denoiser, learning["denoiser"]), cast(Text, learning["text"])
-    role = make_role(learning, training.optimizer, training.steps, work.ranks)
+    role = new_role(work, learning, training.optimizer, training.steps)
 
     def train_step(step: int) -> Metrics:
         random = stream("teacher batch", seed, step=step)

@@ -31,7 +31,7 @@ from hiar.io.states import (
     write_part,
 )
 from hiar.training.parallel import local, part_of, rows_of, shares
-from hiar.training.role import Role
+from hiar.training.role import HOST, Role, move_states
 
 MEMORY = "memory/"  # what a step keeps for later ones
 
@@ -187,12 +187,12 @@ def _weights(roles: Mapping[str, Role]) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}/{kind}/{key}", value
 
 
-def _optimizers(roles: Mapping[str, Role]) -> Iterator[tuple[str, torch.optim.Optimizer, list[Tensor]]]:
-    """Each optimiser with the beginning of its names in a state, and its parameters by their places."""
+def _optimizers(roles: Mapping[str, Role]) -> Iterator[tuple[str, Role, torch.optim.Optimizer, list[Tensor]]]:
+    """Each optimiser after the beginning of its names in a state and its role, and its parameters by their places."""
     for name, role in roles.items():
         for number, optimizer in enumerate(role.optimizers):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            yield f"{name}/optimizer/{number}/", optimizer, parameters
+            yield f"{name}/optimizer/{number}/", role, optimizer, parameters
 
 
 def _check_names(layouts: Mapping[str, Layout], roles: Mapping[str, Role]) -> None:
@@ -203,7 +203,7 @@ def _check_names(layouts: Mapping[str, Layout], roles: Mapping[str, Role]) -> No
             raise ValueError(f"{name} is missing")
         _check_layout(name, layouts[name], own)
         left.remove(name)
-    for prefix, _, parameters in _optimizers(roles):
+    for prefix, _, _, parameters in _optimizers(roles):
         fields: dict[int, set[str]] = {}
         for name, key in _under(layouts, prefix).items():
             place, field = key.split("/")
@@ -231,7 +231,7 @@ def _restore(stored: StoredState, roles: Mapping[str, Role], memory: dict[str, T
     for name, own in _weights(roles):
         local(own).copy_(stored.read(name, rows_of(own)))
     memory.update({key: stored.read(name) for name, key in _under(stored.layouts, MEMORY).items()})
-    for prefix, optimizer, parameters in _optimizers(roles):
+    for prefix, role, optimizer, parameters in _optimizers(roles):
         states: dict[int, dict[str, Tensor]] = {}
         for name, key in _under(stored.layouts, prefix).items():
             place, field = key.split("/")
@@ -240,6 +240,8 @@ def _restore(stored: StoredState, roles: Mapping[str, Role], memory: dict[str, T
             value = part_of(like, stored.read(name, rows_of(like))) if sharded else stored.read(name)
             states.setdefault(int(place), {})[field] = value
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        if role.offloaded:
+            move_states(optimizer, HOST)
 
 
 def _under(layouts: Mapping[str, Layout], prefix: str) -> dict[str, str]:

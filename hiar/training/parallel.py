@@ -74,23 +74,33 @@ def rows_of_all(parts: list[Tensor], ranks: Ranks) -> Tensor:
     return ranks.gather(torch.stack(parts)).transpose(0, 1).flatten(0, 2)
 
 
-def shard(network: nn.Module, ranks: Ranks) -> None:
+def shard(network: nn.Module, ranks: Ranks, *, offload: bool = False) -> None:
     """Let processes hold a part of each weight; the layers of a transformer's block are gathered together.
+
+    offload: what a process holds lies in the host's memory, and is copied to its device when it is gathered.
 
     Each process's part, and reductions, are in full precision. Where it is computed in half precision, layers are
     gathered in it. What Wan keeps in full precision does not lie in layers, and is gathered with the network's ends.
     Inputs stay as they are: half-precision timesteps are other ones.
     """
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+    )
 
     # Nothing here writes into what a network returns, of which a part may be a view.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     full = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Pinned memory is copied while something is computed.
+    place = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if offload else OffloadPolicy()
     of_layers = replace(full, param_dtype=torch.bfloat16 if ranks.half else None)
     for part in parts_of(network):
         blocks = getattr(getattr(part, "transformer", None), "blocks", ())
         for unit, policy in (*((layers_of(block), of_layers) for block in blocks), ([part], full)):
-            fully_shard(unit, mesh=ranks.mesh, reshard_after_forward=True, mp_policy=policy)
+            fully_shard(unit, mesh=ranks.mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=place)
             sharded = cast(FSDPModule, unit[0])
             # A sum: losses are divided by the number of all micro-batches already.
             sharded.set_gradient_divide_factor(1.0)

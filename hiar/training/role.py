@@ -16,25 +16,30 @@ from hiar.io.process_group import ALONE, Ranks
 from hiar.training.muon import ShardedMuon
 from hiar.training.parallel import clip_sharded, local, shard, whole
 
+HOST = torch.device("cpu")
 # Moves averaged weights towards the current ones, given how many updates they average.
 Average = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]
 
 
 @dataclass
 class Role:
-    """``steps``: updates the learning rate's schedule spans."""
+    """``steps``: updates the learning rate's schedule spans. offloaded: the optimisers' states are, between updates."""
 
     module: nn.Module
     optimizers: list[torch.optim.Optimizer]
     average: AveragedModel | None
     settings: config.Optimizer
     steps: int
+    offloaded: bool = False
 
 
-def make_role(module: nn.Module, settings: config.Optimizer, steps: int, ranks: Ranks = ALONE) -> Role:
+def make_role(
+    module: nn.Module, settings: config.Optimizer, steps: int, ranks: Ranks = ALONE, *, offloaded: bool = False
+) -> Role:
     """Muon for the matrices of transformer blocks when set, AdamW for every other parameter (see config.Optimizer).
 
-    ranks: over which the network and its average are sharded, where they have a mesh.
+    ranks: over which the network and its average are sharded, where they have a mesh. offloaded: the optimisers' states
+    lie in the host's memory between updates.
     """
     average = None
     if settings.ema is not None:
@@ -57,7 +62,7 @@ def make_role(module: nn.Module, settings: config.Optimizer, steps: int, ranks: 
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
-    return Role(module, optimizers, average, settings, steps)
+    return Role(module, optimizers, average, settings, steps, offloaded)
 
 
 def update(role: Role, step: int, accelerator: Accelerator) -> float:
@@ -72,11 +77,27 @@ def update(role: Role, step: int, accelerator: Accelerator) -> float:
     for optimizer in role.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
+        if role.offloaded:
+            move_states(optimizer)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if role.offloaded:
+            move_states(optimizer, HOST)
     if role.average is not None and (step >= role.settings.ema_from or step == role.steps - 1):
         role.average.update_parameters(role.module)
     return float(norm) if norm is not None else math.nan
+
+
+@torch.no_grad()
+def move_states(optimizer: torch.optim.Optimizer, device: torch.device | None = None) -> None:
+    """Move an optimiser's tensors to a device, or to where their parameters are.
+
+    Of what is sharded, this process's part moves.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.ndim:  # counts of updates stay where they are
+                state[name] = value.to(device or local(parameter).device)
 
 
 def kept(role: Role) -> nn.Module:

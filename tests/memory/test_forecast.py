@@ -221,6 +221,41 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     assert sample["text encoder", "parameters"] == network_bytes(world.outline("text_encoder", params))
 
 
+def test_what_lies_on_the_host_is_there_and_not_on_the_gpu() -> None:
+    """A real score leaves two of its layers, and takes networks that are sharded."""
+    params = load_params(ROOT / "params.yaml")
+    tree = read_yaml(ROOT / "params.yaml")
+
+    def found(stage: str, *offload: str) -> list[dict[tuple[str, str], int]]:
+        runtime = {"runtime": {"offload": [*offload], "processes": 1}}
+        changed = parse_params(merge(merge(tree, SMALL), runtime), Path("on the host"))
+        made = forecast.forecast(forecast.open_models(changed), stage, params.variant("hiar-no-fkl"), 1)
+        return [{(e.role, e.what): e.bytes for e in part} for part in (made.entries, made.host)]
+
+    whole, nothing = found("distill")
+    assert nothing == {}
+    gpu, host = found("distill", "real_score", "optimizers")
+    kinds = (("real score", "parameters"), ("student", "optimiser"), ("critic", "optimiser"))
+    assert host == {kind: whole[kind] for kind in kinds}
+    shards = {("all", "gathered layers"), ("all", "whole gradients")}
+    assert {*gpu} == {*whole} - {*host} | shards
+    assert gpu["all", "whole gradients"] == whole["student", "gradients"]
+    assert all(gpu[kind] == whole[kind] for kind in {*gpu} - shards)
+    whole, _ = found("init")
+    gpu, host = found("init", "optimizers")
+    assert host == {("student", "optimiser"): whole.pop(("student", "optimiser"))}
+    assert [{kind for kind in part if kind[0] == "student"} for part in (gpu, whole)] == [
+        {("student", what) for what in ("parameters", "gradients", "average")}
+    ] * 2
+
+
+def test_an_update_may_be_the_fullest_phase_where_its_states_come_from_the_host() -> None:
+    peaks = {"rollout": 60, "backward": 90, forecast.UPDATE: 100}
+    assert forecast._activations(peaks, 20) == [forecast.Entry("activations", forecast.UPDATE, 100)]
+    rings = [forecast.Entry("rings", "keys and values", 20), forecast.Entry("activations", "backward", 70)]
+    assert forecast._activations(peaks | {forecast.UPDATE: 80}, 20) == rings
+
+
 def test_an_init_holds_the_causal_teacher_that_it_learns_from() -> None:
     params = load_params(ROOT / "params.yaml")
     own = read_yaml(ROOT / "experiments" / "init-consistency.yaml")

@@ -22,6 +22,7 @@ from hiar.parameters import merge, parse_params, read_yaml
 # Quick to imagine: a plan is arithmetic on the same steps whatever their size.
 SMALL = {"video": {"frames": 6, "window": 6}, "schedule": {"student_steps": 2}, "model": {"patch": 4, "layers": 2}}
 CHECKPOINTING = {"runtime": {"checkpointing": True}}
+AWAY = {"runtime": {"offload": ["optimizers"]}}
 GB = 1e9
 
 
@@ -33,20 +34,20 @@ def models_of(*overrides: dict[str, object]) -> Models:
 
 
 @lru_cache
-def planned(saving: bool, stage: str, batch: int, gpus: int) -> Forecast:
-    models = models_of(*[CHECKPOINTING] * saving)
+def planned(saving: bool, stage: str, batch: int, gpus: int, away: bool = False) -> Forecast:
+    models = models_of(*[CHECKPOINTING] * saving, *[AWAY] * away)
     return forecast(models, stage, models.sizes.params.variant("self-forcing"), batch, gpus)
 
 
-def total(saving: bool, stage: str, batch: int, gpus: int = 1) -> int:
-    return planned(saving, stage, batch, gpus).total
+def total(saving: bool, stage: str, batch: int, gpus: int = 1, away: bool = False) -> int:
+    return planned(saving, stage, batch, gpus, away).total
 
 
-def advised(enough_for: int, saving: bool, stage: str, batch: int, gpus: int = 1) -> str:
+def advised(enough_for: int, saving: bool, stage: str, batch: int, gpus: int = 1, away: bool = False) -> str:
     """What is said where a GPU has just the memory for so many bytes."""
-    models = models_of(*[CHECKPOINTING] * saving)
+    models = models_of(*[CHECKPOINTING] * saving, *[AWAY] * away)
     variant = models.sizes.params.variant("self-forcing")
-    return advice(models, planned(saving, stage, batch, gpus), variant, batch, gpus, (enough_for + 1) / USABLE)
+    return advice(models, planned(saving, stage, batch, gpus, away), variant, batch, gpus, (enough_for + 1) / USABLE)
 
 
 @pytest.fixture
@@ -55,19 +56,23 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def known(models: Models, stage: str, variant: Variant, batch: int, gpus: int) -> Forecast:
         assert variant == models.sizes.params.variant("self-forcing")
-        return planned(models.sizes.params.runtime.checkpointing, stage, batch, gpus)
+        runtime = models.sizes.params.runtime
+        assert runtime.offload in ([], ["optimizers"])
+        return planned(runtime.checkpointing, stage, batch, gpus, bool(runtime.offload))
 
     monkeypatch.setattr(table, "forecast", known)
 
 
 @pytest.mark.usefixtures("once")
 def test_of_the_ways_that_make_a_training_fit_the_first_is_told() -> None:
-    """Each with those before it: activations computed anew, fewer samples at a time, more GPUs."""
+    """Each with those before it: activations computed anew, fewer samples at a time, the host's memory, more GPUs."""
+    done = "runtime.checkpointing: true, 1 sample at a time"
     ways = {
         total(False, "init", 2): "fits",
         total(True, "init", 2): "does not fit; with runtime.checkpointing: true it does",
-        total(True, "init", 1): "does not fit; with runtime.checkpointing: true, 1 sample at a time it does",
-        total(True, "init", 1, 4): "does not fit; with runtime.checkpointing: true, 1 sample at a time, 4 GPUs it does",
+        total(True, "init", 1): f"does not fit; with {done} it does",
+        total(True, "init", 1, away=True): f"does not fit; with {done}, runtime.offload: [optimizers] it does",
+        total(True, "init", 1, 8, True): f"does not fit; with {done}, runtime.offload: [optimizers], 8 GPUs it does",
     }
     assert sorted(ways, reverse=True) == [*ways]
     assert {enough: advised(enough, False, "init", 2) for enough in ways} == ways
@@ -75,14 +80,14 @@ def test_of_the_ways_that_make_a_training_fit_the_first_is_told() -> None:
 
 @pytest.mark.usefixtures("once")
 def test_only_what_is_not_done_already_is_advised() -> None:
-    most = total(True, "init", 1, MANY)
+    most = total(True, "init", 1, MANY, away=True)
     half = MANY // 2
-    assert advised(most, False, "init", 1, half) == (
+    assert advised(most, False, "init", 1, half, away=True) == (
         f"does not fit; with runtime.checkpointing: true, {MANY} GPUs it does"
     )
-    assert advised(most, True, "init", 1, half) == f"does not fit; with {MANY} GPUs it does"
+    assert advised(most, True, "init", 1, half, away=True) == f"does not fit; with {MANY} GPUs it does"
     none = "does not fit, nor does less of it: GPUs of more memory, or a shorter clip or window"
-    assert advised(most - 2, True, "init", 1, MANY) == none
+    assert advised(most - 2, True, "init", 1, MANY, away=True) == none
     alone = total(False, "pairs", 1)  # whose networks are not shared out
     assert advised(alone, False, "pairs", 2) == "does not fit; with 1 sample at a time it does"
     assert advised(alone - 2, False, "pairs", 1) == none

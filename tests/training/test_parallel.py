@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from shared import STATES, TEXT, Case, make, run_ranks, runtime, train_case
 from tiny import tiny_denoiser
 from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from hiar.errors import UserError
@@ -23,7 +24,8 @@ from hiar.io.states import Index, StoredState, layout_of, newest, publish, read_
 from hiar.models.attention import Bidirectional
 from hiar.training.checkpoint import load_state, save_state
 from hiar.training.muon import ShardedMuon
-from hiar.training.parallel import accumulate, deal, shard
+from hiar.training.parallel import accumulate, deal, local, shard
+from hiar.training.role import Role
 
 FEW = [
     Case("init", steps=6),
@@ -128,6 +130,58 @@ def test_layers_are_gathered_in_what_they_are_computed_in(half: bool) -> None:
         in_half = {name for name, dtype in seen.items() if dtype is torch.bfloat16}
         layers = {name for name in seen if ".blocks." in name and not kept & set(name.split("."))}
         assert in_half == (layers if half else set())
+
+
+@pytest.mark.parametrize("case", [FEW[0], FEW[2], FEW[3], FEW[4]])
+def test_what_lies_on_the_host_changes_no_bit(case: Case) -> None:
+    assert same(alone(case, 1), alone(case._replace(offload=True), 1))
+
+
+def test_of_a_network_on_the_host_nothing_stays_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every unit is sharded by torch's own policy for it, and no other network's is."""
+    policies = []
+
+    def noted(*arguments: Any, offload_policy: OffloadPolicy, **options: Any) -> Any:
+        policies.append(type(offload_policy))
+        return fully_shard(*arguments, offload_policy=offload_policy, **options)
+
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", noted)
+    with joined(runtime(1)) as ranks:
+        for offload in (False, True):
+            shard(tiny_denoiser(), ranks, offload=offload)
+    half = len(policies) // 2
+    assert policies == [OffloadPolicy] * half + [CPUOffloadPolicy] * half
+    assert half == 1 + len(tiny_denoiser().transformer.blocks)
+
+
+@pytest.mark.parametrize("processes", [None, 1])
+def test_an_optimisers_states_are_away_between_updates(
+    processes: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A device without memory stands for the host: what has gone there does not come back from it."""
+    case, nowhere = FEW[3]._replace(offload=True), torch.device("meta")
+
+    def places(role: Role) -> set[str]:
+        states = [state for one in role.optimizers for state in one.state.values()]
+        return {local(value).device.type for state in states for value in state.values() if value.ndim}
+
+    with joined(runtime(processes)) as ranks:
+        roles, step, memory = make(case, ranks)
+        step(0)
+        step(1)
+        assert places(roles["critic"]) == {"cpu"}
+        save_state(tmp_path, 2, roles, memory, [])
+        monkeypatch.setattr("hiar.training.role.HOST", nowhere)
+        monkeypatch.setattr("hiar.training.checkpoint.HOST", nowhere)
+        with pytest.raises(NotImplementedError, match="meta tensor"):  # at the critic's second update
+            step(2)
+        assert [places(role) for role in roles.values()] == [{"meta"}, {"meta"}]
+        again, _, memory = make(case, ranks)
+        load_state(tmp_path, again, memory, ranks)
+        assert places(again["critic"]) == {"meta"}
+        here, _, memory = make(case._replace(offload=False), ranks)
+        load_state(tmp_path, here, memory, ranks)
+        assert places(here["critic"]) == {"cpu"}
 
 
 def test_muon_of_sharded_matrices_is_torchs() -> None:

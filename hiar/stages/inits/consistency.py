@@ -16,7 +16,8 @@ from hiar.noise import stream
 from hiar.schedule import solver_sigmas, step_sigmas
 from hiar.stages.inits.job import Clean, Job, LossAt, Trained, fit
 from hiar.stages.inits.teacher_forcing import causal_teacher
-from hiar.training.role import kept_weights, make_role
+from hiar.stages.roles import new_role
+from hiar.training.role import kept_weights
 
 
 def make(job: Job, spec: Consistency) -> Trained:
@@ -24,7 +25,7 @@ def make(job: Job, spec: Consistency) -> Trained:
     video, schedule, training = job.params.video, job.params.schedule, spec.training
     teacher = causal_teacher(job, spec.teacher)
     student = clone(teacher).checkpoint(job.params.runtime.checkpointing)
-    role = make_role(student, training.optimizer, training.steps, job.work.ranks)
+    role = new_role(job.work, student, training.optimizer, training.steps)
     assert role.average is not None
     average = cast(Denoiser, role.average.module)
     levels = step_sigmas(schedule.student_steps, schedule.student_shift)

@@ -13,7 +13,8 @@ from hiar.models.generator import clone
 from hiar.noise import stream
 from hiar.stages.inits.job import Job, LossAt, Trained, fit
 from hiar.stages.pairs import Trajectories, at_levels
-from hiar.training.role import kept_weights, make_role
+from hiar.stages.roles import new_role
+from hiar.training.role import kept_weights
 
 
 def make(job: Job, spec: Ode) -> Trained:
@@ -25,7 +26,7 @@ def regress(job: Job, start: Denoiser, pairs: Trajectories, training: Training, 
     """The weights of ``start``, trained to see the clean ends of trajectories from all of their levels."""
     video, device = job.params.video, job.device
     student = clone(start).checkpoint(job.params.runtime.checkpointing).to(device)
-    role = make_role(student, training.optimizer, training.steps, job.work.ranks)
+    role = new_role(job.work, student, training.optimizer, training.steps)
     attention = BlockCausal(video.block, video.window_blocks)
 
     def draw(step: int) -> LossAt:

@@ -18,8 +18,9 @@ from hiar.models.generator import clone
 from hiar.noise import stream
 from hiar.stages.inits.adopted import bring_in
 from hiar.stages.inits.job import Clean, Job, LossAt, Trained, fit
+from hiar.stages.roles import new_role
 from hiar.training.loop import Log
-from hiar.training.role import kept_weights, make_role
+from hiar.training.role import kept_weights
 from hiar.worlds.interface import TRANSFORMER
 
 CAUSAL_TEACHER = ".causal_teacher"  # scratch of a stage that has more to do with it
@@ -59,7 +60,7 @@ def _train(
 ) -> Trained:
     params, video = job.params, job.params.video
     student = clone(job.teacher.denoiser).checkpoint(params.runtime.checkpointing).to(job.device)
-    role = make_role(student, training.optimizer, training.steps, job.work.ranks)
+    role = new_role(job.work, student, training.optimizer, training.steps)
     attention, blocks = TeacherForced(video.block, video.window_blocks), video.frames // video.block
 
     def draw(step: int) -> LossAt:
