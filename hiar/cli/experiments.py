@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -90,10 +91,7 @@ def tables(
     from hiar.stages.tables import table_of, write_tables
     from hiar.workspace import experiment_params
 
-    found = {
-        name: table_of(name, experiment_params(Path(), name), Path("runs", name), Path())
-        for name in dict.fromkeys(experiments)
-    }
+    found = {name: table_of(name, partial(experiment_params, Path()), Path()) for name in dict.fromkeys(experiments)}
     apart = {Path("runs", name, "reports"): [one] for name, one in found.items()}
     groups = {out: [*found.values()]} if out else apart
     for folder, group in groups.items():

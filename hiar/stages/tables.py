@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,38 @@ from hiar.report.logs import machine_facts
 from hiar.report.paper import Beside, as_html, as_markdown, beside, claims_csv, figures_csv
 from hiar.stages.comparison import read_summary
 from hiar.statistics.claims import TABLES, read_table
-from hiar.statistics.paired import VIDEOS, add_wholes, read_scores
+from hiar.statistics.paired import VIDEOS, Scores, add_wholes, read_scores
 
 
-def table_of(experiment: str, params: Params, workspace: Path, root: Path) -> Beside:
-    """The table that an experiment is for, with the figures of its last run.
+def table_of(experiment: str, params_of: Callable[[str], Params], root: Path) -> Beside:
+    """The table that an experiment of a project is for, with the figures of its last run.
 
+    params_of: parameters of experiments by their names. A row may be of another experiment, run beside it, if it was.
     Raises UserError where it is for none, has not been run, or was run with other parameters.
     """
+    params, workspace = params_of(experiment), _workspace(root, experiment)
     if params.report.table is None:
         raise UserError(f"experiment '{experiment}': report.table = null: is for no table of the paper's; name one")
     table = read_table(root / TABLES, params.report.table, params.world.kind)
-    again = f"run `hiar run {experiment}`"
     if not (workspace / VIDEOS).exists():
-        raise UserError(f"{workspace / VIDEOS}: no such file; {again} first")
-    if load_params(workspace / "params.yaml") != params:
-        raise UserError(f"{workspace / 'params.yaml'}: is not what experiment '{experiment}' says now; {again} again")
-    scores = read_scores(workspace / VIDEOS)
-    if params.score.vbench:
-        add_wholes(scores, read_summary(params, workspace))
-    return beside(experiment, table, scores, _facts(params, workspace))
+        raise UserError(f"{workspace / VIDEOS}: no such file; run `hiar run {experiment}` first")
+    scores, facts, rows = _scores(experiment, params, workspace), _facts(params, workspace), []
+    for row in table.rows:
+        over = row.beside and row.beside.get(params.world.kind)
+        other = f"{experiment}+{over}"
+        if row.beside is None:
+            rows.append(row)
+        elif over is not None and (_workspace(root, other) / VIDEOS).exists():
+            its, place = params_of(other), _workspace(root, other)
+            name = f"{other}: {row.contender}"
+            found = _scores(other, its, place)
+            scores |= {name: found[row.contender]} if row.contender in found else {}
+            facts.append((row.name, f"experiment {other}, commit {dict(_facts(its, place)).get('Commit', '?')}"))
+            rows.append(row.model_copy(update={"contender": name}))
+        else:
+            lacks = "an experiment of its own in this world" if over is None else f"hiar run {other}"
+            rows.append(row.model_copy(update={"contender": None, "lacks": lacks}))
+    return beside(experiment, table._replace(rows=rows), scores, facts)
 
 
 def write_tables(tables: Sequence[Beside], folder: Path) -> list[Path]:
@@ -43,6 +55,23 @@ def write_tables(tables: Sequence[Beside], folder: Path) -> list[Path]:
     for name, render in forms.items():
         write_text(folder / name, render(tables))
     return [folder / name for name in forms]
+
+
+def _workspace(root: Path, experiment: str) -> Path:
+    return root / "runs" / experiment
+
+
+def _scores(experiment: str, params: Params, workspace: Path) -> Scores:
+    """Of an experiment that was run. Raises UserError where its parameters have changed since."""
+    if load_params(workspace / "params.yaml") != params:
+        raise UserError(
+            f"{workspace / 'params.yaml'}: is not what experiment '{experiment}' says now; "
+            f"run `hiar run {experiment}` again"
+        )
+    scores = read_scores(workspace / VIDEOS)
+    if params.score.vbench:
+        add_wholes(scores, read_summary(params, workspace))
+    return scores
 
 
 def _facts(params: Params, workspace: Path) -> list[tuple[str, str]]:

@@ -41,10 +41,14 @@ class Claim(NamedTuple):
 
 
 class PaperRow(Section):
-    """A row of the paper's table and the contender that is our one; without one, what is lacking for it."""
+    """A row of the paper's table and the contender that is our one; without one, what is lacking for it.
+
+    beside: by world, the file of experiments/ that is laid over the table's experiment, where it is one of that.
+    """
 
     name: str
     contender: str | None
+    beside: dict[str, str] | None = None
     lacks: str | None = None
     paper: dict[str, float]
 
@@ -88,7 +92,7 @@ class _Table(Section):
         for row in self.rows:
             names = ", ".join(self.columns)
             require(row.paper.keys() == {*self.columns}, f"rows.{row.name}.paper", [*row.paper], f"give {names}")
-        contenders = [row.contender for row in self.rows if row.contender]
+        contenders = [row.contender for row in self.rows if row.contender and not row.beside]
         for claim in self.claims:
             field = f"claims.{claim.says}"
             known = claim.figure in self.columns

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from hiar.errors import UserError
 from hiar.stages.tables import table_of
 from hiar.workspace import experiment_params, experiment_tree
 
+METRICS = ("good", "shape_right", "smoothed_speed", "saturation_drift")
 TINY = {"seeds": [0, 1, 2], "sample": {"videos": 4, "frames": 30}, "report": {"videos": 2}}
 
 
@@ -87,15 +89,15 @@ def test_what_has_no_table_or_was_not_run_or_has_changed(project):
 
 
 def test_any_parameter_that_has_changed_since_makes_another_experiment(project):
-    workspace, params = project / "runs" / "table2", experiment_params(project, "table2")
-    assert table_of("table2", params, workspace, project).experiment == "table2"
+    params = experiment_params(project, "table2")
+    assert table_of("table2", lambda _: params, project).experiment == "table2"
     other = params.model_copy(update={"score": params.score.model_copy(update={"hop": params.score.hop / 2})})
     with pytest.raises(UserError, match="is not what experiment 'table2' says now"):
-        table_of("table2", other, workspace, project)
+        table_of("table2", lambda _: other, project)
 
 
 def test_what_was_run_is_told_as_far_as_it_is_known(project):
-    workspace, params = project / "runs" / "table2", experiment_params(project, "table2")
+    workspace, params_of = project / "runs" / "table2", partial(experiment_params, project)
     tables = project / "experiments" / "paper" / "tables.yaml"
     tables.write_text(tables.read_text().replace("Table 2:", "Table II:"))  # the project's own
     log = {"name": "score", "hardware": "a CPU", "seconds": 61.0, "peak_memory_mb": 900}
@@ -104,7 +106,7 @@ def test_what_was_run_is_told_as_far_as_it_is_known(project):
 
     def facts(run):
         (workspace / "reports" / "run.json").write_text(json.dumps(run))
-        found = table_of("table2", params, workspace, project)
+        found = table_of("table2", params_of, project)
         assert found.title.startswith("Table II:")
         return dict(found.facts)
 
@@ -133,8 +135,45 @@ def test_a_table_is_in_the_metrics_of_the_experiments_own_world(project):
     for metric, other in ours.items():
         text = text.replace(f'"{metric}"', f'"{other}"')
     (workspace / "metrics" / "videos.jsonl").write_text(text)
-    found = table_of(name, experiment_params(project, name), workspace, project)
+    found = table_of(name, partial(experiment_params, project), project)
     assert [column.metric for column in found.columns] == [*ours.values()]
+
+
+def test_a_row_may_be_of_an_experiment_that_is_run_beside(project):
+    """Until it is run, the row says how; where its parameters have changed since, it is refused."""
+    names = {"table1": ("causvid", "self-forcing", "hiar"), "table1+causal-forcing": ("self-forcing", "hiar")}
+
+    def ran(name, shift):
+        workspace = project / "runs" / name
+        (workspace / "metrics").mkdir(parents=True)
+        (workspace / "reports").mkdir()
+        (workspace / "params.yaml").write_text(yaml.safe_dump(experiment_tree(project, name)))
+        (workspace / "reports" / "run.json").write_text(json.dumps({"commits": [f"of {name}"], "stages": []}))
+        rows = [
+            {"stage": "distill", "variant": variant, "order": "step_first", "context": "output", "seed": seed}
+            | {"video": video, "metrics": dict.fromkeys(METRICS, shift + 0.01 * video)}
+            for variant in names[name]
+            for seed in range(3)
+            for video in range(4)
+        ]
+        (workspace / "metrics" / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    ran("table1", 0.5)
+    hiar("tables", "table1", folder=project)
+    text = (project / "runs" / "table1" / "reports" / "tables.md").read_text()
+    assert "Not trained here: Causal Forcing, which needs hiar run table1+causal-forcing." in text
+    ran("table1+causal-forcing", 0.7)
+    table = table_of("table1", partial(experiment_params, project), project)
+    figures = {line.name: line.figures[0].ours.mean for line in table.lines}
+    assert figures == pytest.approx({"CausVid": 0.515, "Self-Forcing": 0.515, "Causal Forcing": 0.715, "HiAR": 0.515})
+    assert ("Causal Forcing", "experiment table1+causal-forcing, commit of table1+causal-forcing") in table.facts
+    assert ("Commit", "of table1") in table.facts
+    experiment = project / "experiments" / "causal-forcing.yaml"
+    experiment.write_text(experiment.read_text() + "sample: {videos: 64}\n")
+    assert mistake("tables", "table1", folder=project) == (
+        "runs/table1+causal-forcing/params.yaml: is not what experiment 'table1+causal-forcing' says now; "
+        "run `hiar run table1+causal-forcing` again"
+    )
 
 
 def test_overrides_are_merged_in_their_order(project):

@@ -55,8 +55,13 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
     params = experiment_params(ROOT, name)
     assert params.report.table == name
     assert len(params.seeds) >= 3
-    rows = [row.contender for row in read_table(ROOT / TABLES, name, "shapes").rows if row.contender]
-    assert sorted(rows) == sorted(params.compare.students)
+    rows = read_table(ROOT / TABLES, name, "shapes").rows
+    assert sorted(row.contender for row in rows if not row.beside) == sorted(params.compare.students)
+    for row in [row for row in rows if row.beside]:
+        other = experiment_params(ROOT, f"{name}+{row.beside['shapes']}")
+        assert row.contender in other.compare.students
+        assert (other.seeds, other.sample, other.distill) == (params.seeds, params.sample, params.distill)
+        assert other.init != params.init
     assert params.sample.caption_dropout == 0
     assert params.sample.frames == 16 * params.video.frames
     for other in SAID["tables"]:
@@ -79,7 +84,7 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
             lambda t: t["rows"][1]["paper"].update(Motion=0.5),
             "'Motion', 'Quality', 'Semantic']: give Quality, Semantic, Dynamic, Drift",
         ),
-        (lambda t: t["rows"][2].update(lacks=None), "table1.rows.2.lacks = None: give it or a contender"),
+        (lambda t: t["rows"][2].update(contender=None), "table1.rows.2.lacks = None: give it or a contender"),
         (lambda t: t["rows"][1].update(lacks="x"), "table1.rows.1.lacks = 'x': give it or a contender"),
     ],
 )
