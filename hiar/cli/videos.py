@@ -218,6 +218,7 @@ def stream(
         "hiar score out --out score.json",
         "hiar score out --profile oracle --profile drift-lite --out score.json",
         "hiar score out --out - | jq .oracle.metrics.good",
+        "hiar score out --profile vbench --profile drift --dimension motion_smoothness --out score.json",
     ),
 )
 def score(
@@ -235,8 +236,15 @@ def score(
             metavar="NAME",
             help="oracle (built-in world) or looks (Wan): what the world can be judged by, with captions; the default. "
             "drift: the paper's Drift by its networks, in VBench's environment (`hiar vbench doctor drift`). "
-            "drift-lite: drift of any videos, without weights. May be given again.",
+            "drift-lite: drift of any videos, without weights. vbench, vbench-long: by VBench's own package "
+            "(`hiar vbench doctor`). May be given again.",
             show_default=False,
+        ),
+    ] = None,
+    dimension: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dimension", "-d", help="Of vbench: one of the sixteen; may be repeated. Default: all that run here."
         ),
     ] = None,
 ) -> None:
@@ -250,4 +258,4 @@ def score(
 
     from hiar.stages.profiles import score_folder
 
-    score_folder(folder, profile or [], target)
+    score_folder(folder, profile or [], target, dimensions=dimension or [])

@@ -12,6 +12,7 @@ from typing import Any
 
 from hiar.errors import UserError, suggest
 from hiar.judges.interface import Judge, Observer
+from hiar.vbench.dimensions import PROTOCOLS
 
 READING = ("av", "numpy", "torch")  # packages that decide every result: they decode and compute
 
@@ -46,11 +47,9 @@ def open_profiles(
 
     known = ({judge.name: judging} if judge else {}) | _worldless()
     for place, name in enumerate(names):
-        if name in ("vbench", "vbench-long"):
-            raise UserError(f"--profile = {name}: has a command of its own; hiar vbench score FOLDER --out OUT")
         if name not in known:
             world = "" if judge else " where no params.yaml says of which world the videos are"
-            raise UserError(f"--profile = {name}: unknown here{world}; {suggest(name, known)}")
+            raise UserError(f"--profile = {name}: unknown here{world}; {suggest(name, [*known, *PROTOCOLS])}")
         if name in names[:place]:
             raise UserError(f"--profile = {name}: is given twice; give each once")
     return [known[name]() for name in names] if names else [judging()]

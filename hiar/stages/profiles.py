@@ -22,16 +22,22 @@ from hiar.profiles.profile import Profile, needs_world, open_profiles
 from hiar.stages.comparison import CAPTIONS, check_heads, find_videos, list_videos
 from hiar.stages.profile_values import Video, keep_only, score_videos
 from hiar.stages.score import Protocol, checked_captions, protocol_of
+from hiar.stages.vbench_profile import score_by_vbench, split_profiles
 from hiar.worlds.interface import open_world
 
 SAME_RATE = 0.01  # by how much of itself a rate may differ: containers round times
 
 
-def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Path = Path()) -> None:
+def score_folder(
+    folder: Path, names: Sequence[str], out: Output, workspace: Path = Path(), dimensions: Sequence[str] = ()
+) -> None:
     """Score the ``NAME.mp4`` videos of a folder, by name and number in order, by profiles; none: their world's judge.
 
     ``out`` becomes a mapping by profile of its record, and mean, standard error and count of every metric. Where it is
     a file, NAME.videos.jsonl beside it has the values of every video from the moment it is done, and is gone on from.
+
+    VBench's protocols are profiles, too, of ``dimensions`` or of all that run here; what they keep of every video lies
+    in NAME.vbench or NAME.vbench-long beside the file, a file a dimension.
 
     The judge of a world wants a caption a line in captions.txt. World and block come from the folder's manifest where
     it has one, else from params.yaml of the ``workspace``, as the judge's thresholds always do. For profiles of any
@@ -42,6 +48,19 @@ def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Pat
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one that holds mp4 videos and {CAPTIONS}")
+    names, by_vbench = split_profiles(names, dimensions)
+    kept = _kept_by(out)
+    if by_vbench and kept is None:
+        raise UserError(f"--profile = {by_vbench[0]}: keeps values in a folder beside the figures; give --out a file")
+    found = _score_by_us(folder, names, kept, workspace) if names or not by_vbench else {}
+    for name in by_vbench:
+        assert kept is not None
+        found[name] = score_by_vbench(folder, name, dimensions, kept.with_name(f"{kept.name}.{name}"))
+    write_output(out, json_text(found))
+
+
+def _score_by_us(folder: Path, names: Sequence[str], kept: Path | None, workspace: Path) -> dict[str, Any]:
+    """The summaries by profile of those that are not VBench's."""
     protocol = _world_of(folder, names, workspace / "params.yaml")
     judge, record = (protocol.judge(), protocol.record()) if protocol else (None, None)
     profiles = open_profiles(names, judge, record)
@@ -57,7 +76,7 @@ def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Pat
         if pair := by_number(paths):
             tell(f"score {folder}: captions go to videos by their numbers, {pair[0].name} comes before {pair[1].name}")
     _check_alike(heads)
-    values = _values_of(out)
+    values = kept and kept.with_name(f"{kept.name}.videos.jsonl")
     videos = [
         Video(path, heads[path], captions[number] if captions else None, file_hash(path))
         for number, path in enumerate(paths)
@@ -71,7 +90,7 @@ def score_folder(folder: Path, names: Sequence[str], out: Output, workspace: Pat
         _check_lengths(paths, next(iter(found.values())))
     if values:
         keep_only(values, found)
-    write_output(out, json_text({profile.name: _summary(profile, found[profile.name]) for profile in profiles}))
+    return {profile.name: _summary(profile, found[profile.name]) for profile in profiles}
 
 
 def _world_of(folder: Path, names: Sequence[str], params: Path) -> Protocol | None:
@@ -108,11 +127,11 @@ def _check_alike(heads: Mapping[Path, Head]) -> None:
             raise UserError(f"{path}: has {rates}; score each rate in a folder of its own")
 
 
-def _values_of(out: Output) -> Path | None:
-    """Where the values of every video are kept; nowhere when ``out`` is no file."""
+def _kept_by(out: Output) -> Path | None:
+    """What the values of every video are kept beside, NAME of NAME.json; nothing when ``out`` is no file."""
     if isinstance(out, int) or is_stream(out):
         return None
-    return out.with_name(f"{out.name.removesuffix('.json')}.videos.jsonl")
+    return out.with_name(out.name.removesuffix(".json"))
 
 
 def _check_lengths(paths: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> None:

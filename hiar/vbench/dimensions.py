@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from hiar.errors import UserError, suggest
 
+LONG = "vbench-long"
+PROTOCOLS = ("vbench", LONG)
 QUALITY, SEMANTIC = "quality", "semantic"
 CLIP_SECONDS, LONG_CLIP_SECONDS = 2, 10  # of VBench-Long's clips
 SAMPLES, FLICKERING_SAMPLES = 5, 25  # videos of a prompt; the 25 are to be filtered for those where little moves

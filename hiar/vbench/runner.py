@@ -14,7 +14,7 @@ from hiar.io.files import file_hash, remove, write_json, writing
 from hiar.io.progress import Progress, tell
 from hiar.vbench.asking import Item, ask
 from hiar.vbench.clips import clip_folder, clip_frames, clip_rate, clip_seconds, cut
-from hiar.vbench.dimensions import DIMENSIONS, SAMPLES, known_dimensions
+from hiar.vbench.dimensions import DIMENSIONS, LONG, PROTOCOLS, SAMPLES, known_dimensions
 from hiar.vbench.doctor import Finding, examine, require_runnable
 from hiar.vbench.environment import Environment, default_folder, find_environment
 from hiar.vbench.records import Records, open_records, records_path
@@ -24,8 +24,6 @@ from hiar.vbench.values import dimension_value, long_values
 from hiar.vbench.videos import Video, generated_with, is_standard, protocol_of, read_videos
 from hiar.vbench.weights import weights_folder
 
-LONG = "vbench-long"
-PROTOCOLS = ("vbench", LONG)
 Chosen = tuple[Video, dict[str, Any]]  # a video, and what the suite says beside its prompt
 
 

@@ -126,7 +126,7 @@ def test_any_videos_are_scored_where_there_is_no_experiment(run: Run, mistake: R
     assert run(*LITE, "-") == with_params
     assert mistake("score", "videos", "--profile", "oracle", "--out", OUT) == (
         "--profile = oracle: unknown here where no params.yaml says of which world the videos are; "
-        "known: drift-lite, drift"
+        "known: drift-lite, drift, vbench, vbench-long"
     )
     assert mistake("score", "videos", "--out", OUT).startswith("params.yaml: ")
 
@@ -279,8 +279,9 @@ def test_folders_whose_figures_would_mean_nothing(
             ["drift"],
             ".none: holds no environment of VBench; build it with `make vbench` (two minutes, 1.6 GB)",
         ),
-        (["vbench"], "--profile = vbench: has a command of its own; hiar vbench score FOLDER --out OUT"),
-        (["looks"], "--profile = looks: unknown here; known: oracle, drift-lite, drift"),
+        (["vbench"], ".none: holds no environment of VBench; build it with `make vbench` (two minutes, 1.6 GB)"),
+        (["looks"], "--profile = looks: unknown here; known: oracle, drift-lite, drift, vbench, vbench-long"),
+        (["vbench", "drift-lite", "vbench"], "--profile = vbench: is given twice; give each once"),
         (["drift-lite", "drift-lite"], "--profile = drift-lite: is given twice; give each once"),
     ],
 )

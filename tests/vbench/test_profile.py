@@ -1,0 +1,106 @@
+"""VBench as a profile of `hiar score`, by a toy of its package: beside other profiles, and by itself."""
+
+import json
+import shutil
+
+import pytest
+from commands import hiar
+from vbench_toys import asked, behave, film
+
+FLICKERING, IMAGING = "temporal_flickering", "imaging_quality"
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Three videos of three seconds, whose sizes are what the toy values."""
+    folder = tmp_path_factory.mktemp("films")
+    for number in range(3):
+        film(folder / f"{number:04d}.mp4", 12, number)
+    (folder / "captions.txt").write_text("a bird\na bee\na bear\n")
+    return folder
+
+
+@pytest.fixture
+def score(films, toy, weights, tmp_path):
+    shutil.copytree(films, tmp_path / "videos")
+    settings = {"HIAR_VBENCH": str(toy), "VBENCH_CACHE_DIR": str(weights)}
+
+    def run(*options, out="score.json", code=0):
+        return hiar("score", "videos", *options, "--out", out, folder=tmp_path, code=code, **settings)
+
+    return run
+
+
+def line_of(run):
+    *_, line = run.stderr.splitlines()
+    return line.removeprefix("error: ")
+
+
+def test_beside_another_profile_and_again(score, tmp_path, weights):
+    options = ("--profile", "vbench", "--profile", "drift-lite", "-d", FLICKERING, "-d", IMAGING)
+    score(*options)
+    assert len(asked(weights)) == 6
+    found = json.loads((tmp_path / "score.json").read_text())
+    assert [*found] == ["drift-lite", "vbench"]
+    assert found["drift-lite"]["videos"] == found["vbench"]["videos"] == 3
+    record, metrics = found["vbench"]["record"], found["vbench"]["metrics"]
+    assert (record["profile"], record["prompts"], record["dimensions"][IMAGING]["protocol"]) == (
+        *("vbench", "own", "vbench"),
+    )
+    assert {*metrics} == {f"vbench_{FLICKERING}", f"vbench_{IMAGING}"}
+    for name in (FLICKERING, IMAGING):
+        kept = json.loads((tmp_path / "score.vbench" / f"{name}.json").read_text())
+        assert metrics[f"vbench_{name}"]["mean"] == kept["value"]
+        assert metrics[f"vbench_{name}"]["n"] == 3
+        assert {*kept["by_video"]} == {f"{number:04d}.mp4" for number in range(3)}
+    assert len(found["vbench"]["missing"]) == 14
+    assert len((tmp_path / "score.videos.jsonl").read_text().splitlines()) == 3  # of drift-lite
+    before = (tmp_path / "score.json").read_bytes()
+    score(*options)
+    assert asked(weights) == []
+    assert (tmp_path / "score.json").read_bytes() == before
+
+
+def test_by_itself_nothing_else_is_asked_of_the_videos(score, tmp_path):
+    """Which may be of several sizes and lengths, and of no world."""
+    film(tmp_path / "videos" / "0002.mp4", 20, 7)
+    score("--profile", "vbench-long", "-d", FLICKERING)
+    found = json.loads((tmp_path / "score.json").read_text())
+    assert found["vbench-long"]["record"]["dimensions"][FLICKERING]["protocol"] == "vbench-long"
+    assert not (tmp_path / "score.videos.jsonl").exists()
+
+
+def test_a_dimension_that_breaks_down_leaves_what_the_others_gave(score, tmp_path, weights):
+    behave(weights, **{IMAGING: "raise"})
+    said = line_of(score("--profile", "vbench", "-d", FLICKERING, "-d", IMAGING, code=1))
+    assert said.startswith(f"{IMAGING}: no value; {IMAGING}: ")
+    assert not (tmp_path / "score.json").exists()
+    behave(weights)
+    asked(weights)
+    score("--profile", "vbench", "-d", FLICKERING, "-d", IMAGING)
+    assert {one["dimension"] for one in asked(weights)} == {IMAGING}
+
+
+@pytest.mark.parametrize(
+    ("options", "out", "line"),
+    [
+        (
+            ("--profile", "drift-lite", "-d", FLICKERING),
+            "score.json",
+            f"--dimension = {FLICKERING}: is VBench's; give --profile vbench or vbench-long too, or leave it out",
+        ),
+        (
+            ("--profile", "vbench"),
+            "-",
+            "--profile = vbench: keeps values in a folder beside the figures; give --out a file",
+        ),
+        (
+            ("--profile", "vbench", "--profile", "drift-lite", "-d", "flickering"),
+            "score.json",
+            "dimension 'flickering': is none of VBench's; did you mean 'temporal_flickering'?",
+        ),
+    ],
+)
+def test_what_cannot_be_meant(score, tmp_path, options, out, line):
+    assert line_of(score(*options, out=out, code=2)) == line
+    assert not [*tmp_path.glob("score*")]
