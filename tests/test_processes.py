@@ -162,6 +162,28 @@ def test_sigterm_saves_a_state_of_all_processes_and_ends_them(whom: str, work: P
     assert (work / weights).read_bytes() == (whole / weights).read_bytes()
 
 
+def test_samples_of_two_processes_are_those_of_one(smoke: Path, work: Path) -> None:
+    """Killed in the middle, too: what is whole is not made again."""
+    shutil.copytree(smoke / MADE / "distill", work / MADE / "distill")
+    settings(work, runtime={"processes": 2}, sample={"batch": 1}, distill={"micro_batch": None})
+    command = ("stage", "sample", "--seed", 0, "--model", "distill", "--variant", "hiar")
+    made = MADE / "samples" / "distill"
+    run = start(work, *command)
+    wait(lambda: any((work / made / "hiar.partial").glob("*.mp4")), run)
+    os.kill(children(run)[1], signal.SIGKILL)
+    assert "process 1 of 2 was ended by SIGKILL" in run.communicate(timeout=PATIENCE)[1]
+    hiar(*command, folder=work, HIAR_TRACKING="off")
+    settings(work, runtime={"processes": None})
+    one = work / "one"
+    shutil.copytree(work / MADE / "distill", one / MADE / "distill")
+    shutil.copy(work / "params.yaml", one)
+    hiar(*command, folder=one, HIAR_TRACKING="off")
+    names = {path.name for path in (one / made / "hiar").iterdir()}
+    assert len(names) > 6
+    for name in names:
+        assert (work / made / "hiar" / name).read_bytes() == (one / made / "hiar" / name).read_bytes(), name
+
+
 @pytest.mark.long
 def test_a_process_that_sleeps_ends_all_within_the_timeout(work: Path) -> None:
     settings(work, runtime={"processes": 2, "stall_seconds": 20.0})

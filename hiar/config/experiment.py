@@ -88,8 +88,8 @@ class Runtime(Section):
     )
     threads: Count  # CPU threads of a stage that runs alone
     variant_threads: Count  # CPU threads of the stages of one variant, which run side by side
-    # Processes that teacher, pairs, init and distill are shared out to, each with that many threads; networks that
-    # learn are sharded. null: one, with whole networks. No parameter of a result: dvc.yaml lists it nowhere.
+    # Processes that teacher, pairs, init, distill and sampling are shared out to, each with that many threads; networks
+    # that learn are sharded. null: one, with whole networks. No parameter of a result: dvc.yaml lists it nowhere.
     processes: Count | None = None
     # What lies in the host's memory until it is used: a distillation's real score, layer by layer, which takes
     # `processes`; the states of optimisers, between updates. Slower, the same bits: no parameter of a result either.

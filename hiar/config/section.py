@@ -15,7 +15,8 @@ Context = Literal["finished", "clean", "output", "input", "shared"]
 Passes = Literal["separate", "fused", "batched"]
 Prediction = Literal["flow", "x0"]
 AttentionMode = Literal["bidirectional", "causal"]
-SHARED = ("teacher", "pairs", "init", "distill")  # stages that several processes can share
+# Stages that several processes can share.
+SHARED = ("teacher", "pairs", "init", "distill", "sample", "sample-teacher", "sample-init", "sample-walked")
 DriftProfile = Literal["drift", "drift-lite"]
 VBenchDimension = Literal[
     "subject_consistency",

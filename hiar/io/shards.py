@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +23,7 @@ from torch import Tensor
 from hiar.errors import UserError
 from hiar.io.files import atomic_file
 
+_ALIGNED = 8  # bytes: the length of a safetensors header is a multiple of it
 _HEADER = "hiar"  # one JSON entry: safetensors writes several in an order that differs from process to process
 
 
@@ -35,6 +38,34 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str
     header = {"metadata": metadata, "sha256": _checksum(tensors, metadata)}
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, {_HEADER: json.dumps(header, sort_keys=True)})
+
+
+def join_shards(paths: Sequence[Path], name: str, out: Path) -> None:
+    """Write the rows of a float32 tensor that lie in shards into one; in memory is one of them at a time.
+
+    The bytes are those of `write_shard` of all rows. Raises UserError when a shard is missing or broken, or ``out``
+    cannot be written.
+    """
+    rows, shape = 0, torch.Size()
+    for path in paths:
+        own = read_shard(path)[name]
+        rows, shape = rows + len(own), own.shape[1:]
+    whole = [rows, *shape]
+    layout, size = {name: [str(torch.float32), whole]}, 4 * math.prod(whole)
+    digest = _digest({}, layout)
+    for path in paths:
+        digest.update(_bytes(read_shard(path)[name]))
+    header = {"metadata": {}, "sha256": digest.hexdigest()}
+    entries = {
+        "__metadata__": {_HEADER: json.dumps(header, sort_keys=True)},
+        name: {"dtype": "F32", "shape": whole, "data_offsets": [0, size]},
+    }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    with atomic_file(out) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for path in paths:
+            file.write(_bytes(read_shard(path)[name]))
 
 
 def read_shard(path: Path) -> dict[str, torch.Tensor]:
@@ -120,8 +151,15 @@ def is_whole(path: Path) -> bool:
 
 def _checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
     """SHA-256 over everything a shard holds, whatever the order of its entries."""
-    layout = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
-    digest = hashlib.sha256(json.dumps([metadata, layout], sort_keys=True).encode())
+    digest = _digest(metadata, {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()})
     for name in sorted(tensors):
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensors[name]))
     return digest.hexdigest()
+
+
+def _digest(metadata: dict[str, str], layout: dict[str, list[Any]]) -> hashlib._Hash:
+    return hashlib.sha256(json.dumps([metadata, layout], sort_keys=True).encode())
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_man
 from hiar.io.cpu import settle_cpu
 from hiar.io.names import video_name
 from hiar.io.outputs import CRF
+from hiar.io.process_group import ALONE, Ranks
 from hiar.io.progress import Progress, tell
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, Walk, walk_of
@@ -70,15 +71,26 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
     parents = {"checkpoint": (checkpoint, "checkpoint")}
     out = paths.samples(model, variant)
     with stage(
-        "sample", params, workspace, out, seed=seed, parents=parents, variant=variant, definition=DEFINITIONS[model]
+        "sample",
+        params,
+        workspace,
+        out,
+        seed=seed,
+        parents=parents,
+        variant=variant,
+        definition=DEFINITIONS[model],
+        shared=True,
     ) as work:
-        source = load_sampler(checkpoint, work.accelerator.device)
-        count = params.sample.videos
-        prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=count)
-        frames = params.sample.frames if way else source.card.video.frames
-        check_frames(source, frames, count, params.sample.batch, work.folder, "params.yaml: sample.frames")
+        count, batch, ranks = params.sample.videos, params.sample.batch, work.ranks
+        with ranks.agreed():
+            source = load_sampler(checkpoint, work.accelerator.device)
+            prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=count)
+            frames = params.sample.frames if way else source.card.video.frames
+            check_frames(source, frames, count, batch, work.folder, "params.yaml: sample.frames")
         source.prepare(prompts)
-        make_videos(work.folder, source, prompts, frames, way, seed, params.sample.batch, f"sample {variant or model}")
+        make_videos(work.folder, source, prompts, frames, way, seed, batch, f"sample {variant or model}", ranks=ranks)
+        if not ranks.leads:
+            return
         write_captions(work.folder, prompts, prompts)
         work.finish("samples", model=model, **describe(source, way, frames))
         for number in range(min(params.report.videos, count)):
@@ -204,22 +216,41 @@ def make_videos(
     given: Tensor | None = None,
     crf: int = CRF,
     way: Way | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Fill ``folder`` with {0000,0001,...}.mp4 and latents.safetensors.
 
-    Batches and videos that are whole are not made again.
+    Batches are dealt to the processes, which take them in turn together, so that all stop at the first mistake. Batches
+    and videos that are whole are not made again.
     """
-    every = batches(len(prompts), batch)
-    todo = missing_batches(folder, len(prompts), batch)
-    done = frames * (len(prompts) - sum(len(every[index]) for index in todo))
-    with Progress(label, frames * len(prompts), done, unit="frames") as progress:
-        for index, numbers in enumerate(every):
-            if index in todo:
-                asked = [prompts[i] for i in numbers]
-                latents = sample_latents(source, asked, frames, walk, seed, numbers, progress.advance, given, way)
-                write_latents(folder, index, latents)
-            write_videos(folder, source, index, numbers, len(prompts), crf)
-    gather(folder, len(prompts), batch, save_latents)
+    every, whole = batches(len(prompts), batch), frames * len(prompts)
+    todo = missing_batches(folder, len(prompts), batch, ranks)
+    missing = ranks.sums([frames * sum(len(every[index]) for index in todo)])[0]
+    own = 0  # frames of a turn that this process has made
+
+    with Progress(label, whole, whole - int(missing), unit="frames") if ranks.leads else nullcontext() as progress:
+
+        def advance(count: int) -> None:
+            nonlocal own
+            own += count
+            if progress is not None:
+                progress.advance(count)
+
+        for first in range(0, len(every), ranks.size):
+            index, own = first + ranks.rank, 0
+            with ranks.agreed():
+                if index in todo:
+                    numbers = every[index]
+                    asked = [prompts[i] for i in numbers]
+                    latents = sample_latents(source, asked, frames, walk, seed, numbers, advance, given, way)
+                    write_latents(folder, index, latents)
+                if index < len(every):
+                    write_videos(folder, source, index, every[index], len(prompts), crf)
+            others = int(ranks.sums([own])[0]) - own
+            if progress is not None and others:
+                progress.advance(others)
+    if ranks.leads:
+        gather(folder, len(prompts), batch, save_latents)
 
 
 def describe(source: Generator, walk: Walk | None, frames: int) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from hiar.errors import UserError
 from hiar.io.artifacts import write_text
 from hiar.io.names import video_name
 from hiar.io.outputs import CRF
-from hiar.io.shards import complete_shards, read_shard, shard_path, write_shard
+from hiar.io.process_group import ALONE, Ranks
+from hiar.io.shards import is_whole, join_shards, read_shard, shard_path, write_shard
 from hiar.io.video import write_parts
 from hiar.models.generator import Generator
 from hiar.models.pixels import to_frames
@@ -27,10 +28,10 @@ def batches(count: int, batch: int) -> list[range]:
     return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
 
 
-def missing_batches(folder: Path, count: int, batch: int) -> list[int]:
-    """The batches whose latents are not in ``folder`` yet."""
-    whole = complete_shards(folder / SCRATCH)
-    return [index for index in range(len(batches(count, batch))) if index not in whole]
+def missing_batches(folder: Path, count: int, batch: int, ranks: Ranks = ALONE) -> list[int]:
+    """The batches whose latents are not in ``folder`` yet, of those that this process makes."""
+    every = range(ranks.rank, len(batches(count, batch)), ranks.size)
+    return [index for index in every if not is_whole(shard_path(folder / SCRATCH, index))]
 
 
 def require_finite_latents(latents: Tensor, numbers: Sequence[int], first: int = 0) -> None:
@@ -67,11 +68,9 @@ def film_path(folder: Path, number: int, count: int) -> Path:
 
 def gather(folder: Path, count: int, batch: int, save_latents: bool) -> None:
     """The latents of all ``count`` videos in one file, if they are to be kept."""
-    scratch = folder / SCRATCH
     if save_latents:
-        shards = range(len(batches(count, batch)))
-        every = torch.cat([read_shard(shard_path(scratch, index))["latents"] for index in shards])
-        write_shard(folder / "latents.safetensors", {"latents": every}, {})
+        shards = [shard_path(folder / SCRATCH, index) for index in range(len(batches(count, batch)))]
+        join_shards(shards, "latents", folder / "latents.safetensors")
 
 
 def write_captions(folder: Path, captions: Sequence[str], prompts: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiar.errors import UserError
-from hiar.io.shards import StoredRows, complete_shards, read_shard, shard_path, write_shard
+from hiar.io.shards import StoredRows, complete_shards, join_shards, read_shard, shard_path, write_shard
 
 TENSORS = {
     "b": torch.arange(12, dtype=torch.float32).reshape(3, 4).T,
@@ -107,6 +107,22 @@ def test_only_whole_shards_count_as_complete(tmp_path: Path) -> None:
     (tmp_path / "notes.safetensors").write_bytes(b"")
     (tmp_path / ".00009.safetensors.tmp").write_bytes(b"")
     assert complete_shards(tmp_path) == [0, 3]
+
+
+def test_joined_shards_are_one_of_all_rows(tmp_path: Path) -> None:
+    """Byte for byte, with one of them in memory at a time."""
+    rows = torch.randn(7, 3, 5, generator=torch.Generator().manual_seed(0))
+    paths = [shard_path(tmp_path, index) for index in range(3)]
+    for path, part in zip(paths, rows.split((3, 3, 1)), strict=True):
+        write_shard(path, {"latents": part, "others": part + 1}, {"first": "0"})
+    write_shard(tmp_path / "whole.safetensors", {"latents": rows}, {})
+    join_shards(paths, "latents", tmp_path / "joined.safetensors")
+    assert (tmp_path / "joined.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert torch.equal(read_shard(tmp_path / "joined.safetensors")["latents"], rows)
+    paths[1].write_bytes(paths[1].read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"00001\.safetensors: is truncated"):
+        join_shards(paths, "latents", tmp_path / "again.safetensors")
+    assert not [*tmp_path.glob("*again*")]
 
 
 def test_a_full_disk_leaves_the_old_shard(small_disk: Path) -> None:

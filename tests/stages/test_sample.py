@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from students import save_attentive_student, save_student
+from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
+from hiar.io.process_group import ALONE, Ranks
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
@@ -140,3 +142,53 @@ def test_frames_that_are_not_finite_are_named_by_their_number(
     monkeypatch.setattr(sample, "walk_grid", spoiled)
     with pytest.raises(UserError, match=r"^video 0006: its latents are not finite from frame 7 on"):
         sample_latents(student, PROMPTS, 12, student.card.walk, 0, range(5, 7))
+
+
+class Echo(Ranks):
+    """A process whose others are always where it is."""
+
+    def gather(self, own: Tensor) -> Tensor:
+        return torch.stack([own] * self.size)
+
+
+def test_processes_take_turns_of_batches_and_leave_what_one_leaves(
+    student: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, walk = [*PROMPTS, *PROMPTS, PROMPTS[0]], student.card.walk
+
+    def make(name: str, ranks: Ranks) -> dict[str, bytes]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        sample.make_videos(folder, student, prompts, 6, walk, 3, 2, "sample", ranks=ranks)
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+    whole = make("whole", ALONE)
+    assert [*whole] == [*(f"{number:04d}.mp4" for number in range(5)), "latents.safetensors"]
+    capsys.readouterr()
+    second = make("shared", Echo(1, 2))
+    assert [*second] == ["0002.mp4", "0003.mp4"]
+    assert capsys.readouterr().err == ""
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").glob("*.mp4")}
+    assert make("shared", Echo(0, 2)) == whole
+    assert "sample: " in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_all_processes_stop_at_the_first_mistake(student: Generator, tmp_path: Path) -> None:
+    """One that has no batch left hears of another's, and leaves nothing that looks whole."""
+
+    class Told(Ranks):
+        turns = 0
+
+        def gather(self, own: Tensor) -> Tensor:
+            if own.dtype is torch.uint8:
+                self.__class__.turns += 1
+                line = b"video 0004: its latents are not finite" if self.turns == 3 else b""
+                other = torch.frombuffer(bytearray(line.ljust(len(own), b"\0")), dtype=torch.uint8)
+                return torch.stack([other, own])
+            return torch.stack([own] * self.size)
+
+    prompts, walk = [*PROMPTS, *PROMPTS, PROMPTS[0]], student.card.walk
+    with pytest.raises(UserError, match="process 0: video 0004: its latents are not finite"):
+        sample.make_videos(tmp_path, student, prompts, 6, walk, 3, 1, "sample", ranks=Told(1, 2))
+    assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["0001.mp4", "0003.mp4"]
