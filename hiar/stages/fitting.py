@@ -119,11 +119,13 @@ def check_memory(source: Generator, rollout: Rollout, caches: int | None = None)
         )
 
 
-def check_frames(source: Generator, frames: int, count: int, batch: int, out: Path, field: str = "--frames") -> None:
+def check_frames(
+    source: Generator, frames: int, count: int, batch: int, out: Path, kept: bool, field: str = "--frames"
+) -> None:
     """Raise UserError when ``count`` videos of so many frames, ``batch`` at a time, do not fit in memory or ``out``.
 
-    Their latents are whole in memory before they are written, and on the disk before the videos. ``field`` is what
-    asks for the frames.
+    A batch's latents are whole in memory before they are written, and all are on the disk before the videos; where they
+    are ``kept``, once more as one file. ``field`` is what asks for the frames.
     """
     at_once = min(count, batch)
     latent = frames * 4 * math.prod(source.latent_size)
@@ -134,7 +136,8 @@ def check_frames(source: Generator, frames: int, count: int, batch: int, out: Pa
     held = [path for folder in (out, partial_of(out)) for path in (folder / SCRATCH).glob("*")]
     room = free_on_disk(out) + sum(path.stat().st_size for path in held)
     memory = f"{at_once} video(s) at a time take {needed / GB:.3g} GB of memory, {free / GB:.3g} GB are free"
-    disk = f"the latents take {count * latent / GB:.3g} GB, {room / GB:.3g} GB are free on the disk"
-    for short, what in ((needed > free, memory), (count * latent > room, disk)):
+    written = count * latent * (2 if kept else 1)
+    disk = f"the latents take {written / GB:.3g} GB, {room / GB:.3g} GB are free on the disk"
+    for short, what in ((needed > free, memory), (written > room, disk)):
         if short:
             raise UserError(f"{field} = {frames}: {what}; ask for fewer, or watch one video with `hiar stream`")

@@ -99,7 +99,7 @@ def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_sec
     source = load_asked(request, device)
     walk, frames = check_request(source, request)
     assert walk is not None
-    check_frames(source, frames, len(prompts), BATCH, out)
+    check_frames(source, frames, len(prompts), BATCH, out, save_latents)
     every = batches(len(prompts), BATCH)
     given = given_latents(source, request)
     key = sample_key(source, request, walk, given, save_latents)

@@ -86,7 +86,7 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
             source = load_sampler(checkpoint, work.accelerator.device)
             prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=count)
             frames = params.sample.frames if way else source.card.video.frames
-            check_frames(source, frames, count, batch, work.folder, "params.yaml: sample.frames")
+            check_frames(source, frames, count, batch, work.folder, kept=True, field="params.yaml: sample.frames")
         source.prepare(prompts)
         make_videos(work.folder, source, prompts, frames, way, seed, batch, f"sample {variant or model}", ranks=ranks)
         if not ranks.leads:
@@ -108,7 +108,7 @@ def sample_prompts(request: Request, out: Path, save_latents: bool) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = load_asked(request, device)
     walk, frames = check_request(source, request)
-    check_frames(source, frames, len(prompts), BATCH, out)
+    check_frames(source, frames, len(prompts), BATCH, out, save_latents)
     given = given_latents(source, request)
     source.prepare(prompts)
     way = None

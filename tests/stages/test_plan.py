@@ -206,10 +206,10 @@ def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
     latent = 4 * 6 * math.prod(source.latent_size)
     pictures = (4 + 4 + 1) * 3 * 64 * 64 * source.codec.pictures(min(6, source.codec.chunk))
 
-    def check(memory: int, disk: int, batch: int = 2, count: int = 500) -> None:
+    def check(memory: int, disk: int, batch: int = 2, count: int = 500, kept: bool = False) -> None:
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=memory))
         monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(total=2 * disk, used=disk, free=disk))
-        check_frames(source, 6, count, batch, tmp_path / "out" / "further")
+        check_frames(source, 6, count, batch, tmp_path / "out" / "further", kept)
 
     assert 2 * latent < pictures < 400 * latent
     check(2 * latent + pictures, 500 * latent)
@@ -221,6 +221,9 @@ def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
     ):
         with pytest.raises(UserError, match=rf"^--frames = 6: {said} .* GB.*; ask for fewer"):
             check(memory, disk)
+    check(2 * latent + pictures, 1000 * latent, kept=True)  # in parts, and as one file
+    with pytest.raises(UserError, match="the latents take"):
+        check(2 * latent + pictures, 1000 * latent - 1, kept=True)
     with pytest.raises(UserError, match=r"400 video\(s\) at a time take"):
         check(800 * latent - 1, 500 * latent, batch=400)
     scratch = tmp_path / "out" / "further.partial" / ".latents"  # what an interrupted run has made takes no more room
