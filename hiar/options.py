@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MOST_SEED = 2**63 - 1  # what torch's generators take, as params.yaml's seeds
 MOST_FRAMES = 10**9  # years of video; beyond, a typing error
 LONGEST_SILENCE = 86_400.0  # seconds; what waits for it counts in milliseconds of 32 bits
+SILENCE = 600.0  # seconds that a process may be silent unless told otherwise, as in training
 
 
 class Once(TyperCommand):
@@ -38,7 +39,9 @@ class Once(TyperCommand):
 def stall_of(seconds: float) -> float:
     """``--stall-seconds``. Raises UserError for what no wait can be: not a number, or days."""
     if not 1 <= seconds <= LONGEST_SILENCE:
-        raise UserError(f"--stall-seconds = {seconds:g}: should be 1 to {LONGEST_SILENCE:g}; leave it out for 60")
+        raise UserError(
+            f"--stall-seconds = {seconds:g}: should be 1 to {LONGEST_SILENCE:g}; leave it out for {SILENCE:g}"
+        )
     return seconds
 
 

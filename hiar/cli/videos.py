@@ -13,7 +13,7 @@ from hiar.cli.app import Context, Fp8, Level, Order, Seed, app, examples
 from hiar.errors import UserError
 from hiar.io.launcher import alone
 from hiar.io.outputs import CRF, is_terminal, output_of
-from hiar.options import MOST_FRAMES, Once, extended_of, level_of, prompts_of, size_of, stall_of, walk_of
+from hiar.options import MOST_FRAMES, SILENCE, Once, extended_of, level_of, prompts_of, size_of, stall_of, walk_of
 
 Video = Annotated[
     Path | None, typer.Option(help="Go on from the end of this clip, as far as a window shows.", show_default=False)
@@ -81,8 +81,12 @@ def sample(
         ),
     ] = None,
     stall_seconds: Annotated[
-        float, typer.Option(help="With --processes: end all when one is silent for so long, 1 to 86400.")
-    ] = 60.0,
+        float,
+        typer.Option(
+            help="With --processes: end all when one is silent for so long, 1 to 86400; the first may have a text "
+            "encoder of 11 GB to load."
+        ),
+    ] = SILENCE,
 ) -> None:
     """Generate videos from prompts with a checkpoint.
 
