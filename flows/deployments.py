@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 from pydantic import Field
 
+from flows.asked import DEPLOYMENT, job_variables, kind_of_pool
 from flows.cores import Cores
 from flows.devices import environment_on, take_devices
 from flows.experiment import bring_up_to_date, run_stage
@@ -22,6 +23,7 @@ from flows.pipeline import MISTAKE, StageFailure
 from flows.processes import ProcessGroups, stage_environment
 from flows.remote import remote_of
 from flows.showing import run_name, tag
+from hiar.config import Params
 from hiar.errors import InUse, UserError
 from hiar.workspace import experiment_params, open_workspace, sole_use
 
@@ -61,7 +63,8 @@ def experiment(name: Experiment = None, force: Force = False, spread: Spread = F
         while True:
             try:
                 with sole_use(root, name):
-                    return bring_up_to_date(open_workspace(root, name), force, _elsewhere(name) if spread else None)
+                    elsewhere = _elsewhere(name, params) if spread else None
+                    return bring_up_to_date(open_workspace(root, name), force, elsewhere)
             except InUse as error:  # by another experiment's run, or by a stage of this one that went on when it died
                 if not told:
                     get_run_logger().info("waiting: %s", error)
@@ -129,14 +132,15 @@ def _hiar(*arguments: str, variables: dict[str, str] | None = None) -> State[Any
     return None if code == 0 else Failed(message=lines[-1].removeprefix("error: ") or f"exit code {code}")
 
 
-def _elsewhere(name: str | None) -> Any:
+def _elsewhere(name: str | None, params: Params) -> Any:
     """What has a stage run as a run of its own, found again by an experiment that is taken up."""
-    parent = flow_run.id
+    parent, kind = flow_run.id, kind_of_pool()
 
     def run(stage: str, force: bool) -> None:
         begun = run_deployment(
-            "stage/stage",
+            DEPLOYMENT,
             parameters={"stage": stage, "name": name, "force": force},
+            job_variables=job_variables(kind, params, stage),
             idempotency_key=f"{parent}:{stage}",
             timeout=0,
         )

@@ -94,6 +94,8 @@ class Runtime(Section):
     # What lies in the host's memory until it is used: a distillation's real score, layer by layer, which takes
     # `processes`; the states of optimisers, between updates. Slower, the same bits: no parameter of a result either.
     offload: Annotated[list[Literal["real_score", "optimizers"]], Distinct] = Field(default=[])
+    # What a stage's machine is to have, where a cluster gives what is asked for; null: what its pool of workers says.
+    memory_gb: Positive | None = None
     stall_seconds: Positive = 600.0  # a process may be silent, before the others give up
     checkpoint_minutes: Positive  # between resumable checkpoints
     # Of a stage that trains, until its artifact is whole: how many of the newest stay, and each after a multiple of so

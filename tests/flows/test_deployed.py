@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
+from commands import ROOT
 
 from flows import deployments
+from hiar.parameters import load_params, parse_params
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -33,7 +39,7 @@ def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(clie
 
     @flow
     def experiment():
-        run = deployments._elsewhere("mine")
+        run = deployments._elsewhere("mine", load_params(ROOT / "params.yaml"))
         for stage, force in (("codec@0", False), ("codec@0", False), ("teacher@0", True)):
             run(stage, force)
 
@@ -46,6 +52,48 @@ def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(clie
         {"stage": "codec@0", "name": "mine", "force": False},
         {"stage": "teacher@0", "name": "mine", "force": True},
     ]
+
+
+@pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
+def test_a_stage_asks_its_pool_for_the_gpus_and_the_memory_that_it_takes(kind, client, monkeypatch):
+    """In the words of our template for that kind of pool, which puts them where its workers look."""
+    from prefect import flow
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.states import Completed
+    from prefect.utilities.templating import apply_values
+
+    template = json.loads((ROOT / "infra" / "pools" / f"{kind}.json").read_text())
+    client.create_work_pool(WorkPoolCreate(name=kind, type=kind, base_job_template=template))
+    flow_id = client.create_flow(deployments.stage)
+    client.create_deployment(flow_id=flow_id, name="stage", work_pool_name=kind)
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["runtime"] |= {"device": "cuda", "processes": 8, "memory_gb": 96.5}
+    begun = []
+    monkeypatch.setattr(deployments, "_wait", lambda run: begun.append(run) or Completed())
+
+    @flow
+    def experiment(params):
+        run = deployments._elsewhere(None, params)
+        for stage in ("codec@0", "distill@0-hiar"):
+            run(stage, False)
+
+    experiment(parse_params(tree, Path("params.yaml")))
+    experiment(load_params(ROOT / "params.yaml"))
+    asked = [client.read_flow_run(run.id).job_variables for run in begun]
+    assert asked[2:] == [{}, {}]
+    for count, variables in zip((1, 8), asked[:2], strict=True):
+        jsonschema.validate(variables, template["variables"])
+        made = apply_values(template["job_configuration"], variables)
+        if kind == "process":
+            assert variables == {}
+        elif kind == "docker":
+            (cards,) = made["container_create_kwargs"]["device_requests"]
+            assert (cards["Count"], made["mem_limit"]) == (count, "96500000000")
+        else:
+            (container,) = made["job_manifest"]["spec"]["template"]["spec"]["containers"]
+            for wanted in container["resources"].values():
+                assert (wanted["nvidia.com/gpu"], wanted["memory"]) == (count, "96.5G")
+    client.delete_work_pool(kind)
 
 
 def test_a_run_that_has_just_crashed_may_be_scheduled_again(client, monkeypatch):
