@@ -21,6 +21,8 @@ Frames = Annotated[int | None, typer.Option(min=1, help="Latent frames.", show_d
         "hiar import self_forcing_dmd.pt --weights generator_ema --base Wan2.1-T2V-1.3B-Diffusers \\",
         "    --as self-forcing --out models/self-forcing",
         "hiar import hiar.pt --base Wan2.1-T2V-1.3B-Diffusers --as hiar --out models/hiar",
+        "hiar import longlive_base.pt --lora lora.pt --base Wan2.1-T2V-1.3B-Diffusers \\",
+        "    --as longlive --out models/longlive",
     ),
 )
 def import_(
@@ -34,11 +36,18 @@ def import_(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint; replaced when whole.")],
     preset: Annotated[
         str | None,
-        typer.Option("--as", help="How it walks: self-forcing, causal-forcing or hiar.", show_default=False),
+        typer.Option("--as", help="How it walks: self-forcing, causal-forcing, longlive or hiar.", show_default=False),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="generator or generator_ema, where a .pt holds both.", show_default=False)
     ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(help="An adapter of peft's, which is added to the weights.", show_default=False),
+    ] = None,
+    lora_scale: Annotated[
+        float, typer.Option(min=-100.0, max=100.0, help="Of the adapter: its alpha over its rank.")
+    ] = 1.0,
     height: Annotated[int, typer.Option(help="Pixels; a multiple of 16.")] = 480,
     width: Annotated[int, typer.Option(help="Pixels; a multiple of 16.")] = 832,
     fps: Annotated[int, typer.Option(min=1, help="Of the videos written.")] = 16,
@@ -65,7 +74,7 @@ def import_(
     told = {"height": height, "width": width, "frames_per_second": fps, "precision": precision}
     told |= {"block": block, "window": window, "sinks": sinks, "steps": steps, "shift": shift, "renoise": renoise}
     told |= {"order": walk[0], "context": walk[1]}
-    import_checkpoint(source, base, out, preset, weights, told)
+    import_checkpoint(source, base, out, preset, weights, told, None if lora is None else (lora, lora_scale))
 
 
 @app.command(

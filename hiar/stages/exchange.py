@@ -14,7 +14,7 @@ from hiar.errors import UserError, suggest
 from hiar.io.artifacts import check_folder, content_hash, read_manifest, unfinished, write_manifest
 from hiar.models.generator import CARD, Card, Walk, load_card, save_card
 from hiar.parameters import explain
-from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, World, describe_foreign, open_world
+from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Lora, World, describe_foreign, open_world
 
 GB = 1e9
 _RELEASED = {"block": 3, "window": 21, "sinks": 0, "shift": 5.0, "steps": 4, "renoise": "sde"}
@@ -23,18 +23,26 @@ PRESETS: dict[str, dict[str, Any]] = {
     "self-forcing": _RELEASED | {"order": "block_first", "context": "finished"},
     "causal-forcing": _RELEASED | {"order": "block_first", "context": "finished"},
     "hiar": _RELEASED | {"order": "step_first", "context": "output"},
+    # Its first block stays in a window of twelve frames; its student is a base and an adapter (--lora).
+    "longlive": _RELEASED | {"window": 12, "sinks": 1, "order": "block_first", "context": "finished"},
 }
 # As all public implementations show given blocks and sinks.
 THEIRS = Conventions(given="clean", sinks="stay", context_noise=0.0)
 
 
 def import_checkpoint(
-    source: Path, base: Path, out: Path, preset: str | None, weights: str | None, told: Mapping[str, Any]
+    source: Path,
+    base: Path,
+    out: Path,
+    preset: str | None,
+    weights: str | None,
+    told: Mapping[str, Any],
+    lora: Lora | None = None,
 ) -> None:
     """Write somebody else's student as a checkpoint folder that every command takes.
 
     told: height, width, frames_per_second, precision, and block, window, sinks, shift, steps, renoise, order, context,
-    each None where the preset's holds.
+    each None where the preset's holds. lora: an adapter that is added to the weights.
     Raises UserError for what is told nowhere, and for a source that is not whole or not of the base's size; nothing is
     then written.
     """
@@ -44,15 +52,17 @@ def import_checkpoint(
     if unset := [f"--{name}" for name in _RELEASED | {"order": "", "context": ""} if name not in how]:
         raise UserError(f"{', '.join(unset)}: weights do not tell; give them, or --as {' or '.join(PRESETS)}")
     check_folder("--out", out, "checkpoint")
+    name = source.name if lora is None else f"{source.name} + {lora[1]:g} {lora[0].name}"
     card = _card(preset, base, how)
     world = open_world(card.world)
-    key = {"source": str(source.resolve()), "weights": weights, "card": card.model_dump(mode="json")}
+    key: dict[str, Any] = {"source": str(source.resolve()), "weights": weights, "card": card.model_dump(mode="json")}
+    key |= {} if lora is None else {"lora": [str(lora[0].resolve()), lora[1]]}
     with unfinished(out, key, replaces="checkpoint") as folder:
-        world.bring_in(source, weights, folder / TRANSFORMER)
+        world.bring_in(source, weights, folder / TRANSFORMER, lora)
         for part in (TEXT, CODEC):
             world.adopt(part, folder / part)
         save_card(folder, card)
-        write_manifest(folder, "checkpoint", stage="distill", seed=0, variant=preset, source=source.name)
+        write_manifest(folder, "checkpoint", stage="distill", seed=0, variant=preset, source=name)
 
 
 def export_checkpoint(checkpoint: Path, form: str, out: Path) -> None:

@@ -120,6 +120,9 @@ CODEC: Part = "codec"
 Solver = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, int, float], Tensor]
 
 
+Lora = tuple[Path, float]  # the file of an adapter of low rank, and its scale
+
+
 class World(Protocol):
     """Prompts, pictures, and what is needed to go from the ones to the others."""
 
@@ -167,10 +170,11 @@ class World(Protocol):
         """Read every file that a part's folder refers to. Raises UserError where they are not what they were."""
         ...
 
-    def bring_in(self, source: Path, weights: str | None, folder: Path) -> None:
+    def bring_in(self, source: Path, weights: str | None, folder: Path, lora: Lora | None = None) -> None:
         """Write somebody else's transformer, of the base's size, into a new ``folder``.
 
-        weights: which of several sets in the source. Raises UserError when it is none, or not whole.
+        weights: which of several sets in the source. lora: what is added to it. Raises UserError when it is none, or
+        not whole.
         """
         ...
 

@@ -14,7 +14,7 @@ from hiar.errors import UserError
 from hiar.models.loading import cast_weights, load_model
 from hiar.models.pixels import to_video
 from hiar.noise import seeded
-from hiar.worlds.interface import CODEC, TRANSFORMER, Part
+from hiar.worlds.interface import CODEC, TRANSFORMER, Lora, Part
 from hiar.worlds.shapes.captions import captions, parse_caption, vocabulary
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.shapes.render import clips
@@ -65,7 +65,7 @@ class Shapes:
     def verify(self, folder: Path) -> None:
         """It refers to nothing."""
 
-    def bring_in(self, source: Path, weights: str | None, folder: Path) -> None:
+    def bring_in(self, source: Path, weights: str | None, folder: Path, lora: Lora | None = None) -> None:
         raise UserError(f"{source}: nobody else has checkpoints of the built-in world; import one of Wan")
 
     def send_out(self, folder: Path, form: str, out: Path) -> None:

@@ -16,7 +16,7 @@ from hiar.errors import UserError
 from hiar.io.files import file_hash
 from hiar.io.fingerprints import cache_folder
 from hiar.io.locks import locked
-from hiar.worlds.interface import SPLIT, TEXT, TRANSFORMER, Part, Trainable
+from hiar.worlds.interface import SPLIT, TEXT, TRANSFORMER, Lora, Part, Trainable
 from hiar.worlds.wan.base import convert_base
 from hiar.worlds.wan.codec import WanCodec, load_codec
 from hiar.worlds.wan.embeddings import Embeddings, embed
@@ -80,8 +80,8 @@ class Wan:
     def verify(self, folder: Path) -> None:
         locate(folder, verify=True)
 
-    def bring_in(self, source: Path, weights: str | None, folder: Path) -> None:
-        bring_in(source, weights, self._here(), folder)
+    def bring_in(self, source: Path, weights: str | None, folder: Path, lora: Lora | None = None) -> None:
+        bring_in(source, weights, self._here(), folder, lora)
 
     def send_out(self, folder: Path, form: str, out: Path) -> None:
         base = locate(folder)

@@ -10,8 +10,9 @@ from hiar.errors import UserError, suggest
 from hiar.io.artifacts import unfinished
 from hiar.io.files import writing
 from hiar.io.free import require_room
-from hiar.worlds.interface import TRANSFORMER
+from hiar.worlds.interface import TRANSFORMER, Lora
 from hiar.worlds.wan.formats.configs import read_config
+from hiar.worlds.wan.formats.lora import add_lora
 from hiar.worlds.wan.formats.sources import Found, Weights, open_source, weights_in
 from hiar.worlds.wan.formats.writing import write_diffusers, write_original, write_student
 
@@ -29,12 +30,13 @@ def open_foreign(source: Path, weights: str | None, base: Path) -> Found:
     return open_source(source, weights=weights, base=wanted)  # type: ignore[arg-type]
 
 
-def bring_in(source: Path, weights: str | None, base: Path, folder: Path) -> None:
-    """Write a foreign transformer into a new ``folder``, as diffusers has it."""
+def bring_in(source: Path, weights: str | None, base: Path, folder: Path, lora: Lora | None = None) -> None:
+    """Write a foreign transformer into a new ``folder``, as diffusers has it, with an adapter's update taken in."""
     found = open_foreign(source, weights, base)
-    require_room(folder, sum(one.nbytes for one in found.tensors.values()))
+    tensors = found.tensors if lora is None else add_lora(found.tensors, *lora)
+    require_room(folder, sum(one.nbytes for one in tensors.values()))
     folder.mkdir(exist_ok=True)
-    write_diffusers(found.tensors, found.config, folder)
+    write_diffusers(tensors, found.config, folder)
 
 
 def send_out(folder: Path, base: Path, form: str, out: Path) -> None:
