@@ -8,7 +8,7 @@ from typing import get_args
 
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import unfinished
-from hiar.io.files import writing
+from hiar.io.files import file_hash, writing
 from hiar.io.free import require_room
 from hiar.worlds.interface import TRANSFORMER, Lora
 from hiar.worlds.wan.formats.configs import read_config
@@ -89,5 +89,6 @@ def describe(source: Path, base: Path | None) -> list[tuple[str, str]]:
         ),
         ("stored", f"{sum(one.nbytes for one in tensors) / GB:.3g} GB of {', '.join(types)}"),
         *([("weights", " and ".join(sets))] if chosen else []),
+        *([("SHA-256", file_hash(source))] if source.is_file() else []),
         ("to sample it", f"hiar import SOURCE --base WAN --as self-forcing (or hiar){chosen} --out DIR"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -101,6 +102,7 @@ def test_a_released_student_is_imported_sampled_and_streamed(
     assert (streamed.float() - video.float()).abs().mean() < 2  # two h264 files of the same frames
     said = run("models", "im", released, "--base", base)
     assert "weights        generator and generator_ema" in said and "--weights generator_ema --out" in said
+    assert f"SHA-256        {hashlib.sha256(released.read_bytes()).hexdigest()}\n" in said
     said = run("import", released, "--base", base, "--as", "hiar", *SIZE, "--out", "other", code=2)
     assert "holds generator, generator_ema: which one is meant" in said
     half = torch.load(released, weights_only=True)

@@ -118,6 +118,7 @@ def test_parameters_are_counted_whatever_their_types(folder: Path, mixed: dict[s
     said = dict(describe(folder / "diffusers", None))
     assert said["transformer"].endswith(f", {sum(one.numel() for one in mixed.values()):,} parameters")
     assert said["stored"].endswith(" GB of bfloat16, float32")
+    assert "SHA-256" not in said  # which a file has
 
 
 def test_heads_of_files_are_those_that_diffusers_writes(folder: Path, tmp_path: Path) -> None:
