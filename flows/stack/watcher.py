@@ -8,6 +8,8 @@ started by a deployment: others cannot be scheduled again, and emit heartbeats a
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import sys
 import time
@@ -16,6 +18,7 @@ from typing import Any
 
 LOOK_SECONDS = 5.0
 SILENCE = {"RUNNING": timedelta(seconds=70), "PENDING": timedelta(seconds=110)}  # heartbeats come every 30 s
+PENDING = "HIAR_PENDING_SECONDS"
 RECENT = timedelta(hours=1)  # what crashed before is past
 ATTEMPTS = 10  # of a run in all
 HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -27,6 +30,7 @@ def main() -> None:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
 
+    SILENCE["PENDING"] = pending_silence()
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     up_since: datetime | None = None  # heartbeats that were sent while the server was away are lost
     while True:
@@ -43,6 +47,17 @@ def main() -> None:
                 print(f"the server is away: {type(error).__name__}", flush=True)
             up_since = None
             time.sleep(LOOK_SECONDS)
+
+
+def pending_silence() -> timedelta:
+    """How long a run may wait to begin; HIAR_PENDING_SECONDS says longer where it waits for a machine and its image."""
+    said = os.environ.get(PENDING)
+    if said is None:
+        return SILENCE["PENDING"]
+    if not re.fullmatch(r"[0-9]{1,6}", said) or int(said) < 1:
+        print(f"error: {PENDING} = {said}: should be seconds, 1 to 999999; unset it for 110", file=sys.stderr)
+        raise SystemExit(2)
+    return timedelta(seconds=int(said))
 
 
 def look(client: Any, up_since: datetime, now: datetime | None = None) -> list[str]:

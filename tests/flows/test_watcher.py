@@ -1,5 +1,7 @@
 """The watcher takes up what died, a bounded number of times, and touches nothing else."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
@@ -98,6 +100,24 @@ def test_what_its_worker_says_crashed_is_scheduled_at_once_but_not_for_ever(lab,
     (line,) = look(lab, 80)
     assert "for good, after 2 attempts" in line
     assert lab.state(again) == "Crashed"
+
+
+@pytest.mark.parametrize(("said", "seconds"), [(None, 110), ("900", 900)])
+def test_a_cluster_may_let_runs_wait_longer_for_a_machine(said, seconds, monkeypatch):
+    monkeypatch.delenv(watcher.PENDING, raising=False)
+    if said is not None:
+        monkeypatch.setenv(watcher.PENDING, said)
+    assert watcher.pending_silence().total_seconds() == seconds
+
+
+@pytest.mark.parametrize("said", ["", "0", "15m", "1e3", "-5"])
+def test_a_wait_that_is_none_is_refused_in_a_line(said):
+    from commands import environment
+
+    command = [sys.executable, "-m", "flows.stack.watcher"]
+    run = subprocess.run(command, env=environment() | {watcher.PENDING: said}, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr == f"error: {watcher.PENDING} = {said}: should be seconds, 1 to 999999; unset it for 110\n"
 
 
 def test_a_run_that_gives_signs_of_life_is_at_work_until_its_last_one_is_long_ago(lab):

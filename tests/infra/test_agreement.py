@@ -85,8 +85,19 @@ def test_a_server_of_prefect_makes_its_pages_where_it_may_write() -> None:
 
 
 def test_what_dies_is_taken_up_where_processes_run_the_flows() -> None:
-    """A pool of Kubernetes reports a lost run itself; of a process nobody would hear that it was killed."""
-    (command,) = {tuple(compose()["services"]["watcher"]["command"]), tuple(unit_command("watcher"))}
+    """A pool of Kubernetes reports a lost run itself, and takes none up; of a process nobody hears that it died."""
+    (of_cluster,) = [
+        pod["containers"][0]
+        for one in manifests()
+        if one["kind"] == "Deployment" and one["metadata"]["name"] == "watcher"
+        for pod in pod_specs(one)
+    ]
+    commands = (compose()["services"]["watcher"]["command"], unit_command("watcher"), of_cluster["args"])
+    (command,) = {tuple(one) for one in commands}
+    waits = {one["name"]: one["value"] for one in of_cluster["env"]}["HIAR_PENDING_SECONDS"]
+    patience = pools()["kubernetes"]["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
+    assert int(waits) > patience, "the worker tells of a pod that does not start"
+    assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30" in (KUBERNETES / "clients.env").read_text()
     assert command[:2] == ("python", "-m") and find_spec(command[2])
     given = environments()
     for place in ("compose watcher", "compose worker", "systemd watcher", "systemd worker"):
