@@ -37,12 +37,14 @@ Purpose = Literal[
     "causal pairs noise",
     "rollout",  # the noise of a cell of the grid
     "exit step",
+    "context level",  # of rollouts, where it is drawn
     "forcing levels",  # of a video that stands in the place of a rollout, and which one it is
     "forcing noise",
     "dmd levels",
     "dmd noise",
     "forward-KL pairs",
     "critic exit step",
+    "critic context level",
     "critic replay",
     "critic levels",
     "critic noise",

@@ -188,6 +188,9 @@ class Variant(Section):
     context: Context
     level: ContextLevel | None  # of output context, as a share of the step's output level; 1: HiAR, 0: clean
     forward_kl: ForwardKL | None
+    # Of output context, in training: each update draws the share of its rollouts evenly from these bounds. null: it is
+    # the level at which the student is walked.
+    drawn: Annotated[tuple[Probability, Probability], Field(strict=False)] | None = None
     # What DMD is taken on. null: the student's own rollouts; diffusion: clean videos of the pairs, each block noised to
     # a level of its own and denoised in one causal forward (CausVid).
     forcing: Literal["diffusion"] | None = None
@@ -196,4 +199,8 @@ class Variant(Section):
     def _check(self) -> Self:
         require_order(self.order, self.context)
         require_level(self.context, self.level)
+        if self.drawn is not None:
+            low, high = self.drawn
+            remedy = "are bounds of output context's level, the lower one first; write null"
+            require(self.context == "output" and self.forcing is None and low < high, "drawn", [low, high], remedy)
         return self

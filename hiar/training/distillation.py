@@ -80,10 +80,11 @@ def distillation_step(job: Distillation, step: int) -> Metrics:
     if learns or settings.replay is not None:
         parts = deal(settings.batch, settings.micro_batch, job.ranks)
         first, exit_step = job.student_samples + step * settings.batch, _exit_step(job, "exit step", step)
+        level = _context_level(job, "context level", step)
         made: list[Rollouts] = []
 
         def roll_out(part: range) -> Rollouts:
-            windows, text = _rollouts(job, range(first + part.start, first + part.stop), exit_step, learns)
+            windows, text = _rollouts(job, range(first + part.start, first + part.stop), exit_step, learns, level)
             if settings.replay is not None:
                 made.append((windows.detach(), text))
             return windows, text
@@ -204,10 +205,11 @@ def _critic_batch(job: Distillation, number: int) -> tuple[Callable[[range], Rol
     if settings.replay is None:
         first = job.critic_samples + number * (settings.critic_batch // settings.windows)
         exit_step = _exit_step(job, "critic exit step", number)
+        level = _context_level(job, "critic context level", number)
 
         def fresh(part: range) -> Rollouts:
             start, stop = part.start // settings.windows, part.stop // settings.windows
-            return _rollouts(job, range(first + start, first + stop), exit_step, learn=False)
+            return _rollouts(job, range(first + start, first + stop), exit_step, learn=False, level=level)
 
         return fresh, parts
     drawn = stream("critic replay", job.seed, step=number).integers(len(replay["windows"]), size=settings.critic_batch)
@@ -233,7 +235,7 @@ def _windows_of(rollouts: range, windows: int) -> range:
     return range(rollouts.start * windows, rollouts.stop * windows)
 
 
-def _rollouts(job: Distillation, samples: range, exit_step: int, learn: bool) -> Rollouts:
+def _rollouts(job: Distillation, samples: range, exit_step: int, learn: bool, level: float | None) -> Rollouts:
     """Windows (B * windows, C, F, h, w) that the student makes of the samples' prompts, and a text for each.
 
     Under diffusion forcing, as many windows that it makes of the pairs' clean videos.
@@ -244,7 +246,7 @@ def _rollouts(job: Distillation, samples: range, exit_step: int, learn: bool) ->
             return job.forcing(student, _windows_of(samples, job.settings.windows), learn)
     text = job.prompts(samples)
     with job.accelerator.autocast():
-        windows = job.roll_out(student, text, job.seed, samples, exit_step, learn)
+        windows = job.roll_out(student, text, job.seed, samples, exit_step, learn, level)
     windows = as_clips(windows, job.settings.windows, job.roll_out.video.block, job.codec)
     return windows, text.repeat_interleave(job.settings.windows, dim=0)
 
@@ -252,3 +254,9 @@ def _rollouts(job: Distillation, samples: range, exit_step: int, learn: bool) ->
 def _exit_step(job: Distillation, purpose: Purpose, number: int) -> int:
     """The one step, of all samples and blocks, whose estimate of x0 ends a rollout."""
     return int(stream(purpose, job.seed, step=number).integers(job.roll_out.schedule.student_steps))
+
+
+def _context_level(job: Distillation, purpose: Purpose, number: int) -> float | None:
+    """The one level of context, of all samples and steps, where the variant has it drawn."""
+    drawn = job.roll_out.variant.drawn
+    return None if drawn is None else float(stream(purpose, job.seed, step=number).uniform(*drawn))

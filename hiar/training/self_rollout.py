@@ -27,17 +27,25 @@ class SelfRollout:
     conventions: Conventions
 
     def __call__(
-        self, student: Denoiser, text: Tensor, seed: int, samples: range, exit_step: int, learn: bool
+        self,
+        student: Denoiser,
+        text: Tensor,
+        seed: int,
+        samples: range,
+        exit_step: int,
+        learn: bool,
+        level: float | None = None,
     ) -> Tensor:
         """Roll the student out up to ``exit_step``, with gradients there if it is to ``learn``.
 
-        text: (B, words, dim). Returns the training windows of all videos, (B * windows, C, F, h, w), sample by sample.
+        text: (B, words, dim). level: of the context, where it is not the one at which the variant is walked.
+        Returns the training windows of all videos, (B * windows, C, F, h, w), sample by sample.
         """
         variant, video, schedule = self.variant, self.video, self.schedule
         # Steps behind the exit change nothing before it, except where they leave its context.
         grid = make_grid(
             variant.context,
-            variant.level,
+            variant.level if level is None else level,
             blocks=self.windows * video.frames // video.block,
             steps=schedule.student_steps if rule_of(variant.context).left else exit_step + 1,
             window=video.window_blocks,

@@ -364,6 +364,34 @@ def test_diffusion_forcing_denoises_clean_videos_noised_block_by_block() -> None
 
 
 @pytest.mark.parametrize("replay", [2, None])
+def test_the_level_of_the_context_is_drawn_for_an_update(replay: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for all its micro-batches, within the bounds; the critic's fresh rollouts have draws of their own."""
+    drawn = HIAR.model_copy(update={"drawn": (0.25, 0.75)})
+    job = make_job(drawn, replay=replay, micro_batch=1, critic_updates=2)
+    roll_out, levels = SelfRollout.__call__, list[float | None]()
+
+    def noted(*arguments: Any, **options: Any) -> Tensor:
+        levels.append(arguments[-1])
+        return roll_out(*arguments, **options)
+
+    monkeypatch.setattr(SelfRollout, "__call__", noted)
+    for step in range(2):
+        distillation_step(job, step)
+    expected: list[float] = []
+    for step in range(2):
+        expected += [stream("context level", SEED, step=step).uniform(0.25, 0.75)] * 2
+        if replay is None:
+            for number in (2 * step, 2 * step + 1):
+                expected += [stream("critic context level", SEED, step=number).uniform(0.25, 0.75)] * 3
+    assert levels == expected
+    assert len({*expected}) == (2 if replay else 6)
+    assert all(0.25 <= level < 0.75 for level in expected)
+    levels.clear()
+    distillation_step(make_job(replay=replay), 0)
+    assert {*levels} == {None}
+
+
+@pytest.mark.parametrize("replay", [2, None])
 def test_later_windows_are_learned_from_as_clips(replay: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a codec whose first latent frame is one picture, by student and critic, in the replay and out of it."""
     codec = WanCodec(AutoencoderKLWan(base_dim=4, z_dim=3, latents_mean=[0.1] * 3, latents_std=[1.5] * 3)).eval()

@@ -163,3 +163,12 @@ def test_half_precision_keeps_levels_and_latents_in_full() -> None:
     gradients = torch.autograd.grad(windows.square().sum(), parameters)
     assert all(gradient.abs().max() > 0 for gradient in gradients)
     assert (windows - full).abs().mean() < 0.1 * full.abs().mean()
+
+
+def test_a_level_that_is_drawn_takes_the_place_of_the_walks_own() -> None:
+    own, drawn = make_self_rollout(), make_self_rollout()
+    lower = dataclasses.replace(own, variant=own.variant.model_copy(update={"level": 0.5}))
+    student = tiny_denoiser()
+    expected = lower(student, TEXT, SEED, SAMPLES, 1, learn=False)
+    assert torch.equal(drawn(student, TEXT, SEED, SAMPLES, 1, False, 0.5), expected)
+    assert not torch.allclose(own(student, TEXT, SEED, SAMPLES, 1, learn=False), expected, atol=1e-4)
