@@ -130,8 +130,8 @@ def stage(
     """Run one stage in this folder; what dvc.yaml calls.
 
     It reads params.yaml and what the stages before it left, writes artifacts/, metrics/ and curves/, and goes on where
-    it was interrupted. `dvc repro STAGE` runs the stages before it too. Stages teacher, pairs, init and distill are as
-    many processes as runtime.processes in params.yaml says, or torchrun.
+    it was interrupted. `dvc repro STAGE` runs the stages before it too. Stages teacher, pairs, init, distill and
+    sample are as many processes as runtime.processes in params.yaml says, or torchrun.
     """
     needed = STAGES.get(name)
     if needed is None:

@@ -14,15 +14,16 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
     """Wait until no other process is in the folder, which is made when missing; that one waits is told.
 
-    The kernel lets go of the lock when its process dies. The lock file stays: deleting it would let two processes in.
-    Raises UserError when the folder cannot be written.
+    lock: the file's name; those of another name are waited for on their own. The kernel lets go of the lock when its
+    process dies. The lock file stays: deleting it would let two processes in. Raises UserError when the folder cannot
+    be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a")  # open for writing: network file systems lock no other
+        file = (folder / lock).open("a")  # open for writing: network file systems lock no other
     with file:
         with writing(folder):
             try:

@@ -117,7 +117,8 @@ def joined(runtime: Runtime) -> Iterator[Ranks]:
     def lost(reason: str) -> str:
         return (
             f"process {rank} of {size} lost another one, or waited {runtime.stall_seconds:g} s for it "
-            f"({reason}); the same command goes on from the last state"
+            f"({reason}); the same command goes on from the last state; where none is gone, raise "
+            "runtime.stall_seconds in params.yaml"
         )
 
     try:

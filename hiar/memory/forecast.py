@@ -133,7 +133,10 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         entries += _role("critic", models, gpus, params.distill.critic)
         # One that is the teacher itself also embeds prompts, and stays as it is.
         real = make_meta(params, models.real, half=params.distill.real_score is not None)
-        (host if "real_score" in offload else entries).append(_frozen("real score", real, gpus))
+        if "real_score" in offload:
+            host.append(Entry("real score", "parameters", pinned_bytes(real, gpus)))
+        else:
+            entries.append(_frozen("real score", real, gpus))
         if params.distill.windows > 1 and models.apart:
             entries.append(Entry("codec", "parameters", models.codec))
         solves = variant.forward_kl is not None or variant.forcing is not None
@@ -205,6 +208,13 @@ def _role(name: str, models: Models, gpus: int, settings: config.Optimizer) -> l
 def meta_role(models: Models, settings: config.Optimizer) -> Role:
     """A role in training without memory."""
     return make_role(models.trained(), settings, steps=1)
+
+
+def pinned_bytes(network: nn.Module, gpus: int) -> int:
+    """Bytes of the pinned memory that a GPU's share of a network takes: torch gives each tensor a power of two."""
+    rows = [(parameter, -(-len(parameter) // gpus)) for parameter in network.parameters()]
+    sizes = (count * parameter[0].numel() * parameter.element_size() for parameter, count in rows)
+    return sum(1 << (size - 1).bit_length() for size in sizes)
 
 
 def _frozen(name: str, network: Denoiser, gpus: int) -> Entry:

@@ -23,6 +23,7 @@ from hiar.stages.comparison import CAPTIONS, check_heads, find_videos, list_vide
 from hiar.stages.profile_values import Video, keep_only, score_videos
 from hiar.stages.score import Protocol, checked_captions, protocol_of
 from hiar.stages.vbench_profile import score_by_vbench, split_profiles
+from hiar.vbench.runner import check_folder
 from hiar.worlds.interface import open_world
 
 SAME_RATE = 0.01  # by how much of itself a rate may differ: containers round times
@@ -52,6 +53,8 @@ def score_folder(
     kept = _kept_by(out)
     if by_vbench and kept is None:
         raise UserError(f"--profile = {by_vbench[0]}: keeps values in a folder beside the figures; give --out a file")
+    if by_vbench and names:
+        check_folder(folder, dimensions)  # before hours are spent on what the others say
     found = _score_by_us(folder, names, kept, workspace) if names or not by_vbench else {}
     for name in by_vbench:
         assert kept is not None

@@ -94,7 +94,7 @@ def shard(network: nn.Module, ranks: Ranks, *, offload: bool = False) -> None:
     # Nothing here writes into what a network returns, of which a part may be a view.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     full = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # Pinned memory is copied while something is computed.
+    # Pinned memory is copied at the bus's speed and, by several processes, while the layers before are computed.
     place = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if offload else OffloadPolicy()
     of_layers = replace(full, param_dtype=torch.bfloat16 if ranks.half else None)
     for part in parts_of(network):

@@ -127,6 +127,16 @@ def score_folder(
     return Scores({name: value for name, value in found.items() if not isinstance(value, RunFailed)}, failed)
 
 
+def check_folder(folder: Path, dimensions: Iterable[str]) -> None:
+    """Raise UserError for what `score_folder` would refuse of videos and named dimensions, for before other work."""
+    where, named = find_environment(default_folder()), known_dimensions(dimensions)
+    suite = read_suite(where.suite)
+    videos = read_videos(folder, suite)
+    if named:
+        _check_suitable(named, videos, is_standard(videos, suite), suite)
+        require_runnable(examine(where, weights_folder(), named))
+
+
 def _runnable(environment: Environment, weights: Path, names: Sequence[str]) -> list[Finding]:
     findings = examine(environment, weights, names)
     for finding in findings:

@@ -64,6 +64,7 @@ def test_a_process_whose_others_are_not_there_says_so(monkeypatch: pytest.Monkey
     ):
         pass
     assert lost.value.exit_code == 3
+    assert str(lost.value).endswith("; where none is gone, raise runtime.stall_seconds in params.yaml")
 
 
 def test_a_port_of_another_program_is_told_by_the_process_that_was_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from commands import hiar
+from torch import nn
 
 from hiar.config import AdamW, Muon, Optimizer
 from hiar.memory import forecast, inits, steps
@@ -236,7 +237,9 @@ def test_what_lies_on_the_host_is_there_and_not_on_the_gpu() -> None:
     assert nothing == {}
     gpu, host = found("distill", "real_score", "optimizers")
     kinds = (("real score", "parameters"), ("student", "optimiser"), ("critic", "optimiser"))
-    assert host == {kind: whole[kind] for kind in kinds}
+    real = host["real score", "parameters"]
+    assert whole["real score", "parameters"] < real < 2 * whole["real score", "parameters"]
+    assert host == {kind: whole[kind] for kind in kinds} | {("real score", "parameters"): real}
     shards = {("all", "gathered layers"), ("all", "whole gradients")}
     assert {*gpu} == {*whole} - {*host} | shards
     assert gpu["all", "whole gradients"] == whole["student", "gradients"]
@@ -247,6 +250,12 @@ def test_what_lies_on_the_host_is_there_and_not_on_the_gpu() -> None:
     assert [{kind for kind in part if kind[0] == "student"} for part in (gpu, whole)] == [
         {("student", what) for what in ("parameters", "gradients", "average")}
     ] * 2
+
+
+@pytest.mark.parametrize(("gpus", "weight", "bias"), [(1, 64, 16), (2, 64, 8), (4, 32, 4)])
+def test_each_tensor_in_pinned_memory_takes_a_power_of_two(gpus: int, weight: int, bias: int) -> None:
+    """Of three rows of five numbers and a vector of three, a GPU of two has two rows, of four one."""
+    assert forecast.pinned_bytes(nn.Linear(5, 3), gpus) == weight + bias
 
 
 def test_an_update_may_be_the_fullest_phase_where_its_states_come_from_the_host() -> None:

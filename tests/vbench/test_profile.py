@@ -81,6 +81,15 @@ def test_a_dimension_that_breaks_down_leaves_what_the_others_gave(score, tmp_pat
     assert {one["dimension"] for one in asked(weights)} == {IMAGING}
 
 
+def test_what_vbench_refuses_is_told_before_others_are_asked(score, tmp_path, weights):
+    both = ("--profile", "drift-lite", "--profile", "vbench")
+    (tmp_path / "videos" / "captions.txt").write_text("a bird\na bee\n")
+    assert "captions.txt" in line_of(score(*both, code=2))
+    (tmp_path / "videos" / "captions.txt").write_text("a bird\na bee\na bear\n")
+    assert line_of(score(*both, "-d", "color", code=2)).startswith("color: ")
+    assert not [*tmp_path.glob("score*")]
+
+
 @pytest.mark.parametrize(
     ("options", "out", "line"),
     [

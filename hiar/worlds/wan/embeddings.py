@@ -23,7 +23,7 @@ from torch import Tensor
 from hiar.errors import UserError
 from hiar.io.files import remove, writing
 from hiar.io.fingerprints import fingerprint
-from hiar.io.locks import locked
+from hiar.io.locks import LOCK, locked
 from hiar.io.progress import Progress
 from hiar.io.shards import write_shard
 from hiar.worlds.wan.text import TextEncoder, load_text_encoder, pad
@@ -48,7 +48,11 @@ class Embeddings:
             self._shards.append(path)
 
     def __contains__(self, prompt: str) -> bool:
-        return _key(prompt) in self._index
+        return self.holds(_key(prompt))
+
+    def holds(self, key: bytes) -> bool:
+        """Whether the prompt of a key is there."""
+        return key in self._index
 
     def read(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (B, 512, dim) of prompts in the type they were computed in, zero where a prompt has no token.
@@ -86,15 +90,23 @@ def embed(
     ``prompts``, which may be a file's (`hiar.worlds.wan.prompts.PromptFile`), are gone through twice: to see what is
     missing, and to encode that, ``batch`` at a time. The encoder, of type ``dtype``, is loaded only for that and freed
     afterwards. A kill loses a shard at most. Several processes may do this at once: they share the work, one shard
-    after the other. The last bits of an embedding depend on its batch, unless ``batch`` is 1; work that was broken off
+    after the other. Those that ask for the same prompts, as all of a stage do, wait for the first of them, which alone
+    loads an encoder. The last bits of an embedding depend on its batch, unless ``batch`` is 1; work that was broken off
     and is gone on with has the same batches. Raises UserError for a broken encoder, a broken cache, and when the cache
     cannot be written.
     """
     folder = cache / encoder_identity(base, cache, dtype)
     embeddings = Embeddings(folder)
-    missing = {_key(prompt) for prompt in prompts if prompt not in embeddings}
+    missing, asked = set(), hashlib.sha256()
+    for prompt in prompts:
+        asked.update(key := _key(prompt))
+        if prompt not in embeddings:
+            missing.add(key)
     if missing:
-        _encode_missing(prompts, missing, embeddings, base, dtype, device, batch)
+        with locked(folder, f"{LOCK}-{asked.hexdigest()[0]}"):
+            embeddings.refresh()
+            if left := {key for key in missing if not embeddings.holds(key)}:
+                _encode_missing(prompts, left, embeddings, base, dtype, device, batch)
     return embeddings
 
 

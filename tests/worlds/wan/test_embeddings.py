@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from hiar.io.progress import Progress
 from hiar.io.shards import write_shard
 from hiar.worlds.wan import embeddings
 from hiar.worlds.wan.embeddings import Embeddings, embed
-from hiar.worlds.wan.text import MAX_TOKENS, load_text_encoder, pad
+from hiar.worlds.wan.text import MAX_TOKENS, TextEncoder, load_text_encoder, pad
 
 PROMPTS = [f"A red panda number {number} climbs {'a mossy tree ' * (number % 7)}" for number in range(20)]
 FLOAT = torch.float32
@@ -166,6 +167,24 @@ def test_several_at_once_share_the_work(base: Path, filled: Path, tmp_path: Path
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[0], rows[2])
     assert relative_error(rows[0], Embeddings(next(filled.glob("*/"))).read(PROMPTS[5:])) < 1e-6
+
+
+def test_of_several_that_ask_for_the_same_one_loads_an_encoder(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all processes of a stage do, each of which has room for an encoder of 11 GB at best."""
+    monkeypatch.setattr(embeddings, "SHARD", 1)
+    loaded = []
+
+    def load(*arguments: Any) -> TextEncoder:
+        loaded.append(arguments)
+        return load_text_encoder(*arguments)
+
+    monkeypatch.setattr(embeddings, "load_text_encoder", load)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: embed(PROMPTS, base, tmp_path, FLOAT), range(3)))
+    assert len(loaded) == 1
+    assert all(prompt in one for one in found for prompt in PROMPTS)
 
 
 def test_only_the_rows_asked_for_are_read(base: Path, cache: Path) -> None:
