@@ -115,8 +115,8 @@ EXPERIMENTS = {  # what is written, and the line that it is answered with, after
     "runtime: {offload: [real_score]}": "runtime.offload = ['real_score']: a real score on the host is sharded; set "
     "runtime.processes, which may be 1, or leave it out",
     "runtime: {offload: [critic]}": "runtime.offload.0 = 'critic': input should be 'real_score' or 'optimizers'",
-    "variants: {hiar: {drawn: [1.0, 0.5]}}": "hiar.drawn = [1.0, 0.5]: are bounds of output context's level",
-    "variants: {self-forcing: {drawn: [0.0, 1.0]}}": "self-forcing.drawn = [0.0, 1.0]: are bounds of output",
+    "variants: {hiar: {drawn: [1.0, 0.5]}}": "variants.hiar.drawn = [1.0, 0.5]: should be bounds of output",
+    "variants: {self-forcing: {drawn: [0.0, 1.0]}}": "variants.self-forcing.drawn = [0.0, 1.0]: should be bounds",
     "variants: {hiar: {drawn: [0.0, 1.5]}}": "variants.hiar.drawn.1 = 1.5: input should be less than or equal to 1",
     "runtime: {variant_threads: 2000}": "runtime.variant_threads = 2000: should be at most 1024",
     "world: {frames_per_second: 1000000000000}": "world.frames_per_second = 1000000000000: input should be less than",

@@ -201,6 +201,6 @@ class Variant(Section):
         require_level(self.context, self.level)
         if self.drawn is not None:
             low, high = self.drawn
-            remedy = "are bounds of output context's level, the lower one first; write null"
+            remedy = "should be bounds of output context's level, the lower one first, or null"
             require(self.context == "output" and self.forcing is None and low < high, "drawn", [low, high], remedy)
         return self
