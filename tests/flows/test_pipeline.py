@@ -91,6 +91,16 @@ def test_what_was_made_before_is_told_from_what_has_to_be_computed(project, monk
     assert recorded_stages(project.folder) == set()
 
 
+def test_of_what_was_made_twice_of_the_same_inputs_the_newest_counts(project):
+    """As DVC has it: what came of the older one is not what would come now."""
+    project.order("codec-0", "fill 10")
+    project.dvc("repro", "distill@0-hiar")
+    assert recorded_stages(project.folder) == {"codec@0", "distill@0-hiar"}
+    project.order("codec-0", "fill 20")
+    project.dvc("repro", "--single-item", "--force", "codec@0")
+    assert recorded_stages(project.folder) == {"codec@0"}
+
+
 def test_a_reason_is_no_wall_of_names(project):
     project.dvc("repro")
     paths = [f"in-{number}" for number in range(5)]
