@@ -1,6 +1,7 @@
 """Two copies of a project that share a remote: what one has made the other fetches."""
 
 import shutil
+import subprocess
 from hashlib import md5, sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,28 @@ def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project
     assert [path.read_bytes() for path in locks] == [(project.folder / "dvc.lock").read_bytes()]
     assert len(list(remote.glob("runs/*/*/*"))) == 2
     assert run(project) == []
+
+
+def test_what_did_not_all_come_there_is_not_taken_for_pushed(project, remote, small_disk):
+    """Nor is what changed meanwhile; of data that is not there no record says that it was made."""
+    project.dvc("remote", "modify", "store", "url", str(small_disk))
+    project.order("codec-0", f"fill {1 << 20}")
+    project.dvc("repro")
+    assert not pushed(project)
+    assert list(small_disk.glob("files/md5/*/*"))  # of others
+    assert not list(small_disk.glob("runs/*/*/*"))
+    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    lock, told = project.folder / "dvc.lock", []
+
+    def tell(line):
+        told.append(line)
+        lock.write_text(lock.read_text() + "# changed\n")
+
+    own = remote_of(project.folder)
+    assert push(own, ProcessGroups(), tell)
+    assert told
+    assert not own.has(PUSHED)
+    assert len(list(small_disk.glob("runs/*/*/*"))) == 2
 
 
 def test_what_was_pushed_is_pushed_again_to_another_remote(tmp_path):
