@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ from hiar.schedule import step_sigmas
 from hiar.training.distillation import Distillation, distillation_step
 from hiar.training.role import make_role, update
 from hiar.training.self_rollout import SelfRollout
+from hiar.worlds.interface import CODEC, Codec
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.wan.tiny import make_tiny_wan
 
@@ -259,7 +260,7 @@ def test_an_update_may_be_the_fullest_phase_where_its_states_come_from_the_host(
 @pytest.fixture
 def no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of networks alone, which take no time: nothing is imagined to be computed with them."""
-    monkeypatch.setattr(forecast, "imagine", lambda *_: {"a step": 1})
+    monkeypatch.setattr(forecast, "imagine", lambda *_: {"a step": 1, "walk": 1})
 
 
 @pytest.mark.usefixtures("no_steps")
@@ -270,6 +271,23 @@ def test_in_an_update_the_states_of_one_role_are_there_at_a_time() -> None:
     states = [entry.bytes for entry in found.host]
     assert len({*states}) == 2
     assert {e.what: e.bytes for e in found.entries if e.role == "activations"} == {forecast.UPDATE: max(states)}
+
+
+@pytest.mark.usefixtures("no_steps")
+@pytest.mark.parametrize("frames", [12, 96])
+def test_videos_that_were_made_together_are_decoded_one_after_the_other(frames: int) -> None:
+    """However long they are, a few latent frames at a time."""
+    tree = merge(read_yaml(ROOT / "params.yaml"), {"sample": {"frames": frames}})
+    models = forecast.open_models(parse_params(tree, Path("sampled")))
+    found = forecast.forecast(models, "sample", models.sizes.params.variant("hiar"), 3)
+    (planned,) = [entry.bytes for entry in found.entries if entry.what == "decoding"]
+    codec = cast(Codec, models.world.outline(CODEC, models.sizes.params))
+    channels, *size = models.sizes.latent
+    latents, decode, count = torch.zeros(1, channels, frames, *size), codec.decoding(), Counting()
+    with torch.no_grad(), count, count.phase("decoding"):
+        for part in latents.split(codec.chunk, dim=2):
+            decode(part)
+    assert planned == pytest.approx(count.peaks["decoding"], rel=0.01)
 
 
 @pytest.mark.usefixtures("no_steps")
