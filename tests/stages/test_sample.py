@@ -24,7 +24,7 @@ from hiar.schedule import step_sigmas
 from hiar.stages import sample
 from hiar.stages.request import Request
 from hiar.stages.sample import check_request, sample_key, sample_latents, sample_prompts
-from hiar.stages.videos import write_latents
+from hiar.stages.videos import decoding, write_latents
 
 PROMPTS = ["a red disc moves left", "a blue wide bar moves"]
 
@@ -144,6 +144,25 @@ def test_frames_that_are_not_finite_are_named_by_their_number(
     monkeypatch.setattr(sample, "walk_grid", spoiled)
     with pytest.raises(UserError, match=r"^video 0006: its latents are not finite from frame 7 on"):
         sample_latents(student, PROMPTS, 12, student.card.walk, 0, range(5, 7))
+
+
+def test_pictures_that_are_not_finite_are_named_by_their_number(
+    student: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever part of a video they are in."""
+    decoder, parts = student.codec.decoding(), []
+
+    def spoiled(latents: Tensor) -> Tensor:
+        parts.append(latents)
+        video = decoder(latents)
+        video[:, :, 1] = torch.nan if len(parts) == 2 else 0
+        return video
+
+    monkeypatch.setattr(student.codec, "decoding", lambda: spoiled)
+    decode = decoding(student, 6)
+    decode(torch.zeros(4, 3, 8, 8))
+    with pytest.raises(UserError, match=r"^video 0006: its pixels are not finite from frame 4 on"):
+        decode(torch.zeros(4, 2, 8, 8))
 
 
 class Echo(Ranks):
