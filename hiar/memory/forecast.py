@@ -249,7 +249,7 @@ def _sample(models: Models, variant: Variant) -> Forecast:
     with imagined():
         count = Counting()
         codec, (channels, *size) = cast(Codec, models.world.outline(CODEC, params)), sizes.latent
-        decode(count, (sizes.batch, channels, min(codec.chunk, params.video.frames), *size), codec)
+        decode(count, (1, channels, min(codec.chunk, params.sample.frames), *size), codec)  # one after the other
     rings = steps.sample_caches(params, variant) * params.video.window_blocks
     itemsize = 2 if params.runtime.precision == "bf16" else 4
     held = sizes.batch * ring_bytes(

@@ -74,14 +74,13 @@ def advice(models: Models, found: Forecast, variant: Variant, batch: int, gpus: 
     saving = _changed(params, checkpointing=True)
     trains = found.stage in ("init", "distill")
     offload = OFFLOAD[found.stage] if trains else []
-    # One process is a mesh of one, over which a real score can be offloaded.
-    lighter = _changed(saving, offload=offload, processes=params.runtime.processes or 1)
+    lighter = _changed(saving, offload=offload)
     ways: list[tuple[str, Callable[[], Forecast]]] = []
     if trains and not params.runtime.checkpointing:
         ways.append(("runtime.checkpointing: true", lambda: again(saving)))
     if batch > 1:
         ways.append(("1 sample at a time", lambda: again(saving if trains else params, batch=1)))
-    if trains and params.runtime.offload != offload:
+    if trains and {*params.runtime.offload} != {*offload}:
         ways.append((f"runtime.offload: [{', '.join(offload)}]", lambda: again(lighter, batch=1)))
     if trains:
         counts = [2**n for n in range(1, MANY.bit_length()) if 2**n > gpus]

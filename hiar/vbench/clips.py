@@ -69,6 +69,7 @@ def cut(video: Path, clips: list[range], rate: int, folder: Path) -> list[Path]:
         remove(partial)
         partial.mkdir(parents=True)
         _write_clips(video, clips, rate, [partial / path.name for path in paths])
+        sync(partial)
         try:
             partial.rename(folder)
         except OSError:

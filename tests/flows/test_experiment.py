@@ -5,8 +5,10 @@ import shutil
 import httpx
 import pytest
 
-from flows.pipeline import StageFailure, stale_stages
-from flows.remote import Remote
+from flows.cores import Cores
+from flows.pipeline import StageFailure, is_current, reproduce, stale_stages
+from flows.processes import ProcessGroups
+from flows.remote import Remote, remote_of
 from flows.showing import show
 from tests.storage.small_store import BUCKET, SmallStore
 
@@ -123,3 +125,35 @@ def test_force_runs_every_stage_again(project):
     assert run_flow() is None
     assert run_flow(force=True) is None
     assert project.begun("codec-0") == project.begun("score") == 2
+
+
+def test_what_another_machine_runs_is_not_run_here_again_though_it_is_forced(project, tmp_path):
+    """Where they share no workspace it is fetched; no core of this machine is waited for."""
+    from prefect.logging import disable_run_logger
+
+    from flows.experiment import run_stage
+
+    config = project.folder / ".dvc" / "config"
+    config.write_text(
+        config.read_text() + f"    remote = store\n['remote \"store\"']\n    url = {tmp_path / 'store'}\n"
+    )
+    other = type(project)(tmp_path / "other")
+    (other.folder / ".dvc").mkdir(parents=True)
+    for name in ("params.yaml", "dvc.yaml", "stage.py", ".dvc/config"):
+        shutil.copy(project.folder / name, other.folder / name)
+    groups, asked, wanted = ProcessGroups(), [], []
+
+    def elsewhere(stage, force):
+        asked.append((stage, force))
+        reproduce(other.folder, stage, groups, print, force=force, remote=remote_of(other.folder))
+
+    class Noted(Cores):
+        def take(self, count):
+            wanted.append(count)
+            return super().take(count)
+
+    with disable_run_logger():
+        found = run_stage.fn(project.folder, "codec@0", True, groups, Noted(1), 1, remote_of(project.folder), elsewhere)
+    assert (found, asked, wanted) == (None, [("codec@0", True)], [0])
+    assert (other.begun("codec-0"), project.begun("codec-0")) == (1, 0)
+    assert is_current(project.folder, "codec@0")

@@ -1,11 +1,13 @@
 """Two copies of a project that share a remote: what one has made the other fetches."""
 
 import shutil
+import subprocess
 from hashlib import md5, sha256
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from dvc.fs import LocalFileSystem
 
 from flows.pipeline import reproduce, stale_stages
@@ -105,6 +107,33 @@ def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project
     assert run(project) == []
 
 
+def test_what_did_not_all_come_there_is_not_taken_for_pushed(project, remote):
+    """Nor is what changed meanwhile; of data that is not there no record says that it was made."""
+    project.dvc("repro")
+    name = md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
+    closed = remote / "files" / "md5" / name[:2]
+    closed.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", closed], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        assert not pushed(project)
+    finally:
+        subprocess.run(["umount", "-l", closed], check=True)
+    assert list(remote.glob("files/md5/*/*"))  # of others
+    assert not list(remote.glob("runs/*/*/*"))
+    lock, told = project.folder / "dvc.lock", []
+
+    def tell(line):
+        told.append(line)
+        lock.write_text(lock.read_text() + "# changed\n")
+
+    own = remote_of(project.folder)
+    assert push(own, ProcessGroups(), tell)
+    assert told
+    assert not own.has(PUSHED)
+    assert len(list(remote.glob("runs/*/*/*"))) == 2
+
+
 def test_what_was_pushed_is_pushed_again_to_another_remote(tmp_path):
     """Also where only the user's own settings have changed."""
     (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
@@ -149,6 +178,11 @@ def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote):
     names = {path.parent.name + path.name for path in objects}
     assert len(names) == 3
     assert names == {md5(path.read_bytes()).hexdigest() for path in objects}
+    # In the remote is the last of the three, and no record of what is not there.
+    assert pushed(project)
+    (record,) = [yaml.safe_load(path.read_text()) for path in remote.glob("runs/*/*/*")]
+    (kept,) = [path.parent.name + path.name for path in remote.glob("files/md5/*/*")]
+    assert record["outs"][0]["md5"] == kept == md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
 
 
 def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
@@ -190,7 +224,7 @@ def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
 
 
 def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote, another):
-    """Each of three machines runs a stage of one experiment, and has nothing but the remote."""
+    """Each of four machines runs a stage of one experiment, and has nothing but the remote."""
     groups, lines = ProcessGroups(), []
 
     def run_one(machine, stage):
@@ -199,19 +233,24 @@ def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote
 
     project.change(compare={"init": [], "distill": ["hiar"], "walked": []})
     project.order("codec-0", "fill 1000")
-    machines = [another(lock=False) for _ in range(3)]
+    with (project.folder / "dvc.yaml").open("a") as pipeline:
+        pipeline.write("  last:\n    cmd: python stage.py last\n    deps: [out/distill-0-hiar]\n    outs: [out/last]\n")
+    machines = [another(lock=False) for _ in range(4)]
     (machines[0].folder / "orders").mkdir()
     shutil.copy(project.folder / "orders" / "codec-0", machines[0].folder / "orders")
     (machines[1].folder / "out").mkdir()
     (machines[1].folder / "out" / "codec-0").write_text("of another day")
-    for machine, stage in zip(machines, ("codec@0", "distill@0-hiar", "score"), strict=True):
+    for machine, stage in zip(machines, ("codec@0", "distill@0-hiar", "last", "score"), strict=True):
         run_one(machine, stage)
     assert [machine.events() for machine in machines] == [
         ["begin codec-0", "end codec-0"],
         ["begin distill-0-hiar", "end distill-0-hiar"],
+        ["begin last", "end last"],
         ["begin score", "end score"],
     ]
     made = (machines[0].folder / "out" / "codec-0").read_text()
-    assert [(machine.folder / "out" / "codec-0").read_text() for machine in machines[1:]] == [made] * 2
+    assert [(machine.folder / "out" / "codec-0").read_text() for machine in (machines[1], machines[3])] == [made] * 2
     assert len(made) == 1000
+    here = {path.name for path in (machines[2].folder / "out").iterdir()}
+    assert here == {"distill-0-hiar", "last"}  # and not what it was made of
     assert not list(remote.glob("locks/*/*"))  # nobody has run the whole of it

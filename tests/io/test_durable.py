@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from vbench_toys import film
 
 from hiar.io.artifacts import unfinished, write_manifest
-from hiar.io.files import write_text
+from hiar.io.files import sync, write_text
 from hiar.io.kept import keeping, read_kept
-from hiar.io.shards import write_shard
+from hiar.io.shards import join_shards, write_shard
 from hiar.io.states import Index, layout_of, publish, temporary_state, write_part
+from hiar.vbench.clips import cut
 from hiar.vbench.records import open_records
 
 
@@ -57,7 +59,8 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_a_file(tmp_path: Path, renamed: list[str]) -> None:
     write_text(tmp_path / "params.yaml", "seeds: [0]\n")
     write_shard(tmp_path / "00000.safetensors", {"states": torch.ones(2)}, {})
-    assert renamed == ["params.yaml", "00000.safetensors"]
+    join_shards([tmp_path / "00000.safetensors"], "states", tmp_path / "whole.safetensors")
+    assert renamed == ["params.yaml", "00000.safetensors", "whole.safetensors"]
 
 
 def test_a_state_of_training(tmp_path: Path, renamed: list[str]) -> None:
@@ -74,6 +77,13 @@ def test_an_artifact(tmp_path: Path, renamed: list[str]) -> None:
         (folder / "more" / "weights").write_bytes(b"0" * 100)
         write_manifest(folder, "pairs")
     assert renamed[-1] == "pairs"
+
+
+def test_the_clips_of_a_video(tmp_path: Path, renamed: list[str]) -> None:
+    video = film(tmp_path / "film.mp4", 12, 0)
+    cut(video, [range(8), range(4, 12)], 4, tmp_path / "clips" / "of the film")
+    sync(tmp_path / "clips")  # for this test: where the name is lost, the video is cut again
+    assert renamed[-1] == "of the film"
 
 
 def test_results_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,20 @@ def test_a_full_disk_leaves_the_old_shard(small_disk: Path) -> None:
     assert [entry.name for entry in small_disk.iterdir()] == ["00000.safetensors"]
 
 
+def test_a_full_disk_leaves_what_was_joined_before(tmp_path: Path, small_disk: Path) -> None:
+    out, paths = small_disk / "joined.safetensors", [shard_path(tmp_path, index) for index in range(2)]
+    for size in (4, 1 << 17):
+        for path in paths:
+            write_shard(path, {"x": torch.ones(size)}, {})
+        if size == 4:
+            join_shards(paths, "x", out)
+            continue
+        with pytest.raises(UserError, match=r"joined\.safetensors: no space left on device; free some space"):
+            join_shards(paths, "x", out)
+    assert torch.equal(read_shard(out)["x"], torch.ones(8))
+    assert [entry.name for entry in small_disk.iterdir()] == [out.name]
+
+
 def test_rows_are_read_as_of_the_whole_tensor_and_only_they(tmp_path: Path) -> None:
     whole = torch.randn(7, 2, 3)
     for index, part in enumerate(whole.split(3)):

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -32,6 +32,7 @@ from hiar.schedule import step_sigmas
 from hiar.training.distillation import Distillation, distillation_step
 from hiar.training.role import make_role, update
 from hiar.training.self_rollout import SelfRollout
+from hiar.worlds.interface import CODEC, Codec
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.wan.tiny import make_tiny_wan
 
@@ -263,6 +264,59 @@ def test_an_update_may_be_the_fullest_phase_where_its_states_come_from_the_host(
     assert forecast._activations(peaks, 20) == [forecast.Entry("activations", forecast.UPDATE, 100)]
     rings = [forecast.Entry("rings", "keys and values", 20), forecast.Entry("activations", "backward", 70)]
     assert forecast._activations(peaks | {forecast.UPDATE: 80}, 20) == rings
+
+
+@pytest.fixture
+def no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of networks alone, which take no time: nothing is imagined to be computed with them."""
+    monkeypatch.setattr(forecast, "imagine", lambda *_: {"a step": 1, "walk": 1})
+
+
+@pytest.mark.usefixtures("no_steps")
+def test_in_an_update_the_states_of_one_role_are_there_at_a_time() -> None:
+    tree = merge(read_yaml(ROOT / "params.yaml"), {"runtime": {"offload": ["optimizers"]}})
+    params = parse_params(merge(tree, {"distill": {"critic": {"muon": None}}}), Path("roles that differ"))
+    found = forecast.forecast(forecast.open_models(params), "distill", params.variant("causvid"), 1)
+    states = [entry.bytes for entry in found.host]
+    assert len({*states}) == 2
+    assert {e.what: e.bytes for e in found.entries if e.role == "activations"} == {forecast.UPDATE: max(states)}
+
+
+@pytest.mark.usefixtures("no_steps")
+@pytest.mark.parametrize("frames", [12, 96])
+def test_videos_that_were_made_together_are_decoded_one_after_the_other(frames: int) -> None:
+    """However long they are, a few latent frames at a time."""
+    tree = merge(read_yaml(ROOT / "params.yaml"), {"sample": {"frames": frames}})
+    models = forecast.open_models(parse_params(tree, Path("sampled")))
+    found = forecast.forecast(models, "sample", models.sizes.params.variant("hiar"), 3)
+    parts = {entry.what: entry.bytes for entry in found.entries}
+    assert parts["keys and values"] + parts["walk"] == 1  # rings are a part of a walk's peak
+    planned = parts["decoding"]
+    codec = cast(Codec, models.world.outline(CODEC, models.sizes.params))
+    channels, *size = models.sizes.latent
+    latents, decode, count = torch.zeros(1, channels, frames, *size), codec.decoding(), Counting()
+    with torch.no_grad(), count, count.phase("decoding"):
+        for part in latents.split(codec.chunk, dim=2):
+            decode(part)
+    assert planned == pytest.approx(count.peaks["decoding"], rel=0.01)
+
+
+@pytest.mark.usefixtures("no_steps")
+def test_of_the_papers_recipe_the_real_score_is_in_bf16_and_a_codec_is_there_for_later_windows() -> None:
+    """By the published size: 14,288,491,584 parameters, of which few are kept in full."""
+    recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
+    params = parse_params(merge(recipe, {"distill": {"windows": 2, "critic_batch": 128}}), Path("two windows"))
+    models = forecast.open_models(params)
+
+    def planned(models: forecast.Models) -> dict[tuple[str, str], int]:
+        found = forecast.forecast(models, "distill", params.variant("hiar"), 1, 8)
+        return {(e.role, e.what): e.bytes for e in found.entries}
+
+    rows = planned(models)
+    assert rows["real score", "parameters"] == pytest.approx(2 * 14.288e9 / 8, rel=0.01)
+    assert rows["codec", "parameters"] == models.codec
+    one = replace(models.sizes, params=parse_params(recipe, Path("one window")))
+    assert ("codec", "parameters") not in planned(replace(models, sizes=one, real=models.student))
 
 
 def test_an_init_holds_the_causal_teacher_that_it_learns_from() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from commands import ROOT
@@ -15,9 +18,12 @@ from hiar.cli.app import app
 from hiar.config import Variant
 from hiar.config.inits import Adopted
 from hiar.memory import table
-from hiar.memory.forecast import USABLE, Forecast, Models, forecast, open_models
+from hiar.memory.forecast import USABLE, Entry, Forecast, Models, forecast, open_models
 from hiar.memory.table import MANY, advice, lines
+from hiar.models.generator import Generator
 from hiar.parameters import merge, parse_params, read_yaml
+from hiar.stages.distill import Prompts
+from hiar.worlds.interface import FIRST_CLIP
 
 # Quick to imagine: a plan is arithmetic on the same steps whatever their size.
 SMALL = {"video": {"frames": 6, "window": 6}, "schedule": {"student_steps": 2}, "model": {"patch": 4, "layers": 2}}
@@ -91,6 +97,56 @@ def test_only_what_is_not_done_already_is_advised() -> None:
     alone = total(False, "pairs", 1)  # whose networks are not shared out
     assert advised(alone, False, "pairs", 2) == "does not fit; with 1 sample at a time it does"
     assert advised(alone - 2, False, "pairs", 1) == none
+
+
+def test_a_distillation_can_have_its_real_score_and_all_states_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of them is there already, and in whatever order they are named."""
+
+    def made(models: Models, stage: str, variant: Variant, batch: int, gpus: int) -> Forecast:
+        away = {"real_score": 30, "optimizers": 20}
+        total = 100 - sum(away[one] for one in models.sizes.params.runtime.offload)
+        return Forecast(stage, (Entry("all", "parameters", total),))
+
+    monkeypatch.setattr(table, "forecast", made)
+
+    def said(enough_for: int, *offload: str) -> str:
+        models = models_of(CHECKPOINTING, {"runtime": {"processes": 1, "offload": [*offload]}})
+        variant = models.sizes.params.variant("self-forcing")
+        return advice(models, made(models, "distill", variant, 1, MANY), variant, 1, MANY, (enough_for + 1) / USABLE)
+
+    way = "does not fit; with runtime.offload: [real_score, optimizers] it does"
+    assert said(50) == said(50, "optimizers") == said(50, "real_score") == way
+    for both in (["real_score", "optimizers"], ["optimizers", "real_score"]):
+        assert said(50, *both) == "fits"
+        assert said(48, *both).startswith("does not fit, nor does less of it")
+
+
+def test_what_lies_on_the_host_is_told_and_not_added() -> None:
+    said = list(lines(models_of(AWAY), ("init",), 1, 1, 80 * GB))
+    (host,) = [line for line in said if line.endswith("  on the host")]
+    states = planned(False, "init", 1, 1, True).host
+    assert [(e.role, e.what, f"{e.bytes / GB:.2f}") for e in states] == [tuple(host.split()[:3])]
+    (whole,) = [line for line in said if line.startswith("  all") and line.endswith("  fits")]
+    assert float(whole.split()[1]) == pytest.approx(planned(False, "init", 1, 1, True).total / GB, abs=0.005)
+
+
+def test_a_plan_says_how_often_prompts_are_embedded() -> None:
+    """As often as a training does that goes through all of its samples."""
+    recipe = read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml")
+    recipe = merge(recipe, {"runtime": {"processes": None}})
+    for steps, batch, replay in ((4097, 1, 1), (1024, 8, None)):
+        spec = {"steps": steps, "batch": batch, "micro_batch": None, "replay": replay}
+        params = parse_params(merge(merge(read_yaml(ROOT / "params.yaml"), recipe), {"distill": spec}), Path("recipe"))
+        loads: list[int] = []
+        world = SimpleNamespace(base=Path("base"), prompts=lambda seed, first, count: [first] * count)
+        teacher = SimpleNamespace(world=world, prepare=loads.append, embed=lambda texts: texts)
+        prompts = Prompts(cast(Generator, teacher), 0, params.distill)
+        counts = {"distill": params.distill.all_steps * params.distill.batch, "critic": params.distill.critic_rollouts}
+        for purpose, count in counts.items():
+            for number in range(0, count, 64):
+                prompts(range(FIRST_CLIP[purpose] + number, FIRST_CLIP[purpose] + min(number + 64, count)))
+        _, told = islice(lines(open_models(params), ("distill",), 1, 1, 80 * GB), 2)
+        assert told.endswith(f": {len(loads)} times at most")
 
 
 def test_a_plan_adds_up() -> None:

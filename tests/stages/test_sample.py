@@ -16,6 +16,7 @@ from torch import Tensor
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.process_group import ALONE, Ranks
+from hiar.io.shards import read_shard
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
@@ -23,6 +24,7 @@ from hiar.schedule import step_sigmas
 from hiar.stages import sample
 from hiar.stages.request import Request
 from hiar.stages.sample import check_request, sample_key, sample_latents, sample_prompts
+from hiar.stages.videos import decoding, write_latents
 
 PROMPTS = ["a red disc moves left", "a blue wide bar moves"]
 
@@ -144,6 +146,25 @@ def test_frames_that_are_not_finite_are_named_by_their_number(
         sample_latents(student, PROMPTS, 12, student.card.walk, 0, range(5, 7))
 
 
+def test_pictures_that_are_not_finite_are_named_by_their_number(
+    student: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever part of a video they are in."""
+    decoder, parts = student.codec.decoding(), []
+
+    def spoiled(latents: Tensor) -> Tensor:
+        parts.append(latents)
+        video = decoder(latents)
+        video[:, :, 1] = torch.nan if len(parts) == 2 else 0
+        return video
+
+    monkeypatch.setattr(student.codec, "decoding", lambda: spoiled)
+    decode = decoding(student, 6)
+    decode(torch.zeros(4, 3, 8, 8))
+    with pytest.raises(UserError, match=r"^video 0006: its pixels are not finite from frame 4 on"):
+        decode(torch.zeros(4, 2, 8, 8))
+
+
 class Echo(Ranks):
     """A process whose others are always where it is."""
 
@@ -170,8 +191,19 @@ def test_processes_take_turns_of_batches_and_leave_what_one_leaves(
     assert capsys.readouterr().err == ""
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").glob("*.mp4")}
     assert make("shared", Echo(0, 2)) == whole
-    assert "sample: " in capsys.readouterr().err
+    assert "sample: 30/30 frames" in capsys.readouterr().err  # those of others, too, and those of before
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_batches_whose_latents_are_there_are_decoded_and_not_made_again(student: Generator, tmp_path: Path) -> None:
+    """In whatever precision they were made, they are kept in full."""
+    made = torch.randn(2, 4, 6, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
+    write_latents(tmp_path, 1, made)
+    sample.make_videos(tmp_path, student, [*PROMPTS, *PROMPTS], 6, student.card.walk, 3, 2, "sample")
+    latents = read_shard(tmp_path / "latents.safetensors")["latents"]
+    assert latents.dtype == torch.float32
+    assert torch.equal(latents[2:], made.float())
+    assert not torch.equal(latents[:2], made.float())
 
 
 def test_all_processes_stop_at_the_first_mistake(student: Generator, tmp_path: Path) -> None:

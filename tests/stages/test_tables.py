@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from functools import partial
 
 import pytest
@@ -10,6 +11,8 @@ from commands import ROOT, hiar
 from conftest import copy_project
 
 from hiar.errors import UserError
+from hiar.report.paper import as_markdown
+from hiar.stages.comparison import contenders
 from hiar.stages.tables import table_of
 from hiar.workspace import experiment_params, experiment_tree
 
@@ -137,6 +140,29 @@ def test_a_table_is_in_the_metrics_of_the_experiments_own_world(project):
     (workspace / "metrics" / "videos.jsonl").write_text(text)
     found = table_of(name, partial(experiment_params, project), project)
     assert [column.metric for column in found.columns] == [*ours.values()]
+
+
+def test_on_wan_semantic_is_of_all_videos_together_and_no_experiment_is_beside(project):
+    """It comes of the summary, since no video has it alone."""
+    name = "wan2.1-1.3b+table1+vbench"
+    params, workspace = experiment_params(project, name), project / "runs" / name
+    (workspace / "metrics").mkdir(parents=True)
+    (workspace / "params.yaml").write_text(yaml.safe_dump(experiment_tree(project, name)))
+    rows, summary = [], {}
+    for one in contenders(params):
+        value = 0.7 + 0.1 * (one.variant == "hiar")
+        rows += [asdict(one) | {"video": video, "metrics": {"drift": 0.01 * video}} for video in range(3)]
+        of_variant = summary.setdefault(one.stage, {}).setdefault(one.variant, {})
+        of_variant[f"seed-{one.seed}"] = {"vbench_semantic": {"mean": value, "se": 0.0, "n": 3}}
+    (workspace / "metrics" / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workspace / "metrics" / "summary.json").write_text(json.dumps(summary))
+    table = table_of(name, partial(experiment_params, project), project)
+    semantic = [column.metric for column in table.columns].index("vbench_semantic")
+    found = {line.name: line.figures[semantic].ours for line in table.lines}
+    means = {row: figure and figure.mean for row, figure in found.items()}
+    assert means.pop("Causal Forcing") is None
+    assert means == pytest.approx({"CausVid": 0.7, "Self-Forcing": 0.7, "HiAR": 0.8})
+    assert "Causal Forcing, which needs an experiment of its own in this world." in as_markdown([table])
 
 
 def test_a_row_may_be_of_an_experiment_that_is_run_beside(project):

@@ -19,10 +19,12 @@ from commands import environment
 
 from hiar.config import Params
 from hiar.io.artifacts import code_version
+from hiar.io.files import remove
 from hiar.tracking import sender
 from hiar.tracking.client import SILENT_SECONDS
 from hiar.tracking.figures import record_figures
-from hiar.tracking.spool import TROUBLE, Writer, is_written, kept, spool_folder, waiting
+from hiar.tracking.replay import Replay
+from hiar.tracking.spool import LOCK, TROUBLE, Writer, is_written, kept, spool_folder, take_lock, waiting
 from hiar.tracking.stage import tracked
 from tests.tracking.conftest import PARAMS_FILE
 from tests.tracking.records import Records
@@ -255,6 +257,29 @@ def test_a_sender_that_died_before_it_cleared_away_doubles_nothing(
     assert records.points("hiar seed 0", "loss") == [(step, float(step)) for step in range(5)]
     assert records.points("hiar seed 0 init", "good") == [(0, 0.2)]
     assert waiting(spool_folder(project)) == []
+
+
+def test_a_sender_that_dies_as_it_clears_away_leaves_nothing_that_no_other_finds(
+    params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of a stage whose lines are gone would lie there for good."""
+    (workspace / "v.mp4").write_bytes(b"video")
+    folder = spool_folder(project)
+    folder.mkdir(parents=True)
+    with take_lock(folder), tracked("distill", 0, "hiar", params, workspace, "work") as run:
+        run.artifact(workspace / "v.mp4")
+
+    def killed(path: Path) -> None:
+        remove(path)
+        raise KeyboardInterrupt
+
+    (left,) = waiting(folder)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("hiar.tracking.replay.remove", killed)
+        Replay(left).discard()
+    for path in waiting(folder):
+        Replay(path).discard()
+    assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
 def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_speaks(

@@ -25,8 +25,8 @@ def score(films, toy, weights, tmp_path):
     shutil.copytree(films, tmp_path / "videos")
     settings = {"HIAR_VBENCH": str(toy), "VBENCH_CACHE_DIR": str(weights)}
 
-    def run(*options, out="score.json", code=0):
-        return hiar("score", "videos", *options, "--out", out, folder=tmp_path, code=code, **settings)
+    def run(*options, out="score.json", code=0, **others):
+        return hiar("score", "videos", *options, "--out", out, folder=tmp_path, code=code, **settings | others)
 
     return run
 
@@ -47,6 +47,7 @@ def test_beside_another_profile_and_again(score, tmp_path, weights):
     assert (record["profile"], record["prompts"], record["dimensions"][IMAGING]["protocol"]) == (
         *("vbench", "own", "vbench"),
     )
+    assert record["generated_with"] == "unknown"
     assert {*metrics} == {f"vbench_{FLICKERING}", f"vbench_{IMAGING}"}
     for name in (FLICKERING, IMAGING):
         kept = json.loads((tmp_path / "score.vbench" / f"{name}.json").read_text())
@@ -68,6 +69,19 @@ def test_by_itself_nothing_else_is_asked_of_the_videos(score, tmp_path):
     found = json.loads((tmp_path / "score.json").read_text())
     assert found["vbench-long"]["record"]["dimensions"][FLICKERING]["protocol"] == "vbench-long"
     assert not (tmp_path / "score.videos.jsonl").exists()
+
+
+def test_without_a_dimension_all_are_taken_that_run_and_suit_the_videos(score, tmp_path):
+    """Where there are no weights, the one that needs none; of videos that show nothing it looks at, none."""
+    (tmp_path / "none").mkdir()
+    none = {"VBENCH_CACHE_DIR": str(tmp_path / "none")}
+    score("--profile", "vbench", **none)
+    found = json.loads((tmp_path / "score.json").read_text())["vbench"]
+    assert [*found["metrics"]] == [f"vbench_{FLICKERING}"]
+    (tmp_path / "videos" / "captions.txt").write_text("A person is riding a bike\n" * 3)
+    assert line_of(score("--profile", "vbench", code=2, **none)) == (
+        "videos: no dimension of VBench's runs here and suits its videos; `hiar vbench doctor`"
+    )
 
 
 def test_a_dimension_that_breaks_down_leaves_what_the_others_gave(score, tmp_path, weights):

@@ -157,7 +157,8 @@ def test_what_fails_ends_what_runs_beside_it():
         side_by_side(["fails", "sleeps", "late", "later"], ["cpu", "cpu"], work)
     assert begun[:2] in (["fails", "sleeps"], ["sleeps", "fails"])
     assert set(ended) == {-signal.SIGKILL}
-    assert "later" not in begun or len(ended) == 3  # of what had begun nothing is left
+    assert "later" not in begun  # of those that waited nobody takes another, and of what had begun nothing is left
+    assert len(ended) == len(begun) - 1
 
 
 def test_another_version_scores_anew(toy, videos, weights, tmp_path, capsys):
@@ -371,6 +372,22 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     (folder / "captions.txt").write_text("a bird\na bee\na bear\n")  # other prompts are asked about anew
     score(folder, FLICKERING)
     assert {one["entry"]["prompt_en"] for one in asked(weights)} == {"a bear"}
+
+
+def test_clips_of_a_suites_prompt_are_as_long_as_any_of_its_dimensions_asks(score, weights, tmp_path):
+    """Of other prompts two seconds, also where one of them is the suite's."""
+    folder = tmp_path / "suite"
+    film(folder / "the bund, oil painting-0.mp4", 44, 0)  # eleven seconds
+    score(folder, IMAGING)
+    assert len(asked(weights)) == 2
+    film(folder / "a bird-0.mp4", 44, 1)
+    score(folder, IMAGING, prompts=captions(tmp_path, "a bird", "the bund, oil painting"))
+    assert len(asked(weights)) == 2 * 6
+
+
+def captions(folder, *lines):
+    (folder / "captions.txt").write_text("".join(f"{line}\n" for line in lines))
+    return folder / "captions.txt"
 
 
 def test_clips_of_another_film_are_not_taken_for_its_own(score, weights, tmp_path):

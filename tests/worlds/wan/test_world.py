@@ -183,12 +183,17 @@ def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp
     expected = teacher.denoiser.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
     assert not any(parameter.requires_grad for parameter in other.parameters())
-    write_diffusers(*_of_width(64), tmp_path)
-    (tmp_path / "transformer").mkdir()
-    for path in tmp_path.glob("*.*"):
-        path.rename(tmp_path / "transformer" / path.name)
-    with pytest.raises(UserError, match=r"distill\.real_score = .*: text_dim = 64, the teacher's is 32; name a model"):
-        distill._real_score(teacher, tmp_path, None)
+    own = teacher.denoiser.transformer.config
+    others = {"in_channels": 32, "out_channels": 32, "text_dim": 64, "patch_size": (1, 1, 1)}
+    for field, value in others.items():
+        folder = tmp_path / field / "transformer"
+        folder.mkdir(parents=True)
+        write_diffusers(*_of_sizes(**{"text_dim": own["text_dim"], field: value}), folder)
+        said = re.escape(
+            f"distill.real_score = {folder.parent}: {field} = {value}, the teacher's is {own[field]}; name"
+        )
+        with pytest.raises(UserError, match=said):
+            distill._real_score(teacher, folder.parent, None)
     with pytest.raises(UserError, match=r"transformer: SHA-256 = .*: params\.yaml says distill\.real_score_sha256"):
         distill._real_score(teacher, base, "0" * 64)
 
@@ -376,9 +381,9 @@ def test_the_causal_teacher_of_an_init_may_be_somebody_elses(
     assert all(torch.equal(released[name], value) for name, value in made.items())
 
 
-def _of_width(text_dim: int) -> tuple[dict[str, Stored], dict[str, object]]:
+def _of_sizes(**sizes: Any) -> tuple[dict[str, Stored], dict[str, object]]:
     transformer = WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=24, text_dim=text_dim, ffn_dim=128, num_layers=1
+        num_attention_heads=2, attention_head_dim=24, ffn_dim=128, num_layers=1, **sizes
     )
     config = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
     return stored_state(transformer.state_dict(), "test"), config
