@@ -70,7 +70,7 @@ def watched(params: Params, workspace: Path) -> Seen:
     seen, roll_out = Seen({}, {}, {True: [], False: []}), SelfRollout.__call__
 
     def rolled_out(self: SelfRollout, *given: Any) -> Tensor:
-        *_, samples, _, learn = given
+        *_, samples, _, learn, _ = given
         seen.samples[learn].extend(samples)
         return roll_out(self, *given)
 
