@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hiar.errors import UserError
+from hiar.models.generator import load_card
 from hiar.stages.exchange import import_checkpoint
 from hiar.worlds.wan.formats.lora import add_lora
 from hiar.worlds.wan.formats.names import to_diffusers, to_original
@@ -56,6 +57,10 @@ def test_an_imported_student_has_its_adapters_update(
     path = written({"generator_lora": updates, "step": 3} if wrapped else updates, tmp_path, form)
     told = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no"}
     import_checkpoint(base, base, tmp_path / "out", "longlive", None, told, (path, SCALE))
+    card = load_card(tmp_path / "out")
+    assert card.walk is not None
+    assert (card.walk.order, card.walk.context, card.schedule.student_steps) == ("block_first", "finished", 4)
+    assert (card.video.block, card.video.window, card.video.sink_blocks) == (3, 12, 1)
     before, after = weights_of(base), weights_of(tmp_path / "out")
     assert before.keys() == after.keys()
     changed = {str(to_diffusers(f"{layer}.weight")) for layer in LAYERS}
