@@ -30,7 +30,7 @@ def main() -> None:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
 
-    SILENCE["PENDING"] = pending_silence()
+    pending_silence()  # refused before anything is watched
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     up_since: datetime | None = None  # heartbeats that were sent while the server was away are lost
     while True:
@@ -66,12 +66,13 @@ def look(client: Any, up_since: datetime, now: datetime | None = None) -> list[s
     client: Prefect's, synchronous. up_since: silence before it counts for nothing.
     """
     now = now or datetime.now(UTC)
+    silence = SILENCE | {"PENDING": pending_silence()}
     done = []
     for run in _runs(client, "CRASHED"):
         if run.deployment_id is not None and run.run_count < ATTEMPTS and now - run.state.timestamp < RECENT:
             done += _schedule(client, run)
-    for run in _runs(client, *SILENCE):
-        allowed = SILENCE[run.state.type.value]
+    for run in _runs(client, *silence):
+        allowed = silence[run.state.type.value]
         signs = max(up_since, run.state.timestamp)
         if run.deployment_id is None or now - signs <= allowed:
             continue

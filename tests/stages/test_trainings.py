@@ -23,6 +23,7 @@ from hiar.stages import codec, distill, init, pairs, teacher
 from hiar.stages.common import Paths
 from hiar.statistics.validations import BOTH_WAYS, read_validations
 from hiar.training.loop import train
+from hiar.training.parallel import shard
 from hiar.training.role import Role, lr_factor
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.interface import FIRST_CLIP
@@ -105,6 +106,23 @@ def seen(parents: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """A distillation with a replay."""
     workspace = tmp_path_factory.mktemp("seen") / "work"
     return watched(params_of(), Path(shutil.copytree(parents, workspace)))
+
+
+def test_what_lies_on_the_host_is_what_the_runtime_says(
+    parents: Path, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[bool] = []
+
+    def sharded(network: Any, ranks: Any, *, offload: bool) -> None:
+        placed.append(offload)
+        shard(network, ranks, offload=offload)
+
+    monkeypatch.setattr(distill, "shard", sharded)
+    runtime = {"processes": 1, "offload": ["real_score", "optimizers"]}
+    away = watched(params_of(runtime=runtime), Path(shutil.copytree(parents, tmp_path / "work")))
+    assert placed == [True]
+    assert [role.offloaded for role in away.roles.values()] == [True, True]
+    assert [role.offloaded for role in seen.roles.values()] == [False, False]
 
 
 def test_the_student_begins_as_the_init_and_the_critic_as_the_teacher(parents: Path, seen: Seen) -> None:

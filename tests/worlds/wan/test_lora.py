@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import hiar
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -75,6 +76,19 @@ def test_an_imported_student_has_its_adapters_update(
         torch.testing.assert_close(after[name], value + SCALE * b @ a)
     manifest = (tmp_path / "out" / "manifest.json").read_text()
     assert f"0.5 lora.{form}" in manifest
+
+
+def test_the_command_takes_an_adapter_and_its_scale(updates: dict[str, Tensor], base: Path, tmp_path: Path) -> None:
+    path, told = written(updates, tmp_path), ("--height", 32, "--width", 48, "--precision", "no")
+    hiar("import", base, "--base", base, "--as", "longlive", *told, "--out", "plain", folder=tmp_path)
+    adapter = ("--lora", path, "--lora-scale", SCALE)
+    hiar("import", base, "--base", base, "--as", "longlive", *told, *adapter, "--out", "added", folder=tmp_path)
+    plain, added = weights_of(tmp_path / "plain"), weights_of(tmp_path / "added")
+    expected = add_lora(read_sharded(base / "transformer", "diffusion_pytorch_model"), path, SCALE)
+    assert all(torch.equal(value, expected[name].load()) for name, value in added.items())
+    assert {name for name in plain if not torch.equal(plain[name], added[name])} == {
+        str(to_diffusers(f"{layer}.weight")) for layer in LAYERS
+    }
 
 
 def bare(key: str) -> str:
