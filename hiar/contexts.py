@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +16,8 @@ class ContextRule:
     state: the latent that is shown: as the step began with it, as the step left it, or the x0 that the step saw.
     left: denoising step j + 1 leaves the context in the cache by the way; else a pass of its own writes it.
     finished: blocks are shown once finished, from one cache for all steps, and not after each step.
-    scale: of output context, c of t_c = c t_{j+1}: its state is shown with that share of its noise.
+    scale: c of output context, from clean (0) over the step's output level (1) to its input level (2): t_c = c t_{j+1}
+    up to 1, and from there t_{j+1} + (c - 1) (t_j - t_{j+1}).
     """
 
     name: Context
@@ -24,9 +26,16 @@ class ContextRule:
     finished: bool = False
     scale: ContextLevel = 1.0
 
-    def share(self, step: int) -> float:
-        """The c of a step, but of the last, whose output is clean."""
-        return self.scale[step] if isinstance(self.scale, tuple) else self.scale
+    def lowered(self, step: int, sigmas: Sequence[float]) -> tuple[Literal["before", "after"], float] | None:
+        """A state around a step, and the share of its noise with which it is shown; None: a state is shown as it is.
+
+        sigmas: of all levels, the clean one last. Up to c = 1 it is the state that the step has left. From there on it
+        is the one that it began with, whose noise the step takes away for a part: the last step leaves none.
+        """
+        c = (*self.scale, 1.0)[step] if isinstance(self.scale, tuple) else self.scale
+        if c > 1:
+            return "before", (2 - c) * sigmas[step + 1] / sigmas[step] + c - 1
+        return None if c == 1 or sigmas[step + 1] == 0 else ("after", c)
 
     def level(self, step: int, clean: int) -> int:
         """The level of the state as it was, as an index of the levels; ``clean`` is that of no noise."""
@@ -77,8 +86,10 @@ RULES: dict[Context, ContextRule] = {
 def context_words(context: Context, level: ContextLevel | None) -> str:
     """What earlier blocks are shown as, for people."""
     shares = level if isinstance(level, tuple) else () if level is None else (level,)
-    said = "" if all(share == 1 for share in shares) else f" at {', '.join(f'{c:g}' for c in shares)} of its level"
-    return f"{context} context{said}"
+    if all(share == 1 for share in shares):
+        return f"{context} context"
+    said = ", ".join(f"{share:g}" for share in shares)
+    return f"{context} context at c = {said}"
 
 
 def rule_of(context: Context, level: ContextLevel | None = None) -> ContextRule:

@@ -56,15 +56,15 @@ def walk_of(order: str | None, context: str | None) -> tuple[Order | None, Conte
 
 
 def level_of(text: str | None) -> ContextLevel | None:
-    """``--level``: one number or several with commas between. Raises UserError for what is none from 0 to 1."""
+    """``--level``: one number or several with commas between. Raises UserError for what is none from 0 to 2."""
     if text is None:
         return None
     try:
         shares = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--level = {text}: is no number; write one such as 0.85, or several like 0.8,1,1") from None
-    if not all(0 <= share <= 1 for share in shares):
-        raise UserError(f"--level = {text}: should be 0 to 1, a share of the step's output level")
+    if not all(0 <= share <= 2 for share in shares):
+        raise UserError(f"--level = {text}: should be 0 to 2; 0 is clean, 1 the step's output level, 2 its input level")
     return shares[0] if len(shares) == 1 else shares
 
 

@@ -15,13 +15,13 @@ from hiar.options import LONGEST_SILENCE, Once, extended_of, level_of, prompts_o
 
 
 @pytest.mark.parametrize(
-    ("text", "level"), [(None, None), ("1", 1.0), ("0", 0.0), ("0.85", 0.85), ("0.8,1,0", (0.8, 1.0, 0.0))]
+    ("text", "level"), [(None, None), ("1", 1.0), ("0", 0.0), ("0.85", 0.85), ("0.8,1.5,2", (0.8, 1.5, 2.0))]
 )
 def test_levels(text: str | None, level: object) -> None:
     assert level_of(text) == level
 
 
-@pytest.mark.parametrize("text", ["1.01", "-0.1", "0.5,2", "nan", "", "0.5,", "half"])
+@pytest.mark.parametrize("text", ["2.01", "-0.1", "0.5,3", "nan", "", "0.5,", "half"])
 def test_what_is_no_level(text: str) -> None:
     with pytest.raises(UserError, match=f"--level = {text}: "):
         level_of(text)

@@ -103,10 +103,10 @@ LIMITS = {
            f"variants.x.level = {line}")
           for context, taken, refused, line in (
               ("input", "null", "0.0", "0.0: the level of input context is given by its name; write null"),
-              ("output", "0.0", "null", "None: a share of the step's output level"),
-              ("output", "1.0", "1.1", "1.1: should be a number from 0 to 1"),
-              ("output", "0", "-0.1", "-0.1: should be a number from 0 to 1"),
-              ("output", "1", "true", "True: should be a number from 0 to 1"),
+              ("output", "0.0", "null", "None: 0 is clean, 1.0 the step's output level"),
+              ("output", "2.0", "2.1", "2.1: should be a number from 0 to 2"),
+              ("output", "0", "-0.1", "-0.1: should be a number from 0 to 2"),
+              ("output", "1", "true", "True: should be a number from 0 to 2"),
               ("output", "[0, 1, 0.5]", "[0, 1]", "(0.0, 1.0): give one number, or 3: one for each of"),
               ("output", "[1, 1, 1]", "[1, 1, 1, 1]", "(1.0, 1.0, 1.0, 1.0): give one number, or 3"),
           )),

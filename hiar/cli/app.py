@@ -33,8 +33,8 @@ Level = Annotated[
     str | None,
     typer.Option(
         metavar="C[,C...]",
-        help="Of output context: its noise, 0 to 1 of the step's output level, or one number for each step but the "
-        "last; default: as trained.",
+        help="Of output context: its noise, from 0, clean, over 1, the step's output level, to 2, its input level, or "
+        "one number for each step but the last; default: as trained.",
         show_default=False,
     ),
 ]

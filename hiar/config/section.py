@@ -76,22 +76,25 @@ def require_order(order: Order, context: Context) -> None:
 def require_level(context: Context, level: float | tuple[float, ...] | None) -> None:
     """Raise BrokenRule for a level where the context has none to choose, or none where it has."""
     if context == "output":
-        remedy = "a share of the step's output level; write 1.0 for all of it, or one number for each step but the last"
+        remedy = (
+            "0 is clean, 1.0 the step's output level, 2.0 its input level; or give a number for each step but the last"
+        )
         require(level is not None, "level", level, remedy)
     else:
         require(level is None, "level", level, f"the level of {context} context is given by its name; write null")
 
 
 def _shares(level: object) -> object:
-    """A number or a list of numbers, each 0 to 1."""
+    """A number or a list of numbers, each 0 to 2."""
     parts = level if isinstance(level, list | tuple) and level else (level,)
     for share in parts:
         number = isinstance(share, int | float) and not isinstance(share, bool)
-        require(number and 0 <= share <= 1, "", level, "should be a number from 0 to 1, or a list of such numbers")
+        require(number and 0 <= share <= 2, "", level, "should be a number from 0 to 2, or a list of such numbers")
     return tuple(parts) if isinstance(level, list) else level
 
 
-# c of t_c = c t_{j+1}: one number, or one for each step but the last, whose output is clean.
+# c, from clean context (0) over the step's output level (1) to its input level (2): one number, or one for each step
+# but the last, whose context is its output then, clean.
 ContextLevel = Annotated[float | tuple[float, ...], BeforeValidator(_shares)]
 
 

@@ -181,16 +181,19 @@ class ForwardKL(Section):
     attention: AttentionMode
 
 
+LevelBound = Annotated[float, Field(ge=0, le=2)]
+
+
 class Variant(Section):
     """A method: how the grid is walked, what context a block sees, what it learns on, and what is added to DMD."""
 
     order: Order
     context: Context
-    level: ContextLevel | None  # of output context, as a share of the step's output level; 1: HiAR, 0: clean
+    level: ContextLevel | None  # of output context: 0 is clean, 1 the step's output level (HiAR), 2 its input level
     forward_kl: ForwardKL | None
-    # Of output context, in training: each update draws the share of its rollouts evenly from these bounds. null: it is
+    # Of output context, in training: each update draws the level of its rollouts evenly from these bounds. null: it is
     # the level at which the student is walked.
-    drawn: Annotated[tuple[Probability, Probability], Field(strict=False)] | None = None
+    drawn: Annotated[tuple[LevelBound, LevelBound], Field(strict=False)] | None = None
     # What DMD is taken on. null: the student's own rollouts; diffusion: clean videos of the pairs, each block noised to
     # a level of its own and denoised in one causal forward (CausVid).
     forcing: Literal["diffusion"] | None = None

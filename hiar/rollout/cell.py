@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -58,21 +59,22 @@ class Rollout:
     def levels(self) -> Tensor:
         """All levels at which blocks are shown to the network: the sigmas, then those of contexts between them.
 
-        These are the level of noisy clean contexts, where there is one, and c t_{j+1} of the ``lowered`` steps.
+        These are the level of noisy clean contexts, where there is one, and t_c of the ``lowered`` steps.
         """
-        noise, share = self.conventions.context_noise, self.grid.rule.share
+        noise = self.conventions.context_noise
         between = [self.sigmas.new_tensor(noise)] if noise else []
-        between += [share(step) * self.sigmas[step + 1] for step in self.lowered]
+        between += [share * self.sigmas[step + (state == "after")] for step, (state, share) in self.lowered.items()]
         return torch.cat([self.sigmas, torch.stack(between)]) if between else self.sigmas
 
     @property
-    def lowered(self) -> list[int]:
-        """The steps after which contexts are shown with less than their output's noise."""
-        return [step for step in range(self.clean - 1) if self.grid.rule.share(step) != 1]
+    def lowered(self) -> dict[int, tuple[Literal["before", "after"], float]]:
+        """Of steps whose contexts lie between levels: the state that is shown, and with which share of its noise."""
+        sigmas, lowered = self.sigmas.tolist(), self.grid.rule.lowered
+        return {step: one for step in range(self.clean) if (one := lowered(step, sigmas)) is not None}
 
     def lowered_level(self, step: int) -> int:
         """The level of a lowered step's contexts, as an index of the levels."""
-        return len(self.levels) - len(self.lowered) + self.lowered.index(step)
+        return len(self.levels) - len(self.lowered) + list(self.lowered).index(step)
 
     def text_from(self, block: int) -> int | None:
         """The block from which the text of ``block`` holds; None: from the start."""
@@ -194,8 +196,9 @@ def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, in
         state = memory.states[cell.block]
     rule = rollout.grid.rule
     latent, level = getattr(state, rule.state), rule.level(cell.step, rollout.clean)
-    if cell.step in rollout.lowered:
-        lowered = with_less_noise(state.after, state.x0, rule.share(cell.step))
+    if (one := rollout.lowered.get(cell.step)) is not None:
+        which, share = one
+        lowered = with_less_noise(getattr(state, which), state.x0, share)
         return lowered.detach(), rollout.lowered_level(cell.step)
     if level == rollout.clean and rule.state == "x0" and (noise := rollout.conventions.context_noise):
         noisy = add_noise(latent, rollout.noise(Cell(cell.block, rollout.clean)), torch.tensor(noise))

@@ -1,4 +1,4 @@
-"""Output context at a share c of its level, t_c = c t_{j+1}: one video for every order, and the formula itself."""
+"""Output context at a level c, from clean over output to input: one video for every order, and the formula itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hiar.rollout.walk import generate
 from hiar.schedule import euler_step, step_sigmas, with_less_noise
 
 STEPS, BLOCK, SHAPE = 3, 2, (3, 2, 4, 4)
-LEVELS: list[ContextLevel] = [0.0, 0.85, (0.8, 1.0), (1.0, 0.0)]
+LEVELS: list[ContextLevel] = [0.0, 0.85, (0.8, 1.0), (1.0, 0.0), 1.4, (1.7, 0.6)]
 
 
 def make_rollout(context: Context = "output", renoise: Renoise = "sde", **geometry: int) -> Rollout:
@@ -57,32 +57,38 @@ def test_contexts_are_the_estimates_with_that_share_of_their_noise(level: Contex
     """Against the rollout without caches, with the contexts' noise written out."""
     model = tiny_denoiser()
     rollout = at_level(level, renoise=renoise)
-    shares = [*(level if isinstance(level, tuple) else (level,) * (STEPS - 1)), 1.0]
-    assert relative_error(generate(model, rollout, "step_first"), written_out(model, rollout, shares)) < 1e-5
+    levels = (*level, 1.0) if isinstance(level, tuple) else (level,) * STEPS
+    assert relative_error(generate(model, rollout, "step_first"), written_out(model, rollout, levels)) < 1e-5
 
 
-def written_out(model: Any, rollout: Rollout, shares: list[float]) -> Tensor:
+def written_out(model: Any, rollout: Rollout, levels: tuple[float, ...]) -> Tensor:
     blocks, sigmas = range(rollout.grid.blocks or 0), rollout.sigmas
 
     def noise(block: int, step: int) -> Tensor:
         return normals("rollout", rollout.seed, rollout.samples, SHAPE, step=step, block=block)
 
     latents = [noise(n, 0) for n in blocks]
-    for j, share in enumerate(shares):
-        level, shown, after = share * sigmas[j + 1], [], []
+    for j, c in enumerate(levels):
+        level = c * sigmas[j + 1] if c <= 1 else sigmas[j + 1] + (c - 1) * (sigmas[j] - sigmas[j + 1])
+        shown, after = [], []
         for n in blocks:
             x0 = last_block(model, shown, level, latents[n], sigmas[j], rollout.text, rollout.grid.window)
-            eps = noise(n, j + 1) if rollout.renoise == "sde" else (latents[n] - (1 - sigmas[j]) * x0) / sigmas[j]
-            after.append((1 - sigmas[j + 1]) * x0 + sigmas[j + 1] * eps if j + 1 < len(shares) else x0)
-            shown.append((1 - level) * x0 + level * eps if j + 1 < len(shares) else x0)
+            seen = (latents[n] - (1 - sigmas[j]) * x0) / sigmas[j]  # the noise that the step began with, by its x0
+            eps = noise(n, j + 1) if rollout.renoise == "sde" else seen
+            after.append((1 - sigmas[j + 1]) * x0 + sigmas[j + 1] * eps if j + 1 < len(levels) else x0)
+            shown.append((1 - level) * x0 + level * (seen if c > 1 else eps) if j + 1 < len(levels) or c > 1 else x0)
         latents = after
     return torch.cat(latents, dim=2)
 
 
 @torch.no_grad()
-def test_the_ends_are_hiar_and_clean_context() -> None:
+def test_the_marks_are_clean_context_hiar_and_input_context() -> None:
     model = tiny_denoiser()
-    hiar, clean = (generate(model, make_rollout(context), "diagonal") for context in ("output", "clean"))
+    contexts: tuple[Context, ...] = ("output", "clean", "input")
+    hiar, clean, noisy = (generate(model, make_rollout(context), "diagonal") for context in contexts)
+    assert relative_error(generate(model, at_level(2.0), "diagonal"), noisy) < 1e-6
+    assert relative_error(generate(model, at_level(1.5), "diagonal"), noisy) > 1e-2
+    assert relative_error(generate(model, at_level(1.5), "diagonal"), hiar) > 1e-2
     for ones in (1.0, (1.0, 1.0)):
         assert torch.equal(generate(model, at_level(ones), "diagonal"), hiar)
     for zeros in (0.0, (0.0, 0.0)):
@@ -105,5 +111,5 @@ def test_less_noise_keeps_the_noise_it_has() -> None:
 def test_levels_in_words() -> None:
     assert context_words("clean", None) == "clean context"
     assert context_words("output", 1.0) == "output context"
-    assert context_words("output", 0.85) == "output context at 0.85 of its level"
-    assert context_words("output", (0.8, 1.0, 1.0)) == "output context at 0.8, 1, 1 of its level"
+    assert context_words("output", 0.85) == "output context at c = 0.85"
+    assert context_words("output", (0.8, 1.0, 1.5)) == "output context at c = 0.8, 1, 1.5"

@@ -26,7 +26,7 @@ def student(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0, 0.85, [0.8, 1.0, 0.0]])
+@pytest.mark.parametrize("level", [0.0, 1.0, 0.85, 1.5, [0.8, 1.0, 1.25]])
 def test_a_variants_level_reaches_the_rollout_by_the_card(student, tmp_path, level):
     walk = walk_of(params(level=level).variant("mine"))
     save_card(tmp_path, load_card(student).model_copy(update={"walk": walk}))
@@ -34,9 +34,13 @@ def test_a_variants_level_reaches_the_rollout_by_the_card(student, tmp_path, lev
     assert card.walk == walk
     source = load_generator(student)
     rollout = make_rollout(source, source.embed([""]), walk_asked(card, None, None), 6, 0, [0])
-    shares = level if isinstance(level, list) else [level] * 3
-    assert [rollout.grid.rule.share(step) for step in range(3)] == shares
-    shown = [share * sigma for share, sigma in zip(shares, rollout.sigmas[1:].tolist()[:3], strict=True) if share != 1]
+    sigmas = rollout.sigmas.tolist()
+    levels = level if isinstance(level, list) else [level] * (4 if level > 1 else 3)
+    shown = [
+        c * sigmas[step + 1] if c < 1 else (2 - c) * sigmas[step + 1] + (c - 1) * sigmas[step]
+        for step, c in enumerate(levels)
+        if c != 1
+    ]
     assert rollout.levels[5:].tolist() == pytest.approx(shown)
 
 
@@ -53,10 +57,10 @@ def test_a_card_from_before_there_were_levels_means_the_output_level(student, tm
 @pytest.mark.parametrize(
     ("variant", "line"),
     [
-        ({"level": 1.5}, "variants.mine.level = 1.5: should be a number from 0 to 1, or a list of such"),
-        ({"level": "high"}, "variants.mine.level = 'high': should be a number from 0 to 1, or a list of such"),
-        ({"level": []}, "variants.mine.level = []: should be a number from 0 to 1, or a list of such"),
-        ({"level": None}, "variants.mine.level = None: a share of the step's output level; write 1.0 for all"),
+        ({"level": 2.5}, "variants.mine.level = 2.5: should be a number from 0 to 2, or a list of such"),
+        ({"level": "high"}, "variants.mine.level = 'high': should be a number from 0 to 2, or a list of such"),
+        ({"level": []}, "variants.mine.level = []: should be a number from 0 to 2, or a list of such"),
+        ({"level": None}, "variants.mine.level = None: 0 is clean, 1.0 the step's output level, 2.0 its input"),
         ({"level": [0.8, 1.0]}, "variants.mine.level = (0.8, 1.0): give one number, or 3: one for each of"),
         ({"level": 0.5, "context": "input"}, "variants.mine.level = 0.5: the level of input context is given by its"),
     ],
@@ -102,8 +106,8 @@ def test_levels_asked_for_that_cannot_be(student):
     ("level", "line"),
     [
         ("much", "--level = much: is no number; write one such as 0.85, or several like 0.8,1,1"),
-        ("1.2", "--level = 1.2: should be 0 to 1, a share of the step's output level"),
-        ("nan", "--level = nan: should be 0 to 1, a share of the step's output level"),
+        ("2.2", "--level = 2.2: should be 0 to 2; 0 is clean, 1 the step's output level, 2 its input level"),
+        ("nan", "--level = nan: should be 0 to 2; 0 is clean, 1 the step's output level, 2 its input level"),
     ],
 )
 def test_levels_on_the_command_line(student, level, line):
