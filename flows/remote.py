@@ -155,10 +155,15 @@ def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
         wanted = {one for stage in found for some in stage.get_used_objs().values() for one in some}
     # Without the lock, for which other stages wait: objects never change.
     store, cache = repo.cloud.get_remote_odb(name), repo.cache.local
+    nowhere: list[Any] = []
+    options = {"shallow": False, "validate_status": lambda status: nowhere.extend(status.missing)}
     with _counted(f"push to {name}") as callback:
-        result = repo.cloud.transfer(cache, store, wanted, cache_odb=cache, shallow=False, callback=callback)
+        result = repo.cloud.transfer(cache, store, wanted, cache_odb=cache, callback=callback, **options)
     if result.failed:
         raise OSError(f"{len(result.failed)} of {len(result.failed) + len(result.transferred)} objects not stored")
+    if nowhere:
+        remedy = "`dvc commit --force` in the workspace puts what lies there back into the cache"
+        raise OSError(f"{len(nowhere)} of {len(wanted)} objects are neither there nor in DVC's cache; {remedy}")
     records = repo.cloud.get_remote_odb(name, hash_name="md5-dos2unix")
     _copy_records(repo.cache.legacy, records, lambda path: load_yaml(path) in made.values())
     if not stages and made:

@@ -100,7 +100,7 @@ def override_of(root: Path, name: str) -> Path:
     known = sorted(file.stem for file in (root / "experiments").glob("*.yaml"))
     if name in known:
         return path
-    raise UserError(f"experiment '{name}': there is no {path}; {suggest(name, known)}")
+    raise UserError(f"experiment '{name}': there is no {path}; {suggest(Path(name).stem, known)}")
 
 
 def open_workspace(root: Path, name: str | None) -> Path:

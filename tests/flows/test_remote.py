@@ -134,6 +134,22 @@ def test_what_did_not_all_come_there_is_not_taken_for_pushed(project, remote):
     assert len(list(remote.glob("runs/*/*/*"))) == 2
 
 
+def test_what_is_nowhere_is_not_taken_for_pushed(project, remote, capsys):
+    """The rest comes there, but nothing that says it were whole; the remedy of the line is one."""
+    project.dvc("repro")
+    name = md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
+    lost = Path("files", "md5", name[:2], name[2:])
+    (project.folder / ".dvc" / "cache" / lost).unlink()
+    assert not pushed(project)
+    assert "1 of 3 objects are neither there nor in DVC's cache; `dvc commit --force`" in capsys.readouterr().out
+    assert len(list(remote.glob("files/md5/*/*"))) == 2
+    assert not list(remote.glob("locks/*/*"))
+    assert not remote_of(project.folder).has(PUSHED)
+    project.dvc("commit", "--force")
+    assert pushed(project)
+    assert (remote / lost).is_file()
+
+
 def test_what_was_pushed_is_pushed_again_to_another_remote(tmp_path):
     """Also where only the user's own settings have changed."""
     (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
