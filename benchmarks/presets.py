@@ -139,6 +139,7 @@ def world() -> Preset:
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     world, codec, model = params.world, params.codec, params.model
     assert world.kind == "shapes" and codec is not None and model is not None
+    assert params.schedule.student_shift is not None
     side = world.size // codec.patch
     return Preset(
         model,

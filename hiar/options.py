@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -66,6 +67,19 @@ def level_of(text: str | None) -> ContextLevel | None:
     if not all(0 <= share <= 2 for share in shares):
         raise UserError(f"--level = {text}: should be 0 to 2; 0 is clean, 1 the step's output level, 2 its input level")
     return shares[0] if len(shares) == 1 else shares
+
+
+def levels_of(text: str | None) -> tuple[float, ...] | None:
+    """``--levels``: noise levels with commas between. Raises UserError unless they fall from 1 and stay above 0."""
+    if text is None:
+        return None
+    try:
+        levels = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--levels = {text}: is no list of numbers; write one such as 1,0.757,0.522") from None
+    if levels[0] != 1 or not all(above > below for above, below in pairwise((*levels, 0.0))):
+        raise UserError(f"--levels = {text}: should fall from 1, the noise that a step starts from, and end above 0")
+    return levels
 
 
 def prompts_of(prompt: str | None, path: Path | None) -> list[str]:

@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from hiar.config import Schedule
+
 TIMESTEP_SCALE = 1000.0  # Wan's timestep embedding was trained on sigma * 1000
 
 
@@ -23,6 +25,14 @@ def warp(t: Tensor, shift: float) -> Tensor:
 def step_sigmas(steps: int, shift: float) -> Tensor:
     """Levels of S = ``steps`` steps, (S + 1,) float32: t = 1, 1 - 1/S, ..., 1/S, 0 warped by the shift."""
     return warp(torch.linspace(1, 0, steps + 1), shift)
+
+
+def student_sigmas(schedule: Schedule) -> Tensor:
+    """The levels of a student's steps, (S + 1,) float32, the last one 0."""
+    if schedule.student_levels is not None:
+        return torch.tensor([*schedule.student_levels, 0.0])
+    assert schedule.student_shift is not None  # as one of the two is
+    return step_sigmas(schedule.student_steps, schedule.student_shift)
 
 
 def solver_sigmas(sigmas: Tensor, substeps: int, shift: float) -> Tensor:

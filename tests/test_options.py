@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from hiar.errors import UserError
-from hiar.options import LONGEST_SILENCE, Once, extended_of, level_of, prompts_of, size_of, stall_of
+from hiar.options import LONGEST_SILENCE, Once, extended_of, level_of, levels_of, prompts_of, size_of, stall_of
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,14 @@ def test_levels(text: str | None, level: object) -> None:
 def test_what_is_no_level(text: str) -> None:
     with pytest.raises(UserError, match=f"--level = {text}: "):
         level_of(text)
+
+
+def test_levels_fall_from_one() -> None:
+    assert levels_of(None) is None
+    assert levels_of("1,0.757,0.522") == (1.0, 0.757, 0.522)
+    for text in ("0.9,0.5", "1,0.5,0.5", "1,0.5,0", "1,nan", "1,,0.5", "", "half"):
+        with pytest.raises(UserError, match=f"--levels = {text}: "):
+            levels_of(text)
 
 
 def test_sizes_are_width_and_height() -> None:

@@ -42,6 +42,17 @@ LIMITS = {
         ("runtime: {device: ?}", "cpu", "on", "runtime.device = True: is true or false to YAML"),
         ("pairs: {guidance: ?}", "1.5e+3", "1.5e3", "pairs.guidance = '1.5e3': is text to YAML; write 1.5e+3"),
         ("pairs: {guidance: ?}", "1.0e+3", "1e3", "pairs.guidance = '1e3': is text to YAML; write 1.0e+3"),
+        # a student's levels: by a shift, or one by one
+        ("schedule: {student_shift: ?}", "0.1", "null", "schedule.student_shift = None: give either the shift of even"),
+        ("schedule: {student_levels: ?}", "null", "[1, 0.7, 0.5, 0.1]", "schedule.student_shift = 4.0: give either"),
+        *(("schedule: {student_shift: null, student_levels: ?}", "[1.0, 0.7, 0.5, 0.1]", refused,
+           f"schedule.student_levels = {line}")
+          for refused, line in (
+              ("[1.0, 0.7, 0.5]", "(1.0, 0.7, 0.5): must be student_steps = 4 falling numbers"),
+              ("[0.9, 0.7, 0.5, 0.1]", "(0.9, 0.7, 0.5, 0.1): must be student_steps = 4 falling numbers"),
+              ("[1.0, 0.7, 0.7, 0.1]", "(1.0, 0.7, 0.7, 0.1): must be student_steps = 4 falling numbers"),
+              ("[1.0, 0.7, 0.5, 0.0]", "(1.0, 0.7, 0.5, 0.0): must be student_steps = 4 falling numbers"),
+          )),
         # names and hashes
         ("sample: {prompts_sha256: ?}", "0a" * 32, "0a" * 32 + "a", "sample.prompts_sha256 = '0a"),
         ("sample: {prompts_sha256: ?}", "0a" * 32, "0A" * 32, "sample.prompts_sha256 = '0A"),

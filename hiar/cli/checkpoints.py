@@ -9,8 +9,16 @@ import typer
 
 from hiar.cli.app import Context, Order, app, examples
 from hiar.io.launcher import alone
-from hiar.options import Once, walk_of
+from hiar.options import Once, levels_of, walk_of
 
+Levels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T,T...",
+        help="The noise levels where steps begin, where these follow no shift: 1,0.757,0.522.",
+        show_default=False,
+    ),
+]
 Frames = Annotated[int | None, typer.Option(min=1, help="Latent frames.", show_default=False)]
 
 
@@ -36,7 +44,9 @@ def import_(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint; replaced when whole.")],
     preset: Annotated[
         str | None,
-        typer.Option("--as", help="How it walks: self-forcing, causal-forcing, longlive or hiar.", show_default=False),
+        typer.Option(
+            "--as", help="How it walks: self-forcing, causal-forcing, causvid, longlive or hiar.", show_default=False
+        ),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="generator or generator_ema, where a .pt holds both.", show_default=False)
@@ -58,6 +68,7 @@ def import_(
     sinks: Annotated[int | None, typer.Option(min=0, help="Blocks that never leave the window.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps a block.", show_default=False)] = None,
     shift: Annotated[float | None, typer.Option(help="Of the steps' noise levels.", show_default=False)] = None,
+    levels: Levels = None,
     renoise: Annotated[str | None, typer.Option(help="sde or euler.", show_default=False)] = None,
     precision: Annotated[str, typer.Option(help="What it computes in: bf16, or no for fp32.")] = "bf16",
 ) -> None:
@@ -73,7 +84,7 @@ def import_(
 
     told = {"height": height, "width": width, "frames_per_second": fps, "precision": precision}
     told |= {"block": block, "window": window, "sinks": sinks, "steps": steps, "shift": shift, "renoise": renoise}
-    told |= {"order": walk[0], "context": walk[1]}
+    told |= {"order": walk[0], "context": walk[1], "levels": levels_of(levels)}
     import_checkpoint(source, base, out, preset, weights, told, None if lora is None else (lora, lora_scale))
 
 
@@ -83,6 +94,7 @@ def import_(
     epilog=examples(
         "hiar import-pairs ode_pairs --out models/pairs             # HiAR's: a .pt a prompt",
         "hiar import-pairs ode_pairs_lmdb --out models/pairs        # Self-Forcing's",
+        "hiar import-pairs mixkit_ode_lmdb --levels 1,0.7568,0.5217 --out models/pairs   # CausVid's",
     ),
 )
 def import_pairs_(
@@ -91,18 +103,20 @@ def import_pairs_(
     shift: Annotated[
         float, typer.Option(min=0.01, max=1000.0, help="Of the noise levels at which their states were kept.")
     ] = 8.0,
+    levels: Levels = None,
     shard: Annotated[int, typer.Option(min=1, max=100_000, help="Pairs a file; so many are in memory.")] = 16,
 ) -> None:
     """Make somebody else's ODE pairs an artifact that an experiment takes (pairs.source in its parameters).
 
     States keep their type and bits. Nothing in the files is run; what is damaged, not finite, or of another shape than
-    the first is refused. The files do not tell their noise levels: --shift does.
+    the first is refused. The files do not tell their noise levels: --shift does, for even steps, or --levels.
     """
+    starts = levels_of(levels)
     alone("hiar import-pairs")
 
     from hiar.stages.foreign_pairs import import_pairs
 
-    print(f"{out}: {import_pairs(source, out, shift, shard)}")
+    print(f"{out}: {import_pairs(source, out, shift if starts is None else starts, shard)}")
 
 
 @app.command(

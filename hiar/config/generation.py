@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -124,9 +125,30 @@ class Schedule(Section):
     """Noise levels (Eq. 1-3)."""
 
     teacher_shift: Positive
-    student_shift: Positive
+    student_shift: Positive | None  # of the student's levels, even steps of t; null: they are student_levels
     student_steps: Count  # S
     renoise: Renoise  # how a student state moves to the next level
+    # The level at which each step begins, where they follow no shift: CausVid's are [1.0, 0.757, 0.522].
+    student_levels: Annotated[tuple[Probability, ...], Field(strict=False)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        levels, steps = self.student_levels, self.student_steps
+        require(
+            (levels is None) != (self.student_shift is None),
+            "student_shift",
+            self.student_shift,
+            "give either the shift of even steps or student_levels, and null for the other",
+        )
+        if levels is not None:
+            falling = all(above > below for above, below in pairwise((*levels, 0.0)))
+            require(
+                len(levels) == steps and levels[0] == 1 and falling,
+                "student_levels",
+                levels,
+                f"must be student_steps = {steps} falling numbers, the first of them 1, the last one above 0",
+            )
+        return self
 
 
 class Codec(Section):

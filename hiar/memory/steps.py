@@ -23,7 +23,7 @@ from hiar.memory.sampling import walk_through
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser, guided_x0
 from hiar.rollout.cell import Rollout
-from hiar.schedule import step_sigmas
+from hiar.schedule import student_sigmas
 from hiar.training.clips import as_clips
 from hiar.training.diffusion_forcing import DiffusionForcing
 from hiar.training.self_rollout import SelfRollout
@@ -116,7 +116,7 @@ def distill(
     prompts = sizes.text(config, sizes.batch)
     samples, clips = range(sizes.batch), sizes.clips(sizes.batch * spec.windows)
     text, noise, sigma = prompts.repeat_interleave(spec.windows, dim=0), torch.zeros(clips), torch.zeros(clips[0])
-    trajectories, sigmas = torch.zeros(1, steps + 1, *clips[1:]), step_sigmas(steps, params.schedule.student_shift)
+    trajectories, sigmas = torch.zeros(1, steps + 1, *clips[1:]), student_sigmas(params.schedule)
     forced = DiffusionForcing((trajectories, sigmas, lambda _: text), causal(params), seed=0)
 
     def roll_out(learn: bool) -> Tensor:
@@ -173,7 +173,7 @@ def sample(count: Counting, sizes: Sizes, variant: Variant, student: Denoiser) -
     blocks = min(params.sample.frames // params.video.block, 2 * schedule.student_steps)
     grid = _grid(params, variant.context, blocks, schedule.student_steps)
     text = sizes.text(student.transformer.config, sizes.batch).to(student.dtype)
-    sigmas = step_sigmas(schedule.student_steps, schedule.student_shift)
+    sigmas = student_sigmas(schedule)
     samples = range(sizes.batch)
     rollout = Rollout(grid, sigmas, sizes.block_shape, schedule.renoise, 0, samples, text, {}, params.conventions)
     walk_through(count, student, rollout, order, passes)

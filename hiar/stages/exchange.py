@@ -23,6 +23,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "self-forcing": _RELEASED | {"order": "block_first", "context": "finished"},
     "causal-forcing": _RELEASED | {"order": "block_first", "context": "finished"},
     "hiar": _RELEASED | {"order": "step_first", "context": "output"},
+    # Of its two students the one of three steps; --steps 4 is the other, whose steps are even at that shift.
+    "causvid": _RELEASED
+    | {"steps": 3, "shift": 8.0, "levels": (1.0, 0.757, 0.522), "order": "block_first", "context": "finished"},
     # Its first block stays in a window of twelve frames; its student is a base and an adapter (--lora).
     "longlive": _RELEASED | {"window": 12, "sinks": 1, "order": "block_first", "context": "finished"},
 }
@@ -41,14 +44,14 @@ def import_checkpoint(
 ) -> None:
     """Write somebody else's student as a checkpoint folder that every command takes.
 
-    told: height, width, frames_per_second, precision, and block, window, sinks, shift, steps, renoise, order, context,
-    each None where the preset's holds. lora: an adapter that is added to the weights.
+    told: height, width, frames_per_second, precision, and block, window, sinks, shift, steps, levels (in place of these
+    two), renoise, order, context, each None where the preset's holds. lora: an adapter that is added to the weights.
     Raises UserError for what is told nowhere, and for a source that is not whole or not of the base's size; nothing is
     then written.
     """
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--as = {preset}: is no kind of student; {suggest(preset, PRESETS)}")
-    how = PRESETS.get(preset or "", {}) | {name: value for name, value in told.items() if value is not None}
+    how = _with_levels(PRESETS.get(preset or "", {}), {name: told[name] for name in told if told[name] is not None})
     if unset := [f"--{name}" for name in _RELEASED | {"order": "", "context": ""} if name not in how]:
         raise UserError(f"{', '.join(unset)}: weights do not tell; give them, or --as {' or '.join(PRESETS)}")
     check_folder("--out", out, "checkpoint")
@@ -103,7 +106,7 @@ def describe_model(path: Path, base: Path | None, verify: bool) -> list[tuple[st
             "video",
             f"blocks of {video.block}, window {video.window}, {video.sink_blocks} sinks; clips of {video.frames}",
         ),
-        ("steps", f"{schedule.student_steps}, shift {schedule.student_shift:g}, {schedule.renoise}"),
+        ("steps", f"{schedule.student_steps}, {_levels(schedule)}, {schedule.renoise}"),
         ("computes in", "bf16" if card.precision == "bf16" else "fp32"),
         *((name, _part(path / name, world)) for name in (TRANSFORMER, TEXT, CODEC)),
         ("size", f"{size / GB:.3g} GB"),
@@ -115,6 +118,27 @@ def describe_model(path: Path, base: Path | None, verify: bool) -> list[tuple[st
         *said,
         ("to sample it", f'hiar sample --checkpoint {path} --prompt "..." --frames {video.frames} --out out'),
     ]
+
+
+def _levels(schedule: Schedule) -> str:
+    """Where a student's steps begin."""
+    if schedule.student_levels is None:
+        return f"shift {schedule.student_shift:g}"
+    return f"at {', '.join(f'{level:g}' for level in schedule.student_levels)}"
+
+
+def _with_levels(preset: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset with what was told in its place: levels stand for steps and shift, these two for levels."""
+    if "levels" in told:
+        if also := [f"--{name}" for name in ("steps", "shift") if name in told]:
+            raise UserError(f"--levels: says how many steps there are, and where; leave out {' and '.join(also)}")
+        own = {
+            "steps": len(told["levels"]),
+            "shift": preset.get("shift", 1.0),
+        }  # this one of a teacher, which it is not
+    else:
+        own = {"levels": None} if {"steps", "shift"} & told.keys() else {}
+    return {"levels": None} | dict(preset) | own | dict(told)
 
 
 def _part(folder: Path, world: World) -> str:
@@ -142,9 +166,10 @@ def _card(preset: str | None, base: Path, how: Mapping[str, Any]) -> Card:
         video = Video(frames=window, block=block, window=window, sink_blocks=how["sinks"])
         schedule = Schedule(
             teacher_shift=how["shift"],
-            student_shift=how["shift"],
+            student_shift=how["shift"] if how["levels"] is None else None,
             student_steps=how["steps"],
             renoise=how["renoise"],
+            student_levels=how["levels"],
         )
         return Card(
             stage="distill",

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hiar.errors import UserError
 from hiar.io.artifacts import check_folder, unfinished, write_manifest, write_text
 from hiar.io.progress import Progress
 from hiar.io.shards import shard_path, write_shard
@@ -16,16 +17,17 @@ from hiar.stages.pairs import CAPTIONS, load_pairs, load_shard
 from hiar.worlds.interface import foreign_pairs, write_foreign_pairs
 
 
-def import_pairs(source: Path, out: Path, shift: float, shard: int) -> str:
+def import_pairs(source: Path, out: Path, levels: float | tuple[float, ...], shard: int) -> str:
     """Write the pairs in ``source`` as an artifact that ``pairs.source`` names; returns what they are, in words.
 
-    shift: of the levels at which their states were kept, even steps of their solver. shard: pairs a file. Raises
-    UserError for what is damaged or not of one kind; nothing is then there under the name of ``out``.
+    levels: at which their states were kept but for the clean one, or the shift of even steps. shard: pairs a file.
+    Raises UserError for what is damaged or not of one kind, or of another number of levels; nothing is then there under
+    the name of ``out``.
     """
     check_folder("--out", out, "pairs")
     captions: list[str] = []
     held: list[Tensor] = []
-    with unfinished(out, {"imported from": str(source.resolve()), "shift": shift, "shard": shard}, "pairs") as folder:
+    with unfinished(out, {"imported from": str(source.resolve()), "levels": levels, "shard": shard}, "pairs") as folder:
 
         def write() -> None:
             first = len(captions) - len(held)
@@ -35,6 +37,8 @@ def import_pairs(source: Path, out: Path, shift: float, shard: int) -> str:
 
         with Progress("import", None, unit="pairs") as progress:
             for pair in foreign_pairs(source):
+                if not captions:
+                    sigmas = _sigmas(levels, len(pair.states), source)
                 held.append(pair.states)
                 captions.append(one_line(pair.prompt))
                 if len(held) == shard:
@@ -42,13 +46,22 @@ def import_pairs(source: Path, out: Path, shift: float, shard: int) -> str:
                 progress.advance()
         if held:
             write()
-        steps = len(pair.states) - 1
-        sigmas = step_sigmas(steps, shift).tolist()
         write_text(folder / CAPTIONS, "".join(f"{caption}\n" for caption in captions))
         write_manifest(folder, "pairs", count=len(captions), shard=shard, sigmas=sigmas, source=source.name)
     size, dtype = "x".join(map(str, pair.states.shape[1:])), str(pair.states.dtype).removeprefix("torch.")
-    levels = ", ".join(f"{sigma:.4g}" for sigma in sigmas)
-    return f"{len(captions)} pairs of {size} (channels, frames, height, width) in {dtype}, at levels {levels}"
+    said = ", ".join(f"{sigma:.4g}" for sigma in sigmas)
+    return f"{len(captions)} pairs of {size} (channels, frames, height, width) in {dtype}, at levels {said}"
+
+
+def _sigmas(levels: float | tuple[float, ...], states: int, source: Path) -> list[float]:
+    """The noise level of each state of a trajectory. Raises UserError for another number of them."""
+    if not isinstance(levels, tuple):
+        return step_sigmas(states - 1, levels).tolist()
+    if len(levels) != states - 1:
+        given = ",".join(f"{level:g}" for level in levels)
+        remedy = f"{source} has {states} states a trajectory; give {states - 1} levels, the clean end has none"
+        raise UserError(f"--levels = {given}: {remedy}")
+    return [*levels, 0.0]
 
 
 def export_pairs(source: Path, form: str, out: Path) -> None:

@@ -25,7 +25,7 @@ from hiar.io.text import split_lines
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.rollout.ode import ode_states
-from hiar.schedule import solver_sigmas, step_sigmas
+from hiar.schedule import solver_sigmas, student_sigmas
 from hiar.stages.common import Paths, Stage, stage, write_metrics
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
@@ -83,7 +83,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
             states = solve(params, teacher, seed, few, captions[: len(few)])
             check_states(states, few)
             _write_figures(work, workspace, seed, states)
-        sigmas = step_sigmas(params.schedule.student_steps, params.schedule.student_shift).tolist()
+        sigmas = student_sigmas(params.schedule).tolist()
         work.finish("pairs", count=spec.count, shard=spec.shard if spec.stored else None, sigmas=sigmas)
 
 
@@ -107,12 +107,11 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
     if found != wanted:
         axes = "(states, channels, frames, height, width)"
         raise UserError(f"{where}: has trajectories {found} {axes}, the experiment's are {wanted}; name others")
-    levels = step_sigmas(schedule.student_steps, schedule.student_shift)
+    levels = student_sigmas(schedule)
     if not torch.allclose(pairs.sigmas, levels, rtol=0, atol=1e-5):
         theirs, ours = (", ".join(f"{sigma:.4g}" for sigma in one.tolist()) for one in (pairs.sigmas, levels))
-        raise UserError(
-            f"{where}: its levels are {theirs}, the student's {ours}; change schedule.student_shift, or name others"
-        )
+        remedy = "change schedule.student_shift or student_levels, or name others"
+        raise UserError(f"{where}: its levels are {theirs}, the student's {ours}; {remedy}")
     if len(pairs.states) != params.pairs.count:
         raise UserError(
             f"params.yaml: pairs.count = {params.pairs.count}: {source} holds {len(pairs.states)}; give that number"
@@ -175,9 +174,7 @@ def solve(params: Params, teacher: Generator, seed: int, numbers: Sequence[int],
     solved in the teacher's.
     """
     schedule, substeps = params.schedule, params.pairs.solver_steps // params.schedule.student_steps
-    sigmas = solver_sigmas(
-        step_sigmas(schedule.student_steps, schedule.student_shift), substeps, schedule.teacher_shift
-    )
+    sigmas = solver_sigmas(student_sigmas(schedule), substeps, schedule.teacher_shift)
     channels, height, width = teacher.latent_size
     shape = (channels, params.video.frames, height, width)
     noise = normals("pairs noise", seed, numbers, shape)

@@ -14,7 +14,7 @@ from hiar.grid import check_walk, make_grid
 from hiar.models.generator import Card, Generator, Walk
 from hiar.parameters import explain
 from hiar.rollout.cell import OURS, Rollout
-from hiar.schedule import step_sigmas
+from hiar.schedule import student_sigmas
 
 DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
 
@@ -69,6 +69,6 @@ def make_rollout(
         sinks=card.video.sink_blocks,
         given=0 if given is None else given.shape[2] // block,
     )
-    sigmas = step_sigmas(card.schedule.student_steps, card.schedule.student_shift)
+    sigmas = student_sigmas(card.schedule)
     renoise, conventions = card.schedule.renoise, card.conventions or OURS
     return Rollout(grid, sigmas, source.block_shape, renoise, seed, numbers, text, changes or {}, conventions)

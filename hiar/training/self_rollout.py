@@ -12,7 +12,7 @@ from hiar.grid import make_grid
 from hiar.models.denoiser import Denoiser
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import generate
-from hiar.schedule import step_sigmas
+from hiar.schedule import student_sigmas
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class SelfRollout:
             window=video.window_blocks,
             sinks=video.sink_blocks,
         )
-        sigmas = step_sigmas(schedule.student_steps, schedule.student_shift)
+        sigmas = student_sigmas(schedule)
         rollout = Rollout(
             grid, sigmas, self.block_shape, schedule.renoise, seed, samples, text, conventions=self.conventions
         )

@@ -151,6 +151,15 @@ def test_imported_pairs_take_the_place_of_our_own(whole: Path, foreign: Path, wo
     assert len(pairs.load_pairs(source).states) == 11  # it is not moved
 
 
+def test_imported_pairs_may_lie_at_levels_that_follow_no_shift(foreign: Path, workspace: Path) -> None:
+    source, levels = workspace / "theirs", (1.0, 0.757, 0.522, 0.1)
+    import_pairs(foreign, source, levels, shard=4)
+    params = params_of(source=source)
+    own = params.schedule.model_copy(update={"student_shift": None, "student_levels": levels})
+    pairs.run(params.model_copy(update={"schedule": own}), workspace, 0)
+    assert pairs.load_pairs(Paths(workspace, 0).pairs).sigmas.tolist() == pytest.approx([*levels, 0])
+
+
 @pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])
 def test_an_interrupted_start_with_imported_pairs_is_begun_again(
     links: bool, foreign: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch

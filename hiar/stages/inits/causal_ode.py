@@ -14,7 +14,7 @@ from hiar.io.shards import StoredRows, complete_shards, shard_path, write_shard
 from hiar.models.denoiser import Denoiser
 from hiar.noise import normals
 from hiar.rollout.ode import causal_ode_states
-from hiar.schedule import solver_sigmas, step_sigmas
+from hiar.schedule import solver_sigmas, student_sigmas
 from hiar.stages.inits.job import Job, Trained
 from hiar.stages.inits.ode import regress
 from hiar.stages.inits.teacher_forcing import causal_teacher
@@ -73,4 +73,4 @@ def _solve(job: Job, teacher: Denoiser, spec: CausalPairs, numbers: range) -> Te
 
 
 def _levels(job: Job) -> Tensor:
-    return step_sigmas(job.params.schedule.student_steps, job.params.schedule.student_shift)
+    return student_sigmas(job.params.schedule)

@@ -13,7 +13,7 @@ from hiar.models.attention import TeacherForced
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import clone
 from hiar.noise import stream
-from hiar.schedule import solver_sigmas, step_sigmas
+from hiar.schedule import solver_sigmas, student_sigmas
 from hiar.stages.inits.job import Clean, Job, LossAt, Trained, fit
 from hiar.stages.inits.teacher_forcing import causal_teacher
 from hiar.stages.roles import new_role
@@ -28,7 +28,7 @@ def make(job: Job, spec: Consistency) -> Trained:
     role = new_role(job.work, student, training.optimizer, training.steps)
     assert role.average is not None
     average = cast(Denoiser, role.average.module)
-    levels = step_sigmas(schedule.student_steps, schedule.student_shift)
+    levels = student_sigmas(schedule)
     sigmas = solver_sigmas(levels, spec.solver_steps // schedule.student_steps, schedule.teacher_shift).to(job.device)
     attention, blocks = TeacherForced(video.block, video.window_blocks), video.frames // video.block
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,13 +25,13 @@ from hiar.grid import make_grid
 from hiar.io.video import read_mp4
 from hiar.models.attention import Bidirectional
 from hiar.models.denoiser import Denoiser
-from hiar.models.generator import load_card, load_generator
+from hiar.models.generator import Walk, load_card, load_generator
 from hiar.models.pixels import to_video
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import generate
 from hiar.schedule import step_sigmas
 from hiar.stages import exchange
-from hiar.stages.exchange import export_checkpoint, import_checkpoint
+from hiar.stages.exchange import describe_model, export_checkpoint, import_checkpoint
 from hiar.worlds.interface import open_world
 
 SIZE = ("--height", 32, "--width", 48, "--precision", "no")
@@ -123,6 +124,36 @@ def test_every_option_of_an_import_is_heard(run: Callable[..., str], released: P
     assert (card.schedule.student_steps, card.schedule.student_shift, card.schedule.renoise) == (6, 7.5, "euler")
     world = open_world(card.world)
     assert (world.height, world.width, world.frames_per_second, card.precision) == (32, 48, 10, "no")
+
+
+@pytest.mark.parametrize(
+    ("told", "schedule", "words"),
+    [
+        ({}, (3, None, (1.0, 0.757, 0.522)), "3, at 1, 0.757, 0.522, sde"),
+        ({"steps": 4}, (4, 8.0, None), "4, shift 8, sde"),  # its other student
+        ({"steps": 4, "shift": 5.0}, (4, 5.0, None), "4, shift 5, sde"),
+        ({"levels": (1.0, 0.5)}, (2, None, (1.0, 0.5)), "2, at 1, 0.5, sde"),
+    ],
+)
+def test_causvids_steps_follow_no_shift(
+    released: Path, base: Path, tmp_path: Path, told: dict[str, Any], schedule: object, words: str
+) -> None:
+    told |= {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no"}
+    import_checkpoint(released, base, tmp_path / "im", "causvid", "generator", told)
+    card = load_card(tmp_path / "im")
+    assert (card.schedule.student_steps, card.schedule.student_shift, card.schedule.student_levels) == schedule
+    assert card.walk == Walk(order="block_first", context="finished")
+    assert dict(describe_model(tmp_path / "im", None, False))["steps"] == words
+
+
+def test_levels_stand_for_steps_and_shift(run: Callable[..., str], released: Path, base: Path) -> None:
+    request = ("import", released, "--weights", "generator", "--base", base, *SIZE, "--out", "im")
+    walk = ("--order", "diagonal", "--context", "clean", "--block", 3, "--window", 9, "--sinks", 0, "--renoise", "sde")
+    said = run(*request, *walk, "--levels", "1,0.7,0.5", "--shift", 3, code=2)
+    assert said == "error: --levels: says how many steps there are, and where; leave out --shift"
+    run(*request, *walk, "--levels", "1,0.7,0.5")
+    run("sample", "--checkpoint", "im", "--prompt", PROMPT, "--frames", 3, "--out", "three")
+    assert read_mp4(Path("three/0000.mp4")).shape == (9, 32, 48, 3)
 
 
 def test_what_a_file_does_not_tell_of_itself_its_base_does(run: Callable[..., str], released: Path, base: Path) -> None:

@@ -46,7 +46,7 @@ def write_lmdb(folder: Path) -> Path:
 
 
 def test_a_folder_of_files_comes_with_every_state_in_its_place(tmp_path: Path) -> None:
-    said = import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", shift=8.0, shard=2)
+    said = import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", levels=8.0, shard=2)
     assert (
         said == "5 pairs of 2x3x4x6 (channels, frames, height, width) in float32, at levels 1, 0.96, 0.8889, 0.7273, 0"
     )
@@ -63,10 +63,20 @@ def test_a_folder_of_files_comes_with_every_state_in_its_place(tmp_path: Path) -
     torch.testing.assert_close(pairs.sigmas, warp(torch.tensor([1, 0.75, 0.5, 0.25, 0]), 8.0))
 
 
+def test_levels_that_follow_no_shift_are_told_one_by_one(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "source")
+    with pytest.raises(UserError, match=r"--levels = 1,0\.757: .*source has 5 states a trajectory; give 4 levels"):
+        import_pairs(source, tmp_path / "pairs", levels=(1.0, 0.757), shard=2)
+    assert not (tmp_path / "pairs").exists()
+    said = import_pairs(source, tmp_path / "pairs", levels=(1.0, 0.757, 0.522, 0.1), shard=2)
+    assert said.endswith("at levels 1, 0.757, 0.522, 0.1, 0")
+    assert load_pairs(tmp_path / "pairs").sigmas.tolist() == pytest.approx([1, 0.757, 0.522, 0.1, 0])
+
+
 def test_an_lmdb_comes_by_the_numbers_of_its_rows(tmp_path: Path) -> None:
     source = write_lmdb(tmp_path / "source")
     (source / "lock.mdb").unlink()
-    said = import_pairs(source / "data.mdb", tmp_path / "pairs", shift=5.0, shard=4)
+    said = import_pairs(source / "data.mdb", tmp_path / "pairs", levels=5.0, shard=4)
     assert said.startswith("11 pairs of 2x3x4x6 (channels, frames, height, width) in float16, at levels 1, 0.9375, ")
     pairs = load_pairs(tmp_path / "pairs")
     states = pairs.states[torch.arange(11)]
@@ -74,7 +84,7 @@ def test_an_lmdb_comes_by_the_numbers_of_its_rows(tmp_path: Path) -> None:
     for number in range(11):
         assert torch.equal(states[number], THEIRS[number % 5].half().float().transpose(1, 2))
         assert pairs.captions[number].startswith(f"{number}: ")
-    import_pairs(source, tmp_path / "again", shift=5.0, shard=4)
+    import_pairs(source, tmp_path / "again", levels=5.0, shard=4)
     assert (tmp_path / "again" / "00002.safetensors").read_bytes() == (
         tmp_path / "pairs" / "00002.safetensors"
     ).read_bytes()
@@ -119,7 +129,7 @@ def test_a_file_that_is_no_pair_is_named_and_nothing_is_left(case: str, tmp_path
     folder = write_files(tmp_path / "source")
     torch.save(made(), folder / "00002.pt")
     with pytest.raises(UserError, match=line) as told:
-        import_pairs(folder, tmp_path / "pairs", shift=8.0, shard=2)
+        import_pairs(folder, tmp_path / "pairs", levels=8.0, shard=2)
     assert "\n" not in str(told.value)
     assert not (tmp_path / "pairs").exists()
 
@@ -129,9 +139,9 @@ def test_what_was_begun_with_other_options_is_in_nobodys_way(tmp_path: Path) -> 
     whole = (folder / "00003.pt").read_bytes()
     (folder / "00003.pt").write_bytes(whole[:100])
     with pytest.raises(UserError, match=r"00003\.pt: is truncated"):
-        import_pairs(folder, tmp_path / "pairs", shift=8.0, shard=1)
+        import_pairs(folder, tmp_path / "pairs", levels=8.0, shard=1)
     (folder / "00003.pt").write_bytes(whole)
-    import_pairs(folder, tmp_path / "pairs", shift=8.0, shard=4)
+    import_pairs(folder, tmp_path / "pairs", levels=8.0, shard=4)
     shards = sorted(path.name for path in (tmp_path / "pairs").glob("*.safetensors"))
     assert shards == ["00000.safetensors", "00001.safetensors"]
 
@@ -146,7 +156,7 @@ def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:
         "other": "data.mdb: is damaged, or no LMDB (",
     }.items():
         with pytest.raises(UserError) as told:
-            import_pairs(tmp_path / name, tmp_path / "pairs", shift=8.0, shard=2)
+            import_pairs(tmp_path / name, tmp_path / "pairs", levels=8.0, shard=2)
         assert line in str(told.value)
 
 
@@ -172,7 +182,7 @@ def test_an_lmdb_that_is_not_whole_is_named(case: str, tmp_path: Path) -> None:
         if value is not None:
             rows.put(key, value)
     with pytest.raises(UserError, match=line):
-        import_pairs(source, tmp_path / "pairs", shift=8.0, shard=2)
+        import_pairs(source, tmp_path / "pairs", levels=8.0, shard=2)
     assert not (tmp_path / "pairs").exists()
 
 
@@ -183,7 +193,7 @@ def test_a_truncated_lmdb_is_refused_before_it_is_mapped(tmp_path: Path) -> None
     for size in (0, 100, 4096, 8192, len(whole) - 1):
         file.write_bytes(whole[:size])
         with pytest.raises(UserError, match=r"data\.mdb: is (truncated|damaged, or no LMDB)"):
-            import_pairs(file, tmp_path / "pairs", shift=8.0, shard=2)
+            import_pairs(file, tmp_path / "pairs", levels=8.0, shard=2)
 
 
 def test_the_command_says_what_came(tmp_path: Path) -> None:
@@ -198,7 +208,7 @@ def test_the_command_says_what_came(tmp_path: Path) -> None:
 
 def test_pairs_go_out_as_files_bit_by_bit(tmp_path: Path) -> None:
     """Each file is what HiAR's loader reads: one prompt, one trajectory in a batch of one, frames before channels."""
-    import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", shift=8.0, shard=2)
+    import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", levels=8.0, shard=2)
     export_pairs(tmp_path / "pairs", "hiar", tmp_path / "out")
     files = sorted((tmp_path / "out").glob("*"))
     assert len(files) == len(PROMPTS)
@@ -207,14 +217,14 @@ def test_pairs_go_out_as_files_bit_by_bit(tmp_path: Path) -> None:
         assert told == " ".join(prompt.split())
         assert torch.equal(written, states[None])
         assert written.dtype == torch.float32
-    import_pairs(tmp_path / "out", tmp_path / "again", shift=8.0, shard=2)
+    import_pairs(tmp_path / "out", tmp_path / "again", levels=8.0, shard=2)
     for path in (tmp_path / "pairs").glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
 def test_pairs_go_out_as_rows_of_an_lmdb(tmp_path: Path) -> None:
     """Rows as Self-Forcing looks for them, by their numbers, shaped by ``latents_shape``."""
-    import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", shift=8.0, shard=2)
+    import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", levels=8.0, shard=2)
     export_pairs(tmp_path / "pairs", "self-forcing", tmp_path / "out")
     with lmdb.open(str(tmp_path / "out"), readonly=True, lock=False) as environment, environment.begin() as rows:
         assert rows.get(b"latents_shape") == b"5 5 3 2 4 6"
@@ -256,7 +266,7 @@ def test_what_cannot_go_out_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.mkdir()
     torch.save({"a fox": 1e5 * THEIRS[0][None]}, large / "00000.pt")
-    import_pairs(large, tmp_path / "pairs", shift=8.0, shard=2)
+    import_pairs(large, tmp_path / "pairs", levels=8.0, shard=2)
     (tmp_path / "there").mkdir()
     for form, out, line in (
         (
