@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -85,6 +85,33 @@ class Ranks:
                     error = UserError(f"process {rank}: {said}")
         if error is not None:
             raise error
+
+    def together(self, work: Callable[[Callable[[int], None]], None], heard: Callable[[int], None]) -> None:
+        """Do work that takes each process another time; all return when the last one is done.
+
+        work: is given a function to call now and then with what was done since, so that no process waits for another
+        for longer than that. heard: is told each time what all of them have done.
+        A UserError of one process is raised by all, once the others are done with their work.
+        """
+
+        def all_over(done: int, over: bool) -> bool:
+            total, finished = self.sums([done, float(over)])
+            heard(int(total))
+            return finished == self.size
+
+        def beat(done: int) -> None:
+            all_over(done, False)
+
+        with self.agreed():
+            error: UserError | None = None
+            try:
+                work(beat)
+            except UserError as mistake:
+                error = mistake
+            while not all_over(0, True):
+                pass
+            if error is not None:
+                raise error
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,35 +221,26 @@ def make_videos(
 ) -> None:
     """Fill ``folder`` with {0000,0001,...}.mp4 and latents.safetensors.
 
-    Batches are dealt to the processes, which take them in turn together, so that all stop at the first mistake. Batches
-    and videos that are whole are not made again.
+    Batches are dealt to the processes, which take them in turn together, so that all stop after the first mistake.
+    Batches and videos that are whole are not made again.
     """
     every, whole = batches(len(prompts), batch), frames * len(prompts)
     todo = missing_batches(folder, len(prompts), batch, ranks)
     missing = ranks.sums([frames * sum(len(every[index]) for index in todo)])[0]
-    own = 0  # frames of a turn that this process has made
+
+    def make(index: int, advance: Callable[[int], None]) -> None:
+        if index in todo:
+            numbers = every[index]
+            asked = [prompts[i] for i in numbers]
+            latents = sample_latents(source, asked, frames, walk, seed, numbers, advance, given, way)
+            write_latents(folder, index, latents)
+        if index < len(every):
+            write_videos(folder, source, index, every[index], len(prompts), crf, lambda: advance(0))
 
     with Progress(label, whole, whole - int(missing), unit="frames") if ranks.leads else nullcontext() as progress:
-
-        def advance(count: int) -> None:
-            nonlocal own
-            own += count
-            if progress is not None:
-                progress.advance(count)
-
+        heard = progress.advance if progress else lambda count: None
         for first in range(0, len(every), ranks.size):
-            index, own = first + ranks.rank, 0
-            with ranks.agreed():
-                if index in todo:
-                    numbers = every[index]
-                    asked = [prompts[i] for i in numbers]
-                    latents = sample_latents(source, asked, frames, walk, seed, numbers, advance, given, way)
-                    write_latents(folder, index, latents)
-                if index < len(every):
-                    write_videos(folder, source, index, every[index], len(prompts), crf)
-            others = int(ranks.sums([own])[0]) - own
-            if progress is not None and others:
-                progress.advance(others)
+            ranks.together(partial(make, first + ranks.rank), heard)
     if ranks.leads:
         gather(folder, len(prompts), batch, save_latents)
 
@@ -277,7 +269,7 @@ def sample_latents(
     given: Tensor | None = None,
     way: Way | None = None,
 ) -> Tensor:
-    """Latents (len(prompts), C, frames, h, w) on the CPU; ``advance`` is told how many frames more are done.
+    """Latents (len(prompts), C, frames, h, w) on the CPU; ``advance`` is told now and then how many frames are done.
 
     given: latents (1, C, f, h, w) that every video begins with. way: how the grid is walked, where not the fastest way.
     Video i depends on its prompt, the seed and its number alone. Raises UserError for the first block that is not
@@ -285,7 +277,7 @@ def sample_latents(
     """
     text = source.embed(prompts)
     if walk is None:
-        latents = _teacher_latents(source, text, frames, seed, numbers)
+        latents = _teacher_latents(source, text, frames, seed, numbers, lambda: advance(0))
         require_finite_latents(latents, numbers)
         advance(len(prompts) * frames)
         return latents
@@ -304,7 +296,9 @@ def sample_latents(
     return torch.cat(blocks, dim=2)
 
 
-def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, numbers: range) -> Tensor:
+def _teacher_latents(
+    source: Generator, text: Tensor, frames: int, seed: int, numbers: range, beat: Callable[[], None]
+) -> Tensor:
     channels, height, width = source.latent_size
     shape = (channels, frames, height, width)
     noise = normals("clip noise", seed, numbers, shape)
@@ -313,6 +307,7 @@ def _teacher_latents(source: Generator, text: Tensor, frames: int, seed: int, nu
     source.turn(source.denoiser)
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        beat()
         return (x - guided_x0(source.denoiser, x, sigma.expand(len(x)), text, no_text, guidance)) / sigma
 
     with source.autocast():

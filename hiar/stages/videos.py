@@ -51,13 +51,30 @@ def write_latents(folder: Path, index: int, latents: Tensor) -> None:
     write_shard(shard_path(folder / SCRATCH, index), {"latents": latents.float()}, {})
 
 
-def write_videos(folder: Path, source: Generator, index: int, numbers: range, count: int, crf: int = CRF) -> None:
-    """The videos of a batch of all ``count`` whose latents are there, as far as they are not there too."""
+def write_videos(
+    folder: Path,
+    source: Generator,
+    index: int,
+    numbers: range,
+    count: int,
+    crf: int = CRF,
+    beat: Callable[[], None] = lambda: None,
+) -> None:
+    """The videos of a batch of all ``count`` whose latents are there, as far as they are not there too.
+
+    beat: is called after each part of a video.
+    """
+
+    def parts(latent: Tensor, number: int) -> Iterator[Tensor]:
+        for part in decoded(source, latent, number):
+            yield part
+            beat()
+
     latents = read_shard(shard_path(folder / SCRATCH, index))["latents"]
     for number, latent in zip(numbers, latents, strict=True):
         path = folder / video_name(number, count)
         if not path.exists():
-            write_parts(path, decoded(source, latent, number), source.world.frames_per_second, crf)
+            write_parts(path, parts(latent, number), source.world.frames_per_second, crf)
         film_path(folder, number, count).unlink(missing_ok=True)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from hiar.config import Runtime
 from hiar.errors import RunFailed, UserError
 from hiar.io.launcher import forget
-from hiar.io.process_group import ALONE, _own_device, joined
+from hiar.io.process_group import ALONE, Ranks, _own_device, joined
 from hiar.parameters import load_params
 
 RUNTIME = load_params(Path(__file__).parents[2] / "params.yaml").runtime
@@ -42,6 +45,43 @@ def test_a_process_that_nobody_started_as_one_of_several_is_alone() -> None:
         joined(runtime(processes=2)),
     ):
         pass
+
+
+class Slower(Ranks):
+    """One of two, whose other does five of something, one between two moments, and is over then."""
+
+    moments = 0
+
+    def gather(self, own: Tensor) -> Tensor:
+        if own.dtype is torch.uint8:  # what went wrong
+            return torch.stack([own, torch.zeros_like(own)])
+        self.__class__.moments += 1
+        other = [1.0, 0.0] if self.moments <= 5 else [0.0, 1.0]
+        return torch.stack([own, own.new_tensor(other)])
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["well", "broken"])
+def test_whoever_is_done_takes_part_until_the_last_one_is(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a process without work waits no longer than from one moment of another's to the next, after a mistake, too."""
+    monkeypatch.setattr(Slower, "moments", 0)
+    heard: list[int] = []
+
+    def work(beat: Callable[[int], None]) -> None:
+        beat(3)
+        if broken:
+            raise UserError("video 0004: its latents are not finite")
+        beat(3)
+
+    with pytest.raises(UserError, match="video 0004") if broken else nullcontext():
+        Slower(0, 2).together(work, heard.append)
+    assert heard == ([4, 1, 1, 1, 1, 0] if broken else [4, 4, 1, 1, 1, 0])
+    assert Slower.moments == 6
+
+
+def test_alone_there_is_nobody_to_wait_for() -> None:
+    heard: list[int] = []
+    ALONE.together(lambda beat: beat(7), heard.append)
+    assert heard == [7, 0]
 
 
 def test_what_breaks_in_a_group_of_one_is_nobody_elses_loss() -> None:
