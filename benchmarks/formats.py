@@ -27,8 +27,9 @@ from hiar.models.pixels import to_frames
 from hiar.parameters import load_params
 from hiar.stages.common import sample_world
 from hiar.stages.plan import round_to_fp8
+from hiar.stages.prompted import check_request
 from hiar.stages.request import Request
-from hiar.stages.sample import check_request, sample_latents
+from hiar.stages.sample import sample_latents
 from hiar.stages.videos import batches
 from hiar.worlds.interface import FIRST_CLIP
 

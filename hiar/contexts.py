@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,16 +25,19 @@ class ContextRule:
     finished: bool = False
     scale: ContextLevel = 1.0
 
-    def lowered(self, step: int, sigmas: Sequence[float]) -> tuple[Literal["before", "after"], float] | None:
-        """A state around a step, and the share of its noise with which it is shown; None: a state is shown as it is.
+    def c(self, step: int) -> float:
+        """Of a step's output context; where there is a list of them, the last step's is 1."""
+        return (*self.scale, 1.0)[step] if isinstance(self.scale, tuple) else self.scale
 
-        sigmas: of all levels, the clean one last. Up to c = 1 it is the state that the step has left. From there on it
-        is the one that it began with, whose noise the step takes away for a part: the last step leaves none.
+    def lowered(self, step: int, last: bool) -> Literal["before", "after"] | None:
+        """Which state around a step is shown with less noise than it has; None: a state is shown as it is.
+
+        Up to c = 1 it is the one that the step has left. From there on it is the one that it began with, as the last
+        step leaves no noise.
         """
-        c = (*self.scale, 1.0)[step] if isinstance(self.scale, tuple) else self.scale
-        if c > 1:
-            return "before", (2 - c) * sigmas[step + 1] / sigmas[step] + c - 1
-        return None if c == 1 or sigmas[step + 1] == 0 else ("after", c)
+        if self.c(step) > 1:
+            return "before"
+        return None if self.c(step) == 1 or last else "after"
 
     def level(self, step: int, clean: int) -> int:
         """The level of the state as it was, as an index of the levels; ``clean`` is that of no noise."""

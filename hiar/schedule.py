@@ -77,9 +77,10 @@ def euler_step(x: Tensor, x0: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tens
     return (full(x) + velocity * (next_sigma - sigma)).to(x.dtype)
 
 
-def with_less_noise(x: Tensor, x0: Tensor, share: float) -> Tensor:
+def with_less_noise(x: Tensor, x0: Tensor, share: float | Tensor) -> Tensor:
     """``x``, of ``x0`` at a level sigma, as it would be at ``share`` times sigma, with the same noise; at 1 it is x."""
-    return torch.lerp(full(x0), full(x), share).to(x.dtype)
+    weight = share.to(full(x)) if isinstance(share, Tensor) else share
+    return torch.lerp(full(x0), full(x), weight).to(x.dtype)
 
 
 def full(x: Tensor) -> Tensor:

@@ -80,20 +80,33 @@ def sample(
             show_default=False,
         ),
     ] = None,
+    copies: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Share the videos among this many processes, each with all networks, on a GPU each. Default: one.",
+            show_default=False,
+        ),
+    ] = None,
     stall_seconds: Annotated[
         float,
         typer.Option(
-            help="With --processes: end all when one is silent for so long, 1 to 86400; the first may have a text "
-            "encoder of 11 GB to load."
+            help="With --processes or --copies: end all when one is silent for so long, 1 to 86400; the first may have "
+            "a text encoder of 11 GB to load."
         ),
     ] = SILENCE,
 ) -> None:
     """Generate videos from prompts with a checkpoint.
 
-    Under torchrun each process takes its place in the pipeline: the last one decodes, the others share the steps.
+    Several GPUs make many videos faster with --copies, one video with --processes. Under torchrun each process takes
+    its place among the copies or, without --copies, in the pipeline: the last one decodes, the others share the steps.
     """
+    if copies is not None and processes is not None:
+        raise UserError("--copies: shares videos out, --processes the steps of each; leave one of them out")
     walk, shares = walk_of(order, context), level_of(level)
     texts = prompts_of(prompt, prompts)
+    if copies is not None and copies > len(texts):
+        raise UserError(f"--copies = {copies}: each makes a video at least, of {len(texts)}; use 1 to {len(texts)}")
     captions, texts = (None, texts) if extended is None else (texts, extended_of(texts, extended))
     stall_seconds = stall_of(stall_seconds)
     # Read when torch is loaded: what goes wrong between processes is told once, by us, without torch's stack.
@@ -104,7 +117,8 @@ def sample(
     from hiar.io.ranks import launch, launched
     from hiar.stages.request import Request
 
-    if not launched():
+    one_of_several = launched()
+    if not one_of_several:
         check_folder("--out", out, "samples")
     pixels = size_of(size)
     request = Request(
@@ -123,21 +137,24 @@ def sample(
         size=pixels,
         crf=crf,
     )
-    if launched():
+    if one_of_several and copies is None:
         from hiar.stages.pipelined import sample_on_rank
 
         sample_on_rank(request, out, save_latents, stall_seconds=stall_seconds)
-    elif processes is not None:
-        from hiar.stages.pipelined import plan_processes
+    elif one_of_several or (processes is None and copies in (None, 1)):
+        from hiar.stages.prompted import sample_prompts
 
-        plan_processes(request, processes)
-        names = [f"process {rank} of {processes}" for rank in range(processes)] + ["the process that decodes"]
-        threads = max(1, process_cores() // processes)
-        launch([sys.executable, "-m", "hiar", *sys.argv[1:]], names, teller=processes, threads=threads)
+        sample_prompts(request, out, save_latents, copies if one_of_several else None, stall_seconds)
     else:
-        from hiar.stages.sample import sample_prompts
+        count = copies or processes or 1
+        names = [f"process {rank} of {count}" for rank in range(count)]
+        if processes is not None:
+            from hiar.stages.pipelined import plan_processes
 
-        sample_prompts(request, out, save_latents)
+            plan_processes(request, processes)
+            names += ["the process that decodes"]
+        command, threads = [sys.executable, "-m", "hiar", *sys.argv[1:]], max(1, process_cores() // count)
+        launch(command, names, teller=0 if processes is None else processes, threads=threads)
 
 
 @app.command(

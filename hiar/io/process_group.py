@@ -123,7 +123,7 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(runtime: Runtime) -> Iterator[Ranks]:
-    """The place of this process in its group, for the length of the body; alone where there is no group.
+    """The place of this process of a stage in its group, for the length of the body; alone where there is no group.
 
     A launcher's environment says how many there are, else ``runtime.processes``, of which one may be a group.
     Raises UserError when the processes cannot meet, or their GPUs are of different sizes, and RunFailed when another
@@ -138,19 +138,31 @@ def joined(runtime: Runtime) -> Iterator[Ranks]:
             f"runtime.processes = {runtime.processes}: this is one process; start it with `hiar stage`, which starts "
             "them all, or with torchrun"
         )
-    rank, size = place or (0, 1)
-    device = _own_device(runtime)
+    half, remedy = (
+        runtime.precision == "bf16",
+        "last state; where none is gone, raise runtime.stall_seconds in params.yaml",
+    )
+    with gathered(place or (0, 1), runtime.device, runtime.stall_seconds, remedy, half) as ranks:
+        yield ranks
+
+
+@contextmanager
+def gathered(
+    place: tuple[int, int], device_asked: str, stall_seconds: float, remedy: str, half: bool = False
+) -> Iterator[Ranks]:
+    """As `joined`, at a ``place``: a rank, of how many. remedy: how the line ends that tells of a loss."""
+    rank, size = place
+    device = _own_device(device_asked)
 
     def lost(reason: str) -> str:
         return (
-            f"process {rank} of {size} lost another one, or waited {runtime.stall_seconds:g} s for it "
-            f"({reason}); the same command goes on from the last state; where none is gone, raise "
-            "runtime.stall_seconds in params.yaml"
+            f"process {rank} of {size} lost another one, or waited {stall_seconds:g} s for it ({reason}); the same "
+            f"command goes on from the {remedy}"
         )
 
     try:
-        _meet(rank, size, device, runtime.stall_seconds)
-        ranks = Ranks(rank, size, _mesh(device, size), runtime.precision == "bf16")
+        _meet(rank, size, device, stall_seconds)
+        ranks = Ranks(rank, size, _mesh(device, size), half)
         if device.type == "cuda":
             check_sizes(ranks, torch.cuda.get_device_properties(device).total_memory)
         with heard(found_by(device) if size > 1 else None, lost):
@@ -207,9 +219,9 @@ def _mesh(device: torch.device, size: int) -> DeviceMesh:
     return init_device_mesh(device.type, (size,))
 
 
-def _own_device(runtime: Runtime) -> torch.device:
+def _own_device(asked: str) -> torch.device:
     """The GPU of this process, or the CPU. Raises UserError when processes outnumber GPUs."""
-    if runtime.device == "cpu" or not torch.cuda.is_available():
+    if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= count:

@@ -63,14 +63,19 @@ class Rollout:
         """
         noise = self.conventions.context_noise
         between = [self.sigmas.new_tensor(noise)] if noise else []
-        between += [share * self.sigmas[step + (state == "after")] for step, (state, share) in self.lowered.items()]
+        between += [self.share(step) * self.sigmas[step + (state == "after")] for step, state in self.lowered.items()]
         return torch.cat([self.sigmas, torch.stack(between)]) if between else self.sigmas
 
     @property
-    def lowered(self) -> dict[int, tuple[Literal["before", "after"], float]]:
-        """Of steps whose contexts lie between levels: the state that is shown, and with which share of its noise."""
-        sigmas, lowered = self.sigmas.tolist(), self.grid.rule.lowered
-        return {step: one for step in range(self.clean) if (one := lowered(step, sigmas)) is not None}
+    def lowered(self) -> dict[int, Literal["before", "after"]]:
+        """The states that are shown with a `share` of their noise, by their steps."""
+        lowered, last = self.grid.rule.lowered, self.clean - 1
+        return {step: state for step in range(self.clean) if (state := lowered(step, step == last)) is not None}
+
+    def share(self, step: int) -> float | Tensor:
+        """t_c of a step as a share of the level of the state that is shown."""
+        c = self.grid.rule.c(step)
+        return c if c <= 1 else (2 - c) * self.sigmas[step + 1] / self.sigmas[step] + (c - 1)
 
     def lowered_level(self, step: int) -> int:
         """The level of a lowered step's contexts, as an index of the levels."""
@@ -196,9 +201,8 @@ def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, in
         state = memory.states[cell.block]
     rule = rollout.grid.rule
     latent, level = getattr(state, rule.state), rule.level(cell.step, rollout.clean)
-    if (one := rollout.lowered.get(cell.step)) is not None:
-        which, share = one
-        lowered = with_less_noise(getattr(state, which), state.x0, share)
+    if (which := rollout.lowered.get(cell.step)) is not None:
+        lowered = with_less_noise(getattr(state, which), state.x0, rollout.share(cell.step))
         return lowered.detach(), rollout.lowered_level(cell.step)
     if level == rollout.clean and rule.state == "x0" and (noise := rollout.conventions.context_noise):
         noisy = add_noise(latent, rollout.noise(Cell(cell.block, rollout.clean)), torch.tensor(noise))

@@ -47,24 +47,28 @@ class Way(NamedTuple):
         return "" if self.memory is None else f", of {self.memory / GB:.3g} GB each with what else it takes"
 
 
-def settled_way(folder: Path, way: Way) -> Way:
+def settled_way(folder: Path, way: Way | None) -> Way:
     """The way that an unfinished folder of samples was begun with; begun now, it is this one."""
     path = folder / SETTLED
     if not path.exists():
+        assert way is not None
         write_text(path, json.dumps(way))
     return Way(*json.loads(path.read_text(encoding="utf-8")))
 
 
-def way_of(source: Generator, walk: Walk, rollout: Rollout, most: int = 1, *, together: bool = False) -> Way:
+def way_of(
+    source: Generator, walk: Walk, rollout: Rollout, most: int = 1, *, together: bool = False, beside: int = 1
+) -> Way:
     """The fastest way that fits in what is free of the memory, of at most so many videos like those of ``rollout``.
 
     That is the one with the fewest forward calls, of fewer videos at a time where memory is short, and where even one
     is too much, step by step, which has one step's cache in memory. The video is the same. together: it is decoded
     block by block while it is made, not afterwards. Where networks take turns, decoding has the room of the denoiser's
-    weights. Raises UserError when nothing fits.
+    weights. beside: how many processes share the host's memory in this way. Raises UserError when nothing fits.
     """
     source.turn(source.denoiser)
     grid, free = rollout.grid, int(USABLE * free_bytes(source.device))
+    free //= beside if source.device.type == "cpu" else 1
     order, passes = fastest(walk.context)
     rings = ring_bytes(source, grid, most)
     if rings < TRIFLE * free:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from hiar.config import Count, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import Facts, facts, read_manifest
+from hiar.io.files import writing
 from hiar.io.fingerprints import require_content
 from hiar.io.free import require_room
 from hiar.io.manifests import MANIFEST, load_manifest
@@ -131,7 +133,7 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
 def _make_shards(work: Stage, teacher: Generator, seed: int, captions: Sequence[str]) -> None:
     """Make the shards that are not whole yet. They are dealt to the processes, which take turns of a batch together.
 
-    So none waits for another much longer than a batch takes, and all stop at the first mistake.
+    None waits for another much longer than a step of the solver takes, and all stop after the first mistake.
     """
     params, ranks, spec = work.params, work.ranks, work.params.pairs
     own = {
@@ -150,26 +152,39 @@ def _make_shards(work: Stage, teacher: Generator, seed: int, captions: Sequence[
         size = (params.schedule.student_steps + 1) * params.video.frames * math.prod(teacher.latent_size)
         require_room(work.folder, int(spec.count - begun) * size * KEPT_IN[spec.kept_in].itemsize)
     made: list[Tensor] = []
+
+    def make(turn: int, advance: Callable[[int], None]) -> None:
+        if turn >= len(turns):
+            return
+        index, batch = turns[turn]
+        states = solve(params, teacher, seed, batch, captions[batch.start : batch.stop], lambda: advance(0))
+        check_states(states, batch)
+        made.append(states)
+        if batch.stop == own[index].stop:
+            placed = {"first": str(own[index].start)}
+            with writing(work.folder):
+                write_shard(shard_path(work.folder, index), {"states": torch.cat(made)}, placed)
+            made.clear()
+        advance(len(batch))
+
     with Progress("pairs", spec.count, int(begun)) if ranks.leads else nullcontext() as progress:
+        heard = progress.advance if progress else lambda count: None
         for turn in range(most):
-            index, batch = turns[turn] if turn < len(turns) else (None, range(0))
-            with ranks.agreed():
-                if index is not None:
-                    made.append(solve(params, teacher, seed, batch, captions[batch.start : batch.stop]))
-                    check_states(made[-1], batch)
-                    if batch.stop == own[index].stop:
-                        placed = {"first": str(own[index].start)}
-                        write_shard(shard_path(work.folder, index), {"states": torch.cat(made)}, placed)
-                        made.clear()
-            (count,) = ranks.sums([len(batch)])
-            if progress is not None:
-                progress.advance(int(count))
+            ranks.together(partial(make, turn), heard)
 
 
 @torch.no_grad()
-def solve(params: Params, teacher: Generator, seed: int, numbers: Sequence[int], captions: Sequence[str]) -> Tensor:
+def solve(
+    params: Params,
+    teacher: Generator,
+    seed: int,
+    numbers: Sequence[int],
+    captions: Sequence[str],
+    beat: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Trajectories ``numbers``, of these captions, at the student's levels, (len(numbers), S + 1, C, F, h, w).
 
+    beat: is called after each step of the solver.
     Each depends on its number alone, not on its neighbours. They are in the type that ``pairs.kept_in`` says, but are
     solved in the teacher's.
     """
@@ -182,8 +197,11 @@ def solve(params: Params, teacher: Generator, seed: int, numbers: Sequence[int],
     no_text = teacher.embed_nothing().expand_as(text)
     with teacher.autocast():
         states = ode_states(teacher.denoiser, noise.to(text), sigmas, text, no_text, params.pairs.guidance)
-        kept = torch.stack([state for i, state in enumerate(states) if i % substeps == 0], dim=1)
-        return kept.to(KEPT_IN[params.pairs.kept_in]).cpu()
+        kept = []
+        for step, state in enumerate(states):
+            beat()
+            kept += [state] if step % substeps == 0 else []
+        return torch.stack(kept, dim=1).to(KEPT_IN[params.pairs.kept_in]).cpu()
 
 
 def check_states(states: Tensor, numbers: Sequence[int], field: str = "pairs") -> None:

@@ -33,14 +33,9 @@ from hiar.stages.computing import settle
 from hiar.stages.fitting import Way, check_frames, check_memory
 from hiar.stages.group import check_alike, group, numbers_of, own_device, tensor_of
 from hiar.stages.plan import load_asked, plan_line
+from hiar.stages.prompted import BATCH, check_request, finish_samples, sample_key
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout, walk_asked
-from hiar.stages.sample import (
-    BATCH,
-    check_request,
-    finish_samples,
-    sample_key,
-)
 from hiar.stages.videos import (
     batches,
     decoding,
@@ -82,7 +77,7 @@ def check_processes(request: Request, ranks: int) -> None:
 
 
 def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_seconds: float) -> None:
-    """Take this process's place; see `stages.sample.sample_prompts` for the rest.
+    """Take this process's place; see `stages.prompted.sample_prompts` for the rest.
 
     Raises UserError for what `sample_prompts` refuses, for a walk that cannot be shared out and for processes that
     were not started alike, and RunFailed when another process is gone or silent for ``stall_seconds``.

@@ -1,10 +1,9 @@
-"""Stage sample: long rollouts of one checkpoint, as videos and latents; also ``hiar sample`` for anyone's prompts."""
+"""Stage sample: long rollouts of one checkpoint, as videos and latents."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,33 +12,24 @@ import torch
 from torch import Tensor
 
 from hiar.config import Params
-from hiar.errors import UserError
 from hiar.grid import fastest
-from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest
-from hiar.io.cpu import settle_cpu
+from hiar.io.files import writing
 from hiar.io.names import video_name
 from hiar.io.outputs import CRF
 from hiar.io.process_group import ALONE, Ranks
-from hiar.io.progress import Progress, tell
+from hiar.io.progress import Progress
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, Walk, walk_of
 from hiar.noise import normals
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
-from hiar.stages.clips import given_latents
 from hiar.stages.common import Paths, sample_world, stage
-from hiar.stages.computing import computing, settle
-from hiar.stages.definition import code_hash
-from hiar.stages.fitting import Way, check_frames, settled_way, way_of
+from hiar.stages.fitting import Way, check_frames
 from hiar.stages.plan import (
-    load_asked,
     load_sampler,
-    number_format,
-    plan_line,
 )
-from hiar.stages.request import Request
-from hiar.stages.rollouts import make_rollout, walk_asked
+from hiar.stages.rollouts import make_rollout
 from hiar.stages.videos import (
     batches,
     gather,
@@ -54,7 +44,6 @@ from hiar.worlds.interface import FIRST_CLIP
 Model = Literal["teacher", "init", "distill", "walked"]
 # Of stages, in dvc.yaml.
 DEFINITIONS = {"teacher": "sample-teacher", "init": "sample-init", "distill": "sample", "walked": "sample-walked"}
-BATCH = 16  # videos generated at a time by `hiar sample`
 
 
 def run(params: Params, workspace: Path, seed: int, model: Model, variant: str | None, walk: str | None = None) -> None:
@@ -98,111 +87,6 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
             work.run.artifact(work.folder / video_name(number, count))
 
 
-def sample_prompts(request: Request, out: Path, save_latents: bool) -> None:
-    """Write a video a prompt into ``out``, walking the grid as the checkpoint was trained to unless told otherwise.
-
-    Raises UserError for a bad checkpoint, prompt, number of frames or folder; nothing is then written.
-    """
-    settle_cpu()
-    prompts, seed = request.prompts, request.seed
-    read_manifest(request.checkpoint, "checkpoint")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = load_asked(request, device)
-    walk, frames = check_request(source, request)
-    check_frames(source, frames, len(prompts), BATCH, out, save_latents)
-    given = given_latents(source, request)
-    source.prepare(prompts)
-    way = None
-    if walk is not None:
-        one = make_rollout(source, source.embed(prompts[:1]), walk, frames, seed, [0], given=given)
-        way = way_of(source, walk, one, min(BATCH, len(prompts)))
-    key = sample_key(source, request, walk, given, save_latents)
-    with ExitStack() as stack:
-        folder = stack.enter_context(unfinished(out, key, replaces="samples"))
-        batch = BATCH
-        if walk is not None and way is not None:
-            way = settled_way(folder, way)
-            first, *others = batches(len(prompts), batch := way.videos)
-            text = source.embed(prompts[: first.stop])
-            rollout = make_rollout(source, text, walk, frames, seed, first, given=given)
-            choice = settle(folder, source, walk, rollout, 1 + len(others))
-            tell(plan_line(source, walk, rollout, choice, way))
-            stack.enter_context(computing(source.denoiser, choice))
-        make_videos(
-            folder,
-            source,
-            prompts,
-            frames,
-            walk,
-            seed,
-            batch,
-            "sample",
-            save_latents=save_latents,
-            given=given,
-            crf=request.crf,
-            way=way,
-        )
-        write_captions(folder, request.names, request.prompts)
-        finish_samples(folder, source, request, walk, frames)
-
-
-def check_request(source: Generator, request: Request) -> tuple[Walk | None, int]:
-    """How ``source`` is to walk the grid, as it was trained to unless told otherwise, and how many frames at least.
-
-    A teacher walks none. Raises UserError when it cannot do what is asked.
-    """
-    for prompt in request.prompts:
-        source.world.check(prompt)
-    block = source.card.video.block
-    frames = block if request.frames is None else request.frames
-    if source.card.stage == "teacher":
-        if request.order or request.context or request.level is not None:
-            raise UserError(
-                "--order, --context, --level: the teacher is bidirectional, it walks no grid; leave them out"
-            )
-        if frames != source.card.video.frames:
-            raise UserError(
-                f"--frames = {frames}: the teacher makes clips of {source.card.video.frames} frames; ask for those"
-            )
-        return None, frames
-    walk = walk_asked(source.card, request.order, request.context, request.level)
-    if frames < block or frames % block:
-        nearest = max(block, round(frames / block) * block)
-        raise UserError(
-            f"--frames = {frames}: must be a positive multiple of the block of {block} frames; try {nearest}"
-        )
-    return walk, frames
-
-
-def sample_key(
-    source: Generator, request: Request, walk: Walk | None, given: Tensor | None, save_latents: bool
-) -> dict[str, Any]:
-    """What decides the content of a folder of samples; ``source`` is the checkpoint, where it is to compute."""
-    digest = None if given is None else hashlib.sha256(given.float().cpu().numpy().tobytes()).hexdigest()
-    return {
-        "checkpoint": content_hash(request.checkpoint),
-        "code": code_hash("sample", source.card.world.kind),
-        "computes": f"{source.device.type}, {number_format(source)}",
-        "prompts": list(request.prompts),
-        "captions": list(request.names),
-        "frames": request.frames,
-        "size": [source.world.height, source.world.width],
-        "crf": request.crf,
-        "given": digest,
-        "seed": request.seed,
-        "latents": save_latents,
-        "walk": walk.model_dump() if walk else None,
-    }
-
-
-def finish_samples(folder: Path, source: Generator, request: Request, walk: Walk | None, frames: int) -> None:
-    """Describe a folder of samples that holds everything else."""
-    facts = {"stage": "sample", "seed": request.seed, "variant": source.card.variant, "model": source.card.stage}
-    facts["generated_with"] = "short" if request.captions is None else "extended"  # prompts, which captions are not
-    parents = {"checkpoint": request.checkpoint}
-    write_manifest(folder, "samples", parents=parents, **facts, **describe(source, walk, frames))
-
-
 def make_videos(
     folder: Path,
     source: Generator,
@@ -229,13 +113,14 @@ def make_videos(
     missing = ranks.sums([frames * sum(len(every[index]) for index in todo)])[0]
 
     def make(index: int, advance: Callable[[int], None]) -> None:
-        if index in todo:
-            numbers = every[index]
-            asked = [prompts[i] for i in numbers]
-            latents = sample_latents(source, asked, frames, walk, seed, numbers, advance, given, way)
-            write_latents(folder, index, latents)
-        if index < len(every):
-            write_videos(folder, source, index, every[index], len(prompts), crf, lambda: advance(0))
+        with writing(folder):
+            if index in todo:
+                numbers = every[index]
+                asked = [prompts[i] for i in numbers]
+                latents = sample_latents(source, asked, frames, walk, seed, numbers, advance, given, way)
+                write_latents(folder, index, latents)
+            if index < len(every):
+                write_videos(folder, source, index, every[index], len(prompts), crf, lambda: advance(0))
 
     with Progress(label, whole, whole - int(missing), unit="frames") if ranks.leads else nullcontext() as progress:
         heard = progress.advance if progress else lambda count: None

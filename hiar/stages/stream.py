@@ -27,9 +27,9 @@ from hiar.stages.clips import given_latents
 from hiar.stages.computing import choose, computing
 from hiar.stages.fitting import Way, way_of
 from hiar.stages.plan import load_asked, plan_line
+from hiar.stages.prompted import check_request
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
-from hiar.stages.sample import check_request
 from hiar.stages.videos import decoding
 
 

@@ -121,11 +121,11 @@ def test_each_process_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert _own_device(runtime(device="auto")) == torch.device("cuda", 0)
+    assert _own_device("auto") == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert _own_device(runtime(device="cuda")) == torch.device("cuda", 1)
-    assert _own_device(runtime()) == torch.device("cpu")
+    assert _own_device("cuda") == torch.device("cuda", 1)
+    assert _own_device("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match=r"^process 2 of this machine: each takes a GPU, and here are 2; start 2"):
-        _own_device(runtime(device="auto"))
+        _own_device("auto")
     assert chosen == [0, 1]

@@ -22,8 +22,8 @@ from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import generate
 from hiar.schedule import step_sigmas
 from hiar.stages.clips import fitted, given_latents, read_clip, read_image, whole_blocks
+from hiar.stages.prompted import sample_prompts
 from hiar.stages.request import Request
-from hiar.stages.sample import sample_prompts
 from hiar.stages.stream import stream
 from hiar.worlds.wan.codec import pixel_frames
 

@@ -20,9 +20,10 @@ from hiar.stages.clips import given_latents
 from hiar.stages.computing import choose
 from hiar.stages.fitting import way_of
 from hiar.stages.plan import placed
+from hiar.stages.prompted import sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
-from hiar.stages.sample import sample_latents, sample_prompts
+from hiar.stages.sample import sample_latents
 from hiar.stages.stream import clean_blocks, stream_rollout
 from hiar.stages.videos import decoded, decoding
 

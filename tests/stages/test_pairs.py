@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,10 +194,8 @@ def test_a_trajectory_that_is_not_finite_is_named_and_whole_shards_are_kept(
 ) -> None:
     solve = pairs.solve
 
-    def spoiled(
-        params: Params, teacher: Generator, seed: int, numbers: Sequence[int], captions: Sequence[str]
-    ) -> Tensor:
-        states = solve(params, teacher, seed, numbers, captions)
+    def spoiled(params: Params, teacher: Generator, seed: int, numbers: range, *rest: Any) -> Tensor:
+        states = solve(params, teacher, seed, numbers, *rest)
         if 4 in numbers:
             states[numbers.index(4), 2, 0, 0, 0, 0] = torch.nan
         return states

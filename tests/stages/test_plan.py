@@ -26,9 +26,9 @@ from hiar.stages import fitting
 from hiar.stages.computing import Choice
 from hiar.stages.fitting import Way, check_frames, check_memory, ring_bytes, settled_way, way_of
 from hiar.stages.plan import load_asked, plan_line
+from hiar.stages.prompted import sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
-from hiar.stages.sample import sample_prompts
 
 HIAR = Walk(order="step_first", context="output")
 BYTES = {"diagonal": 100, "step_first": 40, "block_first": 100}

@@ -21,9 +21,10 @@ from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.schedule import step_sigmas
-from hiar.stages import sample
+from hiar.stages import prompted, sample
+from hiar.stages.prompted import check_request, sample_key, sample_prompts
 from hiar.stages.request import Request
-from hiar.stages.sample import check_request, sample_key, sample_latents, sample_prompts
+from hiar.stages.sample import sample_latents
 from hiar.stages.videos import decoding, write_latents
 
 PROMPTS = ["a red disc moves left", "a blue wide bar moves"]
@@ -87,7 +88,7 @@ def test_whatever_decides_the_videos_decides_whether_an_unfinished_folder_is_gon
     ]
     assert len({*keys}) == len(keys)
     assert key() == keys[0]
-    monkeypatch.setattr(sample, "code_hash", lambda *_: "of another version")
+    monkeypatch.setattr(prompted, "code_hash", lambda *_: "of another version")
     assert key() not in keys
 
 

@@ -21,8 +21,9 @@ from hiar.io.artifacts import write_manifest
 from hiar.io.video import open_stream, read_mp4
 from hiar.models.generator import Generator, Walk, load_generator
 from hiar.stages import fitting
+from hiar.stages.prompted import sample_prompts
 from hiar.stages.request import Request
-from hiar.stages.sample import sample_latents, sample_prompts
+from hiar.stages.sample import sample_latents
 from hiar.stages.stream import change_prompts, clean_blocks, interruptions, stream, stream_rollout
 from hiar.stages.videos import decoding
 

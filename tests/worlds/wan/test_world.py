@@ -36,6 +36,7 @@ from hiar.stages import distill, sample
 from hiar.stages.common import sample_world
 from hiar.stages.comparison import read_summary
 from hiar.stages.exchange import describe_model, export_checkpoint
+from hiar.stages.prompted import sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
 from hiar.statistics.validations import read_validations
@@ -557,7 +558,7 @@ def test_pairs_and_samples_load_the_text_encoder_once(
     assert len(loads) == 1
     monkeypatch.setattr(sample, "BATCH", 1)
     prompts = [f"Rain on the window of tram {number}." for number in range(3)]
-    sample.sample_prompts(Request(made / "distill" / "hiar", prompts, 9), tmp_path / "out", save_latents=False)
+    sample_prompts(Request(made / "distill" / "hiar", prompts, 9), tmp_path / "out", save_latents=False)
     assert len(loads) == 2
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 3
 

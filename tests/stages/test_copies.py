@@ -1,0 +1,80 @@
+"""`hiar sample --copies`: processes that share videos out make those that one makes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import environment, hiar
+from students import save_student
+from tiny import relative_error
+from waiting import wait_until
+
+from hiar.io.artifacts import read_manifest
+from hiar.io.shards import read_shard
+
+PROMPTS = [
+    "a red disc moves left",
+    "a blue disc moves up",
+    "a red wide bar moves",
+    "a green disc moves",
+    "a cyan disc moves",
+]
+REQUEST = ("sample", "--checkpoint", "student", "--prompts", "prompts.txt", "--frames", 12, "--save-latents")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student, prompts, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("copies")
+    save_student(folder / "student")
+    (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
+    hiar(*REQUEST, "--out", "one", folder=folder)
+    return folder
+
+
+def test_two_make_the_videos_of_one_also_where_one_of_them_was_killed(folder: Path) -> None:
+    command = [sys.executable, "-m", "hiar", *map(str, REQUEST), "--copies", "2", "--out", "two"]
+    run = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    latents = folder / "two.partial" / ".latents"
+    wait_until(lambda: any(latents.glob("*.safetensors")) or run.poll() is not None)
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True).stdout
+    os.kill(int(listed.split()[1]), signal.SIGKILL)
+    assert "process 1 of 2 was ended by SIGKILL" in run.communicate(timeout=300)[1]
+    said = hiar(*REQUEST, "--copies", 2, "--out", "two", folder=folder).stderr
+    assert "copies: 2 batch(es) of videos are dealt to 2 processes" in said
+    assert "sample: 60/60 frames" in said
+    one, two = folder / "one", folder / "two"
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    for name in ("captions.txt", "prompts.jsonl"):
+        assert (two / name).read_bytes() == (one / name).read_bytes()
+    first, second = (read_shard(place / "latents.safetensors")["latents"] for place in (one, two))
+    assert relative_error(second, first) < 1e-5  # as batches are of other sizes
+    facts = [read_manifest(place, "samples") for place in (one, two)]
+    assert facts[0] | {"files": None} == facts[1] | {"files": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "line"),
+    [
+        (("--copies", 2, "--processes", 2), {}, "--copies: shares videos out, --processes the steps of each; leave"),
+        (("--copies", 6), {}, "--copies = 6: each makes a video at least, of 5; use 1 to 5"),
+        (("--copies", 2, "--level", 3), {}, "--level = 3: should be 0 to 2"),
+        (
+            ("--copies", 3),
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            "--copies = 3: the launcher has started 2 process(es); give that number",
+        ),
+    ],
+)
+def test_copies_that_cannot_be_are_refused(
+    options: tuple[object, ...], variables: dict[str, str], line: str, folder: Path
+) -> None:
+    said = hiar(*REQUEST, *options, "--out", "out", folder=folder, code=2, **variables).stderr
+    assert line in said
+    assert said.count("\n") == 1
+    assert not list(folder.glob("out*"))
