@@ -19,9 +19,13 @@ def dmd_gradient(x0: Tensor, fake_x0: Tensor, real_x0: Tensor) -> Tensor:
     return (fake_x0 - real_x0) / scale.clamp(min=1e-6)
 
 
-def dmd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar whose gradient with respect to ``x0`` is ``gradient`` / number of elements."""
-    return 0.5 * (x0 - (x0 - gradient).detach()).square().mean()
+def dmd_loss(x0: Tensor, gradient: Tensor, weights: Tensor | None = None) -> Tensor:
+    """A scalar whose gradient with respect to ``x0`` is ``gradient`` / number of elements.
+
+    weights: (B, F), by which frames differ in it; None: all weigh 1.
+    """
+    squared = 0.5 * (x0 - (x0 - gradient).detach()).square()
+    return squared.mean() if weights is None else (squared * weights[:, None, :, None, None]).mean()
 
 
 @torch.no_grad()

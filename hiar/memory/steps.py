@@ -24,7 +24,7 @@ from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser, guided_x0
 from hiar.rollout.cell import Rollout
 from hiar.schedule import student_sigmas
-from hiar.training.clips import as_clips
+from hiar.training.clips import as_clips, frame_weights
 from hiar.training.diffusion_forcing import DiffusionForcing
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.interface import CODEC, Codec, open_world
@@ -136,7 +136,8 @@ def distill(
             windows = clips_of(windows)
         with count.phase("scores"), sizes.autocast():
             gradient = score_difference(real, critic, windows, noise, sigma, text, text, spec.guidance)
-        loss = dmd_loss(windows, gradient)
+        weights = None if variant.forcing else frame_weights(windows, spec.windows, params.video.block, codec)
+        loss = dmd_loss(windows, gradient, weights)
         if variant.forward_kl is not None:
             kl = variant.forward_kl
             attention = Bidirectional() if kl.attention == "bidirectional" else causal(params)

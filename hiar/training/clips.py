@@ -31,6 +31,19 @@ def as_clips(windows: Tensor, per_rollout: int, block: int, codec: Codec) -> Ten
     return torch.cat([first, later], dim=1).flatten(0, 1)
 
 
+def frame_weights(windows: Tensor, per_rollout: int, block: int, codec: Codec) -> Tensor | None:
+    """Of a loss on `as_clips`' windows, (B * per_rollout, F): each window's is the mean over frames that learn.
+
+    None: all frames do.
+    """
+    if per_rollout == 1 or not begins_apart(codec):
+        return None
+    frames = windows.shape[2]
+    weights = torch.ones(len(windows) // per_rollout, per_rollout, frames, device=windows.device)
+    weights[:, 1:, :block], weights[:, 1:, block:] = 0.0, frames / (frames - block)
+    return weights.flatten(0, 1)
+
+
 @torch.no_grad()
 def _first_latents(rollouts: Tensor, codec: Codec) -> Tensor:
     """The picture that each later window begins with, encoded: of (B, W, C, F, h, w), (B, W - 1, C, 1, h, w)."""

@@ -25,7 +25,7 @@ from hiar.losses.forward_kl import forward_kl
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.noise import Purpose, normals, stream
-from hiar.training.clips import as_clips
+from hiar.training.clips import as_clips, frame_weights
 from hiar.training.diffusion_forcing import DiffusionForcing, Pairs
 from hiar.training.parallel import Metrics, accumulate, deal, rows_of_all
 from hiar.training.role import Role, update
@@ -122,7 +122,9 @@ def student_step(job: Distillation, roll_out: Callable[[range], Rollouts], parts
         critic, no_text = cast(Denoiser, job.critic.module), job.no_text.expand_as(text)
         with job.accelerator.autocast():
             gradient = score_difference(job.teacher, critic, windows, noise, sigma, text, no_text, settings.guidance)
-        loss = dmd_loss(windows, gradient)
+        apart = job.forcing is None
+        weights = frame_weights(windows, settings.windows, job.roll_out.video.block, job.codec) if apart else None
+        loss = dmd_loss(windows, gradient, weights)
         metrics = {"dmd": gradient.square().mean().item()}
         if regulariser is not None and drawn is not None:
             distance = regulariser_loss(job, regulariser, *drawn)

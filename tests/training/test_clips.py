@@ -7,8 +7,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 
+from hiar.losses.dmd import dmd_loss
 from hiar.memory.counting import Counting
-from hiar.training.clips import as_clips
+from hiar.training.clips import as_clips, frame_weights
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.wan.codec import WanCodec
 
@@ -54,6 +55,26 @@ def test_its_first_block_passes_no_gradients_on(autoencoder: AutoencoderKLWan) -
     learned[1::2, :, :BLOCK] = 0
     assert windows.grad is not None
     assert torch.equal(windows.grad, learned)
+
+
+@pytest.mark.parametrize("per_rollout", [1, 2])
+def test_the_loss_of_a_later_window_is_the_mean_over_what_learns(
+    per_rollout: int, autoencoder: AutoencoderKLWan
+) -> None:
+    windows = windows_of(drawn(rollouts=2, windows=2)).requires_grad_()
+    gradient = torch.randn(windows.shape, generator=torch.Generator().manual_seed(6))
+    codec = WanCodec(autoencoder)
+    weights = frame_weights(windows, per_rollout, BLOCK, codec)
+    loss = dmd_loss(as_clips(windows, per_rollout, BLOCK, codec), gradient, weights)
+    learns = torch.ones(len(windows), FRAMES, dtype=torch.bool)
+    if per_rollout > 1:
+        learns[1::2, :BLOCK] = False
+    each = [0.5 * found[:, one].square().mean() for found, one in zip(gradient, learns, strict=True)]
+    torch.testing.assert_close(loss, torch.stack(each).mean())
+    (found,) = torch.autograd.grad(loss, windows)
+    expected = gradient * learns[:, None, :, None, None] / windows[0].numel() / len(windows)
+    expected = expected * (FRAMES / learns.sum(dim=1)).view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(found, expected)
 
 
 def test_in_half_precision_the_codec_computes_in_full(autoencoder: AutoencoderKLWan) -> None:

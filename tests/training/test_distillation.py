@@ -406,14 +406,23 @@ def test_later_windows_are_learned_from_as_clips(replay: int | None, monkeypatch
 
         monkeypatch.setattr(distillation, name, noted)
     made: list[Tensor] = []
-    roll_out = SelfRollout.__call__
+    roll_out, loss = SelfRollout.__call__, distillation.dmd_loss
+    weighed: list[Tensor] = []
 
     def rolled_out(*arguments: Any) -> Tensor:
         made.append(roll_out(*arguments))
         return made[-1]
 
+    def weighing(windows: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
+        weighed.append(weights)
+        return loss(windows, gradient, weights)
+
     monkeypatch.setattr(SelfRollout, "__call__", rolled_out)
+    monkeypatch.setattr(distillation, "dmd_loss", weighing)
     distillation_step(job, 0)
+    assert weighed
+    assert not any(weights[1::2, : VIDEO.block].any() for weights in weighed)
+    assert all(weights[:, VIDEO.block :].all() and weights[::2].all() for weights in weighed)
     clips = [as_clips(windows, 2, VIDEO.block, codec) for windows in made]
     assert not torch.equal(clips[0][1, :, 0], made[0][1, :, 0])
     assert torch.equal(seen[0], clips[0])
