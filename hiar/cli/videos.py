@@ -177,6 +177,13 @@ def stream(
             show_default=False,
         ),
     ] = None,
+    renew: Annotated[
+        bool,
+        typer.Option(
+            "--renew",
+            help="At each --change compute what earlier blocks show anew, with the new prompt: it takes hold sooner.",
+        ),
+    ] = False,
     frames: Annotated[
         int | None,
         typer.Option(
@@ -209,6 +216,9 @@ def stream(
     if is_terminal(target):
         raise UserError(f"--out = {out}: is a terminal; name a file, or append a reader, such as | ffplay -")
 
+    if renew and not change:
+        raise UserError("--renew: is done where the prompt changes; give a --change, or leave it out")
+
     alone("hiar stream")
 
     from hiar.stages.request import Request
@@ -230,7 +240,7 @@ def stream(
         size=pixels,
         crf=crf,
     )
-    write_stream(request, change or [], target)
+    write_stream(request, change or [], target, renew)
 
 
 @app.command(

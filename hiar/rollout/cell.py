@@ -28,7 +28,8 @@ class Rollout:
 
     sigmas: (steps + 1,) or more, ending with 0, see `schedule.step_sigmas`; a grid of fewer steps than levels exits
     early, with the estimate of x0 as its result. shape: (C, k, H, W) of one block. samples: numbers that give each
-    video its noise. text: (B, words, dim). changes: other texts, each from a block on.
+    video its noise. text: (B, words, dim). changes: other texts, each from a block on. moved: the place in the video of
+    the grid's first block, whose noise it has.
     """
 
     grid: Grid
@@ -40,6 +41,7 @@ class Rollout:
     text: Tensor
     changes: Mapping[int, Tensor] = field(default_factory=dict)
     conventions: Conventions = OURS
+    moved: int = 0
 
     def noise(self, cell: Cell) -> Tensor:
         """The noise of a cell, (B, C, k, H, W), float32.
@@ -47,7 +49,7 @@ class Rollout:
         Step 0 is what the block starts from; step j > 0 re-noises it to level t_j, and step S a finished block to the
         level of noisy clean contexts.
         """
-        drawn = normals("rollout", self.seed, self.samples, self.shape, step=cell.step, block=cell.block)
+        drawn = normals("rollout", self.seed, self.samples, self.shape, step=cell.step, block=cell.block + self.moved)
         return upload(drawn, self.text.device)
 
     @property

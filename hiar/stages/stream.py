@@ -22,6 +22,7 @@ from hiar.io.text import one_line
 from hiar.io.video import open_stream
 from hiar.models.generator import Generator, Walk
 from hiar.rollout.cell import Rollout
+from hiar.rollout.renewed import walk_renewed
 from hiar.rollout.walk import walk as walk_grid
 from hiar.stages.clips import given_latents
 from hiar.stages.computing import choose, computing
@@ -33,11 +34,12 @@ from hiar.stages.rollouts import make_rollout
 from hiar.stages.videos import decoding
 
 
-def stream(request: Request, changes: Sequence[str], target: Output) -> None:
+def stream(request: Request, changes: Sequence[str], target: Output, renew: bool = False) -> None:
     """Write a video block by block, the one that `hiar sample` makes of the request's one prompt.
 
-    changes: FRAME=PROMPT each, what the video shows from that frame on. Without ``frames`` it goes on for ever; SIGINT
-    ends that after the block under way. Memory and the time of a block stay what they are.
+    changes: FRAME=PROMPT each, what the video shows from that frame on. renew: there, contexts are made anew, see
+    `hiar.rollout.renewed`. Without ``frames`` it goes on for ever; SIGINT ends that after the block under way. Memory
+    and the time of a block stay what they are.
 
     Raises UserError for a bad checkpoint, prompt, change or number of frames, nothing is then written; also when the
     target cannot be written or its reader has gone. Raises KeyboardInterrupt when SIGINT came before all ``frames``.
@@ -71,7 +73,7 @@ def stream(request: Request, changes: Sequence[str], target: Output) -> None:
         decode = decoding(source)
         first: float | None = None
         last = time.monotonic()
-        for latent in clean_blocks(source, walk, rollout, given, way):
+        for latent in clean_blocks(source, walk, rollout, given, way, renew):
             try:
                 add(decode(latent))
             except UserError as error:
@@ -105,16 +107,21 @@ def stream_rollout(
 
 @torch.no_grad()
 def clean_blocks(
-    source: Generator, walk: Walk, rollout: Rollout, given: Tensor | None = None, way: Way | None = None
+    source: Generator,
+    walk: Walk,
+    rollout: Rollout,
+    given: Tensor | None = None,
+    way: Way | None = None,
+    renew: bool = False,
 ) -> Iterator[Tensor]:
     """Latents (C, k, h, w) of the rollout's one video, each block as it is finished, those ``given`` first.
 
-    way: how the grid is walked, where not the fastest way.
+    way: how the grid is walked, where not the fastest way. renew: see `hiar.rollout.renewed`.
     """
     order, passes = way[:2] if way else fastest(walk.context)
     if given is not None:
         yield from given[0].split(source.card.video.block, dim=1)
-    walked = walk_grid(source.denoiser, rollout, order, given, passes=passes)
+    walked = (walk_renewed if renew else walk_grid)(source.denoiser, rollout, order, given, passes=passes)
     for _, latent in source.in_turn(source.denoiser, walked):
         yield latent[0]
 

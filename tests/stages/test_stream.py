@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import hiar
 from students import save_attentive_student, save_student
 from tiny import live_tensor_bytes, relative_error
 
@@ -77,6 +78,15 @@ def test_a_change_shows_from_its_block_on(student: Generator) -> None:
     one, other = (list(islice(blocks_of(student, changes, walk), 6)) for changes in ({}, {3: OTHER}))
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(one[:3], other[:3], strict=True))
     assert all(relative_error(a, b) > 0.05 for a, b in zip(one[3:], other[3:], strict=True))
+
+
+def test_where_contexts_are_renewed_a_change_takes_another_course(student: Generator) -> None:
+    walk = Walk(order="step_first", context="output")
+    rollout = stream_rollout(student, PROMPT, {3: OTHER}, walk, 6 * BLOCK, 5)
+    plain, renewed = (list(clean_blocks(student, walk, rollout, renew=renew)) for renew in (False, True))
+    assert len(renewed) == 6
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(plain[:3], renewed[:3], strict=True))
+    assert all(relative_error(a, b) > 1e-3 for a, b in zip(plain[3:], renewed[3:], strict=True))
 
 
 @torch.no_grad()
@@ -169,6 +179,18 @@ def test_caches_and_decoding_have_to_fit_together(
     monkeypatch.setattr(fitting, "free_bytes", lambda device: 110 / fitting.USABLE)
     sample_prompts(Request(folder, [PROMPT], 12), tmp_path / "out", save_latents=False)
     assert "GB are free to use; ask for a smaller --size" in refuse(folder, tmp_path, frames=12)
+
+
+def test_a_stream_is_renewed_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    request = ("stream", "--checkpoint", folder, "--prompt", PROMPT, "--frames", 12)
+    said = hiar(*request, "--renew", "--out", "out.mp4", folder=tmp_path, code=2).stderr
+    assert said == "error: --renew: is done where the prompt changes; give a --change, or leave it out\n"
+    videos = []
+    for name, options in (("plain", ()), ("renewed", ("--renew",))):
+        hiar(*request, "--change", f"6={OTHER}", *options, "--out", f"{name}.mp4", folder=tmp_path)
+        videos.append(read_mp4(tmp_path / f"{name}.mp4"))
+    assert len(videos[1]) == len(videos[0]) == 12
+    assert not torch.equal(videos[0], videos[1])
 
 
 def test_a_stream_has_as_many_frames_as_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
