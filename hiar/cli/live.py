@@ -41,6 +41,12 @@ def live(
     lead: Annotated[float, typer.Option(help="Seconds of video that are made ahead of what is watched, 0.1 to 20.")] = (
         1.5
     ),
+    renew: Annotated[
+        bool,
+        typer.Option(
+            "--renew", help="Where the prompt changes, compute what earlier blocks show anew: it takes hold sooner."
+        ),
+    ] = False,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Watch endless videos of students side by side, and change what they show.
@@ -56,7 +62,7 @@ def live(
     from hiar.live.serving import serve
 
     try:
-        serve(checkpoint, text, seed, host, port, lead, partial(_announce, browser))
+        serve(checkpoint, text, seed, host, port, lead, partial(_announce, browser), renew)
     except KeyboardInterrupt:
         return  # how it is meant to end
 

@@ -42,6 +42,7 @@ def minute_card(room: Room, student: Student) -> Message:
             }
             for note in before + shown
         ],
+        "contexts_renewed": room.renew,
         "prompts": [{"from_block": next(pieces).message["block"], "prompt": prompt} for prompt, pieces in prompts],
         "latents_sha256": [piece.message["latent"] for piece in student.pieces],
     }

@@ -53,6 +53,7 @@ class Room:
     seed: int
     order: config.Order | None = None
     context: config.Context | None = None
+    renew: bool = False  # where the prompt changes, what earlier blocks show is computed anew
     viewers: set[Viewer] = field(default_factory=set)
     history: deque[Message] = field(default_factory=lambda: deque(maxlen=HISTORY))
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -70,7 +71,7 @@ class Room:
         self.prompt, self.seed, self.order, self.context = prompt, seed, order, context
         block = self.timeline.restart()
         asked = {"prompt": prompt, "seed": seed, "order": order, "context": context}
-        self._tell({"do": "restart", "block": block, **asked})
+        self._tell({"do": "restart", "block": block, "renew": self.renew, **asked})
         self._note({"kind": "restart", "block": block, "seconds": self.timeline.seconds(block), **asked})
 
     def restart(self, seed: object, order: object, context: object) -> None:

@@ -34,9 +34,11 @@ def serve(
     port: int,
     lead: float,
     announce: Callable[[str], None],
+    renew: bool = False,
 ) -> None:
     """Show students side by side until Ctrl-C; ``announce`` is told the page's address when it can be opened.
 
+    renew: where the prompt changes, contexts are made anew.
     Raises UserError for checkpoints that cannot be shown, a prompt that their world does not know, an address that
     cannot be listened on, and one beyond this machine without a token.
     """
@@ -47,7 +49,7 @@ def serve(
     with _listen(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
-        asyncio.run(_serve(students, prompt, seed, lead, token, listener, address, announce))
+        asyncio.run(_serve(students, prompt, seed, lead, token, listener, address, announce, renew))
 
 
 async def _serve(
@@ -59,13 +61,14 @@ async def _serve(
     listener: socket.socket,
     address: str,
     announce: Callable[[str], None],
+    renew: bool,
 ) -> None:
     """Start students, serve their page, and end them, whatever happens."""
     room: Room | None = None
     try:
         await start_all(students, CRF, Path("params.yaml").absolute())
         timeline = Timeline(*students[0].pictures, world_of(students).frames_per_second, lead)
-        room = Room(students, timeline, prompt, seed)
+        room = Room(students, timeline, prompt, seed, renew=renew)
         room.open()
         server = uvicorn.Server(_configuration(application(room, token, loopback=listener.getsockname()[0] in OWN)))
         announce(address)

@@ -104,9 +104,8 @@ class _Making:
     def _restart(self, asked: Message) -> None:
         first = self.walking is None
         self.walking = None  # its caches make room for those of the next
-        self.walking = begin(
-            self.source, asked["prompt"], asked["seed"], asked["order"], asked["context"], asked["block"]
-        )
+        told = (asked[name] for name in ("prompt", "seed", "order", "context", "block", "renew"))
+        self.walking = begin(self.source, *told)
         if first:
             choice = choose(self.source, self.walking.walk, self.walking.rollout)
             self.stack.enter_context(computing(self.source.denoiser, choice))

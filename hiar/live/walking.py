@@ -58,10 +58,17 @@ class Walking:
 
 
 def begin(
-    source: Generator, prompt: str, seed: int, order: Order | None, context: Context | None, first: int
+    source: Generator,
+    prompt: str,
+    seed: int,
+    order: Order | None,
+    context: Context | None,
+    first: int,
+    renew: bool = False,
 ) -> Walking:
     """A video from block ``first`` of the time line on; order, context: None as trained.
 
+    renew: at changes contexts are made anew, see `hiar.rollout.renewed`.
     Raises UserError for a prompt that the world does not know, and for a walk that cannot be.
     """
     source.world.check(prompt)
@@ -70,7 +77,7 @@ def begin(
     rollout = make_rollout(source, source.embed([prompt]), walk, None, seed, [0])
     rollout = replace(rollout, changes=changes)
     way = way_of(source, walk, rollout, together=True)
-    blocks = clean_blocks(source, walk, rollout, way=way)
+    blocks = clean_blocks(source, walk, rollout, way=way, renew=renew)
     return Walking(source, walk, rollout, changes, {0: prompt}, first, blocks, decoding(source))
 
 

@@ -4,7 +4,8 @@ What is said to a student, by ``do``:
 
 - ``until``: blocks of the time line before ``block`` may be made;
 - ``prompt``: ``text`` holds from ``block`` on;
-- ``restart``: from ``block`` on a new video, of ``prompt``, ``seed``, ``order`` and ``context``.
+- ``restart``: from ``block`` on a new video, of ``prompt``, ``seed``, ``order`` and ``context``; ``renew``: whether
+  contexts are made anew where the prompt changes.
 
 What a student says, by ``kind``: ``ready`` with the header of its video, ``block`` with the next fragment of it,
 ``broken`` with a ``line`` when it cannot go on.

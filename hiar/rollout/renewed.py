@@ -22,23 +22,26 @@ from hiar.rollout.walk import walk
 def walk_renewed(
     model: Denoiser, rollout: Rollout, order: Order, given: Tensor | None = None, *, passes: Passes = "separate"
 ) -> Iterator[tuple[int, Tensor]]:
-    """As `walk`, but from a change of the prompt on the contexts of earlier blocks are of the new prompt, too."""
-    grid, size = rollout.grid, rollout.shape[1]
-    kept = {} if given is None else dict(enumerate(given.split(size, dim=2)))  # latents that are seen, by their blocks
-    changes = sorted(block for block in rollout.changes if block > grid.given)
-    part = replace(rollout, changes={block: rollout.changes[block] for block in rollout.changes if block <= grid.given})
-    for start, end in zip([grid.given, *changes], [*changes, grid.blocks], strict=True):
-        moved = 0
-        if start > grid.given:
-            seen = grid.visible(start)
-            given, moved = torch.cat([kept[block] for block in seen], dim=2) if seen else None, start - len(seen)
-            part = replace(rollout, text=rollout.changes[start], changes={}, moved=moved)
-            part = replace(part, grid=replace(grid, given=len(seen)))
-        blocks = None if end is None else end - moved
-        for block, latent in walk(
-            model, replace(part, grid=replace(part.grid, blocks=blocks)), order, given, passes=passes
-        ):
-            number = block + moved
-            kept[number] = latent
-            kept = {known: kept[known] for known in grid.visible(number + 1)}
-            yield number, latent
+    """As `walk`, but from a change of the prompt on the contexts of earlier blocks are of the new prompt, too.
+
+    Changes may come while it is walked, for blocks that are not finished.
+    """
+    grid, start = rollout.grid, rollout.grid.given
+    kept = {} if given is None else dict(enumerate(given.split(rollout.shape[1], dim=2)))  # latents that may be seen
+    part = replace(rollout, changes={block: text for block, text in rollout.changes.items() if block <= start})
+    while grid.blocks is None or start < grid.blocks:
+        end = min((block for block in rollout.changes if block > start), default=grid.blocks)
+        blocks = None if end is None else end - part.moved
+        whole = replace(part, grid=replace(part.grid, blocks=blocks))
+        for block, latent in walk(model, whole, order, given, passes=passes):
+            start = block + part.moved + 1
+            kept = {known: kept.get(known, latent) for known in grid.visible(start)}
+            yield start - 1, latent
+            if start in rollout.changes:
+                break
+        else:
+            return
+        seen = grid.visible(start)
+        given = torch.cat([kept[known] for known in seen], dim=2) if seen else None
+        part = replace(rollout, text=rollout.changes[start], changes={}, moved=start - len(seen))
+        part = replace(part, grid=replace(grid, given=len(seen)))

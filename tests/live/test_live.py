@@ -52,12 +52,14 @@ def address(students, tmp_path_factory):
         yield address
 
 
-def latents_of(folder: Path, prompt: str, changes: dict[int, str], seed: int, blocks: int) -> list[str]:
+def latents_of(
+    folder: Path, prompt: str, changes: dict[int, str], seed: int, blocks: int, renew: bool = False
+) -> list[str]:
     """Hashes of the blocks that `hiar stream` makes, which are those of `hiar sample` (tests/stages/test_stream.py)."""
     source = load_generator(folder)
     walk = source.card.walk
     assert walk is not None
-    made = clean_blocks(source, walk, stream_rollout(source, prompt, changes, walk, None, seed))
+    made = clean_blocks(source, walk, stream_rollout(source, prompt, changes, walk, None, seed), renew=renew)
     return [hashlib.sha256(latent.float().numpy().tobytes()).hexdigest() for latent in islice(made, blocks)]
 
 
@@ -81,6 +83,22 @@ def test_students_show_the_same_prompts_and_noise_as_elsewhere(address, students
             assert times == pytest.approx([frame / 12 for frame in range(3 * len(made))])
         figures = viewer.blocks[0][-1]["figures"]
         assert set(figures) == {"saturation", "sharpness", "good", "visible"}
+
+
+def test_where_it_is_asked_for_contexts_are_renewed_as_the_prompt_changes(students, tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    options = ("--prompt", PROMPT, "--lead", LEAD, "--seed", SEED, "--renew")
+    with live(students[1], folder=tmp_path, options=options) as (_, address), Watcher(address) as viewer:
+        viewer.watch(4)
+        viewer.say(kind="prompt", text=OTHER)
+        change = viewer.until("prompt")["block"]
+        viewer.watch(change + 4)
+        made = [block["latent"] for block in viewer.blocks[0]]
+    renewed, kept = (
+        latents_of(students[1], PROMPT, {change: OTHER}, SEED, len(made), renew) for renew in (True, False)
+    )
+    assert made == renewed
+    assert made[change + 1] != kept[change + 1]
 
 
 def test_who_comes_later_begins_where_the_others_are_and_nothing_is_made_for_nobody(address):

@@ -19,7 +19,7 @@ from hiar.models.generator import load_generator
 from hiar.stages.stream import clean_blocks, stream_rollout
 
 PROMPT = "a red disc moves left"
-RESTART = {"do": "restart", "block": 0, "prompt": PROMPT, "seed": 3, "order": None, "context": None}
+RESTART = {"do": "restart", "block": 0, "prompt": PROMPT, "seed": 3, "order": None, "context": None, "renew": False}
 
 
 @pytest.fixture(scope="module")
