@@ -36,7 +36,8 @@ def make_cluster(folder: Path, password: str) -> None:
             )
     if missing := [name for name in DRIVERS if find_spec(name) is None]:
         raise UserError(
-            f"HIAR_STACK_DATABASE = postgresql: {missing[0]} is not installed; pip install 'hiar[stack]', or use sqlite"
+            f"HIAR_STACK_DATABASE = postgresql: {missing[0]} is not installed; start with `make stack`, which installs "
+            "it, or use sqlite"
         )
     for above in reversed(folder.absolute().parents) if run_as() else ():
         if subprocess.call([*run_as(), "test", "-x", above], cwd="/") != 0:

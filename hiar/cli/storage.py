@@ -20,7 +20,7 @@ Remote = Annotated[
 ]
 Last = Annotated[int, typer.Option(min=0, help="Runs of each experiment that are kept.")]
 Best = Annotated[str, typer.Option(help="A metric of metrics/summary.json; each experiment's best run is kept.")]
-Days = Annotated[float, typer.Option(min=0, help="What was stored in the last days is kept.")]
+Days = Annotated[float, typer.Option(min=0, help="What was stored in the last so many days is kept.")]
 
 
 @storage.command(cls=Once, epilog=examples("hiar storage ls"))

@@ -21,7 +21,9 @@ app.add_typer(vbench, name="vbench")
 
 Place = Annotated[
     Path | None,
-    typer.Option("--environment", help="Where `make vbench` built; default: .venv-vbench.", show_default=False),
+    typer.Option(
+        "--environment", help="Where `make vbench` built; default: $HIAR_VBENCH or .venv-vbench.", show_default=False
+    ),
 ]
 Weights = Annotated[
     Path | None,

@@ -32,7 +32,7 @@ Offload = Annotated[
     bool,
     typer.Option("--offload", help="Networks take turns on the GPU: what is not at work waits in the host's memory."),
 ]
-Resize = Annotated[bool, typer.Option("--resize", help="Scale and cut what is given to the checkpoint's size.")]
+Resize = Annotated[bool, typer.Option("--resize", help="Scale and cut --video or --image to the checkpoint's size.")]
 
 
 @app.command(
@@ -54,8 +54,8 @@ def sample(
     extended: Annotated[
         Path | None,
         typer.Option(
-            help="With --prompts: a longer prompt for each, in the same order. These are generated, captions.txt has "
-            "those.",
+            help="With --prompts: a longer prompt for each, in the same order. Videos are made of the longer ones, "
+            "captions.txt has those of --prompts.",
             show_default=False,
         ),
     ] = None,

@@ -1,7 +1,8 @@
 """The types of ``params.yaml``: frozen, validated sections; the numbers themselves live in that file only.
 
-Every field is required and unknown keys are errors, so that a typo cannot pass silently and no default hides in code;
-but for those that change nothing but rounding: how a batch is cut, and how many processes share the work.
+Unknown keys are errors, so that a typo cannot pass silently, and every number of a method is required, so that none
+hides in code. What may be left out is what an experiment need not ask for (files of others and their hashes,
+validation, several processes), or changes no result (how long silence is borne, how many checkpoints are kept).
 """
 
 from hiar.config.experiment import Compare, Params, Report, Runtime, Sample, Score, Walked

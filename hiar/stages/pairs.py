@@ -111,7 +111,7 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
         raise UserError(f"{where}: has trajectories {found} {axes}, the experiment's are {wanted}; name others")
     levels = student_sigmas(schedule)
     if not torch.allclose(pairs.sigmas, levels, rtol=0, atol=1e-5):
-        theirs, ours = (", ".join(f"{sigma:.4g}" for sigma in one.tolist()) for one in (pairs.sigmas, levels))
+        theirs, ours = (", ".join(f"{sigma:.6g}" for sigma in one.tolist()) for one in (pairs.sigmas, levels))
         remedy = "change schedule.student_shift or student_levels, or name others"
         raise UserError(f"{where}: its levels are {theirs}, the student's {ours}; {remedy}")
     if len(pairs.states) != params.pairs.count:

@@ -14,6 +14,7 @@ from torch import Tensor
 from hiar.config import Context, ContextLevel, Order, Passes, Renoise
 from hiar.contexts import context_words, rule_of
 from hiar.grid import make_grid
+from hiar.memory.counting import imagined
 from hiar.noise import normals
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import generate
@@ -95,6 +96,14 @@ def test_the_marks_are_clean_context_hiar_and_input_context() -> None:
         assert relative_error(generate(model, at_level(zeros), "diagonal"), clean) < 1e-6
     assert relative_error(clean, hiar) > 1e-2
     assert relative_error(generate(model, at_level(0.5), "diagonal"), hiar) > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_walk_can_be_imagined(level: ContextLevel) -> None:
+    """`hiar plan` walks on tensors without numbers: what a walk does is not decided by any."""
+    with imagined():
+        assert generate(tiny_denoiser(), at_level(level), "diagonal").shape == (2, 3, 6 * BLOCK, 4, 4)
 
 
 @torch.no_grad()

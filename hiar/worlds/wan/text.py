@@ -177,7 +177,7 @@ def _require_ftfy() -> ModuleType:
     except ImportError:
         raise UserError(
             "ftfy: is not installed, and without it some prompts are read otherwise than Wan was trained on; "
-            "pip install 'hiar[wan]'"
+            "in the project, pip install '.[wan]'"
         ) from None
     module: ModuleType = ftfy
     return module

@@ -156,7 +156,7 @@ def test_weights_are_of_the_type_asked_for(base: Path) -> None:
 
 def test_without_ftfy_nothing_is_encoded(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
-    with pytest.raises(UserError, match=r"^ftfy: is not installed, .*; pip install 'hiar\[wan\]'$"):
+    with pytest.raises(UserError, match=r"^ftfy: is not installed, .*; in the project, pip install '\.\[wan\]'$"):
         load_text_encoder(base)
 
 

@@ -97,7 +97,7 @@ def library() -> ModuleType:
         return import_module("lmdb")
     except ImportError:
         raise UserError(
-            "lmdb: is not installed, and an LMDB is not to be had without; pip install 'hiar[wan]'"
+            "lmdb: is not installed, and an LMDB is not to be had without; in the project, pip install '.[wan]'"
         ) from None
 
 
