@@ -126,8 +126,8 @@ def page(result: dict[str, Any]) -> str:
     ]
     said = (
         f"{result['videos']} videos of {result['frames']} frames a student, another prompt from the middle on; prompts "
-        f"and noise are the same in both columns, differences paired, with 95 % intervals. {result['hardware']}, commit "
-        f"{result['code']['commit'][:12]}."
+        f"and noise are the same in both columns, differences paired, with 95 % intervals. {result['hardware']}, "
+        f"commit {result['code']['commit'][:12]}."
     )
     return f"# Renewed contexts\n\n{said}\n\n{table(heads, rows)}\n"
 
