@@ -265,11 +265,20 @@ def test_the_experiment_of_the_gpu_jobs_exists_and_fits_what_they_ask_for() -> N
 def test_the_docker_pool_finds_what_compose_made() -> None:
     tree, variables = compose(), pools()["docker"]["variables"]["properties"]
     assert variables["networks"]["default"] == [f"{tree['name']}_default"]
-    assert [one.removeprefix(f"{tree['name']}_") for one in variables["volumes"]["default"]] == tree["services"][
-        "worker"
-    ]["volumes"]
+    of_every_host = [one for one in tree["services"]["worker"]["volumes"] if "${" not in one]
+    assert [one.removeprefix(f"{tree['name']}_") for one in variables["volumes"]["default"]] == of_every_host
     told = (INFRA / "README.md").read_text()
     for name, value in variables["env"]["default"].items():
         assert not value.startswith("{{") or (
             name in SECRETS and name.lower().replace("_", "-") in value and name in told
         )
+
+
+def test_base_models_are_where_workers_are_told() -> None:
+    """All at one place, as checkpoints refer to them there; told of only where this machine has a folder of them."""
+    commands = {name: " ".join(one.get("command", [])) for name, one in compose()["services"].items()}
+    workers = [compose()["services"][name] for name, line in commands.items() if line.startswith("prefect worker")]
+    assert len(workers) == 3
+    for worker in workers:
+        assert worker["environment"]["HIAR_MODELS"] == "${HIAR_MODELS:+/models}"
+        assert any(one.startswith("${HIAR_MODELS:-") and one.endswith(":/models") for one in worker["volumes"])

@@ -122,7 +122,9 @@ def test_nothing_runs_as_root_or_may_become_it() -> None:
 
 def test_what_is_mounted_is_declared_and_what_is_asked_for_is_bounded() -> None:
     tree = compose()
-    used = {one.split(":")[0] for service in tree["services"].values() for one in service.get("volumes", [])}
+    mounts = [one for service in tree["services"].values() for one in service.get("volumes", [])]
+    # Where a variable may name a folder instead, its default is a volume.
+    used = {re.sub(r"^\$\{\w+:-(\w+)\}", r"\1", one).split(":")[0] for one in mounts}
     assert {name for name in used if not name.startswith(".")} == set(tree["volumes"])
     assert all((INFRA / name).exists() for name in used if name.startswith("."))
     for name, service in tree["services"].items():
