@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hiar.errors import UserError
+from hiar.io.artifacts import write_json, write_text
 from hiar.io.outputs import is_stream, output_of
 
 
@@ -26,3 +29,41 @@ def check_out(out: Path) -> None:
     place = output_of("--out", str(out))
     if isinstance(place, int) or is_stream(place):
         raise UserError(f"--out = {out}: is a pipe or a device; name a file")
+
+
+def measure_students(
+    name: str,
+    description: str | None,
+    bench: Callable[[list[Path], int, int, int], dict[str, Any]],
+    page: Callable[[dict[str, Any]], str],
+    line: list[str] | None,
+    *,
+    videos: int,
+    frames: int,
+    frames_help: str,
+) -> int:
+    """A command that measures videos of trained students and writes what it finds; returns its exit code.
+
+    bench(checkpoints, videos, frames, seed): all that the file holds. page(result): the same as Markdown.
+    """
+    parser = Parser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, action="append", help="a trained student; may be given again"
+    )
+    parser.add_argument("--videos", type=int, default=videos)
+    parser.add_argument("--frames", type=int, default=frames, help=frames_help)
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and noise")
+    parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md comes beside it")
+    try:
+        options = parser.parse_args(line)
+        check_out(options.out)
+        if options.videos < 2:
+            raise UserError(f"--videos = {options.videos}: has no standard error; give at least 2")
+        result = bench(options.checkpoint, options.videos, options.frames, options.seed)
+        write_json(options.out, result)
+        write_text(options.out.with_suffix(".md"), page(result))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(page(result))
+    return 0

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.command import Parser, check_out
+from benchmarks.command import measure_students
 from benchmarks.report import table
 from hiar.errors import UserError
-from hiar.io.artifacts import code_version, read_manifest, write_json, write_text
+from hiar.io.artifacts import code_version, read_manifest
 from hiar.io.cpu import settle_cpu
 from hiar.io.hardware import hardware
 from hiar.io.progress import Progress
@@ -113,27 +113,8 @@ def _figure(figure: dict[str, float], difference: dict[str, float], first: bool)
 
 def main(line: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser(prog="python -m benchmarks.formats", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, action="append", help="a trained student; may be given again"
-    )
-    parser.add_argument("--videos", type=int, default=256)
-    parser.add_argument("--frames", type=int, default=60, help="of a video; a multiple of the checkpoint's block")
-    parser.add_argument("--seed", type=int, default=0, help="of prompts and noise")
-    parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md comes beside it")
-    try:
-        options = parser.parse_args(line)
-        check_out(options.out)
-        if options.videos < 2:
-            raise UserError(f"--videos = {options.videos}: has no standard error; give at least 2")
-        result = bench(options.checkpoint, options.videos, options.frames, options.seed)
-        write_json(options.out, result)
-        write_text(options.out.with_suffix(".md"), page(result))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(page(result))
-    return 0
+    frames_help = "of a video; a multiple of the checkpoint's block"
+    return measure_students("formats", __doc__, bench, page, line, videos=256, frames=60, frames_help=frames_help)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.command import Parser, check_out
+from benchmarks.command import measure_students
 from benchmarks.report import table
 from hiar.errors import UserError
 from hiar.grid import fastest
-from hiar.io.artifacts import code_version, read_manifest, write_json, write_text
+from hiar.io.artifacts import code_version, read_manifest
 from hiar.io.cpu import settle_cpu
 from hiar.io.hardware import hardware
 from hiar.io.progress import Progress
@@ -138,27 +138,8 @@ def _said(interval: dict[str, float] | None) -> str:
 
 def main(line: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser(prog="python -m benchmarks.renewal", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, action="append", help="a trained student; may be given again"
-    )
-    parser.add_argument("--videos", type=int, default=128)
-    parser.add_argument("--frames", type=int, default=120, help="of a video; half of them lie behind the change")
-    parser.add_argument("--seed", type=int, default=0, help="of prompts and noise")
-    parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md comes beside it")
-    try:
-        options = parser.parse_args(line)
-        check_out(options.out)
-        if options.videos < 2:
-            raise UserError(f"--videos = {options.videos}: has no standard error; give at least 2")
-        result = bench(options.checkpoint, options.videos, options.frames, options.seed)
-        write_json(options.out, result)
-        write_text(options.out.with_suffix(".md"), page(result))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(page(result))
-    return 0
+    frames_help = "of a video; half of them lie behind the change"
+    return measure_students("renewal", __doc__, bench, page, line, videos=128, frames=120, frames_help=frames_help)
 
 
 if __name__ == "__main__":
