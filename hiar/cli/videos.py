@@ -41,6 +41,7 @@ Resize = Annotated[bool, typer.Option("--resize", help="Scale and cut --video or
         'hiar sample --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --frames 60 --out out',
         "hiar sample --checkpoint artifacts/seed-0/init --prompts prompts.txt --frames 300 --order diagonal \\",
         "    --context output --seed 7 --out out --save-latents",
+        "hiar sample --checkpoint models/hiar --prompts prompts.txt --frames 63 --copies 8 --out out   # on eight GPUs",
     ),
 )
 def sample(
@@ -162,7 +163,7 @@ def sample(
     epilog=examples(
         'hiar stream --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --out - | ffplay -',
         'hiar stream --checkpoint artifacts/seed-0/distill/hiar --prompt "a red disc moves" --frames 600 \\',
-        '    --change 300="a blue disc moves" --out video.mp4',
+        '    --change 300="a blue disc moves" --renew --out video.mp4',
     ),
 )
 def stream(
