@@ -8,10 +8,8 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -57,13 +55,6 @@ def test_a_taken_port_ends_the_start_with_one_line_and_leaves_no_process(tmp_pat
     assert not (folder / ".hiar" / "stack" / "pid").exists()
 
 
-@pytest.fixture
-def short():
-    """A folder whose name leaves room for a Unix socket's."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        yield Path(folder)
-
-
 def test_keys_are_drawn_once_and_their_owner_alone_reads_them(short):
     first = open_stack(short)
     assert open_stack(short).keys == first.keys
@@ -87,18 +78,6 @@ def test_the_s3_store_s_second_ports_are_looked_at_too():
         line = rf"HIAR_S3_PORT = {port - 10000}: address already in use \(at {port}\)"
         with pytest.raises(UserError, match=line):
             check_ports({"HIAR_S3_PORT": port - 10000})
-
-
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A user who has the S3 store, and no settings of the stack."""
-    for name in [name for name in os.environ if name.startswith(("HIAR_", "PREFECT_", "MLFLOW_", "AWS_"))]:
-        monkeypatch.delenv(name)
-    weed = tmp_path / "bin" / "weed"
-    weed.parent.mkdir()
-    weed.write_text("#!/bin/sh\n")
-    weed.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{weed.parent}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
