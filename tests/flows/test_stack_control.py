@@ -1,9 +1,12 @@
 """A stack from its start to its end, with small servers in its servers' place: what is begun, made ready and ended."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +20,7 @@ from flows.stack.control import down, up
 from flows.stack.settings import BUCKETS, PORTS, open_stack
 from hiar.errors import RunFailed
 
+PATIENCE = 60.0  # seconds
 HEAD = """
 [supervisord]
 nodaemon = true
@@ -102,7 +106,12 @@ def small(short, own, monkeypatch):
     (short / "servers.py").write_text(PROGRAM)
     (short / "supervisord.conf").write_text(HEAD + SERVERS)
     monkeypatch.setattr(control, "CONFIG", short)
-    return short
+    yield short
+    with suppress(FileNotFoundError, psutil.NoSuchProcess):  # of a test that failed
+        supervisor = psutil.Process(int((short / ".hiar" / "stack" / "pid").read_text()))
+        if os.fspath(short) in " ".join(supervisor.cmdline()):
+            for one in [*supervisor.children(recursive=True), supervisor]:
+                one.kill()
 
 
 def write_program(path, text):
@@ -150,7 +159,12 @@ def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_kille
     socket.unlink()
     assert control._states(stack) == {"supervisor": "AWAY"}  # which is not well, though no program says so
     monkeypatch.setattr(control, "ENDING_SECONDS", 0.0)
+    rescues = []  # so that a test of what is never killed ends, too
+    rescue = threading.Timer(PATIENCE, lambda: rescues.append(os.kill(number, signal.SIGKILL)))
+    rescue.start()
     assert down(stack) == 0
+    rescue.cancel()
+    assert not rescues
     assert control._is_free(stack)
     wait_until(lambda: not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE)
 
