@@ -1,6 +1,5 @@
 """The stack's ports and keys: what is wrong is one line before anything starts."""
 
-import functools
 import http.server
 import ipaddress
 import os
@@ -12,7 +11,6 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
 from commands import environment
 from ports import free_ports
@@ -202,59 +200,3 @@ def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(
         server.shutdown()
     assert said[0].split(maxsplit=2) == ["prefect", "RUNNING", f"{stack.url('prefect')} answers"]
     assert said[1].split() == ["worker", "FATAL"]
-
-
-PREFECT = """\
-import os, pathlib, subprocess, sys, time
-run = "import pathlib, signal, sys, time\\n" \\
-    "def end(*_):\\n" \\
-    "    pathlib.Path('asked').touch(); time.sleep(0.5); pathlib.Path('ended').touch(); sys.exit()\\n" \\
-    "signal.signal(signal.SIGTERM, end); pathlib.Path('runs').touch(); time.sleep(600)"
-subprocess.Popen([sys.executable, "-c", run, "prefect.engine"])
-left = subprocess.Popen(["sleep", "600"], start_new_session=True)
-orphan = "import subprocess; print(subprocess.Popen(['sleep', '0.1'], stdout=subprocess.DEVNULL).pid)"
-pathlib.Path("orphan").write_text(subprocess.run([sys.executable, "-c", orphan], stdout=-1, text=True).stdout)
-pathlib.Path("told").write_text("\\n".join([str(left.pid), *sys.argv[1:], *os.environ]))
-while not pathlib.Path("asked").exists():
-    time.sleep(0.01)
-pathlib.Path("more").touch()
-time.sleep(600)
-"""
-
-
-def test_a_worker_that_is_asked_to_end_lets_its_runs_end_and_leaves_nothing(tmp_path, own):
-    """Of a Prefect that starts one run, and would start more; neither gets to know where the servers' databases are.
-
-    What a killed run has left, and ends later, is gone then.
-    """
-    (tmp_path / "prefect").mkdir()
-    (tmp_path / "prefect" / "__init__.py").touch()
-    (tmp_path / "prefect" / "__main__.py").write_text(PREFECT)
-    (tmp_path / "api").mkdir()
-    (tmp_path / "api" / "health").touch()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        settings = dict.fromkeys(DATABASES, "a password in it")
-        settings["PREFECT_API_URL"] = f"http://127.0.0.1:{server.server_address[1]}/api"
-        settings["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
-        command = [sys.executable, "-m", "flows.stack.worker", "--pool", "stages", "--limit", "2"]
-        worker = subprocess.Popen(command, cwd=tmp_path, env=environment() | settings)
-        try:
-            wait_until(lambda: (tmp_path / "runs").exists() and (tmp_path / "told").exists())
-            below = psutil.Process(worker.pid).children(recursive=True)
-            orphan = int((tmp_path / "orphan").read_text())
-            wait_until(lambda: not psutil.pid_exists(orphan))  # ended, and nobody's zombie
-            worker.terminate()
-            assert worker.wait(120) == 0
-        finally:
-            worker.kill()
-            server.shutdown()
-    left, *told = (tmp_path / "told").read_text().split("\n")
-    assert told[:8] == ["worker", "start", "--type", "process", "--pool", "stages", "--limit", "2"]
-    assert not set(DATABASES) & set(told)
-    assert "PREFECT_API_URL" in told
-    assert (tmp_path / "ended").exists()
-    assert not (tmp_path / "more").exists()  # nothing was begun meanwhile
-    assert int(left) in [one.pid for one in below]
-    assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
