@@ -29,6 +29,10 @@ def test_what_is_no_port_is_refused(value):
         read_ports({"HIAR_S3_PORT": value})
 
 
+def test_a_port_that_is_set_to_nothing_is_the_stacks_own():
+    assert read_ports({"HIAR_S3_PORT": "", "HIAR_MLFLOW_PORT": "5001"}) == read_ports({}) | {"HIAR_MLFLOW_PORT": 5001}
+
+
 def test_two_servers_at_one_port_are_refused():
     (port,) = free_ports(1)
     with pytest.raises(UserError, match=f"HIAR_B_PORT = {port}: meets HIAR_A_PORT at {port}"):
@@ -81,6 +85,7 @@ def test_the_s3_store_s_second_ports_are_looked_at_too():
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_programs_get_what_they_need_and_the_password_within_databases_alone(short, own, monkeypatch, kind):
     monkeypatch.setenv("HIAR_STACK_DATABASE", kind)
+    monkeypatch.setenv("no_proxy", "own.example")
     before = os.umask(0o022)
     try:
         stack = open_stack(short)
@@ -102,6 +107,8 @@ def test_programs_get_what_they_need_and_the_password_within_databases_alone(sho
         address = urlsplit(given[name])
         assert ipaddress.ip_address(address.hostname).is_loopback
         assert address.port == stack.ports[f"HIAR_{server.upper()}_PORT"]
+        assert address.hostname in given["no_proxy"].split(",")  # no proxy could reach it
+    assert "own.example" in given["no_proxy"].split(",")
     assert 2 * int(given["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) < SILENCE["RUNNING"].total_seconds()  # one may be lost
     off = ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_DISABLE_TELEMETRY")
     assert [given[name] for name in off] == ["1", "false", "true"]  # nothing is reported to anybody

@@ -15,7 +15,7 @@ from commands import environment
 from ports import free_ports
 from waiting import wait_until
 
-from flows.stack import control
+from flows.stack import control, health
 from flows.stack.control import down, up
 from flows.stack.settings import BUCKETS, PORTS, open_stack
 from hiar.errors import RunFailed
@@ -64,7 +64,7 @@ class Answer(BaseHTTPRequestHandler):
     def do_PUT(self):
         place = self.path.partition("?")[0]
         self.held[place] = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        again = place.count("/") == 1 or place in self.refused
+        again = not pathlib.Path("shut").exists() and (place.count("/") == 1 or place in self.refused)
         self.refused.add(place)
         note(f"put {place} {again}")
         self.say(200 if again else 503)
@@ -103,6 +103,9 @@ def small(short, own, monkeypatch):
     names = [line.partition("=")[0] for line in PORTS.read_text().splitlines() if line.startswith("HIAR_")]
     for name, port in zip(names, free_ports(len(names)), strict=True):
         monkeypatch.setenv(name, str(port))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # at which nobody listens, nor should be asked
     (short / "servers.py").write_text(PROGRAM)
     (short / "supervisord.conf").write_text(HEAD + SERVERS)
     monkeypatch.setattr(control, "CONFIG", short)
@@ -119,7 +122,7 @@ def write_program(path, text):
     path.chmod(0o755)
 
 
-def test_a_stack_is_begun_once_is_ready_and_ends_when_it_is_told_to(small, capsys):
+def test_a_stack_is_begun_once_is_ready_and_ends_when_it_is_told_to(small, monkeypatch, capsys):
     stack = open_stack(small)
     assert up(stack) == 0
     try:
@@ -129,6 +132,11 @@ def test_a_stack_is_begun_once_is_ready_and_ends_when_it_is_told_to(small, capsy
         assert [line.split() for line in said[:3]] == [[name, stack.url(name)] for name in control.SERVERS]
         assert up(stack) == 0
         assert capsys.readouterr().out.startswith("the stack is at work already\n")
+        monkeypatch.setattr(health, "STORE_SECONDS", 0.0)
+        (small / "shut").touch()
+        with pytest.raises(RunFailed, match=r"bucket 'hiar': the store does not serve it \(ClientError\)"):
+            up(stack)
+        (small / "shut").unlink()
         (small / "broken").touch()
         with pytest.raises(RunFailed, match="work pool 'experiments': Prefect's server answers 500"):
             up(stack)
