@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import waiting
 from commands import environment
 from waiting import wait_until
 
@@ -129,12 +130,16 @@ def test_a_worker_whose_prefect_ends_ends_like_it_and_leaves_nothing(tmp_path, o
     assert not any(is_at_work(int(number)) for number in (tmp_path / "begun").read_text().split())
 
 
-def test_prefect_s_worker_does_not_outlive_a_worker_that_is_killed(tmp_path, own):
+def test_prefect_s_worker_does_not_outlive_a_worker_that_is_killed(tmp_path, own, monkeypatch):
+    monkeypatch.setattr(waiting, "PATIENCE", 60.0)  # what is not ended now never is
     with at_work(tmp_path, ENDS) as worker:
         wait_until((tmp_path / "begun").exists)
         (prefect,) = psutil.Process(worker.pid).children()
-        below = [one.pid for one in prefect.children()]
-        worker.send_signal(signal.SIGKILL)
-        wait_until(lambda: not is_at_work(prefect.pid))
-    for number in below:
-        os.kill(number, signal.SIGKILL)
+        below = prefect.children()
+        try:
+            worker.send_signal(signal.SIGKILL)
+            wait_until(lambda: not is_at_work(prefect.pid))
+        finally:
+            for one in (*below, prefect):
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
