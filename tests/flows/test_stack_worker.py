@@ -71,7 +71,7 @@ class Health(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def at_work(folder, program):
+def at_work(folder, program, command=("-m", "flows.stack.worker")):
     """The process of a worker whose Prefect is a program; its server's folder, and its own, is ``folder``."""
     (folder / "prefect").mkdir()
     (folder / "prefect" / "__init__.py").touch()
@@ -85,8 +85,8 @@ def at_work(folder, program):
         settings = dict.fromkeys(DATABASES, "a password in it")
         settings["PREFECT_API_URL"] = f"http://127.0.0.1:{server.server_address[1]}/api"
         settings["PYTHONPATH"] = f"{folder}{os.pathsep}{environment()['PYTHONPATH']}"
-        command = [sys.executable, "-m", "flows.stack.worker", "--pool", "stages", "--limit", "2"]
-        worker = subprocess.Popen(command, cwd=folder, env=environment() | settings)
+        asked = [sys.executable, *command, "--pool", "stages", "--limit", "2"]
+        worker = subprocess.Popen(asked, cwd=folder, env=environment() | settings)
         try:
             yield worker
         finally:
@@ -127,6 +127,16 @@ def test_a_worker_whose_prefect_ends_ends_like_it_and_leaves_nothing(tmp_path, o
         assert worker.wait(120) == 7
     assert (tmp_path / "early").read_text() == "False"  # Prefect's begins when there is a server to speak to
     assert (tmp_path / "ended").exists()  # the run was asked to
+    assert not any(is_at_work(int(number)) for number in (tmp_path / "begun").read_text().split())
+
+
+def test_a_run_that_does_not_end_is_killed_when_its_time_is_over(tmp_path, own):
+    soon = "import sys; from flows.stack import worker; worker.GRACE = 0.5; sys.exit(worker.main())"
+    stubborn = ENDS.replace("lambda *_: (pathlib.Path('ended').touch(), sys.exit())", "signal.SIG_IGN")
+    with at_work(tmp_path, stubborn, ("-c", soon)) as worker:
+        wait_until((tmp_path / "begun").exists)
+        worker.terminate()
+        assert worker.wait(60) == 0
     assert not any(is_at_work(int(number)) for number in (tmp_path / "begun").read_text().split())
 
 
