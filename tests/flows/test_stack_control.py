@@ -109,6 +109,7 @@ def small(short, own, monkeypatch):
     (short / "servers.py").write_text(PROGRAM)
     (short / "supervisord.conf").write_text(HEAD + SERVERS)
     monkeypatch.setattr(control, "CONFIG", short)
+    monkeypatch.setattr(control, "HEALTHY_SECONDS", PATIENCE)
     yield short
     with suppress(FileNotFoundError, psutil.NoSuchProcess):  # of a test that failed
         supervisor = psutil.Process(int((short / ".hiar" / "stack" / "pid").read_text()))
