@@ -155,12 +155,14 @@ def test_a_walk_that_cannot_be_changes_nothing(room):
     before = list(room.history)
     with pytest.raises(UserError, match="--order = step_first"):
         room.restart(5, "step_first", "finished")
+    with pytest.raises(UserError, match="elephant"):
+        room.begin("an elephant", 5, None, None)
     # Possible for the first alone: the second was trained to wait for whole blocks.
     waits = Walk(order="block_first", context="finished")
     room.students[1].card = room.students[1].card.model_copy(update={"walk": waits})
     with pytest.raises(UserError, match="--order = step_first"):
         room.restart(5, "step_first", None)
-    assert (room.seed, room.order, list(room.history)) == (SEED, None, before)
+    assert (room.prompt, room.seed, room.order, list(room.history)) == (PROMPT, SEED, None, before)
 
 
 def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
@@ -170,7 +172,10 @@ def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
     assert begun[0] > begun[1]
     for _ in range(2):
         assert room.change(OTHER) == room.timeline.until + begun[0]  # and no block later than it must
+        assert room.history[-1]["seconds"] == (room.timeline.until + begun[0]) * BLOCK / FPS
         room.students.reverse()
+    room.restart(0, None, None)
+    assert room.history[-1]["seconds"] == room.timeline.until * BLOCK / FPS > room.timeline.watched
 
 
 def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):

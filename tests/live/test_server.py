@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -133,6 +134,11 @@ def test_the_last_minute_is_for_those_who_know_the_token(room: Room, client: Tes
     known = {"Authorization": f"Bearer {TOKEN}"}
     assert client.get("/minute/0.json", headers=known).json()["checkpoint"] == "one"
     assert client.get("/minute/1.json", headers=known).status_code == 404
+    assert client.get("/minute/0.mp4", headers=known).headers["cache-control"] == "no-cache"  # the next one is another
+    assert client.get("/minute/0.json", headers=known).headers["cache-control"] == "no-cache"
+    room.students[0].pieces, pieces = deque(), room.students[0].pieces
+    assert client.get("/minute/0.json", headers=known).status_code == 404  # nothing is made yet
+    room.students[0].pieces = pieces
     open_to_all = TestClient(application(room, None, loopback=True), base_url="http://localhost")
     assert open_to_all.get("/minute/0.json").json()["blocks"] == [0, 0]
 
