@@ -143,6 +143,28 @@ def test_the_last_minute_is_for_those_who_know_the_token(room: Room, client: Tes
     assert open_to_all.get("/minute/0.json").json()["blocks"] == [0, 0]
 
 
+def test_a_wrong_token_costs_time_and_the_right_one_none(
+    room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited, sleep = [], asyncio.sleep
+
+    async def pass_by(seconds: float) -> None:
+        waited.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(server, "PENALTY_SECONDS", 3600.0)
+    monkeypatch.setattr(asyncio, "sleep", pass_by)
+    assert client.get("/minute/0.json", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert waited.count(3600.0) == 1
+    with connect(client) as viewer:
+        viewer.send_json({"kind": "enter", "token": "wrong"})
+        assert ended(viewer) == server.WRONG_TOKEN
+    assert waited.count(3600.0) == 2
+    assert client.get("/minute/0.json", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    with entered(client, room):
+        assert waited.count(3600.0) == 2
+
+
 @pytest.mark.parametrize(
     ("host", "code"), [("localhost:1", 200), ("[::1]:1", 200), ("[::2]", 421), ("localhost.elsewhere.example", 421)]
 )
