@@ -1,8 +1,10 @@
 """A miniature project to run flows in."""
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,3 +72,22 @@ def prefect_server():
 
     with prefect_test_harness(server_startup_timeout=600):
         yield PREFECT_API_URL.value()
+
+
+@pytest.fixture
+def short():
+    """A folder whose name leaves room for a Unix socket's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A user who has the S3 store, and no settings of the stack."""
+    for name in [name for name in os.environ if name.startswith(("HIAR_", "PREFECT_", "MLFLOW_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    weed = tmp_path / "bin" / "weed"
+    weed.parent.mkdir()
+    weed.write_text("#!/bin/sh\n")
+    weed.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{weed.parent}{os.pathsep}{os.environ['PATH']}")

@@ -101,6 +101,7 @@ def test_root_is_told_of_the_folder_that_postgresqls_user_may_not_enter(programs
         if folder.stat().st_mode & 0o001 == 0:
             folder.chmod(0o711)
     closed.chmod(0o700)
-    with pytest.raises(UserError, match=rf"user postgres, who may not enter {closed}; chmod o\+x {closed}, or work as"):
-        make_cluster(closed / "within" / "data", PASSWORD)
-    assert list((closed / "within").iterdir()) == []
+    for folder in (closed / "within" / "data", closed / "data"):
+        with pytest.raises(UserError, match=rf"user postgres, who may not enter {closed}; chmod o\+x {closed}, or"):
+            make_cluster(folder, PASSWORD)
+    assert [path for path in closed.rglob("*") if path.name != "within"] == []

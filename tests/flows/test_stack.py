@@ -1,6 +1,5 @@
 """The stack's ports and keys: what is wrong is one line before anything starts."""
 
-import functools
 import http.server
 import ipaddress
 import os
@@ -8,13 +7,10 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
 from commands import environment
 from ports import free_ports
@@ -31,6 +27,10 @@ from hiar.errors import RunFailed, UserError
 def test_what_is_no_port_is_refused(value):
     with pytest.raises(UserError, match=r"HIAR_S3_PORT = .*: is no port; .*make stack HIAR_S3_PORT=8333"):
         read_ports({"HIAR_S3_PORT": value})
+
+
+def test_a_port_that_is_set_to_nothing_is_the_stacks_own():
+    assert read_ports({"HIAR_S3_PORT": "", "HIAR_MLFLOW_PORT": "5001"}) == read_ports({}) | {"HIAR_MLFLOW_PORT": 5001}
 
 
 def test_two_servers_at_one_port_are_refused():
@@ -55,13 +55,6 @@ def test_a_taken_port_ends_the_start_with_one_line_and_leaves_no_process(tmp_pat
     assert run.stderr.startswith(f"error: HIAR_PREFECT_PORT = {port}: address already in use; choose another, as in")
     assert run.stderr.count("\n") == 1
     assert not (folder / ".hiar" / "stack" / "pid").exists()
-
-
-@pytest.fixture
-def short():
-    """A folder whose name leaves room for a Unix socket's."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        yield Path(folder)
 
 
 def test_keys_are_drawn_once_and_their_owner_alone_reads_them(short):
@@ -89,21 +82,10 @@ def test_the_s3_store_s_second_ports_are_looked_at_too():
             check_ports({"HIAR_S3_PORT": port - 10000})
 
 
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A user who has the S3 store, and no settings of the stack."""
-    for name in [name for name in os.environ if name.startswith(("HIAR_", "PREFECT_", "MLFLOW_", "AWS_"))]:
-        monkeypatch.delenv(name)
-    weed = tmp_path / "bin" / "weed"
-    weed.parent.mkdir()
-    weed.write_text("#!/bin/sh\n")
-    weed.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{weed.parent}{os.pathsep}{os.environ['PATH']}")
-
-
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_programs_get_what_they_need_and_the_password_within_databases_alone(short, own, monkeypatch, kind):
     monkeypatch.setenv("HIAR_STACK_DATABASE", kind)
+    monkeypatch.setenv("no_proxy", "own.example")
     before = os.umask(0o022)
     try:
         stack = open_stack(short)
@@ -125,6 +107,8 @@ def test_programs_get_what_they_need_and_the_password_within_databases_alone(sho
         address = urlsplit(given[name])
         assert ipaddress.ip_address(address.hostname).is_loopback
         assert address.port == stack.ports[f"HIAR_{server.upper()}_PORT"]
+        assert address.hostname in given["no_proxy"].split(",")  # no proxy could reach it
+    assert "own.example" in given["no_proxy"].split(",")
     assert 2 * int(given["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) < SILENCE["RUNNING"].total_seconds()  # one may be lost
     off = ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_DISABLE_TELEMETRY")
     assert [given[name] for name in off] == ["1", "false", "true"]  # nothing is reported to anybody
@@ -223,59 +207,3 @@ def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(
         server.shutdown()
     assert said[0].split(maxsplit=2) == ["prefect", "RUNNING", f"{stack.url('prefect')} answers"]
     assert said[1].split() == ["worker", "FATAL"]
-
-
-PREFECT = """\
-import os, pathlib, subprocess, sys, time
-run = "import pathlib, signal, sys, time\\n" \\
-    "def end(*_):\\n" \\
-    "    pathlib.Path('asked').touch(); time.sleep(0.5); pathlib.Path('ended').touch(); sys.exit()\\n" \\
-    "signal.signal(signal.SIGTERM, end); pathlib.Path('runs').touch(); time.sleep(600)"
-subprocess.Popen([sys.executable, "-c", run, "prefect.engine"])
-left = subprocess.Popen(["sleep", "600"], start_new_session=True)
-orphan = "import subprocess; print(subprocess.Popen(['sleep', '0.1'], stdout=subprocess.DEVNULL).pid)"
-pathlib.Path("orphan").write_text(subprocess.run([sys.executable, "-c", orphan], stdout=-1, text=True).stdout)
-pathlib.Path("told").write_text("\\n".join([str(left.pid), *sys.argv[1:], *os.environ]))
-while not pathlib.Path("asked").exists():
-    time.sleep(0.01)
-pathlib.Path("more").touch()
-time.sleep(600)
-"""
-
-
-def test_a_worker_that_is_asked_to_end_lets_its_runs_end_and_leaves_nothing(tmp_path, own):
-    """Of a Prefect that starts one run, and would start more; neither gets to know where the servers' databases are.
-
-    What a killed run has left, and ends later, is gone then.
-    """
-    (tmp_path / "prefect").mkdir()
-    (tmp_path / "prefect" / "__init__.py").touch()
-    (tmp_path / "prefect" / "__main__.py").write_text(PREFECT)
-    (tmp_path / "api").mkdir()
-    (tmp_path / "api" / "health").touch()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        settings = dict.fromkeys(DATABASES, "a password in it")
-        settings["PREFECT_API_URL"] = f"http://127.0.0.1:{server.server_address[1]}/api"
-        settings["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
-        command = [sys.executable, "-m", "flows.stack.worker", "--pool", "stages", "--limit", "2"]
-        worker = subprocess.Popen(command, cwd=tmp_path, env=environment() | settings)
-        try:
-            wait_until(lambda: (tmp_path / "runs").exists() and (tmp_path / "told").exists())
-            below = psutil.Process(worker.pid).children(recursive=True)
-            orphan = int((tmp_path / "orphan").read_text())
-            wait_until(lambda: not psutil.pid_exists(orphan))  # ended, and nobody's zombie
-            worker.terminate()
-            assert worker.wait(120) == 0
-        finally:
-            worker.kill()
-            server.shutdown()
-    left, *told = (tmp_path / "told").read_text().split("\n")
-    assert told[:8] == ["worker", "start", "--type", "process", "--pool", "stages", "--limit", "2"]
-    assert not set(DATABASES) & set(told)
-    assert "PREFECT_API_URL" in told
-    assert (tmp_path / "ended").exists()
-    assert not (tmp_path / "more").exists()  # nothing was begun meanwhile
-    assert int(left) in [one.pid for one in below]
-    assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

@@ -1,7 +1,10 @@
 """The watcher takes up what died, a bounded number of times, and touches nothing else."""
 
+import http.server
+import json
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
@@ -154,3 +157,51 @@ def test_what_crashed_long_ago_or_belongs_to_nobody_or_has_gone_on_meanwhile_is_
     monkeypatch.setattr(watcher, "last_heartbeat", meanwhile)
     assert look(lab, watcher.SILENCE["PENDING"].total_seconds() + 1) == []
     assert lab.state(begins) == "Running"
+
+
+# The watcher's loop, of which each look says since when the server is up.
+LOOP = """
+from flows.stack import watcher
+watcher.LOOK_SECONDS = 0.02
+watcher.look = lambda client, up_since: [up_since.isoformat()]
+watcher.main()
+"""
+
+
+def test_the_watcher_counts_from_when_the_server_came_back_and_ends_when_it_is_told_to():
+    import prefect
+    from commands import environment
+
+    away = threading.Event()
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps(prefect.__version__ if self.path.endswith("version") else "hello").encode()
+            self.send_response(500 if away.is_set() else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = {"PREFECT_API_URL": f"http://127.0.0.1:{server.server_address[1]}/api"}
+        command = [sys.executable, "-c", LOOP]
+        process = subprocess.Popen(command, env=environment() | settings, stdout=subprocess.PIPE, text=True)
+        try:
+            before = [process.stdout.readline() for _ in range(3)]
+            away.set()
+            line = next(line for line in process.stdout if line not in before)
+            away.clear()
+            after = [process.stdout.readline() for _ in range(3)]
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.stdout.close()
+            server.shutdown()
+    assert line.startswith("the server is away: ")
+    assert len(set(before)) == len(set(after)) == 1  # as long as it is there, since it was there first
+    assert datetime.fromisoformat(before[0].strip()) < datetime.fromisoformat(after[0].strip())

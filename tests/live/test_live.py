@@ -239,6 +239,9 @@ def test_commands_that_cannot_be(students, tmp_path, monkeypatch):
         monkeypatch.setenv("HIAR_LIVE_TOKEN", token)
         with pytest.raises(UserError, match=f"HIAR_LIVE_TOKEN: has {len(token)} characters; give it at least 16"):
             served(students[0])
+    monkeypatch.setenv("HIAR_LIVE_TOKEN", 16 * "x")
+    with pytest.raises(UserError, match="elephant"):  # the token will do
+        served(students[0], host="0.0.0.0", prompt="an elephant")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,10 @@ from students import save_student
 from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
 from hiar.io.video import fragments
+from hiar.live import students
 from hiar.live.minute import minute_card
 from hiar.live.room import Room, Viewer
-from hiar.live.students import Student, find_students
+from hiar.live.students import Student, end_all, find_students
 from hiar.live.timeline import Timeline
 from hiar.live.walking import blocks_ahead
 from hiar.live.wire import write_message
@@ -153,12 +155,14 @@ def test_a_walk_that_cannot_be_changes_nothing(room):
     before = list(room.history)
     with pytest.raises(UserError, match="--order = step_first"):
         room.restart(5, "step_first", "finished")
+    with pytest.raises(UserError, match="elephant"):
+        room.begin("an elephant", 5, None, None)
     # Possible for the first alone: the second was trained to wait for whole blocks.
     waits = Walk(order="block_first", context="finished")
     room.students[1].card = room.students[1].card.model_copy(update={"walk": waits})
     with pytest.raises(UserError, match="--order = step_first"):
         room.restart(5, "step_first", None)
-    assert (room.seed, room.order, list(room.history)) == (SEED, None, before)
+    assert (room.prompt, room.seed, room.order, list(room.history)) == (PROMPT, SEED, None, before)
 
 
 def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
@@ -168,7 +172,10 @@ def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
     assert begun[0] > begun[1]
     for _ in range(2):
         assert room.change(OTHER) == room.timeline.until + begun[0]  # and no block later than it must
+        assert room.history[-1]["seconds"] == (room.timeline.until + begun[0]) * BLOCK / FPS
         room.students.reverse()
+    room.restart(0, None, None)
+    assert room.history[-1]["seconds"] == room.timeline.until * BLOCK / FPS > room.timeline.watched
 
 
 def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
@@ -203,6 +210,20 @@ def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
     lines = [student.line for student in room.students]
     assert lines == ["one: is out of memory", "other: its process has ended; start `hiar live` again"]
     room.change(OTHER)  # nobody is there to be told
+
+
+def test_students_are_ended_whether_they_hear_of_it_or_not(room, monkeypatch):
+    monkeypatch.setattr(students, "ENDING_SECONDS", 0.5)
+
+    async def ended(*command):
+        pipe = asyncio.subprocess.PIPE
+        for student in room.students:
+            student.process = await asyncio.create_subprocess_exec(*command, stdin=pipe)
+        await asyncio.wait_for(end_all(room.students), 60)
+        return [student.process.returncode for student in room.students]
+
+    assert asyncio.run(ended("cat")) == [0, 0]  # it ends with its input
+    assert asyncio.run(ended("sleep", "600")) == [-signal.SIGKILL] * 2
 
 
 def test_a_teacher_makes_no_endless_video(checkpoint, tmp_path):

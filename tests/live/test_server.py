@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -133,8 +134,35 @@ def test_the_last_minute_is_for_those_who_know_the_token(room: Room, client: Tes
     known = {"Authorization": f"Bearer {TOKEN}"}
     assert client.get("/minute/0.json", headers=known).json()["checkpoint"] == "one"
     assert client.get("/minute/1.json", headers=known).status_code == 404
+    assert client.get("/minute/0.mp4", headers=known).headers["cache-control"] == "no-cache"  # the next one is another
+    assert client.get("/minute/0.json", headers=known).headers["cache-control"] == "no-cache"
+    room.students[0].pieces, pieces = deque(), room.students[0].pieces
+    assert client.get("/minute/0.json", headers=known).status_code == 404  # nothing is made yet
+    room.students[0].pieces = pieces
     open_to_all = TestClient(application(room, None, loopback=True), base_url="http://localhost")
     assert open_to_all.get("/minute/0.json").json()["blocks"] == [0, 0]
+
+
+def test_a_wrong_token_costs_time_and_the_right_one_none(
+    room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited, sleep = [], asyncio.sleep
+
+    async def pass_by(seconds: float) -> None:
+        waited.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(server, "PENALTY_SECONDS", 3600.0)
+    monkeypatch.setattr(asyncio, "sleep", pass_by)
+    assert client.get("/minute/0.json", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert waited.count(3600.0) == 1
+    with connect(client) as viewer:
+        viewer.send_json({"kind": "enter", "token": "wrong"})
+        assert ended(viewer) == server.WRONG_TOKEN
+    assert waited.count(3600.0) == 2
+    assert client.get("/minute/0.json", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    with entered(client, room):
+        assert waited.count(3600.0) == 2
 
 
 @pytest.mark.parametrize(

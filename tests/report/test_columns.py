@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import yaml
 from sampled import ROOT
 
+from hiar.judges.interface import open_judge
+from hiar.parameters import load_params
 from hiar.report.columns import DRIFT, METRICS, drift_columns, vbench_columns
 from hiar.statistics.claims import TABLES
 from hiar.vbench.dimensions import DIMENSIONS
+from hiar.worlds.shapes.render import clips
 
 QUALITY, SEMANTIC = (
     [name for name, one in DIMENSIONS.items() if one.group == group] for group in ("quality", "semantic")
@@ -25,6 +29,27 @@ def test_the_papers_tables_and_the_report_mean_the_same_by_better(world: str) ->
     told = {metric: ways[metric] for metric in said if ways.get(metric) is not None}
     assert said.items() >= told.items()
     assert len(told) >= 4
+
+
+def test_a_true_video_is_better_than_a_damaged_one_in_every_column_that_says_so() -> None:
+    """Damaged: it pales into noise of another colour, blocks lie beside each other, and in the end nothing is shown."""
+    params = load_params(ROOT / "params.yaml")
+    true, captions = clips(params.world, seed=3, first=0, count=4, frames=30)
+    damage = torch.arange(30).div(29).view(1, -1, 1, 1, 1)
+    noise = torch.randint(256, true.shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.2, 0.0])
+    broken = true.clone()
+    for block in range(3, 30, 6):
+        broken[:, block : block + 3] = broken[:, block : block + 3].roll(24, dims=3)
+    broken = torch.lerp(broken.float(), noise, damage).byte()
+    broken[:, 24:] = 40
+    judge = open_judge(params.world, params.score, 3, 3)
+    good, bad = (judge.measure(judge.look(frames, None, captions)) for frames in (true, broken))
+    better = {
+        metric.key: "higher" if good[metric.key].mean() > bad[metric.key].mean() else "lower"
+        for metric in METRICS
+        if metric.better is not None
+    }
+    assert better == {metric.key: metric.better for metric in METRICS if metric.better is not None}
 
 
 @pytest.mark.parametrize(

@@ -92,11 +92,11 @@ def test_what_is_not_there_is_said():
     scored["distill/causvid"] = scored["distill/self-forcing"]
     known = read_table(ROOT / TABLES, "table1", "shapes")
     rows = [row.model_copy(update={"contender": None, "lacks": "a run"} if row.beside else {}) for row in known.rows]
-    table = beside("table1", known._replace(rows=rows), scored, [])
-    assert table.unmeasured == ["Semantic", "Dynamic"]
+    table = beside("table1", known._replace(rows=rows, unmeasured=["Rating"]), scored, [])
+    assert table.unmeasured == ["Semantic", "Dynamic", "Rating"]  # the last of no metric of ours
     assert [one.claim.metric for one in table.claims] == ["saturation_drift", "good"]
     for text in (as_markdown([table]), as_html([table])):
-        assert "Not measured here: Semantic, Dynamic." in text
+        assert "Not measured here: Semantic, Dynamic, Rating." in text
         assert "Causal Forcing, which needs a run." in text
         assert "0.615" in text  # the paper's figure all the same
     missing = table.lines[2].figures[0]

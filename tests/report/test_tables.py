@@ -55,9 +55,11 @@ def test_a_student_that_shows_nothing_leads_nowhere():
         "flickers": figures(0.1, 0.4),
         "good": figures(0.2, 1.0),
         "bad": figures(0.9, 0.9),
+        "half": figures(0.2, 0.5),  # of the time is enough
     }
+    shown["black"]["drift"]["se"] = None  # nor does what it lacks keep others from being marked
     students = {Series(name, "", "c0"): means for name, means in shown.items()}
-    assert marked(comparison("", [DRIFT], students, {})) == [False, False, True, False]
+    assert marked(comparison("", [DRIFT], students, {})) == [False, False, True, False, True]
     black = {series: means for series, means in students.items() if series.name == "black"}
     assert marked(comparison("", [DRIFT], black, {})) == [False]
     able = {series: means for series, means in students.items() if series.name in ("black", "good")}
