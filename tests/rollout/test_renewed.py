@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from masked import last_block
-from tiny import relative_error, tiny_denoiser
+from tiny import live_tensor_bytes, relative_error, tiny_denoiser
 from torch import Tensor
 
 from hiar.config import Context, Order
@@ -93,3 +93,12 @@ def test_a_clip_whose_end_changes_the_prompt_is_shown_with_the_new_one() -> None
     rollout = replace(rollout_of("output", given=2), changes={2: SECOND})
     renewed, plain = (made(walking(model, rollout, "step_first", CLIP), 6) for walking in (walk_renewed, walk))
     assert torch.equal(renewed, plain)
+
+
+@torch.no_grad()
+def test_caches_of_the_old_prompt_make_room() -> None:
+    """Those of a window are all that there is, before a change and after it."""
+    model, rollout = tiny_denoiser(), rollout_of("output", blocks=None)
+    held = [live_tensor_bytes() for _ in islice(walk_renewed(model, rollout, "diagonal", passes="batched"), 9)]
+    rings = max(held[:3])
+    assert max(held[3:]) - rings < (rings - live_tensor_bytes()) / 3
