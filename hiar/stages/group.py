@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -74,18 +74,26 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
         raise RunFailed(lost(str(error)), LOST) from error
 
 
-def check_alike(key: dict[str, Any], device: torch.device) -> None:
-    """Raise UserError on every rank when they were not started with the same checkpoint, options and code."""
+def check_alike(key: dict[str, Any], device: torch.device, gather: Callable[[Tensor], Tensor] | None = None) -> None:
+    """Raise UserError on every rank when they were not started with the same checkpoint, options and code.
+
+    gather(own): what all have, (ranks, *shape); None: by the process group.
+    """
     facts = {"checkpoint": key["checkpoint"], "code": key["code"], "command": key}
     digests = {name: hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest() for name, fact in facts.items()}
     own = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8).to(device)
-    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    with talking():
-        dist.all_gather(everyone, own)
+    everyone = (gather or _everyones)(own)
     for other, theirs in enumerate(everyone):
         for name, start in zip(digests, range(0, len(own), 32), strict=True):
             if not torch.equal(theirs[start : start + 32], everyone[0][start : start + 32]):
                 raise UserError(f"process {other}: {name}: not that of process 0; start all processes alike")
+
+
+def _everyones(own: Tensor) -> Tensor:
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    with talking():
+        dist.all_gather(everyone, own)
+    return torch.stack(everyone)
 
 
 def tensor_of(teller: int, tensor: Tensor | None, dimensions: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -55,7 +55,7 @@ def sample_prompts(
             given = given_latents(source, request)
         key = sample_key(source, request, walk, given, save_latents)
         if ranks.size > 1:
-            check_alike(key, ranks.device)
+            check_alike(key, ranks.device, ranks.gather)
 
         def rollout(numbers: range) -> Rollout:
             text = source.embed(prompts[numbers.start : numbers.stop])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import environment, hiar
+from ports import free_ports
 from students import save_student
 from tiny import relative_error
 from waiting import wait_until
@@ -78,3 +79,23 @@ def test_copies_that_cannot_be_are_refused(
     assert line in said
     assert said.count("\n") == 1
     assert not list(folder.glob("out*"))
+
+
+def test_copies_that_were_not_started_alike_refuse_each_other(folder: Path) -> None:
+    """By a launcher such as torchrun's, on machines that may differ."""
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
+    command = [sys.executable, "-m", "hiar", *map(str, REQUEST), "--copies", "2", "--out", "unlike"]
+    runs = [
+        subprocess.Popen(
+            [*command, "--seed", str(rank)],
+            cwd=folder,
+            env=environment() | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [run.communicate(timeout=300)[1].splitlines()[-1] for run in runs]
+    assert said == ["error: process 1: command: not that of process 0; start all processes alike"] * 2
+    assert [run.returncode for run in runs] == [2, 2]
+    assert not list(folder.glob("unlike*"))
