@@ -342,7 +342,7 @@ def test_what_an_experiment_asks_for_beyond_the_plain_comparison_is_shown(tmp_pa
     assert f"<td>{summary['walked', 'hiar/c85']['drift_lite']['mean']:.3f}" in row.replace(' class="shaded"', "")
     heads = re.findall('<th scope="col" title[^>]*>([^<]*?) *<', text)
     assert {"Drift-lite", "Drift-lite, floor"} < {*heads}
-    assert "output context at 0.85" in text
+    assert "output context at c = 0.85" in text
     section = re.search("<h3>By the level of the context</h3>.*?<details>", text, re.DOTALL)[0]
     assert re.findall('<span class="key c0"></span>(.*?)</li>', section) == ["hiar, walked at c"]
     assert section.count("<figure>") == 3

@@ -32,7 +32,7 @@ from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.parameters import merge, parse_params, read_yaml
-from hiar.stages import distill, sample
+from hiar.stages import distill, prompted
 from hiar.stages.common import sample_world
 from hiar.stages.comparison import read_summary
 from hiar.stages.exchange import describe_model, export_checkpoint
@@ -556,7 +556,7 @@ def test_pairs_and_samples_load_the_text_encoder_once(
     shutil.copytree(made / "teacher", tmp_path / "artifacts" / "seed-0" / "teacher")
     _run("pairs", parse_params(tree, Path("few")), tmp_path, seed=0)
     assert len(loads) == 1
-    monkeypatch.setattr(sample, "BATCH", 1)
+    monkeypatch.setattr(prompted, "BATCH", 1)
     prompts = [f"Rain on the window of tram {number}." for number in range(3)]
     sample_prompts(Request(made / "distill" / "hiar", prompts, 9), tmp_path / "out", save_latents=False)
     assert len(loads) == 2
