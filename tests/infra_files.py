@@ -137,3 +137,12 @@ def environments() -> dict[str, dict[str, str | None]]:
     sky = yaml.safe_load((INFRA / "skypilot.yaml").read_text())
     found["skypilot"] = sky["envs"] | sky["secrets"]
     return found
+
+
+def filled(kind: str, **given: Any) -> dict[str, Any]:
+    """A pool's configuration as a worker fills it in, with the defaults of what is not given."""
+    from prefect.utilities.templating import apply_values
+
+    pool = pools()[kind]
+    defaults = {key: one["default"] for key, one in pool["variables"]["properties"].items() if "default" in one}
+    return apply_values(pool["job_configuration"], defaults | given)

@@ -18,9 +18,9 @@ from infra_files import (
     containers,
     deployed,
     environments,
+    filled,
     manifests,
     pod_specs,
-    pools,
     said,
     unit_command,
     units,
@@ -104,7 +104,7 @@ def test_nothing_runs_as_root_or_may_become_it() -> None:
         assert service["image"].startswith("hiar:") or service["user"].split(":")[0] not in ("0", "root"), name
         assert service["cap_drop"] == ["ALL"] and "no-new-privileges:true" in service["security_opt"], name
         assert not service.get("privileged")
-    started = pools()["kubernetes"]["job_configuration"]["job_manifest"]
+    started = filled("kubernetes")["job_manifest"]
     for spec in pod_specs([*manifests(), started]):
         assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -132,7 +132,7 @@ def test_what_is_mounted_is_declared_and_what_is_asked_for_is_bounded() -> None:
     claims = {one["metadata"]["name"] for one in manifests() if one["kind"] == "PersistentVolumeClaim"}
     maps = {one["metadata"]["name"] for one in manifests() if one["kind"] == "ConfigMap"} | {"clients"}
     accounts = {one["metadata"]["name"] for one in manifests() if one["kind"] == "ServiceAccount"}
-    for owner in [*manifests(), pools()["kubernetes"]["job_configuration"]["job_manifest"]]:
+    for owner in [*manifests(), filled("kubernetes")["job_manifest"]]:
         templates = {one["metadata"]["name"] for one in owner.get("spec", {}).get("volumeClaimTemplates", [])}
         for spec in pod_specs(owner):
             volumes = {one["name"]: one for one in spec.get("volumes", [])}

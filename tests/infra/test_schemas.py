@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from infra_files import INFRA, KUBERNETES, compose, documents, manifests, pod_specs, pools, said, tool
+from infra_files import INFRA, KUBERNETES, compose, documents, filled, manifests, pod_specs, pools, said, tool
 
 SHELL = ("at-commit", "secrets.sh", "slurm.sbatch")
 OWN_KINDS = ("ClusterQueue", "LocalQueue", "ResourceFlavor", "TrainJob", "TrainingRuntime")
@@ -31,18 +31,10 @@ def test_kubernetes_knows_every_field_of_its_own_kinds() -> None:
 
 def test_what_the_kubernetes_pool_starts_is_a_job_to_kubernetes() -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate (108 MB)")
-    for given in ({}, {"gpus": 8}):
+    claim = {"name": "models", "persistentVolumeClaim": {"claimName": "wan", "readOnly": True}}
+    for given in ({}, {"gpus": 8}, {"models": claim}):
         job = filled("kubernetes", name="run", labels={}, env=[], command=["true"], **given)["job_manifest"]
         validate.validate(job, "1.34", strict=True)
-
-
-def filled(kind: str, **given: Any) -> dict[str, Any]:
-    """A pool's configuration as a worker fills it in, with the defaults of what is not given."""
-    from prefect.utilities.templating import apply_values
-
-    pool = pools()[kind]
-    defaults = {key: one["default"] for key, one in pool["variables"]["properties"].items() if "default" in one}
-    return apply_values(pool["job_configuration"], defaults | given)
 
 
 def test_a_run_of_a_pool_has_the_gpus_that_are_asked_for() -> None:
@@ -65,7 +57,9 @@ def test_what_a_run_writes_lies_on_the_volume_that_it_was_given(name: str) -> No
     else:
         (container,) = pod_specs(configuration)[0]["containers"]
         volumes = [one["mountPath"] for one in container["volumeMounts"]]
-    home = pools()[name]["variables"]["properties"]["env"]["default"]["HOME"]
+    environment = pools()[name]["variables"]["properties"]["env"]["default"]
+    home = environment["HOME"]
+    assert environment.get("HIAR_MODELS", home) in volumes
     (clones,) = re.findall(r"HIAR_CLONES=(\S+)", (INFRA / "Dockerfile").read_text(encoding="utf-8"))
     assert home in volumes
     assert any(Path(clones).is_relative_to(one) for one in volumes)
