@@ -12,6 +12,7 @@ import torch
 from hiar.errors import UserError
 from hiar.io.cpu import settle_cpu
 from hiar.io.files import file_hash, json_text
+from hiar.io.manifests import MANIFEST
 from hiar.io.names import by_number
 from hiar.io.outputs import Output, is_stream, write_output
 from hiar.io.progress import tell
@@ -27,6 +28,7 @@ from hiar.vbench.runner import check_folder
 from hiar.worlds.interface import open_world
 
 SAME_RATE = 0.01  # by how much of itself a rate may differ: containers round times
+PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"  # of the code that runs
 
 
 def score_folder(
@@ -41,8 +43,8 @@ def score_folder(
     in NAME.vbench or NAME.vbench-long beside the file, a file a dimension.
 
     The judge of a world wants a caption a line in captions.txt. World and block come from the folder's manifest where
-    it has one, else from params.yaml of the ``workspace``, as the judge's thresholds always do. For profiles of any
-    videos whatever nothing of an experiment is read.
+    it has one, else from params.yaml of the ``workspace``, as the judge's thresholds always do; where there is a
+    manifest and no such file, they are the project's. For profiles of any videos whatever nothing of these is read.
 
     Raises UserError naming what is missing, not alike, not what the manifest says, or does not fit the captions, before
     any work; videos that cannot be read or are too short are told when all others are done.
@@ -98,9 +100,13 @@ def _score_by_us(folder: Path, names: Sequence[str], kept: Path | None, workspac
 
 def _world_of(folder: Path, names: Sequence[str], params: Path) -> Protocol | None:
     """The protocol of the folder's world; None where no profile asks for one, or nobody says which it is."""
-    if not needs_world(names) or (names and not os.path.lexists(params)):
+    known = os.path.lexists(folder / MANIFEST)
+    if not needs_world(names) or (names and not known and not os.path.lexists(params)):
         settle_cpu()
         return None
+    if known and not os.path.lexists(params):
+        tell(f"score {folder}: by the thresholds of {PARAMS}, as there is no params.yaml here")
+        params = PARAMS
     read = load_params(params)
     settle_cpu(read.runtime.threads)
     return protocol_of(folder, read)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import ROOT, hiar
 from torch import Tensor
 
 from hiar.io.reading import read_head
@@ -71,6 +72,16 @@ def test_two_profiles_lie_side_by_side_each_with_its_record(run: Run) -> None:
     apart = json.loads(run(*LITE, "-"))
     assert apart == {"drift-lite": result["drift-lite"]}
     assert json.loads(run("score", "videos", "--out", "-")) == {"oracle": result["oracle"]}
+
+
+def test_what_says_of_itself_which_world_it_shows_needs_no_experiment_beside_it(run: Run, project: Path) -> None:
+    """The thresholds are the project's then, which is told."""
+    with_one = json.loads(run("score", "videos", "--out", "-"))
+    (project / "params.yaml").unlink()
+    said = hiar("score", "videos", "--out", OUT, folder=project).stderr
+    assert json.loads(OUT.read_text()) == with_one
+    assert json.loads(run("score", "videos", "--profile", "oracle", "--out", "-")) == with_one
+    assert f"score videos: by the thresholds of {ROOT / 'params.yaml'}, as there is no params.yaml here" in said
 
 
 def test_no_order_of_files_shows(run: Run, foreign: Path) -> None:
