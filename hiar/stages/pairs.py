@@ -33,6 +33,7 @@ from hiar.worlds.interface import FIRST_CLIP, open_world
 
 CAPTIONS = "captions.txt"  # a line a trajectory
 KEPT_IN = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SAME_LEVEL = 1e-5  # by how much levels may differ that are the same: they are told in few digits
 
 
 @dataclass(frozen=True)
@@ -99,18 +100,20 @@ def _write_figures(work: Stage, workspace: Path, seed: int, states: Tensor) -> N
 def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed: int) -> None:
     """Take pairs that `hiar import-pairs` wrote, without a second copy where the file system allows that.
 
-    Raises UserError unless they are of the experiment's size, number and levels.
+    Where they have more levels than the student, as Causal-Forcing's, its own are copied.
+    Raises UserError unless they are of the experiment's size and number, and have its levels.
     """
     require_content(source / MANIFEST, work.params.pairs.source_sha256, "pairs.source_sha256")
     pairs, schedule, params = load_pairs(source), work.params.schedule, work.params
     where, (channels, height, width) = f"params.yaml: pairs.source = {source}", teacher.latent_size
     wanted = (schedule.student_steps + 1, channels, params.video.frames, height, width)
     found = tuple(pairs.states[torch.tensor([0])].shape[1:])
-    if found != wanted:
+    if found[1:] != wanted[1:]:
         axes = "(states, channels, frames, height, width)"
         raise UserError(f"{where}: has trajectories {found} {axes}, the experiment's are {wanted}; name others")
     levels = student_sigmas(schedule)
-    if not torch.allclose(pairs.sigmas, levels, rtol=0, atol=1e-5):
+    same = (levels[:, None] - pairs.sigmas).abs() < SAME_LEVEL  # (ours, theirs)
+    if not same.any(dim=1).all():
         theirs, ours = (", ".join(f"{sigma:.6g}" for sigma in one.tolist()) for one in (pairs.sigmas, levels))
         remedy = "change schedule.student_shift or student_levels, or name others"
         raise UserError(f"{where}: its levels are {theirs}, the student's {ours}; {remedy}")
@@ -119,15 +122,21 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
             f"params.yaml: pairs.count = {params.pairs.count}: {source} holds {len(pairs.states)}; give that number"
         )
     manifest = read_manifest(source, "pairs")
+    said, read = facts(source, manifest, _Facts), same.int().argmax(dim=1)
+    assert said.shard is not None  # as they are stored
     for name in manifest["files"]:
         (work.folder / name).unlink(missing_ok=True)  # of a start that was interrupted
+        if len(read) < len(pairs.sigmas) and name != CAPTIONS:
+            continue
         try:
             os.link(source / name, work.folder / name)
         except OSError:  # another file system, or none that links
             shutil.copyfile(source / name, work.folder / name)
-    said = facts(source, manifest, _Facts)
+    for index in range(-(-said.count // said.shard)) if len(read) < len(pairs.sigmas) else ():
+        states = load_shard(source, index)[:, read]
+        write_shard(shard_path(work.folder, index), {"states": states}, {"first": str(index * said.shard)})
     _write_figures(work, workspace, seed, load_shard(work.folder, 0))
-    work.finish("pairs", count=said.count, shard=said.shard, sigmas=said.sigmas, source=source.name)
+    work.finish("pairs", count=said.count, shard=said.shard, sigmas=levels.tolist(), source=source.name)
 
 
 def _make_shards(work: Stage, teacher: Generator, seed: int, captions: Sequence[str]) -> None:

@@ -160,6 +160,22 @@ def test_imported_pairs_may_lie_at_levels_that_follow_no_shift(foreign: Path, wo
     assert pairs.load_pairs(Paths(workspace, 0).pairs).sigmas.tolist() == pytest.approx([*levels, 0])
 
 
+def test_of_more_levels_than_the_student_has_its_own_are_taken(foreign: Path, workspace: Path) -> None:
+    """As of Causal-Forcing's pairs, which have the last step but one of the solver beside the student's."""
+    source, levels = workspace / "theirs", (1.0, 0.757, 0.522, 0.1)
+    import_pairs(foreign, source, levels, shard=4)
+    params = params_of(source=source)
+    own = {"student_shift": None, "student_levels": (1.0, 0.522, 0.1), "student_steps": 3}
+    params = params.model_copy(update={"schedule": params.schedule.model_copy(update=own)})
+    pairs.run(params, workspace, 0)
+    ours, theirs = (pairs.load_pairs(place) for place in (Paths(workspace, 0).pairs, source))
+    everyone = torch.arange(11)
+    assert torch.equal(ours.states[everyone], theirs.states[everyone][:, [0, 2, 3, 4]])
+    assert ours.sigmas.tolist() == pytest.approx([1, 0.522, 0.1, 0])
+    assert ours.captions == theirs.captions
+    assert len(shards(Paths(workspace, 0).pairs)) == len(shards(source)) == 3
+
+
 @pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])
 def test_an_interrupted_start_with_imported_pairs_is_begun_again(
     links: bool, foreign: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
