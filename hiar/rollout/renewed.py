@@ -2,7 +2,8 @@
 
 Keys and values of earlier blocks were computed with the prompt they were made with, and go on telling later blocks of
 it. At a change the walk therefore ends and another one begins, with the blocks that the next one sees as given ones:
-they are shown anew, with the new prompt, in every cache that the method has.
+they are shown anew, with the new prompt, in every cache that the method has. Positions begin anew, too: sinks stand
+right before the window, from where those that do not turn with it fall behind again.
 """
 
 from __future__ import annotations
@@ -44,4 +45,6 @@ def walk_renewed(
         seen = grid.visible(start)
         given = torch.cat([kept[known] for known in seen], dim=2) if seen else None
         part = replace(rollout, text=rollout.changes[start], changes={}, moved=start - len(seen))
-        part = replace(part, grid=replace(grid, given=len(seen)))
+        # Generated blocks, which are shown as the method shows them, whatever is done with somebody's clip.
+        as_made = rollout.conventions.model_copy(update={"given": "level"})
+        part = replace(part, grid=replace(grid, given=len(seen)), conventions=as_made)

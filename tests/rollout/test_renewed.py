@@ -12,7 +12,7 @@ from masked import last_block
 from tiny import live_tensor_bytes, relative_error, tiny_denoiser
 from torch import Tensor
 
-from hiar.config import Context, Order
+from hiar.config import Context, Conventions, Order
 from hiar.grid import Cell, fastest, make_grid
 from hiar.rollout.cell import Rollout
 from hiar.rollout.renewed import walk_renewed
@@ -93,6 +93,21 @@ def test_a_clip_whose_end_changes_the_prompt_is_shown_with_the_new_one() -> None
     rollout = replace(rollout_of("output", given=2), changes={2: SECOND})
     renewed, plain = (made(walking(model, rollout, "step_first", CLIP), 6) for walking in (walk_renewed, walk))
     assert torch.equal(renewed, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("context", "noise"), [("output", 0.0), ("finished", 0.1)])
+def test_they_are_shown_as_the_method_shows_what_it_has_made(context: Context, noise: float) -> None:
+    """At its level, and with the noise of its clean contexts, also where clips that are given are shown clean."""
+    model, rollout = tiny_denoiser(), rollout_of(context)
+    shown = [
+        made(walk_renewed(model, replace(rollout, conventions=one), fastest(context)[0]))
+        for one in (
+            Conventions(given="level", sinks="turn", context_noise=noise),
+            Conventions(given="clean", sinks="turn", context_noise=noise),
+        )
+    ]
+    assert torch.equal(*shown)
 
 
 @torch.no_grad()
