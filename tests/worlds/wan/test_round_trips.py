@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -217,6 +218,15 @@ def test_as_stored_or_cast_as_diffusers_casts(folder: Path, mixed: dict[str, Ten
     assert types["blocks.0.attn1.norm_q.weight"] == torch.float32  # as stored
     assert types["blocks.0.scale_shift_table"] == torch.float32  # stored in bfloat16, kept in full precision
     assert torch.equal(stored["scale_shift_table"], mixed["head.modulation"].float())
+
+
+def test_positions_reach_as_far_as_the_configuration_says(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "diffusers", tmp_path / "short")
+    config = tmp_path / "short" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_max_seq_len": 96}))
+    ours, theirs = load_transformer(tmp_path / "short"), WanTransformer3DModel.from_pretrained(tmp_path / "short")
+    for one, other in zip(ours.rope.buffers(), theirs.rope.buffers(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_training_leaves_the_file_alone(folder: Path) -> None:
