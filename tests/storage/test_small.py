@@ -440,6 +440,7 @@ def test_links_to_a_report_expire_when_they_are_told_to(
     key = f"{PREFIX}reports/mine/{digest}/index.html"
     assert small.objects[key] == b"<p>"
     assert small.kinds[key].startswith("text/html")
+    assert [kind for key, kind in small.kinds.items() if key.endswith(".json")] == ["application/json"]
     assert f"/{BUCKET}/{key}?" in links["index.html"]
     assert verify(store, root) == ([], 2)
     (root / "reports").mkdir()

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
@@ -174,6 +175,23 @@ def test_a_file_holds_a_tensor_alone_and_a_set_once(folder: Path, tmp_path: Path
     assert (tmp_path / "both.pt").stat().st_size < 1.2 * size
     index = json.loads((folder / "diffusers" / "diffusion_pytorch_model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == size
+
+
+def test_a_students_file_is_mapped_and_not_read(folder: Path, tiny) -> None:  # type: ignore[no-untyped-def]
+    """One of 14B is larger than the memory of many a machine."""
+    found = open_source(folder / "student.pt", weights="generator", base=tiny.config)
+    mapped = {one.path for one in psutil.Process().memory_maps()}
+    assert (found.kind, str(folder / "student.pt") in mapped) == ("pt", True)
+
+
+def test_what_is_written_is_told_to_its_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In whole megabytes, the last of which is not full."""
+    stored = {"proj_out.bias": Stored((600_000,), torch.float32, lambda: torch.zeros(600_000))}
+    write_model(stored, {}, tmp_path, "model")
+    write_student({"generator": stored}, tmp_path / "student.pt")
+    told = capfd.readouterr().err
+    for name in (tmp_path.name, "student.pt"):
+        assert f"writing {name}: 3/3 MB in" in told
 
 
 def test_prefixes_in_every_order_keep_every_bit(tmp_path: Path) -> None:
