@@ -147,11 +147,15 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     (root / "dvc.lock").write_bytes(tagged.lock)
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "one")
-    # Of a branch, whose run another pushed and somebody has deleted the lock of.
+    # Of a branch, whose run another pushed and somebody has deleted the lock of; others of its experiment are there.
     branch = Made(small, "10", 0.0, 50)
     git(root, "checkout", "--quiet", "-b", "branch")
-    (root / "dvc.lock").write_bytes(branch.lock)
-    git(root, "commit", "--quiet", "--all", "--message", "other")
+    committed = root / "runs" / "a" / "dvc.lock"
+    committed.parent.mkdir(parents=True)
+    committed.write_bytes(branch.lock)
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "other")
+    committed.unlink()
     del small.objects[branch.stored]
     (root / "dvc.lock").write_bytes(here.lock)
     orphans = [small.put(f"{PREFIX}{key_of(f'{number:032x}')}", b"x", ago(9)) for number in range(MOST_DELETED + 5)]
@@ -166,6 +170,7 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     made = {"cmd": "make both", "outs": [{"path": "x", "md5": last.summary}, {"path": "y", "md5": third.summary}]}
     useless = small.put(f"{PREFIX}{record_key(made)}", written(made), ago(30))
     old, young = small.begin(f"{PREFIX}large", ago(2)), small.begin(f"{PREFIX}large", ago(0.5))
+    elsewhere = small.begin("elsewhere/large", ago(90))
 
     found = plan(store, root, last=1, best="good", days=1.0)
     said = reasons(found)
@@ -186,7 +191,7 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     names = [key for key in small.deleted if "/files/" not in key]
     assert sorted(names) == sorted(small.deleted[: len(names)])  # nothing ever names what is gone
     assert before.keys() - small.objects.keys() == {PREFIX + key for key in going}
-    assert small.uploads.keys() == {young}
+    assert small.uploads.keys() == {young, elsewhere}
     assert {
         fresh,
         theirs,
