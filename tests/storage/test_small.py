@@ -320,7 +320,8 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     small.put(PREFIX + key_of(runs[4].folder), small.objects[PREFIX + key_of(runs[4].folder)][:-9])
     small.put(runs[5].record, small.objects[runs[5].record] + b"# more\n")
     small.put(runs[6].stored, runs[6].lock + b"\n")
-    nobody = [key_of("0" * 32), "notes.txt", "runs/ab/short/" + "0" * 64, "reports/x"]
+    other = small.put(f"{PREFIX}{record_key({'cmd': 'make other'})}", small.objects[runs[0].record])
+    nobody = [key_of("0" * 32), "notes.txt", "runs/ab/short/" + "0" * 64, "reports/x", "locks/a/notes.txt"]
     nobody.append(f"runs/cd/ab{0:062}/{'0' * 64}")  # no record, which begins with the name of its folder
     surplus = [small.put(f"{PREFIX}{key}", b"x") for key in nobody]
     empty = small.put(f"{PREFIX}reports/a/{'1' * 64}/index.html", b"")
@@ -341,6 +342,7 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
         empty.removeprefix(PREFIX): "truncated",
         key_of(runs[4].folder): "truncated",
         runs[5].record.removeprefix(PREFIX): "altered",
+        other.removeprefix(PREFIX): "altered",
         runs[6].stored.removeprefix(PREFIX): "altered",
         report.removeprefix(PREFIX): "altered",
         "large": "unfinished",
@@ -348,6 +350,8 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     assert [(damage.key, damage.kind) for damage in found] == sorted(told.items())
     assert count == len(small.objects) - 1
     said = {damage.key: damage.said for damage in found}
+    size = len(small.objects[longer])
+    assert said[longer.removeprefix(PREFIX)].startswith(f"is {size} bytes, should be {size - len('more')}: y.bin in ")
     assert "unless it is of artifacts/model of experiment a" in said[key_of(runs[4].files["x.bin"])]
     # What the project's own cache holds tells the files of a folder whose list is damaged.
     (root / ".dvc" / "cache" / key_of(runs[4].folder)).parent.mkdir(parents=True)
@@ -361,6 +365,17 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     with (root / ".dvc" / "config").open("a") as config:
         config.write(f"[cache]\n    dir = {root / 'elsewhere'}\n")
     assert {damage.key: damage.kind for damage in verify(store, root)[0]} == again
+
+
+def test_a_list_that_is_not_there_is_told_and_whose_files_it_has(small: SmallStore, root: Path, store: Store) -> None:
+    run = Made(small, "1", 0.1, 1)
+    del small.objects[PREFIX + key_of(run.folder)]
+    found, _ = verify(store, root)
+    assert {damage.key: damage.kind for damage in found} == {
+        key_of(run.folder): "missing",
+        **{key_of(name): "surplus" for name in run.files.values()},
+    }
+    assert all("unless it is of artifacts/model of" in damage.said for damage in found if damage.kind == "surplus")
 
 
 def test_bytes_whose_md5_fits_are_compared_with_the_manifest_s_sha256(
