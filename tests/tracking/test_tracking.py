@@ -283,7 +283,7 @@ def test_a_sender_that_dies_as_it_clears_away_leaves_nothing_that_no_other_finds
 
 
 def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_speaks(
-    params: Params, project: Path, workspace: Path, send: Send
+    params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tracked("distill", 0, "hiar", params, workspace, "work"):
         at_work = sender.Sender(spool_folder(project))
@@ -297,6 +297,10 @@ def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_spea
                 pass
             hide(project, workspace, send)
             assert Records(project).run("hiar seed 0").info.status == status
+        with monkeypatch.context() as patch:
+            patch.setattr(sender, "BEAT_SECONDS", 3600.0)
+            at_work.round()  # it has spoken not so long ago
+        assert Records(project).run("hiar seed 0").info.status == "KILLED"
         at_work.beaten = 0.0
         at_work.round()
         assert Records(project).run("hiar seed 0").info.status == "RUNNING"
