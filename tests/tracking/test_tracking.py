@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import sqlite3
@@ -394,6 +395,17 @@ def test_what_waits_is_sent_in_the_order_in_which_it_was_written(
     records = Records(project)
     assert records.points("codec seed 0", "loss") == [(0, 1.0)]
     assert records.run("codec seed 0").data.metrics["good"] == 3.0
+
+
+def test_nobody_else_may_write_into_a_stage_s_file(tmp_path: Path) -> None:
+    """Where the umask would let them."""
+    old = os.umask(0)
+    try:
+        writer = Writer(tmp_path, {})
+    finally:
+        os.umask(old)
+    writer.close()
+    assert writer.path.stat().st_mode & 0o022 == 0
 
 
 def test_a_file_has_its_name_from_when_it_is_locked(
