@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -21,7 +22,7 @@ from commands import environment
 from hiar.config import Params
 from hiar.io.artifacts import code_version
 from hiar.io.files import remove
-from hiar.tracking import sender
+from hiar.tracking import sender, stage
 from hiar.tracking.client import SILENT_SECONDS
 from hiar.tracking.figures import record_figures
 from hiar.tracking.replay import Replay
@@ -397,6 +398,19 @@ def test_what_waits_is_sent_in_the_order_in_which_it_was_written(
     assert records.run("codec seed 0").data.metrics["good"] == 3.0
 
 
+def test_a_sender_is_looked_for_at_once_and_not_at_each_step(
+    params: Params, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of a training take milliseconds."""
+    looks: list[Path] = []
+    monkeypatch.setattr(stage, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(stage, "_see_to_sender", looks.append)
+    with tracked("codec", 0, None, params, project) as run:
+        for step in range(9):
+            run.log(step, {"loss": 1.0})
+        assert looks == [spool_folder(project)]
+
+
 def test_nobody_else_may_write_into_a_stage_s_file(tmp_path: Path) -> None:
     """Where the umask would let them."""
     old = os.umask(0)
@@ -406,6 +420,15 @@ def test_nobody_else_may_write_into_a_stage_s_file(tmp_path: Path) -> None:
         os.umask(old)
     writer.close()
     assert writer.path.stat().st_mode & 0o022 == 0
+
+
+def test_events_have_their_time_in_milliseconds(tmp_path: Path) -> None:
+    """Else of two stages in a second the order would be lost."""
+    began = time.time() * 1000
+    writer = Writer(tmp_path, {})
+    ended = time.time() * 1000
+    writer.close()
+    assert began - 1 <= json.loads(writer.path.read_text())["time"] <= ended + 1
 
 
 def test_a_file_has_its_name_from_when_it_is_locked(
