@@ -199,6 +199,19 @@ def test_a_sender_ends_with_its_folder(project: Path) -> None:
     assert process.wait(600) == 0
 
 
+def test_a_sender_is_of_the_stage_s_own_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the stage is at work, as in a clone of another version, and whatever else is to be imported first."""
+    (project / "hiar" / "__init__.py").write_text("raise SystemExit('another version')")
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    folder = spool_folder(project)
+    folder.mkdir(parents=True)
+    spool.start_sender(folder)
+    wait_until(lambda: is_sent(folder) or "another version" in (folder / LOG).read_text())
+    assert (folder / LOG).read_text() == ""
+    dismiss(folder)
+
+
 def holds(process: int, path: Path) -> bool:
     """Whether a process has a file open."""
     try:
