@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import time
@@ -376,6 +377,12 @@ def test_a_list_that_is_not_there_is_told_and_whose_files_it_has(small: SmallSto
         **{key_of(name): "surplus" for name in run.files.values()},
     }
     assert all("unless it is of artifacts/model of" in damage.said for damage in found if damage.kind == "surplus")
+
+
+def test_a_store_is_verified_where_there_is_no_git(small: SmallStore, root: Path, store: Store) -> None:
+    Made(small, "1", 0.1, 1)
+    shutil.rmtree(root / ".git")
+    assert verify(store, root) == ([], len(small.objects))
 
 
 def test_bytes_whose_md5_fits_are_compared_with_the_manifest_s_sha256(
