@@ -132,12 +132,12 @@ def asking(store: Store) -> Iterator[None]:
         raise UserError(f"{store.url}: {_words(error)}; is the store up, and the network?") from None
 
 
-def listing(store: Store, under: str = "") -> dict[str, Stored]:
-    """Every object below a prefix, by key. Raises UserError as `asking` does."""
+def listing(store: Store) -> dict[str, Stored]:
+    """Every object of the store, by key. Raises UserError as `asking` does."""
     found = {}
     with asking(store):
-        pages = store.client.get_paginator("list_objects_v2").paginate(Bucket=store.bucket, Prefix=store.prefix + under)
-        for page in pages:
+        pages = store.client.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=store.bucket, Prefix=store.prefix):
             for entry in page.get("Contents", []):
                 found[entry["Key"].removeprefix(store.prefix)] = Stored(entry["Size"], entry["LastModified"])
     return found

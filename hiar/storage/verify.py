@@ -12,6 +12,7 @@ from typing import Any
 from hiar.errors import UserError
 from hiar.io.progress import Progress
 from hiar.storage.runs import (
+    LOCK,
     OBJECT,
     RECORD,
     REPORT,
@@ -77,7 +78,7 @@ def verify(store: Store, root: Path) -> tuple[list[Damage], int]:
             found.damages.append(Damage("missing", key, expected.said))
     known = {damage.key for damage in found.damages}
     for key in listed.keys() - known:
-        if not (key in found.expected or RECORD.fullmatch(key) or REPORT.fullmatch(key) or key.startswith("locks/")):
+        if key not in found.expected and not any(kind.fullmatch(key) for kind in (RECORD, REPORT, LOCK)):
             what = "no run names it" if OBJECT.fullmatch(key) else "is nothing that a run leaves"
             what += f", unless it is of {found.unknown[0]}, whose list is damaged" if found.unknown else ""
             found.damages.append(Damage("surplus", key, what))

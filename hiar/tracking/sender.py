@@ -59,7 +59,7 @@ class Sender:
                     useful = time.monotonic()
                 remove(self.folder / TROUBLE)
                 wait = POLL_SECONDS
-                if not self.replays and time.monotonic() - useful > IDLE_SECONDS:
+                if time.monotonic() - useful > IDLE_SECONDS:
                     return False
             except Exception as error:  # whatever MLflow, the network or a database may throw
                 self._tell(error)

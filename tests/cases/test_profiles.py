@@ -15,6 +15,8 @@ from torch import Tensor
 
 from hiar.io.reading import read_head
 from hiar.io.video import open_stream, write_mp4
+from hiar.profiles.lite import DriftLite
+from hiar.stages import profile_values
 
 Run = Callable[..., str]
 LITE = ("score", "videos", "--profile", "drift-lite", "--out")
@@ -53,6 +55,23 @@ def sound_alone(path: Path) -> None:
         sound.sample_rate = 44100
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
+
+
+def test_of_large_frames_fewer_are_held_at_a_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One at least; how many does not matter to the figures."""
+    look, seen = DriftLite.look, []
+
+    def counted(self: DriftLite, frames: Tensor, *others: Any) -> Any:
+        seen.append(frames.shape[1])
+        return look(self, frames, *others)
+
+    monkeypatch.setattr(DriftLite, "look", counted)
+    for frames, pixels in ((10, profile_values.PIXELS), (3, 3 * 64 * 64), (1, 64 * 64 - 1)):
+        monkeypatch.setattr(profile_values, "PIXELS", pixels)
+        seen.clear()
+        run(*LITE, f"{frames}.json")
+        assert max(seen) == frames
+        assert json.loads(Path(f"{frames}.json").read_text()) == json.loads(Path("10.json").read_text())
 
 
 def test_two_profiles_lie_side_by_side_each_with_its_record(run: Run) -> None:

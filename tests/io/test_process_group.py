@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -50,20 +52,20 @@ def test_a_process_that_nobody_started_as_one_of_several_is_alone() -> None:
 class Slower(Ranks):
     """One of two, whose other does five of something, one between two moments, and is over then."""
 
-    moments = 0
+    overs: ClassVar[list[float]] = []  # whether this one has said that it is over, at each moment
 
     def gather(self, own: Tensor) -> Tensor:
         if own.dtype is torch.uint8:  # what went wrong
             return torch.stack([own, torch.zeros_like(own)])
-        self.__class__.moments += 1
-        other = [1.0, 0.0] if self.moments <= 5 else [0.0, 1.0]
+        self.overs.append(own[1].item())
+        other = [1.0, 0.0] if len(self.overs) <= 5 else [0.0, 1.0]
         return torch.stack([own, own.new_tensor(other)])
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["well", "broken"])
 def test_whoever_is_done_takes_part_until_the_last_one_is(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """So a process without work waits no longer than from one moment of another's to the next, after a mistake, too."""
-    monkeypatch.setattr(Slower, "moments", 0)
+    monkeypatch.setattr(Slower, "overs", [])
     heard: list[int] = []
 
     def work(beat: Callable[[int], None]) -> None:
@@ -75,7 +77,22 @@ def test_whoever_is_done_takes_part_until_the_last_one_is(broken: bool, monkeypa
     with pytest.raises(UserError, match="video 0004") if broken else nullcontext():
         Slower(0, 2).together(work, heard.append)
     assert heard == ([4, 1, 1, 1, 1, 0] if broken else [4, 4, 1, 1, 1, 0])
-    assert Slower.moments == 6
+    assert Slower.overs == ([0, 1, 1, 1, 1, 1] if broken else [0, 0, 1, 1, 1, 1])
+
+
+class Mistaken(Ranks):
+    """One of three, the others of which have made mistakes."""
+
+    def gather(self, own: Tensor) -> Tensor:
+        others = [torch.frombuffer(bytearray(line.ljust(len(own), b"\0")), dtype=own.dtype) for line in (b"b", b"c")]
+        return torch.stack([own, *others])
+
+
+def test_of_several_mistakes_a_process_tells_its_own_or_the_first() -> None:
+    with pytest.raises(UserError, match=r"^a$"), Mistaken(0, 3).agreed():
+        raise UserError("a")
+    with pytest.raises(UserError, match=r"^process 1: b$"), Mistaken(0, 3).agreed():
+        pass
 
 
 def test_alone_there_is_nobody_to_wait_for() -> None:
@@ -90,6 +107,13 @@ def test_what_breaks_in_a_group_of_one_is_nobody_elses_loss() -> None:
         assert (ranks.size, ranks.mesh is None) == (1, False)
         raise RuntimeError("connection of its own")
     torch.distributed.destroy_process_group()
+
+
+def test_libraries_take_a_process_of_a_group_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    with joined(runtime(processes=1)):
+        assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"} & os.environ.keys()
 
 
 def test_a_process_whose_others_are_not_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The profile drift-lite on clips whose answer is known."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -203,3 +204,9 @@ def test_the_record_names_what_made_a_result():
     assert record["metrics"].keys() == record["weights"].keys() == set(METRICS)
     assert record["packages"].keys() == {"av", "numpy", "opencv-python-headless", "torch"}
     assert (record["segments"], record["models"]) == (5, [])
+
+
+def test_flow_keeps_to_the_cores_that_are_ours():
+    cv2.setNumThreads(torch.get_num_threads() + 1)
+    open_profile()
+    assert cv2.getNumThreads() == torch.get_num_threads()

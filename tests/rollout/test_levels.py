@@ -16,7 +16,7 @@ from hiar.contexts import context_words, rule_of
 from hiar.grid import make_grid
 from hiar.memory.counting import imagined
 from hiar.noise import normals
-from hiar.rollout.cell import Rollout
+from hiar.rollout.cell import OURS, Rollout
 from hiar.rollout.walk import generate
 from hiar.schedule import euler_step, step_sigmas, with_less_noise
 
@@ -96,6 +96,15 @@ def test_the_marks_are_clean_context_hiar_and_input_context() -> None:
         assert relative_error(generate(model, at_level(zeros), "diagonal"), clean) < 1e-6
     assert relative_error(clean, hiar) > 1e-2
     assert relative_error(generate(model, at_level(0.5), "diagonal"), hiar) > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [0.85, (1.7, 0.6)])
+def test_the_noise_of_clean_contexts_is_none_of_theirs(level: ContextLevel) -> None:
+    model, rollout = tiny_denoiser(), at_level(level)
+    noisy = dataclasses.replace(rollout, conventions=OURS.model_copy(update={"context_noise": 0.1}))
+    video = generate(model, rollout, "diagonal")
+    assert relative_error(generate(model, noisy, "diagonal"), video) < 1e-5
 
 
 @torch.no_grad()

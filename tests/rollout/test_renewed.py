@@ -12,8 +12,8 @@ from masked import last_block
 from tiny import live_tensor_bytes, relative_error, tiny_denoiser
 from torch import Tensor
 
-from hiar.config import Context, Conventions, Order
-from hiar.grid import Cell, fastest, make_grid
+from hiar.config import Context, Conventions, Order, Passes
+from hiar.grid import Cell, count_passes, fastest, make_grid
 from hiar.rollout.cell import Rollout
 from hiar.rollout.renewed import walk_renewed
 from hiar.rollout.walk import walk
@@ -85,6 +85,17 @@ def test_without_context_there_is_nothing_to_renew(context: Context) -> None:
     model, rollout = tiny_denoiser(), rollout_of(context, window=1)
     order = fastest(context)[0]
     assert relative_error(made(walk_renewed(model, rollout, order)), made(walk(model, rollout, order))) < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("passes", ["separate", "batched"])
+def test_nothing_is_computed_that_a_change_makes_void(passes: Passes) -> None:
+    """Each part takes as many forward calls as a walk of its blocks, the first ones of which it is given."""
+    model, rollout, calls = tiny_denoiser(), rollout_of("output"), []
+    model.transformer.proj_out.register_forward_hook(lambda *_: calls.append(1))
+    made(walk_renewed(model, rollout, "diagonal", passes=passes))
+    parts = [replace(rollout.grid, blocks=blocks, given=given) for blocks, given in ((3, 0), (5, 2), (4, 2))]
+    assert len(calls) == sum(count_passes(part, "diagonal", passes) for part in parts)
 
 
 @torch.no_grad()

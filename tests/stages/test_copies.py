@@ -15,8 +15,10 @@ from students import save_student
 from tiny import relative_error
 from waiting import wait_until
 
+from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.shards import read_shard
+from hiar.stages.prompted import _share
 
 PROMPTS = [
     "a red disc moves left",
@@ -79,6 +81,14 @@ def test_copies_that_cannot_be_are_refused(
     assert line in said
     assert said.count("\n") == 1
     assert not list(folder.glob("out*"))
+
+
+@pytest.mark.parametrize("started", [1, 3])
+def test_as_many_are_to_be_started_as_copies_are_asked_for(started: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": started, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match=rf"^--copies = 2: the launcher has started {started} process"), _share(2, 9.0):
+        pass
 
 
 def test_copies_that_were_not_started_alike_refuse_each_other(folder: Path) -> None:

@@ -118,7 +118,7 @@ def test_what_a_teacher_cannot_be_asked_for(teacher: Generator, checkpoint: Path
             check_request(teacher, replace(request, frames=wrong))
 
 
-@pytest.mark.parametrize(("frames", "nearest"), [(1, 3), (7, 6), (8, 9)])
+@pytest.mark.parametrize(("frames", "nearest"), [(0, 3), (1, 3), (7, 6), (8, 9)])
 def test_the_nearest_number_of_frames_is_named(frames: int, nearest: int, student: Generator, checkpoint: Path) -> None:
     with pytest.raises(UserError, match=rf"^--frames = {frames}: .* of the block of 3 frames; try {nearest}$"):
         check_request(student, Request(checkpoint, PROMPTS, frames))
@@ -126,10 +126,11 @@ def test_the_nearest_number_of_frames_is_named(frames: int, nearest: int, studen
 
 def test_what_generated_the_videos_is_noted(checkpoint: Path, tmp_path: Path) -> None:
     """Long prompts that somebody wrote for short ones, or the captions themselves."""
-    request = Request(checkpoint, PROMPTS, 3)
+    request = Request(checkpoint, PROMPTS, 3, seed=5)
     for changed, noted in (({}, "short"), ({"captions": PROMPTS[::-1]}, "extended")):
         sample_prompts(replace(request, **changed), tmp_path / noted, save_latents=False)
-        assert read_manifest(tmp_path / noted, "samples")["generated_with"] == noted
+        facts = read_manifest(tmp_path / noted, "samples")
+        assert (facts["generated_with"], facts["seed"]) == (noted, 5)
 
 
 def test_frames_that_are_not_finite_are_named_by_their_number(

@@ -19,22 +19,22 @@ def lock(path, name):
     path.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"x": {"cmd": "x", "outs": outs}}}))
 
 
+def git(folder, *arguments):
+    who = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
 @pytest.fixture
 def clone(tmp_path):
     """Locks a, b and c were committed, b and c on branches of their own; d only lies here."""
-
-    def git(*arguments):
-        who = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
-        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
-
-    git("init", "--quiet", "--initial-branch=main")
+    git(tmp_path, "init", "--quiet", "--initial-branch=main")
     for branch, path, name in (("main", "dvc.lock", "a"), ("one", "dvc.lock", "b"), ("two", "runs/x/dvc.lock", "c")):
         if branch != "main":
-            git("checkout", "--quiet", "-b", branch)
+            git(tmp_path, "checkout", "--quiet", "-b", branch)
         lock(tmp_path / path, name)
-        git("add", "--all")
-        git("commit", "--quiet", "--message", name)
-    git("checkout", "--quiet", "main")
+        git(tmp_path, "add", "--all")
+        git(tmp_path, "commit", "--quiet", "--message", name)
+    git(tmp_path, "checkout", "--quiet", "main")
     lock(tmp_path / "dvc.lock", "d")
     return tmp_path
 
@@ -51,16 +51,21 @@ def test_every_commit_of_every_branch_names_what_it_needs(clone):
 
 def test_what_a_merge_alone_brings_is_named(clone):
     """As where two branches had run the same experiment, and it was run again on both together."""
-
-    def git(*arguments):
-        who = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
-        subprocess.run(["git", *who, *arguments], cwd=clone, check=True, capture_output=True)
-
-    git("checkout", "--quiet", "--force", "main")
-    git("merge", "--quiet", "--no-ff", "--no-commit", "two")
+    git(clone, "checkout", "--quiet", "--force", "main")
+    git(clone, "merge", "--quiet", "--no-ff", "--no-commit", "two")
     lock(clone / "dvc.lock", "d")
-    git("commit", "--quiet", "--all", "--message", "merge")
+    git(clone, "commit", "--quiet", "--all", "--message", "merge")
     assert ("default", "d") in named(runs_committed(clone))
+
+
+def test_what_takes_the_place_of_another_experiment_is_named(clone):
+    """Where one goes and one comes that is nearly alike, git tells of a name that has changed, unless told not to."""
+    git(clone, "checkout", "--quiet", "--force", "two")
+    git(clone, "rm", "--quiet", "runs/x/dvc.lock")
+    lock(clone / "runs" / "y" / "dvc.lock", "d")
+    git(clone, "add", "--all")
+    git(clone, "commit", "--quiet", "--message", "another")
+    assert {("x", "c"), ("y", "d")} <= named(runs_committed(clone))
 
 
 def test_a_clone_without_history_is_not_taken_for_all_there_is(clone, tmp_path):

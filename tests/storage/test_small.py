@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import time
@@ -147,11 +148,15 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     (root / "dvc.lock").write_bytes(tagged.lock)
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "one")
-    # Of a branch, whose run another pushed and somebody has deleted the lock of.
+    # Of a branch, whose run another pushed and somebody has deleted the lock of; others of its experiment are there.
     branch = Made(small, "10", 0.0, 50)
     git(root, "checkout", "--quiet", "-b", "branch")
-    (root / "dvc.lock").write_bytes(branch.lock)
-    git(root, "commit", "--quiet", "--all", "--message", "other")
+    committed = root / "runs" / "a" / "dvc.lock"
+    committed.parent.mkdir(parents=True)
+    committed.write_bytes(branch.lock)
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "other")
+    committed.unlink()
     del small.objects[branch.stored]
     (root / "dvc.lock").write_bytes(here.lock)
     orphans = [small.put(f"{PREFIX}{key_of(f'{number:032x}')}", b"x", ago(9)) for number in range(MOST_DELETED + 5)]
@@ -166,6 +171,7 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     made = {"cmd": "make both", "outs": [{"path": "x", "md5": last.summary}, {"path": "y", "md5": third.summary}]}
     useless = small.put(f"{PREFIX}{record_key(made)}", written(made), ago(30))
     old, young = small.begin(f"{PREFIX}large", ago(2)), small.begin(f"{PREFIX}large", ago(0.5))
+    elsewhere = small.begin("elsewhere/large", ago(90))
 
     found = plan(store, root, last=1, best="good", days=1.0)
     said = reasons(found)
@@ -186,7 +192,7 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     names = [key for key in small.deleted if "/files/" not in key]
     assert sorted(names) == sorted(small.deleted[: len(names)])  # nothing ever names what is gone
     assert before.keys() - small.objects.keys() == {PREFIX + key for key in going}
-    assert small.uploads.keys() == {young}
+    assert small.uploads.keys() == {young, elsewhere}
     assert {
         fresh,
         theirs,
@@ -315,7 +321,8 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     small.put(PREFIX + key_of(runs[4].folder), small.objects[PREFIX + key_of(runs[4].folder)][:-9])
     small.put(runs[5].record, small.objects[runs[5].record] + b"# more\n")
     small.put(runs[6].stored, runs[6].lock + b"\n")
-    nobody = [key_of("0" * 32), "notes.txt", "runs/ab/short/" + "0" * 64, "reports/x"]
+    other = small.put(f"{PREFIX}{record_key({'cmd': 'make other'})}", small.objects[runs[0].record])
+    nobody = [key_of("0" * 32), "notes.txt", "runs/ab/short/" + "0" * 64, "reports/x", "locks/a/notes.txt"]
     nobody.append(f"runs/cd/ab{0:062}/{'0' * 64}")  # no record, which begins with the name of its folder
     surplus = [small.put(f"{PREFIX}{key}", b"x") for key in nobody]
     empty = small.put(f"{PREFIX}reports/a/{'1' * 64}/index.html", b"")
@@ -336,6 +343,7 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
         empty.removeprefix(PREFIX): "truncated",
         key_of(runs[4].folder): "truncated",
         runs[5].record.removeprefix(PREFIX): "altered",
+        other.removeprefix(PREFIX): "altered",
         runs[6].stored.removeprefix(PREFIX): "altered",
         report.removeprefix(PREFIX): "altered",
         "large": "unfinished",
@@ -343,6 +351,8 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     assert [(damage.key, damage.kind) for damage in found] == sorted(told.items())
     assert count == len(small.objects) - 1
     said = {damage.key: damage.said for damage in found}
+    size = len(small.objects[longer])
+    assert said[longer.removeprefix(PREFIX)].startswith(f"is {size} bytes, should be {size - len('more')}: y.bin in ")
     assert "unless it is of artifacts/model of experiment a" in said[key_of(runs[4].files["x.bin"])]
     # What the project's own cache holds tells the files of a folder whose list is damaged.
     (root / ".dvc" / "cache" / key_of(runs[4].folder)).parent.mkdir(parents=True)
@@ -356,6 +366,23 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     with (root / ".dvc" / "config").open("a") as config:
         config.write(f"[cache]\n    dir = {root / 'elsewhere'}\n")
     assert {damage.key: damage.kind for damage in verify(store, root)[0]} == again
+
+
+def test_a_list_that_is_not_there_is_told_and_whose_files_it_has(small: SmallStore, root: Path, store: Store) -> None:
+    run = Made(small, "1", 0.1, 1)
+    del small.objects[PREFIX + key_of(run.folder)]
+    found, _ = verify(store, root)
+    assert {damage.key: damage.kind for damage in found} == {
+        key_of(run.folder): "missing",
+        **{key_of(name): "surplus" for name in run.files.values()},
+    }
+    assert all("unless it is of artifacts/model of" in damage.said for damage in found if damage.kind == "surplus")
+
+
+def test_a_store_is_verified_where_there_is_no_git(small: SmallStore, root: Path, store: Store) -> None:
+    Made(small, "1", 0.1, 1)
+    shutil.rmtree(root / ".git")
+    assert verify(store, root) == ([], len(small.objects))
 
 
 def test_bytes_whose_md5_fits_are_compared_with_the_manifest_s_sha256(
@@ -440,6 +467,7 @@ def test_links_to_a_report_expire_when_they_are_told_to(
     key = f"{PREFIX}reports/mine/{digest}/index.html"
     assert small.objects[key] == b"<p>"
     assert small.kinds[key].startswith("text/html")
+    assert [kind for key, kind in small.kinds.items() if key.endswith(".json")] == ["application/json"]
     assert f"/{BUCKET}/{key}?" in links["index.html"]
     assert verify(store, root) == ([], 2)
     (root / "reports").mkdir()

@@ -199,6 +199,19 @@ def test_a_sender_ends_with_its_folder(project: Path) -> None:
     assert process.wait(600) == 0
 
 
+def test_a_sender_is_of_the_stage_s_own_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the stage is at work, as in a clone of another version, and whatever else is to be imported first."""
+    (project / "hiar" / "__init__.py").write_text("raise SystemExit('another version')")
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    folder = spool_folder(project)
+    folder.mkdir(parents=True)
+    spool.start_sender(folder)
+    wait_until(lambda: is_sent(folder) or "another version" in (folder / LOG).read_text())
+    assert (folder / LOG).read_text() == ""
+    dismiss(folder)
+
+
 def holds(process: int, path: Path) -> bool:
     """Whether a process has a file open."""
     try:
@@ -255,15 +268,18 @@ def test_a_server_that_is_away_is_asked_ever_more_seldom_but_never_forgotten(
 def test_a_sender_waits_for_a_server_as_long_as_a_stage_is_at_work(
     params: Params, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also if another one has ended."""
     folder = spool_folder(project)
     folder.mkdir(parents=True)
     clock = Clock(lambda: None)
     monkeypatch.setattr(sender, "time", clock)
     at_work = Scripted(folder, repeat(ConnectionError("away")))
     with take_lock(folder), ExitStack() as body:
+        with tracked("teacher", 0, None, params, project):
+            pass
         body.enter_context(tracked("codec", 0, None, params, project))
-        (path,) = waiting(folder)
-        at_work.replays[path] = Replay(path)
+        at_work.replays |= {path: Replay(path) for path in waiting(folder)}
+        assert len(at_work.replays) == 2
         ended = 3 * sender.PATIENCE_SECONDS
         clock.look = lambda: clock.now > ended and body.close()
         assert at_work.serve() is True

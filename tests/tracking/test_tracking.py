@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import resource
 import shutil
 import sqlite3
@@ -20,7 +22,7 @@ from commands import environment
 from hiar.config import Params
 from hiar.io.artifacts import code_version
 from hiar.io.files import remove
-from hiar.tracking import sender
+from hiar.tracking import sender, stage
 from hiar.tracking.client import SILENT_SECONDS
 from hiar.tracking.figures import record_figures
 from hiar.tracking.replay import Replay
@@ -283,7 +285,7 @@ def test_a_sender_that_dies_as_it_clears_away_leaves_nothing_that_no_other_finds
 
 
 def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_speaks(
-    params: Params, project: Path, workspace: Path, send: Send
+    params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tracked("distill", 0, "hiar", params, workspace, "work"):
         at_work = sender.Sender(spool_folder(project))
@@ -297,6 +299,10 @@ def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_spea
                 pass
             hide(project, workspace, send)
             assert Records(project).run("hiar seed 0").info.status == status
+        with monkeypatch.context() as patch:
+            patch.setattr(sender, "BEAT_SECONDS", 3600.0)
+            at_work.round()  # it has spoken not so long ago
+        assert Records(project).run("hiar seed 0").info.status == "KILLED"
         at_work.beaten = 0.0
         at_work.round()
         assert Records(project).run("hiar seed 0").info.status == "RUNNING"
@@ -390,6 +396,39 @@ def test_what_waits_is_sent_in_the_order_in_which_it_was_written(
     records = Records(project)
     assert records.points("codec seed 0", "loss") == [(0, 1.0)]
     assert records.run("codec seed 0").data.metrics["good"] == 3.0
+
+
+def test_a_sender_is_looked_for_at_once_and_not_at_each_step(
+    params: Params, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of a training take milliseconds."""
+    looks: list[Path] = []
+    monkeypatch.setattr(stage, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(stage, "_see_to_sender", looks.append)
+    with tracked("codec", 0, None, params, project) as run:
+        for step in range(9):
+            run.log(step, {"loss": 1.0})
+        assert looks == [spool_folder(project)]
+
+
+def test_nobody_else_may_write_into_a_stage_s_file(tmp_path: Path) -> None:
+    """Where the umask would let them."""
+    old = os.umask(0)
+    try:
+        writer = Writer(tmp_path, {})
+    finally:
+        os.umask(old)
+    writer.close()
+    assert writer.path.stat().st_mode & 0o022 == 0
+
+
+def test_events_have_their_time_in_milliseconds(tmp_path: Path) -> None:
+    """Else of two stages in a second the order would be lost."""
+    began = time.time() * 1000
+    writer = Writer(tmp_path, {})
+    ended = time.time() * 1000
+    writer.close()
+    assert began - 1 <= json.loads(writer.path.read_text())["time"] <= ended + 1
 
 
 def test_a_file_has_its_name_from_when_it_is_locked(

@@ -149,8 +149,9 @@ def test_causvids_steps_follow_no_shift(
 def test_levels_stand_for_steps_and_shift(run: Callable[..., str], released: Path, base: Path) -> None:
     request = ("import", released, "--weights", "generator", "--base", base, *SIZE, "--out", "im")
     walk = ("--order", "diagonal", "--context", "clean", "--block", 3, "--window", 9, "--sinks", 0, "--renoise", "sde")
-    said = run(*request, *walk, "--levels", "1,0.7,0.5", "--shift", 3, code=2)
-    assert said == "error: --levels: says how many steps there are, and where; leave out --shift"
+    for also in ("--steps", "--shift"):
+        said = run(*request, *walk, "--levels", "1,0.7,0.5", also, 3, code=2)
+        assert said == f"error: --levels: says how many steps there are, and where; leave out {also}"
     run(*request, *walk, "--levels", "1,0.7,0.5")
     run("sample", "--checkpoint", "im", "--prompt", PROMPT, "--frames", 3, "--out", "three")
     assert read_mp4(Path("three/0000.mp4")).shape == (9, 32, 48, 3)

@@ -50,12 +50,14 @@ def written(said: dict[str, Any], folder: Path, form: str = "pt") -> Path:
     return path
 
 
-@pytest.mark.parametrize(("form", "wrapped"), [("pt", False), ("pt", True), ("safetensors", False)])
+@pytest.mark.parametrize(
+    ("form", "entry"), [("pt", None), ("pt", "generator_lora"), ("pt", "lora"), ("pt", "model"), ("safetensors", None)]
+)
 def test_an_imported_student_has_its_adapters_update(
-    form: str, wrapped: bool, updates: dict[str, Tensor], base: Path, tmp_path: Path
+    form: str, entry: str | None, updates: dict[str, Tensor], base: Path, tmp_path: Path
 ) -> None:
     """W + scale B A in the layers that it has, and every other tensor as it was; the card is LongLive's."""
-    path = written({"generator_lora": updates, "step": 3} if wrapped else updates, tmp_path, form)
+    path = written({entry: updates, "step": 3} if entry else updates, tmp_path, form)
     told = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no"}
     import_checkpoint(base, base, tmp_path / "out", "longlive", None, told, (path, SCALE))
     card = load_card(tmp_path / "out")
@@ -147,12 +149,16 @@ def without(end: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
             r"blocks\.0\.attn1\.to_q\.weight: lora_A \[3, 47\] and lora_B \[48, 3\] for a weight \[48, 48\]; name",
         ),
         (
+            lambda said: {name: value[:, :-1] if "lora_B" in name else value for name, value in said.items()},
+            r"blocks\.0\.attn1\.to_q\.weight: lora_A \[3, 48\] and lora_B \[48, 2\] for a weight \[48, 48\]; name",
+        ),
+        (
             lambda said: {name.replace("lora_A", "lora_down"): value for name, value in said.items()},
             r"lora_down\.weight, which is no lora_A or lora_B of peft's; save the adapter with it",
         ),
         (lambda said: {"generator_lora": [said]}, r"generator_lora is no dense tensor but list"),
     ],
-    ids=["half", "other depth", "other width", "other program", "no tensors"],
+    ids=["half", "other depth", "other width", "other rank", "other program", "no tensors"],
 )
 def test_what_is_no_adapter_of_this_model_is_refused(
     spoil: Spoil,

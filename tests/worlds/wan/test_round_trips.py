@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
@@ -175,6 +177,23 @@ def test_a_file_holds_a_tensor_alone_and_a_set_once(folder: Path, tmp_path: Path
     assert index["metadata"]["total_size"] == size
 
 
+def test_a_students_file_is_mapped_and_not_read(folder: Path, tiny) -> None:  # type: ignore[no-untyped-def]
+    """One of 14B is larger than the memory of many a machine."""
+    found = open_source(folder / "student.pt", weights="generator", base=tiny.config)
+    mapped = {one.path for one in psutil.Process().memory_maps()}
+    assert (found.kind, str(folder / "student.pt") in mapped) == ("pt", True)
+
+
+def test_what_is_written_is_told_to_its_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In whole megabytes, the last of which is not full."""
+    stored = {"proj_out.bias": Stored((600_000,), torch.float32, lambda: torch.zeros(600_000))}
+    write_model(stored, {}, tmp_path, "model")
+    write_student({"generator": stored}, tmp_path / "student.pt")
+    told = capfd.readouterr().err
+    for name in (tmp_path.name, "student.pt"):
+        assert f"writing {name}: 3/3 MB in" in told
+
+
 def test_prefixes_in_every_order_keep_every_bit(tmp_path: Path) -> None:
     config = checked(
         {
@@ -217,6 +236,15 @@ def test_as_stored_or_cast_as_diffusers_casts(folder: Path, mixed: dict[str, Ten
     assert types["blocks.0.attn1.norm_q.weight"] == torch.float32  # as stored
     assert types["blocks.0.scale_shift_table"] == torch.float32  # stored in bfloat16, kept in full precision
     assert torch.equal(stored["scale_shift_table"], mixed["head.modulation"].float())
+
+
+def test_positions_reach_as_far_as_the_configuration_says(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "diffusers", tmp_path / "short")
+    config = tmp_path / "short" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_max_seq_len": 96}))
+    ours, theirs = load_transformer(tmp_path / "short"), WanTransformer3DModel.from_pretrained(tmp_path / "short")
+    for one, other in zip(ours.rope.buffers(), theirs.rope.buffers(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_training_leaves_the_file_alone(folder: Path) -> None:

@@ -137,4 +137,4 @@ def _text(where: str, prompt: bytes) -> str:
 def _ours(where: str, states: Tensor) -> Tensor:
     if states.dtype not in TYPES:
         raise UserError(f"{where}: is of type {states.dtype}; give fp16, bf16 or fp32")
-    return states.transpose(1, 2).contiguous()
+    return states.transpose(1, 2)
