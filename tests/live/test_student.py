@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
 import signal
 import sys
 from itertools import islice
@@ -14,8 +15,10 @@ from commands import environment
 from live_server import PATIENCE
 from students import save_student
 
+from hiar.errors import UserError
+from hiar.live.students import Student, end_all, start_all
 from hiar.live.wire import command_line, read_message
-from hiar.models.generator import load_generator
+from hiar.models.generator import load_card, load_generator
 from hiar.stages.stream import clean_blocks, stream_rollout
 
 PROMPT = "a red disc moves left"
@@ -107,3 +110,23 @@ def test_what_cannot_be_loaded_is_told_in_a_line(checkpoint, tmp_path):
     assert str(weights) in message["line"]
     assert "\n" not in message["line"]
     assert b"Traceback" not in complaints
+
+
+def test_one_of_several_that_cannot_be_loaded_is_told_and_all_end(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    shutil.copytree(checkpoint, tmp_path / "damaged")
+    (weights,) = (tmp_path / "damaged" / "codec").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    card = load_card(checkpoint)
+    students = [Student("whole", checkpoint, card), Student("damaged", tmp_path / "damaged", card)]
+
+    async def command():
+        try:
+            await start_all(students, 20, tmp_path / "params.yaml")
+        finally:
+            assert students[0].header  # it was ready
+            await end_all(students)
+
+    with pytest.raises(UserError, match=str(weights)):
+        asyncio.run(asyncio.wait_for(command(), PATIENCE))
+    assert [student.process.returncode for student in students] == [0, 2]
