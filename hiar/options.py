@@ -60,10 +60,7 @@ def level_of(text: str | None) -> ContextLevel | None:
     """``--level``: one number or several with commas between. Raises UserError for what is none from 0 to 2."""
     if text is None:
         return None
-    try:
-        shares = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--level = {text}: is no number; write one such as 0.85, or several like 0.8,1,1") from None
+    shares = _numbers("--level", text, "is no number; write one such as 0.85, or several like 0.8,1,1")
     if not all(0 <= share <= 2 for share in shares):
         raise UserError(f"--level = {text}: should be 0 to 2; 0 is clean, 1 the step's output level, 2 its input level")
     return shares[0] if len(shares) == 1 else shares
@@ -73,13 +70,17 @@ def levels_of(text: str | None) -> tuple[float, ...] | None:
     """``--levels``: noise levels with commas between. Raises UserError unless they fall from 1 and stay above 0."""
     if text is None:
         return None
-    try:
-        levels = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--levels = {text}: is no list of numbers; write one such as 1,0.757,0.522") from None
+    levels = _numbers("--levels", text, "is no list of numbers; write one such as 1,0.757,0.522")
     if levels[0] != 1 or not all(above > below for above, below in pairwise((*levels, 0.0))):
         raise UserError(f"--levels = {text}: should fall from 1, the noise that a step starts from, and end above 0")
     return levels
+
+
+def _numbers(option: str, text: str, remedy: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} = {text}: {remedy}") from None
 
 
 def prompts_of(prompt: str | None, path: Path | None) -> list[str]:
