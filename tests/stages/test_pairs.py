@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from students import save_attentive_student, smoke_params
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest, write_manifest
 from hiar.io.process_group import Ranks
-from hiar.io.shards import read_shard
+from hiar.io.shards import read_shard, shard_path
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
@@ -65,6 +66,13 @@ def make(whole: Path, folder: Path, rank: int) -> None:
     work = Stage("pairs", params_of(), folder, Run(), Accelerator(cpu=True), {}, {}, {}, Echo(rank, 2))
     captions = pairs.pair_captions(work.params, 0, range(11))
     pairs._make_shards(work, load_generator(Paths(whole, 0).teacher), 0, captions)
+
+
+def test_each_step_of_the_solver_is_a_sign_of_life(whole: Path) -> None:
+    """So nobody waits longer than for one, however many trajectories are solved together."""
+    params, teacher, beats = params_of(), load_generator(Paths(whole, 0).teacher), []
+    pairs.solve(params, teacher, 0, [0, 1], pairs.pair_captions(params, 0, range(2)), lambda: beats.append(1))
+    assert len(beats) == params.pairs.solver_steps + 1
 
 
 @torch.no_grad()
@@ -173,6 +181,9 @@ def test_of_more_levels_than_the_student_has_its_own_are_taken(foreign: Path, wo
     assert torch.equal(ours.states[everyone], theirs.states[everyone][:, [0, 2, 3, 4]])
     assert ours.sigmas.tolist() == pytest.approx([1, 0.522, 0.1, 0])
     assert ours.captions == theirs.captions
+    for index in range(3):
+        with safe_open(shard_path(Paths(workspace, 0).pairs, index), "pt") as shard:
+            assert shard.metadata()["first"] == str(4 * index)
     assert len(shards(Paths(workspace, 0).pairs)) == len(shards(source)) == 3
 
 

@@ -123,6 +123,7 @@ def test_where_memory_is_short_fewer_videos_are_made_at_a_time_then_step_by_step
         assert way_of(source, HIAR, rollout, 5) == Way("diagonal", "batched", videos, 100)
     short(99, 0)
     assert way_of(source, HIAR, rollout, 5) == Way("step_first", "fused", 2, 40)
+    assert way_of(source, HIAR, rollout, 5, beside=2).videos == 1  # processes share what is free
     for free, decoding in ((130, 80), (150, 110)):  # a walk beside what the decoder remembers, decoding beside caches
         short(free, decoding)
         assert way_of(source, HIAR, rollout, together=True) == Way("diagonal", "batched", 1, 100)

@@ -25,7 +25,7 @@ from hiar.stages import prompted, sample
 from hiar.stages.prompted import check_request, sample_key, sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
-from hiar.stages.videos import decoding, write_latents
+from hiar.stages.videos import decoding, write_latents, write_videos
 
 PROMPTS = ["a red disc moves left", "a blue wide bar moves"]
 
@@ -206,6 +206,14 @@ def test_batches_whose_latents_are_there_are_decoded_and_not_made_again(student:
     assert latents.dtype == torch.float32
     assert torch.equal(latents[2:], made.float())
     assert not torch.equal(latents[:2], made.float())
+
+
+def test_each_part_of_a_video_is_a_sign_of_life(student: Generator, tmp_path: Path) -> None:
+    """So nobody waits longer than for one, however long the videos of a batch are."""
+    frames, beats = 2 * student.codec.chunk, []
+    write_latents(tmp_path, 0, torch.zeros(2, 4, frames, 8, 8))
+    write_videos(tmp_path, student, 0, range(2), 2, beat=lambda: beats.append(1))
+    assert len(beats) == 4
 
 
 def test_all_processes_stop_at_the_first_mistake(student: Generator, tmp_path: Path) -> None:
