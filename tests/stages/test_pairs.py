@@ -183,7 +183,8 @@ def test_of_more_levels_than_the_student_has_its_own_are_taken(foreign: Path, wo
     assert ours.captions == theirs.captions
     for index in range(3):
         with safe_open(shard_path(Paths(workspace, 0).pairs, index), "pt") as shard:
-            assert shard.metadata()["first"] == str(4 * index)
+            (header,) = shard.metadata().values()
+            assert json.loads(header)["metadata"] == {"first": str(4 * index)}
     assert len(shards(Paths(workspace, 0).pairs)) == len(shards(source)) == 3
 
 
