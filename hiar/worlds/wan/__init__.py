@@ -26,7 +26,7 @@ from hiar.worlds.wan.outline import outline
 from hiar.worlds.wan.prompts import PromptFile
 from hiar.worlds.wan.references import locate, refer, referred
 from hiar.worlds.wan.solver import unipc
-from hiar.worlds.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, encoder_width
+from hiar.worlds.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, encoder_width, encoding_type
 from hiar.worlds.wan.tiny import make_tiny_wan
 
 TINY = Path("tiny")
@@ -142,10 +142,9 @@ class CachedText:
 
     def prepare(self, prompts: Collection[str]) -> None:
         """Embed those that the cache lacks, with an encoder that is loaded once and freed then."""
-        # The original computes text in bf16; without a GPU that is slow, and models are small.
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        dtype = encoding_type(self.base, self.device)
         # One at a time: else the last bits of an embedding depend on who was computed beside it, on who came first.
-        self.known = embed(prompts, self.base, cache_folder() / "embeddings", dtype, self.device, batch=1)
+        self.known = embed(prompts, self.base, cache_folder(), dtype, self.device, batch=1)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (B, 512, dim), zero where a prompt has no token."""

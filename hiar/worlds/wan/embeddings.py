@@ -28,6 +28,7 @@ from hiar.io.progress import Progress
 from hiar.io.shards import write_shard
 from hiar.worlds.wan.text import TextEncoder, load_text_encoder, pad
 
+FOLDER = "embeddings"  # in the cache, beside the fingerprints of base models, of which no file is hashed twice
 SHARD = 64  # prompts in a shard: held in memory at a time, and lost by a kill
 
 
@@ -85,7 +86,7 @@ def embed(
     device: torch.device | str = "cpu",
     batch: int = 8,
 ) -> Embeddings:
-    """The embeddings of prompts by the text encoder of a base model, computed where ``cache`` lacks them.
+    """The embeddings of prompts by the text encoder of a base model, computed where ``cache``/embeddings lacks them.
 
     ``prompts``, which may be a file's (`hiar.worlds.wan.prompts.PromptFile`), are gone through twice: to see what is
     missing, and to encode that, ``batch`` at a time. The encoder, of type ``dtype``, is loaded only for that and freed
@@ -95,7 +96,7 @@ def embed(
     and is gone on with has the same batches. Raises UserError for a broken encoder, a broken cache, and when the cache
     cannot be written.
     """
-    folder = cache / encoder_identity(base, cache, dtype)
+    folder = cache / FOLDER / encoder_identity(base, cache, dtype)
     embeddings = Embeddings(folder)
     missing, asked = set(), hashlib.sha256()
     for prompt in prompts:

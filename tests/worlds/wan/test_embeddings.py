@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import relative_error
 
 from hiar.errors import UserError
+from hiar.io import fingerprints
 from hiar.io.progress import Progress
 from hiar.io.shards import write_shard
-from hiar.worlds.wan import embeddings
+from hiar.worlds.interface import TEXT
+from hiar.worlds.wan import CachedText, embeddings
 from hiar.worlds.wan.embeddings import Embeddings, embed
+from hiar.worlds.wan.references import refer
 from hiar.worlds.wan.text import MAX_TOKENS, TextEncoder, load_text_encoder, pad
 
 PROMPTS = [f"A red panda number {number} climbs {'a mossy tree ' * (number % 7)}" for number in range(20)]
@@ -119,6 +123,35 @@ def test_the_encoder_is_needed_for_what_is_missing_only(text: Path, cache: Path)
         embed([*PROMPTS, "another"], text, cache, FLOAT)
 
 
+def test_an_encoder_that_a_checkpoint_refers_to_is_not_hashed_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published one has 11 to 23 GB."""
+    monkeypatch.setenv("HIAR_CACHE", str(tmp_path / "cache"))
+    read = Counter[Path]()
+    parts = fingerprints._parts
+    monkeypatch.setattr(fingerprints, "_parts", lambda path: read.update([path]) or parts(path))
+    refer(tmp_path / "checkpoint", base, TEXT)
+    assert read[base / "text_encoder" / "model.safetensors"] == 1
+    CachedText(base).prepare(PROMPTS[:1])
+    assert set(read.values()) == {1}
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, FLOAT])
+def test_without_a_gpu_an_encoder_stored_in_bf16_is_not_doubled(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype
+) -> None:
+    monkeypatch.setenv("HIAR_CACHE", str(tmp_path / "cache"))
+    path = text / "text_encoder" / "model.safetensors"
+    save_file({name: weight.to(stored) for name, weight in load_file(path).items()}, path, {"format": "pt"})
+    cached = CachedText(text)
+    cached.prepare(PROMPTS[:1])
+    computed = torch.bfloat16 if stored == torch.bfloat16 else FLOAT
+    assert cached.known is not None
+    assert cached.known.read(PROMPTS[:1]).dtype == computed
+    assert torch.equal(cached.encode(PROMPTS[:1]), pad(load_text_encoder(text, dtype=computed).rows(PROMPTS[:1])))
+
+
 def test_another_encoder_or_type_has_its_own(text: Path, cache: Path) -> None:
     folders = {embed(PROMPTS[:1], text, cache, dtype).folder for dtype in (FLOAT, torch.bfloat16)}
     config = text / "text_encoder" / "config.json"
@@ -133,7 +166,7 @@ def test_another_encoder_or_type_has_its_own(text: Path, cache: Path) -> None:
 def test_work_that_was_broken_off_is_gone_on_with(base: Path, filled: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         embed(Dying(PROMPTS, after=18), base, tmp_path, FLOAT)
-    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (folder,) = (path for path in (tmp_path / "embeddings").iterdir() if path.is_dir())
     debris = folder / ".0123.safetensors.tmp"
     debris.write_bytes(b"half a shard")
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
@@ -142,7 +175,7 @@ def test_work_that_was_broken_off_is_gone_on_with(base: Path, filled: Path, tmp_
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert not debris.exists()
     assert set(_held(folder).values()) == {1}
-    assert torch.equal(found.read(PROMPTS), Embeddings(next(filled.glob("*/"))).read(PROMPTS))
+    assert torch.equal(found.read(PROMPTS), Embeddings(next(filled.glob("embeddings/*/"))).read(PROMPTS))
 
 
 def test_prompts_of_a_length_share_a_batch_and_their_order_is_not_in_a_shards_name(base: Path, tmp_path: Path) -> None:
@@ -166,7 +199,7 @@ def test_several_at_once_share_the_work(base: Path, filled: Path, tmp_path: Path
     rows = [one.read(PROMPTS[5:]) for one in found]
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[0], rows[2])
-    assert relative_error(rows[0], Embeddings(next(filled.glob("*/"))).read(PROMPTS[5:])) < 1e-6
+    assert relative_error(rows[0], Embeddings(next(filled.glob("embeddings/*/"))).read(PROMPTS[5:])) < 1e-6
 
 
 def test_of_several_that_ask_for_the_same_one_loads_an_encoder(
@@ -204,7 +237,7 @@ def test_only_the_rows_asked_for_are_read(base: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 100, -1])
 def test_a_truncated_shard_is_one_line_and_deleting_it_helps(base: Path, cache: Path, size: int) -> None:
-    path = sorted(cache.glob("*/*.safetensors"))[0]
+    path = sorted(cache.glob("embeddings/*/*.safetensors"))[0]
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match=r"^[^\n]*: is truncated or no shard \([^\n]*\); delete it, [^\n]*anew$"):
         embed(PROMPTS, base, cache, FLOAT)
