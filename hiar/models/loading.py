@@ -12,6 +12,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.utils import logging
+from torch import nn
 
 from hiar.errors import UserError
 from hiar.models.finite import require_finite
@@ -42,11 +43,11 @@ def load_model(kind: type[Model], folder: Path) -> Model:
     return model
 
 
-def cast_weights(transformer: WanTransformer3DModel, dtype: torch.dtype) -> None:
-    """Give the weights a type, but for those that Wan keeps in full precision."""
-    kept = set(transformer._keep_in_fp32_modules)
-    for name, parameter in transformer.named_parameters():
-        if not kept & set(name.split(".")):
+def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Give the weights of a transformer, or of a part, a type, but for those that Wan keeps in full precision."""
+    kept = set(WanTransformer3DModel._keep_in_fp32_modules)
+    for name, parameter in network.named_parameters():
+        if parameter.dtype != dtype and not kept & set(name.split(".")):
             parameter.data = parameter.data.to(dtype)
 
 

@@ -71,12 +71,13 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         )
 
         critic = clone(teacher.denoiser).checkpoint(saving).to(device)
-        real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256)
-        on_host = "real_score" in params.runtime.offload
-        if not on_host:
-            real_score.to(device)
-        if ranks.mesh is not None:
-            shard(real_score, ranks, offload=on_host)
+        half = params.runtime.precision == "bf16"
+        frozen = None if spec.real_score is None else torch.bfloat16 if half else torch.float32
+        if ranks.mesh is None:
+            real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256, frozen).to(device)
+        else:  # a layer at a time out of its file: whole, 57 GB, it need fit in no process and on no GPU
+            real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256, None)
+            shard(real_score, ranks, offload="real_score" in params.runtime.offload, dtype=frozen)
         job = Distillation(
             student=new_role(work, clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps),
             critic=new_role(work, critic, spec.critic, spec.all_steps * spec.critic_updates),
@@ -149,15 +150,14 @@ class Prompts:
         return self.teacher.world.prompts(seed=self.seed, first=first, count=stop - first)
 
 
-def _real_score(teacher: Generator, folder: Path | None, content: str | None) -> Denoiser:
-    """The denoiser of a model's folder; the teacher's where none is named. Raises UserError for another size.
+def _real_score(teacher: Generator, folder: Path | None, content: str | None, dtype: torch.dtype | None) -> Denoiser:
+    """The denoiser of a model's folder, frozen, in a type or as stored; the teacher's where none is named.
 
-    It is frozen: where the teacher computes in bf16 it is kept in it, but for what Wan keeps in full.
+    Raises UserError for another size.
     """
     if folder is None:
         return teacher.denoiser
     require_content(folder / TRANSFORMER, content, "distill.real_score_sha256")
-    dtype = torch.bfloat16 if teacher.card.precision == "bf16" else torch.float32
     transformer = teacher.world.load_transformer(folder / TRANSFORMER, dtype)
     for field in ("in_channels", "out_channels", "text_dim", "patch_size"):
         found, wanted = transformer.config[field], teacher.denoiser.transformer.config[field]

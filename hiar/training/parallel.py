@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hiar.errors import UserError
 from hiar.io.process_group import Ranks
+from hiar.models.loading import cast_weights
 from hiar.models.sharded import allow_inside, inside
 
 if TYPE_CHECKING:
@@ -74,10 +75,11 @@ def rows_of_all(parts: list[Tensor], ranks: Ranks) -> Tensor:
     return ranks.gather(torch.stack(parts)).transpose(0, 1).flatten(0, 2)
 
 
-def shard(network: nn.Module, ranks: Ranks, *, offload: bool = False) -> None:
+def shard(network: nn.Module, ranks: Ranks, *, offload: bool = False, dtype: torch.dtype | None = None) -> None:
     """Let processes hold a part of each weight; the layers of a transformer's block are gathered together.
 
-    offload: what a process holds lies in the host's memory, and is copied to its device when it is gathered.
+    offload: what a process holds lies in the host's memory, and is copied to its device when it is gathered. dtype: of
+    the weights, but for what Wan keeps in full; they are given it block by block, as they are moved to the device.
 
     Each process's part, and reductions, are in full precision. Where it is computed in half precision, layers are
     gathered in it. What Wan keeps in full precision does not lie in layers, and is gathered with the network's ends.
@@ -100,6 +102,9 @@ def shard(network: nn.Module, ranks: Ranks, *, offload: bool = False) -> None:
     for part in parts_of(network):
         blocks = getattr(getattr(part, "transformer", None), "blocks", ())
         for unit, policy in (*((layers_of(block), of_layers) for block in blocks), ([part], full)):
+            if dtype is not None:
+                for module in unit:
+                    cast_weights(module, dtype)
             fully_shard(unit, mesh=ranks.mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=place)
             sharded = cast(FSDPModule, unit[0])
             # A sum: losses are divided by the number of all micro-batches already.

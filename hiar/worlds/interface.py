@@ -193,8 +193,11 @@ class World(Protocol):
         """Rows of a prompt's embedding."""
         ...
 
-    def load_transformer(self, folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
-        """The transformer in a folder, in a type but for what Wan keeps in full. Raises UserError when it is broken."""
+    def load_transformer(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> WanTransformer3DModel:
+        """The transformer in a folder, in a type but for what Wan keeps in full. Raises UserError when it is broken.
+
+        None: as it is stored, to be read only: a large one stays in its file, whose pages processes share.
+        """
         ...
 
     def load_text(self, folder: Path) -> Text:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from interrupted import interrupt
 from students import save_student, smoke_params
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from hiar.config import Params
 from hiar.io.artifacts import write_manifest
 from hiar.io.states import states
+from hiar.models.denoiser import Denoiser
 from hiar.models.generator import load_generator
 from hiar.parameters import merge, parse_params
 from hiar.stages import codec, distill, init, pairs, teacher
@@ -111,18 +113,38 @@ def seen(parents: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
 def test_what_lies_on_the_host_is_what_the_runtime_says(
     parents: Path, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    placed: list[bool] = []
+    placed: list[tuple[bool, torch.dtype]] = []
 
-    def sharded(network: Any, ranks: Any, *, offload: bool) -> None:
-        placed.append(offload)
-        shard(network, ranks, offload=offload)
+    def sharded(network: Denoiser, ranks: Any, *, offload: bool, dtype: Any) -> None:
+        shard(network, ranks, offload=offload, dtype=dtype)
+        placed.append((offload, network.dtype))
 
     monkeypatch.setattr(distill, "shard", sharded)
     runtime = {"processes": 1, "offload": ["real_score", "optimizers"]}
     away = watched(params_of(runtime=runtime), Path(shutil.copytree(parents, tmp_path / "work")))
-    assert placed == [True]
+    assert placed == [(True, torch.float32)]
     assert [role.offloaded for role in away.roles.values()] == [True, True]
     assert [role.offloaded for role in seen.roles.values()] == [False, False]
+
+
+@pytest.mark.parametrize("processes", [None, 1])
+def test_a_real_score_of_its_own_is_frozen_in_the_type_that_training_computes_in(
+    processes: int | None, parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[Denoiser] = []
+    step = distill.distillation_step
+    monkeypatch.setattr(distill, "distillation_step", lambda job, at: scored.append(job.teacher) or step(job, at))
+    work = Path(shutil.copytree(parents, tmp_path / "work"))
+    runtime = {"processes": processes, "precision": "bf16"}
+    params = params_of(runtime=runtime, real_score=str(Paths(parents, 0).teacher))
+    shutil.rmtree(Paths(work, 0).pairs)
+    AcceleratorState._reset_state(True)  # accelerate allows one precision a process otherwise
+    pairs.run(params, work, 0)
+    seen = watched(params, work)
+    AcceleratorState._reset_state(True)
+    assert {one.dtype for one in scored} == {torch.bfloat16}
+    assert not any(weight.requires_grad for weight in scored[0].parameters())
+    assert {weight.dtype for role in seen.roles.values() for weight in role.module.parameters()} == {torch.float32}
 
 
 def test_the_student_begins_as_the_init_and_the_critic_as_the_teacher(parents: Path, seen: Seen) -> None:

@@ -87,9 +87,10 @@ class Shapes:
         assert params.model
         return params.model.text_length
 
-    def load_transformer(self, folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
+    def load_transformer(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> WanTransformer3DModel:
         transformer = load_model(WanTransformer3DModel, folder)
-        cast_weights(transformer, dtype)
+        if dtype is not None:
+            cast_weights(transformer, dtype)
         return transformer
 
     def load_text(self, folder: Path) -> WordEncoder:

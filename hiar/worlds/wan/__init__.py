@@ -102,7 +102,7 @@ class Wan:
     def words(self, params: config.Params) -> int:
         return MAX_TOKENS
 
-    def load_transformer(self, folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
+    def load_transformer(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> WanTransformer3DModel:
         """A checkpoint's own transformer, or the base's that it refers to."""
         base = locate(folder)
         return load_transformer(folder if base is None else base / TRANSFORMER, dtype)

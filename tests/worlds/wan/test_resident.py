@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from commands import environment, hiar
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from shared import runtime
 
 from hiar.errors import UserError
 from hiar.io import free
@@ -71,9 +73,60 @@ def test_resident_memory_is_what_was_predicted(base: Path, tmp_path: Path) -> No
     assert resident == pytest.approx(predicted, rel=0.15)
 
 
+SHARDED = """
+import json, sys
+from pathlib import Path
+import torch
+from hiar.config import Runtime
+from hiar.io.process_group import joined
+from hiar.models.denoiser import Denoiser
+from hiar.training import parallel
+from hiar.worlds.wan.formats.loading import load_transformer
+
+def own():  # bytes of memory that is no file's
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+def watched(*arguments):
+    cast(*arguments)
+    seen.append(own() - empty)
+
+cast, parallel.cast_weights = parallel.cast_weights, watched
+with joined(Runtime.model_validate_json(sys.argv[2])) as ranks:
+    parallel.shard(torch.nn.Linear(2, 2), ranks)  # what is loaded for that is no network's
+    empty, seen = own(), []
+    network = Denoiser(load_transformer(Path(sys.argv[1])), "flow", coordinates=False).requires_grad_(False)
+    loaded = own() - empty
+    parallel.shard(network, ranks, dtype=torch.bfloat16)
+    print(json.dumps([loaded, max(seen), own() - empty]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_network_is_sharded_out_of_its_file_a_block_at_a_time(tmp_path: Path) -> None:
+    """One of 57 GB in fp32, which is computed in bf16, is never whole in memory, in no type."""
+    sizes = {"num_attention_heads": 4, "attention_head_dim": 128, "ffn_dim": 1024, "num_layers": 8, "text_dim": 32}
+    with torch.device("meta"):
+        network = WanTransformer3DModel(**sizes)
+    network.to_empty(device="cpu").load_state_dict(
+        {name: torch.full(value.shape, 0.01) for name, value in network.state_dict().items()}
+    )
+    network.save_pretrained(tmp_path)
+    size = (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size
+    run = [sys.executable, "-c", SHARDED, str(tmp_path), runtime(1, half=True).model_dump_json()]
+    done = subprocess.run(run, env=environment() | MALLOC, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded, most, held = json.loads(done.stdout)
+    assert size > 100e6
+    assert loaded < 0.05 * size
+    assert held == pytest.approx(size / 2, rel=0.15)  # of one process, which holds all of it
+    assert most < held + 0.15 * size
+
+
 def test_what_does_not_fit_is_refused_before_it_is_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(free, "free_bytes", lambda device: 1000)
-    for load, folder in ((load_transformer, base / "transformer"), (load_text_encoder, base)):
+    in_full = partial(load_transformer, dtype=torch.float32)
+    for load, folder in ((in_full, base / "transformer"), (load_text_encoder, base)):
         with pytest.raises(UserError, match=r"takes \S+ GB of memory, 1e-06 GB are free; end other programs"):
             load(folder)
 

@@ -16,6 +16,7 @@ import yaml
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from safetensors.torch import load_file
+from shared import runtime
 from tiny import relative_error
 from transformers import PreTrainedTokenizerFast
 from vbench_toys import asked, behave, build_environment, lay_weights
@@ -26,6 +27,7 @@ from hiar.errors import RunFailed, UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.files import file_hash
 from hiar.io.fingerprints import cache_folder, require_content
+from hiar.io.process_group import joined
 from hiar.io.video import read_mp4
 from hiar.judges.interface import open_judge
 from hiar.models.denoiser import guided_x0
@@ -40,6 +42,7 @@ from hiar.stages.prompted import sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
 from hiar.statistics.validations import read_validations
+from hiar.training.parallel import shard, whole
 from hiar.vbench.dimensions import DIMENSIONS
 from hiar.vbench.totals import totals
 from hiar.workspace import open_workspace
@@ -53,6 +56,7 @@ from hiar.worlds.wan.text import NEGATIVE_PROMPT, TextEncoder, load_text_encoder
 ROOT = Path(__file__).parents[3]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 PARTS = ("transformer", "text_encoder", "codec")
+FULL = torch.float32
 PROMPTS = ["A red fox trots along a snowy ridge.", "Rain on a tram window at night."]
 
 
@@ -178,8 +182,8 @@ def test_the_teacher_samples_as_diffusers_pipeline_does(teacher: Generator, base
 
 
 def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp_path: Path) -> None:
-    assert distill._real_score(teacher, None, None) is teacher.denoiser
-    other = distill._real_score(teacher, base, None)
+    assert distill._real_score(teacher, None, None, None) is teacher.denoiser
+    other = distill._real_score(teacher, base, None, FULL)
     assert other is not teacher.denoiser
     expected = teacher.denoiser.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
@@ -194,15 +198,14 @@ def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp
             f"distill.real_score = {folder.parent}: {field} = {value}, the teacher's is {own[field]}; name"
         )
         with pytest.raises(UserError, match=said):
-            distill._real_score(teacher, folder.parent, None)
+            distill._real_score(teacher, folder.parent, None, FULL)
     with pytest.raises(UserError, match=r"transformer: SHA-256 = .*: params\.yaml says distill\.real_score_sha256"):
-        distill._real_score(teacher, base, "0" * 64)
+        distill._real_score(teacher, base, "0" * 64, FULL)
 
 
 @torch.no_grad()
 def test_a_real_score_in_bf16_is_what_autocast_makes_of_it_in_full(teacher: Generator, base: Path) -> None:
-    in_bf16 = replace(teacher, card=teacher.card.model_copy(update={"precision": "bf16"}))
-    full, half = distill._real_score(teacher, base, None), distill._real_score(in_bf16, base, None)
+    full, half = (distill._real_score(teacher, base, None, dtype) for dtype in (FULL, torch.bfloat16))
     assert (full.dtype, half.dtype) == (torch.float32, torch.bfloat16)
     x = normals("measuring", 0, range(2), (16, 3, 8, 12))
     sigma, text = torch.tensor([0.4, 0.9]), teacher.embed(PROMPTS)
@@ -213,6 +216,22 @@ def test_a_real_score_in_bf16_is_what_autocast_makes_of_it_in_full(teacher: Gene
     rounding = relative_error(scores[1], exact)
     assert 0 < rounding < 0.05
     assert relative_error(scores[0], scores[1]) < 2 * rounding
+
+
+def test_sharded_it_is_the_same_and_its_file_stays_as_it_was(teacher: Generator, base: Path) -> None:
+    """Whatever its type: what is sharded comes out of the mapped file."""
+    file = base / WEIGHTS
+    before = file.read_bytes()
+    for dtype in (FULL, torch.bfloat16):
+        expected = distill._real_score(teacher, base, None, dtype).state_dict()
+        with joined(runtime(1, half=dtype == torch.bfloat16)) as ranks:
+            network = distill._real_score(teacher, base, None, None)
+            shard(network, ranks, dtype=dtype)
+            found = {name: whole(value) for name, value in network.state_dict().items()}
+        assert found.keys() == expected.keys()
+        assert {name: one.dtype for name, one in found.items()} == {name: one.dtype for name, one in expected.items()}
+        assert all(torch.equal(one, expected[name]) for name, one in found.items())
+    assert file.read_bytes() == before
 
 
 def test_init_learns_the_same_in_micro_batches(

@@ -16,9 +16,9 @@ from hiar.worlds.wan.formats.sources import open_source
 def load_transformer(folder: Path, dtype: torch.dtype | None = None) -> WanTransformer3DModel:
     """The transformer of a folder (of diffusers or the original, in one file or several), in evaluation mode.
 
-    dtype: of its weights; None leaves each as stored. What Wan keeps in full precision is float32 either way.
-    Memory holds it once. Raises UserError when the folder is not complete, memory is too short for it, or a weight is
-    not finite.
+    dtype: of its weights, of which memory then holds one copy. None leaves each as stored, in the mapped file: nobody
+    may write to it. What Wan keeps in full precision is float32 either way. Raises UserError when the folder is not
+    complete, memory is too short for it, or a weight is not finite.
     """
     found = open_source(folder)
     with torch.device("meta"):
@@ -31,11 +31,12 @@ def load_transformer(folder: Path, dtype: torch.dtype | None = None) -> WanTrans
         name: torch.float32 if kept & set(name.split(".")) else dtype or one.dtype
         for name, one in found.tensors.items()
     }
-    require_memory(str(folder), sum(math.prod(one.shape) * types[name].itemsize for name, one in found.tensors.items()))
+    mine = dtype is not None  # a copy, or training would write into the mapped file's pages
+    copied = [name for name, one in found.tensors.items() if mine or types[name] != one.dtype]
+    require_memory(str(folder), sum(math.prod(found.tensors[name].shape) * types[name].itemsize for name in copied))
     state = {}
     for name, one in found.tensors.items():
-        # A copy, or training would write into the mapped file's pages.
-        state[name] = one.load().to(types[name], copy=True)
+        state[name] = one.load().to(types[name], copy=mine)
         require_finite({name: state[name]}, str(folder))
     model.load_state_dict(state, assign=True)
     return model.eval()
