@@ -21,6 +21,7 @@ from hiar.live.timeline import Timeline
 from hiar.live.walking import blocks_ahead
 from hiar.live.wire import write_message
 from hiar.models.generator import Walk, load_card, load_generator
+from hiar.worlds.interface import FIRST_CLIP
 
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
 FPS, BLOCK = 12, 3
@@ -110,6 +111,16 @@ def test_who_does_not_keep_up_is_left_behind_and_sent_nothing_with_a_gap(room):
     slow.outbox.get_nowait()
     room.change(PROMPT)
     assert (slow.outbox.qsize(), quick.outbox.qsize(), quick.behind) == (1, 5, False)
+
+
+def test_what_is_suggested_is_what_samples_show(room):
+    """Prompts of the samples, which no training has seen the clips of, each once and each understood."""
+    suggested = room.greeting()["suggestions"]
+    samples = students.world_of(room.students).prompts(seed=0, first=FIRST_CLIP["sample"], count=20)
+    assert suggested == list(dict.fromkeys(samples))[: len(suggested)]
+    assert len(suggested) > 4
+    for prompt in suggested:
+        room.change(prompt)
 
 
 def test_students_begin_when_somebody_comes(room):
