@@ -191,10 +191,11 @@ def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
 
 def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
     """What is made is what all have made, of those that still make anything."""
+    fragment = bytes(range(256)) * 2**9  # as large as those of large pictures
     for name, count in (("one", 2), ("other", 5)):
         with (tmp_path / name).open("wb", buffering=0) as said:
             for number in range(count):
-                write_message(said, block_of(number), b"data")
+                write_message(said, block_of(number, f"{PROMPT} \N{MIDDLE DOT}"), fragment)
             if name == "one":
                 write_message(said, {"kind": "refused", "line": "no"})
                 write_message(said, {"kind": "broken", "line": "one: is out of memory"})
@@ -217,6 +218,8 @@ def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
 
     asyncio.run(both())
     assert room.timeline.made == 5 * BLOCK / FPS
+    kept = {(piece.message["prompt"], piece.data) for student in room.students for piece in student.pieces}
+    assert kept == {(f"{PROMPT} \N{MIDDLE DOT}", fragment)}
     assert heard(viewer) == [*2 * ["block", 0], "refused", "broken", *5 * ["block", 1], "broken"]
     lines = [student.line for student in room.students]
     assert lines == ["one: is out of memory", "other: its process has ended; start `hiar live` again"]

@@ -1,11 +1,13 @@
 """What an experiment compares, and with what."""
 
 import pytest
+import torch
 from sampled import ROOT
 
 from hiar.errors import UserError
+from hiar.io.video import write_mp4
 from hiar.parameters import merge, parse_params, read_yaml
-from hiar.stages.comparison import contenders
+from hiar.stages.comparison import contenders, read_videos
 from hiar.stages.definition import settings_of
 
 WALKED = {"student": "self-forcing", "walk": "hiar"}
@@ -73,3 +75,14 @@ def test_comparisons_that_cannot_be(changes, line):
     with pytest.raises(UserError) as caught:
         params(**changes)
     assert str(caught.value).startswith(f"mine.yaml: {line}")
+
+
+@pytest.mark.parametrize("lengths", [(4, 4, 3), (4, 4, 5)])
+def test_a_video_that_turns_out_to_be_of_another_length_is_told(lengths, tmp_path):
+    """As one does whose file does not say how long it is."""
+    paths = [tmp_path / f"{number}.mp4" for number in range(len(lengths))]
+    for path, length in zip(paths, lengths, strict=True):
+        write_mp4(path, torch.zeros(length, 16, 16, 3, dtype=torch.uint8), 12)
+    with pytest.raises(UserError, match=rf"2\.mp4: is {lengths[2]} frames, 0\.mp4 4 frames; make them alike"):
+        for parts in read_videos(paths):
+            assert sum(len(part) for part in parts) in lengths

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from students import save_attentive_student, save_student
+from students import save_attentive_student, save_student, smoke_params
 from torch import Tensor
 
 from hiar.errors import UserError
@@ -22,6 +22,7 @@ from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.schedule import step_sigmas
 from hiar.stages import prompted, sample
+from hiar.stages.common import Paths
 from hiar.stages.prompted import check_request, sample_key, sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
@@ -165,6 +166,16 @@ def test_pictures_that_are_not_finite_are_named_by_their_number(
     decode(torch.zeros(4, 3, 8, 8))
     with pytest.raises(UserError, match=r"^video 0006: its pixels are not finite from frame 4 on"):
         decode(torch.zeros(4, 2, 8, 8))
+
+
+def test_a_walked_student_walks_as_the_other_variant(tmp_path: Path) -> None:
+    params = smoke_params(sample={"videos": 1, "frames": 6, "batch": 1})
+    save_student(Paths(tmp_path, 0).distilled("hiar"))
+    sample.run(params, tmp_path, 0, "walked", "hiar", "self-forcing")
+    made = read_manifest(Paths(tmp_path, 0).samples("walked", "hiar/self-forcing"), "samples")
+    assert (made["model"], made["variant"], made["frames"]) == ("walked", "hiar/self-forcing", 6)
+    walk = params.variant("self-forcing")
+    assert (made["order"], made["context"]) == (walk.order, walk.context) != ("step_first", "output")
 
 
 class Echo(Ranks):
