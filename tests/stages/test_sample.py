@@ -169,7 +169,7 @@ def test_pictures_that_are_not_finite_are_named_by_their_number(
 
 
 def test_a_walked_student_walks_as_the_other_variant(tmp_path: Path) -> None:
-    params = smoke_params(sample={"videos": 1, "frames": 6, "batch": 1})
+    params = smoke_params(sample={"videos": 1, "frames": 6, "batch": 1}, report={"videos": 1})
     save_student(Paths(tmp_path, 0).distilled("hiar"))
     sample.run(params, tmp_path, 0, "walked", "hiar", "self-forcing")
     made = read_manifest(Paths(tmp_path, 0).samples("walked", "hiar/self-forcing"), "samples")
