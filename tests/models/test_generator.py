@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from shape_worlds import DEFAULT
 
 from hiar.config import Model, Schedule, Video
@@ -97,6 +98,13 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def respell(path: Path, old: str | None, new: str) -> None:
+    """Give a tensor another name, or a new one a place."""
+    tensors = load_file(path)
+    tensors[new] = torch.zeros(1) if old is None else tensors.pop(old)
+    save_file(tensors, path)
+
+
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -116,6 +124,14 @@ def edit(path: Path, **changes: object) -> None:
         (
             lambda f: truncate(f / "text_encoder" / "diffusion_pytorch_model.safetensors"),
             r"text_encoder: cannot be loaded",
+        ),
+        (
+            lambda f: respell(f / "transformer" / "diffusion_pytorch_model.safetensors", "proj_out.bias", "more"),
+            r"transformer: cannot be loaded \(missing weights: proj_out\.bias\)",
+        ),
+        (
+            lambda f: respell(f / "transformer" / "diffusion_pytorch_model.safetensors", None, "more"),
+            r"transformer: cannot be loaded \(unexpected weights: more\)",
         ),
         (
             lambda f: edit(f / "transformer" / "config.json", ffn_dim=32),
