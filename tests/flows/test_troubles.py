@@ -105,6 +105,7 @@ if "uvicorn" in sys.orig_argv:
         os._exit(3)
 """
 REACH = """
+from flows.processes import stage_environment
 from flows.server import reach_server
 from hiar.errors import UserError
 
@@ -112,6 +113,7 @@ try:
     reach_server()
 except UserError as error:
     print(error)
+assert stage_environment()["NO_PROXY"] == "mine.example"  # whatever the flow itself has
 """
 
 
@@ -122,6 +124,7 @@ def test_a_temporary_server_whose_port_is_taken_meanwhile_is_started_once_more(t
     settings = {
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",
+        "NO_PROXY": "mine.example",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), *sys.path))),
     }
     run = subprocess.run([sys.executable, "-c", REACH], env=os.environ | settings, capture_output=True, text=True)

@@ -227,6 +227,22 @@ def test_each_part_of_a_video_is_a_sign_of_life(student: Generator, tmp_path: Pa
     assert len(beats) == 4
 
 
+def test_processes_hear_of_each_other_with_each_part_that_is_decoded(student: Generator, tmp_path: Path) -> None:
+    heard: dict[int, int] = {}
+
+    class Counted(Echo):
+        def gather(self, own: Tensor) -> Tensor:
+            heard[parts] = heard.get(parts, 0) + 1
+            return super().gather(own)
+
+    for parts in (1, 3):
+        folder, frames = tmp_path / str(parts), parts * student.codec.chunk
+        folder.mkdir()
+        write_latents(folder, 0, torch.zeros(2, 4, frames, 8, 8))
+        sample.make_videos(folder, student, PROMPTS, frames, student.card.walk, 3, 2, "sample", ranks=Counted(0, 2))
+    assert heard[3] == heard[1] + 2 * (3 - 1)
+
+
 def test_all_processes_stop_at_the_first_mistake(student: Generator, tmp_path: Path) -> None:
     """One that has no batch left hears of another's, and leaves nothing that looks whole."""
 
