@@ -16,6 +16,7 @@ from hiar.models.attention import Bidirectional
 from hiar.models.denoiser import build_denoiser
 from hiar.models.generator import Card, Generator, Walk, load_generator
 from hiar.rollout.cell import OURS
+from hiar.worlds.shapes import open_world
 from hiar.worlds.shapes.captions import vocabulary
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.shapes.text import build_word_encoder
@@ -172,3 +173,9 @@ def test_weights_depend_on_the_seed_alone() -> None:
     other = build_denoiser(MODEL, 4, seed=6).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["transformer.proj_out.weight"], other["transformer.proj_out.weight"])
+
+
+def test_words_are_drawn_from_the_seed_alone() -> None:
+    first, again, other = (open_world(DEFAULT).new_text(MODEL, seed=seed).state_dict() for seed in (5, 5, 6))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["words.weight"], other["words.weight"])

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from hiar.errors import UserError
-from hiar.worlds.interface import TEXT, TRANSFORMER, Part
+from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Part
 from hiar.worlds.wan.outline import outline
+from hiar.worlds.wan.tiny import make_tiny_wan
 
 
 def billions(base: Path, part: Part) -> float:
@@ -23,6 +24,14 @@ def test_a_published_model_is_known_by_its_folders_name(size: str, published: fl
     base = tmp_path / f"Wan2.1-T2V-{size}-Diffusers"
     assert billions(base, TRANSFORMER) == pytest.approx(published, rel=0.02)
     assert billions(base, TEXT) == pytest.approx(5.68, rel=0.01)  # of UMT5-XXL, the encoder
+
+
+def test_a_model_that_is_there_is_told_by_its_own_configurations(tmp_path: Path) -> None:
+    base = tmp_path / "Wan2.1-T2V-1.3B"
+    make_tiny_wan(base, seed=0)
+    for part, folder in ((TRANSFORMER, "transformer"), (TEXT, "text_encoder"), (CODEC, "vae")):
+        held = sum(path.stat().st_size for path in (base / folder).glob("*.safetensors"))
+        assert 4e9 * billions(base, part) == pytest.approx(held, rel=0.2)  # float32, and the file's header
 
 
 @pytest.mark.parametrize("part", get_args(Part))
