@@ -12,14 +12,13 @@ ENDED = 128 + signal.SIGTERM  # exit code of a process that ended at this reques
 
 
 @contextmanager
-def asked_to_stop(listen: bool = True) -> Iterator[Callable[[], bool]]:
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Yields what tells whether SIGTERM came in the body, where it does no more than that.
 
-    listen: False leaves the signal as it is, and the answer is always no; so does a thread that is not the main one,
-    which signals do not reach.
+    In a thread that is not the main one, which signals do not reach, the answer is always no.
     """
     came = threading.Event()
-    if not listen or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield came.is_set
         return
 

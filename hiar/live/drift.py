@@ -36,8 +36,8 @@ def open_figures(source: Generator, params: Path) -> Callable[[str, Tensor], dic
         told = {"saturation": float(drift.saturation(last)), "sharpness": float(drift.sharpness(last))}
         if judge is None:
             return told
-        # Each part is looked at by itself: its first change has no picture before it, so it counts as none.
-        looked.append(judge.look(pictures[None], pictures[None, :1], [prompt]))
+        # Each part is looked at by itself: none of what is shown is of changes from picture to picture.
+        looked.append(judge.look(pictures[None], None, [prompt]))
         while len(looked) > 1 and sum(_frames(part) for part in looked) - _frames(looked[0]) >= most:
             looked.popleft()
         if sum(_frames(part) for part in looked) < judge.least_frames:

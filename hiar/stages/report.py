@@ -161,7 +161,7 @@ def _wall(
     params: Params, workspace: Path, seed: int, folders: dict[Series, Path]
 ) -> tuple[list[str], list[tuple[str, list[Clip]]]]:
     """The first prompts, and for each its clip from the true world and from every model."""
-    count = min(params.report.videos, params.sample.videos)
+    count = params.report.videos
     names = [video_name(index, params.sample.videos) for index in range(count)]
     with TemporaryDirectory() as scratch:
         prompts, truth = _prompts(params, workspace, seed, count, Path(scratch))

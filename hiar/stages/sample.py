@@ -83,7 +83,7 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
             return
         write_captions(work.folder, prompts, prompts)
         work.finish("samples", model=model, **describe(source, way, frames))
-        for number in range(min(params.report.videos, count)):
+        for number in range(params.report.videos):
             work.run.artifact(work.folder / video_name(number, count))
 
 

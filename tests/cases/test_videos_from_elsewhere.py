@@ -131,6 +131,9 @@ def test_lengths_that_heads_do_not_tell(folder: Path, capsys: pytest.CaptureFixt
     for number, length in enumerate((FRAMES, FRAMES, 12)):
         encode(folder / f"{number:04d}.mp4", CLIPS[number, :length], muxer="matroska")
     assert score(capsys) == "videos/0002.mp4: is 12 frames, 0000.mp4 20 frames; make them alike"
+    encode(folder / "0000.mp4", CLIPS[0, :12], muxer="matroska")
+    assert score(capsys) == "videos/0001.mp4: is 20 frames, 0000.mp4 12 frames; make them alike"
+    encode(folder / "0000.mp4", CLIPS[0], muxer="matroska")
     encode(folder / "0002.mp4", CLIPS[2, :4], muxer="matroska")
     assert score(capsys) == "videos/0002.mp4: has 4 frames, oracle needs 5; make it longer or leave it out"
     encode(folder / "0002.mp4", CLIPS[2], muxer="matroska")

@@ -1,6 +1,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import httpx
 import pytest
@@ -50,11 +52,13 @@ def shown(key):
 
 
 def test_a_run_has_a_name_tags_and_the_comparison_with_its_pictures(project):
+    from prefect import tags
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterTags
     from prefect.client.schemas.sorting import FlowRunSort
 
-    assert run_flow() is None
+    with tags("of its user's"):
+        assert run_flow() is None
     assert "HiAR" in shown("default-comparison")
     assert (project.folder / "reports" / "contact_sheet.png").as_uri() in shown("default-contact-sheet")
     with get_client(sync_client=True) as client:
@@ -65,7 +69,7 @@ def test_a_run_has_a_name_tags_and_the_comparison_with_its_pictures(project):
             flow_filter=of_flow, flow_run_filter=tagged, sort=FlowRunSort.START_TIME_DESC, limit=1
         )
     assert run.name == "default"  # and the commit, where there is git
-    assert set(run.tags) == {"experiment:default", "commit:none", "seed:0"}
+    assert set(run.tags) == {"experiment:default", "commit:none", "seed:0", "of its user's"}
 
 
 def test_an_experiment_has_artifacts_of_its_own_whose_links_open_on_any_machine(project, tmp_path, monkeypatch):
@@ -94,6 +98,10 @@ def test_an_experiment_has_artifacts_of_its_own_whose_links_open_on_any_machine(
         assert httpx.get(link, trust_env=False).text == "<p>the report"
         assert "hidden-from-all" not in link
         assert "file:" in shown("smoke-1-3b-table1-contact-sheet")  # there is none to be stored
+        away = Remote(workspace, "s")
+        away.away = True  # as a stage has found
+        showing(workspace, away, told.append)
+        assert "file:" in shown("smoke-1-3b-table1-report")
         assert told == []
         store.refusal = (403, "AccessDenied")
         (workspace / "reports" / "index.html").write_text("<p>another")
@@ -113,6 +121,25 @@ def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project):
     assert project.begun("distill-0-hiar") == 1
     assert project.begun("score") == 0
     assert [stage.name for stage in stale_stages(project.folder)] == ["distill@0-hiar", "score"]
+
+
+# `python -m flows`, without the half minute for what may be over by then.
+AT_ONCE = """
+from flows import experiment
+from flows.__main__ import main
+
+experiment.run_stage = experiment.run_stage.with_options(retries=0)
+raise SystemExit(main())
+"""
+
+
+def test_a_run_ends_with_the_exit_code_of_the_stage_that_failed(project, prefect_server):
+    project.order("codec-0", "say error: is out of memory", "exit 5")
+    own = os.environ | {"PREFECT_API_URL": prefect_server, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run([sys.executable, "-c", AT_ONCE], cwd=project.folder, env=own, capture_output=True, text=True)
+    assert run.stderr.splitlines()[-1] == "error: codec@0: is out of memory"
+    assert run.returncode == 5
+    assert project.begun("codec-0") == 1
 
 
 def test_a_crash_is_tried_again(project):

@@ -62,6 +62,8 @@ def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_
     assert set(stages) == {"distill@0-hiar", "distill@0-self-forcing", "score"}
     assert stages["distill@0-hiar"].reason == "changed: params.yaml"
     assert stages["score"].reason == "needs a stage that runs"
+    assert stages["distill@0-hiar"].needs == set()  # codec is up to date: nobody would run it
+    assert stages["score"].needs == {"distill@0-hiar", "distill@0-self-forcing"}
     with (project.folder / "stage.py").open("a") as file:
         file.write("# changed\n")
     (project.folder / "out" / "codec-0").unlink()

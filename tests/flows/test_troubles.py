@@ -92,6 +92,48 @@ def test_a_temporary_server_that_cannot_start(project):
     assert project.events() == []
 
 
+# A server that ends as one does whose port another has taken, so many times.
+TAKEN = """
+import os
+import sys
+from pathlib import Path
+
+if "uvicorn" in sys.orig_argv:
+    begun = Path({begun!r})
+    begun.write_text(begun.read_text() + "begun\\n" if begun.exists() else "begun\\n")
+    if len(begun.read_text().splitlines()) <= {times}:
+        os._exit(3)
+"""
+REACH = """
+from flows.processes import stage_environment
+from flows.server import reach_server
+from hiar.errors import UserError
+
+try:
+    reach_server()
+except UserError as error:
+    print(error)
+assert stage_environment()["NO_PROXY"] == "mine.example"  # whatever the flow itself has
+"""
+
+
+@pytest.mark.parametrize(("times", "said"), [(1, ""), (9, "server.log: Prefect's temporary server does not start (")])
+def test_a_temporary_server_whose_port_is_taken_meanwhile_is_started_once_more(times, said, tmp_path):
+    begun = tmp_path / "begun"
+    (tmp_path / "sitecustomize.py").write_text(TAKEN.format(begun=str(begun), times=times))
+    settings = {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",
+        "NO_PROXY": "mine.example",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), *sys.path))),
+    }
+    run = subprocess.run([sys.executable, "-c", REACH], env=os.environ | settings, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert said in run.stdout
+    assert bool(run.stdout) == bool(said)
+    assert begun.read_text().splitlines() == ["begun"] * 2
+
+
 @pytest.mark.long
 def test_dead_proxies_a_path_of_odd_letters_and_a_second_run_beside(project, tmp_path):
     """Three at once, since a flow takes its time."""

@@ -21,6 +21,7 @@ from hiar.live.timeline import Timeline
 from hiar.live.walking import blocks_ahead
 from hiar.live.wire import write_message
 from hiar.models.generator import Walk, load_card, load_generator
+from hiar.worlds.interface import FIRST_CLIP
 
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
 FPS, BLOCK = 12, 3
@@ -112,6 +113,16 @@ def test_who_does_not_keep_up_is_left_behind_and_sent_nothing_with_a_gap(room):
     assert (slow.outbox.qsize(), quick.outbox.qsize(), quick.behind) == (1, 5, False)
 
 
+def test_what_is_suggested_is_what_samples_show(room):
+    """Prompts of the samples, which no training has seen the clips of, each once and each understood."""
+    suggested = room.greeting()["suggestions"]
+    samples = students.world_of(room.students).prompts(seed=0, first=FIRST_CLIP["sample"], count=20)
+    assert suggested == list(dict.fromkeys(samples))[: len(suggested)]
+    assert len(suggested) > 4
+    for prompt in suggested:
+        room.change(prompt)
+
+
 def test_students_begin_when_somebody_comes(room):
     asleep = Room(room.students, Timeline(BLOCK, BLOCK, FPS, lead=1.0), PROMPT, SEED)
     asleep.begin(PROMPT, SEED, None, None)
@@ -180,10 +191,11 @@ def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
 
 def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
     """What is made is what all have made, of those that still make anything."""
+    fragment = bytes(range(256)) * 2**9  # as large as those of large pictures
     for name, count in (("one", 2), ("other", 5)):
         with (tmp_path / name).open("wb", buffering=0) as said:
             for number in range(count):
-                write_message(said, block_of(number), b"data")
+                write_message(said, block_of(number, f"{PROMPT} \N{MIDDLE DOT}"), fragment)
             if name == "one":
                 write_message(said, {"kind": "refused", "line": "no"})
                 write_message(said, {"kind": "broken", "line": "one: is out of memory"})
@@ -206,6 +218,8 @@ def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
 
     asyncio.run(both())
     assert room.timeline.made == 5 * BLOCK / FPS
+    kept = {(piece.message["prompt"], piece.data) for student in room.students for piece in student.pieces}
+    assert kept == {(f"{PROMPT} \N{MIDDLE DOT}", fragment)}
     assert heard(viewer) == [*2 * ["block", 0], "refused", "broken", *5 * ["block", 1], "broken"]
     lines = [student.line for student in room.students]
     assert lines == ["one: is out of memory", "other: its process has ended; start `hiar live` again"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import queue
 from contextlib import ExitStack
 from itertools import islice
 
@@ -11,9 +13,12 @@ from students import save_attentive_student
 from tiny import live_tensor_bytes, relative_error
 
 from hiar.errors import UserError
-from hiar.live.student import _Making
+from hiar.grid import fastest
+from hiar.live.student import _make, _Making
 from hiar.live.walking import begin, blocks_ahead
+from hiar.memory.sampling import decode_bytes, walk_bytes
 from hiar.models.generator import Walk, load_generator
+from hiar.stages import fitting
 from hiar.stages.stream import clean_blocks, stream_rollout
 from hiar.stages.videos import decoding
 
@@ -76,6 +81,21 @@ def test_prompts_that_no_block_needs_are_forgotten(student):
     assert len(walking.prompts) < 13
 
 
+def test_what_a_block_takes_to_be_decoded_has_to_be_free_and_no_more(student, monkeypatch):
+    """A video is decoded block by block while it is made; a longer part at a time would take more than there is."""
+    walk = student.card.walk
+    walked = walk_bytes(student, stream_rollout(student, PROMPT, {}, walk, None, 0), *fastest(walk.context))
+    block, part = (decode_bytes(student, frames)[0] for frames in (student.card.video.block, student.codec.chunk))
+    assert block < walked + block < part
+    for free, fits in ((walked + block, True), (block, False)):
+        monkeypatch.setattr(fitting, "free_bytes", lambda device, free=free: (free + 1) / fitting.USABLE)
+        if fits:
+            begin(student, PROMPT, 0, None, None, 0).next_block()
+            continue
+        with pytest.raises(UserError, match="GB are free to use"):
+            begin(student, PROMPT, 0, None, None, 0)
+
+
 def test_what_cannot_be_walked_is_refused(student):
     with pytest.raises(UserError, match="--order = step_first: finished context waits"):
         begin(student, PROMPT, 0, "step_first", "finished", 0)
@@ -98,6 +118,26 @@ def test_what_is_asked_while_a_student_rests_does_not_pile_up(student):
     )  # of the new video's first block, where walks begin no other
     assert [command["do"] for command in making.pending] == ["restart", "prompt"]
     assert making.pending[1]["block"] == 4
+
+
+def test_what_is_asked_while_blocks_may_be_made_holds_from_its_block_on(student):
+    """A student that has been told to make many blocks does not wait until it rests to hear of a prompt."""
+    restart = {"do": "restart", "block": 0, "prompt": PROMPT, "seed": 0, "order": None, "context": None, "renew": False}
+    commands, outlet = queue.SimpleQueue(), io.BytesIO()
+    for command in (restart, {"do": "until", "block": 6}, {"do": "prompt", "text": OTHER, "block": 4}):
+        commands.put(command)
+    shown = []
+
+    def figures(prompt, pictures):
+        shown.append(prompt)
+        if len(shown) == 2:  # while it makes the second block
+            commands.put({"do": "prompt", "text": THIRD, "block": 5})
+        elif len(shown) == 6:
+            commands.put(None)
+        return {}
+
+    _make(student, commands, outlet, lambda pictures: b"", figures)
+    assert shown == 4 * [PROMPT] + [OTHER, THIRD]
 
 
 def test_a_new_video_has_the_room_of_the_one_before(student, monkeypatch):

@@ -129,6 +129,34 @@ def test_an_init_takes_what_is_counted(kind: str) -> None:
     assert planned == pytest.approx(count.peaks, rel=0.01)
 
 
+def test_of_causal_trajectories_the_update_of_their_teacher_is_planned() -> None:
+    """It sees clean blocks beside noisy ones, which is more than the regression after it takes."""
+    sizes, _, config = case(QUICK)
+    most = {}
+    for kind in ("ode", "causal_ode"):
+        update = inits.KINDS[kind].update
+        most[kind] = max(imagine(lambda count, *n, of=update: of(count, sizes, *n), sizes, [config], []).values())
+    assert most["causal_ode"] > most["ode"]
+
+
+def test_what_is_alive_as_a_phase_begins_counts_though_it_goes_at_once() -> None:
+    count, weights = Counting(), torch.ones(500)
+    with count:
+        before = torch.zeros(1000)
+        with count.phase("first"):
+            del before
+            after = weights[:10] + 1
+        with count.phase("second"):
+            after = after + 1
+    assert count.peaks == {"first": 4000, "second": 80}  # and no weights, which were there before
+
+
+def test_what_several_tensors_share_takes_its_bytes_once() -> None:
+    tied, other = nn.Linear(8, 4), torch.zeros(2, 3)
+    assert storage_bytes({"a": [other, other.T], "b": (other[:1], None, 5)}) == 24
+    assert network_bytes(tied) == network_bytes(nn.ModuleList([tied, tied])) == network_bytes(tied, tied) == 4 * 36
+
+
 def test_the_disk_has_what_is_planned(smoke: Path) -> None:
     """But for headers, manifests and videos."""
     models = forecast.open_models(load_params(smoke / "params.yaml"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from shape_worlds import DEFAULT
 
 from hiar.config import Model, Schedule, Video
@@ -15,6 +16,7 @@ from hiar.models.attention import Bidirectional
 from hiar.models.denoiser import build_denoiser
 from hiar.models.generator import Card, Generator, Walk, load_generator
 from hiar.rollout.cell import OURS
+from hiar.worlds.shapes import open_world
 from hiar.worlds.shapes.captions import vocabulary
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.shapes.text import build_word_encoder
@@ -97,6 +99,13 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def respell(path: Path, old: str | None, new: str) -> None:
+    """Give a tensor another name, or a new one a place."""
+    tensors = load_file(path)
+    tensors[new] = torch.zeros(1) if old is None else tensors.pop(old)
+    save_file(tensors, path)
+
+
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -116,6 +125,14 @@ def edit(path: Path, **changes: object) -> None:
         (
             lambda f: truncate(f / "text_encoder" / "diffusion_pytorch_model.safetensors"),
             r"text_encoder: cannot be loaded",
+        ),
+        (
+            lambda f: respell(f / "transformer" / "diffusion_pytorch_model.safetensors", "proj_out.bias", "more"),
+            r"transformer: cannot be loaded \(missing weights: proj_out\.bias\)",
+        ),
+        (
+            lambda f: respell(f / "transformer" / "diffusion_pytorch_model.safetensors", None, "more"),
+            r"transformer: cannot be loaded \(unexpected weights: more\)",
         ),
         (
             lambda f: edit(f / "transformer" / "config.json", ffn_dim=32),
@@ -156,3 +173,9 @@ def test_weights_depend_on_the_seed_alone() -> None:
     other = build_denoiser(MODEL, 4, seed=6).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["transformer.proj_out.weight"], other["transformer.proj_out.weight"])
+
+
+def test_words_are_drawn_from_the_seed_alone() -> None:
+    first, again, other = (open_world(DEFAULT).new_text(MODEL, seed=seed).state_dict() for seed in (5, 5, 6))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["words.weight"], other["words.weight"])

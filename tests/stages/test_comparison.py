@@ -1,11 +1,16 @@
 """What an experiment compares, and with what."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from sampled import ROOT
 
 from hiar.errors import UserError
+from hiar.io.reading import Head
+from hiar.io.video import write_mp4
 from hiar.parameters import merge, parse_params, read_yaml
-from hiar.stages.comparison import contenders
+from hiar.stages.comparison import check_heads, contenders, read_videos
 from hiar.stages.definition import settings_of
 
 WALKED = {"student": "self-forcing", "walk": "hiar"}
@@ -73,3 +78,30 @@ def test_comparisons_that_cannot_be(changes, line):
     with pytest.raises(UserError) as caught:
         params(**changes)
     assert str(caught.value).startswith(f"mine.yaml: {line}")
+
+
+def test_videos_are_as_large_as_the_world_and_alike_as_far_as_their_files_say(tmp_path):
+    def frames(*heads, least=30):
+        return check_heads(tmp_path, dict(zip(map(Path, ("0.mp4", "1.mp4")), heads, strict=True)), (48, 64), least)
+
+    head, unsaid = Head(64, 48, 30, 12.0), Head(64, 48, None, None)
+    assert (frames(head, head), frames(head, unsaid), frames(unsaid, head)) == (30, 30, None)
+    with pytest.raises(UserError, match="videos have 30 frames, scoring needs 31; make longer ones"):
+        frames(head, head, least=31)
+    with pytest.raises(UserError, match=r"videos are 48x64 pixels, the world 64x48; use the params\.yaml"):
+        frames(Head(48, 64, 30, 12.0), head)
+    for other in (Head(64, 47, 30, 12.0), Head(63, 48, 30, 12.0), Head(64, 48, 29, 12.0), Head(64, 48, 31, 12.0)):
+        said = rf"1\.mp4: is {other.frames} frames of {other.width}x{other.height}, 0\.mp4 30 frames of 64x48; make"
+        with pytest.raises(UserError, match=said):
+            frames(head, other)
+
+
+@pytest.mark.parametrize("lengths", [(4, 4, 3), (4, 4, 5)])
+def test_a_video_that_turns_out_to_be_of_another_length_is_told(lengths, tmp_path):
+    """As one does whose file does not say how long it is."""
+    paths = [tmp_path / f"{number}.mp4" for number in range(len(lengths))]
+    for path, length in zip(paths, lengths, strict=True):
+        write_mp4(path, torch.zeros(length, 16, 16, 3, dtype=torch.uint8), 12)
+    with pytest.raises(UserError, match=rf"2\.mp4: is {lengths[2]} frames, 0\.mp4 4 frames; make them alike"):
+        for parts in read_videos(paths):
+            assert sum(len(part) for part in parts) in lengths

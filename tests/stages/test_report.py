@@ -149,12 +149,7 @@ def test_each_training_has_its_own_curve(text):
         assert (len(drawn), len(set(drawn))) == (6, lines)
 
 
-def test_fewer_videos_than_the_wall_has_places_and_code_with_changes(workspace, params, tmp_path):
-    for name in ("artifacts", "metrics"):
-        (tmp_path / name).symlink_to(workspace / name)
-    wide = params.model_copy(update={"report": params.report.model_copy(update={"videos": 9})})
-    report.run(wide, tmp_path)
-    assert len(Page((tmp_path / "reports" / "index.html").read_text()).all("video")) == VIDEOS * len(MODELS)
+def test_code_with_changes_is_told_from_its_commit():
     made = report._Made.model_validate({"code": {"commit": "0123456789abcdef", "dirty": True}})
     clean = report._Made.model_validate({"code": {"commit": "0123456789abcdef", "dirty": False}})
     assert report._commits([made]) == ["0123456789 + changes"]

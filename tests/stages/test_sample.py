@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from students import save_attentive_student, save_student
+from students import save_attentive_student, save_student, smoke_params
 from torch import Tensor
 
 from hiar.errors import UserError
@@ -22,6 +22,7 @@ from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.schedule import step_sigmas
 from hiar.stages import prompted, sample
+from hiar.stages.common import Paths
 from hiar.stages.prompted import check_request, sample_key, sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
@@ -167,6 +168,16 @@ def test_pictures_that_are_not_finite_are_named_by_their_number(
         decode(torch.zeros(4, 2, 8, 8))
 
 
+def test_a_walked_student_walks_as_the_other_variant(tmp_path: Path) -> None:
+    params = smoke_params(sample={"videos": 1, "frames": 6, "batch": 1}, report={"videos": 1})
+    save_student(Paths(tmp_path, 0).distilled("hiar"))
+    sample.run(params, tmp_path, 0, "walked", "hiar", "self-forcing")
+    made = read_manifest(Paths(tmp_path, 0).samples("walked", "hiar/self-forcing"), "samples")
+    assert (made["model"], made["variant"], made["frames"]) == ("walked", "hiar/self-forcing", 6)
+    walk = params.variant("self-forcing")
+    assert (made["order"], made["context"]) == (walk.order, walk.context) != ("step_first", "output")
+
+
 class Echo(Ranks):
     """A process whose others are always where it is."""
 
@@ -214,6 +225,22 @@ def test_each_part_of_a_video_is_a_sign_of_life(student: Generator, tmp_path: Pa
     write_latents(tmp_path, 0, torch.zeros(2, 4, frames, 8, 8))
     write_videos(tmp_path, student, 0, range(2), 2, beat=lambda: beats.append(1))
     assert len(beats) == 4
+
+
+def test_processes_hear_of_each_other_with_each_part_that_is_decoded(student: Generator, tmp_path: Path) -> None:
+    heard: dict[int, int] = {}
+
+    class Counted(Echo):
+        def gather(self, own: Tensor) -> Tensor:
+            heard[parts] = heard.get(parts, 0) + 1
+            return super().gather(own)
+
+    for parts in (1, 3):
+        folder, frames = tmp_path / str(parts), parts * student.codec.chunk
+        folder.mkdir()
+        write_latents(folder, 0, torch.zeros(2, 4, frames, 8, 8))
+        sample.make_videos(folder, student, PROMPTS, frames, student.card.walk, 3, 2, "sample", ranks=Counted(0, 2))
+    assert heard[3] == heard[1] + 2 * (3 - 1)
 
 
 def test_all_processes_stop_at_the_first_mistake(student: Generator, tmp_path: Path) -> None:

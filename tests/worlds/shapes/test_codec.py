@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from shape_worlds import DEFAULT
+from students import smoke_params
 from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.models.pixels import to_frames, to_video
+from hiar.worlds.shapes import open_world
 from hiar.worlds.shapes.codec import CONFIG, WEIGHTS, PatchCodec
 from hiar.worlds.shapes.render import clips
 
@@ -65,6 +67,20 @@ def test_fitting_is_repeatable_whatever_the_order_of_the_frames(video: Tensor) -
     first.fit_encoder(frames)
     second.fit_encoder(frames.flip(0))
     torch.testing.assert_close(first.encode(video), second.encode(video), atol=1e-3, rtol=0)
+
+
+def test_a_new_codec_is_of_its_seed_and_of_nothing_else() -> None:
+    """Of its weights, and of the clips that its encoder is fitted to."""
+    world, settings = open_world(DEFAULT), smoke_params().codec
+    assert settings is not None
+    made = []
+    for seed in (0, 1, 1):
+        torch.randn(3)
+        made.append(world.new_codec(settings, seed=seed, frames=2).state_dict())
+    for name, tensor in made[1].items():
+        assert torch.equal(tensor, made[2][name]), name
+    for name in ("mean", "basis", "scale", "enter.weight"):
+        assert not torch.equal(made[1][name], made[0][name]), name
 
 
 def test_frames_are_independent(codec: PatchCodec, video: Tensor) -> None:
