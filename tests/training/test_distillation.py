@@ -311,7 +311,9 @@ def test_the_replay_holds_the_newest_windows_and_their_text() -> None:
 def test_processes_that_cannot_share_both_batches_are_refused(changes: dict[str, Any], batch: int) -> None:
     settings = SETTINGS.model_copy(update=changes)
     check_batches(settings, Ranks(0, 1))
-    with pytest.raises(UserError, match=rf"^a batch of {batch} (in micro-batches of \d )?cannot be dealt to 2 processes"):
+    with pytest.raises(
+        UserError, match=rf"^a batch of {batch} (in micro-batches of \d )?cannot be dealt to 2 processes"
+    ):
         check_batches(settings, Ranks(0, 2))
 
 
