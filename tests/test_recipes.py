@@ -92,6 +92,19 @@ def test_hiar_is_regularised_as_its_configuration_says() -> None:
     assert params_of("wan2.1-self-forcing").compare.distill == ["self-forcing"]
 
 
+def test_the_init_is_regressed_as_others_do() -> None:
+    """The square of x_0's error over blocks that are not clean; their trainers keep no average, their betas are .9, .999.
+
+    No level is above 1, so that a floor of 1 leaves none more weight than another.
+    """
+    params = params_of("wan2.1-1.3b")
+    training = params.init.trainings["training"]
+    adamw = training.optimizer.adamw
+    assert (params.init.kind, params.init.sigma_floor) == ("ode", 1.0)  # type: ignore[union-attr]
+    assert (adamw.lr, adamw.betas, adamw.weight_decay) == (2.0e-6, (0.9, 0.999), 0.01)
+    assert (training.optimizer.ema, training.optimizer.clip) == (None, 10.0)
+
+
 def test_the_built_in_worlds_recipe_has_the_same_meaning() -> None:
     """HiAR's, but for what is a world's own: its teacher is the real score, with text of its own."""
     own, released = params_of("paper-distill").distill, params_of("wan2.1-hiar").distill
