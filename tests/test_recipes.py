@@ -93,7 +93,7 @@ def test_hiar_is_regularised_as_its_configuration_says() -> None:
 
 
 def test_the_init_is_regressed_as_others_do() -> None:
-    """The square of x_0's error over blocks that are not clean; their trainers keep no average, their betas are .9, .999.
+    """The square of x_0's error over blocks that are not clean, no average, betas of .9 and .999.
 
     No level is above 1, so that a floor of 1 leaves none more weight than another.
     """

@@ -141,7 +141,9 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(manifest, dict):
             raise ValueError
-    except (FileNotFoundError, NotADirectoryError):
+    except NotADirectoryError:
+        raise UserError(f"{folder}: is a file; name a folder, which `hiar import` makes of others' weights") from None
+    except FileNotFoundError:
         raise UserError(f"{path}: no such file, so the folder is missing or unfinished; {remedy}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
