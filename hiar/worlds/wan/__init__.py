@@ -98,7 +98,7 @@ class Wan:
         """The base; the tiny one is made when it is first needed."""
         assert self.base is not None
         if self.settings.base == TINY:
-            with locked(self.base.parent):
+            with locked(self.base.parent), torch.device("cpu"):  # where a plan asks first, networks have no memory
                 if not self.base.exists():
                     make_tiny_wan(self.base, seed=0)
         return self.base

@@ -46,6 +46,7 @@ from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
 from hiar.worlds.wan import CachedText, embeddings
 from hiar.worlds.wan.embeddings import Embeddings
+from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.formats.stored import Stored, stored_state
 from hiar.worlds.wan.formats.writing import write_diffusers
 from hiar.worlds.wan.text import NEGATIVE_PROMPT, TextEncoder, load_text_encoder
@@ -575,6 +576,18 @@ def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp
     without = open_world(params.world.model_copy(update={"prompts": None}))
     with pytest.raises(UserError, match=r"world\.prompts: is null; name a text file"):
         without.prompts(seed=0, first=FIRST_CLIP["pairs"], count=1)
+
+
+def test_a_plan_may_be_the_first_to_ask_for_the_tiny_base(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where networks have no memory, as in a plan, it is made with numbers all the same."""
+    monkeypatch.setenv("HIAR_CACHE", str(tmp_path))
+    world = open_world(params.world.model_copy(update={"base": Path("tiny")}))
+    with torch.device("meta"):
+        assert next(world.outline("codec", params).parameters()).is_meta
+    assert world.base is not None
+    assert all(value.isfinite().all() for value in load_transformer(world.base / "transformer").state_dict().values())
 
 
 def test_a_student_and_its_critic_learn_on_a_file_in_orders_of_their_own(params: Params, tmp_path: Path) -> None:
