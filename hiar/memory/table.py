@@ -29,6 +29,10 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
     turns = -(-spec.all_steps * spec.batch // AHEAD) + -(-spec.critic_rollouts // AHEAD)
     often = f", {AHEAD} of distill's at a time: {turns} times at most" if world.base is not None else ""
     yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before{often}"
+    solved = params.pairs.count if params.pairs.source is None else 0
+    prompts, kept = world.kept(solved + spec.all_steps * spec.batch + spec.critic_rollouts)
+    if prompts:
+        yield f"their embeddings: up to {kept / GB:.2f} GB of {prompts} prompts, in HIAR_CACHE, else ~/.cache/hiar"
     adopted = isinstance(params.init, Adopted)
     for stage in [stage for stage in stages if not (adopted and stage == "init")]:
         variant, name = dearest(params)

@@ -21,7 +21,7 @@ from hiar.noise import Purpose, stream
 from hiar.worlds.interface import PURPOSES, SPLIT, TEXT, TRANSFORMER, Lora, Part, Trainable
 from hiar.worlds.wan.base import convert_base
 from hiar.worlds.wan.codec import WanCodec, load_codec
-from hiar.worlds.wan.embeddings import Embeddings, embed
+from hiar.worlds.wan.embeddings import Embeddings, embed, embedding_bytes
 from hiar.worlds.wan.exchange import bring_in, describe, send_out
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.outline import outline
@@ -108,6 +108,15 @@ class Wan:
 
     def words(self, params: config.Params) -> int:
         return MAX_TOKENS
+
+    def kept(self, prompts: int) -> tuple[int, int]:
+        """Of a file that is not there yet every draw may be another prompt, and a prompt may have all tokens."""
+        assert self.base is not None
+        path, lines = self.settings.prompts, []
+        if path is not None and path.exists():
+            lines = list(dict.fromkeys(_lines(path, None, path.stat().st_mtime_ns)))
+            prompts = min(prompts, len(lines))
+        return prompts, prompts * embedding_bytes(self.base, lines)
 
     def load_transformer(self, folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
         """A checkpoint's own transformer, or the base's that it refers to."""

@@ -578,6 +578,16 @@ def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp
         without.prompts(seed=0, first=FIRST_CLIP["pairs"], count=1)
 
 
+def test_of_a_file_that_is_there_each_prompt_is_kept_once(params: Params, tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    world = open_world(params.world.model_copy(update={"prompts": path}))
+    assert world.kept(7)[0] == 7
+    path.write_text("A fox.\nA hare in the snow.\nA fox.\n")
+    several, bytes_of_all = world.kept(7)
+    assert (several, world.kept(1)[0]) == (2, 1)
+    assert world.kept(1)[1] == bytes_of_all // 2
+
+
 def test_a_plan_may_be_the_first_to_ask_for_the_tiny_base(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
