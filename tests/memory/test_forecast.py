@@ -147,11 +147,15 @@ def test_the_disk_has_what_is_planned(smoke: Path) -> None:
         "distill": held("distill") - students * shared,
         "samples": held("samples"),
     }
-    state = planned.pop("state of a training")
+    states = planned.pop("states of a training")
     assert planned == pytest.approx(found, rel=0.02, abs=4000)
-    distill = models.sizes.params.distill
+    params, distill = models.sizes.params, models.sizes.params.distill
     roles = [forecast.role_bytes(forecast.meta_role(models, one)) for one in (distill.generator, distill.critic)]
-    assert state == sum(one["parameters"] + one["optimiser"] + one["average"] for one in roles)
+    state = sum(one["parameters"] + one["optimiser"] + one["average"] for one in roles)
+    assert states == 2 * state  # the newest, and the next until it is whole
+    more = params.runtime.model_copy(update={"checkpoints_kept": 3, "checkpoint_milestone": distill.all_steps - 1})
+    changed = replace(models, sizes=replace(models.sizes, params=params.model_copy(update={"runtime": more})))
+    assert disk(changed)["states of a training"] == (3 + 1 + 1) * state
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "CausVid"])  # which rolls nothing out
