@@ -100,7 +100,7 @@ def _write_figures(work: Stage, workspace: Path, seed: int, states: Tensor) -> N
 def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed: int) -> None:
     """Take pairs that `hiar import-pairs` wrote, without a second copy where the file system allows that.
 
-    Where they have more levels than the student, as Causal-Forcing's, its own are copied.
+    Where they have more levels than the student, its own are copied.
     Raises UserError unless they are of the experiment's size and number, and have its levels.
     """
     require_content(source / MANIFEST, work.params.pairs.source_sha256, "pairs.source_sha256")

@@ -169,7 +169,6 @@ def test_imported_pairs_may_lie_at_levels_that_follow_no_shift(foreign: Path, wo
 
 
 def test_of_more_levels_than_the_student_has_its_own_are_taken(foreign: Path, workspace: Path) -> None:
-    """As of Causal-Forcing's pairs, which have the last step but one of the solver beside the student's."""
     source, levels = workspace / "theirs", (1.0, 0.757, 0.522, 0.1)
     import_pairs(foreign, source, levels, shard=4)
     params = params_of(source=source)
