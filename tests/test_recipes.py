@@ -11,7 +11,7 @@ from commands import hiar
 from hiar.config import ForwardKL, Params
 from hiar.errors import UserError
 from hiar.parameters import merge
-from hiar.workspace import experiment_params, experiment_tree, experiments_beside
+from hiar.workspace import experiment_params, experiment_tree, experiments_beside, override_of
 
 ROOT = Path(__file__).parents[1]
 # configs/self_forcing_dmd.yaml, its default_config.yaml, and the README's 600 iterations.
@@ -142,6 +142,8 @@ def test_files_are_utf8_and_what_is_merged_stays_as_it_was(tmp_path: Path) -> No
 
 def test_experiments_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     root = project(tmp_path, one="over: two\n", two="over: one\n", three="over: [one]\n", four="over: fiv\n", five="")
+    with pytest.raises(UserError, match=r"experiment 'one': there is no .*; run from the project's folder"):
+        override_of(root / "nowhere", "one")
     for name, line in {
         "one": r"two\.yaml: over = 'one': leads back to itself; leave it out",
         "three": r"three\.yaml: over = \['one'\]: should be the name of one file",
