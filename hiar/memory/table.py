@@ -30,9 +30,12 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
     turns = -(-spec.all_steps * spec.batch // AHEAD) + -(-spec.critic_rollouts // AHEAD)
     often = f", {AHEAD} of distill's at a time: {turns} times at most" if world.base is not None else ""
     yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before{often}"
-    solved = params.pairs.count if params.pairs.source is None else 0
-    prompts, kept = world.kept(solved + spec.all_steps * spec.batch + spec.critic_rollouts)
+    foreign = params.pairs.source is not None  # whose captions are of no file of ours
+    own = 0 if foreign else params.pairs.count
+    prompts, kept = world.kept(own + spec.all_steps * spec.batch + spec.critic_rollouts)
     if prompts:
+        others = params.pairs.count if foreign else 0
+        prompts, kept = prompts + others, kept + others * (kept // prompts)
         yield f"their embeddings: up to {kept / GB:.2f} GB of {prompts} prompts, in HIAR_CACHE, else ~/.cache/hiar"
     adopted = isinstance(params.init, Adopted)
     for stage in [stage for stage in stages if not (adopted and stage == "init")]:
