@@ -141,9 +141,10 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(manifest, dict):
             raise ValueError
-    except NotADirectoryError:
-        raise UserError(f"{folder}: is a file; name a folder, which `hiar import` makes of others' weights") from None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        if folder.is_file():
+            line = f"{folder}: is a file; name a folder, which `hiar import` makes of others' weights"
+            raise UserError(line) from None
         raise UserError(f"{path}: no such file, so the folder is missing or unfinished; {remedy}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
