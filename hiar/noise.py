@@ -36,6 +36,8 @@ Purpose = Literal[
     "causal teacher noise",
     "causal pairs noise",
     "rollout",  # the noise of a cell of the grid
+    "distill prompts",  # in which order a file of them is gone through
+    "critic prompts",
     "exit step",
     "context level",  # of rollouts, where it is drawn
     "forcing levels",  # of a video that stands in the place of a rollout, and which one it is

@@ -100,7 +100,8 @@ def override_of(root: Path, name: str) -> Path:
     known = sorted(file.stem for file in (root / "experiments").glob("*.yaml"))
     if name in known:
         return path
-    raise UserError(f"experiment '{name}': there is no {path}; {suggest(Path(name).stem, known)}")
+    remedy = suggest(Path(name).stem, known) if known else "run from the project's folder"
+    raise UserError(f"experiment '{name}': there is no {path}; {remedy}")
 
 
 def open_workspace(root: Path, name: str | None) -> Path:

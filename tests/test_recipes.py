@@ -11,7 +11,7 @@ from commands import hiar
 from hiar.config import ForwardKL, Params
 from hiar.errors import UserError
 from hiar.parameters import merge
-from hiar.workspace import experiment_params, experiment_tree, experiments_beside
+from hiar.workspace import experiment_params, experiment_tree, experiments_beside, override_of
 
 ROOT = Path(__file__).parents[1]
 # configs/self_forcing_dmd.yaml, its default_config.yaml, and the README's 600 iterations.
@@ -59,7 +59,8 @@ def test_a_released_recipe_is_there_to_the_number(name: str) -> None:
         "dfake_gen_update_ratio": ratio,
         "total_batch_size": distill.batch,
         "ema_weight": distill.generator.ema,
-        "ema_start_step": distill.generator.ema_from * ratio,
+        # Theirs copies the weights when step 199 is done, and averages from the next generator update on.
+        "ema_start_step": (distill.generator.ema_from + 1) * ratio,
         "guidance_scale": distill.guidance - 1,  # cond + scale (cond - uncond)
         "timestep_shift": distill.levels.shift,
         "min_step": 1000 * distill.levels.lowest,
@@ -89,6 +90,19 @@ def test_hiar_is_regularised_as_its_configuration_says() -> None:
     pairs = params.pairs
     assert (pairs.count, pairs.solver_steps, pairs.guidance, params.schedule.teacher_shift) == (16_000, 48, 6.0, 8.0)
     assert params_of("wan2.1-self-forcing").compare.distill == ["self-forcing"]
+
+
+def test_the_init_is_regressed_as_others_do() -> None:
+    """The square of x_0's error over blocks that are not clean, no average, betas of .9 and .999.
+
+    No level is above 1, so that a floor of 1 leaves none more weight than another.
+    """
+    params = params_of("wan2.1-1.3b")
+    training = params.init.trainings["training"]
+    adamw = training.optimizer.adamw
+    assert (params.init.kind, params.init.sigma_floor) == ("ode", 1.0)  # type: ignore[union-attr]
+    assert (adamw.lr, adamw.betas, adamw.weight_decay) == (2.0e-6, (0.9, 0.999), 0.01)
+    assert (training.optimizer.ema, training.optimizer.clip) == (None, 10.0)
 
 
 def test_the_built_in_worlds_recipe_has_the_same_meaning() -> None:
@@ -128,6 +142,8 @@ def test_files_are_utf8_and_what_is_merged_stays_as_it_was(tmp_path: Path) -> No
 
 def test_experiments_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     root = project(tmp_path, one="over: two\n", two="over: one\n", three="over: [one]\n", four="over: fiv\n", five="")
+    with pytest.raises(UserError, match=r"experiment 'one': there is no .*; run from the project's folder"):
+        override_of(root / "nowhere", "one")
     for name, line in {
         "one": r"two\.yaml: over = 'one': leads back to itself; leave it out",
         "three": r"three\.yaml: over = \['one'\]: should be the name of one file",

@@ -76,7 +76,8 @@ class Learner:
             return
         if not self.averaged:
             self.average = [p.clone() for p in self.parameters]
-        decay = min(ema, (1 + self.averaged) / (10 + self.averaged))
+        growing = min(ema, (1 + self.averaged) / (10 + self.averaged))
+        decay = ema if self.settings.ema_from else growing
         self.average = [decay * a + (1 - decay) * p for a, p in zip(self.average, self.parameters, strict=True)]
         self.averaged += 1
 

@@ -51,7 +51,9 @@ class Optimizer(Section):
     decay: Literal["constant", "cosine"]
     clip: Positive  # largest gradient norm
     ema: Decay | None  # decay of the averaged weights that are kept; null: keep no average
-    ema_from: Annotated[int, Field(ge=0)]  # update from which weights are averaged
+    # Update from which weights are averaged. An average from the first one on, 0, follows them closely in the
+    # beginning; a later one has its decay at once.
+    ema_from: Annotated[int, Field(ge=0)]
 
 
 class Training(Section):

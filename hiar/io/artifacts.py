@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
 
     What an interrupted run left there is kept when it ran with an equal ``key`` (JSON: the settings that decide the
     content), so that the body can resume; else it is set aside as ``<folder>.aside-N.partial``, which is told, and the
-    folder starts out empty. An exception or a kill leaves it in place.
+    folder starts out empty. An exception or a kill leaves it in place, if anything was written by then.
     ``folder`` keeps its old content until the new one is whole and on disk; with ``replaces``, that must be an artifact
     of this kind. Where ``folder`` is a link, what it leads to is meant.
 
@@ -88,7 +88,13 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
             with _locked(partial):
                 _recover(folder)
                 if _start(partial, canonical(key)):
-                    yield partial
+                    try:
+                        yield partial
+                    except BaseException:
+                        with suppress(OSError):  # of what went wrong this would be no news
+                            if os.listdir(partial) == [_KEY]:
+                                remove(partial)
+                        raise
                     _finish(partial, folder)
                     return
 

@@ -38,10 +38,17 @@ _Records = TypeAdapter(dict[str, _Record])
 
 
 def cache_folder() -> Path:
-    """Where fingerprints, and what else takes long, are kept: HIAR_CACHE, else a folder of the user's cache."""
+    """Where fingerprints, and what else takes long, are kept: HIAR_CACHE, else a folder of the user's cache.
+
+    Raises UserError for a user without a home folder, as containers have.
+    """
     if folder := os.environ.get("HIAR_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiar"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiar"
+    except RuntimeError:
+        line = "HIAR_CACHE: is not set, and this user has no home folder to keep a cache in; set it to a folder"
+        raise UserError(line) from None
 
 
 def require_content(path: Path, content: str | None, field: str) -> None:

@@ -142,6 +142,9 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         if not isinstance(manifest, dict):
             raise ValueError
     except (FileNotFoundError, NotADirectoryError):
+        if folder.is_file():
+            line = f"{folder}: is a file; name a folder, which `hiar import` makes of others' weights"
+            raise UserError(line) from None
         raise UserError(f"{path}: no such file, so the folder is missing or unfinished; {remedy}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None

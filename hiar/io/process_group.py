@@ -225,6 +225,7 @@ def _own_device(asked: str) -> torch.device:
         return torch.device("cpu")
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= count:
-        raise UserError(f"process {number} of this machine: each takes a GPU, and here are {count}; start {count}")
+        remedy = f"start {count}, by runtime.processes in params.yaml or --copies"
+        raise UserError(f"process {number} of this machine: each takes a GPU, and here are {count}; {remedy}")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)

@@ -9,12 +9,16 @@ from hiar.memory.forecast import Models, meta_role, role_bytes
 
 
 def disk(models: Models) -> dict[str, int]:
-    """Bytes on the disk of the artifacts of one seed, and of the largest state of a training that is under way."""
+    """Bytes on the disk of the artifacts of one seed, and of the states of a distillation that is under way.
+
+    Those that are kept go only when a newer one is whole; milestones stay until the end.
+    """
     params, clip = models.sizes.params, math.prod(models.sizes.clips(1)) * 4
     frame = clip // params.video.frames
     weights = storage_bytes(models.trained().state_dict())  # positions, which are buffers, are not stored
     pairs = params.pairs.count if params.pairs.stored else 0
-    trained = models.world.base is None
+    trained, runtime = models.world.base is None, params.runtime
+    milestones = params.distill.all_steps // runtime.checkpoint_milestone if runtime.checkpoint_milestone else 0
     states = [
         sum(bytes_ for what, bytes_ in role_bytes(meta_role(models, settings)).items() if what != "gradients")
         for settings in (params.distill.generator, params.distill.critic)
@@ -25,6 +29,6 @@ def disk(models: Models) -> dict[str, int]:
         "pairs": pairs * (params.schedule.student_steps + 1) * (clip if params.pairs.kept_in is None else clip // 2),
         "init": weights,
         "distill": weights * len(params.compare.distill),
-        "state of a training": sum(states),
+        "states of a training": sum(states) * (runtime.checkpoints_kept + 1 + milestones),
         "samples": params.sample.videos * (clip + len(params.compare.students) * params.sample.frames * frame),
     }

@@ -155,7 +155,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         host += [entry for entry in entries if entry.what == OPTIMISER]
         entries = [entry for entry in entries if entry.what != OPTIMISER]
         peaks[UPDATE] = max(entry.bytes for entry in host if entry.what == OPTIMISER)  # one role after the other
-    if gpus > 1 or "real_score" in offload:  # which takes networks that are sharded, be it over one
+    if gpus > 1 or params.runtime.processes is not None:  # networks are sharded, be it over one
         entries.append(Entry("all", "gathered layers", _gathered(params, gathered)))
         # An update's are reduced once, when they are complete.
         entries.append(Entry("all", "whole gradients", storage_bytes(list(models.trained().parameters()))))

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from hiar.config import Adopted, Params, Variant
 from hiar.memory.disk import disk
-from hiar.memory.forecast import USABLE, Forecast, Models, forecast
+from hiar.memory.forecast import TRAINED, USABLE, Forecast, Models, forecast
+from hiar.memory.host import host, most
 from hiar.memory.steps import live_caches, training_grid
 from hiar.worlds.interface import AHEAD
 
@@ -29,6 +30,13 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
     turns = -(-spec.all_steps * spec.batch // AHEAD) + -(-spec.critic_rollouts // AHEAD)
     often = f", {AHEAD} of distill's at a time: {turns} times at most" if world.base is not None else ""
     yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before{often}"
+    foreign = params.pairs.source is not None  # whose captions are of no file of ours
+    own = 0 if foreign else params.pairs.count
+    prompts, kept = world.kept(own + spec.all_steps * spec.batch + spec.critic_rollouts)
+    if prompts:
+        others = params.pairs.count if foreign else 0
+        prompts, kept = prompts + others, kept + others * (kept // prompts)
+        yield f"their embeddings: up to {kept / GB:.2f} GB of {prompts} prompts, in HIAR_CACHE, else ~/.cache/hiar"
     adopted = isinstance(params.init, Adopted)
     for stage in [stage for stage in stages if not (adopted and stage == "init")]:
         variant, name = dearest(params)
@@ -38,11 +46,16 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
         yield from (f"  {e.role:<13}{e.what:<18}{e.bytes / GB:>9.2f}" for e in found.entries if e.bytes)
         yield f"  {'all':<31}{found.total / GB:>9.2f}  {advice(models, found, variant, batch, gpus, memory)}"
         yield from (f"  {e.role:<13}{e.what:<18}{e.bytes / GB:>9.2f}  on the host" for e in found.host if e.bytes)
+        if stage in TRAINED:
+            parts = host(models, stage, gpus)
+            said = ", ".join(f"{name} {size / GB:.2f}" for name, size in parts.items())
+            beside = "beside that, " if found.host else ""
+            yield f"  host's memory, {beside}of each process: {most(parts) / GB:.2f} ({said})"
     yield ""
-    parts = disk(models)
+    artifacts = disk(models)
     yield f"disk, GB, of each of {len(params.seeds)} seed(s), in the order of the stages"
-    yield from (f"  {name:<31}{size / GB:>9.2f}" for name, size in parts.items() if size)
-    yield f"  {'all':<31}{sum(parts.values()) / GB:>9.2f}"
+    yield from (f"  {name:<31}{size / GB:>9.2f}" for name, size in artifacts.items() if size)
+    yield f"  {'all':<31}{sum(artifacts.values()) / GB:>9.2f}"
 
 
 def dearest(params: Params) -> tuple[Variant, str]:

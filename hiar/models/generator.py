@@ -251,6 +251,9 @@ def load_card(folder: Path) -> Card:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a checkpoint folder, such as artifacts/seed-0/init") from None
     except OSError as error:
+        if folder.is_file():
+            line = f"{folder}: is a file; name a folder, which `hiar import` makes of others' weights"
+            raise UserError(line) from None
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a checkpoint folder") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; make the checkpoint anew") from None

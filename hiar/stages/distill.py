@@ -15,7 +15,7 @@ from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, clone, load_generator, walk_of
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
-from hiar.stages.pairs import Trajectories
+from hiar.stages.pairs import Trajectories, levels_needed, require_levels
 from hiar.stages.roles import new_role
 from hiar.stages.solved_pairs import open_pairs
 from hiar.stages.validation import validation
@@ -56,6 +56,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         teacher.text.to(device)
         pairs = open_pairs(params, workspace, seed, device) if method.forward_kl or method.forcing else None
         if pairs is not None:
+            require_levels(params, pairs.sigmas, levels_needed(params, method.forcing is not None), str(paths.pairs))
             teacher.prepare(pairs.captions)  # before the other networks are beside it
         if spec.validation is not None or (spec.windows > 1 and begins_apart(teacher.codec)):
             teacher.codec.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,29 +18,35 @@ from hiar.stages.pairs import CAPTIONS, load_pairs, load_shard
 from hiar.worlds.interface import foreign_pairs, write_foreign_pairs
 
 
-def import_pairs(source: Path, out: Path, levels: float | tuple[float, ...], shard: int) -> str:
+def import_pairs(
+    source: Path, out: Path, levels: float | tuple[float, ...], shard: int, *, without_last: bool = False
+) -> str:
     """Write the pairs in ``source`` as an artifact that ``pairs.source`` names; returns what they are, in words.
 
     levels: at which their states were kept but for the clean one, or the shift of even steps. shard: pairs a file.
+    without_last: what lies last is no state of the trajectory, whose end lies before it, and is left out.
     Raises UserError for what is damaged or not of one kind, or of another number of levels; nothing is then there under
     the name of ``out``.
     """
     check_folder("--out", out, "pairs")
     captions: list[str] = []
     held: list[Tensor] = []
-    with unfinished(out, {"imported from": str(source.resolve()), "levels": levels, "shard": shard}, "pairs") as folder:
+    key: dict[str, Any] = {"imported from": str(source.resolve()), "levels": levels, "shard": shard}
+    key |= {"without last": True} if without_last else {}
+    with unfinished(out, key, "pairs") as folder:
 
         def write() -> None:
             first = len(captions) - len(held)
-            states = {"states": torch.stack(held)}
-            write_shard(shard_path(folder, first // shard), states, {"first": str(first)})
+            rows = {"states": torch.stack(held)}
+            write_shard(shard_path(folder, first // shard), rows, {"first": str(first)})
             held.clear()
 
         with Progress("import", None, unit="pairs") as progress:
             for pair in foreign_pairs(source):
+                states = pair.states[:-1] if without_last else pair.states
                 if not captions:
-                    sigmas = _sigmas(levels, len(pair.states), source)
-                held.append(pair.states)
+                    sigmas = _sigmas(levels, len(states), source)
+                held.append(states)
                 captions.append(one_line(pair.prompt))
                 if len(held) == shard:
                     write()

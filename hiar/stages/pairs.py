@@ -100,8 +100,8 @@ def _write_figures(work: Stage, workspace: Path, seed: int, states: Tensor) -> N
 def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed: int) -> None:
     """Take pairs that `hiar import-pairs` wrote, without a second copy where the file system allows that.
 
-    Where they have more levels than the student, as Causal-Forcing's, its own are copied.
-    Raises UserError unless they are of the experiment's size and number, and have its levels.
+    Where they have more levels than the student, its own are copied. Raises UserError unless they are of the
+    experiment's size and number, and have the levels that it needs (`levels_needed`).
     """
     require_content(source / MANIFEST, work.params.pairs.source_sha256, "pairs.source_sha256")
     pairs, schedule, params = load_pairs(source), work.params.schedule, work.params
@@ -113,16 +113,17 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
         raise UserError(f"{where}: has trajectories {found} {axes}, the experiment's are {wanted}; name others")
     levels = student_sigmas(schedule)
     same = (levels[:, None] - pairs.sigmas).abs() < SAME_LEVEL  # (ours, theirs)
-    if not same.any(dim=1).all():
-        theirs, ours = (", ".join(f"{sigma:.6g}" for sigma in one.tolist()) for one in (pairs.sigmas, levels))
-        remedy = "change schedule.student_shift or student_levels, or name others"
-        raise UserError(f"{where}: its levels are {theirs}, the student's {ours}; {remedy}")
+    own = bool(same.any(dim=1).all())
+    if not own:
+        forced = any(params.variant(name).forcing for name in params.compare.distill)
+        require_levels(params, pairs.sigmas, levels_needed(params, params.init.kind == "ode" or forced), where)
     if len(pairs.states) != params.pairs.count:
         raise UserError(
             f"params.yaml: pairs.count = {params.pairs.count}: {source} holds {len(pairs.states)}; give that number"
         )
     manifest = read_manifest(source, "pairs")
-    said, read = facts(source, manifest, _Facts), same.int().argmax(dim=1)
+    said = facts(source, manifest, _Facts)
+    read = same.int().argmax(dim=1) if own else torch.arange(len(pairs.sigmas))
     assert said.shard is not None  # as they are stored
     for name in manifest["files"]:
         (work.folder / name).unlink(missing_ok=True)  # of a start that was interrupted
@@ -136,7 +137,28 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
         states = load_shard(source, index)[:, read]
         write_shard(shard_path(work.folder, index), {"states": states}, {"first": str(index * said.shard)})
     _write_figures(work, workspace, seed, load_shard(work.folder, 0))
-    work.finish("pairs", count=said.count, shard=said.shard, sigmas=levels.tolist(), source=source.name)
+    sigmas = pairs.sigmas[read] if not own else levels
+    work.finish("pairs", count=said.count, shard=said.shard, sigmas=sigmas.tolist(), source=source.name)
+
+
+def levels_needed(params: Params, every: bool) -> int:
+    """How many of the student's levels, from the first on, pairs have to have: ``every`` one, or what forward-KL needs.
+
+    That evaluates the student at the first K, and steps along the trajectory from there, wherever its states lie.
+    """
+    kl = [params.variant(name).forward_kl for name in params.compare.distill]
+    steps = [one.steps for one in kl if one is not None]
+    return params.schedule.student_steps + 1 if every else max(steps, default=0)
+
+
+def require_levels(params: Params, sigmas: Tensor, count: int, where: str) -> None:
+    """Raise UserError, of ``where``, unless the first ``count`` levels of pairs are the student's, and more follow."""
+    levels = student_sigmas(params.schedule)
+    same = len(sigmas) > min(count, len(levels) - 1)
+    if not (same and torch.allclose(sigmas[:count], levels[:count], rtol=0, atol=SAME_LEVEL)):
+        theirs, ours = (", ".join(f"{sigma:.6g}" for sigma in one.tolist()) for one in (sigmas, levels))
+        remedy = "change schedule.student_shift or student_levels, or name others"
+        raise UserError(f"{where}: its levels are {theirs}, the student's {ours}; {remedy}")
 
 
 def _make_shards(work: Stage, teacher: Generator, seed: int, captions: Sequence[str]) -> None:

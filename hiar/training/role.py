@@ -43,7 +43,8 @@ def make_role(
     """
     average = None
     if settings.ema is not None:
-        average = AveragedModel(module, multi_avg_fn=_averager(settings.ema)).requires_grad_(False)
+        averager = _averager(settings.ema, growing=settings.ema_from == 0)
+        average = AveragedModel(module, multi_avg_fn=averager).requires_grad_(False)
     if ranks.mesh is not None:  # after the copy, which cannot be made of what is sharded
         shard(module, ranks)
         if average is not None:
@@ -120,12 +121,15 @@ def lr_factor(settings: config.Optimizer, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _averager(decay: float) -> Average:
-    """Exponential average whose memory grows with the number of updates, so that early weights are soon forgotten."""
+def _averager(decay: float, growing: bool) -> Average:
+    """Exponential average; a ``growing`` one's memory grows with the number of updates, up to the decay's.
+
+    Early weights of a training are so soon forgotten. An average that leaves them out has nothing to forget.
+    """
 
     @torch.no_grad()
     def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        weight = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        weight = 1 - (min(decay, (1 + int(count)) / (10 + int(count))) if growing else decay)
         torch._foreach_lerp_([local(a) for a in averaged], [local(c) for c in current], weight)
 
     return average

@@ -193,6 +193,13 @@ class World(Protocol):
         """Rows of a prompt's embedding."""
         ...
 
+    def kept(self, prompts: int) -> tuple[int, int]:
+        """Of ``prompts`` draws of a prompt, how many are different ones that are kept embedded on the disk, at most.
+
+        And the bytes that they take there. Nothing is kept where embedding takes no time.
+        """
+        ...
+
     def load_transformer(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> WanTransformer3DModel:
         """The transformer in a folder, in a type but for what Wan keeps in full. Raises UserError when it is broken.
 

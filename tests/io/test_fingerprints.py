@@ -13,7 +13,7 @@ import pytest
 
 from hiar.errors import UserError
 from hiar.io import fingerprints
-from hiar.io.fingerprints import RECORDS, fingerprint
+from hiar.io.fingerprints import RECORDS, cache_folder, fingerprint
 from hiar.io.locks import LOCK
 
 
@@ -159,3 +159,22 @@ def test_a_broken_record_is_one_line(model: Path, cache: Path, content: str) -> 
     (cache / RECORDS).write_text(content)
     with pytest.raises(UserError, match=rf"^[^\n]*{RECORDS}: is no record of fingerprints; delete it, [^\n]*$"):
         fingerprint(model, cache)
+
+
+def test_the_cache_is_where_it_is_asked_to_be_and_a_user_without_a_home_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose user has a number and no name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HIAR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "hiar"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "hiar"
+    monkeypatch.setenv("HIAR_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    for name in ("HOME", "HIAR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # whom no machine knows
+    with pytest.raises(UserError, match=r"^HIAR_CACHE: is not set, and this user has no home folder"):
+        cache_folder()

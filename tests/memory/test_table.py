@@ -149,6 +149,18 @@ def test_a_plan_says_how_often_prompts_are_embedded() -> None:
         assert told.endswith(f": {len(loads)} times at most")
 
 
+def test_a_plan_says_what_embeddings_take_also_of_others_captions() -> None:
+    """Without file and base each draw of student and critic may be another prompt, of all tokens, and so each pair."""
+    recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
+    recipe = merge(recipe, {"runtime": {"processes": None}, "distill": {"steps": 3, "batch": 2, "critic_batch": 4}})
+    for source, count in ((None, 10), ("models/pairs", 10), ("models/pairs", 7)):
+        pairs = {"pairs": {"source": source, "count": count}}
+        models = open_models(parse_params(merge(recipe, pairs), Path("recipe")))
+        *_, told = islice(lines(models, (), 1, 1, 80 * GB), 3)
+        prompts = 3 * 2 + 3 * 5 * 4 + count
+        assert told.startswith(f"their embeddings: up to {prompts * 512 * 4096 * 2 / GB:.2f} GB of {prompts} prompts")
+
+
 def test_a_plan_adds_up() -> None:
     said = list(lines(models_of(), ("init", "pairs"), 2, 3, 80 * GB))
     assert "2 sample(s) a GPU at a time; 3 GPUs of 80 GB, of which 90% may be filled" in said[0]

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from students import save_attentive_student, smoke_params
 from torch import Tensor
 
-from hiar.config import Params
+from hiar.config import Adopted, Params
 from hiar.errors import UserError
 from hiar.io.artifacts import read_manifest, write_manifest
 from hiar.io.process_group import Ranks
@@ -169,7 +169,6 @@ def test_imported_pairs_may_lie_at_levels_that_follow_no_shift(foreign: Path, wo
 
 
 def test_of_more_levels_than_the_student_has_its_own_are_taken(foreign: Path, workspace: Path) -> None:
-    """As of Causal-Forcing's pairs, which have the last step but one of the solver beside the student's."""
     source, levels = workspace / "theirs", (1.0, 0.757, 0.522, 0.1)
     import_pairs(foreign, source, levels, shard=4)
     params = params_of(source=source)
@@ -186,6 +185,36 @@ def test_of_more_levels_than_the_student_has_its_own_are_taken(foreign: Path, wo
             (header,) = shard.metadata().values()
             assert json.loads(header)["metadata"] == {"first": str(4 * index)}
     assert len(shards(Paths(workspace, 0).pairs)) == len(shards(source)) == 3
+
+
+def test_pairs_that_serve_the_regulariser_alone_have_levels_of_their_own(foreign: Path, workspace: Path) -> None:
+    """HiAR's lie at shift 8, its student's at 5: of the first step they share the start, of later ones nothing.
+
+    What reads more of their levels refuses them, also where they were taken for something that does not.
+    """
+    source = workspace / "theirs"
+    import_pairs(foreign, source, 8.0, shard=4)
+    params = params_of(source=source)
+    variants = {"hiar": params.variant("hiar"), "causvid": params.variant("causvid")}
+    kl = variants["hiar"].forward_kl
+    assert kl is not None
+    variants["deep"] = variants["hiar"].model_copy(update={"forward_kl": kl.model_copy(update={"steps": 2})})
+    adopted = Adopted.model_construct(kind="adopted", source=source, validation=None)
+
+    def of(init: object, *distilled: str) -> Params:
+        compared = params.compare.model_copy(update={"distill": [*distilled]})
+        return params.model_copy(update={"init": init, "compare": compared, "variants": variants})
+
+    for other in (of(params.init, "hiar"), of(adopted, "deep"), of(adopted, "hiar", "causvid")):
+        with pytest.raises(UserError, match=r"pairs.source = .*: its levels are 1, .*, the student's 1, "):
+            pairs.run(other, workspace, 0)
+    pairs.run(of(adopted, "hiar"), workspace, 0)
+    ours, theirs = (pairs.load_pairs(place) for place in (Paths(workspace, 0).pairs, source))
+    assert torch.equal(ours.sigmas, theirs.sigmas)
+    assert torch.equal(ours.states[torch.arange(11)], theirs.states[torch.arange(11)])
+    for changed, every in ((of(adopted, "deep"), False), (of(adopted, "hiar"), True)):
+        with pytest.raises(UserError, match=r"^made: its levels are 1, "):
+            pairs.require_levels(changed, ours.sigmas, pairs.levels_needed(changed, every), "made")
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])

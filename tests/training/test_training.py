@@ -386,9 +386,12 @@ def test_the_average_starts_from_the_first_weights_and_follows(tmp_path: Path) -
 
 
 def test_the_first_average_is_a_copy_and_a_late_one_leaves_out_what_came_before() -> None:
-    """Update by update; where averaging would begin after the end, the last weights are what is kept."""
+    """Update by update; where averaging would begin after the end, the last weights are what is kept.
+
+    A late one has its decay at once, as the released code's, which begins at their step 200.
+    """
     accelerator = Accelerator(cpu=True)
-    for first, steps, averaged in ((0, 3, [0, 1, 2]), (2, 4, [2, 3]), (9, 3, [2])):
+    for first, steps, averaged in ((0, 3, [0, 1, 2]), (2, 5, [2, 3, 4]), (9, 3, [2])):
         settings = SETTINGS.model_copy(update={"muon": None, "ema": 0.5, "ema_from": first})
         role = make_role(torch.nn.Linear(2, 1, bias=False), settings, steps)
         weight, initial = role.module.weight, role.module.weight.detach().clone()
@@ -397,7 +400,8 @@ def test_the_first_average_is_a_copy_and_a_late_one_leaves_out_what_came_before(
             weight.grad = torch.ones_like(weight)
             update(role, step, accelerator)
             if step in averaged:
-                decay = min(0.5, (1 + count) / (10 + count)) if count else 0.0
+                growing = min(0.5, (1 + count) / (10 + count))
+                decay = (0.5 if first else growing) if count else 0.0
                 expected, count = decay * expected + (1 - decay) * weight.detach(), count + 1
             torch.testing.assert_close(kept(role).weight, expected)
         assert not torch.equal(expected, initial)

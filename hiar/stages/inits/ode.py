@@ -12,13 +12,17 @@ from hiar.models.denoiser import Denoiser
 from hiar.models.generator import clone
 from hiar.noise import stream
 from hiar.stages.inits.job import Job, LossAt, Trained, fit
-from hiar.stages.pairs import Trajectories, at_levels
+from hiar.stages.pairs import Trajectories, at_levels, levels_needed, require_levels
 from hiar.stages.roles import new_role
 from hiar.training.role import kept_weights
 
 
 def make(job: Job, spec: Ode) -> Trained:
-    """The bidirectional teacher's weights, trained on its own trajectories."""
+    """The bidirectional teacher's weights, trained on its own trajectories.
+
+    Raises UserError for trajectories at other levels than the student's, as imported ones may be.
+    """
+    require_levels(job.params, job.pairs.sigmas, levels_needed(job.params, every=True), str(job.work.parents["pairs"]))
     return regress(job, job.teacher.denoiser, job.pairs, spec.training, spec.sigma_floor)
 
 

@@ -87,6 +87,9 @@ class Shapes:
         assert params.model
         return params.model.text_length
 
+    def kept(self, prompts: int) -> tuple[int, int]:
+        return 0, 0
+
     def load_transformer(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> WanTransformer3DModel:
         transformer = load_model(WanTransformer3DModel, folder)
         if dtype is not None:

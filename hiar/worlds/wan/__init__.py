@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn, Self
 
+import numpy as np
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
@@ -16,10 +17,11 @@ from hiar.errors import UserError
 from hiar.io.files import file_hash
 from hiar.io.fingerprints import cache_folder
 from hiar.io.locks import locked
-from hiar.worlds.interface import SPLIT, TEXT, TRANSFORMER, Lora, Part, Trainable
+from hiar.noise import Purpose, stream
+from hiar.worlds.interface import PURPOSES, SPLIT, TEXT, TRANSFORMER, Lora, Part, Trainable
 from hiar.worlds.wan.base import convert_base
 from hiar.worlds.wan.codec import WanCodec, load_codec
-from hiar.worlds.wan.embeddings import Embeddings, embed
+from hiar.worlds.wan.embeddings import Embeddings, embed, embedding_bytes
 from hiar.worlds.wan.exchange import bring_in, describe, send_out
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.outline import outline
@@ -30,6 +32,7 @@ from hiar.worlds.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, encoder_width, enc
 from hiar.worlds.wan.tiny import make_tiny_wan
 
 TINY = Path("tiny")
+SHUFFLED: dict[str, Purpose] = {"distill": "distill prompts", "critic": "critic prompts"}
 
 __all__ = ["convert_base", "describe", "open_world"]
 
@@ -55,12 +58,16 @@ class Wan:
             raise UserError(f"prompt {prompt[:40]!a}: character {error.start} is no text; give it in UTF-8") from None
 
     def prompts(self, *, seed: int, first: int, count: int) -> list[str]:
-        """Lines of the file, the same for every purpose, again from its start at its end."""
+        """Lines of the file, in its order, again from its start at its end.
+
+        A student and its critic learn on them in orders of their own, another one each time: neighbours in files of
+        what users asked for are often variations of one prompt, and a batch of them would be of one kind.
+        """
         path, content = self.settings.prompts, self.settings.prompts_sha256
         if path is None:
             raise UserError("params.yaml: world.prompts: is null; name a text file with one prompt a line")
         lines = _lines(path, content, path.stat().st_mtime_ns if path.exists() else 0)
-        return [lines[number % SPLIT % len(lines)] for number in range(first, first + count)]
+        return [lines[_place(number, len(lines), seed)] for number in range(first, first + count)]
 
     def clips(self, *, seed: int, first: int, count: int, frames: int) -> NoReturn:
         raise ValueError("Wan has no clips of its own")
@@ -91,7 +98,7 @@ class Wan:
         """The base; the tiny one is made when it is first needed."""
         assert self.base is not None
         if self.settings.base == TINY:
-            with locked(self.base.parent):
+            with locked(self.base.parent), torch.device("cpu"):  # where a plan asks first, networks have no memory
                 if not self.base.exists():
                     make_tiny_wan(self.base, seed=0)
         return self.base
@@ -101,6 +108,15 @@ class Wan:
 
     def words(self, params: config.Params) -> int:
         return MAX_TOKENS
+
+    def kept(self, prompts: int) -> tuple[int, int]:
+        """Of a file that is not there yet every draw may be another prompt, and a prompt may have all tokens."""
+        assert self.base is not None
+        path, lines = self.settings.prompts, []
+        if path is not None and path.exists():
+            lines = list(dict.fromkeys(_lines(path, None, path.stat().st_mtime_ns)))
+            prompts = min(prompts, len(lines))
+        return prompts, prompts * embedding_bytes(self.base, lines)
 
     def load_transformer(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> WanTransformer3DModel:
         """A checkpoint's own transformer, or the base's that it refers to."""
@@ -164,6 +180,20 @@ def _base(folder: Path) -> Path:
     if base is None:
         raise UserError(f"{folder}: refers to no base model; make the checkpoint anew, or import it again")
     return base
+
+
+def _place(number: int, lines: int, seed: int) -> int:
+    """The line of a prompt, by its number."""
+    purpose, place = divmod(number, SPLIT)
+    turn, place = divmod(place, lines)
+    shuffled = SHUFFLED.get(PURPOSES[purpose])
+    return place if shuffled is None else int(_order(shuffled, seed, turn, lines)[place])
+
+
+@lru_cache(maxsize=4)
+def _order(purpose: Purpose, seed: int, turn: int, lines: int) -> np.ndarray:
+    """All lines of a file, as they are gone through the ``turn``th time."""
+    return stream(purpose, seed, step=turn).permutation(lines)
 
 
 @lru_cache

@@ -26,10 +26,12 @@ from hiar.io.fingerprints import fingerprint
 from hiar.io.locks import LOCK, locked
 from hiar.io.progress import Progress
 from hiar.io.shards import write_shard
-from hiar.worlds.wan.text import TextEncoder, load_text_encoder, pad
+from hiar.worlds.wan.outline import UMT5_XXL
+from hiar.worlds.wan.text import MAX_TOKENS, TextEncoder, clean, encoder_width, load_text_encoder, load_tokenizer, pad
 
 FOLDER = "embeddings"  # in the cache, beside the fingerprints of base models, of which no file is hashed twice
 SHARD = 64  # prompts in a shard: held in memory at a time, and lost by a kill
+SAMPLE = 256  # prompts whose length stands for that of all
 
 
 class Embeddings:
@@ -109,6 +111,21 @@ def embed(
             if left := {key for key in missing if not embeddings.holds(key)}:
                 _encode_missing(prompts, left, embeddings, base, dtype, device, batch)
     return embeddings
+
+
+def embedding_bytes(base: Path, prompts: Sequence[str]) -> int:
+    """Bytes that an embedding by a base's encoder takes on the disk, of bf16 as GPUs compute it.
+
+    Of a mean prompt among ``prompts``, where there are some and the base's tokenizer is there, else of the longest.
+    """
+    there = (base / "text_encoder" / "config.json").exists()
+    width = encoder_width(base) if there else int(UMT5_XXL["d_model"])
+    tokens = MAX_TOKENS
+    if prompts and (base / "tokenizer" / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(base)
+        some = prompts[:: -(-len(prompts) // SAMPLE)]
+        tokens = -(-sum(len(tokenizer.encode(clean(prompt)).ids) for prompt in some) // len(some))
+    return tokens * width * torch.bfloat16.itemsize
 
 
 def encoder_identity(base: Path, cache: Path, dtype: torch.dtype) -> str:

@@ -15,6 +15,7 @@ from hiar.worlds.wan.formats.configs import read_config
 from hiar.worlds.wan.formats.lora import add_lora
 from hiar.worlds.wan.formats.sources import Found, Weights, open_source, weights_in
 from hiar.worlds.wan.formats.writing import write_diffusers, write_original, write_student
+from hiar.worlds.wan.references import folders_of
 
 FORMS = ("diffusers", "wan", "self-forcing")
 LINKED = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "vae")  # of the base, in a pipeline's folder
@@ -25,8 +26,8 @@ def open_foreign(source: Path, weights: str | None, base: Path) -> Found:
     """A transformer wherever it lies, of the size of the base's. Raises UserError when it is none, or not whole."""
     if weights is not None and weights not in get_args(Weights):
         raise UserError(f"--weights = {weights}: is no set of weights; {suggest(weights, get_args(Weights))}")
-    config = base / TRANSFORMER / "config.json"
-    wanted = read_config(config, {})
+    [folder] = folders_of(base, TRANSFORMER)
+    wanted = read_config(folder / "config.json", {})
     return open_source(source, weights=weights, base=wanted)  # type: ignore[arg-type]
 
 

@@ -23,6 +23,7 @@ FOLDERS: dict[Part, tuple[str, ...]] = {  # of a base in diffusers' layout
     TEXT: ("text_encoder", "tokenizer"),
     CODEC: ("vae",),
 }
+ORIGINAL = "config.json"  # of the transformer lies in the folder itself where the layout is the original's
 
 
 class _Reference(BaseModel):
@@ -35,7 +36,7 @@ class _Reference(BaseModel):
 
 def refer(folder: Path, base: Path, part: Part, verify: bool = False) -> None:
     """Make ``folder`` stand for a part of ``base``. Raises UserError when the part is not there."""
-    content = fingerprint(_files(base, part), cache_folder(), verify)
+    content = fingerprint(folders_of(base, part), cache_folder(), verify)
     folder.mkdir(exist_ok=True)
     said = _Reference(base=str(base.resolve()), part=part, content=content)
     write_json(folder / REFERENCE, said.model_dump())
@@ -65,7 +66,7 @@ def referred(folder: Path, verify: bool = False) -> tuple[Path, str] | None:
     base = Path(said.base)
     if not base.is_dir():
         raise UserError(f"{path}: base = {said.base}: no such folder; bring the base model back, or mend the path here")
-    if fingerprint(_files(base, said.part), cache_folder(), verify) != said.content:
+    if fingerprint(folders_of(base, said.part), cache_folder(), verify) != said.content:
         raise UserError(
             f"{path}: base = {said.base}: its {said.part} is another now; bring the one back that the checkpoint was "
             "made with, or make the checkpoint anew"
@@ -73,9 +74,22 @@ def referred(folder: Path, verify: bool = False) -> tuple[Path, str] | None:
     return base, said.content
 
 
-def _files(base: Path, part: Part) -> Sequence[Path]:
+def folders_of(base: Path, part: Part) -> Sequence[Path]:
+    """The folders of a part of a base. Raises UserError when one is not there, with what ``base`` is instead."""
     folders = [base / name for name in FOLDERS[part]]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; name a base model of Wan2.1 in diffusers' layout")
+            raise UserError(f"{folder}: no such folder; {_instead(base)}")
     return folders
+
+
+def _instead(base: Path) -> str:
+    """What to do about a base that is none: people have the original's folder, a hub's cache, or only a name."""
+    snapshots = [place for place in sorted(base.glob("snapshots/*")) if (place / "transformer").is_dir()]
+    if snapshots:
+        return f"{base} is a cache of models; name {snapshots[-1]}"
+    if (base / ORIGINAL).exists():
+        return f"{base} is in the original's layout; `hiar base {base} --out NEW` makes a base of it, once"
+    if not base.exists():
+        return "name a base model of Wan2.1 in diffusers' layout, a folder of this machine: nothing is fetched"
+    return "name a base model of Wan2.1 in diffusers' layout"

@@ -23,7 +23,7 @@ from hiar.io.progress import Progress
 from hiar.io.shards import write_shard
 from hiar.worlds.interface import TEXT
 from hiar.worlds.wan import CachedText, embeddings
-from hiar.worlds.wan.embeddings import Embeddings, embed
+from hiar.worlds.wan.embeddings import Embeddings, embed, embedding_bytes
 from hiar.worlds.wan.references import refer
 from hiar.worlds.wan.text import MAX_TOKENS, TextEncoder, load_text_encoder, pad
 
@@ -113,6 +113,24 @@ def test_valid_rows_alone_are_kept_in_their_own_type(base: Path, tmp_path: Path)
         held = {tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     lengths = [len(rows) for rows in load_text_encoder(base).rows(PROMPTS[:3])]
     assert held == {(length, 32) for length in lengths}
+
+
+def test_what_embeddings_will_take_is_told_before_any_is_made(base: Path, tmp_path: Path) -> None:
+    """To a token a prompt, where tokenizer and prompts are there; else as if each had all the tokens that Wan reads."""
+    prompts = [
+        "A fox.",
+        "A red fox trots along a snowy ridge.",
+        "Rain &amp; wind, an old tram in the night, no people.",
+    ]
+    embed(prompts, base, tmp_path, torch.bfloat16)
+    (shard,) = tmp_path.rglob("*.safetensors")
+    with safe_open(shard, framework="pt") as file:
+        rows = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 (not a mapping)
+    width, made = rows[0].shape[1] * rows[0].element_size(), sum(row.nbytes for row in rows)
+    told = embedding_bytes(base, prompts)
+    assert made <= len(prompts) * told < made + len(prompts) * width
+    assert embedding_bytes(base, []) == MAX_TOKENS * width
+    assert embedding_bytes(tmp_path / "Wan2.1-T2V-1.3B", prompts) == 512 * 4096 * 2
 
 
 def test_the_encoder_is_needed_for_what_is_missing_only(text: Path, cache: Path) -> None:

@@ -327,9 +327,12 @@ def test_what_cannot_be_imported_is_one_line_and_writes_nothing(
         assert words in said, said
         assert said.startswith("error: ")
     assert not Path("ran").exists()
-    assert not Path("im").exists()
+    assert not list(Path().glob("im*"))
     said = run("import", released, "--base", tmp_path / "gone", *hiar, "--out", "im", code=2)
-    assert "gone" in said
+    assert "gone" in said and "nothing is fetched" in said
+    for command in (("sample", "--frames", 3), ("stream",)):
+        said = run(*command, "--checkpoint", released, "--prompt", PROMPT, "--out", "im.mp4", code=2)
+        assert f"{released}: is a file; name a folder, which `hiar import` makes" in said
 
 
 def test_what_cannot_be_exported_is_one_line_and_writes_nothing(run: Callable[..., str], student: Path) -> None:

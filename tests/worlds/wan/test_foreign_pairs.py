@@ -45,6 +45,19 @@ def write_lmdb(folder: Path) -> Path:
     return folder
 
 
+def test_what_lies_behind_the_end_of_a_trajectory_is_left_out(tmp_path: Path) -> None:
+    """Of Causal-Forcing's, the data's clip: what is clean is the state before it, at levels of one step less."""
+    source = write_files(tmp_path / "source")
+    run = hiar("import-pairs", source, "--shift", 5, "--without-last", "--out", "pairs", folder=tmp_path)
+    assert "in float32, at levels 1, 0.9091, 0.7143, 0" in run.stdout
+    pairs = load_pairs(tmp_path / "pairs")
+    for number, theirs in enumerate(THEIRS):
+        assert torch.equal(pairs.states[torch.tensor([number]), -1][0], theirs[-2].transpose(0, 1))
+        assert torch.equal(pairs.states[torch.tensor([number]), 0][0], theirs[0].transpose(0, 1))
+    import_pairs(source, tmp_path / "pairs", levels=5.0, shard=16)
+    assert load_pairs(tmp_path / "pairs").states[torch.tensor([0])].shape[1] == STATES
+
+
 def test_a_folder_of_files_comes_with_every_state_in_its_place(tmp_path: Path) -> None:
     said = import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", levels=8.0, shard=2)
     assert (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from hiar.errors import UserError
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Part
-from hiar.worlds.wan.references import REFERENCE, locate, refer
+from hiar.worlds.wan.references import FOLDERS, REFERENCE, locate, refer, referred
 
 PLACES: list[tuple[Part, str]] = [
     (TRANSFORMER, "transformer/config.json"),
@@ -49,3 +51,29 @@ def test_a_base_is_found_from_everywhere_and_a_note_that_is_none_is_told(
         locate(tmp_path / "part")
     with pytest.raises(UserError, match=r"vae: no such folder; name a base model of Wan2\.1"):
         refer(tmp_path / "part", tmp_path, CODEC)
+
+
+def test_what_people_name_in_the_place_of_a_base_is_told_with_what_to_do(base: Path, tmp_path: Path) -> None:
+    """A hub's cache, whose files are links in the newest of its snapshots; the original's folder; a name alone."""
+    cache, original = tmp_path / "models--Wan-AI--Wan2.1", tmp_path / "Wan2.1-T2V-1.3B"
+    snapshot = cache / "snapshots" / "0fad"
+    (cache / "blobs").mkdir(parents=True)
+    for number, path in enumerate(path for path in base.rglob("*") if path.is_file()):
+        blob, link = cache / "blobs" / str(number), snapshot / path.relative_to(base)
+        shutil.copyfile(path, blob)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (cache / "snapshots" / "half").mkdir()  # of a download that has just begun
+    original.mkdir()
+    (original / "config.json").write_text("{}")
+    for named, words in (
+        (cache, f"is a cache of models; name {snapshot}"),
+        (original, f"`hiar base {original} --out NEW` makes a base of it"),
+        (Path("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"), "a folder of this machine: nothing is fetched"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            refer(tmp_path / "part", named, TRANSFORMER)
+    for part in FOLDERS:
+        refer(tmp_path / part, snapshot, part)
+        refer(tmp_path / "part", base, part)
+        assert referred(tmp_path / part)[1] == referred(tmp_path / "part")[1]  # type: ignore[index]

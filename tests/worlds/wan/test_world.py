@@ -49,6 +49,7 @@ from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
 from hiar.worlds.wan import CachedText, embeddings
 from hiar.worlds.wan.embeddings import Embeddings
+from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.formats.stored import Stored, stored_state
 from hiar.worlds.wan.formats.writing import write_diffusers
 from hiar.worlds.wan.text import NEGATIVE_PROMPT, TextEncoder, load_text_encoder
@@ -560,7 +561,7 @@ def test_a_training_loads_the_text_encoder_once_for_many_prompts(
     found = [prompts(range(first + number, first + number + 2)) for number in range(0, last, 2)]
     assert len(loads) == 3
     held = Embeddings(next((cache_folder() / "embeddings").iterdir()))
-    lines = of_prompts.world.prompts.read_text().splitlines()
+    lines = open_world(of_prompts.world).prompts(seed=0, first=first, count=40)  # all of them, as they are drawn
     assert [line in held for line in lines] == [number < last for number in range(40)]  # none that nobody draws
     assert torch.equal(torch.cat(found), teacher.embed(lines[:last]))
     assert len(loads) == 3
@@ -588,13 +589,51 @@ def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp
     world = params.world.model_copy(update={"prompts": tmp_path / "train.txt"})
     sample = params.sample.model_copy(update={"prompts": tmp_path / "sample.txt"})
     asked = params.model_copy(update={"world": world, "sample": sample})
-    drawn = open_world(world).prompts(seed=0, first=FIRST_CLIP["distill"] + 1, count=3)
+    drawn = open_world(world).prompts(seed=0, first=FIRST_CLIP["pairs"] + 1, count=3)
     assert drawn == ["two", "three", "one"]
-    assert {open_world(world).prompts(seed=0, first=first, count=1)[0] for first in FIRST_CLIP.values()} == {"one"}
     assert sample_world(asked).prompts(seed=5, first=FIRST_CLIP["sample"], count=3) == ["a", "b", "a"]
     without = open_world(params.world.model_copy(update={"prompts": None}))
     with pytest.raises(UserError, match=r"world\.prompts: is null; name a text file"):
         without.prompts(seed=0, first=FIRST_CLIP["pairs"], count=1)
+
+
+def test_of_a_file_that_is_there_each_prompt_is_kept_once(params: Params, tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    world = open_world(params.world.model_copy(update={"prompts": path}))
+    assert world.kept(7)[0] == 7
+    path.write_text("A fox.\nA hare in the snow.\nA fox.\n")
+    several, bytes_of_all = world.kept(7)
+    assert (several, world.kept(1)[0]) == (2, 1)
+    assert world.kept(1)[1] == bytes_of_all // 2
+
+
+def test_a_plan_may_be_the_first_to_ask_for_the_tiny_base(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where networks have no memory, as in a plan, it is made with numbers all the same."""
+    monkeypatch.setenv("HIAR_CACHE", str(tmp_path))
+    world = open_world(params.world.model_copy(update={"base": Path("tiny")}))
+    with torch.device("meta"):
+        assert next(world.outline("codec", params).parameters()).is_meta
+    assert world.base is not None
+    assert all(value.isfinite().all() for value in load_transformer(world.base / "transformer").state_dict().values())
+
+
+def test_a_student_and_its_critic_learn_on_a_file_in_orders_of_their_own(params: Params, tmp_path: Path) -> None:
+    """All lines a turn, in no order of the file's; another one each turn, for each seed, and for the critic."""
+    lines = [f"line {number}" for number in range(40)]
+    (tmp_path / "train.txt").write_text("".join(f"{line}\n" for line in lines))
+    world = open_world(params.world.model_copy(update={"prompts": tmp_path / "train.txt"}))
+
+    def turn(purpose: str, number: int, seed: int = 0) -> list[str]:
+        return world.prompts(seed=seed, first=FIRST_CLIP[purpose] + 40 * number, count=40)
+
+    orders = [turn("distill", 0), turn("distill", 1), turn("distill", 0, seed=1), turn("critic", 0), lines]
+    assert all(sorted(order) == sorted(lines) for order in orders)
+    assert len({*map(tuple, orders)}) == len(orders)
+    across = world.prompts(seed=0, first=FIRST_CLIP["distill"] + 30, count=20)
+    assert across == [*orders[0][30:], *orders[1][:10]]  # of whatever part it is asked, a number has its line
+    assert turn("pairs", 1) == turn("sample", 0) == turn("validation", 0) == lines
 
 
 @pytest.mark.parametrize(("said", "used"), [(None, NEGATIVE_PROMPT), ("", ""), ("blurred", "blurred")])

@@ -1,0 +1,35 @@
+"""What a training stage takes of the host's memory beside what `runtime.offload` puts there, of each process."""
+
+from __future__ import annotations
+
+from hiar import config
+from hiar.memory.counting import network_bytes
+from hiar.memory.forecast import Models, make_meta, meta_role, role_bytes
+
+STATE = "a state until it is written"
+RESULT = "the student at the end"
+
+
+def host(models: Models, stage: str, gpus: int) -> dict[str, int]:
+    """Bytes by what they are; of a state and the student at the end, which is whole, there is one at a time.
+
+    Networks that are copied to the GPU to be trained stay where they were read, and so does a teacher whose place
+    another real score has. That one itself comes out of its file a block at a time, or is gone before a state is there.
+    """
+    params = models.sizes.params
+    whole = network_bytes(make_meta(params, models.student, half=False))
+    trainings: list[config.Optimizer]
+    if stage == "init":
+        held = {"teacher": whole}
+        trainings = [one.optimizer for one in params.init.trainings.values()][-1:]
+    else:
+        held = {"init": whole} | ({} if params.distill.real_score is None else {"teacher": whole})
+        trainings = [params.distill.generator, params.distill.critic]
+    roles = [role_bytes(meta_role(models, one)) for one in trainings]
+    state = sum(size for role in roles for what, size in role.items() if what != "gradients")
+    return held | {STATE: -(-state // gpus), RESULT: whole}
+
+
+def most(parts: dict[str, int]) -> int:
+    """The most bytes of `host` at a time."""
+    return sum(parts.values()) - min(parts[STATE], parts[RESULT])

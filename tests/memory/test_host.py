@@ -1,0 +1,42 @@
+"""What a training takes of the host's memory: networks that stay where they were read, and states to be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import ROOT
+
+from hiar.memory.counting import network_bytes
+from hiar.memory.disk import disk
+from hiar.memory.forecast import Models, make_meta, open_models
+from hiar.memory.host import RESULT, STATE, host, most
+from hiar.parameters import merge, parse_params, read_yaml
+from hiar.workspace import experiment_params
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Models:
+    return open_models(experiment_params(ROOT, "wan2.1-1.3b"))
+
+
+def test_a_distillation_holds_what_it_copied_and_a_state_or_at_last_its_student(recipe: Models) -> None:
+    """The state is the one that is planned for the disk, of which each process has its part."""
+    params = recipe.sizes.params
+    student = network_bytes(make_meta(params, recipe.student, half=False))
+    state = disk(recipe)["states of a training"] // 2
+    assert host(recipe, "distill", 1) == {"init": student, "teacher": student, STATE: state, RESULT: student}
+    assert most(host(recipe, "distill", 1)) == 2 * student + state
+    eight = host(recipe, "distill", 8)
+    assert eight[STATE] == -(-state // 8) < student == eight[RESULT]
+    assert most(eight) == 3 * student
+
+
+def test_a_teacher_that_is_the_real_score_is_on_the_gpu_and_an_init_keeps_its_own_alone() -> None:
+    params = parse_params(merge(read_yaml(ROOT / "params.yaml"), {"distill": {"real_score": None}}), Path("own"))
+    models = open_models(params)
+    assert [*host(models, "distill", 1)] == ["init", STATE, RESULT]
+    init = host(models, "init", 2)
+    assert [*init] == ["teacher", STATE, RESULT]
+    weights = network_bytes(make_meta(params, models.student, half=False))
+    assert weights < 2 * init[STATE] < 4.1 * weights  # with its average, and Muon's one or AdamW's two of the optimiser
