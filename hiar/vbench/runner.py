@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from hiar.errors import RunFailed, UserError
 from hiar.io.files import file_hash, remove, write_json, writing
+from hiar.io.names import tell_of_others
 from hiar.io.progress import Progress, tell
 from hiar.vbench.asking import Item, ask
 from hiar.vbench.clips import clip_folder, clip_frames, clip_rate, clip_seconds, cut
@@ -91,6 +92,7 @@ def score_folder(
     weights = weights or weights_folder()
     suite = read_suite(where.suite)
     videos = read_videos(folder, suite, prompts)
+    tell_of_others(folder)
     standard = is_standard(videos, suite)
     if named is None:
         suitable = [name for name in DIMENSIONS if standard or not DIMENSIONS[name].described]
