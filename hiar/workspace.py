@@ -94,6 +94,14 @@ def experiment_params(root: Path, name: str | None) -> Params:
     return parse_params(experiment_tree(root, name), override_of(root, name.rpartition("+")[2]))
 
 
+def run_params(root: Path, name: str) -> Params:
+    """The parameters with which `hiar run` would run an experiment now: also what is in the files that they name."""
+    experiment_params(root, name)
+    tree = experiment_tree(root, name)
+    _pin_files(tree, root / "runs" / name)
+    return parse_params(tree, override_of(root, name.rpartition("+")[2]))
+
+
 def override_of(root: Path, name: str) -> Path:
     """experiments/NAME.yaml. Raises UserError with the closest known name when there is none."""
     path = root / "experiments" / f"{name}.yaml"
