@@ -106,7 +106,7 @@ def test_an_experiment_whose_parameters_name_files_is_the_one_that_was_run_until
     assert f"{name}: HiAR drifts less than Self-Forcing: undecided" in hiar("tables", name, folder=tmp_path).stdout
     with (tmp_path / "experiments" / "prompts.txt").open("a") as prompts:
         prompts.write("A prompt more.\n")
-    with pytest.raises(UserError, match="is not what experiment 'wan-tiny.table1' says now"):
+    with pytest.raises(UserError, match=r"is not what experiment 'wan-tiny\+table1' says now"):
         table_of(name, partial(run_params, tmp_path), tmp_path)
 
 
