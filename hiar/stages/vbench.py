@@ -79,7 +79,9 @@ def figures_of(results: Mapping[str, Mapping[str, Any]], videos: Sequence[str]) 
     for name, figure in _figures(totals({name: result["value"] for name, result in results.items()})):
         metrics[PREFIX + name] = summarise(_known(values, name)) | {"mean": figure, "n": len(values)}
     fields = ("protocol", "consistency", "device", "weights", "versions")  # the second of some of them alone
-    facts = {name: {field: one[field] for field in fields if field in one} for name, one in results.items()}
+    facts: dict[str, object] = {
+        name: {field: one[field] for field in fields if field in one} for name, one in results.items()
+    }
     return Figures(metrics, values, facts)
 
 
