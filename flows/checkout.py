@@ -49,6 +49,15 @@ def commit_of(folder: Path) -> str:
         return ""
 
 
+def fetch_commits(folder: Path) -> None:
+    """Bring a folder's repository every commit, branch and tag that its remotes have; files stay as they are.
+
+    A worker's clone is made once, for one commit, and knows nothing of what was committed since.
+    Raises UserError when one of them cannot be asked, or says otherwise what a tag is.
+    """
+    _git("fetch", "--all", "--tags", "--quiet", folder=folder)
+
+
 def _clone(repository: str, commit: str) -> Path:
     if not repository or repository.startswith("-"):
         raise UserError(f"{REPOSITORY}: is not set, and the deployment knows no repository; set it, or {PROJECT}")

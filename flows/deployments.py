@@ -16,6 +16,7 @@ from prefect.states import Failed
 from pydantic import Field
 
 from flows.asked import DEPLOYMENT, job_variables, kind_of_pool
+from flows.checkout import fetch_commits
 from flows.cores import Cores
 from flows.devices import environment_on, take_devices
 from flows.experiment import bring_up_to_date, run_stage
@@ -112,7 +113,14 @@ def score(folder: Folder, out: Out = "scores.json") -> State[Any] | None:
 def retention(
     last: Annotated[int, Field(ge=0, description="Runs of each experiment that are kept.")] = 3, delete: Delete = False
 ) -> State[Any] | None:
-    """Delete from the store what nothing keeps, as `hiar storage gc` does."""
+    """Delete from the store what nothing keeps, as `hiar storage gc` does, after all commits have been fetched.
+
+    Fails where they cannot be: what commits of others name would count for nothing.
+    """
+    try:
+        fetch_commits(Path.cwd())
+    except UserError as error:
+        return Failed(message=str(error), data=error)
     return _hiar("storage", "gc", "--last", str(last), *(["--delete"] if delete else []))
 
 

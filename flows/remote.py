@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,6 +26,8 @@ from hiar.io.progress import Progress
 from hiar.storage.runs import DEFAULT
 
 PUSHED = Path(".dvc", "tmp", "hiar-pushed")  # the state of the workspace that was last pushed as a whole
+# How long that counts: what no run that a store knows keeps is deleted there (`hiar storage gc`), and may be kept now.
+PUSHED_SECONDS = 24 * 3600.0
 # Of a remote that does not answer; botocore's own, a minute, is waited for five times.
 PATIENCE = {"connect_timeout": 10, "read_timeout": 60}
 
@@ -76,7 +79,7 @@ def remote_of(workspace: Path) -> Remote | None:
 
 def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None]) -> bool:
     """Push everything that is not known to be there; whether all is. A failure is one line."""
-    if remote.has(PUSHED):
+    if remote.has(PUSHED) and time.time() - (remote.workspace / PUSHED).stat().st_mtime < PUSHED_SECONDS:
         return True
     state = remote.state()
 

@@ -22,6 +22,7 @@ from hiar.errors import InUse, UserError, suggest
 from hiar.io.files import file_hash, write_text, writing
 from hiar.io.fingerprints import cache_folder, fingerprint
 from hiar.io.manifests import MANIFEST
+from hiar.io.progress import tell
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.vbench.doctor import check_scoring
 
@@ -94,6 +95,14 @@ def experiment_params(root: Path, name: str | None) -> Params:
     return parse_params(experiment_tree(root, name), override_of(root, name.rpartition("+")[2]))
 
 
+def run_params(root: Path, name: str) -> Params:
+    """The parameters with which `hiar run` would run an experiment now: also what is in the files that they name."""
+    experiment_params(root, name)
+    tree = experiment_tree(root, name)
+    _pin_files(tree, root / "runs" / name)
+    return parse_params(tree, override_of(root, name.rpartition("+")[2]))
+
+
 def override_of(root: Path, name: str) -> Path:
     """experiments/NAME.yaml. Raises UserError with the closest known name when there is none."""
     path = root / "experiments" / f"{name}.yaml"
@@ -137,13 +146,17 @@ def open_workspace(root: Path, name: str | None) -> Path:
 def _pin_files(tree: dict[str, Any], workspace: Path) -> None:
     """Say what is in the files that parameters name, where it is not said: DVC compares parameters, not these files.
 
-    What is missing is left to the stage that reads it.
+    What is missing is left to the stage that reads it, perhaps on another machine, and told: it may be days away.
     """
 
     def pin(settings: dict[str, Any], field: str, content: Callable[[Path], str], part: str = "") -> None:
         name, said = settings.get(field), f"{field}_sha256"
-        if name is not None and settings.get(said) is None and (path := workspace / name / part).exists():
+        if name is None or settings.get(said) is not None:
+            return
+        if (path := workspace / name / part).exists():
             settings[said] = content(path)
+        else:
+            tell(f"{path}: is not there, and the stage that reads it will need it ({field} of the parameters)")
 
     pin(tree["world"], "prompts", file_hash)
     pin(tree["sample"], "prompts", file_hash)

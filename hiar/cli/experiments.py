@@ -89,9 +89,9 @@ def tables(
     Tables, claims and the rule of verdicts are in experiments/paper/tables.yaml.
     """
     from hiar.stages.tables import table_of, write_tables
-    from hiar.workspace import experiment_params
+    from hiar.workspace import run_params
 
-    found = {name: table_of(name, partial(experiment_params, Path()), Path()) for name in dict.fromkeys(experiments)}
+    found = {name: table_of(name, partial(run_params, Path()), Path()) for name in dict.fromkeys(experiments)}
     apart = {Path("runs", name, "reports"): [one] for name, one in found.items()}
     groups = {out: [*found.values()]} if out else apart
     for folder, group in groups.items():

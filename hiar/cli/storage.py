@@ -20,11 +20,17 @@ Remote = Annotated[
 ]
 Last = Annotated[int, typer.Option(min=0, help="Runs of each experiment that are kept.")]
 Best = Annotated[str, typer.Option(help="A metric of metrics/summary.json; each experiment's best run is kept.")]
-Days = Annotated[float, typer.Option(min=0, help="What was stored in the last so many days is kept.")]
+Days = Annotated[
+    float,
+    typer.Option(
+        min=0, help="What was stored in the last so many days is kept: more than any run takes from its first stage on."
+    ),
+]
+RUN_DAYS = 14.0  # training at Wan's size takes days, and a run that is under way names nothing yet
 
 
 @storage.command(cls=Once, epilog=examples("hiar storage ls"))
-def ls(remote: Remote = None, last: Last = 3, best: Best = "good", days: Days = 1.0) -> None:
+def ls(remote: Remote = None, last: Last = 3, best: Best = "good", days: Days = RUN_DAYS) -> None:
     """List the runs that the store and the commits name: when, how good, and why `hiar storage gc` keeps them."""
     from hiar.storage.retention import plan
     from hiar.storage.store import listing, open_store
@@ -54,7 +60,7 @@ def gc(
     remote: Remote = None,
     last: Last = 3,
     best: Best = "good",
-    days: Days = 1.0,
+    days: Days = RUN_DAYS,
     delete: Annotated[bool, typer.Option("--delete", help="Do it; without this nothing is deleted.")] = False,
 ) -> None:
     """Delete what no run that is kept has left: the last runs, the best, all that a commit or tag names.

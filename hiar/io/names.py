@@ -8,11 +8,28 @@ from itertools import pairwise
 from pathlib import Path
 
 from hiar.errors import UserError
+from hiar.io.progress import tell
+
+OTHERS = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mpg", ".webm"}  # that hold videos, too
 
 
 def video_name(number: int, count: int) -> str:
     """The name of video ``number`` of ``count``, counted from 0: as text, names sort by number for any count."""
     return f"{number:0{max(4, len(str(count - 1)))}d}.mp4"
+
+
+def mp4_files(folder: Path) -> list[Path]:
+    """The mp4 files of a folder, in any order. Hidden files (of macOS, for one) and folders are none of them."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() == ".mp4" and not path.is_dir()]
+    return [path for path in files if not path.name.startswith(".")]
+
+
+def tell_of_others(folder: Path) -> None:
+    """Tell which videos of a folder are no mp4 files: figures that leave them out would not show it."""
+    others = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in OTHERS and path.name[0] != ".")
+    if others:
+        named = ", ".join(others[:3]) + (", ..." if others[3:] else "")
+        tell(f"{folder}: videos that are no mp4 are left out ({len(others)}: {named}); convert them")
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hiar.config import Context, Order, Params
 from hiar.errors import UserError
-from hiar.io.names import in_order
+from hiar.io.names import in_order, mp4_files
 from hiar.io.reading import Head, read_head, read_parts
 from hiar.io.text import one_line, split_lines
 from hiar.stages.common import Paths
@@ -141,10 +141,9 @@ def find_videos(folder: Path, count: int) -> list[Path]:
 def list_videos(folder: Path) -> list[Path]:
     """The mp4 files of a folder in the order of their names, numbers by value.
 
-    Hidden files (of macOS, for one) and folders are none of them. Raises UserError when their order is ambiguous.
+    Raises UserError when their order is ambiguous.
     """
-    files = [path for path in folder.iterdir() if path.suffix.lower() == ".mp4" and not path.is_dir()]
-    return in_order(path for path in files if not path.name.startswith("."))
+    return in_order(mp4_files(folder))
 
 
 def check_videos(folder: Path, paths: Sequence[Path], size: tuple[int, int], least: int) -> int | None:

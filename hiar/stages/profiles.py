@@ -13,7 +13,7 @@ from hiar.errors import UserError
 from hiar.io.cpu import settle_cpu
 from hiar.io.files import file_hash, json_text
 from hiar.io.manifests import MANIFEST
-from hiar.io.names import by_number
+from hiar.io.names import by_number, tell_of_others
 from hiar.io.outputs import Output, is_stream, write_output
 from hiar.io.progress import tell
 from hiar.io.reading import Head, read_head
@@ -74,6 +74,7 @@ def _score_by_us(folder: Path, names: Sequence[str], kept: Path | None, workspac
     paths = list_videos(folder) if captions is None else find_videos(folder, len(captions))
     if not paths:
         raise UserError(f"{folder}: holds no mp4 video; name a folder that does")
+    tell_of_others(folder)
     heads, failed = _heads(folder, paths)
     if heads and captioned:
         world = open_world(captioned.world)

@@ -21,7 +21,8 @@ from hiar.statistics.paired import VIDEOS, Scores, add_wholes, read_scores
 def table_of(experiment: str, params_of: Callable[[str], Params], root: Path) -> Beside:
     """The table that an experiment of a project is for, with the figures of its last run.
 
-    params_of: parameters of experiments by their names. A row may be of another experiment, run beside it, if it was.
+    params_of: parameters of experiments by their names, as `hiar run` would run them. A row may be of another
+    experiment, run beside it, if it was.
     Raises UserError where it is for none, has not been run, or was run with other parameters.
     """
     params, workspace = params_of(experiment), _workspace(root, experiment)

@@ -78,8 +78,11 @@ def figures_of(results: Mapping[str, Mapping[str, Any]], videos: Sequence[str]) 
         own.update({PREFIX + name: figure for name, figure in _figures(one)})
     for name, figure in _figures(totals({name: result["value"] for name, result in results.items()})):
         metrics[PREFIX + name] = summarise(_known(values, name)) | {"mean": figure, "n": len(values)}
-    fields = ("protocol", "device", "weights", "versions")
-    return Figures(metrics, values, {name: {field: one[field] for field in fields} for name, one in results.items()})
+    fields = ("protocol", "consistency", "device", "weights", "versions")  # the second of some of them alone
+    facts: dict[str, object] = {
+        name: {field: one[field] for field in fields if field in one} for name, one in results.items()
+    }
+    return Figures(metrics, values, facts)
 
 
 def _known(values: Sequence[Mapping[str, float]], name: str) -> Tensor:

@@ -11,6 +11,8 @@ LONG = "vbench-long"
 PROTOCOLS = ("vbench", LONG)
 QUALITY, SEMANTIC = "quality", "semantic"
 CLIP_SECONDS, LONG_CLIP_SECONDS = 2, 10  # of VBench-Long's clips
+CONSISTENCIES = ("subject_consistency", "background_consistency")
+WITHIN_CLIPS = "within clips"  # of these two, VBench-Long's slow branch alone: as its script without --dev_flag
 SAMPLES, FLICKERING_SAMPLES = 5, 25  # videos of a prompt; the 25 are to be filtered for those where little moves
 
 

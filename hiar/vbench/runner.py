@@ -11,10 +11,19 @@ from typing import Any, NamedTuple
 
 from hiar.errors import RunFailed, UserError
 from hiar.io.files import file_hash, remove, write_json, writing
+from hiar.io.names import tell_of_others
 from hiar.io.progress import Progress, tell
 from hiar.vbench.asking import Item, ask
 from hiar.vbench.clips import clip_folder, clip_frames, clip_rate, clip_seconds, cut
-from hiar.vbench.dimensions import DIMENSIONS, LONG, PROTOCOLS, SAMPLES, known_dimensions
+from hiar.vbench.dimensions import (
+    CONSISTENCIES,
+    DIMENSIONS,
+    LONG,
+    PROTOCOLS,
+    SAMPLES,
+    WITHIN_CLIPS,
+    known_dimensions,
+)
 from hiar.vbench.doctor import Finding, examine, require_runnable
 from hiar.vbench.environment import Environment, default_folder, find_environment
 from hiar.vbench.records import Records, open_records, records_path
@@ -91,6 +100,7 @@ def score_folder(
     weights = weights or weights_folder()
     suite = read_suite(where.suite)
     videos = read_videos(folder, suite, prompts)
+    tell_of_others(folder)
     standard = is_standard(videos, suite)
     if named is None:
         suitable = [name for name in DIMENSIONS if standard or not DIMENSIONS[name].described]
@@ -119,7 +129,11 @@ def score_folder(
             long = facts["protocol"] == LONG
             pieces = _clips(chosen, hashes, suite if standard else [], clips) if long else _whole(chosen, hashes)
             count = {"videos": len(chosen), "of": expected}
-            tasks.append(_Task(name, where, weights, out, pieces, count, facts | {"weights": finding.weights}))
+            noted = facts | {"weights": finding.weights}
+            if long and name in CONSISTENCIES:
+                tell(f"{name}: {WITHIN_CLIPS} alone, nothing from one to the next: docs/vbench.md says what that means")
+                noted["consistency"] = WITHIN_CLIPS
+            tasks.append(_Task(name, where, weights, out, pieces, count, noted))
         for task in tasks:
             remove(task.result)  # an old value says nothing of these videos until they are scored
         found = dict(zip((task.dimension for task in tasks), side_by_side(tasks, devices, _value), strict=True))

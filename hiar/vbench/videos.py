@@ -11,7 +11,7 @@ from typing import NamedTuple
 import av
 
 from hiar.errors import UserError, suggest
-from hiar.io.names import in_order
+from hiar.io.names import in_order, mp4_files
 from hiar.io.progress import tell
 from hiar.io.text import one_line, split_lines
 from hiar.vbench.suite import Entry, file_stem, parse_name
@@ -44,9 +44,12 @@ def read_videos(folder: Path, suite: Iterable[Entry], prompts: Path | None = Non
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder; name one with videos")
-    paths = sorted(folder.glob("*.mp4"))
+    paths = sorted(mp4_files(folder))
     if not paths:
         raise UserError(f"{folder}: holds no video; VBench scores *.mp4")
+    for path in paths:
+        if path.suffix != ".mp4":
+            raise UserError(f"{path}: VBench reads names that end in .mp4, in small letters; rename it")
     source = prompts or (folder / CAPTIONS if (folder / CAPTIONS).is_file() else None)
     if source is None:
         named = _by_name(paths, suite)

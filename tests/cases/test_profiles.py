@@ -129,6 +129,14 @@ def test_a_video_that_fails_is_told_and_the_others_are_kept(run: Run, foreign: P
     assert VALUES.read_bytes() == Path("whole.videos.jsonl").read_bytes()
 
 
+def test_videos_that_are_no_mp4_are_told_of(run: Run, foreign: Path) -> None:
+    """Beside a mistake: of a command that is done `run` returns the figures alone."""
+    (foreign / "0003.mp4").write_bytes(b"of nothing")
+    assert "no mp4" not in run(*LITE, OUT, code=2)
+    (foreign / "0003.webm").write_bytes(b"of another system")
+    assert "videos: videos that are no mp4 are left out (1: 0003.webm); convert them" in run(*LITE, OUT, code=2)
+
+
 def test_what_is_kept_is_taken_and_not_measured_again(run: Run, foreign: Path) -> None:
     """A kept value that no video could have shows that nobody looks again; a changed video is looked at."""
     run(*LITE, OUT)

@@ -96,14 +96,49 @@ def test_its_schedule_makes_runs():
     assert {(run.expected_start_time.hour, run.expected_start_time.minute) for run in runs} == {(3, 0)}
 
 
-def test_nothing_is_deleted_from_the_store_but_where_that_is_asked_for(monkeypatch):
+def test_nothing_is_deleted_from_the_store_but_where_that_is_asked_for(monkeypatch, tmp_path):
     from flows import deployments
 
     commands = []
+    subprocess.run(["git", "init", "--quiet", os.fspath(tmp_path)], check=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(deployments, "_hiar", lambda *arguments, **_: commands.append(arguments))
     deployments.retention.fn(last=2)
     deployments.retention.fn(last=0, delete=True)
     assert commands == [("storage", "gc", "--last", "2"), ("storage", "gc", "--last", "0", "--delete")]
+
+
+def test_what_others_have_committed_since_a_worker_was_cloned_counts_when_it_deletes(monkeypatch, tmp_path):
+    """A branch and a tag of another clone; a repository that is away ends it before anything is deleted."""
+    from flows import deployments
+    from hiar.storage.runs import runs_committed
+
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=tests", "-c", "user.email=tests@localhost", *arguments], check=True)
+
+    def commit(what):
+        (origin / "dvc.lock").write_text(f"schema: '2.0'\nstages: {{{what}: {{cmd: make}}}}\n")
+        git("-C", os.fspath(origin), "add", "dvc.lock")
+        git("-C", os.fspath(origin), "commit", "--quiet", "--message", what)
+
+    git("init", "--quiet", "--initial-branch=main", os.fspath(origin))
+    commit("first")
+    git("clone", "--quiet", os.fspath(origin), os.fspath(clone))
+    git("-C", os.fspath(origin), "switch", "--quiet", "--create", "other")
+    commit("branch")
+    git("-C", os.fspath(origin), "switch", "--quiet", "--detach")
+    commit("milestone")
+    git("-C", os.fspath(origin), "tag", "milestone")
+    commands = []
+    monkeypatch.setattr(deployments, "_hiar", lambda *arguments, **_: commands.append(arguments))
+    monkeypatch.chdir(clone)
+    assert deployments.retention.fn(delete=True) is None
+    assert {stage for run in runs_committed(clone) for stage in run.stages} == {"first", "branch", "milestone"}
+    origin.rename(tmp_path / "away")
+    assert deployments.retention.fn(delete=True).is_failed()
+    assert len(commands) == 1
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Two copies of a project that share a remote: what one has made the other fetches."""
 
+import os
 import shutil
 import subprocess
 from hashlib import md5, sha256
@@ -12,7 +13,7 @@ from dvc.fs import LocalFileSystem
 
 from flows.pipeline import reproduce, stale_stages
 from flows.processes import ProcessGroups
-from flows.remote import PUSHED, Remote, _copy_lock, _reason, push, remote_of
+from flows.remote import PUSHED, PUSHED_SECONDS, Remote, _copy_lock, _reason, push, remote_of
 from hiar.errors import UserError
 from hiar.workspace import open_workspace
 
@@ -105,6 +106,22 @@ def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project
     assert [path.read_bytes() for path in locks] == [(project.folder / "dvc.lock").read_bytes()]
     assert len(list(remote.glob("runs/*/*/*"))) == 2
     assert run(project) == []
+
+
+def test_what_was_deleted_there_since_it_was_pushed_is_pushed_again_after_a_while(project, remote):
+    """As `hiar storage gc` of another clone deletes what nothing kept, before somebody commits the lock here."""
+    run(project)
+    stored = {path: path.read_bytes() for path in remote.glob("files/md5/*/*")}
+    assert stored
+    for path in stored:
+        path.chmod(0o644)
+        path.unlink()
+    noted = project.folder / PUSHED
+    long_ago = noted.stat().st_mtime - PUSHED_SECONDS - 1
+    os.utime(noted, (long_ago, long_ago))
+    assert pushed(project)
+    assert {path: path.read_bytes() for path in remote.glob("files/md5/*/*")} == stored
+    assert noted.stat().st_mtime > long_ago  # and that counts anew
 
 
 def test_what_did_not_all_come_there_is_not_taken_for_pushed(project, remote):

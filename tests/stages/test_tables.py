@@ -14,7 +14,7 @@ from hiar.errors import UserError
 from hiar.report.paper import as_markdown
 from hiar.stages.comparison import contenders
 from hiar.stages.tables import table_of
-from hiar.workspace import experiment_params, experiment_tree
+from hiar.workspace import experiment_params, experiment_tree, open_workspace, run_params
 
 METRICS = ("good", "shape_right", "smoothed_speed", "saturation_drift")
 TINY = {"seeds": [0, 1, 2], "sample": {"videos": 4, "frames": 30}, "report": {"videos": 2}}
@@ -89,6 +89,25 @@ def test_what_has_no_table_or_was_not_run_or_has_changed(project):
         "runs/table2/params.yaml: is not what experiment 'table2' says now; run `hiar run table2` again"
     )
     assert sorted(project.rglob("*")) == before
+
+
+def test_an_experiment_whose_parameters_name_files_is_the_one_that_was_run_until_one_of_them_changes(tmp_path):
+    """As of Wan's every one does: what is in the files was noted when it was run."""
+    copy_project(tmp_path)
+    name = "wan-tiny+table1"
+    workspace = open_workspace(tmp_path, name)
+    (workspace / "metrics").mkdir()
+    rows = [
+        asdict(one) | {"video": video, "metrics": {"drift": 0.1 * video}}
+        for one in contenders(experiment_params(tmp_path, name))
+        for video in range(3)
+    ]
+    (workspace / "metrics" / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert f"{name}: HiAR drifts less than Self-Forcing: undecided" in hiar("tables", name, folder=tmp_path).stdout
+    with (tmp_path / "experiments" / "prompts.txt").open("a") as prompts:
+        prompts.write("A prompt more.\n")
+    with pytest.raises(UserError, match=r"is not what experiment 'wan-tiny\+table1' says now"):
+        table_of(name, partial(run_params, tmp_path), tmp_path)
 
 
 def test_any_parameter_that_has_changed_since_makes_another_experiment(project):

@@ -285,13 +285,13 @@ def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, mon
     )
 
 
-def test_three_runs_and_a_day_are_kept_where_nobody_says_otherwise(
+def test_three_runs_and_what_a_run_of_a_week_has_stored_are_kept_where_nobody_says_otherwise(
     small: SmallStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)
-    for number, days in enumerate((40, 30, 20, 10)):
+    for number, days in enumerate((40, 30, 20, 19)):
         Made(small, str(number), number / 10, days)
-    small.put(f"{PREFIX}{key_of('f' * 32)}", b"of a run under way", ago(0.9))
+    small.put(f"{PREFIX}{key_of('f' * 32)}", b"of a run under way", ago(7))
     run = CliRunner().invoke(app, ["storage", "gc"])
     first, total = run.output.splitlines()
     assert first == f"run of a, stored {ago(40):%Y-%m-%d %H:%M}: is not kept"

@@ -18,6 +18,7 @@ from waiting import wait_until
 
 from hiar.errors import UserError
 from hiar.io.reading import read_parts
+from hiar.stages.vbench import figures_of
 from hiar.vbench.clips import clip_folder, clip_frames, clip_rate, clip_seconds, cut
 from hiar.vbench.dimensions import DIMENSIONS
 from hiar.vbench.leaderboard import read_results
@@ -372,6 +373,22 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     (folder / "captions.txt").write_text("a bird\na bee\na bear\n")  # other prompts are asked about anew
     score(folder, FLICKERING)
     assert {one["entry"]["prompt_en"] for one in asked(weights)} == {"a bear"}
+
+
+def test_that_a_long_videos_consistency_is_within_its_clips_is_told_and_kept(score, videos, weights, tmp_path, capsys):
+    """VBench-Long's published figures have a part between clips, too."""
+    score(videos, "subject_consistency", FLICKERING, protocol="vbench-long")
+    told = [line for line in capsys.readouterr().err.splitlines() if "within clips" in line]
+    assert len(told) == 1
+    assert told[0].startswith("subject_consistency: ")
+    results = {name: result(tmp_path, name) for name in ("subject_consistency", FLICKERING)}
+    facts = figures_of(results, [path.name for path in sorted(videos.glob("*.mp4"))]).facts
+    assert {name: one.get("consistency") for name, one in facts.items()} == {
+        "subject_consistency": "within clips",
+        FLICKERING: None,
+    }
+    score(videos, "subject_consistency", protocol="vbench")
+    assert "consistency" not in result(tmp_path, "subject_consistency")
 
 
 def test_clips_of_a_suites_prompt_are_as_long_as_any_of_its_dimensions_asks(score, weights, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from vbench_toys import SUITE, film
 
+from hiar.errors import UserError
 from hiar.io.video import fragments
 from hiar.vbench.runner import _chosen
 from hiar.vbench.suite import Entry
@@ -54,6 +55,17 @@ def test_videos_of_one_prompt_are_its_samples_and_five_are_looked_at(tmp_path, c
     named = folder_of(tmp_path / "named", *(f"a bench-{sample}.mp4" for sample in (4, 5, 10, 0)))
     chosen = _chosen("imaging_quality", read_videos(named, ENTRIES), ENTRIES)
     assert [video.sample for video, _ in chosen] == [0, 4]
+
+
+def test_what_macos_leaves_is_no_video_and_a_name_that_vbench_does_not_read_is_refused(tmp_path):
+    folder = folder_of(tmp_path, "0.mp4")
+    (folder / "captions.txt").write_text("a bird\n")
+    (folder / "._0.mp4").write_bytes(b"of the Finder")
+    (folder / "folder.mp4").mkdir()
+    assert [one.path.name for one in read_videos(folder, [])] == ["0.mp4"]
+    (folder / "0.mp4").rename(folder / "0.MP4")
+    with pytest.raises(UserError, match=r"0\.MP4: VBench reads names that end in \.mp4"):
+        read_videos(folder, [])
 
 
 def test_the_length_of_a_video_that_does_not_say_it(tmp_path):

@@ -464,7 +464,9 @@ def test_a_changed_prompt_is_a_changed_parameter(tmp_path: Path) -> None:
         open_world(here).prompts(seed=0, first=0, count=1)
 
 
-def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -> None:
+def test_other_weights_in_a_named_file_are_a_changed_parameter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "experiments").mkdir()
@@ -483,9 +485,11 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(tmp_path: Path) -
         return said["init"].get("source_sha256"), said["distill"].get("real_score_sha256")
 
     large.write_text("one")
-    assert pinned()[0] is None  # a file that is missing is left to the stage
+    assert pinned()[0] is None  # a file that is missing is left to the stage, and told before the first one runs
+    assert "models/ode_init.pt: is not there, and the stage that reads it will need it" in capsys.readouterr().err
     init.write_text("one")
     before = pinned()
+    assert "ode_init" not in capsys.readouterr().err
     require_content(init, before[0], "init.source_sha256")
     assert pinned() == before
     (tmp_path / "models" / "large" / "vae").mkdir()
