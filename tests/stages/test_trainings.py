@@ -29,6 +29,7 @@ from hiar.training.parallel import shard
 from hiar.training.role import Role, lr_factor
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.interface import FIRST_CLIP
+from hiar.worlds.shapes import Shapes
 
 OPTIMIZER = {"warmup": 1, "decay": "cosine", "muon": None}
 DISTILL = {"windows": 1, "steps": 4, "critic_warmup": 4, "generator": OPTIMIZER, "critic": OPTIMIZER}
@@ -171,6 +172,26 @@ def test_no_sample_serves_both_or_twice(parents: Path, tmp_path: Path) -> None:
     for purpose, numbers in (("distill", seen.samples[True]), ("critic", seen.samples[False])):
         assert len(numbers) == len({*numbers}) > 0
         assert all(0 <= number - FIRST_CLIP[purpose] < 1000 for number in numbers)
+
+
+@pytest.mark.parametrize("name", ["codec", "teacher"])
+def test_every_update_is_of_clips_that_none_before_has_seen(
+    name: str, parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    clips = Shapes.clips
+
+    def noted(world: Shapes, *, first: int, count: int, **asked: int) -> tuple[Tensor, list[str]]:
+        seen.extend(range(first, first + count))
+        return clips(world, first=first, count=count, **asked)
+
+    workspace = Path(shutil.copytree(parents, tmp_path / "work"))
+    shutil.rmtree(Paths(workspace, 0).root / name)
+    monkeypatch.setattr(Shapes, "clips", noted)
+    run(name, params_of(), workspace)
+    drawn = UPDATES * TRAINING["batch"]
+    trained = [number for number in seen if FIRST_CLIP["training"] <= number < FIRST_CLIP["held-out"]]
+    assert len({*trained[-drawn:]}) == drawn  # the codec's first weights are fitted to some before
 
 
 @pytest.mark.parametrize("name", ["teacher", "init"])
