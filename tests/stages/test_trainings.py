@@ -20,6 +20,7 @@ from hiar.io.artifacts import write_manifest
 from hiar.io.states import states
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import load_generator
+from hiar.noise import normals
 from hiar.parameters import merge, parse_params
 from hiar.stages import codec, distill, init, pairs, teacher
 from hiar.stages.common import Paths
@@ -175,23 +176,31 @@ def test_no_sample_serves_both_or_twice(parents: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["codec", "teacher"])
-def test_every_update_is_of_clips_that_none_before_has_seen(
+def test_every_update_is_of_clips_and_noise_that_none_before_has_seen(
     name: str, parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    clips = Shapes.clips
+    noise: list[Tensor] = []
+    clips, module = Shapes.clips, {"codec": codec, "teacher": teacher}[name]
 
     def noted(world: Shapes, *, first: int, count: int, **asked: int) -> tuple[Tensor, list[str]]:
         seen.extend(range(first, first + count))
         return clips(world, first=first, count=count, **asked)
 
+    def drawn_of(*asked: Any, **places: int) -> Tensor:
+        rows = normals(*asked, **places)
+        noise.extend(rows)
+        return rows
+
     workspace = Path(shutil.copytree(parents, tmp_path / "work"))
     shutil.rmtree(Paths(workspace, 0).root / name)
     monkeypatch.setattr(Shapes, "clips", noted)
+    monkeypatch.setattr(module, "normals", drawn_of)
     run(name, params_of(), workspace)
     drawn = UPDATES * TRAINING["batch"]
     trained = [number for number in seen if FIRST_CLIP["training"] <= number < FIRST_CLIP["held-out"]]
     assert len({*trained[-drawn:]}) == drawn  # the codec's first weights are fitted to some before
+    assert len(torch.stack(noise).unique(dim=0)) == len(noise) == drawn
 
 
 @pytest.mark.parametrize("name", ["teacher", "init"])
