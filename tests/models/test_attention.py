@@ -38,6 +38,17 @@ def test_bidirectional_is_diffusers_own_forward() -> None:
     assert relative_error(denoiser.transformer(x, 1000 * sigma, text, return_dict=False)[0], velocity) < 1e-5
 
 
+@torch.no_grad()
+def test_levels_keep_their_precision_where_words_are_in_bf16() -> None:
+    """Two that are one number in bf16."""
+    denoiser = tiny_denoiser()
+    denoiser.cast(torch.bfloat16)
+    sigmas = torch.tensor([0.757, 0.7575])
+    conditioning = condition(denoiser, inputs()[2].bfloat16(), sigmas)
+    assert torch.equal(conditioning.sigmas, sigmas)
+    assert not torch.equal(*conditioning.time)
+
+
 def test_gradients_reach_a_blocks_own_keys_and_not_those_of_its_context() -> None:
     rings, shape = RecordedRings(window=2), (1, 3, 2, 4)
     context, own = ([torch.ones(shape, requires_grad=True) for _ in range(2)] for _ in range(2))
