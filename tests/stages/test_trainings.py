@@ -22,8 +22,8 @@ from hiar.models.denoiser import Denoiser
 from hiar.models.generator import load_generator
 from hiar.noise import normals
 from hiar.parameters import merge, parse_params
-from hiar.stages import codec, distill, init, pairs, teacher
-from hiar.stages.common import Paths
+from hiar.stages import codec, distill, init, pairs, teacher, truth
+from hiar.stages.common import Paths, sample_world
 from hiar.statistics.validations import BOTH_WAYS, read_validations
 from hiar.training.loop import train
 from hiar.training.parallel import shard
@@ -201,6 +201,14 @@ def test_every_update_is_of_clips_and_noise_that_none_before_has_seen(
     trained = [number for number in seen if FIRST_CLIP["training"] <= number < FIRST_CLIP["held-out"]]
     assert len({*trained[-drawn:]}) == drawn  # the codec's first weights are fitted to some before
     assert len(torch.stack(noise).unique(dim=0)) == len(noise) == drawn
+
+
+def test_the_true_worlds_videos_are_of_the_samples_prompts(
+    parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(truth, "BATCH", 2)
+    params, asked = params_of(), {"seed": 0, "first": FIRST_CLIP["sample"], "count": 5}
+    assert truth.write_true_videos(params, parents, 0, 5, tmp_path) == sample_world(params).prompts(**asked)
 
 
 @pytest.mark.parametrize("name", ["teacher", "init"])
