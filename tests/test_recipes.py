@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hiar.config import ForwardKL, Params
 from hiar.errors import UserError
 from hiar.parameters import merge
 from hiar.workspace import experiment_params, experiment_tree, experiments_beside, override_of
+from hiar.worlds.interface import FIRST_CLIP
 
 ROOT = Path(__file__).parents[1]
 # configs/self_forcing_dmd.yaml, its default_config.yaml, and the README's 600 iterations.
@@ -110,6 +112,19 @@ def test_the_built_in_worlds_recipe_has_the_same_meaning() -> None:
     own, released = params_of("paper-distill").distill, params_of("wan2.1-hiar").distill
     differing = {field for field, value in own if value != getattr(released, field)}
     assert differing == {"real_score", "micro_batch"}
+
+
+def test_no_recipe_takes_more_samples_than_a_purpose_has() -> None:
+    """Else one would train on what another holds out, or is sampled with."""
+    firsts = sorted(FIRST_CLIP.values())
+    room = min(later - first for first, later in pairwise(firsts))
+    for path in (ROOT / "experiments").glob("*.yaml"):
+        params = params_of(path.stem)
+        trained = [one.training for one in (params.codec, params.teacher) if one and one.training]
+        counts = [training.steps * training.batch for training in trained]
+        counts += [params.pairs.count, params.sample.videos, params.distill.critic_rollouts]
+        counts += [params.distill.all_steps * params.distill.batch]
+        assert max(counts) <= room, path
 
 
 def project(tmp_path: Path, **files: str) -> Path:

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from flows.pipeline import StageFailure, is_current, reproduce, stale_stages
 from flows.processes import ProcessGroups
 from flows.remote import Remote, remote_of
 from flows.showing import show
+from hiar.parameters import load_params
 from tests.storage.small_store import BUCKET, SmallStore
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -148,10 +150,29 @@ def test_a_crash_is_tried_again(project):
     assert project.begun("codec-0") == 2
 
 
-def test_force_runs_every_stage_again(project):
+class Noted(Cores):
+    """Notes how many cores each stage wants."""
+
+    def __init__(self, count, wanted):
+        super().__init__(count)
+        self.wanted = wanted
+
+    def take(self, wanted):
+        self.wanted.append(wanted)
+        return super().take(wanted)
+
+
+def test_force_runs_every_stage_again_each_on_the_cores_of_all_its_processes(project, monkeypatch):
+    wanted = []
+    monkeypatch.setattr("flows.experiment.Cores", partial(Noted, wanted=wanted))
+    runtime = load_params(project.folder / "params.yaml").runtime.model_copy(
+        update={"threads": 5, "variant_threads": 3, "processes": 2}
+    )
+    project.change(runtime=runtime.model_dump(mode="json"))
     assert run_flow() is None
     assert run_flow(force=True) is None
     assert project.begun("codec-0") == project.begun("score") == 2
+    assert sorted(wanted) == sorted(2 * [5, 2 * 3, 2 * 3, 5])  # of codec, two distillations, score
 
 
 def test_what_another_machine_runs_is_not_run_here_again_though_it_is_forced(project, tmp_path):
@@ -168,19 +189,14 @@ def test_what_another_machine_runs_is_not_run_here_again_though_it_is_forced(pro
     (other.folder / ".dvc").mkdir(parents=True)
     for name in ("params.yaml", "dvc.yaml", "stage.py", ".dvc/config"):
         shutil.copy(project.folder / name, other.folder / name)
-    groups, asked, wanted = ProcessGroups(), [], []
+    groups, asked, cores = ProcessGroups(), [], Noted(1, [])
 
     def elsewhere(stage, force):
         asked.append((stage, force))
         reproduce(other.folder, stage, groups, print, force=force, remote=remote_of(other.folder))
 
-    class Noted(Cores):
-        def take(self, count):
-            wanted.append(count)
-            return super().take(count)
-
     with disable_run_logger():
-        found = run_stage.fn(project.folder, "codec@0", True, groups, Noted(1), 1, remote_of(project.folder), elsewhere)
-    assert (found, asked, wanted) == (None, [("codec@0", True)], [0])
+        found = run_stage.fn(project.folder, "codec@0", True, groups, cores, 1, remote_of(project.folder), elsewhere)
+    assert (found, asked, cores.wanted) == (None, [("codec@0", True)], [0])
     assert (other.begun("codec-0"), project.begun("codec-0")) == (1, 0)
     assert is_current(project.folder, "codec@0")

@@ -11,7 +11,7 @@ from tiny import relative_error, tiny_denoiser
 
 from hiar.models.attention import Bidirectional, BlockCausal, Row
 from hiar.models.blockwise import Places, condition, forward_blocks
-from hiar.models.rings import Rings
+from hiar.models.rings import RecordedRings, Rings
 from hiar.models.rotary import rotate, rotations
 
 FRAMES, BLOCK = 8, 2
@@ -36,6 +36,29 @@ def test_bidirectional_is_diffusers_own_forward() -> None:
     x0 = denoiser(x, sigma, text, Bidirectional())
     assert relative_error(x0, x - sigma.view(-1, 1, 1, 1, 1) * velocity) < 1e-5
     assert relative_error(denoiser.transformer(x, 1000 * sigma, text, return_dict=False)[0], velocity) < 1e-5
+
+
+@torch.no_grad()
+def test_levels_keep_their_precision_where_words_are_in_bf16() -> None:
+    """Two that are one number in bf16."""
+    denoiser = tiny_denoiser()
+    denoiser.cast(torch.bfloat16)
+    sigmas = torch.tensor([0.757, 0.7575])
+    conditioning = condition(denoiser, inputs()[2].bfloat16(), sigmas)
+    assert torch.equal(conditioning.sigmas, sigmas)
+    assert not torch.equal(*conditioning.time)
+
+
+def test_gradients_reach_a_blocks_own_keys_and_not_those_of_its_context() -> None:
+    rings, shape = RecordedRings(window=2), (1, 3, 2, 4)
+    context, own = ([torch.ones(shape, requires_grad=True) for _ in range(2)] for _ in range(2))
+    for show in (rings.show, rings.put):  # a block that is denoised, and one that is left to later ones
+        show(0, 0, 0, *context, *([None] if show == rings.show else []))  # type: ignore[operator]
+        keys, values = rings.show(0, 0, 1, *own, None)
+        assert keys.shape[1] == values.shape[1] == 6
+        (keys.sum() + values.sum()).backward()
+        assert all(one.grad is None for one in context)
+        assert all(one.grad is not None for one in own)
 
 
 @torch.no_grad()

@@ -86,6 +86,12 @@ def test_words_are_embedded_in_what_the_denoiser_computes_in(generator: Generato
     assert generator.embed(["a red disc moves"]).dtype == generator.embed_nothing().dtype == torch.bfloat16
 
 
+def test_capitals_and_full_stops_are_nothing_to_the_words(generator: Generator) -> None:
+    plain, written, other = generator.embed(["a red disc moves", "A Red disc, moves.", "a blue disc moves"])
+    assert torch.equal(plain, written)
+    assert not torch.equal(plain, other)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_not_finite_are_not_saved(generator: Generator, value: float, tmp_path: Path) -> None:
     with torch.no_grad():

@@ -20,15 +20,17 @@ from hiar.io.artifacts import write_manifest
 from hiar.io.states import states
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import load_generator
+from hiar.noise import normals
 from hiar.parameters import merge, parse_params
-from hiar.stages import codec, distill, init, pairs, teacher
-from hiar.stages.common import Paths
+from hiar.stages import codec, distill, init, pairs, teacher, truth
+from hiar.stages.common import Paths, sample_world
 from hiar.statistics.validations import BOTH_WAYS, read_validations
 from hiar.training.loop import train
 from hiar.training.parallel import shard
 from hiar.training.role import Role, lr_factor
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.interface import FIRST_CLIP
+from hiar.worlds.shapes import Shapes
 
 OPTIMIZER = {"warmup": 1, "decay": "cosine", "muon": None}
 DISTILL = {"windows": 1, "steps": 4, "critic_warmup": 4, "generator": OPTIMIZER, "critic": OPTIMIZER}
@@ -171,6 +173,42 @@ def test_no_sample_serves_both_or_twice(parents: Path, tmp_path: Path) -> None:
     for purpose, numbers in (("distill", seen.samples[True]), ("critic", seen.samples[False])):
         assert len(numbers) == len({*numbers}) > 0
         assert all(0 <= number - FIRST_CLIP[purpose] < 1000 for number in numbers)
+
+
+@pytest.mark.parametrize("name", ["codec", "teacher"])
+def test_every_update_is_of_clips_and_noise_that_none_before_has_seen(
+    name: str, parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    noise: list[Tensor] = []
+    clips, module = Shapes.clips, {"codec": codec, "teacher": teacher}[name]
+
+    def noted(world: Shapes, *, first: int, count: int, **asked: int) -> tuple[Tensor, list[str]]:
+        seen.extend(range(first, first + count))
+        return clips(world, first=first, count=count, **asked)
+
+    def drawn_of(*asked: Any, **places: int) -> Tensor:
+        rows = normals(*asked, **places)
+        noise.extend(rows)
+        return rows
+
+    workspace = Path(shutil.copytree(parents, tmp_path / "work"))
+    shutil.rmtree(Paths(workspace, 0).root / name)
+    monkeypatch.setattr(Shapes, "clips", noted)
+    monkeypatch.setattr(module, "normals", drawn_of)
+    run(name, params_of(), workspace)
+    drawn = UPDATES * TRAINING["batch"]
+    trained = [number for number in seen if FIRST_CLIP["training"] <= number < FIRST_CLIP["held-out"]]
+    assert len({*trained[-drawn:]}) == drawn  # the codec's first weights are fitted to some before
+    assert len(torch.stack(noise).unique(dim=0)) == len(noise) == drawn
+
+
+def test_the_true_worlds_videos_are_of_the_samples_prompts(
+    parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(truth, "BATCH", 2)
+    params, asked = params_of(), {"seed": 0, "first": FIRST_CLIP["sample"], "count": 5}
+    assert truth.write_true_videos(params, parents, 0, 5, tmp_path) == sample_world(params).prompts(**asked)
 
 
 @pytest.mark.parametrize("name", ["teacher", "init"])

@@ -112,6 +112,21 @@ def test_heads_that_nothing_tells(good: Path) -> None:
     refused(r"dim = 96: is no multiple of Wan's 128 a head; name its base", lambda: open_source(good / "student.pt"))
 
 
+@pytest.mark.parametrize(
+    ("end", "untold"),
+    [
+        ("text_embedding.0.weight", "text_dim"),
+        ("time_embedding.0.weight", "freq_dim"),
+        ("blocks.0.ffn.0.weight", "ffn_dim"),
+        ("head.head.weight", "out_channels"),
+        ("patch_embedding.weight", "dim, in_channels, out_channels, patch_size"),
+    ],
+)
+def test_sizes_that_nothing_tells(tiny, tmp_path: Path, end: str, untold: str) -> None:  # type: ignore[no-untyped-def]
+    torch.save({"generator": without(tiny.weights, end)}, tmp_path / "student.pt")
+    refused(rf"lacks the tensors that tell {untold}; ", lambda: open_source(tmp_path / "student.pt"))
+
+
 def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 

@@ -189,6 +189,17 @@ def test_presets_are_the_released_students(
     assert (card.stage, card.variant) == ("distill", preset)
 
 
+def test_steps_that_are_given_take_the_place_of_a_presets_levels(released: Path, base: Path, tmp_path: Path) -> None:
+    told = {"height": 480, "width": 832, "frames_per_second": 16, "precision": "bf16"}
+    schedules = []
+    for out, given in (("own", {}), ("given", {"steps": 4, "shift": 5.0})):
+        import_checkpoint(released, base, tmp_path / out, "causvid", "generator", told | given)
+        schedules.append(load_card(tmp_path / out).schedule)
+    own, given = schedules
+    assert own.student_levels is not None
+    assert (given.student_steps, given.student_shift, given.student_levels) == (4, 5.0, None)
+
+
 def test_any_size_that_the_codec_allows(run: Callable[..., str], student: Path) -> None:
     request = ("sample", "--checkpoint", student, "--prompt", PROMPT, "--frames", 3)
     run(*request, "--size", "64x16", "--out", "wide")
