@@ -2,7 +2,7 @@ import colorsys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hiar.metrics.drift import drift, saturation, sharpness, shift
@@ -17,6 +17,7 @@ def plain(color, frames=10):
 
 
 @given(st.tuples(BYTE, BYTE, BYTE))
+@example((1, 0, 0))
 def test_saturation_is_that_of_hsv(color):
     expected = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))[1]
     assert saturation(plain(color, frames=1)).item() == pytest.approx(expected, abs=1e-6)
