@@ -119,7 +119,8 @@ def open_workspace(root: Path, name: str | None) -> Path:
     Raises UserError for parameters that are not valid, what it is to be scored by and cannot run here, and where the
     folder cannot be written.
     """
-    check_scoring(experiment_params(root, name).score)
+    params = experiment_params(root, name)
+    check_scoring(params.score, partial(_seconds, params))
     with _settings(root):
         _do_without_git(root)
     if name is None:
@@ -141,6 +142,13 @@ def open_workspace(root: Path, name: str | None) -> Path:
     with _settings(root):
         _share_settings(root, workspace)
     return workspace
+
+
+def _seconds(params: Params) -> float:
+    """How long the videos are that an experiment compares."""
+    from hiar.worlds.interface import open_world  # loads torch
+
+    return open_world(params.world).seconds(params.sample.frames)
 
 
 def _pin_files(tree: dict[str, Any], workspace: Path) -> None:

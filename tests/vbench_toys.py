@@ -116,14 +116,53 @@ class LearnedPerceptualImagePatchSimilarity(torch.nn.Module):
         return (one - other).abs().mean()
 """,
     "torchvision": "",
+    "peft": "",
+    "dreamsim": """
+import pathlib
+from types import SimpleNamespace
+
+import torch
+
+
+def dreamsim(pretrained, device, cache_dir):
+    here = pathlib.Path(cache_dir)
+    there = ["dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar"]
+    there += ["ensemble_lora/adapter_model.safetensors", "facebookresearch_dino_main/hubconf.py"]
+    assert pretrained and all((here / name).is_file() for name in [*there, "checkpoints/dino_vitbase16_pretrain.pth"])
+
+    def embed(picture):
+        assert picture.shape == (1, 3, 224, 224)
+        angle = picture[0, 2].mean()
+        return torch.stack([angle.cos(), angle.sin()])[None]
+
+    return SimpleNamespace(embed=embed), None
+""",
 }
+DECORD = """
+import av
+
+
+class VideoReader(list):
+    def __init__(self, path, num_threads):
+        with av.open(path) as source:
+            super().__init__(map(Frame, source.decode(video=0)))
+
+
+class Frame:
+    def __init__(self, frame):
+        self.frame = frame
+
+    def asnumpy(self):
+        return self.frame.to_ndarray(format="rgb24")
+"""
 
 
 def build_networks(folder: Path) -> Path:
-    """`build_environment` with our own torch in it, and toys for the packages of Drift's networks."""
+    """`build_environment` with our own torch in it, and toys for the packages of networks that are not VBench's."""
     build_environment(folder)
     packages = next(folder.glob("lib/python3*/site-packages"))
     (packages / "torch.py").unlink()
+    (packages / "decord.py").write_text(DECORD)
     (packages / "ours.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     for name, content in NETWORKS.items():
         (packages / name).mkdir()
@@ -141,7 +180,7 @@ def lay_weights(folder: Path, *dimensions: str) -> Path:
         if not dimensions or any(name in NEEDS[dimension].files for dimension in dimensions):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".pth":
+            if path.name.endswith((".pth", ".pth.tar")):
                 torch.save({}, path)
             elif path.suffix == ".pt":
                 with zipfile.ZipFile(path, "w") as archive:

@@ -39,15 +39,16 @@ Dimensions = Annotated[
 @vbench.command(cls=Once, epilog=examples("hiar vbench doctor", "hiar vbench doctor human_action drift"))
 def doctor(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Dimensions, or drift; all when left out.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Dimensions, NAME_across_clips or drift; all when left out.", show_default=False),
     ] = None,
     environment: Place = None,
     weights: Weights = None,
 ) -> None:
     """Say of each dimension whether it runs here, or which file must lie where (with size and hash, where published).
 
-    The same of drift, the profile of `hiar score`, whose networks run in VBench's environment. Looks only: nothing is
-    loaded, fetched or written.
+    The same of what two dimensions take beside, across the clips of long videos, and of drift, the profile of `hiar
+    score`, whose networks run in VBench's environment. Looks only: nothing is loaded, fetched or written.
     """
     from hiar.vbench.doctor import NEEDS, examine, known_names
     from hiar.vbench.environment import default_folder, find_environment
@@ -56,7 +57,7 @@ def doctor(
     names = known_names(names or NEEDS)
     findings = examine(find_environment(environment or default_folder()), weights or weights_folder(), names)
     for finding in findings:
-        print(f"{finding.dimension:23} {'cannot run' if finding.problems else 'runs'}")
+        print(f"{finding.dimension:34} {'cannot run' if finding.problems else 'runs'}")
         for problem in finding.problems:
             print(f"    {problem}")
     print(f"{sum(not finding.problems for finding in findings)} of {len(findings)} run here")
@@ -87,7 +88,10 @@ def fetch(
     Most are pickles, which can run code: each is checked by its published SHA-256. Where none is published, the file is
     not loaded until you approve it; its hash is then noted, and no other file is loaded in its place.
     """
+    from tempfile import TemporaryDirectory
+
     from hiar.errors import UserError
+    from hiar.io.files import writing
     from hiar.vbench.environment import default_folder, find_environment
     from hiar.vbench.fetch import fetch as fetch_file
     from hiar.vbench.weights import WEIGHTS, inspect, known_weight, weights_folder
@@ -107,8 +111,12 @@ def fetch(
             print(f"{place / name} from {WEIGHTS[name].url}")
         return
     found = find_environment(environment or default_folder())
-    for name in missing:
-        fetch_file(place, name, found)
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+        archives = TemporaryDirectory(prefix=".archives-", dir=place)
+    with archives:
+        for name in missing:
+            fetch_file(place, name, found, Path(archives.name))
     for name in names:
         held = inspect(place, name)
         print(held.problem or f"{held.path}: is there, SHA-256 {held.sha256}")
@@ -171,6 +179,14 @@ def score(
             show_default=False,
         ),
     ] = None,
+    within_clips: Annotated[
+        bool,
+        typer.Option(
+            "--within-clips",
+            help="Of long videos' subject and background consistency the part within clips alone: needs no DreamSim, "
+            "and compares with no published figure.",
+        ),
+    ] = False,
     extended: Annotated[
         bool | None,
         typer.Option(
@@ -201,6 +217,7 @@ def score(
         protocol=protocol,
         devices=device or ["cpu"],
         generated=made,
+        within_clips=within_clips,
         environment=environment,
         weights=weights,
     )

@@ -72,6 +72,8 @@ class Score(Section):
     profiles: Annotated[list[DriftProfile], Distinct]
     # VBench's, in the environment that `make vbench` builds; none: VBench is not needed.
     vbench: Annotated[list[VBenchDimension], Distinct]
+    # null: vbench-long from 5 s on, as VBench would have it; clips of 81 frames are mostly published by vbench.
+    vbench_protocol: Literal["vbench", "vbench-long"] | None
 
 
 class Report(Section):

@@ -43,7 +43,8 @@ def run(params: Params, workspace: Path, seed: int, dimension: str) -> None:
         device = device_of(find_environment(default_folder())) if auto else params.runtime.device
         for name, samples in models.items():
             kept = workspace / RECORDS / f"seed-{seed}" / name
-            failed = score_folder(samples, [dimension], kept, devices=[device]).failed
+            protocol = params.score.vbench_protocol
+            failed = score_folder(samples, [dimension], kept, protocol=protocol, devices=[device]).failed
             if failed:
                 raise RunFailed(f"{samples}: no value; {failed[dimension]}")
             result = json.loads((kept / f"{dimension}.json").read_text(encoding="utf-8"))

@@ -16,6 +16,8 @@ from hiar.errors import UserError
 from hiar.io.files import remove, sync, writing
 from hiar.vbench.dimensions import CLIP_SECONDS, DIMENSIONS
 
+FIRST_FRAMES = "first-frames.mp4"  # beside a video's clips
+
 
 def clip_seconds(dimensions: Iterable[str]) -> int:
     """How long the clips of a suite's prompt are: the longest that one of its dimensions looks at."""
@@ -58,8 +60,9 @@ def clip_folder(out: Path) -> Iterator[Path]:
 def cut(video: Path, clips: list[range], rate: int, folder: Path) -> list[Path]:
     """Write the clips of a video into ``folder``, which is there afterwards with all of them, or not at all.
 
-    They are encoded as VBench-Long encodes them: h264 with x264's own settings. What is there already is whole, so
-    ``folder`` should be named by what the video holds. Raises UserError for a truncated video and for odd sizes.
+    Beside them is FIRST_FRAMES, a video of the first frame of each. All are encoded as VBench-Long encodes them: h264
+    with x264's own settings. What is there already is whole, so ``folder`` should be named by what the video holds.
+    Raises UserError for a truncated video and for odd sizes.
     """
     paths = [folder / f"{number:03d}.mp4" for number in range(len(clips))]
     if folder.is_dir():
@@ -68,7 +71,9 @@ def cut(video: Path, clips: list[range], rate: int, folder: Path) -> list[Path]:
     with writing(partial):
         remove(partial)
         partial.mkdir(parents=True)
-        _write_clips(video, clips, rate, [partial / path.name for path in paths])
+        written = [partial / path.name for path in paths]
+        _write_clips(video, clips, rate, written)
+        _join_first_frames(written, rate, partial / FIRST_FRAMES)
         sync(partial)
         try:
             partial.rename(folder)
@@ -99,6 +104,20 @@ def _write_clips(video: Path, clips: Sequence[range], rate: int, paths: Sequence
                     sync(path)
     if done < clips[-1].stop:
         raise UserError(f"{video}: is truncated ({done} of {clips[-1].stop} frames); make it again")
+
+
+def _join_first_frames(clips: Iterable[Path], rate: int, path: Path) -> None:
+    frames = []
+    for clip in clips:
+        with av.open(clip) as source:
+            frames.append(next(source.decode(video=0)).to_ndarray(format="rgb24"))
+    height, width, _ = frames[0].shape
+    target, stream = _begin(path, path, rate, width, height)
+    with target:
+        for frame in frames:
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        target.mux(stream.encode())
+    sync(path)
 
 
 def _begin(video: Path, path: Path, rate: int, width: int, height: int) -> tuple[OutputContainer, VideoStream]:

@@ -10,9 +10,8 @@ from hiar.errors import UserError, suggest
 LONG = "vbench-long"
 PROTOCOLS = ("vbench", LONG)
 QUALITY, SEMANTIC = "quality", "semantic"
+LONG_SECONDS = 5.0  # of a video, from here on
 CLIP_SECONDS, LONG_CLIP_SECONDS = 2, 10  # of VBench-Long's clips
-CONSISTENCIES = ("subject_consistency", "background_consistency")
-WITHIN_CLIPS = "within clips"  # of these two, VBench-Long's slow branch alone: as its script without --dev_flag
 SAMPLES, FLICKERING_SAMPLES = 5, 25  # videos of a prompt; the 25 are to be filtered for those where little moves
 
 
@@ -29,7 +28,7 @@ class Dimension(NamedTuple):
     clip_seconds: int = CLIP_SECONDS
 
 
-_DINO = (
+DINO = (
     "dino_model/facebookresearch_dino_main/hubconf.py",
     "dino_model/facebookresearch_dino_main/vision_transformer.py",
     "dino_model/facebookresearch_dino_main/utils.py",
@@ -47,7 +46,7 @@ def _detected() -> Dimension:
 
 
 DIMENSIONS = {
-    "subject_consistency": Dimension(QUALITY, 0.1462, 1, files=_DINO),
+    "subject_consistency": Dimension(QUALITY, 0.1462, 1, files=DINO),
     "background_consistency": Dimension(QUALITY, 0.2615, 1, files=(_CLIP_B,)),
     "temporal_flickering": Dimension(QUALITY, 0.6293, 1),
     "motion_smoothness": Dimension(QUALITY, 0.706, 0.9975, files=("amt_model/amt-s.pth",)),
@@ -72,6 +71,11 @@ DIMENSIONS = {
     "temporal_style": Dimension(SEMANTIC, 0, 0.364, files=_VICLIP, clip_seconds=LONG_CLIP_SECONDS),
     "overall_consistency": Dimension(SEMANTIC, 0, 0.364, files=_VICLIP, clip_seconds=LONG_CLIP_SECONDS),
 }
+
+
+def protocol_for(seconds: float) -> str:
+    """The protocol of videos of a length, where nothing else is asked for."""
+    return LONG if seconds >= LONG_SECONDS else "vbench"
 
 
 def known_dimensions(names: Iterable[str]) -> list[str]:

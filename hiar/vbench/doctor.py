@@ -1,14 +1,15 @@
-"""What runs here: each dimension, and the paper's Drift, with what it lacks."""
+"""What runs here: each dimension, VBench-Long's branches across clips, and the paper's Drift, with what it lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from hiar import config
 from hiar.errors import UserError, suggest
-from hiar.vbench.dimensions import DIMENSIONS
+from hiar.vbench.across import BRANCHES, SUFFIX
+from hiar.vbench.dimensions import DIMENSIONS, LONG, protocol_for
 from hiar.vbench.environment import Environment, default_folder, find_environment
 from hiar.vbench.frames import DRIFT, FILES, PACKAGES
 from hiar.vbench.weights import Held, inspect, weights_folder
@@ -28,7 +29,11 @@ class Needs(NamedTuple):
     packages: tuple[str, ...]
 
 
-NEEDS = {name: Needs(one.files, one.packages) for name, one in DIMENSIONS.items()} | {DRIFT: Needs(FILES, PACKAGES)}
+NEEDS = (
+    {name: Needs(one.files, one.packages) for name, one in DIMENSIONS.items()}
+    | {name + SUFFIX: Needs(one.files, one.packages) for name, one in BRANCHES.items()}
+    | {DRIFT: Needs(FILES, PACKAGES)}
+)
 
 
 class Finding(NamedTuple):
@@ -58,9 +63,15 @@ def known_names(names: Iterable[str]) -> list[str]:
     return named
 
 
-def check_scoring(score: config.Score) -> None:
-    """Raise UserError where a dimension, or Drift, cannot run here: before hours are spent on what it is to score."""
-    names = [*score.vbench, *(name for name in score.profiles if name in NEEDS)]
+def check_scoring(score: config.Score, seconds: Callable[[], float]) -> None:
+    """Raise UserError where a dimension, or Drift, cannot run here: before hours are spent on what it is to score.
+
+    seconds: how long the videos are that it is to score.
+    """
+    names: list[str] = [*score.vbench, *(name for name in score.profiles if name in NEEDS)]
+    branched = [name + SUFFIX for name in score.vbench if name in BRANCHES]
+    if branched and (score.vbench_protocol or protocol_for(seconds())) == LONG:
+        names += branched
     if names:
         require_runnable(examine(find_environment(default_folder()), weights_folder(), names))
 
@@ -70,7 +81,8 @@ def require_runnable(findings: Collection[Finding]) -> None:
     for finding in findings:
         if finding.problems:
             more = f" (and {len(finding.problems) - 1} more: `hiar vbench doctor`)" * (len(finding.problems) > 1)
-            raise UserError(f"{finding.dimension}: {finding.problems[0]}{more}")
+            part = "; or leave this part out, `hiar vbench score --within-clips`" * finding.dimension.endswith(SUFFIX)
+            raise UserError(f"{finding.dimension}: {finding.problems[0]}{more}{part}")
 
 
 def _files(names: Iterable[str]) -> Iterable[str]:

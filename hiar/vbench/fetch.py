@@ -19,15 +19,16 @@ PART = 1 << 20  # bytes read at a time
 SECONDS = 60  # of silence after which a source is given up
 
 
-def fetch(folder: Path, name: str, environment: Environment | None = None) -> Path:
+def fetch(folder: Path, name: str, environment: Environment | None = None, archives: Path | None = None) -> Path:
     """Bring one weight to its place, whole, after its size and hash are found right where they are published.
 
-    environment: what an installed package holds is taken from there. Raises UserError when the file cannot be had, or
+    environment: what an installed package holds is taken from there. archives: a folder where those that hold several
+    files stay for the next, one gigabyte in DreamSim's case. Raises UserError when the file cannot be had, or
     is another one than published; the place is then as it was.
     """
     known, path = WEIGHTS[known_weight(name)], folder / name
     with atomic_file(path) as temporary:
-        _obtain(name, temporary, environment)
+        _obtain(name, temporary, environment, archives)
         if known.size is not None and temporary.stat().st_size != known.size:
             raise UserError(f"{known.url}: gives {temporary.stat().st_size} bytes: should be {known.size}; try again")
         found = file_hash(temporary)
@@ -36,7 +37,7 @@ def fetch(folder: Path, name: str, environment: Environment | None = None) -> Pa
     return path
 
 
-def _obtain(name: str, to: Path, environment: Environment | None) -> None:
+def _obtain(name: str, to: Path, environment: Environment | None, archives: Path | None) -> None:
     known = WEIGHTS[name]
     packaged = environment.packages / "clip" / Path(name).name if environment else None
     if packaged and packaged.is_file():
@@ -45,15 +46,18 @@ def _obtain(name: str, to: Path, environment: Environment | None) -> None:
     if known.member is None:
         _download(known.url, to)
         return
-    archive = to.with_name(f"{to.name}.zip")
+    archive = archives / known.url.rpartition("/")[2] if archives else to.with_name(f"{to.name}.zip")
     try:
-        _download(known.url, archive)
+        if not archive.exists():
+            with atomic_file(archive) as temporary:
+                _download(known.url, temporary)
         with zipfile.ZipFile(archive) as opened, opened.open(known.member) as member, to.open("wb") as file:
             shutil.copyfileobj(member, file, PART)
     except (zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{known.url}: has no {known.member} ({error}); get {to.parent / name} elsewhere") from None
     finally:
-        archive.unlink(missing_ok=True)
+        if archives is None:
+            archive.unlink(missing_ok=True)
 
 
 def _download(url: str, to: Path) -> None:

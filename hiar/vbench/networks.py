@@ -3,7 +3,7 @@
 A line of JSON on the standard input says how to begin. Then come parts of videos, each a line of JSON (``shape`` (F, H,
 W, 3), and whether its first frame is only ``before`` the part) with its pixels behind it; each is answered by a line of
 JSON on what was the standard output when it began. The end of the input ends it. This file imports nothing of the
-project but the file beside it.
+project but files beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, which DINOv2 has learnt with
 RESIZED, CROPPED = 256, 224  # pixels: the shorter side, then a square from the middle, as DINOv2 is published
 
 Look = Callable[[Any, bool], dict[str, list[float]]]
@@ -25,7 +24,7 @@ def main() -> None:
     """Answer: ``ready`` once the networks are loaded, then the values of each part by metric."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # the packages print much
-    confined = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py"))
+    confined = _beside("worker.py")
     parts = sys.stdin.buffer
     request = json.loads(parts.readline())
     os.environ |= {"TORCH_HOME": request["home"], "HF_HUB_OFFLINE": "1"}
@@ -53,7 +52,6 @@ def open_networks(weights: str, device: Any) -> Look:
     import pyiqa
     import torch
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-    from transformers import Dinov2Model
 
     def place(name: str) -> str:
         return os.path.join(weights, name)
@@ -63,11 +61,7 @@ def open_networks(weights: str, device: Any) -> Look:
     )
     clip_iqa = pyiqa.create_metric("clipiqa", device=device, backbone=place("clip_model/RN50.pt"))
     lpips = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device)
-    loaded: Any = Dinov2Model.from_pretrained(place("dinov2-base"), local_files_only=True, output_loading_info=True)
-    dinov2, loading = loaded[0].eval().to(device), loaded[1]
-    strange = {name: keys for name, keys in loading.items() if keys}
-    if strange:  # what is missing would be drawn at random
-        raise SystemExit(f"dinov2-base/model.safetensors is of another model: {strange}")
+    class_token = _beside("first_frames.py")["load_dinov2"](weights, device)
 
     def embed(frame: Any) -> Any:
         """The class token (768,) of a frame (1, 3, H, W) in [0, 1]."""
@@ -75,9 +69,7 @@ def open_networks(weights: str, device: Any) -> Look:
         size = height * RESIZED // min(height, width), width * RESIZED // min(height, width)
         resized = torch.nn.functional.interpolate(frame, size, mode="bicubic", antialias=True).clamp(0, 1)
         top, left = (size[0] - CROPPED) // 2, (size[1] - CROPPED) // 2
-        square = resized[:, :, top : top + CROPPED, left : left + CROPPED]
-        mean, spread = (torch.tensor(one, device=device).view(3, 1, 1) for one in (MEAN, SPREAD))
-        return dinov2((square - mean) / spread).last_hidden_state[0, 0]
+        return class_token(resized[:, :, top : top + CROPPED, left : left + CROPPED])[0]
 
     @torch.no_grad()
     def look(video: Any, before: bool) -> dict[str, list[float]]:
@@ -96,6 +88,11 @@ def open_networks(weights: str, device: Any) -> Look:
         return values
 
     return look
+
+
+def _beside(name: str) -> dict[str, Any]:
+    """What a file in this folder defines, which is in no package there."""
+    return runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), name))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,27 +12,19 @@ from hiar.errors import RunFailed, UserError
 from hiar.io.files import file_hash, remove, write_json, writing
 from hiar.io.names import tell_of_others
 from hiar.io.progress import Progress, tell
-from hiar.vbench.asking import Item, ask
-from hiar.vbench.clips import clip_folder, clip_frames, clip_rate, clip_seconds, cut
-from hiar.vbench.dimensions import (
-    CONSISTENCIES,
-    DIMENSIONS,
-    LONG,
-    PROTOCOLS,
-    SAMPLES,
-    WITHIN_CLIPS,
-    known_dimensions,
-)
+from hiar.vbench.across import BOTH, BRANCHES, SUFFIX, VERSIONS, WITHIN, both_branches, read_table
+from hiar.vbench.asking import ask
+from hiar.vbench.clips import clip_folder
+from hiar.vbench.dimensions import DIMENSIONS, LONG, PROTOCOLS, SAMPLES, known_dimensions
 from hiar.vbench.doctor import Finding, examine, require_runnable
 from hiar.vbench.environment import Environment, default_folder, find_environment
+from hiar.vbench.pieces import Piece, chosen_videos, clips_of, first_frames, whole_videos
 from hiar.vbench.records import Records, open_records, records_path
 from hiar.vbench.side_by_side import Workers, side_by_side
 from hiar.vbench.suite import Entry, read_suite, wanted
-from hiar.vbench.values import dimension_value, long_values
+from hiar.vbench.values import dimension_value, long_values, mean
 from hiar.vbench.videos import Video, generated_with, is_standard, protocol_of, read_videos
 from hiar.vbench.weights import weights_folder
-
-Chosen = tuple[Video, dict[str, Any]]  # a video, and what the suite says beside its prompt
 
 
 class Scores(NamedTuple):
@@ -43,24 +34,20 @@ class Scores(NamedTuple):
     failed: dict[str, str]
 
 
-class _Piece(NamedTuple):
-    """What VBench is asked about: a video, or a clip of it. key: what it shows and is asked, whatever its name."""
-
-    key: str
-    video: str
-    item: Item
-
-
 class _Task(NamedTuple):
-    """One dimension. counts: of its videos, and of how many. facts: what is noted beside its value."""
+    """One dimension. counts: of its videos, and of how many. facts: what is noted beside its value.
+
+    across: what is asked about the first frames of the clips of long videos, where that is a part of the value.
+    """
 
     dimension: str
     environment: Environment
     weights: Path
     out: Path
-    pieces: Sequence[_Piece]
+    pieces: Sequence[Piece]
     counts: dict[str, int]
     facts: dict[str, Any]
+    across: _Task | None = None
 
     @property
     def result(self) -> Path:
@@ -78,12 +65,14 @@ def score_folder(
     generated: str | None = None,
     environment: Path | None = None,
     weights: Path | None = None,
+    within_clips: bool = False,
 ) -> Scores:
     """Score the videos of ``folder``; leave a value a dimension in ``out``, DIMENSION.json, beside its records.
 
     dimensions: None takes all that run here and suit the videos. prompts: as `hiar.vbench.videos.read_videos` says.
     devices: of one kind; as many dimensions are scored at once. protocol: None goes by the videos' length. generated:
-    with ``short`` or ``extended`` prompts, which is noted; None goes by what the folder says.
+    with ``short`` or ``extended`` prompts, which is noted; None goes by what the folder says. within_clips: of long
+    videos' consistencies the slow branch alone (`hiar.vbench.across`).
     A dimension that breaks down is in ``failed``; the others go on. Raises UserError, before anything is scored, for
     what does not fit: dimensions, environment, weights, videos, prompts.
     """
@@ -102,13 +91,8 @@ def score_folder(
     videos = read_videos(folder, suite, prompts)
     tell_of_others(folder)
     standard = is_standard(videos, suite)
-    if named is None:
-        suitable = [name for name in DIMENSIONS if standard or not DIMENSIONS[name].described]
-        findings = _runnable(where, weights, suitable)
-    else:
+    if named is not None:
         _check_suitable(named, videos, standard, suite)
-        findings = examine(where, weights, named)
-        require_runnable(findings)
     facts = {
         "protocol": protocol or protocol_of(videos),
         "prompts": "suite" if standard else "own",
@@ -116,24 +100,34 @@ def score_folder(
         "device": kind,
         "versions": where.versions(),
     }
+    long = facts["protocol"] == LONG
+    names = named or [name for name in DIMENSIONS if standard or not DIMENSIONS[name].described]
+    findings = examine(where, weights, names)
+    compared = [name + SUFFIX for name in names if name in BRANCHES and long and not within_clips]
+    branches = {one.dimension.removesuffix(SUFFIX): one for one in examine(where, weights, compared)}
+    if named:
+        require_runnable([*findings, *branches.values()])
+    else:
+        findings = _runnable(findings, branches)
     hashes = {video.path: file_hash(video.path) for video in videos}
     with writing(out), clip_folder(out) as clips:
         tasks = []
         for finding in findings:
             name = finding.dimension
-            chosen = _chosen(name, videos, suite) if standard else [(video, {}) for video in videos]
+            chosen = chosen_videos(name, videos, suite) if standard else [(video, {}) for video in videos]
             if not chosen:
                 tell(f"{name}: none of the videos is of its prompts; left out")
                 continue
             expected = SAMPLES * len(wanted(suite, [name])) if standard else len(chosen)
-            long = facts["protocol"] == LONG
-            pieces = _clips(chosen, hashes, suite if standard else [], clips) if long else _whole(chosen, hashes)
+            asked = suite if standard else []
+            pieces = clips_of(chosen, hashes, asked, clips) if long else whole_videos(chosen, hashes)
             count = {"videos": len(chosen), "of": expected}
-            noted = facts | {"weights": finding.weights}
-            if long and name in CONSISTENCIES:
-                tell(f"{name}: {WITHIN_CLIPS} alone, nothing from one to the next: docs/vbench.md says what that means")
-                noted["consistency"] = WITHIN_CLIPS
-            tasks.append(_Task(name, where, weights, out, pieces, count, noted))
+            task = _Task(name, where, weights, out, pieces, count, facts | {"weights": finding.weights})
+            if name in branches:
+                noted = facts | {"weights": branches[name].weights, "versions": where.versions(VERSIONS)}
+                firsts = first_frames(pieces)
+                task = task._replace(across=task._replace(dimension=name + SUFFIX, pieces=firsts, facts=noted))
+            tasks.append(task)
         for task in tasks:
             remove(task.result)  # an old value says nothing of these videos until they are scored
         found = dict(zip((task.dimension for task in tasks), side_by_side(tasks, devices, _value), strict=True))
@@ -151,12 +145,16 @@ def check_folder(folder: Path, dimensions: Iterable[str]) -> None:
         require_runnable(examine(where, weights_folder(), named))
 
 
-def _runnable(environment: Environment, weights: Path, names: Sequence[str]) -> list[Finding]:
-    findings = examine(environment, weights, names)
+def _runnable(findings: Iterable[Finding], branches: Mapping[str, Finding]) -> list[Finding]:
+    """Those that lack nothing, nor does what they take beside; of the others it is told."""
+    found = []
     for finding in findings:
-        if finding.problems:
-            tell(f"{finding.dimension}: cannot run here and is left out: {finding.problems[0]}")
-    return [finding for finding in findings if not finding.problems]
+        beside = branches.get(finding.dimension)
+        if problems := finding.problems + (beside.problems if beside else ()):
+            tell(f"{finding.dimension}: cannot run here and is left out: {problems[0]}")
+        else:
+            found.append(finding)
+    return found
 
 
 def _check_suitable(names: Iterable[str], videos: Sequence[Video], standard: bool, suite: Sequence[Entry]) -> None:
@@ -168,47 +166,8 @@ def _check_suitable(names: Iterable[str], videos: Sequence[Video], standard: boo
                 f"{name}: compares with what VBench's suite says beside its prompts, and '{other.prompt[:60]}' of "
                 f"{other.path.name} is none of them; leave the dimension out, or sample `hiar vbench prompts`"
             )
-        if standard and not _chosen(name, videos, suite):
+        if standard and not chosen_videos(name, videos, suite):
             raise UserError(f"{name}: none of the videos is of its prompts; `hiar vbench prompts {name}` lists them")
-
-
-def _chosen(name: str, videos: Sequence[Video], suite: Iterable[Entry]) -> list[Chosen]:
-    """The videos of a dimension's prompts in the suite's order, with what the suite says beside each prompt."""
-    samples = defaultdict(list)
-    for video in videos:  # in the order of their names, which has samples of one digit in theirs
-        if video.sample < SAMPLES:
-            samples[video.prompt].append(video)
-    return [(video, entry.auxiliary) for entry in suite if name in entry.dimensions for video in samples[entry.prompt]]
-
-
-def _whole(chosen: Sequence[Chosen], hashes: Mapping[Path, str]) -> list[_Piece]:
-    return [
-        _Piece(f"{hashes[video.path]} {video.prompt}", video.path.name, Item(video.path, video.prompt, auxiliary))
-        for video, auxiliary in chosen
-    ]
-
-
-def _clips(chosen: Sequence[Chosen], hashes: Mapping[Path, str], suite: Iterable[Entry], folder: Path) -> list[_Piece]:
-    """The clips of each video, cut where they are not yet. suite: none where the prompts are not the suite's."""
-    looked_at: defaultdict[str, set[str]] = defaultdict(set)
-    for entry in suite:
-        looked_at[entry.prompt].update(entry.dimensions)
-    pieces = []
-    with Progress("clips", len(chosen), unit="videos") as progress:
-        for video, auxiliary in chosen:
-            seconds = clip_seconds(looked_at[video.prompt])
-            parts, content = clip_frames(video.frames, video.fps, seconds), hashes[video.path]
-            paths = cut(video.path, parts, clip_rate(video.fps), folder / f"{content[:32]}-{seconds}")
-            pieces += [
-                _Piece(
-                    f"{content} {video.prompt} {seconds} s, {number}",
-                    video.path.name,
-                    Item(path, video.prompt, auxiliary),
-                )
-                for number, path in enumerate(paths)
-            ]
-            progress.advance()
-    return pieces
 
 
 def _value(task: _Task, device: str, workers: Workers) -> float | RunFailed:
@@ -218,7 +177,12 @@ def _value(task: _Task, device: str, workers: Workers) -> float | RunFailed:
     except RunFailed as error:
         tell(f"error: {error}")
         return error
-    result = {"dimension": task.dimension, "value": value, **task.counts, **task.facts, "by_video": by_video}
+    facts = dict(task.facts)
+    if task.facts["protocol"] == LONG and task.dimension in BRANCHES:
+        facts["consistency"] = BOTH if task.across else WITHIN
+    if task.across:
+        facts |= {field: {**facts[field], **task.across.facts[field]} for field in ("weights", "versions")}
+    result = {"dimension": task.dimension, "value": value, **task.counts, **facts, "by_video": by_video}
     write_json(task.result, result)
     if task.counts["videos"] < task.counts["of"]:
         of = f"{task.counts['videos']} of the suite's {task.counts['of']} videos"
@@ -228,6 +192,26 @@ def _value(task: _Task, device: str, workers: Workers) -> float | RunFailed:
 
 def _score(task: _Task, device: str, workers: Workers) -> tuple[float, dict[str, float | None]]:
     """The value of one dimension, and of each of its videos by name; None where VBench gives a video none."""
+    known = _records(task, device, workers)
+    if task.facts["protocol"] != LONG:
+        value = dimension_value(task.dimension, [one for fields in known.values() for one in fields])
+        by_video = {video: fields[0]["video_results"] for video, fields in known.items() if fields}
+    else:
+        value, by_video = long_values(task.dimension, known)
+        if task.across:
+            table = read_table(task.weights / BRANCHES[task.dimension].table)
+            across = _records(task.across, device, workers) if task.across.pieces else {}
+            alike = {video: fields[0]["video_results"] for video, fields in across.items()}
+            by_video = {video: both_branches(own, alike.get(video), table) for video, own in by_video.items()}
+            value = mean(list(by_video.values()))
+    return value, {video: by_video.get(video) for video in known}
+
+
+def _records(task: _Task, device: str, workers: Workers) -> dict[str, list[dict[str, Any]]]:
+    """What VBench says of each video, or of each of its clips, by the video's name; of one it may say nothing.
+
+    Raises RunFailed where it says nothing of any.
+    """
     pieces = task.pieces
     decides = {field: task.facts[field] for field in ("protocol", "device", "weights", "versions")}
     with open_records(task.out, task.dimension, decides) as records:
@@ -239,12 +223,7 @@ def _score(task: _Task, device: str, workers: Workers) -> tuple[float, dict[str,
     if not any(known.values()):
         where = records_path(task.out, task.dimension)
         raise RunFailed(f"{task.dimension}: VBench gives none of the {len(known)} videos a value; see {where}")
-    if task.facts["protocol"] == LONG:
-        value, by_video = long_values(task.dimension, known)
-    else:
-        value = dimension_value(task.dimension, [one for fields in known.values() for one in fields])
-        by_video = {video: fields[0]["video_results"] for video, fields in known.items() if fields}
-    return value, {video: by_video.get(video) for video in known}
+    return known
 
 
 def _ask_for_missing(task: _Task, records: Records, device: str, workers: Workers) -> None:

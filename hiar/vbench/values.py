@@ -48,12 +48,13 @@ def long_values(dimension: str, clips: Mapping[str, Sequence[Record]]) -> tuple[
     VBench-Long means so, and takes the mean over videos; its own code, which tells videos apart by what their names
     hold before the first underscore, mixes them.
     """
-    videos = {name: _mean([one["video_results"] for one in records]) for name, records in clips.items() if records}
-    value = _mean(list(videos.values()))
+    videos = {name: mean([one["video_results"] for one in records]) for name, records in clips.items() if records}
+    value = mean(list(videos.values()))
     return value / UNIT.get(dimension, 1), videos
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Of one value at least."""
     return _total(values) / len(values)
 
 

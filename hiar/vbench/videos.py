@@ -14,10 +14,10 @@ from hiar.errors import UserError, suggest
 from hiar.io.names import in_order, mp4_files
 from hiar.io.progress import tell
 from hiar.io.text import one_line, split_lines
+from hiar.vbench.dimensions import LONG, LONG_SECONDS, protocol_for
 from hiar.vbench.suite import Entry, file_stem, parse_name
 
 CAPTIONS = "captions.txt"  # of a folder that `hiar sample` has filled
-LONG_SECONDS = 5.0  # from here on, VBench-Long
 
 
 class Video(NamedTuple):
@@ -93,14 +93,14 @@ def protocol_of(videos: Sequence[Video]) -> str:
 
     Raises UserError for a folder with both.
     """
-    long = {video.seconds >= LONG_SECONDS: video for video in videos}
-    if len(long) > 1:
-        one, other = long[True], long[False]
+    found = {protocol_for(video.seconds): video for video in videos}
+    if len(found) > 1:
+        one, other = found[LONG], found["vbench"]
         raise UserError(
             f"{one.path}: is {one.seconds:.1f} s long, {other.path.name} is {other.seconds:.1f}: videos of "
             f"{LONG_SECONDS:g} s and more have a protocol of their own; choose one, --protocol vbench or vbench-long"
         )
-    return "vbench-long" if True in long else "vbench"
+    return next(iter(found))
 
 
 def _length(path: Path) -> tuple[int, float]:

@@ -23,6 +23,13 @@ _CLIP_L = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
 _VIDEO = "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main/"
 _CLIP_R = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
 _BERT = "https://huggingface.co/bert-base-uncased/resolve/main/"
+_DREAMSIM = (
+    "https://github.com/ssundaram21/dreamsim/releases/download/v0.2.0-checkpoints/dreamsim_ensemble_checkpoint.zip"
+)
+_LONG = (
+    "https://raw.githubusercontent.com/Vchitect/VBench/fe06fcc93866630370ec6caccd82dcfb46fc22b6/vbench2_beta_long/"
+    "configs/"
+)
 _DINOV2 = "https://huggingface.co/facebook/dinov2-base/resolve/main/"
 
 
@@ -85,6 +92,24 @@ WEIGHTS = {
     "clip_model/RN50.pt": Weight(f"{_CLIP}{_CLIP_R}/RN50.pt", _CLIP_R),
     "dinov2-base/config.json": Weight(_DINOV2 + "config.json"),
     "dinov2-base/model.safetensors": Weight(_DINOV2 + "model.safetensors"),
+    "vbench_long/subject_mapping_table.yaml": Weight(
+        _LONG + "subject_mapping_table.yaml", "ad6c730b772577d573594ce1ace40e7a70c29ed6b026325589697061cdb86269", 2373
+    ),
+    "vbench_long/background_mapping_table.yaml": Weight(
+        _LONG + "background_mapping_table.yaml",
+        "47cc19bd7f22907e7c6515f0181d2c032187842d5d1686a238d0341ac2e5a440",
+        2380,
+    ),
+    **{
+        f"dreamsim/{member}": Weight(_DREAMSIM, member=member)
+        for member in (
+            "dino_vitb16_pretrain.pth",
+            "clip_vitb16_pretrain.pth.tar",
+            "open_clip_vitb16_pretrain.pth.tar",
+            "ensemble_lora/adapter_config.json",
+            "ensemble_lora/adapter_model.safetensors",
+        )
+    },
     "torchvision_model/alexnet-owt-7be5be79.pth": Weight(
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"
     ),
@@ -175,7 +200,7 @@ def _wrong_format(path: Path) -> str | None:
         return None if head.startswith(b"\x1f\x8b") else "is not compressed with gzip"
     if path.suffix == ".pt":
         return None if _has(path, "constants.pkl") else "is no TorchScript archive"
-    if path.suffix == ".pth":
+    if path.name.endswith((".pth", ".pth.tar")):
         # torch.save's archive, or its format before 1.6: a pickle of protocol 2
         return None if head.startswith(b"\x80\x02") or _has(path, "data.pkl") else "is no file of torch.save"
     return None

@@ -189,6 +189,10 @@ class World(Protocol):
         """
         ...
 
+    def seconds(self, frames: int) -> float:
+        """How long a video of so many latent frames plays."""
+        ...
+
     def words(self, params: config.Params) -> int:
         """Rows of a prompt's embedding."""
         ...

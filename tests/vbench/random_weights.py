@@ -39,11 +39,7 @@ def dino_vitb16(pretrained=True, **kwargs):
     return model
 """
 VISION_TRANSFORMER = """
-import timm
-
-
-def vit_base():
-    return timm.create_model("vit_base_patch16_224", num_classes=0, dynamic_img_size=True, dynamic_img_pad=True)
+from dreamsim.feature_extraction.vision_transformer import vit_base  # DINO's own, as DreamSim brings it along
 """
 
 
@@ -69,14 +65,57 @@ def tokenizer():
 
 
 def dino():
-    import timm
+    from dreamsim.feature_extraction.vision_transformer import vit_base
 
     root = "dino_model/facebookresearch_dino_main"
     place(f"{root}/hubconf.py").write_text(HUB)
     place(f"{root}/vision_transformer.py").write_text(VISION_TRANSFORMER)
     place(f"{root}/utils.py").write_text("")
-    model = timm.create_model("vit_base_patch16_224", num_classes=0)
-    torch.save(model.state_dict(), place("dino_model/dino_vitbase16_pretrain.pth"))
+    torch.save(vit_base().state_dict(), place("dino_model/dino_vitbase16_pretrain.pth"))
+
+
+def dinov2():
+    from transformers import Dinov2Config, Dinov2Model
+
+    Dinov2Model(Dinov2Config(image_size=518, patch_size=14)).save_pretrained(
+        place("dinov2-base/config.json").parent, safe_serialization=True
+    )
+
+
+def dreamsim():
+    from dreamsim.config import dreamsim_args
+    from dreamsim.feature_extraction.vision_transformer import DINOHead, vit_base
+    from dreamsim.model import PerceptualModel
+    from peft import LoraConfig, get_peft_model
+
+    head = {f"module.head.{name}": value for name, value in DINOHead(768, 2048).state_dict().items()}
+    head["module.head.last_layer.weight"] = torch.randn(2048, 256)
+    torch.save({"student": head}, place("dreamsim/dino_vitb16_pretrain.pth"))
+    for name in ("clip", "open_clip"):
+        model = vit_base(patch_size=16)
+        model.pos_drop = torch.nn.LayerNorm(768)
+        state = model.state_dict() | {"proj": torch.randn(768, 512) / 768**0.5}
+        torch.save({"state_dict": state}, place(f"dreamsim/{name}_vitb16_pretrain.pth.tar"))
+    hub = folder / "dreamsim"
+    links = {"facebookresearch_dino_main": "dino_model/facebookresearch_dino_main", "checkpoints": "dino_model"}
+    for name, target in links.items():
+        (hub / name).symlink_to((folder / target).resolve())
+    model = PerceptualModel(**dreamsim_args["model_config"]["ensemble"], device="cpu", load_dir=str(hub))
+    tuned = get_peft_model(model, LoraConfig(r=16, lora_alpha=8, target_modules=["qkv"]))
+    for name, value in tuned.named_parameters():
+        if "lora_B" in name:  # at first nothing comes of an adapter
+            torch.nn.init.normal_(value, std=0.02)
+    tuned.save_pretrained(place("dreamsim/ensemble_lora/adapter_config.json").parent, safe_serialization=True)
+    for name in links:
+        (hub / name).unlink()
+
+
+def tables():
+    """Of another shape than VBench-Long's, which are for its networks."""
+    for name in ("subject", "background"):
+        values = [number / 100 for number in range(101)]
+        path = place(f"vbench_long/{name}_mapping_table.yaml")
+        path.write_text("".join(f"{value}: {value**0.5}\n" for value in values))
 
 
 def aesthetic():
@@ -137,5 +176,5 @@ def viclip():
 
 clip("ViT-B-32.pt", 768, 2, 32, 512, 512)
 clip("ViT-L-14.pt", 1024, 2, 14, 768, 768)
-for make in (tokenizer, dino, aesthetic, musiq, amt, raft, umt, viclip):
+for make in (tokenizer, dino, dinov2, dreamsim, tables, aesthetic, musiq, amt, raft, umt, viclip):
     make()

@@ -1,9 +1,11 @@
 """VBench's environment: found where it is whole, and asked for its versions."""
 
 import sys
+from functools import partial
 
 import pytest
 from sampled import ROOT
+from vbench_toys import lay_weights
 
 from hiar.errors import UserError
 from hiar.parameters import parse_params, read_yaml
@@ -65,14 +67,20 @@ def scored_by(**asked):
 def test_what_an_experiment_scores_is_asked_for_before_it_begins(tmp_path, monkeypatch, toy):
     monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "none"))
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path))
-    check_scoring(scored_by())
-    check_scoring(scored_by(profiles=["drift-lite"]))
+    check_scoring(scored_by(), lambda: 4)
+    check_scoring(scored_by(profiles=["drift-lite"]), lambda: 4)
     for asked in ({"vbench": ["temporal_flickering"]}, {"profiles": ["drift"]}):
         with pytest.raises(UserError, match="make vbench"):
-            check_scoring(scored_by(**asked))
+            check_scoring(scored_by(**asked), lambda: 4)
     monkeypatch.setenv("HIAR_VBENCH", str(toy))
-    check_scoring(scored_by(vbench=["temporal_flickering"]))
+    check_scoring(scored_by(vbench=["temporal_flickering"]), lambda: 4)
     with pytest.raises(UserError, match=r"motion_smoothness: .*amt-s\.pth: is missing"):
-        check_scoring(scored_by(vbench=["temporal_flickering", "motion_smoothness"]))
+        check_scoring(scored_by(vbench=["temporal_flickering", "motion_smoothness"]), lambda: 4)
     with pytest.raises(UserError, match=r"^drift: package pyiqa is not in "):
-        check_scoring(scored_by(profiles=["drift"]))
+        check_scoring(scored_by(profiles=["drift"]), lambda: 4)
+    lay_weights(tmp_path, "subject_consistency")
+    for seconds, protocol in ((4.9, None), (81 / 16, "vbench")):
+        check_scoring(scored_by(vbench=["subject_consistency"], vbench_protocol=protocol), partial(float, seconds))
+    for seconds, protocol in ((5.0, None), (1, "vbench-long")):
+        with pytest.raises(UserError, match=r"^subject_consistency_across_clips: package transformers is not in "):
+            check_scoring(scored_by(vbench=["subject_consistency"], vbench_protocol=protocol), partial(float, seconds))

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from hiar.io.video import write_mp4
+from hiar.vbench.across import BRANCHES
 from hiar.vbench.asking import WORKER
+from hiar.vbench.clips import FIRST_FRAMES, clip_frames, cut
 from hiar.vbench.dimensions import DIMENSIONS
 from hiar.vbench.environment import default_folder, find_environment
 from hiar.vbench.runner import score_folder
@@ -103,3 +105,56 @@ def test_value_and_videos_are_the_official_ones(dimension, official, ours):
     assert ours[dimension]["by_video"] == by_video
     tolerance = 1e-15 if dimension == "subject_consistency" else 0  # VBench does not tell what it sums there
     assert ours[dimension]["value"] == pytest.approx(value, rel=tolerance, abs=0)
+
+
+LONG = {"a bird-0": 18, "a bee-1": 12, "a bear-2": 7, "a bug-3": 3}  # frames at 2 a second
+
+
+@pytest.fixture(scope="module")
+def long_videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long")
+    noise = torch.Generator().manual_seed(8)
+    for name, frames in LONG.items():
+        write_mp4(folder / f"{name}.mp4", drifting(noise, frames), 2)
+    (folder / "prompts.json").write_text(json.dumps({f"{name}.mp4": name for name in LONG}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def official_long(environment, weights, long_videos, tmp_path_factory):
+    """What VBench-Long's own functions say of the clips that we cut."""
+    root = tmp_path_factory.mktemp("official-long")
+    clips, firsts, home = (root / name for name in ("clips", "firsts", "home"))
+    for folder in (firsts, home / "dreamsim", home / "hub" / "checkpoints"):
+        folder.mkdir(parents=True)
+    for name, frames in LONG.items():
+        parts = clip_frames(frames, 2, 2)
+        paths = cut(long_videos / f"{name}.mp4", parts, 2, root / "cut" / name)
+        (clips / name).mkdir(parents=True)
+        for number, path in enumerate(paths):
+            path.rename(clips / name / f"{name}_{number:03d}.mp4")
+        if len(parts) > 1:
+            (root / "cut" / name / FIRST_FRAMES).rename(firsts / f"{name}.mp4")
+    for path in (weights / "dreamsim").iterdir():
+        (home / "dreamsim" / path.name).symlink_to(path)
+    (home / "dreamsim" / "facebookresearch_dino_main").symlink_to(weights / "dino_model" / "facebookresearch_dino_main")
+    (home / "dreamsim" / "checkpoints").symlink_to(weights / "dino_model")
+    name = "dino_vitbase16_pretrain.pth"
+    (home / "hub" / "checkpoints" / name).symlink_to(weights / "dino_model" / name)
+    command = [environment.python, "-I", HERE / "official_long.py", WORKER, weights, home, clips, firsts, root]
+    subprocess.run(command, check=True)
+    return {name: json.loads((root / f"{name}.json").read_text()) for name in BRANCHES}
+
+
+def test_both_branches_of_long_videos_are_vbench_longs_own(weights, long_videos, official_long, tmp_path):
+    """But for its mean, which counts each clip. Pictures go through its networks together: last digits differ."""
+    scores = score_folder(
+        long_videos, BRANCHES, tmp_path, weights=weights, prompts=long_videos / "prompts.json", protocol="vbench-long"
+    )
+    assert not scores.failed
+    for name, clips in official_long.items():
+        ours = json.loads((tmp_path / f"{name}.json").read_text())
+        own = {video: [value for of, value in clips if of == video] for video, _ in clips}
+        assert [len(own[f"{video}.mp4"]) for video in LONG] == [5, 3, 2, 1]
+        assert ours["by_video"] == pytest.approx({video: sum(values) / len(values) for video, values in own.items()})
+        assert len({round(value, 5) for value in ours["by_video"].values()}) == len(LONG)

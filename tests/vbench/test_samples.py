@@ -70,6 +70,14 @@ def test_a_mean_is_vbenchs_own_and_that_of_its_videos_values(score, samples, wei
     assert asked(weights) == []
 
 
+def test_videos_of_any_length_are_scored_by_the_protocol_that_is_asked_for(score, samples, params, tmp_path):
+    asks = params.score.model_copy(update={"vbench_protocol": "vbench-long"})
+    vbench.run(params.model_copy(update={"score": asks}), tmp_path, 0, FLICKERING)
+    (teacher,) = contenders(params)
+    found = vbench_figures(teacher, sorted(samples.glob("*.mp4")), [FLICKERING], tmp_path)
+    assert found.facts[FLICKERING]["protocol"] == "vbench-long"
+
+
 def test_one_dimension_that_breaks_down_fails_the_scores(score, weights):
     behave(weights, **{IMAGING: "raise"})
     with pytest.raises(RunFailed, match=r"samples/teacher: no value; imaging_quality: .*no such luck"):

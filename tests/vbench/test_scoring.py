@@ -19,7 +19,7 @@ from waiting import wait_until
 from hiar.errors import UserError
 from hiar.io.reading import read_parts
 from hiar.stages.vbench import figures_of
-from hiar.vbench.clips import clip_folder, clip_frames, clip_rate, clip_seconds, cut
+from hiar.vbench.clips import FIRST_FRAMES, clip_folder, clip_frames, clip_rate, clip_seconds, cut
 from hiar.vbench.dimensions import DIMENSIONS
 from hiar.vbench.leaderboard import read_results
 from hiar.vbench.runner import score_folder
@@ -329,7 +329,7 @@ def test_clips_are_all_there_or_none(tmp_path):
     left.mkdir(exist_ok=True)
     (left / "009.mp4").write_text("half")
     paths = cut(video, clip_frames(19, 4, 2), 4, place)
-    assert sorted(place.iterdir()) == paths
+    assert sorted(place.iterdir()) == [*paths, place / FIRST_FRAMES]
     assert list(place.parent.iterdir()) == [place]
     for width, height in ((31, 32), (32, 31)):
         with av.open(tmp_path / "odd.mp4", "w") as container:
@@ -375,12 +375,11 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     assert {one["entry"]["prompt_en"] for one in asked(weights)} == {"a bear"}
 
 
-def test_that_a_long_videos_consistency_is_within_its_clips_is_told_and_kept(score, videos, weights, tmp_path, capsys):
-    """VBench-Long's published figures have a part between clips, too."""
-    score(videos, "subject_consistency", FLICKERING, protocol="vbench-long")
-    told = [line for line in capsys.readouterr().err.splitlines() if "within clips" in line]
-    assert len(told) == 1
-    assert told[0].startswith("subject_consistency: ")
+def test_that_a_long_videos_consistency_is_within_its_clips_alone_is_asked_for_and_kept(score, videos, tmp_path):
+    """VBench-Long's published figures have a part across clips, too."""
+    with pytest.raises(UserError, match=r"^subject_consistency_across_clips: .*`hiar vbench score --within-clips`$"):
+        score(videos, "subject_consistency", FLICKERING, protocol="vbench-long")
+    score(videos, "subject_consistency", FLICKERING, protocol="vbench-long", within_clips=True)
     results = {name: result(tmp_path, name) for name in ("subject_consistency", FLICKERING)}
     facts = figures_of(results, [path.name for path in sorted(videos.glob("*.mp4"))]).facts
     assert {name: one.get("consistency") for name, one in facts.items()} == {
@@ -522,14 +521,14 @@ def line(run):
 
 
 def test_the_commands(command, films, tmp_path):
-    assert "1 of 17 run here" in command("doctor").stdout
+    assert "1 of 19 run here" in command("doctor").stdout
     assert command("prompts", "human_action").stdout.splitlines() == ["A person is riding a bike"] * 5
     assert command("prompts", "--names", IMAGING).stdout.splitlines()[5:] == [
         f"the bund, oil painting-{sample}.mp4" for sample in range(5)
     ]
     assert "models.zip" in command("fetch", "--dry-run", "raft_model/models/raft-things.pth").stdout
     weights = lay_weights(tmp_path / "weights", SMOOTH, IMAGING)
-    assert "3 of 17 run here" in command("doctor", "--weights", weights).stdout
+    assert "3 of 19 run here" in command("doctor", "--weights", weights).stdout
     amt = weights / "amt_model" / "amt-s.pth"
     asked_for = ("fetch", "amt_model/amt-s.pth", "--weights", weights)
     assert command(*asked_for).stdout.startswith(f"{amt}: is there, SHA-256 ")

@@ -8,7 +8,7 @@ from vbench_toys import SUITE, film
 
 from hiar.errors import UserError
 from hiar.io.video import fragments
-from hiar.vbench.runner import _chosen
+from hiar.vbench.pieces import chosen_videos
 from hiar.vbench.suite import Entry
 from hiar.vbench.videos import is_standard, protocol_of, read_videos
 
@@ -47,13 +47,13 @@ def test_videos_of_one_prompt_are_its_samples_and_five_are_looked_at(tmp_path, c
     videos = read_videos(folder, ENTRIES)
     assert [one.sample for one in videos] == list(range(7))
     assert is_standard(videos, ENTRIES)
-    assert [video.path.name for video, _ in _chosen("imaging_quality", videos, ENTRIES)] == [
+    assert [video.path.name for video, _ in chosen_videos("imaging_quality", videos, ENTRIES)] == [
         f"{number}.mp4" for number in range(5)
     ]
     assert not is_standard(videos, ENTRIES[:1])
     assert capsys.readouterr().err == ""  # only a folder of both is told of
     named = folder_of(tmp_path / "named", *(f"a bench-{sample}.mp4" for sample in (4, 5, 10, 0)))
-    chosen = _chosen("imaging_quality", read_videos(named, ENTRIES), ENTRIES)
+    chosen = chosen_videos("imaging_quality", read_videos(named, ENTRIES), ENTRIES)
     assert [video.sample for video, _ in chosen] == [0, 4]
 
 

@@ -199,6 +199,21 @@ def test_a_member_of_an_archive(served, tmp_path, monkeypatch):
     assert fetch(tmp_path, RAFT).read_bytes() == b"flow"
 
 
+def test_an_archive_of_several_files_is_fetched_once(served, tmp_path, monkeypatch):
+    folder, address = served
+    names = ["dreamsim/ensemble_lora/adapter_config.json", "dreamsim/clip_vitb16_pretrain.pth.tar"]
+    with zipfile.ZipFile(folder / "one.zip", "w") as archive:
+        for name in names:
+            member = WEIGHTS[name].member
+            assert name.endswith(member)
+            archive.writestr(member, name)
+            monkeypatch.setitem(WEIGHTS, name, WEIGHTS[name]._replace(url=f"{address}/one.zip"))
+    archives = tmp_path / "archives"
+    assert fetch(tmp_path, names[0], archives=archives).read_text() == names[0]
+    (folder / "one.zip").unlink()
+    assert fetch(tmp_path, names[1], archives=archives).read_text() == names[1]
+
+
 def test_what_a_package_holds_needs_no_network(environment, tmp_path, monkeypatch):
     name = "ViCLIP/bpe_simple_vocab_16e6.txt.gz"
     packages = tmp_path / "packages"

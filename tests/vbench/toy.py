@@ -64,7 +64,7 @@ def judged(dimension, video, entry, order, folder, device):
             json.dumps(
                 told
                 | {
-                    "device": device,
+                    "device": str(device),
                     "entry": entry,
                     "isolated": sys.flags.isolated,
                     "pid": os.getpid(),

@@ -83,6 +83,9 @@ class Shapes:
             return PatchCodec(params.codec.patch, params.codec.channels, params.codec.width, params.codec.depth)
         return self.new_text(params.model, seed=0)
 
+    def seconds(self, frames: int) -> float:
+        return frames / self.frames_per_second
+
     def words(self, params: config.Params) -> int:
         assert params.model
         return params.model.text_length

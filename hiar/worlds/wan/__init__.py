@@ -20,7 +20,7 @@ from hiar.io.locks import locked
 from hiar.noise import Purpose, stream
 from hiar.worlds.interface import PURPOSES, SPLIT, TEXT, TRANSFORMER, Lora, Part, Trainable
 from hiar.worlds.wan.base import convert_base
-from hiar.worlds.wan.codec import WanCodec, load_codec
+from hiar.worlds.wan.codec import WanCodec, load_codec, pixel_frames
 from hiar.worlds.wan.embeddings import Embeddings, embed, embedding_bytes
 from hiar.worlds.wan.exchange import bring_in, describe, send_out
 from hiar.worlds.wan.formats.loading import load_transformer
@@ -105,6 +105,9 @@ class Wan:
 
     def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
         return outline(folder or self._here(), part)
+
+    def seconds(self, frames: int) -> float:
+        return pixel_frames(frames) / self.frames_per_second
 
     def words(self, params: config.Params) -> int:
         return MAX_TOKENS

@@ -1,0 +1,89 @@
+"""VBench-Long's fast branch: the first frames of a video's clips compared, and what becomes of it and of the clips.
+
+Within its clips a video that drifts slowly loses nothing. So `evaluate_long.sh` (``--dev_flag``) adds how alike the
+clips begin, by networks that look at what is shown rather than at details, and brings that to the scale of the other.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from hiar.errors import UserError
+from hiar.vbench.dimensions import DINO
+
+SUFFIX = "_across_clips"  # of the branch's name, beside the dimension's
+WITHIN, BOTH = "within clips", "within and across clips"  # what a result is of
+SHARE = 0.5  # of the branch in a video's value, since VBench-Long of 2024-06-07; before, .3 and .2
+# What its values depend on beside what all of VBench's do.
+VERSIONS = {"torch", "timm", "transformers", "decord", "dreamsim", "peft", "accelerate", "open_clip_torch"}
+_DREAMSIM = tuple(
+    f"dreamsim/{name}"
+    for name in (
+        "dino_vitb16_pretrain.pth",
+        "clip_vitb16_pretrain.pth.tar",
+        "open_clip_vitb16_pretrain.pth.tar",
+        "ensemble_lora/adapter_config.json",
+        "ensemble_lora/adapter_model.safetensors",
+    )
+)
+
+
+class Branch(NamedTuple):
+    """What the fast branch of a dimension needs beside the slow one. table: of what its values become."""
+
+    table: str
+    networks: tuple[str, ...]
+    packages: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All of them, in the folder of weights."""
+        return self.table, *self.networks
+
+
+BRANCHES = {
+    "subject_consistency": Branch(
+        "vbench_long/subject_mapping_table.yaml",
+        ("dinov2-base/config.json", "dinov2-base/model.safetensors"),
+        ("transformers",),
+    ),
+    "background_consistency": Branch(
+        "vbench_long/background_mapping_table.yaml", (*DINO, *_DREAMSIM), ("dreamsim", "peft")
+    ),
+}
+
+Table = Mapping[float, float]
+
+
+def read_table(path: Path) -> Table:
+    """What values of the fast branch become on the slow one's scale. Raises UserError for another file."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table = {float(value): float(becomes) for value, becomes in found.items()}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: is no table of VBench-Long ({reason}); `hiar vbench fetch` brings it") from None
+    if {0.0, 1.0} - table.keys():
+        raise UserError(f"{path}: does not lead from 0 to 1; `hiar vbench fetch` brings VBench-Long's")
+    return table
+
+
+def both_branches(within: float, across: float | None, table: Table) -> float:
+    """A video's value. across: None where it is one clip, which counts as 0; what is 0 counts for nothing."""
+    mapped = 0.0 if across is None else _mapped(across, table)
+    return within if mapped == 0 else within * (1 - SHARE) + mapped * SHARE
+
+
+def _mapped(value: float, table: Table) -> float:
+    """By the two values of the table that it lies between; beyond them as the nearest."""
+    known = sorted(table)
+    place = bisect_left(known, value)
+    if place in (0, len(known)):
+        return table[known[min(place, len(known) - 1)]]
+    low, high = known[place - 1], known[place]
+    return table[low] + (table[high] - table[low]) * (value - low) / (high - low)

@@ -1,0 +1,120 @@
+"""VBench-Long's fast branch: the first frames of a long video's clips, and what becomes of both branches."""
+
+import json
+from math import cos
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+from transformers import Dinov2Config, Dinov2Model
+from vbench_toys import asked, build_networks, lay_weights
+
+from hiar.errors import UserError
+from hiar.io.video import write_mp4
+from hiar.vbench.across import BRANCHES, both_branches, read_table
+from hiar.vbench.first_frames import likeness, open_dinov2
+from hiar.vbench.runner import score_folder
+from hiar.vbench.weights import approve
+
+SUBJECT, BACKGROUND = BRANCHES
+TABLE = {0.0: 0.0, 0.5: 0.8, 1.0: 1.0}
+
+
+def blue(path, *levels, frames=8):
+    """A video at 4 frames a second, so many frames of each level, 0 to 1."""
+    video = torch.zeros(len(levels) * frames, 64, 96, 3)
+    video[..., 2] = torch.tensor(levels).repeat_interleave(frames)[:, None, None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mp4(path, (video * 255).round().byte(), 4)
+    return path
+
+
+def test_a_value_of_both_branches():
+    assert both_branches(0.9, 0.75, TABLE) == pytest.approx((0.9 + 0.9) / 2)
+    assert both_branches(0.6, 0.5, TABLE) == pytest.approx((0.6 + 0.8) / 2)
+    assert both_branches(0.6, 0.25, TABLE) == pytest.approx((0.6 + 0.4) / 2)
+    assert both_branches(0.6, 1 + 1e-7, TABLE) == pytest.approx((0.6 + 1.0) / 2)
+    assert both_branches(0.6, None, TABLE) == both_branches(0.6, 0.0, TABLE) == 0.6
+
+
+def test_pictures_are_alike_to_the_one_before_and_to_the_first():
+    angles = (0.2, 0.3, 0.7, 0.2 + 3)
+    found = likeness(torch.tensor([[cos(one), torch.tensor(one).sin()]]) for one in angles)
+    pairs = [(cos(0.1), cos(0.1)), (cos(0.4), cos(0.5)), (0, 0)]  # what is opposite is no worse than what has nothing
+    assert found == pytest.approx(sum(map(sum, pairs)) / 6)
+
+
+def test_dinov2_sees_the_middle_of_the_picture_at_256_pixels(tmp_path):
+    """The real network, at a tiny size."""
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=518, patch_size=14)
+    model = Dinov2Model(config).eval()
+    model.save_pretrained(tmp_path / "dinov2-base")
+    picture = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    resized = interpolate(picture / 255, (256, 384), mode="bicubic", antialias=True)
+    mean, spread = (torch.tensor(one).view(3, 1, 1) for one in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        expected = model((resized[..., 16:240, 80:304] - mean) / spread).pooler_output
+        found = open_dinov2("cpu", str(tmp_path), "")(picture)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return build_networks(tmp_path_factory.mktemp("networks") / "venv")
+
+
+@pytest.fixture
+def weights(tmp_path):
+    folder = lay_weights(tmp_path / "weights", SUBJECT, BACKGROUND, *(f"{one}_across_clips" for one in BRANCHES))
+    for branch in BRANCHES.values():
+        (folder / branch.table).write_text("".join(f"{value}: {becomes}\n" for value, becomes in TABLE.items()))
+        approve(folder, branch.table)
+    (folder / "dreamsim" / "ensemble_lora" / "adapter_config.json").write_text("{}")
+    approve(folder, "dreamsim/ensemble_lora/adapter_config.json")
+    return folder
+
+
+def test_a_long_video_that_changes_between_its_clips_loses_by_it(environment, weights, tmp_path):
+    """Values within clips are the toy's: the size of a file."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    blue(videos / "0.mp4", 0.1, 0.9, 0.5)
+    blue(videos / "1.mp4", 0.5, 0.5)
+    blue(videos / "2.mp4", 0.3, frames=5)
+    (videos / "captions.txt").write_text("a bird\na bee\na bear\n")
+
+    def score(*dimensions, **options):
+        where = {"environment": environment, "weights": weights}
+        return score_folder(videos, dimensions, out, protocol="vbench-long", **where | options)
+
+    scores = score(SUBJECT, BACKGROUND)
+    told = asked(weights)
+    assert not scores.failed
+    alike = {"0.mp4": (2 * cos(0.8) + cos(0.4) + cos(0.4)) / 4, "1.mp4": 1.0, "2.mp4": None}
+    for dimension in BRANCHES:
+        sizes = [one["value"] for one in told if one["dimension"] == dimension]
+        within = {"0.mp4": sum(sizes[:3]) / 3, "1.mp4": sum(sizes[3:5]) / 2, "2.mp4": sizes[5]}
+        result = json.loads((out / f"{dimension}.json").read_text())
+        expected = {name: both_branches(own, alike[name], TABLE) for name, own in within.items()}
+        assert result["by_video"] == pytest.approx(expected, abs=5e-3)
+        assert result["value"] == scores.values[dimension] == pytest.approx(sum(result["by_video"].values()) / 3)
+        assert result["consistency"] == "within and across clips"
+        assert {*BRANCHES[dimension].files} < {*result["weights"]}
+    before = (out / f"{SUBJECT}.json").read_bytes()
+    assert score(SUBJECT).values[SUBJECT] == scores.values[SUBJECT]
+    assert asked(weights) == []
+    assert (out / f"{SUBJECT}.json").read_bytes() == before
+    score(SUBJECT, within_clips=True)
+    alone = json.loads((out / f"{SUBJECT}.json").read_text())
+    assert alone["consistency"] == "within clips"
+    assert alone["by_video"]["0.mp4"] != pytest.approx(json.loads(before)["by_video"]["0.mp4"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("- 1\n", "is no table of VBench-Long"), ("a: b\n", "is no table"), ("0.5: 0.5\n", "does not lead from 0 to 1")],
+)
+def test_what_is_no_table_is_told(content, said, tmp_path):
+    (tmp_path / "table.yaml").write_text(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/table.yaml: {said}.*`hiar vbench fetch`"):
+        read_table(tmp_path / "table.yaml")
