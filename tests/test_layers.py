@@ -5,6 +5,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[1]
@@ -33,8 +34,15 @@ def test_imports_point_down(monkeypatch, capsys):
     assert lint_imports(cache_dir=None) == 0, capsys.readouterr().out
 
 
-def test_what_only_reads_parameters_waits_for_no_torch():
-    """Seconds of every command and every stage's start: torch and diffusers are loaded where something computes."""
-    program = "import sys, hiar.cli, hiar.workspace, flows.pipeline; print({'torch', 'diffusers'} & sys.modules.keys())"
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("hiar.cli, hiar.workspace, flows.pipeline", {"torch", "diffusers"}),
+        ("hiar.judges.shapes, hiar.stages.profiles, hiar.stages.report, hiar.stages.truth", {"diffusers"}),
+    ],
+)
+def test_what_computes_nothing_waits_for_no_torch_and_what_only_looks_for_no_networks(modules, heavy):
+    """Seconds of every command and every stage's start."""
+    program = f"import sys, {modules}; print({heavy} & sys.modules.keys())"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
 from hiar import config
+
+if TYPE_CHECKING:  # it takes as long to import as all else together, which who asks about a world may not need
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 # Every purpose draws its prompts from a range of numbers of its own: none serves two of them.
 PURPOSES = ("training", "held-out", "pairs", "distill", "sample", "critic", "validation")

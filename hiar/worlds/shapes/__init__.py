@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
 from hiar import config
 from hiar.errors import UserError
-from hiar.models.loading import cast_weights, load_model
 from hiar.models.pixels import to_video
 from hiar.noise import seeded
 from hiar.worlds.interface import CODEC, TRANSFORMER, Lora, Part
 from hiar.worlds.shapes.captions import captions, parse_caption, vocabulary
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.shapes.render import clips
-from hiar.worlds.shapes.text import WordEncoder, build_word_encoder
+
+if TYPE_CHECKING:  # networks, which take seconds to import, are loaded where one is asked for: scores need none
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+    from hiar.worlds.shapes.text import WordEncoder
 
 FIT_CLIPS = 64  # clips whose patches the encoder's principal components are taken from
 
@@ -54,6 +57,8 @@ class Shapes:
         return codec
 
     def new_text(self, model: config.Model, *, seed: int) -> WordEncoder:
+        from hiar.worlds.shapes.text import build_word_encoder
+
         return build_word_encoder(vocabulary(self.settings), model.text_length, model.text_dim, seed)
 
     def adopt(self, part: Part, folder: Path) -> None:
@@ -72,6 +77,8 @@ class Shapes:
         raise UserError(f"--to = {form}: nobody else reads checkpoints of the built-in world; export one of Wan")
 
     def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
+        from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
         if part == TRANSFORMER:
             assert folder is not None, "its own is of the shape that params.yaml says"
             path = folder / TRANSFORMER / "config.json"
@@ -94,12 +101,18 @@ class Shapes:
         return 0, 0
 
     def load_transformer(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> WanTransformer3DModel:
+        from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+        from hiar.models.loading import cast_weights, load_model
+
         transformer = load_model(WanTransformer3DModel, folder)
         if dtype is not None:
             cast_weights(transformer, dtype)
         return transformer
 
     def load_text(self, folder: Path) -> WordEncoder:
+        from hiar.worlds.shapes.text import WordEncoder
+
         return WordEncoder.load(folder)
 
     def load_codec(self, folder: Path) -> PatchCodec:
