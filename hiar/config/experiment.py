@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from hiar.config.generation import Codec, Conventions, Model, Schedule, Video, World
-from hiar.config.inits import Init
+from hiar.config.inits import CausalOde, Init
 from hiar.config.section import (
     SEEDS,
     SHARED,
@@ -169,6 +169,9 @@ class Params(Section):
             self.report.videos,
             f"cannot exceed sample.videos = {self.sample.videos}",
         )
+        if isinstance(self.init, CausalOde):
+            remedy = "the causal teacher's are made here; give their numbers, or somebody else's pairs as pairs.source"
+            require(self.init.pairs is not None or self.pairs.source is not None, "init.pairs", None, remedy)
         solvers = {"pairs.solver_steps": self.pairs.solver_steps}
         solvers |= {f"init.{field}": steps for field, steps in self.init.solvers.items()}
         for field, steps in solvers.items():

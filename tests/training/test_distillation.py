@@ -24,6 +24,7 @@ from hiar.noise import normals, stream
 from hiar.schedule import step_sigmas
 from hiar.training import distillation
 from hiar.training.clips import as_clips
+from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import (
     Distillation,
     check_batches,
@@ -130,7 +131,7 @@ def make_job(
         no_text=NO_TEXT,
         student_samples=STUDENT,
         critic_samples=CRITIC,
-        pairs=(*PAIRS[:2], PAIRS[2].__getitem__),
+        pairs=Pairs(*PAIRS[:2], PAIRS[2].__getitem__),
         seed=SEED,
         accelerator=Accelerator(cpu=True, mixed_precision=precision),
     )
@@ -332,7 +333,7 @@ def test_pairs_are_drawn_before_a_rollout_is_held_for_backward() -> None:
             self.rollouts_before.append(len(cast(Prompts, job.prompts).asked))
             return states[part]
 
-    job = dataclasses.replace(job, pairs=(Rows(), others[0], others[1].__getitem__))
+    job = dataclasses.replace(job, pairs=Pairs(Rows(), others[0], others[1].__getitem__))
     distillation_step(job, 0)
     assert Rows.rollouts_before == [0]
 
@@ -364,6 +365,11 @@ def test_diffusion_forcing_denoises_clean_videos_noised_block_by_block() -> None
     alone, _ = job.forcing(student, range(9, 10), learn=False)  # type: ignore[arg-type]
     torch.testing.assert_close(alone[0], windows[2].detach(), rtol=1e-4, atol=1e-4)
     assert not alone.requires_grad
+    # Trajectories that were solved behind clips end in no videos: the clips are such.
+    assert job.pairs is not None
+    job = dataclasses.replace(job, pairs=job.pairs._replace(states=torch.zeros(5, 4, 1), clips=states[:, -1:]))
+    assert job.forcing is not None
+    assert torch.equal(job.forcing(student, range(9, 10), learn=False)[0], alone)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("replay", [2, None])
