@@ -32,7 +32,10 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class DiffusionForcing:
-    """Clean videos of the pairs, each block noised to one of the student's levels, independently of the others."""
+    """Clean videos of the pairs, each block noised to one of the student's levels, independently of the others.
+
+    The clean level is among them: at it a walk shows finished blocks. Such a block is context, and stays as it is.
+    """
 
     pairs: Pairs
     sigmas: Tensor  # the student's levels, (S + 1,)
@@ -40,7 +43,7 @@ class DiffusionForcing:
     seed: int
 
     def __call__(self, student: Denoiser, videos: range, learn: bool) -> tuple[Tensor, Tensor]:
-        """The x0 (B, C, F, h, w) that the student sees in all blocks at once, and the text (B, words, dim).
+        """The x0 (B, C, F, h, w) that the student sees in all noisy blocks at once, and the text (B, words, dim).
 
         videos: numbers, each of which decides a row of the pairs, levels and noise. With gradients if it is to
         ``learn``.
@@ -51,10 +54,10 @@ class DiffusionForcing:
         text = text_of(rows)
         clean = (states if clips is None else clips)[rows, -1].to(text.device)
         blocks = clean.shape[2] // self.attention.block
-        noisy = len(self.sigmas) - 1  # a block that is shown clean would have nothing to learn
-        levels = torch.cat([block_levels(1, blocks, noisy, random) for random in randoms])
+        levels = torch.cat([block_levels(1, blocks, len(self.sigmas), random) for random in randoms])
         sigma = self.sigmas[levels].repeat_interleave(self.attention.block, dim=1).to(text.device)
         level = expand(sigma, clean)
         noise = normals("forcing noise", self.seed, videos, clean.shape[1:]).to(clean)
         with torch.set_grad_enabled(learn):
-            return student(add_noise(clean, noise, level), sigma, text, self.attention), text
+            x0 = student(add_noise(clean, noise, level), sigma, text, self.attention)
+            return torch.where(level > 0, x0, clean), text
