@@ -66,6 +66,9 @@ def import_(
     block: Frames = None,
     window: Frames = None,
     sinks: Annotated[int | None, typer.Option(min=0, help="Blocks that never leave the window.")] = None,
+    sinks_turn: Annotated[
+        bool, typer.Option("--sinks-turn", help="They keep their place in the window, not in the video.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps a block.", show_default=False)] = None,
     shift: Annotated[float | None, typer.Option(help="Of the steps' noise levels.", show_default=False)] = None,
     levels: Levels = None,
@@ -84,7 +87,7 @@ def import_(
 
     told = {"height": height, "width": width, "frames_per_second": fps, "precision": precision}
     told |= {"block": block, "window": window, "sinks": sinks, "steps": steps, "shift": shift, "renoise": renoise}
-    told |= {"order": walk[0], "context": walk[1], "levels": levels_of(levels)}
+    told |= {"order": walk[0], "context": walk[1], "levels": levels_of(levels), "sinks_turn": sinks_turn}
     import_checkpoint(source, base, out, preset, weights, told, None if lora is None else (lora, lora_scale))
 
 
