@@ -41,6 +41,7 @@ from hiar.noise import normals, stream
 from hiar.schedule import step_sigmas
 from hiar.stages.pairs import at_levels
 from hiar.training.checkpoint import Saving, load_state
+from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import Distillation, distillation_step
 from hiar.training.loop import train
 from hiar.training.parallel import accumulate, deal, shard
@@ -175,7 +176,7 @@ def distill_roles(case: Case, ranks: Ranks):
         no_text=torch.ones(1, 5, 8, device=case.device),
         student_samples=1000,
         critic_samples=2000,
-        pairs=(STATES, SIGMAS, lambda chosen: TEXT[chosen].to(case.device)),
+        pairs=Pairs(STATES, SIGMAS, lambda chosen: TEXT[chosen].to(case.device)),
         seed=SEED,
         accelerator=accelerator_of(case),
         ranks=ranks,

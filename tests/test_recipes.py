@@ -11,7 +11,7 @@ from commands import hiar
 
 from hiar.config import ForwardKL, Params
 from hiar.errors import UserError
-from hiar.parameters import merge
+from hiar.parameters import merge, parse_params
 from hiar.workspace import experiment_params, experiment_tree, experiments_beside, override_of
 from hiar.worlds.interface import FIRST_CLIP
 
@@ -39,7 +39,9 @@ SELF_FORCING: dict[str, Any] = {
 }
 # configs/hiar.yaml and the paper's 20k steps.
 HIAR = SELF_FORCING | {"iterations": 20_000, "lr_critic": 3.0e-7}
-RECIPES = {"wan2.1-self-forcing": SELF_FORCING, "wan2.1-hiar": HIAR}
+# configs/longlive_train_init.yaml of LongLive's branch v1.0.
+LONGLIVE = SELF_FORCING | {"iterations": 700}
+RECIPES = {"wan2.1-self-forcing": SELF_FORCING, "wan2.1-hiar": HIAR, "wan2.1-longlive": LONGLIVE}
 
 
 def params_of(name: str) -> Params:
@@ -83,6 +85,25 @@ def test_a_released_recipe_is_there_to_the_number(name: str) -> None:
     assert (distill.real_score, params.runtime.precision) == (Path("models/Wan2.1-T2V-14B-Diffusers"), "bf16")
     assert (params.conventions.given, params.conventions.sinks, params.schedule.renoise) == ("clean", "stay", "sde")
     assert (params.init.kind, params.init.source.name) == ("adopted", "ode_init.pt")  # type: ignore[union-attr]
+
+
+def test_longlives_students_see_twelve_frames_the_first_three_among_them() -> None:
+    """Sinks are for rollouts alone: what learns on whole clips under a mask does not show them."""
+    tree = experiment_tree(ROOT, "wan2.1-longlive")
+    video = params_of("wan2.1-longlive").video
+    assert (video.frames, video.block, video.window, video.sink_blocks) == (21, 3, 12, 1)
+    forward_kl = {"weight": 0.1, "steps": 1, "attention": "bidirectional"}
+    variant = {"order": "step_first", "context": "output", "level": 1.0, "forward_kl": forward_kl}
+
+    def changed(**changes: Any) -> dict[str, Any]:
+        return merge(tree, {"variants": {"other": variant | changes}, "compare": {"distill": ["other"]}})
+
+    parse_params(changed(), ROOT / "params.yaml")
+    forced = {"order": "block_first", "context": "finished", "level": None, "forcing": "diffusion", "forward_kl": None}
+    trained = tree | {"init": experiment_tree(ROOT, "wan2.1-1.3b")["init"]}
+    for masked in (changed(forward_kl=forward_kl | {"attention": "causal"}), changed(**forced), trained):
+        with pytest.raises(UserError, match=r"video\.sink_blocks = 1: training clips must fit in the window of 12"):
+            parse_params(masked, ROOT / "params.yaml")
 
 
 def test_hiar_is_regularised_as_its_configuration_says() -> None:

@@ -66,6 +66,9 @@ def import_(
     block: Frames = None,
     window: Frames = None,
     sinks: Annotated[int | None, typer.Option(min=0, help="Blocks that never leave the window.")] = None,
+    sinks_turn: Annotated[
+        bool, typer.Option("--sinks-turn", help="They keep their place in the window, not in the video.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps a block.", show_default=False)] = None,
     shift: Annotated[float | None, typer.Option(help="Of the steps' noise levels.", show_default=False)] = None,
     levels: Levels = None,
@@ -84,7 +87,7 @@ def import_(
 
     told = {"height": height, "width": width, "frames_per_second": fps, "precision": precision}
     told |= {"block": block, "window": window, "sinks": sinks, "steps": steps, "shift": shift, "renoise": renoise}
-    told |= {"order": walk[0], "context": walk[1], "levels": levels_of(levels)}
+    told |= {"order": walk[0], "context": walk[1], "levels": levels_of(levels), "sinks_turn": sinks_turn}
     import_checkpoint(source, base, out, preset, weights, told, None if lora is None else (lora, lora_scale))
 
 
@@ -95,7 +98,7 @@ def import_(
         "hiar import-pairs ode_pairs --out models/pairs             # HiAR's: a .pt a prompt",
         "hiar import-pairs ode_pairs_lmdb --out models/pairs        # Self-Forcing's",
         "hiar import-pairs mixkit_ode_lmdb --levels 1,0.756757,0.521739 --out models/pairs   # CausVid's",
-        "hiar import-pairs ode_causal_lmdb --shift 5 --without-last --out models/pairs     # Causal-Forcing's",
+        "hiar import-pairs ode_causal_lmdb --shift 5 --clip-last --out models/pairs        # Causal-Forcing's",
     ),
 )
 def import_pairs_(
@@ -105,11 +108,11 @@ def import_pairs_(
         float, typer.Option(min=0.01, max=1000.0, help="Of the noise levels at which their states were kept.")
     ] = 8.0,
     levels: Levels = None,
-    without_last: Annotated[
+    clip_last: Annotated[
         bool,
         typer.Option(
-            "--without-last",
-            help="Leave out what lies behind a trajectory's end: Causal-Forcing's have the clip of its contexts there.",
+            "--clip-last",
+            help="Behind a trajectory's end lies the clip of its contexts, as in Causal-Forcing's: keep it as such.",
         ),
     ] = False,
     shard: Annotated[int, typer.Option(min=1, max=100_000, help="Pairs a file; so many are in memory.")] = 16,
@@ -125,7 +128,7 @@ def import_pairs_(
     from hiar.stages.foreign_pairs import import_pairs
 
     levels_or_shift = shift if starts is None else starts
-    print(f"{out}: {import_pairs(source, out, levels_or_shift, shard, without_last=without_last)}")
+    print(f"{out}: {import_pairs(source, out, levels_or_shift, shard, clip_last=clip_last)}")
 
 
 @app.command(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from hiar.config.generation import Codec, Conventions, Model, Schedule, Video, World
-from hiar.config.inits import Init
+from hiar.config.inits import CausalOde, Init
 from hiar.config.section import (
     SEEDS,
     SHARED,
@@ -139,7 +139,7 @@ class Params(Section):
             self.sample.frames % k == 0, "sample.frames", self.sample.frames, f"must be a multiple of video.block = {k}"
         )
         require(
-            self.video.sink_blocks == 0 or self.video.frames <= self.video.window,
+            self.video.sink_blocks == 0 or self.video.frames <= self.video.window or not self._masks_clips(),
             "video.sink_blocks",
             self.video.sink_blocks,
             f"training clips must fit in the window of {self.video.window} frames when there are sinks; use 0",
@@ -171,6 +171,9 @@ class Params(Section):
             self.report.videos,
             f"cannot exceed sample.videos = {self.sample.videos}",
         )
+        if isinstance(self.init, CausalOde):
+            remedy = "the causal teacher's are made here; give their numbers, or somebody else's pairs as pairs.source"
+            require(self.init.pairs is not None or self.pairs.source is not None, "init.pairs", None, remedy)
         solvers = {"pairs.solver_steps": self.pairs.solver_steps}
         solvers |= {f"init.{field}": steps for field, steps in self.init.solvers.items()}
         for field, steps in solvers.items():
@@ -196,6 +199,12 @@ class Params(Section):
                 f"cannot exceed schedule.student_steps = {self.schedule.student_steps}",
             )
         return self
+
+    def _masks_clips(self) -> bool:
+        """Whether something is learned on whole clips under a mask, which knows no sinks; self-rollouts know them."""
+        compared = [self.variants[name] for name in self.compare.distill if name in self.variants]
+        causal = (one.forward_kl is not None and one.forward_kl.attention == "causal" for one in compared)
+        return bool(self.init.trainings) or any(one.forcing for one in compared) or any(causal)
 
     def _check_compared(self) -> None:
         """What the comparison names is there."""

@@ -32,6 +32,11 @@ class _Made(Section):
         """The steps of solvers that have to visit the student's levels."""
         return {}
 
+    @property
+    def regresses_pairs(self) -> bool:
+        """Whether it learns from the states of the pairs, at all of the student's levels."""
+        return False
+
 
 class Adopted(_Made):
     """Somebody else's student."""
@@ -71,6 +76,10 @@ class Ode(Trained):
 
     kind: Literal["ode"]
     sigma_floor: Positive  # as the teacher's
+
+    @property
+    def regresses_pairs(self) -> bool:
+        return True
 
 
 class TeacherForcing(Trained):
@@ -125,12 +134,16 @@ class CausalOde(Causal):
     """Regression on the trajectories of the causal teacher (Causal-Forcing)."""
 
     kind: Literal["causal_ode"]
-    pairs: CausalPairs
+    pairs: CausalPairs | None  # null: somebody else's, which the experiment's are (pairs.source)
     sigma_floor: Positive
 
     @property
     def solvers(self) -> dict[str, int]:
-        return {"pairs.solver_steps": self.pairs.solver_steps}
+        return {} if self.pairs is None else {"pairs.solver_steps": self.pairs.solver_steps}
+
+    @property
+    def regresses_pairs(self) -> bool:
+        return self.pairs is None
 
 
 class Consistency(Causal):

@@ -1,4 +1,4 @@
-"""Causal initialisation: block-causal regression on teacher ODE trajectories (Sec. 4.1)."""
+"""Causal initialisation: regression on teacher ODE trajectories, block-causal (Sec. 4.1) or behind a clip."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hiar.losses.flow import velocity_error
-from hiar.models.attention import BlockCausal
-from hiar.models.denoiser import Denoiser
+from hiar.models.attention import BlockCausal, TeacherForced
+from hiar.models.denoiser import Denoiser, teacher_forced
 from hiar.schedule import expand
 
 
@@ -47,3 +47,22 @@ def ode_regression(
     x0_hat = model(x, sigma, text, attention)
     noisy = (sigma > 0)[:, None, :, None, None]
     return velocity_error(torch.where(noisy, x0_hat, x0), x0, expand(sigma, x), floor) / share
+
+
+def forced_regression(
+    model: Denoiser,
+    x: Tensor,
+    x0: Tensor,
+    clip: Tensor,
+    sigma: Tensor,
+    text: Tensor,
+    attention: TeacherForced,
+    floor: float,
+) -> Tensor:
+    """The same behind the clean blocks of ``clip``, those that a trajectory was solved behind (Causal-Forcing).
+
+    x, x0, clip: (B, C, F, H, W); sigma: (B, F / k), the noise levels of ``x``, all positive.
+    """
+    sigma = sigma.repeat_interleave(attention.block, dim=1)
+    x0_hat = teacher_forced(lambda x, sigma: model(x, sigma, text, attention), clip, x, sigma)
+    return velocity_error(x0_hat, x0, expand(sigma, x), floor)

@@ -60,7 +60,8 @@ class Kind(NamedTuple):
 KINDS = {
     "ode": Kind(ode),
     "teacher_forcing": Kind(teacher_forcing),
-    "causal_ode": Kind(teacher_forcing),  # of its teacher, unless that is adopted: then this is more than it takes
+    # Of its teacher, or behind clips; where that is adopted and there are none, it takes less.
+    "causal_ode": Kind(teacher_forcing),
     "consistency": Kind(consistency, frozen=True),
 }
 

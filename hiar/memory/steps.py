@@ -25,7 +25,7 @@ from hiar.models.denoiser import Denoiser, guided_x0
 from hiar.rollout.cell import Rollout
 from hiar.schedule import student_sigmas
 from hiar.training.clips import as_clips, frame_weights
-from hiar.training.diffusion_forcing import DiffusionForcing
+from hiar.training.diffusion_forcing import DiffusionForcing, Pairs
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.interface import CODEC, Codec, open_world
 
@@ -117,7 +117,7 @@ def distill(
     samples, clips = range(sizes.batch), sizes.clips(sizes.batch * spec.windows)
     text, noise, sigma = prompts.repeat_interleave(spec.windows, dim=0), torch.zeros(clips), torch.zeros(clips[0])
     trajectories, sigmas = torch.zeros(1, steps + 1, *clips[1:]), student_sigmas(params.schedule)
-    forced = DiffusionForcing((trajectories, sigmas, lambda _: text), causal(params), seed=0)
+    forced = DiffusionForcing(Pairs(trajectories, sigmas, lambda _: text), sigmas, causal(params), seed=0)
 
     def roll_out(learn: bool) -> Tensor:
         if variant.forcing is not None:

@@ -56,7 +56,7 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         teacher.text.to(device)
         pairs = open_pairs(params, workspace, seed, device) if method.forward_kl or method.forcing else None
         if pairs is not None:
-            require_levels(params, pairs.sigmas, levels_needed(params, method.forcing is not None), str(paths.pairs))
+            require_levels(params, pairs.sigmas, levels_needed(params, every=False), str(paths.pairs))
             teacher.prepare(pairs.captions)  # before the other networks are beside it
         if spec.validation is not None or (spec.windows > 1 and begins_apart(teacher.codec)):
             teacher.codec.to(device)
@@ -173,4 +173,9 @@ def _real_score(teacher: Generator, folder: Path | None, content: str | None, dt
 
 def _embedded(pairs: Trajectories, teacher: Generator) -> Pairs:
     # By the batch: the embeddings of all pairs would fill a GPU.
-    return pairs.states, pairs.sigmas, lambda chosen: teacher.embed([pairs.captions[i] for i in chosen])
+    return Pairs(
+        pairs.states,
+        pairs.sigmas,
+        lambda chosen: teacher.embed([pairs.captions[i] for i in chosen]),
+        pairs.clips,
+    )

@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Its first block stays in a window of twelve frames; its student is a base and an adapter (--lora).
     "longlive": _RELEASED | {"window": 12, "sinks": 1, "order": "block_first", "context": "finished"},
 }
-# As all public implementations show given blocks and sinks.
+# As public implementations show given blocks and sinks, but for LongLive's endless videos, whose sinks turn.
 THEIRS = Conventions(given="clean", sinks="stay", context_noise=0.0)
 
 
@@ -44,8 +44,9 @@ def import_checkpoint(
 ) -> None:
     """Write somebody else's student as a checkpoint folder that every command takes.
 
-    told: height, width, frames_per_second, precision, and block, window, sinks, shift, steps, levels (in place of these
-    two), renoise, order, context, each None where the preset's holds. lora: an adapter that is added to the weights.
+    told: height, width, frames_per_second, precision, whether sinks_turn with the window, and block, window, sinks,
+    shift, steps, levels (in place of these two), renoise, order, context, each None where the preset's holds. lora: an
+    adapter that is added to the weights.
     Raises UserError for what is told nowhere, and for a source that is not whole or not of the base's size; nothing is
     then written.
     """
@@ -183,7 +184,7 @@ def _card(preset: str | None, base: Path, how: Mapping[str, Any]) -> Card:
             world=world,
             video=video,
             schedule=schedule,
-            conventions=THEIRS,
+            conventions=THEIRS.model_copy(update={"sinks": "turn"}) if how.get("sinks_turn") else THEIRS,
             precision=how["precision"],
         )
     except ValidationError as error:

@@ -11,42 +11,47 @@ from torch import Tensor
 from hiar.errors import UserError
 from hiar.io.artifacts import check_folder, unfinished, write_manifest, write_text
 from hiar.io.progress import Progress
-from hiar.io.shards import shard_path, write_shard
+from hiar.io.shards import read_shard, shard_path, write_shard
 from hiar.io.text import one_line
 from hiar.schedule import step_sigmas
-from hiar.stages.pairs import CAPTIONS, load_pairs, load_shard
+from hiar.stages.pairs import CAPTIONS, CLIPS, STATES, load_pairs
 from hiar.worlds.interface import foreign_pairs, write_foreign_pairs
 
 
 def import_pairs(
-    source: Path, out: Path, levels: float | tuple[float, ...], shard: int, *, without_last: bool = False
+    source: Path, out: Path, levels: float | tuple[float, ...], shard: int, *, clip_last: bool = False
 ) -> str:
     """Write the pairs in ``source`` as an artifact that ``pairs.source`` names; returns what they are, in words.
 
-    levels: at which their states were kept but for the clean one, or the shift of even steps. shard: pairs a file.
-    without_last: what lies last is no state of the trajectory, whose end lies before it, and is left out.
+    levels: at which their states were kept but for the clean one, or the shift of even steps; of a single state, a
+    clean video, nothing. shard: pairs a file.
+    clip_last: what lies last is no state of the trajectory, whose end lies before it, but the clip behind whose blocks
+    it was solved; it is kept as such.
     Raises UserError for what is damaged or not of one kind, or of another number of levels; nothing is then there under
     the name of ``out``.
     """
     check_folder("--out", out, "pairs")
     captions: list[str] = []
     held: list[Tensor] = []
+    clips: list[Tensor] = []
     key: dict[str, Any] = {"imported from": str(source.resolve()), "levels": levels, "shard": shard}
-    key |= {"without last": True} if without_last else {}
+    key |= {"clip last": True} if clip_last else {}
     with unfinished(out, key, "pairs") as folder:
 
         def write() -> None:
             first = len(captions) - len(held)
-            rows = {"states": torch.stack(held)}
+            rows = {STATES: torch.stack(held)} | ({CLIPS: torch.stack(clips)} if clips else {})
             write_shard(shard_path(folder, first // shard), rows, {"first": str(first)})
             held.clear()
+            clips.clear()
 
         with Progress("import", None, unit="pairs") as progress:
             for pair in foreign_pairs(source):
-                states = pair.states[:-1] if without_last else pair.states
+                states = pair.states[:-1] if clip_last else pair.states
                 if not captions:
                     sigmas = _sigmas(levels, len(states), source)
                 held.append(states)
+                clips += [pair.states[-1:]] if clip_last else []
                 captions.append(one_line(pair.prompt))
                 if len(held) == shard:
                     write()
@@ -54,14 +59,19 @@ def import_pairs(
         if held:
             write()
         write_text(folder / CAPTIONS, "".join(f"{caption}\n" for caption in captions))
-        write_manifest(folder, "pairs", count=len(captions), shard=shard, sigmas=sigmas, source=source.name)
+        facts: dict[str, Any] = {"count": len(captions), "shard": shard, "sigmas": sigmas, "source": source.name}
+        write_manifest(folder, "pairs", **facts | ({CLIPS: True} if clip_last else {}))
     size, dtype = "x".join(map(str, pair.states.shape[1:])), str(pair.states.dtype).removeprefix("torch.")
-    said = ", ".join(f"{sigma:.4g}" for sigma in sigmas)
+    said = ", ".join(f"{sigma:.4g}" for sigma in sigmas) + (", and a clip each" if clip_last else "")
     return f"{len(captions)} pairs of {size} (channels, frames, height, width) in {dtype}, at levels {said}"
 
 
 def _sigmas(levels: float | tuple[float, ...], states: int, source: Path) -> list[float]:
     """The noise level of each state of a trajectory. Raises UserError for another number of them."""
+    if states == 0:
+        raise UserError(f"--clip-last: {source} has nothing but a clip each; leave it out, they are clean videos")
+    if states == 1:
+        return [0.0]
     if not isinstance(levels, tuple):
         return step_sigmas(states - 1, levels).tolist()
     if len(levels) != states - 1:
@@ -78,4 +88,10 @@ def export_pairs(source: Path, form: str, out: Path) -> None:
     """
     pairs = load_pairs(source)
     shards = len(list(source.glob("*.safetensors")))
-    write_foreign_pairs(pairs.captions, lambda: (load_shard(source, index) for index in range(shards)), form, out)
+    write_foreign_pairs(pairs.captions, lambda: (_as_theirs(source, index) for index in range(shards)), form, out)
+
+
+def _as_theirs(source: Path, index: int) -> Tensor:
+    """The trajectories of a shard; behind the end of each its clip, where there is one."""
+    held = read_shard(shard_path(source, index))
+    return torch.cat([held[STATES], held[CLIPS]], dim=1) if CLIPS in held else held[STATES]

@@ -32,6 +32,7 @@ from hiar.stages.common import Paths, Stage, stage, write_metrics
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
 CAPTIONS = "captions.txt"  # a line a trajectory
+STATES, CLIPS = "states", "clips"  # what a shard holds
 KEPT_IN = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAME_LEVEL = 1e-5  # by how much levels may differ that are the same: they are told in few digits
 
@@ -40,12 +41,18 @@ SAME_LEVEL = 1e-5  # by how much levels may differ that are the same: they are t
 class Trajectories:
     """states: (N, S + 1, C, F, h, w) at sigmas (S + 1,), from pure noise to clean, on the disk; a caption each.
 
-    They are read in float32, whatever they are kept in.
+    clips: (N, 1, C, F, h, w), clean videos of others, where each block of a trajectory was solved behind the blocks of
+    one before it; its end is then no video. They are read in float32, whatever they are kept in.
     """
 
     states: Rows
     sigmas: Tensor
     captions: list[str]
+    clips: Rows | None = None
+
+    def clean(self, rows: Tensor) -> Tensor:
+        """Clean videos (n, C, F, h, w) of these rows (n,): the ends of the trajectories, or the clips."""
+        return (self.states if self.clips is None else self.clips)[rows, -1]
 
 
 def at_levels(states: Rows, rows: Tensor, levels: Tensor, block: int) -> Tensor:
@@ -115,8 +122,7 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
     same = (levels[:, None] - pairs.sigmas).abs() < SAME_LEVEL  # (ours, theirs)
     own = bool(same.any(dim=1).all())
     if not own:
-        forced = any(params.variant(name).forcing for name in params.compare.distill)
-        require_levels(params, pairs.sigmas, levels_needed(params, params.init.kind == "ode" or forced), where)
+        require_levels(params, pairs.sigmas, levels_needed(params, params.init.regresses_pairs), where)
     if len(pairs.states) != params.pairs.count:
         raise UserError(
             f"params.yaml: pairs.count = {params.pairs.count}: {source} holds {len(pairs.states)}; give that number"
@@ -134,11 +140,13 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
         except OSError:  # another file system, or none that links
             shutil.copyfile(source / name, work.folder / name)
     for index in range(-(-said.count // said.shard)) if len(read) < len(pairs.sigmas) else ():
-        states = load_shard(source, index)[:, read]
-        write_shard(shard_path(work.folder, index), {"states": states}, {"first": str(index * said.shard)})
+        held = read_shard(shard_path(source, index))
+        held[STATES] = held[STATES][:, read]
+        write_shard(shard_path(work.folder, index), held, {"first": str(index * said.shard)})
     _write_figures(work, workspace, seed, load_shard(work.folder, 0))
     sigmas = pairs.sigmas[read] if not own else levels
-    work.finish("pairs", count=said.count, shard=said.shard, sigmas=sigmas.tolist(), source=source.name)
+    clips = {CLIPS: True} if said.clips else {}
+    work.finish("pairs", count=said.count, shard=said.shard, sigmas=sigmas.tolist(), source=source.name, **clips)
 
 
 def levels_needed(params: Params, every: bool) -> int:
@@ -194,7 +202,7 @@ def _make_shards(work: Stage, teacher: Generator, seed: int, captions: Sequence[
         if batch.stop == own[index].stop:
             placed = {"first": str(own[index].start)}
             with writing(work.folder):
-                write_shard(shard_path(work.folder, index), {"states": torch.cat(made)}, placed)
+                write_shard(shard_path(work.folder, index), {STATES: torch.cat(made)}, placed)
             made.clear()
         advance(len(batch))
 
@@ -256,6 +264,7 @@ class _Facts(Facts):
     count: Count
     shard: Count | None  # null: no trajectories are stored
     sigmas: list[float]
+    clips: bool = False
 
 
 def load_facts(folder: Path) -> tuple[int | None, Tensor, list[str]]:
@@ -273,14 +282,15 @@ def load_pairs(folder: Path) -> Trajectories:
     shards, sigmas, captions = load_facts(folder)
     if shards is None:
         raise UserError(f"{folder}: stores no trajectories; write pairs.stored: true and run the pairs stage again")
-    listed = load_manifest(folder)["files"]
-    checked = all(shard_path(folder, index).name in listed for index in range(shards))
-    states = StoredRows(folder, "states", shards=shards, checked=checked)
+    manifest = load_manifest(folder)
+    checked = all(shard_path(folder, index).name in manifest["files"] for index in range(shards))
+    states = StoredRows(folder, STATES, shards=shards, checked=checked)
     if len(states) != len(captions):
         raise UserError(f"{folder}: holds {len(states)} trajectories, not {len(captions)}; run the pairs stage again")
-    return Trajectories(states, sigmas, captions)
+    clips = StoredRows(folder, CLIPS, shards=shards, checked=checked) if manifest.get(CLIPS) else None
+    return Trajectories(states, sigmas, captions, clips)
 
 
 def load_shard(folder: Path, index: int) -> Tensor:
     """The trajectories of one shard, (n, S + 1, C, F, h, w). Raises UserError when it is missing or broken."""
-    return read_shard(shard_path(folder, index))["states"]
+    return read_shard(shard_path(folder, index))[STATES]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,33 +16,48 @@ from hiar.models.denoiser import Denoiser
 from hiar.noise import normals, stream
 from hiar.schedule import add_noise, expand
 
-# States (N, S + 1, C, F, h, w), their sigmas (S + 1,), and the text (B, words, dim) of those that are asked for.
-Pairs = tuple[Rows, Tensor, Callable[[Tensor], Tensor]]
+
+class Pairs(NamedTuple):
+    """The teacher's trajectories, as a distillation asks for them.
+
+    states: (N, S + 1, C, F, h, w) at sigmas (S + 1,). text_of: of rows (B,) the text (B, words, dim). clips: clean
+    videos (N, 1, C, F, h, w) that came with them; None: the clean ends are such.
+    """
+
+    states: Rows
+    sigmas: Tensor
+    text_of: Callable[[Tensor], Tensor]
+    clips: Rows | None = None
 
 
 @dataclass(frozen=True)
 class DiffusionForcing:
-    """Clean videos of the pairs, each block noised to one of the student's levels, independently of the others."""
+    """Clean videos of the pairs, each block noised to one of the student's levels, independently of the others.
+
+    The clean level is among them: at it a walk shows finished blocks. Such a block is context, and stays as it is.
+    """
 
     pairs: Pairs
+    sigmas: Tensor  # the student's levels, (S + 1,)
     attention: BlockCausal
     seed: int
 
     def __call__(self, student: Denoiser, videos: range, learn: bool) -> tuple[Tensor, Tensor]:
-        """The x0 (B, C, F, h, w) that the student sees in all blocks at once, and the text (B, words, dim).
+        """The x0 (B, C, F, h, w) that the student sees in all noisy blocks at once, and the text (B, words, dim).
 
         videos: numbers, each of which decides a row of the pairs, levels and noise. With gradients if it is to
         ``learn``.
         """
-        states, sigmas, text_of = self.pairs
+        states, _, text_of, clips = self.pairs
         randoms = [stream("forcing levels", self.seed, sample=number) for number in videos]
         rows = torch.tensor([int(random.integers(len(states))) for random in randoms])
         text = text_of(rows)
-        clean = states[rows, -1].to(text.device)
-        block = self.attention.block
-        noisy = len(sigmas) - 1  # a block that is shown clean would have nothing to learn
-        levels = torch.cat([block_levels(1, clean.shape[2] // block, noisy, random) for random in randoms])
-        sigma = sigmas[levels].repeat_interleave(block, dim=1).to(text.device)
+        clean = (states if clips is None else clips)[rows, -1].to(text.device)
+        blocks = clean.shape[2] // self.attention.block
+        levels = torch.cat([block_levels(1, blocks, len(self.sigmas), random) for random in randoms])
+        sigma = self.sigmas[levels].repeat_interleave(self.attention.block, dim=1).to(text.device)
+        level = expand(sigma, clean)
         noise = normals("forcing noise", self.seed, videos, clean.shape[1:]).to(clean)
         with torch.set_grad_enabled(learn):
-            return student(add_noise(clean, noise, expand(sigma, clean)), sigma, text, self.attention), text
+            x0 = student(add_noise(clean, noise, level), sigma, text, self.attention)
+            return torch.where(level > 0, x0, clean), text

@@ -25,6 +25,7 @@ from hiar.losses.forward_kl import forward_kl
 from hiar.models.attention import Bidirectional, BlockCausal
 from hiar.models.denoiser import Denoiser
 from hiar.noise import Purpose, normals, stream
+from hiar.schedule import student_sigmas
 from hiar.training.clips import as_clips, frame_weights
 from hiar.training.diffusion_forcing import DiffusionForcing, Pairs
 from hiar.training.parallel import Metrics, accumulate, deal, rows_of_all
@@ -69,7 +70,8 @@ class Distillation:
             return None
         if self.pairs is None:
             raise ValueError("a variant under diffusion forcing needs the teacher's pairs")
-        return DiffusionForcing(self.pairs, BlockCausal(video.block, video.window_blocks), self.seed)
+        sigmas = student_sigmas(self.roll_out.schedule)
+        return DiffusionForcing(self.pairs, sigmas, BlockCausal(video.block, video.window_blocks), self.seed)
 
 
 def distillation_step(job: Distillation, step: int) -> Metrics:
@@ -141,7 +143,7 @@ def drawn_pairs(job: Distillation, spec: ForwardKL, number: int, part: range) ->
     """What a micro-batch is regularised on: states of trajectories, levels and text of pairs drawn for the update."""
     if job.pairs is None:
         raise ValueError("a variant with forward-KL needs the teacher's pairs")
-    states, sigmas, text_of = job.pairs
+    states, sigmas, text_of, _ = job.pairs
     # A stream of its own: with or without the regulariser, a variant sees the same prompts and noise.
     rows = stream("forward-KL pairs", job.seed, step=number).integers(len(states), size=job.settings.batch)
     chosen = torch.from_numpy(rows[part.start : part.stop])

@@ -8,6 +8,7 @@ from tiny import tiny_denoiser
 from torch import Tensor
 
 from hiar.losses.consistency import causal_consistency
+from hiar.losses.regression import forced_regression
 from hiar.losses.teacher_forcing import forced_flow_matching
 from hiar.models.attention import BlockCausal, TeacherForced
 from hiar.models.denoiser import Denoiser, teacher_forced
@@ -57,6 +58,19 @@ def test_teacher_forcing_is_the_velocitys_error_behind_clean_blocks() -> None:
     torch.testing.assert_close(loss, error.mean(), rtol=1e-4, atol=0)
     weight = (of_frames(sigma) / of_frames(sigma).clamp(min=0.6)).square()
     floored = forced_flow_matching(model, CLEAN, NOISE, sigma, TEXT, attention, floor=0.6)
+    torch.testing.assert_close(floored, (weight * error).mean(), rtol=1e-4, atol=0)
+
+
+@torch.no_grad()
+def test_regression_behind_a_clip_is_the_error_of_every_block_behind_clean_ones() -> None:
+    """Of the trajectory's end, which is not the clip."""
+    model, sigma = tiny_denoiser("flow"), torch.tensor([[0.9, 0.5, 0.3], [0.1, 0.7, 1.0]])
+    error = (behind_clean(model, OTHER, sigma, TEXT, 2) - NOISE).square()
+    attention = TeacherForced(2, 2)
+    loss = forced_regression(model, OTHER, NOISE, CLEAN, sigma, TEXT, attention, floor=1.0)
+    torch.testing.assert_close(loss, error.mean(), rtol=1e-4, atol=0)
+    floored = forced_regression(model, OTHER, NOISE, CLEAN, sigma, TEXT, attention, floor=0.6)
+    weight = 1 / of_frames(sigma).clamp(min=0.6).square()
     torch.testing.assert_close(floored, (weight * error).mean(), rtol=1e-4, atol=0)
 
 

@@ -29,6 +29,7 @@ from hiar.parameters import load_params, merge, parse_params, read_yaml
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import walk
 from hiar.schedule import step_sigmas
+from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import Distillation, distillation_step
 from hiar.training.role import make_role, update
 from hiar.training.self_rollout import SelfRollout
@@ -440,7 +441,7 @@ def test_a_step_of_training_stays_within_the_plan() -> None:
         no_text=torch.zeros(1, sizes.words, config["text_dim"]),
         student_samples=0,
         critic_samples=100,
-        pairs=(pairs, sigmas, lambda chosen: sizes.text(config, len(chosen))),
+        pairs=Pairs(pairs, sigmas, lambda chosen: sizes.text(config, len(chosen))),
         seed=0,
         accelerator=Accelerator(cpu=True),
     )

@@ -18,11 +18,12 @@ from torch import Tensor
 from hiar.config import CausalPairs, CausalTeacher, Params
 from hiar.errors import UserError
 from hiar.grid import make_grid
-from hiar.io.artifacts import read_manifest
+from hiar.io.artifacts import read_manifest, write_manifest
+from hiar.io.shards import read_shard, write_shard
 from hiar.io.states import newest
 from hiar.losses.consistency import causal_consistency
 from hiar.losses.flow import stratified_sigmas
-from hiar.losses.regression import ode_regression
+from hiar.losses.regression import forced_regression, ode_regression
 from hiar.losses.teacher_forcing import forced_flow_matching
 from hiar.models.attention import BlockCausal, TeacherForced
 from hiar.models.denoiser import Denoiser
@@ -64,8 +65,10 @@ SMALL = {
 CAUSVID = {"order": "block_first", "context": "finished", "level": None, "forward_kl": None, "forcing": "diffusion"}
 
 
-def asked(smoke: Path, kind: str, **changes: Any) -> Params:
-    tree = merge(read_yaml(smoke / "params.yaml"), SMALL | {"variants": {"causvid": CAUSVID}})
+def asked(smoke: Path, kind: str, source: str | None = None, **changes: Any) -> Params:
+    """source: of the pairs."""
+    others = {"variants": {"causvid": CAUSVID}, "pairs": {"source": source}}
+    tree = merge(read_yaml(smoke / "params.yaml"), SMALL | others)
     return parse_params(merge(tree, {"init": {"kind": kind} | KINDS[kind] | changes}), Path("params.yaml"))
 
 
@@ -178,6 +181,59 @@ def test_the_regression_is_of_the_pairs_from_all_their_levels(
         assert torch.equal(sigma, pairs.sigmas[levels])
         assert torch.equal(text, generator.embed([pairs.captions[row] for row in rows]))
         assert (attention, floor) == (BlockCausal(3, 5), 0.3)
+
+
+def test_pairs_that_came_with_clips_are_regressed_behind_them(
+    smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the causal teacher's weights; that and whatever else learns from clean videos learns from the clips."""
+    folder, calls, started, clean = work / MADE / "pairs", [], [], []
+    said = {name: read_manifest(folder, "pairs")[name] for name in ("count", "shard", "sigmas")}
+    for path in folder.glob("*.safetensors"):
+        held = read_shard(path)
+        clips = normals("measuring", int(path.stem), range(len(held["states"])), held["states"].shape[2:])
+        write_shard(path, held | {"clips": clips[:, None]}, {"first": "0"})
+    write_manifest(folder, "pairs", clips=True, **said)
+
+    def spy(student: Denoiser, *rest: object) -> Tensor:
+        calls.append(rest)
+        return forced_regression(student, *rest)  # type: ignore[arg-type]
+
+    def regress(job: Job, start: Denoiser, *others: Any) -> Trained:
+        started.append((start, teacher_forcing.causal_teacher(job, params.init.teacher)))  # type: ignore[union-attr]
+        return ode.regress(job, start, *others)
+
+    def forced(model: Denoiser, x0: Tensor, *rest: object) -> Tensor:
+        clean.append(x0)
+        return forced_flow_matching(model, x0, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ode, "forced_regression", spy)
+    monkeypatch.setattr(causal_ode, "regress", regress)
+    monkeypatch.setattr(teacher_forcing, "forced_flow_matching", forced)
+    params = asked(smoke, "causal_ode", pairs=None, training=TRAINING | {"micro_batch": 2}, source="theirs")
+    init.run(params, work, 0)
+    pairs, generator = load_pairs(folder), load_generator(work / MADE / "teacher")
+    assert pairs.clips is not None
+    ((start, teacher),) = started
+    assert all(torch.equal(value, start.state_dict()[name]) for name, value in teacher.state_dict().items())
+    everything = pairs.clips[torch.arange(16), 0]
+    assert all(any(torch.equal(one, clip) for clip in everything) for x0 in clean for one in x0)
+    assert len(calls) == 2 * 2
+    for number, (x, x0, clip, sigma, text, attention, floor) in enumerate(calls):
+        step, part = divmod(number, 2)
+        own = slice(2 * part, 2 * part + 2)
+        random = stream("init batch", SEED, step=step)
+        rows = torch.from_numpy(random.integers(16, size=4))[own]
+        levels = torch.from_numpy(random.integers(4, size=(4, 5)))[own]  # no clean one: there a block is its end
+        states = pairs.states[rows]
+        assert torch.equal(x0, states[:, -1])
+        assert torch.equal(clip, everything[rows])
+        for sample, block in itertools.product(range(2), range(5)):
+            frames = slice(3 * block, 3 * block + 3)
+            assert torch.equal(x[sample, :, frames], states[sample, levels[sample, block], :, frames])
+        assert torch.equal(sigma, pairs.sigmas[levels])
+        assert torch.equal(text, generator.embed([pairs.captions[row] for row in rows]))
+        assert (attention, floor) == (TeacherForced(3, 5), 0.5)
 
 
 def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
@@ -332,6 +388,11 @@ def test_a_causal_teachers_state_is_nobodys_to_restart_from(
         ("ode", {"kind": "od"}, "init.kind = 'od': there is no such kind; known: adopted, ode, teacher_forcing"),
         ("ode", {"training": None}, "init.training = None: give one; somebody else's student is kind: adopted"),
         ("consistency", {"solver_steps": 6}, "init.solver_steps = 6: must be a multiple of schedule.student_steps = 4"),
+        (
+            "causal_ode",
+            {"pairs": None},
+            "init.pairs = None: the causal teacher's are made here; give their numbers, or somebody else's pairs as",
+        ),
         (
             "causal_ode",
             {"pairs": PAIRS | {"solver_steps": 6}},

@@ -24,6 +24,7 @@ from hiar.noise import normals, stream
 from hiar.schedule import step_sigmas
 from hiar.training import distillation
 from hiar.training.clips import as_clips
+from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import (
     Distillation,
     check_batches,
@@ -130,7 +131,7 @@ def make_job(
         no_text=NO_TEXT,
         student_samples=STUDENT,
         critic_samples=CRITIC,
-        pairs=(*PAIRS[:2], PAIRS[2].__getitem__),
+        pairs=Pairs(*PAIRS[:2], PAIRS[2].__getitem__),
         seed=SEED,
         accelerator=Accelerator(cpu=True, mixed_precision=precision),
     )
@@ -332,7 +333,7 @@ def test_pairs_are_drawn_before_a_rollout_is_held_for_backward() -> None:
             self.rollouts_before.append(len(cast(Prompts, job.prompts).asked))
             return states[part]
 
-    job = dataclasses.replace(job, pairs=(Rows(), others[0], others[1].__getitem__))
+    job = dataclasses.replace(job, pairs=Pairs(Rows(), others[0], others[1].__getitem__))
     distillation_step(job, 0)
     assert Rows.rollouts_before == [0]
 
@@ -344,26 +345,39 @@ def test_a_variant_with_forward_kl_needs_pairs() -> None:
 
 
 def test_diffusion_forcing_denoises_clean_videos_noised_block_by_block() -> None:
-    """A number's draw decides which video, which levels and which noise; the student sees all blocks in one forward."""
+    """A number's draw decides which video, which levels and which noise; the student sees all blocks in one forward.
+
+    A block at the clean level is context: what is made of it is itself.
+    """
     job = make_job(CAUSVID)
     assert job.forcing is not None
-    student, (states, sigmas, text) = job.student.module, PAIRS
-    windows, words = job.forcing(student, range(7, 19), learn=True)  # type: ignore[arg-type]
+    student, (states, sigmas, text) = tiny_denoiser("x0", seed=1), PAIRS  # which sees something else in a clean block
+    windows, words = job.forcing(student, range(7, 19), learn=True)
     noise, seen = normals("forcing noise", SEED, range(7, 19), (3, 4, 4, 4)), []
     for place, number in enumerate(range(7, 19)):
         random = stream("forcing levels", SEED, sample=number)
-        row, levels = int(random.integers(5)), torch.from_numpy(random.integers(3, size=2))  # never the clean one
+        row, levels = int(random.integers(5)), torch.from_numpy(random.integers(4, size=2))
         seen += levels.tolist()
         sigma = sigmas[levels].repeat_interleave(2)[None]
         x = (1 - sigma.view(1, 1, 4, 1, 1)) * states[row, -1] + sigma.view(1, 1, 4, 1, 1) * noise[place]
         expected = student(x, sigma, text[row][None], BlockCausal(2, 2))
-        torch.testing.assert_close(windows[place], expected[0], rtol=1e-4, atol=1e-4)
+        for block in range(2):
+            own = slice(2 * block, 2 * block + 2)
+            if levels[block] < 3:
+                torch.testing.assert_close(windows[place, :, own], expected[0, :, own], rtol=1e-4, atol=1e-4)
+            else:
+                assert torch.equal(windows[place, :, own], states[row, -1, :, own])
         assert torch.equal(words[place], text[row])
-    assert set(seen) == {0, 1, 2}
+    assert set(seen) == {0, 1, 2, 3}
     assert windows.requires_grad
-    alone, _ = job.forcing(student, range(9, 10), learn=False)  # type: ignore[arg-type]
+    alone, _ = job.forcing(student, range(9, 10), learn=False)
     torch.testing.assert_close(alone[0], windows[2].detach(), rtol=1e-4, atol=1e-4)
     assert not alone.requires_grad
+    # Trajectories that were solved behind clips end in no videos: the clips are such.
+    assert job.pairs is not None
+    job = dataclasses.replace(job, pairs=job.pairs._replace(states=torch.zeros(5, 4, 1), clips=states[:, -1:]))
+    assert job.forcing is not None
+    assert torch.equal(job.forcing(student, range(9, 10), learn=False)[0], alone)
 
 
 @pytest.mark.parametrize("replay", [2, None])

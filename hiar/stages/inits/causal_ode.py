@@ -16,7 +16,7 @@ from hiar.noise import normals
 from hiar.rollout.ode import causal_ode_states
 from hiar.schedule import solver_sigmas, student_sigmas
 from hiar.stages.inits.job import Job, Trained
-from hiar.stages.inits.ode import regress
+from hiar.stages.inits.ode import of_all_levels, regress
 from hiar.stages.inits.teacher_forcing import causal_teacher
 from hiar.stages.pairs import Trajectories, check_states, pair_captions
 
@@ -24,9 +24,17 @@ PAIRS = ".pairs"  # scratch: the shards of the causal teacher's trajectories
 
 
 def make(job: Job, spec: CausalOde) -> Trained:
-    """The causal teacher's weights, trained on its trajectories."""
-    teacher = causal_teacher(job, spec.teacher)
-    return regress(job, teacher, _trajectories(job, teacher, spec.pairs), spec.training, spec.sigma_floor)
+    """The causal teacher's weights, trained on its trajectories, or on those that somebody made with it.
+
+    Raises UserError where these are at other levels than the student's.
+    """
+    if spec.pairs is None:
+        pairs = of_all_levels(job)  # first: a teacher may take long to train
+        teacher = causal_teacher(job, spec.teacher)
+    else:
+        teacher = causal_teacher(job, spec.teacher)
+        pairs = _trajectories(job, teacher, spec.pairs)
+    return regress(job, teacher, pairs, spec.training, spec.sigma_floor)
 
 
 def _trajectories(job: Job, teacher: Denoiser, spec: CausalPairs) -> Trajectories:

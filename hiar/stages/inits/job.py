@@ -108,7 +108,7 @@ def fit(
 
 @dataclass(frozen=True)
 class Clean:
-    """The clean videos of one step of a training: the clean ends of the pairs, with captions and noise."""
+    """The clean videos of one step of a training, those of the pairs, with captions and noise."""
 
     job: Job
     rows: Tensor  # of the pairs, (batch,)
@@ -123,6 +123,6 @@ class Clean:
     def at(self, part: range) -> tuple[Tensor, Tensor, list[str]]:
         """Latents x0 and noise, (B, C, F, h, w), and captions, at these places of the batch."""
         rows = self.rows[part.start : part.stop]
-        x0 = self.job.pairs.states[rows, -1].to(self.job.device)
+        x0 = self.job.pairs.clean(rows).to(self.job.device)
         noise = normals(self.purpose, self.job.seed, part, x0.shape[1:], step=self.step).to(x0)
         return x0, noise, [self.job.pairs.captions[row] for row in rows]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from hiar.config import Ode, Training
-from hiar.losses.regression import block_levels, noisy_share, ode_regression
-from hiar.models.attention import BlockCausal
+from hiar.losses.regression import block_levels, forced_regression, noisy_share, ode_regression
+from hiar.models.attention import BlockCausal, TeacherForced
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import clone
 from hiar.noise import stream
@@ -18,25 +20,33 @@ from hiar.training.role import kept_weights
 
 
 def make(job: Job, spec: Ode) -> Trained:
-    """The bidirectional teacher's weights, trained on its own trajectories.
+    """The bidirectional teacher's weights, trained on its own trajectories, whose blocks were solved behind no clip."""
+    pairs = replace(of_all_levels(job), clips=None)
+    return regress(job, job.teacher.denoiser, pairs, spec.training, spec.sigma_floor)
 
-    Raises UserError for trajectories at other levels than the student's, as imported ones may be.
-    """
+
+def of_all_levels(job: Job) -> Trajectories:
+    """The pairs. Raises UserError where they are at other levels than the student's, as imported ones may be."""
     require_levels(job.params, job.pairs.sigmas, levels_needed(job.params, every=True), str(job.work.parents["pairs"]))
-    return regress(job, job.teacher.denoiser, job.pairs, spec.training, spec.sigma_floor)
+    return job.pairs
 
 
 def regress(job: Job, start: Denoiser, pairs: Trajectories, training: Training, floor: float) -> Trained:
-    """The weights of ``start``, trained to see the clean ends of trajectories from all of their levels."""
-    video, device = job.params.video, job.device
+    """The weights of ``start``, trained to see the clean ends of trajectories from all of their levels.
+
+    Each block is seen behind the states of those before it, at levels of their own, or behind its clip's clean blocks.
+    """
+    video, device, clips = job.params.video, job.device, pairs.clips
     student = clone(start).checkpoint(job.params.runtime.checkpointing).to(device)
     role = new_role(job.work, student, training.optimizer, training.steps)
-    attention = BlockCausal(video.block, video.window_blocks)
+    causal = BlockCausal(video.block, video.window_blocks)
+    forced = TeacherForced(video.block, video.window_blocks)
+    shown = len(pairs.sigmas) - (clips is not None)  # the clean level as context alone
 
     def draw(step: int) -> LossAt:
         random = stream("init batch", job.seed, step=step)
         chosen = torch.from_numpy(random.integers(len(pairs.states), size=training.batch))
-        levels = block_levels(training.batch, video.frames // video.block, len(pairs.sigmas), random)
+        levels = block_levels(training.batch, video.frames // video.block, shown, random)
         sigma = pairs.sigmas[levels].to(device)
         share = noisy_share(sigma)
 
@@ -45,8 +55,11 @@ def regress(job: Job, start: Denoiser, pairs: Trajectories, training: Training, 
             x0 = pairs.states[chosen[own], -1].to(device)
             x = at_levels(pairs.states, chosen[own], levels[own], video.block).to(device)
             text = job.teacher.embed([pairs.captions[i] for i in chosen[own]])
+            clip = None if clips is None else clips[chosen[own], -1].to(device)
             with job.work.accelerator.autocast():
-                return ode_regression(student, x, x0, sigma[own], text, attention, floor, share)
+                if clip is None:
+                    return ode_regression(student, x, x0, sigma[own], text, causal, floor, share)
+                return forced_regression(student, x, x0, clip, sigma[own], text, forced, floor)
 
         return loss_at
 

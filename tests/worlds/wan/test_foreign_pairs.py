@@ -45,17 +45,47 @@ def write_lmdb(folder: Path) -> Path:
     return folder
 
 
-def test_what_lies_behind_the_end_of_a_trajectory_is_left_out(tmp_path: Path) -> None:
-    """Of Causal-Forcing's, the data's clip: what is clean is the state before it, at levels of one step less."""
+def test_the_clip_behind_the_end_of_a_trajectory_is_no_state_of_it(tmp_path: Path) -> None:
+    """Of Causal-Forcing's, the data's: what is clean is the state before it, at levels of one step less."""
     source = write_files(tmp_path / "source")
-    run = hiar("import-pairs", source, "--shift", 5, "--without-last", "--out", "pairs", folder=tmp_path)
-    assert "in float32, at levels 1, 0.9091, 0.7143, 0" in run.stdout
+    run = hiar("import-pairs", source, "--shift", 5, "--clip-last", "--shard", 2, "--out", "pairs", folder=tmp_path)
+    assert "in float32, at levels 1, 0.9091, 0.7143, 0, and a clip each" in run.stdout
     pairs = load_pairs(tmp_path / "pairs")
+    assert pairs.clips is not None
     for number, theirs in enumerate(THEIRS):
-        assert torch.equal(pairs.states[torch.tensor([number]), -1][0], theirs[-2].transpose(0, 1))
-        assert torch.equal(pairs.states[torch.tensor([number]), 0][0], theirs[0].transpose(0, 1))
+        row = torch.tensor([number])
+        assert torch.equal(pairs.states[row, -1][0], theirs[-2].transpose(0, 1))
+        assert torch.equal(pairs.states[row, 0][0], theirs[0].transpose(0, 1))
+        assert torch.equal(pairs.clips[row, 0][0], theirs[-1].transpose(0, 1))
+        assert torch.equal(pairs.clean(row), pairs.clips[row, 0])
+    export_pairs(tmp_path / "pairs", "hiar", tmp_path / "out")  # as they came
+    for path, theirs in zip(sorted((tmp_path / "out").iterdir()), THEIRS, strict=True):
+        ((_, written),) = torch.load(path, weights_only=True).items()
+        assert torch.equal(written[0], theirs)
     import_pairs(source, tmp_path / "pairs", levels=5.0, shard=16)
-    assert load_pairs(tmp_path / "pairs").states[torch.tensor([0])].shape[1] == STATES
+    whole = load_pairs(tmp_path / "pairs")
+    assert whole.clips is None
+    assert whole.states[torch.tensor([0])].shape[1] == STATES
+    assert torch.equal(whole.clean(torch.tensor([3]))[0], THEIRS[3][-1].transpose(0, 1))
+
+
+@pytest.mark.parametrize("shape", [(1, *SHAPE[1:]), SHAPE[1:]], ids=["six numbers", "five numbers"])
+def test_clean_videos_are_pairs_of_one_state(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Causal-Forcing's LMDB of them, and CausVid's."""
+    source = tmp_path / "source"
+    with lmdb.open(str(source), map_size=1 << 24) as environment, environment.begin(write=True) as rows:
+        for number, theirs in enumerate(THEIRS):
+            rows.put(f"latents_{number}_data".encode(), theirs[-1].half().numpy().tobytes())
+            rows.put(f"prompts_{number}_data".encode(), PROMPTS[number].encode())
+        rows.put(b"latents_shape", " ".join(map(str, (len(THEIRS), *shape))).encode())
+    with pytest.raises(UserError, match=r"^--clip-last: .*source has nothing but a clip each; leave it out"):
+        import_pairs(source, tmp_path / "pairs", levels=5.0, shard=2, clip_last=True)
+    assert not (tmp_path / "pairs").exists()
+    assert import_pairs(source, tmp_path / "pairs", levels=5.0, shard=2).endswith("in float16, at levels 0")
+    pairs = load_pairs(tmp_path / "pairs")
+    assert pairs.sigmas.tolist() == [0]
+    for number, theirs in enumerate(THEIRS):
+        assert torch.equal(pairs.clean(torch.tensor([number]))[0], theirs[-1].half().float().transpose(0, 1))
 
 
 def test_a_folder_of_files_comes_with_every_state_in_its_place(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_the_command_takes_an_adapter_and_its_scale(updates: dict[str, Tensor], 
     path, told = written(updates, tmp_path), ("--height", 32, "--width", 48, "--precision", "no")
     hiar("import", base, "--base", base, "--as", "longlive", *told, "--out", "plain", folder=tmp_path)
     adapter = ("--lora", path, "--lora-scale", SCALE)
+    told = (*told, "--sinks-turn")
     hiar("import", base, "--base", base, "--as", "longlive", *told, *adapter, "--out", "added", folder=tmp_path)
+    assert [load_card(tmp_path / name).conventions.sinks for name in ("plain", "added")] == ["stay", "turn"]
     plain, added = weights_of(tmp_path / "plain"), weights_of(tmp_path / "added")
     expected = add_lora(read_sharded(base / "transformer", "diffusion_pytorch_model"), path, SCALE)
     assert all(torch.equal(value, expected[name].load()) for name, value in added.items())

@@ -1,6 +1,7 @@
 """ODE pairs of others: HiAR's folder of ``{prompt: trajectory}`` files and Self-Forcing's LMDB, one pair at a time.
 
-Both have a trajectory's states from pure noise to clean, each (F, C, h, w); ours are (C, F, h, w).
+Both have a trajectory's states from pure noise to clean, each (F, C, h, w); ours are (C, F, h, w). Of clean videos, as
+CausVid and Causal-Forcing have them, there is one state.
 """
 
 from __future__ import annotations
@@ -120,11 +121,11 @@ def _opened(path: Path) -> Iterator[lmdb.Environment]:
 
 
 def _shape(path: Path, text: bytes) -> list[int]:
-    """The numbers of ``latents_shape``: pairs, and the shape of one."""
+    """The numbers of ``latents_shape``: pairs, and the shape of one. Five of them are of clean videos, a state each."""
     numbers = [int(word) for word in text.split() if word.isdigit() and len(word) < 10]
-    if len(numbers) != 6 or len(text.split()) != 6 or 0 in numbers:
+    if len(numbers) not in {5, 6} or len(text.split()) != len(numbers) or 0 in numbers:
         raise UserError(f"{path}: latents_shape = {text[:60]!r}: should be six numbers (pairs, {AXES}); copy it again")
-    return numbers
+    return [numbers[0], *[1] * (6 - len(numbers)), *numbers[1:]]
 
 
 def _text(where: str, prompt: bytes) -> str:
