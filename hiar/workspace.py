@@ -141,6 +141,7 @@ def open_workspace(root: Path, name: str | None) -> Path:
             write_text(path, text)
     with _settings(root):
         _share_settings(root, workspace)
+    _check_adopted(params, workspace)
     return workspace
 
 
@@ -149,6 +150,15 @@ def _seconds(params: Params) -> float:
     from hiar.worlds.interface import open_world  # loads torch
 
     return open_world(params.world).seconds(params.sample.frames)
+
+
+def _check_adopted(params: Params, workspace: Path) -> None:
+    """Raise UserError where somebody else's weights are there and cannot be taken: it may be days until they are."""
+    for source, weights in params.init.sources.values():
+        if (workspace / source).exists():
+            from hiar.worlds.interface import open_world  # loads torch
+
+            open_world(params.world).check_foreign(workspace / source, weights)
 
 
 def _pin_files(tree: dict[str, Any], workspace: Path) -> None:

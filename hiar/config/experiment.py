@@ -244,7 +244,7 @@ class Params(Section):
         for field, section in own:
             require(section is not None, field, None, "is missing; the built-in world adopts none, give its numbers")
         assert self.world.kind == "shapes" and self.codec and self.model
-        for field, source in self.init.sources.items():
+        for field, (source, _) in self.init.sources.items():
             require(False, f"init.{field}", str(source), "the world trains its own; give another kind of init, as ode")
         require(self.sample.prompts is None, "sample.prompts", self.sample.prompts, "the world makes its own; use null")
         size, latent = self.world.size, self.world.size // self.codec.patch

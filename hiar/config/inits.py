@@ -23,8 +23,8 @@ class _Made(Section):
         return {}
 
     @property
-    def sources(self) -> dict[str, Path]:
-        """What it adopts."""
+    def sources(self) -> dict[str, tuple[Path, str | None]]:
+        """What it adopts, and which set of weights of it."""
         return {}
 
     @property
@@ -47,8 +47,8 @@ class Adopted(_Made):
     weights: str | None = None  # which of its sets of weights, where it has several
 
     @property
-    def sources(self) -> dict[str, Path]:
-        return {"source": self.source}
+    def sources(self) -> dict[str, tuple[Path, str | None]]:
+        return {"source": (self.source, self.weights)}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -116,8 +116,9 @@ class Causal(Trained):
         return first | super().trainings
 
     @property
-    def sources(self) -> dict[str, Path]:
-        return {"teacher.source": self.teacher.source} if self.teacher.source else {}
+    def sources(self) -> dict[str, tuple[Path, str | None]]:
+        source = self.teacher.source
+        return {} if source is None else {"teacher.source": (source, self.teacher.weights)}
 
 
 class CausalPairs(Section):

@@ -172,6 +172,13 @@ class World(Protocol):
         """Read every file that a part's folder refers to. Raises UserError where they are not what they were."""
         ...
 
+    def check_foreign(self, source: Path, weights: str | None) -> None:
+        """Raise UserError where `bring_in` would refuse a source, as far as its head and the base's tell.
+
+        Nothing is refused where the base is not there.
+        """
+        ...
+
     def bring_in(self, source: Path, weights: str | None, folder: Path, lora: Lora | None = None) -> None:
         """Write somebody else's transformer, of the base's size, into a new ``folder``.
 

@@ -70,8 +70,11 @@ class Shapes:
     def verify(self, folder: Path) -> None:
         """It refers to nothing."""
 
-    def bring_in(self, source: Path, weights: str | None, folder: Path, lora: Lora | None = None) -> None:
+    def check_foreign(self, source: Path, weights: str | None) -> None:
         raise UserError(f"{source}: nobody else has checkpoints of the built-in world; import one of Wan")
+
+    def bring_in(self, source: Path, weights: str | None, folder: Path, lora: Lora | None = None) -> None:
+        self.check_foreign(source, weights)
 
     def send_out(self, folder: Path, form: str, out: Path) -> None:
         raise UserError(f"--to = {form}: nobody else reads checkpoints of the built-in world; export one of Wan")

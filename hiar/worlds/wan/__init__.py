@@ -22,7 +22,7 @@ from hiar.worlds.interface import PURPOSES, SPLIT, TEXT, TRANSFORMER, Lora, Part
 from hiar.worlds.wan.base import convert_base
 from hiar.worlds.wan.codec import WanCodec, load_codec, pixel_frames
 from hiar.worlds.wan.embeddings import Embeddings, embed, embedding_bytes
-from hiar.worlds.wan.exchange import bring_in, describe, send_out
+from hiar.worlds.wan.exchange import bring_in, describe, open_foreign, send_out
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.outline import outline
 from hiar.worlds.wan.prompts import PromptFile
@@ -86,6 +86,10 @@ class Wan:
 
     def verify(self, folder: Path) -> None:
         locate(folder, verify=True)
+
+    def check_foreign(self, source: Path, weights: str | None) -> None:
+        if self.settings.base == TINY or (self.base is not None and self.base.exists()):
+            open_foreign(source, weights, self._here())
 
     def bring_in(self, source: Path, weights: str | None, folder: Path, lora: Lora | None = None) -> None:
         bring_in(source, weights, self._here(), folder, lora)

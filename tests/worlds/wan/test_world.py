@@ -49,6 +49,8 @@ from hiar.workspace import open_workspace
 from hiar.worlds.interface import FIRST_CLIP, open_world
 from hiar.worlds.wan import CachedText, embeddings
 from hiar.worlds.wan.embeddings import Embeddings
+from hiar.worlds.wan.formats.checking import transformer_shapes
+from hiar.worlds.wan.formats.configs import read_config
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.formats.stored import Stored, stored_state
 from hiar.worlds.wan.formats.writing import write_diffusers
@@ -464,8 +466,16 @@ def test_a_changed_prompt_is_a_changed_parameter(tmp_path: Path) -> None:
         open_world(here).prompts(seed=0, first=0, count=1)
 
 
+def save_student(path: Path, base: Path, seed: int, *sets: str) -> None:
+    """Random weights of the base's size, as Self-Forcing's files hold them."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = transformer_shapes(read_config(base / "transformer" / "config.json", {}))
+    state = {f"model.{name}": torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    torch.save(dict.fromkeys(sets or ("generator",), state), path)
+
+
 def test_other_weights_in_a_named_file_are_a_changed_parameter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -487,7 +497,7 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(
     large.write_text("one")
     assert pinned()[0] is None  # a file that is missing is left to the stage, and told before the first one runs
     assert "models/ode_init.pt: is not there, and the stage that reads it will need it" in capsys.readouterr().err
-    init.write_text("one")
+    save_student(init, base, 1)
     before = pinned()
     assert "ode_init" not in capsys.readouterr().err
     require_content(init, before[0], "init.source_sha256")
@@ -497,7 +507,7 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(
     assert pinned() == before
     large.write_text("another")
     assert [now == then for now, then in zip(pinned(), before, strict=True)] == [True, False]
-    init.write_text("another")
+    save_student(init, base, 2)
     assert pinned()[0] != before[0]
     said = rf"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = {before[0]}; bring it back"
     with pytest.raises(UserError, match=said):
@@ -512,6 +522,32 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(
     tree["pairs"]["source_sha256"] = before[0]  # what its user says of it, though it is not so now
     (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
     assert read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")["pairs"]["source_sha256"] == before[0]
+
+
+def test_weights_that_cannot_be_adopted_are_told_before_the_first_stage(base: Path, tmp_path: Path) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "models").mkdir()
+    tree = read_yaml(ROOT / "experiments" / "wan-tiny.yaml")
+
+    def opened(**init: Any) -> None:
+        (tmp_path / "experiments" / "x.yaml").write_text(yaml.safe_dump(tree | {"init": init}))
+        open_workspace(tmp_path, "x")
+
+    student = tmp_path / "models" / "student.pt"
+    adopted = {"kind": "adopted", "source": "models/student.pt"}
+    teacher = {"training": None, "sigma_floor": 0.5, "source": "models/student.pt"}
+    learnt = read_yaml(ROOT / "experiments" / "init-consistency.yaml")["init"] | {"teacher": teacher}
+    save_student(student, base, 1, "generator", "generator_ema")
+    for init in (adopted, learnt):
+        with pytest.raises(UserError, match=r"student\.pt: holds generator, generator_ema: which one .* weights = generator or"):
+            opened(**init)
+    opened(**adopted, weights="generator_ema")
+    opened(**learnt | {"teacher": teacher | {"weights": "generator"}})
+    student.write_bytes(student.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"student\.pt"):
+        opened(**adopted, weights="generator_ema")
 
 
 def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
