@@ -116,6 +116,32 @@ class LearnedPerceptualImagePatchSimilarity(torch.nn.Module):
         return (one - other).abs().mean()
 """,
     "torchvision": "",
+    "vbench/cli": "",
+    "vbench/cli/static_filter": """
+import pathlib
+
+import torch
+from vbench.toy import looked_at
+
+DEVICE = "cuda"
+
+
+class RAFT(torch.nn.Module):
+    def __init__(self, options):
+        super().__init__()
+        assert (options.small, options.mixed_precision, options.alternate_corr) == (False, False, False)
+
+
+class StaticFilter:
+    def __init__(self, args, device):
+        self.args, self.device = args, device
+        self.load_model()
+
+    def infer(self, path):
+        assert DEVICE == self.device == "cpu"
+        assert isinstance(self.model, RAFT)
+        return looked_at(path)
+""",
     "peft": "",
     "dreamsim": """
 import pathlib

@@ -187,6 +187,13 @@ def score(
             "and compares with no published figure.",
         ),
     ] = False,
+    static_filter: Annotated[
+        bool,
+        typer.Option(
+            "--static-filter",
+            help="Of temporal_flickering's 25 videos a prompt those 5 alone that VBench's filter finds still.",
+        ),
+    ] = False,
     extended: Annotated[
         bool | None,
         typer.Option(
@@ -218,6 +225,7 @@ def score(
         devices=device or ["cpu"],
         generated=made,
         within_clips=within_clips,
+        static_filter=static_filter,
         environment=environment,
         weights=weights,
     )

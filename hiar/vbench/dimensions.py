@@ -12,6 +12,8 @@ PROTOCOLS = ("vbench", LONG)
 QUALITY, SEMANTIC = "quality", "semantic"
 LONG_SECONDS = 5.0  # of a video, from here on
 CLIP_SECONDS, LONG_CLIP_SECONDS = 2, 10  # of VBench-Long's clips
+FLICKERING = "temporal_flickering"
+STATIC_FILTER = f"{FLICKERING}_static_filter"  # what says of a video whether it is still
 SAMPLES, FLICKERING_SAMPLES = 5, 25  # videos of a prompt; the 25 are to be filtered for those where little moves
 
 
@@ -34,6 +36,7 @@ DINO = (
     "dino_model/facebookresearch_dino_main/utils.py",
     "dino_model/dino_vitbase16_pretrain.pth",
 )
+RAFT = ("raft_model/models/raft-things.pth",)
 _CLIP_B, _CLIP_L = "clip_model/ViT-B-32.pt", "clip_model/ViT-L-14.pt"
 _VICLIP = ("ViCLIP/ViClip-InternVid-10M-FLT.pth", "ViCLIP/bpe_simple_vocab_16e6.txt.gz")
 _BERT = tuple(f"bert-base-uncased/{name}" for name in ("config.json", "vocab.txt", "model.safetensors"))
@@ -48,9 +51,9 @@ def _detected() -> Dimension:
 DIMENSIONS = {
     "subject_consistency": Dimension(QUALITY, 0.1462, 1, files=DINO),
     "background_consistency": Dimension(QUALITY, 0.2615, 1, files=(_CLIP_B,)),
-    "temporal_flickering": Dimension(QUALITY, 0.6293, 1),
+    FLICKERING: Dimension(QUALITY, 0.6293, 1),
     "motion_smoothness": Dimension(QUALITY, 0.706, 0.9975, files=("amt_model/amt-s.pth",)),
-    "dynamic_degree": Dimension(QUALITY, 0, 1, 0.5, files=("raft_model/models/raft-things.pth",)),
+    "dynamic_degree": Dimension(QUALITY, 0, 1, 0.5, files=RAFT),
     "aesthetic_quality": Dimension(
         QUALITY, 0, 1, files=(_CLIP_L, "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth")
     ),
@@ -89,4 +92,4 @@ def known_dimensions(names: Iterable[str]) -> list[str]:
 
 def samples_of(dimensions: Iterable[str]) -> int:
     """How many videos a prompt of these dimensions takes."""
-    return FLICKERING_SAMPLES if "temporal_flickering" in dimensions else SAMPLES
+    return FLICKERING_SAMPLES if FLICKERING in dimensions else SAMPLES

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hiar import config
 from hiar.errors import UserError, suggest
 from hiar.vbench.across import BRANCHES, SUFFIX
-from hiar.vbench.dimensions import DIMENSIONS, LONG, protocol_for
+from hiar.vbench.dimensions import DIMENSIONS, LONG, RAFT, STATIC_FILTER, protocol_for
 from hiar.vbench.environment import Environment, default_folder, find_environment
 from hiar.vbench.frames import DRIFT, FILES, PACKAGES
 from hiar.vbench.weights import Held, inspect, weights_folder
@@ -32,6 +32,7 @@ class Needs(NamedTuple):
 NEEDS = (
     {name: Needs(one.files, one.packages) for name, one in DIMENSIONS.items()}
     | {name + SUFFIX: Needs(one.files, one.packages) for name, one in BRANCHES.items()}
+    | {STATIC_FILTER: Needs(RAFT, ())}
     | {DRIFT: Needs(FILES, PACKAGES)}
 )
 

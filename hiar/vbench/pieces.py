@@ -25,11 +25,14 @@ class Piece(NamedTuple):
     item: Item
 
 
-def chosen_videos(name: str, videos: Sequence[Video], suite: Iterable[Entry]) -> list[Chosen]:
-    """The videos of a dimension's prompts in the suite's order, with what the suite says beside each prompt."""
+def chosen_videos(name: str, videos: Sequence[Video], suite: Iterable[Entry], most: int = SAMPLES) -> list[Chosen]:
+    """The videos of a dimension's prompts in the suite's order, with what the suite says beside each prompt.
+
+    Of each prompt's the first ``most``.
+    """
     samples = defaultdict(list)
     for video in videos:  # in the order of their names, which has samples of one digit in theirs
-        if video.sample < SAMPLES:
+        if video.sample < most:
             samples[video.prompt].append(video)
     return [(video, entry.auxiliary) for entry in suite if name in entry.dimensions for video in samples[entry.prompt]]
 
@@ -63,6 +66,11 @@ def clips_of(chosen: Sequence[Chosen], hashes: Mapping[Path, str], suite: Iterab
             ]
             progress.advance()
     return pieces
+
+
+def by_name(chosen: Iterable[Chosen]) -> list[Chosen]:
+    """In the order of VBench's names, in which 10 comes before 2; of each prompt, that is."""
+    return sorted(chosen, key=lambda one: f"{one[0].sample}.mp4")
 
 
 def first_frames(pieces: Iterable[Piece]) -> list[Piece]:

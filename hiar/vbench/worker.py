@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 ACROSS = "_across_clips"  # ends the names of what VBench-Long's fast branch is asked
+STATIC_FILTER = "temporal_flickering_static_filter"
 CHUNK = 32  # videos that are asked for at once: what a kill loses at most
 FETCHERS = {"wget", "curl", "git"}  # what VBench would start behind one's back where a file is missing
 
@@ -47,8 +48,10 @@ def main() -> None:
 
 
 def open_scores(request: dict[str, Any], step: Callable[[], None]) -> Callable[[Any], list[dict[str, Any]]]:
-    """What gives records of the entries' videos: the package's own function, or ours of first frames."""
+    """What gives records of the entries' videos: the package's own function or filter, or ours of first frames."""
     dimension, device, home = (request[field] for field in ("dimension", "device", "home"))
+    if dimension == STATIC_FILTER:
+        return static_filter(device, request["weights"], step)
     if not dimension.endswith(ACROSS):
         return official(dimension, device, home, step)
     mend_torchvision()
@@ -80,6 +83,36 @@ def official(dimension: str, device: str, home: str, step: Callable[[], None]) -
             if dimension != "color":
                 raise
             records = []
+        return records
+
+    return score
+
+
+def static_filter(device: str, weights: str, step: Callable[[], None]) -> Callable[[Any], list[dict[str, Any]]]:
+    """The package's own filter, 1 for a video that it finds still, else 0."""
+    mend_torchvision()
+    from argparse import Namespace
+
+    import torch
+    from vbench.cli import static_filter as module
+
+    class Filter(module.StaticFilter):
+        """On any device: the package's loads its weights where they were saved, and pictures to ``cuda``."""
+
+        def load_model(self) -> None:
+            model = torch.nn.DataParallel(module.RAFT(self.args))
+            model.load_state_dict(torch.load(self.args.model, map_location="cpu"))
+            self.model = model.module.to(self.device).eval()
+
+    module.DEVICE = device
+    path = os.path.join(weights, "raft_model", "models", "raft-things.pth")
+    found = Filter(Namespace(model=path, small=False, mixed_precision=False, alternate_corr=False), device)
+
+    def score(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        records = []
+        for path in (path for entry in entries for path in entry["video_list"]):
+            step()
+            records.append({"video_path": path, "video_results": float(found.infer(path))})
         return records
 
     return score

