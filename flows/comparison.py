@@ -60,7 +60,11 @@ def comparison_table(workspace: Path) -> str:
     students = {series: means for series, means in figures.items() if series not in teachers | {TRUTH}}
     references = {series: means for series, means in figures.items() if series not in students}
     table = comparison("", columns, students, references)
-    parts = [_markdown(table, "Videos"), *_differences(workspace, columns, names)]
+    parts = [
+        "Mean over videos ± its standard error",
+        _markdown(table, "Videos"),
+        *_differences(workspace, columns, names),
+    ]
     return "\n\n".join(parts)
 
 

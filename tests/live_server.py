@@ -24,7 +24,7 @@ PATIENCE = 240  # seconds, for a loaded machine
 def live(
     *checkpoints: Path, folder: Path, options: tuple[object, ...] = (), settings: Mapping[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and the address of its page; afterwards it ends as by Ctrl-C."""
+    """The process and the address of its page; afterwards it ends as by Ctrl-C, and its students have ended by then."""
     command = [sys.executable, "-m", "hiar", "live", *map(str, options)]
     if "--port" not in command:
         command += ["--port", "0"]
@@ -39,8 +39,10 @@ def live(
             yield process, said[1]
         finally:
             if process.poll() is None:
+                students = children_of(process.pid)
                 process.send_signal(signal.SIGINT)
                 assert process.wait(PATIENCE) == 0
+                assert not any(os.path.exists(f"/proc/{student}") for student in students)
 
 
 class Watcher:

@@ -30,14 +30,14 @@ def main() -> NoReturn:
     """Run the command line and exit as the module says."""
     try:
         with writing(Path("output")):  # also where a library writes: a full disk is the user's to mend
-            code = typer.main.get_command(app).main(sys.argv[1:] or ["--help"], standalone_mode=False)
+            code = typer.main.get_command(app).main(sys.argv[1:] or ["--help"], prog_name="hiar", standalone_mode=False)
             _flush()
     except UserError as error:
         code = _fail(str(error))
     except RunFailed as error:
         code = _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        code = _fail(f"{error.format_message().rstrip('.')}; see `hiar --help`")
+        code = _fail(f"{error.format_message().rstrip('.')}; see `{_command(error)} --help`")
     except KeyboardInterrupt:
         code = INTERRUPTED
     except (MemoryError, RuntimeError) as error:
@@ -46,9 +46,15 @@ def main() -> NoReturn:
             raise
         code = _fail(line)
     if code == INTERRUPTED:
-        goes_on = sys.argv[1:2] != ["stream"]
+        goes_on = sys.argv[1:2] not in (["stream"], ["live"])
         print("interrupted" + "; the same command goes on from here" * goes_on, file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _command(error: typer.TyperException) -> str:
+    """The command that was wrongly called, as it is typed."""
+    context = getattr(error, "ctx", None)
+    return "hiar" if context is None else str(context.command_path)
 
 
 def _flush() -> None:

@@ -35,6 +35,11 @@ Offload = Annotated[
 Resize = Annotated[bool, typer.Option("--resize", help="Scale and cut --video or --image to the checkpoint's size.")]
 
 
+def _check_resize(resize: bool, *given: Path | None) -> None:
+    if resize and not any(given):
+        raise UserError("--resize: is done to --video or --image; give one of them, or leave it out")
+
+
 @app.command(
     cls=Once,
     epilog=examples(
@@ -105,6 +110,7 @@ def sample(
     if copies is not None and processes is not None:
         raise UserError("--copies: shares videos out, --processes the steps of each; leave one of them out")
     walk, shares = walk_of(order, context), level_of(level)
+    _check_resize(resize, video, image)
     texts = prompts_of(prompt, prompts)
     if copies is not None and copies > len(texts):
         raise UserError(f"--copies = {copies}: each makes a video at least, of {len(texts)}; use 1 to {len(texts)}")
@@ -212,6 +218,7 @@ def stream(
     what `hiar sample` makes of this prompt and seed.
     """
     walk, shares = walk_of(order, context), level_of(level)
+    _check_resize(resize, video, image)
     (text,) = prompts_of(prompt, None)
     target = output_of("--out", out)
     if is_terminal(target):

@@ -23,9 +23,8 @@ def minute_mp4(header: bytes, pieces: Sequence[Piece]) -> bytes:
 def minute_card(room: Room, student: Student) -> Message:
     """What the last minute shows, and how it was made: seeds and walks of its videos, prompts by block."""
     first, last = student.pieces[0].message["block"], student.pieces[-1].message["block"]
-    videos = [note for note in room.history if note["kind"] == "restart" and note["block"] <= last]
-    shown = [note for note in videos if note["block"] > first] or []
-    before = [note for note in videos if note["block"] <= first][-1:]
+    shown = [note for note in room.videos if first < note["block"] <= last]
+    before = [note for note in room.videos if note["block"] <= first][-1:]
     prompts = groupby(student.pieces, key=lambda piece: piece.message["prompt"])
     return {
         "checkpoint": student.name,

@@ -21,7 +21,7 @@ from hiar.stages.rollouts import walk_asked
 from hiar.worlds.interface import FIRST_CLIP
 
 BEHIND = 1000  # messages that may wait for a viewer: one that is slower than that has to come again
-HISTORY = 200  # prompts that are remembered
+HISTORY = 200  # prompts that are remembered, and videos
 LONGEST_PROMPT = 2000  # characters
 SUGGESTIONS = 8
 
@@ -56,6 +56,7 @@ class Room:
     renew: bool = False  # where the prompt changes, what earlier blocks show is computed anew
     viewers: set[Viewer] = field(default_factory=set)
     history: deque[Message] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    videos: deque[Message] = field(default_factory=lambda: deque(maxlen=HISTORY))  # however many prompts
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def open(self) -> None:
@@ -72,7 +73,11 @@ class Room:
         block = self.timeline.restart()
         asked = {"prompt": prompt, "seed": seed, "order": order, "context": context}
         self._tell({"do": "restart", "block": block, "renew": self.renew, **asked})
-        self._note({"kind": "restart", "block": block, "seconds": self.timeline.seconds(block), **asked})
+        note = {"kind": "restart", "block": block, "seconds": self.timeline.seconds(block), **asked}
+        if self.videos and self.videos[-1]["block"] == block:
+            self.videos.pop()  # nothing of it has been made
+        self.videos.append(note)
+        self._note(note)
 
     def restart(self, seed: object, order: object, context: object) -> None:
         """`begin` of what a viewer asks for. Raises UserError when that is nothing that can be."""

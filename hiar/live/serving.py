@@ -18,7 +18,7 @@ from hiar.live.room import Room
 from hiar.live.server import application
 from hiar.live.students import Student, end_all, find_students, start_all, world_of
 from hiar.live.timeline import Timeline
-from hiar.worlds.interface import FIRST_CLIP
+from hiar.worlds.interface import FIRST_CLIP, World
 
 TOKEN = "HIAR_LIVE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -44,12 +44,16 @@ def serve(
     """
     token = _token(host)
     students = find_students(checkpoints)
-    prompt = prompt or world_of(students).prompts(seed=seed, first=FIRST_CLIP["sample"], count=1)[0]
+    prompt = prompt or own_prompt(world_of(students), seed)
     world_of(students).check(prompt)
-    with _listen(host, port) as listener:
+    with _listen(host, port) as listener, asyncio.Runner() as runner:
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
-        asyncio.run(_serve(students, prompt, seed, lead, token, listener, address, announce, renew))
+        try:
+            runner.run(_serve(students, prompt, seed, lead, token, listener, address, announce, renew))
+        finally:
+            # A run of its own: uvicorn passes Ctrl-C on as it ends, and whatever the first awaited then is cancelled.
+            runner.run(end_all(students))
 
 
 async def _serve(
@@ -63,20 +67,14 @@ async def _serve(
     announce: Callable[[str], None],
     renew: bool,
 ) -> None:
-    """Start students, serve their page, and end them, whatever happens."""
-    room: Room | None = None
-    try:
-        await start_all(students, CRF, Path("params.yaml").absolute())
-        timeline = Timeline(*students[0].pictures, world_of(students).frames_per_second, lead)
-        room = Room(students, timeline, prompt, seed, renew=renew)
-        room.open()
-        server = uvicorn.Server(_configuration(application(room, token, loopback=listener.getsockname()[0] in OWN)))
-        announce(address)
-        await server.serve(sockets=[listener])
-    finally:
-        await end_all(students)
-        if room is not None:
-            await asyncio.gather(*room.tasks)
+    """Start students and serve their page until a signal ends it."""
+    await start_all(students, CRF, Path("params.yaml").absolute())
+    timeline = Timeline(*students[0].pictures, world_of(students).frames_per_second, lead)
+    room = Room(students, timeline, prompt, seed, renew=renew)
+    room.open()
+    server = uvicorn.Server(_configuration(application(room, token, loopback=listener.getsockname()[0] in OWN)))
+    announce(address)
+    await server.serve(sockets=[listener])
 
 
 def _configuration(app: Starlette) -> uvicorn.Config:
@@ -92,6 +90,15 @@ def _configuration(app: Starlette) -> uvicorn.Config:
         limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=2,
     )
+
+
+def own_prompt(world: World, seed: int) -> str:
+    """A prompt of the world's own. Raises UserError where its file of prompts is not here."""
+    try:
+        return world.prompts(seed=seed, first=FIRST_CLIP["sample"], count=1)[0]
+    except UserError as error:
+        reason = str(error).partition(";")[0]
+        raise UserError(f"--prompt: is not given, and the world's own are not here ({reason}); give one") from None
 
 
 def _token(host: str) -> str | None:
@@ -113,7 +120,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"--host, --port = {host}, {port}: {reason.lower()}; choose another --port, or --host"
-        ) from None
+        # Since Python 3.13 an error of the system says in its own words again what was tried.
+        number = None if isinstance(error, socket.gaierror) else error.errno
+        reason = (os.strerror(number) if number else error.strerror or str(error)).lower()
+        raise UserError(f"--host, --port = {host}, {port}: {reason}; choose another --port, or --host") from None

@@ -108,7 +108,7 @@ def fitted(frames: Tensor, height: int, width: int, resize: bool, what: Path) ->
         return frames
     if not resize:
         raise UserError(
-            f"{what}: has {old_width}x{old_height} pixels: should have {width}x{height}; resize it, or ask for that"
+            f"{what}: has {old_width}x{old_height} pixels: should have {width}x{height}; resize it, or add --resize"
         )
     factor = max(height / old_height, width / old_width)
     size = max(height, round(old_height * factor)), max(width, round(old_width * factor))

@@ -118,6 +118,11 @@ def read_captions(folder: Path) -> list[str]:
         captions = [one_line(line) for line in split_lines(path.read_text(encoding="utf-8-sig").rstrip())]
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; write one caption a line, one line a video, or name a --profile that needs none, "
+            "such as drift-lite"
+        ) from None
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); write one caption a line, one line a video"

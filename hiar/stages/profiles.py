@@ -105,7 +105,12 @@ def _world_of(folder: Path, names: Sequence[str], params: Path) -> Protocol | No
     if not needs_world(names) or (names and not known and not os.path.lexists(params)):
         settle_cpu()
         return None
-    if known and not os.path.lexists(params):
+    if not known and not os.path.lexists(params):
+        raise UserError(
+            f"--profile: is not given, and neither {folder / MANIFEST} nor a params.yaml here says of what world the "
+            "videos are; name one for any videos, such as drift-lite"
+        )
+    if not os.path.lexists(params):
         tell(f"score {folder}: by the thresholds of {PARAMS}, as there is no params.yaml here")
         params = PARAMS
     read = load_params(params)

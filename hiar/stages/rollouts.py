@@ -27,6 +27,8 @@ def walk_asked(card: Card, order: Order | None, context: Context | None, level: 
     trained = card.walk or DEFAULT_WALK
     asked: dict[str, Any] = {"order": order or trained.order, "context": context or trained.context}
     if level is not None:
+        if asked["context"] != "output":
+            raise UserError(f"--level: the level of {asked['context']} context is given by its name; leave it out")
         asked["level"] = level
     elif asked["context"] == trained.context:
         asked["level"] = trained.level

@@ -37,7 +37,7 @@ MODELS = {
 
 def rows(said: str) -> list[list[str]]:
     """The cells of the first table's rows, the head and its line left out."""
-    lines = said.split("\n\n")[0].splitlines()[2:]
+    lines = next(part for part in said.split("\n\n") if part.startswith("|")).splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -67,8 +67,9 @@ def test_a_model_is_a_row_over_its_seeds_and_references_come_last(project):
         for video in range(4)
     ]
     (project.folder / "metrics" / "videos.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in videos))
-    _, over_videos, table, over_seeds, other = comparison_table(project.folder).split("\n\n")
-    assert (over_videos, over_seeds) == (
+    means, _, over_videos, table, over_seeds, other = comparison_table(project.folder).split("\n\n")
+    assert (means, over_videos, over_seeds) == (
+        "Mean over videos ± its standard error",
         "Difference to Self-Forcing, 95 % interval over videos",
         "Difference to Self-Forcing, 95 % interval over training seeds",
     )

@@ -68,7 +68,7 @@ def test_a_clip_that_is_too_short_is_refused(pictures: int, block: int, needed: 
 
 
 def test_another_size_is_refused_or_cut_to_the_middle(clip: Path) -> None:
-    with pytest.raises(UserError, match=r"clip.mp4: has 64x48 pixels: should have 32x32; resize it, or ask for that$"):
+    with pytest.raises(UserError, match=r"clip.mp4: has 64x48 pixels: should have 32x32; resize it, or add --resize$"):
         read_clip(clip, 32, 32, 1, 1, False, pixel_frames)
     frames = read_clip(clip, 32, 32, 1, 2, True, pixel_frames)
     assert frames.shape == (5, 32, 32, 3)
@@ -170,7 +170,7 @@ def test_what_cannot_be_gone_on_from_is_refused(tmp_path: Path, clip: Path) -> N
     request = Request(tmp_path / "student", ["a red disc moves left"], 9)
     large = {"clip": clip, "resize": True}
     for changed, words in (
-        ({"clip": clip}, "has 64x48 pixels: should have 64x64; resize it, or ask for that"),
+        ({"clip": clip}, "has 64x48 pixels: should have 64x64; resize it, or add --resize"),
         (large | {"frames": 9}, "--frames = 9: .* gives 12 of them; ask for more"),
         (large | {"frames": 12}, "--frames = 12: .* gives 12 of them; ask for more"),
         (large | {"image": clip}, "--video, --image: give one of the two"),

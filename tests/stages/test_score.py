@@ -198,7 +198,7 @@ def shorten_video(folder):
 @pytest.mark.parametrize(
     ("spoil", "manifest", "message"),
     [
-        (lambda f: (f / "captions.txt").unlink(), False, "captions.txt: cannot be read"),
+        (lambda f: (f / "captions.txt").unlink(), False, "captions.txt: no such file; write one caption a line"),
         (lambda f: (f / "captions.txt").write_text("a red disc moves\n"), False, "holds 1 captions for 3 videos"),
         (lambda f: (f / "captions.txt").write_text(""), False, "captions.txt: holds an empty line or nothing"),
         (lambda f: (f / "captions.txt").write_bytes(b"\xff\xfe\n" * 3), False, "captions.txt: is not UTF-8"),
@@ -220,6 +220,17 @@ def test_bad_folders_are_named_and_nothing_is_written(spoil, manifest, message, 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+def test_videos_of_a_world_that_nobody_tells_are_for_a_profile_of_any_videos(params, tmp_path):
+    folder = samples(tmp_path, params)
+    (folder / MANIFEST).unlink()
+    elsewhere, remedy = (
+        tmp_path / "no project",
+        "--profile: is not given, .*; name one for any videos, such as drift-lite$",
+    )
+    with pytest.raises(UserError, match=remedy):
+        score_folder(folder, [], tmp_path / "score.json", elsewhere)
 
 
 def test_parts_and_batches_change_nothing(params, monkeypatch):

@@ -185,6 +185,8 @@ def test_a_stream_is_renewed_where_that_is_asked_for(folder: Path, tmp_path: Pat
     request = ("stream", "--checkpoint", folder, "--prompt", PROMPT, "--frames", 12)
     said = hiar(*request, "--renew", "--out", "out.mp4", folder=tmp_path, code=2).stderr
     assert said == "error: --renew: is done where the prompt changes; give a --change, or leave it out\n"
+    said = hiar(*request, "--resize", "--out", "out.mp4", folder=tmp_path, code=2).stderr
+    assert said == "error: --resize: is done to --video or --image; give one of them, or leave it out\n"
     videos = []
     for name, options in (("plain", ()), ("renewed", ("--renew",))):
         hiar(*request, "--change", f"6={OTHER}", *options, "--out", f"{name}.mp4", folder=tmp_path)

@@ -88,6 +88,8 @@ def _instead(base: Path) -> str:
     snapshots = [place for place in sorted(base.glob("snapshots/*")) if (place / "transformer").is_dir()]
     if snapshots:
         return f"{base} is a cache of models; name {snapshots[-1]}"
+    if (base.parent / "transformer").is_dir():
+        return f"{base} is a part of a base; name {base.parent}"
     if (base / ORIGINAL).exists():
         return f"{base} is in the original's layout; `hiar base {base} --out NEW` makes a base of it, once"
     if not base.exists():

@@ -109,7 +109,7 @@ def test_weights_that_are_not_there(tiny, good: Path, tmp_path: Path) -> None:  
 
 
 def test_heads_that_nothing_tells(good: Path) -> None:
-    refused(r"dim = 96: is no multiple of Wan's 128 a head; name its base", lambda: open_source(good / "student.pt"))
+    refused(r"dim = 96: is no multiple of Wan's 128 a head; name its --base", lambda: open_source(good / "student.pt"))
 
 
 @pytest.mark.parametrize(

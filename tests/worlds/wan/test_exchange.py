@@ -159,7 +159,7 @@ def test_levels_stand_for_steps_and_shift(run: Callable[..., str], released: Pat
 
 def test_what_a_file_does_not_tell_of_itself_its_base_does(run: Callable[..., str], released: Path, base: Path) -> None:
     torch.save({"generator": torch.load(released, weights_only=True)["generator"]}, "one.pt")
-    assert "name its base" in run("models", "one.pt", code=2)
+    assert "name its --base" in run("models", "one.pt", code=2)
     said = run("models", "one.pt", "one.pt", "--base", base)
     assert said.count("one.pt\n") == 2
     assert "heads" in said

@@ -68,6 +68,7 @@ def test_what_people_name_in_the_place_of_a_base_is_told_with_what_to_do(base: P
     (original / "config.json").write_text("{}")
     for named, words in (
         (cache, f"is a cache of models; name {snapshot}"),
+        (snapshot / "transformer", f"transformer is a part of a base; name {snapshot}"),
         (original, f"`hiar base {original} --out NEW` makes a base of it"),
         (Path("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"), "a folder of this machine: nothing is fetched"),
     ):

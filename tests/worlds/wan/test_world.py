@@ -30,6 +30,7 @@ from hiar.io.fingerprints import cache_folder, require_content
 from hiar.io.process_group import joined
 from hiar.io.video import read_mp4
 from hiar.judges.interface import open_judge
+from hiar.live import serving
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
@@ -464,6 +465,9 @@ def test_a_changed_prompt_is_a_changed_parameter(tmp_path: Path) -> None:
     files["world"].write_text("a bear\n")
     with pytest.raises(UserError, match=rf"world\.txt: SHA-256 = .*: params.yaml says {world}; bring the file back"):
         open_world(here).prompts(seed=0, first=0, count=1)
+    files["world"].unlink()
+    with pytest.raises(UserError, match=r"^--prompt: is not given, and .* \(.*world\.txt: no such file\); give one$"):
+        serving.own_prompt(open_world(here), 0)
 
 
 def save_student(path: Path, base: Path, seed: int, *sets: str) -> None:

@@ -173,7 +173,7 @@ def settle(shapes: Shapes, where: str, said: Config | None, base: Config | None)
     if unknown := sorted(wanted - seen.keys()):
         raise UserError(f"{where}: lacks the tensors that tell {', '.join(unknown)}; copy or download it again")
     if seen["dim"] % HEAD_DIM:
-        raise UserError(f"{where}: dim = {seen['dim']}: is no multiple of Wan's {HEAD_DIM} a head; name its base")
+        raise UserError(f"{where}: dim = {seen['dim']}: is no multiple of Wan's {HEAD_DIM} a head; name its --base")
     heads = {"num_attention_heads": seen["dim"] // HEAD_DIM, "attention_head_dim": HEAD_DIM}
     return checked(seen | heads, where)
 
