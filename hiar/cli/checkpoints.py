@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -210,9 +211,20 @@ def models(
     """Say what checkpoints are: kind, world, size, hash, and how to sample them."""
     alone("hiar models")
 
+    from hiar.errors import UserError
     from hiar.stages.exchange import describe_model
 
+    broken = []
     for path in paths:
+        try:
+            facts = describe_model(path, base, verify)
+        except UserError as error:  # the others are told all the same
+            broken.append(error)
+            continue
         print(path)
-        for name, value in describe_model(path, base, verify):
+        for name, value in facts:
             print(f"  {name:14} {value}")
+    for error in broken[:-1]:
+        print(f"error: {error}", file=sys.stderr)
+    if broken:
+        raise broken[-1]

@@ -28,7 +28,8 @@ SHORTEST_LEAD, LONGEST_LEAD = 0.1, 20.0  # seconds
 )
 def live(
     checkpoint: Annotated[
-        list[Path], typer.Option(help="Folder of an init or a distilled student; up to four, shown side by side.")
+        list[Path],
+        typer.Option(metavar="DIR", help="Folder of an init or a distilled student; up to four, shown side by side."),
     ],
     prompt: Annotated[
         str | None, typer.Option(help="What the video shows at first; default: one of the world's.", show_default=False)

@@ -112,6 +112,21 @@ def test_a_released_student_is_imported_sampled_and_streamed(
     assert "half.pt: generator: lacks" in run("models", "half.pt", "--base", base, code=2)
 
 
+def test_of_several_checkpoints_those_that_can_be_read_are_told(
+    released: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hiar", "models", "none.pt", str(released), "neither.pt", "--base", str(base)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told, lines = capsys.readouterr()
+    assert ended.value.code == 2
+    assert told.startswith(f"{released}\n") and "generator and generator_ema" in told
+    assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in lines.splitlines()] == [
+        "error none.pt",
+        "error neither.pt",
+    ]
+
+
 def test_every_option_of_an_import_is_heard(run: Callable[..., str], released: Path, base: Path) -> None:
     """Each is another than every preset's, and none is lacking, so that there need be none."""
     walk = ("--order", "diagonal", "--context", "clean", "--block", 2, "--window", 8, "--sinks", 1)
