@@ -25,6 +25,7 @@ from waiting import wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from hiar.errors import UserError
+from hiar.live import serving
 from hiar.live.serving import serve
 from hiar.models.generator import load_generator
 from hiar.stages.stream import clean_blocks, stream_rollout
@@ -218,10 +219,11 @@ def test_the_last_minute_is_saved_with_its_card(address):
         saved("2.mp4")
 
 
-def test_commands_that_cannot_be(students, tmp_path, monkeypatch):
+def test_commands_that_cannot_be_start_no_student(students, tmp_path, monkeypatch):
     def served(*checkpoints, host="127.0.0.1", port=0, prompt=None):
         serve(checkpoints, prompt, 0, host, port, 1.0, print)
 
+    monkeypatch.setattr(serving, "start_all", lambda *_: pytest.fail("students are started, which takes long"))
     monkeypatch.delenv("HIAR_LIVE_TOKEN", raising=False)
     with pytest.raises(UserError, match="no such file; name a checkpoint folder"):
         served(tmp_path)
