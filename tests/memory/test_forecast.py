@@ -142,6 +142,14 @@ def test_layers_that_are_computed_anew_for_backward_keep_less() -> None:
     assert most[0] > 1.5 * most[1]
 
 
+def test_networks_that_serve_others_are_in_half_and_keep_nothing_for_backward() -> None:
+    sizes, _, config = case(QUICK)
+    with torch.device("meta"):
+        serving = make_network(sizes.params, config, 1)
+    assert serving.dtype == torch.bfloat16
+    assert not any(parameter.requires_grad for parameter in serving.parameters())
+
+
 def test_of_causal_trajectories_the_update_of_their_teacher_is_planned() -> None:
     """It sees clean blocks beside noisy ones, which is more than the regression after it takes."""
     sizes, _, config = case(QUICK)
