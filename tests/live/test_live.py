@@ -29,6 +29,7 @@ from hiar.live import serving
 from hiar.live.serving import serve
 from hiar.models.generator import load_generator
 from hiar.stages.stream import clean_blocks, stream_rollout
+from hiar.worlds.interface import FIRST_CLIP
 
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
 LEAD, SEED = 1.0, 4
@@ -244,6 +245,20 @@ def test_commands_that_cannot_be_start_no_student(students, tmp_path, monkeypatc
     monkeypatch.setenv("HIAR_LIVE_TOKEN", 16 * "x")
     with pytest.raises(UserError, match="elephant"):  # the token will do
         served(students[0], host="0.0.0.0", prompt="an elephant")
+
+
+def test_the_first_prompt_is_the_seeds_where_none_is_given(students, monkeypatch):
+    asked = []
+
+    async def note(_, prompt, seed, *rest):
+        asked.append((prompt, seed))
+
+    monkeypatch.setattr(serving, "_serve", note)
+    world = load_generator(students[0]).world
+    for seed in (0, 7):
+        serve(students[:1], None, seed, "127.0.0.1", 0, 1.0, print)
+    assert asked == [(world.prompts(seed=seed, first=FIRST_CLIP["sample"], count=1)[0], seed) for seed in (0, 7)]
+    assert asked[0][0] != asked[1][0]
 
 
 @pytest.fixture
