@@ -11,6 +11,7 @@ import psutil
 import pytest
 from waiting import wait_until
 
+from flows.__main__ import _end
 from flows.command import DATABASE, check_code, flow_environment
 from hiar.errors import UserError
 
@@ -138,6 +139,19 @@ def test_a_run_that_is_killed_takes_its_stages_along(project, start, number, pre
     wait_until(lambda: working_in(project.folder) == [])
     project.order("codec-0")
     project.dvc("repro", "codec@0")
+
+
+def test_a_second_signal_does_not_interrupt_what_the_first_one_ends():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            _end(signal.SIGINT, None)
+        assert ended.value.code == 130
+        assert [signal.getsignal(number) for number in numbers] == 3 * [signal.SIG_IGN]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def working_in(folder):

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from dvc.fs import LocalFileSystem
+from dvc.repo import Repo
 
+from flows.needed import _record
 from flows.pipeline import reproduce, stale_stages
 from flows.processes import ProcessGroups
 from flows.remote import PUSHED, PUSHED_SECONDS, Remote, _copy_lock, _reason, push, remote_of
@@ -201,7 +203,7 @@ def test_an_error_of_a_remote_is_a_line_without_a_password():
     assert _reason(TimeoutError()) == "TimeoutError"
 
 
-def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote):
+def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote, monkeypatch):
     """Outputs are links into the cache; stages that run again change none of its objects."""
     for size in (10, 50, 100):
         project.order("codec-0", f"fill {size}")
@@ -216,6 +218,12 @@ def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote):
     (record,) = [yaml.safe_load(path.read_text()) for path in remote.glob("runs/*/*/*")]
     (kept,) = [path.parent.name + path.name for path in remote.glob("files/md5/*/*")]
     assert record["outs"][0]["md5"] == kept == md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
+    # Other stages, too, are given what was made last of the same inputs.
+    monkeypatch.chdir(project.folder)
+    with Repo() as repo:
+        (stage,) = repo.stage.collect("codec@0")
+        stage.save_deps()
+        assert _record(repo.stage_cache, stage) == record
 
 
 def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -14,6 +16,13 @@ def test_what_is_free_fits_and_a_byte_more_does_not(monkeypatch: pytest.MonkeyPa
     free.require_memory("model", 1000)
     with pytest.raises(UserError, match=r"^model: takes 1e-06 GB of memory, 1e-06 GB are free; end other programs"):
         free.require_memory("model", 1001)
+
+
+def test_of_the_host_it_is_what_programs_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what is lent to the system's copies of files, which ``free`` leaves out."""
+    told = SimpleNamespace(total=80, available=43, free=3, used=37)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: told)
+    assert free.free_bytes(torch.device("cpu")) == 43
 
 
 def test_of_a_gpu_it_is_what_others_leave_and_what_torch_keeps_unused(monkeypatch: pytest.MonkeyPatch) -> None:

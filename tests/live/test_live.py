@@ -25,9 +25,11 @@ from waiting import wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from hiar.errors import UserError
+from hiar.live import serving
 from hiar.live.serving import serve
 from hiar.models.generator import load_generator
 from hiar.stages.stream import clean_blocks, stream_rollout
+from hiar.worlds.interface import FIRST_CLIP
 
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
 LEAD, SEED = 1.0, 4
@@ -218,10 +220,11 @@ def test_the_last_minute_is_saved_with_its_card(address):
         saved("2.mp4")
 
 
-def test_commands_that_cannot_be(students, tmp_path, monkeypatch):
+def test_commands_that_cannot_be_start_no_student(students, tmp_path, monkeypatch):
     def served(*checkpoints, host="127.0.0.1", port=0, prompt=None):
         serve(checkpoints, prompt, 0, host, port, 1.0, print)
 
+    monkeypatch.setattr(serving, "start_all", lambda *_: pytest.fail("students are started, which takes long"))
     monkeypatch.delenv("HIAR_LIVE_TOKEN", raising=False)
     with pytest.raises(UserError, match="no such file; name a checkpoint folder"):
         served(tmp_path)
@@ -243,6 +246,20 @@ def test_commands_that_cannot_be(students, tmp_path, monkeypatch):
     monkeypatch.setenv("HIAR_LIVE_TOKEN", 16 * "x")
     with pytest.raises(UserError, match="elephant"):  # the token will do
         served(students[0], host="0.0.0.0", prompt="an elephant")
+
+
+def test_the_first_prompt_is_the_seeds_where_none_is_given(students, monkeypatch):
+    asked = []
+
+    async def note(_, prompt, seed, *rest):
+        asked.append((prompt, seed))
+
+    monkeypatch.setattr(serving, "_serve", note)
+    world = load_generator(students[0]).world
+    for seed in (0, 7):
+        serve(students[:1], None, seed, "127.0.0.1", 0, 1.0, print)
+    assert asked == [(world.prompts(seed=seed, first=FIRST_CLIP["sample"], count=1)[0], seed) for seed in (0, 7)]
+    assert asked[0][0] != asked[1][0]
 
 
 @pytest.fixture

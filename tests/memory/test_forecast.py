@@ -18,7 +18,7 @@ from torch import nn
 
 from hiar.config import AdamW, Muon, Optimizer
 from hiar.memory import forecast, inits, steps
-from hiar.memory.counting import Counting, network_bytes, storage_bytes
+from hiar.memory.counting import Counting, imagined, network_bytes, storage_bytes
 from hiar.memory.disk import disk
 from hiar.memory.steps import Config, Sizes, imagine, make_network
 from hiar.memory.table import advice, dearest
@@ -128,6 +128,27 @@ def test_an_init_takes_what_is_counted(kind: str) -> None:
     count = Counting()
     update(count, sizes, *networks)
     assert planned == pytest.approx(count.peaks, rel=0.01)
+
+
+def test_layers_that_are_computed_anew_for_backward_keep_less() -> None:
+    sizes, _, config = case(QUICK)
+    most = []
+    for checkpointing in (False, True):
+        runtime = sizes.params.runtime.model_copy(update={"checkpointing": checkpointing})
+        own = replace(sizes, params=sizes.params.model_copy(update={"runtime": runtime}))
+        with imagined():
+            count = Counting()
+            inits.KINDS["ode"].update(count, own, make_network(own.params, config, 3, trained=True))
+        most.append(max(count.peaks.values()))
+    assert most[0] > 1.5 * most[1]
+
+
+def test_networks_that_serve_others_are_in_half_and_keep_nothing_for_backward() -> None:
+    sizes, _, config = case(QUICK)
+    with torch.device("meta"):
+        serving = make_network(sizes.params, config, 1)
+    assert serving.dtype == torch.bfloat16
+    assert not any(parameter.requires_grad for parameter in serving.parameters())
 
 
 def test_of_causal_trajectories_the_update_of_their_teacher_is_planned() -> None:

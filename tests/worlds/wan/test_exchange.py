@@ -33,6 +33,7 @@ from hiar.schedule import step_sigmas
 from hiar.stages import exchange
 from hiar.stages.exchange import describe_model, export_checkpoint, import_checkpoint
 from hiar.worlds.interface import open_world
+from hiar.worlds.wan.exchange import LINKED, send_out
 
 SIZE = ("--height", 32, "--width", 48, "--precision", "no")
 PROMPT = "A red fox trots along a snowy ridge at dawn."
@@ -386,6 +387,14 @@ def contents(folder: Path) -> dict[str, bytes | str]:
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     linked = {name: os.readlink(path) for name, path in found.items() if path.is_symlink()}
     return linked | {name: path.read_bytes() for name, path in found.items() if name not in linked and path.is_file()}
+
+
+def test_links_of_an_export_lead_to_its_base_however_that_is_named(
+    student: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(base.parent)
+    send_out(student / "transformer", Path(base.name), "diffusers", tmp_path / "there")
+    assert {name: (tmp_path / "there" / name).resolve() for name in LINKED} == {name: base / name for name in LINKED}
 
 
 @pytest.mark.parametrize("form", ["diffusers", "wan"])
