@@ -224,7 +224,8 @@ def models(
         print(path)
         for name, value in facts:
             print(f"  {name:14} {value}")
-    for error in broken[:-1]:
-        print(f"error: {error}", file=sys.stderr)
     if broken:
-        raise broken[-1]
+        *first, last = broken
+        for one in first:
+            print(f"error: {one}", file=sys.stderr)
+        raise last
