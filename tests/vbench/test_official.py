@@ -1,6 +1,6 @@
 """Ours is VBench's own figure, to the last bit and for each video, with random weights of the published formats.
 
-It needs `make vbench`, five gigabytes of disk while it runs, and tens of minutes on a busy machine.
+It needs `make vbench`, six gigabytes of disk while it runs, and tens of minutes on a busy machine.
 """
 
 import json
