@@ -21,9 +21,10 @@ TABLE = {0.0: 0.0, 0.5: 0.8, 1.0: 1.0}
 
 
 def blue(path, *levels, frames=8):
-    """A video at 4 frames a second, so many frames of each level, 0 to 1."""
+    """A video at 4 frames a second, so many frames from each level, 0 to 1, of which the first alone has it."""
     video = torch.zeros(len(levels) * frames, 64, 96, 3)
-    video[..., 2] = torch.tensor(levels).repeat_interleave(frames)[:, None, None]
+    video[..., 2] = 0.2 * torch.tensor(levels).repeat_interleave(frames)[:, None, None]
+    video[::frames] *= 5
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(path, (video * 255).round().byte(), 4)
     return path

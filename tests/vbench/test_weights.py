@@ -103,6 +103,7 @@ def test_archives_are_told_apart_by_what_is_in_them(tmp_path):
         (AMT, b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
         (AMT, b"\x93NUMPY", "is no file of torch.save"),
         (AMT, b"", "is no file of torch.save"),
+        ("dreamsim/clip_vitb16_pretrain.pth.tar", b"a tar", "is no file of torch.save"),
         (CLIP, b"\x80\x02}q\x00.", "is no TorchScript archive"),
         ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"plain", "is not compressed"),
         ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"\x1f\x9d", "is not compressed"),  # with gzip
