@@ -1,6 +1,7 @@
 """VBench-Long's fast branch: the first frames of a long video's clips, and what becomes of both branches."""
 
 import json
+import shutil
 from math import cos
 
 import pytest
@@ -82,7 +83,8 @@ def test_a_long_video_that_changes_between_its_clips_loses_by_it(environment, we
     blue(videos / "0.mp4", 0.1, 0.9, 0.5)
     blue(videos / "1.mp4", 0.5, 0.5)
     blue(videos / "2.mp4", 0.3, frames=5)
-    (videos / "captions.txt").write_text("a bird\na bee\na bear\n")
+    shutil.copy(videos / "0.mp4", videos / "3.mp4")  # another's file of the same film
+    (videos / "captions.txt").write_text("a bird\na bee\na bear\na bird\n")
 
     def score(*dimensions, **options):
         where = {"environment": environment, "weights": weights}
@@ -92,13 +94,15 @@ def test_a_long_video_that_changes_between_its_clips_loses_by_it(environment, we
     told = asked(weights)
     assert not scores.failed
     alike = {"0.mp4": (2 * cos(0.8) + cos(0.4) + cos(0.4)) / 4, "1.mp4": 1.0, "2.mp4": None}
+    alike["3.mp4"] = alike["0.mp4"]
     for dimension in BRANCHES:
         sizes = [one["value"] for one in told if one["dimension"] == dimension]
         within = {"0.mp4": sum(sizes[:3]) / 3, "1.mp4": sum(sizes[3:5]) / 2, "2.mp4": sizes[5]}
+        within["3.mp4"] = within["0.mp4"]
         result = json.loads((out / f"{dimension}.json").read_text())
         expected = {name: both_branches(own, alike[name], TABLE) for name, own in within.items()}
         assert result["by_video"] == pytest.approx(expected, abs=5e-3)
-        assert result["value"] == scores.values[dimension] == pytest.approx(sum(result["by_video"].values()) / 3)
+        assert result["value"] == scores.values[dimension] == pytest.approx(sum(result["by_video"].values()) / 4)
         assert result["consistency"] == "within and across clips"
         assert {*BRANCHES[dimension].files} < {*result["weights"]}
     before = (out / f"{SUBJECT}.json").read_bytes()
