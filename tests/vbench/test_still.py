@@ -69,6 +69,15 @@ def test_the_first_five_that_are_still_are_scored_and_no_more_are_looked_at(scor
     assert asked(weights) == []  # neither is done again
 
 
+def test_videos_of_captions_are_taken_in_the_order_that_vbenchs_names_would_have(score, weights, tmp_path):
+    for sample in range(12):
+        path = tmp_path / "videos" / shot(tmp_path / "videos", SIGN, sample, still=True)
+        path.rename(path.with_name(f"{sample:04d}.mp4"))
+    (tmp_path / "videos" / "captions.txt").write_text(f"{SIGN}\n" * 12)
+    score()
+    assert {*result(tmp_path)["by_video"]} == {f"{sample:04d}.mp4" for sample in (0, 1, 10, 11, 2)}
+
+
 def test_of_long_videos_clips_are_filtered(score, weights, tmp_path):
     film(tmp_path / "videos" / f"{SIGN}-0.mp4", 40, 0)
     with suppress(RunFailed):  # how many bytes a clip has is not ours to say
