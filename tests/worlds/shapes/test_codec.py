@@ -69,6 +69,11 @@ def test_fitting_is_repeatable_whatever_the_order_of_the_frames(video: Tensor) -
     torch.testing.assert_close(first.encode(video), second.encode(video), atol=1e-3, rtol=0)
 
 
+def test_a_latent_frame_is_a_picture() -> None:
+    world = open_world(DEFAULT.model_copy(update={"frames_per_second": 8}))
+    assert world.seconds(60) == 7.5
+
+
 def test_a_new_codec_is_of_its_seed_and_of_nothing_else() -> None:
     """Of its weights, and of the clips that its encoder is fitted to."""
     world, settings = open_world(DEFAULT), smoke_params().codec

@@ -556,6 +556,27 @@ def test_weights_that_cannot_be_adopted_are_told_before_the_first_stage(base: Pa
         opened(**adopted, weights="generator_ema")
 
 
+def test_what_long_videos_are_scored_by_is_looked_for_before_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "experiments").mkdir()
+    monkeypatch.setenv("HIAR_VBENCH", str(build_environment(tmp_path / "vbench")))
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(lay_weights(tmp_path / "weights", "subject_consistency")))
+    tree = read_yaml(ROOT / "experiments" / "wan-tiny.yaml")
+    tree["world"]["frames_per_second"], tree["score"] = 16, {"vbench": ["subject_consistency"]}
+
+    def opened(frames: int) -> None:
+        tree["sample"]["frames"] = frames
+        (tmp_path / "experiments" / "x.yaml").write_text(yaml.safe_dump(tree))
+        open_workspace(tmp_path, "x")
+
+    opened(18)  # 69 pictures
+    with pytest.raises(UserError, match=r"^subject_consistency_across_clips: "):
+        opened(21)  # 81 pictures, 5.06 s
+
+
 def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
