@@ -27,6 +27,7 @@ from hiar.vbench.side_by_side import side_by_side
 from hiar.vbench.values import dimension_value, long_values
 from hiar.vbench.worker import chunks
 
+SUBJECT = "subject_consistency"
 FLICKERING, SMOOTH, DEGREE, IMAGING = "temporal_flickering", "motion_smoothness", "dynamic_degree", "imaging_quality"
 
 
@@ -545,6 +546,12 @@ def test_the_commands(command, films, tmp_path):
     command("score", films, "--out", tmp_path / "out", "--short", "--weights", weights, "--device", "cuda:1")
     found = result(tmp_path, FLICKERING)
     assert (found["generated_with"], found["device"]) == ("short", "cuda")
+    filtered = ("score", films, "--out", tmp_path / "out", "--static-filter", "--weights", weights)
+    assert line(command(*filtered, code=2)).startswith("error: --static-filter: is for ")
+    lay_weights(weights, SUBJECT)
+    alone = ("-d", SUBJECT, "--protocol", "vbench-long", "--within-clips", "--weights", weights)
+    command("score", films, "--out", tmp_path / "out", *alone)
+    assert result(tmp_path, SUBJECT)["consistency"] == "within clips"
 
 
 def test_totals_and_the_leaderboards_archive(tmp_path):
