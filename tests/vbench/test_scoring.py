@@ -550,8 +550,9 @@ def test_the_commands(command, films, tmp_path):
     assert line(command(*filtered, code=2)).startswith("error: --static-filter: is for ")
     lay_weights(weights, SUBJECT)
     alone = ("-d", SUBJECT, "--protocol", "vbench-long", "--within-clips", "--weights", weights)
-    command("score", films, "--out", tmp_path / "out", *alone)
-    assert result(tmp_path, SUBJECT)["consistency"] == "within clips"
+    command("score", films, "--out", tmp_path / "long", *alone)
+    kept = json.loads((tmp_path / "long" / f"{SUBJECT}.json").read_text())
+    assert kept["consistency"] == "within clips"
 
 
 def test_totals_and_the_leaderboards_archive(tmp_path):
