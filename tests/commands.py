@@ -14,6 +14,8 @@ from prepared import Prepared, inherited
 ROOT = Path(__file__).parents[1]
 # What a developer's shell may hold and a test must not depend on.
 FOREIGN = ("HIAR_", "MLFLOW_", "PREFECT_")
+# Variables that no library of prepared.py reads before a command is known, by their beginnings.
+LATE = (*FOREIGN, "VBENCH_")
 
 
 def environment() -> dict[str, str]:
@@ -29,7 +31,7 @@ def hiar(*arguments: object, folder: Path, code: int = 0, **settings: str) -> su
     """
     command, variables = [sys.executable, "-m", "hiar", *map(str, arguments)], environment() | settings
     prepared, usual = prepared_process()
-    if inherited(variables, FOREIGN) == usual:
+    if inherited(variables, LATE) == usual:
         run = subprocess.CompletedProcess(command, *prepared.run(command[3:], folder, variables))
     else:
         run = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
@@ -37,10 +39,13 @@ def hiar(*arguments: object, folder: Path, code: int = 0, **settings: str) -> su
     return run
 
 
+USUAL = environment()  # as tests are collected, before one of them sets anything
+
+
 @functools.cache
 def prepared_process() -> tuple[Prepared, object]:
-    """The process of this one, and what it has inherited."""
-    return Prepared(environment()), inherited(environment(), FOREIGN)
+    """The process that commands are forked from, and what it has inherited."""
+    return Prepared(USUAL), inherited(USUAL, LATE)
 
 
 def copy_artifacts(source: Path, to: Path) -> None:

@@ -64,10 +64,10 @@ def _read(end: int) -> str:
         return pipe.read()
 
 
-def inherited(environment: Mapping[str, str], own: tuple[str, ...]) -> object:
-    """What may have been looked at before a command is known: other variables than hiar's ``own``, and limits."""
+def inherited(environment: Mapping[str, str], late: tuple[str, ...]) -> object:
+    """What may have been looked at before a command is known: variables that do not begin as ``late``, and limits."""
     limits = [resource.getrlimit(value) for name, value in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
-    return {name: value for name, value in environment.items() if not name.startswith((*own, "PYTEST_"))}, limits
+    return {name: value for name, value in environment.items() if not name.startswith((*late, "PYTEST_"))}, limits
 
 
 def _next(line: socket.socket) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import FOREIGN, ROOT, environment, prepared_process
+from commands import LATE, ROOT, environment, prepared_process
 from prepared import inherited
 
 
@@ -24,12 +24,12 @@ def test_what_is_forked_ends_as_what_is_started(arguments: list[str], tmp_path: 
 
 
 def test_what_libraries_have_looked_at_is_what_a_command_is_to_find() -> None:
-    usual = inherited(environment(), FOREIGN)
-    assert inherited(environment() | {"HIAR_TRACKING": "off", "PYTEST_CURRENT_TEST": "another"}, FOREIGN) == usual
-    assert inherited(environment() | {"OMP_NUM_THREADS": "7"}, FOREIGN) != usual
+    usual = inherited(environment(), LATE)
+    assert inherited(environment() | {"HIAR_TRACKING": "off", "PYTEST_CURRENT_TEST": "another"}, LATE) == usual
+    assert inherited(environment() | {"OMP_NUM_THREADS": "7"}, LATE) != usual
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 50, limits[1]))
     try:
-        assert inherited(environment(), FOREIGN) != usual
+        assert inherited(environment(), LATE) != usual
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
