@@ -166,7 +166,7 @@ def test_any_videos_are_scored_where_there_is_no_experiment(run: Run, mistake: R
         "--profile = oracle: unknown here where no params.yaml says of which world the videos are; "
         "known: drift-lite, drift, vbench, vbench-long"
     )
-    assert mistake("score", "videos", "--out", OUT).startswith("params.yaml: ")
+    assert mistake("score", "videos", "--out", OUT).startswith("--profile: is not given, and neither ")
 
 
 def test_a_changed_profile_is_measured_anew_and_another_one_left(run: Run, project: Path) -> None:

@@ -162,10 +162,9 @@ def test_a_plan_has_their_teacher_and_no_room_on_the_disk() -> None:
     assert "teacher of the pairs" not in {one.role for one in plan.entries}  # it draws none
     many = open_models(not_stored(smoke_params(**small, pairs={"batch": 64})))
     for stage in ("init", "distill"):  # so many at a time are the fullest of it
-        *_, fullest = forecast(many, stage, params.variant("hiar"), 2).entries
+        entries = forecast(many, stage, params.variant("hiar"), 2).entries
+        *_, fullest = entries
         assert fullest.what == "pairs"
-        rings = sum(
-            one.bytes for one in forecast(many, stage, params.variant("hiar"), 2).entries if one.role == "rings"
-        )
+        rings = sum(one.bytes for one in entries if one.role == "rings")
         assert fullest.bytes + rings == forecast(many, "pairs", params.variant("hiar"), 64).entries[-1].bytes
     assert disk(open_models(not_stored(params)))["pairs"] == 0 < disk(open_models(params))["pairs"]

@@ -1,0 +1,104 @@
+"""A process that has imported what computing commands take seconds to import of others, and forks for each command.
+
+What it forks is a process of its own: it imports hiar anew and runs it as `python -m hiar` does, in the folder, with
+the variables and into the pipes that it is given. Only what libraries read while they are imported was there before it;
+a command that is to find something else there is one to start (`inherited`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import resource
+import runpy
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+LIBRARIES = (
+    *("torch.distributed", "torch.nn.attention", "accelerate", "safetensors.torch", "pydantic", "yaml", "typer", "av"),
+    *("diffusers.models.transformers.transformer_wan", "diffusers.models.autoencoders.autoencoder_kl_wan"),
+    *("PIL.Image", "jinja2", "filelock", "psutil"),
+)
+LARGEST = 1 << 20  # bytes of a command and its variables
+
+
+class Prepared:
+    """The process, asked for commands one after the other."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.line, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, os.path.realpath(__file__), str(its.fileno())]
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            command, env=environment, pass_fds=[its.fileno()], stdin=quiet, stdout=quiet, stderr=quiet
+        )
+        its.close()
+        atexit.register(self.end)
+
+    def run(self, arguments: list[str], folder: Path, environment: Mapping[str, str]) -> tuple[int, str, str]:
+        """Exit code, output and errors of `hiar`, once it has ended and nobody can add to them."""
+        pipes = [os.pipe() for _ in range(2)]
+        asked = json.dumps([arguments, os.fspath(folder), dict(environment)]).encode()
+        socket.send_fds(self.line, [asked], [end for _, end in pipes])
+        for _, end in pipes:
+            os.close(end)
+        with ThreadPoolExecutor() as readers:
+            out, err = readers.map(_read, [end for end, _ in pipes])
+        return int(self.line.recv(LARGEST)), out, err
+
+    def end(self) -> None:
+        """End the process."""
+        self.line.close()
+        self.process.wait()
+
+
+def _read(end: int) -> str:
+    with open(end, encoding="utf-8") as pipe:
+        return pipe.read()
+
+
+def inherited(environment: Mapping[str, str], late: tuple[str, ...]) -> object:
+    """What may have been looked at before a command is known: variables that do not begin as ``late``, and limits."""
+    limits = [resource.getrlimit(value) for name, value in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
+    return {name: value for name, value in environment.items() if not name.startswith((*late, "PYTEST_"))}, limits
+
+
+def _next(line: socket.socket) -> list[str]:
+    """The arguments of the next command, in its process; the one that is asked stays in here until nobody asks."""
+    while True:
+        asked, pipes, *_ = socket.recv_fds(line, LARGEST, 2)
+        if not asked:
+            sys.exit()
+        if not (child := os.fork()):
+            break
+        for end in pipes:
+            os.close(end)
+        _, status = os.waitpid(child, 0)
+        line.send(str(os.waitstatus_to_exitcode(status)).encode())
+    line.close()
+    for number, end in enumerate(pipes, 1):
+        os.dup2(end, number)
+        os.close(end)
+    arguments, folder, environment = json.loads(asked)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    return list(arguments)
+
+
+if __name__ == "__main__":
+    sys.modules["transformers"] = None  # type: ignore[assignment]  # as hiar/__main__.py has it
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.collect()
+    gc.freeze()
+    sys.argv = ["hiar", *_next(socket.socket(fileno=int(sys.argv[1])))]
+    importlib.import_module("numpy.random").seed()  # each process has another, as without a fork
+    runpy.run_module("hiar", run_name="__main__", alter_sys=True)

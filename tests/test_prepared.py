@@ -1,0 +1,35 @@
+"""Commands that are forked end as those that are started, and those that would find something else are started."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import LATE, ROOT, environment, prepared_process
+from prepared import inherited
+
+
+@pytest.mark.parametrize("arguments", [["config", "show"], ["no-command"]])
+def test_what_is_forked_ends_as_what_is_started(arguments: list[str], tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    command = [sys.executable, "-m", "hiar", *arguments]
+    started = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    process, _ = prepared_process()
+    assert process.run(arguments, tmp_path, environment()) == (started.returncode, started.stdout, started.stderr)
+    assert started.stdout + started.stderr
+
+
+def test_what_libraries_have_looked_at_is_what_a_command_is_to_find() -> None:
+    usual = inherited(environment(), LATE)
+    assert inherited(environment() | {"HIAR_TRACKING": "off", "PYTEST_CURRENT_TEST": "another"}, LATE) == usual
+    assert inherited(environment() | {"OMP_NUM_THREADS": "7"}, LATE) != usual
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 50, limits[1]))
+    try:
+        assert inherited(environment(), LATE) != usual
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
