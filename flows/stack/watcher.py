@@ -19,7 +19,8 @@ from typing import Any
 LOOK_SECONDS = 5.0
 SILENCE = {"RUNNING": timedelta(seconds=70), "PENDING": timedelta(seconds=110)}  # heartbeats come every 30 s
 PENDING = "HIAR_PENDING_SECONDS"
-RECENT = timedelta(hours=1)  # what crashed before is past
+PAUSE = timedelta(seconds=30)  # between two looks: more than that, and the machine slept
+RECENT = timedelta(days=7)  # what crashed before is past; a stack may be down for a night or a weekend
 ATTEMPTS = 10  # of a run in all
 HEARTBEAT = "prefect.flow-run.heartbeat"
 
@@ -33,12 +34,17 @@ def main() -> None:
     pending_silence()  # refused before anything is watched
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     up_since: datetime | None = None  # heartbeats that were sent while the server was away are lost
+    looked = datetime.now(UTC)
     while True:
         try:
             with get_client(sync_client=True) as client:
                 while True:
                     client.hello()
-                    up_since = up_since or datetime.now(UTC)
+                    now = datetime.now(UTC)
+                    # No run gave signs of life while the machine slept; of a clock that was set back none tells.
+                    if up_since is None or not timedelta(0) <= now - looked <= PAUSE:
+                        up_since = now
+                    looked = now
                     for line in look(client, up_since):
                         print(line, flush=True)
                     time.sleep(LOOK_SECONDS)
