@@ -18,6 +18,7 @@ from hiar.io.files import remove, writing
 PROJECT = "HIAR_PROJECT"  # of a worker: the working folder in which its runs work; unset: in clones
 REPOSITORY = "HIAR_REPOSITORY"  # of a worker: what it clones, where the deployed address is none for its machine
 CLONES = "HIAR_CLONES"  # of a worker: where its clones lie; default: ~/.cache/hiar/clones
+COMMIT = "HIAR_COMMIT_OF_RUN"  # of a stage's run: its experiment's commit; another may have been deployed since
 MODELS = "HIAR_MODELS"  # of a worker: base models and prompts, which no repository holds; clones have them as models/
 
 
@@ -34,7 +35,7 @@ def open_project(repository: str, commit: str) -> dict[str, str]:
         if not Path(folder, "dvc.yaml").is_file():
             raise UserError(f"{PROJECT} = {folder}: holds no dvc.yaml; set it to the project's folder on this machine")
         return {"directory": folder}
-    clone = _clone(os.environ.get(REPOSITORY) or repository, commit)
+    clone = _clone(os.environ.get(REPOSITORY) or repository, os.environ.get(COMMIT) or commit)
     # The stages run the commit's code rather than that of the worker's installation.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(clone), os.environ.get("PYTHONPATH"))))
     sys.path.insert(0, os.fspath(clone))
@@ -45,6 +46,14 @@ def commit_of(folder: Path) -> str:
     """The short name of a folder's commit, "+" after it where files differ from it; "" without git."""
     try:
         return _git("describe", "--always", "--dirty=+", "--exclude=*", folder=folder)
+    except UserError:
+        return ""
+
+
+def head_of(folder: Path) -> str:
+    """A folder's commit; "" without git."""
+    try:
+        return _git("rev-parse", "HEAD", folder=folder)
     except UserError:
         return ""
 

@@ -65,7 +65,9 @@ def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_
     assert checkout.commit_of(made) == commit[:7]
     (made / "dvc.yaml").write_text("stages: {changed: null}\n")
     assert checkout.commit_of(made) == f"{commit[:7]}+"
-    assert checkout.commit_of(tmp_path) == ""
+    assert (checkout.commit_of(tmp_path), checkout.head_of(tmp_path)) == ("", "")
+    monkeypatch.setenv(checkout.COMMIT, commit)  # the one that was deployed since is no concern of this run
+    assert checkout.open_project(repository.as_uri(), "0" * 40) == {"directory": str(made)}
     monkeypatch.setenv(checkout.PROJECT, str(repository))
     assert checkout.open_project("", "") == {"directory": str(repository)}
     monkeypatch.setenv(checkout.PROJECT, str(tmp_path))
