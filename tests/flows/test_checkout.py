@@ -5,10 +5,12 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from waiting import wait_until
 
 from flows import checkout
 from hiar.errors import UserError
@@ -116,6 +118,31 @@ def test_a_commit_that_comes_later_is_cloned_then(repository, tmp_path):
         with pytest.raises(UserError, match="git checkout: "):
             checkout.open_project(repository.as_uri(), wanted)
     assert not (tmp_path / "clones" / wanted).exists()
+
+
+def test_a_run_whose_project_is_not_there_says_so_and_is_tried_again_where_that_may_help(
+    repository, prefect_server, monkeypatch
+):
+    """Its worker's word, that a process ended, comes after that."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.states import Crashed, Pending
+
+    def said(run):
+        return [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))]
+
+    with get_client(sync_client=True) as client:
+        for address, state in ((repository.as_uri(), "Failed"), ("/nowhere", "Crashed")):
+            run = client.create_flow_run(flow(lambda: None, name="nothing"), state=Pending())
+            monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(run.id))
+            with pytest.raises(UserError) as raised:
+                checkout.open_project(address, "0" * 40)
+            client.set_flow_run_state(run.id, Crashed(message="Process exited with status code: 1."))
+            assert client.read_flow_run(run.id).state.name == state
+            wait_until(partial(said, run))
+            assert said(run) == [str(raised.value)]
+            client.delete_flow_run(run.id)
 
 
 def test_the_worker_s_address_counts_and_the_commit_s_own_code_comes_first(repository, tmp_path, monkeypatch):

@@ -107,6 +107,20 @@ def test_what_its_worker_says_crashed_is_scheduled_at_once_but_not_for_ever(lab,
     assert lab.state(again) == "Crashed"
 
 
+def test_what_crashes_before_it_begins_is_not_tried_for_ever_but_may_wait_for_a_machine_as_long_as_it_likes(lab):
+    from prefect.states import Crashed, Pending
+
+    ends, waits = lab.run(), lab.run()
+    for _ in range(watcher.ATTEMPTS):
+        lab.client.set_flow_run_state(ends, Pending(), force=True)
+        lab.client.set_flow_run_state(ends, Crashed(message="Process exited with status code: 1."), force=True)
+        lab.client.set_flow_run_state(waits, Pending(), force=True)
+        assert str(waits) in look(lab, watcher.SILENCE["PENDING"].total_seconds() + 1)[-1]
+    assert (lab.state(ends), lab.state(waits)) == ("Crashed", "AwaitingRetry")
+    runs = [lab.client.read_flow_run(run) for run in (ends, waits)]
+    assert [run.run_count for run in runs] == [0, 0]
+
+
 @pytest.mark.parametrize(("said", "seconds"), [(None, 110), ("900", 900)])
 def test_a_cluster_may_let_runs_wait_longer_for_a_machine(said, seconds, lab, monkeypatch):
     from prefect.states import Pending
