@@ -119,7 +119,11 @@ def _clone(repository: str, commit: str) -> Path:
                     _git("clone", "--quiet", "--no-checkout", "--", repository, os.fspath(partial))
                 except UserError as error:
                     raise Away(str(error)) from None
-                _git("checkout", "--quiet", "--detach", commit, folder=partial)
+                try:
+                    _git("checkout", "--quiet", "--detach", commit, folder=partial)
+                except UserError:
+                    remove(partial)  # a whole repository, which nobody would look for
+                    raise
                 partial.rename(clone)
             if (models := os.environ.get(MODELS)) and not (clone / "models").exists():
                 if not Path(models).is_dir():

@@ -13,6 +13,7 @@ import yaml
 from waiting import wait_until
 
 from flows import checkout
+from flows.stack.watcher import SILENCE
 from hiar.errors import UserError
 
 PROJECT = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())
@@ -41,6 +42,12 @@ def test_what_is_stored_is_the_commit_and_the_repository_without_a_password(repo
     assert PROJECT["pull"] == [
         {"flows.checkout.open_project": {"repository": "{{ source.repository }}", "commit": "{{ source.commit }}"}}
     ]
+
+
+def test_runs_give_the_signs_of_life_that_the_watcher_goes_by_whoever_started_their_worker():
+    for deployment in PROJECT["deployments"]:
+        given = deployment["work_pool"]["job_variables"]["env"]
+        assert 2 * int(given["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) < SILENCE["RUNNING"].total_seconds()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_a_commit_that_comes_later_is_cloned_then(repository, tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match="git checkout: "):
             checkout.open_project(repository.as_uri(), wanted)
-    assert not (tmp_path / "clones" / wanted).exists()
+    assert [path.name for path in (tmp_path / "clones").iterdir()] == ["lock"]
 
 
 def test_a_run_whose_project_is_not_there_says_so_and_is_tried_again_where_that_may_help(
