@@ -174,7 +174,9 @@ def _keys(path: Path) -> dict[str, str]:
             )
         credentials = {"accessKey": keys["AWS_ACCESS_KEY_ID"], "secretKey": keys["AWS_SECRET_ACCESS_KEY"]}
         identity = {"name": "hiar", "credentials": [credentials], "actions": ["Admin", "Read", "Write", "List"]}
-        _write_private(path.with_name("s3.json"), json_text({"identities": [identity]}))
+        users, text = path.with_name("s3.json"), json_text({"identities": [identity]})
+        if not users.exists() or users.read_text(encoding="utf-8") != text:  # on a full disk a stack can be ended
+            _write_private(users, text)
     return keys
 
 

@@ -63,7 +63,14 @@ def test_keys_are_drawn_once_and_their_owner_alone_reads_them(short):
     assert open_stack(short / "b").keys["AWS_SECRET_ACCESS_KEY"] != first.keys["AWS_SECRET_ACCESS_KEY"]
     for name in ("secrets.env", "s3.json"):
         assert stat.S_IMODE((first.folder / name).stat().st_mode) == 0o600
-    assert first.keys["AWS_SECRET_ACCESS_KEY"] in (first.folder / "s3.json").read_text()
+    users = first.folder / "s3.json"
+    assert first.keys["AWS_SECRET_ACCESS_KEY"] in users.read_text()
+    written = users.stat().st_ino
+    open_stack(short)
+    assert users.stat().st_ino == written  # a stack whose disk is full can still be looked at and ended
+    users.write_text("of other keys")
+    open_stack(short)
+    assert first.keys["AWS_SECRET_ACCESS_KEY"] in users.read_text()
 
 
 @pytest.mark.parametrize("text", ["", "AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=\n", "half of a wri"])
