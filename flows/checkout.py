@@ -11,14 +11,24 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from hiar.errors import UserError
 from hiar.io.files import remove, writing
 
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+
 PROJECT = "HIAR_PROJECT"  # of a worker: the working folder in which its runs work; unset: in clones
 REPOSITORY = "HIAR_REPOSITORY"  # of a worker: what it clones, where the deployed address is none for its machine
 CLONES = "HIAR_CLONES"  # of a worker: where its clones lie; default: ~/.cache/hiar/clones
+COMMIT = "HIAR_COMMIT_OF_RUN"  # of a stage's run: its experiment's commit; another may have been deployed since
 MODELS = "HIAR_MODELS"  # of a worker: base models and prompts, which no repository holds; clones have them as models/
+
+
+class Away(UserError):
+    """A repository that cannot be cloned now."""
 
 
 def describe() -> dict[str, str]:
@@ -28,13 +38,25 @@ def describe() -> dict[str, str]:
 
 
 def open_project(repository: str, commit: str) -> dict[str, str]:
-    """Go to the project's folder. Raises UserError where there is neither a working folder nor what can be cloned."""
+    """Go to the project's folder. Raises UserError where there is neither a working folder nor what can be cloned.
+
+    That line is in the run's log then, and the run has failed; where the repository is away it will have crashed, as
+    its worker says of a process that ends like this, and is tried again.
+    """
+    try:
+        return _open_project(repository, commit)
+    except UserError as error:
+        _end_run(error)
+        raise
+
+
+def _open_project(repository: str, commit: str) -> dict[str, str]:
     folder = os.environ.get(PROJECT)
     if folder is not None:
         if not Path(folder, "dvc.yaml").is_file():
             raise UserError(f"{PROJECT} = {folder}: holds no dvc.yaml; set it to the project's folder on this machine")
         return {"directory": folder}
-    clone = _clone(os.environ.get(REPOSITORY) or repository, commit)
+    clone = _clone(os.environ.get(REPOSITORY) or repository, os.environ.get(COMMIT) or commit)
     # The stages run the commit's code rather than that of the worker's installation.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(clone), os.environ.get("PYTHONPATH"))))
     sys.path.insert(0, os.fspath(clone))
@@ -49,6 +71,14 @@ def commit_of(folder: Path) -> str:
         return ""
 
 
+def head_of(folder: Path) -> str:
+    """A folder's commit; "" without git."""
+    try:
+        return _git("rev-parse", "HEAD", folder=folder)
+    except UserError:
+        return ""
+
+
 def fetch_commits(folder: Path) -> None:
     """Bring a folder's repository every commit, branch and tag that its remotes have; files stay as they are.
 
@@ -56,6 +86,20 @@ def fetch_commits(folder: Path) -> None:
     Raises UserError when one of them cannot be asked, or says otherwise what a tag is.
     """
     _git("fetch", "--all", "--tags", "--quiet", folder=folder)
+
+
+def _end_run(error: UserError) -> None:
+    """Say why the run ends that this process was to be: Prefect's worker knows no more than an exit code."""
+    from prefect.client.orchestration import get_client
+    from prefect.logging import get_logger
+    from prefect.states import Failed
+
+    if run := os.environ.get("PREFECT__FLOW_RUN_ID"):
+        get_logger("prefect.flow_runs").error(str(error), extra={"flow_run_id": run})
+        if not isinstance(error, Away):
+            state: State[Any] = Failed(message=str(error))
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(UUID(run), state)
 
 
 def _clone(repository: str, commit: str) -> Path:
@@ -71,8 +115,15 @@ def _clone(repository: str, commit: str) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not clone.exists():
                 remove(partial := folder / f"{commit}.partial")
-                _git("clone", "--quiet", "--no-checkout", "--", repository, os.fspath(partial))
-                _git("checkout", "--quiet", "--detach", commit, folder=partial)
+                try:
+                    _git("clone", "--quiet", "--no-checkout", "--", repository, os.fspath(partial))
+                except UserError as error:
+                    raise Away(str(error)) from None
+                try:
+                    _git("checkout", "--quiet", "--detach", commit, folder=partial)
+                except UserError:
+                    remove(partial)  # a whole repository, which nobody would look for
+                    raise
                 partial.rename(clone)
             if (models := os.environ.get(MODELS)) and not (clone / "models").exists():
                 if not Path(models).is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from prefect.states import Failed
 from pydantic import Field
 
 from flows.asked import DEPLOYMENT, job_variables, kind_of_pool
-from flows.checkout import fetch_commits
+from flows.checkout import COMMIT, PROJECT, fetch_commits, head_of
 from flows.cores import Cores
 from flows.devices import environment_on, take_devices
 from flows.experiment import bring_up_to_date, run_stage
@@ -141,15 +142,19 @@ def _hiar(*arguments: str, variables: dict[str, str] | None = None) -> State[Any
 
 
 def _elsewhere(name: str | None, params: Params) -> Any:
-    """What has a stage run as a run of its own, found again by an experiment that is taken up."""
-    parent, kind = flow_run.id, kind_of_pool()
+    """What has a stage run as a run of its own, found again by an experiment that is taken up on the same commit.
+
+    A clone of that stage's is of this experiment's commit, whatever has been deployed since.
+    """
+    parent, kind, commit = flow_run.id, kind_of_pool(), head_of(Path.cwd())
+    of_run = {"env": {COMMIT: commit}} if commit and PROJECT not in os.environ else {}
 
     def run(stage: str, force: bool) -> None:
         begun = run_deployment(
             DEPLOYMENT,
             parameters={"stage": stage, "name": name, "force": force},
-            job_variables=job_variables(kind, params, stage),
-            idempotency_key=f"{parent}:{stage}",
+            job_variables=job_variables(kind, params, stage) | of_run,
+            idempotency_key=f"{parent}:{stage}:{commit}",
             timeout=0,
         )
         assert isinstance(begun, FlowRun)  # no coroutine, in a thread

@@ -3,6 +3,10 @@
 A record (DVC's run cache) says by which hashes of inputs a stage has made which outputs. From the code and parameters
 here follow the records of the first stages, from theirs those of the next, so that of all outputs only those are
 fetched that the stage itself reads.
+
+This takes functions of DVC's that are not public. What is public (`dvc status`, `dvc data status`, `dvc repro --dry`,
+`dvc.api`, and ``restore`` of the records itself) looks a record up by the inputs that lie on the disk, or that dvc.lock
+names; here these are of other machines, and nobody has them yet. DVC's version is pinned, and the tests run this.
 """
 
 from __future__ import annotations

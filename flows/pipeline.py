@@ -118,7 +118,8 @@ def is_current(workspace: Path, stage: str) -> bool:
 
     try:
         with _asking, Repo(os.fspath(workspace)) as repo:
-            return not repo.status(targets=[stage])
+            # By name alone it would be the stage of the current folder's dvc.yaml.
+            return not repo.status(targets=[f"{workspace / 'dvc.yaml'}:{stage}"])
     except (DvcException, LockError):
         return False
 

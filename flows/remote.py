@@ -23,7 +23,7 @@ from flows.needed import fetch_needed
 from flows.processes import ProcessGroups, stage_environment
 from hiar.io.files import write_text
 from hiar.io.progress import Progress
-from hiar.storage.runs import DEFAULT
+from hiar.storage.runs import DEFAULT, outs_of
 
 PUSHED = Path(".dvc", "tmp", "hiar-pushed")  # the state of the workspace that was last pushed as a whole
 # How long that counts: what no run that a store knows keeps is deleted there (`hiar storage gc`), and may be kept now.
@@ -146,13 +146,26 @@ def _fetch(repo: Any, name: str, stages: Sequence[str]) -> None:
 
 
 def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
-    """Push the outputs that dvc.lock names, of some stages or all, then the records of how they were made."""
+    """Push the outputs that dvc.lock names, of some stages or all, then the records of how they were made.
+
+    Records that are there are renewed before anything is looked for: what they name is in use, and `hiar storage gc`
+    leaves what was recorded lately.
+    """
     from dvc.repo import lock_repo
     from dvc.utils.serialize import load_yaml
 
     lock = Path("dvc.lock")
     made = load_yaml(os.fspath(lock)).get("stages", {}) if lock.exists() else {}
     made = {stage: record for stage, record in made.items() if not stages or stage in stages}
+    outputs = {out["md5"] for record in made.values() for out in outs_of(record)}
+
+    def of_these(path: str) -> bool:
+        """Whether it is the record of one of the stages; most are told from it without being parsed."""
+        text = Path(path).read_text(encoding="utf-8")
+        return any(name in text for name in outputs) and load_yaml(path) in made.values()
+
+    records = repo.cloud.get_remote_odb(name, hash_name="md5-dos2unix")
+    _copy_records(repo.cache.legacy, records, of_these, anew=True)
     with lock_repo(repo):
         found = [stage for target in made for stage in repo.stage.collect(target)]
         wanted = {one for stage in found for some in stage.get_used_objs().values() for one in some}
@@ -167,14 +180,15 @@ def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
     if nowhere:
         remedy = "`dvc commit --force` in the workspace puts what lies there back into the cache"
         raise OSError(f"{len(nowhere)} of {len(wanted)} objects are neither there nor in DVC's cache; {remedy}")
-    records = repo.cloud.get_remote_odb(name, hash_name="md5-dos2unix")
-    _copy_records(repo.cache.legacy, records, lambda path: load_yaml(path) in made.values())
+    _copy_records(repo.cache.legacy, records, of_these)
     if not stages and made:
         _copy_lock(lock, store)
 
 
-def _copy_records(source: Any, target: Any, wanted: Callable[[str], bool] = lambda path: True) -> None:
-    """Copy the records of stages that were run which the target lacks and that are ``wanted``."""
+def _copy_records(
+    source: Any, target: Any, wanted: Callable[[str], bool] = lambda path: True, *, anew: bool = False
+) -> None:
+    """Copy the records of stages that were run that are ``wanted``: those which the target lacks, or has (``anew``)."""
     from dvc.fs.callbacks import Callback
     from dvc_objects.fs.generic import copy
 
@@ -184,7 +198,7 @@ def _copy_records(source: Any, target: Any, wanted: Callable[[str], bool] = lamb
 
     there = records(target)
     for record, path in records(source).items():
-        if record in there or not re.fullmatch(r"[0-9a-f]{64}/[0-9a-f]{64}", record) or not wanted(path):
+        if (record in there) != anew or not re.fullmatch(r"[0-9a-f]{64}/[0-9a-f]{64}", record) or not wanted(path):
             continue
         to = target.fs.join(target.path, "runs", record[:2], record)
         copy(source.fs, path, target.fs, to, callback=Callback())
@@ -201,8 +215,7 @@ def _copy_lock(lock: Path, store: Any) -> None:
     experiment = workspace.name if of_project else DEFAULT
     fs, root = store.fs, store.fs.parent(store.fs.parent(store.path))  # store.path: files/md5 of the remote
     to = fs.join(root, "locks", experiment, f"{sha256(lock.read_bytes()).hexdigest()}.lock")
-    if not fs.exists(to):
-        copy(LocalFileSystem(), os.fspath(lock), fs, to, callback=Callback())
+    copy(LocalFileSystem(), os.fspath(lock), fs, to, callback=Callback())  # where it is, it becomes a recent one
 
 
 def _counted(label: str) -> Any:

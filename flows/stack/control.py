@@ -21,7 +21,7 @@ from typing import Any
 from flows.devices import device_names
 from flows.stack.health import is_healthy, prepare
 from flows.stack.postgres import make_cluster
-from flows.stack.settings import CONFIG, PASSWORD, Stack, check_ports, environment_of
+from flows.stack.settings import CONFIG, PASSWORD, Stack, check_ports, environment_of, note_ports
 from hiar.errors import RunFailed, UserError
 from hiar.io.files import write_text, writing
 
@@ -55,7 +55,10 @@ def up(stack: Stack) -> int:
 
 
 def down(stack: Stack) -> int:
-    """End all of the stack: SIGTERM first, SIGKILL for what is left; the exit code."""
+    """End all of the stack: SIGTERM first, SIGKILL for what is left; the exit code.
+
+    Raises RunFailed when it goes on and nobody knows its number.
+    """
     with _lock(stack) as lock:
         if lock is not None:
             print("the stack is not at work")
@@ -65,10 +68,18 @@ def down(stack: Stack) -> int:
     end = time.monotonic() + ENDING_SECONDS
     while not _is_free(stack):
         if time.monotonic() > end:
-            os.kill(int((stack.folder / "pid").read_text()), signal.SIGKILL)
+            _kill(stack)
         time.sleep(0.2)
     print("the stack has ended; its data stay in " + os.fspath(stack.folder))
     return 0
+
+
+def _kill(stack: Stack) -> None:
+    try:
+        os.kill(int((stack.folder / "pid").read_text()), signal.SIGKILL)
+    except FileNotFoundError:  # its start was interrupted
+        lock = stack.folder / "lock"
+        raise RunFailed(f"the stack does not end; kill whoever holds {lock} (fuser {lock} tells who)") from None
 
 
 def status(stack: Stack) -> int:
@@ -95,6 +106,8 @@ def _start(stack: Stack, lock: int) -> None:
     environment = environment_of(stack, len(device_names()))
     if stack.postgres:
         make_cluster(stack.folder / "postgres", stack.keys[PASSWORD])
+    note_ports(stack)
+    (stack.folder / "pid").unlink(missing_ok=True)  # of an earlier start; another process may have that number
     command = [*contained, sys.executable, "-m", "supervisor.supervisord", "--configuration"]
     with writing(stack.folder), (stack.folder / "logs" / "start.log").open("wb") as log:
         process = subprocess.Popen(

@@ -20,6 +20,7 @@ from hiar.io.loopback import past_proxies
 HOST = "127.0.0.1"
 CONFIG = Path(__file__).parents[2] / "infra" / "stack"
 PORTS = CONFIG / "ports.env"
+LAST_PORTS = "ports.env"  # in the stack's folder: where it listened last
 GRPC = 10000  # above each port of the S3 store it listens at another
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
 PASSWORD = "HIAR_POSTGRES_PASSWORD"
@@ -62,7 +63,8 @@ class Stack:
 def open_stack(project: Path) -> Stack:
     """The stack of a project; its folder and keys are made where there are none.
 
-    Raises UserError for a port that is none, and where the folder cannot be written.
+    What the environment does not say of ports and database is as at the last start.
+    Raises UserError for a port that is none, keys that are damaged, and where the folder cannot be written.
     """
     folder = project.resolve() / ".hiar" / "stack"
     if len(os.fsencode(folder / "supervisor.sock")) > 100:
@@ -70,10 +72,11 @@ def open_stack(project: Path) -> Stack:
     with writing(folder):
         for name in ("s3", "logs", "prefect"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-    kind = os.environ.get("HIAR_STACK_DATABASE") or "sqlite"
+    # With another database than before, nobody would find what was at work when a machine went down.
+    kind = os.environ.get("HIAR_STACK_DATABASE") or ("postgresql" if (folder / "postgres").is_dir() else "sqlite")
     if kind not in ("sqlite", "postgresql"):
         raise UserError(f"HIAR_STACK_DATABASE = {kind}: is no database of the stack; give sqlite or postgresql")
-    ports, postgres = read_ports(os.environ), kind == "postgresql"
+    ports, postgres = read_ports(_last_ports(folder) | {**os.environ}), kind == "postgresql"
     if not postgres:
         del ports["HIAR_POSTGRES_PORT"]
     return Stack(project.resolve(), folder, ports, _keys(folder / "secrets.env"), postgres)
@@ -88,6 +91,15 @@ def read_ports(environment: Mapping[str, str]) -> dict[str, int]:
             raise UserError(f"{name} = {text}: is no port; give one of 1 to 65535, as in make stack {name}={default}")
         found[name] = int(text)
     return found
+
+
+def note_ports(stack: Stack) -> None:
+    """Keep the ports for the next start, and for those who ask for the stack meanwhile."""
+    write_text(stack.folder / LAST_PORTS, "".join(f"{name}={port}\n" for name, port in stack.ports.items()))
+
+
+def _last_ports(folder: Path) -> dict[str, str]:
+    return _variables(folder / LAST_PORTS) if (folder / LAST_PORTS).exists() else {}
 
 
 def check_ports(ports: Mapping[str, int]) -> None:
@@ -155,9 +167,16 @@ def _keys(path: Path) -> dict[str, str]:
             lines = [f"{name}={value}\n" for name, value in {**drawn, "AWS_REGION": "us-east-1"}.items()]
             _write_private(path, "".join(lines))
         keys = _variables(path)
+        if missing := [name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", PASSWORD) if not keys.get(name)]:
+            raise UserError(
+                f"{path}: {missing[0]}: has no value; give it one, or remove the file, for new keys (PostgreSQL "
+                "keeps its old password)"
+            )
         credentials = {"accessKey": keys["AWS_ACCESS_KEY_ID"], "secretKey": keys["AWS_SECRET_ACCESS_KEY"]}
         identity = {"name": "hiar", "credentials": [credentials], "actions": ["Admin", "Read", "Write", "List"]}
-        _write_private(path.with_name("s3.json"), json_text({"identities": [identity]}))
+        users, text = path.with_name("s3.json"), json_text({"identities": [identity]})
+        if not users.exists() or users.read_text(encoding="utf-8") != text:  # on a full disk a stack can be ended
+            _write_private(users, text)
     return keys
 
 

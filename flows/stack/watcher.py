@@ -19,8 +19,10 @@ from typing import Any
 LOOK_SECONDS = 5.0
 SILENCE = {"RUNNING": timedelta(seconds=70), "PENDING": timedelta(seconds=110)}  # heartbeats come every 30 s
 PENDING = "HIAR_PENDING_SECONDS"
-RECENT = timedelta(hours=1)  # what crashed before is past
+PAUSE = timedelta(seconds=30)  # between two looks: more than that, and the machine slept
+RECENT = timedelta(days=7)  # what crashed before is past; a stack may be down for a night or a weekend
 ATTEMPTS = 10  # of a run in all
+SILENT = "without a sign of life"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 
 
@@ -33,12 +35,17 @@ def main() -> None:
     pending_silence()  # refused before anything is watched
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     up_since: datetime | None = None  # heartbeats that were sent while the server was away are lost
+    looked = datetime.now(UTC)
     while True:
         try:
             with get_client(sync_client=True) as client:
                 while True:
                     client.hello()
-                    up_since = up_since or datetime.now(UTC)
+                    now = datetime.now(UTC)
+                    # No run gave signs of life while the machine slept; of a clock that was set back none tells.
+                    if up_since is None or not timedelta(0) <= now - looked <= PAUSE:
+                        up_since = now
+                    looked = now
                     for line in look(client, up_since):
                         print(line, flush=True)
                     time.sleep(LOOK_SECONDS)
@@ -69,7 +76,9 @@ def look(client: Any, up_since: datetime, now: datetime | None = None) -> list[s
     silence = SILENCE | {"PENDING": pending_silence()}
     done = []
     for run in _runs(client, "CRASHED"):
-        if run.deployment_id is not None and run.run_count < ATTEMPTS and now - run.state.timestamp < RECENT:
+        if run.deployment_id is None or now - run.state.timestamp >= RECENT:
+            continue
+        if _attempts(client, run) < ATTEMPTS:
             done += _schedule(client, run)
     for run in _runs(client, *silence):
         allowed = silence[run.state.type.value]
@@ -106,6 +115,17 @@ def _runs(client: Any, *types: str) -> list[Any]:
     return list(client.read_flow_runs(flow_run_filter=FlowRunFilter(state=states), sort=FlowRunSort.START_TIME_DESC))
 
 
+def _attempts(client: Any, run: Any) -> int:
+    """How often a run began, or ended before it could: a process that does not get to its flow counts none.
+
+    Waiting for a machine is no attempt.
+    """
+    if run.run_count >= ATTEMPTS:
+        return int(run.run_count)
+    states = [one for one in client.read_flow_run_states(run.id) if one.type.value == "CRASHED"]
+    return max(run.run_count, sum(not (one.message or "").endswith(SILENT) for one in states))
+
+
 def _crash(client: Any, run: Any) -> list[str]:
     """Mark a run as crashed that is still as it was seen, and schedule it again."""
     from prefect.client.schemas.objects import State
@@ -115,7 +135,7 @@ def _crash(client: Any, run: Any) -> list[str]:
     seen = client.read_flow_run(run.id)
     if seen.state is None or seen.state.id != run.state.id:
         return []
-    crashed: State[Any] = Crashed(message=f"{seen.state.name}, but without a sign of life")
+    crashed: State[Any] = Crashed(message=f"{seen.state.name}, but {SILENT}")
     if client.set_flow_run_state(run.id, crashed).status != SetStateStatus.ACCEPT:
         return []
     if seen.run_count >= ATTEMPTS:

@@ -26,7 +26,7 @@ Days = Annotated[
         min=0, help="What was stored in the last so many days is kept: more than any run takes from its first stage on."
     ),
 ]
-RUN_DAYS = 14.0  # training at Wan's size takes days, and a run that is under way names nothing yet
+RUN_DAYS = 14.0  # training at Wan's size takes days, and a run that is under way names what it made at its end
 
 
 @storage.command(cls=Once, epilog=examples("hiar storage ls"))

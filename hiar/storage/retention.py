@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from hiar.errors import UserError
 from hiar.storage.runs import (
+    LOCK,
     OBJECT,
     RECORD,
     Run,
@@ -21,8 +22,8 @@ from hiar.storage.runs import (
     runs_committed,
     runs_here,
     runs_stored,
+    stages_of,
 )
-from hiar.storage.runs import stages_of as parsed
 from hiar.storage.store import Store, Stored, asking, content, each, listing, unfinished_uploads
 
 SUMMARY = "metrics/summary.json"
@@ -40,11 +41,15 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs, the keys that may go with their bytes, and uploads that were begun and never ended."""
+    """The runs, the keys that may go with their bytes, and uploads that were begun and never ended.
+
+    ``named``: when each lock and record was written that there was.
+    """
 
     runs: Sequence[Kept]
     delete: Mapping[str, int]
     uploads: Sequence[Mapping[str, Any]]
+    named: Mapping[str, datetime]
 
 
 def plan(store: Store, root: Path, *, last: int, best: str, days: float) -> Plan:
@@ -52,7 +57,8 @@ def plan(store: Store, root: Path, *, last: int, best: str, days: float) -> Plan
 
     Kept are runs that a commit names (a milestone is a tag), those in this working tree, the ``last`` of each
     experiment that are in the store, the one with the highest ``best`` (a metric, its mean over distilled models), and
-    all that was stored in the last ``days``: a run under way names nothing yet.
+    all that was stored in the last ``days``, or is named by a record that was: a run under way renews those of the
+    stages that it fetches, and leaves its lock at its end.
 
     Raises UserError when the store or the commits cannot be read, or what is kept is damaged: then nothing may go.
     """
@@ -69,32 +75,63 @@ def plan(store: Store, root: Path, *, last: int, best: str, days: float) -> Plan
     records = {key: _record(store, key) for key in listed if RECORD.fullmatch(key)}
     for key in recent & records.keys():
         wanted |= {key_of(out["md5"]) for out in outs_of(records[key])}
-    folders = [key for key in wanted if key.endswith(".dir") and key in listed]
-    for key, data in zip(folders, each(lambda key: content(store, key), folders), strict=True):
-        entries = members(data)
-        if entries is None:
-            raise UserError(f"{store.url}/{key}: is damaged; see `hiar storage verify` before anything is deleted")
-        wanted |= {key_of(name) for _, name in entries}
+    wanted |= _inside(store, wanted & listed.keys())
     going = {kept.run.place for kept in runs if not kept.why}
     going |= {key for key, record in records.items() if not {key_of(out["md5"]) for out in outs_of(record)} <= wanted}
     going |= {key for key in listed if OBJECT.fullmatch(key) and key not in wanted}
     uploads = [upload for upload in unfinished_uploads(store) if upload["Initiated"] < since]
-    return Plan(runs, {key: listed[key].size for key in sorted(going - recent)}, uploads)
+    sizes = {key: listed[key].size for key in sorted(going - recent)}
+    return Plan(runs, sizes, uploads, _named(listed))
 
 
 def delete(store: Store, plan: Plan) -> None:
-    """Delete what may go: first what names objects, so that nothing ever names what is gone."""
-    names = [key for key in plan.delete if not OBJECT.fullmatch(key)]
-    objects = [key for key in plan.delete if OBJECT.fullmatch(key)]
+    """Delete what may go: first what names objects, so that nothing ever names what is gone.
+
+    What a run has named since the plan was made stays: it found these objects, and did not store them again.
+    """
+    names = {key for key in plan.delete if not OBJECT.fullmatch(key)}
+    _delete(store, sorted(names - _since(plan, listing(store))))
+    listed = listing(store)
+    wanted = set()
+    for key in _since(plan, listed):
+        stages = [_record(store, key)] if RECORD.fullmatch(key) else stages_of(content(store, key), key).values()
+        wanted |= {key_of(out["md5"]) for record in stages for out in outs_of(record)}
+    wanted |= _inside(store, wanted & listed.keys())
+    _delete(store, [key for key in plan.delete if OBJECT.fullmatch(key) and key not in wanted])
     with asking(store):
-        for keys in (names, objects):
-            for start in range(0, len(keys), BATCH):
-                batch = [{"Key": store.prefix + key} for key in keys[start : start + BATCH]]
-                said = store.client.delete_objects(Bucket=store.bucket, Delete={"Objects": batch, "Quiet": True})
-                if errors := said.get("Errors"):
-                    raise UserError(f"{store.url}: {len(errors)} objects were not deleted ({errors[0].get('Code')})")
         for upload in plan.uploads:
             store.client.abort_multipart_upload(Bucket=store.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+def _delete(store: Store, keys: Sequence[str]) -> None:
+    with asking(store):
+        for start in range(0, len(keys), BATCH):
+            batch = [{"Key": store.prefix + key} for key in keys[start : start + BATCH]]
+            said = store.client.delete_objects(Bucket=store.bucket, Delete={"Objects": batch, "Quiet": True})
+            if errors := said.get("Errors"):
+                raise UserError(f"{store.url}: {len(errors)} objects were not deleted ({errors[0].get('Code')})")
+
+
+def _named(listed: Mapping[str, Stored]) -> dict[str, datetime]:
+    """When each lock and record was written."""
+    return {key: one.modified for key, one in listed.items() if LOCK.fullmatch(key) or RECORD.fullmatch(key)}
+
+
+def _since(plan: Plan, listed: Mapping[str, Stored]) -> set[str]:
+    """The locks and records that were written, or written again, since the plan was made."""
+    return {key for key, modified in _named(listed).items() if plan.named.get(key) != modified}
+
+
+def _inside(store: Store, keys: Iterable[str]) -> set[str]:
+    """The files of the folders among these objects. Raises UserError for a list of files that is damaged."""
+    found = set[str]()
+    folders = [key for key in keys if key.endswith(".dir")]
+    for key, data in zip(folders, each(lambda key: content(store, key), folders), strict=True):
+        entries = members(data)
+        if entries is None:
+            raise UserError(f"{store.url}/{key}: is damaged; see `hiar storage verify` before anything is deleted")
+        found |= {key_of(name) for _, name in entries}
+    return found
 
 
 def _chosen(
@@ -138,6 +175,6 @@ def _record(store: Store, key: str) -> Any:
     """A record of a stage, as it is; one that cannot be read names nothing and keeps nothing."""
     data = content(store, key)
     try:
-        return parsed(b"stages:\n" + b"".join(b"  " + line for line in data.splitlines(True)), key)
+        return stages_of(b"stages:\n" + b"".join(b"  " + line for line in data.splitlines(True)), key)
     except UserError:
         return {}

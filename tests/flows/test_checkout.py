@@ -5,12 +5,15 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from waiting import wait_until
 
 from flows import checkout
+from flows.stack.watcher import SILENCE
 from hiar.errors import UserError
 
 PROJECT = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())
@@ -41,6 +44,12 @@ def test_what_is_stored_is_the_commit_and_the_repository_without_a_password(repo
     ]
 
 
+def test_runs_give_the_signs_of_life_that_the_watcher_goes_by_whoever_started_their_worker():
+    for deployment in PROJECT["deployments"]:
+        given = deployment["work_pool"]["job_variables"]["env"]
+        assert 2 * int(given["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) < SILENCE["RUNNING"].total_seconds()
+
+
 @pytest.mark.parametrize(
     "address", ["ssh://git@example.org/hiar", "git@example.org:hiar", "ssh://git:hidden@example.org/hiar"]
 )
@@ -65,7 +74,9 @@ def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_
     assert checkout.commit_of(made) == commit[:7]
     (made / "dvc.yaml").write_text("stages: {changed: null}\n")
     assert checkout.commit_of(made) == f"{commit[:7]}+"
-    assert checkout.commit_of(tmp_path) == ""
+    assert (checkout.commit_of(tmp_path), checkout.head_of(tmp_path)) == ("", "")
+    monkeypatch.setenv(checkout.COMMIT, commit)  # the one that was deployed since is no concern of this run
+    assert checkout.open_project(repository.as_uri(), "0" * 40) == {"directory": str(made)}
     monkeypatch.setenv(checkout.PROJECT, str(repository))
     assert checkout.open_project("", "") == {"directory": str(repository)}
     monkeypatch.setenv(checkout.PROJECT, str(tmp_path))
@@ -113,7 +124,32 @@ def test_a_commit_that_comes_later_is_cloned_then(repository, tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match="git checkout: "):
             checkout.open_project(repository.as_uri(), wanted)
-    assert not (tmp_path / "clones" / wanted).exists()
+    assert [path.name for path in (tmp_path / "clones").iterdir()] == ["lock"]
+
+
+def test_a_run_whose_project_is_not_there_says_so_and_is_tried_again_where_that_may_help(
+    repository, prefect_server, monkeypatch
+):
+    """Its worker's word, that a process ended, comes after that."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.states import Crashed, Pending
+
+    def said(run):
+        return [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))]
+
+    with get_client(sync_client=True) as client:
+        for address, state in ((repository.as_uri(), "Failed"), ("/nowhere", "Crashed")):
+            run = client.create_flow_run(flow(lambda: None, name="nothing"), state=Pending())
+            monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(run.id))
+            with pytest.raises(UserError) as raised:
+                checkout.open_project(address, "0" * 40)
+            client.set_flow_run_state(run.id, Crashed(message="Process exited with status code: 1."))
+            assert client.read_flow_run(run.id).state.name == state
+            wait_until(partial(said, run))
+            assert said(run) == [str(raised.value)]
+            client.delete_flow_run(run.id)
 
 
 def test_the_worker_s_address_counts_and_the_commit_s_own_code_comes_first(repository, tmp_path, monkeypatch):

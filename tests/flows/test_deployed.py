@@ -12,7 +12,7 @@ import pytest
 import yaml
 from commands import ROOT
 
-from flows import deployments
+from flows import checkout, deployments
 from hiar.parameters import load_params, parse_params
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -29,13 +29,18 @@ def client():
 
 
 def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(client, monkeypatch):
-    """As when an experiment is taken up whose worker died; another one has a run of its own."""
+    """As when an experiment is taken up whose worker died; another one, or another commit, has a run of its own.
+
+    It is told the commit, which a worker without a working folder clones.
+    """
     from prefect import flow
     from prefect.states import Completed
 
     client.create_deployment(flow_id=client.create_flow(deployments.stage), name="stage")
-    asked = []
+    asked, commit = [], ["a" * 40]
     monkeypatch.setattr(deployments, "_wait", lambda run: asked.append(run) or Completed())
+    monkeypatch.setattr(deployments, "head_of", lambda folder: commit[0])
+    monkeypatch.delenv("HIAR_PROJECT", raising=False)
 
     @flow
     def experiment():
@@ -48,6 +53,16 @@ def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(clie
     ids = [run.id for run in asked]
     assert (ids[0], ids[3]) == (ids[1], ids[4])
     assert len(set(ids)) == 4
+
+    @flow
+    def taken_up():
+        for _ in range(2):
+            deployments._elsewhere("mine", load_params(ROOT / "params.yaml"))("codec@0", False)
+            commit[0] = "b" * 40
+
+    taken_up()
+    told = [client.read_flow_run(run.id).job_variables for run in asked[-2:]]
+    assert told == [{"env": {checkout.COMMIT: letter * 40}} for letter in "ab"]
     assert [client.read_flow_run(one).parameters for one in (ids[0], ids[2])] == [
         {"stage": "codec@0", "name": "mine", "force": False},
         {"stage": "teacher@0", "name": "mine", "force": True},
@@ -64,6 +79,7 @@ def test_a_stage_asks_its_pool_for_the_gpus_and_the_memory_that_it_takes(kind, c
 
     template = json.loads((ROOT / "infra" / "pools" / f"{kind}.json").read_text())
     client.create_work_pool(WorkPoolCreate(name=kind, type=kind, base_job_template=template))
+    monkeypatch.setenv("HIAR_PROJECT", str(ROOT))  # where no commit needs to be told
     flow_id = client.create_flow(deployments.stage)
     client.create_deployment(flow_id=flow_id, name="stage", work_pool_name=kind)
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -58,6 +58,12 @@ def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_
     project.change(distill={"steps": 1})
     assert not is_current(project.folder, "distill@0-hiar")
     assert is_current(project.folder, "codec@0")
+    other = project.folder / "runs" / "other"  # of an experiment that never ran here, seen from the project's folder
+    (other / ".dvc").mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml", "orders", ".dvc/config", "dvc.lock"):
+        if (project.folder / name).is_file():
+            shutil.copy(project.folder / name, other / name)
+    assert not is_current(other, "codec@0")
     stages = {stage.name: stage for stage in stale_stages(project.folder)}
     assert set(stages) == {"distill@0-hiar", "distill@0-self-forcing", "score"}
     assert stages["distill@0-hiar"].reason == "changed: params.yaml"

@@ -68,8 +68,13 @@ def test_what_was_made_elsewhere_is_fetched_and_what_is_damaged_there_is_made_ag
     assert (project.begun("codec-0"), project.begun("score")) == (1, 1)
     assert len(list(remote.glob("locks/default/*"))) == 1  # of the run as a whole, and of none of its stages
     other = another(lock=False)
+    names = [path for place in ("runs", "locks") for path in (remote / place).rglob("*") if path.is_file()]
+    for path in names:
+        os.utime(path, (0, 0))
     run(other)
     assert other.events() == []
+    assert len(names) == 3
+    assert all(path.stat().st_mtime > 0 for path in names)  # in use, for those who delete what nobody uses
     assert stale_stages(other.folder) == []
     assert (other.folder / "dvc.lock").read_text() == (project.folder / "dvc.lock").read_text()
     assert (other.folder / SUMMARY).read_bytes() == (project.folder / SUMMARY).read_bytes()

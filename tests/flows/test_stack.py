@@ -18,7 +18,7 @@ from waiting import wait_until
 
 from flows.stack import control, health
 from flows.stack.control import down, status
-from flows.stack.settings import DATABASES, PASSWORD, check_ports, environment_of, open_stack, read_ports
+from flows.stack.settings import DATABASES, PASSWORD, check_ports, environment_of, note_ports, open_stack, read_ports
 from flows.stack.watcher import SILENCE
 from hiar.errors import RunFailed, UserError
 
@@ -63,7 +63,39 @@ def test_keys_are_drawn_once_and_their_owner_alone_reads_them(short):
     assert open_stack(short / "b").keys["AWS_SECRET_ACCESS_KEY"] != first.keys["AWS_SECRET_ACCESS_KEY"]
     for name in ("secrets.env", "s3.json"):
         assert stat.S_IMODE((first.folder / name).stat().st_mode) == 0o600
-    assert first.keys["AWS_SECRET_ACCESS_KEY"] in (first.folder / "s3.json").read_text()
+    users = first.folder / "s3.json"
+    assert first.keys["AWS_SECRET_ACCESS_KEY"] in users.read_text()
+    written = users.stat().st_ino
+    open_stack(short)
+    assert users.stat().st_ino == written  # a stack whose disk is full can still be looked at and ended
+    users.write_text("of other keys")
+    open_stack(short)
+    assert first.keys["AWS_SECRET_ACCESS_KEY"] in users.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=\n", "half of a wri"])
+def test_keys_that_were_damaged_are_a_line_that_names_them(text, short):
+    path = open_stack(short).folder / "secrets.env"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"{path}: AWS_[A-Z_]+: has no value; give it one, or remove the file"):
+        open_stack(short)
+
+
+def test_a_stack_comes_back_at_the_ports_and_on_the_database_that_it_had(short, monkeypatch):
+    for name in ("HIAR_STACK_DATABASE", "HIAR_PREFECT_PORT", "HIAR_MLFLOW_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HIAR_PREFECT_PORT", "4201")
+    stack = open_stack(short)
+    note_ports(stack)
+    monkeypatch.delenv("HIAR_PREFECT_PORT")
+    assert open_stack(short).ports == stack.ports
+    monkeypatch.setenv("HIAR_PREFECT_PORT", "4202")
+    assert open_stack(short).url("prefect") == "http://127.0.0.1:4202"
+    assert not stack.postgres
+    (stack.folder / "postgres").mkdir()
+    assert open_stack(short).postgres
+    monkeypatch.setenv("HIAR_STACK_DATABASE", "sqlite")
+    assert not open_stack(short).postgres
 
 
 def test_a_folder_too_long_for_a_socket_is_refused(tmp_path):

@@ -156,8 +156,17 @@ def test_a_stack_is_begun_once_is_ready_and_ends_when_it_is_told_to(small, monke
 def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_killed(small, monkeypatch):
     (small / "supervisord.conf").write_text(HEAD)
     stack = open_stack(small)
+    monkeypatch.setattr(control, "ENDING_SECONDS", 0.0)
+    (stack.folder / "pid").write_text("1\n")  # of a start before the machine's: the number is somebody else's by now
+    known, write = [], control.write_text
+    monkeypatch.setattr(control, "write_text", lambda path, text: known.append(path.exists()) or write(path, text))
     with control._lock(stack) as lock:
+        with pytest.raises(RunFailed, match=rf"the stack does not end; kill whoever holds {stack.folder}/lock "):
+            (stack.folder / "pid").rename(small / "pid")
+            down(stack)
+        (small / "pid").rename(stack.folder / "pid")
         control._start(stack, lock)
+    assert known == [False]
     number = int((stack.folder / "pid").read_text())
     socket = stack.folder / "supervisor.sock"
     wait_until(socket.exists)
@@ -167,7 +176,6 @@ def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_kille
         control._check_time(stack, "s3", time.monotonic() - control.HEALTHY_SECONDS - 1)
     socket.unlink()
     assert control._states(stack) == {"supervisor": "AWAY"}  # which is not well, though no program says so
-    monkeypatch.setattr(control, "ENDING_SECONDS", 0.0)
     rescues = []  # so that a test of what is never killed ends, too
     rescue = threading.Timer(PATIENCE, lambda: rescues.append(os.kill(number, signal.SIGKILL)))
     rescue.start()

@@ -2,10 +2,12 @@
 
 import http.server
 import json
+import signal
 import subprocess
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -105,6 +107,20 @@ def test_what_its_worker_says_crashed_is_scheduled_at_once_but_not_for_ever(lab,
     assert lab.state(again) == "Crashed"
 
 
+def test_what_crashes_before_it_begins_is_not_tried_for_ever_but_may_wait_for_a_machine_as_long_as_it_likes(lab):
+    from prefect.states import Crashed, Pending
+
+    ends, waits = lab.run(), lab.run()
+    for _ in range(watcher.ATTEMPTS):
+        lab.client.set_flow_run_state(ends, Pending(), force=True)
+        lab.client.set_flow_run_state(ends, Crashed(message="Process exited with status code: 1."), force=True)
+        lab.client.set_flow_run_state(waits, Pending(), force=True)
+        assert str(waits) in look(lab, watcher.SILENCE["PENDING"].total_seconds() + 1)[-1]
+    assert (lab.state(ends), lab.state(waits)) == ("Crashed", "AwaitingRetry")
+    runs = [lab.client.read_flow_run(run) for run in (ends, waits)]
+    assert [run.run_count for run in runs] == [0, 0]
+
+
 @pytest.mark.parametrize(("said", "seconds"), [(None, 110), ("900", 900)])
 def test_a_cluster_may_let_runs_wait_longer_for_a_machine(said, seconds, lab, monkeypatch):
     from prefect.states import Pending
@@ -159,16 +175,33 @@ def test_what_crashed_long_ago_or_belongs_to_nobody_or_has_gone_on_meanwhile_is_
     assert lab.state(begins) == "Running"
 
 
-# The watcher's loop, of which each look says since when the server is up.
+# The watcher's loop, of which each look says since when the server is up. Signals move its clock, as a machine's sleep.
 LOOP = """
+import signal
+from datetime import datetime, timedelta
 from flows.stack import watcher
+
+moved = timedelta(0)
+
+class Clock(datetime):
+    @classmethod
+    def now(cls, zone):
+        return datetime.now(zone) + moved
+
+def move(number, _):
+    global moved
+    moved += timedelta(hours=1) if number == signal.SIGUSR1 else timedelta(hours=-2)
+
+signal.signal(signal.SIGUSR1, move)
+signal.signal(signal.SIGUSR2, move)
+watcher.datetime = Clock
 watcher.LOOK_SECONDS = 0.02
 watcher.look = lambda client, up_since: [up_since.isoformat()]
 watcher.main()
 """
 
 
-def test_the_watcher_counts_from_when_the_server_came_back_and_ends_when_it_is_told_to():
+def test_the_watcher_counts_from_when_the_server_came_back_or_the_machine_woke_and_ends_when_it_is_told_to():
     import prefect
     from commands import environment
 
@@ -196,6 +229,11 @@ def test_the_watcher_counts_from_when_the_server_came_back_and_ends_when_it_is_t
             line = next(line for line in process.stdout if line not in before)
             away.clear()
             after = [process.stdout.readline() for _ in range(3)]
+            moved = []
+            for number in (signal.SIGUSR1, signal.SIGUSR2):
+                process.send_signal(number)
+                lines = islice(process.stdout, 300)
+                moved.append(next((line for line in lines if line not in (*after, *moved)), before[0]))
             process.terminate()
             assert process.wait(60) == 0
         finally:
@@ -204,4 +242,5 @@ def test_the_watcher_counts_from_when_the_server_came_back_and_ends_when_it_is_t
             server.shutdown()
     assert line.startswith("the server is away: ")
     assert len(set(before)) == len(set(after)) == 1  # as long as it is there, since it was there first
-    assert datetime.fromisoformat(before[0].strip()) < datetime.fromisoformat(after[0].strip())
+    first, back, woke, set_back = (datetime.fromisoformat(one.strip()) for one in (before[0], after[0], *moved))
+    assert set_back < first < back < woke - timedelta(minutes=59)

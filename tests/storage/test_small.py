@@ -224,6 +224,21 @@ def test_nothing_goes_where_what_is_kept_cannot_be_told(small: SmallStore, root:
     assert not set(plan(store, root, last=3, best="good", days=1.0).delete) & kept.names
 
 
+def test_what_a_run_has_named_since_it_was_looked_at_stays(small: SmallStore, root: Path, store: Store) -> None:
+    """As one does that fetches what was made long ago: it stores no object again, only the name of a stage or a run."""
+    taken, whole, unused, _ = (Made(small, str(good), good / 10, 30 - good) for good in range(4))
+    found = plan(store, root, last=1, best="good", days=1.0)
+    assert taken.names | whole.names | unused.names <= found.delete.keys()
+    small.put(taken.record, small.objects[taken.record])
+    lock = whole.lock + b"# of another run\n"
+    small.put(f"{PREFIX}locks/b/{hashlib.sha256(lock).hexdigest()}.lock", lock)
+    delete(store, found)
+    left = {key.removeprefix(PREFIX) for key in small.objects}
+    assert taken.names - left == {taken.stored.removeprefix(PREFIX)}
+    assert whole.names - left == {one.removeprefix(PREFIX) for one in (whole.stored, whole.record)}
+    assert not unused.names & left
+
+
 def test_what_a_store_does_not_delete_is_told_and_still_named(small: SmallStore, root: Path, store: Store) -> None:
     """One object of several: no answer of that kind is an error of the request."""
     old, _ = Made(small, "1", 0.1, 30), Made(small, "2", 0.2, 20)
