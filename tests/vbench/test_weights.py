@@ -10,7 +10,9 @@ import pytest
 import torch
 from vbench_toys import lay_weights
 
+from hiar import cli
 from hiar.errors import UserError
+from hiar.vbench import fetch as fetching
 from hiar.vbench.doctor import examine, require_runnable
 from hiar.vbench.environment import find_environment
 from hiar.vbench.fetch import fetch
@@ -200,7 +202,7 @@ def test_a_member_of_an_archive(served, tmp_path, monkeypatch):
     assert fetch(tmp_path, RAFT).read_bytes() == b"flow"
 
 
-def test_an_archive_of_several_files_is_fetched_once(served, tmp_path, monkeypatch):
+def test_an_archive_of_several_files_is_fetched_once(served, toy, tmp_path, monkeypatch):
     folder, address = served
     names = ["dreamsim/ensemble_lora/adapter_config.json", "dreamsim/clip_vitb16_pretrain.pth.tar"]
     with zipfile.ZipFile(folder / "one.zip", "w") as archive:
@@ -209,10 +211,18 @@ def test_an_archive_of_several_files_is_fetched_once(served, tmp_path, monkeypat
             assert name.endswith(member)
             archive.writestr(member, name)
             monkeypatch.setitem(WEIGHTS, name, WEIGHTS[name]._replace(url=f"{address}/one.zip"))
-    archives = tmp_path / "archives"
-    assert fetch(tmp_path, names[0], archives=archives).read_text() == names[0]
-    (folder / "one.zip").unlink()
-    assert fetch(tmp_path, names[1], archives=archives).read_text() == names[1]
+    asked, download = [], fetching._download
+    monkeypatch.setattr(fetching, "_download", lambda url, to: (asked.append(url), download(url, to)))
+    weights = tmp_path / "weights"
+    monkeypatch.setattr(
+        "sys.argv", ["hiar", "vbench", "fetch", *names, "--weights", str(weights), "--environment", str(toy)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert [(weights / name).read_text() for name in names] == names
+    assert asked == [f"{address}/one.zip"]
+    assert [path.name for path in weights.iterdir()] == ["dreamsim"]  # nothing of the archive stays
 
 
 def test_what_a_package_holds_needs_no_network(environment, tmp_path, monkeypatch):
