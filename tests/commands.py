@@ -24,7 +24,8 @@ STARTED_WITH = {name: value for name, value in os.environ.items() if name.starts
 def environment() -> dict[str, str]:
     """The environment of a command; its code is this project's wherever it runs, so that coverage counts it."""
     own = {name: value for name, value in os.environ.items() if not name.startswith((*FOREIGN, *BY_LIBRARIES))}
-    return {**own, **STARTED_WITH, "PYTHONPATH": os.fspath(ROOT), "PYTHONSAFEPATH": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    project = {"PYTHONPATH": os.fspath(ROOT), "PYTHONSAFEPATH": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return own | STARTED_WITH | project
 
 
 def hiar(*arguments: object, folder: Path, code: int = 0, **settings: str) -> subprocess.CompletedProcess[str]:
