@@ -26,7 +26,7 @@ def download(x: Tensor) -> Callable[[], Tensor]:
 
     def arrived() -> Tensor:
         copied.synchronize()
-        return copy.clone()  # pinned memory is given back: torch rounds it up to a power of two, and many blocks are kept
+        return copy.clone()  # in plain memory: torch rounds pinned one up to a power of two, and many blocks are kept
 
     return arrived
 
