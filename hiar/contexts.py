@@ -59,10 +59,6 @@ class ContextRule:
         """Diagonals from one block's cell to the same of the next block: two where its next step leaves its context."""
         return 2 if self.left and steps > 1 else 1
 
-    def at_hand(self, step: int) -> set[int]:
-        """How many steps a block may have been through while its state around ``step`` can still be shown."""
-        return {step, step + 1} if self.state == "before" else {step + 1}
-
     @property
     def waits(self) -> bool:
         """Whether contexts are those of a block that has no step left to do, at the moment when the next one begins."""
