@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from hiar.config import Params, Prediction
 from hiar.losses.flow import flow_matching, stratified_sigmas
 from hiar.models.attention import Bidirectional
+from hiar.models.card import Card, save_card
 from hiar.models.denoiser import Denoiser, build_denoiser
-from hiar.models.generator import Card, Generator, save_card
+from hiar.models.generator import Generator
 from hiar.models.pixels import to_video
 from hiar.noise import normals, stream
 from hiar.stages.common import Paths, Stage, stage, tail_mean, write_adopted, write_curve, write_metrics
