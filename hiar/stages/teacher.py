@@ -17,8 +17,8 @@ from hiar.models.pixels import to_video
 from hiar.noise import normals, stream
 from hiar.stages.common import Paths, Stage, stage, tail_mean, write_adopted, write_curve, write_metrics
 from hiar.stages.roles import new_role
-from hiar.training.loop import Metrics, train
-from hiar.training.parallel import accumulate, deal
+from hiar.training.loop import train
+from hiar.training.parallel import Metrics, accumulate, deal
 from hiar.training.role import kept_weights, update
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Text, World, open_world
 
