@@ -22,7 +22,8 @@ from hiar.io.hardware import hardware
 from hiar.io.progress import Progress
 from hiar.judges.interface import open_judge
 from hiar.metrics.summary import summarise
-from hiar.models.generator import load_card, load_generator
+from hiar.models.card import load_card
+from hiar.models.generator import load_generator
 from hiar.models.pixels import to_frames
 from hiar.parameters import load_params
 from hiar.stages.common import sample_world

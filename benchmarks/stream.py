@@ -27,7 +27,7 @@ from benchmarks.students import save_student
 from hiar.errors import UserError
 from hiar.io.artifacts import code_version, content_hash, write_json
 from hiar.io.hardware import hardware
-from hiar.models.generator import Walk, load_card
+from hiar.models.card import Walk, load_card
 from hiar.parameters import load_params
 
 PROMPT = "a red disc moves slowly left on a navy background"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from hiar.config import Params
 from hiar.io.artifacts import write_manifest
+from hiar.models.card import Card, Walk
 from hiar.models.denoiser import build_denoiser
-from hiar.models.generator import Card, Generator, Walk
+from hiar.models.generator import Generator
 from hiar.worlds.interface import open_world
 from hiar.worlds.shapes.codec import PatchCodec
 

@@ -70,7 +70,6 @@ def comparison_table(workspace: Path) -> str:
 
 def _differences(workspace: Path, columns: Sequence[Metric], students: Mapping[str, Series]) -> list[str]:
     """Tables of paired differences to the experiment's reference with their captions, or why there are none."""
-    from hiar.parameters import load_params
     from hiar.report.differences import difference_tables
     from hiar.statistics.paired import VIDEOS, read_scores
 

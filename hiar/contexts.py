@@ -1,4 +1,4 @@
-"""What a method shows of earlier blocks (Sec. 3.1): the context rules, a line each. Everything else asks them."""
+"""The context rules, a line each: which state of an earlier block a method shows to later ones (Sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from hiar.config import Context, ContextLevel
 class ContextRule:
     """How a block is shown to later ones around its step j, which takes it from level t_j to t_{j+1}.
 
-    state: the latent that is shown: as the step began with it, as the step left it, or the x0 that the step saw.
-    left: denoising step j + 1 leaves the context in the cache by the way; else a pass of its own writes it.
-    finished: blocks are shown once finished, from one cache for all steps, and not after each step.
-    scale: c of output context, from clean (0) over the step's output level (1) to its input level (2): t_c = c t_{j+1}
-    up to 1, and from there t_{j+1} + (c - 1) (t_j - t_{j+1}).
+    state: the latent that is shown: before the step (at t_j), after it (at t_{j+1}), or the x0 that it estimated.
+    left: no pass writes the context: the keys and values that denoising step j + 1 computes anyway stay in the cache.
+    finished: a block is shown once, when it is finished, from one cache for all steps; else after each of its steps.
+    scale: c, the noise level t_c of output context. c = 0 is clean, 1 the step's output level, 2 its input level:
+    t_c = c t_{j+1} up to c = 1, and t_c = t_{j+1} + (c - 1) (t_j - t_{j+1}) beyond. A tuple: one for each step but the
+    last.
     """
 
     name: Context
@@ -26,46 +27,41 @@ class ContextRule:
     scale: ContextLevel = 1.0
 
     def c(self, step: int) -> float:
-        """Of a step's output context; where there is a list of them, the last step's is 1."""
+        """The c of a step. A tuple leaves out the last step, which is shown as its output, clean."""
         return (*self.scale, 1.0)[step] if isinstance(self.scale, tuple) else self.scale
 
     def lowered(self, step: int, last: bool) -> Literal["before", "after"] | None:
-        """Which state around a step is shown with less noise than it has; None: a state is shown as it is.
+        """The state of which a context at t_c is made, by taking noise away; None where a state is shown as it is.
 
-        Up to c = 1 it is the one that the step has left. From there on it is the one that it began with, as the last
-        step leaves no noise.
+        Below c = 1 that is the state after the step. Above it is the state before: t_c lies between their levels.
         """
         if self.c(step) > 1:
             return "before"
         return None if self.c(step) == 1 or last else "after"
 
     def level(self, step: int, clean: int) -> int:
-        """The level of the state as it was, as an index of the levels; ``clean`` is that of no noise."""
+        """The level of ``state`` around a step, as an index of the noise levels; ``clean`` is that of no noise."""
         return {"before": step, "after": step + 1, "x0": clean}[self.state]
 
     def caches(self, steps: int) -> int:
-        """Caches of keys and values: one a step, or one."""
+        """The number of caches of keys and values: one for all steps, or one for each."""
         return 1 if self.finished else steps
 
     def writes(self, step: int, steps: int) -> bool:
-        """Whether a pass of its own writes contexts after ``step``: always, or after the last step only."""
+        """Whether a pass of its own writes the context after ``step``, as it does after the last one in any case."""
         return step == steps - 1 or not (self.finished or self.left)
 
     def leaves(self, step: int) -> int | None:
-        """The step whose cells see what denoising ``step`` leaves: keys and values at t_j serve step j - 1."""
+        """The step that reads the keys and values which denoising ``step`` leaves: those at t_j serve step j - 1."""
         return step - 1 if self.left and step > 0 else None
 
     def lag(self, steps: int) -> int:
-        """Diagonals from one block's cell to the same of the next block: two where its next step leaves its context."""
+        """Diagonals by which a block follows the one before: two where that one's next step leaves its context."""
         return 2 if self.left and steps > 1 else 1
-
-    def at_hand(self, step: int) -> set[int]:
-        """How many steps a block may have been through while its state around ``step`` can still be shown."""
-        return {step, step + 1} if self.state == "before" else {step + 1}
 
     @property
     def waits(self) -> bool:
-        """Whether contexts are those of a block that has no step left to do, at the moment when the next one begins."""
+        """Whether passes of their own write finished blocks alone, which may wait for the next block's first step."""
         return self.finished or self.left
 
     @property

@@ -249,67 +249,6 @@ def _fuse(grid: Grid, groups: Iterable[tuple[Cell, ...]]) -> Iterator[Pass]:
         waiting |= {grid.cache(cell.step): cell for cell in written}
 
 
-def check(grid: Grid, walk: Iterable[Pass]) -> None:
-    """Raise ValueError at the first pass of a finite ``walk`` that is illegal, or when cells are left undone.
-
-    Legal: a cell is denoised once, after the block's previous step, while its cache holds exactly the blocks it sees;
-    a context is written once, in block order, while the state it shows is at hand. A pass does its writes first; none
-    of its cells waits for another that it denoises.
-    """
-    if grid.blocks is None:
-        raise ValueError("only a finite grid can be checked")
-    steps_done = {block: grid.steps if block < grid.given else 0 for block in range(grid.blocks)}
-    cached: list[list[int]] = [[] for _ in range(grid.caches)]
-    for number, step in enumerate(walk):
-        try:
-            if len({cell.block for cell in step.denoise}) < len(step.denoise):
-                raise ValueError("it denoises a block twice")
-            for cell in step.write:
-                _check_write(grid, cell, steps_done, cached)
-            for cell in step.denoise:
-                _check_denoise(grid, cell, steps_done, cached)
-            for cell in step.denoise:
-                steps_done[cell.block] += 1
-                if (cache := grid.leaves(cell.step)) is not None:
-                    cached[cache] = grid.visible(cell.block + 1)
-        except ValueError as error:
-            raise ValueError(f"pass {number}, {step}: {error}") from None
-    undone = [block for block, done in steps_done.items() if done < grid.steps]
-    if undone:
-        raise ValueError(f"blocks {undone} are not finished")
-
-
-def _check_denoise(grid: Grid, cell: Cell, steps_done: dict[int, int], cached: list[list[int]]) -> None:
-    if cell.block not in steps_done or not 0 <= cell.step < grid.steps:
-        raise ValueError("the cell is outside the grid")
-    if steps_done[cell.block] != cell.step:
-        raise ValueError(f"the block has been through {steps_done[cell.block]} steps")
-    _check_context(grid, cell.block, grid.cache(cell.step), cached)
-    if (cache := grid.leaves(cell.step)) is not None:
-        _check_context(grid, cell.block, cache, cached)
-
-
-def _check_write(grid: Grid, cell: Cell, steps_done: dict[int, int], cached: list[list[int]]) -> None:
-    if cell.block not in steps_done or not 0 <= cell.step < grid.steps:
-        raise ValueError("the cell is outside the grid")
-    given = cell.block < grid.given
-    if not grid.writes(cell.step) and not (given and grid.rule.left):
-        raise ValueError("its context is not written after this step")
-    if not given and steps_done[cell.block] not in grid.rule.at_hand(cell.step):
-        raise ValueError(f"the state to show is not at hand: the block has been through {steps_done[cell.block]} steps")
-    _check_context(grid, cell.block, grid.cache(cell.step), cached)
-    if not grid.writes(cell.step):  # made as the next step's pass would have made it, in that step's context
-        _check_context(grid, cell.block, cell.step + 1, cached)
-    cached[grid.cache(cell.step)] = grid.visible(cell.block + 1)
-
-
-def _check_context(grid: Grid, block: int, cache: int, cached: list[list[int]]) -> None:
-    if cached[cache] != grid.visible(block):
-        raise ValueError(f"its context holds blocks {cached[cache]}, not {grid.visible(block)}")
-
-
 def _blocks(grid: Grid) -> Iterable[int]:
-    block = grid.given
-    while grid.blocks is None or block < grid.blocks:
-        yield block
-        block += 1
+    """The blocks that are generated, in their order."""
+    return itertools.count(grid.given) if grid.blocks is None else range(grid.given, grid.blocks)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,12 +41,12 @@ from hiar.models.attention import BlockCausal
 from hiar.noise import normals, stream
 from hiar.schedule import step_sigmas
 from hiar.stages.pairs import at_levels
-from hiar.training.checkpoint import Saving, load_state
+from hiar.training.checkpoint import Curve, Saving, load_state
 from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import Distillation, distillation_step
 from hiar.training.loop import train
 from hiar.training.parallel import deal, shard
-from hiar.training.role import kept_weights, learn, make_role
+from hiar.training.role import Role, kept_weights, learn, make_role
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.shapes.codec import PatchCodec
 
@@ -62,6 +63,12 @@ ADAMW = Optimizer(
     ema_from=0,
 )
 MUON = ADAMW.model_copy(update={"muon": Muon(lr=0.01, weight_decay=0.1)})
+
+
+def save_state(folder: Path, step: int, roles: Mapping[str, Role], memory: Mapping[str, Tensor], curve: Curve) -> None:
+    """Keep the state of a run of one process after ``step`` updates, in the place of an older one."""
+    with Saving(folder, roles, memory) as saving:
+        saving.begin(step, curve)
 
 
 class Silent:

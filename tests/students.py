@@ -10,7 +10,8 @@ import torch
 from benchmarks import students
 from hiar.config import Context, Order, Params
 from hiar.io.artifacts import write_manifest
-from hiar.models.generator import Walk, load_generator
+from hiar.models.card import Walk
+from hiar.models.generator import load_generator
 from hiar.parameters import merge, parse_params, read_yaml
 
 ROOT = Path(__file__).parents[1]

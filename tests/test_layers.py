@@ -39,6 +39,7 @@ def test_imports_point_down(monkeypatch, capsys):
     [
         ("hiar.cli, hiar.workspace, flows.pipeline", {"torch", "diffusers"}),
         ("hiar.judges.shapes, hiar.stages.profiles, hiar.stages.report, hiar.stages.truth", {"diffusers"}),
+        ("hiar.models.card, hiar.stages.exchange", {"diffusers"}),
     ],
 )
 def test_what_computes_nothing_waits_for_no_torch_and_what_only_looks_for_no_networks(modules, heavy):

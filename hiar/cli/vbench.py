@@ -260,12 +260,13 @@ def totals(
 
 
 def _show(values: dict[str, float], strict: bool) -> None:
+    from hiar.vbench.totals import TOTALS
     from hiar.vbench.totals import totals as totals_of
 
     for name, value in values.items():
         print(f"{name:23} {value:.4f}")
     found = totals_of(values, strict)
-    for name in ("quality", "semantic", "total"):
+    for name in TOTALS:
         figure = getattr(found, name)
         print(f"{name:23} {'open' if figure is None else f'{figure:.4f}'}")
     if found.missing:

@@ -15,7 +15,7 @@ from hiar.live.students import Piece, Student, follow, world_of
 from hiar.live.timeline import Timeline
 from hiar.live.walking import blocks_ahead
 from hiar.live.wire import Message
-from hiar.models.generator import Walk
+from hiar.models.card import Walk
 from hiar.options import MOST_SEED, walk_of
 from hiar.stages.rollouts import walk_asked
 from hiar.worlds.interface import FIRST_CLIP

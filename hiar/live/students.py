@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from hiar.errors import UserError
 from hiar.live.wire import Message, command_line, read_message
-from hiar.models.generator import Card, load_card
+from hiar.models.card import Card, load_card
 from hiar.worlds.interface import World, open_world
 
 KEPT = 60.0  # seconds that can be saved

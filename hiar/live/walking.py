@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hiar.config import Context, Order
 from hiar.grid import fastest, make_grid, walk_passes
-from hiar.models.generator import Card, Generator, Walk
+from hiar.models.card import Card, Walk
+from hiar.models.generator import Generator
 from hiar.rollout.cell import Rollout
 from hiar.stages.fitting import way_of
 from hiar.stages.rollouts import make_rollout, walk_asked

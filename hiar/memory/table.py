@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from hiar.config import Adopted, Params, Variant
+from hiar.io.free import GB
 from hiar.memory.disk import disk
 from hiar.memory.forecast import TRAINED, USABLE, Forecast, Models, forecast
 from hiar.memory.host import host, most
 from hiar.memory.steps import live_caches, training_grid
 from hiar.worlds.interface import AHEAD
 
-GB = 1e9
 OFFLOAD = {"init": ["optimizers"], "distill": ["real_score", "optimizers"]}  # what a stage can have on the host
 STAGES = ("pairs", "init", "distill", "sample")  # that fill a GPU
 MANY = 64  # GPUs, more of which are not advised

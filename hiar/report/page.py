@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -84,11 +84,15 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML. All text is escaped; only the package's own style, script and drawings are not."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["drawing"] = Markup
-    template = environment.from_string(_resource("page.html.jinja"))
     context: dict[str, Any] = {name: getattr(page, name) for name in page.__dataclass_fields__}
-    return template.render(context, style=Markup(_resource("style.css")), script=Markup(_resource("page.js")))
+    return fill("page.html.jinja", {"drawing": Markup}, **context, script=Markup(resource("page.js")))
+
+
+def fill(template: str, filters: Mapping[str, Callable[..., Any]], **context: Any) -> str:
+    """A template of this package with its style and a context, in which all text is escaped and no name is missing."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= filters
+    return environment.from_string(resource(template)).render(context, style=Markup(resource("style.css")))
 
 
 def data_uri(mp4: bytes) -> str:
@@ -96,5 +100,6 @@ def data_uri(mp4: bytes) -> str:
     return f"data:video/mp4;base64,{base64.b64encode(mp4).decode()}"
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """The text of a file of this package."""
     return files("hiar.report").joinpath(name).read_text(encoding="utf-8")

@@ -6,11 +6,8 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
+from hiar.report.page import fill
 from hiar.report.tables import decimals
 from hiar.statistics.claims import Claim, Column, PaperTable, Verdict, judged
 from hiar.statistics.intervals import Interval
@@ -166,10 +163,7 @@ def claims_csv(tables: Sequence[Beside]) -> str:
 
 def as_html(tables: Sequence[Beside]) -> str:
     """A page that asks the network for nothing. All text is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": _interval}
-    template = environment.from_string(_resource("tables.html.jinja"))
-    return template.render(tables=tables, note=NOTE, style=Markup(_resource("style.css")))
+    return fill("tables.html.jinja", {"interval": _interval}, tables=tables, note=NOTE)
 
 
 def _cells(figure: Figure) -> list[str]:
@@ -200,7 +194,3 @@ def _csv(heads: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _resource(name: str) -> str:
-    return files("hiar.report").joinpath(name).read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ OURS = Conventions(given="level", sinks="turn", context_noise=0.0)
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a walk generates: the grid, its noise levels, and which samples.
+    """What a walk generates: the grid, its noise levels, the samples and their texts.
 
     sigmas: (steps + 1,) or more, ending with 0, see `schedule.step_sigmas`; a grid of fewer steps than levels exits
     early, with the estimate of x0 as its result. shape: (C, k, H, W) of one block. samples: numbers that give each
@@ -60,9 +60,9 @@ class Rollout:
 
     @property
     def levels(self) -> Tensor:
-        """All levels at which blocks are shown to the network: the sigmas, then those of contexts between them.
+        """All noise levels that the network is given, (L,): the sigmas, then those of contexts that lie between them.
 
-        These are the level of noisy clean contexts, where there is one, and t_c of the ``lowered`` steps.
+        Those are the level of noisy clean contexts, where there is one, and t_c of the ``lowered`` steps, in order.
         """
         noise = self.conventions.context_noise
         between = [self.sigmas.new_tensor(noise)] if noise else []
@@ -71,17 +71,17 @@ class Rollout:
 
     @property
     def lowered(self) -> dict[int, Literal["before", "after"]]:
-        """The states that are shown with a `share` of their noise, by their steps."""
+        """The steps whose context is made by taking noise from a state (c other than 1), and that state."""
         lowered, last = self.grid.rule.lowered, self.clean - 1
         return {step: state for step in range(self.clean) if (state := lowered(step, step == last)) is not None}
 
     def share(self, step: int) -> float | Tensor:
-        """t_c of a step as a share of the level of the state that is shown."""
+        """t_c as a share of the level of the state it is made of: of t_{j+1} up to c = 1, of t_j beyond."""
         c = self.grid.rule.c(step)
         return c if c <= 1 else (2 - c) * self.sigmas[step + 1] / self.sigmas[step] + (c - 1)
 
     def lowered_level(self, step: int) -> int:
-        """The level of a lowered step's contexts, as an index of the levels."""
+        """The place of a lowered step's t_c among the levels."""
         return len(self.levels) - len(self.lowered) + list(self.lowered).index(step)
 
     def text_from(self, block: int) -> int | None:
@@ -91,7 +91,7 @@ class Rollout:
 
 @dataclass
 class BlockState:
-    """A block under way: the latent the last step began with, the x0 it saw, and the latent it ended with."""
+    """A block under way, around its last step: the latents before and after it, and the x0 that it estimated."""
 
     before: Tensor
     x0: Tensor
@@ -190,7 +190,7 @@ def _start(memory: Memory, cell: Cell) -> Tensor:
 
 
 def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, int]:
-    """The latent a block is shown as after ``cell``, and its level (Sec. 3.1), as an index of the rollout's levels."""
+    """The context of a block after ``cell`` (Sec. 3.1): its latent (B, C, k, H, W), and the place of its level."""
     rollout = memory.rollout
     if cell.block < rollout.grid.given:
         if given is None:
@@ -203,10 +203,10 @@ def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, in
     else:
         state = memory.states[cell.block]
     rule = rollout.grid.rule
-    latent, level = getattr(state, rule.state), rule.level(cell.step, rollout.clean)
     if (which := rollout.lowered.get(cell.step)) is not None:
         lowered = with_less_noise(getattr(state, which), state.x0, rollout.share(cell.step))
         return lowered.detach(), rollout.lowered_level(cell.step)
+    latent, level = getattr(state, rule.state), rule.level(cell.step, rollout.clean)
     if level == rollout.clean and rule.state == "x0" and (noise := rollout.conventions.context_noise):
         noisy = add_noise(latent, rollout.noise(Cell(cell.block, rollout.clean)), torch.tensor(noise))
         return noisy.detach(), rollout.clean + 1
@@ -214,7 +214,7 @@ def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, in
 
 
 def _context_row(grid: Grid, cell: Cell) -> Row:
-    """Where a context is computed and kept."""
+    """The row of a pass that writes the context of a block after ``cell``."""
     if grid.writes(cell.step):
         return Row(cell.block, grid.cache(cell.step))
     return Row(cell.block, cell.step + 1, leave=cell.step)  # as denoising the next step would leave it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hiar.config import Params
-from hiar.models.generator import Card
+from hiar.models.card import Card
 
 
 def trained_card(card: Card, params: Params, **changes: Any) -> Card:

@@ -13,8 +13,8 @@ from hiar.config import Params
 from hiar.models.pixels import to_video
 from hiar.noise import normals, stream
 from hiar.stages.common import Paths, Stage, stage, write_adopted, write_curve, write_metrics
-from hiar.training.loop import Metrics, train
-from hiar.training.parallel import Measured, deal
+from hiar.training.loop import train
+from hiar.training.parallel import Measured, Metrics, deal
 from hiar.training.role import kept_weights, learn, make_role
 from hiar.worlds.interface import CODEC, FIRST_CLIP, Codec, World, open_world
 

@@ -19,9 +19,10 @@ from hiar.io.artifacts import write_text
 from hiar.io.progress import tell
 from hiar.models.attention import Row
 from hiar.models.blockwise import forward_blocks
+from hiar.models.card import Walk
 from hiar.models.compiled import Compiled, compiled, where_it_pays
 from hiar.models.denoiser import Denoiser
-from hiar.models.generator import Generator, Walk
+from hiar.models.generator import Generator
 from hiar.models.kernels import choose_kernel, using
 from hiar.rollout.cell import Memory, Rollout
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from hiar.config import Distill, Params
 from hiar.errors import UserError
 from hiar.io.fingerprints import require_content
+from hiar.models.card import walk_of
 from hiar.models.denoiser import Denoiser
-from hiar.models.generator import Generator, clone, load_generator, walk_of
+from hiar.models.generator import Generator, clone, load_generator
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import Trajectories, levels_needed, require_levels

@@ -12,11 +12,11 @@ from hiar.config import Conventions, Schedule, Video, WanWorld
 from hiar.contexts import context_words
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import check_folder, content_hash, read_manifest, unfinished, write_manifest
-from hiar.models.generator import CARD, Card, Walk, load_card, save_card
+from hiar.io.free import GB
+from hiar.models.card import CARD, Card, Walk, load_card, save_card
 from hiar.parameters import explain
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Lora, World, describe_foreign, open_world
 
-GB = 1e9
 _RELEASED = {"block": 3, "window": 21, "sinks": 0, "shift": 5.0, "steps": 4, "renoise": "sde"}
 # How the released students walk; a file of weights does not tell it.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,8 @@ from hiar.grid import Grid, fastest
 from hiar.io.artifacts import partial_of, write_text
 from hiar.io.free import GB, free_bytes, free_on_disk
 from hiar.memory.sampling import decode_bytes, walk_bytes
-from hiar.models.generator import Generator, Walk
+from hiar.models.card import Walk
+from hiar.models.generator import Generator
 from hiar.models.rings import ring_bytes as one_ring
 from hiar.rollout.cell import Rollout
 from hiar.stages.videos import SCRATCH

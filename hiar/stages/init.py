@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hiar.config import Adopted, Params
-from hiar.models.generator import Generator, load_card, load_generator, save_card
+from hiar.models.card import load_card, save_card
+from hiar.models.generator import Generator, load_generator
 from hiar.stages.cards import trained_card
 from hiar.stages.common import Paths, Stage, stage, tail_mean, write_adopted, write_curve, write_metrics
 from hiar.stages.inits import causal_ode, consistency, ode, teacher_forcing

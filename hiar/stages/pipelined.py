@@ -23,7 +23,8 @@ from hiar.io.cpu import settle_cpu
 from hiar.io.launcher import own_place
 from hiar.io.progress import Progress, tell
 from hiar.io.video import open_stream
-from hiar.models.generator import Generator, load_card
+from hiar.models.card import load_card
+from hiar.models.generator import Generator
 from hiar.models.kernels import KERNELS, using
 from hiar.rollout.cell import Rollout
 from hiar.rollout.pipeline import PASSES, finished_blocks, walk_rank

@@ -14,8 +14,9 @@ from hiar.errors import UserError
 from hiar.grid import count_passes
 from hiar.io.free import GB, free_bytes
 from hiar.io.progress import tell
+from hiar.models.card import Walk, load_card
 from hiar.models.fp8 import CAPABILITY, ERROR, MULTIPLE, in_fp8, with_fp8
-from hiar.models.generator import Generator, Walk, load_card, load_generator
+from hiar.models.generator import Generator, load_generator
 from hiar.parameters import explain
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import split_steps

@@ -17,7 +17,8 @@ from hiar.io.cpu import settle_cpu
 from hiar.io.launcher import own_place
 from hiar.io.process_group import ALONE, Ranks, gathered
 from hiar.io.progress import tell
-from hiar.models.generator import Generator, Walk
+from hiar.models.card import Walk
+from hiar.models.generator import Generator
 from hiar.rollout.cell import Rollout
 from hiar.stages.clips import given_latents
 from hiar.stages.computing import computing, settle

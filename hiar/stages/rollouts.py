@@ -11,7 +11,8 @@ from torch import Tensor
 from hiar.config import Context, ContextLevel, Order
 from hiar.errors import BrokenRule, UserError, require
 from hiar.grid import check_walk, make_grid
-from hiar.models.generator import Card, Generator, Walk
+from hiar.models.card import Card, Walk
+from hiar.models.generator import Generator
 from hiar.parameters import explain
 from hiar.rollout.cell import OURS, Rollout
 from hiar.schedule import student_sigmas

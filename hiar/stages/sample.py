@@ -18,8 +18,9 @@ from hiar.io.names import video_name
 from hiar.io.outputs import CRF
 from hiar.io.process_group import ALONE, Ranks
 from hiar.io.progress import Progress
+from hiar.models.card import Walk, walk_of
 from hiar.models.denoiser import guided_x0
-from hiar.models.generator import Generator, Walk, walk_of
+from hiar.models.generator import Generator
 from hiar.noise import normals
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import walk as walk_grid

@@ -20,7 +20,8 @@ from hiar.io.outputs import Output
 from hiar.io.progress import Progress, tell
 from hiar.io.text import one_line
 from hiar.io.video import open_stream
-from hiar.models.generator import Generator, Walk
+from hiar.models.card import Walk
+from hiar.models.generator import Generator
 from hiar.rollout.cell import Rollout
 from hiar.rollout.renewed import walk_renewed
 from hiar.rollout.walk import walk as walk_grid

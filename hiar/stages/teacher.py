@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from hiar.config import Params, Prediction
 from hiar.losses.flow import flow_matching, stratified_sigmas
 from hiar.models.attention import Bidirectional
+from hiar.models.card import Card, save_card
 from hiar.models.denoiser import Denoiser, build_denoiser
-from hiar.models.generator import Card, Generator, save_card
+from hiar.models.generator import Generator
 from hiar.models.pixels import to_video
 from hiar.noise import normals, stream
 from hiar.stages.common import Paths, Stage, stage, tail_mean, write_adopted, write_curve, write_metrics
 from hiar.stages.roles import new_role
-from hiar.training.loop import Metrics, train
-from hiar.training.parallel import Measured, deal
+from hiar.training.loop import train
+from hiar.training.parallel import Measured, Metrics, deal
 from hiar.training.role import kept_weights, learn
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Text, World, open_world
 

@@ -120,12 +120,6 @@ class Saving:
             self.writer.shutdown()
 
 
-def save_state(folder: Path, step: int, roles: Mapping[str, Role], memory: Mapping[str, Tensor], curve: Curve) -> None:
-    """Keep the state of a run of one process after ``step`` updates, in the place of an older one."""
-    with Saving(folder, roles, memory) as saving:
-        saving.begin(step, curve)
-
-
 def load_state(
     folder: Path, roles: Mapping[str, Role], memory: dict[str, Tensor], ranks: Ranks = ALONE
 ) -> tuple[int, Curve]:

@@ -17,9 +17,8 @@ from hiar.io.progress import Progress
 from hiar.io.states import newest
 from hiar.io.stopping import ENDED, asked_to_stop
 from hiar.training.checkpoint import Saving, load_state
+from hiar.training.parallel import Metrics
 from hiar.training.role import Role
-
-Metrics = dict[str, float]
 
 
 class Log(Protocol):

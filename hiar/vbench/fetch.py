@@ -19,12 +19,12 @@ PART = 1 << 20  # bytes read at a time
 SECONDS = 60  # of silence after which a source is given up
 
 
-def fetch(folder: Path, name: str, environment: Environment | None = None, archives: Path | None = None) -> Path:
+def fetch(folder: Path, name: str, environment: Environment, archives: Path) -> Path:
     """Bring one weight to its place, whole, after its size and hash are found right where they are published.
 
-    environment: what an installed package holds is taken from there. archives: a folder where those that hold several
-    files stay for the next, one gigabyte in DreamSim's case. Raises UserError when the file cannot be had, or
-    is another one than published; the place is then as it was.
+    environment: what an installed package holds is taken from there. archives: a folder where an archive stays for the
+    next of its files, one gigabyte in DreamSim's case. Raises UserError when the file cannot be had, or is another one
+    than published; the place is then as it was.
     """
     known, path = WEIGHTS[known_weight(name)], folder / name
     with atomic_file(path) as temporary:
@@ -37,16 +37,16 @@ def fetch(folder: Path, name: str, environment: Environment | None = None, archi
     return path
 
 
-def _obtain(name: str, to: Path, environment: Environment | None, archives: Path | None) -> None:
+def _obtain(name: str, to: Path, environment: Environment, archives: Path) -> None:
     known = WEIGHTS[name]
-    packaged = environment.packages / "clip" / Path(name).name if environment else None
-    if packaged and packaged.is_file():
+    packaged = environment.packages / "clip" / Path(name).name
+    if packaged.is_file():
         shutil.copyfile(packaged, to)
         return
     if known.member is None:
         _download(known.url, to)
         return
-    archive = archives / known.url.rpartition("/")[2] if archives else to.with_name(f"{to.name}.zip")
+    archive = archives / known.url.rpartition("/")[2]
     try:
         if not archive.exists():
             with atomic_file(archive) as temporary:
@@ -55,9 +55,6 @@ def _obtain(name: str, to: Path, environment: Environment | None, archives: Path
             shutil.copyfileobj(member, file, PART)
     except (zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{known.url}: has no {known.member} ({error}); get {to.parent / name} elsewhere") from None
-    finally:
-        if archives is None:
-            archive.unlink(missing_ok=True)
 
 
 def _download(url: str, to: Path) -> None:

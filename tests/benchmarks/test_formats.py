@@ -10,7 +10,7 @@ from students import save_student
 
 from benchmarks.formats import FORMATS, METRICS, main
 from hiar.io.artifacts import write_manifest
-from hiar.models.generator import CARD, load_card
+from hiar.models.card import CARD, load_card
 
 
 def test_formats_are_compared_video_by_video(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from hiar.live.students import Student, end_all, find_students
 from hiar.live.timeline import Timeline
 from hiar.live.walking import blocks_ahead
 from hiar.live.wire import write_message
-from hiar.models.generator import Walk, load_card, load_generator
+from hiar.models.card import Walk, load_card
+from hiar.models.generator import load_generator
 from hiar.worlds.interface import FIRST_CLIP
 
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"

@@ -22,7 +22,7 @@ from hiar.live.room import Room
 from hiar.live.server import application
 from hiar.live.students import Student
 from hiar.live.timeline import Timeline
-from hiar.models.generator import load_card
+from hiar.models.card import load_card
 
 PROMPT, TOKEN, FPS, BLOCK = "a red disc moves left", "sixteen letters!", 12, 3
 PATIENCE = 30  # seconds, after which something has not come

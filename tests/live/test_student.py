@@ -18,7 +18,8 @@ from students import save_student
 from hiar.errors import UserError
 from hiar.live.students import Student, end_all, start_all
 from hiar.live.wire import command_line, read_message
-from hiar.models.generator import load_card, load_generator
+from hiar.models.card import load_card
+from hiar.models.generator import load_generator
 from hiar.stages.stream import clean_blocks, stream_rollout
 
 PROMPT = "a red disc moves left"

@@ -17,7 +17,8 @@ from hiar.grid import fastest
 from hiar.live.student import _make, _Making
 from hiar.live.walking import begin, blocks_ahead
 from hiar.memory.sampling import decode_bytes, walk_bytes
-from hiar.models.generator import Walk, load_generator
+from hiar.models.card import Walk
+from hiar.models.generator import load_generator
 from hiar.stages import fitting
 from hiar.stages.stream import clean_blocks, stream_rollout
 from hiar.stages.videos import decoding

@@ -17,10 +17,11 @@ from benchmarks.presets import PRESETS, build
 from benchmarks.walks import ALONE, BATCHED
 from hiar.config import Context, Order
 from hiar.models import compiled as module
+from hiar.models.card import Walk
 from hiar.models.compiled import Compiled, compiled, where_it_pays
 from hiar.models.denoiser import Denoiser
 from hiar.models.fp8 import use_fp8
-from hiar.models.generator import Generator, Walk, load_generator
+from hiar.models.generator import Generator, load_generator
 from hiar.rollout.walk import generate
 from hiar.stages.computing import SETTLED, Choice, computing, full_pass, settle, work
 from hiar.stages.rollouts import make_rollout

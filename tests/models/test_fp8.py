@@ -13,8 +13,9 @@ from tiny import tiny_denoiser
 from torch import nn
 
 from hiar.errors import UserError
+from hiar.models.card import Walk
 from hiar.models.fp8 import ERROR, Fp8Linear, in_fp8, use_fp8
-from hiar.models.generator import Walk, load_generator
+from hiar.models.generator import load_generator
 from hiar.stages import plan
 from hiar.stages.plan import number_format, round_to_fp8
 from hiar.stages.sample import sample_latents

@@ -13,8 +13,9 @@ from shape_worlds import DEFAULT
 from hiar.config import Model, Schedule, Video
 from hiar.errors import UserError
 from hiar.models.attention import Bidirectional
+from hiar.models.card import Card, Walk
 from hiar.models.denoiser import build_denoiser
-from hiar.models.generator import Card, Generator, Walk, load_generator
+from hiar.models.generator import Generator, load_generator
 from hiar.rollout.cell import OURS
 from hiar.worlds.shapes import open_world
 from hiar.worlds.shapes.captions import vocabulary

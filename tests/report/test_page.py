@@ -15,7 +15,7 @@ def test_a_name_that_the_page_does_not_have_is_no_blank(monkeypatch: pytest.Monk
     """A template that misspells a part would else leave it out of every report, and nobody would see."""
     known = cast(Any, SimpleNamespace(title="<HiAR>", __dataclass_fields__={"title": None}))
     for template, shown in (("{{ title }}", "&lt;HiAR&gt;"), ("{{ titel }}", None)):
-        monkeypatch.setattr(page, "_resource", {"page.html.jinja": template}.get)
+        monkeypatch.setattr(page, "resource", {"page.html.jinja": template}.get)
         if shown is None:
             with pytest.raises(UndefinedError, match="titel"):
                 page.render(known)

@@ -9,7 +9,8 @@ from students import save_student
 
 from hiar.config import Schedule
 from hiar.errors import UserError
-from hiar.models.generator import CARD, Walk, load_card, load_generator, save_card, walk_of
+from hiar.models.card import CARD, Walk, load_card, save_card, walk_of
+from hiar.models.generator import load_generator
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.stages.rollouts import make_rollout, walk_asked
 

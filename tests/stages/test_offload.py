@@ -14,7 +14,8 @@ from students import save_student
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.models.generator import Generator, Walk, load_generator
+from hiar.models.card import Walk
+from hiar.models.generator import Generator, load_generator
 from hiar.stages import fitting, plan
 from hiar.stages.clips import given_latents
 from hiar.stages.computing import choose

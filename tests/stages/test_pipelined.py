@@ -9,7 +9,8 @@ import torch
 from commands import hiar
 from students import save_student
 
-from hiar.models.generator import CARD, Walk, load_card, load_generator
+from hiar.models.card import CARD, Walk, load_card
+from hiar.models.generator import load_generator
 from hiar.stages import pipelined
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents

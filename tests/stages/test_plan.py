@@ -20,7 +20,8 @@ from hiar.grid import walk_passes
 from hiar.io.free import GB
 from hiar.memory.counting import Counting
 from hiar.memory.sampling import decode, decode_bytes, walk_bytes, walk_through
-from hiar.models.generator import Walk, load_generator
+from hiar.models.card import Walk
+from hiar.models.generator import load_generator
 from hiar.rollout.cell import Memory, carry_out
 from hiar.stages import fitting
 from hiar.stages.computing import Choice

@@ -20,7 +20,8 @@ from tiny import live_tensor_bytes, relative_error
 from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
 from hiar.io.video import open_stream, read_mp4
-from hiar.models.generator import Generator, Walk, load_generator
+from hiar.models.card import Walk
+from hiar.models.generator import Generator, load_generator
 from hiar.stages import fitting
 from hiar.stages.prompted import sample_prompts
 from hiar.stages.request import Request

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from shared import STATES, TEXT, Case, make, run_ranks, runtime, train_case
+from shared import STATES, TEXT, Case, make, run_ranks, runtime, save_state, train_case
 from tiny import tiny_denoiser
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -22,7 +22,7 @@ from hiar.errors import UserError
 from hiar.io.process_group import ALONE, Ranks, check_sizes, joined
 from hiar.io.states import Index, StoredState, layout_of, newest, publish, read_index, temporary_state, write_part
 from hiar.models.attention import Bidirectional
-from hiar.training.checkpoint import load_state, save_state
+from hiar.training.checkpoint import load_state
 from hiar.training.muon import ShardedMuon
 from hiar.training.parallel import accumulate, deal, local, read, shard
 from hiar.training.role import Role

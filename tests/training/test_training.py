@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import save_state
 from tiny import tiny_denoiser
 
 from hiar.config import AdamW, Muon, Optimizer
@@ -25,7 +26,7 @@ from hiar.errors import UserError
 from hiar.io.states import newest, states, write_part
 from hiar.models.attention import Bidirectional
 from hiar.training import checkpoint, loop
-from hiar.training.checkpoint import Saving, load_state, save_state
+from hiar.training.checkpoint import Saving, load_state
 from hiar.training.loop import train
 from hiar.training.role import Role, kept, lr_factor, make_role, update
 

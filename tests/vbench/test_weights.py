@@ -163,8 +163,10 @@ def served(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_fetched_is_whole_and_right_or_nothing_changes(served, tmp_path, monkeypatch):
+def test_fetched_is_whole_and_right_or_nothing_changes(served, environment, tmp_path, monkeypatch):
     folder, address = served
+    archives, weights = tmp_path / "archives", tmp_path / "weights"
+    archives.mkdir()
     content = b"weights " * 300_000  # more than is read at once
     (folder / "amt-s.pth").write_bytes(content)
     digest, size = hashlib.sha256(content).hexdigest(), len(content)
@@ -173,8 +175,8 @@ def test_fetched_is_whole_and_right_or_nothing_changes(served, tmp_path, monkeyp
         monkeypatch.setitem(WEIGHTS, AMT, Weight(**{"url": f"{address}/amt-s.pth"} | facts))
 
     source(sha256=digest, size=size)
-    place = fetch(tmp_path, AMT)
-    assert place == tmp_path / AMT
+    place = fetch(weights, AMT, environment, archives)
+    assert place == weights / AMT
     assert place.read_bytes() == content
     place.write_bytes(b"mine")
     for facts, said in [
@@ -189,17 +191,17 @@ def test_fetched_is_whole_and_right_or_nothing_changes(served, tmp_path, monkeyp
     ]:
         source(**facts)
         with pytest.raises(UserError, match=said):
-            fetch(tmp_path, AMT)
+            fetch(weights, AMT, environment, archives)
         assert place.read_bytes() == b"mine"
         assert [path.name for path in place.parent.iterdir()] == [place.name]
 
 
-def test_a_member_of_an_archive(served, tmp_path, monkeypatch):
+def test_a_member_of_an_archive(served, environment, tmp_path, monkeypatch):
     folder, address = served
     with zipfile.ZipFile(folder / "models.zip", "w") as archive:
         archive.writestr("models/raft-things.pth", b"flow")
     monkeypatch.setitem(WEIGHTS, RAFT, WEIGHTS[RAFT]._replace(url=f"{address}/models.zip"))
-    assert fetch(tmp_path, RAFT).read_bytes() == b"flow"
+    assert fetch(tmp_path / "weights", RAFT, environment, tmp_path).read_bytes() == b"flow"
 
 
 def test_an_archive_of_several_files_is_fetched_once(served, toy, tmp_path, monkeypatch):
@@ -232,7 +234,7 @@ def test_what_a_package_holds_needs_no_network(environment, tmp_path, monkeypatc
     (packages / "clip" / "bpe_simple_vocab_16e6.txt.gz").write_bytes(b"words")
     digest = hashlib.sha256(b"words").hexdigest()
     monkeypatch.setitem(WEIGHTS, name, Weight("http://127.0.0.1:9/x", digest, 5))
-    assert fetch(tmp_path, name, environment._replace(packages=packages)).read_bytes() == b"words"
+    assert fetch(tmp_path, name, environment._replace(packages=packages), tmp_path).read_bytes() == b"words"
 
 
 def test_approvals_are_kept_side_by_side(tmp_path):

@@ -17,8 +17,8 @@ from hiar.stages.cards import trained_card
 from hiar.stages.common import Stage
 from hiar.stages.pairs import Trajectories
 from hiar.stages.validation import validation
-from hiar.training.loop import Log, Metrics, train
-from hiar.training.parallel import Measured, deal
+from hiar.training.loop import Log, train
+from hiar.training.parallel import Measured, Metrics, deal
 from hiar.training.role import Role, learn
 
 # The loss of the samples at these places of the batch, a mean over them; drawn for one step.

@@ -81,12 +81,17 @@ def vocabulary(world: ShapesWorld) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
+def words_of(text: str) -> list[str]:
+    """The words of a caption; case, spacing, commas and full stops do not matter."""
+    return text.lower().replace(",", " ").replace(".", " ").split()
+
+
 def parse_caption(world: ShapesWorld, text: str) -> Asked:
-    """What ``text`` asks for. Case, spacing, commas and full stops do not matter.
+    """What ``text`` asks for.
 
     Raises UserError naming the word this world does not know, or, when all are known, showing a sentence that it does.
     """
-    words = text.lower().replace(",", " ").replace(".", " ").split()
+    words = words_of(text)
     known = vocabulary(world)
     for word in words:
         if word not in known:

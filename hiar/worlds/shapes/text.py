@@ -15,6 +15,7 @@ from hiar.errors import UserError, suggest
 from hiar.models.finite import require_finite
 from hiar.models.loading import load_model
 from hiar.noise import seeded
+from hiar.worlds.shapes.captions import words_of
 
 
 class WordEncoder(ModelMixin, ConfigMixin):
@@ -39,7 +40,7 @@ class WordEncoder(ModelMixin, ConfigMixin):
         """
         tokens = torch.zeros(len(captions), self.config.length, dtype=torch.long)
         for row, caption in enumerate(captions):
-            words = caption.lower().replace(",", " ").replace(".", " ").split()
+            words = words_of(caption)
             if len(words) > self.config.length:
                 raise UserError(
                     f"prompt '{caption}': has {len(words)} words; the model reads at most {self.config.length}"

@@ -9,7 +9,7 @@ from typing import get_args
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import unfinished
 from hiar.io.files import file_hash, writing
-from hiar.io.free import require_room
+from hiar.io.free import GB, require_room
 from hiar.worlds.interface import TRANSFORMER, Lora
 from hiar.worlds.wan.formats.configs import read_config
 from hiar.worlds.wan.formats.lora import add_lora
@@ -19,7 +19,6 @@ from hiar.worlds.wan.references import folders_of
 
 FORMS = ("diffusers", "wan", "self-forcing")
 LINKED = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "vae")  # of the base, in a pipeline's folder
-GB = 1e9
 
 
 def open_foreign(source: Path, weights: str | None, base: Path) -> Found:

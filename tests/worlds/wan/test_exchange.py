@@ -24,8 +24,9 @@ from hiar.errors import UserError
 from hiar.grid import make_grid
 from hiar.io.video import read_mp4
 from hiar.models.attention import Bidirectional
+from hiar.models.card import Walk, load_card
 from hiar.models.denoiser import Denoiser
-from hiar.models.generator import Walk, load_card, load_generator
+from hiar.models.generator import load_generator
 from hiar.models.pixels import to_video
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import generate

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.models.generator import load_card
+from hiar.models.card import load_card
 from hiar.stages.exchange import import_checkpoint
 from hiar.worlds.wan.formats.lora import add_lora
 from hiar.worlds.wan.formats.names import to_diffusers, to_original
