@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import md5, sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,6 +293,20 @@ def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
     config.write_text("[core\n")
     with pytest.raises(UserError, match=r"\.dvc/config: .*; mend it"):
         open_workspace(project.folder, "small")
+
+
+def test_stages_that_begin_at_once_open_one_workspace(project):
+    """As on another machine than their experiment's, whose clone has none yet."""
+    (project.folder / "experiments").mkdir()
+    (project.folder / "experiments" / "small.yaml").write_text("seeds: [1]\n")
+    together = threading.Barrier(8)
+
+    def begin(_):
+        together.wait()
+        return open_workspace(project.folder, "small")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(begin, range(8))) == {project.folder / "runs" / "small"}
 
 
 def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote, another):
