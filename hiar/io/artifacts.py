@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import functools
 import hashlib
 import itertools
 import json
@@ -119,7 +118,6 @@ def check_folder(option: str, folder: Path, kind: str) -> None:
         check_place(end.parent)
 
 
-@functools.cache
 def package_hash(parts: tuple[str, ...] = ("",)) -> str:
     """SHA-256 over the Python files of the package, or of some of its modules and rooms, such as ``models``."""
     package = Path(__file__).resolve().parent.parent
