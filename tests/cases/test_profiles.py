@@ -133,8 +133,10 @@ def test_videos_that_are_no_mp4_are_told_of(run: Run, foreign: Path) -> None:
     """Beside a mistake: of a command that is done `run` returns the figures alone."""
     (foreign / "0003.mp4").write_bytes(b"of nothing")
     assert "no mp4" not in run(*LITE, OUT, code=2)
-    (foreign / "0003.webm").write_bytes(b"of another system")
-    assert "videos: videos that are no mp4 are left out (1: 0003.webm); convert them" in run(*LITE, OUT, code=2)
+    for name in ("0003.webm", "0004.MOV"):  # as cameras write it
+        (foreign / name).write_bytes(b"of another system")
+    said = run(*LITE, OUT, code=2)
+    assert "videos: videos that are no mp4 are left out (2: 0003.webm, 0004.MOV); convert them" in said
 
 
 def test_what_is_kept_is_taken_and_not_measured_again(run: Run, foreign: Path) -> None:

@@ -17,6 +17,7 @@ from ports import free_ports
 from waiting import wait_until
 
 from flows.stack import control, health
+from flows.stack.__main__ import main as asked
 from flows.stack.control import down, status
 from flows.stack.settings import DATABASES, PASSWORD, check_ports, environment_of, note_ports, open_stack, read_ports
 from flows.stack.watcher import SILENCE
@@ -37,6 +38,16 @@ def test_two_servers_at_one_port_are_refused():
     (port,) = free_ports(1)
     with pytest.raises(UserError, match=f"HIAR_B_PORT = {port}: meets HIAR_A_PORT at {port}"):
         check_ports({"HIAR_A_PORT": port, "HIAR_B_PORT": port})
+
+
+def test_what_it_cannot_be_asked_for_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["flows.stack", "sideways"])
+    with pytest.raises(SystemExit) as ended:
+        asked()
+    assert ended.value.code == 2
+    assert "'sideways' (choose from" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_taken_port_ends_the_start_with_one_line_and_leaves_no_process(tmp_path_factory):

@@ -84,16 +84,17 @@ sys.exit(int(code))
 
 
 @pytest.mark.parametrize(
-    ("said", "error", "line"),
+    ("said", "teller", "error", "line"),
     [
-        ((f"{LOST}:lost another", "2:params.yaml: is wrong"), UserError, "params.yaml: is wrong"),
-        ((f"{LOST}:lost another", "1:disk: is full"), RunFailed, "disk: is full"),
-        (("0:", "7:"), RunFailed, "two ended with exit code 7: last of 1"),
-        ((f"{LOST}:lost another", "0:"), RunFailed, "lost another"),
+        ((f"{LOST}:lost another", "2:params.yaml: is wrong"), 0, UserError, "params.yaml: is wrong"),
+        ((f"{LOST}:lost another", "1:disk: is full"), 1, RunFailed, "disk: is full"),
+        (("0:", "7:"), 0, RunFailed, "two ended with exit code 7: last of 1"),
+        ((f"{LOST}:lost another", "0:"), 1, RunFailed, "lost another"),
     ],
 )
 def test_the_first_cause_is_told_though_another_ends_sooner(
     said: tuple[str, str],
+    teller: int,
     error: type[Exception],
     line: str,
     tmp_path: Path,
@@ -105,8 +106,8 @@ def test_the_first_cause_is_told_though_another_ends_sooner(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     with pytest.raises(error, match=f"^{re.escape(line)}$"):
-        launch([sys.executable, "-c", TOLD, *said], ["one", "two"], teller=0, threads=3)
-    assert capfd.readouterr().err == "seen of 0\n"
+        launch([sys.executable, "-c", TOLD, *said], ["one", "two"], teller=teller, threads=3)
+    assert capfd.readouterr().err == f"seen of {teller}\n"
     assert Path("threads").read_text() == "5"  # the user's own
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import shutil
 import signal
 from dataclasses import replace
 
+import av
 import pytest
+import torch
 from students import save_student
 
 from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
 from hiar.io.video import fragments
 from hiar.live import students
-from hiar.live.minute import minute_card
+from hiar.live.minute import minute_card, minute_mp4
 from hiar.live.room import Room, Viewer
 from hiar.live.students import Student, end_all, find_students
 from hiar.live.timeline import Timeline
@@ -66,6 +69,20 @@ def test_a_minute_is_kept_whole_and_no_block_more(checkpoint):
         kept = student.made - student.pieces[0].start
         assert kept == pytest.approx(7 / FPS * len(student.pieces))
         assert kept == pytest.approx(student.made) if student.made < 60 else 60 <= kept < 60 + 7 / FPS + 1e-6
+
+
+def test_the_video_of_a_minute_begins_with_it(checkpoint):
+    header, fragment_of = fragments(64, 64, FPS, apart=True)
+    student = Student("one", checkpoint, load_card(checkpoint), header=header)
+    for number in range(4):
+        frames = torch.full((BLOCK, 64, 64, 3), 40 * number, dtype=torch.uint8)
+        student.keep(block_of(number), fragment_of(frames), FPS)
+    student.pieces.popleft()  # as if it were older than a minute
+    with av.open(io.BytesIO(minute_mp4(student.header, student.pieces))) as video:
+        shown = [(frame.time, frame.to_ndarray(format="rgb24").mean()) for frame in video.decode(video=0)]
+    times, levels = zip(*shown, strict=True)
+    assert times == pytest.approx([number / FPS for number in range(3 * BLOCK)])
+    assert levels == pytest.approx([level for level in (40, 80, 120) for _ in range(BLOCK)], abs=3)
 
 
 def test_the_card_of_a_minute_has_its_own_videos_and_prompts_alone(room):

@@ -131,11 +131,11 @@ def test_what_lies_on_the_host_is_told_and_not_added() -> None:
 
 
 def test_a_plan_says_how_often_prompts_are_embedded() -> None:
-    """As often as a training does that goes through all of its samples."""
+    """As often as a training does that goes through all of its samples, those of steps for the critic alone too."""
     recipe = read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml")
     recipe = merge(recipe, {"runtime": {"processes": None}})
-    for steps, batch, replay in ((4097, 1, 1), (1024, 8, None)):
-        spec = {"steps": steps, "batch": batch, "micro_batch": None, "replay": replay}
+    for steps, warmup, batch, replay in ((4096, 1, 1, 1), (1024, 0, 8, None)):
+        spec = {"steps": steps, "critic_warmup": warmup, "batch": batch, "micro_batch": None, "replay": replay}
         params = parse_params(merge(merge(read_yaml(ROOT / "params.yaml"), recipe), {"distill": spec}), Path("recipe"))
         loads: list[int] = []
         world = SimpleNamespace(base=Path("base"), prompts=lambda seed, first, count: [first] * count)
@@ -152,12 +152,13 @@ def test_a_plan_says_how_often_prompts_are_embedded() -> None:
 def test_a_plan_says_what_embeddings_take_also_of_others_captions() -> None:
     """Without file and base each draw of student and critic may be another prompt, of all tokens, and so each pair."""
     recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
-    recipe = merge(recipe, {"runtime": {"processes": None}, "distill": {"steps": 3, "batch": 2, "critic_batch": 4}})
+    recipe = merge(recipe, {"runtime": {"processes": None}})
+    recipe = merge(recipe, {"distill": {"steps": 2, "critic_warmup": 1, "batch": 2, "critic_batch": 4}})
     for source, count in ((None, 10), ("models/pairs", 10), ("models/pairs", 7)):
         pairs = {"pairs": {"source": source, "count": count}}
         models = open_models(parse_params(merge(recipe, pairs), Path("recipe")))
         *_, told = islice(lines(models, (), 1, 1, 80 * GB), 3)
-        prompts = 3 * 2 + 3 * 5 * 4 + count
+        prompts = (1 + 2) * 2 + (1 + 2) * 5 * 4 + count
         assert told.startswith(f"their embeddings: up to {prompts * 512 * 4096 * 2 / GB:.2f} GB of {prompts} prompts")
 
 

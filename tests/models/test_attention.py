@@ -11,6 +11,7 @@ from tiny import relative_error, tiny_denoiser
 
 from hiar.models.attention import Bidirectional, BlockCausal, Row
 from hiar.models.blockwise import Places, condition, forward_blocks
+from hiar.models.denoiser import Denoiser
 from hiar.models.rings import RecordedRings, Rings
 from hiar.models.rotary import rotate, rotations
 
@@ -63,13 +64,22 @@ def test_gradients_reach_a_blocks_own_keys_and_not_those_of_its_context() -> Non
 
 @torch.no_grad()
 def test_one_network_takes_every_length_and_size_after_another() -> None:
-    """Also two that have as many tokens."""
+    """Also two that have as many tokens, and as diffusers calls it, without a word of attention."""
     used = tiny_denoiser()
     random = torch.Generator().manual_seed(4)
     text, sigma = torch.randn(1, 5, 8, generator=random), torch.tensor([0.5])
-    for shape in ((4, 4, 8), (4, 8, 4), (8, 4, 4), (2, 4, 8)):
-        x = torch.randn(1, 3, *shape, generator=random)
-        assert torch.equal(used(x, sigma, text, Bidirectional()), tiny_denoiser()(x, sigma, text, Bidirectional()))
+
+    def bare(network: Denoiser, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = network.transformer(x, 1000 * sigma, text, return_dict=False)[0]
+        return out
+
+    def whole(network: Denoiser, x: torch.Tensor) -> torch.Tensor:
+        return network(x, sigma, text, Bidirectional())
+
+    for forward in (bare, whole):
+        for shape in ((4, 4, 8), (4, 8, 4), (8, 4, 4), (2, 4, 8)):
+            x = torch.randn(1, 3, *shape, generator=random)
+            assert torch.equal(forward(used, x), forward(tiny_denoiser(), x))
 
 
 @torch.no_grad()

@@ -149,6 +149,10 @@ def edit(path: Path, **changes: object) -> None:
             lambda f: edit(f / "generator.json", coordinates=False),
             r"in_channels = 6: the codec beside it and the card make 4",
         ),
+        (
+            lambda f: build_word_encoder(vocabulary(DEFAULT), MODEL.text_length, 16, seed=0).save(f / "text_encoder"),
+            r"text_dim = 8: the text encoder beside it makes 16",
+        ),
         (lambda f: truncate(f / "codec" / "codec.safetensors"), r"codec\.safetensors: does not fit"),
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiar.errors import UserError
+from hiar.errors import RunFailed, UserError
 from hiar.io.launcher import RENDEZVOUS
 from hiar.stages.group import check_alike, group, own_device
 
@@ -43,6 +43,19 @@ def run(what: Callable[[int, int, str, float], None], work: list[float], place: 
 
 def test_who_is_done_waits_for_blocks_that_are_still_under_way(tmp_path: Path) -> None:
     run(take_part, [0.0, 1.5 * STALL_SECONDS, 0.0], tmp_path / "place")
+
+
+def leave(rank: int, ranks: int, place: str, seconds: float) -> None:
+    """A process of a group whose last one ends amid its work."""
+    os.environ[RENDEZVOUS] = place
+    lost = pytest.raises(RunFailed, match=f"^process {rank} of {ranks} lost another one")
+    with lost, group(rank, ranks, torch.device("cpu"), STALL_SECONDS):
+        if rank == ranks:
+            os._exit(0)
+
+
+def test_who_waits_for_one_that_has_ended_says_so(tmp_path: Path) -> None:
+    run(leave, [0.0, 0.0], tmp_path / "place")
 
 
 ALIKE = {"checkpoint": "a", "code": "b", "seed": 0, "prompts": ["one", "two"]}

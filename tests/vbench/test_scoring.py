@@ -487,6 +487,8 @@ def test_means_over_frames_and_over_videos():
     for name in ("appearance_style", "spatial_relationship"):
         assert dimension_value(name, [{"frame_results": [1.0]}, {"frame_results": [0.0] * 3}]) == 0.25
     assert dimension_value("color", [{"video_results": 1.0}, {"video_results": 0.0}]) == 0.5
+    # One after the other, as VBench adds: each of the ones is lost beside what is so much larger.
+    assert dimension_value("color", [{"video_results": value} for value in (1e16, *[1.0] * 8, -1e16)]) == 0
     assert dimension_value(IMAGING, [{"video_results": 60.0}, {"video_results": 80.0}]) == 0.7
     assert long_values(IMAGING, {"a": [{"video_results": 60.0}] * 3, "b": [{"video_results": 80.0}], "c": []}) == (
         0.7,

@@ -12,7 +12,7 @@ from shape_worlds import DEFAULT, PANNING, WHOLE_FAMILY, worlds
 
 from hiar.config import Shape, ShapesWorld
 from hiar.worlds.shapes.backdrop import stripes
-from hiar.worlds.shapes.palette import BACKGROUNDS, COLORS, background_table, color_table
+from hiar.worlds.shapes.palette import BACKGROUNDS, COLORS
 from hiar.worlds.shapes.render import clips, render
 from hiar.worlds.shapes.scenes import positions, scenes
 from hiar.worlds.shapes.shapes import EDGE, extents, masks
@@ -64,17 +64,20 @@ def test_edges_are_soft_so_that_small_moves_show(shape: Shape) -> None:
 
 
 def test_the_shapes_middle_and_the_corners_have_the_scenes_colours() -> None:
-    batch = scenes(DEFAULT, seed=0, first=0, count=30)
-    video = render(DEFAULT, batch, 4).float() / 255
+    """Also where the world names them in an order of its own."""
+    colors, backgrounds = DEFAULT.colors[::-1], DEFAULT.backgrounds[::-1]
+    world = DEFAULT.model_copy(update={"colors": colors, "backgrounds": backgrounds})
+    batch = scenes(world, seed=0, first=0, count=30)
+    video = render(world, batch, 4).float() / 255
     centre = positions(batch, 4).long()
     clip, frame = torch.meshgrid(torch.arange(30), torch.arange(4), indexing="ij")
     middle = video[clip, frame, centre[..., 1], centre[..., 0]]
-    torch.testing.assert_close(
-        middle, color_table(DEFAULT.colors)[batch.color][:, None].expand_as(middle), atol=1 / 255, rtol=0
-    )
+    expected = torch.tensor([COLORS[colors[number]] for number in batch.color])
+    torch.testing.assert_close(middle, expected[:, None].expand_as(middle), atol=1 / 255, rtol=0)
     backdrop = video.flatten(2, 3).median(dim=2).values  # most of a frame is backdrop
-    expected = background_table(DEFAULT.backgrounds)[batch.background][:, None].expand_as(backdrop)
-    torch.testing.assert_close(backdrop, expected, atol=0.51 / 255, rtol=0)  # the nearest of 256 levels
+    expected = torch.tensor([BACKGROUNDS[backgrounds[number]] for number in batch.background])
+    # the nearest of 256 levels
+    torch.testing.assert_close(backdrop, expected[:, None].expand_as(backdrop), atol=0.51 / 255, rtol=0)
 
 
 def test_the_camera_pans_a_striped_backdrop() -> None:

@@ -433,7 +433,7 @@ def test_an_import_after_one_that_was_interrupted_is_as_if_there_had_been_none(
         patch.setattr(exchange, "save_card", press)
         import_checkpoint(released, base, tmp_path / "im", "hiar", before, told)
     assert not (tmp_path / "im").exists()
-    for name in ("im", "undisturbed"):
+    for name in ("im", "undisturbed", "im"):  # in the end over one that is there
         import_checkpoint(released, base, tmp_path / name, "hiar", "generator_ema", told)
     weights = Path("transformer", "diffusion_pytorch_model.safetensors")
     assert (tmp_path / "im" / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()

@@ -22,7 +22,7 @@ def open_autoencoder(path: Path) -> Found:
     """
     try:
         tensors = convert_wan_vae_to_diffusers(read_state(path))
-    except (ValueError, IndexError):  # of names that only resemble its own
+    except ValueError:  # of names that only resemble its own
         tensors = {}
     shapes = {name: one.shape for name, one in tensors.items()}
     width, latent = (shapes.get(name, ())[:1] for name in ("encoder.conv_in.weight", "post_quant_conv.weight"))
