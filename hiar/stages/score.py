@@ -24,7 +24,8 @@ from hiar.io.progress import Progress
 from hiar.io.reading import PART
 from hiar.judges.interface import Judge, open_judge
 from hiar.metrics.summary import Figures, Summary, summarise
-from hiar.profiles.profile import Profile, open_profiles
+from hiar.profiles.profile import Profile
+from hiar.profiles.registry import open_profiles
 from hiar.stages import drift
 from hiar.stages.common import write_log
 from hiar.stages.comparison import (
