@@ -17,9 +17,9 @@ from torch import Tensor
 from hiar import config
 from hiar.config import Count, Params
 from hiar.errors import UserError
-from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
+from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest
 from hiar.io.cpu import settle_cpu
-from hiar.io.files import json_line, write_text
+from hiar.io.files import json_line, write_json, write_text
 from hiar.io.progress import Progress
 from hiar.io.reading import PART
 from hiar.judges.interface import Judge, open_judge

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hiar import config
 from hiar.errors import UserError, suggest
-from hiar.io.artifacts import write_manifest, write_text
-from hiar.io.files import json_line, remove
+from hiar.io.artifacts import write_manifest
+from hiar.io.files import json_line, remove, write_text
 from hiar.io.names import video_name
 from hiar.io.video import write_parts
 from hiar.judges.interface import Judge, open_judge
