@@ -18,7 +18,7 @@ from hiar.parameters import explain
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Part
 
 REFERENCE = "reference.json"
-FOLDERS: dict[Part, tuple[str, ...]] = {  # of a base in diffusers' layout
+FOLDERS: dict[Part, tuple[str, ...]] = {  # of a base in diffusers' layout; the first one holds the network
     TRANSFORMER: ("transformer",),
     TEXT: ("text_encoder", "tokenizer"),
     CODEC: ("vae",),
@@ -34,9 +34,9 @@ class _Reference(BaseModel):
     content: str  # fingerprint of the part's files
 
 
-def refer(folder: Path, base: Path, part: Part, verify: bool = False) -> None:
+def refer(folder: Path, base: Path, part: Part) -> None:
     """Make ``folder`` stand for a part of ``base``. Raises UserError when the part is not there."""
-    content = fingerprint(folders_of(base, part), cache_folder(), verify)
+    content = fingerprint(folders_of(base, part), cache_folder())
     folder.mkdir(exist_ok=True)
     said = _Reference(base=str(base.resolve()), part=part, content=content)
     write_json(folder / REFERENCE, said.model_dump())
