@@ -15,6 +15,7 @@ from benchmarks.walks import Walk
 from hiar.models.pixels import to_frames
 from hiar.noise import normals
 from hiar.rollout.walk import walk as walk_grid
+from hiar.transfer import arrivals, download, lead
 
 REPEATS, WARM = 20, 3  # times that something short is measured in a round, and times before that do not count
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # of the square matrices whose product is the device's peak
@@ -46,18 +47,19 @@ def now(device: torch.device) -> float:
 
 @torch.no_grad()
 def time_walk(setup: Setup, walk: Walk, blocks: int, decode: bool) -> Timing:
-    """Carry out a walk in this process; ``decode``: every block's frames as soon as it is finished."""
+    """Carry out a walk in this process; ``decode``: every block's frames as soon as it is finished.
+
+    A block is finished when it has reached the host, while a GPU is asked for the next, as in `hiar stream`.
+    """
     device = setup.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     rollout = setup.rollout(setup.preset.grid(walk, blocks))
     decoded = setup.codec.decoding()
+    walked = walk_grid(setup.denoiser, rollout, walk.order, passes=walk.passes)
     start = now(device)
-    ends = []
-    for _, latent in walk_grid(setup.denoiser, rollout, walk.order, passes=walk.passes):
-        if decode:
-            to_frames(decoded(latent.float())).cpu()
-        ends.append(now(device) - start)
+    asked = (download(to_frames(decoded(latent.float())) if decode else latent) for _, latent in walked)
+    ends = [time.perf_counter() - start for _ in arrivals(asked, lead(device))]
     return Timing(ends, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
 
 

@@ -24,6 +24,7 @@ PROJECT = "HIAR_PROJECT"  # of a worker: the working folder in which its runs wo
 REPOSITORY = "HIAR_REPOSITORY"  # of a worker: what it clones, where the deployed address is none for its machine
 CLONES = "HIAR_CLONES"  # of a worker: where its clones lie; default: ~/.cache/hiar/clones
 COMMIT = "HIAR_COMMIT_OF_RUN"  # of a stage's run: its experiment's commit; another may have been deployed since
+LABEL = "hiar.commit"  # of a run in a clone: the commit that it goes on with, whatever was deployed since
 MODELS = "HIAR_MODELS"  # of a worker: base models and prompts, which no repository holds; clones have them as models/
 
 
@@ -56,7 +57,8 @@ def _open_project(repository: str, commit: str) -> dict[str, str]:
         if not Path(folder, "dvc.yaml").is_file():
             raise UserError(f"{PROJECT} = {folder}: holds no dvc.yaml; set it to the project's folder on this machine")
         return {"directory": folder}
-    clone = _clone(os.environ.get(REPOSITORY) or repository, os.environ.get(COMMIT) or commit)
+    commit = os.environ.get(COMMIT) or _commit_of_run(commit)
+    clone = _clone(os.environ.get(REPOSITORY) or repository, commit)
     # The stages run the commit's code rather than that of the worker's installation.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(clone), os.environ.get("PYTHONPATH"))))
     sys.path.insert(0, os.fspath(clone))
@@ -100,6 +102,19 @@ def _end_run(error: UserError) -> None:
             state: State[Any] = Failed(message=str(error))
             with get_client(sync_client=True) as client:
                 client.set_flow_run_state(UUID(run), state)
+
+
+def _commit_of_run(deployed: str) -> str:
+    """The commit that the run which this process is to be began with; where it begins now, the ``deployed`` one."""
+    from prefect.client.orchestration import get_client
+
+    if (run := os.environ.get("PREFECT__FLOW_RUN_ID")) is None:
+        return deployed
+    with get_client(sync_client=True) as client:
+        known = client.read_flow_run(UUID(run)).labels.get(LABEL)
+        if known is None:
+            client.update_flow_run_labels(UUID(run), {LABEL: deployed})
+    return deployed if known is None else str(known)
 
 
 def _clone(repository: str, commit: str) -> Path:

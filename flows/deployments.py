@@ -149,7 +149,7 @@ def _elsewhere(name: str | None, params: Params) -> Any:
     parent, kind, commit = flow_run.id, kind_of_pool(), head_of(Path.cwd())
     of_run = {"env": {COMMIT: commit}} if commit and PROJECT not in os.environ else {}
 
-    def run(stage: str, force: bool) -> None:
+    def run(stage: str, force: bool, groups: ProcessGroups) -> None:
         begun = run_deployment(
             DEPLOYMENT,
             parameters={"stage": stage, "name": name, "force": force},
@@ -158,20 +158,24 @@ def _elsewhere(name: str | None, params: Params) -> Any:
             timeout=0,
         )
         assert isinstance(begun, FlowRun)  # no coroutine, in a thread
-        state = _wait(begun)
+        state = _wait(begun, groups)
         if not state.is_completed():
             raise StageFailure(stage, MISTAKE, state.message or f"{stage}: ended as {state.name}")
 
     return run
 
 
-def _wait(run: FlowRun) -> State[Any]:
-    """The state in which a run ends; a server that is away for a while is waited for."""
+def _wait(run: FlowRun, groups: ProcessGroups) -> State[Any]:
+    """The state in which a run ends; a server that is away for a while is waited for. Raises Stopped with the groups.
+
+    This flow ends then, and is not to wait for what goes on without it.
+    """
     from httpx import HTTPError
 
     with get_client(sync_client=True) as client:
         while True:
             time.sleep(POLL_SECONDS)
+            groups.check()
             try:
                 state = client.read_flow_run(run.id).state
             except HTTPError:

@@ -77,6 +77,7 @@ def _try(folder: Path, names: Sequence[str], wanted: int, held: ExitStack) -> li
             except BlockingIOError:
                 file.close()
                 continue
+            os.set_inheritable(file.fileno(), True)  # a stage may outlive its flow by the time that a checkpoint takes
             held.enter_context(file)
             taken.append(name)
             if len(taken) == wanted:

@@ -22,7 +22,8 @@ from hiar.errors import UserError
 from hiar.parameters import load_params
 from hiar.workspace import experiment_params, open_workspace
 
-Elsewhere = Callable[[str, bool], None]  # has a stage run, forced or not; raises StageFailure
+# Has a stage run, forced or not; raises StageFailure, and Stopped once the groups are stopped.
+Elsewhere = Callable[[str, bool, ProcessGroups], None]
 
 
 def _crashed(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
@@ -59,7 +60,7 @@ def run_stage(
     logger = get_run_logger()
     try:
         if elsewhere is not None:
-            elsewhere(stage, force)
+            elsewhere(stage, force, groups)
             if remote is None or is_current(workspace, stage):
                 return None
         with cores.take(threads if elsewhere is None else 0):

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 from flows.remote import Remote
 from hiar.parameters import load_params
+from hiar.report.columns import leading, rank
 from hiar.stages.comparison import read_summary
 from hiar.storage.runs import key_of, stages_of
 from hiar.tracking.stage import tracked
-
-BEST = "good"  # the measure, where a world's judge has it, of which the seed with the highest is the alias `best`
 
 
 class Model(NamedTuple):
@@ -41,10 +40,10 @@ def models_of(workspace: Path, url: str) -> Iterator[Model]:
     rows = [row for row in summary if row["stage"] == "distill"]
     stages = stages_of((workspace / "dvc.lock").read_bytes(), workspace / "dvc.lock")
     objects = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
-    best: dict[str, tuple[float, int]] = {}
+    best: dict[str, tuple[float, int]] = {}  # of each method, by the metric that leads where it was scored
     for row in rows:
-        if BEST in row["metrics"]:
-            found = (row["metrics"][BEST]["mean"], -row["seed"])
+        if key := leading(row["metrics"]):
+            found = (rank(key, row["metrics"][key]["mean"]), -row["seed"])
             best[row["variant"]] = max(found, best.get(row["variant"], found))
     for row in rows:
         variant, seed = row["variant"], row["seed"]

@@ -23,6 +23,8 @@ from hiar.errors import InUse, UserError
 from hiar.storage.runs import stages_of
 
 BUSY_SECONDS = 5.0  # between attempts at a stage that another process is using
+# What DVC says of that, and what the stage does of one that has outlived its DVC to save a state.
+BUSY = ("is busy, it is being blocked by", ": another process is writing it; ")
 # What DVC says after each stage of things to do by hand; of no use in a run's log.
 HINTS = (
     "Generating lock file",
@@ -145,12 +147,12 @@ def reproduce(
         tail: deque[str] = deque(maxlen=100)
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
         if remote is not None and not remote.away:
-            command = [sys.executable, "-m", "flows.remote", "reproduce"]
+            command = remote.command
         command += ["--force", stage] if force else [stage]
 
         def heard(line: str, tail: deque[str] = tail) -> None:
-            if remote is not None and line.startswith(remote.away_line):
-                remote.away = True
+            if remote is not None:
+                remote.hear(line)
             if line and not line.startswith(HINTS):
                 tail.append(line)
                 on_line(line)
@@ -158,7 +160,7 @@ def reproduce(
         code = groups.run(command, workspace, {**stage_environment(), **(variables or {})}, heard)
         if code == 0:
             return
-        if not any("is busy, it is being blocked by" in line for line in tail):
+        if not any(words in line for line in tail for words in BUSY):
             raise _failure(stage, code, list(tail))
         on_line(f"waiting until the other process is done with {stage}")
         time.sleep(BUSY_SECONDS)

@@ -1,6 +1,7 @@
 """Commands that leave no orphan: each in a process group of its own, which is stopped as a whole.
 
-The group's leader (flows/leader.py) ends it when this process is gone, by SIGKILL too.
+The group's leader (flows/leader.py) ends it when this process is gone, by SIGKILL too. It holds the locks of this
+process that are inheritable: what they are for is in use until the group has ended.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class ProcessGroups:
         self._leaders: set[subprocess.Popen[str]] = set()
         self._stopping = False
 
+    def check(self) -> None:
+        """Raise Stopped after ``stop``: for what waits in a thread of its own, and would outlast it."""
+        if self._stopping:
+            raise Stopped
+
     def run(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str], on_line: Callable[[str], None]
     ) -> int:
@@ -55,8 +61,7 @@ class ProcessGroups:
         Returns its exit code, -N when signal N ended it. Raises Stopped instead of starting after ``stop``.
         """
         with self._lock:
-            if self._stopping:
-                raise Stopped
+            self.check()
             leader = subprocess.Popen(
                 [*LEADER, *command],
                 cwd=folder,
@@ -67,6 +72,7 @@ class ProcessGroups:
                 text=True,
                 errors="replace",
                 start_new_session=True,
+                close_fds=False,  # inheritable are locks that are to be held until the group has ended, nothing else
             )
             self._leaders.add(leader)
         try:

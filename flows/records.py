@@ -27,7 +27,9 @@ def main() -> NoReturn:
             follow_project(Path.cwd())
             views = view_paths(Path.cwd())
         except sqlite3.Error as error:
-            raise UserError(f"mlflow.db: cannot be read ({error}); mend it, or move it away to begin anew") from None
+            in_use = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            remedy = "wait for the program that writes to it" if in_use else "mend it, or move it away to begin anew"
+            raise UserError(f"mlflow.db: cannot be read ({error}); {remedy}") from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

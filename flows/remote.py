@@ -1,10 +1,10 @@
 """DVC's remote during a run: what was made elsewhere from the same inputs is fetched, what is made here is pushed.
 
-`python -m flows.remote reproduce [--force] STAGE`, which fetches or runs a stage and pushes what it made, and
-`python -m flows.remote push`, which pushes everything, work in the workspace that is the current folder, in processes
-that are stopped as stages are. `dvc repro --pull` and `dvc push --run-cache` do the same, but each of them copies the
-records of every stage ever run (DVC's run cache), and takes for granted that a folder which was pushed once is still
-whole; here records that are missing are copied, after the data that they name.
+`python -m flows.remote reproduce [--force] STAGE`, which fetches or runs a stage and pushes what it made (`fetch` does
+not push), and `python -m flows.remote push`, which pushes everything, work in the workspace that is the current folder,
+in processes that are stopped as stages are. `dvc repro --pull` and `dvc push --run-cache` do the same, but each of them
+copies the records of every stage ever run (DVC's run cache), and takes for granted that a folder which was pushed once
+is still whole; here records that are missing are copied, after the data that they name.
 """
 
 from __future__ import annotations
@@ -35,11 +35,15 @@ PATIENCE = {"connect_timeout": 10, "read_timeout": 60}
 
 @dataclass
 class Remote:
-    """The remote of a workspace: its name, and whether it has failed in this run, which then goes on without it."""
+    """The remote of a workspace: its name, and whether it has failed in this run, which then goes on without it.
+
+    closed: it has not taken what was pushed, as one that may only be read; it is still fetched from.
+    """
 
     workspace: Path
     name: str
     away: bool = False
+    closed: bool = False
 
     @property
     def url(self) -> str:
@@ -53,6 +57,23 @@ class Remote:
     def away_line(self) -> str:
         """How lines begin that tell of a failure."""
         return f"remote '{self.name}': "
+
+    @property
+    def closed_line(self) -> str:
+        """How those of them begin that tell of a push."""
+        return f"{self.away_line}nothing more is pushed: "
+
+    @property
+    def command(self) -> list[str]:
+        """What reproduces a stage, whose name is to be added."""
+        return [sys.executable, "-m", "flows.remote", "fetch" if self.closed else "reproduce"]
+
+    def hear(self, line: str) -> None:
+        """Take note of a failure, which a command has told."""
+        if line.startswith(self.closed_line):
+            self.closed = True
+        elif line.startswith(self.away_line):
+            self.away = True
 
     def state(self) -> str:
         """What is to be pushed, and where to."""
@@ -85,7 +106,7 @@ def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None]) -> 
     state = remote.state()
 
     def heard(line: str) -> None:
-        remote.away |= line.startswith(remote.away_line)
+        remote.away |= line.startswith(remote.away_line)  # so that nobody is sent there
         if line:
             tell(line)
 
@@ -106,7 +127,8 @@ def main() -> int:
     stage = options[-1:]
     there = "--force" in options or _with_repo(_fetch, stage)
     code = int(dvc(["--wait-for-lock", "repro", "--single-item", *options]))
-    if code == 0 and there:  # in this process, as DVC and what speaks S3 take more than a second to load
+    if code == 0 and there and what == "reproduce":
+        # In this process, as DVC and what speaks S3 take more than a second to load.
         _with_repo(_push, stage)
     return code
 
@@ -126,7 +148,9 @@ def _with_repo(act: Callable[[Any, str, Sequence[str]], None], stages: Sequence[
         with Repo(os.fspath(workspace), config={"remote": {name: settings}}, _wait_for_lock=True) as repo:
             act(repo, name, stages)
     except Exception as error:  # whatever a network, a store, its settings and its libraries lead to
-        print(f"remote '{name}': {_reason(error)}; going on without it, the next run pushes what is missing there")
+        remote = Remote(workspace, name)
+        begins = remote.closed_line if act is _push else remote.away_line
+        print(f"{begins}{_reason(error)}; going on without it, the next run pushes what is missing there")
         return False
     return True
 

@@ -110,11 +110,6 @@ def seeded(purpose: Purpose, seed: int) -> Iterator[None]:
         yield
 
 
-def upload(x: Tensor, device: torch.device) -> Tensor:
-    """What was drawn or computed in the host's memory, on the device; a GPU is not waited for."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
 class _Philox(threading.local):
     """One generator a thread, set to another key and counter for each draw: that takes a fifth of making a new one."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -21,6 +21,7 @@ from hiar.config import Params
 from hiar.errors import InUse, UserError, suggest
 from hiar.io.files import file_hash, write_text, writing
 from hiar.io.fingerprints import cache_folder, fingerprint
+from hiar.io.locks import locked
 from hiar.io.manifests import MANIFEST
 from hiar.io.progress import tell
 from hiar.parameters import merge, parse_params, read_yaml
@@ -126,8 +127,14 @@ def open_workspace(root: Path, name: str | None) -> Path:
     if name is None:
         return root
     workspace = root / "runs" / name
+    with locked(workspace / ".dvc" / "tmp", "hiar-open.lock"):  # stages that begin at once would meet in it
+        _bring_up_to_date(root, name, workspace)
+    _check_adopted(params, workspace)
+    return workspace
+
+
+def _bring_up_to_date(root: Path, name: str, workspace: Path) -> None:
     with writing(workspace):
-        (workspace / ".dvc").mkdir(parents=True, exist_ok=True)
         for link in (*LINKS, *(name for name in INPUTS if (root / name).exists())):
             _link(workspace / link, Path("..", "..", link))
     tree = experiment_tree(root, name)
@@ -141,8 +148,6 @@ def open_workspace(root: Path, name: str | None) -> Path:
             write_text(path, text)
     with _settings(root):
         _share_settings(root, workspace)
-    _check_adopted(params, workspace)
-    return workspace
 
 
 def _seconds(params: Params) -> float:
@@ -249,28 +254,40 @@ def _do_without_git(workspace: Path) -> None:
 
 @contextmanager
 def sole_use(root: Path, name: str | None) -> Iterator[int | None]:
-    """Keep every other `hiar run` out of an experiment's workspace, by a lock that the kernel releases.
+    """Keep every other `hiar run` out of an experiment's workspace, by locks that the kernel releases.
 
-    Yields the number of the open file that holds it, for a process that is to hold it too; None where there is no
-    project. Raises InUse when another has it.
+    Yields the number of an open file that holds one of them, which processes may inherit to hold it too; None where
+    there is no project. What such processes of a run that was killed still do, as saving a state, is waited for.
+    Raises InUse when another run is at work.
     """
     workspace = root if name is None else root / "runs" / name
-    path = workspace / ".dvc" / "tmp" / "hiar-run.lock"
+    folder = workspace / ".dvc" / "tmp"
     if not (root / ".dvc").is_dir():  # DVC will say so
         yield None
         return
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse(
-                f"{workspace.resolve().name if name is None else workspace}: another `hiar run` is at work here; "
-                "wait until it ends, or stop it"
-            ) from None
-        yield file.fileno()
+    with ExitStack() as held:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            alone, shared = (
+                held.enter_context((folder / lock).open("ab")) for lock in ("hiar-alone.lock", "hiar-run.lock")
+            )
+        place = workspace.resolve().name if name is None else workspace
+        if not _lock(alone):
+            raise InUse(f"{place}: another `hiar run` is at work here; wait until it ends, or stop it")
+        if not _lock(shared):
+            tell(f"{place}: a run that was killed is about to end here; waiting for it")
+            fcntl.flock(shared, fcntl.LOCK_EX)
+        os.set_inheritable(shared.fileno(), True)
+        yield shared.fileno()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock an open file, unless another process has it locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _link(path: Path, target: Path) -> None:

@@ -16,12 +16,16 @@ ROOT = Path(__file__).parents[1]
 FOREIGN = ("HIAR_", "MLFLOW_", "PREFECT_")
 # Variables that no library of prepared.py reads before a command is known, by their beginnings.
 LATE = (*FOREIGN, "VBENCH_")
+# What libraries set in the tests' own process as they are imported there; no shell hands it to a command.
+BY_LIBRARIES = ("LD_LIBRARY_PATH", "TORCH_CPP_LOG_LEVEL", "_TORCHINDUCTOR_")
+STARTED_WITH = {name: value for name, value in os.environ.items() if name.startswith(BY_LIBRARIES)}
 
 
 def environment() -> dict[str, str]:
     """The environment of a command; its code is this project's wherever it runs, so that coverage counts it."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    return {**own, "PYTHONPATH": os.fspath(ROOT), "PYTHONSAFEPATH": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith((*FOREIGN, *BY_LIBRARIES))}
+    project = {"PYTHONPATH": os.fspath(ROOT), "PYTHONSAFEPATH": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return own | STARTED_WITH | project
 
 
 def hiar(*arguments: object, folder: Path, code: int = 0, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -45,8 +45,8 @@ from hiar.training.checkpoint import Curve, Saving, load_state
 from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import Distillation, distillation_step
 from hiar.training.loop import train
-from hiar.training.parallel import accumulate, deal, shard
-from hiar.training.role import Role, kept_weights, make_role, update
+from hiar.training.parallel import deal, shard
+from hiar.training.role import Role, kept_weights, learn, make_role
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.shapes.codec import PatchCodec
 
@@ -131,13 +131,14 @@ def init_roles(case: Case, ranks: Ranks):
 
         def loss_of(part: range):
             own = slice(part.start, part.stop)
-            x, x0 = at_levels(STATES, chosen[own], levels[own], 2), STATES[chosen[own], -1]
+            rows = chosen[own]
+            drawn = (at_levels(STATES, rows, levels[own], 2), STATES[rows, -1], sigma[own], TEXT[rows])
+            drawn = [tensor.to(case.device) for tensor in drawn]
             with accelerator.autocast():
-                loss = ode_regression(role.module, x, x0, sigma[own], TEXT[chosen[own]], BlockCausal(2, 2), 0.2, share)
-            return loss, {"loss": loss.item()}
+                loss = ode_regression(role.module, *drawn, BlockCausal(2, 2), 0.2, share)
+            return loss, {"loss": loss}
 
-        metrics = accumulate(role.module, parts, loss_of, ranks, accelerator)
-        return metrics | {"norm": update(role, number, accelerator)}
+        return learn(role, number, parts, loss_of, ranks, accelerator)
 
     return {"student": role}, step, {}
 

@@ -24,6 +24,7 @@ from hiar.rollout.walk import walk as walked
 from hiar.stages.computing import full_pass
 from hiar.training.parallel import local, shard
 from hiar.training.role import HOST, move_states
+from hiar.transfer import download
 
 GPU = torch.device("cuda")
 
@@ -70,6 +71,15 @@ def test_between_blocks_nothing_waits_for_the_gpu(walk: Walk) -> None:
         assert len([*blocks]) == 8
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_is_downloaded_is_what_was_there_then() -> None:
+    x = torch.ones(1 << 24, device=GPU)
+    arrived = download(x)
+    x.fill_(2)
+    copy = arrived()
+    assert not copy.is_pinned()
+    assert torch.equal(copy, torch.ones(1 << 24))
 
 
 @torch.no_grad()

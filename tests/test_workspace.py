@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from hiar.errors import InUse
 from hiar.workspace import sole_use
@@ -32,16 +34,26 @@ def test_a_workspace_is_one_runs_at_a_time(root: Path) -> None:
             pass
 
 
-def test_a_workspace_is_in_use_until_the_last_process_of_its_run_has_ended(root: Path) -> None:
+def test_what_a_killed_run_has_left_at_work_is_waited_for(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The flow that `hiar run` has started outlives it for as long as its stages take to end."""
     with sole_use(root, None) as held:
         assert held is not None
         flow = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[held])
-    with pytest.raises(InUse), sole_use(root, None):
-        pass
-    flow.communicate()
-    with sole_use(root, None):
-        pass
+    entered: list[bool] = []
+
+    def run() -> None:
+        with sole_use(root, None):
+            entered.append(True)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(run)
+        wait_until(lambda: "a run that was killed is about to end here" in capsys.readouterr().err)
+        with pytest.raises(InUse), sole_use(root, None):  # of two that wait one is told
+            pass
+        assert not entered
+        flow.communicate()
+        waiting.result()
+    assert entered == [True]
 
 
 def test_where_there_is_no_project_nothing_is_made(tmp_path: Path) -> None:

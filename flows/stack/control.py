@@ -29,6 +29,7 @@ SERVERS = ("s3", "prefect", "mlflow")
 HEALTHY_SECONDS = 300.0
 ENDING_SECONDS = 150.0  # workers end first, whose stages write a checkpoint, then the servers
 RUNNING = "RUNNING"  # supervisor's word
+LEAST_FREE = 100e6  # bytes of disk, with which servers and stages can still work
 
 
 def up(stack: Stack) -> int:
@@ -92,7 +93,9 @@ def status(stack: Stack) -> int:
     for name, state in states.items():
         said = f"{stack.url(name)} {'answers' if healthy[name] else 'does not answer'}" if name in healthy else ""
         print(f"{name:12} {state:10} {said}".rstrip())
-    return 0 if all(healthy.values()) and all(state == RUNNING for state in states.values()) else 1
+    if full := shutil.disk_usage(stack.folder).free < LEAST_FREE:
+        print(f"{stack.folder}: the disk is full; free some space, what has stopped goes on by itself")
+    return 0 if not full and all(healthy.values()) and all(state == RUNNING for state in states.values()) else 1
 
 
 def _start(stack: Stack, lock: int) -> None:
@@ -108,7 +111,7 @@ def _start(stack: Stack, lock: int) -> None:
         make_cluster(stack.folder / "postgres", stack.keys[PASSWORD])
     note_ports(stack)
     (stack.folder / "pid").unlink(missing_ok=True)  # of an earlier start; another process may have that number
-    command = [*contained, sys.executable, "-m", "supervisor.supervisord", "--configuration"]
+    command = [*contained, sys.executable, "-m", "flows.stack.supervisor", "--configuration"]
     with writing(stack.folder), (stack.folder / "logs" / "start.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, os.fspath(CONFIG / "supervisord.conf")],

@@ -3,7 +3,8 @@
 Prefect's automations cannot be left alone with this: after a server's restart one turned a completed run into a crashed
 one. Here a run is touched only while it is running or pending and gave no sign of life for longer than this watcher
 and the server were up, or has just crashed, as its worker says of a process that was killed; and only where it was
-started by a deployment: others cannot be scheduled again, and emit heartbeats at other times.
+started by a deployment: others cannot be scheduled again, and emit heartbeats at other times. One that is being
+cancelled by a worker which died is cancelled, and the stages of an experiment with it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 LOOK_SECONDS = 5.0
-SILENCE = {"RUNNING": timedelta(seconds=70), "PENDING": timedelta(seconds=110)}  # heartbeats come every 30 s
+SILENCE = {  # heartbeats come every 30 s
+    "RUNNING": timedelta(seconds=70),
+    "PENDING": timedelta(seconds=110),
+    "CANCELLING": timedelta(seconds=70),
+}
 PENDING = "HIAR_PENDING_SECONDS"
 PAUSE = timedelta(seconds=30)  # between two looks: more than that, and the machine slept
 RECENT = timedelta(days=7)  # what crashed before is past; a stack may be down for a night or a weekend
@@ -68,13 +74,14 @@ def pending_silence() -> timedelta:
 
 
 def look(client: Any, up_since: datetime, now: datetime | None = None) -> list[str]:
-    """Mark the runs that are silent as crashed, and schedule those that crashed again; what was done, in lines.
+    """Mark the runs that are silent as crashed, or cancelled where they were to be, and schedule those that crashed
+    again; what was done, in lines.
 
     client: Prefect's, synchronous. up_since: silence before it counts for nothing.
     """
     now = now or datetime.now(UTC)
     silence = SILENCE | {"PENDING": pending_silence()}
-    done = []
+    done = _cancel_stages(client, now)
     for run in _runs(client, "CRASHED"):
         if run.deployment_id is None or now - run.state.timestamp >= RECENT:
             continue
@@ -86,7 +93,7 @@ def look(client: Any, up_since: datetime, now: datetime | None = None) -> list[s
         if run.deployment_id is None or now - signs <= allowed:
             continue
         if now - max(signs, last_heartbeat(client, run.id, now - 2 * allowed) or signs) > allowed:
-            done += _crash(client, run)
+            done += _cancel(client, run) if run.state.is_cancelling() else _crash(client, run)
     return done
 
 
@@ -105,14 +112,38 @@ def last_heartbeat(client: Any, run: Any, since: datetime) -> datetime | None:
     return events[0].received or events[0].occurred if events else None
 
 
-def _runs(client: Any, *types: str) -> list[Any]:
-    """The runs in states of some types, those that began last first, as many as the server gives at once."""
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+def _runs(client: Any, *types: str, below: Sequence[Any] = ()) -> list[Any]:
+    """The runs in states of some types, those that began last first, as many as the server gives at once.
+
+    below: runs by which these were started.
+    """
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterParentFlowRunId,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
     from prefect.client.schemas.objects import StateType
     from prefect.client.schemas.sorting import FlowRunSort
 
-    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType(name) for name in types]))
-    return list(client.read_flow_runs(flow_run_filter=FlowRunFilter(state=states), sort=FlowRunSort.START_TIME_DESC))
+    wanted = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType(one) for one in types]))
+    )
+    if below:
+        wanted.parent_flow_run_id = FlowRunFilterParentFlowRunId(any_=[run.id for run in below])
+    return list(client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.START_TIME_DESC))
+
+
+def _cancel_stages(client: Any, now: datetime) -> list[str]:
+    """Cancel what cancelled experiments have started: Prefect lets it go on, for days, on a device that others need."""
+    from prefect.states import Cancelling
+
+    ended = _runs(client, "CANCELLING", "CANCELLED")
+    recent = [run for run in ended if run.deployment_id is not None and now - run.state.timestamp < RECENT]
+    stages = _runs(client, "SCHEDULED", "PENDING", "RUNNING", below=recent) if recent else []
+    for stage in stages:
+        client.set_flow_run_state(stage.id, Cancelling(message="its experiment was cancelled"))
+    return [f"{stage.name} ({stage.id}): is being cancelled, as its experiment is" for stage in stages]
 
 
 def _attempts(client: Any, run: Any) -> int:
@@ -126,21 +157,37 @@ def _attempts(client: Any, run: Any) -> int:
     return max(run.run_count, sum(not (one.message or "").endswith(SILENT) for one in states))
 
 
+def _cancel(client: Any, run: Any) -> list[str]:
+    """End a run that was to be cancelled by a worker which has died; its slot would be taken for ever."""
+    from prefect.states import Cancelled
+
+    ended = _set(client, run, Cancelled(message=f"{run.state.name}, and {SILENT}"))
+    return [f"{run.name} ({run.id}): cancelled"] if ended else []
+
+
 def _crash(client: Any, run: Any) -> list[str]:
     """Mark a run as crashed that is still as it was seen, and schedule it again."""
-    from prefect.client.schemas.objects import State
-    from prefect.client.schemas.responses import SetStateStatus
     from prefect.states import Crashed
 
-    seen = client.read_flow_run(run.id)
-    if seen.state is None or seen.state.id != run.state.id:
-        return []
-    crashed: State[Any] = Crashed(message=f"{seen.state.name}, but {SILENT}")
-    if client.set_flow_run_state(run.id, crashed).status != SetStateStatus.ACCEPT:
+    seen = _set(client, run, Crashed(message=f"{run.state.name}, but {SILENT}"))
+    if seen is None:
         return []
     if seen.run_count >= ATTEMPTS:
         return [f"{run.name} ({run.id}): crashed for good, after {seen.run_count} attempts"]
     return [f"{run.name} ({run.id}): crashed", *_schedule(client, seen)]
+
+
+def _set(client: Any, run: Any, state: Any) -> Any:
+    """Give a run another state if it is still in the one it was seen in; the run as it was then, None where it is not.
+
+    Also where the server refuses.
+    """
+    from prefect.client.schemas.responses import SetStateStatus
+
+    seen = client.read_flow_run(run.id)
+    if seen.state is None or seen.state.id != run.state.id:
+        return None
+    return seen if client.set_flow_run_state(run.id, state).status == SetStateStatus.ACCEPT else None
 
 
 def _schedule(client: Any, run: Any) -> list[str]:

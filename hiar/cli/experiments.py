@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -154,6 +155,8 @@ def stage(
     from hiar.config import SHARED
     from hiar.io.ranks import launch, launched
     from hiar.parameters import load_params
+    from hiar.stages.definition import unchanged
+    from hiar.tracking.identity import OF_ALL
 
     started = name in SHARED and launched()
     if not started:
@@ -168,7 +171,8 @@ def stage(
         launch([sys.executable, "-m", "hiar", *sys.argv[1:]], names, teller=0, threads=threads)
         return
     run_stage = import_module(f"hiar.stages.{name}").run
-    run_stage(params, Path(), **{option.replace("-", "_"): given[option] for option in STAGES[name]})
+    with unchanged(name, params.world.kind, None, Path()) if name in OF_ALL else nullcontext():
+        run_stage(params, Path(), **{option.replace("-", "_"): given[option] for option in STAGES[name]})
 
 
 @app.command(

@@ -19,7 +19,14 @@ Remote = Annotated[
     str | None, typer.Option(help="A remote of .dvc/config; default: its default one.", show_default=False)
 ]
 Last = Annotated[int, typer.Option(min=0, help="Runs of each experiment that are kept.")]
-Best = Annotated[str, typer.Option(help="A metric of metrics/summary.json; each experiment's best run is kept.")]
+Best = Annotated[
+    str | None,
+    typer.Option(
+        help="A metric of metrics/summary.json; each experiment's best run by it is kept; default: the share of good "
+        "frames, else VBench's Total, else drift.",
+        show_default=False,
+    ),
+]
 Days = Annotated[
     float,
     typer.Option(
@@ -30,17 +37,17 @@ RUN_DAYS = 14.0  # training at Wan's size takes days, and a run that is under wa
 
 
 @storage.command(cls=Once, epilog=examples("hiar storage ls"))
-def ls(remote: Remote = None, last: Last = 3, best: Best = "good", days: Days = RUN_DAYS) -> None:
+def ls(remote: Remote = None, last: Last = 3, best: Best = None, days: Days = RUN_DAYS) -> None:
     """List the runs that the store and the commits name: when, how good, and why `hiar storage gc` keeps them."""
     from hiar.storage.retention import plan
     from hiar.storage.store import listing, open_store
 
     store = open_store(Path(), remote)
     found = plan(store, Path(), last=last, best=best, days=days)
-    rows = [("experiment", "stored", best, "stages", "kept as")]
+    rows = [("experiment", "stored", "figure", "stages", "kept as")]
     for kept in found.runs:
         when = "" if kept.run.modified is None else f"{kept.run.modified:%Y-%m-%d %H:%M}"
-        value = "" if kept.figure is None else f"{kept.figure:.4g}"
+        value = "" if kept.figure is None else f"{kept.metric} {kept.figure:.4g}"
         rows.append((kept.run.experiment, when, value, str(len(kept.run.stages)), kept.why or "- (gc deletes it)"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
@@ -59,7 +66,7 @@ def ls(remote: Remote = None, last: Last = 3, best: Best = "good", days: Days = 
 def gc(
     remote: Remote = None,
     last: Last = 3,
-    best: Best = "good",
+    best: Best = None,
     days: Days = RUN_DAYS,
     delete: Annotated[bool, typer.Option("--delete", help="Do it; without this nothing is deleted.")] = False,
 ) -> None:

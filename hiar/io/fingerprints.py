@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hiar.errors import UserError
 from hiar.io.files import canonical, write_json
-from hiar.io.locks import locked
+from hiar.io.locks import LOCK, locked
 from hiar.io.progress import Progress, tell
 
 RECORDS = "fingerprints.json"
+ELSEWHERE = "set HIAR_CACHE to a folder of your own"  # where nothing can be kept in this one
 _MB = 2**20
 _PART = 8 * _MB  # read at a time
 
@@ -49,6 +51,18 @@ def cache_folder() -> Path:
     except RuntimeError:
         line = "HIAR_CACHE: is not set, and this user has no home folder to keep a cache in; set it to a folder"
         raise UserError(line) from None
+
+
+@contextmanager
+def cache_locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
+    """As `hiar.io.locks.locked`, in a folder of the cache; where it cannot be written, the line names HIAR_CACHE."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder, lock))
+        except UserError as error:
+            reason = str(error).partition(";")[0]
+            raise UserError(f"{reason}; mend that, or {ELSEWHERE}") from None
+        yield
 
 
 def require_content(path: Path, content: str | None, field: str) -> None:
@@ -83,7 +97,7 @@ def _records_of(paths: Sequence[Path], cache: Path, verify: bool = False) -> dic
     states = {path: _state(path) for path in paths}
     known = {} if verify else _known(states, cache)
     if len(known) < len(states):  # else nothing is written, and the cache may be read-only
-        with locked(cache):
+        with cache_locked(cache):
             known = {} if verify else _known(states, cache)  # another process may have read them meanwhile
             todo = [path for path in states if path not in known]
             with Progress("fingerprint", sum(_mb(states[path].st_size) for path in todo), unit="MB") as progress:
@@ -170,6 +184,6 @@ def _load(path: Path) -> dict[str, _Record]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); choose another folder for the cache") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that, or {ELSEWHERE}") from None
     except ValidationError:
         raise UserError(f"{path}: is no record of fingerprints; delete it, files are then read anew") from None

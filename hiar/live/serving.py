@@ -22,6 +22,7 @@ from hiar.worlds.interface import FIRST_CLIP, World
 
 TOKEN = "HIAR_LIVE_TOKEN"
 SHORTEST_TOKEN = 16
+EVERY = ("", "0.0.0.0", "::")  # hosts that stand for all addresses of this machine
 LARGEST_MESSAGE = 2**16  # bytes of a viewer's
 MOST_CONNECTIONS = 200
 
@@ -47,8 +48,7 @@ def serve(
     prompt = prompt or own_prompt(world_of(students), seed)
     world_of(students).check(prompt)
     with _listen(host, port) as listener, asyncio.Runner() as runner:
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listener.getsockname()[1]}/"
+        address = _address(host, listener.getsockname()[1])
         try:
             runner.run(_serve(students, prompt, seed, lead, token, listener, address, announce, renew))
         finally:
@@ -112,6 +112,12 @@ def _token(host: str) -> str | None:
             f"{SHORTEST_TOKEN} characters, such as of `openssl rand -hex 16`"
         )
     return token
+
+
+def _address(host: str, port: int) -> str:
+    """Where a browser finds the page; for every address of the machine, by the name that others know it by."""
+    name = socket.gethostname() if host in EVERY else host
+    return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
 
 def _listen(host: str, port: int) -> socket.socket:

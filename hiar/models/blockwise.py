@@ -20,8 +20,8 @@ from hiar.models.denoiser import Denoiser, checkpoint, coordinates
 from hiar.models.rings import KeysValues, RecordedRings, Rings
 from hiar.models.rotary import rotations
 from hiar.models.sharded import inside
-from hiar.noise import upload
 from hiar.schedule import TIMESTEP_SCALE, x0_from_velocity
+from hiar.transfer import upload
 
 NEAR = 64  # blocks whose rotations are kept: more than the diagonal of any grid
 

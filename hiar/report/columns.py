@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,6 +131,21 @@ VBENCH_WHOLES = (  # each with the groups of dimensions that it takes all of
         (QUALITY, SEMANTIC),
     ),
 )
+
+
+# By which of its metrics a model is the best: the first that it was scored by. Each world has some of them.
+LEADING = ("good", "vbench_total", "drift", "drift_lite", "saturation_drift")
+LOWER = {one.key for one in METRICS if one.better == "lower"} | {score.key for score, _ in DRIFT.values()}
+
+
+def leading(metrics: Collection[str]) -> str | None:
+    """The metric of these by which models are ranked; None where there is none."""
+    return next((key for key in LEADING if key in metrics), None)
+
+
+def rank(key: str, value: float) -> float:
+    """A number that is the higher the better ``value`` is as a metric; of one that is not known, more is better."""
+    return -value if key in LOWER else value
 
 
 def drift_columns(profiles: Sequence[str]) -> list[Metric]:

@@ -16,8 +16,9 @@ from hiar.models.attention import Row
 from hiar.models.blockwise import Conditioning, Places, condition, forward_blocks
 from hiar.models.denoiser import Denoiser
 from hiar.models.rings import RecordedRings, Rings
-from hiar.noise import normals, upload
+from hiar.noise import normals
 from hiar.schedule import add_noise, euler_step, with_less_noise
+from hiar.transfer import upload
 
 OURS = Conventions(given="level", sinks="turn", context_noise=0.0)
 

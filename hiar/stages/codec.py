@@ -14,8 +14,8 @@ from hiar.models.pixels import to_video
 from hiar.noise import normals, stream
 from hiar.stages.common import Paths, Stage, stage, write_adopted, write_curve, write_metrics
 from hiar.training.loop import train
-from hiar.training.parallel import Metrics, accumulate, deal
-from hiar.training.role import kept_weights, make_role, update
+from hiar.training.parallel import Measured, Metrics, deal
+from hiar.training.role import kept_weights, learn, make_role
 from hiar.worlds.interface import CODEC, FIRST_CLIP, Codec, World, open_world
 
 HELD_OUT_CLIPS = 32
@@ -46,7 +46,7 @@ def _train(work: Stage, world: World, workspace: Path, seed: int) -> None:
     def train_step(step: int) -> Metrics:
         scales = torch.from_numpy(spec.noise * stream("codec batch", seed, step=step).random(training.batch)).float()
 
-        def loss_of(part: range) -> tuple[Tensor, Metrics]:
+        def loss_of(part: range) -> tuple[Tensor, Measured]:
             # A frame a clip, each of another scene: neighbouring frames would teach the decoder little more.
             first = step * training.batch + part.start
             frames, _ = world.clips(seed=seed, first=first, count=len(part), frames=1)
@@ -54,11 +54,9 @@ def _train(work: Stage, world: World, workspace: Path, seed: int) -> None:
             scale = scales[part.start : part.stop].view(-1, 1, 1, 1, 1)
             noise = scale * normals("codec noise", seed, part, codec.encode(video).shape[1:], step=step)
             loss = codec.loss(video, noise.to(device))
-            return loss, {"loss": loss.item()}
+            return loss, {"loss": loss}
 
-        metrics = accumulate(role.module, parts, loss_of, work.ranks, work.accelerator)
-        metrics["grad_norm"] = update(role, step, work.accelerator)
-        return metrics
+        return learn(role, step, parts, loss_of, work.ranks, work.accelerator)
 
     curve = train(
         "codec",

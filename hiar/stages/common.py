@@ -23,7 +23,7 @@ from hiar.io.cpu import settle_cpu
 from hiar.io.files import write_json, write_text
 from hiar.io.hardware import hardware, peak_memory_mb
 from hiar.io.process_group import ALONE, Ranks, joined
-from hiar.stages.definition import check_fits, code_hash, settings_of
+from hiar.stages.definition import check_fits, code_hash, settings_of, unchanged
 from hiar.stages.restart import TRAINING, opened_state, restarted_from, take_up
 from hiar.tracking.stage import Run, tracked
 from hiar.worlds.interface import World, open_world
@@ -143,6 +143,7 @@ def stage(
                 whose = None if sampled else key
                 run = frame.enter_context(tracked(definition or name, seed, variant, params, workspace, whose))
                 folder = frame.enter_context(unfinished(out, key))
+                frame.enter_context(unchanged(definition or name, params.world.kind, variant, workspace))
                 if restart is not None and state is not None:
                     take_up(state, restart, folder)
         if ranks.leads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from pydantic import Field
 from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import MANIFEST, Facts, facts
+from hiar.parameters import load_params
 
+PARAMS = "params.yaml"
 DVC_YAML = Path(__file__).resolve().parents[2] / "dvc.yaml"  # of the code that runs
 OURS = "hiar/"  # the package, beside it
 
@@ -32,13 +35,32 @@ def _named(name: str, variant: str) -> str:
     return name.replace("${item.variant.walk}", walk).replace("${item.variant}", student)
 
 
-@functools.cache
 def code_hash(stage: str, world: str) -> str:
     """SHA-256 over the code that DVC lists for a stage in a world; over all of it where there is no dvc.yaml."""
     deps = [name.replace("${world.kind}", world) for name in _stages().get(stage, {}).get("deps", [])]
     places = [DVC_YAML.parent / name for name in deps if name.startswith(OURS)] or [DVC_YAML.parent / OURS]
     files = {file for place in places for file in (place, *place.rglob("*.py")) if file.is_file()}
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in sorted(files))).hexdigest()
+
+
+@contextmanager
+def unchanged(stage: str, world: str, variant: str | None, workspace: Path) -> Iterator[None]:
+    """Raise UserError after the body where the code of a stage, or its parameters in params.yaml, changed meanwhile.
+
+    DVC looks at both when the stage has ended, and would record that the new ones made what the old ones have made.
+    """
+    path = workspace / PARAMS
+
+    def parameters() -> dict[str, Any]:
+        return settings_of(stage, load_params(path), variant) if path.exists() else {}
+
+    code, settings = code_hash(stage, world), parameters()
+    yield
+    remedy = f"changed while stage {stage} ran; bring it back, and run again: what is done is kept"
+    for field, before, now in _differences("", settings, parameters()):
+        raise UserError(f"{path}: {field.removeprefix('.')} = {now!r}: was {before!r}, and {remedy}")
+    if code_hash(stage, world) != code:
+        raise UserError(f"{DVC_YAML.parent / OURS}: the code has {remedy}")
 
 
 def check_fits(folder: Path, manifest: Mapping[str, Any], params: Params, contents: Mapping[str, str]) -> None:

@@ -40,6 +40,7 @@ from hiar.stages.videos import (
     write_latents,
     write_videos,
 )
+from hiar.transfer import arrivals, download, lead
 from hiar.worlds.interface import FIRST_CLIP
 
 Model = Literal["teacher", "init", "distill", "walked"]
@@ -175,9 +176,10 @@ def sample_latents(
         blocks += given.cpu().split(source.card.video.block, dim=2)
         advance(len(given) * given.shape[2])
     walked = walk_grid(source.denoiser, rollout, order, given, passes=passes)
-    for _, latent in source.in_turn(source.denoiser, walked):
+    made = (download(latent) for _, latent in source.in_turn(source.denoiser, walked))
+    for latent in arrivals(made, lead(source.device)):
         require_finite_latents(latent, numbers, len(blocks) * latent.shape[2])
-        blocks.append(latent.cpu())
+        blocks.append(latent)
         advance(len(latent) * latent.shape[2])
     return torch.cat(blocks, dim=2)
 

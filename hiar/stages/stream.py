@@ -32,7 +32,8 @@ from hiar.stages.plan import load_asked, plan_line
 from hiar.stages.prompted import check_request
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout
-from hiar.stages.videos import decoding
+from hiar.stages.videos import decoding_ahead
+from hiar.transfer import arrivals, lead
 
 
 def stream(request: Request, changes: Sequence[str], target: Output, renew: bool = False) -> None:
@@ -71,12 +72,13 @@ def stream(request: Request, changes: Sequence[str], target: Output, renew: bool
         open_stream(target, world.height, world.width, world.frames_per_second, request.crf) as add,
         Progress("stream", frames, unit="frames") as progress,
     ):
-        decode = decoding(source)
+        decode = decoding_ahead(source)
         first: float | None = None
         last = time.monotonic()
-        for latent in clean_blocks(source, walk, rollout, given, way, renew):
+        blocks = clean_blocks(source, walk, rollout, given, way, renew)
+        for pictures in arrivals(map(decode, blocks), lead(source.device)):
             try:
-                add(decode(latent))
+                add(pictures)
             except UserError as error:
                 if interrupted and isinstance(error.__cause__, BrokenPipeError):
                     break  # Ctrl-C reaches the reader of a pipe too

@@ -18,8 +18,8 @@ from hiar.noise import normals, stream
 from hiar.stages.common import Paths, Stage, stage, tail_mean, write_adopted, write_curve, write_metrics
 from hiar.stages.roles import new_role
 from hiar.training.loop import train
-from hiar.training.parallel import Metrics, accumulate, deal
-from hiar.training.role import kept_weights, update
+from hiar.training.parallel import Measured, Metrics, deal
+from hiar.training.role import kept_weights, learn
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Text, World, open_world
 
 
@@ -62,7 +62,7 @@ def _train(work: Stage, world: World, codec_folder: Path, workspace: Path, seed:
         dropped = random.random(training.batch) < params.teacher.caption_dropout
         sigmas = stratified_sigmas(training.batch, params.schedule.teacher_shift, random).to(device)
 
-        def loss_of(part: range) -> tuple[Tensor, Metrics]:
+        def loss_of(part: range) -> tuple[Tensor, Measured]:
             own, first = slice(part.start, part.stop), step * training.batch + part.start
             frames, captions = world.clips(seed=seed, first=first, count=len(part), frames=params.video.frames)
             x0 = codec.encode(to_video(frames).to(device))
@@ -71,11 +71,9 @@ def _train(work: Stage, world: World, codec_folder: Path, workspace: Path, seed:
             with work.accelerator.autocast():
                 floor, words = params.teacher.sigma_floor, text.encode(captions)
                 loss = flow_matching(denoiser, x0, noise, sigmas[own], words, Bidirectional(), floor)
-            return loss, {"loss": loss.item()}
+            return loss, {"loss": loss}
 
-        metrics = accumulate(learning, parts, loss_of, work.ranks, work.accelerator)
-        metrics["grad_norm"] = update(role, step, work.accelerator)
-        return metrics
+        return learn(role, step, parts, loss_of, work.ranks, work.accelerator)
 
     curve = train(
         "teacher",

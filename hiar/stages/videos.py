@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from hiar.io.shards import is_whole, join_shards, read_shard, shard_path, write_
 from hiar.io.video import write_parts
 from hiar.models.generator import Generator
 from hiar.models.pixels import to_frames
+from hiar.transfer import arrivals, download, lead
 
 SCRATCH = ".latents"  # where latents wait until all are there
 
@@ -40,9 +40,7 @@ def require_finite_latents(latents: Tensor, numbers: Sequence[int], first: int =
     first: the number of their first frame.
     """
     for number, latent in zip(numbers, latents, strict=True):
-        broken = (~latent.isfinite()).any(dim=0).any(dim=-1).any(dim=-1)
-        if broken.any():
-            _refuse(number, "latents", first + int(broken.int().argmax()))
+        _require(_finite(latent), number, "latents", first)
 
 
 def write_latents(folder: Path, index: int, latents: Tensor) -> None:
@@ -107,9 +105,8 @@ def write_captions(folder: Path, captions: Sequence[str], prompts: Sequence[str]
 
 def decoded(source: Generator, latent: Tensor, number: int = 0) -> Iterator[Tensor]:
     """Latents (C, F, h, w) of video ``number`` as pictures, uint8 (f, H, W, 3), part by part."""
-    decode = decoding(source, number)
-    for part in latent.split(source.codec.chunk, dim=1):
-        yield decode(part)
+    decode = decoding_ahead(source, number)
+    yield from arrivals(map(decode, latent.split(source.codec.chunk, dim=1)), lead(source.device))
 
 
 def decoding(source: Generator, number: int = 0) -> Callable[[Tensor], Tensor]:
@@ -117,25 +114,42 @@ def decoding(source: Generator, number: int = 0) -> Callable[[Tensor], Tensor]:
 
     It raises UserError when they are not finite, or what is decoded is not: as pixels it would be black.
     """
+    decode = decoding_ahead(source, number)
+    return lambda latent: decode(latent)()
+
+
+def decoding_ahead(source: Generator, number: int = 0) -> Callable[[Tensor], Callable[[], Tensor]]:
+    """As `decoding`, but what it gives for a part has to be called for its pictures: a GPU makes them meanwhile."""
     done, to_pixels = 0, source.codec.decoding()
 
     @torch.no_grad()
-    def decode(latent: Tensor) -> Tensor:
+    def decode(latent: Tensor) -> Callable[[], Tensor]:
         nonlocal done
-        require_finite_latents(latent[None], [number], done)
+        first, done = done, done + latent.shape[1]
         source.turn(source.codec)
-        video = to_pixels(latent[None].to(source.device, torch.float32))
-        if not video.isfinite().all():
-            broken = (~video[0].isfinite()).any(dim=0).flatten(1).any(dim=1)
-            _refuse(number, "pixels", source.codec.pictures(done) + int(broken.int().argmax()))
-        done += latent.shape[1]
-        return to_frames(video)[0].cpu()
+        latent = latent.to(source.device, torch.float32)
+        video = to_pixels(latent[None])[0]
+        whole, seen, pictures = (download(x) for x in (_finite(latent), _finite(video), to_frames(video[None])[0]))
+
+        def arrived() -> Tensor:
+            _require(whole(), number, "latents", first)
+            _require(seen(), number, "pixels", source.codec.pictures(first))
+            return pictures()
+
+        return arrived
 
     return decode
 
 
-def _refuse(number: int, what: str, frame: int) -> NoReturn:
-    raise UserError(
-        f"video {number:04d}: its {what} are not finite from frame {frame} on, so it is not written; walk as the "
-        "checkpoint was trained to, or train it anew"
-    )
+def _finite(video: Tensor) -> Tensor:
+    """Which frames of (C, F, H, W) are finite, bool (F,)."""
+    return video.isfinite().all(dim=0).flatten(1).all(dim=1)
+
+
+def _require(finite: Tensor, number: int, what: str, first: int) -> None:
+    """Raise UserError where frames, from number ``first`` on, are not all finite."""
+    if not finite.all():
+        raise UserError(
+            f"video {number:04d}: its {what} are not finite from frame {first + int(finite.int().argmin())} on, so it "
+            "is not written; walk as the checkpoint was trained to, or train it anew"
+        )

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hiar.errors import UserError
+from hiar.report.columns import leading, rank
 from hiar.storage.runs import (
     LOCK,
     OBJECT,
@@ -33,11 +35,12 @@ BATCH = 1000  # keys in a request to delete
 
 @dataclass(frozen=True)
 class Kept:
-    """A run that a store knows, why it is kept (nothing: it is not), and the figure that runs are compared by."""
+    """A run that a store knows, why it is kept (nothing: it is not), and the metric that runs are compared by."""
 
     run: Run
     why: str
-    figure: float | None
+    metric: str | None = None
+    figure: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,14 @@ class Plan:
     named: Mapping[str, datetime]
 
 
-def plan(store: Store, root: Path, *, last: int, best: str, days: float) -> Plan:
+def plan(store: Store, root: Path, *, last: int, best: str | None, days: float) -> Plan:
     """What is kept and what may go, of each experiment.
 
     Kept are runs that a commit names (a milestone is a tag), those in this working tree, the ``last`` of each
-    experiment that are in the store, the one with the highest ``best`` (a metric, its mean over distilled models), and
-    all that was stored in the last ``days``, or is named by a record that was: a run under way renews those of the
-    stages that it fetches, and leaves its lock at its end.
+    experiment that are in the store, the one with the best mean over distilled models of ``best`` (a metric; None: the
+    first of `hiar.report.columns.LEADING` that the experiment has), and all that was stored in the last ``days``, or is
+    named by a record that was: a run under way renews those of the stages that it fetches, and leaves its lock at its
+    end.
 
     Raises UserError when the store or the commits cannot be read, or what is kept is damaged: then nothing may go.
     """
@@ -69,7 +73,7 @@ def plan(store: Store, root: Path, *, last: int, best: str, days: float) -> Plan
         raise UserError(f"{store.url}/{damaged[0]}: is damaged; see `hiar storage verify` before anything is deleted")
     named = [*runs_committed(root), *runs_here(root)]
     since = datetime.now(UTC) - timedelta(days=days)
-    runs = [Kept(run, run.place, None) for run in named if not any(run.stages == one.stages for one in stored)]
+    runs = [Kept(run, run.place) for run in named if not any(run.stages == one.stages for one in stored)]
     runs += _chosen(store, stored, named, listed, last, best, since)
     wanted = {key_of(out["md5"]) for kept in runs if kept.why for out in kept.run.outs()}
     recent = {key for key, one in listed.items() if one.modified >= since}
@@ -141,7 +145,7 @@ def _chosen(
     named: Sequence[Run],
     listed: Mapping[str, Stored],
     last: int,
-    best: str,
+    best: str | None,
     since: datetime,
 ) -> Iterator[Kept]:
     """The runs in the store, newest first by experiment, with why they are kept."""
@@ -149,27 +153,30 @@ def _chosen(
     for run in stored:
         by_experiment[run.experiment].append(run)
     for runs in by_experiment.values():
-        figures = [figure(store, run, listed, best) for run in runs]
-        top = max((value for value in figures if value is not None), default=None)
-        for place, (run, value) in enumerate(zip(runs, figures, strict=True)):
+        figures = [figures_of(store, run, listed) for run in runs]
+        metric = best or leading({name for known in figures for name in known})
+        values = [known.get(metric or "") for known in figures]
+        top = max((rank(str(metric), value) for value in values if value is not None), default=None)
+        for place, (run, value) in enumerate(zip(runs, values, strict=True)):
             why = [one.place for one in named if one.stages == run.stages][:1]
             why += [f"last {last}"] if place < last else []
-            why += [f"best {best}"] if value is not None and value == top else []
+            why += [f"best {metric}"] if value is not None and rank(str(metric), value) == top else []
             why += ["recent"] if run.modified is not None and run.modified >= since else []
-            yield Kept(run, ", ".join(why), value)
+            yield Kept(run, ", ".join(why), metric, value)
 
 
-def figure(store: Store, run: Run, listed: Mapping[str, Stored], metric: str) -> float | None:
-    """The mean of a metric over the distilled models of a run; None where its summary tells none."""
+def figures_of(store: Store, run: Run, listed: Mapping[str, Stored]) -> dict[str, float]:
+    """The mean over the distilled models of a run of each metric that all have; none where its summary tells none."""
     keys = [key_of(out["md5"]) for out in run.outs() if out.get("path") == SUMMARY]
     if not keys or keys[0] not in listed:
-        return None
+        return {}
     try:
-        models = json.loads(content(store, keys[0]))["distill"].values()
-        values = [float(seed[metric]["mean"]) for seeds in models for seed in seeds.values()]
+        methods = json.loads(content(store, keys[0]))["distill"].values()
+        models = [metrics for seeds in methods for metrics in seeds.values()]
+        shared = set.intersection(*(set(metrics) for metrics in models)) if models else set()
+        return {name: fmean(float(metrics[name]["mean"]) for metrics in models) for name in shared}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return sum(values) / len(values) if values else None
+        return {}
 
 
 def _record(store: Store, key: str) -> Any:

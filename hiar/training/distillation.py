@@ -28,8 +28,8 @@ from hiar.noise import Purpose, normals, stream
 from hiar.schedule import student_sigmas
 from hiar.training.clips import as_clips, frame_weights
 from hiar.training.diffusion_forcing import DiffusionForcing, Pairs
-from hiar.training.parallel import Metrics, accumulate, deal, rows_of_all
-from hiar.training.role import Role, update
+from hiar.training.parallel import Measured, Metrics, deal, rows_of_all
+from hiar.training.role import Role, learn
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.interface import Codec
 
@@ -114,7 +114,7 @@ def student_step(job: Distillation, roll_out: Callable[[range], Rollouts], parts
         settings.levels, settings.batch * settings.windows, stream("dmd levels", job.seed, step=number)
     )
 
-    def loss_of(part: range) -> tuple[Tensor, Metrics]:
+    def loss_of(part: range) -> tuple[Tensor, Measured]:
         # Before anything is held for backward: where no pairs are stored, the teacher solves them now.
         drawn = None if regulariser is None else drawn_pairs(job, regulariser, number, part)
         windows, text = roll_out(part)
@@ -127,16 +127,15 @@ def student_step(job: Distillation, roll_out: Callable[[range], Rollouts], parts
         apart = job.forcing is None
         weights = frame_weights(windows, settings.windows, job.roll_out.video.block, job.codec) if apart else None
         loss = dmd_loss(windows, gradient, weights)
-        metrics = {"dmd": gradient.square().mean().item()}
+        metrics = {"dmd": gradient.square().mean()}
         if regulariser is not None and drawn is not None:
             distance = regulariser_loss(job, regulariser, *drawn)
             loss = loss + regulariser.weight * distance
-            metrics["forward_kl"] = distance.item()
+            metrics["forward_kl"] = distance
         return loss, metrics
 
-    metrics = accumulate(job.student.module, parts, loss_of, job.ranks, job.accelerator)
-    metrics["student_grad_norm"] = update(job.student, number, job.accelerator)
-    return metrics
+    metrics = learn(job.student, number, parts, loss_of, job.ranks, job.accelerator)
+    return metrics | {"student_grad_norm": metrics.pop("grad_norm")}
 
 
 def drawn_pairs(job: Distillation, spec: ForwardKL, number: int, part: range) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,17 +167,16 @@ def critic_step(job: Distillation, windows_at: Callable[[range], Rollouts], part
     sigmas = draw_levels(settings.levels, settings.critic_batch, stream("critic levels", job.seed, step=number))
     critic = cast(Denoiser, job.critic.module)
 
-    def loss_of(part: range) -> tuple[Tensor, Metrics]:
+    def loss_of(part: range) -> tuple[Tensor, Measured]:
         windows, text = windows_at(part)
         sigma = sigmas[part.start : part.stop].to(windows)
         noise = normals("critic noise", job.seed, part, windows.shape[1:], step=number).to(windows)
         with job.accelerator.autocast():
             loss = flow_matching(critic, windows, noise, sigma, text, Bidirectional(), settings.critic_floor)
-        return loss, {"critic": loss.item()}
+        return loss, {"critic": loss}
 
-    metrics = accumulate(critic, parts, loss_of, job.ranks, job.accelerator)
-    metrics["critic_grad_norm"] = update(job.critic, number, job.accelerator)
-    return metrics
+    metrics = learn(job.critic, number, parts, loss_of, job.ranks, job.accelerator)
+    return metrics | {"critic_grad_norm": metrics.pop("grad_norm")}
 
 
 def check_batches(settings: Distill, ranks: Ranks) -> None:

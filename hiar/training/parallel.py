@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
 Metrics = dict[str, float]
+Measured = dict[str, Tensor]  # of a micro-batch: numbers where they were computed, so that nobody waits for them
 
 
 def deal(batch: int, micro_batch: int | None, ranks: Ranks) -> list[range]:
@@ -46,10 +47,10 @@ def deal(batch: int, micro_batch: int | None, ranks: Ranks) -> list[range]:
 def accumulate(
     network: nn.Module,
     parts: list[range],
-    loss_of: Callable[[range], tuple[Tensor, Metrics]],
+    loss_of: Callable[[range], tuple[Tensor, Measured]],
     ranks: Ranks,
     accelerator: Accelerator,
-) -> Metrics:
+) -> Measured:
     """Add the gradients of a batch's loss, the mean over the micro-batches of all processes; returns metrics' means.
 
     loss_of(part): loss, a mean over the samples at these places of the batch, and its metrics.
@@ -59,15 +60,15 @@ def accumulate(
     for part in parts:
         loss, metrics = loss_of(part)
         _backward(network, loss / count, accelerator)
-        turns.append(metrics)
-    return mean(turns, ranks)
+        turns.append(torch.stack([value.detach().double() for value in metrics.values()]))
+    own = torch.stack(turns).sum(0)
+    return dict(zip(metrics, (ranks.gather(own).sum(0) / count).unbind(), strict=True))
 
 
-def mean(turns: list[Metrics], ranks: Ranks) -> Metrics:
-    """The means of metrics over the micro-batches of all processes."""
-    names, count = turns[0], len(turns) * ranks.size
-    sums = ranks.sums([sum(turn[name] for turn in turns) for name in names])
-    return {name: total / count for name, total in zip(names, sums, strict=True)}
+def read(measured: Measured) -> Metrics:
+    """The numbers themselves; a GPU is waited for, once for all of them."""
+    values = torch.stack([value.double() for value in measured.values()]).tolist()
+    return dict(zip(measured, values, strict=True))
 
 
 def rows_of_all(parts: list[Tensor], ranks: Ranks) -> Tensor:
@@ -184,7 +185,7 @@ def dealt_as(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def clip_sharded(parameters: Iterable[Tensor], limit: float) -> float | None:
+def clip_sharded(parameters: Iterable[Tensor], limit: float) -> Tensor | None:
     """Clip gradients to a norm, and return what it was; None where nothing is sharded.
 
     The norm is that of whole gradients, one after another: sums over shards would round otherwise for each number of
@@ -199,7 +200,7 @@ def clip_sharded(parameters: Iterable[Tensor], limit: float) -> float | None:
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         local(gradient).mul_(factor)
-    return norm.item()
+    return norm
 
 
 def _backward(network: nn.Module, loss: Tensor, accelerator: Accelerator) -> None:

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from hiar import config
 from hiar.io.process_group import ALONE, Ranks
 from hiar.training.muon import ShardedMuon
-from hiar.training.parallel import clip_sharded, local, shard, whole
+from hiar.training.parallel import Measured, Metrics, accumulate, clip_sharded, local, read, shard, whole
 
 HOST = torch.device("cpu")
 # Moves averaged weights towards the current ones, given how many updates they average.
@@ -43,8 +43,8 @@ def make_role(
     """
     average = None
     if settings.ema is not None:
-        averager = _averager(settings.ema, growing=settings.ema_from == 0)
-        average = AveragedModel(module, multi_avg_fn=averager).requires_grad_(False)
+        average = AveragedModel(module).requires_grad_(False)
+        average.multi_avg_fn = _averager(settings.ema, average if settings.ema_from == 0 else None)
     if ranks.mesh is not None:  # after the copy, which cannot be made of what is sharded
         shard(module, ranks)
         if average is not None:
@@ -66,7 +66,25 @@ def make_role(
     return Role(module, optimizers, average, settings, steps, offloaded)
 
 
-def update(role: Role, step: int, accelerator: Accelerator) -> float:
+def learn(
+    role: Role,
+    step: int,
+    parts: list[range],
+    loss_of: Callable[[range], tuple[Tensor, Measured]],
+    ranks: Ranks,
+    accelerator: Accelerator,
+) -> Metrics:
+    """Update ``step`` of a role on a batch, cut into the micro-batches ``parts`` of this process.
+
+    loss_of(part): loss, a mean over the samples at these places of the batch, and its metrics.
+    Returns their means over the micro-batches of all processes, and ``grad_norm`` before clipping. A GPU is waited for
+    at the end alone.
+    """
+    metrics = accumulate(role.module, parts, loss_of, ranks, accelerator)
+    return read(metrics | {"grad_norm": update(role, step, accelerator)})
+
+
+def update(role: Role, step: int, accelerator: Accelerator) -> Tensor:
     """Clip, take one optimiser step, clear the gradients, average the weights.
 
     Returns the gradient norm before clipping.
@@ -74,6 +92,7 @@ def update(role: Role, step: int, accelerator: Accelerator) -> float:
     norm = clip_sharded(role.module.parameters(), role.settings.clip)
     if norm is None:
         norm = accelerator.clip_grad_norm_(role.module.parameters(), role.settings.clip)
+        assert norm is not None  # accelerate has none only under launchers that training does not use
     factor = lr_factor(role.settings, step, role.steps)
     for optimizer in role.optimizers:
         for group in optimizer.param_groups:
@@ -86,7 +105,7 @@ def update(role: Role, step: int, accelerator: Accelerator) -> float:
             move_states(optimizer, HOST)
     if role.average is not None and (step >= role.settings.ema_from or step == role.steps - 1):
         role.average.update_parameters(role.module)
-    return float(norm) if norm is not None else math.nan
+    return norm
 
 
 @torch.no_grad()
@@ -121,15 +140,18 @@ def lr_factor(settings: config.Optimizer, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _averager(decay: float, growing: bool) -> Average:
-    """Exponential average; a ``growing`` one's memory grows with the number of updates, up to the decay's.
+def _averager(decay: float, growing: AveragedModel | None) -> Average:
+    """Exponential average; the memory of a ``growing`` one grows with the number of updates, up to the decay's.
 
     Early weights of a training are so soon forgotten. An average that leaves them out has nothing to forget.
     """
 
     @torch.no_grad()
-    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        weight = 1 - (min(decay, (1 + int(count)) / (10 + int(count))) if growing else decay)
-        torch._foreach_lerp_([local(a) for a in averaged], [local(c) for c in current], weight)
+    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], _: Tensor | int) -> None:
+        memory = decay
+        if growing is not None:
+            count = int(growing.n_averaged)  # on the host, where nobody waits for it
+            memory = min(decay, (1 + count) / (10 + count))
+        torch._foreach_lerp_([local(a) for a in averaged], [local(c) for c in current], 1 - memory)
 
     return average

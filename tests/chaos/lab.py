@@ -27,7 +27,7 @@ PARTS = {
     "s3": ("weed server",),
     # SQLite is a part of the servers, each of which writes a database of its own: both die at once.
     "database": ("-m prefect server start", "-m mlflow server"),
-    "supervisor": ("-m supervisor.supervisord",),
+    "supervisor": ("-m flows.stack.supervisor",),
     "all": ("",),
 }
 POSTGRES = ("postgres -D ",)

@@ -47,7 +47,8 @@ def main() -> int:
         try:
             lab.share()
             lab.start()
-            lab.command("-m", "supervisor.supervisorctl", "-s", lab.supervisor, "stop", "experiments", "stages:*")
+            workers = ("work:experiments", "work:stages-0")
+            lab.command("-m", "supervisor.supervisorctl", "-s", lab.supervisor, "stop", *workers)
             sockets = folder / "sockets"
             sockets.mkdir()
             ports = [int(lab.settings[name]) for name in ("HIAR_PREFECT_PORT", "HIAR_MLFLOW_PORT", "HIAR_S3_PORT")]

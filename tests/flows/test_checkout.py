@@ -152,6 +152,30 @@ def test_a_run_whose_project_is_not_there_says_so_and_is_tried_again_where_that_
             client.delete_flow_run(run.id)
 
 
+def test_a_run_that_is_taken_up_goes_on_with_the_commit_that_it_began_with(repository, prefect_server, monkeypatch):
+    """Another one has been deployed meanwhile, which is what the next run begins with."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.states import Running
+
+    def commit(what):
+        (repository / "notes").write_text(what)
+        subprocess.run(["git", "add", "notes"], cwd=repository, check=True)
+        subprocess.run(["git", *WHO, "commit", "--quiet", "--message", what], cwd=repository, check=True)
+        return checkout.head_of(repository)
+
+    first, second = commit("first"), commit("second")
+    with get_client(sync_client=True) as client:
+        runs = [client.create_flow_run(flow(lambda: None, name="nothing"), state=Running()) for _ in range(2)]
+        begun = []
+        for run, deployed in ((runs[0], first), (runs[0], second), (runs[1], second)):
+            monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(run.id))
+            begun.append(Path(checkout.open_project(repository.as_uri(), deployed)["directory"]).name)
+        for run in runs:
+            client.delete_flow_run(run.id)
+    assert begun == [first, first, second]
+
+
 def test_the_worker_s_address_counts_and_the_commit_s_own_code_comes_first(repository, tmp_path, monkeypatch):
     commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=repository, text=True).strip()
     monkeypatch.setenv(checkout.REPOSITORY, repository.as_uri())

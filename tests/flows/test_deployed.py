@@ -13,6 +13,7 @@ import yaml
 from commands import ROOT
 
 from flows import checkout, deployments
+from flows.processes import ProcessGroups, Stopped
 from hiar.parameters import load_params, parse_params
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -38,7 +39,7 @@ def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(clie
 
     client.create_deployment(flow_id=client.create_flow(deployments.stage), name="stage")
     asked, commit = [], ["a" * 40]
-    monkeypatch.setattr(deployments, "_wait", lambda run: asked.append(run) or Completed())
+    monkeypatch.setattr(deployments, "_wait", lambda run, groups: asked.append(run) or Completed())
     monkeypatch.setattr(deployments, "head_of", lambda folder: commit[0])
     monkeypatch.delenv("HIAR_PROJECT", raising=False)
 
@@ -46,7 +47,7 @@ def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(clie
     def experiment():
         run = deployments._elsewhere("mine", load_params(ROOT / "params.yaml"))
         for stage, force in (("codec@0", False), ("codec@0", False), ("teacher@0", True)):
-            run(stage, force)
+            run(stage, force, ProcessGroups())
 
     for _ in range(2):
         experiment()
@@ -57,7 +58,7 @@ def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(clie
     @flow
     def taken_up():
         for _ in range(2):
-            deployments._elsewhere("mine", load_params(ROOT / "params.yaml"))("codec@0", False)
+            deployments._elsewhere("mine", load_params(ROOT / "params.yaml"))("codec@0", False, ProcessGroups())
             commit[0] = "b" * 40
 
     taken_up()
@@ -85,13 +86,13 @@ def test_a_stage_asks_its_pool_for_the_gpus_and_the_memory_that_it_takes(kind, c
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     tree["runtime"] |= {"device": "cuda", "processes": 8, "memory_gb": 96.5}
     begun = []
-    monkeypatch.setattr(deployments, "_wait", lambda run: begun.append(run) or Completed())
+    monkeypatch.setattr(deployments, "_wait", lambda run, groups: begun.append(run) or Completed())
 
     @flow
     def experiment(params):
         run = deployments._elsewhere(None, params)
         for stage in ("codec@0", "distill@0-hiar"):
-            run(stage, False)
+            run(stage, False, ProcessGroups())
 
     experiment(parse_params(tree, Path("params.yaml")))
     experiment(load_params(ROOT / "params.yaml"))
@@ -120,13 +121,26 @@ def test_a_run_that_has_just_crashed_may_be_scheduled_again(client, monkeypatch)
     run = client.create_flow_run(flow(lambda: None, name="nothing"), state=Running())
     client.set_flow_run_state(run.id, Crashed(), force=True)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(deployments._wait, run)
+        waiting = pool.submit(deployments._wait, run, ProcessGroups())
         assert not wait([waiting], 1).done
         client.set_flow_run_state(run.id, Completed(), force=True)
         assert waiting.result(60).is_completed()
     client.set_flow_run_state(run.id, Crashed(), force=True)
     monkeypatch.setattr(deployments, "CRASHED_SECONDS", 0.0)  # as if it were long ago
-    assert deployments._wait(run).is_crashed()
+    assert deployments._wait(run, ProcessGroups()).is_crashed()
+
+
+def test_a_flow_that_ends_does_not_wait_for_stages_that_go_on_without_it(client, monkeypatch):
+    from prefect import flow
+    from prefect.states import Running
+
+    monkeypatch.setattr(deployments, "POLL_SECONDS", 0.05)
+    run, groups = client.create_flow_run(flow(lambda: None, name="nothing"), state=Running()), ProcessGroups()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(deployments._wait, run, groups)
+        groups.stop()
+        with pytest.raises(Stopped):
+            waiting.result(60)
 
 
 def test_a_stage_runs_on_devices_of_its_own_as_many_as_it_is_shared_out_to(client, project, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from commands import environment
 from sampled import ROOT
 from waiting import wait_until
 
+from flows import devices
 from flows.devices import device_names, environment_on, take_devices
 from hiar.errors import UserError
 from hiar.parameters import load_params
@@ -29,6 +31,25 @@ from flows.devices import take_devices
 with take_devices(int(sys.argv[1])) as devices:
     Path(sys.argv[2]).write_text(",".join(devices))
     time.sleep(600)
+"""
+
+
+# A flow whose stage takes a while to save its state when it is asked to end.
+FLOW = """\
+import os, sys
+from pathlib import Path
+from flows.devices import take_devices
+from flows.processes import ProcessGroups
+stage = '''
+import signal, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, lambda *_: Path("saves").touch())
+Path("begun").touch()
+while not Path("saved").exists():
+    time.sleep(0.05)
+'''
+with take_devices(8):
+    ProcessGroups().run([sys.executable, "-c", stage], Path.cwd(), os.environ, print)
 """
 
 
@@ -70,6 +91,20 @@ def test_eight_stages_have_a_device_each_and_a_ninth_takes_that_of_one_that_was_
     freed = devices_of(note)
     victim.kill()
     wait_until(lambda: devices_of(late) == freed)
+
+
+def test_a_device_is_a_stages_until_that_has_ended_also_when_its_flow_was_killed(tmp_path):
+    own = {name: os.environ[name] for name in ("HIAR_DEVICES", "HIAR_DEVICE_LOCKS")}
+    flow = subprocess.Popen([sys.executable, "-c", FLOW], cwd=tmp_path, env=environment() | own)
+    wait_until((tmp_path / "begun").exists)
+    flow.kill()
+    flow.wait()
+    wait_until((tmp_path / "saves").exists)
+    with ExitStack() as held:
+        assert devices._try(devices._folder(), device_names(), 1, held) == []
+    (tmp_path / "saved").touch()
+    with take_devices(8) as taken:
+        assert len(taken) == 8
 
 
 def test_two_that_need_most_of_them_take_turns(hold):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 import yaml
 
 from flows.models import models_of
@@ -22,7 +23,10 @@ def test_a_students_source_is_the_object_that_dvc_stores_its_folder_as(smoke):
         assert model.aliases == ["seed-0", "best"]
 
 
-def test_the_best_of_a_method_is_the_seed_with_the_most_good_frames(smoke, tmp_path):
+@pytest.mark.parametrize(("metric", "sign"), [("good", 1), ("drift_lite", -1)])
+def test_the_best_of_a_method_is_the_seed_with_the_most_good_frames_or_where_none_is_told_the_least_drift(
+    metric, sign, smoke, tmp_path
+):
     (tmp_path / "metrics").mkdir()
     for name in ("params.yaml", "dvc.lock", "metrics/summary.json"):
         shutil.copyfile(smoke / name, tmp_path / name)
@@ -33,7 +37,7 @@ def test_the_best_of_a_method_is_the_seed_with_the_most_good_frames(smoke, tmp_p
         for seed, good in enumerate(goods):
             outs = [{"path": f"artifacts/seed-{seed}/distill/{variant}", "md5": f"{seed}{0:031}.dir"}]
             whole["stages"][f"distill@{seed}-{variant}"] = {"outs": outs}
-            scores["distill"][variant][f"seed-{seed}"] = {"good": {"mean": good, "se": None, "n": 1}}
+            scores["distill"][variant][f"seed-{seed}"] = {metric: {"mean": sign * good, "se": None, "n": 1}}
     for stage, variants in scores.items():
         for rows in variants.values():
             rows |= {f"seed-{seed}": rows["seed-0"] for seed in (1, 2) if stage != "distill" or "seed-1" not in rows}

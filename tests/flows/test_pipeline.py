@@ -238,3 +238,19 @@ def test_a_stage_waits_for_as_long_as_another_command_of_dvc_holds_the_workspace
         run(project, "codec@0")
         release.join()
     assert project.begun("codec-0") == 1
+
+
+def test_what_a_stage_of_a_killed_run_still_writes_is_waited_for(project, monkeypatch):
+    """It saves a state when its DVC, which holds the locks, has ended."""
+    monkeypatch.setattr("flows.pipeline.BUSY_SECONDS", 0.0)
+    project.order("codec-0", "say error: out.partial: another process is writing it; wait for it or stop it", "exit 2")
+    lines = []
+
+    def heard(line):
+        lines.append(line)
+        if line.startswith("waiting until"):
+            project.order("codec-0")
+
+    reproduce(project.folder, "codec@0", ProcessGroups(), heard)
+    assert "waiting until the other process is done with codec@0" in lines
+    assert project.begun("codec-0") == 2

@@ -5,6 +5,7 @@ import os
 import socket
 import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
 from ports import free_ports
@@ -75,6 +76,20 @@ def test_a_port_in_use_and_a_damaged_database_end_before_anything_starts(tmp_pat
                 records.main()
             assert end.value.code == 2
             assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
+def test_a_database_that_another_program_writes_is_not_one_to_be_moved_away(tmp_path, monkeypatch, capsys):
+    (port,) = free_ports(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["records", "--port", str(port)])
+    with closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
+        other.executescript(TABLES)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(SystemExit) as end:
+            records.main()
+    assert end.value.code == 2
+    said = "error: mlflow.db: cannot be read (database is locked); wait for the program that writes to it\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "\u0661"])

@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import md5, sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,6 +115,30 @@ def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project
     assert [path.read_bytes() for path in locks] == [(project.folder / "dvc.lock").read_bytes()]
     assert len(list(remote.glob("runs/*/*/*"))) == 2
     assert run(project) == []
+
+
+def test_from_a_remote_that_may_only_be_read_what_others_have_made_is_fetched_to_the_end(project, remote, another):
+    """After a stage could not be pushed, which is told once."""
+    project.change(compare={"init": ["hiar"], "distill": []})
+    run(project)
+    other = another(lock=False)
+    other.change(codec={"other": 1})
+    other.order("codec-0", "fill 50")
+    closed = remote / "files" / "md5" / md5(b"codec-0".ljust(50)).hexdigest()[:2]
+    closed.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", closed], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        groups, lines, remote_there = ProcessGroups(), [], remote_of(other.folder)
+        for stage in stale_stages(other.folder):
+            reproduce(other.folder, stage.name, groups, lines.append, remote=remote_there)
+    finally:
+        subprocess.run(["umount", "-l", closed], check=True)
+    assert other.begun("codec-0") == other.begun("score") == 1
+    assert other.begun("init-hiar") == 0
+    (told,) = [line for line in lines if line.startswith("remote")]
+    assert told.startswith("remote 'store': nothing more is pushed: ")
+    assert pushed(other)  # now that it may
 
 
 def test_what_was_deleted_there_since_it_was_pushed_is_pushed_again_after_a_while(project, remote):
@@ -267,6 +293,20 @@ def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
     config.write_text("[core\n")
     with pytest.raises(UserError, match=r"\.dvc/config: .*; mend it"):
         open_workspace(project.folder, "small")
+
+
+def test_stages_that_begin_at_once_open_one_workspace(project):
+    """As on another machine than their experiment's, whose clone has none yet."""
+    (project.folder / "experiments").mkdir()
+    (project.folder / "experiments" / "small.yaml").write_text("seeds: [1]\n")
+    together = threading.Barrier(8)
+
+    def begin(_):
+        together.wait()
+        return open_workspace(project.folder, "small")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(begin, range(8))) == {project.folder / "runs" / "small"}
 
 
 def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote, another):

@@ -191,6 +191,14 @@ autostart = false
 command = sh -c "test -e {folder}/mended && exec sleep 600"
 startretries = 0
 """
+# Says number after number, and notes on another disk how far it is.
+TALKS = """
+import itertools, pathlib, sys, time
+for number in itertools.count():
+    print(f"said {number}", flush=True)
+    pathlib.Path(sys.argv[1]).write_text(str(number))
+    time.sleep(0.01)
+"""
 HEALTH = {"/api/health": "prefect", "/health": "mlflow", "/": "s3"}
 BUCKETS = b"<ListAllMyBucketsResult><Buckets/></ListAllMyBucketsResult>"
 
@@ -229,6 +237,10 @@ def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(
                 (stack.folder / "mended").touch()
                 control._supervisor(stack).startProcess("worker")
                 assert status(stack) == 0
+                with monkeypatch.context() as patch:
+                    patch.setattr(control, "LEAST_FREE", float("inf"))
+                    assert status(stack) == 1
+                full = capsys.readouterr().out.splitlines()[-1]
                 well.remove("s3")
                 assert status(stack) == 1
                 with control._lock(stack) as second:
@@ -239,3 +251,41 @@ def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(
         server.shutdown()
     assert said[0].split(maxsplit=2) == ["prefect", "RUNNING", f"{stack.url('prefect')} answers"]
     assert said[1].split() == ["worker", "FATAL"]
+    assert full.startswith(f"{stack.folder}: the disk is full; free some space")
+
+
+def test_the_supervisor_outlives_a_full_disk_and_goes_on_with_its_logs_when_there_is_room(short, tmp_path):
+    """Its own errors go to that disk, too; what is lost is what was said meanwhile."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", short], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    noted, program, log = tmp_path / "noted", tmp_path / "talks.py", short / "talks.log"
+    program.write_text(TALKS)
+    settings = f"[program:talks]\ncommand = {sys.executable} {program} {noted}\nstdout_logfile = {log}\n"
+    (tmp_path / "conf").write_text(SUPERVISOR.format(folder=short) + settings)
+
+    def said_so_far():
+        return int(noted.read_text() or 0) if noted.exists() else 0
+
+    def is_told(number):
+        return f"said {number}\n" in log.read_text()
+
+    command = [sys.executable, "-m", "flows.stack.supervisor", "--configuration", tmp_path / "conf"]
+    try:
+        with (short / "errors").open("wb") as errors:
+            supervisor = subprocess.Popen(command, stdout=errors, stderr=errors)
+        try:
+            wait_until(lambda: log.exists() and is_told(0))
+            with pytest.raises(OSError, match="No space left"), (short / "blob").open("wb", buffering=0) as blob:
+                while True:
+                    blob.write(bytes(1024))
+            full = said_so_far()
+            wait_until(lambda: supervisor.poll() is not None or said_so_far() > full + 500)  # more than a buffer holds
+            assert supervisor.poll() is None
+            (short / "blob").unlink()
+            after = said_so_far() + 100
+            wait_until(lambda: is_told(after))
+        finally:
+            supervisor.terminate()
+            supervisor.wait()
+    finally:
+        subprocess.run(["umount", "-l", short], check=True)

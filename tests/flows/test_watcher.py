@@ -26,8 +26,8 @@ def nothing():
 
 @pytest.fixture
 def lab():
-    """A server's client, and what makes a run of a deployment that is in a state."""
-    from prefect import flow
+    """A server's client, and what makes a run of a deployment that is in a state, ``above`` being what began it."""
+    from prefect import flow, task
     from prefect.client.orchestration import get_client
     from prefect.states import Scheduled
 
@@ -35,9 +35,10 @@ def lab():
         one = flow(nothing)
         deployment = client.create_deployment(flow_id=client.create_flow(one), name="watched")
 
-        def run(*states, deployed=True):
+        def run(*states, deployed=True, above=None):
             if deployed:
-                made = client.create_flow_run_from_deployment(deployment, state=Scheduled())
+                waits = client.create_task_run(task(nothing), above, dynamic_key=str(uuid4())).id if above else None
+                made = client.create_flow_run_from_deployment(deployment, state=Scheduled(), parent_task_run_id=waits)
             else:
                 made = client.create_flow_run(one)
             for state in states:
@@ -78,6 +79,32 @@ def test_only_what_was_silent_for_long_is_taken_up(lab):
     assert lab.state(alone) == "Running"
     look(lab, 120)
     assert lab.state(runs["Pending"]) == "AwaitingRetry"
+
+
+def test_a_run_whose_worker_died_before_it_could_cancel_it_is_cancelled_and_not_taken_up(lab):
+    from prefect.states import Cancelling, Running
+
+    dead, alone = lab.run(Running(), Cancelling()), lab.run(Running(), Cancelling(), deployed=False)
+    assert look(lab, 0) == []
+    (line,) = look(lab, 80)
+    assert str(dead) in line
+    assert (lab.state(dead), lab.state(alone)) == ("Cancelled", "Cancelling")
+    assert look(lab, 80) == []
+
+
+def test_the_stages_of_an_experiment_that_is_cancelled_are_cancelled_with_it(lab):
+    """And none of another one, or that has ended."""
+    from prefect.states import Cancelling, Completed, Pending, Running
+
+    parents = lab.run(Running(), Cancelling()), lab.run(Running())
+    stages = [
+        [lab.run(*states, above=parent) for states in ((), (Pending(),), (Running(),), (Running(), Completed()))]
+        for parent in parents
+    ]
+    assert len(look(lab, 0)) == 3
+    assert [lab.state(run) for run in stages[0]] == ["Cancelled", "Cancelling", "Cancelling", "Completed"]
+    assert [lab.state(run) for run in stages[1]] == ["Scheduled", "Pending", "Running", "Completed"]
+    assert look(lab, 0) == []
 
 
 def test_silence_before_the_server_or_the_watcher_was_up_counts_for_nothing(lab):

@@ -153,6 +153,16 @@ def test_what_cannot_be_read_is_one_line(model: Path, cache: Path) -> None:
         fingerprint(model / "empty", cache)
 
 
+def test_of_a_cache_that_cannot_be_used_the_line_names_the_variable_that_moves_it(model: Path, tmp_path: Path) -> None:
+    """As where the home folder is none, or the folder in it is not to be written to."""
+    (tmp_path / "home").write_text("no folder")
+    cache = tmp_path / "cache"
+    (cache / LOCK).mkdir(parents=True)
+    for place, line in ((tmp_path / "home", f"home/{RECORDS}: cannot be read"), (cache, f"{LOCK}: is a directory")):
+        with pytest.raises(UserError, match=rf"{line}[^\n]*; mend that, or set HIAR_CACHE to a folder of your own$"):
+            fingerprint(model, place)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"/a": {"size": -1, "mtime_ns": 1, "sha256": ""}}', '{"/a": {}}'])
 def test_a_broken_record_is_one_line(model: Path, cache: Path, content: str) -> None:
     cache.mkdir(parents=True)

@@ -105,7 +105,10 @@ def test_where_it_is_asked_for_contexts_are_renewed_as_the_prompt_changes(studen
 
 def test_who_comes_later_begins_where_the_others_are_and_nothing_is_made_for_nobody(address):
     with Watcher(address) as viewer:
+        viewer.watch(8)
+    with Watcher(address) as viewer:
         start = viewer.hello["watched"]
+        assert start > 0
         while viewer.blocks.get(1, [{"end": 0.0}])[-1]["end"] < start + LEAD:  # what may be made, and no more
             viewer.until("block")
         assert viewer.blocks[0][0]["end"] > start
@@ -260,6 +263,20 @@ def test_the_first_prompt_is_the_seeds_where_none_is_given(students, monkeypatch
         serve(students[:1], None, seed, "127.0.0.1", 0, 1.0, print)
     assert asked == [(world.prompts(seed=seed, first=FIRST_CLIP["sample"], count=1)[0], seed) for seed in (0, 7)]
     assert asked[0][0] != asked[1][0]
+
+
+def test_who_listens_everywhere_names_the_machine(students, monkeypatch):
+    told = []
+
+    async def note(*arguments):
+        told.append(urlsplit(next(one for one in arguments if str(one).startswith("http"))))
+
+    monkeypatch.setattr(serving, "_serve", note)
+    monkeypatch.setenv("HIAR_LIVE_TOKEN", TOKEN)
+    for host, named in (("0.0.0.0", socket.gethostname()), ("127.0.0.1", "127.0.0.1")):
+        serve(students[:1], PROMPT, 0, host, 0, 1.0, print)
+        assert told[-1].hostname == named.lower()
+        assert told[-1].port
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from students import smoke_params
 
 from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
-from hiar.stages import common
+from hiar.stages import common, definition
 from hiar.stages.common import Paths, sample_world, stage, tail_mean, write_curve, write_log, write_metrics
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
@@ -66,6 +67,37 @@ def test_whatever_decides_an_artifact_decides_whether_it_is_gone_on_with(
     assert [begun(tmp_path, params) for _ in range(2)] == [False, True]
     changed = change(params, tmp_path, monkeypatch)
     assert [begun(tmp_path, changed) for _ in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize("what", ["parameters", "code"])
+def test_what_is_changed_under_a_stage_gives_no_name_to_what_it_made_and_costs_nothing(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC, which looks at it afterwards, would record that the artifact was made by what is there then."""
+    params, path, out = smoke_params(), tmp_path / "params.yaml", Paths(tmp_path, 0).codec
+    before = yaml.safe_dump(params.model_dump(mode="json"))
+    path.write_text(before)
+    begins = []
+
+    def run() -> None:
+        with stage("codec", params, tmp_path, out, seed=0, parents={}) as work:
+            begins.append((work.folder / "weights").exists())
+            (work.folder / "weights").write_text("of hours")
+            work.finish("codec")
+            if len(begins) == 1 and what == "parameters":
+                path.write_text(before.replace(f"steps: {params.codec.training.steps}", "steps: 31", 1))
+            elif len(begins) == 1:
+                monkeypatch.setattr(definition, "code_hash", lambda *_: "of another branch")
+
+    field = r"params\.yaml: codec\.training\.steps = 31: was 20, and" if what == "parameters" else "/hiar: the code has"
+    with pytest.raises(UserError, match=rf"{field} changed while stage codec ran; bring it back, and run again"):
+        run()
+    assert not out.exists()
+    path.write_text(before)
+    monkeypatch.undo()
+    run()
+    assert begins == [False, True]
+    assert (out / "weights").read_text() == "of hours"
 
 
 def test_variants_run_side_by_side_have_their_own_threads(tmp_path: Path) -> None:

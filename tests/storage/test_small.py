@@ -79,7 +79,15 @@ def ago(days: float) -> datetime:
 class Made:
     """What a run leaves in a store: keys by kind, and its dvc.lock."""
 
-    def __init__(self, small: SmallStore, what: str, good: float | str, days: float, experiment: str = "a") -> None:
+    def __init__(
+        self,
+        small: SmallStore,
+        what: str,
+        good: float | str,
+        days: float,
+        experiment: str = "a",
+        metric: str = "good",
+    ) -> None:
         when = ago(days)
 
         def keep(data: bytes, ending: str = "") -> str:
@@ -94,9 +102,9 @@ class Made:
         members = [{"md5": name, "relpath": path} for path, name in self.files.items()]
         self.folder = keep(json.dumps(members).encode(), ".dir")
         about = (good + 0.05, good - 0.01) if isinstance(good, float) else (good,)
-        figures = {"hiar": {f"seed-{seed}": {"good": {"mean": one}} for seed, one in enumerate(about)}}
+        figures = {"hiar": {f"seed-{seed}": {metric: {"mean": one}} for seed, one in enumerate(about)}}
         about = (good + 0.03, good - 0.07) if isinstance(good, float) else (good,)
-        figures["other"] = {f"seed-{seed}": {"good": {"mean": one}} for seed, one in enumerate(about)}
+        figures["other"] = {f"seed-{seed}": {metric: {"mean": one}} for seed, one in enumerate(about)}
         self.summary = keep(json.dumps({"distill": figures}).encode())
         outs = [
             {"path": "artifacts/model", "hash": "md5", "md5": self.folder, "size": 99, "nfiles": 4},
@@ -263,6 +271,19 @@ def test_gc_deletes_when_it_is_told_to_and_verify_has_an_exit_code(small: SmallS
     assert "14 objects, 1 damaged" in hiar("storage", "verify", folder=root, code=1).stdout
 
 
+def test_the_best_run_of_an_experiment_is_so_by_what_it_was_scored_by(
+    small: SmallStore, root: Path, store: Store
+) -> None:
+    """Of drift less is better, whoever asks for it."""
+    for number, drift in enumerate((0.7, 0.5, 0.9)):
+        Made(small, f"lite {number}", drift, 30 - number, metric="drift_lite")
+        Made(small, f"good {number}", drift, 30 - number, "b")
+    for best, others in ((None, "best good"), ("drift_lite", "")):
+        assert reasons(plan(store, root, last=0, best=best, days=1.0)) == {
+            "lite 0": "", "lite 1": "best drift_lite", "lite 2": "", "good 0": "", "good 1": "", "good 2": others,
+        }  # fmt: skip
+
+
 def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last run is the worst of its experiment; what `ls` says that gc deletes, gc says so too."""
     monkeypatch.chdir(root)
@@ -274,12 +295,12 @@ def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, mon
         return run.output.splitlines()
 
     head, *rows, total = said("ls", "--last", "1", "--days", "5")
-    assert re.split("  +", head) == ["experiment", "stored", "good", "stages", "kept as"]
+    assert re.split("  +", head) == ["experiment", "stored", "figure", "stages", "kept as"]
     when = {made: f"{ago(days):%Y-%m-%d %H:%M}" for made, days in ((old, 30), (best, 20), (last, 10))}
     assert [re.split("  +", row) for row in rows] == [
         ["a", when[last], "1", "last 1"],
-        ["a", when[best], "0.2346", "1", "best good"],
-        ["a", when[old], "0.1", "1", "- (gc deletes it)"],
+        ["a", when[best], "good 0.2346", "1", "best good"],
+        ["a", when[old], "good 0.1", "1", "- (gc deletes it)"],
     ]
     whole = sum(map(len, small.objects.values()))
     assert total == f"s3://{BUCKET}/hiar: {len(small.objects)} objects, {_size(whole)}"

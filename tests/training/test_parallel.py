@@ -24,7 +24,7 @@ from hiar.io.states import Index, StoredState, layout_of, newest, publish, read_
 from hiar.models.attention import Bidirectional
 from hiar.training.checkpoint import load_state
 from hiar.training.muon import ShardedMuon
-from hiar.training.parallel import accumulate, deal, local, shard
+from hiar.training.parallel import accumulate, deal, local, read, shard
 from hiar.training.role import Role
 
 FEW = [
@@ -395,11 +395,11 @@ def test_micro_batches_are_dealt_in_turn_and_all_of_them() -> None:
 def test_gradients_and_metrics_are_means_over_the_micro_batches() -> None:
     network, x = nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 2.0], [3.0, 5.0], [7.0, 11.0], [13.0, 17.0]])
 
-    def loss_of(part: range) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(part: range) -> tuple[Tensor, dict[str, Tensor]]:
         loss = network(x[part.start : part.stop]).mean()
-        return loss, {"loss": loss.item(), "first": float(part.start)}
+        return loss, {"loss": loss, "first": torch.tensor(float(part.start))}
 
-    metrics = accumulate(network, deal(4, 1, ALONE), loss_of, ALONE, Accelerator(cpu=True))
+    metrics = read(accumulate(network, deal(4, 1, ALONE), loss_of, ALONE, Accelerator(cpu=True)))
     torch.testing.assert_close(network.weight.grad, x.mean(0, keepdim=True))
     assert metrics["first"] == 1.5
     assert metrics["loss"] == pytest.approx(network(x).mean().item())

@@ -55,7 +55,7 @@ def make_step(role: Role, memory: dict[str, torch.Tensor]):  # type: ignore[no-u
         loss = (out - memory.get("last", x)).square().mean()
         memory["last"] = out.detach()
         accelerator.backward(loss)
-        return {"loss": loss.item(), "norm": update(role, number, accelerator)}
+        return {"loss": loss.item(), "norm": update(role, number, accelerator).item()}
 
     return step
 
@@ -418,7 +418,7 @@ def test_an_update_clips_scales_every_optimiser_and_forgets_the_gradient() -> No
             parameter.grad = torch.full_like(parameter, 0.01 * (index + 1))
             gradients[parameter] = parameter.grad
         raw = torch.cat([grad.flatten().clone() for grad in gradients.values()])
-        norm = update(role, step, Accelerator(cpu=True))
+        norm = update(role, step, Accelerator(cpu=True)).item()
         assert norm == pytest.approx(raw.norm().item(), rel=1e-5)
         clipped = torch.cat([grad.flatten() for grad in gradients.values()])
         torch.testing.assert_close(clipped, raw * 0.5 / raw.norm(), rtol=1e-4, atol=0)

@@ -18,8 +18,8 @@ from hiar.stages.common import Stage
 from hiar.stages.pairs import Trajectories
 from hiar.stages.validation import validation
 from hiar.training.loop import Log, train
-from hiar.training.parallel import Metrics, accumulate, deal
-from hiar.training.role import Role, update
+from hiar.training.parallel import Measured, Metrics, deal
+from hiar.training.role import Role, learn
 
 # The loss of the samples at these places of the batch, a mean over them; drawn for one step.
 LossAt = Callable[[range], Tensor]
@@ -82,13 +82,11 @@ def fit(
     def train_step(step: int) -> Metrics:
         loss_at = draw(step)
 
-        def loss_of(part: range) -> tuple[Tensor, Metrics]:
+        def loss_of(part: range) -> tuple[Tensor, Measured]:
             loss = loss_at(part)
-            return loss, {"loss": loss.item()}
+            return loss, {"loss": loss}
 
-        metrics = accumulate(role.module, parts, loss_of, ranks, accelerator)
-        metrics["grad_norm"] = update(role, step, accelerator)
-        return metrics
+        return learn(role, step, parts, loss_of, ranks, accelerator)
 
     return train(
         name,

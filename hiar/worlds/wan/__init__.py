@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from hiar import config
 from hiar.errors import UserError
 from hiar.io.files import file_hash
-from hiar.io.fingerprints import cache_folder
-from hiar.io.locks import locked
+from hiar.io.fingerprints import cache_folder, cache_locked
 from hiar.noise import Purpose, stream
 from hiar.worlds.interface import PURPOSES, SPLIT, TEXT, TRANSFORMER, Lora, Part, Trainable
 from hiar.worlds.wan.base import convert_base
@@ -102,7 +101,8 @@ class Wan:
         """The base; the tiny one is made when it is first needed."""
         assert self.base is not None
         if self.settings.base == TINY:
-            with locked(self.base.parent), torch.device("cpu"):  # where a plan asks first, networks have no memory
+            # Where a plan asks first, networks have no memory.
+            with cache_locked(self.base.parent), torch.device("cpu"):
                 if not self.base.exists():
                     make_tiny_wan(self.base, seed=0)
         return self.base

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.io.files import remove, writing
-from hiar.io.fingerprints import fingerprint
-from hiar.io.locks import LOCK, locked
+from hiar.io.fingerprints import cache_locked, fingerprint
+from hiar.io.locks import LOCK
 from hiar.io.progress import Progress
 from hiar.io.shards import write_shard
 from hiar.worlds.wan.outline import UMT5_XXL
@@ -106,7 +106,7 @@ def embed(
         if prompt not in embeddings:
             missing.add(key)
     if missing:
-        with locked(folder, f"{LOCK}-{asked.hexdigest()[0]}"):
+        with cache_locked(folder, f"{LOCK}-{asked.hexdigest()[0]}"):
             embeddings.refresh()
             if left := {key for key in missing if not embeddings.holds(key)}:
                 _encode_missing(prompts, left, embeddings, base, dtype, device, batch)
@@ -147,7 +147,7 @@ def _encode_missing(
     encoder: TextEncoder | None = None
     with Progress("embed", len(missing), unit="prompts") as progress:
         for group in _groups(_taken(prompts, missing), SHARD):
-            with locked(embeddings.folder):
+            with cache_locked(embeddings.folder):
                 for debris in embeddings.folder.glob(".*tmp*"):  # of writers that were killed: none writes now
                     with writing(debris):
                         remove(debris)

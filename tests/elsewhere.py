@@ -1,0 +1,162 @@
+"""A GPU without numbers: a device of torch's own making, on which tensors have shapes and types alone.
+
+What lies on it cannot meet what lies on the host, as on a GPU, and each time that the host asks for a number, which
+halts it until all is computed, is noted. As a program, this computes there what a GPU would, and tells what it met.
+The device is registered once and for all, so it has a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import shared
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from benchmarks.presets import PRESETS, build
+from benchmarks.walks import ALONE, Walk
+from hiar.io.process_group import Ranks
+from hiar.rollout.walk import generate
+
+ROOT = Path(__file__).parents[1]
+HALVED = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv3d", "scaled_dot_product_attention")
+WALKS = [walk for walk in ALONE if walk.passes != "separate" or walk.order == "step_first"]
+CASES = {
+    "init": {"name": "init", "muon": True},
+    "distill, fresh rollouts": {"name": "distill", "muon": True},
+    "distill, a replay, flow, bf16": {"name": "distill", "wan": True, "replay": 2, "half": True},
+}
+
+
+class Backend(backend_registration._DummyBackendModule):
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
+class Elsewhere(TorchDispatchMode):
+    """Within the body tensors may be on the device. waits: where hiar asked for their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.imagined, self.waits = FakeTensorMode(allow_non_fake_inputs=True), []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        there = kwargs.get("device")
+        if there is not None and torch.device(there).type == "elsewhere":
+            args, kwargs = tree_map(self._without_numbers, (args, kwargs))
+            with self.imagined:
+                return func(*args, **kwargs)
+        if args and isinstance(args[0], FakeTensor) and args[0].device.type == "elsewhere":
+            if func is torch.ops.aten._local_scalar_dense.default:
+                self._wait()
+                return 1.0
+            if there is not None:
+                self._wait()
+                return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        return func(*args, **kwargs)
+
+    def _without_numbers(self, value: Any) -> Any:
+        if isinstance(value, FakeTensor):
+            value.constant = None
+            return value
+        return self.imagined.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
+
+    def _wait(self) -> None:
+        frames = [frame for frame in traceback.extract_stack() if f"{ROOT}/hiar/" in frame.filename]
+        self.waits.append(f"{Path(frames[-1].filename).name}: {frames[-1].name}" if frames else "not in hiar")
+
+
+def register() -> torch.device:
+    """The device. Under autocast, what GPUs compute in bf16 is of that type."""
+    backend_registration._setup_privateuseone_for_python_backend("elsewhere", backend_module=Backend())
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) by way of the host
+    register.libraries = [torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")]
+    register.libraries[0].fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    for name in HALVED:
+        register.libraries[1].impl(name, halved(getattr(torch.ops.aten, name).default), "AutocastPrivateUse1")
+    return torch.device("elsewhere", 0)
+
+
+def halved(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def cast(value: Any) -> Any:
+        return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def cast_and_computed(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("elsewhere", enabled=False):
+            return operation(*tree_map(cast, args), **tree_map(cast, kwargs))
+
+    return cast_and_computed
+
+
+class Accelerator:
+    """What training asks of accelerate's, which knows no such device."""
+
+    def __init__(self, device: torch.device, half: bool) -> None:
+        self.device, self.half = device, half
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("elsewhere", torch.bfloat16, enabled=self.half)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters: Any, limit: float) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(list(parameters), limit)
+
+
+def walks(device: torch.device) -> dict[str, Callable[[], Tensor]]:
+    """Walks of one process, and a decoder that goes on."""
+    here = build(PRESETS["wan-tiny"](), torch.device("cpu"), 2)
+    with Elsewhere():
+        moved = (part.to(device) for part in (here.denoiser, here.codec, here.text))
+        there = replace(here, **dict(zip(("denoiser", "codec", "text"), moved, strict=True)))
+
+    def walked(walk: Walk) -> Tensor:
+        return generate(there.denoiser, there.rollout(there.preset.grid(walk, 4)), walk.order, passes=walk.passes)
+
+    def decoded() -> Tensor:
+        decode, latents = there.codec.decoding(), torch.zeros(1, *there.preset.shape, device=device)
+        return torch.cat([decode(latents), decode(latents)], dim=2)
+
+    return {"decoder": decoded} | {walk.name: partial(walked, walk) for walk in WALKS}
+
+
+def train(device: torch.device, case: dict[str, Any]) -> Tensor:
+    """A step of a training, late enough that it trains the student too, and its average."""
+    shared.accelerator_of = lambda case: Accelerator(device, case.half)
+    roles, step, _ = shared.make(shared.Case(steps=4, device=device, micro_batch=None, **case), Ranks())
+    for number in (2, 3) if case["name"] == "init" else (2,):
+        step(number)
+    return next(roles["student"].module.parameters())
+
+
+def tell(name: str, compute: Callable[[], Tensor]) -> None:
+    """A line of what was met: on which device the result lies, or what went wrong, and every wait."""
+    with Elsewhere() as mode:
+        try:
+            found = str(compute().device)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)
+            found = (
+                f"{error} at {[f'{frame.filename}:{frame.lineno}' for frame in where if str(ROOT) in frame.filename]}"
+            )
+    print(json.dumps({"name": name, "found": found, "waits": mode.waits}), flush=True)
+
+
+if __name__ == "__main__":
+    place = register()
+    for name, compute in walks(place).items():
+        tell(name, torch.no_grad()(compute))
+    for name, case in CASES.items():
+        tell(name, partial(train, place, case))

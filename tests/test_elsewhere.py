@@ -1,0 +1,33 @@
+"""What a GPU asks for and a CPU does not, without one: nothing of its meets what lies on the host, or is waited for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import elsewhere
+import pytest
+from commands import ROOT, environment
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, dict[str, Any]]:
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    command = [sys.executable, elsewhere.__file__]
+    run = subprocess.run(command, env=environment() | paths, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return {line["name"]: line for line in map(json.loads, run.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("name", ["decoder", *(walk.name for walk in elsewhere.WALKS)])
+def test_a_walk_is_asked_for_without_a_halt(name: str, told: dict[str, dict[str, Any]]) -> None:
+    assert told[name] == {"name": name, "found": "elsewhere:0", "waits": []}
+
+
+@pytest.mark.parametrize("name", elsewhere.CASES)
+def test_an_update_is_waited_for_once_when_all_of_it_is_asked_for(name: str, told: dict[str, dict[str, Any]]) -> None:
+    assert told[name]["found"] == "elsewhere:0"
+    assert set(told[name]["waits"]) == {"parallel.py: read"}
