@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hiar.errors import UserError
-from hiar.io.artifacts import write_json, write_text
+from hiar.io.files import write_json, write_text
 from hiar.io.outputs import is_stream, output_of
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from benchmarks.command import Parser, check_out
 from hiar.errors import UserError
-from hiar.io.artifacts import code_version, write_json
+from hiar.io.artifacts import code_version
+from hiar.io.files import write_json
 from hiar.io.hardware import hardware
 from hiar.io.progress import Progress
 from hiar.noise import normals

@@ -20,7 +20,8 @@ import psutil
 
 from benchmarks.command import Parser, check_out
 from hiar.errors import UserError
-from hiar.io.artifacts import code_version, write_json
+from hiar.io.artifacts import code_version
+from hiar.io.files import write_json
 from hiar.io.hardware import hardware
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]

@@ -25,7 +25,8 @@ import psutil
 from benchmarks.command import Parser, check_out
 from benchmarks.students import save_student
 from hiar.errors import UserError
-from hiar.io.artifacts import code_version, content_hash, write_json
+from hiar.io.artifacts import code_version, content_hash
+from hiar.io.files import write_json
 from hiar.io.hardware import hardware
 from hiar.models.card import Walk, load_card
 from hiar.parameters import load_params

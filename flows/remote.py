@@ -21,6 +21,7 @@ from typing import Any
 
 from flows.needed import fetch_needed
 from flows.processes import ProcessGroups, stage_environment
+from hiar.errors import without_password
 from hiar.io.files import write_text
 from hiar.io.progress import Progress
 from hiar.storage.runs import DEFAULT, outs_of
@@ -269,7 +270,7 @@ def _reason(error: Exception) -> str:
     while cause.__cause__ is not None and not str(cause).strip():
         cause = cause.__cause__
     words = " ".join(str(cause).split()) or type(cause).__name__
-    return re.sub(r"//[^/@\s]*@", "//", words)[:300]
+    return without_password(words)[:300]
 
 
 if __name__ == "__main__":

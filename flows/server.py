@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hiar.errors import UserError
+from hiar.errors import UserError, without_password
 from hiar.io.files import writing
 
 ANSWER_SECONDS = 5.0  # that a server that is asked for nothing may take
@@ -47,7 +47,7 @@ def _ask(url: str) -> None:
             client.raise_for_api_version_mismatch()  # which would end the run with a traceback
     except Exception as error:  # whatever an address that is none, a network, or somebody else's server leads to
         raise UserError(
-            f"PREFECT_API_URL = {_without_password(url)}: no Prefect server answers there ({_reason(error)}); start it "
+            f"PREFECT_API_URL = {without_password(url)}: no Prefect server answers there ({_reason(error)}); start it "
             "(`make stack`), or unset PREFECT_API_URL for a temporary one"
         ) from None
 
@@ -124,8 +124,4 @@ def _errors_to(path: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    return _without_password(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return without_password(" ".join(f"{type(error).__name__}: {error}".split()))[:200]

@@ -48,6 +48,11 @@ def say(message: str) -> None:
         print(f"error: {line}", file=sys.stderr)  # noqa: T201
 
 
+def without_password(text: str) -> str:
+    """A line for people, without the names and passwords that addresses in it hold."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
 def memory_line(error: Exception) -> str | None:
     """The line for an error of numpy or torch that means that memory does not suffice; None for any other."""
     if not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):

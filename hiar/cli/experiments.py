@@ -193,7 +193,7 @@ def plan(
 
     Nothing is loaded and no GPU is needed: a step is imagined on tensors without memory. It takes half a minute.
     """
-    from hiar.memory.forecast import open_models
+    from hiar.memory.networks import open_models
     from hiar.memory.table import STAGES as KNOWN
     from hiar.memory.table import lines
     from hiar.workspace import experiment_params

@@ -133,8 +133,19 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        k = self.video.block
         (self._check_trained if self.world.kind == "shapes" else self._check_adopted)()
+        self._check_clips()
+        self._check_runtime()
+        self._check_lengths()
+        self._check_pairs()
+        self._check_compared()
+        self._check_processes()
+        self._check_variants()
+        return self
+
+    def _check_clips(self) -> None:
+        """Videos are whole blocks, and what is learned on whole clips knows no sinks."""
+        k = self.video.block
         require(
             self.sample.frames % k == 0, "sample.frames", self.sample.frames, f"must be a multiple of video.block = {k}"
         )
@@ -144,6 +155,9 @@ class Params(Section):
             self.video.sink_blocks,
             f"training clips must fit in the window of {self.video.window} frames when there are sinks; use 0",
         )
+
+    def _check_runtime(self) -> None:
+        """Threads are such as there can be, and what is on the host can be there."""
         for field, threads in (
             ("runtime.threads", self.runtime.threads),
             ("runtime.variant_threads", self.runtime.variant_threads),
@@ -156,7 +170,10 @@ class Params(Section):
             self.runtime.offload,
             "a real score on the host is sharded; set runtime.processes, which may be 1, or leave it out",
         )
-        shortest = max(self.score.segments, 4)
+
+    def _check_lengths(self) -> None:
+        """What is scored is long enough for that, and what is shown is sampled."""
+        k, shortest = self.video.block, max(self.score.segments, 4)
         lengths = {"video.frames": self.video.frames, "sample.frames": self.sample.frames}
         for name, validation in (("init", self.init.validation), ("distill", self.distill.validation)):
             if validation is not None:
@@ -171,6 +188,9 @@ class Params(Section):
             self.report.videos,
             f"cannot exceed sample.videos = {self.sample.videos}",
         )
+
+    def _check_pairs(self) -> None:
+        """There are the trajectories that are learned from, and solvers visit the student's levels."""
         if isinstance(self.init, CausalOde):
             remedy = "the causal teacher's are made here; give their numbers, or somebody else's pairs as pairs.source"
             require(self.init.pairs is not None or self.pairs.source is not None, "init.pairs", None, remedy)
@@ -179,13 +199,12 @@ class Params(Section):
         for field, steps in solvers.items():
             remedy = f"must be a multiple of schedule.student_steps = {self.schedule.student_steps}"
             require(steps % self.schedule.student_steps == 0, field, steps, remedy)
-        for field, names in (("compare.init", self.compare.init), ("compare.distill", self.compare.distill)):
-            for name in names:
-                require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
-        self._check_compared()
-        self._check_processes()
+
+    def _check_variants(self) -> None:
+        """What variants say of single steps is of as many as the student has."""
+        steps = self.schedule.student_steps
         for name, variant in self.variants.items():
-            kl, steps = variant.forward_kl, self.schedule.student_steps
+            kl = variant.forward_kl
             require(
                 not isinstance(variant.level, tuple) or len(variant.level) == steps - 1,
                 f"variants.{name}.level",
@@ -193,12 +212,11 @@ class Params(Section):
                 f"give one number, or {steps - 1}: one for each of schedule.student_steps = {steps} but the last",
             )
             require(
-                kl is None or kl.steps <= self.schedule.student_steps,
+                kl is None or kl.steps <= steps,
                 f"variants.{name}.forward_kl.steps",
                 kl and kl.steps,
-                f"cannot exceed schedule.student_steps = {self.schedule.student_steps}",
+                f"cannot exceed schedule.student_steps = {steps}",
             )
-        return self
 
     def _masks_clips(self) -> bool:
         """Whether something is learned on whole clips under a mask, which knows no sinks; self-rollouts know them."""
@@ -208,6 +226,9 @@ class Params(Section):
 
     def _check_compared(self) -> None:
         """What the comparison names is there."""
+        for field, names in (("compare.init", self.compare.init), ("compare.distill", self.compare.distill)):
+            for name in names:
+                require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
         for one in self.compare.walked:
             said, student, walk = f"{one.student}/{one.walk}", one.student, one.walk
             known = [name for name in self.compare.distill if name != walk]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -20,7 +19,6 @@ from typing import Any
 
 from hiar.errors import UserError
 from hiar.io.files import (
-    atomic_file,
     canonical,
     check_place,
     followed,
@@ -28,7 +26,6 @@ from hiar.io.files import (
     missing,
     remove,
     sync,
-    write_json,
     write_text,
     writing,
 )
@@ -47,18 +44,14 @@ from hiar.io.progress import tell
 __all__ = [
     "MANIFEST",
     "Facts",
-    "atomic_file",
     "check_folder",
     "code_version",
     "content_hash",
     "facts",
-    "package_hash",
     "partial_of",
     "read_manifest",
     "unfinished",
-    "write_json",
     "write_manifest",
-    "write_text",
 ]
 
 _KEY = ".key.json"
@@ -116,14 +109,6 @@ def check_folder(option: str, folder: Path, kind: str) -> None:
         for place in (end, _aside(end)):  # the second name may be too long where the first is not
             missing(place)
         check_place(end.parent)
-
-
-def package_hash(parts: tuple[str, ...] = ("",)) -> str:
-    """SHA-256 over the Python files of the package, or of some of its modules and rooms, such as ``models``."""
-    package = Path(__file__).resolve().parent.parent
-    files = {file for part in parts for file in [package / part, *(package / part).rglob("*.py")] if file.is_file()}
-    digests = (hashlib.sha256(file.read_bytes()).digest() for file in sorted(files))
-    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _check_replaceable(folder: Path, kind: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hiar.memory.counting import storage_bytes
-from hiar.memory.forecast import Models, meta_role, role_bytes
+from hiar.memory.networks import Models, meta_role, role_bytes
 
 
 def disk(models: Models) -> dict[str, int]:

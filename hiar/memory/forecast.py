@@ -10,27 +10,20 @@ import math
 from dataclasses import dataclass, replace
 from typing import cast
 
-import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import nn
-
 from hiar import config
 from hiar.config import Params, Variant
 from hiar.memory import inits, steps
 from hiar.memory.counting import Counting, imagined, network_bytes, storage_bytes
+from hiar.memory.networks import OPTIMISER, Models, make_meta, meta_role, pinned_bytes, role_bytes
 from hiar.memory.sampling import decode
-from hiar.memory.steps import Config, Peaks, Sizes, imagine, live_caches, make_network, training_grid
-from hiar.models.denoiser import Denoiser, build_denoiser
+from hiar.memory.steps import Config, Peaks, Sizes, imagine, live_caches, training_grid
+from hiar.models.denoiser import Denoiser
 from hiar.models.rings import ring_bytes
-from hiar.training.clips import begins_apart
 from hiar.training.parallel import layers_of
-from hiar.training.role import Role, make_role
-from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Codec, World, open_world
+from hiar.worlds.interface import CODEC, Codec
 
 USABLE = 0.9  # of a GPU's memory: the rest is for its context, kernels' own buffers and fragments
-STATES = {torch.optim.AdamW: 2, torch.optim.Muon: 1}  # tensors of a parameter's size
 TRAINED = ("init", "distill")
-OPTIMISER = "optimiser"
 UPDATE = "update"  # the phase in which an optimiser's states are there and no activations
 
 
@@ -60,44 +53,20 @@ class Forecast:
         return self.total <= USABLE * memory
 
 
-@dataclass(frozen=True)
-class Models:
-    """The configurations of an experiment's networks, and the bytes of its text encoder and decoder."""
+@dataclass
+class _Training:
+    """What a training has on a GPU before it is known what else it shares with others.
 
-    world: World
-    student: Config  # and the critic's, and the teacher's
-    real: Config
-    text: int
-    codec: int
-    apart: bool  # a clip's first latent frame is unlike the others
-    sizes: Sizes
+    host: what is kept on the host instead. gathered: the networks whose layers are gathered where they are sharded.
+    solves: it learns from trajectories of the teacher.
+    """
 
-    def trained(self, layers: int | None = None) -> Denoiser:
-        with torch.device("meta"):
-            return make_network(self.sizes.params, self.student, layers, trained=True)
-
-
-def open_models(params: Params) -> Models:
-    """An experiment's networks in outline. Raises UserError where a configuration is not known."""
-    world = open_world(params.world)
-    with torch.device("meta"):
-        text, codec = world.outline(TEXT, params), world.outline(CODEC, params)
-        coder = cast(Codec, codec)
-        own = params.model and build_denoiser(params.model, coder.channels, seed=0).transformer
-        student = own or world.outline(TRANSFORMER, params)
-        folder = params.distill.real_score
-        real = student if folder is None else world.outline(TRANSFORMER, params, folder)
-    latent = (coder.channels, *coder.latent_size(world.height, world.width))
-    half = params.runtime.precision == "bf16" and world.base is not None  # as Wan's text encoder is read
-    return Models(
-        world,
-        _config(student),
-        _config(real),
-        network_bytes(text) // (2 if half else 1),
-        network_bytes(codec),
-        begins_apart(coder),
-        Sizes(params, latent, world.words(params), 1),
-    )
+    entries: list[Entry]
+    host: list[Entry]
+    peaks: Peaks
+    gathered: list[Denoiser]
+    solves: bool
+    rings: int = 0
 
 
 def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int = 1) -> Forecast:
@@ -106,60 +75,70 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
     Raises ValueError for a stage that does not run on a GPU.
     """
     models = replace(models, sizes=replace(models.sizes, batch=batch))
-    host: list[Entry] = []
     sizes, params = models.sizes, models.sizes.params
-    offload = params.runtime.offload
     if stage == "sample":
         return _sample(models, variant)
     if stage == "pairs":
-        peaks = _solver(sizes, models.student)
-        frozen = _frozen("teacher", make_meta(params, models.student, half=False), 1)
-        return Forecast(stage, (frozen, *_activations(peaks, 0)))
+        return Forecast(stage, (_teacher("teacher", models), *_activations(_solver(sizes, models.student), 0)))
     if stage not in TRAINED:
         raise ValueError(f"{stage} has no networks that fill a GPU")
-    if stage == "init":
-        if isinstance(params.init, config.Adopted):
-            raise ValueError("an init that is adopted is not trained")
-        kind = inits.KINDS[params.init.kind]
-        entries = _role("student", models, gpus, params.init.training.optimizer)
-        if isinstance(params.init, config.CausalOde | config.Consistency):
-            entries.append(_frozen("teacher", make_meta(params, models.student, half=False), 1))
-        solves = True
-        others = [models.student] if kind.frozen else []
-        peaks = imagine(lambda count, *n: kind.update(count, sizes, *n), sizes, [models.student], others)
-        gathered, rings = [models.trained()], 0
-    else:
-        entries = _role("student", models, gpus, params.distill.generator)
-        entries += _role("critic", models, gpus, params.distill.critic)
-        # One that is the teacher itself also embeds prompts, and stays as it is.
-        real = make_meta(params, models.real, half=params.distill.real_score is not None)
-        if "real_score" in offload:
-            host.append(Entry("real score", "parameters", pinned_bytes(real, gpus)))
-        else:
-            entries.append(_frozen("real score", real, gpus))
-        if params.distill.windows > 1 and models.apart:
-            entries.append(Entry("codec", "parameters", models.codec))
-        solves = variant.forward_kl is not None or variant.forcing is not None
-        peaks = imagine(
-            lambda count, *n: steps.distill(count, sizes, variant, *n),
-            sizes,
-            [models.student, models.student],
-            [models.real],
-        )
-        gathered = [models.trained(), models.trained(), real]
-        rings = 0 if variant.forcing else training_rings(sizes, models.student, variant)
-    if solves and not params.pairs.stored:  # before anything is held for backward, by a teacher whole in each process
-        entries.append(_frozen("teacher of the pairs", make_meta(params, models.student, half=False), 1))
+    training = _init(models, gpus) if stage == "init" else _distillation(models, variant, gpus)
+    entries, host, peaks = training.entries, training.host, training.peaks
+    if training.solves and not params.pairs.stored:  # before anything is held for backward
+        entries.append(_teacher("teacher of the pairs", models))
         peaks |= _solver(replace(sizes, batch=params.pairs.batch), models.student)
-    if "optimizers" in offload:
-        host += [entry for entry in entries if entry.what == OPTIMISER]
+    if "optimizers" in params.runtime.offload:
+        optimisers = [entry for entry in entries if entry.what == OPTIMISER]
         entries = [entry for entry in entries if entry.what != OPTIMISER]
-        peaks[UPDATE] = max(entry.bytes for entry in host if entry.what == OPTIMISER)  # one role after the other
+        host += optimisers
+        peaks[UPDATE] = max(entry.bytes for entry in optimisers)  # one role after the other
     if gpus > 1 or params.runtime.processes is not None:  # networks are sharded, be it over one
-        entries.append(Entry("all", "gathered layers", _gathered(params, gathered)))
+        entries.append(Entry("all", "gathered layers", _gathered(params, training.gathered)))
         # An update's are reduced once, when they are complete.
         entries.append(Entry("all", "whole gradients", storage_bytes(list(models.trained().parameters()))))
-    return Forecast(stage, (*entries, *_activations(peaks, rings)), tuple(host))
+    return Forecast(stage, (*entries, *_activations(peaks, training.rings)), tuple(host))
+
+
+def _init(models: Models, gpus: int) -> _Training:
+    sizes, init = models.sizes, models.sizes.params.init
+    if isinstance(init, config.Adopted):
+        raise ValueError("an init that is adopted is not trained")
+    kind = inits.KINDS[init.kind]
+    entries = _role("student", models, gpus, init.training.optimizer)
+    if isinstance(init, config.CausalOde | config.Consistency):
+        entries.append(_teacher("teacher", models))
+    others = [models.student] if kind.frozen else []
+    peaks = imagine(lambda count, *n: kind.update(count, sizes, *n), sizes, [models.student], others)
+    return _Training(entries, [], peaks, [models.trained()], solves=True)
+
+
+def _distillation(models: Models, variant: Variant, gpus: int) -> _Training:
+    sizes, params = models.sizes, models.sizes.params
+    host: list[Entry] = []
+    entries = _role("student", models, gpus, params.distill.generator)
+    entries += _role("critic", models, gpus, params.distill.critic)
+    # One that is the teacher itself also embeds prompts, and stays as it is.
+    real = make_meta(params, models.real, half=params.distill.real_score is not None)
+    if "real_score" in params.runtime.offload:
+        host.append(Entry("real score", "parameters", pinned_bytes(real, gpus)))
+    else:
+        entries.append(_frozen("real score", real, gpus))
+    if params.distill.windows > 1 and models.apart:
+        entries.append(Entry("codec", "parameters", models.codec))
+    peaks = imagine(
+        lambda count, *n: steps.distill(count, sizes, variant, *n),
+        sizes,
+        [models.student, models.student],
+        [models.real],
+    )
+    return _Training(
+        entries,
+        host,
+        peaks,
+        gathered=[models.trained(), models.trained(), real],
+        solves=variant.forward_kl is not None or variant.forcing is not None,
+        rings=0 if variant.forcing else training_rings(sizes, models.student, variant),
+    )
 
 
 def training_rings(sizes: Sizes, student: Config, variant: Variant) -> int:
@@ -175,50 +154,17 @@ def training_rings(sizes: Sizes, student: Config, variant: Variant) -> int:
     )
 
 
-def make_meta(params: Params, shape: Config, half: bool) -> Denoiser:
-    """A frozen network without memory; half: in bf16 where the experiment computes in it."""
-    with torch.device("meta"):
-        network = Denoiser(WanTransformer3DModel(**shape), "flow", coordinates=False).requires_grad_(False)
-    if half and params.runtime.precision == "bf16":
-        network.cast(torch.bfloat16)
-    return network
-
-
-def role_bytes(role: Role) -> dict[str, int]:
-    """Bytes of a role's parameters and buffers, gradients, optimiser states and averaged weights."""
-    parameters = list(role.module.parameters())
-    states = sum(
-        STATES[type(optimizer)] * p.numel() * p.element_size() + (4 if isinstance(optimizer, torch.optim.AdamW) else 0)
-        for optimizer in role.optimizers
-        for group in optimizer.param_groups
-        for p in group["params"]
-    )
-    return {
-        "parameters": network_bytes(role.module),
-        "gradients": storage_bytes([p for p in parameters if p.requires_grad]),
-        OPTIMISER: states,
-        "average": 0 if role.average is None else network_bytes(role.average),
-    }
-
-
 def _role(name: str, models: Models, gpus: int, settings: config.Optimizer) -> list[Entry]:
     return [Entry(name, what, -(-bytes_ // gpus)) for what, bytes_ in role_bytes(meta_role(models, settings)).items()]
 
 
-def meta_role(models: Models, settings: config.Optimizer) -> Role:
-    """A role in training without memory."""
-    return make_role(models.trained(), settings, steps=1)
-
-
-def pinned_bytes(network: nn.Module, gpus: int) -> int:
-    """Bytes of the pinned memory that a GPU's share of a network takes: torch gives each tensor a power of two."""
-    rows = [(parameter, -(-len(parameter) // gpus)) for parameter in network.parameters()]
-    sizes = (count * parameter[0].numel() * parameter.element_size() for parameter, count in rows)
-    return sum(1 << (size - 1).bit_length() for size in sizes)
-
-
 def _frozen(name: str, network: Denoiser, gpus: int) -> Entry:
     return Entry(name, "parameters", -(-network_bytes(network) // gpus))
+
+
+def _teacher(name: str, models: Models) -> Entry:
+    """A frozen teacher, which each process has whole."""
+    return _frozen(name, make_meta(models.sizes.params, models.student, half=False), 1)
 
 
 def _solver(sizes: Sizes, teacher: Config) -> Peaks:
@@ -264,14 +210,6 @@ def _sample(models: Models, variant: Variant) -> Forecast:
         Entry("activations", "decoding", count.peaks["decoding"]),
     ]
     return Forecast("sample", tuple(entries))
-
-
-def _config(transformer: nn.Module) -> Config:
-    return {
-        name: value
-        for name, value in cast(WanTransformer3DModel, transformer).config.items()
-        if not name.startswith("_")
-    }
 
 
 def _dim(transformer: Config) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hiar import config
 from hiar.memory.counting import network_bytes
-from hiar.memory.forecast import Models, make_meta, meta_role, role_bytes
+from hiar.memory.networks import Models, make_meta, meta_role, role_bytes
 
 STATE = "a state until it is written"
 RESULT = "the student at the end"

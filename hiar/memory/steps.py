@@ -67,7 +67,7 @@ class Sizes:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.params.runtime.precision == "bf16")
 
 
-def make_network(params: Params, config: Config, layers: int | None = None, trained: bool = False) -> Denoiser:
+def make_network(params: Params, config: Config, layers: int | None = None, *, trained: bool) -> Denoiser:
     """A denoiser of a configuration, with fewer layers if told so; one that is trained has gradients already."""
     config = config if layers is None else config | {"num_layers": layers}
     prediction, coordinates = (params.model.prediction, params.model.coordinates) if params.model else ("flow", False)
@@ -200,12 +200,11 @@ def imagine(run: Callable[..., None], sizes: Sizes, trained: Sequence[Config], f
 
 
 def _peaks(run: Callable[..., None], sizes: Sizes, *networks: Sequence[tuple[Config, bool, int]]) -> Peaks:
+    """The peaks on networks of these configurations, each trained or not, and of so many layers."""
+    chosen = [one for part in networks for one in part]
     with imagined():
         count = Counting()
-        run(
-            count,
-            *(make_network(sizes.params, one, layers, trained) for part in networks for one, trained, layers in part),
-        )
+        run(count, *(make_network(sizes.params, config, n, trained=trained) for config, trained, n in chosen))
     return count.peaks
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from hiar.config import Adopted, Params, Variant
 from hiar.io.free import GB
 from hiar.memory.disk import disk
-from hiar.memory.forecast import TRAINED, USABLE, Forecast, Models, forecast
+from hiar.memory.forecast import TRAINED, USABLE, Forecast, forecast
 from hiar.memory.host import host, most
+from hiar.memory.networks import Models
 from hiar.memory.steps import live_caches, training_grid
 from hiar.worlds.interface import AHEAD
 

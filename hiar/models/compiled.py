@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from hiar.models import fp8
 from hiar.models.denoiser import Denoiser
+from hiar.models.timing import now, timed
 
 LOOK, MEASURE = (1, 3), (20, 10)  # calls that do not count and calls that do; compiled ones settle slowly
 WORTH = 300.0  # seconds of layers as they are, below which a minute of compiling does not come back
@@ -54,7 +53,7 @@ def where_it_pays(denoiser: Denoiser, forward: Callable[[], Tensor], calls: floa
     None where that does not pay: for few calls, where it gains too little or differs by more than rounding does, and
     where torch cannot compile.
     """
-    if _timed(forward, LOOK)[1] * calls < WORTH:
+    if timed(forward, *LOOK)[1] * calls < WORTH:
         return None
     try:
         found = measure_compiled(denoiser, forward)
@@ -75,28 +74,10 @@ def allowed(denoiser: Denoiser) -> float:
 @torch.no_grad()
 def measure_compiled(denoiser: Denoiser, forward: Callable[[], Tensor]) -> Compiled:
     """Compile the layers for ``forward``, and compare. Raises RuntimeError where torch cannot."""
-    expected, plain = _timed(forward, MEASURE)
-    start = _now(expected)
+    expected, plain = timed(forward, *MEASURE)
+    start = now(expected.device)
     with compiled(denoiser):
-        first_call = _now(forward()) - start
-        out, fast = _timed(forward, MEASURE)
-    return Compiled(plain / fast, float((out - expected).norm() / expected.norm()), first_call)
-
-
-@torch.no_grad()
-def _timed(forward: Callable[[], Tensor], calls: tuple[int, int]) -> tuple[Tensor, float]:
-    """What a call gives, in full precision, and its median seconds."""
-    warm, counted = calls
-    seconds = []
-    for _ in range(warm + counted):
-        start = time.perf_counter()
-        out = forward()
-        seconds.append(_now(out) - start)
-    return out.float(), statistics.median(seconds[warm:])
-
-
-def _now(computed: Tensor) -> float:
-    """Seconds, once what was asked of the device of ``computed`` is done."""
-    if computed.is_cuda:
-        torch.cuda.synchronize(computed.device)
-    return time.perf_counter()
+        first_call = now(forward().device) - start
+        out, fast = timed(forward, *MEASURE)
+    error = (out.float() - expected.float()).norm() / expected.float().norm()
+    return Compiled(plain / fast, float(error), first_call)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hiar.models.attention import attend
+from hiar.models.timing import timed
 from hiar.noise import normals
 
 KERNELS = {
@@ -39,7 +37,7 @@ def measure_kernels(
     for name in KERNELS:
         with sdpa_kernel(KERNELS[name]):
             try:
-                out, seconds[name] = _timed(inputs)
+                out, seconds[name] = timed(lambda: attend(*inputs), WARM, REPEATS)
             except RuntimeError:  # torch has no such kernel for this device, type or shape
                 continue
         error = (out[:1, :, :1].double() - exact).norm() / exact.norm()
@@ -72,18 +70,3 @@ def using(kernel: str | None) -> Iterator[None]:
     others = [backend for name, backend in KERNELS.items() if name != kernel]
     with sdpa_kernel([KERNELS[kernel], *others], set_priority=True):
         yield
-
-
-def _timed(inputs: list[Tensor]) -> tuple[Tensor, float]:
-    seconds = []
-    for _ in range(WARM + REPEATS):
-        start = _now(inputs[0].device)
-        out = attend(*inputs)
-        seconds.append(_now(inputs[0].device) - start)
-    return out, statistics.median(seconds[WARM:])
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

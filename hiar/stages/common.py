@@ -18,16 +18,9 @@ from accelerate import Accelerator
 
 from hiar.config import Params
 from hiar.errors import UserError
-from hiar.io.artifacts import (
-    content_hash,
-    partial_of,
-    read_manifest,
-    unfinished,
-    write_json,
-    write_manifest,
-    write_text,
-)
+from hiar.io.artifacts import content_hash, partial_of, read_manifest, unfinished, write_manifest
 from hiar.io.cpu import settle_cpu
+from hiar.io.files import write_json, write_text
 from hiar.io.hardware import hardware, peak_memory_mb
 from hiar.io.process_group import ALONE, Ranks, joined
 from hiar.stages.definition import check_fits, code_hash, settings_of, unchanged

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hiar.grid import Cell, count_passes, fastest, walk_passes
-from hiar.io.artifacts import write_text
+from hiar.io.files import write_text
 from hiar.io.progress import tell
 from hiar.models.attention import Row
 from hiar.models.blockwise import forward_blocks

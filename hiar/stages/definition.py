@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,12 @@ from pydantic import Field
 
 from hiar.config import Params
 from hiar.errors import UserError
-from hiar.io.artifacts import MANIFEST, Facts, facts, package_hash
+from hiar.io.artifacts import MANIFEST, Facts, facts
 from hiar.parameters import load_params
 
 PARAMS = "params.yaml"
 DVC_YAML = Path(__file__).resolve().parents[2] / "dvc.yaml"  # of the code that runs
-OURS = "hiar/"
+OURS = "hiar/"  # the package, beside it
 
 
 def settings_of(stage: str, params: Params, variant: str | None) -> dict[str, Any]:
@@ -37,8 +38,9 @@ def _named(name: str, variant: str) -> str:
 def code_hash(stage: str, world: str) -> str:
     """SHA-256 over the code that DVC lists for a stage in a world; over all of it where there is no dvc.yaml."""
     deps = [name.replace("${world.kind}", world) for name in _stages().get(stage, {}).get("deps", [])]
-    parts = [name.removeprefix(OURS) for name in deps if name.startswith(OURS)]
-    return package_hash(tuple(parts)) if parts else package_hash()
+    places = [DVC_YAML.parent / name for name in deps if name.startswith(OURS)] or [DVC_YAML.parent / OURS]
+    files = {file for place in places for file in (place, *place.rglob("*.py")) if file.is_file()}
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in sorted(files))).hexdigest()
 
 
 @contextmanager

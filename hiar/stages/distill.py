@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hiar.config import Distill, Params
+from hiar.config import Distill, Params, Variant
 from hiar.errors import UserError
 from hiar.io.fingerprints import require_content
 from hiar.models.card import walk_of
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator, clone, load_generator
 from hiar.stages.cards import trained_card
-from hiar.stages.common import Paths, stage, tail_mean, write_curve, write_metrics
+from hiar.stages.common import Paths, Stage, stage, tail_mean, write_curve, write_metrics
 from hiar.stages.pairs import Trajectories, levels_needed, require_levels
 from hiar.stages.roles import new_role
 from hiar.stages.solved_pairs import open_pairs
@@ -32,70 +32,26 @@ from hiar.worlds.interface import AHEAD, FIRST_CLIP, SPLIT, TRANSFORMER
 
 def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: Path | None = None) -> None:
     """Write artifacts/seed-S/distill/VARIANT; its metrics are means over the last tenth of training."""
-    paths, method = Paths(workspace, seed), params.variant(variant)
+    paths, method, spec = Paths(workspace, seed), params.variant(variant), params.distill
     parents = {
         "teacher": (paths.teacher, "checkpoint"),
         "pairs": (paths.pairs, "pairs"),
         "init": (paths.init, "checkpoint"),
     }
-    out = paths.distilled(variant)
     with stage(
         "distill",
         params,
         workspace,
-        out,
+        paths.distilled(variant),
         seed=seed,
         parents=parents,
         variant=variant,
         restart=restart_from,
         shared=True,
     ) as work:
-        spec, device, ranks = params.distill, work.accelerator.device, work.ranks
-        saving = params.runtime.checkpointing
-        check_batches(spec, ranks)
+        check_batches(spec, work.ranks)
         teacher, init = load_generator(paths.teacher), load_generator(paths.init)
-        teacher.text.to(device)
-        pairs = open_pairs(params, workspace, seed, device) if method.forward_kl or method.forcing else None
-        if pairs is not None:
-            require_levels(params, pairs.sigmas, levels_needed(params, every=False), str(paths.pairs))
-            teacher.prepare(pairs.captions)  # before the other networks are beside it
-        if spec.validation is not None or (spec.windows > 1 and begins_apart(teacher.codec)):
-            teacher.codec.to(device)
-        if spec.real_score is None:
-            teacher.denoiser.to(device)  # else a copy of it is trained, and nothing asks for it itself
-        roll_out = SelfRollout(
-            block_shape=init.block_shape,
-            windows=spec.windows,
-            variant=method,
-            video=params.video,
-            schedule=params.schedule,
-            conventions=params.conventions,
-        )
-
-        critic = clone(teacher.denoiser).checkpoint(saving).to(device)
-        half = params.runtime.precision == "bf16"
-        frozen = None if spec.real_score is None else torch.bfloat16 if half else torch.float32
-        if ranks.mesh is None:
-            real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256, frozen).to(device)
-        else:  # a layer at a time out of its file: whole, 57 GB, it need fit in no process and on no GPU
-            real_score = _real_score(teacher, spec.real_score, spec.real_score_sha256, None)
-            shard(real_score, ranks, offload="real_score" in params.runtime.offload, dtype=frozen)
-        job = Distillation(
-            student=new_role(work, clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps),
-            critic=new_role(work, critic, spec.critic, spec.all_steps * spec.critic_updates),
-            teacher=real_score,
-            roll_out=roll_out,
-            codec=teacher.codec,
-            settings=spec,
-            prompts=Prompts(teacher, seed, spec),
-            no_text=teacher.embed_nothing(),
-            student_samples=FIRST_CLIP["distill"],
-            critic_samples=FIRST_CLIP["critic"],
-            pairs=_embedded(pairs, teacher) if pairs else None,
-            seed=seed,
-            accelerator=work.accelerator,
-            ranks=ranks,
-        )
+        job = _distillation(work, paths, method, teacher, init)
         card = trained_card(init.card, params, stage="distill", variant=variant, walk=walk_of(method))
         sampled = Generator(card, init.denoiser, teacher.text, teacher.codec)
         curve = train(
@@ -109,11 +65,11 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
             checkpoints_kept=params.runtime.checkpoints_kept,
             checkpoint_milestone=params.runtime.checkpoint_milestone,
             memory=job.replay,
-            ranks=ranks,
+            ranks=work.ranks,
             after_step=validation(work, spec.validation, sampled, job.student, spec.all_steps),
         )
         weights = kept_weights(job.student)
-        if not ranks.leads:
+        if not work.ranks.leads:
             return
         init.denoiser.load_state_dict(weights)
         Generator(card, init.denoiser, init.text, init.codec).save(work.folder)
@@ -121,6 +77,49 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
         write_metrics(workspace, f"seed-{seed}/distill/{variant}", {name: tail_mean(curve, name) for name in columns})
         write_curve(workspace, f"seed-{seed}/distill/{variant}", curve)
         work.finish("checkpoint")
+
+
+def _distillation(work: Stage, paths: Paths, method: Variant, teacher: Generator, init: Generator) -> Distillation:
+    """The roles of a variant's distillation, and what they learn from.
+
+    Prompts of the pairs are embedded before there are other networks beside the text encoder, which may be as large.
+    """
+    params, spec, device = work.params, work.params.distill, work.accelerator.device
+    saving = params.runtime.checkpointing
+    teacher.text.to(device)
+    pairs = open_pairs(params, paths.workspace, paths.seed, device) if method.forward_kl or method.forcing else None
+    if pairs is not None:
+        require_levels(params, pairs.sigmas, levels_needed(params, every=False), str(paths.pairs))
+        teacher.prepare(pairs.captions)
+    if spec.validation is not None or (spec.windows > 1 and begins_apart(teacher.codec)):
+        teacher.codec.to(device)
+    if spec.real_score is None:
+        teacher.denoiser.to(device)  # else a copy of it is trained, and nothing asks for it itself
+    critic = clone(teacher.denoiser).checkpoint(saving).to(device)  # before the real score is sharded, which it may be
+    real_score = _real_score(work, teacher)
+    return Distillation(
+        student=new_role(work, clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps),
+        critic=new_role(work, critic, spec.critic, spec.all_steps * spec.critic_updates),
+        teacher=real_score,
+        roll_out=SelfRollout(
+            block_shape=init.block_shape,
+            windows=spec.windows,
+            variant=method,
+            video=params.video,
+            schedule=params.schedule,
+            conventions=params.conventions,
+        ),
+        codec=teacher.codec,
+        settings=spec,
+        prompts=Prompts(teacher, paths.seed, spec),
+        no_text=teacher.embed_nothing(),
+        student_samples=FIRST_CLIP["distill"],
+        critic_samples=FIRST_CLIP["critic"],
+        pairs=_embedded(pairs, teacher) if pairs else None,
+        seed=paths.seed,
+        accelerator=work.accelerator,
+        ranks=work.ranks,
+    )
 
 
 class Prompts:
@@ -152,13 +151,28 @@ class Prompts:
         return self.teacher.world.prompts(seed=self.seed, first=first, count=stop - first)
 
 
-def _real_score(teacher: Generator, folder: Path | None, content: str | None, dtype: torch.dtype | None) -> Denoiser:
-    """The denoiser of a model's folder, frozen, in a type or as stored; the teacher's where none is named.
+def _real_score(work: Stage, teacher: Generator) -> Denoiser:
+    """The frozen network of the real score, the teacher's or a larger one: whole on the device, or sharded."""
+    spec, runtime, ranks = work.params.distill, work.params.runtime, work.ranks
+    if spec.real_score is None:
+        dtype, network = None, teacher.denoiser
+    else:
+        dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+        # Sharded, a layer at a time out of its file: whole, 57 GB, it need fit in no process and on no GPU.
+        network = _load_real_score(
+            teacher, spec.real_score, spec.real_score_sha256, dtype if ranks.mesh is None else None
+        )
+    if ranks.mesh is None:
+        return network.to(work.accelerator.device)
+    shard(network, ranks, offload="real_score" in runtime.offload, dtype=dtype)
+    return network
 
-    Raises UserError for another size.
+
+def _load_real_score(teacher: Generator, folder: Path, content: str | None, dtype: torch.dtype | None) -> Denoiser:
+    """The denoiser of a model's folder, frozen, in a type or, None, as it is stored.
+
+    Raises UserError for one of other latents or text than the teacher's.
     """
-    if folder is None:
-        return teacher.denoiser
     require_content(folder / TRANSFORMER, content, "distill.real_score_sha256")
     transformer = teacher.world.load_transformer(folder / TRANSFORMER, dtype)
     for field in ("in_channels", "out_channels", "text_dim", "patch_size"):

@@ -13,7 +13,8 @@ from hiar.config import Order, Passes
 from hiar.contexts import rule_of
 from hiar.errors import UserError
 from hiar.grid import Grid, fastest
-from hiar.io.artifacts import partial_of, write_text
+from hiar.io.artifacts import partial_of
+from hiar.io.files import write_text
 from hiar.io.free import GB, free_bytes, free_on_disk
 from hiar.memory.sampling import decode_bytes, walk_bytes
 from hiar.models.card import Walk

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.artifacts import check_folder, unfinished, write_manifest, write_text
+from hiar.io.artifacts import check_folder, unfinished, write_manifest
+from hiar.io.files import write_text
 from hiar.io.progress import Progress
 from hiar.io.shards import read_shard, shard_path, write_shard
 from hiar.io.text import one_line

@@ -112,7 +112,9 @@ def _score(video: Video, profiles: Sequence[Profile], progress: Progress) -> lis
             raise UserError(f"{video.path}: is {head.width}x{head.height} pixels, {least}; leave it out")
     frames = min(PART, max(1, PIXELS // (head.width * head.height)))
     parts = (part[None] for part in read_parts(video.path, frames))
-    findings, length = look_through(parts, [profile.observer for profile in profiles], [video.caption or ""], progress)
+    findings, length = look_through(
+        parts, [profile.observer for profile in profiles], [video.caption or ""], progress.advance
+    )
     facts = {"frames": length, "width": head.width, "height": head.height, "rate": head.rate}
     results = []
     for profile, found in zip(profiles, findings, strict=True):

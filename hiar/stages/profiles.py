@@ -19,7 +19,8 @@ from hiar.io.progress import tell
 from hiar.io.reading import Head, read_head
 from hiar.metrics.summary import Summary, summarise
 from hiar.parameters import load_params
-from hiar.profiles.profile import Profile, needs_world, open_profiles
+from hiar.profiles.profile import Profile
+from hiar.profiles.registry import needs_world, open_profiles
 from hiar.stages.comparison import CAPTIONS, check_heads, find_videos, list_videos
 from hiar.stages.profile_values import Video, keep_only, score_videos
 from hiar.stages.score import Protocol, checked_captions, protocol_of

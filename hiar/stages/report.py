@@ -15,7 +15,8 @@ import yaml
 from hiar.config import Params
 from hiar.contexts import context_words
 from hiar.errors import UserError
-from hiar.io.artifacts import Facts, facts, read_manifest, write_json, write_text
+from hiar.io.artifacts import Facts, facts, read_manifest
+from hiar.io.files import write_json, write_text
 from hiar.io.names import video_name
 from hiar.io.video import read_mp4, write_png
 from hiar.judges.interface import Judge, open_judge

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hiar.errors import UserError
-from hiar.io.artifacts import write_json
-from hiar.io.files import atomic_file
+from hiar.io.files import atomic_file, write_json
 from hiar.io.states import INDEX, give_name, newest, parse_index, state_path, temporary_state
 
 TRAINING = ".training"  # where a training run keeps its states, in the folder that it fills

@@ -17,14 +17,15 @@ from torch import Tensor
 from hiar import config
 from hiar.config import Count, Params
 from hiar.errors import UserError
-from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest, write_json
+from hiar.io.artifacts import MANIFEST, Facts, facts, read_manifest
 from hiar.io.cpu import settle_cpu
-from hiar.io.files import json_line, write_text
+from hiar.io.files import json_line, write_json, write_text
 from hiar.io.progress import Progress
 from hiar.io.reading import PART
 from hiar.judges.interface import Judge, open_judge
 from hiar.metrics.summary import Figures, Summary, summarise
-from hiar.profiles.profile import Profile, open_profiles
+from hiar.profiles.profile import Profile
+from hiar.profiles.registry import open_profiles
 from hiar.stages import drift
 from hiar.stages.common import write_log
 from hiar.stages.comparison import (
@@ -75,7 +76,7 @@ def run(params: Params, workspace: Path) -> None:
     with tracked("score", None, None, params, workspace) as run:
         rows, videos, made = [], [], {}
         for contender, protocol, samples in inputs:
-            values, _ = _score_samples(samples, protocol)
+            values = _score_samples(samples, protocol)
             metrics, each = summaries(values), _each_video(asdict(contender), values)
             place = samples.folder.relative_to(workspace / "artifacts")
             if profiles:
@@ -147,23 +148,23 @@ def score(
     judge: Judge,
     source: Path | str,
     frames: int | None = None,
-) -> tuple[dict[str, Tensor], int]:
-    """Metrics (V,) by name of V videos, each in parts uint8 (f, H, W, 3), a caption each, and their number of frames.
+) -> dict[str, Tensor]:
+    """Metrics (V,) by name of V videos, each in parts uint8 (f, H, W, 3), a caption each.
 
     Only a part is held at a time, or a few videos that are shorter than one. ``source`` is what errors and the progress
     line name; ``frames`` of a video, where they are known, tell the line its end.
     Raises UserError for captions that are not the judge's world's and videos that are too short.
     """
     found: list[dict[str, Tensor]] = []
-    done = length = 0
+    done = 0
     with Progress(f"score {source}", frames and frames * len(captions), unit="frames") as progress:
         for batch in _batches(videos):
-            (findings,), length = look_through(batch, [judge], captions[done:], progress)
+            (findings,), length = look_through(batch, [judge], captions[done:], progress.advance)
             if length < judge.least_frames:
                 raise UserError(too_short(source, length, judge.least_frames))
             found.append(judge.measure(findings))
             done += len(next(iter(findings.values())))
-    return {name: torch.cat([one[name] for one in found]) for name in found[0]}, length
+    return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
 
 def summaries(values: Mapping[str, Tensor]) -> dict[str, Summary]:
@@ -213,7 +214,7 @@ def _checked(folder: Path, protocol: Protocol, profiles: Sequence[Profile]) -> _
     return _Samples(folder, captions, paths, frames)
 
 
-def _score_samples(samples: _Samples, protocol: Protocol) -> tuple[dict[str, Tensor], int]:
+def _score_samples(samples: _Samples, protocol: Protocol) -> dict[str, Tensor]:
     return score(read_videos(samples.paths), samples.captions, protocol.judge(), samples.folder, samples.frames)
 
 
@@ -245,7 +246,7 @@ def _true_world(
     with TemporaryDirectory() as scratch:
         captions = write_true_videos(params, workspace, seed, sample.videos, Path(scratch))
         paths = find_videos(Path(scratch), sample.videos)
-        values, _ = score(read_videos(paths), captions, protocol.judge(), "the true world", sample.frames)
+        values = score(read_videos(paths), captions, protocol.judge(), "the true world", sample.frames)
         metrics, each = summaries(values), _each_video({**WORLD, "seed": seed}, values)
         if profiles:
             _add(metrics, each, drift_of_samples(Path(scratch), paths, profiles, None))

@@ -18,17 +18,17 @@ from torch import Tensor
 
 from hiar import config
 from hiar.errors import UserError, suggest
-from hiar.io.artifacts import write_manifest, write_text
-from hiar.io.files import json_line, remove
+from hiar.io.artifacts import write_manifest
+from hiar.io.files import json_line, remove, write_text
 from hiar.io.names import video_name
 from hiar.io.video import write_parts
-from hiar.judges.interface import Findings, Judge, open_judge
+from hiar.judges.interface import Judge, open_judge
 from hiar.metrics.summary import summarise
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import Generator
 from hiar.report.columns import METRICS
 from hiar.stages.common import Stage, sample_world
-from hiar.stages.looking import joined
+from hiar.stages.looking import look_through
 from hiar.stages.rollouts import DEFAULT_WALK
 from hiar.stages.sample import sample_latents
 from hiar.stages.videos import decoded
@@ -117,20 +117,11 @@ def _measure(job: _Job, source: Generator, frames: int, shown_at: int | None = N
             latents = sample_latents(source, texts, frames, walk, work.facts["seed"], numbers)
         for number, latent, text in zip(chosen, latents, texts, strict=True):
             parts = list(decoded(source, latent, number))
-            found.append(_judged(job.judge, parts, text))
+            (findings,), _ = look_through((part[None] for part in parts), [job.judge], [text])
+            found.append(job.judge.measure(findings))
             if shown_at is not None and work.ranks.leads and number < params.report.videos:
                 _show(job, parts, shown_at, number)
     return {name: torch.cat([one[name] for one in found]).double() for name in found[0]}
-
-
-def _judged(judge: Judge, parts: Sequence[Tensor], text: str) -> dict[str, Tensor]:
-    """Metrics (1,) of a video in parts, uint8 (f, H, W, 3)."""
-    found: list[Findings] = []
-    before = None
-    for part in parts:
-        found.append(judge.look(part[None], before, [text]))
-        before = part[None, -1:]
-    return judge.measure(joined(found))
 
 
 def _means(job: _Job, values: Mapping[str, Tensor]) -> dict[str, float]:

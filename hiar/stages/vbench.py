@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hiar.config import Params
 from hiar.errors import RunFailed, UserError
-from hiar.io.artifacts import content_hash, read_manifest, write_json
+from hiar.io.artifacts import content_hash, read_manifest
+from hiar.io.files import write_json
 from hiar.metrics.summary import Figures, Summary, summarise
 from hiar.stages.common import Paths, stage
 from hiar.stages.comparison import SAMPLES, Contender, contenders

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.artifacts import write_text
+from hiar.io.files import write_text
 from hiar.io.names import video_name
 from hiar.io.outputs import CRF
 from hiar.io.process_group import ALONE, Ranks

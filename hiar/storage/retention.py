@@ -21,6 +21,7 @@ from hiar.storage.runs import (
     key_of,
     members,
     outs_of,
+    record_of,
     runs_committed,
     runs_here,
     runs_stored,
@@ -182,6 +183,6 @@ def _record(store: Store, key: str) -> Any:
     """A record of a stage, as it is; one that cannot be read names nothing and keeps nothing."""
     data = content(store, key)
     try:
-        return stages_of(b"stages:\n" + b"".join(b"  " + line for line in data.splitlines(True)), key)
+        return record_of(data, key)
     except UserError:
         return {}

@@ -114,6 +114,11 @@ def stages_of(data: bytes, place: object) -> dict[str, Any]:
     return stages
 
 
+def record_of(data: bytes, place: object) -> Any:
+    """A record of a stage: what stands below the stage's name in a dvc.lock. Raises UserError when it is none."""
+    return stages_of(b"stages:\n" + b"".join(b"  " + line for line in data.splitlines(True)), place)
+
+
 def members(data: bytes) -> list[tuple[str, str]] | None:
     """Path and object name of every file of a folder, out of its ``.dir``; None when that is damaged."""
     try:

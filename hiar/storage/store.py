@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hiar.errors import UserError, suggest
+from hiar.errors import UserError, suggest, without_password
 
 READERS = 16  # requests under way at once
 PIECE = 1 << 20  # bytes that are read at a time
@@ -174,4 +174,4 @@ def each(act: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Resul
 
 def _words(error: Exception) -> str:
     """An error in one line, without a password that an address may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))[:300]
+    return without_password(" ".join(str(error).split()))[:300]

@@ -20,10 +20,10 @@ from hiar.storage.runs import (
     key_of,
     members,
     outs_of,
+    record_of,
     runs_committed,
     runs_here,
     runs_stored,
-    stages_of,
 )
 from hiar.storage.store import Store, Stored, cache_of, content, each, listing, pieces, unfinished_uploads
 
@@ -120,7 +120,7 @@ def _record(key: str, data: bytes) -> dict[str, Any] | None:
     from dvc.utils.serialize import dumps_yaml
 
     try:
-        record: dict[str, Any] = stages_of(b"stages:\n" + b"".join(b"  " + line for line in data.splitlines(True)), key)
+        record: dict[str, Any] = record_of(data, key)
         named = dict_sha256(record, exclude=["size", "nfiles"])
     except (UserError, ValueError, TypeError, AttributeError):
         return None

@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hiar.errors import without_password
 from hiar.io.files import remove, write_text
 from hiar.tracking import client as mlflow
 from hiar.tracking.records import follow_project, records_uri
 from hiar.tracking.replay import Replay
-from hiar.tracking.spool import TROUBLE, take_lock, waiting, without_password
+from hiar.tracking.spool import TROUBLE, take_lock, waiting
 
 NICE = 10
 POLL_SECONDS = 1.0

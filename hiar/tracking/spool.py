@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
+
+from hiar.errors import without_password
 
 SPOOL, LOCAL = Path(".hiar", "spool"), "local"
 LOCK, TROUBLE, LOG = "sender.lock", "trouble.txt", "sender.log"
@@ -38,11 +39,6 @@ def spool_folder(project: Path) -> Path:
     if urlsplit(uri).scheme not in ("http", "https"):
         uri = f"{uri} from {os.getcwd()}"  # it may be a path
     return project / SPOOL / hashlib.sha256(without_password(uri).encode()).hexdigest()[:12]
-
-
-def without_password(text: str) -> str:
-    """It, without what URIs in it hold of names and passwords."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 class Writer:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from hiar.config import Params
+from hiar.errors import without_password
 from hiar.tracking.identity import describe, digest, identity_of, project_of
-from hiar.tracking.spool import Writer, spool_folder, start_sender, trouble, without_password
+from hiar.tracking.spool import Writer, spool_folder, start_sender, trouble
 
 LOOK_SECONDS = 30.0  # between looks whether somebody sends what is written
 

@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from hiar.io.artifacts import unfinished, write_manifest, write_text
+from hiar.io.artifacts import unfinished, write_manifest
+from hiar.io.files import write_text
 
 STEPS = 40
 

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from hiar.errors import UserError
 from hiar.io import manifests
-from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_json, write_manifest, write_text
-from hiar.io.files import atomic_file, json_line, temporary_of
+from hiar.io.artifacts import content_hash, read_manifest, unfinished, write_manifest
+from hiar.io.files import atomic_file, json_line, temporary_of, write_json, write_text
 from hiar.io.shards import write_shard
 
 fork = multiprocessing.get_context("fork")

@@ -17,7 +17,7 @@ from commands import hiar
 from torch import nn
 
 from hiar.config import AdamW, Muon, Optimizer
-from hiar.memory import forecast, inits, steps
+from hiar.memory import forecast, inits, networks, steps
 from hiar.memory.counting import Counting, imagined, network_bytes, storage_bytes
 from hiar.memory.disk import disk
 from hiar.memory.steps import Config, Sizes, imagine, make_network
@@ -79,7 +79,7 @@ QUICK = "Self-Forcing in bf16"  # the others take longer to imagine
 def case(name: str) -> tuple[Sizes, Any, Config]:
     overrides, variant, batch, shape = CASES[name]
     params = parse_params(merge(merge(read_yaml(ROOT / "params.yaml"), SMALL), overrides), Path(name))
-    models = forecast.open_models(params)
+    models = networks.open_models(params)
     sizes = Sizes(params, models.sizes.latent, models.sizes.words, batch)
     return sizes, params.variant(variant), models.student | shape
 
@@ -106,7 +106,7 @@ def test_activations_are_those_that_are_counted(name: str) -> None:
 def test_a_role_takes_what_is_counted(settings: Optimizer) -> None:
     sizes, _, config = case("HiAR with a regulariser")
     with torch.device("meta"):
-        planned = forecast.role_bytes(make_role(make_network(sizes.params, config, trained=True), settings, 1))
+        planned = networks.role_bytes(make_role(make_network(sizes.params, config, trained=True), settings, 1))
     role = make_role(make_network(sizes.params, config, trained=True), settings, 1)
     held = {
         "gradients": storage_bytes([p.grad for p in role.module.parameters()]),
@@ -181,7 +181,7 @@ def test_what_several_tensors_share_takes_its_bytes_once() -> None:
 
 def test_the_disk_has_what_is_planned(smoke: Path) -> None:
     """But for headers, manifests and videos."""
-    models = forecast.open_models(load_params(smoke / "params.yaml"))
+    models = networks.open_models(load_params(smoke / "params.yaml"))
     planned, made = disk(models), smoke / "artifacts" / "seed-0"
 
     def held(folder: str) -> int:
@@ -200,7 +200,7 @@ def test_the_disk_has_what_is_planned(smoke: Path) -> None:
     states = planned.pop("states of a training")
     assert planned == pytest.approx(found, rel=0.02, abs=4000)
     params, distill = models.sizes.params, models.sizes.params.distill
-    roles = [forecast.role_bytes(forecast.meta_role(models, one)) for one in (distill.generator, distill.critic)]
+    roles = [networks.role_bytes(networks.meta_role(models, one)) for one in (distill.generator, distill.critic)]
     state = sum(one["parameters"] + one["optimiser"] + one["average"] for one in roles)
     assert states == 2 * state  # the newest, and the next until it is whole
     more = params.runtime.model_copy(update={"checkpoints_kept": 3, "checkpoint_milestone": distill.all_steps - 1})
@@ -227,7 +227,7 @@ def test_rings_take_what_is_counted(name: str) -> None:
 
 def planned_entries(params: Any, stage: str, gpus: int = 1, batch: int = 1) -> dict[tuple[str, str], int]:
     """What a stage takes, by role and what it is; activations by the phase, whichever it is, under one name."""
-    found = forecast.forecast(forecast.open_models(params), stage, params.variant("self-forcing"), batch, gpus)
+    found = forecast.forecast(networks.open_models(params), stage, params.variant("self-forcing"), batch, gpus)
     rows = {
         (e.role, e.what if e.role != "activations" or e.what == "decoding" else "phase"): e.bytes for e in found.entries
     }
@@ -239,7 +239,7 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     """Each by hand: of three GPUs each has a third, rounded up, of what is sharded, and all of what is not."""
     sizes, variant, config = case(QUICK)
     params = sizes.params
-    whole, half = (network_bytes(forecast.make_meta(params, config, half)) for half in (False, True))
+    whole, half = (network_bytes(networks.make_meta(params, config, half)) for half in (False, True))
     assert whole > 1.9 * half  # little is kept in fp32
     network = make_network(params, config, trained=True)
     learned, gradients = network_bytes(network), storage_bytes(list(network.parameters()))
@@ -257,7 +257,7 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     assert distill["all", "gathered layers"] == roots + 2 * 2 * layer
     assert distill["all", "whole gradients"] == gradients
     # A real score with wider layers has them gathered two at a time, and nothing but its ends beside the others'.
-    models, wide = forecast.open_models(params), config | {"ffn_dim": 3 * config["ffn_dim"]}
+    models, wide = networks.open_models(params), config | {"ffn_dim": 3 * config["ffn_dim"]}
     wider = forecast.forecast(replace(models, real=wide), "distill", params.variant("self-forcing"), 1, 3)
     more = {e.what: e.bytes for e in wider.entries if e.role == "all"}
     added = (2 * config["ffn_dim"]) * (2 * config["num_attention_heads"] * config["attention_head_dim"] + 1)
@@ -272,7 +272,7 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     width = config["num_attention_heads"] * config["attention_head_dim"]
     cache = params.video.window_blocks * config["num_layers"] * tokens * width * 2 * 2  # keys and values of two bytes
     assert sample["rings", "keys and values"] == 2 * cache  # one cache a video
-    world = forecast.open_models(params).world
+    world = networks.open_models(params).world
     assert sample["decoder", "parameters"] == network_bytes(world.outline("codec", params))
     assert sample["text encoder", "parameters"] == network_bytes(world.outline("text_encoder", params))
 
@@ -285,7 +285,7 @@ def test_what_lies_on_the_host_is_there_and_not_on_the_gpu() -> None:
     def found(stage: str, *offload: str) -> list[dict[tuple[str, str], int]]:
         runtime = {"runtime": {"offload": [*offload], "processes": 1}}
         changed = parse_params(merge(merge(tree, SMALL), runtime), Path("on the host"))
-        made = forecast.forecast(forecast.open_models(changed), stage, params.variant("hiar-no-fkl"), 1)
+        made = forecast.forecast(networks.open_models(changed), stage, params.variant("hiar-no-fkl"), 1)
         return [{(e.role, e.what): e.bytes for e in part} for part in (made.entries, made.host)]
 
     whole, nothing = found("distill")
@@ -320,7 +320,7 @@ def test_one_gpu_gathers_where_a_process_is_asked_for_and_holds_networks_whole_w
     found = {}
     for processes in (None, 1):
         params = parse_params(merge(tree, {"runtime": {"processes": processes}}), Path("one"))
-        made = forecast.forecast(forecast.open_models(params), "distill", params.variant("self-forcing"), 1)
+        made = forecast.forecast(networks.open_models(params), "distill", params.variant("self-forcing"), 1)
         found[processes] = {(e.role, e.what): e.bytes for e in made.entries}
     more = {kind: found[1].pop(kind) for kind in (("all", "gathered layers"), ("all", "whole gradients"))}
     assert found[1] == found[None]
@@ -330,7 +330,7 @@ def test_one_gpu_gathers_where_a_process_is_asked_for_and_holds_networks_whole_w
 @pytest.mark.parametrize(("gpus", "weight", "bias"), [(1, 64, 16), (2, 64, 8), (4, 32, 4)])
 def test_each_tensor_in_pinned_memory_takes_a_power_of_two(gpus: int, weight: int, bias: int) -> None:
     """Of three rows of five numbers and a vector of three, a GPU of two has two rows, of four one."""
-    assert forecast.pinned_bytes(nn.Linear(5, 3), gpus) == weight + bias
+    assert networks.pinned_bytes(nn.Linear(5, 3), gpus) == weight + bias
 
 
 def test_an_update_may_be_the_fullest_phase_where_its_states_come_from_the_host() -> None:
@@ -344,7 +344,7 @@ def test_an_update_may_be_the_fullest_phase_where_its_states_come_from_the_host(
 def test_in_an_update_the_states_of_one_role_are_there_at_a_time() -> None:
     tree = merge(read_yaml(ROOT / "params.yaml"), {"runtime": {"offload": ["optimizers"]}})
     params = parse_params(merge(tree, {"distill": {"critic": {"muon": None}}}), Path("roles that differ"))
-    found = forecast.forecast(forecast.open_models(params), "distill", params.variant("causvid"), 1)
+    found = forecast.forecast(networks.open_models(params), "distill", params.variant("causvid"), 1)
     states = [entry.bytes for entry in found.host]
     assert len({*states}) == 2
     assert {e.what: e.bytes for e in found.entries if e.role == "activations"} == {forecast.UPDATE: max(states)}
@@ -355,7 +355,7 @@ def test_in_an_update_the_states_of_one_role_are_there_at_a_time() -> None:
 def test_videos_that_were_made_together_are_decoded_one_after_the_other(frames: int) -> None:
     """However long they are, a few latent frames at a time."""
     tree = merge(read_yaml(ROOT / "params.yaml"), {"sample": {"frames": frames}})
-    models = forecast.open_models(parse_params(tree, Path("sampled")))
+    models = networks.open_models(parse_params(tree, Path("sampled")))
     found = forecast.forecast(models, "sample", models.sizes.params.variant("hiar"), 3)
     parts = {entry.what: entry.bytes for entry in found.entries}
     assert parts["keys and values"] + parts["walk"] == 1  # rings are a part of a walk's peak
@@ -374,9 +374,9 @@ def test_of_the_papers_recipe_the_real_score_is_in_bf16_and_a_codec_is_there_for
     """By the published size: 14,288,491,584 parameters, of which few are kept in full."""
     recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
     params = parse_params(merge(recipe, {"distill": {"windows": 2, "critic_batch": 128}}), Path("two windows"))
-    models = forecast.open_models(params)
+    models = networks.open_models(params)
 
-    def planned(models: forecast.Models) -> dict[tuple[str, str], int]:
+    def planned(models: networks.Models) -> dict[tuple[str, str], int]:
         found = forecast.forecast(models, "distill", params.variant("hiar"), 1, 8)
         return {(e.role, e.what): e.bytes for e in found.entries}
 
@@ -394,8 +394,8 @@ def test_an_init_holds_the_causal_teacher_that_it_learns_from() -> None:
     alone = planned_entries(params, "init")
     assert {role for role, _ in alone} == {"student", "activations"}  # and no layers of others
     held = planned_entries(other, "init", gpus=2)
-    shape = forecast.open_models(other).student
-    assert held["teacher", "parameters"] == network_bytes(forecast.make_meta(other, shape, half=False))
+    shape = networks.open_models(other).student
+    assert held["teacher", "parameters"] == network_bytes(networks.make_meta(other, shape, half=False))
 
 
 @pytest.mark.long
@@ -405,7 +405,7 @@ def test_later_windows_that_are_encoded_anew_are_in_the_plan(tmp_path: Path) -> 
     tree = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan-tiny.yaml"))
     tree["world"]["base"], tree["world"]["prompts"] = str(tmp_path / "tiny"), str(ROOT / "experiments" / "prompts.txt")
     two = parse_params(merge(tree, {"distill": {"windows": 2}}), Path("two windows"))
-    models = forecast.open_models(two)
+    models = networks.open_models(two)
     entries = planned_entries(two, "distill")
     assert entries["codec", "parameters"] == network_bytes(models.world.outline("codec", two))
     assert ("codec", "parameters") not in planned_entries(parse_params(tree, Path("one window")), "distill")
@@ -419,7 +419,7 @@ def test_later_windows_that_are_encoded_anew_are_in_the_plan(tmp_path: Path) -> 
 def test_wans_text_encoder_is_read_in_bf16() -> None:
     """UMT5-XXL's encoder: 5.68 billion parameters, with its embedding of 256,384 words."""
     recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
-    assert forecast.open_models(parse_params(recipe, Path("recipe"))).text == pytest.approx(2 * 5.68e9, rel=0.01)
+    assert networks.open_models(parse_params(recipe, Path("recipe"))).text == pytest.approx(2 * 5.68e9, rel=0.01)
 
 
 def test_the_dearest_variant_has_the_most_caches_and_the_regulariser() -> None:
@@ -484,12 +484,12 @@ def test_checkpointing_and_more_gpus_take_less() -> None:
     saving = params.model_copy(update={"runtime": params.runtime.model_copy(update={"checkpointing": True})})
     variant = params.variant("hiar")
     found = {
-        name: forecast.forecast(forecast.open_models(which), "distill", variant, 16, gpus)
+        name: forecast.forecast(networks.open_models(which), "distill", variant, 16, gpus)
         for name, which, gpus in (("plain", params, 1), ("saving", saving, 1), ("shared out", saving, 8))
     }
     assert found["plain"].total > 1.5 * found["saving"].total > 1.5 * found["shared out"].total
     needed = found["saving"].total / forecast.USABLE
-    models = forecast.open_models(params)
+    models = networks.open_models(params)
     assert advice(models, found["plain"], variant, 16, 1, 1.01 * found["plain"].total / forecast.USABLE) == "fits"
     said = advice(models, found["plain"], variant, 16, 1, 1.01 * needed)
     assert said == "does not fit; with runtime.checkpointing: true it does"

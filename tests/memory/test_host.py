@@ -9,8 +9,8 @@ from commands import ROOT
 
 from hiar.memory.counting import network_bytes
 from hiar.memory.disk import disk
-from hiar.memory.forecast import Models, make_meta, open_models
 from hiar.memory.host import RESULT, STATE, host, most
+from hiar.memory.networks import Models, make_meta, open_models
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.workspace import experiment_params
 

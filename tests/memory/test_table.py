@@ -18,7 +18,8 @@ from hiar.cli.app import app
 from hiar.config import Variant
 from hiar.config.inits import Adopted
 from hiar.memory import table
-from hiar.memory.forecast import USABLE, Entry, Forecast, Models, forecast, open_models
+from hiar.memory.forecast import USABLE, Entry, Forecast, forecast
+from hiar.memory.networks import Models, open_models
 from hiar.memory.table import MANY, advice, lines
 from hiar.models.generator import Generator
 from hiar.parameters import merge, parse_params, read_yaml

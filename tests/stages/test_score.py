@@ -240,9 +240,9 @@ def test_parts_and_batches_change_nothing(params, monkeypatch):
         videos, captions = true_clips(params, seed=0, frames=frames)
         judge = open_judge(params.world, params.score, params.video.block, params.video.block)
         settings = (judge, "videos")
-        whole, _ = score.score([[video] for video in videos], captions, *settings)
-        in_parts, _ = score.score([video.split(parts) for video in videos], captions, *settings)
-        alone = [score.score([[video]], [line], *settings)[0] for video, line in zip(videos, captions, strict=True)]
+        whole = score.score([[video] for video in videos], captions, *settings)
+        in_parts = score.score([video.split(parts) for video in videos], captions, *settings)
+        alone = [score.score([[video]], [line], *settings) for video, line in zip(videos, captions, strict=True)]
         for name, values in whole.items():
             assert torch.equal(in_parts[name], values)
             torch.testing.assert_close(torch.cat([one[name] for one in alone]), values, rtol=1e-4, atol=1e-6)
@@ -260,8 +260,8 @@ def test_a_first_block_of_its_own_is_in_the_protocol(params, tmp_path):
 def test_as_many_frames_as_the_judge_needs_are_enough(params, capsys):
     judge = open_judge(params.world, params.score, params.video.block, params.video.block)
     videos, captions = true_clips(params, seed=0, frames=judge.least_frames)
-    values, length = score.score([[video] for video in videos], captions, judge, "mine", judge.least_frames)
-    assert (length, len(values["good"])) == (judge.least_frames, VIDEOS)
+    values = score.score([[video] for video in videos], captions, judge, "mine", judge.least_frames)
+    assert len(values["good"]) == VIDEOS
     count = judge.least_frames * VIDEOS
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"score mine: {count}/{count} frames in ")
     with pytest.raises(UserError, match=rf"^mine: .*{judge.least_frames - 1} frames.* needs {judge.least_frames}"):

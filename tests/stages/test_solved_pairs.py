@@ -17,7 +17,8 @@ from torch import Tensor
 from hiar.config import Params
 from hiar.errors import UserError
 from hiar.memory.disk import disk
-from hiar.memory.forecast import forecast, open_models
+from hiar.memory.forecast import forecast
+from hiar.memory.networks import open_models
 from hiar.parameters import load_params, parse_params
 from hiar.stages import distill, init, pairs
 from hiar.stages.common import Paths

@@ -103,16 +103,6 @@ def test_the_best_is_a_checkpoint_of_its_own(validated, smoke):
     assert ((validated / validation.BEST / TRANSFORMER).read_bytes() == last) == (best is taken[-1])
 
 
-def test_a_video_in_parts_is_judged_as_a_whole():
-    params = small_params()
-    judge = open_judge(params.world, params.score, params.video.block, params.video.block)
-    (frames,), (caption,) = sample_world(params).clips(seed=0, first=0, count=1, frames=20)
-    whole, parts = (validation._judged(judge, list(frames.split(size)), caption) for size in (20, 7))
-    assert whole.keys() == parts.keys()
-    for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
-
-
 def test_a_mean_is_of_the_videos_that_have_the_metric():
     job = SimpleNamespace(work=SimpleNamespace(ranks=ALONE))
     nan = math.nan

@@ -141,13 +141,13 @@ class WanCodec(nn.Module):
         return decode
 
 
-def load_codec(base: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> WanCodec:
-    """The codec of a base model's folder, frozen; what it is given should be of type ``dtype``.
+def load_codec(base: Path) -> WanCodec:
+    """The codec of a base model's folder, frozen, in full precision.
 
     Raises UserError when vae/ is missing, broken, of another shape than Wan2.1's, or holds a weight that is not finite.
     """
     folder = base / "vae"
-    autoencoder = load_pretrained(AutoencoderKLWan, folder, torch_dtype=dtype)
+    autoencoder = load_pretrained(AutoencoderKLWan, folder, torch_dtype=torch.float32)
     require_finite(autoencoder.state_dict(), str(folder))
     config, path = autoencoder.config, folder / "config.json"
     spatial = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
@@ -160,7 +160,7 @@ def load_codec(base: Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     for name in ("latents_mean", "latents_std"):
         if len(config[name]) != config.z_dim:
             raise UserError(f"{path}: {name}: has {len(config[name])} numbers: z_dim is {config.z_dim}; copy it anew")
-    codec = WanCodec(autoencoder).to(device, dtype).eval()
+    codec = WanCodec(autoencoder).eval()
     codec.base = base
     return codec
 

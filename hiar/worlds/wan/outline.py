@@ -15,6 +15,7 @@ from hiar.worlds.wan.codec import WanCodec
 from hiar.worlds.wan.formats.configs import checked, read_config
 from hiar.worlds.wan.formats.stored import read_json
 from hiar.worlds.wan.pretrained import transformers_wanted
+from hiar.worlds.wan.references import FOLDERS
 
 # What the published text-to-video models have that is not the class's default, by what their folders' names contain.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -22,7 +23,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "14B": {},
 }
 UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
-_FOLDERS: dict[Part, str] = {TRANSFORMER: "transformer", "text_encoder": "text_encoder", CODEC: "vae"}
 
 
 def outline(base: Path, part: Part) -> nn.Module:
@@ -30,7 +30,7 @@ def outline(base: Path, part: Part) -> nn.Module:
 
     Raises UserError where neither the folder nor its name tells the configuration.
     """
-    path = base / _FOLDERS[part] / "config.json"
+    path = base / FOLDERS[part][0] / "config.json"
     if not path.exists() and (base.exists() or not any(size in base.name for size in PUBLISHED)):
         raise UserError(
             f"{path}: no such file; copy the base model there, or name a folder after a published one, "

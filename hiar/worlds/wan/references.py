@@ -18,7 +18,7 @@ from hiar.parameters import explain
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Part
 
 REFERENCE = "reference.json"
-FOLDERS: dict[Part, tuple[str, ...]] = {  # of a base in diffusers' layout
+FOLDERS: dict[Part, tuple[str, ...]] = {  # of a base in diffusers' layout; the first one holds the network
     TRANSFORMER: ("transformer",),
     TEXT: ("text_encoder", "tokenizer"),
     CODEC: ("vae",),

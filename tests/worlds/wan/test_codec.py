@@ -118,7 +118,7 @@ def test_decoding_takes_what_was_predicted(codec: WanCodec) -> None:
 
 def test_other_types_are_computed_in(base: Path, codec: WanCodec) -> None:
     latents = _normal(1, 16, 2, 2, 3)
-    video = load_codec(base, dtype=torch.bfloat16).decoding()(latents.bfloat16())
+    video = load_codec(base).to(torch.bfloat16).decoding()(latents.bfloat16())
     assert video.dtype == torch.bfloat16
     assert (video - codec.decoding()(latents)).abs().mean() < 0.02
 

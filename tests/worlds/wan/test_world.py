@@ -186,8 +186,7 @@ def test_the_teacher_samples_as_diffusers_pipeline_does(teacher: Generator, base
 
 
 def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp_path: Path) -> None:
-    assert distill._real_score(teacher, None, None, None) is teacher.denoiser
-    other = distill._real_score(teacher, base, None, FULL)
+    other = distill._load_real_score(teacher, base, None, FULL)
     assert other is not teacher.denoiser
     expected = teacher.denoiser.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
@@ -202,14 +201,14 @@ def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp
             f"distill.real_score = {folder.parent}: {field} = {value}, the teacher's is {own[field]}; name"
         )
         with pytest.raises(UserError, match=said):
-            distill._real_score(teacher, folder.parent, None, FULL)
+            distill._load_real_score(teacher, folder.parent, None, FULL)
     with pytest.raises(UserError, match=r"transformer: SHA-256 = .*: params\.yaml says distill\.real_score_sha256"):
-        distill._real_score(teacher, base, "0" * 64, FULL)
+        distill._load_real_score(teacher, base, "0" * 64, FULL)
 
 
 @torch.no_grad()
 def test_a_real_score_in_bf16_is_what_autocast_makes_of_it_in_full(teacher: Generator, base: Path) -> None:
-    full, half = (distill._real_score(teacher, base, None, dtype) for dtype in (FULL, torch.bfloat16))
+    full, half = (distill._load_real_score(teacher, base, None, dtype) for dtype in (FULL, torch.bfloat16))
     assert (full.dtype, half.dtype) == (torch.float32, torch.bfloat16)
     x = normals("measuring", 0, range(2), (16, 3, 8, 12))
     sigma, text = torch.tensor([0.4, 0.9]), teacher.embed(PROMPTS)
@@ -227,9 +226,9 @@ def test_sharded_it_is_the_same_and_its_file_stays_as_it_was(teacher: Generator,
     file = base / WEIGHTS
     before = file.read_bytes()
     for dtype in (FULL, torch.bfloat16):
-        expected = distill._real_score(teacher, base, None, dtype).state_dict()
+        expected = distill._load_real_score(teacher, base, None, dtype).state_dict()
         with joined(runtime(1, half=dtype == torch.bfloat16)) as ranks:
-            network = distill._real_score(teacher, base, None, None)
+            network = distill._load_real_score(teacher, base, None, None)
             shard(network, ranks, dtype=dtype)
             found = {name: whole(value) for name, value in network.state_dict().items()}
         assert found.keys() == expected.keys()

@@ -1,0 +1,41 @@
+"""The profiles by their names: what `hiar score --profile` and `score.profiles` take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hiar.errors import UserError, suggest
+from hiar.judges.interface import Judge
+from hiar.profiles import drift, lite
+from hiar.profiles.profile import Profile, made_by
+from hiar.vbench.dimensions import PROTOCOLS
+
+WORLDLESS = {lite.NAME: lite.open_profile, drift.NAME: drift.open_profile}  # of any videos whatever
+
+
+def open_profiles(
+    names: Sequence[str], judge: Judge | None, protocol: Mapping[str, Any] | None = None
+) -> list[Profile]:
+    """The profiles of these names; none: the world's judge. ``protocol``: what the judge goes by, for its record.
+
+    Raises UserError for names that are unknown, given twice, or of a profile that cannot run here.
+    """
+
+    def judging() -> Profile:
+        assert judge is not None
+        return Profile(judge.name, judge, {"protocol": protocol} | made_by(judge.name, 1), captioned=True)
+
+    known = ({judge.name: judging} if judge else {}) | WORLDLESS
+    for place, name in enumerate(names):
+        if name not in known:
+            world = "" if judge else " where no params.yaml says of which world the videos are"
+            raise UserError(f"--profile = {name}: unknown here{world}; {suggest(name, [*known, *PROTOCOLS])}")
+        if name in names[:place]:
+            raise UserError(f"--profile = {name}: is given twice; give each once")
+    return [known[name]() for name in names] if names else [judging()]
+
+
+def needs_world(names: Sequence[str]) -> bool:
+    """Whether one of these profiles may be a world's judge, as where none is named."""
+    return not names or not set(names) <= WORLDLESS.keys()
