@@ -67,7 +67,7 @@ class Sizes:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.params.runtime.precision == "bf16")
 
 
-def make_network(params: Params, config: Config, layers: int | None = None, *, trained: bool) -> Denoiser:
+def make_network(params: Params, config: Config, layers: int | None = None, trained: bool = False) -> Denoiser:
     """A denoiser of a configuration, with fewer layers if told so; one that is trained has gradients already."""
     config = config if layers is None else config | {"num_layers": layers}
     prediction, coordinates = (params.model.prediction, params.model.coordinates) if params.model else ("flow", False)

@@ -123,10 +123,10 @@ def test_an_init_takes_what_is_counted(kind: str) -> None:
     sizes, _, config = case(QUICK)
     update, frozen = inits.KINDS[kind]
     planned = imagine(lambda count, *n: update(count, sizes, *n), sizes, [config], [config] * frozen)
-    networks = [make_network(sizes.params, config, None, trained) for trained in (True, False)[: 1 + frozen]]
+    made = [make_network(sizes.params, config, None, trained) for trained in (True, False)[: 1 + frozen]]
     forget()
     count = Counting()
-    update(count, sizes, *networks)
+    update(count, sizes, *made)
     assert planned == pytest.approx(count.peaks, rel=0.01)
 
 

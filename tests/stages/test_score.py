@@ -113,12 +113,14 @@ def test_scoring_again_gives_the_same_bytes(workspace, params):
 
 
 def test_only_what_is_compared_is_scored(workspace, params, tmp_path):
-    fewer = params.model_copy(update={"seeds": [1], "compare": params.compare.model_copy(update={"distill": []})})
+    changes = {"compare": {"distill": []}, "runtime": {"threads": 2}}  # threads that nobody would take unasked
+    sections = {name: getattr(params, name).model_copy(update=change) for name, change in changes.items()}
+    fewer = params.model_copy(update={"seeds": [1], **sections})
     (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     score.run(fewer, tmp_path)
-    assert json.loads((tmp_path / "logs" / "score.json").read_text())["threads"] == fewer.runtime.threads == 1
+    assert json.loads((tmp_path / "logs" / "score.json").read_text())["threads"] == 2
     torch.set_num_threads(before)
     summary = json.loads((tmp_path / "metrics" / "summary.json").read_text())
     found = {(stage, variant, *seeds) for stage, variants in summary.items() for variant, seeds in variants.items()}
