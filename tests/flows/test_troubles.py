@@ -76,6 +76,11 @@ def test_a_server_that_does_not_answer_as_one(project, foreign):
     assert "Found incompatible versions: client: 3." in line
     assert "server: 2.20.9" in line
     assert mistake(project.folder, "run", PREFECT_API_URL="junk").startswith("PREFECT_API_URL = junk: no Prefect")
+    own = project.folder / "of-prefect"  # where `prefect config set` keeps what it is told
+    own.mkdir()
+    (own / "profiles.toml").write_text(f'active = "own"\n[profiles.own]\nPREFECT_API_URL = "{DEAD}/api"\n')
+    line = mistake(project.folder, "run", PREFECT_HOME=str(own), **PROXIES)
+    assert line.startswith(f"PREFECT_API_URL = {DEAD}/api: no Prefect server answers there (")
     assert project.events() == []
 
 

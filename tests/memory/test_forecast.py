@@ -277,6 +277,14 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     assert sample["text encoder", "parameters"] == network_bytes(world.outline("text_encoder", params))
 
 
+def test_sampling_takes_a_walk_of_a_student_that_learns_nothing() -> None:
+    sizes, variant, config = case(QUICK)
+    two = replace(sizes, batch=2)
+    sample = planned_entries(sizes.params, "sample", batch=2)
+    peaks = imagine(lambda count, *n: steps.sample(count, two, variant, *n), two, [], [config])
+    assert sample["rings", "keys and values"] + sample["activations", "phase"] == peaks["walk"]
+
+
 def test_what_lies_on_the_host_is_there_and_not_on_the_gpu() -> None:
     """A real score leaves two of its layers; networks are sharded in either case, over one."""
     params = load_params(ROOT / "params.yaml")
