@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -155,9 +156,17 @@ def test_a_stage_runs_on_devices_of_its_own_as_many_as_it_is_shared_out_to(clien
         assert deployments.stage(stage=stage, return_state=True).is_completed()
     noted = [line for line in project.events() if not line.startswith(("begin", "end"))]
     assert noted == ["7 codec-0", "7,8 distill-0-hiar"]
+    (project.folder / "experiments").mkdir()
+    (project.folder / "experiments" / "other.yaml").write_text("seeds: [1]\n")
+    (project.folder / "runs" / "other").mkdir(parents=True)
+    shutil.copy("stage.py", project.folder / "runs" / "other")
+    (project.folder / ".dvcignore").touch()
+    (project.folder / "hiar").mkdir()
+    assert deployments.stage(stage="codec@1", name="other", return_state=True).is_completed()
     found = {run.name: run.tags for run in client.read_flow_runs()}
-    assert found.keys() == {"default codec@0", "default distill@0-hiar"}
+    assert found.keys() == {"default codec@0", "default distill@0-hiar", "other codec@1"}
     assert set(found["default codec@0"]) == {"experiment:default", "commit:none", "seed:0"}
+    assert set(found["other codec@1"]) == {"experiment:other", "commit:none", "seed:1"}
     project.order("codec-0", "say error: params.yaml: codec: no", "exit 2")
     failed = deployments.stage(stage="codec@0", force=True, return_state=True)
     assert failed.is_failed()
