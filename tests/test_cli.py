@@ -315,7 +315,7 @@ def test_a_walk_that_does_not_exist(project):
 
 def test_a_workspace_that_cannot_be_written(project):
     (project / "runs").write_text("in the way")
-    assert mistake("run", "smoke", folder=project).startswith("runs/smoke/.dvc: not a directory; ")
+    assert mistake("run", "smoke", folder=project).startswith("runs/smoke/.dvc/tmp: not a directory; ")
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_what_another_machine_runs_is_not_run_here_again_though_it_is_forced(pro
         shutil.copy(project.folder / name, other.folder / name)
     groups, asked, cores = ProcessGroups(), [], Noted(1, [])
 
-    def elsewhere(stage, force):
+    def elsewhere(stage, force, _):
         asked.append((stage, force))
         reproduce(other.folder, stage, groups, print, force=force, remote=remote_of(other.folder))
 
