@@ -194,7 +194,8 @@ def remember(replay: dict[str, Tensor], windows: Tensor, text: Tensor, size: int
     """Add the newest windows and their text to the replay, and forget the oldest beyond ``size``."""
     for name, new in (("windows", windows), ("text", text)):
         known = [replay[name].to(new), new] if name in replay else [new]
-        replay[name] = torch.cat(known)[-size:]
+        # As a state gives it back: some processors convolve what lies in another order with other roundings.
+        replay[name] = torch.cat(known)[-size:].contiguous()
 
 
 def _critic_batch(job: Distillation, number: int) -> tuple[Callable[[range], Rollouts], list[range]]:
