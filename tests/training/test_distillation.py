@@ -500,3 +500,13 @@ def test_in_half_precision_every_forward_is_autocast_and_weights_stay_whole() ->
         assert metrics[name] == pytest.approx(theirs[name], rel=1e-5)
         assert metrics[name] != pytest.approx(full[name], rel=5e-5)
         assert metrics[name] == pytest.approx(full[name], rel=0.02)
+
+
+def test_a_replay_lies_in_memory_as_a_state_gives_it_back() -> None:
+    """Some processors convolve what lies in another order with other roundings."""
+    replay: dict[str, Tensor] = {}
+    for number in range(2):
+        windows = torch.full((2, 4, 3, 5, 6), float(number)).transpose(1, 2)  # as a rollout's windows lie
+        remember(replay, windows, torch.zeros(2, 5, 8), size=3)
+        assert replay["windows"].is_contiguous()
+    assert replay["windows"][:, 0, 0, 0, 0].tolist() == [0, 1, 1]
