@@ -506,7 +506,7 @@ def test_a_replay_lies_in_memory_as_a_state_gives_it_back() -> None:
     """Some processors convolve what lies in another order with other roundings."""
     replay: dict[str, Tensor] = {}
     for number in range(2):
-        windows = torch.full((2, 4, 3, 5, 6), float(number)).transpose(1, 2)  # as a rollout's windows lie
+        windows = torch.full((2, 3, 4, 5, 6), float(number)).to(memory_format=torch.channels_last_3d)
         remember(replay, windows, torch.zeros(2, 5, 8), size=3)
         assert replay["windows"].is_contiguous()
     assert replay["windows"][:, 0, 0, 0, 0].tolist() == [0, 1, 1]
