@@ -164,9 +164,8 @@ def sample_latents(
     """
     text = source.embed(prompts)
     if walk is None:
-        latents = _teacher_latents(source, text, frames, seed, numbers, lambda: advance(0))
+        latents = _teacher_latents(source, text, frames, seed, numbers, advance)
         require_finite_latents(latents, numbers)
-        advance(len(prompts) * frames)
         return latents
     order, passes = way[:2] if way else fastest(walk.context)
     rollout = make_rollout(source, text, walk, frames, seed, numbers, given=given)
@@ -185,21 +184,32 @@ def sample_latents(
 
 
 def _teacher_latents(
-    source: Generator, text: Tensor, frames: int, seed: int, numbers: range, beat: Callable[[], None]
+    source: Generator, text: Tensor, frames: int, seed: int, numbers: range, advance: Callable[[int], None]
 ) -> Tensor:
+    """As `sample_latents`, of a teacher: all frames come at once, so each of its steps is told as a share of them."""
     channels, height, width = source.latent_size
     shape = (channels, frames, height, width)
     noise = normals("clip noise", seed, numbers, shape)
     steps, shift, guidance = source.card.solver_steps, source.card.schedule.teacher_shift, source.card.guidance
     no_text, solver = source.embed_nothing().expand_as(text), source.world.solver
     source.turn(source.denoiser)
+    taken = 0
+
+    def step_taken() -> None:
+        nonlocal taken
+        whole, before, taken = len(text) * frames, taken, taken + 1
+        advance(whole * taken // steps - whole * before // steps)
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        beat()
+        step_taken()
         return (x - guided_x0(source.denoiser, x, sigma.expand(len(x)), text, no_text, guidance)) / sigma
 
     with source.autocast():
         if solver is not None:
             return solver(velocity, noise.to(text), steps, shift).cpu()
-        *_, latents = ode_states(source.denoiser, noise.to(text), step_sigmas(steps, shift), text, no_text, guidance)
+        states = ode_states(source.denoiser, noise.to(text), step_sigmas(steps, shift), text, no_text, guidance)
+        latents = next(states)
+        for state in states:
+            latents = state
+            step_taken()
     return latents.cpu()

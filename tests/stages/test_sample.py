@@ -98,7 +98,9 @@ def test_a_teachers_clip_is_the_end_of_its_guided_flow(teacher: Generator) -> No
     """Euler's steps from the noise of each video's number, at the teacher's levels."""
     frames, card = teacher.card.video.frames, teacher.card
     assert card.schedule.teacher_shift != card.schedule.student_shift
-    clips = sample_latents(teacher, PROMPTS, frames, None, 7, range(3, 5))
+    told: list[int] = []
+    clips = sample_latents(teacher, PROMPTS, frames, None, 7, range(3, 5), told.append)
+    assert len(told) == 4 and sum(told) == 2 * frames and max(told) - min(told) <= 1  # a share of them after each step
     text, nothing = teacher.embed(PROMPTS), teacher.embed_nothing().expand(2, -1, -1)
     x = normals("clip noise", 7, range(3, 5), (4, frames, 8, 8))
     for now, then in pairwise(step_sigmas(4, card.schedule.teacher_shift)):

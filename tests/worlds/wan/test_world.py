@@ -167,7 +167,9 @@ def test_the_teacher_samples_as_diffusers_pipeline_does(teacher: Generator, base
     pipeline = WanPipeline.from_pretrained(base, tokenizer=tokenizer)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler.register_to_config(flow_shift=card.schedule.teacher_shift)
-    ours = sample_latents(teacher, PROMPTS, card.video.frames, None, 7, range(2))
+    told: list[int] = []
+    ours = sample_latents(teacher, PROMPTS, card.video.frames, None, 7, range(2), told.append)
+    assert len(told) == card.solver_steps and sum(told) == 2 * card.video.frames
     noise = normals("clip noise", 7, range(2), ours.shape[1:])
     theirs = pipeline(
         PROMPTS,
