@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import NoReturn
 
 from hiar.cli import main
+from hiar.late import keep_out
 
 
 def start() -> NoReturn:
-    """Run the command line in a process of its own.
-
-    diffusers imports transformers wherever it is installed, which takes a second; only Wan's text encoder needs it, and
-    imports it then.
-    """
-    sys.modules.setdefault("transformers", None)  # type: ignore[arg-type]
+    """Run the command line in a process of its own."""
+    keep_out()
     main()
 
 

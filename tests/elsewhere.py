@@ -24,13 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from benchmarks.presets import PRESETS, build
-from benchmarks.walks import ALONE, Walk
+from benchmarks.walks import BATCHED, HIAR, SHARED_BATCHED, Walk
 from hiar.io.process_group import Ranks
 from hiar.rollout.walk import generate
 
 ROOT = Path(__file__).parents[1]
 HALVED = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv3d", "scaled_dot_product_attention")
-WALKS = [walk for walk in ALONE if walk.passes != "separate" or walk.order == "step_first"]
+WALKS = [HIAR, Walk("block_first", "finished", "fused"), BATCHED, SHARED_BATCHED]
 CASES = {
     "init": {"name": "init", "muon": True},
     "distill, fresh rollouts": {"name": "distill", "muon": True},
@@ -117,13 +117,15 @@ class Accelerator:
 
 def walks(device: torch.device) -> dict[str, Callable[[], Tensor]]:
     """Walks of one process, and a decoder that goes on."""
-    here = build(PRESETS["wan-tiny"](), torch.device("cpu"), 2)
+    tiny = PRESETS["wan-tiny"]()
+    small = replace(tiny, model=tiny.model.model_copy(update={"layers": 1}), window=2 * tiny.block, steps=3)
+    here = build(small, torch.device("cpu"), 2)
     with Elsewhere():
         moved = (part.to(device) for part in (here.denoiser, here.codec, here.text))
         there = replace(here, **dict(zip(("denoiser", "codec", "text"), moved, strict=True)))
 
     def walked(walk: Walk) -> Tensor:
-        return generate(there.denoiser, there.rollout(there.preset.grid(walk, 4)), walk.order, passes=walk.passes)
+        return generate(there.denoiser, there.rollout(there.preset.grid(walk, 3)), walk.order, passes=walk.passes)
 
     def decoded() -> Tensor:
         decode, latents = there.codec.decoding(), torch.zeros(1, *there.preset.shape, device=device)

@@ -94,7 +94,7 @@ def _next(line: socket.socket) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.modules["transformers"] = None  # type: ignore[assignment]  # as hiar/__main__.py has it
+    sys.modules |= dict.fromkeys(("transformers", "scipy"))  # type: ignore[arg-type]  # as hiar/late.py has it
     for library in LIBRARIES:
         importlib.import_module(library)
     gc.collect()

@@ -16,7 +16,8 @@ from commands import ROOT, environment
 @pytest.fixture(scope="module")
 def told() -> dict[str, dict[str, Any]]:
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
-    command = [sys.executable, elsewhere.__file__]
+    program = "import hiar.late, runpy, sys; hiar.late.keep_out(); runpy.run_path(sys.argv[1], run_name='__main__')"
+    command = [sys.executable, "-c", program, elsewhere.__file__]
     run = subprocess.run(command, env=environment() | paths, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return {line["name"]: line for line in map(json.loads, run.stdout.splitlines())}

@@ -17,7 +17,7 @@ KINDS = sorted(path.name for path in (ROOT / "hiar" / "worlds").iterdir() if (pa
 # What decides no result: how parameters are checked, how files get to the disk, how a run is shown and recorded. The
 # videos' encoding is part of a result.
 PLUMBING = re.compile(
-    r"hiar\.(config(\..*)?|errors|parameters|plain_yaml|stages\.(definition|restart)|(io|tracking)(\.(?!video|reading).*)?)"
+    r"hiar\.(config(\..*)?|errors|late|parameters|plain_yaml|stages\.(definition|restart)|(io|tracking)(\.(?!video|reading).*)?)"
 )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 if __name__ == "__main__":
-    sys.modules.setdefault("transformers", None)  # type: ignore[arg-type]  # see hiar/__main__.py
+    from hiar.late import keep_out
+
+    keep_out()
 
     from hiar.live.student import main
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hiar.late import let_in
+
 CONFIDENCE = 0.95
 
 Values = NDArray[np.float64]
@@ -62,6 +64,7 @@ def over_seeds(means: Sequence[float]) -> Interval | None:
 
 
 def _t_interval(mean: float, error: float, freedom: int, n: int) -> Interval:
+    let_in("scipy")
     from scipy import stats
 
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error

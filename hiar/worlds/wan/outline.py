@@ -10,11 +10,11 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 
 from hiar.errors import UserError
+from hiar.late import let_in
 from hiar.worlds.interface import CODEC, TRANSFORMER, Part
 from hiar.worlds.wan.codec import WanCodec
 from hiar.worlds.wan.formats.configs import checked, read_config
 from hiar.worlds.wan.formats.stored import read_json
-from hiar.worlds.wan.pretrained import transformers_wanted
 from hiar.worlds.wan.references import FOLDERS
 
 # What the published text-to-video models have that is not the class's default, by what their folders' names contain.
@@ -42,7 +42,7 @@ def outline(base: Path, part: Part) -> nn.Module:
     said = read_json(path) if path.exists() else None
     if part == CODEC:
         return WanCodec(AutoencoderKLWan.from_config(said) if said else AutoencoderKLWan())
-    transformers_wanted()
+    let_in("transformers")
     from transformers import UMT5Config, UMT5EncoderModel
 
     return UMT5EncoderModel(UMT5Config(**(said or UMT5_XXL | {"feed_forward_proj": "gated-gelu"})))

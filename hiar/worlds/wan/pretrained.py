@@ -53,12 +53,6 @@ def load_pretrained(kind: type[Model], folder: Path, **options: Any) -> Model:
     return network.eval().requires_grad_(False)
 
 
-def transformers_wanted() -> None:
-    """To be called before transformers is imported: the command line keeps it out until then (`hiar.__main__`)."""
-    if sys.modules.get("transformers", sys) is None:
-        del sys.modules["transformers"]
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence diffusers and transformers below errors, with their warnings and bars."""

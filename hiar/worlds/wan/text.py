@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from hiar.errors import UserError
 from hiar.io.free import GB, free_bytes, require_memory
 from hiar.io.progress import tell
+from hiar.late import let_in
 from hiar.worlds.wan.formats.stored import read_json, read_sharded
-from hiar.worlds.wan.pretrained import load_pretrained, transformers_wanted
+from hiar.worlds.wan.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -79,7 +80,7 @@ def load_text_encoder(base: Path, device: torch.device | str = "cpu", dtype: tor
     is too short, or text_encoder/ or tokenizer/ is missing, broken or not of one model.
     """
     _require_ftfy()
-    transformers_wanted()
+    let_in("transformers")
     from transformers import UMT5EncoderModel
 
     tokenizer = load_tokenizer(base)

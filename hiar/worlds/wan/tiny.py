@@ -15,9 +15,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from hiar.io.artifacts import unfinished
+from hiar.late import let_in
 from hiar.noise import seeded
 from hiar.worlds.wan.base import write_index
-from hiar.worlds.wan.pretrained import quiet, transformers_wanted
+from hiar.worlds.wan.pretrained import quiet
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,7 +45,7 @@ def make_tiny_wan(folder: Path, seed: int) -> None:
     The layout is that of the published Wan2.1-T2V folders for diffusers: model_index.json, transformer/, text_encoder/,
     tokenizer/, vae/, scheduler/. Raises UserError when the folder exists and is not empty, or cannot be written.
     """
-    transformers_wanted()
+    let_in("transformers")
     from transformers import T5Tokenizer
 
     tokenizer = _tokenizer()

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from hiar.errors import UserError
+from hiar.late import let_in
 from hiar.worlds.wan.formats.checking import SHOWN, require_exact
 from hiar.worlds.wan.formats.configs import Shapes
 from hiar.worlds.wan.formats.names import unwrap
 from hiar.worlds.wan.formats.sources import Found
 from hiar.worlds.wan.formats.stored import Stored, read_file, stored_state
-from hiar.worlds.wan.pretrained import transformers_wanted
 
 STEM = "model"  # of the files of transformers
 
@@ -71,7 +71,7 @@ def read_state(path: Path) -> dict[str, Stored]:
 
 def _model(shapes: Shapes, path: Path) -> tuple[dict[str, Any], Shapes]:
     """The configuration that shapes tell and those that its model has. Raises UserError when they tell none."""
-    transformers_wanted()  # slow to import, and needed for nothing else
+    let_in("transformers")  # slow to import, and needed for nothing else
     from transformers import UMT5Config, UMT5EncoderModel
 
     first = "encoder.block.0.layer."
