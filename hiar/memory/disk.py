@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from hiar import config
 from hiar.memory.counting import storage_bytes
 from hiar.memory.networks import Models, meta_role, role_bytes
 
@@ -11,12 +12,15 @@ from hiar.memory.networks import Models, meta_role, role_bytes
 def disk(models: Models) -> dict[str, int]:
     """Bytes on the disk of the artifacts of one seed, and of the states of a distillation that is under way.
 
-    Those that are kept go only when a newer one is whole; milestones stay until the end.
+    Those that are kept go only when a newer one is whole; milestones stay until the end, as do an init's trajectories
+    of a causal teacher.
     """
     params, clip = models.sizes.params, math.prod(models.sizes.clips(1)) * 4
     frame = clip // params.video.frames
     weights = storage_bytes(models.trained().state_dict())  # positions, which are buffers, are not stored
+    trajectory = (params.schedule.student_steps + 1) * clip
     pairs = params.pairs.count if params.pairs.stored else 0
+    causal = params.init.pairs if isinstance(params.init, config.CausalOde) else None
     trained, runtime = models.world.base is None, params.runtime
     milestones = params.distill.all_steps // runtime.checkpoint_milestone if runtime.checkpoint_milestone else 0
     states = [
@@ -26,8 +30,9 @@ def disk(models: Models) -> dict[str, int]:
     return {
         "codec": models.codec if trained else 0,
         "teacher": weights + models.codec + models.text if trained else 0,
-        "pairs": pairs * (params.schedule.student_steps + 1) * (clip if params.pairs.kept_in is None else clip // 2),
+        "pairs": pairs * (trajectory if params.pairs.kept_in is None else trajectory // 2),
         "init": weights,
+        "trajectories of an init": causal.count * trajectory if causal else 0,
         "distill": weights * len(params.compare.distill),
         "states of a training": sum(states) * (runtime.checkpoints_kept + 1 + milestones),
         "samples": params.sample.videos * (clip + len(params.compare.students) * params.sample.frames * frame),

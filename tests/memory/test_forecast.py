@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from commands import hiar
 from torch import nn
 
-from hiar.config import AdamW, Muon, Optimizer
+from hiar.config import AdamW, CausalOde, Muon, Optimizer
 from hiar.memory import forecast, inits, networks, steps
 from hiar.memory.counting import Counting, imagined, network_bytes, storage_bytes
 from hiar.memory.disk import disk
@@ -33,6 +33,7 @@ from hiar.training.diffusion_forcing import Pairs
 from hiar.training.distillation import Distillation, distillation_step
 from hiar.training.role import make_role, update
 from hiar.training.self_rollout import SelfRollout
+from hiar.workspace import experiment_params
 from hiar.worlds.interface import CODEC, Codec
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.wan.tiny import make_tiny_wan
@@ -198,6 +199,7 @@ def test_the_disk_has_what_is_planned(smoke: Path) -> None:
         "samples": held("samples"),
     }
     states = planned.pop("states of a training")
+    assert planned.pop("trajectories of an init") == 0
     assert planned == pytest.approx(found, rel=0.02, abs=4000)
     params, distill = models.sizes.params, models.sizes.params.distill
     roles = [networks.role_bytes(networks.meta_role(models, one)) for one in (distill.generator, distill.critic)]
@@ -206,6 +208,13 @@ def test_the_disk_has_what_is_planned(smoke: Path) -> None:
     more = params.runtime.model_copy(update={"checkpoints_kept": 3, "checkpoint_milestone": distill.all_steps - 1})
     changed = replace(models, sizes=replace(models.sizes, params=params.model_copy(update={"runtime": more})))
     assert disk(changed)["states of a training"] == (3 + 1 + 1) * state
+
+
+def test_trajectories_of_a_causal_teacher_take_what_as_many_pairs_do() -> None:
+    params = experiment_params(ROOT, "inits+init-causal-ode")
+    assert isinstance(params.init, CausalOde) and params.init.pairs is not None
+    planned = disk(networks.open_models(params))
+    assert planned["trajectories of an init"] * params.pairs.count == planned["pairs"] * params.init.pairs.count > 0
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "CausVid"])  # which rolls nothing out
