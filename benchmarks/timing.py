@@ -66,15 +66,15 @@ def time_walk(setup: Setup, walk: Walk, blocks: int, decode: bool) -> Timing:
 
 @torch.no_grad()
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product: the best of a few, of one where it takes seconds.
+    """Operations a second of a large matrix product, as a linear layer computes it: the best of a few.
 
-    So it does in bf16 on a processor that cannot multiply such numbers.
+    Of fewer where they take seconds, as in bf16 on a processor that cannot multiply such numbers.
     """
     n = PEAK_SIZE[device.type]
     left, right = normals("measuring", SEED, range(2), (n, n)).to(device, dtype)
     times: list[float] = []
     while len(times) < WARM + REPEATS and sum(times) < PEAK_SECONDS:
         start = now(device)
-        torch.mm(left, right)
+        torch.nn.functional.linear(left, right)
         times.append(now(device) - start)
     return 2 * n**3 / min(times)
