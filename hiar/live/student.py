@@ -29,11 +29,12 @@ from hiar.errors import UserError
 from hiar.io.cpu import settle_cpu
 from hiar.io.video import fragments
 from hiar.live.drift import open_figures
-from hiar.live.walking import Walking, begin
+from hiar.live.walking import Made, Walking, begin
 from hiar.live.wire import Message, write_message
 from hiar.models.generator import Generator
 from hiar.stages.computing import choose, computing
 from hiar.stages.plan import load_sampler
+from hiar.transfer import lead
 
 
 def main() -> NoReturn:
@@ -118,12 +119,37 @@ def _make(
     fragment_of: Callable[[Tensor], bytes],
     figures: Callable[[str, Tensor], dict[str, float]],
 ) -> None:
-    """Carry commands out, and make blocks as far as they allow, until there are no more commands."""
-    process = psutil.Process()
+    """Carry commands out, and make blocks as far as they allow, until there are no more commands.
+
+    A GPU is asked for a block more before one is waited for, see `hiar.transfer.lead`; before it rests it sends all.
+    """
+    process, under_way, sent = psutil.Process(), deque[tuple[int, float, Callable[[], Made]]](), 0.0
+
+    def send(ahead: int) -> None:
+        nonlocal sent
+        while len(under_way) > ahead:
+            block, asked, arrive = under_way.popleft()
+            made = arrive()
+            data = fragment_of(made.pictures)
+            message = {
+                "kind": "block",
+                "block": block,
+                "prompt": made.prompt,
+                "pictures": len(made.pictures),
+                "seconds": time.monotonic() - max(asked, sent),
+                "figures": figures(made.prompt, made.pictures),
+                "memory": process.memory_info().rss,
+                "latent": hashlib.sha256(made.latent.numpy().tobytes()).hexdigest(),
+            }
+            write_message(outlet, message, data)
+            sent = time.monotonic()
+
     with ExitStack() as stack:
         making = _Making(source, stack)
         while True:
             while making.block >= making.until or not commands.empty():
+                if making.block >= making.until:
+                    send(ahead=0)
                 command = commands.get()
                 if command is None:
                     return
@@ -133,21 +159,9 @@ def _make(
                     making.take(command)
             making.prepare(lambda line: write_message(outlet, {"kind": "refused", "line": line}))
             assert making.walking is not None
-            began = time.monotonic()
-            prompt, latent, pictures = making.walking.next_block()
-            data = fragment_of(pictures)
-            message = {
-                "kind": "block",
-                "block": making.block,
-                "prompt": prompt,
-                "pictures": len(pictures),
-                "seconds": time.monotonic() - began,
-                "figures": figures(prompt, pictures),
-                "memory": process.memory_info().rss,
-                "latent": hashlib.sha256(latent.float().cpu().numpy().tobytes()).hexdigest(),
-            }
-            write_message(outlet, message, data)
+            under_way.append((making.block, time.monotonic(), making.walking.next_block()))
             making.block += 1
+            send(ahead=lead(source.device))
 
 
 def _own_output() -> BinaryIO:

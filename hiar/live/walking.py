@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,7 +17,16 @@ from hiar.rollout.cell import Rollout
 from hiar.stages.fitting import way_of
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.stream import clean_blocks
-from hiar.stages.videos import decoding
+from hiar.stages.videos import decoding_ahead
+from hiar.transfer import download
+
+
+class Made(NamedTuple):
+    """A block on the host: its prompt, its latent (C, k, h, w) in float32, its pictures, uint8 (F, H, W, 3)."""
+
+    prompt: str
+    latent: Tensor
+    pictures: Tensor
 
 
 @dataclass
@@ -33,7 +43,7 @@ class Walking:
     prompts: dict[int, str]
     first: int
     blocks: Iterator[Tensor]  # latents (C, k, h, w)
-    decode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Callable[[], Tensor]]
     made: int = 0
 
     def change(self, text: str, block: int) -> None:
@@ -50,12 +60,13 @@ class Walking:
             del self.changes[start], self.prompts[start]
         self.changes[own], self.prompts[own] = embedded, text
 
-    def next_block(self) -> tuple[str, Tensor, Tensor]:
-        """Make the next block: its prompt, its latent (C, k, h, w) and its pictures, uint8 (F, H, W, 3)."""
+    def next_block(self) -> Callable[[], Made]:
+        """Ask for the next block, and return what waits for it."""
         latent = next(self.blocks)
         prompt = self.prompts[max(start for start in self.prompts if start <= self.made)]
         self.made += 1
-        return prompt, latent, self.decode(latent)
+        arrived, pictures = download(latent.float()), self.decode(latent)
+        return lambda: Made(prompt, arrived(), pictures())
 
 
 def begin(
@@ -79,7 +90,7 @@ def begin(
     rollout = replace(rollout, changes=changes)
     way = way_of(source, walk, rollout, together=True)
     blocks = clean_blocks(source, walk, rollout, way=way, renew=renew)
-    return Walking(source, walk, rollout, changes, {0: prompt}, first, blocks, decoding(source))
+    return Walking(source, walk, rollout, changes, {0: prompt}, first, blocks, decoding_ahead(source))
 
 
 def blocks_ahead(card: Card, walk: Walk) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import io
 import queue
 from contextlib import ExitStack
@@ -16,6 +18,7 @@ from hiar.errors import UserError
 from hiar.grid import fastest
 from hiar.live.student import _make, _Making
 from hiar.live.walking import begin, blocks_ahead
+from hiar.live.wire import read_message
 from hiar.memory.sampling import decode_bytes, walk_bytes
 from hiar.models.card import Walk
 from hiar.models.generator import load_generator
@@ -52,7 +55,7 @@ def test_changes_while_it_is_made(student, order, context, renew):
         for refused in ("a red elephant moves", "moves left a red disc"):  # a word, or an order, that is not known
             with pytest.raises(UserError, match=refused.split()[2]):
                 walking.change(refused, FIRST + number + ahead)
-        made.append(walking.next_block())
+        made.append(walking.next_block()())
     rollout = stream_rollout(student, PROMPT, changes, walk, None, 5)
     known = list(islice(clean_blocks(student, walk, rollout, renew=renew), 12))
     decode = decoding(student)
@@ -91,7 +94,7 @@ def test_what_a_block_takes_to_be_decoded_has_to_be_free_and_no_more(student, mo
     for free, fits in ((walked + block, True), (block, False)):
         monkeypatch.setattr(fitting, "free_bytes", lambda device, free=free: (free + 1) / fitting.USABLE)
         if fits:
-            begin(student, PROMPT, 0, None, None, 0).next_block()
+            begin(student, PROMPT, 0, None, None, 0).next_block()()
             continue
         with pytest.raises(UserError, match="GB are free to use"):
             begin(student, PROMPT, 0, None, None, 0)
@@ -121,8 +124,13 @@ def test_what_is_asked_while_a_student_rests_does_not_pile_up(student):
     assert making.pending[1]["block"] == 4
 
 
-def test_what_is_asked_while_blocks_may_be_made_holds_from_its_block_on(student):
-    """A student that has been told to make many blocks does not wait until it rests to hear of a prompt."""
+@pytest.mark.parametrize("ahead", [0, 1], ids=["CPU", "GPU"])
+def test_what_is_asked_while_blocks_may_be_made_holds_from_its_block_on(student, ahead, monkeypatch):
+    """A student that has been told to make many blocks does not wait until it rests to hear of a prompt.
+
+    Before it rests it sends what it was asked for ahead: here the last of six, after which nothing more is asked.
+    """
+    monkeypatch.setattr("hiar.live.student.lead", lambda device: ahead)
     restart = {"do": "restart", "block": 0, "prompt": PROMPT, "seed": 0, "order": None, "context": None, "renew": False}
     commands, outlet = queue.SimpleQueue(), io.BytesIO()
     for command in (restart, {"do": "until", "block": 6}, {"do": "prompt", "text": OTHER, "block": 4}):
@@ -131,7 +139,7 @@ def test_what_is_asked_while_blocks_may_be_made_holds_from_its_block_on(student)
 
     def figures(prompt, pictures):
         shown.append(prompt)
-        if len(shown) == 2:  # while it makes the second block
+        if len(shown) == 2 - ahead:  # while it makes the second block
             commands.put({"do": "prompt", "text": THIRD, "block": 5})
         elif len(shown) == 6:
             commands.put(None)
@@ -139,6 +147,18 @@ def test_what_is_asked_while_blocks_may_be_made_holds_from_its_block_on(student)
 
     _make(student, commands, outlet, lambda pictures: b"", figures)
     assert shown == 4 * [PROMPT] + [OTHER, THIRD]
+
+    async def heard():
+        inlet = asyncio.StreamReader()
+        inlet.feed_data(outlet.getvalue())
+        return [(await read_message(inlet))[0] for _ in range(6)]
+
+    told = asyncio.run(heard())
+    walk = student.card.walk
+    changes = {4: OTHER, 5: THIRD}
+    known = islice(clean_blocks(student, walk, stream_rollout(student, PROMPT, changes, walk, None, 0)), 6)
+    hashes = [hashlib.sha256(latent.float().numpy().tobytes()).hexdigest() for latent in known]
+    assert [(one["block"], one["latent"]) for one in told] == list(enumerate(hashes))
 
 
 def test_a_new_video_has_the_room_of_the_one_before(student, monkeypatch):
