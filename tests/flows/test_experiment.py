@@ -115,7 +115,12 @@ def test_an_experiment_has_artifacts_of_its_own_whose_links_open_on_any_machine(
     assert "HiAR" in shown("smoke-1-3b-table1-comparison")
 
 
-def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project):
+def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project, tmp_path_factory, monkeypatch):
+    """What was made before it is pushed; only a complete experiment's students come into the registry."""
+    store, registered = tmp_path_factory.mktemp("remote"), []
+    with (project.folder / ".dvc" / "config").open("a") as config:
+        config.write(f"    remote = store\n['remote \"store\"']\n    url = {store}\n")
+    monkeypatch.setattr("flows.models.register_models", registered.append)
     project.order("distill-0-hiar", "say error: loss is nan", "exit 2")
     failure = run_flow()
     assert failure is not None
@@ -123,6 +128,11 @@ def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project):
     assert project.begun("distill-0-hiar") == 1
     assert project.begun("score") == 0
     assert [stage.name for stage in stale_stages(project.folder)] == ["distill@0-hiar", "score"]
+    assert list(store.glob("files/md5/*/*"))
+    assert registered == []
+    project.order("distill-0-hiar")
+    assert run_flow() is None
+    assert [remote.workspace for remote in registered] == [project.folder]
 
 
 # `python -m flows`, without the half minute for what may be over by then.
