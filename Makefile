@@ -87,7 +87,7 @@ coverage: $(READY) browser ## every test, and which lines of hiar/ and flows/ no
 	$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term
 
 test-long: $(READY) ## the tests that take a minute and more each, which `make test` leaves out
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m long --timeout 3600
 
 lint: $(READY) ## ruff and the import-layer contracts
 	$(BIN)/ruff check .
