@@ -15,10 +15,11 @@ from hiar.memory.counting import network_bytes, storage_bytes
 from hiar.memory.steps import Config, Sizes, make_network
 from hiar.models.denoiser import Denoiser, build_denoiser
 from hiar.training.clips import begins_apart
+from hiar.training.muon import Muon
 from hiar.training.role import Role, make_role
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Codec, World, open_world
 
-STATES = {torch.optim.AdamW: 2, torch.optim.Muon: 1}  # tensors of a parameter's size
+STATES = {torch.optim.AdamW: 2, Muon: 1}  # tensors of a parameter's size
 OPTIMISER = "optimiser"
 
 

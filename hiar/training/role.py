@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from hiar import config
 from hiar.io.process_group import ALONE, Ranks
-from hiar.training.muon import ShardedMuon
+from hiar.training.muon import Muon, ShardedMuon
 from hiar.training.parallel import Measured, Metrics, accumulate, clip_sharded, local, read, shard, whole
 
 HOST = torch.device("cpu")
@@ -58,7 +58,7 @@ def make_role(
     if others:
         optimizers.append(torch.optim.AdamW(others, lr=adamw.lr, betas=adamw.betas, weight_decay=adamw.weight_decay))
     if matrices and muon:
-        kind = torch.optim.Muon if ranks.mesh is None else ShardedMuon
+        kind = Muon if ranks.mesh is None else ShardedMuon
         optimizers.append(kind(matrices, lr=muon.lr, weight_decay=muon.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -23,7 +23,7 @@ from hiar.io.process_group import ALONE, Ranks, check_sizes, joined
 from hiar.io.states import Index, StoredState, layout_of, newest, publish, read_index, temporary_state, write_part
 from hiar.models.attention import Bidirectional
 from hiar.training.checkpoint import load_state
-from hiar.training.muon import ShardedMuon
+from hiar.training.muon import Muon, ShardedMuon
 from hiar.training.parallel import accumulate, deal, local, read, shard
 from hiar.training.role import Role
 
@@ -184,14 +184,14 @@ def test_an_optimisers_states_are_away_between_updates(
         assert places(here["critic"]) == {"cpu"}
 
 
-def test_muon_of_sharded_matrices_is_torchs() -> None:
+def test_muon_of_sharded_matrices_is_that_of_whole_ones() -> None:
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(6, 4, generator=random)
     with joined(runtime(1)) as ranks:
         assert ranks.mesh is not None
         whole = nn.Parameter(weight.clone())
         sharded = nn.Parameter(distribute_tensor(weight, ranks.mesh, [Shard(0)]))
-        expected = torch.optim.Muon([whole], lr=0.1, weight_decay=0.2)
+        expected = Muon([whole], lr=0.1, weight_decay=0.2)
         muon = ShardedMuon([sharded], lr=0.1, weight_decay=0.2)
         for _ in range(3):
             whole.grad = torch.randn(6, 4, generator=random)

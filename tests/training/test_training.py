@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared import save_state
 from tiny import tiny_denoiser
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hiar.config import AdamW, Muon, Optimizer
 from hiar.errors import UserError
 from hiar.io.states import newest, states, write_part
 from hiar.models.attention import Bidirectional
-from hiar.training import checkpoint, loop
+from hiar.training import checkpoint, loop, muon
 from hiar.training.checkpoint import Saving, load_state
 from hiar.training.loop import train
 from hiar.training.role import Role, kept, lr_factor, make_role, update
@@ -349,14 +351,50 @@ def test_without_a_state_a_loss_that_is_not_finite_sends_nobody_back_to_one(tmp_
         train("test", 3, lambda _: {"loss": math.nan}, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
 
 
+class Products(TorchDispatchMode):
+    """Notes the type of numbers that each product of matrices is computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation in muon.PRODUCTS:
+            self.dtypes.add(args[0].dtype)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("arithmetic", [True, False])
+@pytest.mark.parametrize("rows", [24, 6])  # wide matrices are orthogonalised as they are, tall ones transposed
+def test_muon_is_torchs_with_and_without_bf16_arithmetic(
+    arithmetic: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "multiplies_bf16", lambda: arithmetic)
+    random = torch.Generator().manual_seed(0)
+    start = torch.randn(rows, 12, generator=random)
+    here, there = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    own = muon.Muon([here], lr=0.1, weight_decay=0.2)
+    torchs = torch.optim.Muon([there], lr=0.1, weight_decay=0.2)
+    for _ in range(3):
+        here.grad = torch.randn(rows, 12, generator=random)
+        there.grad = here.grad.clone()
+        with Products() as products:
+            own.step()
+        torchs.step()
+        assert products.dtypes == {torch.bfloat16 if arithmetic else torch.float32}
+    away = ((here - there).norm() / (there - start).norm()).item()
+    assert away == 0 if arithmetic else away < 2**-6  # the order of sums, which bf16 rounds to 2^-9 five times over
+    assert (there - start).norm() > 0.5
+
+
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     model = tiny_denoiser()
     role = make_role(model, SETTINGS, 10)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    adamw, muon = ([names[id(p)] for group in o.param_groups for p in group["params"]] for o in role.optimizers)
-    assert all("blocks" in name and name.endswith("weight") for name in muon)
+    adamw, matrices = ([names[id(p)] for group in o.param_groups for p in group["params"]] for o in role.optimizers)
+    assert all("blocks" in name and name.endswith("weight") for name in matrices)
     assert {"transformer.proj_out.weight", "transformer.patch_embedding.weight"} <= set(adamw)
-    assert sorted(adamw + muon) == sorted(names.values())
+    assert sorted(adamw + matrices) == sorted(names.values())
     without = make_role(model, SETTINGS.model_copy(update={"muon": None}), 10)
     assert [type(optimizer) for optimizer in without.optimizers] == [torch.optim.AdamW]
 
