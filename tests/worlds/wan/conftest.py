@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,12 @@ class Tiny(NamedTuple):
     config: dict[str, Any]
     weights: dict[str, Tensor]
     golden: dict[str, Tensor]  # the whole file
+
+
+@pytest.fixture(autouse=True)
+def transformers_kept_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a command (hiar/late.py), also after another test has imported it."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
 
 
 @pytest.fixture(scope="session")

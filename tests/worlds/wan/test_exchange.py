@@ -23,6 +23,7 @@ from hiar.config import Context, Conventions, Order
 from hiar.errors import UserError
 from hiar.grid import make_grid
 from hiar.io.video import read_mp4
+from hiar.late import let_in
 from hiar.models.attention import Bidirectional
 from hiar.models.card import Walk, load_card
 from hiar.models.denoiser import Denoiser
@@ -293,6 +294,7 @@ def test_what_is_exported_comes_back_bit_by_bit(
     if form == "diffusers":
         from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
+        let_in("transformers")
         pipeline = WanPipeline.from_pretrained(tmp_path / "there")
         x, text = torch.randn(1, 16, 3, 4, 6), torch.randn(1, 8, 32)
         theirs = pipeline.transformer(x, torch.tensor([500]), text, return_dict=False)[0]

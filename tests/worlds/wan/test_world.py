@@ -30,6 +30,7 @@ from hiar.io.fingerprints import cache_folder, require_content
 from hiar.io.process_group import joined
 from hiar.io.video import read_mp4
 from hiar.judges.interface import open_judge
+from hiar.late import let_in
 from hiar.live import serving
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
@@ -164,6 +165,7 @@ def test_the_teacher_samples_as_diffusers_pipeline_does(teacher: Generator, base
     """UniPC, guidance, shift, negative prompt and the cached text, on the same noise."""
     card = teacher.card
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base / "tokenizer")  # see `wan.text.load_tokenizer`
+    let_in("transformers")
     pipeline = WanPipeline.from_pretrained(base, tokenizer=tokenizer)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler.register_to_config(flow_shift=card.schedule.teacher_shift)
