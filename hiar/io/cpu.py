@@ -1,4 +1,4 @@
-"""The processor as a process that computes wants it: its threads, and memory that stays the process's own."""
+"""The processor as a process that computes wants it: its threads, and its memory; what arithmetic it has."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def settle_cpu(threads: int | None = None) -> None:
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor has a kernel for products of bf16 matrices, which else take many times fp32's time."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _keep_memory() -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from hiar.contexts import context_words
 from hiar.errors import UserError
 from hiar.grid import count_passes
+from hiar.io.cpu import multiplies_bf16
 from hiar.io.free import GB, free_bytes
 from hiar.io.progress import tell
 from hiar.models.card import Walk, load_card
@@ -38,6 +39,11 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offl
     card = load_card(checkpoint)
     student = card.stage != "teacher"
     half = card.precision == "bf16" and student
+    if half and device.type == "cpu" and not multiplies_bf16():
+        tell(
+            f"{checkpoint} computes in bf16, for which this processor has no arithmetic: made by `hiar import "
+            "--precision no` it would be several times as fast here"
+        )
     source = placed(load_generator(checkpoint, torch.bfloat16 if half else torch.float32), device, offload)
     if fp8:
         if not student:

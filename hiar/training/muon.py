@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hiar.io.cpu import multiplies_bf16
 from hiar.training.parallel import dealt_as, local, whole
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
@@ -50,11 +51,6 @@ class ShardedMuon(Muon):
         muon.step()
         for held, new in ((parameter, matrix), (momentum, buffer)):
             local(held).copy_(local(dealt_as(new.detach(), held)))
-
-
-def multiplies_bf16() -> bool:
-    """Whether this processor has a kernel for products of bf16 matrices."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _InSinglePrecision(TorchDispatchMode):

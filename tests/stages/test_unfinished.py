@@ -19,7 +19,7 @@ from hiar.errors import UserError
 from hiar.io.states import newest, read_index
 from hiar.models.generator import load_generator
 from hiar.parameters import load_params
-from hiar.stages import codec, distill, init, pairs
+from hiar.stages import codec, distill, init, pairs, plan
 from hiar.stages.cards import trained_card
 from hiar.stages.definition import code_hash
 from hiar.stages.plan import load_sampler
@@ -238,7 +238,9 @@ def test_a_student_s_card_says_what_it_was_trained_with(smoke: Path) -> None:
     assert trained.world == card.world
 
 
-def test_precision_is_the_card_s_wherever_a_checkpoint_generates(smoke: Path, tmp_path: Path) -> None:
+def test_precision_is_the_card_s_wherever_a_checkpoint_generates(
+    smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     places = smoke / "artifacts" / "seed-0"
     for name in ("init", "teacher"):
         source = load_generator(places / name)
@@ -246,7 +248,10 @@ def test_precision_is_the_card_s_wherever_a_checkpoint_generates(smoke: Path, tm
         source.card = source.card.model_copy(update={"precision": "bf16"})
         (tmp_path / name).mkdir()
         source.save(tmp_path / name)
-    assert load_sampler(tmp_path / "init", torch.device("cpu")).denoiser.dtype == torch.bfloat16
+    for arithmetic in (True, False):
+        monkeypatch.setattr(plan, "multiplies_bf16", lambda arithmetic=arithmetic: arithmetic)
+        assert load_sampler(tmp_path / "init", torch.device("cpu")).denoiser.dtype == torch.bfloat16
+        assert ("init computes in bf16, for which this processor has no" in capsys.readouterr().err) is not arithmetic
     teacher = load_sampler(tmp_path / "teacher", torch.device("cpu"))
     assert teacher.denoiser.dtype == torch.float32
     params = load_params(smoke / "params.yaml")
