@@ -28,6 +28,9 @@ help: ## this list
 
 setup: $(READY) ## create .venv and install the locked packages (done once, and again when the lock changes)
 
+# pip would compile on one core alone. Templates that are no Python yet fail, which harms nothing.
+COMPILE = $1/bin/python -m compileall -qq -j 0 $1/lib || true
+
 # The stamp comes last, so that an interrupted installation is taken up again.
 $(READY): pyproject.toml requirements.lock | unmoved
 	@test -x $(BIN)/python || { \
@@ -41,8 +44,9 @@ $(READY): pyproject.toml requirements.lock | unmoved
 			"python3 python3-venv, or pyenv install 3.13), or name it: make PYTHON=/path/to/python"; fi >&2; exit 2; }
 	@$(BIN)/python -c '$(FITS)' || { echo "error: $(VENV): is of another Python than $(SUPPORTED); remove it" \
 		"(rm -r $(VENV)), make builds it anew" >&2; exit 2; }
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(call COMPILE,$(VENV))
 	touch $@
 
 # Its programs name the place they were installed in: moved, they are not found; copied, they run the code they came from.
@@ -61,8 +65,9 @@ $(VBENCH)/.ready: requirements-vbench.txt
 		echo "error: $(VBENCH_PYTHON): is no Python 3.11 with venv, which VBench 0.1.5 needs; install one (apt-get install" \
 		"python3.11-venv, or pyenv install 3.11), or name it: make vbench VBENCH_PYTHON=/path/to/python" >&2; exit 2; }
 	@test -x $(VBENCH)/bin/python || $(VBENCH_PYTHON) -m venv $(VBENCH)
-	$(VBENCH)/bin/python -m pip install --quiet torch==2.13.0
-	$(VBENCH)/bin/python -m pip install --quiet --no-deps --requirement requirements-vbench.txt
+	$(VBENCH)/bin/python -m pip install --quiet --no-compile torch==2.13.0
+	$(VBENCH)/bin/python -m pip install --quiet --no-compile --no-deps --requirement requirements-vbench.txt
+	@$(call COMPILE,$(VBENCH))
 	touch $@
 
 demo: $(READY) ## run the default experiment: train, distil, sample, score; print the comparison, leave reports/index.html
