@@ -56,7 +56,7 @@ def unchanged(stage: str, world: str, variant: str | None, workspace: Path) -> I
 
     code, settings = code_hash(stage, world), parameters()
     yield
-    remedy = f"changed while stage {stage} ran; bring it back, and run again, which goes on from what it has saved"
+    remedy = f"changed while stage {stage} ran; bring it back, and run again, which resumes from what it has saved"
     for field, before, now in _differences("", settings, parameters()):
         raise UserError(f"{path}: {field.removeprefix('.')} = {now!r}: was {before!r}, and {remedy}")
     if code_hash(stage, world) != code:

@@ -46,7 +46,7 @@ class Way(NamedTuple):
     @property
     def told(self) -> str:
         """The memory of one video, for the line that shows all choices; empty if it was not counted."""
-        return "" if self.memory is None else f", of {self.memory / GB:.3g} GB each with what else it takes"
+        return "" if self.memory is None else f", which take {self.memory / GB:.3g} GB each in all"
 
 
 def settled_way(folder: Path, way: Way | None) -> Way:

@@ -30,7 +30,7 @@ def own_device() -> torch.device:
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= count:
         remedy = f"use at most {count - 1}" if count > 1 else "leave it out"
-        raise UserError(f"--processes: each takes a GPU, and the one that decodes too; here are {count}; {remedy}")
+        raise UserError(f"--processes: each takes a GPU, and so does the one that decodes; here are {count}; {remedy}")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 

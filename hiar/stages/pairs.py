@@ -79,7 +79,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
         captions = pair_captions(params, seed, range(spec.count))
         teacher = load_generator(paths.teacher)
         teacher.text.to(work.accelerator.device)
-        teacher.prepare(captions if spec.stored else captions[: spec.batch])  # before the other networks are loaded
+        teacher.prepare(captions if spec.stored else captions[: spec.batch])  # before other networks are on the device
         teacher.to(work.accelerator.device)
         if spec.stored:
             _make_shards(work, teacher, seed, captions)
@@ -130,7 +130,7 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
     manifest = read_manifest(source, "pairs")
     said = facts(source, manifest, _Facts)
     read = same.int().argmax(dim=1) if own else torch.arange(len(pairs.sigmas))
-    assert said.shard is not None  # as they are stored
+    assert said.shard is not None  # load_pairs has checked that they are stored
     for name in manifest["files"]:
         (work.folder / name).unlink(missing_ok=True)  # left by an interrupted start
         if len(read) < len(pairs.sigmas) and name != CAPTIONS:

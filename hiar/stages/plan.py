@@ -41,7 +41,7 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offl
     half = card.precision == "bf16" and student
     if half and device.type == "cpu" and not multiplies_bf16():
         tell(
-            f"{checkpoint} computes in bf16, for which this processor has no arithmetic: made by `hiar import "
+            f"{checkpoint} computes in bf16, for which this processor has no instructions; imported with `hiar import "
             "--precision no` it would be several times as fast here"
         )
     source = placed(load_generator(checkpoint, torch.bfloat16 if half else torch.float32), device, offload)

@@ -54,10 +54,10 @@ def run(params: Params, workspace: Path) -> None:
 
     Writes metrics/summary.json, `nested` by contender, and metrics/world.json, one row per seed: what was scored and
     how, and the metrics of the world's own clips of the same captions, through codec and h264 like the samples.
-    metrics/videos.jsonl has one line per video of either, for paired statistics: videos of one seed and number share
-    prompt and noise. Both include the drift profiles in ``score.profiles``, with their records in
-    metrics/profiles.json; contenders include the VBench dimensions in ``score.vbench`` as stage vbench scored them,
-    with what made these values in metrics/vbench.json.
+    metrics/videos.jsonl has one line per video of either, whose seed and number pair it with those of other contenders.
+    Both include the drift profiles in ``score.profiles``, with their records in metrics/profiles.json; contenders
+    include the VBench dimensions in ``score.vbench`` as stage vbench scored them, with what made these values in
+    metrics/vbench.json.
     Raises UserError when samples are missing, altered, or too short.
     """
     began = time.monotonic()
