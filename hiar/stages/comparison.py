@@ -54,7 +54,7 @@ def contenders(params: Params) -> Iterator[Contender]:
 
 
 def levels_compared(params: Params) -> dict[str, dict[float, str]]:
-    """Lines of contenders that differ only in the level of output context, trained or walked at it, by that level.
+    """By line, contenders that differ only in the level of output context (trained or walked at it), by that level.
 
     Lines with fewer than three levels are left out.
     """

@@ -48,7 +48,7 @@ class Choice(NamedTuple):
 def choose(source: Generator, walk: Walk, rollout: Rollout, rollouts: int = 1) -> Choice:
     """The fastest choice for ``rollouts`` rollouts like ``rollout``; for 0, only the attention kernel is chosen.
 
-    On a CPU layers run uncompiled: compiling the built-in world's gains nothing (docs/speed.md).
+    On a CPU layers run uncompiled: the built-in world's model gains nothing from compiling (docs/speed.md).
     """
     config, tokens = source.denoiser.transformer.config, source.block_tokens
     heads, dim = config.num_attention_heads, config.attention_head_dim

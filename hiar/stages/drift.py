@@ -31,7 +31,7 @@ def check_sizes(profiles: Sequence[Profile], height: int, width: int) -> None:
 def drift_of_samples(folder: Path, paths: Sequence[Path], profiles: Sequence[Profile], values: Path | None) -> Figures:
     """The profiles' figures for the videos of a folder; results of the same videos in ``values`` are reused.
 
-    They are each profile's score and floor, and its measures' trends. Facts: the profiles' records by name.
+    For each profile: its score, its floor, and the trends of its measures. Facts: the profiles' records by name.
     Raises UserError for a video that cannot be scored, after all others are scored.
     """
     videos = [Video(path, read_head(path), None, file_hash(path)) for path in paths]
