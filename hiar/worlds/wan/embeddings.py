@@ -129,7 +129,7 @@ def embedding_bytes(base: Path, prompts: Sequence[str]) -> int:
 
 
 def encoder_identity(base: Path, cache: Path, dtype: torch.dtype) -> str:
-    """A hash of what decides an embedding beside its prompt: the files of text encoder and tokenizer, and the type."""
+    """A hash of all that decides an embedding but its prompt: the files of text encoder and tokenizer, and the type."""
     files = fingerprint([base / "text_encoder", base / "tokenizer"], cache)
     return hashlib.sha256(f"{files} {dtype}".encode()).hexdigest()[:32]
 
