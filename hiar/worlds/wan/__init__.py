@@ -101,7 +101,7 @@ class Wan:
         """The base; the tiny one is made when it is first needed."""
         assert self.base is not None
         if self.settings.base == TINY:
-            # On the CPU even when a plan asks first, whose default is the meta device.
+            # On the CPU even when `hiar plan` is first, whose default is the meta device.
             with cache_locked(self.base.parent), torch.device("cpu"):
                 if not self.base.exists():
                     make_tiny_wan(self.base, seed=0)

@@ -98,7 +98,7 @@ def library() -> ModuleType:
         return import_module("lmdb")
     except ImportError:
         raise UserError(
-            "lmdb: is not installed, and an LMDB is not to be had without; in the project, pip install '.[wan]'"
+            "lmdb: is not installed, and reading or writing an LMDB needs it; in the project, pip install '.[wan]'"
         ) from None
 
 

@@ -44,7 +44,7 @@ class Stored:
 def read_file(path: Path) -> dict[str, Stored] | Any:
     """The content of a file, its format known by the first bytes: tensors of safetensors, or the object torch saved.
 
-    Files of torch are memory-mapped (from before torch 1.6: loaded); only tensors and plain containers are
+    Files of torch are memory-mapped (from before torch 1.6: read whole); only tensors and plain containers are
     accepted. Raises UserError when the file is missing, empty, truncated, a Git LFS pointer, of another format, or
     needs code to be run.
     """
@@ -83,7 +83,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
 
 
 def read_sharded(folder: Path, stem: str) -> dict[str, Stored]:
-    """The tensors of ``folder``: of one file ``stem``.safetensors, or of all in its index; only headers are read.
+    """The tensors of ``folder``: of the file ``stem``.safetensors, or of all in its index; only headers are read.
 
     Raises UserError when a file is missing or truncated, or does not hold what the index says.
     """
@@ -147,7 +147,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _require_plain(name: object, dtype: object, where: str) -> None:
-    """Raise UserError unless a tensor's name is printable and its type one of weights."""
+    """Raise UserError unless a tensor's name is printable and its type is one that weights have."""
     if not isinstance(name, str) or not name.isprintable():
         raise UserError(f"{where}: holds a tensor named {name!r}; name a checkpoint of Wan")
     if dtype not in _TYPES.values():
