@@ -87,8 +87,8 @@ class Codec(Network, Protocol):
     def decoding(self) -> Callable[[Tensor], Tensor]:
         """A decoder for one batch of videos, called with one part of their latents after the other.
 
-        Latents (B, channels, f, h, w) -> video (B, 3, F, H, W) in about [-1, 1]; it keeps the
-        state that it needs between parts.
+        Latents (B, channels, f, h, w) -> video (B, 3, F, H, W) in about [-1, 1]; it keeps the state that
+        it needs between parts.
         """
         ...
 
@@ -192,7 +192,7 @@ class World(Protocol):
         ...
 
     def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
-        """A part of an experiment's model from its configuration alone, on torch's default device; reads no weights.
+        """A part of an experiment's model from its configuration alone, on torch's default device; no weights are read.
 
         folder: a model other than the world's base. Raises UserError when its configuration is not known.
         """
@@ -207,7 +207,7 @@ class World(Protocol):
         ...
 
     def kept(self, prompts: int) -> tuple[int, int]:
-        """How many different prompts, at most, of ``prompts`` draws are cached on disk as embeddings, and their bytes.
+        """How many different prompts of ``prompts`` draws are cached on disk as embeddings, at most, and their bytes.
 
         Nothing is cached where embedding is cheap.
         """
