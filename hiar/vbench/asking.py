@@ -121,7 +121,7 @@ def how_ended(code: int, log: Path) -> str:
         hint = " (out of memory?)" * (name == "SIGKILL")
         return f"its process was ended by {name}{hint}"
     printed = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"failed ({printed[-1].strip()[:300] if printed else f'exit code {code}'})"
+    return f"its process failed ({printed[-1].strip()[:300] if printed else f'exit code {code}'})"
 
 
 def _stage(home: Path, items: Sequence[Item]) -> list[str]:

@@ -63,7 +63,7 @@ class Networks:
         except BrokenPipeError:  # it has died already
             answer = b""
         if not answer:
-            raise RunFailed(f"{DRIFT}: its process {how_ended(process.wait(), self._log)}")
+            raise RunFailed(f"{DRIFT}: {how_ended(process.wait(), self._log)}")
         return json.loads(answer)
 
     def _start(self) -> subprocess.Popen[bytes]:

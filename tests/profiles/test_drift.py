@@ -176,6 +176,14 @@ def test_networks_that_cannot_be_trusted_do_not_run(order, said, here):
         behave.unlink()
 
 
+def test_networks_that_are_killed_are_told_with_the_signal(here):
+    profile = open_profile()
+    measured(profile, video := colored(*torch.arange(18).view(3, 6)))
+    profile.observer._networks._process.kill()
+    with pytest.raises(RunFailed, match=r"^drift: its process was ended by SIGKILL \(out of memory\?\)$"):
+        measured(profile, video)
+
+
 def test_what_is_missing_or_another_file_is_told_before_anything_starts(here, monkeypatch, tmp_path):
     environment, weights = here
     musiq = weights / FILES[0]
