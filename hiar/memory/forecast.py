@@ -50,7 +50,7 @@ class Forecast:
         return sum(entry.bytes for entry in self.entries)
 
     def fits(self, memory: float) -> bool:
-        """Whether it fits in a GPU of so many bytes, with margin."""
+        """Whether it fits in a GPU of ``memory`` bytes, with margin."""
         return self.total <= USABLE * memory
 
 
@@ -85,7 +85,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         raise ValueError(f"{stage} has no networks that fill a GPU")
     training = _init(models, gpus) if stage == "init" else _distillation(models, variant, gpus)
     entries, host, peaks = training.entries, training.host, training.peaks
-    if training.solves and not params.pairs.stored:  # before anything is held for backward
+    if training.solves and not params.pairs.stored:  # they are solved before anything is held for backward
         entries.append(_teacher("teacher of the pairs", models))
         peaks |= _solver(replace(sizes, batch=params.pairs.batch), models.student)
     if "optimizers" in params.runtime.offload:
@@ -95,7 +95,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         peaks[UPDATE] = max(entry.bytes for entry in optimisers)  # one role after the other
     if gpus > 1 or params.runtime.processes is not None:  # networks are sharded, even over a single one
         entries.append(Entry("all", "gathered layers", _gathered(params, training.gathered)))
-        # They are reduced once per update, when they are complete.
+        # Gradients are reduced once per update, when they are complete.
         entries.append(Entry("all", "whole gradients", storage_bytes(list(models.trained().parameters()))))
     return Forecast(stage, (*entries, *_activations(peaks, training.rings)), tuple(host))
 
@@ -118,7 +118,7 @@ def _distillation(models: Models, variant: Variant, gpus: int) -> _Training:
     host: list[Entry] = []
     entries = _role("student", models, gpus, params.distill.generator)
     entries += _role("critic", models, gpus, params.distill.critic)
-    # If it is the teacher itself, it also embeds prompts, and keeps its precision.
+    # A real score that is the teacher itself also embeds prompts, and keeps its precision.
     real = make_meta(params, models.real, half=params.distill.real_score is not None)
     if "real_score" in params.runtime.offload:
         host.append(Entry("real score", "parameters", pinned_bytes(real, gpus)))

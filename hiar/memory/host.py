@@ -14,8 +14,8 @@ def host(models: Models, stage: str, gpus: int) -> dict[str, int]:
     """Bytes by kind; a state and the student at the end, which is whole, are never in memory together.
 
     Networks that are copied to the GPU for training also stay where they were loaded, as does the teacher if another
-    network is the real score. The real score itself is read from its file block by block, or freed before there is a
-    state.
+    network is the real score. The real score itself is read from its file block by block, or has left the host before
+    there is a state.
     """
     params = models.sizes.params
     whole = network_bytes(make_meta(params, models.student, half=False))

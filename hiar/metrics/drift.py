@@ -50,7 +50,7 @@ def sharpness(frames: Tensor) -> Tensor:
 
 def colorfulness(frames: Tensor) -> Tensor:
     """Hasler and Suesstrunk's (2003) measure of how colourful frames are: uint8 (V, F, H, W, 3) -> (V, F), grey 0."""
-    red, green, blue = frames.movedim(-1, 0).float().contiguous()  # planes: sums along them are quick
+    red, green, blue = frames.movedim(-1, 0).float().contiguous()  # contiguous planes: sums along them are fast
     opponents = torch.stack([red - green, (red + green) / 2 - blue]).flatten(-2)
     means = opponents.mean(dim=-1, keepdim=True)
     spread = (opponents - means).square().mean(dim=-1).sum(dim=0).sqrt()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Summary(TypedDict):
-    """Mean over ``n`` videos and its standard error; one video has none."""
+    """Mean over ``n`` videos and its standard error, which a single video does not have."""
 
     mean: float
     se: float | None

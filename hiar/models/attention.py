@@ -41,7 +41,7 @@ class BlockCausal:
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """A clean clip and, behind it in one sequence, a noisy one of the same length.
+    """A clean clip, followed in one sequence by a noisy clip of the same length.
 
     Both have the positions of one clip. Clean blocks see each other as in `BlockCausal`; a noisy block sees itself and
     the clean blocks before it, instead of the noisy ones.
@@ -238,7 +238,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def install(transformer: WanTransformer3DModel) -> Positions:
     """Make ``transformer`` follow plans; its weights, config and saved form stay diffusers' own."""
-    # Under autocast, the norms of queries and keys have full-precision weights: nothing that a user need know.
+    # Under autocast, the norms of queries and keys have full-precision weights; users need no warning of it.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     for layer, block in enumerate(transformer.blocks):
         block.attn1.set_processor(PlannedSelfAttention(layer))
@@ -257,7 +257,7 @@ def block_causal(frames: int, tokens: int, block: int, window: int) -> tuple[Loo
 
 
 def teacher_forced(frames: int, tokens: int, block: int, window: int) -> tuple[Look, ...]:
-    """The looks of `TeacherForced`: a clean clip of ``frames`` frames of ``tokens`` tokens, a noisy one behind it."""
+    """The looks of `TeacherForced`: a clean clip of ``frames`` frames of ``tokens`` tokens, then a noisy one."""
     clean, behind = block_causal(frames, tokens, block, window), frames * tokens
     noisy = []
     for own, (seen,) in clean:

@@ -181,7 +181,7 @@ def _checkpointed(
 
 
 def _sink_shift(rings: Rings | RecordedRings, places: Places, block: int) -> Tensor | None:
-    """The rotation that keeps the sinks at the start of the window of ``block``; None where they have not moved."""
+    """The rotation that keeps the sinks at the start of the window of ``block``; None where they keep their place."""
     if not rings.turn or block < rings.window:
         return None
     return places.shift(block - (rings.window - 1))

@@ -16,7 +16,7 @@ from hiar.models.timing import now, timed
 
 LOOK, MEASURE = (1, 3), (20, 10)  # warm-up calls and counted ones; compiled layers settle slowly
 WORTH = 300.0  # seconds in eager layers below which a minute of compiling does not pay off
-GAIN = 1.05  # least speed-up over eager layers
+GAIN = 1.05  # least speed-up over eager layers; with less they stay eager
 ERROR = 3.0  # in units of the type's precision, see `allowed`
 
 

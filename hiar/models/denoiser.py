@@ -46,7 +46,7 @@ class Denoiser(nn.Module):
         return bool(self.transformer.gradient_checkpointing)
 
     def checkpoint(self, on: bool = True) -> Self:
-        """Switch activation checkpointing, layer by layer. It costs one more forward, and changes no bit."""
+        """Switch activation checkpointing of the layers on or off. It costs one more forward, and changes no bit."""
         if on:
             self.transformer.enable_gradient_checkpointing(checkpoint)
         else:

@@ -17,7 +17,7 @@ FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 MULTIPLE = 16  # GPUs take matrices whose sizes are multiples of it
 ERROR = 0.05  # largest relative change of a pass's output; more is refused
-CAPABILITY = (9, 0)  # of Hopper, the first GPUs that scale rows by themselves
+CAPABILITY = (9, 0)  # of Hopper, the first GPUs with row-wise scaling
 
 
 class Fp8Linear(nn.Module):

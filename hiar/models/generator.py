@@ -66,7 +66,7 @@ class Generator:
         return math.prod(length // patch for length, patch in zip(size, patches, strict=True))
 
     def weights(self) -> tuple[int, int]:
-        """Bytes of the denoiser's weights, and of the codec's. Text encoders free theirs, or have few."""
+        """Bytes of the denoiser's weights, and of the codec's. Text encoders free their weights, or have few."""
         denoiser, codec = (
             sum(tensor.nbytes for tensor in network.state_dict().values()) for network in (self.denoiser, self.codec)
         )

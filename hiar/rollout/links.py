@@ -18,7 +18,7 @@ class Inbox(Protocol):
     """Receives blocks from the previous process."""
 
     def take(self) -> Tensor:
-        """The next block, waiting for it if necessary. Raises PeerLost if the other process has ended or is silent."""
+        """The next block, waiting if necessary. Raises PeerLost if its sender has ended or is silent too long."""
 
 
 class Outbox(Protocol):

@@ -40,8 +40,8 @@ Rollouts = tuple[Tensor, Tensor]  # windows (rollouts * windows, C, F, h, w), an
 class Distillation:
     """The roles of a distillation, its settings and its data.
 
-    prompts: the text embeddings (B, words, dim) of samples, by number; no_text: (1, words, dim). codec: of everybody's
-    latents. student_samples, critic_samples: the first sample number of each of the two. pairs: the teacher's
+    prompts: the text embeddings (B, words, dim) of samples, by number; no_text: (1, words, dim). codec: of all
+    networks' latents. student_samples, critic_samples: the first sample number of each of the two. pairs: the teacher's
     trajectories, if the variant uses forward_kl or diffusion forcing. replay: the newest windows and their text, kept
     between updates.
     """

@@ -45,7 +45,7 @@ def make_role(
     if settings.ema is not None:
         average = AveragedModel(module).requires_grad_(False)
         average.multi_avg_fn = _averager(settings.ema, average if settings.ema_from == 0 else None)
-    if ranks.mesh is not None:  # after the copy, which cannot be made of what is sharded
+    if ranks.mesh is not None:  # after the copy: a sharded network cannot be copied
         shard(module, ranks)
         if average is not None:
             shard(average.module, ranks)
