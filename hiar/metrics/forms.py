@@ -19,8 +19,7 @@ def forms(series: Tensor, segments: int) -> dict[str, Tensor]:
     - ``_trend``: slope of a linear fit over the segments, change per video; ``_drift``: its absolute value (HiAR, Sec.
       4.1); ``_floor``: the mean of ``_drift`` over all orders of the segments, which is what noise alone gives;
     - ``_first_last``: distance of the first 15 % of the frames from the last (Helios);
-    - ``_vde``: weighted distances of the later segments from the first, relative to it (LV-Bench's VDE), NaN where it
-      is 0.
+    - ``_vde``: weighted distances of the later segments from the first, relative to it (LV-Bench's VDE), see `vde`.
 
     Raises ValueError for fewer frames than ``segments``.
     """

@@ -1,4 +1,4 @@
-"""Metrics of any video's pixels alone, without weights and without knowing what it should show."""
+"""Metrics from the pixels of any video alone, without weights and without knowing what it should show."""
 
 from __future__ import annotations
 
