@@ -1,4 +1,4 @@
-"""torch's Muon on any processor, and for matrices that are sharded by rows."""
+"""torch's Muon on any processor, and for matrices sharded by rows."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Muon(torch.optim.Muon):
 
 
 class ShardedMuon(Muon):
-    """Muon on whole matrices, one after another, of whose update each process keeps its rows.
+    """Muon for sharded matrices: gathered one after another and updated whole, after which each process keeps its rows.
 
-    What is orthogonalised is a whole matrix: its parts would give other updates.
+    Orthogonalisation needs the whole matrix: its parts would give other updates.
     """
 
     @torch.no_grad()
@@ -54,7 +54,7 @@ class ShardedMuon(Muon):
 
 
 class _InSinglePrecision(TorchDispatchMode):
-    """Products of the processor's bf16 matrices are computed in fp32 and rounded once, as a kernel for bf16 does.
+    """Computes products of bf16 matrices on a CPU in fp32 and rounds once, as a kernel for bf16 does.
 
     Without such a kernel torch multiplies element by element: 1 GFLOP/s where fp32 has 70 (two cores with AVX2).
     """
