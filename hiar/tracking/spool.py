@@ -132,7 +132,7 @@ def trouble(folder: Path) -> str | None:
 
 
 def drain(folder: Path, seconds: float) -> None:
-    """Wait until the records of ended stages are sent, for ``seconds`` at most; return at once if the sender fails."""
+    """Wait until the records of ended stages are sent, at most ``seconds``, or until the sender reports an error."""
     deadline = time.monotonic() + seconds
     while any(not is_written(path) for path in waiting(folder)):
         start_sender(folder)
