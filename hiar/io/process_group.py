@@ -125,9 +125,9 @@ ALONE = Ranks()
 def joined(runtime: Runtime) -> Iterator[Ranks]:
     """The `Ranks` of this process, in a process group that is open during the body; `ALONE` if there is no group.
 
-    The number of processes comes from a launcher's environment, otherwise from ``runtime.processes``: without a
-    launcher 1 makes a group of one. Raises UserError if the environment fits no launcher, the port is in use, processes
-    outnumber GPUs or GPUs differ in size, and RunFailed when another process is gone, or silent for
+    The number of processes comes from a launcher's environment, otherwise from ``runtime.processes``, which can then
+    only be 1, a group of one. Raises UserError if it is more, the environment fits no launcher, the port is in use,
+    processes outnumber GPUs or GPUs differ in size, and RunFailed when another process is gone, or silent for
     ``runtime.stall_seconds``.
     """
     place = own_place()
