@@ -169,7 +169,7 @@ def check_walk(order: Order, context: Context, passes: Passes) -> None:
         passes != "batched" or order == "diagonal",
         "passes",
         passes,
-        f"only the cells of an anti-diagonal do not wait for each other; use order diagonal, or fewer with {order}",
+        f"only the cells of an anti-diagonal are independent; use order diagonal, or other passes with {order}",
     )
     require(
         passes != "fused" or order != "block_first" or rule_of(context).waits,
@@ -188,7 +188,7 @@ def walk_passes(grid: Grid, order: Order, passes: Passes = "separate", steps: ra
     check_walk(order, grid.rule.name, passes)
     steps = range(grid.steps) if steps is None else steps
     if grid.rule.left and len(steps) < grid.steps:
-        raise ValueError(f"{grid.rule.bound}: they are walked in one place")
+        raise ValueError(f"{grid.rule.bound}: one process has to walk all steps")
     for block in range(grid.given):
         if grid.is_context(block):
             # A given block is written to every cache, even where denoising a generated one would leave its context.

@@ -86,7 +86,7 @@ def _numbers(option: str, text: str, remedy: str) -> tuple[float, ...]:
 def prompts_of(prompt: str | None, path: Path | None) -> list[str]:
     """The prompts of ``--prompt`` or ``--prompts`` (one a line, blank lines left out).
 
-    Runs of white space become single spaces. Raises UserError unless there is a prompt from exactly one of the two.
+    Runs of white space become single spaces. Raises UserError unless exactly one of the two is given, with a prompt.
     """
     if prompt is not None and path is None:
         if not prompt.strip():

@@ -60,7 +60,7 @@ class Sample(Section):
 
 
 class Score(Section):
-    """Oracle thresholds and the comparison's segments."""
+    """Oracle thresholds, segments for drift, and the profiles to score with."""
 
     good_residual: Positive  # root mean square pixel error below which a frame is good, in units of [0, 1]
     good_color: Positive  # largest colour error of a good frame
@@ -282,7 +282,7 @@ class Params(Section):
         for field, section in adopted:
             require(section is None, field, "...", "is the base model's own; write null")
         dropout = self.sample.caption_dropout
-        require(dropout == 0, "sample.caption_dropout", dropout, "prompts of a file are shown whole; use 0")
+        require(dropout == 0, "sample.caption_dropout", dropout, "prompts from a file are used unchanged; use 0")
         require(self.sample.prompts is not None, "sample.prompts", None, "name a text file with one prompt a line")
 
     def variant(self, name: str) -> Variant:

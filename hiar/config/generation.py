@@ -71,7 +71,7 @@ class WanWorld(Section):
     prompts: File | None  # for pairs and distillation; compared samples use sample.prompts
     # Hash of that file, so that DVC sees a change: `hiar run NAME` writes it. Other contents are refused; null: any.
     prompts_sha256: Digest | None = None
-    negative_prompt: str | None  # for guidance; null: Wan's own
+    negative_prompt: str | None  # that guidance leads away from; null: Wan's own
 
 
 World = Annotated[ShapesWorld | WanWorld, Field(discriminator="kind")]

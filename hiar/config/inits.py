@@ -152,7 +152,7 @@ class Consistency(Causal):
 
     kind: Literal["consistency"]
     solver_steps: Count  # N: across each, the student learns to agree with its average; a multiple of its own steps
-    guidance: Positive  # of the causal teacher's step, usual notation
+    guidance: Positive  # CFG scale of the causal teacher's step
 
     @property
     def solvers(self) -> dict[str, int]:

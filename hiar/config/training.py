@@ -75,7 +75,7 @@ class Teacher(Section):
     caption_dropout: Probability  # whole captions dropped, for classifier-free guidance
     sigma_floor: Positive  # noise levels below it get its weight in the loss
     solver_steps: Count  # Euler steps when it is sampled
-    guidance: Positive  # usual notation: 1 is none
+    guidance: Positive  # CFG scale; 1: no guidance
 
 
 class Pairs(Section):
@@ -134,7 +134,7 @@ class Distill(Section):
     windows: Count  # training windows that one rollout spans; 1 in the paper
     real_score: File | None  # folder of its model, for instance larger than the teacher; null: the teacher
     real_score_sha256: Digest | None = None  # of its transformer, as with the world's prompts
-    guidance: Positive  # of the real score, usual notation
+    guidance: Positive  # CFG scale of the real score
     critic_updates: Count  # per generator update
     critic_warmup: Annotated[int, Field(ge=0)]  # critic updates before the first generator update
     critic_batch: Count  # windows per critic update
