@@ -30,7 +30,7 @@ INTERRUPTED = 130
 def main() -> NoReturn:
     """Run the command line and exit with the code described above."""
     try:
-        with writing(Path("output")):  # covers libraries that write, too: a full disk is for the user to mend
+        with writing(Path("output")):  # covers libraries that write, too: a full disk is for the user to fix
             code = typer.main.get_command(app).main(sys.argv[1:] or ["--help"], prog_name="hiar", standalone_mode=False)
             _flush()
     except UserError as error:

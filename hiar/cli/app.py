@@ -37,8 +37,8 @@ Level = Annotated[
     str | None,
     typer.Option(
         metavar="C[,C...]",
-        help="Noise level of output context, from 0 (clean) over 1 (the step's output level) to 2 (its input level); "
-        "one number, or one for each step but the last; default: as trained.",
+        help="Noise level of output context, from 0 (clean) through 1 (the step's output level) to 2 (its input "
+        "level); one number, or one for each step but the last; default: as trained.",
         show_default=False,
     ),
 ]

@@ -28,7 +28,7 @@ Best = Annotated[
 Days = Annotated[
     float,
     typer.Option(
-        min=0, help="Keep all that was stored in so many last days: more than any run takes from its first stage on."
+        min=0, help="Keep everything stored in so many last days; give more than any run takes from its first stage on."
     ),
 ]
 RUN_DAYS = 14.0  # training Wan takes days, and a run names what it made only at its end
@@ -117,7 +117,7 @@ def report(
         str | None, typer.Argument(help="As in `hiar run`; default: the default experiment.", show_default=False)
     ] = None,
     remote: Remote = None,
-    days: Annotated[float, typer.Option(min=0.001, max=7.0, help="How long the links work, at most 7.")] = 7.0,
+    days: Annotated[float, typer.Option(min=0.001, max=7.0, help="Days for which the links work, at most 7.")] = 7.0,
 ) -> None:
     """Upload an experiment's report and print links to it.
 

@@ -93,8 +93,8 @@ def _shares(level: object) -> object:
     return tuple(parts) if isinstance(level, list) else level
 
 
-# c, from clean context (0) over the step's output level (1) to its input level (2): one number, or one for each step
-# but the last, whose context is then its clean output.
+# c, from clean context (0) through the step's output level (1) to its input level (2): one number, or one for each
+# step but the last, whose context is then its clean output.
 ContextLevel = Annotated[float | tuple[float, ...], BeforeValidator(_shares)]
 
 
