@@ -1,4 +1,4 @@
-"""What renewing contexts at a change of prompt changes in students' videos: ``python -m benchmarks.renewal --help``.
+"""How renewing contexts at a prompt change affects trained students' videos: ``python -m benchmarks.renewal --help``.
 
 The prompt of each video changes half way. The oracle measures how many of the frames after that show the new prompt,
 once as `hiar stream` makes them and once with --renew, on the same prompts and noise.

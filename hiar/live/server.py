@@ -162,7 +162,7 @@ async def _read(room: Room, viewer: Viewer, read: Callable[[], Awaitable[dict[st
 
 
 def _paced(socket: WebSocket) -> Callable[[], Awaitable[dict[str, Any]]]:
-    """A reader of a page's messages, at most `RATE` per second. It raises UserError unless one is a JSON object."""
+    """A reader of a page's messages, at most `RATE` per second; raises UserError for one that is no JSON object."""
     credit, last = float(BURST), time.monotonic()
 
     async def read() -> dict[str, Any]:
