@@ -23,8 +23,8 @@ COLUMNS = (  # those of them that the world's judge measures
     "smoothed_speed",
 )
 BESIDE = (
-    "Differences are taken video by video, on the same prompts and noise. Intervals over videos say how far other "
-    "videos of the same models would land, those over training seeds how far another training seed would."
+    "Differences are taken video by video, on the same prompts and noise. Intervals over videos say how far the result "
+    "would move with other videos of the same models, those over training seeds how far with another training seed."
 )
 
 

@@ -30,7 +30,7 @@ SUGGESTIONS = 8
 class Viewer:
     """One open page. outbox: messages to send to it."""
 
-    outbox: asyncio.Queue[Message | bytes | None] = field(default_factory=lambda: asyncio.Queue(BEHIND))
+    outbox: asyncio.Queue[Message | bytes] = field(default_factory=lambda: asyncio.Queue(BEHIND))
     behind: bool = False
 
     def send(self, message: Message | bytes) -> None:

@@ -137,7 +137,7 @@ async def _send(socket: WebSocket, viewer: Viewer) -> None:
         message = await viewer.outbox.get()
         if isinstance(message, bytes):
             await socket.send_bytes(message)
-        elif message is not None:
+        else:
             await socket.send_text(json.dumps(message))
 
 
