@@ -170,7 +170,7 @@ LIMITS = {
         ("world: {width: ?}", "48", "24", "world.width = 24: input should be a multiple of 16"),
         ("teacher: {training: ?}", "null", TRAINING, "teacher.training = '...': is the base model's own; write null"),
         ("sample: {prompts: ?}", "x.txt", "null", "sample.prompts = None: name a text file with one prompt a line"),
-        ("sample: {caption_dropout: ?}", "0.0", "0.1", "sample.caption_dropout = 0.1: prompts of a file are shown"),
+        ("sample: {caption_dropout: ?}", "0.0", "0.1", "sample.caption_dropout = 0.1: prompts from a file are used unchanged"),
         ("init: {kind: adopted, source: x, validation: ?}", "null", f"{{{WATCHED}, prompts: 2, frames: 9}}",
          "init.validation = '{...}': an adopted student is not trained; use null"),
     ],
