@@ -30,7 +30,7 @@ def test_a_linear_ramp_of_saturation_drifts_by_its_rise(fade):
     video = torch.full((1, frames, 8, 8, 3), 200.0)
     video[..., 2] = (200 * (1 - level))[None, :, None, None]
     measured = drift(saturation(video.round().to(torch.uint8)), SEGMENTS)
-    assert measured.item() == pytest.approx(0.8, abs=0.005)  # 200 grey levels cannot say it more finely
+    assert measured.item() == pytest.approx(0.8, abs=0.005)  # the resolution of 200 grey levels
 
 
 def test_constant_videos_do_not_drift():
