@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FOREIGN = ("HIAR_", "MLFLOW_", "PREFECT_")
 # Variables that no library of prepared.py reads on import, by prefix: a forked command may have other values of them.
 LATE = (*FOREIGN, "VBENCH_")
-# Variables that libraries set in the tests' own process on import, by prefix; a command does not inherit them.
+# Variables that libraries set in the tests' own process on import, by prefix; a command gets the values from before.
 BY_LIBRARIES = ("LD_LIBRARY_PATH", "TORCH_CPP_LOG_LEVEL", "_TORCHINDUCTOR_")
 STARTED_WITH = {name: value for name, value in os.environ.items() if name.startswith(BY_LIBRARIES)}
 

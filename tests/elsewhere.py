@@ -135,7 +135,7 @@ def walks(device: torch.device) -> dict[str, Callable[[], Tensor]]:
 
 
 def train(device: torch.device, case: dict[str, Any]) -> Tensor:
-    """Train for a step late enough to update the student and its average too; returns one of its weights."""
+    """Train at steps late enough to update the student and its average too; returns one of its weights."""
     shared.accelerator_of = lambda case: Accelerator(device, case.half)
     roles, step, _ = shared.make(shared.Case(steps=4, device=device, micro_batch=None, **case), Ranks())
     for number in (2, 3) if case["name"] == "init" else (2,):

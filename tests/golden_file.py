@@ -45,7 +45,7 @@ def window_of(name: str, blocks: int) -> int:
 def rolled_out(
     model: Denoiser, name: str, order: Order, passes: Passes, conventions: Conventions = THEIRS
 ) -> tuple[Tensor, Tensor]:
-    """Our video and theirs, for the rollout that resulted in the tensor."""
+    """Our video and theirs, for the rollout that this tensor of the file is the result of."""
     expected = GOLDEN[name]
     room, _, context, *rest = name.split("/")
     clip = GOLDEN["given/clip"] if room == "given" else None

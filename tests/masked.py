@@ -27,7 +27,7 @@ def last_block(
 
 
 class detached_context:
-    """Within the block, no gradient flows through the keys and values of the first ``tokens`` tokens.
+    """Within its `with` body, no gradient flows through the keys and values of the first ``tokens`` tokens.
 
     This matches a cache that is written without gradients.
     """

@@ -43,7 +43,7 @@ def test_imports_point_down(monkeypatch, capsys):
     ],
 )
 def test_what_computes_nothing_waits_for_no_torch_and_what_only_looks_for_no_networks(modules, heavy):
-    """Importing them takes seconds at every start of a command or a stage."""
+    """Importing torch and networks takes seconds at every start of a command or a stage."""
     program = f"import sys, {modules}; print({heavy} & sys.modules.keys())"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"

@@ -76,7 +76,7 @@ def read_exactly(pipe: BinaryIO, size: int) -> bytes:
 
 
 def read_to_second_block(pipe: BinaryIO) -> bytes:
-    """The bytes up to the second block, which then fills the pipe, being larger."""
+    """The bytes up to the second block, which then waits in the pipe, too large for it."""
     return read_fragment(pipe) + read_exactly(pipe, 8)
 
 

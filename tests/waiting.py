@@ -11,7 +11,7 @@ PATIENCE = 600.0  # seconds: not a bound on speed, but an end for a test that wo
 
 
 def wait_until(condition: Callable[[], object], pause: Callable[[], object] = lambda: time.sleep(0.02)) -> None:
-    """Return once ``condition`` holds; ``pause`` is called between checks, as a browser page only runs meanwhile."""
+    """Return once ``condition`` holds; ``pause`` is called between checks, because a browser page runs only then."""
     end = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > end:

@@ -63,7 +63,7 @@ def test_teacher_forcing_is_the_velocitys_error_behind_clean_blocks() -> None:
 
 @torch.no_grad()
 def test_regression_behind_a_clip_is_the_error_of_every_block_behind_clean_ones() -> None:
-    """The error is relative to the trajectory's end, not to the clip."""
+    """The target is the trajectory's end, which is not the clip."""
     model, sigma = tiny_denoiser("flow"), torch.tensor([[0.9, 0.5, 0.3], [0.1, 0.7, 1.0]])
     error = (behind_clean(model, OTHER, sigma, TEXT, 2) - NOISE).square()
     attention = TeacherForced(2, 2)

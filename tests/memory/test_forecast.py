@@ -265,7 +265,7 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     roots = 3 * (learned - config["num_layers"] * 4 * layer)  # of student, critic and real score, in fp32
     assert distill["all", "gathered layers"] == roots + 2 * 2 * layer
     assert distill["all", "whole gradients"] == gradients
-    # Of a real score with wider layers, two layers are gathered at a time, and only its ends besides those of others.
+    # If the real score has wider layers, two of those are the most gathered at a time, beside the ends of all networks.
     models, wide = networks.open_models(params), config | {"ffn_dim": 3 * config["ffn_dim"]}
     wider = forecast.forecast(replace(models, real=wide), "distill", params.variant("self-forcing"), 1, 3)
     more = {e.what: e.bytes for e in wider.entries if e.role == "all"}
@@ -295,7 +295,7 @@ def test_sampling_takes_a_walk_of_a_student_that_learns_nothing() -> None:
 
 
 def test_what_lies_on_the_host_is_there_and_not_on_the_gpu() -> None:
-    """An offloaded real score leaves only two gathered layers there; either way networks are sharded, over one GPU."""
+    """An offloaded real score leaves only two gathered layers on the GPU; networks are sharded either way, over one."""
     params = load_params(ROOT / "params.yaml")
     tree = read_yaml(ROOT / "params.yaml")
 

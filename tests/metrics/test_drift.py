@@ -49,10 +49,10 @@ def test_drift_does_not_cancel_between_videos():
 def test_sharpness_of_a_checkerboard():
     board = (torch.arange(8)[:, None] + torch.arange(8)) % 2
     video = (255 * board).to(torch.uint8)[None, None, :, :, None].expand(1, 1, 8, 8, 3)
-    assert sharpness(video).item() == pytest.approx((4 * 255) ** 2, rel=1e-4)  # every pixel: four opposites less four
+    assert sharpness(video).item() == pytest.approx((4 * 255) ** 2, rel=1e-4)  # each pixel has four opposite neighbours
     assert sharpness(plain((10, 200, 30), frames=1)).item() == pytest.approx(0, abs=1e-6)
     colors = [sharpness(video * torch.eye(3, dtype=torch.uint8)[n]).item() for n in range(3)]
-    shares = [(255 * share * 4) ** 2 for share in (0.299, 0.587, 0.114)]  # of red, green and blue in what is seen
+    shares = [(255 * share * 4) ** 2 for share in (0.299, 0.587, 0.114)]  # luma weights of red, green and blue
     assert colors == pytest.approx(shares, rel=1e-4)
 
 

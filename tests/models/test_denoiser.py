@@ -50,7 +50,7 @@ def test_guidance_leads_from_the_unconditional_estimate_through_the_conditional_
     expected = unconditional + guidance * (conditional - unconditional)
     guided = guided_x0(network, X, SIGMA, TEXT, no_text, guidance)  # type: ignore[arg-type]
     torch.testing.assert_close(guided, expected)
-    assert network.seen == ([2] if guidance == 1 else [4])  # one forward; without guidance, of conditional videos alone
+    assert network.seen == ([2] if guidance == 1 else [4])  # one forward; at guidance 1, of conditional videos alone
 
 
 @torch.no_grad()
