@@ -1,4 +1,4 @@
-"""What a launcher left in the environment: a world of one is no group, all else is named in one line."""
+"""Environment variables of a launcher: a world of one process is no group, all else is refused in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hiar.errors import UserError
 from hiar.io.launcher import alone, forget, own_place
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-# Of torchrun, of Open MPI, of MPICH and its like, and of MVAPICH2.
+# Of torchrun, Open MPI, MPICH and its relatives, and MVAPICH2.
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 
@@ -125,7 +125,7 @@ def test_commands_that_are_one_process_do_not_start_as_several(work: Path, comma
 def test_nor_do_those_that_begin_with_files(
     command: tuple[str, ...], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before they look at them; in this process, they are many."""
+    """They are refused before they read the files; run in this process, because the cases are many."""
     for variable, value in {"RANK": "0", "WORLD_SIZE": "2", **MEETING}.items():
         monkeypatch.setenv(variable, value)
     said = str(CliRunner().invoke(app, command).exception)
@@ -134,7 +134,7 @@ def test_nor_do_those_that_begin_with_files(
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets the variables of a launcher, and no others."""
+    """Sets the given variables of a launcher and removes all others."""
 
     def set_(**variables: str) -> None:
         forget()
@@ -142,7 +142,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setenv(name, value)
 
     for name in (*SIZES, *RANKS, *MEETING):
-        monkeypatch.delenv(name, raising=False)  # so that they are gone in the end too
+        monkeypatch.delenv(name, raising=False)  # so that they are removed after the test too
     return set_
 
 
@@ -167,7 +167,7 @@ def test_the_place_of_a_process_is_what_its_launcher_says(launched: Callable[...
 
 
 def test_one_process_is_one_to_every_library(launched: Callable[..., None]) -> None:
-    """What an earlier launcher left is forgotten, whichever it was; a job of several is refused, whoever began it."""
+    """An earlier launcher's variables are removed, whichever it was; a job of several processes is refused."""
     left = dict.fromkeys(SIZES, "1") | dict.fromkeys(RANKS, "0")
     launched(**left, **MEETING, ACCELERATE_USE_FSDP="true", TORCHELASTIC_RUN_ID="x", OMP_NUM_THREADS="1")
     alone("a stage")

@@ -23,7 +23,7 @@ def written(tmp_path, rows):
 
 
 def two(seeds=(0, 1), videos=8):
-    """Videos differ by far more than the contenders do."""
+    """Rows of two contenders; videos differ by far more than the contenders do."""
     random, rows = np.random.default_rng(0), []
     for seed in seeds:
         for video in range(videos):
@@ -42,7 +42,7 @@ def test_differences_are_taken_video_by_video_whatever_the_order_of_rows(tmp_pat
     assert found.videos.n == 16
     assert found.videos.half < 0.05
     assert found.training.n == 2
-    assert found.training.half > 5  # two seeds that are one apart: 12.7 errors of .5
+    assert found.training.half > 5  # two seeds with a difference of 1: t = 12.7 times a standard error of 0.5
     turned = [one for one in rows if one["variant"] == "hiar"] + [one for one in rows[::-1] if one["variant"] != "hiar"]
     shuffled = read_scores(written(tmp_path, turned))
     assert compared(shuffled).videos == found.videos
@@ -85,7 +85,7 @@ def test_what_cannot_be_paired_is_refused(tmp_path, spoil, message):
 
 
 def test_videos_that_a_metric_is_not_defined_of_are_left_out(tmp_path):
-    """VBench judges some prompts alone by a dimension: of both contenders the same ones."""
+    """VBench scores a dimension on some prompts only; they have to be the same for both contenders."""
     rows = two()
     for one in rows:
         if one["video"] % 2:
@@ -127,7 +127,7 @@ def test_a_file_that_is_none_of_scores(tmp_path, text, message):
 
 def test_what_has_no_values_by_video_is_added_seed_by_seed(tmp_path):
     scores = read_scores(written(tmp_path, [row("hiar", seed, 0, 1.0) for seed in (0, 1)]))
-    scores["distill/hiar"][0, 0]["semantic"] = 0.5  # of this seed alone it is known by video
+    scores["distill/hiar"][0, 0]["semantic"] = 0.5  # only this seed has values by video
     summary = {"stage": "distill", "variant": "hiar", "metrics": {"speed": {"mean": 2.0}, "semantic": {"mean": 0.75}}}
     add_wholes(scores, [summary | {"seed": seed} for seed in (0, 1)])
     assert {seed: list(found) for seed, found in values_of(scores, "distill/hiar", "semantic").items()} == {
