@@ -59,7 +59,7 @@ def memory_line(error: Exception) -> str | None:
         return None
     asked = re.search(r"allocate ([\d.]+ ?(bytes|[KMGTPE]iB))", str(error))
     size = f" for {asked[1]} at once" if asked else ""
-    return f"memory: does not suffice{size}; lower batches or sizes, or ask for less at a time"
+    return f"memory: not enough{size}; lower batches or sizes, or ask for less at a time"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

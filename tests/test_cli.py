@@ -167,7 +167,7 @@ def test_memory_that_does_not_suffice_is_told_in_a_line(project):
     path.write_text(path.read_text().replace("batch: 32", "batch: 100000000", 1))
     run = hiar("stage", "codec", "--seed", 0, folder=project, code=2, HIAR_TRACKING="off")
     (line,) = run.stderr.splitlines()
-    assert line.startswith("error: memory: does not suffice for ")
+    assert line.startswith("error: memory: not enough for ")
 
 
 def test_an_error_in_an_experiment_names_its_file(project):
@@ -191,13 +191,13 @@ def test_outside_of_a_project(tmp_path):
         (["distil"], "stage 'distil': no such stage; known: codec, "),
         (["codec"], "--seed: is missing; stage codec needs it"),
         (["codec", "--seed", "x"], "Invalid value for '--seed'"),
-        (["codec", "--seed", "0", "--variant", "hiar"], "--variant = hiar: stage codec takes no such option"),
+        (["codec", "--seed", "0", "--variant", "hiar"], "--variant = hiar: stage codec has no such option"),
         (["distill", "--seed", "0", "--variant", "hier"], "variant 'hier': no such variant; did you mean 'hiar'?"),
         (["sample", "--seed", "0", "--model", "student", "--variant", "hiar"], "--model = student: is not a model"),
         (["sample", "--seed", "0", "--model", "init"], "--variant: is missing; stage sample needs it"),
         (
             ["sample", "--seed", "0", "--model", "teacher", "--variant", "hiar"],
-            "--variant = hiar: stage sample takes no",
+            "--variant = hiar: stage sample has no",
         ),
     ],
 )
@@ -220,17 +220,17 @@ def test_what_each_stage_is_told(project, monkeypatch):
 
     sample = ("sample", "--variant", "hiar", "--model")
     assert said(*sample, "walked") == "--walk: is missing; stage sample needs it"
-    assert said(*sample, "distill", "--walk", "hiar").startswith("--walk = hiar: stage sample takes no such option")
+    assert said(*sample, "distill", "--walk", "hiar").startswith("--walk = hiar: stage sample has no such option")
     assert said(*sample, "walked", "--walk", "hier").startswith("variant 'hier': no such variant; did you mean 'hiar'")
     assert said(*sample, "walked", "--walk", "shared").startswith(
         "artifacts/seed-0/distill/hiar/manifest.json: no such"
     )
     restart = ("--restart-from", "nowhere")
     for name, options in (("codec", ()), ("teacher", ()), ("init", ()), ("distill", ("--variant", "hiar"))):
-        assert "takes no such option" not in (line := said(name, *options, *restart))
+        assert "has no such option" not in (line := said(name, *options, *restart))
         assert line.startswith(("--restart-from = nowhere: holds no training state", "artifacts/seed-0/"))
     for name, options in (("pairs", ()), ("sample", ("--model", "teacher"))):
-        assert said(name, *options, *restart).startswith(f"--restart-from = nowhere: stage {name} takes no such option")
+        assert said(name, *options, *restart).startswith(f"--restart-from = nowhere: stage {name} has no such option")
 
 
 def test_the_processes_of_a_stage_have_its_threads(project, monkeypatch):
@@ -309,7 +309,7 @@ def test_a_walk_that_does_not_exist(project):
     assert sample(project, "--prompt", "a disc", "--context", "dirty").startswith(
         "--context = dirty: is none of finished, clean,"
     )
-    assert sample(project, "--prompt", "a disc", "--resize").startswith("--resize: is done to --video or --image; ")
+    assert sample(project, "--prompt", "a disc", "--resize").startswith("--resize: applies to --video or --image; ")
     assert sample(project, "--contxt", "clean").endswith("see `hiar sample --help`")
 
 

@@ -199,7 +199,7 @@ def test_finished_context_needs_whole_blocks() -> None:
     grid = make_grid("finished", blocks=2, steps=2, window=2)
     assert grid.rule.finished
     assert not legal(grid, list(PASSES["separate"](grid, ORDERS["step_first"](grid))))
-    with pytest.raises(BrokenRule, match="finished context waits until a block is"):
+    with pytest.raises(BrokenRule, match="finished context needs finished blocks"):
         list(walk_passes(grid, "step_first"))
 
 

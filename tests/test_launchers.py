@@ -42,16 +42,22 @@ def sample(work: Path, out: str, *options: object, code: int = 0, **settings: st
     [
         (
             {"RANK": "0", "WORLD_SIZE": "2"},
-            "RANK = 0, WORLD_SIZE = 2: are a launcher's, but there is no MASTER_ADDR",
+            "RANK = 0, WORLD_SIZE = 2: are set as by a launcher, but there is no MASTER_ADDR",
         ),
-        ({"RANK": "x"}, "RANK = 'x': is no number of a launcher's; start all processes with torchrun, or unset RANK"),
+        (
+            {"RANK": "x"},
+            "RANK = 'x': is not a number that a launcher sets; start all processes with torchrun, or unset RANK",
+        ),
         ({"RANK": "3", "WORLD_SIZE": "2", **MEETING}, "RANK = 3: WORLD_SIZE = 2, ranks go from 0 to 1; start all"),
         ({"RANK": "1"}, "RANK = 1: there is no WORLD_SIZE, ranks go from 0 to 0; start all processes with torchrun"),
         ({"WORLD_SIZE": "2", **MEETING}, "WORLD_SIZE = 2: there is no RANK beside it; start all processes with"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE = '0': is no number of a launcher's; start all processes"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "one", **MEETING}, "LOCAL_RANK = 'one': is no number of a"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "0"},
+            "WORLD_SIZE = '0': is not a number that a launcher sets; start all processes",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "one", **MEETING}, "LOCAL_RANK = 'one': is not a number that"),
         ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "99999"}, "MASTER_PORT = 99999: is no port; give"),
-        ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "http"}, "MASTER_PORT = 'http': is no number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "http"}, "MASTER_PORT = 'http': is not a number"),
     ],
 )
 def test_variables_that_fit_no_launcher_are_named(work: Path, settings: dict[str, str], line: str) -> None:
@@ -79,7 +85,7 @@ def test_a_launcher_that_is_not_there_any_more_ends_in_one_line(work: Path) -> N
 def test_a_stage_forgets_a_world_of_one_and_refuses_others(work: Path) -> None:
     stage = ("stage", "codec", "--seed", 0)
     for settings, line in (
-        ({"RANK": "x"}, "RANK = 'x': is no number of a launcher's"),
+        ({"RANK": "x"}, "RANK = 'x': is not a number that a launcher sets"),
         (
             {"WORLD_SIZE": "2"},
             "WORLD_SIZE = 2: a stage is one process; start it without a launcher, or unset WORLD_SIZE",
@@ -156,9 +162,9 @@ def test_the_place_of_a_process_is_what_its_launcher_says(launched: Callable[...
         ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536: is no port"),
         ({"RANK": "2"}, "RANK = 2: WORLD_SIZE = 2, ranks go from 0 to 1"),
         ({"LOCAL_RANK": "2"}, "LOCAL_RANK = 2: WORLD_SIZE = 2, ranks go from 0 to 1"),
-        ({"MASTER_ADDR": ""}, "RANK = 1, WORLD_SIZE = 2: are a launcher's, but there is no MASTER_ADDR"),
+        ({"MASTER_ADDR": ""}, "RANK = 1, WORLD_SIZE = 2: are set as by a launcher, but there is no MASTER_ADDR"),
         ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE = '9"),
-        ({"RANK": "١"}, "RANK = '١': is no number of a launcher's"),
+        ({"RANK": "١"}, "RANK = '١': is not a number that a launcher sets"),
     ):
         launched(**{"RANK": "1", "WORLD_SIZE": "2", **MEETING, **wrong})
         with pytest.raises(UserError) as error:

@@ -105,10 +105,10 @@ LIMITS = {
         *((f"variants: {{x: {{order: ?, context: {context}, level: null, forward_kl: null}}}}", taken, refused,
            f"variants.x.{line}")
           for context, taken, refused, line in (
-              ("shared", "diagonal", "step_first", "order = 'step_first': shared context is left by a later step"),
-              ("finished", "block_first", "step_first", "order = 'step_first': finished context waits until a block"),
-              ("finished", "block_first", "diagonal", "order = 'diagonal': finished context waits until a block is"),
-              ("clean", "diagonal", "block_first", "context = 'clean': is what a single step takes for clean"),
+              ("shared", "diagonal", "step_first", "order = 'step_first': shared context is written by a later"),
+              ("finished", "block_first", "step_first", "order = 'step_first': finished context needs finished"),
+              ("finished", "block_first", "diagonal", "order = 'diagonal': finished context needs finished blocks"),
+              ("clean", "diagonal", "block_first", "context = 'clean': is a step's x0 prediction, for"),
           )),
         *((f"variants: {{x: {{order: diagonal, context: {context}, level: ?, forward_kl: null}}}}", taken, refused,
            f"variants.x.level = {line}")
@@ -170,7 +170,7 @@ LIMITS = {
         ("world: {width: ?}", "48", "24", "world.width = 24: input should be a multiple of 16"),
         ("teacher: {training: ?}", "null", TRAINING, "teacher.training = '...': is the base model's own; write null"),
         ("sample: {prompts: ?}", "x.txt", "null", "sample.prompts = None: name a text file with one prompt a line"),
-        ("sample: {caption_dropout: ?}", "0.0", "0.1", "sample.caption_dropout = 0.1: prompts from a file are used unchanged"),
+        ("sample: {caption_dropout: ?}", "0.0", "0.1", "sample.caption_dropout = 0.1: prompts from a file are used"),
         ("init: {kind: adopted, source: x, validation: ?}", "null", f"{{{WATCHED}, prompts: 2, frames: 9}}",
          "init.validation = '{...}': an adopted student is not trained; use null"),
     ],

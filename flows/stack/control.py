@@ -103,7 +103,7 @@ def _start(stack: Stack, lock: int) -> None:
     contained = stack.contained.split()
     if shutil.which(contained[0]) is None or subprocess.call([*contained, "true"], stderr=subprocess.DEVNULL) != 0:
         raise UserError(
-            "unshare: gives no name space of processes here, without which what a killed server leaves would live on; "
+            "unshare: cannot create a PID namespace here, without which a killed server's processes would live on; "
             "install util-linux, allow user name spaces (sysctl kernel.unprivileged_userns_clone=1), or use infra/"
         )
     environment = environment_of(stack, len(device_names()))

@@ -146,7 +146,7 @@ def stage(
         if option in needed - {"restart-from"} and value is None:
             raise UserError(f"--{option}: is missing; stage {name} needs it")
         if option not in needed and value is not None:
-            raise UserError(f"--{option} = {value}: stage {name} takes no such option; leave it out")
+            raise UserError(f"--{option} = {value}: stage {name} has no such option; leave it out")
     if model not in (None, "teacher", "init", "distill", "walked"):
         raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init, distill or walked")
 

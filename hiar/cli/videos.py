@@ -37,7 +37,7 @@ Resize = Annotated[bool, typer.Option("--resize", help="Scale and crop --video o
 
 def _check_resize(resize: bool, *given: Path | None) -> None:
     if resize and not any(given):
-        raise UserError("--resize: is done to --video or --image; give one of them, or leave it out")
+        raise UserError("--resize: applies to --video or --image; give one of them, or leave it out")
 
 
 @app.command(
@@ -108,12 +108,12 @@ def sample(
     copies or, without --copies, the pipeline: the last one decodes, the others split the steps.
     """
     if copies is not None and processes is not None:
-        raise UserError("--copies: shares videos out, --processes the steps of each; leave one of them out")
+        raise UserError("--copies: splits the videos, --processes the steps of each; leave one of them out")
     walk, shares = walk_of(order, context), level_of(level)
     _check_resize(resize, video, image)
     texts = prompts_of(prompt, prompts)
     if copies is not None and copies > len(texts):
-        raise UserError(f"--copies = {copies}: each makes a video at least, of {len(texts)}; use 1 to {len(texts)}")
+        raise UserError(f"--copies = {copies}: each takes at least one video, of {len(texts)}; use 1 to {len(texts)}")
     captions, texts = (None, texts) if extended is None else (texts, extended_of(texts, extended))
     stall_seconds = stall_of(stall_seconds)
     # torch reads this when loaded: a failure between processes is reported once, by us, without torch's stack.
@@ -225,7 +225,7 @@ def stream(
         raise UserError(f"--out = {out}: is a terminal; name a file, or append a reader, such as | ffplay -")
 
     if renew and not change:
-        raise UserError("--renew: is done where the prompt changes; give a --change, or leave it out")
+        raise UserError("--renew: applies where the prompt changes; give a --change, or leave it out")
 
     alone("hiar stream")
 

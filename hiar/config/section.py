@@ -65,11 +65,11 @@ class Section(BaseModel):
 
 def require_order(order: Order, context: Context) -> None:
     """Raise BrokenRule for an order that the context does not allow."""
-    remedy = "shared context is left by a later step of the block before; use block_first or diagonal"
+    remedy = "shared context is written by a later step of the previous block; use block_first or diagonal"
     require(context != "shared" or order != "step_first", "order", order, remedy)
-    remedy = "finished context waits until a block is; use block_first, or context clean: what a step takes for clean"
+    remedy = "finished context needs finished blocks; use block_first, or context clean, a step's own x0 prediction"
     require(context != "finished" or order == "block_first", "order", order, remedy)
-    remedy = "is what a single step takes for clean, in the other orders; Self-Forcing's is finished"
+    remedy = "is a step's x0 prediction, for the other orders; Self-Forcing uses finished"
     require(context != "clean" or order != "block_first", "context", context, remedy)
 
 

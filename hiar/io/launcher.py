@@ -34,8 +34,8 @@ def own_place() -> tuple[int, int] | None:
         missing = [name for name in MEETING if not os.environ.get(name)]
         if missing:
             raise UserError(
-                f"RANK = {rank}, WORLD_SIZE = {size}: are a launcher's, but there is no {' and no '.join(missing)}; "
-                f"{_remedy('RANK', 'WORLD_SIZE')}"
+                f"RANK = {rank}, WORLD_SIZE = {size}: are set as by a launcher, but there is no "
+                f"{' and no '.join(missing)}; {_remedy('RANK', 'WORLD_SIZE')}"
             )
         if not 1 <= _number("MASTER_PORT", 0) <= 65535:
             raise UserError(f"MASTER_PORT = {os.environ['MASTER_PORT']}: is no port; give one of 1 to 65535")
@@ -70,7 +70,7 @@ def _number(name: str, default: int | None = None) -> int | None:
     if value is None:
         return default
     if not (value.isascii() and value.isdecimal()) or len(value) > 9 or (name in SIZES and int(value) == 0):
-        raise UserError(f"{name} = {value!r}: is no number of a launcher's; {_remedy(name)}")
+        raise UserError(f"{name} = {value!r}: is not a number that a launcher sets; {_remedy(name)}")
     return int(value)
 
 

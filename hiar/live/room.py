@@ -84,7 +84,7 @@ class Room:
         if not (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MOST_SEED):
             raise UserError(f"seed: is no whole number from 0 to {MOST_SEED}; give one")
         if not all(value is None or isinstance(value, str) for value in (order, context)):
-            raise UserError("order, context: are no words; choose from the lists")
+            raise UserError("order, context: should be words; choose from the lists")
         self.begin(self.prompt, seed, *walk_of(order, context))  # type: ignore[arg-type]
 
     def change(self, text: object) -> int:

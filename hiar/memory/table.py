@@ -106,4 +106,4 @@ def advice(models: Models, found: Forecast, variant: Variant, batch: int, gpus: 
         told.append(way)
         if make().fits(memory):
             return f"does not fit; with {', '.join(told)} it does"
-    return "does not fit, nor does less of it: GPUs of more memory, or a shorter clip or window"
+    return "does not fit, even with every option: use GPUs with more memory, or a shorter clip or window"

@@ -29,7 +29,7 @@ def open_profiles(
     known = ({judge.name: judging} if judge else {}) | WORLDLESS
     for place, name in enumerate(names):
         if name not in known:
-            world = "" if judge else " where no params.yaml says of which world the videos are"
+            world = "" if judge else ", as no params.yaml names the world of the videos"
             raise UserError(f"--profile = {name}: unknown here{world}; {suggest(name, [*known, *PROTOCOLS])}")
         if name in names[:place]:
             raise UserError(f"--profile = {name}: is given twice; give each once")

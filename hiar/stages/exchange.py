@@ -51,10 +51,12 @@ def import_checkpoint(
     written then.
     """
     if preset is not None and preset not in PRESETS:
-        raise UserError(f"--as = {preset}: is no kind of student; {suggest(preset, PRESETS)}")
+        raise UserError(f"--as = {preset}: is not a known kind of student; {suggest(preset, PRESETS)}")
     how = _with_levels(PRESETS.get(preset or "", {}), {name: told[name] for name in told if told[name] is not None})
     if unset := [f"--{name}" for name in _RELEASED | {"order": "", "context": ""} if name not in how]:
-        raise UserError(f"{', '.join(unset)}: weights do not tell; give them, or --as {' or '.join(PRESETS)}")
+        raise UserError(
+            f"{', '.join(unset)}: cannot be read from the weights; give them, or --as {' or '.join(PRESETS)}"
+        )
     check_folder("--out", out, "checkpoint")
     name = source.name if lora is None else f"{source.name} + {lora[1]:g} {lora[0].name}"
     card = _card(preset, base, how)
@@ -132,7 +134,9 @@ def _with_levels(preset: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str
     """A preset updated with what was told: levels replace steps and shift, and either of these two replaces levels."""
     if "levels" in told:
         if also := [f"--{name}" for name in ("steps", "shift") if name in told]:
-            raise UserError(f"--levels: says how many steps there are, and where; leave out {' and '.join(also)}")
+            raise UserError(
+                f"--levels: sets the number of steps and their noise levels; leave out {' and '.join(also)}"
+            )
         own = {
             "steps": len(told["levels"]),
             "shift": preset.get("shift", 1.0),

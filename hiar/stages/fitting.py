@@ -99,7 +99,7 @@ def _too_much(source: Generator, grid: Grid, needed: int, free: int) -> UserErro
     video = source.card.video
     remedy = "give --offload, or " if source.device.type == "cuda" and source.turns is None else ""
     return UserError(
-        f"video.window = {video.window}: the caches of {grid.slots * video.block} frames and what else a video "
+        f"video.window = {video.window}: the caches of {grid.slots * video.block} frames and the rest of a video "
         f"takes are {needed / GB:.3g} GB, {free / GB:.3g} GB are free to use; {remedy}ask for a smaller "
         "--size, or take a checkpoint with a shorter window, or a device with more memory"
     )

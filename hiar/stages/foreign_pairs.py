@@ -70,7 +70,7 @@ def import_pairs(
 def _sigmas(levels: float | tuple[float, ...], states: int, source: Path) -> list[float]:
     """The noise level of each state of a trajectory. Raises UserError if ``levels`` has another number of them."""
     if states == 0:
-        raise UserError(f"--clip-last: {source} has nothing but a clip each; leave it out, they are clean videos")
+        raise UserError(f"--clip-last: {source} holds clips without trajectories; leave it out")
     if states == 1:
         return [0.0]
     if not isinstance(levels, tuple):

@@ -64,7 +64,7 @@ def check_processes(request: Request, ranks: int) -> None:
     if request.offload:
         raise UserError("--offload: processes keep their networks where they work; leave it or --processes out")
     if card.stage == "teacher":
-        raise UserError("--processes: the teacher is bidirectional and has no steps to share out; leave it out")
+        raise UserError("--processes: the teacher is bidirectional and has no steps to split; leave it out")
     walk = walk_asked(card, request.order, request.context, request.level)
     reason = rule_of(walk.context).bound
     if reason:

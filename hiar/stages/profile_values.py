@@ -64,7 +64,9 @@ def keep_only(values: Path, found: Mapping[str, list[Result]]) -> None:
     keys = {_key_of(result) for result in lines}
     gone = [result for result in earlier if result["profile"] in found and _key_of(result) not in keys]
     if gone:
-        tell(f"{values}: {len(gone)} results go, of videos or profiles that have changed ({gone[0]['video']} first)")
+        tell(
+            f"{values}: {len(gone)} results dropped, of videos or profiles that have changed ({gone[0]['video']} first)"
+        )
     lines += [result for result in earlier if result["profile"] not in found]
     write_text(values, "".join(json_line(result) for result in lines))
 

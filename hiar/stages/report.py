@@ -204,7 +204,7 @@ def _figures(params: Params, workspace: Path, judge: Judge) -> dict[Series, Figu
     names = [*judge.columns, *(column.key for column in also)]
     for one, row in zip(contenders(params), read_summary(params, workspace), strict=True):
         if lacking := [name for name in names if name not in row["metrics"]]:
-            raise UserError(f"{path}: says nothing of {', '.join(lacking)}; run `hiar stage score` again")
+            raise UserError(f"{path}: lacks {', '.join(lacking)}; run `hiar stage score` again")
         seeds[_series(params, one)].append(row)
     return {series: _pool(found) for series, found in seeds.items()}
 

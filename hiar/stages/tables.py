@@ -27,7 +27,9 @@ def table_of(experiment: str, params_of: Callable[[str], Params], root: Path) ->
     """
     params, workspace = params_of(experiment), _workspace(root, experiment)
     if params.report.table is None:
-        raise UserError(f"experiment '{experiment}': report.table = null: is for no table of the paper's; name one")
+        raise UserError(
+            f"experiment '{experiment}': report.table = null: belongs to no table of the paper; name one that does"
+        )
     table = read_table(root / TABLES, params.report.table, params.world.kind)
     if not (workspace / VIDEOS).exists():
         raise UserError(f"{workspace / VIDEOS}: no such file; run `hiar run {experiment}` first")

@@ -129,7 +129,7 @@ def read_table(path: Path, name: str, world: str) -> PaperTable:
     if name not in said.tables:
         raise UserError(f"{path}: holds no table '{name}'; {suggest(name, said.tables)}")
     if world not in said.measures:
-        raise UserError(f"{path}: measures: says nothing of a world of kind '{world}'; add its metrics")
+        raise UserError(f"{path}: measures: has no entry for a world of kind '{world}'; add its metrics")
     table, measures = said.tables[name], said.measures[world]
     return PaperTable(
         title=table.title,

@@ -102,7 +102,7 @@ def differences(scores: Scores, one: str, other: str, metric: str) -> dict[int, 
         seed, number = unpaired[0]
         has, lacks = (one, other) if unpaired[0] in first else (other, one)
         raise UserError(
-            f"{has}, {lacks}: cannot be paired, video {number} of seed {seed} is of the first alone "
+            f"{has}, {lacks}: cannot be paired, video {number} of seed {seed} is only in the first "
             f"({len(unpaired)} such); sample both with the same seeds and sample.videos"
         )
     found: dict[int, list[float]] = {}

@@ -155,7 +155,7 @@ def _check_alike(folder: Path, step: int, ranks: Ranks) -> None:
     for rank, other in enumerate(steps):
         if other != steps[0]:
             raise UserError(
-                f"{folder}: process {rank} goes on from step {other}, process 0 from {steps[0]}; start all in one "
+                f"{folder}: process {rank} resumes at step {other}, process 0 at {steps[0]}; start all in one "
                 "folder that they share"
             )
 

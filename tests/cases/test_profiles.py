@@ -165,7 +165,7 @@ def test_any_videos_are_scored_where_there_is_no_experiment(run: Run, mistake: R
     Path("params.yaml").unlink()
     assert run(*LITE, "-") == with_params
     assert mistake("score", "videos", "--profile", "oracle", "--out", OUT) == (
-        "--profile = oracle: unknown here where no params.yaml says of which world the videos are; "
+        "--profile = oracle: unknown here, as no params.yaml names the world of the videos; "
         "known: drift-lite, drift, vbench, vbench-long"
     )
     assert mistake("score", "videos", "--out", OUT).startswith("--profile: is not given, and neither ")

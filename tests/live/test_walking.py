@@ -101,7 +101,7 @@ def test_what_a_block_takes_to_be_decoded_has_to_be_free_and_no_more(student, mo
 
 
 def test_what_cannot_be_walked_is_refused(student):
-    with pytest.raises(UserError, match="--order = step_first: finished context waits"):
+    with pytest.raises(UserError, match="--order = step_first: finished context needs"):
         begin(student, PROMPT, 0, "step_first", "finished", 0)
     with pytest.raises(UserError, match="left"):  # words that are known, in no order that is
         begin(student, "moves left a red disc", 0, None, None, 0)

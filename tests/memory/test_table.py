@@ -93,7 +93,7 @@ def test_only_what_is_not_done_already_is_advised() -> None:
         f"does not fit; with runtime.checkpointing: true, {MANY} GPUs it does"
     )
     assert advised(most, True, "init", 1, half, away=True) == f"does not fit; with {MANY} GPUs it does"
-    none = "does not fit, nor does less of it: GPUs of more memory, or a shorter clip or window"
+    none = "does not fit, even with every option: use GPUs with more memory, or a shorter clip or window"
     assert advised(most - 2, True, "init", 1, MANY, away=True) == none
     alone = total(False, "pairs", 1)  # whose networks are not sharded
     assert advised(alone, False, "pairs", 2) == "does not fit; with 1 sample at a time it does"
@@ -119,7 +119,7 @@ def test_a_distillation_can_have_its_real_score_and_all_states_on_the_host(monke
     assert said(50) == said(50, "optimizers") == said(50, "real_score") == way
     for both in (["real_score", "optimizers"], ["optimizers", "real_score"]):
         assert said(50, *both) == "fits"
-        assert said(48, *both).startswith("does not fit, nor does less of it")
+        assert said(48, *both).startswith("does not fit, even with every option")
 
 
 def test_what_lies_on_the_host_is_told_and_not_added() -> None:

@@ -64,8 +64,8 @@ def test_two_make_the_videos_of_one_also_where_one_of_them_was_killed(folder: Pa
 @pytest.mark.parametrize(
     ("options", "variables", "line"),
     [
-        (("--copies", 2, "--processes", 2), {}, "--copies: shares videos out, --processes the steps of each; leave"),
-        (("--copies", 6), {}, "--copies = 6: each makes a video at least, of 5; use 1 to 5"),
+        (("--copies", 2, "--processes", 2), {}, "--copies: splits the videos, --processes the steps of each; leave"),
+        (("--copies", 6), {}, "--copies = 6: each takes at least one video, of 5; use 1 to 5"),
         (("--copies", 2, "--level", 3), {}, "--level = 3: should be 0 to 2"),
         (
             ("--copies", 3),

@@ -37,7 +37,7 @@ PROMPTS = ["a red disc moves left", "a blue disc moves up"]
         (
             "teacher",
             ("--processes", 2),
-            "--processes: the teacher is bidirectional and has no steps to share out; leave it out",
+            "--processes: the teacher is bidirectional and has no steps to split; leave it out",
         ),
     ],
 )

@@ -136,7 +136,7 @@ def test_where_memory_is_short_fewer_videos_are_made_at_a_time_then_step_by_step
     ):
         short(free, decoding)
         figures = f"{needed / GB:.3g} GB, {free / GB:.3g} GB are free to use"
-        with pytest.raises(UserError, match=f"what else a video takes are {figures}; ask for a smaller"):
+        with pytest.raises(UserError, match=f"the rest of a video takes are {figures}; ask for a smaller"):
             way_of(source, HIAR, rollout, together=together)
     finished = Walk(order="block_first", context="finished")  # waits for whole blocks: there is no other way
     short(99, 0)
@@ -193,7 +193,7 @@ def test_a_window_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path)
     save_student(tmp_path / "student", video={"window": 999_999_999})
     request = ("--checkpoint", "student", "--prompt", "a red disc moves left", "--out", "out")
     said = hiar("stream", *request, folder=tmp_path, code=2).stderr
-    assert said.startswith("error: video.window = 999999999: the caches of 999999999 frames and what else a video ")
+    assert said.startswith("error: video.window = 999999999: the caches of 999999999 frames and the rest of a video ")
     assert " GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window" in said
     assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["student"]

@@ -255,7 +255,7 @@ def test_scores_that_say_nothing_of_a_column_are_refused(workspace, params, tmp_
     for name in ("hops", "dynamic"):
         del summary["init"]["hiar"]["seed-1"][name]
     path.write_text(json.dumps(summary))
-    with pytest.raises(UserError, match=r"summary\.json: says nothing of hops, dynamic; run `hiar stage score` again"):
+    with pytest.raises(UserError, match=r"summary\.json: lacks hops, dynamic; run `hiar stage score` again"):
         report.run(params, tmp_path)
     shutil.copy(workspace / "metrics" / "summary.json", path)
     (tmp_path / "metrics" / "world.json").write_text('[{"seed": 0')  # cut off
@@ -327,7 +327,7 @@ def test_what_an_experiment_asks_for_beyond_the_plain_comparison_is_shown(tmp_pa
     asked = parse_params(merge(tree, {"score": {"profiles": ["drift-lite"]}}), "mine.yaml")
     sampled_workspace(tmp_path, asked)
     score.run(plain, tmp_path)
-    with pytest.raises(UserError, match="says nothing of drift_lite, drift_lite_floor; run `hiar stage score` again"):
+    with pytest.raises(UserError, match="lacks drift_lite, drift_lite_floor; run `hiar stage score` again"):
         report.run(asked, tmp_path)
     score.run(asked, tmp_path)
     report.run(asked, tmp_path)

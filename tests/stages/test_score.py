@@ -285,9 +285,9 @@ def test_what_is_taken_over_and_what_goes_is_told(params, tmp_path, project, cap
     score_folder(folder, [], out, project)
     said = capsys.readouterr().err
     assert f"score {folder}: 1 of 3 videos are scored already" in said
-    assert "score.videos.jsonl: 2 results go, of videos or profiles that have changed (10.mp4 first)" in said
+    assert "score.videos.jsonl: 2 results dropped, of videos or profiles that have changed (10.mp4 first)" in said
     score_folder(folder, ["drift-lite"], out, project)
-    assert " results go" not in capsys.readouterr().err  # the oracle's are kept
+    assert " results dropped" not in capsys.readouterr().err  # the oracle's are kept
 
 
 def test_no_folder(tmp_path, project):
@@ -349,7 +349,7 @@ def test_drift_is_a_score_of_an_experiment(workspace, tmp_path, capsys):
     score.run(params, work)
     told = capsys.readouterr().err
     assert f"score {folder}: 3 of 3 videos are scored already" in told  # the second has become the third
-    assert "hiar.jsonl: 1 results go, of videos or profiles that have changed" in told
+    assert "hiar.jsonl: 1 results dropped, of videos or profiles that have changed" in told
     assert told.count("3 of 3 videos are scored already") == len(params.compare.students) + 1
 
 

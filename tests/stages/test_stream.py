@@ -147,7 +147,7 @@ def test_what_is_refused_leaves_the_file_of_before(folder: Path, tmp_path: Path)
     assert refuse(folder, tmp_path, frames=31) == (
         "--frames = 31: must be a positive multiple of the block of 3 frames; try 30"
     )
-    assert refuse(folder, tmp_path, context="shared").startswith("--order = step_first: shared context is left by")
+    assert refuse(folder, tmp_path, context="shared").startswith("--order = step_first: shared context is written by")
 
 
 def test_a_teacher_is_refused(tmp_path: Path) -> None:
@@ -185,9 +185,9 @@ def test_caches_and_decoding_have_to_fit_together(
 def test_a_stream_is_renewed_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
     request = ("stream", "--checkpoint", folder, "--prompt", PROMPT, "--frames", 12)
     said = hiar(*request, "--renew", "--out", "out.mp4", folder=tmp_path, code=2).stderr
-    assert said == "error: --renew: is done where the prompt changes; give a --change, or leave it out\n"
+    assert said == "error: --renew: applies where the prompt changes; give a --change, or leave it out\n"
     said = hiar(*request, "--resize", "--out", "out.mp4", folder=tmp_path, code=2).stderr
-    assert said == "error: --resize: is done to --video or --image; give one of them, or leave it out\n"
+    assert said == "error: --resize: applies to --video or --image; give one of them, or leave it out\n"
     videos = []
     for name, options in (("plain", ()), ("renewed", ("--renew",))):
         hiar(*request, "--change", f"6={OTHER}", *options, "--out", f"{name}.mp4", folder=tmp_path)

@@ -78,7 +78,7 @@ def test_the_tables_of_an_experiment(project):
 def test_what_has_no_table_or_was_not_run_or_has_changed(project):
     before = sorted(project.rglob("*"))
     assert mistake("tables", "table2", "front", folder=project) == (
-        "experiment 'front': report.table = null: is for no table of the paper's; name one"
+        "experiment 'front': report.table = null: belongs to no table of the paper; name one that does"
     )
     assert mistake("tables", "table1", folder=project) == (
         "runs/table1/metrics/videos.jsonl: no such file; run `hiar run table1` first"

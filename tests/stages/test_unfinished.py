@@ -153,7 +153,7 @@ def test_restart_from_what_holds_no_state_is_told_before_any_work(tmp_path: Path
         assert run.stderr.startswith(f"error: --restart-from = {name}: holds no training state")
         assert run.stderr.count("\n") == 1
     run = hiar("stage", "pairs", "--seed", 0, "--restart-from", ".", folder=tmp_path, code=2)
-    assert "stage pairs takes no such option" in run.stderr
+    assert "stage pairs has no such option" in run.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 

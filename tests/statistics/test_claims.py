@@ -115,7 +115,7 @@ def test_tables_that_are_not_valid(tmp_path, spoil, message):
         ),
         (
             lambda said: said["measures"].pop("shapes"),
-            "measures: says nothing of a world of kind 'shapes'; add its metrics",
+            "measures: has no entry for a world of kind 'shapes'; add its metrics",
         ),
     ],
 )

@@ -70,8 +70,11 @@ def test_one_training_seed_says_nothing_of_another(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda rows: rows[:-1], "video 7 of seed 1 is of the first alone (1 such); sample both with the same"),
-        (lambda rows: [*rows[:-2], rows[-1]], "distill/other, distill/hiar: cannot be paired, video 7 of seed 1 is of"),
+        (lambda rows: rows[:-1], "video 7 of seed 1 is only in the first (1 such); sample both with the same"),
+        (
+            lambda rows: [*rows[:-2], rows[-1]],
+            "distill/other, distill/hiar: cannot be paired, video 7 of seed 1 is only",
+        ),
         (lambda rows: [one for one in rows if one["variant"] != "other"], "contender 'distill/other': has no scores;"),
         (lambda rows: [one | {"metrics": {"drift": 1.0}} for one in rows], "was not scored for speed; known: drift"),
         (lambda rows: [one | {"seed": one["seed"] + (one["variant"] == "other")} for one in rows], "cannot be paired"),
@@ -97,7 +100,9 @@ def test_videos_that_a_metric_is_not_defined_of_are_left_out(tmp_path):
     even = [one for one in two() if one["video"] % 2 == 0]
     assert found == compared(read_scores(written(tmp_path, even)))
     del rows[0]["metrics"]["speed"]
-    with pytest.raises(UserError, match=r"^distill/other, distill/hiar: cannot be paired, video 0 of seed 0 is of the"):
+    with pytest.raises(
+        UserError, match=r"^distill/other, distill/hiar: cannot be paired, video 0 of seed 0 is only in"
+    ):
         compared(read_scores(written(tmp_path, rows)))
     for one in rows:
         if one["seed"]:

@@ -304,7 +304,7 @@ def test_gpus_of_different_sizes_are_refused_by_every_process(gigabytes: list[fl
 def test_processes_that_see_different_states_refuse_to_go_on(together: Path) -> None:
     for rank in range(2):
         said = (together / f"apart-{rank}.txt").read_text()
-        assert "process 1 goes on from step 0, process 0 from 1; start all in one folder that they share" in said
+        assert "process 1 resumes at step 0, process 0 at 1; start all in one folder that they share" in said
 
 
 def test_what_the_first_process_decides_holds_for_all(together: Path) -> None:

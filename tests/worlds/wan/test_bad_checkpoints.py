@@ -81,7 +81,7 @@ def without(weights: Weights, *ends: str) -> Weights:
          r"freq_dim = 32: the base has 64"),
         (lambda w: {"critic": w, "step": 3}, r"\.pt: holds critic, step, but no generator; name a checkpoint"),
         (lambda w: {"generator": w, "generator_ema": w, "critic": w},
-         r"holds generator, generator_ema, critic: which one is meant; choose weights = generator or generator_ema"),
+         r"holds generator, generator_ema, critic: several sets of weights; choose weights = generator or"),
         (lambda w: {"generator": {}}, r"holds generator, but no generator"),
         (lambda w: {"generator": {**w, "step": 3}},
          r"generator: step is no dense tensor but int; save the weights alone"),

@@ -108,7 +108,7 @@ def test_a_released_student_is_imported_sampled_and_streamed(
     assert "weights        generator and generator_ema" in said and "--weights generator_ema --out" in said
     assert f"SHA-256        {hashlib.sha256(released.read_bytes()).hexdigest()}\n" in said
     said = run("import", released, "--base", base, "--as", "hiar", *SIZE, "--out", "other", code=2)
-    assert "holds generator, generator_ema: which one is meant" in said
+    assert "holds generator, generator_ema: several sets of weights" in said
     half = torch.load(released, weights_only=True)
     half["generator"].popitem()
     torch.save(half, "half.pt")
@@ -169,7 +169,7 @@ def test_levels_stand_for_steps_and_shift(run: Callable[..., str], released: Pat
     walk = ("--order", "diagonal", "--context", "clean", "--block", 3, "--window", 9, "--sinks", 0, "--renoise", "sde")
     for also in ("--steps", "--shift"):
         said = run(*request, *walk, "--levels", "1,0.7,0.5", also, 3, code=2)
-        assert said == f"error: --levels: says how many steps there are, and where; leave out {also}"
+        assert said == f"error: --levels: sets the number of steps and their noise levels; leave out {also}"
     run(*request, *walk, "--levels", "1,0.7,0.5")
     run("sample", "--checkpoint", "im", "--prompt", PROMPT, "--frames", 3, "--out", "three")
     assert read_mp4(Path("three/0000.mp4")).shape == (9, 32, 48, 3)
@@ -346,7 +346,7 @@ def test_what_cannot_be_imported_is_one_line_and_writes_nothing(
         ("code.pt", hiar, "code of a checkpoint is never run"),
         ("nowhere.pt", hiar, "nowhere.pt: no such file"),
         (released, hiar, "choose weights = generator or generator_ema"),
-        (released, ("--as", "hyar"), "--as = hyar: is no kind of student; did you mean 'hiar'?"),
+        (released, ("--as", "hyar"), "--as = hyar: is not a known kind of student; did you mean 'hiar'?"),
         (released, (), "--block, --window, --sinks, --shift, --steps, --renoise, --order, --context: weights do not"),
         (released, (*hiar, "--weights", "ema"), "--weights = ema: is no set of weights"),
         (released, (*hiar, "--block", 4), "must be a multiple of block = 4"),

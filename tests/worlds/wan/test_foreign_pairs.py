@@ -78,7 +78,7 @@ def test_clean_videos_are_pairs_of_one_state(shape: tuple[int, ...], tmp_path: P
             rows.put(f"latents_{number}_data".encode(), theirs[-1].half().numpy().tobytes())
             rows.put(f"prompts_{number}_data".encode(), PROMPTS[number].encode())
         rows.put(b"latents_shape", " ".join(map(str, (len(THEIRS), *shape))).encode())
-    with pytest.raises(UserError, match=r"^--clip-last: .*source has nothing but a clip each; leave it out"):
+    with pytest.raises(UserError, match=r"^--clip-last: .*source holds clips without trajectories; leave it out"):
         import_pairs(source, tmp_path / "pairs", levels=5.0, shard=2, clip_last=True)
     assert not (tmp_path / "pairs").exists()
     assert import_pairs(source, tmp_path / "pairs", levels=5.0, shard=2).endswith("in float16, at levels 0")

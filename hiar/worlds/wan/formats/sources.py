@@ -110,7 +110,9 @@ def _choose(held: Any, path: str, weights: Weights | None) -> tuple[Mapping[str,
     entries = _entries(held, path)
     found = _sets(entries, path)
     if weights is None and len(found) > 1:
-        raise UserError(f"{path}: holds {_named(entries)}: which one is meant; choose weights = {' or '.join(found)}")
+        raise UserError(
+            f"{path}: holds {_named(entries)}: several sets of weights; choose weights = {' or '.join(found)}"
+        )
     asked = weights or next(iter(found))
     if asked not in found:
         raise UserError(f"{path}: weights = {asked}: it holds {_named(entries)}; choose weights = {' or '.join(found)}")
