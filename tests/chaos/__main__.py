@@ -30,7 +30,7 @@ def main() -> int:
     rounds = rounds[arguments.first :]
     different = 0
     with tempfile.TemporaryDirectory(prefix="hiar-chaos-") as folder:
-        Path(folder).chmod(0o711)  # PostgreSQL works as a user of its own where this is root
+        Path(folder).chmod(0o711)  # under root, PostgreSQL runs as another user
         lab = Lab(Path(folder) / "project", arguments.database)
         try:
             lab.share()
