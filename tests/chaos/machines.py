@@ -1,4 +1,4 @@
-"""``python -m tests.chaos.machines``: two machines share an experiment; each stage runs once, as on one.
+"""``python -m tests.chaos.machines``: two machines share one experiment: stages run once, results equal.
 
 Each has its own folder, home and network, in which only the servers of the stack answer; they share a git repository
 and DVC's remote. Needs the right to create network namespaces (root has it).
