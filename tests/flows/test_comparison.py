@@ -52,7 +52,7 @@ def test_a_model_is_a_row_over_its_seeds_and_references_come_last(project):
         ("Teacher", "0.850", "8"),
         ("True world", "0.950", "8"),
     ]
-    assert said.endswith("`hiar stage score` writes it.")  # per video, as the differences need
+    assert said.endswith("`hiar stage score` writes it.")  # values per video, for the differences
     videos = [
         {
             "stage": stage,

@@ -25,7 +25,7 @@ DEPLOYMENTS = {one["name"]: one for one in PROJECT["deployments"]}
 def flow_of(name):
     from prefect.flows import load_flow_from_entrypoint
 
-    with pytest.MonkeyPatch.context() as patch:  # Prefect would leave the script's folder in it
+    with pytest.MonkeyPatch.context() as patch:  # Prefect leaves the script's folder in sys.path
         patch.setattr("sys.path", [*sys.path])
         return load_flow_from_entrypoint(f"{ROOT / DEPLOYMENTS[name]['entrypoint']}")
 

@@ -47,7 +47,7 @@ def test_empty_lists_of_variants_make_no_stages(project):
     project.change(compare={"init": [], "distill": [], "walked": []})
     assert names(project) == ["codec@0", "score"]
     project.change(compare={"init": ["hiar"], "distill": ["hiar"], "walked": []})
-    assert names(project)[0] == "codec@0"  # more stages wait for it than for the other ready one
+    assert names(project)[0] == "codec@0"  # more wait for it than for the other that may begin
 
 
 def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_follows(project):
@@ -58,7 +58,7 @@ def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_
     project.change(distill={"steps": 1})
     assert not is_current(project.folder, "distill@0-hiar")
     assert is_current(project.folder, "codec@0")
-    other = project.folder / "runs" / "other"  # an experiment that never ran here
+    other = project.folder / "runs" / "other"  # of an experiment that never ran here, seen from the project's folder
     (other / ".dvc").mkdir(parents=True)
     for name in ("dvc.yaml", "params.yaml", "orders", ".dvc/config", "dvc.lock"):
         if (project.folder / name).is_file():
@@ -68,7 +68,7 @@ def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_
     assert set(stages) == {"distill@0-hiar", "distill@0-self-forcing", "score"}
     assert stages["distill@0-hiar"].reason == "changed: params.yaml"
     assert stages["score"].reason == "needs a stage that runs"
-    assert stages["distill@0-hiar"].needs == set()  # codec is up to date and will not run
+    assert stages["distill@0-hiar"].needs == set()  # codec is up to date: nobody would run it
     assert stages["score"].needs == {"distill@0-hiar", "distill@0-self-forcing"}
     with (project.folder / "stage.py").open("a") as file:
         file.write("# changed\n")
@@ -77,7 +77,7 @@ def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_
 
 
 def test_what_was_made_before_is_told_from_what_has_to_be_computed(project, monkeypatch):
-    """Seen from another folder, as for an experiment; a stage that reads a folder is known once that is complete."""
+    """From outside, as of an experiment; of a stage that reads a folder it can be told once the folder is whole."""
     project.dvc("repro")
     monkeypatch.chdir("/")
     before = yaml.safe_load((project.folder / "params.yaml").read_text())["seeds"]
@@ -90,10 +90,10 @@ def test_what_was_made_before_is_told_from_what_has_to_be_computed(project, monk
     students = {"distill@0-hiar", "distill@0-self-forcing"}
     assert recorded_stages(project.folder) == {"codec@0"} | students
     project.dvc("repro", "distill@0-hiar", "distill@0-self-forcing")
-    assert project.begun("codec-0") == 1  # the check has run no stage
+    assert project.begun("codec-0") == 1  # they were not run for that
     assert recorded_stages(project.folder) == {"codec@0", "score"} | students
     world = md5((project.folder / "metrics" / "world.json").read_bytes()).hexdigest()
-    (project.folder / ".dvc" / "cache" / "files" / "md5" / world[:2] / world[2:]).unlink()  # one of two outputs
+    (project.folder / ".dvc" / "cache" / "files" / "md5" / world[:2] / world[2:]).unlink()  # of two outputs one
     assert recorded_stages(project.folder) == {"codec@0"} | students
     project.change(seeds=[*before, 1])
     assert "codec@1" not in recorded_stages(project.folder)
@@ -104,7 +104,7 @@ def test_what_was_made_before_is_told_from_what_has_to_be_computed(project, monk
 
 
 def test_of_what_was_made_twice_of_the_same_inputs_the_newest_counts(project):
-    """As in DVC: results of the older output are not what would be made now."""
+    """As DVC has it: what came of the older one is not what would come now."""
     project.order("codec-0", "fill 10")
     project.dvc("repro", "distill@0-hiar")
     assert recorded_stages(project.folder) == {"codec@0", "distill@0-hiar"}
@@ -133,7 +133,7 @@ def test_a_pipeline_that_dvc_cannot_read_is_a_mistake(project):
 def test_a_stage_s_lines_are_passed_on_without_dvc_s_hints(project):
     lines = []
     project.order("codec-0", "tell CUDA_VISIBLE_DEVICES")
-    for force in (False, False, True):  # an up-to-date stage runs again only if forced
+    for force in (False, False, True):  # what is up to date is run again only if that is asked for
         on, groups = {"CUDA_VISIBLE_DEVICES": "5"}, ProcessGroups()
         reproduce(project.folder, "codec@0", groups, lines.append, force=force, variables=on)
     assert project.begun("codec-0") == 2
@@ -144,7 +144,7 @@ def test_a_stage_s_lines_are_passed_on_without_dvc_s_hints(project):
 
 
 def test_a_mistake_keeps_its_exit_code_and_its_line(project):
-    """Whatever its command is, which DVC prints before the exit code."""
+    """Whatever its command is, which DVC names before the code."""
     pipeline = project.folder / "dvc.yaml"
     pipeline.write_text(pipeline.read_text().replace("codec-${item.seed}\n", "codec-${item.seed} 'exited with 7'\n", 1))
     project.order("codec-0", "say error: params.yaml: codec.patch = 0: should be positive", "exit 2")
@@ -156,7 +156,7 @@ def test_a_mistake_keeps_its_exit_code_and_its_line(project):
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code_and_the_signal_is_named(project, shell, monkeypatch):
-    """dash, which is `sh` on Debian, prints "Killed" after the stage's own last line."""
+    """dash, which is `sh` on Debian, says "Killed" after the stage's own last line."""
     monkeypatch.setenv("SHELL", shutil.which(shell))
     project.order("codec-0", "crash-once crashed")
     with pytest.raises(StageFailure) as failure:
@@ -188,7 +188,7 @@ def test_a_failure_of_dvc_itself_is_told(project):
 
 @pytest.mark.parametrize(("full", "reason"), [(True, "No space left"), (False, "Read-only file system")])
 def test_a_disk_that_dvc_cannot_write_is_a_mistake_and_not_tried_again(project, full, reason):
-    """The stage has succeeded, but its output does not fit in DVC's cache, or may not be written there."""
+    """The stage has ended well; what it made does not fit in DVC's cache, or may not go there."""
     cache = project.folder / "cache"
     cache.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", cache], capture_output=True).returncode:
@@ -228,7 +228,7 @@ def test_a_stage_in_use_is_waited_for_and_not_run_twice(project):
 
 
 def test_a_stage_waits_for_as_long_as_another_command_of_dvc_holds_the_workspace(project):
-    """DVC itself waits only three seconds."""
+    """Which DVC itself does for three seconds."""
     from dvc.repo import Repo
 
     with Repo(os.fspath(project.folder)) as repo:
@@ -241,7 +241,7 @@ def test_a_stage_waits_for_as_long_as_another_command_of_dvc_holds_the_workspace
 
 
 def test_what_a_stage_of_a_killed_run_still_writes_is_waited_for(project, monkeypatch):
-    """It may still save a state after its DVC process, which holds the locks, has ended."""
+    """It saves a state when its DVC, which holds the locks, has ended."""
     monkeypatch.setattr("flows.pipeline.BUSY_SECONDS", 0.0)
     project.order("codec-0", "say error: out.partial: another process is writing it; wait for it or stop it", "exit 2")
     lines = []

@@ -1,4 +1,4 @@
-"""Errors outside the stages are one line within seconds, exit code 2, before anything runs."""
+"""What goes wrong outside the stages is one line within seconds, exit code 2, before anything runs."""
 
 import http.server
 import os
@@ -19,7 +19,7 @@ PROXIES = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch):
-    """A user without any Prefect settings."""
+    """A user who has never heard of Prefect."""
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         monkeypatch.delenv(name)
 
@@ -30,7 +30,7 @@ def hiar(folder, *arguments, **settings):
 
 
 def mistake(folder, *arguments, **settings):
-    """The command's single error line."""
+    """The one line that is said."""
     run = hiar(folder, *arguments, **settings)
     assert run.returncode == 2, run.stdout + run.stderr
     assert run.stdout == ""
@@ -44,7 +44,7 @@ OLD = {"/old/api/flows/filter": b"[]", "/old/api/admin/version": b'"2.20.9"'}
 
 
 class Foreign(http.server.BaseHTTPRequestHandler):
-    """A server that is not Prefect's; below /old, a Prefect server of years ago."""
+    """A server, but not Prefect's; one below /old is, of years ago."""
 
     def do_POST(self):
         self.send_response(404 if self.path.startswith("/old/") and self.path not in OLD else 200)
@@ -76,7 +76,7 @@ def test_a_server_that_does_not_answer_as_one(project, foreign):
     assert "Found incompatible versions: client: 3." in line
     assert "server: 2.20.9" in line
     assert mistake(project.folder, "run", PREFECT_API_URL="junk").startswith("PREFECT_API_URL = junk: no Prefect")
-    own = project.folder / "of-prefect"  # where `prefect config set` stores settings
+    own = project.folder / "of-prefect"  # where `prefect config set` keeps what it is told
     own.mkdir()
     (own / "profiles.toml").write_text(f'active = "own"\n[profiles.own]\nPREFECT_API_URL = "{DEAD}/api"\n')
     line = mistake(project.folder, "run", PREFECT_HOME=str(own), **PROXIES)
@@ -97,7 +97,7 @@ def test_a_temporary_server_that_cannot_start(project):
     assert project.events() == []
 
 
-# A server that exits, so many times, like one whose port is taken.
+# A server that ends as one does whose port another has taken, so many times.
 TAKEN = """
 import os
 import sys
@@ -141,7 +141,7 @@ def test_a_temporary_server_whose_port_is_taken_meanwhile_is_started_once_more(t
 
 @pytest.mark.long
 def test_dead_proxies_a_path_of_odd_letters_and_a_second_run_beside(project, tmp_path):
-    """Three troubles in one test, since a flow is slow."""
+    """Three at once, since a flow takes its time."""
     folder = tmp_path / "below" / "a b?c#d%20e"
     shutil.copytree(project.folder, folder, ignore=lambda *_: {"below"})
     (folder / "orders").mkdir()
@@ -164,12 +164,12 @@ def test_dead_proxies_a_path_of_odd_letters_and_a_second_run_beside(project, tmp
         (folder / "go").touch()
         code = first.wait()
     assert code == 0, (tmp_path / "said").read_text()
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # all files are inside the project
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # all that is kept is kept inside
     assert (folder / ".prefect" / "prefect.db").exists()
 
 
 def test_a_project_without_git(project):
-    """As unpacked from an archive; if git is added later, it is used again."""
+    """As an archive of it is unpacked; git that comes later counts again."""
     config = project.folder / ".dvc" / "config"
     config.write_text("[core]\n    analytics = false\n")
     local = project.folder / ".dvc" / "config.local"
@@ -181,7 +181,7 @@ def test_a_project_without_git(project):
     assert "0 stage(s) would run" in hiar(project.folder, "run", "--dry-run").stdout
     assert not local.exists()
     shutil.rmtree(project.folder / ".git")
-    local.write_text("[core]\n    autostage = false\n")  # the user's settings
+    local.write_text("[core]\n    autostage = false\n")  # of the user's
     assert "0 stage(s) would run" in hiar(project.folder, "run", "--dry-run").stdout
     assert "autostage = false" in local.read_text()
 
