@@ -1,4 +1,4 @@
-"""A group of processes ends together: a finished process waits longer for a working one than for a silent one."""
+"""A group of processes ends together: finished ones wait for working ones longer than for silent ones."""
 
 from __future__ import annotations
 

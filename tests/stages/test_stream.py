@@ -1,4 +1,4 @@
-"""The stream's blocks equal those of `hiar sample`, in constant memory; what cannot be streamed is refused."""
+"""The stream's blocks equal those of `hiar sample`, endlessly in constant memory; impossible streams are refused."""
 
 from __future__ import annotations
 
