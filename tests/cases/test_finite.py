@@ -102,7 +102,7 @@ def work(smoke, project):
 
 def test_pairs_that_are_not_finite_are_not_kept(work):
     params = work()
-    spec = params.pairs.model_copy(update={"guidance": 1e30})  # more than params.yaml takes
+    spec = params.pairs.model_copy(update={"guidance": 1e30})  # more than params.yaml accepts
     with pytest.raises(UserError, match=r"trajectory 0: its state after 1 steps is not finite; lower pairs\.guidance"):
         pairs.run(params.model_copy(update={"pairs": spec}), Path(), 0)
     assert not list(Path().rglob("pairs.partial/*.safetensors"))
@@ -113,7 +113,7 @@ def test_a_last_update_that_overflows_leaves_no_artifact(stage, tensor, work):
     params = work()
     section = getattr(params, stage)
     optimizer = section.training.optimizer
-    adamw = optimizer.adamw.model_copy(update={"weight_decay": 1e300})  # more than params.yaml takes
+    adamw = optimizer.adamw.model_copy(update={"weight_decay": 1e300})  # more than params.yaml accepts
     training = section.training.model_copy(
         update={"steps": 1, "optimizer": optimizer.model_copy(update={"adamw": adamw})}
     )

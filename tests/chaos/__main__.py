@@ -1,4 +1,4 @@
-"""``python -m tests.chaos``: parts of the stack killed while an experiment runs: a table, exit code 1 on any loss."""
+"""``python -m tests.chaos``: kill parts of the stack while an experiment runs; a table, and exit code 1 on any loss."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class Lab:
         return left
 
     def running_again(self, run, part, since):
-        """Seconds until a stage is at work again, or the run has ended."""
+        """Wait until a stage is running again or the run has ended; returns the seconds since ``since``."""
         while not self.processes("stage"):
             if self._ended(run):
                 break
@@ -148,7 +148,7 @@ class Lab:
         return time.monotonic() - since
 
     def end_of(self, run):
-        """The state in which a run ends for good."""
+        """Wait for a run's final state; returns its name."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             if state := self._ended(run):

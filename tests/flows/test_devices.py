@@ -1,4 +1,4 @@
-"""Devices: several stages at once on a machine that has several, never two on one, whatever dies."""
+"""Devices: several stages at once on a machine that has several, never two on one, whatever is killed."""
 
 import fcntl
 import os

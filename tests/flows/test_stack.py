@@ -1,4 +1,4 @@
-"""The stack's ports and keys: what is wrong is one line before anything starts."""
+"""The stack's ports and keys: an error is one line before anything starts."""
 
 import http.server
 import ipaddress
