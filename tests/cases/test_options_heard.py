@@ -1,4 +1,4 @@
-"""What `hiar sample` and `hiar stream` are asked for reaches them: each option does what it alone does."""
+"""The options of `hiar sample` and `hiar stream` take effect: each does what no other does."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_a_card_from_before_there_were_levels_means_the_output_level(student, tm
     assert said["walk"].pop("level") == 1.0
     (tmp_path / CARD).write_text(json.dumps(said))
     assert load_card(tmp_path).walk == Walk(order="step_first", context="output", level=1.0)
-    said["walk"] = {"order": "block_first", "context": "clean"}  # its name then
+    said["walk"] = {"order": "block_first", "context": "clean"}  # the name it had before
     (tmp_path / CARD).write_text(json.dumps(said))
     assert load_card(tmp_path).walk == Walk(order="block_first", context="finished", level=None)
 

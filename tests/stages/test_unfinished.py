@@ -1,4 +1,4 @@
-"""Unfinished training: gone on with, set aside or taken up again, never lost; and parents that do not fit."""
+"""Unfinished training: resumed, set aside or taken up again, never lost; and parents that do not match."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def params_of(lr: float = 0.006, width: int = 8, checkpoint_minutes: float = 60.
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose codec was interrupted; to be copied."""
+    """A workspace whose codec training was interrupted; tests copy it."""
     workspace = tmp_path_factory.mktemp("interrupted")
     interrupt(lambda: codec.run(params_of(checkpoint_minutes=1e-9), workspace, 0), SEEN)
     return workspace
@@ -95,7 +95,7 @@ def test_what_was_begun_with_other_settings_is_set_aside_and_can_be_gone_on_with
     assert taken_up[:steps] != anew[:steps]
     assert done(aside) == steps
 
-    codec.run(params_of(), workspace, 0, restart_from=aside)  # as it was begun: what an undisturbed run gives
+    codec.run(params_of(), workspace, 0, restart_from=aside)  # with the original parameters: equals an undisturbed run
     assert rows(workspace / "curves" / "seed-0" / "codec.csv")[:steps] == taken_up[:steps]
 
 
