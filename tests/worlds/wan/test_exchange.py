@@ -292,9 +292,9 @@ def test_what_is_exported_comes_back_bit_by_bit(
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     if form == "diffusers":
+        let_in("transformers")
         from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
-        let_in("transformers")
         pipeline = WanPipeline.from_pretrained(tmp_path / "there")
         x, text = torch.randn(1, 16, 3, 4, 6), torch.randn(1, 8, 32)
         theirs = pipeline.transformer(x, torch.tensor([500]), text, return_dict=False)[0]
@@ -347,7 +347,7 @@ def test_what_cannot_be_imported_is_one_line_and_writes_nothing(
         ("nowhere.pt", hiar, "nowhere.pt: no such file"),
         (released, hiar, "choose weights = generator or generator_ema"),
         (released, ("--as", "hyar"), "--as = hyar: is not a known kind of student; did you mean 'hiar'?"),
-        (released, (), "--block, --window, --sinks, --shift, --steps, --renoise, --order, --context: weights do not"),
+        (released, (), "--block, --window, --sinks, --shift, --steps, --renoise, --order, --context: cannot be read"),
         (released, (*hiar, "--weights", "ema"), "--weights = ema: is no set of weights"),
         (released, (*hiar, "--block", 4), "must be a multiple of block = 4"),
         (released, (*hiar, "--height", 40), "height = 40: "),
