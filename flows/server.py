@@ -17,6 +17,9 @@ from hiar.io.files import writing
 ANSWER_SECONDS = 5.0  # that a server that is asked for nothing may take
 BAD_START = 3  # exit code of a server that ends before it serves
 ATTEMPTS = 2  # of a temporary server to start; Prefect tries without end, since another may have taken its port
+NO_CREDENTIALS = (
+    "the server does not take the credentials; set PREFECT_API_AUTH_STRING to its PREFECT_SERVER_API_AUTH_STRING"
+)
 OWN_NO_PROXY = "HIAR_NO_PROXY"  # what the stages get as NO_PROXY, where the flow itself uses no proxy at all
 
 
@@ -46,6 +49,8 @@ def _ask(url: str) -> None:
             client.read_flows(limit=1)
             client.raise_for_api_version_mismatch()  # which would end the run with a traceback
     except Exception as error:  # whatever an address that is none, a network, or somebody else's server leads to
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise UserError(f"PREFECT_API_URL = {without_password(url)}: {NO_CREDENTIALS}") from None
         raise UserError(
             f"PREFECT_API_URL = {without_password(url)}: no Prefect server answers there ({_reason(error)}); start it "
             "(`make stack`), or unset PREFECT_API_URL for a temporary one"
