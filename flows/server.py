@@ -13,6 +13,7 @@ from typing import Any
 
 from hiar.errors import UserError, without_password
 from hiar.io.files import writing
+from hiar.io.loopback import check_loopback
 
 ANSWER_SECONDS = 5.0  # that a server that is asked for nothing may take
 BAD_START = 3  # exit code of a server that ends before it serves
@@ -65,6 +66,7 @@ def _start_temporary() -> None:
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_HOME
 
+    check_loopback()  # else Prefect would wait for minutes
     os.environ[OWN_NO_PROXY] = os.environ.get("NO_PROXY", "")
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # not even to look whether a proxy's address is one
     log = PREFECT_HOME.value() / "server.log"

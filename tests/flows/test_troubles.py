@@ -97,6 +97,21 @@ def test_a_temporary_server_that_cannot_start(project):
     assert project.events() == []
 
 
+@pytest.mark.parametrize("command", [["hiar", "run"], ["flows.stack", "up"]])
+def test_a_machine_that_does_not_reach_itself(command, project, short):
+    """As in a new name space of networks, whose loopback is down."""
+    apart = ["unshare", "--user", "--map-current-user", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("there are no name spaces of networks here")
+    folder = project.folder if command[0] == "hiar" else short
+    run = subprocess.run([*apart, sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert (
+        run.stderr
+        == "error: 127.0.0.1: network is unreachable; this machine does not reach itself: ip link set lo up\n"
+    )
+
+
 # A server that ends as one does whose port another has taken, so many times.
 TAKEN = """
 import os
