@@ -151,7 +151,8 @@ stack: $(READY) ## start Prefect, MLflow, an S3 store, workers and their watcher
 
 deploy: $(READY) ## store the deployments of prefect.yaml on the stack's server (again after each commit that runs are to use)
 	@last=$$(sed -n 's/^HIAR_PREFECT_PORT=//p' .hiar/stack/ports.env 2>/dev/null); \
-		PREFECT_API_URL=$${PREFECT_API_URL:-http://127.0.0.1:$${HIAR_PREFECT_PORT:-$${last:-4200}}/api} $(BIN)/prefect --no-prompt deploy --all
+		export PREFECT_API_URL=$${PREFECT_API_URL:-http://127.0.0.1:$${HIAR_PREFECT_PORT:-$${last:-4200}}/api}; \
+		$(BIN)/python -m flows.server && $(BIN)/prefect --no-prompt deploy --all
 
 stack-down: $(READY) ## end all of that; its data stay
 	@$(BIN)/python -m flows.stack down

@@ -1,4 +1,7 @@
-"""The Prefect server that a run reports to: the user's, or a temporary one. What is wrong with it is told at once."""
+"""The Prefect server that a run reports to: the user's, or a temporary one. What is wrong with it is told at once.
+
+`python -m flows.server` only asks the user's: before Prefect's own commands, which tell by tracebacks.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hiar.errors import UserError, without_password
+from hiar.errors import UserError, say, without_password
 from hiar.io.files import writing
 from hiar.io.loopback import check_loopback
 
@@ -132,3 +135,19 @@ def _errors_to(path: Path) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     return without_password(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+
+
+def main() -> int:
+    """Ask the server that the settings name; the exit code."""
+    from prefect.settings import PREFECT_API_URL
+
+    try:
+        _ask(PREFECT_API_URL.value() or "")
+    except UserError as error:
+        say(str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

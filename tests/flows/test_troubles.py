@@ -84,6 +84,16 @@ def test_a_server_that_does_not_answer_as_one(project, foreign):
     assert project.events() == []
 
 
+@pytest.mark.parametrize("place", ["", "/old"])
+def test_deployments_are_stored_where_a_server_answers(place, foreign):
+    """Prefect's own command would say so by a traceback."""
+    url = f"http://{foreign}{place}/api"
+    command = [sys.executable, "-m", "flows.server"]
+    run = subprocess.run(command, env=os.environ | {"PREFECT_API_URL": url}, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert run.stderr.startswith(f"error: PREFECT_API_URL = {url}: no Prefect server answers there (")
+
+
 def test_a_temporary_server_that_cannot_start(project):
     records = project.folder / ".prefect"
     records.write_text("of somebody")
