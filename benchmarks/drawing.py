@@ -1,6 +1,6 @@
-"""How fast noise is drawn, beside torch's own generator, seeded anew for each sample: ``python -m benchmarks.drawing``.
+"""Speed of drawing noise, beside torch's generator seeded anew for each sample: ``python -m benchmarks.drawing``.
 
-The second is how it was drawn before. Both give the noise of a rollout's cells, of one thread, in the same process.
+The second is how noise was drawn before. Both draw the noise of a rollout's cells with one thread in the same process.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from hiar.io.hardware import hardware
 from hiar.io.progress import Progress
 from hiar.noise import normals
 
-# Samples, and the shape of each: a block of the built-in world alone and in batches, a clip of it, a block of Wan2.1.
+# Samples, and the shape of each: blocks of the built-in world, alone and in a batch, clips of it, a block of Wan2.1.
 CASES = {
     "world, a block": (1, (4, 3, 8, 8)),
     "world, a block of 16 videos": (16, (4, 3, 8, 8)),
     "world, 16 clips": (16, (4, 15, 8, 8)),
     "Wan2.1, a block": (1, (16, 3, 60, 104)),
 }
-NUMBERS = 3_000_000  # drawn a round
+NUMBERS = 3_000_000  # drawn per round and case
 
 
 def bench(rounds: int) -> dict[str, Any]:
-    """Everything that the result file holds; ratios are of speeds, taken within each round."""
+    """The contents of the result file; ratios are of speeds, taken within each round."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     with Progress("drawing", rounds * len(CASES)) as progress:
@@ -61,12 +61,12 @@ def bench(rounds: int) -> dict[str, Any]:
 
 
 def drawn(samples: int, shape: tuple[int, ...], block: int) -> Tensor:
-    """Ours."""
+    """Noise as this project draws it."""
     return normals("rollout", 0, range(samples), shape, step=1, block=block)
 
 
 def seeded_anew(samples: int, shape: tuple[int, ...], block: int) -> Tensor:
-    """What the speed is a ratio to."""
+    """The baseline: a torch generator seeded for each sample."""
     noise = []
     for sample in range(samples):
         digest = hashlib.blake2b(f"0/{sample}/1/{block}".encode(), digest_size=8).digest()

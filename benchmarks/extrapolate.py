@@ -1,8 +1,8 @@
-"""Several GPUs and Wan2.1-1.3B's shape, from the cost model alone: ``python -m benchmarks.extrapolate``.
+"""Wan2.1-1.3B's shape on several GPUs, from the cost model alone: ``python -m benchmarks.extrapolate``.
 
-Nothing here is measured. Assumed is that a forward call takes time in proportion to its floating-point operations,
-that nothing else takes any, and that every process has a GPU; the codec is left out. More GPUs than steps hold several
-pipelines, each with a video of its own.
+Nothing here is measured. The assumptions: the time of a forward call is proportional to its floating-point operations,
+nothing else takes time, and every process has a GPU; the codec is left out. More GPUs than steps run several
+pipelines, each with its own video.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ PAPER = 30 / 17  # frames/s of HiAR on 4 GPUs over those of block-first generati
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time in full passes: forward calls on one block whose window is full.
+    """Times in full passes: forward calls on one block with a full window.
 
     video: one video, from start to end. throughput: videos that all GPUs make in the time of one full pass.
-    between: one finished block to the next, in the middle of the video.
+    between: from one finished block to the next, in the middle of the video.
     """
 
     video: float
@@ -40,7 +40,7 @@ class Estimate:
 
 
 def estimate(preset: Preset, walk: Walk, blocks: int, gpus: int) -> Estimate:
-    """``gpus`` GPUs that all walk as ``walk`` says, each process on one of them."""
+    """The estimate for ``gpus`` GPUs that all run ``walk``, one process per GPU."""
     shape, grid = sizes(preset), preset.grid(walk, blocks)
     places = walk.places(grid)
     seconds = [[pass_flops(shape, grid, step) / _unit(preset, shape) for step in passes] for passes in places]
@@ -48,7 +48,7 @@ def estimate(preset: Preset, walk: Walk, blocks: int, gpus: int) -> Estimate:
     last = grid.steps - 1
     finished = sorted(slot.end for row in slots for slot in row for cell in slot.step.denoise if cell.step == last)
     middle = blocks // 2
-    # videos follow each other without a gap: a pipeline is held up by its busiest process
+    # Videos follow each other without a gap, so the busiest process of a pipeline sets the rate.
     rate = gpus / len(places) / max(map(sum, seconds))
     return Estimate(finished[-1], rate, finished[middle] - finished[middle - 1])
 
@@ -67,8 +67,8 @@ def page(preset: Preset) -> str:
         f"A full pass - one block of {preset.block} latent frames, {shape.tokens} tokens, in a window of "
         f"{preset.window_blocks} blocks - is {_unit(preset, shape) / 1e12:.1f} TFLOP, of which the attention to the "
         f"window is {_attention_share(preset, shape):.0%}. Times are in full passes, speed-ups against block_first on "
-        "one GPU. The shared context makes as many passes as block_first and has its figures. Separate passes have "
-        "those of fused ones where time goes with operations.",
+        "one GPU. Shared context makes as many passes as block_first and has the same figures. Separate passes have "
+        "those of fused ones, since time is assumed proportional to operations.",
     ]
     for blocks, meaning in LENGTHS.items():
         parts += [f"## {blocks} blocks ({meaning})", table(HEADS, list(_rows(preset, blocks)))]
@@ -114,13 +114,13 @@ def _conclusions(preset: Preset) -> str:
             f"three lengths.",
             f"- The paper reports 30 frames/s on four GPUs against 17, {PAPER:.2f} times, and .69 s / .30 s = "
             f"{0.69 / 0.30:.1f} times from block to block; the model says {gain(27, 'between'):.2f} times from block "
-            "to block. It knows of no decoder, no messages, no launches of kernels and no pass that is too small to "
-            "fill a GPU, so it should err high.",
+            "to block. It ignores decoding, messages, kernel launches and passes too small to fill a GPU, so it should "
+            "err high.",
             f"- 17 frames of video a second are {blocks:.2f} blocks: {rate / 1e12:.0f} TFLOP/s in "
             "passes with full windows, within a current GPU's reach. (As latent frames: four times that.)",
             "- A pipeline makes one video faster, not more videos: the last column is higher when every GPU walks "
             "block_first, or with shared context, by itself.",
-            "- Beyond a GPU a step, one video gets no faster: 8 and 64 GPUs are 2 and 16 pipelines.",
+            "- With more GPUs than steps, one video gets no faster: 8 and 64 GPUs are 2 and 16 pipelines.",
         ]
     )
 

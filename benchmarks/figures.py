@@ -23,7 +23,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def costs_of(parts: Mapping[str, Sequence[float]], window: int) -> Costs:
-    """The cost model's parts, as medians; differences of medians where a part only shows in a longer pass."""
+    """The cost model's parts as medians, or as differences of medians for parts that only show in a longer pass."""
     middle = {name: statistics.median(seconds) for name, seconds in parts.items()}
     rows = sum(name.startswith("forward ") and name.split()[1].isdigit() for name in middle)
     full = middle["forward 1"]
@@ -39,7 +39,7 @@ def costs_of(parts: Mapping[str, Sequence[float]], window: int) -> Costs:
 def walk_record(
     setup: Setup, walk: Walk, blocks: int, timings: Timings, peak: float, costs: Costs, cores: int
 ) -> dict[str, Any]:
-    """A walk as it was measured and predicted. Frames are those of the decoded videos, of the whole batch."""
+    """A walk as measured and as predicted. Frames are those of the decoded videos, of the whole batch."""
     preset, batch = setup.preset, len(setup.text)
     grid = preset.grid(walk, blocks)
     places = walk.places(grid)
@@ -92,7 +92,7 @@ def ratio_record(fast: Walk, slow: Walk, timings: Timings, records: Sequence[Map
 def reference_record(
     setup: Setup, walks: Sequence[Walk], blocks: int, timings: Timings, others: Mapping[Order, Sequence[float]]
 ) -> dict[str, Any]:
-    """The other implementation's walks, and how many times faster ours are, round by round."""
+    """The original implementation's walks, and how many times faster ours are, round by round."""
     frames = setup.preset.frames(blocks) * len(setup.text)
     ratios = [
         {

@@ -1,7 +1,7 @@
 """Floating-point operations and bytes of passes, from the model's configuration.
 
-Counted are matrix products - linear layers, convolutions and attention with the window that a row really sees - at two
-operations a multiply-add; norms, rotations and activations are not.
+Counts matrix products - linear layers, convolutions, and attention to the blocks that a row really sees - at two
+operations per multiply-add; norms, rotations and activations are not counted.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from hiar.grid import Grid, Pass
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the count needs of a preset; ``tokens`` are those of a block."""
+    """The sizes of a preset that the count needs; ``tokens``: of one block."""
 
     layers: int
     dim: int
     ffn: int
     tokens: int
-    patch_in: int  # numbers in a token's patch
+    patch_in: int  # numbers in a token's input patch
     patch_out: int
     words: int
     text_dim: int
@@ -46,7 +46,7 @@ def sizes(preset: Preset) -> Sizes:
 
 
 def row_flops(s: Sizes, seen: int) -> int:
-    """One block in a forward call that attends to ``seen`` blocks, its own included."""
+    """Operations of one block in a forward call that attends to ``seen`` blocks, including itself."""
     linear = (
         4 * s.dim**2 + 2 * s.dim**2 + 2 * s.dim * s.ffn
     )  # self-attention, cross-attention's q and out, feed-forward
@@ -55,17 +55,17 @@ def row_flops(s: Sizes, seen: int) -> int:
 
 
 def pass_flops(s: Sizes, grid: Grid, step: Pass) -> int:
-    """One forward call for one sample."""
+    """Operations of one forward call for one sample."""
     return sum(row_flops(s, len(grid.visible(cell.block)) + 1) for cell in step.write + step.denoise)
 
 
 def condition_flops(s: Sizes, levels: int, batch: int) -> int:
-    """What a process computes once: the embeddings of levels, and of prompts with their keys and values."""
+    """Operations that a process does once: embedding the levels, and the prompts with their keys and values."""
     time = s.freq_dim * s.dim + s.dim**2 + 6 * s.dim**2
     text = s.text_dim * s.dim + s.dim**2 + s.layers * 2 * s.dim**2
     return 2 * (levels * time + batch * s.words * text)
 
 
 def cache_bytes(s: Sizes, grid: Grid, caches: int, batch: int, itemsize: int) -> int:
-    """Keys and values of ``caches`` caches with full windows."""
+    """Bytes of keys and values in ``caches`` caches with full windows."""
     return caches * batch * s.layers * 2 * grid.window * s.tokens * s.dim * itemsize

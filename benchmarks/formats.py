@@ -1,7 +1,7 @@
-"""What number formats change in the videos of trained students: ``python -m benchmarks.formats --help``.
+"""How number formats change the videos of trained students: ``python -m benchmarks.formats --help``.
 
-On a GPU `hiar sample` computes in bf16, with --fp8 linear layers in fp8. A CPU has the same numbers, slowly: so
-this is about quality, and says nothing of speed.
+On a GPU `hiar sample` computes in bf16, and with --fp8 linear layers in fp8. A CPU computes with the same numbers,
+slowly, so this measures quality and not speed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BATCH = 64
 
 
 def bench(checkpoints: list[Path], videos: int, frames: int, seed: int) -> dict[str, Any]:
-    """Everything that the result file holds; differences are those of the same videos from fp32's."""
+    """The contents of the result file; differences are to the same videos in fp32."""
     settle_cpu()
     rows = []
     for checkpoint in checkpoints:
@@ -66,7 +66,7 @@ def bench(checkpoints: list[Path], videos: int, frames: int, seed: int) -> dict[
 def _measured(
     checkpoint: Path, name: str, videos: int, frames: int, seed: int
 ) -> tuple[dict[str, Tensor], float | None]:
-    """Metrics, one value a video, and by how much fp8 changes a pass."""
+    """Metrics, one value per video, and the relative change of a pass by fp8."""
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     source = load_generator(checkpoint)
     prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=videos)
@@ -114,7 +114,7 @@ def _figure(figure: dict[str, float], difference: dict[str, float], first: bool)
 
 def main(line: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    frames_help = "of a video; a multiple of the checkpoint's block"
+    frames_help = "per video; a multiple of the checkpoint's block"
     return measure_students("formats", __doc__, bench, page, line, videos=256, frames=60, frames_help=frames_help)
 
 

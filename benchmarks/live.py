@@ -26,8 +26,8 @@ from hiar.io.hardware import hardware
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PATIENCE = 300.0  # seconds
-EVERY = 15.0  # seconds between two looks
-STEP = 2  # looks between two prompts
+EVERY = 15.0  # seconds between two looks at the page, at most
+STEP = 2  # looks between two changes of the prompt
 LATENCY = re.compile(r"From your prompt to its picture: ([\d.]+) s")
 PLAYS = "[...document.querySelectorAll('video')].some((video) => video.currentTime > 0)"
 LOOK = """() => ({
@@ -41,7 +41,10 @@ LOOK = """() => ({
 
 
 def watch(checkpoints: Sequence[Path], minutes: float, lead: float, picture: Path | None) -> dict[str, Any]:
-    """What is seen of students side by side in so many minutes, the prompt changing now and then."""
+    """What a browser sees of students side by side in ``minutes``, with a new prompt after every `STEP` looks.
+
+    Raises UserError without Chromium, and for checkpoints that cannot be shown.
+    """
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium")
@@ -55,7 +58,7 @@ def watch(checkpoints: Sequence[Path], minutes: float, lead: float, picture: Pat
         page.set_default_timeout(1000 * PATIENCE)
         came = time.monotonic()
         page.goto(address)
-        while not page.evaluate(PLAYS):  # the page's own policy forbids wait_for_function
+        while not page.evaluate(PLAYS):  # the page's content security policy forbids wait_for_function
             page.wait_for_timeout(20)
         shown = time.monotonic() - came
         while time.monotonic() - came < 60 * minutes:
@@ -63,7 +66,7 @@ def watch(checkpoints: Sequence[Path], minutes: float, lead: float, picture: Pat
             answer = LATENCY.match(page.inner_text("#answer"))
             look = page.evaluate(LOOK) | {"at": time.monotonic() - came, "load": os.getloadavg()[0]}
             look["latency"] = float(answer[1]) if answer else None
-            # What processes share is counted once: Chromium's have much in common.
+            # Proportional set size counts shared memory once: Chromium's processes share much.
             look["server"] = sum(each.memory_full_info().pss for each in _tree(process.pid))
             look["browser"] = sum(each.memory_full_info().pss for each in _browser(process.pid))
             looks.append(look)
@@ -79,7 +82,7 @@ def watch(checkpoints: Sequence[Path], minutes: float, lead: float, picture: Pat
     part = max(1, len(looks) // 5)
 
     def settled(name: str) -> list[int]:
-        """Of the second fifth and of the last one, the medians: memory rises until garbage is collected."""
+        """The medians of the second fifth and of the last one: memory rises until garbage is collected."""
         return [int(median(look[name] for look in some)) for some in (looks[part : 2 * part] or looks, looks[-part:])]
 
     return {
@@ -103,7 +106,7 @@ def watch(checkpoints: Sequence[Path], minutes: float, lead: float, picture: Pat
 
 @contextmanager
 def serving(checkpoints: Sequence[Path], lead: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`hiar live` and the address of its page."""
+    """Run `hiar live`; yields its process and the page's address. Raises UserError if it does not start."""
     command = [sys.executable, "-m", "hiar", "live", "--port", "0", "--lead", str(lead)]
     for checkpoint in checkpoints:
         command += ["--checkpoint", str(checkpoint)]
@@ -135,10 +138,10 @@ def _browser(server: int) -> list[psutil.Process]:
 def main(line: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(prog="python -m benchmarks.live", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, action="append", required=True, help="a student; up to four")
+    parser.add_argument("--checkpoint", type=Path, action="append", required=True, help="a student; repeat for up to 4")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long to watch")
-    parser.add_argument("--lead", type=float, default=1.5, help="seconds that are made ahead")
-    parser.add_argument("--picture", type=Path, help="PNG file for a picture of the page at the end")
+    parser.add_argument("--lead", type=float, default=1.5, help="seconds of video made ahead")
+    parser.add_argument("--picture", type=Path, help="PNG file for a screenshot of the page at the end")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the result")
     try:
         options = parser.parse_args(line)

@@ -1,7 +1,7 @@
-"""Pipelines of processes that stay, so that their walks can be measured in turn with those of one process.
+"""Pipelines of processes that stay alive, so that their walks can be interleaved with those of one process.
 
-Process r of R walks its share of the steps, process R is the codec's place: what `hiar.rollout.pipeline` does. All
-wait without using a core while others are measured.
+As in `hiar.rollout.pipeline`, process r of R walks its share of the steps, and process R has the codec. They use no
+core while other walks are measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hiar.rollout.pipeline import finished_blocks, walk_rank
 from hiar.rollout.shared_memory import Neighbours, SharedMemory, line_of
 
 STORE, WEIGHTS = "store", "weights.safetensors"  # where processes find each other, and their weights
-STALL_SECONDS = 600.0  # after which a process gives its neighbour up
+STALL_SECONDS = 600.0  # of silence after which a process gives up on its neighbour
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of walks to measure, by two processes at a time and a codec's place, which hand each other blocks."""
+    """The parts of walks to measure, in two parallel processes that hand blocks on, and a third with the codec."""
 
     rows: int  # of the largest forward call
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a process is told when it starts."""
+    """What a process needs to start."""
 
     rank: int
     world: int
@@ -68,31 +68,31 @@ class Place:
     fp8: bool
 
     def links(self, ranks: int, device: torch.device) -> Links:
-        """To its neighbours, in a pipeline of the first ``ranks`` processes and one more."""
+        """Links to its neighbours, in a pipeline of the first ``ranks`` processes and one more."""
         if device.type == "cuda":
             return Messages(self.rank, ranks)
         return SharedMemory(self.rank, ranks, self.neighbours, STALL_SECONDS)
 
 
 def side_by_side(world: int) -> int:
-    """How many of so many processes measure the parts of walks at the same time, one more takes what they deliver."""
+    """How many of ``world`` processes measure the parts of walks in parallel; one more receives what they deliver."""
     return min(2, world - 1)
 
 
 class Pipeline:
-    """The processes' ends of pipes; process numbers are ranks."""
+    """Runs walks in the processes at the other ends of ``pipes``, in the order of their ranks."""
 
     def __init__(self, pipes: list[Connection]) -> None:
         self.pipes = pipes
 
     def time_walk(self, walk: Walk, blocks: int, decode: bool) -> Timing:
-        """Carry out a walk; seconds count from the first process's start."""
+        """Run a walk; seconds count from the start of the first process's walk."""
         start, *others, (ends, peaks) = self._do(Task(walk, blocks, decode), walk.processes + 1)
         memory = [peak for _, peak in [start, *others, (ends, peaks)] if peak is not None]
         return Timing([end - start[0] for end in ends], max(memory, default=None))
 
     def parts(self, rows: int) -> list[dict[str, list[float]]]:
-        """Seconds of the parts of walks in two processes that work side by side, see `Probe.measure`."""
+        """Seconds of the parts of walks in each of the processes that work side by side, see `Probe.measure`."""
         ranks = side_by_side(len(self.pipes))
         return self._do(Parts(rows), ranks + 1)[:ranks]
 
@@ -106,9 +106,9 @@ class Pipeline:
 def pipeline(
     preset: str, setup: Setup, threads: int, processes: int, kernel: str | None, compile_layers: bool = False
 ) -> Iterator[Pipeline]:
-    """Start ``processes`` walkers and a codec's place; they end with the context.
+    """Start ``processes`` walkers and one process with the codec; they end with the context.
 
-    They and this process map the same weights, as processes that load a checkpoint do.
+    They and this process map the same file of weights, as processes that load a checkpoint do.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +136,7 @@ def pipeline(
 
 
 def _serve(pipe: Connection, place: Place, device_type: str) -> None:
-    """A process's life: build, then carry out tasks until the other end of the pipe is closed."""
+    """The main function of a process: build, then carry out tasks until the other end of the pipe is closed."""
     torch.set_num_threads(place.threads)
     device = torch.device(device_type)
     if device_type == "cuda":
@@ -162,7 +162,7 @@ def _serve(pipe: Connection, place: Place, device_type: str) -> None:
 
 @torch.no_grad()
 def _carry_out(setup: Setup, task: Task, links: Links) -> tuple[Any, int | None]:
-    """(when a walker started, or when each block was finished at the codec's place), and the peak of memory."""
+    """(when a walker started, or when each block reached the process with the codec), and the peak GPU memory."""
     device = setup.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -181,7 +181,7 @@ def _carry_out(setup: Setup, task: Task, links: Links) -> tuple[Any, int | None]
 
 
 def _measure(setup: Setup, task: Parts, links: Links) -> dict[str, list[float]]:
-    """The parts of walks in two processes, the first of which hands a block on after each, to be delivered at once."""
+    """Seconds of the parts of walks; after each, a block is handed on, by the last process to that with the codec."""
     probe = Probe(setup, task.rows)
     block = setup.text.new_zeros(len(setup.text), *setup.preset.shape)
     shapes = [block.shape] * probe.repeats

@@ -1,4 +1,4 @@
-"""Shapes of models that walks are measured on, with random weights: speed does not depend on what they are."""
+"""Model shapes on which walks are measured, with random weights: speed does not depend on their values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """The shape of a Wan autoencoder, as diffusers has it; what is not here is Wan2.1's."""
+    """The shape of a Wan autoencoder in diffusers' terms; everything else is as in Wan2.1."""
 
     base_dim: int = 96
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -39,8 +39,8 @@ class Autoencoder:
 class Preset:
     """A model and the rollouts it makes.
 
-    latent: channels, height and width of a latent frame. block, window: latent frames. stretch: frames of video that a
-    latent frame becomes; the first of a video becomes one.
+    latent: channels, height and width of a latent frame. block, window: latent frames. stretch: video frames per latent
+    frame; a video's first latent frame becomes a single one.
     """
 
     model: config.Model
@@ -61,7 +61,7 @@ class Preset:
         return channels, self.block, height, width
 
     def frames(self, blocks: int) -> int:
-        """Frames of a video of this many blocks."""
+        """Frames of a video of ``blocks`` blocks."""
         return (blocks * self.block - 1) * self.stretch + 1
 
     @property
@@ -100,9 +100,9 @@ class Setup:
 
 
 def build(preset: Preset, device: torch.device, batch: int, weights: bool = True, fp8: bool = False) -> Setup:
-    """The networks, frozen, the same in every process. Without ``weights`` the denoiser waits for `map_weights`.
+    """The frozen networks, the same in every process. Without ``weights`` the denoiser has none until `map_weights`.
 
-    fp8: its layers take the weights of a denoiser whose linear layers are in fp8.
+    fp8: prepare its linear layers for fp8 weights.
     """
     with device if weights else torch.device("meta"):
         denoiser = build_denoiser(preset.model, preset.latent[0], SEED).eval().requires_grad_(False)
@@ -125,9 +125,9 @@ def _build_codec(shape: config.Codec | Autoencoder) -> PatchCodec | WanCodec:
 
 
 def map_weights(setup: Setup, path: Path) -> None:
-    """Take the denoiser's weights from a safetensors file that other processes map too, as checkpoints are loaded.
+    """Load the denoiser's weights from a safetensors file that other processes map too, as checkpoints are loaded.
 
-    On a CPU the pages of the file are then in memory, and in the last cache, once for all of them.
+    On a CPU all processes then share the pages of the file in memory and in the last-level cache.
     """
     weights = load_file(path, device=str(setup.device))
     setup.denoiser.load_state_dict(weights, assign=True)
@@ -135,7 +135,7 @@ def map_weights(setup: Setup, path: Path) -> None:
 
 
 def world() -> Preset:
-    """The default experiment's student, as params.yaml has it."""
+    """The default experiment's student, from params.yaml."""
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     world, codec, model = params.world, params.codec, params.model
     assert world.kind == "shapes" and codec is not None and model is not None
@@ -162,7 +162,7 @@ def wan(heads: int, layers: int, ffn: int) -> Preset:
 
 
 def wan_tiny() -> Preset:
-    """Wan's layout, types and prediction in a size that any processor walks in a moment."""
+    """Wan's layout, types and prediction, small enough for any processor."""
     model = _wan_model(2, 16, 2, 64, text_dim=32, text_length=8)
     codec = Autoencoder(base_dim=4, dim_mult=(1, 2, 2, 2), num_res_blocks=1)
     return Preset(model, (16, 4, 6), 3, 9, 4, 5.0, "sde", torch.bfloat16, codec, stretch=4)

@@ -1,4 +1,4 @@
-"""The parts of walks, each measured by itself: what the cost model is made of."""
+"""The parts of walks, each measured separately: the cost model's inputs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from hiar.models.blockwise import condition, forward_blocks
 from hiar.models.rings import Rings
 from hiar.rollout.cell import BlockState, Memory, advance, carry_out
 
-SWEEPS = 4  # over all kinds of forward calls in a round: a machine's speed drifts
-REPEATS, WARM = 5, 3  # of a kind in a sweep, and how many before that do not count
-Part = Callable[[int], object]  # done for a block that is new to it
+SWEEPS = 4  # over all parts in a round, since a machine's speed drifts
+REPEATS, WARM = 5, 3  # of a part in a sweep, and uncounted ones before
+Part = Callable[[int], object]  # called with a block that is new to it
 
 
 class Probe:
-    """Single passes on rings whose windows are full, and the work between passes."""
+    """Measures single passes on rings with full windows, and the work between passes."""
 
     @torch.no_grad()
     def __init__(self, setup: Setup, rows: int) -> None:
-        """rows: of the largest forward call."""
+        """Fill the windows. rows: of the largest forward call."""
         preset = setup.preset
         grid = make_grid("output", blocks=10**9, steps=preset.steps, window=preset.window_blocks)
         self.setup, self.grid = setup, grid
@@ -43,21 +43,21 @@ class Probe:
 
     @property
     def repeats(self) -> int:
-        """How often a measurement carries out a part, and exchanges messages."""
+        """How many parts, and how many exchanges of each kind, one measurement carries out."""
         return SWEEPS * len(self.parts) * (WARM + REPEATS)
 
     @torch.no_grad()
     def measure(self, exchanges: Mapping[str, Callable[[], object]] | None = None) -> dict[str, list[float]]:
-        """Seconds of all that `cost_model.Costs` holds.
+        """Seconds of everything that `cost_model.Costs` holds, by part.
 
-        Every part is repeated with noise between, as in walks: caches of the processor are then as warm as there.
+        Parts alternate with drawing noise, as in walks, so that the processor's caches are as warm as there.
         exchanges: each hands a block to, or takes one from, another process that works at the same time.
         """
         rollout, x = self.memory.rollout, self.noise
         samples: dict[str, list[float]] = defaultdict(list)
         for _, (name, part) in itertools.product(range(SWEEPS), self.parts.items()):
             blocks = [next(self.blocks) for _ in range(WARM + REPEATS)]
-            for block in [*blocks, blocks[-1] + 1]:  # positions are a part of their own
+            for block in [*blocks, blocks[-1] + 1]:  # ahead, because positions are measured as a separate part
                 self.memory.places.of(block)
             for number, block in enumerate(blocks):
                 noise = self._time(lambda block: rollout.noise(Cell(block, 0)), block)
@@ -69,7 +69,7 @@ class Probe:
                 if number >= WARM:
                     for kind, time in taken.items():
                         samples[kind].append(time)
-        x, last = self.noise, Cell(0, self.grid.steps - 1)  # after which no noise is due
+        x, last = self.noise, Cell(0, self.grid.steps - 1)  # the last step, after which nothing is re-noised
         self.memory.states[0] = BlockState(x, x, x)
         with patch("hiar.rollout.cell.forward_blocks", lambda model, x, *_: x):
             samples["around"] = [
@@ -96,7 +96,7 @@ class Probe:
         }
 
     def _forward(self, block: int, count: int, leave: int | None = None) -> None:
-        """A forward call on ``count`` rows: pairs [context of n | noisy n + 1], each on a cache of its own."""
+        """A forward call on ``count`` rows: pairs [context of n | noisy n + 1], each pair with its own cache."""
         memory = self.memory
         x = torch.stack([self.noise] * count, dim=1)
         rows = [Row(block + i % 2, i // 2, leave) for i in range(count)]

@@ -1,7 +1,7 @@
-"""How fast videos are read to be scored, beside PyAV's own decoding: ``python -m benchmarks.reading --help``.
+"""Speed of reading videos for scoring, beside PyAV's own decoding: ``python -m benchmarks.reading --help``.
 
-PyAV's is `frame.to_ndarray(format="rgb24")` for every frame, with its defaults for threads, as ours has. Both are of
-the same files in the same process; ours also brings frames back to the size they had.
+PyAV's is `frame.to_ndarray(format="rgb24")` for every frame; both use PyAV's default threads and read the same files in
+the same process. Ours also brings frames back to the size they had.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hiar.worlds.interface import open_world
 
 
 def bench(videos: int, frames: int, rounds: int) -> dict[str, Any]:
-    """Everything that the result file holds; the ratio is of speeds, taken within each round."""
+    """The contents of the result file; the ratio is of speeds, taken within each round."""
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     world = open_world(params.world)
     shown, _ = world.clips(seed=0, first=0, count=videos, frames=frames)
@@ -68,7 +68,7 @@ def bench(videos: int, frames: int, rounds: int) -> dict[str, Any]:
 
 
 def pyav(paths: list[Path]) -> None:
-    """What the speed is a ratio to."""
+    """The baseline: PyAV's own decoding."""
     for path in paths:
         with av.open(path) as container:
             for frame in container.decode(video=0):
@@ -90,7 +90,7 @@ def main(line: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(prog="python -m benchmarks.reading", description=__doc__)
     parser.add_argument("--videos", type=int, default=32)
-    parser.add_argument("--frames", type=int, default=60, help="of a video")
+    parser.add_argument("--frames", type=int, default=60, help="per video")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=Path, required=True, help="NAME.json")
     try:

@@ -1,7 +1,7 @@
-"""The method's original public implementation, timed beside ours from a checkout of it; nothing of it is kept here.
+"""Times the method's original public implementation, from a checkout of it, beside ours; none of its code is kept here.
 
-A process of its own imports the checkout, whose packages have names as common as ``utils``. Its weights are random like
-ours. Its text encoder and its decoder are replaced by what costs nothing: neither is timed.
+A separate process imports the checkout, since its packages have names as common as ``utils``. Its weights are random,
+like ours. Its text encoder and decoder are replaced by stubs: neither is timed.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from hiar.errors import UserError
 
 ORDERS: tuple[Order, ...] = ("step_first", "block_first")
 ENTRY = "pipeline/causal_inference.py"
-HEADS = 12, 128  # of its caches, whatever its model has
+HEADS = 12, 128  # heads and their size, fixed in its caches whatever its model has
 TIMESTEPS = 1000
 
 
 class Reference:
-    """The other implementation at the end of a pipe."""
+    """The original implementation, in a process at the other end of a pipe."""
 
     def __init__(self, pipe: Connection, checkout: Path) -> None:
         self.pipe, self.checkout = pipe, checkout
 
     def seconds(self, order: Order, blocks: int) -> float:
-        """Carry out a walk. Raises UserError when the other implementation cannot."""
+        """Seconds of a walk. Raises UserError if the original implementation fails."""
         return self._ask((order, blocks))
 
     def facts(self) -> dict[str, str]:
-        """What was timed."""
+        """The commit that was timed, and its attention kernel."""
         line = ["git", "-C", str(self.checkout), "rev-parse", "HEAD"]
         commit = subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
         return {"commit": commit or "unknown", "attention": "flash-attn" if find_spec("flash_attn") else "torch"}
@@ -63,7 +63,7 @@ class Reference:
 
 @contextmanager
 def reference(checkout: Path, setup: Setup, threads: int) -> Iterator[Reference]:
-    """Start the process. Raises UserError when the folder is no checkout, or its shapes are not the preset's."""
+    """Start the process. Raises UserError if the folder is no checkout, or its code cannot build the preset's shape."""
     check_reference(checkout, setup.preset)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -81,7 +81,7 @@ def reference(checkout: Path, setup: Setup, threads: int) -> Iterator[Reference]
 
 
 def check_reference(checkout: Path, preset: Preset) -> None:
-    """Raise UserError when this preset cannot be walked by this checkout."""
+    """Raise UserError if this checkout cannot walk this preset."""
     if not (checkout / ENTRY).is_file():
         raise UserError(f"--reference = {checkout}: no {ENTRY} in it; name a checkout of the method's public code")
     if (preset.model.heads, preset.model.head_dim) != HEADS:
@@ -89,7 +89,7 @@ def check_reference(checkout: Path, preset: Preset) -> None:
 
 
 def _serve(pipe: Connection, checkout: Path, preset: Preset, batch: int, threads: int, device_type: str) -> None:
-    """The process's life: build when asked first, then carry out walks until the other end of the pipe is closed."""
+    """The process's main function: build on request, then run walks until the other end of the pipe is closed."""
     torch.set_num_threads(threads)
     sys.path.insert(0, str(checkout))
     walker = None
@@ -103,21 +103,21 @@ def _serve(pipe: Connection, checkout: Path, preset: Preset, batch: int, threads
                         pipe.send(0.0)
                     else:
                         pipe.send(_walk(walker, preset, batch, torch.device(device_type), *task))
-                except (Exception, SystemExit) as error:  # whatever other people's code runs into is told in a line
+                except (Exception, SystemExit) as error:  # any failure of others' code becomes one line
                     pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         except EOFError:
             return
 
 
 def _build(preset: Preset, batch: int, device: torch.device) -> Any:
-    """Its walker, with a model of the preset's shape and the preset's window."""
+    """The original pipeline object, with a model of the preset's shape and the preset's window."""
     shape, (channels, height, width) = preset.model, preset.latent
     without_gpu = patch("torch.cuda.current_device", lambda: 0) if device.type == "cpu" else nullcontext()
-    with without_gpu:  # one of its modules asks for the current GPU when it is imported
+    with without_gpu:  # one of its modules asks for the current GPU on import
         walkers, wrappers = import_module("pipeline.causal_inference"), import_module("utils.wan_wrapper")
     if not find_spec(
         "flash_attn"
-    ):  # its cross-attention calls that without looking; the way it falls back to elsewhere
+    ):  # its cross-attention calls flash-attn without a check; use the fallback that it has elsewhere
         layers: Any = import_module("wan.modules.model")
         layers.flash_attention = import_module("wan.modules.attention").attention
     model = wrappers.CausalWanModel(

@@ -1,7 +1,7 @@
-"""What renewed contexts change where the prompt does, of trained students: ``python -m benchmarks.renewal --help``.
+"""How renewing contexts at a prompt change affects trained students' videos: ``python -m benchmarks.renewal --help``.
 
-Each video is asked for something else half way. The oracle says of the frames from there on how many show it, once as
-`hiar stream` makes them and once with --renew: the same prompts and noise.
+The prompt of each video changes half way. The oracle measures how many of the frames after that show the new prompt,
+once as `hiar stream` makes them and once with --renew, on the same prompts and noise.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from hiar.statistics.intervals import Interval, over_seeds, over_videos
 from hiar.worlds.interface import FIRST_CLIP
 
 WALKS: dict[str, Callable[..., Any]] = {"kept": walk, "renewed": walk_renewed}
-# Of the frames behind the change: the share that shows what is asked, in the first fifth and in all, and the distance
-# of backgrounds, in RGB from 0 to 1.
+# Of the frames after the change: the share that shows the new prompt, in the first fifth and in all, and the distance
+# of backgrounds in RGB, from 0 to 1.
 METRICS = "good_segment_1", "good", "background_error"
 BATCH = 64
 
-Values = dict[str, dict[str, Tensor]]  # by walk and metric, one a video
+Values = dict[str, dict[str, Tensor]]  # by walk and metric, one value per video
 
 
 def bench(checkpoints: list[Path], videos: int, frames: int, seed: int) -> dict[str, Any]:
-    """Everything that the result file holds; intervals are those of paired differences, renewed less kept."""
+    """The contents of the result file; intervals are of paired differences, renewed minus kept."""
     settle_cpu()
     by_method: dict[str, dict[int, Values]] = {}
     for checkpoint in checkpoints:
@@ -64,7 +64,7 @@ def bench(checkpoints: list[Path], videos: int, frames: int, seed: int) -> dict[
 
 
 def _measured(checkpoint: Path, videos: int, frames: int, seed: int) -> tuple[str, int, Values]:
-    """The method of a student, its training seed, and what was measured of its videos."""
+    """The method of a student, its training seed, and the metrics of its videos."""
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     told = params.model_copy(update={"sample": params.sample.model_copy(update={"caption_dropout": 0.0})})
     source = load_generator(checkpoint)
@@ -138,7 +138,7 @@ def _said(interval: dict[str, float] | None) -> str:
 
 def main(line: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    frames_help = "of a video; half of them lie behind the change"
+    frames_help = "per video; the prompt changes after half of them"
     return measure_students("renewal", __doc__, bench, page, line, videos=128, frames=120, frames_help=frames_help)
 
 

@@ -1,6 +1,6 @@
-"""A result file, its tables in Markdown and its picture.
+"""A result file, its tables in Markdown and its chart.
 
-``python -m benchmarks.report RESULT.json`` makes them anew, with the table of docs/speed.md.
+``python -m benchmarks.report RESULT.json`` rewrites them, and the table in docs/speed.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_report(out: Path, result: Mapping[str, Any]) -> str:
 
 
 def write_guide(name: str, result: Mapping[str, Any]) -> None:
-    """Put a result's figures where docs/speed.md has the marks of its name."""
+    """Put a result's figures between the marks with its name in docs/speed.md, if it has them."""
     page = GUIDE.read_text(encoding="utf-8")
     before, begin, rest = page.partition(BEGIN.format(name))
     if begin:
@@ -40,7 +40,7 @@ def write_guide(name: str, result: Mapping[str, Any]) -> None:
 
 
 def markdown(result: Mapping[str, Any], picture: str) -> str:
-    """The result as a page."""
+    """The result as a Markdown page."""
     peak, memory = result["peak"], result["process_peak_memory"]
     facts = [
         *_facts(result),
@@ -63,7 +63,7 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
 
 
 def _facts(result: Mapping[str, Any]) -> list[str]:
-    """Where and on what it was measured."""
+    """Hardware, versions, commit, and the shape that was measured."""
     shape, code = result["shape"], result["code"]
     return [
         f"{result['hardware']}; {result['threads']} thread{'s' if result['threads'] > 1 else ''} a process; "
@@ -77,7 +77,7 @@ def _facts(result: Mapping[str, Any]) -> list[str]:
 
 
 def _layers(result: Mapping[str, Any]) -> str:
-    """What the layers are, where they are not as they were."""
+    """How the layers were changed by fp8 and compiling, if at all."""
     said = ""
     if fp8 := result.get("fp8"):
         said += f", linear layers in fp8 (a pass on one block differs by {fp8['error']:.1%})"
@@ -90,7 +90,7 @@ def _layers(result: Mapping[str, Any]) -> str:
 
 
 def _short(result: Mapping[str, Any]) -> str:
-    """What docs/speed.md shows of a result."""
+    """The part of a result that docs/speed.md shows."""
     heads = ["walk", "frames/s", "decoded", "first block, ms", "between blocks, ms", "model's error"]
     rows = [
         [
@@ -179,13 +179,13 @@ def _range(values: Mapping[str, float] | None) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first column is text, the others figures."""
+    """A Markdown table; the first column is text, the others are figures."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def plot(result: Mapping[str, Any]) -> str:
-    """An SVG drawing with a row a walk: frames/s as measured (a bar, its range) and as predicted (a mark)."""
+    """An SVG chart with one row per walk: frames/s as measured (a bar with its range) and as predicted (a mark)."""
     walks = result["walks"]
     height = TOP + ROW * len(walks) + 34
     predicted = [walk["frames"] / walk["predicted_seconds"] for walk in walks]
@@ -231,7 +231,7 @@ def _text(x: float, y: float, text: str, fill: str, size: int = 12, anchor: str 
 
 
 def main(paths: Sequence[str]) -> int:
-    """Render result files anew."""
+    """Rewrite the reports of result files."""
     for path in map(Path, paths):
         result = json.loads(path.read_text(encoding="utf-8"))
         write_report(path, result)

@@ -1,4 +1,4 @@
-"""Measure every walk of the grid beside what the cost model predicts: ``python -m benchmarks.rollout --help``."""
+"""Measure every walk of the grid, beside the cost model's prediction: ``python -m benchmarks.rollout --help``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def bench(
     compile_layers: bool,
     fp8: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Everything that a result file holds, after each round: a machine may be ours for less time than all take."""
+    """Yield the contents of the result file after each round, since a machine may be ours for a limited time."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setup = build(PRESETS[preset](), device, batch)
@@ -95,7 +95,7 @@ def results(
     samples: Samples,
     other: Reference | None,
 ) -> dict[str, Any]:
-    """What samples say, and where they were taken."""
+    """The figures of the samples, and where they were taken."""
     device, window = setup.device, setup.preset.window_blocks
     costs = costs_of(samples.parts, window)
     together = costs_of(samples.together, window) if samples.together else costs
@@ -126,13 +126,13 @@ def results(
 
 
 def to_fp8(setup: Setup, kernel: str | None) -> float:
-    """Put linear layers into fp8; by how much that changes a pass. Raises UserError where the device cannot."""
+    """Put linear layers into fp8; returns the relative change of a pass. Raises UserError if the device cannot."""
     with using(kernel), _refusals("--fp8"):
         return with_fp8(setup.denoiser, partial(full_pass, setup.denoiser, _one_window(setup)))
 
 
 def compiling(setup: Setup, kernel: str | None) -> Compiled:
-    """What compiling the layers gives for a pass on one block. Raises UserError where torch cannot."""
+    """Gain, error and first-call time of compiled layers for a pass on one block. Raises UserError if torch cannot."""
     with using(kernel), _refusals("--compile"):
         return measure_compiled(setup.denoiser, full_pass(setup.denoiser, _one_window(setup)))
 
@@ -143,7 +143,7 @@ def _one_window(setup: Setup) -> Rollout:
 
 @contextmanager
 def _refusals(option: str) -> Iterator[None]:
-    """What torch cannot do here is told in one line."""
+    """Turn torch's errors into a one-line UserError."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -151,18 +151,18 @@ def _refusals(option: str) -> Iterator[None]:
 
 
 def longest_pipeline(device: torch.device, steps: int, asked: int | None) -> int:
-    """Processes of the longest pipeline. Raises UserError when more are asked for than there are GPUs for."""
+    """Processes of the longest pipeline. Raises UserError if more are asked for than the GPUs allow."""
     if device.type != "cuda":
         return steps if asked is None else asked
     gpus = torch.cuda.device_count()
-    places = max(0, gpus - 1)  # one is the codec's
+    places = max(0, gpus - 1)  # one is for the codec
     if asked is not None and asked > places:
         raise UserError(f"--processes = {asked}: need {asked + 1} GPUs, one of them for the codec; there are {gpus}")
     return min(places, steps) if asked is None else asked
 
 
 def chosen(walks: list[Walk], names: Sequence[str]) -> list[Walk]:
-    """The walks of these names; all where none is named. Raises UserError for a name that is no walk's here."""
+    """The walks with these names; all if none is named. Raises UserError for an unknown name."""
     for name in names:
         if name not in [walk.name for walk in walks]:
             raise UserError(f"--walk = {name}: no such walk here; {suggest(name, [walk.name for walk in walks])}")
@@ -170,7 +170,7 @@ def chosen(walks: list[Walk], names: Sequence[str]) -> list[Walk]:
 
 
 def fitting(setup: Setup, walks: list[Walk], blocks: int) -> tuple[list[Walk], dict[str, str]]:
-    """The walks whose caches fit in what is free of the memory, and why the others do not."""
+    """The walks that fit in the free memory, and why the others do not. Raises UserError if none fits."""
     memory, kept, left_out = free_bytes(setup.device), [], {}
     for walk in walks:
         needed = max(memory_needed(setup, walk, blocks), probe_bytes(setup, walk, blocks))
@@ -184,25 +184,25 @@ def fitting(setup: Setup, walks: list[Walk], blocks: int) -> tuple[list[Walk], d
 
 
 def arguments(line: list[str] | None) -> argparse.Namespace:
-    """The checked options. Raises UserError for those that make no sense."""
+    """The checked options. Raises UserError for invalid ones."""
     parser = Parser(prog="python -m benchmarks.rollout", description=__doc__)
     parser.add_argument("--preset", required=True, help=f"a model's shape: {', '.join(PRESETS)}")
     parser.add_argument("--blocks", type=int, default=60, help="length of a walk")
     parser.add_argument("--batch", type=int, default=1, help="videos at a time")
-    parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured, in turn")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
-    parser.add_argument("--processes", type=int, help="longest pipeline; as many as steps or GPUs unless told, 0: none")
+    parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured, interleaved")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per process")
+    parser.add_argument("--processes", type=int, help="longest pipeline; default: as steps and GPUs allow; 0: none")
     parser.add_argument(
         "--reference", type=Path, metavar="PATH", help="checkout of the original implementation, to time it beside ours"
     )
     parser.add_argument(
-        "--compile", action="store_true", dest="compile_layers", help="run the layers compiled, and tell what it gives"
+        "--compile", action="store_true", dest="compile_layers", help="run the layers compiled, and report the gain"
     )
     parser.add_argument(
-        "--walk", action="append", default=[], dest="names", help="measure this walk, one may be given often; all else"
+        "--walk", action="append", default=[], dest="names", help="measure this walk; repeatable; default: all walks"
     )
-    parser.add_argument("--fp8", action="store_true", help="run linear layers in fp8, and tell what it changes")
-    parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md and NAME.svg come beside it")
+    parser.add_argument("--fp8", action="store_true", help="run linear layers in fp8, and report the error")
+    parser.add_argument("--out", type=Path, required=True, help="NAME.json; NAME.md and NAME.svg are written beside it")
     options = parser.parse_args(line)
     if options.preset not in PRESETS:
         raise UserError(f"--preset = {options.preset}: no such preset; {suggest(options.preset, PRESETS)}")

@@ -1,4 +1,4 @@
-"""What is measured of walks: each in turn, round by round, with all the parts that the cost model is made of."""
+"""Measures all walks, interleaved round by round, with all the parts of the cost model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from hiar.config import Order
 
 @dataclass
 class Samples:
-    """What rounds of measurements leave: a timing a round of each walk, seconds of the parts, operations a second.
+    """What has been measured so far.
 
-    parts: means, one a round, as a walk is the sum of its passes, slow ones too. together: the parts where two
-    processes work side by side. others: seconds a round of the other implementation's walks.
+    walks: one timing per round of each walk, by walk and whether it decodes. parts: seconds, one mean per round, since
+    a walk is the sum of its passes, slow ones included. together: the same for two processes that work side by side.
+    others: seconds per round of the original implementation's walks. peak: floating-point operations per second.
     """
 
     walks: dict[tuple[Walk, bool], list[Timing]] = field(default_factory=lambda: defaultdict(list))
@@ -37,8 +38,8 @@ def measure(
 ) -> Iterator[Samples]:
     """Interleave all walks, with and without decoding, and all their parts; every round begins with another walk.
 
-    Yields, after each round, all that has been measured so far. Before each walk is timed it is carried out once,
-    short: the processor's caches held others' weights and code.
+    Yields after each round all that has been measured so far. Each walk runs once, shortened, before it is timed: the
+    processor's caches hold the weights and code of others.
     """
     cases = [(walk, decode) for walk in walks for decode in (False, True)]
     rows = max(_rows(setup, walk, blocks) for walk in walks)
@@ -71,11 +72,11 @@ def measure(
 
 
 def tell(line: str) -> None:
-    """Say how far it is."""
+    """Print a line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def _rows(setup: Setup, walk: Walk, blocks: int) -> int:
-    """Of a walk's largest forward call."""
+    """Rows of a walk's largest forward call."""
     places = walk.places(setup.preset.grid(walk, blocks))
     return max(len(step.write + step.denoise) for place in places for step in place)

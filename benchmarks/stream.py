@@ -1,4 +1,4 @@
-"""Watch ``hiar stream`` for long: memory, seconds a block, the first frames. ``python -m benchmarks.stream --help``."""
+"""Watch a long ``hiar stream``: memory, seconds per block, first frames. ``python -m benchmarks.stream --help``."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from hiar.models.card import Walk, load_card
 from hiar.parameters import load_params
 
 PROMPT = "a red disc moves slowly left on a navy background"
-SETTLED = 200  # blocks after which memory is compared with that at the end
-STRETCH = 100  # blocks whose times are compared: those before SETTLED and the last ones
-SMALL, LARGE = 4096, 2**20  # bytes that the pipe holds before and after the first block
+SETTLED = 200  # blocks; memory after these is compared with memory at the end
+STRETCH = 100  # blocks whose times are compared: the ones before SETTLED and the last ones
+SMALL, LARGE = 4096, 2**20  # capacity of the pipe in bytes, before and after the first block
 
 
 @dataclass
 class Record:
-    """What was seen from outside of a stream; seconds count from the start of its process.
+    """A stream as seen from outside; seconds count from the start of its process.
 
-    arrived: seconds, of each block; then, too, cpu: seconds the process had computed, and resident: its bytes in
-    memory. first_frames: seconds until those of the first block were decoded. begun: blocks whose bytes the stream had
-    begun to write by then.
+    arrived: when each block arrived. cpu, resident: CPU seconds and resident bytes of the process at that time.
+    first_frames: when the frames of the first block were decoded. begun: blocks that the stream had begun to write by
+    then.
     """
 
     arrived: list[float] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Record:
 
 
 def watch(checkpoint: Path, blocks: int, threads: int, film: Path) -> Record:
-    """Stream ``blocks`` blocks, and the few under way when SIGINT comes then; ``film`` keeps all of them."""
+    """Stream ``blocks`` blocks, then send SIGINT; ``film`` also keeps the few that still arrive."""
     command = [sys.executable, "-m", "hiar", "stream", "--checkpoint", str(checkpoint), "--prompt", PROMPT]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "bufsize": 0, "pipesize": SMALL}
@@ -85,7 +85,7 @@ def watch(checkpoint: Path, blocks: int, threads: int, film: Path) -> Record:
 
 
 def read_fragment(pipe: IO[bytes]) -> bytes:
-    """What there is up to the end of a fragment; nothing where the stream has ended."""
+    """The bytes up to the end of the next fragment; none if the stream has ended."""
     data = kind = b""
     while kind != b"mdat":
         head = _read(pipe, 8)
@@ -104,18 +104,18 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
 
 
 def bytes_waiting(pipe: IO[bytes]) -> int:
-    """Bytes that have been written and not been read."""
+    """Bytes that were written but not yet read."""
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def count_frames(film: Path | IO[bytes]) -> int:
-    """Frames that can be decoded."""
+    """The number of frames that can be decoded."""
     with av.open(film) as container:
         return sum(1 for _ in container.decode(video=0))
 
 
 def bench(checkpoint: Path | None, blocks: int, threads: int) -> dict[str, Any]:
-    """Everything that the result file says. Raises UserError when the stream fails."""
+    """The contents of the result file. Raises UserError if the stream fails."""
     with tempfile.TemporaryDirectory(prefix="hiar-stream-") as folder:
         student = checkpoint or Path(folder) / "student"
         if checkpoint is None:
@@ -167,7 +167,7 @@ def bench(checkpoint: Path | None, blocks: int, threads: int) -> dict[str, Any]:
 
 
 def seconds_a_block(record: Record, first: int, last: int) -> dict[str, float]:
-    """Of the blocks after number ``first`` up to number ``last``, counted from 1."""
+    """Seconds per block over the blocks after number ``first`` up to number ``last``, counted from 1."""
     between = [after - before for before, after in itertools.pairwise(record.arrived[first - 1 : last])]
     return {
         "mean": statistics.mean(between),
@@ -178,10 +178,10 @@ def seconds_a_block(record: Record, first: int, last: int) -> dict[str, float]:
 
 
 def main(line: list[str] | None = None) -> int:
-    """The command; returns its exit code: 1 when the video does not play to its end."""
+    """The command; returns its exit code, which is 1 if the video does not play to its end."""
     parser = Parser(prog="python -m benchmarks.stream", description=__doc__)
     parser.add_argument(
-        "--checkpoint", type=Path, help="a student; one of params.yaml with random weights unless given"
+        "--checkpoint", type=Path, help="a student; default: the student of params.yaml, with random weights"
     )
     parser.add_argument("--blocks", type=int, default=10_000, help="blocks until the stream is interrupted")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the stream")

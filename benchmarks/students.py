@@ -1,4 +1,4 @@
-"""Students as distillation leaves them, with random weights: they walk, and take as long, as trained ones."""
+"""Checkpoints of students with random weights: they walk as trained ones do and take as long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiar.worlds.shapes.codec import PatchCodec
 
 
 def save_student(folder: Path, params: Params, walk: Walk, seed: int = 0) -> None:
-    """A checkpoint folder of the shape that ``params`` describe."""
+    """Write a checkpoint folder with the shape that ``params`` describe."""
     spec, model = params.codec, params.model
     assert spec is not None and model is not None
     card = Card(

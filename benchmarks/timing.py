@@ -1,4 +1,4 @@
-"""How long a walk takes, and how fast the device is at its best."""
+"""How long a walk takes, and the peak speed of the device."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hiar.noise import normals
 from hiar.rollout.walk import walk as walk_grid
 from hiar.transfer import arrivals, download, lead
 
-REPEATS, WARM = 20, 3  # times that something short is measured in a round, and times before that do not count
+REPEATS, WARM = 20, 3  # matrix products timed for the peak, and a few more to warm up; the fastest counts
 PEAK_SECONDS = 2.0  # after which no more products are timed
-PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # of the square matrices whose product is the device's peak
+PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # of the square matrices whose product gives the device's peak
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One walk: seconds from its start to each finished block, and the device's memory at its fullest, bytes."""
+    """One walk: seconds from its start to each finished block, and the device's peak memory in bytes."""
 
     blocks: Sequence[float]
     peak_memory: int | None
@@ -40,7 +40,7 @@ class Timing:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has computed all it was asked to; blocks that are still to arrive are not waited for."""
+    """Seconds on the clock, once the device has finished its queued work; copies to the host may still be running."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
     return time.perf_counter()
@@ -48,9 +48,9 @@ def now(device: torch.device) -> float:
 
 @torch.no_grad()
 def time_walk(setup: Setup, walk: Walk, blocks: int, decode: bool) -> Timing:
-    """Carry out a walk in this process; ``decode``: every block's frames as soon as it is finished.
+    """Run a walk in this process; ``decode``: decode every block as soon as it is finished.
 
-    A block is finished when it has reached the host, while a GPU is asked for the next, as in `hiar stream`.
+    A block is finished when it has reached the host; meanwhile a GPU computes the next one, as in `hiar stream`.
     """
     device = setup.device
     if device.type == "cuda":
@@ -66,9 +66,9 @@ def time_walk(setup: Setup, walk: Walk, blocks: int, decode: bool) -> Timing:
 
 @torch.no_grad()
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product, as a linear layer computes it: the best of a few.
+    """Operations per second of a large matrix product, as a linear layer computes it: the best of a few.
 
-    Of fewer where they take seconds, as in bf16 on a processor that cannot multiply such numbers.
+    Of fewer if they are slow, as in bf16 on a processor without bf16 arithmetic.
     """
     n = PEAK_SIZE[device.type]
     left, right = normals("measuring", SEED, range(2), (n, n)).to(device, dtype)

@@ -1,8 +1,8 @@
 """What tracking costs a stage's process, with MLflow up or down: ``python -m benchmarks.tracking --help``.
 
-Each measurement is a process of its own that records a training of 600 steps, four metrics each, a file and a tag.
-Beside it, the same through MLflow's own client in that process: the import, a run with its parameters, batches. What
-the sender does meanwhile is in a process of its own at the lowest priority, and is not in these figures.
+Each measurement is a separate process that records a training of 600 steps, four metrics each, a file and a tag. For
+comparison, others do the same through MLflow's own client: the import, a run with its parameters, batches. The
+sender's work, in its own process at the lowest priority, is not in these figures.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 
 
 def bench(rounds: int) -> dict[str, Any]:
-    """Everything that the result file holds; the ratio is of seconds on the clock, taken within each round."""
+    """The contents of the result file; the ratio is of wall-clock seconds, taken within each round."""
     with TemporaryDirectory() as scratch, _server(Path(scratch)) as up, socket.socket() as down:
-        down.bind(("127.0.0.1", 0))  # and nobody listens
+        down.bind(("127.0.0.1", 0))  # reserved, but not listened on
         uris = {"up": up, "down": f"http://127.0.0.1:{down.getsockname()[1]}"}
         cases = {
             "direct, database": (DIRECT, None),
@@ -87,7 +87,7 @@ def bench(rounds: int) -> dict[str, Any]:
         (project / "hiar").mkdir(parents=True)
         (project / "video").write_bytes(bytes(100_000))
         seconds: dict[str, list[list[float]]] = {name: [] for name in cases}
-        _stage(DIRECT, scratch, None)  # which makes the database's tables
+        _stage(DIRECT, scratch, None)  # creates the database's tables
         with Progress("tracking", rounds) as progress:
             for number in range(rounds):
                 for name, (body, uri) in sorted(cases.items(), reverse=bool(number % 2)):
@@ -107,7 +107,7 @@ def bench(rounds: int) -> dict[str, Any]:
 
 
 def _stage(body: str, folder: str, uri: str | None) -> list[float]:
-    """Seconds on the clock and of the processor that a process takes for a body."""
+    """Wall-clock and CPU seconds that ``body`` takes in a new process."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "HIAR_"))}
     own |= {"PYTHONPATH": os.fspath(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
     own |= {"DIRECT_ARTIFACTS": Path(folder, "files").as_uri()} if uri is None else {"MLFLOW_TRACKING_URI": uri}
@@ -118,7 +118,7 @@ def _stage(body: str, folder: str, uri: str | None) -> list[float]:
 
 
 def _dismiss_senders(project: Path) -> None:
-    """Let nobody be at work when the next case is measured: a sender ends when its folder has gone."""
+    """End all senders, so that none works while the next case is measured: a sender ends when its folder is gone."""
     for folder in (project / ".hiar" / "spool").glob("*"):
         held = folder.rename(project / "gone")
         while (lock := take_lock(held)) is None:
@@ -129,7 +129,7 @@ def _dismiss_senders(project: Path) -> None:
 
 @contextmanager
 def _server(folder: Path) -> Iterator[str]:
-    """The address of MLflow's server, of this process's own."""
+    """Run an MLflow server of this process's own; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

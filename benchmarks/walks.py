@@ -1,4 +1,4 @@
-"""The walks that are measured, as data, and the passes that each of their processes carries out."""
+"""The walks that are measured, as data, and the passes of each of their processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hiar.rollout.walk import split_steps
 
 @dataclass(frozen=True)
 class Walk:
-    """A way to walk the grid. processes: of a pipeline; 0: no pipeline, in the calling process."""
+    """A way to walk the grid. processes: of a pipeline; 0: none, the walk runs in the calling process."""
 
     order: Order
     context: Context
@@ -25,7 +25,7 @@ class Walk:
         return f"{'shared' if self.context == 'shared' else self.order} {self.passes}"
 
     def places(self, grid: Grid) -> list[list[Pass]]:
-        """The passes of every process, in its order."""
+        """The passes of every process, in order."""
         if not self.processes:
             return [list(walk_passes(grid, self.order, self.passes))]
         shares = split_steps(grid.steps, self.processes)
@@ -52,7 +52,7 @@ ALONE = [
 
 
 def pipelined(passes: Passes, processes: int) -> Walk:
-    """HiAR's grid by several processes."""
+    """HiAR's grid walked by several processes."""
     return Walk("diagonal", "output", passes, processes)
 
 
@@ -63,7 +63,7 @@ def all_walks(processes: int) -> list[Walk]:
 
 
 def ratios(processes: int) -> list[tuple[Walk, Walk]]:
-    """(faster walk, the one it is measured against): the comparisons that settle arguments."""
+    """(faster walk, the one it is compared with): the comparisons of interest."""
     pairs = [(FUSED, HIAR), (SHARED, HIAR), (BATCHED, HIAR), (SELF_FORCING, HIAR)]
     pairs += [(SHARED, SELF_FORCING), (SHARED_BATCHED, SELF_FORCING)]
     for count in range(2, processes + 1):

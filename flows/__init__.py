@@ -1,1 +1,1 @@
-"""Experiments as Prefect flows; DVC says what a stage is and when it is stale."""
+"""Experiments as Prefect flows; DVC defines the stages and decides which are stale."""

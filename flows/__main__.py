@@ -1,6 +1,6 @@
-"""`python -m flows [EXPERIMENT] [--force]`: the experiment flow in this process, which signals end without an orphan.
+"""`python -m flows [EXPERIMENT] [--force]`: the experiment flow in this process; signals end it without orphans.
 
-The exit code is that of the failed stage, whose error is the last line; `hiar run` starts this.
+`hiar run` starts this. The exit code is that of the failed stage, whose error is the last line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> int:
     """Run the flow and return the exit code."""
     for number in SIGNALS:
         signal.signal(number, _end)
-    if sys.platform == "linux":  # the death of `hiar run`, by SIGKILL too, ends this process as SIGTERM does
+    if sys.platform == "linux":  # if `hiar run` dies, even by SIGKILL, this process gets SIGTERM
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     parser = argparse.ArgumentParser(prog="python -m flows")
     parser.add_argument("experiment", nargs="?")
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def _run(name: str | None, force: bool) -> int:
-    """Run the flow and return 0. Raises StageFailure or UserError as the flow does, and when no server answers."""
+    """Run the flow; return 0, or 1 if its server fails. Raises StageFailure, and UserError, also if none answers."""
     from httpx import HTTPError
     from prefect.exceptions import PrefectException
 
@@ -53,7 +53,7 @@ def _run(name: str | None, force: bool) -> int:
         state = experiment(name=name, force=force, return_state=True)
     except (HTTPError, PrefectException) as error:
         return _fail(f"Prefect's server: {type(error).__name__}: {error}; the same command goes on from here", 1)
-    logging.getLogger("prefect").setLevel(logging.WARNING)  # its farewell would come after our last line
+    logging.getLogger("prefect").setLevel(logging.WARNING)  # else its last message would follow our last line
     if state.is_completed():
         return 0
     state.result()

@@ -1,4 +1,4 @@
-"""What a stage asks of the pool of workers that runs it, in the words of that kind of pool (infra/pools)."""
+"""The resources that a stage requests from its work pool, as job variables of the pool's type (infra/pools)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ DEPLOYMENT = "stage/stage"
 
 
 def job_variables(kind: str | None, params: Params, stage: str) -> dict[str, Any]:
-    """Of a pool of that kind: GPUs where params.yaml wants them, one a process, and the memory that it names.
+    """Job variables for a pool of type ``kind``: GPUs if params.yaml asks for them, one per process, and its memory.
 
-    Where it says nothing, the pool's own variables hold. Processes of a machine share what it has (flows.devices).
+    What it does not set stays at the pool's defaults. A process pool requests nothing: its stages share the machine's
+    devices (flows.devices).
     """
     runtime, asked = params.runtime, dict[str, Any]()
     count = runtime.processes_of(stage) if runtime.device == "cuda" else None
     if kind == "kubernetes":
         asked = {"gpus": count, "memory": runtime.memory_gb and f"{runtime.memory_gb:g}G"}
     elif kind == "docker":
-        # In bytes: Docker's own suffixes are powers of two.
+        # In bytes, as Docker's suffixes mean powers of two.
         limit = runtime.memory_gb and str(round(runtime.memory_gb * 1e9))
         cards = count and [{"Driver": "nvidia", "Count": count, "Capabilities": [["gpu"]]}]
         asked = {"gpus": cards, "mem_limit": limit}
@@ -30,7 +31,7 @@ def job_variables(kind: str | None, params: Params, stage: str) -> dict[str, Any
 
 
 def kind_of_pool() -> str | None:
-    """The kind of the pool that the deployment of stages runs in; None where there is none."""
+    """The type of the work pool of the deployment of stages; None without a pool."""
     with get_client(sync_client=True) as client:
         pool = client.read_deployment_by_name(DEPLOYMENT).work_pool_name
         try:

@@ -1,6 +1,6 @@
-"""The project's folder of a deployed run: the working folder of its machine, or a clone of the deployed commit.
+"""The project folder of a deployed run: its machine's working folder, or a clone of the deployed commit.
 
-Steps of prefect.yaml. A deployment stores a repository and a commit, and no folder of the one who deploys.
+These are steps of prefect.yaml. A deployment stores a repository and a commit, but no folder of the deploying machine.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from hiar.io.files import remove, writing
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-PROJECT = "HIAR_PROJECT"  # of a worker: the working folder in which its runs work; unset: in clones
-REPOSITORY = "HIAR_REPOSITORY"  # of a worker: what it clones, where the deployed address is none for its machine
-CLONES = "HIAR_CLONES"  # of a worker: where its clones lie; default: ~/.cache/hiar/clones
+PROJECT = "HIAR_PROJECT"  # of a worker: the working folder for its runs; unset: they work in clones
+REPOSITORY = "HIAR_REPOSITORY"  # of a worker: what it clones, if it cannot use the deployed address
+CLONES = "HIAR_CLONES"  # of a worker: the folder of its clones; default: ~/.cache/hiar/clones
 COMMIT = "HIAR_COMMIT_OF_RUN"  # of a stage's run: its experiment's commit; another may have been deployed since
-LABEL = "hiar.commit"  # of a run in a clone: the commit that it goes on with, whatever was deployed since
-MODELS = "HIAR_MODELS"  # of a worker: base models and prompts, which no repository holds; clones have them as models/
+LABEL = "hiar.commit"  # of a run in a clone: the commit that it resumes with, whatever was deployed since
+MODELS = "HIAR_MODELS"  # of a worker: base models and prompts, which are in no repository; linked as models/ in clones
 
 
 class Away(UserError):
-    """A repository that cannot be cloned now."""
+    """The repository cannot be cloned at the moment."""
 
 
 def describe() -> dict[str, str]:
-    """The commit of the current folder and the address it came from, without a password; "" where there is none."""
+    """The commit of the current folder and the address of its remote, without a password; "" if it has no remote."""
     repository = _git("config", "--default", "", "--get", "remote.origin.url")
     return {"commit": _git("rev-parse", "HEAD"), "repository": _without_password(repository)}
 
 
 def open_project(repository: str, commit: str) -> dict[str, str]:
-    """Go to the project's folder. Raises UserError where there is neither a working folder nor what can be cloned.
+    """The project's folder, cloned if needed. Raises UserError if there is neither a working folder nor a clone.
 
-    That line is in the run's log then, and the run has failed; where the repository is away it will have crashed, as
-    its worker says of a process that ends like this, and is tried again.
+    The error is then in the run's log, and the run has failed. If the repository cannot be reached, the worker reports
+    the run as crashed instead, and it is tried again.
     """
     try:
         return _open_project(repository, commit)
@@ -59,14 +59,14 @@ def _open_project(repository: str, commit: str) -> dict[str, str]:
         return {"directory": folder}
     commit = os.environ.get(COMMIT) or _commit_of_run(commit)
     clone = _clone(os.environ.get(REPOSITORY) or repository, commit)
-    # The stages run the commit's code rather than that of the worker's installation.
+    # The stages run the commit's code, not the worker's installation.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(clone), os.environ.get("PYTHONPATH"))))
     sys.path.insert(0, os.fspath(clone))
     return {"directory": os.fspath(clone)}
 
 
 def commit_of(folder: Path) -> str:
-    """The short name of a folder's commit, "+" after it where files differ from it; "" without git."""
+    """The short hash of a folder's commit, followed by "+" if files differ from it; "" without git."""
     try:
         return _git("describe", "--always", "--dirty=+", "--exclude=*", folder=folder)
     except UserError:
@@ -74,7 +74,7 @@ def commit_of(folder: Path) -> str:
 
 
 def head_of(folder: Path) -> str:
-    """A folder's commit; "" without git."""
+    """The full hash of a folder's commit; "" without git."""
     try:
         return _git("rev-parse", "HEAD", folder=folder)
     except UserError:
@@ -82,16 +82,16 @@ def head_of(folder: Path) -> str:
 
 
 def fetch_commits(folder: Path) -> None:
-    """Bring a folder's repository every commit, branch and tag that its remotes have; files stay as they are.
+    """Fetch all commits, branches and tags of a repository's remotes; its files do not change.
 
-    A worker's clone is made once, for one commit, and knows nothing of what was committed since.
-    Raises UserError when one of them cannot be asked, or says otherwise what a tag is.
+    A worker's clone is made once, for one commit, and lacks what was committed since.
+    Raises UserError when a remote cannot be reached, or has another commit for a tag.
     """
     _git("fetch", "--all", "--tags", "--quiet", folder=folder)
 
 
 def _end_run(error: UserError) -> None:
-    """Say why the run ends that this process was to be: Prefect's worker knows no more than an exit code."""
+    """Log why the run of this process ends, and mark it as failed: Prefect's worker sees only an exit code."""
     from prefect.client.orchestration import get_client
     from prefect.logging import get_logger
     from prefect.states import Failed
@@ -105,7 +105,7 @@ def _end_run(error: UserError) -> None:
 
 
 def _commit_of_run(deployed: str) -> str:
-    """The commit that the run which this process is to be began with; where it begins now, the ``deployed`` one."""
+    """The commit with which the run of this process began; if it begins now, the ``deployed`` one, which is stored."""
     from prefect.client.orchestration import get_client
 
     if (run := os.environ.get("PREFECT__FLOW_RUN_ID")) is None:
@@ -137,7 +137,7 @@ def _clone(repository: str, commit: str) -> Path:
                 try:
                     _git("checkout", "--quiet", "--detach", commit, folder=partial)
                 except UserError:
-                    remove(partial)  # a whole repository, which nobody would look for
+                    remove(partial)  # else a whole repository would lie there unnoticed
                     raise
                 partial.rename(clone)
             if (models := os.environ.get(MODELS)) and not (clone / "models").exists():
@@ -157,9 +157,9 @@ def _git(*arguments: str, folder: Path | None = None) -> str:
 
 
 def _without_password(text: str) -> str:
-    """It, without users and passwords of addresses, of which git repeats some without their beginning.
+    """The text without users and passwords in addresses, some of which git prints without their beginning.
 
-    The user of an address of ssh stays: without it nobody is let in.
+    The user of an ssh address stays, as it is needed to log in.
     """
     text = re.sub(r"(?<=ssh://)([^/@:\s]+):[^/@\s]*@", r"\1@", text)
     return re.sub(r"(?<=//)(?<!ssh://)[^/@\s]*@|[^/@\s]*:[^/@\s]*@", "", text)

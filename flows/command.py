@@ -1,4 +1,4 @@
-"""What `hiar run` does: see whether there is anything to do, run the flow if so, and show the comparison."""
+"""`hiar run`: find out whether there is anything to do, run the flow if so, and show the comparison."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from hiar.tracking.spool import drain, spool_folder
 from hiar.workspace import experiment_params, experiments_beside, open_workspace, sole_use
 
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
-SENDING_SECONDS = 20.0  # that MLflow may take for what a run has recorded; the sender goes on after that
-STOPPING_SECONDS = 60  # that a flow may take to stop its stages and to tell its server
+SENDING_SECONDS = 20.0  # how long to wait until MLflow has a run's records; the sender goes on after that
+STOPPING_SECONDS = 60  # how long a flow may take to stop its stages and to report to its server
 
 
 def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force: bool = False) -> int:
     """Bring an experiment up to date and print its comparison. Returns the exit code: 0, or that of the failed stage.
 
-    So with every experiment that it names to be run beside it, one after another, and then all are compared.
+    The experiments that it names to be run beside it follow, one after another, and then all are compared.
 
     Raises UserError for parameters that are not valid and for a workspace that is in use.
     """
@@ -54,9 +54,9 @@ def run_experiment(root: Path, name: str | None, *, dry_run: bool = False, force
 
 
 def check_code(root: Path) -> None:
-    """Raise UserError when the project holds other code than this: DVC would record the one and run the other.
+    """Raise UserError if the project's code differs from the code that runs: DVC would record one and run the other.
 
-    As it comes about when a project is copied with its .venv, whose programs run the code they were installed from.
+    This happens when a project is copied with its .venv, whose programs run the code they were installed from.
     """
     here, own = Path(__file__).resolve().parents[1], root.resolve()
     if here == own or not (own / "hiar" / "__init__.py").exists():
@@ -100,7 +100,7 @@ def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: boo
 
 
 def _pass_on_records(workspace: Path, complete: bool) -> None:
-    """Wait a little until MLflow has what was recorded, scores that came from DVC's cache too."""
+    """Wait up to `SENDING_SECONDS` until MLflow has the records, also those of scores from DVC's cache."""
     if os.environ.get("HIAR_TRACKING") == "off":
         return
     if complete:
@@ -112,11 +112,11 @@ def _pass_on_records(workspace: Path, complete: bool) -> None:
 
 
 def _run_flow(root: Path, name: str | None, force: bool, held: int | None) -> int:
-    """Run the flow in a process of its own (flows/__main__.py) and return its exit code.
+    """Run the flow in its own process (flows/__main__.py) and return its exit code.
 
-    Prefect's temporary server is that process's child. In this terminal's group Ctrl-C would hit the server too, and
-    the flow could no longer tell it how it ended; in a session of its own it learns of signals from here alone.
-    ``held``: the file that keeps others out of the workspace, which the flow holds too until it has ended.
+    Prefect's temporary server is that process's child. In the terminal's process group Ctrl-C would end the server too,
+    and the flow could not report to it how it ended; in its own session it gets signals only from here.
+    ``held``: the descriptor of the workspace's lock, which the flow holds too until it has ended.
     """
     options = [*(["--force"] if force else []), "--", *([] if name is None else [name])]
     files = () if held is None else (held,)
@@ -144,11 +144,11 @@ def _run_flow(root: Path, name: str | None, force: bool, held: int | None) -> in
 def flow_environment(root: Path) -> dict[str, str]:
     """The environment of a flow.
 
-    Where the user has no settings of Prefect, records are kept in the project and nothing is reported to anybody.
+    Unless the user has settings of Prefect, its records are kept in the project and no analytics are sent.
     """
     database = {} if "PREFECT_HOME" in os.environ else {DATABASE: "sqlite+aiosqlite:///.prefect/prefect.db"}
     settings = {
-        # From the project's folder, in which the flow runs: a path with a ? in it would end there.
+        # Relative to the project's folder, in which the flow runs: an absolute path with a ? would be cut there.
         **database,
         "PREFECT_HOME": os.fspath((root / ".prefect").resolve()),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -1,4 +1,4 @@
-"""The comparison as a table for people in a hurry; the report has all of it."""
+"""The comparison as a short table; the report has all of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hiar.report.series import Series
     from hiar.report.tables import Table
 
-COLUMNS = (  # as far as a world's judge measures them
+COLUMNS = (  # those of them that the world's judge measures
     "good",
     "saturation_drift",
     "background_shift",
@@ -23,15 +23,15 @@ COLUMNS = (  # as far as a world's judge measures them
     "smoothed_speed",
 )
 BESIDE = (
-    "Differences are taken video by video, on the same prompts and noise. Intervals over videos say how far other "
-    "videos of the same models would land, those over training seeds how far another training seed would."
+    "Differences are taken video by video, on the same prompts and noise. Intervals over videos say how far the result "
+    "would move with other videos of the same models, those over training seeds how far with another training seed."
 )
 
 
 def comparison_table(workspace: Path) -> str:
-    """metrics/summary.json and metrics/world.json as a Markdown table, a row a model, pooled over seeds.
+    """metrics/summary.json and metrics/world.json as a Markdown table, one row per model, pooled over seeds.
 
-    Below it the paired differences to the experiment's reference.
+    Paired differences to the experiment's reference follow.
     """
     from hiar.metrics.summary import pool
     from hiar.report.columns import METRICS
@@ -69,7 +69,7 @@ def comparison_table(workspace: Path) -> str:
 
 
 def _differences(workspace: Path, columns: Sequence[Metric], students: Mapping[str, Series]) -> list[str]:
-    """Tables of paired differences to the experiment's reference with their captions, or why there are none."""
+    """Tables of paired differences to the experiment's reference, with captions, or why there are none."""
     from hiar.report.differences import difference_tables
     from hiar.statistics.paired import VIDEOS, read_scores
 
@@ -86,9 +86,9 @@ def _differences(workspace: Path, columns: Sequence[Metric], students: Mapping[s
 
 
 def beside_tables(workspaces: Mapping[str, Path]) -> str:
-    """Experiments by name, contender by contender: their means, and their paired differences to the first of them.
+    """Tables that compare experiments, by contender: their means, and their paired differences to the first one.
 
-    Intervals of means are over training seeds where there are several, else over videos.
+    Intervals of means are over training seeds if there are several, otherwise over videos.
     """
     from hiar.report.columns import METRICS
     from hiar.report.differences import difference_tables

@@ -1,4 +1,4 @@
-"""The machine's cores, shared by the stages that run at once."""
+"""The machine's cores, shared by stages that run at the same time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hiar.io.cores import process_cores
 
 
 class Cores:
-    """A number of cores of which any thread may take some for a while."""
+    """A number of cores, of which threads take some and give them back."""
 
     def __init__(self, count: int) -> None:
         self._count = self._free = count
@@ -19,7 +19,7 @@ class Cores:
 
     @contextmanager
     def take(self, wanted: int) -> Iterator[None]:
-        """Wait for ``wanted`` cores, or for all of them where there are fewer, and hold them in the body."""
+        """Wait for ``wanted`` cores, or for all if there are fewer, and hold them during the body."""
         taken = min(wanted, self._count)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= taken)
@@ -33,7 +33,7 @@ class Cores:
 
 
 def usable_cores(runtime: Runtime) -> int:
-    """The cores of this process; one where a GPU does the work, so that its stages run one after another."""
+    """The number of cores of this process; 1 if a GPU does the work, so that stages run one after another."""
     import torch
 
     if runtime.device != "cpu" and torch.cuda.is_available():

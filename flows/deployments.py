@@ -1,4 +1,4 @@
-"""The flows of prefect.yaml, as a server and its workers run them, in the project that is the current folder."""
+"""The flows of prefect.yaml, as a server's workers run them; the project is the current folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hiar.errors import InUse, UserError
 from hiar.workspace import experiment_params, open_workspace, sole_use
 
 POLL_SECONDS = 0.5
-# A run that crashed is scheduled again by the watcher (flows/stack/watcher.py), or has had all its attempts.
+# After this time the watcher (flows/stack/watcher.py) has rescheduled a crashed run, or its attempts are used up.
 CRASHED_SECONDS = 60.0
 
 NAME = r"^[a-z0-9]+([-.][a-z0-9]+)*(\+[a-z0-9]+([-.][a-z0-9]+)*)*$"
@@ -40,20 +40,20 @@ Experiment = Annotated[
     Field(
         pattern=NAME,
         max_length=200,
-        description="A file of experiments/ without .yaml, or several as ONE+OTHER; none: params.yaml as it is.",
+        description="A file of experiments/ without .yaml, or several as ONE+OTHER; none: params.yaml alone.",
     ),
 ]
-Force = Annotated[bool, Field(description="Run what is up to date, too.")]
-StageName = Annotated[str, Field(pattern=STAGE, max_length=200, description="As dvc.yaml has it: codec@0.")]
-Spread = Annotated[bool, Field(description="Each stage is a run of its own, for the workers of the pool of stages.")]
-Folder = Annotated[str, Field(min_length=1, description="A folder of mp4 files, seen from the project's.")]
-Out = Annotated[str, Field(pattern=r"\.json$", description="The file of scores, seen from the project's folder.")]
-Delete = Annotated[bool, Field(description="Delete it; else it is only told what would be.")]
+Force = Annotated[bool, Field(description="Also run stages that are up to date.")]
+StageName = Annotated[str, Field(pattern=STAGE, max_length=200, description="As in dvc.yaml: codec@0.")]
+Spread = Annotated[bool, Field(description="Run each stage as a flow run of its own, in the work pool of stages.")]
+Folder = Annotated[str, Field(min_length=1, description="A folder of mp4 files, relative to the project's folder.")]
+Out = Annotated[str, Field(pattern=r"\.json$", description="The file of scores, relative to the project's folder.")]
+Delete = Annotated[bool, Field(description="Delete; otherwise only list what would be deleted.")]
 
 
 @flow(name="experiment", flow_run_name=run_name, persist_result=False)
 def experiment(name: Experiment = None, force: Force = False, spread: Spread = False) -> State[Any] | None:
-    """Bring an experiment up to date: what has changed since its last run is run again.
+    """Bring an experiment up to date: stages that changed since its last run are run again.
 
     Waits while its workspace is in use. Fails as flows.experiment does.
     """
@@ -67,7 +67,7 @@ def experiment(name: Experiment = None, force: Force = False, spread: Spread = F
                 with sole_use(root, name):
                     elsewhere = _elsewhere(name, params) if spread else None
                     return bring_up_to_date(open_workspace(root, name), force, elsewhere)
-            except InUse as error:  # by another experiment's run, or by a stage of this one that went on when it died
+            except InUse as error:  # by another run, or by a stage of an earlier attempt that outlived it
                 if not told:
                     get_run_logger().info("waiting: %s", error)
                 told = True
@@ -78,9 +78,9 @@ def experiment(name: Experiment = None, force: Force = False, spread: Spread = F
 
 @flow(name="stage", flow_run_name=run_name, persist_result=False)
 def stage(stage: StageName, name: Experiment = None, force: Force = False) -> State[Any] | None:
-    """Run one stage of an experiment on devices of this machine that no other stage has.
+    """Run one stage of an experiment on devices of this machine that no other stage uses.
 
-    One that is shared out to processes takes as many as runtime.processes says. The stages it needs have to be up to
+    A stage of several processes takes as many devices as runtime.processes says. The stages it needs must be up to
     date.
     """
     root, groups = Path.cwd(), ProcessGroups()
@@ -95,7 +95,7 @@ def stage(stage: StageName, name: Experiment = None, force: Force = False) -> St
             state = run_stage(
                 workspace, stage, force, groups, Cores(1), 1, remote, variables=variables, return_state=True
             )
-            # A task's state as it is would only be counted: "1/1 states failed" in place of the stage's line.
+            # Prefect would only count a task's own state: "1/1 states failed" instead of the stage's message.
             return None if state.is_completed() else Failed(message=state.message)
     except UserError as error:
         return Failed(message=str(error), data=error)
@@ -105,7 +105,7 @@ def stage(stage: StageName, name: Experiment = None, force: Force = False) -> St
 
 @flow(name="score", flow_run_name="score {folder}", persist_result=False)
 def score(folder: Folder, out: Out = "scores.json") -> State[Any] | None:
-    """Score the videos of a folder, as `hiar score` does."""
+    """Score the videos of a folder with `hiar score`."""
     with take_devices(1) as devices:
         return _hiar("score", folder, "--out", out, variables=environment_on(devices))
 
@@ -114,9 +114,9 @@ def score(folder: Folder, out: Out = "scores.json") -> State[Any] | None:
 def retention(
     last: Annotated[int, Field(ge=0, description="Runs of each experiment that are kept.")] = 3, delete: Delete = False
 ) -> State[Any] | None:
-    """Delete from the store what nothing keeps, as `hiar storage gc` does, after all commits have been fetched.
+    """Delete from the store what no run needs, with `hiar storage gc`, after fetching all commits.
 
-    Fails where they cannot be: what commits of others name would count for nothing.
+    Fails if they cannot be fetched, as runs named by others' commits would not be kept.
     """
     try:
         fetch_commits(Path.cwd())
@@ -126,7 +126,7 @@ def retention(
 
 
 def _hiar(*arguments: str, variables: dict[str, str] | None = None) -> State[Any] | None:
-    """Run a command of `hiar`; a failure is a state with its last line."""
+    """Run a `hiar` command; a failure becomes a state with the command's last line."""
     groups, lines = ProcessGroups(), [""]
 
     def heard(line: str) -> None:
@@ -142,9 +142,9 @@ def _hiar(*arguments: str, variables: dict[str, str] | None = None) -> State[Any
 
 
 def _elsewhere(name: str | None, params: Params) -> Any:
-    """What has a stage run as a run of its own, found again by an experiment that is taken up on the same commit.
+    """A function that runs a stage as a flow run of its own, which a resumed experiment of the same commit finds again.
 
-    A clone of that stage's is of this experiment's commit, whatever has been deployed since.
+    If the stage works in a clone, it is of this experiment's commit, whatever has been deployed since.
     """
     parent, kind, commit = flow_run.id, kind_of_pool(), head_of(Path.cwd())
     of_run = {"env": {COMMIT: commit}} if commit and PROJECT not in os.environ else {}
@@ -166,9 +166,9 @@ def _elsewhere(name: str | None, params: Params) -> Any:
 
 
 def _wait(run: FlowRun, groups: ProcessGroups) -> State[Any]:
-    """The state in which a run ends; a server that is away for a while is waited for. Raises Stopped with the groups.
+    """The final state of a run; while the server is away, wait. Raises Stopped once the groups are stopped.
 
-    This flow ends then, and is not to wait for what goes on without it.
+    This flow is ending then, and must not wait for a run that goes on without it.
     """
     from httpx import HTTPError
 

@@ -1,6 +1,6 @@
-"""The machine's devices, each of which one stage at a time may have: locks that the kernel releases.
+"""Exclusive use of the machine's devices by stages, through locks that the kernel releases.
 
-The locks are the machine's, not a project's or a server's: two workspaces, deployments or users of a group share them.
+The locks belong to the machine and user, not to a project or server: several workspaces and deployments share them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from hiar.io.cores import process_cores
 from hiar.io.files import writing
 
 DEVICES = "HIAR_DEVICES"  # names of this machine's devices, as in 0,1,2,3
-FOLDER = "HIAR_DEVICE_LOCKS"  # where the locks are
-CPUS = 4  # cores at most that are devices where there is no GPU: each has a worker, of 200 MB
-LOOK_SECONDS = 0.2  # between looks for free devices
+FOLDER = "HIAR_DEVICE_LOCKS"  # folder of the locks
+CPUS = 4  # without a GPU at most so many cores count as devices: each has a worker, of 200 MB
+LOOK_SECONDS = 0.2  # between attempts to get devices
 
 
 def device_names() -> list[str]:
-    """The devices of this machine, as CUDA_VISIBLE_DEVICES names them; where there is no GPU, its first cores.
+    """The devices of this machine, as CUDA_VISIBLE_DEVICES names them; without a GPU, its first cores.
 
-    Read without torch, which takes seconds. Raises UserError when HIAR_DEVICES names one twice.
+    torch is not used, as it takes seconds to load. Raises UserError unless HIAR_DEVICES names each device once.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given := os.environ.get(DEVICES) or visible:
@@ -35,16 +35,16 @@ def device_names() -> list[str]:
         if not names or len(set(names)) < len(names) or any("/" in name for name in names):
             raise UserError(f"{DEVICES} = {given}: should name each device once; give its names, as in 0,1,2,3")
         return names
-    nodes = _nodes() if visible is None else []  # where it is empty, GPUs are there that nobody is to see
+    nodes = _nodes() if visible is None else []  # if it is empty, GPUs are hidden on purpose
     count = sum(path.name[6:].isdecimal() for path in nodes)
     return [str(number) for number in range(count)] or [f"cpu-{core}" for core in range(min(process_cores(), CPUS))]
 
 
 @contextmanager
 def take_devices(count: int) -> Iterator[list[str]]:
-    """Wait for ``count`` devices that nobody has, or all there are where these are fewer, and hold them in the body.
+    """Wait for ``count`` free devices, or for all if there are fewer, and hold them during the body.
 
-    All at once or none: stages that need several never wait for each other's.
+    All are taken at once or none, so that stages which need several cannot deadlock.
     """
     names = device_names()
     wanted = min(count, len(names))
@@ -59,14 +59,14 @@ def take_devices(count: int) -> Iterator[list[str]]:
 
 
 def environment_on(devices: Sequence[str]) -> dict[str, str]:
-    """What tells a stage which devices are its own: GPUs, unless their names begin with ``cpu``."""
+    """The variables that restrict a stage to its devices: GPUs, unless their names begin with ``cpu``."""
     if devices[0].startswith("cpu"):
         return {}
     return {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def _try(folder: Path, names: Sequence[str], wanted: int, held: ExitStack) -> list[str]:
-    """The first ``wanted`` devices that are free, locked as long as ``held`` is; fewer where there are not enough."""
+    """The first ``wanted`` free devices, locked until ``held`` closes; fewer if there are not enough."""
     taken: list[str] = []
     with writing(folder), (folder / "choosing.lock").open("ab") as choosing:
         fcntl.flock(choosing, fcntl.LOCK_EX)  # one at a time, so that two do not each take half of what both need
@@ -77,7 +77,7 @@ def _try(folder: Path, names: Sequence[str], wanted: int, held: ExitStack) -> li
             except BlockingIOError:
                 file.close()
                 continue
-            os.set_inheritable(file.fileno(), True)  # a stage may outlive its flow by the time that a checkpoint takes
+            os.set_inheritable(file.fileno(), True)  # a stage may outlive its flow while it saves a checkpoint
             held.enter_context(file)
             taken.append(name)
             if len(taken) == wanted:
@@ -86,7 +86,7 @@ def _try(folder: Path, names: Sequence[str], wanted: int, held: ExitStack) -> li
 
 
 def _nodes() -> Iterable[Path]:
-    """What Linux shows of GPUs."""
+    """Linux's device files of GPUs."""
     return Path("/dev").glob("nvidia[0-9]*")
 
 

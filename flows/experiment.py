@@ -1,4 +1,4 @@
-"""The experiment flow: a task for every stage that is stale, in DVC's order, as many at once as cores allow."""
+"""The experiment flow: one task per stale stage, in DVC's order, as many at a time as cores allow."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hiar.errors import UserError
 from hiar.parameters import load_params
 from hiar.workspace import experiment_params, open_workspace
 
-# Has a stage run, forced or not; raises StageFailure, and Stopped once the groups are stopped.
+# Runs a stage somewhere else, forced or not; raises StageFailure, and Stopped once the groups are stopped.
 Elsewhere = Callable[[str, bool, ProcessGroups], None]
 
 
 def _crashed(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed stage is worth another attempt: it goes on from its last checkpoint."""
+    """Whether a failed stage is worth another attempt, which resumes from its last checkpoint: not a user's mistake."""
     failure = state.result(raise_on_failure=False)
     return isinstance(failure, StageFailure) and failure.code != MISTAKE
 
@@ -36,7 +36,7 @@ def _crashed(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
 @task(
     task_run_name="{stage}",
     retries=2,
-    retry_delay_seconds=[5, 30],  # what a second does not mend, such as a store under load, may be over by then
+    retry_delay_seconds=[5, 30],  # some causes, such as a store under load, take longer than a second to pass
     retry_condition_fn=_crashed,
     cache_policy=NO_CACHE,
     persist_result=False,
@@ -52,10 +52,10 @@ def run_stage(
     elsewhere: Elsewhere | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> State[Any] | None:
-    """Reproduce one stage; a failure is a state, not an exception, so that the log holds its line and no traceback.
+    """Reproduce one stage; a failure is a state, not an exception, so that the log has one line and no traceback.
 
-    ``elsewhere`` has it run first, so that here it is found, in a workspace that both use, or fetched.
-    ``variables``: of the stage's environment, over those of this process.
+    ``elsewhere`` first runs it somewhere else, so that its outputs are found here (in a shared workspace) or fetched.
+    ``variables``: additions to the stage's environment, which override those of this process.
     """
     logger = get_run_logger()
     try:
@@ -73,10 +73,10 @@ def run_stage(
 
 @flow(name="experiment", flow_run_name=run_name, persist_result=False)
 def experiment(name: str | None = None, force: bool = False) -> State[Any] | None:
-    """Bring experiment ``name`` up to date (none: the default one), in the project that is the current folder.
+    """Bring experiment ``name`` up to date (None: the default one); the project is the current folder.
 
-    Fails with the StageFailure of the first stage that failed; stages that do not need it are run all the same. Fails
-    with a UserError where there is a mistake in the experiment, or its workspace is in use.
+    Fails with the StageFailure of the first stage that failed; stages that do not need it still run. Fails with a
+    UserError if there is a mistake in the experiment, or its workspace is in use.
     """
     try:
         tag(name, experiment_params(Path.cwd(), name))
@@ -86,7 +86,7 @@ def experiment(name: str | None = None, force: bool = False) -> State[Any] | Non
 
 
 def bring_up_to_date(workspace: Path, force: bool, elsewhere: Elsewhere | None = None) -> State[Any] | None:
-    """The flow's body; every stage runs here, or ``elsewhere`` where that is given. Raises UserError."""
+    """The flow's body; every stage runs here, or ``elsewhere`` if that is given. Raises UserError."""
     runtime = load_params(workspace / "params.yaml").runtime
     groups, cores = ProcessGroups(), Cores(usable_cores(runtime))
     remote = remote_of(workspace)

@@ -1,7 +1,7 @@
-"""`python -I -S leader.py COMMAND ...`: run a command and end its whole process group when the one who started it dies.
+"""`python -I -S leader.py COMMAND ...`: run a command, and end its whole process group when the starting process dies.
 
-That one holds the other end of this process's input, which the kernel closes whatever ends it; a command that prints
-nothing would not notice by itself. Nothing of the project is imported: this comes with each command.
+That process holds the other end of this one's standard input, which the kernel closes however it dies; a command that
+prints nothing would not notice. Nothing of the project is imported, to start fast: every command has a leader.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ GRACE = 25.0  # seconds between asking the group to end and killing it
 
 
 def main() -> None:
-    """Run the command; end as it does, by the same signal too."""
+    """Run the command; end with its exit code, or by the signal that ended it."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda _number, _frame: None)  # they are the command's; a handler is not inherited
+        signal.signal(number, lambda _number, _frame: None)  # unlike SIG_IGN, the command does not inherit it
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
     threading.Thread(target=_end_with_input, daemon=True).start()
     code = command.wait()

@@ -1,4 +1,4 @@
-"""The students of an experiment in MLflow's registry: a method is a model there, and what a training made a version."""
+"""The students of an experiment in MLflow's registry: each method is a model there, each trained student a version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hiar.tracking.stage import tracked
 
 
 class Model(NamedTuple):
-    """A student. source: the address of its folder's object in the store, DVC's list of files and hashes."""
+    """A student. source: the address in the store of its folder's object, DVC's list of files and hashes."""
 
     variant: str
     seed: int
@@ -24,7 +24,7 @@ class Model(NamedTuple):
 
 
 def register_models(remote: Remote) -> None:
-    """Record each student whose weights are in an S3 store; elsewhere nobody could take them from."""
+    """Register each student, if the remote is on S3: others could not fetch the weights from anywhere else."""
     workspace, url = remote.workspace, remote.url
     if not url.startswith("s3://"):
         return
@@ -35,12 +35,12 @@ def register_models(remote: Remote) -> None:
 
 
 def models_of(workspace: Path, url: str) -> Iterator[Model]:
-    """The students that dvc.lock and metrics/summary.json of a workspace name, as they lie below a remote's ``url``."""
+    """The students that a workspace's dvc.lock and metrics/summary.json name, with sources below a remote's ``url``."""
     summary = read_summary(load_params(workspace / "params.yaml"), workspace)
     rows = [row for row in summary if row["stage"] == "distill"]
     stages = stages_of((workspace / "dvc.lock").read_bytes(), workspace / "dvc.lock")
     objects = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
-    best: dict[str, tuple[float, int]] = {}  # of each method, by the metric that leads where it was scored
+    best: dict[str, tuple[float, int]] = {}  # of each method, by the leading metric of its scores
     for row in rows:
         if key := leading(row["metrics"]):
             found = (rank(key, row["metrics"][key]["mean"]), -row["seed"])

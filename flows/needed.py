@@ -1,12 +1,12 @@
-"""What a stage needs of others that were run on another machine: found by their records, fetched from the remote.
+"""The inputs of a stage that were made on another machine: found by their stages' records, fetched from the remote.
 
-A record (DVC's run cache) says by which hashes of inputs a stage has made which outputs. From the code and parameters
-here follow the records of the first stages, from theirs those of the next, so that of all outputs only those are
-fetched that the stage itself reads.
+A record (DVC's run cache) maps the hashes of a stage's inputs to its outputs. The code and parameters here determine
+the records of the first stages, their outputs those of the next, and so on, so that only the outputs which the stage
+itself reads have to be fetched.
 
-This takes functions of DVC's that are not public. What is public (`dvc status`, `dvc data status`, `dvc repro --dry`,
-`dvc.api`, and ``restore`` of the records itself) looks a record up by the inputs that lie on the disk, or that dvc.lock
-names; here these are of other machines, and nobody has them yet. DVC's version is pinned, and the tests run this.
+This uses private functions of DVC. The public ones (`dvc status`, `dvc data status`, `dvc repro --dry`, `dvc.api`, and
+``restore`` of the run cache) look a record up by inputs that are on the disk or in dvc.lock; here these were made on
+other machines and are not on the disk yet. DVC's version is pinned, and the tests run this.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 
 def fetch_needed(repo: Any, stage: Any) -> None:
-    """Bring what ``stage`` reads of other stages into the workspace, as their present inputs make it.
+    """Fetch the outputs of other stages that ``stage`` reads into the workspace, as made from their present inputs.
 
-    What is there already, or was never recorded, stays as it is. Works on the records that are in the local cache.
+    Outputs that are already there, or were never recorded, stay as they are. Uses the records in the local cache.
     """
     import networkx as nx
 
@@ -33,7 +33,7 @@ def fetch_needed(repo: Any, stage: Any) -> None:
                     if Path(path).is_relative_to(dependency.fs_path):
                         _bring(repo, inside)
                 if not dependency.exists:
-                    break  # so nobody has run this stage
+                    break  # an input is missing, so nobody has run this stage
                 dependency.save()
             else:
                 dependency.hash_info, dependency.meta = output.hash_info, output.meta
@@ -44,9 +44,9 @@ def fetch_needed(repo: Any, stage: Any) -> None:
 
 
 def recorded(repo: Any) -> set[str]:
-    """The stages that were run before on their present inputs, and whose outputs are in the local cache.
+    """The stages that have run on their present inputs before, and whose outputs are in the local cache.
 
-    Of a stage that reads a folder of others' outputs it cannot be told before these are there.
+    For a stage that reads a folder of others' outputs this is unknown until these are in the workspace.
     """
     import networkx as nx
 
@@ -60,7 +60,7 @@ def recorded(repo: Any) -> set[str]:
                 dependency.hash_info, dependency.meta = output.hash_info, output.meta
                 continue
             inside = [path for path in others if Path(path).is_relative_to(dependency.fs_path)]
-            # What another stage has to compute, or to bring here, is not what lies here now.
+            # If another stage has yet to make or restore outputs in this folder, its present content does not count.
             if not dependency.exists or any(path not in made or made[path].changed_checksum() for path in inside):
                 break
             dependency.save()
@@ -75,7 +75,7 @@ def recorded(repo: Any) -> set[str]:
 
 
 def _record(records: Any, stage: Any) -> dict[str, Any] | None:
-    """The newest record of a stage whose inputs have hashes; DVC's own way to it reads them from the disk."""
+    """The newest record of a stage, by the hashes set on its inputs; DVC's own lookup reads them from the disk."""
     from dvc.stage.cache import _get_cache_hash
     from dvc.stage.serialize import to_single_stage_lockfile
 
@@ -85,7 +85,7 @@ def _record(records: Any, stage: Any) -> dict[str, Any] | None:
 
 
 def _bring(repo: Any, output: Any) -> None:
-    """Make a recorded output what is in the workspace."""
+    """Fetch a recorded output and check it out into the workspace."""
     if output.exists and not output.changed_checksum():
         return
     for objects in output.get_used_objs().values():

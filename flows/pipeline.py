@@ -1,4 +1,4 @@
-"""What DVC knows of an experiment: its stages, which of them are stale and why, and how one is reproduced."""
+"""An experiment in DVC: its stages, which of them are stale and why, and how to reproduce one."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from hiar.storage.runs import stages_of
 from hiar.storage.store import cache_of
 
 BUSY_SECONDS = 5.0  # between attempts at a stage that another process is using
-# What DVC says of that, and what the stage does of one that has outlived its DVC to save a state.
+# What DVC prints then, and a stage while an earlier one, which has outlived its DVC to save a state, still writes.
 BUSY = ("is busy, it is being blocked by", ": another process is writing it; ")
-# What DVC says after each stage of things to do by hand; of no use in a run's log.
+# Hints that DVC prints after each stage; of no use in a run's log.
 HINTS = (
     "Generating lock file",
     "Updating lock file",
@@ -37,18 +37,18 @@ HINTS = (
     "\tdvc config core.autostage",
     "Use `dvc push`",
 )
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}  # what no further attempt mends
-SHOWN = 3  # names of files that a reason lists
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}  # errors that no retry mends
+SHOWN = 3  # names of files listed in a reason
 _asking = threading.Lock()  # DVC's lock on a workspace does not tell threads apart
-MISTAKE = 2  # the exit code of a stage whose user has to mend something
+MISTAKE = 2  # the exit code of a stage that failed by a user's mistake
 
 
 @dataclass(frozen=True)
 class Stage:
     """A stage to run.
 
-    ``needs``: the stages to run before it. ``reason``: what has changed, in words. ``of_variant``: it is one of those
-    that run side by side, with the threads that params.yaml gives these.
+    ``needs``: the stages to run before it. ``reason``: what has changed, in words. ``of_variant``: whether it is a
+    variant's stage; these run side by side, with runtime.variant_threads threads.
     """
 
     name: str
@@ -68,7 +68,8 @@ class StageFailure(Exception):
 def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
     """The stages that DVC would run and all that depend on them, in an order in which they can run; all with ``force``.
 
-    Stages that most others wait for come first. Raises UserError when dvc.yaml is not valid, and InUse.
+    Stages that most others wait for come first. Raises UserError when dvc.yaml is not valid, and InUse when another
+    run has the workspace.
     """
     import networkx as nx
     from dvc.exceptions import DvcException
@@ -102,27 +103,27 @@ def stale_stages(workspace: Path, *, force: bool = False) -> list[Stage]:
 
 
 def recorded_stages(workspace: Path) -> set[str]:
-    """The stages that need not be computed, since DVC's cache has what they made of the same inputs before."""
+    """The stages that need not be computed, since DVC's cache has their outputs for the same inputs."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
 
     try:
-        with chdir(workspace), Repo() as repo:  # DVC reads its records as of stages of the current folder
+        with chdir(workspace), Repo() as repo:  # DVC reads its records for stages of the current folder
             return recorded(repo)
     except (DvcException, LockError):
         return set()
 
 
 def is_current(workspace: Path, stage: str) -> bool:
-    """Whether DVC has nothing to do for a stage; False also where it cannot be told, as while others write there."""
+    """Whether DVC has nothing to do for a stage; also False if DVC cannot tell, as while others write there."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
 
     try:
         with _asking, Repo(os.fspath(workspace)) as repo:
-            # By name alone it would be the stage of the current folder's dvc.yaml.
+            # The name alone would mean a stage of the current folder's dvc.yaml.
             return not repo.status(targets=[f"{workspace / 'dvc.yaml'}:{stage}"])
     except (DvcException, LockError):
         return False
@@ -140,8 +141,8 @@ def reproduce(
 ) -> None:
     """`dvc repro` of one stage; waits while another process uses it.
 
-    Where the ``remote`` has what it would make, that is fetched; what it makes is pushed there.
-    ``variables``: of the stage's environment, over those of this process.
+    If the ``remote`` has its outputs, they are fetched; outputs that are made here are pushed there.
+    ``variables``: additions to the stage's environment, which override those of this process.
 
     Raises StageFailure.
     """
@@ -169,7 +170,7 @@ def reproduce(
 
 
 def _failure(workspace: Path, stage: str, code: int, lines: list[str]) -> StageFailure:
-    """What to tell of a failed `dvc repro`: the stage's own exit code and last words rather than DVC's."""
+    """The failure of a `dvc repro`, with the stage's own exit code and last line rather than DVC's."""
     own = [line for line in lines if not line.startswith("ERROR: ")]
     dvc = [line for line in lines if line.startswith("ERROR: ")]
     exits, places = re.findall(r"exited with (-?\d+)", "\n".join(dvc)), ""
@@ -200,7 +201,7 @@ def _places(workspace: Path) -> str:
 
 
 def _signal_name(code: int) -> str | None:
-    """Of the signal that ended a process, by its exit code as shells tell it; None where none did."""
+    """The name of the signal that ended a process, from its exit code as in a shell; None if no signal did."""
     try:
         return signal.Signals(code - 128).name
     except ValueError:
@@ -208,7 +209,7 @@ def _signal_name(code: int) -> str | None:
 
 
 def _shell_s_word(line: str, ended_by: int) -> bool:
-    """Whether it is what the shell of a stage's command says of a signal: dash "Killed", bash with itself before it."""
+    """Whether a line is the shell's message about a signal: dash prints "Killed", bash puts its own name before it."""
     word = re.escape(signal.strsignal(ended_by) or "")
     return re.fullmatch(rf"{word}( \(core dumped\))?|\S+: (line \d+: )?\d+ +{word}\b.*", line) is not None
 
@@ -230,7 +231,7 @@ def _reason(changes: list[Any] | None) -> str:
 
 
 def _listed(paths: list[str]) -> str:
-    """The first of some names: all of them would be a wall."""
+    """The first `SHOWN` names, and how many more there are."""
     more = len(paths) - SHOWN
     return ", ".join(paths[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 

@@ -1,7 +1,7 @@
-"""Commands that leave no orphan: each in a process group of its own, which is stopped as a whole.
+"""Commands that leave no orphans: each runs in its own process group, which is stopped as a whole.
 
-The group's leader (flows/leader.py) ends it when this process is gone, by SIGKILL too. It holds the locks of this
-process that are inheritable: what they are for is in use until the group has ended.
+The group's leader (flows/leader.py) ends the group when this process dies, even by SIGKILL. It inherits the inheritable
+locks of this process, so that what they protect stays locked until the group has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEADER = [sys.executable, "-I", "-S", os.fspath(Path(__file__).with_name("leader
 
 
 def stage_environment() -> dict[str, str]:
-    """The environment of a stage: the `hiar` of this Python comes first, and its lines come as they are printed."""
+    """The environment of a stage: this Python's `hiar` comes first in PATH, and output is unbuffered."""
     path = os.pathsep.join((os.fspath(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     proxies = {}
     if OWN_NO_PROXY in os.environ:
@@ -32,7 +32,7 @@ def stage_environment() -> dict[str, str]:
 
 
 def shell_code(code: int) -> int:
-    """The exit code of a process as a shell tells it: 128 + N where signal N ended it."""
+    """The exit code of a process as in a shell: 128 + N if signal N ended it."""
     return 128 - code if code < 0 else code
 
 
@@ -41,7 +41,7 @@ class Stopped(Exception):
 
 
 class ProcessGroups:
-    """The commands at work; ``stop`` ends them from another thread."""
+    """The running commands; ``stop`` ends them from another thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class ProcessGroups:
         self._stopping = False
 
     def check(self) -> None:
-        """Raise Stopped after ``stop``: for what waits in a thread of its own, and would outlast it."""
+        """Raise Stopped after ``stop``: for threads that wait, which would otherwise outlast it."""
         if self._stopping:
             raise Stopped
 
@@ -72,7 +72,7 @@ class ProcessGroups:
                 text=True,
                 errors="replace",
                 start_new_session=True,
-                close_fds=False,  # inheritable are locks that are to be held until the group has ended, nothing else
+                close_fds=False,  # only locks are inheritable, those to be held until the group has ended
             )
             self._leaders.add(leader)
         try:
@@ -106,8 +106,8 @@ def _end(leaders: Set[subprocess.Popen[str]], grace: float) -> None:
 
 
 def _signal(leader: subprocess.Popen[str], number: int) -> bool:
-    """Signal the group of ``leader``; whether the group exists."""
-    leader.poll()  # a leader that has ended counts as alive until it is asked for
+    """Signal the group of ``leader``; return whether the group exists."""
+    leader.poll()  # reaps an ended leader, which would otherwise count as alive
     with suppress(ProcessLookupError):
         os.killpg(leader.pid, number)
         return True

@@ -1,4 +1,4 @@
-"""`python -m flows.records --port PORT`: MLflow's pages on this project's runs, what `make mlflow` starts."""
+"""`python -m flows.records --port PORT`: MLflow's UI on this project's records, as started by `make mlflow`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOST = "127.0.0.1"
 
 
 def main() -> NoReturn:
-    """Become MLflow's server; a mistake is one line and exit code 2."""
+    """Replace this process by MLflow's server; a user's mistake gives one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m flows.records")
     parser.add_argument("--port", required=True)
     try:
@@ -42,7 +42,7 @@ def main() -> NoReturn:
 
 
 def free_port(text: str) -> int:
-    """A port that one may listen on. Raises UserError when it is none, is in use, or is not for this user."""
+    """The port, checked. Raises UserError if it is not a port number, is in use, or this user may not listen on it."""
     if not (text.isascii() and text.isdecimal() and 1 <= int(text[:6]) <= 65535):
         raise UserError(f"PORT = {text}: is no port; give one of 1 to 65535, as in make mlflow PORT=5001")
     port = int(text)

@@ -1,10 +1,10 @@
-"""DVC's remote during a run: what was made elsewhere from the same inputs is fetched, what is made here is pushed.
+"""DVC's remote during a run: outputs made elsewhere from the same inputs are fetched, outputs made here are pushed.
 
-`python -m flows.remote reproduce [--force] STAGE`, which fetches or runs a stage and pushes what it made (`fetch` does
-not push), and `python -m flows.remote push`, which pushes everything, work in the workspace that is the current folder,
-in processes that are stopped as stages are. `dvc repro --pull` and `dvc push --run-cache` do the same, but each of them
-copies the records of every stage ever run (DVC's run cache), and takes for granted that a folder which was pushed once
-is still whole; here records that are missing are copied, after the data that they name.
+`python -m flows.remote reproduce [--force] STAGE` fetches or runs a stage and pushes its outputs (`fetch` does not
+push); `python -m flows.remote push` pushes everything. Both work in the workspace that is the current folder, in
+processes that are stopped like stages. `dvc repro --pull` and `dvc push --run-cache` do the same, but each of them
+copies the records of every stage ever run (DVC's run cache), and assumes that a folder which was pushed once is still
+complete; here only missing records are copied, after the data that they name.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from hiar.io.files import write_text
 from hiar.io.progress import Progress
 from hiar.storage.runs import DEFAULT, outs_of
 
-PUSHED = Path(".dvc", "tmp", "hiar-pushed")  # the state of the workspace that was last pushed as a whole
-# How long that counts: what no run that a store knows keeps is deleted there (`hiar storage gc`), and may be kept now.
+PUSHED = Path(".dvc", "tmp", "hiar-pushed")  # holds the state of the workspace that was last pushed as a whole
+# How long that note is trusted: meanwhile `hiar storage gc` may have deleted objects that this workspace names.
 PUSHED_SECONDS = 24 * 3600.0
-# Of a remote that does not answer; botocore's own, a minute, is waited for five times.
+# Timeouts for a remote that does not answer; botocore waits its own default, a minute, five times.
 PATIENCE = {"connect_timeout": 10, "read_timeout": 60}
 
 
@@ -37,7 +37,7 @@ PATIENCE = {"connect_timeout": 10, "read_timeout": 60}
 class Remote:
     """The remote of a workspace: its name, and whether it has failed in this run, which then goes on without it.
 
-    closed: it has not taken what was pushed, as one that may only be read; it is still fetched from.
+    closed: it refused a push, as a read-only one does; it is still fetched from.
     """
 
     workspace: Path
@@ -47,7 +47,7 @@ class Remote:
 
     @property
     def url(self) -> str:
-        """Where it is, as the workspace's DVC settings have it."""
+        """Its address in the workspace's DVC settings."""
         from dvc.config import Config
 
         settings = Config(os.fspath(self.workspace / ".dvc"), validate=False)
@@ -55,39 +55,39 @@ class Remote:
 
     @property
     def away_line(self) -> str:
-        """How lines begin that tell of a failure."""
+        """The beginning of lines that report a failure."""
         return f"remote '{self.name}': "
 
     @property
     def closed_line(self) -> str:
-        """How those of them begin that tell of a push."""
+        """The beginning of lines that report a failed push."""
         return f"{self.away_line}nothing more is pushed: "
 
     @property
     def command(self) -> list[str]:
-        """What reproduces a stage, whose name is to be added."""
+        """The command that reproduces a stage, to which the stage's name is added."""
         return [sys.executable, "-m", "flows.remote", "fetch" if self.closed else "reproduce"]
 
     def hear(self, line: str) -> None:
-        """Take note of a failure, which a command has told."""
+        """Note a failure that a command's line reports."""
         if line.startswith(self.closed_line):
             self.closed = True
         elif line.startswith(self.away_line):
             self.away = True
 
     def state(self) -> str:
-        """What is to be pushed, and where to."""
+        """A hash of what is to be pushed and where to: of dvc.lock and DVC's settings."""
         lock = self.workspace / "dvc.lock"
         config = [self.workspace / ".dvc" / name for name in ("config", "config.local")]
         return sha256(b"".join(path.read_bytes() for path in (lock, *config) if path.exists())).hexdigest()
 
     def has(self, done: Path) -> bool:
-        """Whether that was done with everything that dvc.lock names, of which a file tells, such as `PUSHED`."""
+        """Whether the file ``done``, such as `PUSHED`, holds the present state."""
         path = self.workspace / done
         return path.exists() and path.read_text(encoding="utf-8") == self.state()
 
     def note(self, done: Path, state: str) -> None:
-        """That it was done with what the workspace held then."""
+        """Write ``state`` to the file ``done``."""
         write_text(self.workspace / done, state)
 
 
@@ -100,13 +100,13 @@ def remote_of(workspace: Path) -> Remote | None:
 
 
 def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None]) -> bool:
-    """Push everything that is not known to be there; whether all is. A failure is one line."""
+    """Push everything that is not known to be there; return whether all is. A failure is one line."""
     if remote.has(PUSHED) and time.time() - (remote.workspace / PUSHED).stat().st_mtime < PUSHED_SECONDS:
         return True
     state = remote.state()
 
     def heard(line: str) -> None:
-        remote.away |= line.startswith(remote.away_line)  # so that nobody is sent there
+        remote.away |= line.startswith(remote.away_line)  # so that no link leads there
         if line:
             tell(line)
 
@@ -118,7 +118,7 @@ def push(remote: Remote, groups: ProcessGroups, tell: Callable[[str], None]) -> 
 
 
 def main() -> int:
-    """Do what the command line says and return the exit code; of `reproduce` it is that of `dvc repro`."""
+    """Do what the command line says and return the exit code; that of `dvc repro` unless it is a push."""
     from dvc.cli import main as dvc
 
     what, *options = sys.argv[1:]
@@ -128,21 +128,21 @@ def main() -> int:
     there = "--force" in options or _with_repo(_fetch, stage)
     code = int(dvc(["--wait-for-lock", "repro", "--single-item", *options]))
     if code == 0 and there and what == "reproduce":
-        # In this process, as DVC and what speaks S3 take more than a second to load.
+        # In this process, as DVC and its S3 libraries take more than a second to load.
         _with_repo(_push, stage)
     return code
 
 
 def _with_repo(act: Callable[[Any, str, Sequence[str]], None], stages: Sequence[str]) -> bool:
-    """Do something with the remote; whether that went well. What did not is one line."""
+    """Call ``act`` with the open repository; return whether it succeeded. A failure is one line."""
     from dvc.config import Config
     from dvc.repo import Repo
 
     workspace = Path.cwd()
-    config = Config(os.fspath(workspace / ".dvc"), validate=False)  # only what the user has written
+    config = Config(os.fspath(workspace / ".dvc"), validate=False)  # without DVC's defaults
     name = config["core"]["remote"]
     own = config["remote"].get(name, {})
-    # Nothing is taken for what its name says before its hash was compared.
+    # verify: an object is not trusted before its hash was compared with its name.
     settings = {"verify": True} | (PATIENCE if own.get("url", "").startswith("s3://") else {}) | own
     try:
         with Repo(os.fspath(workspace), config={"remote": {name: settings}}, _wait_for_lock=True) as repo:
@@ -156,7 +156,7 @@ def _with_repo(act: Callable[[Any, str, Sequence[str]], None], stages: Sequence[
 
 
 def _fetch(repo: Any, name: str, stages: Sequence[str]) -> None:
-    """Bring a stage's outputs into the workspace where the remote has them for its present inputs, and these inputs."""
+    """Fetch a stage's inputs, and its outputs if the remote has them for these inputs, into the workspace."""
     from dvc.repo import lock_repo
     from dvc.stage.cache import RunCacheNotFoundError
 
@@ -171,10 +171,9 @@ def _fetch(repo: Any, name: str, stages: Sequence[str]) -> None:
 
 
 def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
-    """Push the outputs that dvc.lock names, of some stages or all, then the records of how they were made.
+    """Push the outputs that dvc.lock names, of some stages or all, then the stages' records.
 
-    Records that are there are renewed before anything is looked for: what they name is in use, and `hiar storage gc`
-    leaves what was recorded lately.
+    Records that are there are renewed first: `hiar storage gc` keeps what recent records name, so their outputs stay.
     """
     from dvc.repo import lock_repo
     from dvc.utils.serialize import load_yaml
@@ -185,7 +184,7 @@ def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
     outputs = {out["md5"] for record in made.values() for out in outs_of(record)}
 
     def of_these(path: str) -> bool:
-        """Whether it is the record of one of the stages; most are told from it without being parsed."""
+        """Whether it is the record of one of the stages; most others are ruled out without parsing."""
         text = Path(path).read_text(encoding="utf-8")
         return any(name in text for name in outputs) and load_yaml(path) in made.values()
 
@@ -194,7 +193,7 @@ def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
     with lock_repo(repo):
         found = [stage for target in made for stage in repo.stage.collect(target)]
         wanted = {one for stage in found for some in stage.get_used_objs().values() for one in some}
-    # Without the lock, for which other stages wait: objects never change.
+    # Without the lock, for which other stages would wait: objects never change.
     store, cache = repo.cloud.get_remote_odb(name), repo.cache.local
     nowhere: list[Any] = []
     options = {"shallow": False, "validate_status": lambda status: nowhere.extend(status.missing)}
@@ -213,7 +212,7 @@ def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
 def _copy_records(
     source: Any, target: Any, wanted: Callable[[str], bool] = lambda path: True, *, anew: bool = False
 ) -> None:
-    """Copy the records of stages that were run that are ``wanted``: those which the target lacks, or has (``anew``)."""
+    """Copy the ``wanted`` records of stages that the target lacks; with ``anew``, those that it has, to renew them."""
     from dvc.fs.callbacks import Callback
     from dvc_objects.fs.generic import copy
 
@@ -230,7 +229,7 @@ def _copy_records(
 
 
 def _copy_lock(lock: Path, store: Any) -> None:
-    """Keep the dvc.lock of a whole run beside the data, where it tells what belongs together (`hiar storage`)."""
+    """Store the dvc.lock of a whole run beside the data; `hiar storage` sees from it what belongs together."""
     from dvc.fs import LocalFileSystem
     from dvc.fs.callbacks import Callback
     from dvc_objects.fs.generic import copy
@@ -240,7 +239,7 @@ def _copy_lock(lock: Path, store: Any) -> None:
     experiment = workspace.name if of_project else DEFAULT
     fs, root = store.fs, store.fs.parent(store.fs.parent(store.path))  # store.path: files/md5 of the remote
     to = fs.join(root, "locks", experiment, f"{sha256(lock.read_bytes()).hexdigest()}.lock")
-    copy(LocalFileSystem(), os.fspath(lock), fs, to, callback=Callback())  # where it is, it becomes a recent one
+    copy(LocalFileSystem(), os.fspath(lock), fs, to, callback=Callback())  # one that is there becomes recent again
 
 
 def _counted(label: str) -> Any:
@@ -265,7 +264,7 @@ def _counted(label: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line, without a password that an address may hold."""
+    """An error in one line, without passwords in addresses."""
     cause: BaseException = error
     while cause.__cause__ is not None and not str(cause).strip():
         cause = cause.__cause__

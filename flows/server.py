@@ -1,6 +1,6 @@
-"""The Prefect server that a run reports to: the user's, or a temporary one. What is wrong with it is told at once.
+"""The Prefect server that a run reports to: the user's, or a temporary one. Its faults are reported within seconds.
 
-`python -m flows.server` only asks the user's: before Prefect's own commands, which tell by tracebacks.
+`python -m flows.server` only checks the user's: before Prefect's own commands, which report faults as tracebacks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hiar.errors import UserError, say, without_password
 from hiar.io.files import writing
 from hiar.io.loopback import check_loopback
 
-ANSWER_SECONDS = 5.0  # that a server that is asked for nothing may take
+ANSWER_SECONDS = 5.0  # how long an idle server may take to answer
 BAD_START = 3  # exit code of a server that ends before it serves
 ATTEMPTS = 2  # of a temporary server to start; Prefect tries without end, since another may have taken its port
 NO_CREDENTIALS = (
@@ -28,9 +28,10 @@ OWN_NO_PROXY = "HIAR_NO_PROXY"  # what the stages get as NO_PROXY, where the flo
 
 
 def reach_server() -> None:
-    """Make sure that a server answers, starting a temporary one where the user names none.
+    """Make sure that a server answers, starting a temporary one if the user names none.
 
-    Raises UserError within seconds when the user's does not answer as one, or the temporary one does not start.
+    Raises UserError, within seconds, if the user's does not answer like a Prefect server, or the temporary one fails
+    to start.
     """
     from prefect.settings import PREFECT_API_URL
 
@@ -62,23 +63,23 @@ def _ask(url: str) -> None:
 
 
 def _start_temporary() -> None:
-    """Start Prefect's temporary server, as Prefect itself does with the first request, but watch how it fares.
+    """Start Prefect's temporary server, as Prefect does with its first request, but notice when it fails.
 
-    Prefect waits for one that has ended as long as for one that is slow. What it prints goes to a file.
+    Prefect waits for one that has ended as long as for a slow one. The server's output goes to a file.
     """
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_HOME
 
     check_loopback()  # else Prefect would wait for minutes
     os.environ[OWN_NO_PROXY] = os.environ.get("NO_PROXY", "")
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # not even to look whether a proxy's address is one
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # so that not even a proxy's address is parsed
     log = PREFECT_HOME.value() / "server.log"
     failures: list[Exception] = []
 
     def start() -> None:
         try:
             server.start()
-        except Exception as error:  # told by the thread that waits
+        except Exception as error:  # reported by the waiting thread
             failures.append(error)
 
     with _errors_to(log):
@@ -86,7 +87,7 @@ def _start_temporary() -> None:
         run, left = server._run_uvicorn_command, iter(range(ATTEMPTS))
 
         def attempt() -> Any:
-            if next(left, None) is None:  # what starts later would print where the user reads
+            if next(left, None) is None:  # later ones would print to the user's terminal
                 raise RuntimeError(f"{ATTEMPTS} processes have ended")
             return run()
 
@@ -109,7 +110,7 @@ def _start_temporary() -> None:
 
 
 def _last_error(log: Path) -> str:
-    """The line of a log that says most: the last that names an exception, else the last one."""
+    """The most telling line of a log: the last that names an exception, otherwise the last one."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it printed nothing"]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (named or lines)[-1][:200]
@@ -117,7 +118,7 @@ def _last_error(log: Path) -> str:
 
 @contextmanager
 def _errors_to(path: Path) -> Iterator[None]:
-    """What this process, and one that it starts, print as errors in the body goes to a file, made anew."""
+    """During the body the standard error of this process, and of those that it starts, goes to a new file."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("wb")

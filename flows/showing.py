@@ -1,4 +1,4 @@
-"""How runs look in Prefect's pages: their names and tags, an experiment's comparison, and links to its report."""
+"""How runs look in Prefect's UI: their names and tags, an experiment's comparison, and links to its report."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hiar.errors import UserError
 from hiar.storage.runs import DEFAULT
 from hiar.tracking.identity import project_of
 
-DAYS = 7.0  # that a link to an S3 store opens, as long as such links may
-NAMES = {"index.html": "report", "contact_sheet.png": "contact-sheet"}  # of reports/, and what their artifacts end in
+DAYS = 7.0  # how long a link to an S3 store is valid: the longest that S3 allows
+NAMES = {"index.html": "report", "contact_sheet.png": "contact-sheet"}  # files of reports/: suffixes of artifacts
 
 
 def run_name() -> str:
-    """As in "smoke 1a2b3c4", "smoke codec@0 1a2b3c4": what runs, and the commit."""
+    """A run's name: what runs, and the commit, as in "smoke 1a2b3c4" or "smoke codec@0 1a2b3c4"."""
     given = flow_run.parameters
     parts = (given.get("name") or DEFAULT, given.get("stage"), commit_of(Path.cwd()))
     return " ".join(part for part in parts if part)
@@ -38,10 +38,11 @@ def tag(name: str | None, params: Params) -> None:
 
 
 def show(workspace: Path, remote: Remote | None, tell: Callable[[str], None]) -> None:
-    """Leave an experiment's comparison and the addresses of its pictures with the flow run.
+    """Attach an experiment's comparison and links to its report to the flow run, as artifacts.
 
-    Keys are the experiment's own, so that the pages keep the history of each. Where the remote is on S3 its copies are
-    linked to, which open on any machine, else this machine's files. A store that refuses is told, and costs no run.
+    Their keys contain the experiment's name, so that the UI keeps a history for each. If the remote is on S3, links
+    lead to copies in it, which open on any machine, otherwise to this machine's files. If the store refuses, a line
+    says so, and the run does not fail.
     """
     root = project_of(workspace)
     name = None if workspace.resolve() == root else workspace.name

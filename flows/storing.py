@@ -1,4 +1,4 @@
-"""What an experiment ends with where its workspace has a remote: all data in it, and the students in the registry."""
+"""The end of an experiment whose workspace has a remote: all data are pushed, and the students registered."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ REGISTERED = Path(".dvc", "tmp", "hiar-registered")  # the state of the workspac
 def store_and_register(
     remote: Remote, groups: ProcessGroups, tell: Callable[[str], None], complete: bool = True
 ) -> None:
-    """Push what is not there; where all is and the experiment is ``complete``, its students come into the registry.
+    """Push what the remote lacks; if all is there and the experiment is ``complete``, register its students.
 
-    Also when an earlier run was killed between the two.
+    This also completes an earlier run that was killed between the two.
     """
     if push(remote, groups, tell) and complete and not remote.has(REGISTERED):
         from flows.models import register_models  # loads torch

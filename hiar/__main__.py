@@ -9,7 +9,7 @@ from hiar.late import keep_out
 
 
 def start() -> NoReturn:
-    """Run the command line in a process of its own."""
+    """Run the command line, with slow libraries kept out."""
     keep_out()
     main()
 

@@ -1,4 +1,4 @@
-"""The context rules, a line each: which state of an earlier block a method shows to later ones (Sec. 3.1)."""
+"""The context rules, one line each: which state of an earlier block a method shows to later ones (Sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hiar.config import Context, ContextLevel
 
 @dataclass(frozen=True)
 class ContextRule:
-    """How a block is shown to later ones around its step j, which takes it from level t_j to t_{j+1}.
+    """How a block is shown to later ones at its step j, which takes it from level t_j to t_{j+1}.
 
     state: the latent that is shown: before the step (at t_j), after it (at t_{j+1}), or the x0 that it estimated.
     left: no pass writes the context: the keys and values that denoising step j + 1 computes anyway stay in the cache.
-    finished: a block is shown once, when it is finished, from one cache for all steps; else after each of its steps.
-    scale: c, the noise level t_c of output context. c = 0 is clean, 1 the step's output level, 2 its input level:
-    t_c = c t_{j+1} up to c = 1, and t_c = t_{j+1} + (c - 1) (t_j - t_{j+1}) beyond. A tuple: one for each step but the
-    last.
+    finished: a block is shown once, when finished, from one cache for all steps; otherwise after each of its steps.
+    scale: c, which sets the noise level t_c of output context. c = 0 is clean, 1 the step's output level, 2 its input
+    level: t_c = c t_{j+1} up to c = 1, and t_c = t_{j+1} + (c - 1) (t_j - t_{j+1}) above. A tuple has one c for each
+    step but the last.
     """
 
     name: Context
@@ -27,20 +27,20 @@ class ContextRule:
     scale: ContextLevel = 1.0
 
     def c(self, step: int) -> float:
-        """The c of a step. A tuple leaves out the last step, which is shown as its output, clean."""
+        """The c of a step. A tuple omits the last step, whose output is clean and shown as it is."""
         return (*self.scale, 1.0)[step] if isinstance(self.scale, tuple) else self.scale
 
     def lowered(self, step: int, last: bool) -> Literal["before", "after"] | None:
-        """The state of which a context at t_c is made, by taking noise away; None where a state is shown as it is.
+        """The state whose noise is lowered to make a context at t_c; None if a state is shown as it is.
 
-        Below c = 1 that is the state after the step. Above it is the state before: t_c lies between their levels.
+        Below c = 1 this is the state after the step; above, the state before it: t_c lies between their levels.
         """
         if self.c(step) > 1:
             return "before"
         return None if self.c(step) == 1 or last else "after"
 
     def level(self, step: int, clean: int) -> int:
-        """The level of ``state`` around a step, as an index of the noise levels; ``clean`` is that of no noise."""
+        """The index of the noise level that ``state`` has at a step; ``clean`` is the index of no noise."""
         return {"before": step, "after": step + 1, "x0": clean}[self.state]
 
     def caches(self, steps: int) -> int:
@@ -48,25 +48,25 @@ class ContextRule:
         return 1 if self.finished else steps
 
     def writes(self, step: int, steps: int) -> bool:
-        """Whether a pass of its own writes the context after ``step``, as it does after the last one in any case."""
+        """Whether a separate pass writes the context after ``step``; after the last step one always does."""
         return step == steps - 1 or not (self.finished or self.left)
 
     def leaves(self, step: int) -> int | None:
-        """The step that reads the keys and values which denoising ``step`` leaves: those at t_j serve step j - 1."""
+        """The step that reads the keys and values left by denoising ``step``: those at t_j serve step j - 1."""
         return step - 1 if self.left and step > 0 else None
 
     def lag(self, steps: int) -> int:
-        """Diagonals by which a block follows the one before: two where that one's next step leaves its context."""
+        """Diagonals by which a block lags the one before: two where the next step of that one leaves its context."""
         return 2 if self.left and steps > 1 else 1
 
     @property
     def waits(self) -> bool:
-        """Whether passes of their own write finished blocks alone, which may wait for the next block's first step."""
+        """Whether separate passes write only finished blocks, and can be fused with the next block's first step."""
         return self.finished or self.left
 
     @property
     def bound(self) -> str | None:
-        """Why the steps of a grid cannot be walked apart, by several processes; None where they can."""
+        """Why the steps of a grid cannot be split over several processes; None if they can."""
         if self.left:
             return f"{self.name} context goes from later steps back to earlier ones"
         return f"{self.name} context waits for whole blocks" if self.finished else None
@@ -82,7 +82,7 @@ RULES: dict[Context, ContextRule] = {
 
 
 def context_words(context: Context, level: ContextLevel | None) -> str:
-    """What earlier blocks are shown as, for people."""
+    """The context and its level, in words for users."""
     shares = level if isinstance(level, tuple) else () if level is None else (level,)
     if all(share == 1 for share in shares):
         return f"{context} context"
@@ -91,5 +91,5 @@ def context_words(context: Context, level: ContextLevel | None) -> str:
 
 
 def rule_of(context: Context, level: ContextLevel | None = None) -> ContextRule:
-    """The rule of a context; level: where output context is not shown at the whole output level, None: it is."""
+    """The rule of a context; level: c of output context, None for the step's output level."""
     return RULES[context] if level is None else replace(RULES[context], scale=level)

@@ -1,9 +1,9 @@
-"""The grid of denoising step by video block, the orders it is walked in, and what makes a walk legal.
+"""The grid of denoising steps by video blocks, the orders in which it is walked, and which walks are legal.
 
 Cell (n, j) takes block n from level t_j to t_{j+1}. It needs the block's own previous step, and the earlier blocks of
-its window as context at the level the method prescribes (Sec. 3.1, Eq. 6-9). Contexts live in caches of keys and
-values: one a step, or a single one of finished blocks for Self-Forcing. A walk is a sequence of passes, each one
-forward call of the network on one cell or on several that do not wait for each other. Pure Python.
+its window as context at the level that the method prescribes (Sec. 3.1, Eq. 6-9). Contexts are in KV caches: one per
+step, or a single one of finished blocks for Self-Forcing. A walk is a sequence of passes, each one forward call of the
+network on one cell or on several that do not depend on each other. Pure Python.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Cell(NamedTuple):
 class Grid:
     """``blocks`` x ``steps`` cells under one context rule.
 
-    window: blocks a cell attends to, its own included. sinks: first blocks that stay in every window.
-    given: first blocks that are known clean and only serve as context. blocks=None: endless (not for step_first).
+    window: blocks that a cell attends to, its own included. sinks: first blocks, which stay in every window.
+    given: first blocks, already clean, that serve only as context. blocks=None: endless (not for step_first).
     """
 
     blocks: int | None
@@ -54,22 +54,22 @@ class Grid:
 
     @property
     def slots(self) -> int:
-        """Places for blocks that a cache has: those of a window, but no more than there are blocks."""
+        """How many blocks a cache holds: those of a window, but no more than there are."""
         return self.window if self.blocks is None else min(self.window, self.blocks)
 
     def leaves(self, step: int) -> int | None:
-        """Index of the cache in which denoising a cell of ``step`` leaves its block as context, if it does."""
+        """Index of the cache in which denoising a cell of ``step`` leaves its block's context; None if in none."""
         return self.rule.leaves(step)
 
     def writes(self, step: int) -> bool:
-        """Whether contexts are written after ``step`` by a pass of their own."""
+        """Whether a separate pass writes contexts after ``step``."""
         return self.rule.writes(step, self.steps)
 
     def diagonal(self, cell: Cell) -> int:
-        """The anti-diagonal of a cell, whose cells do not wait for each other.
+        """The number of a cell's anti-diagonal, whose cells do not depend on each other.
 
-        A block begins one diagonal after the block before it, or two where its context at a step is what that block's
-        next step leaves.
+        A block begins one diagonal after the block before it, or two where its context at a step is left by that
+        block's next step.
         """
         return (cell.block - self.given) * self.lag + cell.step
 
@@ -82,11 +82,11 @@ class Grid:
 
     @property
     def lag(self) -> int:
-        """Diagonals from one block's cell to the same of the next block."""
+        """Diagonals between the cells of two successive blocks at the same step."""
         return self.rule.lag(self.steps)
 
     def ends(self, cell: Cell) -> bool:
-        """Whether no cell reads the cache that ``cell`` has read, once it is done."""
+        """Whether ``cell`` is the last one to read its cache."""
         last = self.blocks is not None and cell.block == self.blocks - 1
         return last and not self.rule.left and (not self.rule.finished or cell.step == self.steps - 1)
 
@@ -95,7 +95,7 @@ class Grid:
         return self.window > 1 and (self.blocks is None or block < self.blocks - 1)
 
     def visible(self, block: int) -> list[int]:
-        """Earlier blocks that ``block`` sees: the sinks, then the newest ones the window has room for."""
+        """Earlier blocks that ``block`` sees: the sinks, then the newest ones that fit in the window."""
         newest = range(max(self.sinks, block - (self.window - 1 - self.sinks)), block)
         return [*range(min(self.sinks, block)), *newest]
 
@@ -127,7 +127,7 @@ def step_first(grid: Grid) -> Iterator[Cell]:
 def diagonal(grid: Grid) -> Iterator[Cell]:
     """Anti-diagonals of the grid, whose cells are independent.
 
-    They are N + S - 1, and 2 (N - 1) + S under the shared rule.
+    N blocks of S steps have N + S - 1 of them, and 2 (N - 1) + S under the shared rule.
     """
     for number in itertools.count():
         cells = list(grid.on_diagonal(number))
@@ -158,18 +158,18 @@ def make_grid(
 
 
 def fastest(context: Context) -> tuple[Order, Passes]:
-    """The order and passes with the fewest forward calls: every order that a context has gives the same video."""
+    """The order and passes with the fewest forward calls; all orders of a context give the same video."""
     return ("block_first", "fused") if rule_of(context).finished else ("diagonal", "batched")
 
 
 def check_walk(order: Order, context: Context, passes: Passes) -> None:
-    """Raise BrokenRule when no grid can be walked so."""
+    """Raise BrokenRule if no grid can be walked this way."""
     require_order(order, context)
     require(
         passes != "batched" or order == "diagonal",
         "passes",
         passes,
-        f"only the cells of an anti-diagonal do not wait for each other; use order diagonal, or fewer with {order}",
+        f"only the cells of an anti-diagonal are independent; use order diagonal, or other passes with {order}",
     )
     require(
         passes != "fused" or order != "block_first" or rule_of(context).waits,
@@ -180,25 +180,25 @@ def check_walk(order: Order, context: Context, passes: Passes) -> None:
 
 
 def walk_passes(grid: Grid, order: Order, passes: Passes = "separate", steps: range | None = None) -> Iterator[Pass]:
-    """The passes of a walk: a kind of passes over an order's cells, the contexts of given blocks first.
+    """The passes of a walk: first the contexts of given blocks, then the cells of an order, grouped as ``passes`` says.
 
-    steps: only these, where the others are walked elsewhere.
-    Raises BrokenRule for a walk that cannot be, and ValueError for steps that cannot be walked apart.
+    steps: only these; other processes walk the rest.
+    Raises BrokenRule for an impossible walk, and ValueError for steps that cannot be walked separately.
     """
     check_walk(order, grid.rule.name, passes)
     steps = range(grid.steps) if steps is None else steps
     if grid.rule.left and len(steps) < grid.steps:
-        raise ValueError(f"{grid.rule.bound}: they are walked in one place")
+        raise ValueError(f"{grid.rule.bound}: one process has to walk all steps")
     for block in range(grid.given):
         if grid.is_context(block):
-            # A given block is shown in every cache, also where a generated one would leave its context by itself.
+            # A given block is written to every cache, even where denoising a generated one would leave its context.
             shown = range(grid.steps - 1, grid.steps) if grid.rule.finished else steps
             yield from (Pass(write=(Cell(block, step),)) for step in shown)
     yield from PASSES[passes](grid, (cell for cell in ORDERS[order](grid) if cell.step in steps))
 
 
 def count_passes(grid: Grid, order: Order, passes: Passes = "separate", steps: range | None = None) -> int:
-    """How many passes `walk_passes` makes of a finite grid, by arithmetic. Raises ValueError for an endless one."""
+    """The number of passes of `walk_passes` on a finite grid, by arithmetic. Raises ValueError for an endless one."""
     if grid.blocks is None:
         raise ValueError("an endless grid has no number of passes")
     steps = range(grid.steps) if steps is None else steps
@@ -227,7 +227,7 @@ def fused(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
 
 
 def batched(grid: Grid, cells: Iterable[Cell]) -> Iterator[Pass]:
-    """A whole anti-diagonal in one forward call, with the contexts that its cells read."""
+    """A whole anti-diagonal in one forward call, along with the contexts that its cells read."""
     diagonals = itertools.groupby(cells, key=grid.diagonal)
     return _fuse(grid, (tuple(group) for _, group in diagonals))
 
@@ -240,7 +240,7 @@ PASSES: dict[Passes, Callable[[Grid, Iterable[Cell]], Iterator[Pass]]] = {
 
 
 def _fuse(grid: Grid, groups: Iterable[tuple[Cell, ...]]) -> Iterator[Pass]:
-    """Carry each context out with the pass that first reads its cache."""
+    """Write each context in the pass that first reads its cache."""
     waiting: dict[int, Cell] = {}
     for group in groups:
         reads = sorted({grid.cache(cell.step) for cell in group} & waiting.keys())
@@ -250,5 +250,5 @@ def _fuse(grid: Grid, groups: Iterable[tuple[Cell, ...]]) -> Iterator[Pass]:
 
 
 def _blocks(grid: Grid) -> Iterable[int]:
-    """The blocks that are generated, in their order."""
+    """The blocks to generate, in order."""
     return itertools.count(grid.given) if grid.blocks is None else range(grid.given, grid.blocks)

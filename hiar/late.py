@@ -1,22 +1,22 @@
-"""Libraries that diffusers imports wherever they are installed, and few commands need: kept out until one does.
+"""Libraries that diffusers imports whenever they are installed but few commands need: kept out until one does.
 
-They would be a quarter of the time that a stage takes to begin.
+Importing them takes a quarter of a stage's startup time.
 """
 
 from __future__ import annotations
 
 import sys
 
-LIBRARIES = ("transformers", "scipy")  # of Wan's text encoder, and of intervals
+LIBRARIES = ("transformers", "scipy")  # for Wan's text encoder, and for confidence intervals
 
 
 def keep_out() -> None:
-    """Have whoever looks for them find that they are not there."""
+    """Make these libraries appear not to be installed."""
     for name in LIBRARIES:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def let_in(name: str) -> None:
-    """To be called before one of them is imported."""
+    """Allow the import of a library; call this before importing it."""
     if sys.modules.get(name, sys) is None:
         del sys.modules[name]

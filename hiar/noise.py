@@ -1,8 +1,8 @@
-"""Every random number of the project as a function of what it is for.
+"""Every random number of the project, as a function of its purpose.
 
-A counter-based generator (Philox) is keyed by purpose and seed, and its counter by sample, step and block: draws of two
-purposes, seeds or cells can neither meet nor overlap, and no order of the walk, batch size or split over processes can
-change them. Numbers are drawn on the CPU, whatever the device, so that a GPU shows the same video.
+Purpose and seed key a counter-based generator (Philox); sample, step and block set its counter. Draws for two purposes,
+seeds or cells therefore never overlap, and do not depend on the order of the walk, the batch size or the number of
+processes. Numbers are drawn on the CPU, whatever the device, so that a GPU makes the same video.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Purpose = Literal[
     "codec weights",
     "denoiser weights",
     "text weights",
-    "codec batch",  # what a training step draws for its batch as a whole, and the noise of each sample
+    "codec batch",  # "batch": draws for a training step's whole batch; "noise": for each of its samples
     "codec noise",
     "teacher batch",
     "teacher noise",
-    "pairs noise",  # where the teacher starts, for trajectories and for clips
+    "pairs noise",  # the teacher's initial noise, for trajectories and for clips
     "clip noise",
     "init batch",
     "init noise",
@@ -36,11 +36,11 @@ Purpose = Literal[
     "causal teacher noise",
     "causal pairs noise",
     "rollout",  # the noise of a cell of the grid
-    "distill prompts",  # in which order a file of them is gone through
+    "distill prompts",  # the order in which a file of prompts is read
     "critic prompts",
     "exit step",
-    "context level",  # of rollouts, where it is drawn
-    "forcing levels",  # of a video that stands in the place of a rollout, and which one it is
+    "context level",  # of rollouts, if drawn
+    "forcing levels",  # of the video used in place of a rollout, and the choice of that video
     "forcing noise",
     "dmd levels",
     "dmd noise",
@@ -50,24 +50,24 @@ Purpose = Literal[
     "critic replay",
     "critic levels",
     "critic noise",
-    "measuring",  # what only serves to find out how fast or how exact something is
+    "measuring",  # inputs for measurements of speed or precision
 ]
 
 
-# Of the transform, in its types: numpy takes longer over Python's own numbers.
+# Constants of the transform as numpy scalars: with Python's numbers numpy is slower.
 _SHIFT, _ONE = np.uint32(9), np.float32(1).view(np.uint32)
 _TWO, _CIRCLE = np.float32(2), np.float32(2 * math.pi)
 
 
 def stream(purpose: Purpose, seed: int, *, sample: int = 0, step: int = 0, block: int = 0) -> np.random.Generator:
-    """A stream of numbers that purpose, seed, sample, step and block alone decide; all from 0, below 2^64."""
+    """A generator that depends only on purpose, seed, sample, step and block; each of these numbers is in [0, 2^64)."""
     return np.random.Generator(np.random.Philox(key=_key(purpose, seed), counter=[0, block, step, sample]))
 
 
 def normals(
     purpose: Purpose, seed: int, samples: Sequence[int], shape: Sequence[int], *, step: int = 0, block: int = 0
 ) -> Tensor:
-    """Standard normal noise of each sample: (len(samples), *shape), float32; the same bits in any batch."""
+    """Standard normal noise for each sample: (len(samples), *shape), float32; the same bits in any batch."""
     count = math.prod(shape)
     half = -(-count // 2)
     rows = [_philox.at(purpose, seed, sample, step, block).random_raw(half) for sample in samples]
@@ -76,10 +76,10 @@ def normals(
 
 
 def _box_muller(words: np.ndarray) -> np.ndarray:
-    """Two normal numbers of each random word: (..., n) uint64 -> (..., 2 n) float32, in the memory of ``words``.
+    """Two normal numbers from each random word: (..., n) uint64 -> (..., 2 n) float32, in the memory of ``words``.
 
-    In whole arrays this takes a third of the time of numpy's normals, which come one by one. Uniform numbers have 23
-    bits, so that no normal one is larger than 5.65.
+    On whole arrays this takes a third of the time of numpy's normals, which are drawn one by one. Uniform numbers have
+    23 bits, so no normal number exceeds 5.65.
     """
     bits = words.view(np.uint32)
     np.right_shift(bits, _SHIFT, out=bits)
@@ -101,9 +101,9 @@ def _box_muller(words: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def seeded(purpose: Purpose, seed: int) -> Iterator[None]:
-    """Within the body torch's own generator is one that purpose and seed decide: networks draw their weights from it.
+    """Within the body, purpose and seed determine torch's own generator, from which networks draw their weights.
 
-    torch takes 32 bits of a seed; for the few networks of an experiment that is enough.
+    torch's seed is one of 2^32; for the few networks of an experiment that is enough.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(purpose, seed).integers(2**32)))
@@ -111,11 +111,11 @@ def seeded(purpose: Purpose, seed: int) -> Iterator[None]:
 
 
 class _Philox(threading.local):
-    """One generator a thread, set to another key and counter for each draw: that takes a fifth of making a new one."""
+    """One generator per thread, with key and counter set for each draw: a fifth of the time of making a new one."""
 
     def __init__(self) -> None:
         self._bits = np.random.Philox(key=0)
-        self._state: Any = self._bits.state  # as of one from which nothing has been drawn
+        self._state: Any = self._bits.state  # that of a fresh generator
 
     def at(self, purpose: Purpose, seed: int, sample: int, step: int, block: int) -> np.random.Philox:
         """The generator at the start of a stream."""
@@ -130,6 +130,6 @@ _philox = _Philox()
 
 @lru_cache(maxsize=256)
 def _key(purpose: Purpose, seed: int) -> np.ndarray:
-    """The generator's 128 bits: the seed, and a hash of the purpose, so that a new purpose changes no other."""
+    """The generator's 128-bit key: the seed and a hash of the purpose, so that a new purpose changes no other."""
     digest = hashlib.blake2b(purpose.encode(), digest_size=8).digest()
     return np.array([seed, int.from_bytes(digest, "little")], dtype=np.uint64)

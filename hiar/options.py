@@ -1,4 +1,4 @@
-"""Values of the command line's options that need a look before anything heavy is loaded."""
+"""Options of the command line that are checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from hiar.config import Context, ContextLevel, Order
 
 
-MOST_SEED = 2**63 - 1  # what torch's generators take, as params.yaml's seeds
-MOST_FRAMES = 10**9  # years of video; beyond, a typing error
-LONGEST_SILENCE = 86_400.0  # seconds; what waits for it counts in milliseconds of 32 bits
-SILENCE = 600.0  # seconds that a process may be silent unless told otherwise, as in training
+MOST_SEED = 2**63 - 1  # the largest seed of torch's generators, as for params.yaml's seeds
+MOST_FRAMES = 10**9  # years of video; anything larger is a typing error
+LONGEST_SILENCE = 86_400.0  # seconds; waits are counted in milliseconds of 32 bits
+SILENCE = 600.0  # default seconds that a process may be silent, as in training
 
 
 class Once(TyperCommand):
-    """A command whose options may be given once each, unless they are lists: the last one would win silently."""
+    """A command that refuses options given twice, unless they are lists: the last one would win silently."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse an option that is there twice, with both values, then go on as ever."""
+        """Raise UserError with all values of an option given more than once; otherwise parse as usual."""
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for option in order:
             if option.param_type_name == "option" and not option.multiple and order.count(option) > 1:
@@ -38,7 +38,7 @@ class Once(TyperCommand):
 
 
 def stall_of(seconds: float) -> float:
-    """``--stall-seconds``. Raises UserError for what no wait can be: not a number, or days."""
+    """``--stall-seconds``. Raises UserError for an impossible wait: not a number, under a second, or over a day."""
     if not 1 <= seconds <= LONGEST_SILENCE:
         raise UserError(
             f"--stall-seconds = {seconds:g}: should be 1 to {LONGEST_SILENCE:g}; leave it out for {SILENCE:g}"
@@ -47,7 +47,7 @@ def stall_of(seconds: float) -> float:
 
 
 def walk_of(order: str | None, context: str | None) -> tuple[Order | None, Context | None]:
-    """The walk of ``--order`` and ``--context``, None where not given. Raises UserError for what does not exist."""
+    """The walk of ``--order`` and ``--context``, None where not given. Raises UserError for unknown ones."""
     from hiar import config
 
     return (
@@ -57,7 +57,7 @@ def walk_of(order: str | None, context: str | None) -> tuple[Order | None, Conte
 
 
 def level_of(text: str | None) -> ContextLevel | None:
-    """``--level``: one number or several with commas between. Raises UserError for what is none from 0 to 2."""
+    """``--level``: one number, or several separated by commas. Raises UserError for anything but 0 to 2."""
     if text is None:
         return None
     shares = _numbers("--level", text, "is no number; write one such as 0.85, or several like 0.8,1,1")
@@ -67,7 +67,7 @@ def level_of(text: str | None) -> ContextLevel | None:
 
 
 def levels_of(text: str | None) -> tuple[float, ...] | None:
-    """``--levels``: noise levels with commas between. Raises UserError unless they fall from 1 and stay above 0."""
+    """``--levels``: noise levels separated by commas. Raises UserError unless they fall from 1 and stay above 0."""
     if text is None:
         return None
     levels = _numbers("--levels", text, "is no list of numbers; write one such as 1,0.757,0.522")
@@ -86,7 +86,7 @@ def _numbers(option: str, text: str, remedy: str) -> tuple[float, ...]:
 def prompts_of(prompt: str | None, path: Path | None) -> list[str]:
     """The prompts of ``--prompt`` or ``--prompts`` (one a line, blank lines left out).
 
-    White space of any kind in them becomes single spaces. Raises UserError for none.
+    Runs of white space become single spaces. Raises UserError unless exactly one of the two is given, with a prompt.
     """
     if prompt is not None and path is None:
         if not prompt.strip():
@@ -114,7 +114,7 @@ def prompts_of(prompt: str | None, path: Path | None) -> list[str]:
 
 
 def extended_of(prompts: list[str], path: Path) -> list[str]:
-    """The prompts of ``--extended``, one for each of ``prompts``. Raises UserError for another number of them."""
+    """The prompts of ``--extended``, one for each of ``prompts``. Raises UserError if their number differs."""
     extended = prompts_of(None, path)
     if len(extended) != len(prompts):
         raise UserError(
@@ -125,7 +125,7 @@ def extended_of(prompts: list[str], path: Path) -> list[str]:
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:
-    """Height and width of ``--size WIDTHxHEIGHT``. Raises UserError for what is none."""
+    """Height and width of ``--size WIDTHxHEIGHT``. Raises UserError if malformed."""
     if text is None:
         return None
     width, _, height = text.lower().replace("×", "x").partition("x")

@@ -1,4 +1,4 @@
-"""Reading params.yaml and what is merged over it; whatever is wrong with them is told in one line."""
+"""Read params.yaml and the overrides merged over it; any mistake in them is reported in one line."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def parse_params(tree: dict[str, Any], source: Path) -> Params:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises UserError when the file is missing, not UTF-8, not YAML, or not a mapping.
+    """A YAML mapping. Raises UserError when the file is missing, unreadable, not UTF-8, not YAML, or not a mapping.
 
-    Also for what YAML would take silently for something else: see `hiar.plain_yaml`.
+    Also for values that YAML would silently misread: see `hiar.plain_yaml`.
     """
     try:
         tree = parse(path.read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with every leaf of ``override`` put in its place; lists, and sections of another kind, are replaced."""
+    """``base`` with the leaves of ``override`` in place of its own; lists and sections of another kind are replaced."""
     if "kind" in override and override["kind"] != base.get("kind"):
         return override
     merged = dict(base)
@@ -66,7 +66,7 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, section: type[BaseModel] = Params) -> str:
-    """The first problem of an error in validating ``section``, in one line."""
+    """The first problem found in validating ``section``, in one line."""
     problem = error.errors()[0]
     loc, holder = _placed(problem["loc"], section)
     field = ".".join(loc)
@@ -91,7 +91,7 @@ def explain(error: ValidationError, section: type[BaseModel] = Params) -> str:
 
 
 def _misread(kind: str, value: object) -> str | None:
-    """The remedy for what was written as one thing and is another to YAML."""
+    """The remedy for a value that YAML reads as another type than was meant; None for other mistakes."""
     if kind in ("float_type", "int_type") and isinstance(value, str):
         try:
             number = float(value)
@@ -100,7 +100,7 @@ def _misread(kind: str, value: object) -> str | None:
         if not math.isfinite(number) or (kind == "int_type" and not number.is_integer()):
             return None
         plain = f"{number:.0f}"
-        if kind == "float_type":  # YAML wants a point before the e, and a sign after it
+        if kind == "float_type":  # YAML requires a point before the e, and a sign after it
             mantissa, e, exponent = value.strip().lower().partition("e")
             point, sign = "" if "." in mantissa else ".0", "" if exponent[:1] in ("", "-", "+") else "+"
             plain = f"{mantissa}{point}{e}{sign}{exponent}"
@@ -116,7 +116,7 @@ def _short(value: object) -> str:
 
 
 def _placed(loc: tuple[int | str, ...], outermost: type[BaseModel]) -> tuple[list[str], Any]:
-    """``loc`` as params.yaml has it, without the kinds that pydantic adds to it; and the section that holds it."""
+    """``loc`` as a path in params.yaml, without the kinds that pydantic adds, and the section that holds it."""
     section: Any = outermost
     holder, place, options = section, [], [section]
     for part in loc:
@@ -133,5 +133,5 @@ def _placed(loc: tuple[int | str, ...], outermost: type[BaseModel]) -> tuple[lis
 
 
 def _kind(section: type[BaseModel]) -> Any:
-    """The annotation of what tells a section of a union from the others."""
+    """The annotation of ``kind``, which discriminates the sections of a union; None without one."""
     return section.model_fields["kind"].annotation if "kind" in section.model_fields else None

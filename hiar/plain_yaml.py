@@ -1,4 +1,4 @@
-"""YAML that means what it says: what YAML takes silently for something else, or drops, is refused with its line."""
+"""YAML that means what it says: values that YAML would silently misread or drop are refused with their line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?
 def parse(text: str) -> Any:
     """The data of a YAML text of plain values.
 
-    Raises BrokenRule, its field a line, for a key that is given twice, for numbers that YAML reads as others, and for
-    what cannot be held; yaml.YAMLError for what is not YAML.
+    Raises BrokenRule, whose field says where, for duplicate keys, numbers that YAML misreads, values that cannot be
+    represented and sections nested too deeply; yaml.YAMLError for invalid YAML.
     """
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
@@ -27,7 +27,7 @@ def parse(text: str) -> Any:
 
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        """A mapping as it is written: merged ones (<<) are put in later, and may be overridden."""
+        """A mapping without duplicate keys, as written: merged keys (<<) come later and may be overridden."""
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:

@@ -1,8 +1,8 @@
-"""Noise levels of flow matching and the moves between them (Eq. 1-3).
+"""Noise levels of flow matching and the steps between them (Eq. 1-3).
 
 A noisy latent is ``x = (1 - sigma) x0 + sigma eps``; the network's velocity is ``v = eps - x0``. Everything here is a
 function of sigma itself: nothing is looked up in a table of training timesteps. Tensors of sigmas broadcast against
-the latents they belong to, see `expand`. Moves are computed in float32 at least, and rounded once to the latents' type.
+their latents, see `expand`. Steps are computed in at least float32, and rounded once to the latents' type.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TIMESTEP_SCALE = 1000.0  # Wan's timestep embedding was trained on sigma * 1000
 
 def warp(t: Tensor, shift: float) -> Tensor:
     """sigma_t = s t / (1 + (s - 1) t) (Eq. 1); t = 0 is clean, t = 1 pure noise."""
-    return shift * t / (shift * t + (1 - t))  # in this form t = 1 gives 1 to the bit
+    return shift * t / (shift * t + (1 - t))  # in this form t = 1 gives exactly 1
 
 
 def step_sigmas(steps: int, shift: float) -> Tensor:
@@ -31,14 +31,14 @@ def student_sigmas(schedule: Schedule) -> Tensor:
     """The levels of a student's steps, (S + 1,) float32, the last one 0."""
     if schedule.student_levels is not None:
         return torch.tensor([*schedule.student_levels, 0.0])
-    assert schedule.student_shift is not None  # as one of the two is
+    assert schedule.student_shift is not None  # the config requires one of the two
     return step_sigmas(schedule.student_steps, schedule.student_shift)
 
 
 def solver_sigmas(sigmas: Tensor, substeps: int, shift: float) -> Tensor:
     """Levels of an ODE solver that visits every one of ``sigmas`` exactly, with ``substeps`` steps between neighbours.
 
-    Steps are even in the t that ``shift`` warps, the teacher's.
+    Steps are even in the t that ``shift``, the teacher's, warps.
     sigmas: (S + 1,) -> (S * substeps + 1,); entry ``j * substeps`` is ``sigmas[j]``.
     """
     t = sigmas / (shift - (shift - 1) * sigmas)  # the inverse of `warp`
@@ -50,7 +50,7 @@ def solver_sigmas(sigmas: Tensor, substeps: int, shift: float) -> Tensor:
 
 
 def expand(sigma: Tensor, frames: Tensor) -> Tensor:
-    """Shape sigmas of (B,) or (B, F) to broadcast against latents (B, C, F, H, W)."""
+    """Reshape sigmas (B,) or (B, F) to broadcast against latents (B, C, F, H, W)."""
     if sigma.ndim == 1:
         sigma = sigma[:, None]
     return full(sigma[:, None, :, None, None].to(frames.device))
@@ -72,17 +72,17 @@ def velocity_from_x0(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
 
 
 def euler_step(x: Tensor, x0: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
-    """One deterministic step to ``next_sigma`` (Eq. 3), from the x0 the network predicts at ``sigma``."""
+    """One deterministic step to ``next_sigma`` (Eq. 3), from the x0 that the network predicts at ``sigma``."""
     velocity = velocity_from_x0(full(x), full(x0), sigma)
     return (full(x) + velocity * (next_sigma - sigma)).to(x.dtype)
 
 
 def with_less_noise(x: Tensor, x0: Tensor, share: float | Tensor) -> Tensor:
-    """``x``, of ``x0`` at a level sigma, as it would be at ``share`` times sigma, with the same noise; at 1 it is x."""
+    """``x``, which is ``x0`` at a level sigma, moved to ``share`` times sigma with the same noise; 1 returns x."""
     weight = share.to(full(x)) if isinstance(share, Tensor) else share
     return torch.lerp(full(x0), full(x), weight).to(x.dtype)
 
 
 def full(x: Tensor) -> Tensor:
-    """In float32 where it was in less, so that what is computed of it is rounded once."""
+    """``x`` in at least float32, so that results computed from it are rounded once."""
     return x.float() if x.dtype.itemsize < 4 else x

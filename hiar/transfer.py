@@ -1,4 +1,4 @@
-"""Between the host's memory and a GPU's, without either waiting for the other longer than it has to."""
+"""Asynchronous copies between the host's memory and a GPU's, so that neither waits longer than it must."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
-    """What was drawn or computed in the host's memory, on the device; a GPU is not waited for."""
+    """A host tensor on the device; does not wait for a GPU."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def download(x: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy ``x`` to the host; the copy is there when what this returns is called, which waits for no more."""
+    """Start copying ``x`` to the host; calling the result waits for this copy only, and returns it."""
     if x.device.type != "cuda":
         return lambda: x
     copy, copied = x.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -26,13 +26,13 @@ def download(x: Tensor) -> Callable[[], Tensor]:
 
     def arrived() -> Tensor:
         copied.synchronize()
-        return copy.clone()  # in plain memory: torch rounds pinned one up to a power of two, and many blocks are kept
+        return copy.clone()  # pageable: torch rounds pinned memory up to a power of two, and many blocks are kept
 
     return arrived
 
 
 def arrivals(asked: Iterable[Callable[[], T]], ahead: int) -> Iterator[T]:
-    """What is asked for, one after the other, each once ``ahead`` more have been asked for: see `lead`."""
+    """The results of ``asked`` in order, each awaited only after the next ``ahead`` were started: see `lead`."""
     under_way: deque[Callable[[], T]] = deque()
     for arrive in asked:
         under_way.append(arrive)
@@ -43,8 +43,8 @@ def arrivals(asked: Iterable[Callable[[], T]], ahead: int) -> Iterator[T]:
 
 
 def lead(device: torch.device) -> int:
-    """How much is asked for ahead of what is waited for: a GPU computes the next block while the host writes the last.
+    """How many results to start before waiting for one: a GPU computes the next block while the host writes the last.
 
-    On a CPU asking is computing, and the last would only be late.
+    0 on a CPU, where starting a result computes it, so starting one more would only delay the last.
     """
     return 1 if device.type == "cuda" else 0

@@ -1,8 +1,8 @@
 """Where an experiment lives: the project's folder for the default one, ``runs/NAME/`` for every other.
 
-A workspace holds its own params.yaml and everything made from it. The definition of the stages is a copy of the
-project's, the code they depend on a link to it, and DVC's settings, cache and remotes are the project's, so that the
-same stage on the same inputs is run once for all experiments. What is small of it can be committed (.gitignore).
+A workspace holds its own params.yaml and everything made from it. Its dvc.yaml is a copy of the project's, the code a
+link, and DVC's settings, cache and remotes are the project's, so that a stage with the same inputs runs once for all
+experiments. Its small files can be committed (.gitignore).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from hiar.vbench.doctor import check_scoring
 
 PARAMS = "params.yaml"
 LINKS = ("hiar", ".dvcignore")
-PIPELINE = "dvc.yaml"  # copied: DVC does not read a link to it out of a commit
-# In an experiment's file: the one that it is laid over, and others to be laid over it and run beside it.
+PIPELINE = "dvc.yaml"  # copied: DVC does not follow a link when it reads a commit
+# Fields of an experiment's file: the file that it overrides, and files that override it, to run and compare with it.
 OVER, BESIDE = "over", "beside"
-INPUTS = ("models", "experiments")  # of the project, which params.yaml may name files in
+INPUTS = ("models", "experiments")  # folders of the project that params.yaml may refer to
 NO_GIT = """\
 # Made by `hiar run`, since there is no git repository here; it goes when there is one.
 [core]
@@ -43,8 +43,8 @@ NO_GIT = """\
 def experiment_tree(root: Path, name: str | None) -> dict[str, Any]:
     """The parameters of an experiment as YAML data: params.yaml, with experiments/NAME.yaml merged over it.
 
-    A name may be of several files, ONE+OTHER: each is merged over those before it. A file may say which one it is laid
-    ``over`` itself.
+    A name may join several files, ONE+OTHER: each is merged over those before it. A file may itself name the one that
+    it lies ``over``.
 
     Raises UserError when there is no such experiment or a file is not valid YAML.
     """
@@ -55,7 +55,7 @@ def experiment_tree(root: Path, name: str | None) -> dict[str, Any]:
 
 
 def _overrides(root: Path, part: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What experiments/PART.yaml says, over what the one says that it is laid ``over``."""
+    """The overrides of experiments/PART.yaml, merged over those of the file that it lies ``over``."""
     path = override_of(root, part)
     tree = {field: value for field, value in read_yaml(path).items() if field != BESIDE}
     under = tree.pop(OVER, None)
@@ -68,10 +68,10 @@ def _overrides(root: Path, part: str, above: tuple[str, ...] = ()) -> dict[str, 
 
 
 def experiments_beside(root: Path, name: str | None) -> list[str]:
-    """The experiments that are compared with ``name`` as a whole: each is NAME+OTHER, in the order of its files.
+    """The experiments to run and compare with ``name``: each is NAME+OTHER, in the order of its files.
 
-    Where one that a file lists is laid over it, that is one of the compared, and is run alone.
-    Raises UserError when it names files that there are not.
+    If a file is followed in ``name`` by one that it lists, that is one of the compared experiments, and runs alone.
+    Raises UserError for files that do not exist.
     """
     others: list[str] = []
     parts = name.split("+") if name is not None else []
@@ -88,7 +88,7 @@ def experiments_beside(root: Path, name: str | None) -> list[str]:
 
 
 def experiment_params(root: Path, name: str | None) -> Params:
-    """The validated parameters of an experiment; an error names the file that holds it."""
+    """The validated parameters of an experiment; errors name the file they are in."""
     defaults = root / PARAMS
     if name is None:
         return parse_params(read_yaml(defaults), defaults)
@@ -97,7 +97,7 @@ def experiment_params(root: Path, name: str | None) -> Params:
 
 
 def run_params(root: Path, name: str) -> Params:
-    """The parameters with which `hiar run` would run an experiment now: also what is in the files that they name."""
+    """The parameters with which `hiar run` would run an experiment now, with the hashes of the files they name."""
     experiment_params(root, name)
     tree = experiment_tree(root, name)
     _pin_files(tree, root / "runs" / name)
@@ -115,10 +115,10 @@ def override_of(root: Path, name: str) -> Path:
 
 
 def open_workspace(root: Path, name: str | None) -> Path:
-    """The folder of an experiment, made and brought up to date where need be; params.yaml is validated first.
+    """The folder of an experiment, created or updated if necessary; params.yaml is validated first.
 
-    Raises UserError for parameters that are not valid, what it is to be scored by and cannot run here, and where the
-    folder cannot be written.
+    Raises UserError for invalid parameters, for scores that cannot be computed here, for weights that cannot be
+    adopted, and for a folder that cannot be written.
     """
     params = experiment_params(root, name)
     check_scoring(params.score, partial(_seconds, params))
@@ -127,7 +127,7 @@ def open_workspace(root: Path, name: str | None) -> Path:
     if name is None:
         return root
     workspace = root / "runs" / name
-    with locked(workspace / ".dvc" / "tmp", "hiar-open.lock"):  # stages that begin at once would meet in it
+    with locked(workspace / ".dvc" / "tmp", "hiar-open.lock"):  # stages that start at the same time would collide in it
         _bring_up_to_date(root, name, workspace)
     _check_adopted(params, workspace)
     return workspace
@@ -151,14 +151,14 @@ def _bring_up_to_date(root: Path, name: str, workspace: Path) -> None:
 
 
 def _seconds(params: Params) -> float:
-    """How long the videos are that an experiment compares."""
+    """Length in seconds of the videos that an experiment compares."""
     from hiar.worlds.interface import open_world  # loads torch
 
     return open_world(params.world).seconds(params.sample.frames)
 
 
 def _check_adopted(params: Params, workspace: Path) -> None:
-    """Raise UserError where somebody else's weights are there and cannot be taken: it may be days until they are."""
+    """Raise UserError for foreign weights that are here but cannot be adopted: the stage may be days away."""
     for source, weights in params.init.sources.values():
         if (workspace / source).exists():
             from hiar.worlds.interface import open_world  # loads torch
@@ -167,9 +167,9 @@ def _check_adopted(params: Params, workspace: Path) -> None:
 
 
 def _pin_files(tree: dict[str, Any], workspace: Path) -> None:
-    """Say what is in the files that parameters name, where it is not said: DVC compares parameters, not these files.
+    """Fill in missing hashes of the files that parameters name: DVC compares parameters, not these files.
 
-    What is missing is left to the stage that reads it, perhaps on another machine, and told: it may be days away.
+    A missing file is reported now and left to the stage that reads it, perhaps days later and on another machine.
     """
 
     def pin(settings: dict[str, Any], field: str, content: Callable[[Path], str], part: str = "") -> None:
@@ -186,13 +186,13 @@ def _pin_files(tree: dict[str, Any], workspace: Path) -> None:
     content = partial(fingerprint, cache=cache_folder())
     for settings in (tree["init"], tree["init"].get("teacher", {})):
         pin(settings, "source", content)
-    pin(tree["distill"], "real_score", content, "transformer")  # TRANSFORMER of `hiar.worlds`, which imports torch
+    pin(tree["distill"], "real_score", content, "transformer")  # as TRANSFORMER of `hiar.worlds`, which imports torch
     pin(tree["pairs"], "source", content, MANIFEST)
 
 
 @contextmanager
 def _settings(root: Path) -> Iterator[None]:
-    """Turn DVC's complaint about the project's settings into a UserError."""
+    """Turn DVC's error about the project's settings into a UserError."""
     from dvc.config import ConfigError
 
     try:
@@ -202,7 +202,7 @@ def _settings(root: Path) -> Iterator[None]:
 
 
 def _share_settings(root: Path, workspace: Path) -> None:
-    """Let the workspace, a DVC repository of its own, have the project's DVC settings of both levels, and its cache."""
+    """Give the workspace, its own DVC repository, the project's DVC settings (repo and local) and its cache."""
     from dvc.config import Config, ConfigError
     from dvc.config_schema import RelPath
 
@@ -217,7 +217,7 @@ def _share_settings(root: Path, workspace: Path) -> None:
             (workspace / ".dvc" / name).unlink(missing_ok=True)
         own = of(workspace)
     for level in ("repo", "local"):
-        settings = project.load_one(level)  # in which paths are absolute; they are written as seen from the workspace
+        settings = project.load_one(level)  # its paths are absolute, and written relative to the workspace
         if level == "repo":
             settings["cache"].setdefault("dir", RelPath((root / ".dvc" / "cache").absolute()))
         if own.load_one(level) != settings:
@@ -227,7 +227,7 @@ def _share_settings(root: Path, workspace: Path) -> None:
 
 
 def _do_without_git(workspace: Path) -> None:
-    """Tell DVC when there is no git repository, which it needs to be told, and take that back when there is one."""
+    """Set DVC's no_scm where there is no git repository, and remove it when there is one."""
     from dvc.config import Config
     from dvc.scm import SCM, SCMError
 
@@ -256,8 +256,8 @@ def _do_without_git(workspace: Path) -> None:
 def sole_use(root: Path, name: str | None) -> Iterator[int | None]:
     """Keep every other `hiar run` out of an experiment's workspace, by locks that the kernel releases.
 
-    Yields the number of an open file that holds one of them, which processes may inherit to hold it too; None where
-    there is no project. What such processes of a run that was killed still do, as saving a state, is waited for.
+    Yields the descriptor of an open file that holds one of them, which child processes may inherit to hold it too;
+    None where there is no project. Waits for such processes of a killed run, which may still be saving a state.
     Raises InUse when another run is at work.
     """
     workspace = root if name is None else root / "runs" / name
@@ -282,7 +282,7 @@ def sole_use(root: Path, name: str | None) -> Iterator[int | None]:
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Lock an open file, unless another process has it locked."""
+    """Lock an open file; False if another process has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""`python audit.py < REPORT`: what a report of pip-audit means, which takes what it could not look up for good.
+"""`python audit.py < REPORT`: the verdict on a report of pip-audit, which itself passes packages it could not look up.
 
 Exit code 0: every package was looked up and none is known to be vulnerable. 1: some are. 2: some were not looked up.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def verdict(report: dict[str, Any]) -> tuple[int, list[str]]:
-    """The exit code and the lines to show for a report of pip-audit."""
+    """The exit code, and the lines to print, for a report of pip-audit."""
     packages = report["dependencies"]
     lines = [
         f"{one['name']} {one['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'no version'}"

@@ -1,6 +1,6 @@
-"""`python bucket.py NAME`: make sure that the store has a bucket; the AWS_* variables say which store, and who asks.
+"""`python bucket.py NAME`: make sure that the store has a bucket; AWS_* variables name the store and the credentials.
 
-Where the bucket is there already, nothing is asked for that terraform/access.tf does not allow a worker.
+If the bucket exists, no permission is needed beyond those that terraform/access.tf gives a worker.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 PATIENCE = 120.0  # seconds that a store may take to start
 MISSING, BROKEN = 404, 500
-HOME = "us-east-1"  # of AWS: the one region that must not be named where a bucket is made
+HOME = "us-east-1"  # the one region of AWS that must not be named when a bucket is created
 
 
 def main(name: str) -> int:
-    """Create the bucket unless it is there and return 0; one line and 1 when the store does not let us."""
+    """Create the bucket unless it exists, and return 0; print a line and return 1 if the store refuses."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -44,7 +44,7 @@ def _create_unless_there(client: Any, name: str) -> None:
             raise
         region = client.meta.region_name
         place = {} if region == HOME else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-        with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # another has been quicker
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # another process was faster
             client.create_bucket(Bucket=name, **place)
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# sh infra/secrets.sh: writes infra/.env, new passwords for every server, readable by you alone and ignored by git.
-# compose.yaml, systemd/ and kubernetes/ all take their secrets from that one file. It is never written over.
+# sh infra/secrets.sh: writes infra/.env with new passwords for every server, readable by you alone and ignored by git.
+# compose.yaml, systemd/ and kubernetes/ all take their secrets from that one file. It is never overwritten.
 set -eu
 
 file=$(cd "$(dirname "$0")" && pwd)/.env

@@ -12,17 +12,17 @@ from pathlib import Path
 from prepared import Prepared, inherited
 
 ROOT = Path(__file__).parents[1]
-# What a developer's shell may hold and a test must not depend on.
+# Variables that a developer's shell may set and tests must not depend on, by prefix.
 FOREIGN = ("HIAR_", "MLFLOW_", "PREFECT_")
-# Variables that no library of prepared.py reads before a command is known, by their beginnings.
+# Variables that no library of prepared.py reads on import, by prefix: a forked command may have other values of them.
 LATE = (*FOREIGN, "VBENCH_")
-# What libraries set in the tests' own process as they are imported there; no shell hands it to a command.
+# Variables that libraries set in the tests' own process on import, by prefix; a command gets the values from before.
 BY_LIBRARIES = ("LD_LIBRARY_PATH", "TORCH_CPP_LOG_LEVEL", "_TORCHINDUCTOR_")
 STARTED_WITH = {name: value for name, value in os.environ.items() if name.startswith(BY_LIBRARIES)}
 
 
 def environment() -> dict[str, str]:
-    """The environment of a command; its code is this project's wherever it runs, so that coverage counts it."""
+    """The environment of a command; it imports this project's code from any folder, so that coverage counts it."""
     own = {name: value for name, value in os.environ.items() if not name.startswith((*FOREIGN, *BY_LIBRARIES))}
     project = {"PYTHONPATH": os.fspath(ROOT), "PYTHONSAFEPATH": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return own | STARTED_WITH | project
@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
 def hiar(*arguments: object, folder: Path, code: int = 0, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run `hiar` in a folder and expect an exit code; ``settings`` are environment variables.
 
-    The process is forked from one that has imported libraries already, where that comes to the same.
+    The process is forked from one that has already imported the libraries, where that makes no difference.
     """
     command, variables = [sys.executable, "-m", "hiar", *map(str, arguments)], environment() | settings
     prepared, usual = prepared_process()
@@ -43,15 +43,15 @@ def hiar(*arguments: object, folder: Path, code: int = 0, **settings: str) -> su
     return run
 
 
-USUAL = environment()  # as tests are collected, before one of them sets anything
+USUAL = environment()  # while tests are collected, before any of them sets a variable
 
 
 @functools.cache
 def prepared_process() -> tuple[Prepared, object]:
-    """The process that commands are forked from, and what it has inherited."""
+    """The process that commands are forked from, and the environment and limits that it inherited."""
     return Prepared(USUAL), inherited(USUAL, LATE)
 
 
 def copy_artifacts(source: Path, to: Path) -> None:
-    """Copy a folder of artifacts, to spoil it: DVC lets nobody write what is linked to its cache."""
+    """Copy a folder of artifacts that a test will change: files linked to DVC's cache are read-only."""
     shutil.copytree(source, to, copy_function=shutil.copyfile)

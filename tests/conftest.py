@@ -1,4 +1,4 @@
-"""The smoke experiment, run once for all tests that look at what it leaves; a disk that is really small."""
+"""The smoke experiment, run once for all tests that read its results; a file system that is really small."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from commands import ROOT, hiar
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-# On a busy machine an example may take any time.
+# On a busy machine an example may take arbitrarily long.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workspace of `hiar run smoke` in a copy of the project; tests may read it, and copy what they spoil."""
+    """The workspace of `hiar run smoke` in a copy of the project; tests only read it, and copy what they change."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # run once for all workers: the first to ask runs it, the others wait
         shared = shared.parent
@@ -34,7 +34,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of half a megabyte; skips where this user may not mount one."""
+    """A folder on a file system of half a megabyte; skips the test where this user may not mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
     try:
@@ -52,7 +52,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def copy_project(to: Path) -> None:
-    """The files of this project that git knows or would add, but for what its own experiments made."""
+    """Copy the project's files that git tracks or would add, without runs/ and dvc.lock."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ":!runs", ":!dvc.lock"]
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
         if name and (ROOT / name).is_file():

@@ -1,8 +1,8 @@
-"""A GPU without numbers: a device of torch's own making, on which tensors have shapes and types alone.
+"""A simulated GPU: a torch device whose tensors have shapes and types but no values.
 
-What lies on it cannot meet what lies on the host, as on a GPU, and each time that the host asks for a number, which
-halts it until all is computed, is noted. As a program, this computes there what a GPU would, and tells what it met.
-The device is registered once and for all, so it has a process of its own.
+As on a GPU, its tensors cannot be combined with those on the host. Each read of a value by the host, where a real GPU
+would synchronise, is recorded. Run as a program, this walks, decodes and trains there and prints what it found; the
+device cannot be unregistered, so it needs a process of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Backend(backend_registration._DummyBackendModule):
 
 
 class Elsewhere(TorchDispatchMode):
-    """Within the body tensors may be on the device. waits: where hiar asked for their numbers."""
+    """Allows tensors on the device within the `with` block. waits: where hiar read their values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class Elsewhere(TorchDispatchMode):
 
 
 def register() -> torch.device:
-    """The device. Under autocast, what GPUs compute in bf16 is of that type."""
+    """Register the device and return it. Under autocast it computes in bf16 the operations that GPUs do."""
     backend_registration._setup_privateuseone_for_python_backend("elsewhere", backend_module=Backend())
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) by way of the host
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) is made on the host and copied
     register.libraries = [torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")]
     register.libraries[0].fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for name in HALVED:
@@ -100,7 +100,7 @@ def halved(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Accelerator:
-    """What training asks of accelerate's, which knows no such device."""
+    """The methods of accelerate's Accelerator that training calls; accelerate's own does not know the device."""
 
     def __init__(self, device: torch.device, half: bool) -> None:
         self.device, self.half = device, half
@@ -116,7 +116,7 @@ class Accelerator:
 
 
 def walks(device: torch.device) -> dict[str, Callable[[], Tensor]]:
-    """Walks of one process, and a decoder that goes on."""
+    """Walks in one process, and a decoder that continues a video."""
     tiny = PRESETS["wan-tiny"]()
     small = replace(tiny, model=tiny.model.model_copy(update={"layers": 1}), window=2 * tiny.block, steps=3)
     here = build(small, torch.device("cpu"), 2)
@@ -135,7 +135,7 @@ def walks(device: torch.device) -> dict[str, Callable[[], Tensor]]:
 
 
 def train(device: torch.device, case: dict[str, Any]) -> Tensor:
-    """A step of a training, late enough that it trains the student too, and its average."""
+    """Train at steps late enough to update the student and its average too; returns one of its weights."""
     shared.accelerator_of = lambda case: Accelerator(device, case.half)
     roles, step, _ = shared.make(shared.Case(steps=4, device=device, micro_batch=None, **case), Ranks())
     for number in (2, 3) if case["name"] == "init" else (2,):
@@ -144,7 +144,7 @@ def train(device: torch.device, case: dict[str, Any]) -> Tensor:
 
 
 def tell(name: str, compute: Callable[[], Tensor]) -> None:
-    """A line of what was met: on which device the result lies, or what went wrong, and every wait."""
+    """Print a line of JSON: the result's device or the error, and every wait."""
     with Elsewhere() as mode:
         try:
             found = str(compute().device)

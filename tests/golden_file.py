@@ -1,4 +1,4 @@
-"""The golden file: what the public implementations of HiAR and Self-Forcing computed, and our rollouts on its noise."""
+"""The golden file: tensors of the public implementations of HiAR and Self-Forcing, and our rollouts on its noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hiar.rollout.walk import generate
 from hiar.schedule import step_sigmas
 
 FILE = Path(__file__).parent / "golden" / "wan_tiny.safetensors"
-WITHIN = 2e-5  # of the largest value
+WITHIN = 2e-5  # tolerance, relative to the largest value
 THEIRS = OURS.model_copy(update={"given": "clean", "sinks": "stay"})
 
 with safe_open(FILE, "pt") as file:
@@ -30,7 +30,7 @@ class GoldenRollout(Rollout):
     def noise(self, cell: Cell) -> Tensor:
         folder = "given/noise" if self.grid.given else "noise"
         known = GOLDEN.get(f"{folder}/{cell.block}/{cell.step}")
-        return super().noise(cell) if known is None else known  # theirs had no noise for blocks that are given
+        return super().noise(cell) if known is None else known  # theirs has no noise for given blocks
 
 
 def names(room: str) -> list[str]:
@@ -45,7 +45,7 @@ def window_of(name: str, blocks: int) -> int:
 def rolled_out(
     model: Denoiser, name: str, order: Order, passes: Passes, conventions: Conventions = THEIRS
 ) -> tuple[Tensor, Tensor]:
-    """Ours and theirs, for the rollout that a tensor is the result of."""
+    """Our video and theirs, for the rollout that this tensor of the file is the result of."""
     expected = GOLDEN[name]
     room, _, context, *rest = name.split("/")
     clip = GOLDEN["given/clip"] if room == "given" else None

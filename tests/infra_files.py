@@ -1,4 +1,4 @@
-"""What the files of infra/ say, read as the tools that take them would."""
+"""The contents of infra/, read as the tools that use the files would."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def compose() -> dict[str, Any]:
 
 
 def manifests() -> list[dict[str, Any]]:
-    """Every object that is given to a cluster, as written: what kustomize reads for itself is none."""
+    """Every object that is applied to a cluster, as written; kustomize's own files are left out."""
     found = [one for path in sorted(KUBERNETES.rglob("*.yaml")) for one in documents(path)]
     return [one for one in found if one["kind"] != "Kustomization"]
 
 
 def pod_specs(tree: Any) -> list[dict[str, Any]]:
-    """The specs of pods that lie anywhere in an object: what has a list of containers with images."""
+    """The pod specs anywhere in an object: mappings with a list of containers."""
     if isinstance(tree, list):
         return [spec for one in tree for spec in pod_specs(one)]
     if not isinstance(tree, dict):
@@ -68,7 +68,7 @@ def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def units() -> dict[str, dict[str, list[str]]]:
-    """The [Service] part of each systemd unit: what each key was given, in order."""
+    """The [Service] section of each systemd unit: the values of each key, in order."""
     found: dict[str, dict[str, list[str]]] = {}
     for path in sorted((INFRA / "systemd").glob("*.service")):
         keys = found[path.name.removeprefix("hiar-").removesuffix(".service").rstrip("@")] = {}
@@ -100,7 +100,7 @@ def tool(name: str) -> str | None:
 
 
 def unit_command(name: str) -> list[str]:
-    """A unit's command as the image would get it: programs by name, its files in their places, the port open to all."""
+    """A unit's command as in the image: programs by name, files in the image's places, the port open to all."""
     (line,) = units()[name]["ExecStart"]
     words = [
         word.replace("/opt/hiar/infra", "/opt/infra").replace("/opt/hiar/.venv/bin/", "") for word in shlex.split(line)
@@ -109,7 +109,7 @@ def unit_command(name: str) -> list[str]:
 
 
 def environments() -> dict[str, dict[str, str | None]]:
-    """The environment of every process that the files start, by file and name; None for a value that is a reference."""
+    """The environment of each process that the files start, by file and name; None for a value that is a reference."""
     found: dict[str, dict[str, str | None]] = {}
     for name, service in compose()["services"].items():
         found[f"compose {name}"] = {
@@ -140,7 +140,7 @@ def environments() -> dict[str, dict[str, str | None]]:
 
 
 def filled(kind: str, **given: Any) -> dict[str, Any]:
-    """A pool's configuration as a worker fills it in, with the defaults of what is not given."""
+    """A work pool's configuration as a worker fills it in, with defaults for what is not given."""
     from prefect.utilities.templating import apply_values
 
     pool = pools()[kind]

@@ -13,9 +13,9 @@ from hiar.training import checkpoint
 
 
 def interrupt(run: Callable[[], None], step: int) -> None:
-    """Press Ctrl-C in a run once its state after so many steps has its name; states that are too old are still there.
+    """Press Ctrl-C in a run when its state after ``step`` steps has been published, before older states are deleted.
 
-    Fails where that state is never written.
+    Fails if that state is never written.
     """
 
     def publish_and_press(folder: Path, index: Index) -> None:
@@ -23,7 +23,7 @@ def interrupt(run: Callable[[], None], step: int) -> None:
         if index.step == step:
             signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
     try:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(checkpoint, "publish", publish_and_press)

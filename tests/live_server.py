@@ -1,4 +1,4 @@
-"""`hiar live` as a process, and a viewer that is a program: it reads what a page would, and says what it would."""
+"""`hiar live` as a process, and a viewer as a program: it receives and sends the messages that a page would."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from commands import environment
 from websockets.sync.client import ClientConnection, connect
 
-TOKEN = "sixteen letters!"  # the fewest
+TOKEN = "sixteen letters!"  # the shortest allowed
 PATIENCE = 240  # seconds, for a loaded machine
 
 
@@ -24,7 +24,7 @@ PATIENCE = 240  # seconds, for a loaded machine
 def live(
     *checkpoints: Path, folder: Path, options: tuple[object, ...] = (), settings: Mapping[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and the address of its page; afterwards it ends as by Ctrl-C, and its students have ended by then."""
+    """Yield the process and its page's address; on exit it is sent Ctrl-C, and its students must have ended with it."""
     command = [sys.executable, "-m", "hiar", "live", *map(str, options)]
     if "--port" not in command:
         command += ["--port", "0"]
@@ -46,7 +46,7 @@ def live(
 
 
 class Watcher:
-    """A viewer. blocks: what it was told of blocks, by student; videos: their bytes."""
+    """A viewer. blocks: the block messages it received, by student; videos: the bytes of each student's video."""
 
     def __init__(self, address: str, token: str = TOKEN, **options: Any) -> None:
         self.socket: ClientConnection = connect(
@@ -72,7 +72,7 @@ class Watcher:
         self.socket.send(json.dumps(message))
 
     def hear(self) -> dict[str, Any]:
-        """The next message; bytes of videos are kept, those of a block with what is told of it."""
+        """The next message; bytes of videos are kept, those of a block together with its message."""
         while isinstance(data := self.socket.recv(PATIENCE), bytes):
             self._keep(data)
         message: dict[str, Any] = json.loads(data)
@@ -87,18 +87,18 @@ class Watcher:
         self.videos[data[0]] = self.videos.get(data[0], b"") + data[1:]
 
     def until(self, kind: str) -> dict[str, Any]:
-        """The next message of a kind."""
+        """The next message of this kind; those before it are skipped."""
         while (message := self.hear())["kind"] != kind:
             pass
         return message
 
     def watch(self, block: int) -> None:
-        """Watch as far as students make the blocks before ``block``, and wait for them."""
+        """Wait until all students have made the blocks before ``block``, and report what is watched on the way."""
         said, students = -1.0, range(len(self.hello["students"]))
         while min(map(self.made, students)) < block:
-            # Of all: what only some have made cannot be watched, and the server takes it for less.
+            # Of all students: what only some have made cannot be watched, and the server does not count it.
             made = min(self.blocks[student][-1]["end"] if student in self.blocks else 0.0 for student in students)
-            if made >= said + self.hello["lead"] / 2:  # as pages do, not for every block
+            if made >= said + self.hello["lead"] / 2:  # like a page, not for every block
                 self.say(kind="watched", seconds=(said := made))
             self.until("block")
 
@@ -107,7 +107,7 @@ class Watcher:
 
 
 def memory_of(process: int) -> int:
-    """Bytes that a process and its children have in memory."""
+    """Resident bytes of a process and all its descendants."""
     import psutil
 
     own = psutil.Process(process)
@@ -115,6 +115,6 @@ def memory_of(process: int) -> int:
 
 
 def children_of(process: int) -> list[int]:
-    """The processes of its students."""
+    """Ids of a process's children: of a live server, its students."""
     listed = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return [int(each) for each in listed if os.path.exists(f"/proc/{each}")]

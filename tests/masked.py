@@ -1,4 +1,4 @@
-"""Rollouts without caches: a block is made in one masked forward on the whole sequence of its contexts and itself."""
+"""Rollouts without caches: each block is computed in one masked forward on the sequence of its contexts and itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def last_block(
 ) -> Tensor:
     """x0 of the block ``x`` (B, C, k, H, W) at ``sigma`` behind its contexts at ``level``, each of the size of ``x``.
 
-    The contexts' part is not recorded for backward.
+    No gradient flows through the contexts' keys and values.
     """
     frames, shown = x.shape[2], len(contexts) * x.shape[2]
     sequence = torch.cat([*contexts, x], dim=2)
@@ -27,9 +27,9 @@ def last_block(
 
 
 class detached_context:
-    """Cuts the gradient through the keys and values of the first ``tokens`` tokens.
+    """Within its `with` body, no gradient flows through the keys and values of the first ``tokens`` tokens.
 
-    A cache that is written without gradients does the same.
+    This matches a cache that is written without gradients.
     """
 
     def __init__(self, model: Denoiser, tokens: int) -> None:

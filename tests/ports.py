@@ -1,10 +1,10 @@
-"""Ports for servers of the tests."""
+"""Ports for the tests' servers."""
 
 import socket
 
 
 def free_ports(count):
-    """Ports that are free, and those of gRPC 10,000 above them."""
+    """Free ports whose gRPC ports, 10,000 above them, are free too."""
     found = []
     while len(found) < count:
         with socket.create_server(("127.0.0.1", 0)) as one:

@@ -1,8 +1,8 @@
-"""A process that has imported what computing commands take seconds to import of others, and forks for each command.
+"""A process that has imported the libraries that take commands seconds to import, and forks for each command.
 
-What it forks is a process of its own: it imports hiar anew and runs it as `python -m hiar` does, in the folder, with
-the variables and into the pipes that it is given. Only what libraries read while they are imported was there before it;
-a command that is to find something else there is one to start (`inherited`).
+Each fork imports hiar itself and runs it as `python -m hiar` does, with the folder, the environment variables and the
+pipes that it is given. Only what libraries read on import is inherited; a command that needs other values of that has
+to be started as a process instead (see `inherited`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LIBRARIES = (
     *("diffusers.models.transformers.transformer_wan", "diffusers.models.autoencoders.autoencoder_kl_wan"),
     *("PIL.Image", "jinja2", "filelock", "psutil"),
 )
-LARGEST = 1 << 20  # bytes of a command and its variables
+LARGEST = 1 << 20  # bytes that a command with its variables may take
 
 
 class Prepared:
-    """The process, asked for commands one after the other."""
+    """The process that forks; it runs one command at a time."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.line, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -43,7 +43,7 @@ class Prepared:
         atexit.register(self.end)
 
     def run(self, arguments: list[str], folder: Path, environment: Mapping[str, str]) -> tuple[int, str, str]:
-        """Exit code, output and errors of `hiar`, once it has ended and nobody can add to them."""
+        """Exit code, stdout and stderr of `hiar`, once it has ended and nobody can write to them any more."""
         pipes = [os.pipe() for _ in range(2)]
         asked = json.dumps([arguments, os.fspath(folder), dict(environment)]).encode()
         socket.send_fds(self.line, [asked], [end for _, end in pipes])
@@ -65,13 +65,13 @@ def _read(end: int) -> str:
 
 
 def inherited(environment: Mapping[str, str], late: tuple[str, ...]) -> object:
-    """What may have been looked at before a command is known: variables that do not begin as ``late``, and limits."""
+    """What libraries may read before a command is known: variables without a prefix of ``late``, and process limits."""
     limits = [resource.getrlimit(value) for name, value in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
     return {name: value for name, value in environment.items() if not name.startswith((*late, "PYTEST_"))}, limits
 
 
 def _next(line: socket.socket) -> list[str]:
-    """The arguments of the next command, in its process; the one that is asked stays in here until nobody asks."""
+    """Fork for each command and return its arguments in the child; the parent stays here until the line is closed."""
     while True:
         asked, pipes, *_ = socket.recv_fds(line, LARGEST, 2)
         if not asked:
@@ -100,5 +100,5 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()
     sys.argv = ["hiar", *_next(socket.socket(fileno=int(sys.argv[1])))]
-    importlib.import_module("numpy.random").seed()  # each process has another, as without a fork
+    importlib.import_module("numpy.random").seed()  # a different seed in each process, as without a fork
     runpy.run_module("hiar", run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""What a process of a pipeline does in the tests, in a module that such a process can import."""
+"""The processes of a pipeline in the tests, in a module that they can import."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from hiar.rollout.pipeline import finished_blocks, walk_rank
 from hiar.rollout.shared_memory import Neighbours, SharedMemory, line_of
 from hiar.schedule import step_sigmas
 
-PATIENCE = 600.0  # seconds that processes which are well may be silent on a busy machine
+PATIENCE = 600.0  # seconds that a healthy process may be silent on a busy machine
 STEPS, BLOCK, SHAPE = 4, 2, (3, 2, 4, 4)
 
 
 class Case(NamedTuple):
-    """A way to walk; given: blocks of a clip that is continued."""
+    """Settings of a walk; given: number of blocks of the clip that is continued."""
 
     context: Context
     passes: Passes
@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
 
 def rollouts(case: Case) -> list[Rollout]:
-    """Three prompts in flight, the last batch smaller, the blocks of one prompt fewer; the window slides."""
+    """Three batches of prompts, the last smaller, the second with fewer blocks; the window slides."""
     text = torch.randn(5, 5, 8, generator=torch.Generator().manual_seed(2))
     grid = make_grid(case.context, case.level, blocks=7, steps=STEPS, window=3, sinks=case.sinks, given=case.given)
     sigmas = step_sigmas(STEPS, 5.0)
@@ -48,7 +48,7 @@ def rollouts(case: Case) -> list[Rollout]:
 
 
 def clips(case: Case) -> list[torch.Tensor | None]:
-    """What the rollouts continue."""
+    """The clip that each rollout continues, or None."""
     if not case.given:
         return [None] * 3
     random = torch.Generator().manual_seed(3)
@@ -57,7 +57,7 @@ def clips(case: Case) -> list[torch.Tensor | None]:
 
 
 def run_rank(rank: int, ranks: int, neighbours: Neighbours | None, folder: str, cases: list[Case]) -> None:
-    """A rank of a pipeline over tiny rollouts; the codec's place writes what arrives."""
+    """Run one rank of a pipeline on tiny rollouts; the codec's, the last, writes the blocks that arrive."""
     torch.set_num_threads(1)
     init = f"file://{folder}/rendezvous"
     dist.init_process_group(
@@ -75,7 +75,7 @@ def run_rank(rank: int, ranks: int, neighbours: Neighbours | None, folder: str, 
 
 
 def run_ranks(ranks: int, shared: bool, folder: Path, cases: list[Case]) -> None:
-    """All ranks of a pipeline as processes of their own; shared: blocks travel through shared memory."""
+    """Run all ranks of a pipeline as processes; shared: blocks are passed through shared memory."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiar.rollout.pipeline"])  # once for all of them
     with line_of(ranks + 1) as line:

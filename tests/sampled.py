@@ -1,4 +1,4 @@
-"""Workspaces with samples in them, rendered by the true world instead of a model."""
+"""Workspaces with samples that the world's renderer made, not a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VIDEOS, FRAMES = 3, 30
 
 
 def small_params(**changes: object) -> Params:
-    """The default experiment with few and short samples and two seeds; ``changes`` replace whole sections."""
+    """The default experiment with few, short samples and two seeds; ``changes`` replace whole sections."""
     tree = read_yaml(ROOT / "params.yaml")
     sample = {"videos": VIDEOS, "frames": FRAMES, "caption_dropout": 0.0, "batch": 4}
     tree |= {"seeds": [0, 1], "sample": sample, "report": {"videos": 2, "reference": None, "table": None}}
@@ -35,7 +35,7 @@ def small_params(**changes: object) -> Params:
 
 
 def write_samples(folder: Path, frames: Tensor, captions: list[str], params: Params) -> None:
-    """A samples folder of videos uint8 (V, F, H, W, 3)."""
+    """Write a samples folder from videos uint8 (V, F, H, W, 3)."""
     folder.mkdir(parents=True)
     for index, video in enumerate(frames):
         write_mp4(folder / f"{index:04d}.mp4", video, params.world.frames_per_second)
@@ -44,9 +44,9 @@ def write_samples(folder: Path, frames: Tensor, captions: list[str], params: Par
 
 
 def sampled_workspace(workspace: Path, params: Params) -> None:
-    """Samples of everything that is compared; inits lose their colours along the video, the others are perfect.
+    """Write samples of all contenders; those of inits lose their colours over the video, the others are perfect.
 
-    The codec of each seed is there, its decoder the plain linear one.
+    Each seed's codec is there too, untrained, with its linear decoder.
     """
     for seed in params.seeds:
         codec = Paths(workspace, seed).codec
@@ -63,20 +63,20 @@ def sampled_workspace(workspace: Path, params: Params) -> None:
 
 
 def true_clips(params: Params, seed: int, frames: int) -> tuple[Tensor, list[str]]:
-    """The world's own clips of the samples' prompts."""
+    """The world's own clips for the samples' prompts, uint8 (V, F, H, W, 3), and their captions."""
     world = params.world.model_copy(update={"caption_dropout": params.sample.caption_dropout})
     return clips(world, seed=seed, first=FIRST_CLIP["sample"], count=params.sample.videos, frames=frames)
 
 
 def fade(frames: Tensor) -> Tensor:
-    """The videos with their colours turning grey from the first frame to the last."""
+    """The videos with colours that turn grey from the first frame to the last."""
     grey = frames.float().mean(dim=-1, keepdim=True)
     share = torch.linspace(0, 1, frames.shape[1])[None, :, None, None, None]
     return (frames + share * (grey - frames)).round().to(torch.uint8)
 
 
 def write_traces(workspace: Path, one: Contender) -> None:
-    """A training curve and a log, as the stages leave them; of one variant, validations while its motion fell."""
+    """Write a distillation's curve and log as the stage does; for one variant, validations with falling motion too."""
     if one.stage != "distill":
         return
     if one.variant == "hiar-no-fkl":

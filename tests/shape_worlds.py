@@ -1,4 +1,4 @@
-"""Worlds that the tests of several rooms share."""
+"""Worlds of shapes that several test folders share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short trainings that processes share, in a module that such a process can import."""
+"""Short trainings shared by several processes, in a module that these can import."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ MUON = ADAMW.model_copy(update={"muon": Muon(lr=0.01, weight_decay=0.1)})
 
 
 def save_state(folder: Path, step: int, roles: Mapping[str, Role], memory: Mapping[str, Tensor], curve: Curve) -> None:
-    """Keep the state of a run of one process after ``step`` updates, in the place of an older one."""
+    """Save the state of a run of one process after ``step`` updates; it replaces an older one."""
     with Saving(folder, roles, memory) as saving:
         saving.begin(step, curve)
 
@@ -76,9 +76,9 @@ class Silent:
 
 
 class Case(NamedTuple):
-    """A training; wan: of a network that predicts the flow, else x0 with coordinates; half: computed in bf16.
+    """A training. wan: the network predicts the flow, else x0 with coordinates; half: computes in bf16.
 
-    device: a CPU, or where there is one a GPU. offload: real score and optimisers' states lie on the host.
+    device: the CPU, or a GPU where there is one; offload: real score and optimiser states are on the host.
     """
 
     name: str
@@ -101,7 +101,7 @@ def network(case: Case, seed: int):
 
 
 def accelerator_of(case: Case) -> Accelerator:
-    AcceleratorState._reset_state(True)  # accelerate allows one precision and device a process otherwise
+    AcceleratorState._reset_state(True)  # accelerate otherwise allows one precision and device per process
     return Accelerator(cpu=case.device == "cpu", mixed_precision="bf16" if case.half else "no")
 
 
@@ -197,7 +197,7 @@ def make(case: Case, ranks: Ranks):
 
 
 def train_case(case: Case, ranks: Ranks) -> dict[str, Tensor]:
-    """Weights of all roles after all steps, whole, and the metrics of every step."""
+    """Kept weights of all roles after all steps, unsharded, and the metrics of every step but the first."""
     roles, step, _ = make(case, ranks)
     curve = [step(number) for number in range(case.steps)]
     weights = {f"{name}/{key}": value for name, role in roles.items() for key, value in kept_weights(role).items()}
@@ -205,7 +205,7 @@ def train_case(case: Case, ranks: Ranks) -> dict[str, Tensor]:
 
 
 def run_rank(rank: int, size: int, folder: str, cases: list[Case], state: Case | None) -> None:
-    """One of several processes; the first leaves what they have trained."""
+    """Run one of several processes; the first saves what they have trained."""
     torch.set_num_threads(1)
     os.environ |= {RENDEZVOUS: f"{folder}/rendezvous", "RANK": str(rank), "WORLD_SIZE": str(size)}
     with joined(runtime(size)) as ranks:
@@ -218,7 +218,7 @@ def run_rank(rank: int, size: int, folder: str, cases: list[Case], state: Case |
 
 
 def keep_states(case: Case, ranks: Ranks, folder: Path) -> None:
-    """Save again what one process has saved; be stopped; meet a full disk, another's folder, and what others decide."""
+    """Load and save a state of one process; then SIGTERM, a full disk, a missing state and the leader's decisions."""
     roles, _, memory = make(case, ranks)
     step, curve = load_state(folder / "of one", roles, memory, ranks)
     with Saving(folder / "again", roles, memory, ranks=ranks) as saving:
@@ -240,7 +240,7 @@ def keep_states(case: Case, ranks: Ranks, folder: Path) -> None:
         with Saving(folder / "full", roles, memory, ranks=ranks) as saving:
             saving.begin(1, [])
             saving.finish()
-            if not ranks.leads:  # what cannot be written over
+            if not ranks.leads:  # a folder where a file should be written
                 (temporary_state(folder / "full", 2) / ".00001.safetensors.tmp" / "full").mkdir(parents=True)
             saving.begin(2, [])
     except UserError as error:
@@ -254,7 +254,7 @@ def keep_states(case: Case, ranks: Ranks, folder: Path) -> None:
 
 
 def run_ranks(size: int, folder: Path, cases: list[Case], state: Case | None = None) -> None:
-    """All processes of a group; with a ``state``, they save and load what trains so, too."""
+    """Run all processes of a group; with a ``state``, they save and load states of that training, too."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiar.training.distillation", "torch.distributed.fsdp"])  # once for all of them
     processes = [context.Process(target=run_rank, args=(rank, size, str(folder), cases, state)) for rank in range(size)]

@@ -1,4 +1,4 @@
-"""A student as distillation leaves one, with random weights: quick to make, and it walks like a trained one."""
+"""A student as distillation saves it, but with random weights: quick to make, and it walks like a trained one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def save_student(
     folder: Path, order: Order = "step_first", context: Context = "output", seed: int = 0, **overrides: Any
 ) -> None:
-    """A checkpoint folder of the smoke experiment's size; ``overrides`` are sections of params.yaml."""
+    """Save a checkpoint folder of the smoke experiment's size; ``overrides`` are sections of params.yaml."""
     students.save_student(folder, smoke_params(**overrides), Walk(order=order, context=context), seed)
 
 
@@ -32,7 +32,7 @@ def smoke_params(**overrides: Any) -> Params:
 
 @torch.no_grad()
 def save_attentive_student(folder: Path) -> None:
-    """A student whose prompts show: as a text encoder is initialised, they hardly do."""
+    """Save a student whose videos depend visibly on the prompt; as a text encoder is initialised, they hardly do."""
     save_student(folder)
     student = load_generator(folder)
     student.text.words.weight.mul_(20)

@@ -1,6 +1,6 @@
-"""Bad input, given to the command line: one line that names the trouble, exit code 2, and what was there is untouched.
+"""Bad input on the command line: one line that names the problem, exit code 2, and existing files are untouched.
 
-What needs no artifacts (parameters, geometries, variants, prompt files) is in test_cli.py.
+Mistakes that need no artifacts (in parameters, geometries, variants, prompt files) are in test_cli.py.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from hiar.io.artifacts import write_manifest
 
 PROMPT = "a red disc moves quickly right on a black background"
-ROOM = 300_000  # bytes left on a full disk: less than the largest file of what is made in it
+ROOM = 300_000  # bytes left on a full disk: less than the largest file that is written to it
 
 
 def mistake(*arguments, folder):
-    """The one line that a mistake is answered with, after those of the progress until then."""
+    """The one error line of a command; lines of progress before it are skipped."""
     run = hiar(*arguments, folder=folder, code=2, HIAR_TRACKING="off")
     assert run.stdout == ""
-    progress = re.compile(r"walk: |.*: \d+/\d+( frames)? in \d\d:\d\d")  # what was done before the mistake was met
+    progress = re.compile(r"walk: |.*: \d+/\d+( frames)? in \d\d:\d\d")  # before the mistake was found
     (line,) = [line for line in run.stderr.splitlines() if not progress.match(line)]
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
@@ -41,14 +41,14 @@ def sample(work, *options, checkpoint="init", frames=6):
 
 
 def contents(folder):
-    """Every file below a folder, with its bytes; unfinished work aside."""
+    """The bytes of every file below a folder, without unfinished work (.partial)."""
     files = [path for path in folder.rglob("*") if path.is_file() and ".partial/" not in str(path)]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture
 def take(smoke):
-    """Gives a folder the parameters and the trained artifacts of the smoke experiment, to spoil."""
+    """Copies the parameters and trained artifacts of the smoke experiment to a folder, for a test to change."""
 
     def take(folder):
         for name in ("codec", "teacher", "pairs", "init"):
@@ -137,7 +137,7 @@ def lose_a_matrix(checkpoint):
 )
 def test_a_checkpoint_of_another_shape(work, artifacts, spoil, line):
     spoil(artifacts / "init")
-    write_manifest(artifacts / "init", "checkpoint")  # somebody's own: with the old manifest, any change is told
+    write_manifest(artifacts / "init", "checkpoint")  # as a user's own: the old manifest would report any change
     before = contents(work)
     said = sample(work, "--out", "out")
     assert said.startswith(f"artifacts/seed-0/init/{line}")
@@ -170,7 +170,7 @@ def test_outputs_below_a_file_and_instead_of_what_is_no_artifact(work, smoke):
 
 
 def mount(*arguments):
-    """Whether this user may mount, and has."""
+    """Call `mount`; returns whether it succeeded."""
     try:
         return subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def mount(*arguments):
 
 @contextmanager
 def read_only(folder):
-    """A folder that cannot be written; the permission bits do not bind root, a mount does."""
+    """Make a folder read-only; for root by a mount, because permission bits do not stop root."""
     if os.geteuid() == 0:
         if not mount("--bind", folder, folder):
             pytest.skip("root that may not mount writes everywhere")
@@ -208,7 +208,7 @@ def test_a_workspace_that_may_only_be_read(work, artifacts):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder that is a disk of its own where this user may mount one."""
+    """A folder; where this user may mount, a file system of its own."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = mount("-t", "tmpfs", "-o", "size=16m", "tmpfs", disk)
@@ -230,7 +230,7 @@ def little_room(disk):
 
 @contextmanager
 def small_files():
-    """Limit each file to ``ROOM`` bytes: as a disk that others fill meanwhile, it is full when the file is written."""
+    """Limit each file to ``ROOM`` bytes: writes fail as on a disk that others fill in the meantime."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, hard))
     try:

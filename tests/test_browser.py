@@ -1,4 +1,4 @@
-"""The report in a real browser: it plays, it is quiet, and it asks the network for nothing."""
+"""The report in a real browser: it plays, logs nothing to the console, and makes no network requests."""
 
 import shutil
 
@@ -40,7 +40,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, address):
-    """Opens the report; notes what it asks for and what it complains of."""
+    """Opens the report; records its requests and its console messages and errors."""
     contexts = []
 
     def visit(**options):
@@ -62,14 +62,14 @@ def visit(browser, address):
 
 
 def until(page, condition):
-    """Wait for a condition. The page's own security policy forbids playwright's wait_for_function, and stays on."""
+    """Wait for a condition; playwright's wait_for_function is blocked by the page's own security policy."""
     wait_until(lambda: page.evaluate(condition), lambda: page.wait_for_timeout(20))
 
 
 def test_videos_play_with_nothing_asked_of_the_network(visit):
     page = visit()
     until(page, f"{EVERY}(v => v.currentTime > 0.2)")
-    assert page.locator("video").count() == 14  # two prompts by true world, teacher, two inits and three students
+    assert page.locator("video").count() == 14  # two prompts; true world, teacher, two inits, three students
     assert {url.partition(":")[0] for url in page.requests} <= {"file", "data"}
     assert page.complaints == []
 

@@ -1,4 +1,4 @@
-"""The command line, run as a command: help at once, mistakes in one line with exit code 2."""
+"""The command line, run as a command: help without heavy imports, mistakes in one line with exit code 2."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from hiar.errors import RunFailed, UserError
 
 
 def mistake(*arguments, folder):
-    """The line that a mistake is answered with."""
+    """The one error line of a command."""
     run = hiar(*arguments, folder=folder, code=2)
     assert run.stdout == ""
     (line,) = run.stderr.splitlines()
@@ -21,7 +21,7 @@ def mistake(*arguments, folder):
 
 @pytest.fixture
 def project(tmp_path):
-    """A folder with the parameters and experiments of the project, to spoil."""
+    """A folder with copies of the project's parameters and experiments, for a test to change."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     return tmp_path
@@ -86,14 +86,14 @@ def test_parameters_that_are_not_valid(project, old, new, line):
     assert {path.name for path in project.iterdir()} == {"params.yaml", "experiments"}
 
 
-EXPERIMENTS = {  # what is written, and the line that it is answered with, after the file's name
-    # the same twice
+EXPERIMENTS = {  # an experiment's text, and how the error begins after the file's name
+    # duplicates
     "seeds: [0, 0]": "seeds = [0, 0]: holds 0 twice, at places 1 and 2; leave one of them out",
     "sample: {frames: 30}\nscore: {hop: 8.0}\nsample: {videos: 8}": "'sample': is there twice, in line 1 and in line 3",
     "variants:\n  hiar: null\n  'hiar': null": "'hiar': is there twice, in line 2 and in line 3",
     "compare: {init: [hiar, hiar]}": "compare.init = ['hiar', 'hiar']: holds 'hiar' twice, at places 1 and 2",
     "world: {colors: [red, blue, red]}": "world.colors = ['red', 'blue', 'red']: holds 'red' twice, at places 1 and 3",
-    # numbers that YAML reads otherwise than people
+    # values that YAML reads differently from people
     "init: {training: {optimizer: {clip: 6e-3}}}": (
         "init.training.optimizer.clip = '6e-3': is text to YAML; write 6.0e-3"
     ),
@@ -107,7 +107,7 @@ EXPERIMENTS = {  # what is written, and the line that it is answered with, after
     "seeds: 2026-99-99": "line 1: 2026-99-99: cannot be read (month must be in 1..12)",
     f"seeds: [{'9' * 5000}]": f"line 1: {'9' * 40}: cannot be read (Exceeds the limit",
     f"seeds: {'[' * 3000}": "a section: is nested too deeply",
-    # numbers that would break down far into a run
+    # values that would fail late in a run
     "teacher: {training: {optimizer: {adamw: {betas: [0.9, 1.0]}}}}": (
         "teacher.training.optimizer.adamw.betas.1 = 1.0: input should be less than 1"
     ),
@@ -132,7 +132,7 @@ EXPERIMENTS = {  # what is written, and the line that it is answered with, after
 
 
 def test_experiments_that_would_mislead_or_break_down_later(project):
-    """As `hiar config check` does, in this process: a command a case would take as many seconds."""
+    """Checked as `hiar config check` does, but in this process: a command per case would take too long."""
     from hiar.workspace import experiment_params
 
     answers = {}
@@ -147,7 +147,7 @@ def test_experiments_that_would_mislead_or_break_down_later(project):
     assert mistake("config", "check", "mine", folder=project).startswith("experiments/mine.yaml: seeds = [0, 0]: holds")
     assert mistake("run", "mine", folder=project).startswith("experiments/mine.yaml: seeds = [0, 0]: holds")
     (project / "experiments" / "mine.yaml").write_text("seeds: [1]")
-    spoil(project, "seeds: [0]", "seeds: [0, 0]")  # where it lies, though the experiment has another value
+    spoil(project, "seeds: [0]", "seeds: [0, 0]")  # named even though the experiment overrides it
     with pytest.raises(UserError, match=r"params\.yaml: seeds = \[0, 0\]: holds 0 twice"):
         experiment_params(project, "mine")
 
@@ -167,7 +167,7 @@ def test_memory_that_does_not_suffice_is_told_in_a_line(project):
     path.write_text(path.read_text().replace("batch: 32", "batch: 100000000", 1))
     run = hiar("stage", "codec", "--seed", 0, folder=project, code=2, HIAR_TRACKING="off")
     (line,) = run.stderr.splitlines()
-    assert line.startswith("error: memory: does not suffice for ")
+    assert line.startswith("error: memory: not enough for ")
 
 
 def test_an_error_in_an_experiment_names_its_file(project):
@@ -191,13 +191,13 @@ def test_outside_of_a_project(tmp_path):
         (["distil"], "stage 'distil': no such stage; known: codec, "),
         (["codec"], "--seed: is missing; stage codec needs it"),
         (["codec", "--seed", "x"], "Invalid value for '--seed'"),
-        (["codec", "--seed", "0", "--variant", "hiar"], "--variant = hiar: stage codec takes no such option"),
+        (["codec", "--seed", "0", "--variant", "hiar"], "--variant = hiar: stage codec has no such option"),
         (["distill", "--seed", "0", "--variant", "hier"], "variant 'hier': no such variant; did you mean 'hiar'?"),
         (["sample", "--seed", "0", "--model", "student", "--variant", "hiar"], "--model = student: is not a model"),
         (["sample", "--seed", "0", "--model", "init"], "--variant: is missing; stage sample needs it"),
         (
             ["sample", "--seed", "0", "--model", "teacher", "--variant", "hiar"],
-            "--variant = hiar: stage sample takes no",
+            "--variant = hiar: stage sample has no",
         ),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_stage_that_cannot_be_called_so(project, arguments, line):
 
 
 def test_what_each_stage_is_told(project, monkeypatch):
-    """In this process, they are many: which walk, and what a training goes on from."""
+    """The options for the walk and for restarting a training; run in this process, because the cases are many."""
     from typer.testing import CliRunner
 
     from hiar.cli.app import app
@@ -220,21 +220,21 @@ def test_what_each_stage_is_told(project, monkeypatch):
 
     sample = ("sample", "--variant", "hiar", "--model")
     assert said(*sample, "walked") == "--walk: is missing; stage sample needs it"
-    assert said(*sample, "distill", "--walk", "hiar").startswith("--walk = hiar: stage sample takes no such option")
+    assert said(*sample, "distill", "--walk", "hiar").startswith("--walk = hiar: stage sample has no such option")
     assert said(*sample, "walked", "--walk", "hier").startswith("variant 'hier': no such variant; did you mean 'hiar'")
     assert said(*sample, "walked", "--walk", "shared").startswith(
         "artifacts/seed-0/distill/hiar/manifest.json: no such"
     )
     restart = ("--restart-from", "nowhere")
     for name, options in (("codec", ()), ("teacher", ()), ("init", ()), ("distill", ("--variant", "hiar"))):
-        assert "takes no such option" not in (line := said(name, *options, *restart))
+        assert "has no such option" not in (line := said(name, *options, *restart))
         assert line.startswith(("--restart-from = nowhere: holds no training state", "artifacts/seed-0/"))
     for name, options in (("pairs", ()), ("sample", ("--model", "teacher"))):
-        assert said(name, *options, *restart).startswith(f"--restart-from = nowhere: stage {name} takes no such option")
+        assert said(name, *options, *restart).startswith(f"--restart-from = nowhere: stage {name} has no such option")
 
 
 def test_the_processes_of_a_stage_have_its_threads(project, monkeypatch):
-    """Those of a variant others: variants run side by side."""
+    """Those of a variant's stage have variant_threads, because variants run side by side."""
     from hiar import cli
     from hiar.io import ranks
 
@@ -309,7 +309,7 @@ def test_a_walk_that_does_not_exist(project):
     assert sample(project, "--prompt", "a disc", "--context", "dirty").startswith(
         "--context = dirty: is none of finished, clean,"
     )
-    assert sample(project, "--prompt", "a disc", "--resize").startswith("--resize: is done to --video or --image; ")
+    assert sample(project, "--prompt", "a disc", "--resize").startswith("--resize: applies to --video or --image; ")
     assert sample(project, "--contxt", "clean").endswith("see `hiar sample --help`")
 
 

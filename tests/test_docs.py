@@ -1,4 +1,4 @@
-"""What the pages lead to is there: files, headings, commands with their options, targets of make."""
+"""What the pages refer to exists: files, headings, commands with their options, targets of make."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("*/*/*.md")]
 PAGES = sorted(page for page in PAGES if page.relative_to(ROOT).parts[0] not in ("runs", "reports", "artifacts"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-CUT = {"|", ">", "&&", ";", "||"}  # where a command ends for the shell
+CUT = {"|", ">", "&&", ";", "||"}  # where the shell ends a command
 
 
 def anchors(page: Path) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """The anchors that GitHub makes from a page's headings."""
     heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
@@ -39,7 +39,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def lines() -> set[str]:
-    """The lines of all blocks of commands, those that go on in the next one joined."""
+    """The lines of all code blocks; continued lines are joined."""
     return {
         line.strip()
         for page in PAGES
@@ -49,7 +49,7 @@ def lines() -> set[str]:
 
 
 def test_commands_are_such_as_hiar_takes() -> None:
-    """By its own parser; nothing is run."""
+    """Checked with its own parser; nothing is run."""
     root, read = typer.main.get_command(app), set()
     for line in lines():
         words = shlex.split(line, comments=True) if re.match(r"(\.venv/bin/)?hiar ", line) else []

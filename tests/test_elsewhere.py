@@ -1,4 +1,4 @@
-"""What a GPU asks for and a CPU does not, without one: nothing of its meets what lies on the host, or is waited for."""
+"""Demands of a GPU, tested without one: its tensors are not mixed with the host's, and the host waits for none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: that it computes what a CPU does, with its own kernels, numbers and waits."""
+"""What only a GPU can show: results as on a CPU, from its own kernels and number types, without needless waits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ needs_fp8 = pytest.mark.skipif(
 
 
 def setups(dtype: torch.dtype) -> tuple[Setup, Setup]:
-    """The same small network of Wan's layout on the CPU and on the GPU."""
+    """The same small network with Wan's layout on the CPU and on the GPU."""
     here = build(replace(PRESETS["wan-tiny"](), dtype=dtype), torch.device("cpu"), 2)
     there = replace(here, denoiser=copy.deepcopy(here.denoiser).to(GPU), text=here.text.to(GPU))
     return here, there
@@ -61,7 +61,7 @@ def test_a_walk_shows_what_it_shows_on_a_cpu(walk: Walk) -> None:
 @pytest.mark.parametrize("walk", [BATCHED, SELF_FORCING], ids=lambda walk: walk.name)
 @torch.no_grad()
 def test_between_blocks_nothing_waits_for_the_gpu(walk: Walk) -> None:
-    """Noise, positions and levels come from the host without a halt: else every pass would wait for the last."""
+    """Noise, positions and levels are copied from the host asynchronously; else each pass would wait for the last."""
     _, there = setups(torch.bfloat16)
     rollout = there.rollout(there.preset.grid(walk, 9))
     blocks = walked(there.denoiser, rollout, walk.order, passes=walk.passes)
@@ -101,7 +101,7 @@ def test_fp8_multiplies_numbers_that_it_has_as_they_are(dtype: torch.dtype) -> N
     torch.manual_seed(0)
     linear = nn.Linear(64, 32).to(GPU, dtype)
     linear.weight.copy_(torch.randint(-8, 9, (32, 64)))
-    linear.weight[:, 0] = 448.0  # the largest number there is, so that nothing has to be scaled
+    linear.weight[:, 0] = 448.0  # the largest fp8 number, so that nothing is scaled
     x = torch.randint(-8, 9, (3, 5, 64)).to(GPU, dtype)
     x[..., 1] = 448.0
     out = Fp8Linear(linear)(x)

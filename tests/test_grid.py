@@ -1,4 +1,4 @@
-"""Every walk of every method is legal: it does each cell once, with the context that the method prescribes."""
+"""Every walk of every method is legal: it computes each cell once, with the context that the method prescribes."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def walks(draw: st.DrawFn) -> tuple[Grid, list[Pass]]:
 
 
 def legal(grid: Grid, walk: list[Pass]) -> bool:
-    """What makes a walk of a finite grid legal, by whole histories.
+    """Whether a walk of a finite grid is legal, judged by its whole history.
 
-    A cell is denoised once, after the block's previous step, while its cache was given exactly the blocks before; a
-    context is written once, in block order, while the state that it shows is at hand. A pass does its writes first, and
-    none of its cells waits for another that it denoises.
+    A cell is denoised once, after its block's previous step, when its cache has been given exactly the blocks before; a
+    context is written once, in block order, while the latents that it shows are available. A pass does its writes
+    first, and none of the cells that it denoises depends on another one.
     """
     done: list[Cell] = []
-    shown: list[list[int]] = [[] for _ in range(grid.caches)]  # the blocks each cache was ever given
+    shown: list[list[int]] = [[] for _ in range(grid.caches)]  # all blocks that each cache was ever given
 
     def sees_what_it_should(cache: int, n: int) -> bool:
         if grid.window > 1 + grid.sinks:
@@ -120,7 +120,7 @@ def test_a_walk_without_one_of_its_cells_or_with_one_twice_is_not_legal(
     ("context", "order"), [("output", "step_first"), ("finished", "block_first"), ("shared", "block_first")]
 )
 def test_as_many_forward_calls_as_promised(context: str, order: str) -> None:
-    """N blocks, S steps: separate passes write every context that is read, fused ones none by itself."""
+    """N blocks, S steps: separate passes write each context that is read in its own call, fused ones none."""
     blocks, steps = 10, 4
     grid = make_grid(context, blocks=blocks, steps=steps, window=3)  # type: ignore[arg-type]
     written = (blocks - 1) * (steps if context == "output" else 1)
@@ -169,9 +169,9 @@ def test_no_walk_has_fewer_forward_calls_than_the_fastest(context: str) -> None:
 
 @cases(walks())
 def test_a_cache_is_ended_by_the_last_cell_that_needs_it(case: tuple[Grid, list[Pass]]) -> None:
-    """No earlier, or its context would be gone, and no later: step by step there is one in memory at a time."""
+    """Not earlier, or its context would be gone; not later: in step_first order only one cache is held at a time."""
     grid, walk = case
-    last: dict[int, Cell] = {}  # of each cache
+    last: dict[int, Cell] = {}  # by cache
     for step in walk:
         last |= {grid.cache(cell.step): cell for cell in step.write}
         for cell in sorted(step.denoise):
@@ -199,7 +199,7 @@ def test_finished_context_needs_whole_blocks() -> None:
     grid = make_grid("finished", blocks=2, steps=2, window=2)
     assert grid.rule.finished
     assert not legal(grid, list(PASSES["separate"](grid, ORDERS["step_first"](grid))))
-    with pytest.raises(BrokenRule, match="finished context waits until a block is"):
+    with pytest.raises(BrokenRule, match="finished context needs finished blocks"):
         list(walk_passes(grid, "step_first"))
 
 
@@ -233,7 +233,7 @@ def test_steps_of_shared_context_are_not_walked_apart() -> None:
 
 
 def test_diagonals_are_as_many_as_the_paper_says() -> None:
-    """N + S - 1 diagonals, one after the other: no cell waits for another of its own."""
+    """N + S - 1 diagonals, one after the other; the cells of one diagonal do not depend on each other."""
     grid = make_grid("output", blocks=6, steps=4, window=3)
     diagonals = [cell.block + cell.step for cell in ORDERS["diagonal"](grid)]
     assert len(diagonals) == 6 * 4

@@ -1,4 +1,4 @@
-"""What a launcher left in the environment: a world of one is no group, all else is named in one line."""
+"""Environment variables of a launcher: a world of one process is no group, all else is refused in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hiar.errors import UserError
 from hiar.io.launcher import alone, forget, own_place
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-# Of torchrun, of Open MPI, of MPICH and its like, and of MVAPICH2.
+# Of torchrun, Open MPI, MPICH and its relatives, and MVAPICH2.
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 
@@ -42,16 +42,22 @@ def sample(work: Path, out: str, *options: object, code: int = 0, **settings: st
     [
         (
             {"RANK": "0", "WORLD_SIZE": "2"},
-            "RANK = 0, WORLD_SIZE = 2: are a launcher's, but there is no MASTER_ADDR",
+            "RANK = 0, WORLD_SIZE = 2: are set as by a launcher, but there is no MASTER_ADDR",
         ),
-        ({"RANK": "x"}, "RANK = 'x': is no number of a launcher's; start all processes with torchrun, or unset RANK"),
+        (
+            {"RANK": "x"},
+            "RANK = 'x': is not a number that a launcher sets; start all processes with torchrun, or unset RANK",
+        ),
         ({"RANK": "3", "WORLD_SIZE": "2", **MEETING}, "RANK = 3: WORLD_SIZE = 2, ranks go from 0 to 1; start all"),
         ({"RANK": "1"}, "RANK = 1: there is no WORLD_SIZE, ranks go from 0 to 0; start all processes with torchrun"),
         ({"WORLD_SIZE": "2", **MEETING}, "WORLD_SIZE = 2: there is no RANK beside it; start all processes with"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE = '0': is no number of a launcher's; start all processes"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "one", **MEETING}, "LOCAL_RANK = 'one': is no number of a"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "0"},
+            "WORLD_SIZE = '0': is not a number that a launcher sets; start all processes",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "one", **MEETING}, "LOCAL_RANK = 'one': is not a number that"),
         ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "99999"}, "MASTER_PORT = 99999: is no port; give"),
-        ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "http"}, "MASTER_PORT = 'http': is no number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "http"}, "MASTER_PORT = 'http': is not a number"),
     ],
 )
 def test_variables_that_fit_no_launcher_are_named(work: Path, settings: dict[str, str], line: str) -> None:
@@ -79,7 +85,7 @@ def test_a_launcher_that_is_not_there_any_more_ends_in_one_line(work: Path) -> N
 def test_a_stage_forgets_a_world_of_one_and_refuses_others(work: Path) -> None:
     stage = ("stage", "codec", "--seed", 0)
     for settings, line in (
-        ({"RANK": "x"}, "RANK = 'x': is no number of a launcher's"),
+        ({"RANK": "x"}, "RANK = 'x': is not a number that a launcher sets"),
         (
             {"WORLD_SIZE": "2"},
             "WORLD_SIZE = 2: a stage is one process; start it without a launcher, or unset WORLD_SIZE",
@@ -125,7 +131,7 @@ def test_commands_that_are_one_process_do_not_start_as_several(work: Path, comma
 def test_nor_do_those_that_begin_with_files(
     command: tuple[str, ...], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before they look at them; in this process, they are many."""
+    """They are refused before they read the files; run in this process, because the cases are many."""
     for variable, value in {"RANK": "0", "WORLD_SIZE": "2", **MEETING}.items():
         monkeypatch.setenv(variable, value)
     said = str(CliRunner().invoke(app, command).exception)
@@ -134,7 +140,7 @@ def test_nor_do_those_that_begin_with_files(
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets the variables of a launcher, and no others."""
+    """Sets the given variables of a launcher and removes all others."""
 
     def set_(**variables: str) -> None:
         forget()
@@ -142,7 +148,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setenv(name, value)
 
     for name in (*SIZES, *RANKS, *MEETING):
-        monkeypatch.delenv(name, raising=False)  # so that they are gone in the end too
+        monkeypatch.delenv(name, raising=False)  # so that they are removed after the test too
     return set_
 
 
@@ -156,9 +162,9 @@ def test_the_place_of_a_process_is_what_its_launcher_says(launched: Callable[...
         ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536: is no port"),
         ({"RANK": "2"}, "RANK = 2: WORLD_SIZE = 2, ranks go from 0 to 1"),
         ({"LOCAL_RANK": "2"}, "LOCAL_RANK = 2: WORLD_SIZE = 2, ranks go from 0 to 1"),
-        ({"MASTER_ADDR": ""}, "RANK = 1, WORLD_SIZE = 2: are a launcher's, but there is no MASTER_ADDR"),
+        ({"MASTER_ADDR": ""}, "RANK = 1, WORLD_SIZE = 2: are set as by a launcher, but there is no MASTER_ADDR"),
         ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE = '9"),
-        ({"RANK": "١"}, "RANK = '١': is no number of a launcher's"),
+        ({"RANK": "١"}, "RANK = '١': is not a number that a launcher sets"),
     ):
         launched(**{"RANK": "1", "WORLD_SIZE": "2", **MEETING, **wrong})
         with pytest.raises(UserError) as error:
@@ -167,7 +173,7 @@ def test_the_place_of_a_process_is_what_its_launcher_says(launched: Callable[...
 
 
 def test_one_process_is_one_to_every_library(launched: Callable[..., None]) -> None:
-    """What an earlier launcher left is forgotten, whichever it was; a job of several is refused, whoever began it."""
+    """An earlier launcher's variables are removed, whichever it was; a job of several processes is refused."""
     left = dict.fromkeys(SIZES, "1") | dict.fromkeys(RANKS, "0")
     launched(**left, **MEETING, ACCELERATE_USE_FSDP="true", TORCHELASTIC_RUN_ID="x", OMP_NUM_THREADS="1")
     alone("a stage")

@@ -9,7 +9,7 @@ import pytest
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[1]
-OPENED = {"hiar.worlds", "hiar.judges"}  # an interface each, far below what implements it
+OPENED = {"hiar.worlds", "hiar.judges"}  # an interface each, several layers below its implementations
 
 
 def test_every_room_has_a_floor():
@@ -43,7 +43,7 @@ def test_imports_point_down(monkeypatch, capsys):
     ],
 )
 def test_what_computes_nothing_waits_for_no_torch_and_what_only_looks_for_no_networks(modules, heavy):
-    """Seconds of every command and every stage's start."""
+    """Importing torch and networks takes seconds at every start of a command or a stage."""
     program = f"import sys, {modules}; print({heavy} & sys.modules.keys())"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"

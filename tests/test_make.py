@@ -1,4 +1,4 @@
-"""`make`, with the Pythons that a machine may have; these are stand-ins, so that nothing is installed."""
+"""`make` with the Pythons that a machine may have; they are stand-ins, so that nothing is installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 TOOLS = ("awk", "cat", "chmod", "cp", "grep", "head", "make", "mkdir", "touch")
-# Tells its version, makes environments of itself, and notes what it is asked to install.
+# Reports its version, makes virtual environments with copies of itself, and records what pip is called with.
 PYTHON = """\
 #!/bin/sh
 case "$1 $2" in
@@ -35,7 +35,7 @@ SHIM = (
 
 
 class Machine:
-    """A project's folder on a machine with some Pythons."""
+    """The project's folder on a machine with some Pythons."""
 
     def __init__(self, folder: Path) -> None:
         self.project, self.programs = folder / "the project", folder / "programs"
@@ -49,7 +49,7 @@ class Machine:
             (self.programs / tool).symlink_to(found)
 
     def add(self, name: str, version: tuple[int, int] | None, bare: bool = False) -> None:
-        """A Python of a version, without venv when bare; None: a shim that leads nowhere."""
+        """Add a Python of this version; bare: without venv; None: a shim without a Python behind it."""
         text = PYTHON.format(name=name, version=version, python=sys.executable, bare=int(bare)) if version else SHIM
         (self.programs / name).write_text(text)
         (self.programs / name).chmod(0o755)
@@ -62,7 +62,7 @@ class Machine:
         return run
 
     def mistake(self, *arguments: str, folder: Path | None = None) -> str:
-        """The one line that is said beside make's own."""
+        """The one error line besides make's own lines."""
         lines = self.make(*arguments, code=2, folder=folder).stderr.splitlines()
         (line,) = [line for line in lines if not line.startswith("make")]
         assert line.startswith("error: ")
@@ -129,16 +129,16 @@ def test_an_environment_of_another_python_or_another_place_is_not_used(machine: 
 
 
 def test_the_lock_has_what_each_python_needs() -> None:
-    """Of what the packages that are installed here say; pip asks the same, with an index."""
+    """According to the metadata of the packages installed here; pip would check the same with an index."""
     lines = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines() if line[:1] != "#"]
     for version in ("3.11", "3.12", "3.13"):
         marks = {"python_version": version, "python_full_version": f"{version}.0", "extra": ""}
         locked = {canonicalize_name(line.name) for line in lines if not line.marker or line.marker.evaluate(marks)}
         missing = set()
-        for name in locked - {"torch"}:  # which GPU's libraries it takes along depends on where it is from
+        for name in locked - {"torch"}:  # which GPU libraries it requires depends on its index
             try:
                 needed = [Requirement(text) for text in requires(name) or []]
-            except PackageNotFoundError:  # of another Python than this one
+            except PackageNotFoundError:  # for another Python than this one
                 continue
             missing |= {
                 f"{one.name} for {name} on {version}"
@@ -149,7 +149,7 @@ def test_the_lock_has_what_each_python_needs() -> None:
 
 
 def test_the_lock_has_what_mlflow_records_gpus_by() -> None:
-    """It asks for it only when it meets a GPU, in a warning that nobody reads."""
+    """MLflow mentions the package only on a machine with a GPU, in a warning that is easily missed."""
     from mlflow.system_metrics.metrics import gpu_monitor
 
     (wanted,) = re.findall(r"pip install ([\w-]+)", inspect.getsource(gpu_monitor))
@@ -158,7 +158,7 @@ def test_the_lock_has_what_mlflow_records_gpus_by() -> None:
 
 @pytest.fixture
 def pages(machine: Machine) -> Machine:
-    """Set up with this Python, to start MLflow's pages."""
+    """A machine set up with this Python, to start MLflow's pages."""
     (machine.project / ".venv" / "bin").mkdir(parents=True)
     python = machine.project / ".venv" / "bin" / "python"
     path = environment()["PYTHONPATH"]

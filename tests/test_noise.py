@@ -1,4 +1,4 @@
-"""Randomness: a function of its key alone, and no two keys alike."""
+"""Randomness: a function of its key alone, and different for any two keys."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_every_part_of_the_key_counts(shape: tuple[int, ...]) -> None:
         normals("rollout", 3, [6], shape, step=1, block=2),
     ]
     for a, b in itertools.combinations([one, *others], 2):
-        assert np.intersect1d(a, b).size < 20  # by chance alone: float32 has few values near zero
+        assert np.intersect1d(a, b).size < 20  # equal by chance: float32 has few values near zero
 
 
 @pytest.mark.parametrize("key", [{}, {"step": 2}, {"block": 3}, {"step": 1, "block": 5}])
 @pytest.mark.parametrize("sample", [0, 7])
 def test_noise_is_made_of_the_words_of_its_stream(sample: int, key: dict[str, int]) -> None:
-    """By Box and Muller's formula in double precision, so that a seed gives the same video with every version."""
+    """By the Box-Muller transform, here in double precision; so a seed gives the same video in every version."""
     words = stream("rollout", 3, sample=sample, **key).bit_generator.random_raw(500)
     uniform = (words.view(np.uint32) >> 9) / 2**23
     radius, angle = np.sqrt(-2 * np.log(1 - uniform[:500])), 2 * np.pi * uniform[500:]
@@ -69,7 +69,7 @@ def test_noise_is_standard_normal(shape: tuple[int, ...]) -> None:
 
 
 def test_streams_of_all_purposes_begin_differently_and_do_not_overlap() -> None:
-    """Keys as an experiment has them: the samples of every purpose, all steps and many blocks."""
+    """With keys like an experiment's: several seeds, samples of every purpose, three steps and three blocks."""
     seeds, samples = (0, 1, 2**32, 2**63 - 1), [*range(12), *(first + 752 for first in FIRST_CLIP.values())]
     cells = list(itertools.product(PURPOSES, seeds, samples, range(3), range(3)))
     words = [stream(p, seed, sample=n, step=j, block=b).bit_generator.random_raw(4) for p, seed, n, j, b in cells]

@@ -1,4 +1,4 @@
-"""Values of options, as people write them."""
+"""Values of options, as users write them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_longer_prompt_for_each(tmp_path: Path) -> None:
 
 
 def test_lists_may_be_given_piece_by_piece() -> None:
-    """And all else once."""
+    """All other options may be given only once."""
     app = typer.Typer()
 
     @app.command(cls=Once)

@@ -1,4 +1,4 @@
-"""The rules of params.yaml: of each the last value that is taken and the first that is not, with its line."""
+"""The rules of params.yaml: for each, the last valid value and the first invalid one, with its error line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRAINING = (
     "{steps: 1, batch: 4, optimizer: {adamw: {lr: 0.1, betas: [0.9, 0.9], weight_decay: 0.0}, muon: null, warmup: 0, "
     "decay: cosine, clip: 1.0, ema: null, ema_from: 0}}"
 )
-# By experiment ("": the default one): a change; for its ? the last value that is taken and the first that is not.
+# By experiment ("": the default one): a change; for its ?, the last valid value and the first invalid one; the error.
 LIMITS = {
     "": [
         ("seeds: [?]", "9223372036854775807", "", "seeds = []: list should have at least 1 item"),
@@ -34,7 +34,7 @@ LIMITS = {
         ("distill: {generator: {warmup: ?}}", "0", "-1", "distill.generator.warmup = -1: input should be greater"),
         ("model: {head_dim: ?}", "6", "4", "model.head_dim = 4: input should be greater than or equal to 6"),
         ("model: {head_dim: ?}", "8", "7", "model.head_dim = 7: input should be a multiple of 2"),
-        # types, of which none is taken for another
+        # types, none of which is converted to another
         ("world: {radius: ?}", "14", "true", "world.radius = True: input should be a valid number"),
         ("world: {radius: ?}", "14.0", ".inf", "world.radius = inf: input should be a finite number"),
         ("sample: {videos: ?}", "8", "8.0", "sample.videos = 8.0: input should be a valid integer"),
@@ -42,7 +42,7 @@ LIMITS = {
         ("runtime: {device: ?}", "cpu", "on", "runtime.device = True: is true or false to YAML"),
         ("pairs: {guidance: ?}", "1.5e+3", "1.5e3", "pairs.guidance = '1.5e3': is text to YAML; write 1.5e+3"),
         ("pairs: {guidance: ?}", "1.0e+3", "1e3", "pairs.guidance = '1e3': is text to YAML; write 1.0e+3"),
-        # a student's levels: by a shift, or one by one
+        # a student's levels: by a shift, or listed
         ("schedule: {student_shift: ?}", "0.1", "null", "schedule.student_shift = None: give either the shift of even"),
         ("schedule: {student_levels: ?}", "null", "[1, 0.7, 0.5, 0.1]", "schedule.student_shift = 4.0: give either"),
         *(("schedule: {student_shift: null, student_levels: ?}", "[1.0, 0.7, 0.5, 0.1]", refused,
@@ -62,7 +62,7 @@ LIMITS = {
         ("report: {table: ?}", "b2", "A", "report.table = 'A': string should match"),
         ("report: {table: ?}", "a-b-c", "a--b", "report.table = 'a--b': string should match"),
         ("report: {table: ?}", "a", "-a", "report.table = '-a': string should match"),
-        # the same twice
+        # duplicates
         ("compare: {distill: [?]}", "hiar", "hiar, hiar", "compare.distill = ['hiar', 'hiar']: holds 'hiar' twice"),
         ("compare: {walked: [{student: hiar, walk: ?}, {student: hiar, walk: shared}]}", "causvid", "shared",
          "compare.walked = [Walked(student='hiar', walk='shared'), Walked("),
@@ -75,7 +75,7 @@ LIMITS = {
         ("world: {radius: ?}", "28.0", "28.1", "world.radius = 28.1: the shape must fit in 64 pixels"),
         ("world: {radius: ?}", "2.0", "1.9", "world.radius = 1.9: is too small to be found in 64 pixels; give at"),
         ("world: {camera: ?}", "64.0", "64.1", "world.camera = 64.1: cannot exceed size = 64 pixels a frame"),
-        # videos, and what shows them
+        # videos and what shows them
         ("video: {frames: ?}", "30", "14", "video.frames = 14: must be a multiple of block = 3; try 15"),
         ("video: {frames: ?}", "6", "1", "video.frames = 1: must be a multiple of block = 3; try 3"),
         ("video: {window: ?}", "3", "4", "video.window = 4: must be a multiple of block = 3 and no smaller than one"),
@@ -105,10 +105,10 @@ LIMITS = {
         *((f"variants: {{x: {{order: ?, context: {context}, level: null, forward_kl: null}}}}", taken, refused,
            f"variants.x.{line}")
           for context, taken, refused, line in (
-              ("shared", "diagonal", "step_first", "order = 'step_first': shared context is left by a later step"),
-              ("finished", "block_first", "step_first", "order = 'step_first': finished context waits until a block"),
-              ("finished", "block_first", "diagonal", "order = 'diagonal': finished context waits until a block is"),
-              ("clean", "diagonal", "block_first", "context = 'clean': is what a single step takes for clean"),
+              ("shared", "diagonal", "step_first", "order = 'step_first': shared context is written by a later"),
+              ("finished", "block_first", "step_first", "order = 'step_first': finished context needs finished"),
+              ("finished", "block_first", "diagonal", "order = 'diagonal': finished context needs finished blocks"),
+              ("clean", "diagonal", "block_first", "context = 'clean': is a step's x0 prediction, for"),
           )),
         *((f"variants: {{x: {{order: diagonal, context: {context}, level: ?, forward_kl: null}}}}", taken, refused,
            f"variants.x.level = {line}")
@@ -140,7 +140,7 @@ LIMITS = {
         ("distill: {micro_batch: ?}", "4", "3", "distill.micro_batch = 3: must divide batch = 16"),
         ("distill: {micro_batch: ?}", "8", "16", "distill.micro_batch = 16: must divide critic_batch = 32, of which"),
         ("distill: {critic_batch: 30, replay: ?}", "4", "null", "distill.critic_batch = 30: without a replay, must be"),
-        # processes, which take equal shares of every batch
+        # processes, which get equal shares of every batch
         *((f"{{runtime: {{processes: ?}}, {more}}}", taken, refused,
            f"runtime.processes = {refused}: cannot take equal shares of the batch of {line}")
           for more, taken, refused, line in (
@@ -170,7 +170,7 @@ LIMITS = {
         ("world: {width: ?}", "48", "24", "world.width = 24: input should be a multiple of 16"),
         ("teacher: {training: ?}", "null", TRAINING, "teacher.training = '...': is the base model's own; write null"),
         ("sample: {prompts: ?}", "x.txt", "null", "sample.prompts = None: name a text file with one prompt a line"),
-        ("sample: {caption_dropout: ?}", "0.0", "0.1", "sample.caption_dropout = 0.1: prompts of a file are shown"),
+        ("sample: {caption_dropout: ?}", "0.0", "0.1", "sample.caption_dropout = 0.1: prompts from a file are used"),
         ("init: {kind: adopted, source: x, validation: ?}", "null", f"{{{WATCHED}, prompts: 2, frames: 9}}",
          "init.validation = '{...}': an adopted student is not trained; use null"),
     ],
@@ -184,7 +184,7 @@ def params_of(text: str, name: str = "") -> Params:
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_what_is_next_to_the_last_value_is_refused_with_its_line(name: str) -> None:
-    """By experiment, and all at once: a case takes milliseconds."""
+    """All cases of an experiment in one test, because each takes milliseconds."""
     tree = experiment_tree(ROOT, name or None)
     answers, expected = [], []
     for change, taken, refused, line in LIMITS[name]:
@@ -248,7 +248,7 @@ def test_a_section_of_another_kind_takes_the_place_of_the_whole() -> None:
 
 
 def test_what_others_are_compared_with() -> None:
-    """The first that is distilled, else the first init, unless another is named."""
+    """The first distilled variant, else the first init, unless another is named."""
     assert params_of("").reference == "distill/self-forcing"
     assert params_of("report: {reference: init/hiar}").reference == "init/hiar"
     assert params_of("compare: {distill: []}").reference == "init/self-forcing"
@@ -256,7 +256,7 @@ def test_what_others_are_compared_with() -> None:
 
 
 def test_the_critic_is_warmed_in_whole_steps() -> None:
-    """Of three updates each."""
+    """Each step has three updates of the critic."""
     for updates, steps in ((0, 0), (1, 1), (45, 15), (46, 16)):
         distill = params_of(f"distill: {{critic_warmup: {updates}}}").distill
         assert (distill.warmup_steps, distill.all_steps) == (steps, steps + 60)

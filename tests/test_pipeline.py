@@ -1,4 +1,4 @@
-"""dvc.yaml says what the stages' code says: what they import, which parameters there are, how they are called."""
+"""dvc.yaml agrees with the code of the stages: their imports, parameters and command lines."""
 
 import re
 from pathlib import Path
@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 KINDS = sorted(path.name for path in (ROOT / "hiar" / "worlds").iterdir() if (path / "__init__.py").exists())
-# What decides no result: how parameters are checked, how files get to the disk, how a run is shown and recorded. The
-# videos' encoding is part of a result.
+# Code that does not affect results: checking parameters, writing files, displaying and recording runs. The encoding of
+# videos is part of a result.
 PLUMBING = re.compile(
     r"hiar\.(config(\..*)?|errors|late|parameters|plain_yaml|stages\.(definition|restart)|(io|tracking)(\.(?!video|reading).*)?)"
 )
@@ -24,7 +24,7 @@ PLUMBING = re.compile(
 @pytest.fixture(scope="module")
 def imports():
     graph = grimp.build_graph("hiar", cache_dir=None)
-    # It watches and decides no weight, tests/stages/test_validation.py: a change of the judge trains nothing anew.
+    # Validation only observes (tests/stages/test_validation.py): a changed judge must not cause a new training.
     graph.remove_module("hiar.stages.validation")
     return graph
 
@@ -46,10 +46,10 @@ def test_a_stage_depends_on_the_code_that_decides_its_result(stage, imports):
 
 
 def files_of(stage, kind, imports):
-    """The files that a stage runs in a kind of world, but for plumbing."""
+    """The files that a stage imports in this kind of world, without plumbing."""
     entry = f"hiar.stages.{module_of(stage)}"
     every = {entry, *imports.find_upstream_modules(entry)}
-    for room in {"hiar.worlds", "hiar.judges"}:  # of which each experiment opens one
+    for room in {"hiar.worlds", "hiar.judges"}:  # each experiment opens one of each
         if f"{room}.interface" in every:
             opened = f"{room}.{kind}"
             inside = imports.find_descendants(opened)

@@ -1,4 +1,4 @@
-"""Commands that are forked end as those that are started, and those that would find something else are started."""
+"""Forked commands end like started ones, and commands that need another environment at import are not forked."""
 
 from __future__ import annotations
 

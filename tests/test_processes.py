@@ -1,4 +1,4 @@
-"""`hiar stage` as several processes: what users do to them, and what they see."""
+"""`hiar stage` as several processes: what users do to them, and what users see."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE = 300
 
 @pytest.fixture
 def work(smoke: Path, tmp_path: Path) -> Path:
-    """A folder with the smoke experiment's teacher, pairs and init; micro-batches for two processes."""
+    """A folder with the smoke experiment's teacher, pairs and init; micro-batches that suit two processes."""
     for name in ("teacher", "pairs", "init"):
         shutil.copytree(smoke / MADE / name, tmp_path / MADE / name)
     shutil.copy(smoke / "params.yaml", tmp_path)
@@ -52,13 +52,13 @@ def start(folder: Path, *command: object, **variables: str) -> subprocess.Popen[
 
 
 def steps_done(folder: Path) -> int:
-    """How far the state of the distillation is."""
+    """The number of steps in the newest state of the distillation."""
     place = newest(folder / MADE / "distill" / "hiar.partial" / ".training")
     return 0 if place is None else int(place.name.removeprefix("state-"))
 
 
 def wait_for(steps: int, folder: Path, process: subprocess.Popen[str]) -> list[int]:
-    """Wait until a state is there; returns the numbers of the processes it started."""
+    """Wait for a state of at least ``steps`` steps; returns the ids of the process's children."""
     wait(lambda: steps_done(folder) >= steps, process)
     return children(process)
 
@@ -118,7 +118,7 @@ def test_a_process_without_the_artifact_ends_all(work: Path, tmp_path: Path) -> 
 
 @pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_processes(work: Path, tmp_path: Path) -> None:
-    """Two processes, then one, then two, each of which is killed but the last, are one run that was left alone."""
+    """Runs of two processes, one, and two, all but the last killed, equal one uninterrupted run of two."""
     whole = tmp_path / "whole"
     shutil.copytree(work, whole, ignore=shutil.ignore_patterns("whole"))
     settings(whole, runtime={"processes": 2})
@@ -143,7 +143,7 @@ def test_a_run_goes_on_with_another_number_of_processes(work: Path, tmp_path: Pa
 @pytest.mark.long
 @pytest.mark.parametrize("whom", ["the launcher", "one process"])
 def test_sigterm_saves_a_state_of_all_processes_and_ends_them(whom: str, work: Path, tmp_path: Path) -> None:
-    """As a scheduler sends it: nothing is left running, and the same command goes on to the bytes of one process."""
+    """As a scheduler sends it: nothing is left running, and the same command continues to the bytes of one process."""
     settings(work, runtime={"processes": 1, "checkpoint_minutes": 60.0}, distill={"steps": 40})
     whole = tmp_path / "whole"
     shutil.copytree(work, whole, ignore=shutil.ignore_patterns("whole"))
@@ -163,7 +163,7 @@ def test_sigterm_saves_a_state_of_all_processes_and_ends_them(whom: str, work: P
 
 
 def test_samples_of_two_processes_are_those_of_one(smoke: Path, work: Path) -> None:
-    """Killed in the middle, too: what is whole is not made again."""
+    """Even when one is killed in the middle and the command is run again."""
     shutil.copytree(smoke / MADE / "distill", work / MADE / "distill")
     settings(work, runtime={"processes": 2}, sample={"batch": 1}, distill={"micro_batch": None})
     command = ("stage", "sample", "--seed", 0, "--model", "distill", "--variant", "hiar")
@@ -199,7 +199,7 @@ def test_a_process_that_sleeps_ends_all_within_the_timeout(work: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["causal_ode", "consistency"])
 def test_two_processes_make_a_causal_init_of_one_s_bytes(kind: str, work: Path) -> None:
-    """Teacher, trajectories and student; by AdamW, a micro-batch each."""
+    """Teacher, trajectories and student; with AdamW and one micro-batch per process."""
     optimizer = {
         "adamw": {"lr": 0.002, "betas": [0.9, 0.99], "weight_decay": 0.0},
         "muon": None,

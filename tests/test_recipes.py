@@ -1,4 +1,4 @@
-"""The released recipes: what their configurations say, in their words, against what our experiments come to."""
+"""The released recipes: the values of their configurations, under their names, against those of our experiments."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def params_of(name: str) -> Params:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_released_recipe_is_there_to_the_number(name: str) -> None:
-    """A step of theirs is a critic update; every fifth is a generator update too, the first among them."""
+    """One of their steps is a critic update; every fifth, from the first on, is a generator update too."""
     released, params = RECIPES[name], params_of(name)
     distill, ratio = params.distill, params.distill.critic_updates
     said = {
@@ -63,7 +63,7 @@ def test_a_released_recipe_is_there_to_the_number(name: str) -> None:
         "dfake_gen_update_ratio": ratio,
         "total_batch_size": distill.batch,
         "ema_weight": distill.generator.ema,
-        # Theirs copies the weights when step 199 is done, and averages from the next generator update on.
+        # Theirs copies the weights after step 199, and averages from the next generator update on.
         "ema_start_step": (distill.generator.ema_from + 1) * ratio,
         "guidance_scale": distill.guidance - 1,  # cond + scale (cond - uncond)
         "timestep_shift": distill.levels.shift,
@@ -88,7 +88,7 @@ def test_a_released_recipe_is_there_to_the_number(name: str) -> None:
 
 
 def test_longlives_students_see_twelve_frames_the_first_three_among_them() -> None:
-    """Sinks are for rollouts alone: what learns on whole clips under a mask does not show them."""
+    """Sinks exist in rollouts alone: losses on whole clips under a mask do not have them."""
     tree = experiment_tree(ROOT, "wan2.1-longlive")
     video = params_of("wan2.1-longlive").video
     assert (video.frames, video.block, video.window, video.sink_blocks) == (21, 3, 12, 1)
@@ -116,9 +116,9 @@ def test_hiar_is_regularised_as_its_configuration_says() -> None:
 
 
 def test_the_init_is_regressed_as_others_do() -> None:
-    """The square of x_0's error over blocks that are not clean, no average, betas of .9 and .999.
+    """Squared error of x0 over blocks that are not clean, no weight average, betas of 0.9 and 0.999.
 
-    No level is above 1, so that a floor of 1 leaves none more weight than another.
+    No level is above 1, so with a floor of 1 all levels have the same weight.
     """
     params = params_of("wan2.1-1.3b")
     training = params.init.trainings["training"]
@@ -129,14 +129,14 @@ def test_the_init_is_regressed_as_others_do() -> None:
 
 
 def test_the_built_in_worlds_recipe_has_the_same_meaning() -> None:
-    """HiAR's, but for what is a world's own: its teacher is the real score, with text of its own."""
+    """Its distillation is that of HiAR except for the real score, which is its own teacher, and the micro-batch."""
     own, released = params_of("paper-distill").distill, params_of("wan2.1-hiar").distill
     differing = {field for field, value in own if value != getattr(released, field)}
     assert differing == {"real_score", "micro_batch"}
 
 
 def test_no_recipe_takes_more_samples_than_a_purpose_has() -> None:
-    """Else one would train on what another holds out, or is sampled with."""
+    """Otherwise it would train on samples that another purpose holds out or samples with."""
     firsts = sorted(FIRST_CLIP.values())
     room = min(later - first for first, later in pairwise(firsts))
     for path in (ROOT / "experiments").glob("*.yaml"):
@@ -193,7 +193,7 @@ def test_what_is_run_beside_an_experiment_is_laid_over_it(tmp_path: Path) -> Non
     root = project(tmp_path, base="beside: [one, two]\nseeds: [3]\n", one="sample: {videos: 9}\n", two="{}\n")
     assert experiments_beside(root, "base") == ["base+one", "base+two"]
     assert experiments_beside(root, "two+base") == ["two+base+one", "two+base+two"]
-    assert experiments_beside(root, "base+one") == []  # one of those that are compared
+    assert experiments_beside(root, "base+one") == []  # already one of the experiments beside
     assert experiments_beside(root, "one") == experiments_beside(root, None) == []
     assert experiment_params(root, "base+one").sample.videos == 9
     for listed, line in {"one": r"beside = 'one': should be a list", "[om]": r"experiment 'om': there is no "}.items():
@@ -203,7 +203,7 @@ def test_what_is_run_beside_an_experiment_is_laid_over_it(tmp_path: Path) -> Non
 
 
 def test_inits_are_compared_beside_each_other() -> None:
-    """Each is the same experiment but for its init."""
+    """The experiments differ in the init alone."""
     names = ["inits", *experiments_beside(ROOT, "inits")]
     compared = [params_of(name) for name in names]
     assert [one.init.kind for one in compared] == ["ode", "ode", "teacher_forcing", "causal_ode", "consistency"]
@@ -215,9 +215,9 @@ def test_inits_are_compared_beside_each_other() -> None:
 
 @pytest.mark.long
 def test_plan_tells_what_a_released_recipe_takes() -> None:
-    # Of 64 prompts an update of the student and 320 for its critic: how often 4096 of either are embedded.
+    # An update takes 64 prompts for the student and 320 for its critic: how often 4096 of each are embedded.
     for name, often in {"wan2.1-hiar": 63 + 313, "wan2.1-self-forcing": 2 + 10}.items():
         said = hiar("plan", name, "--gpus", "8", "--stage", "init", folder=ROOT).stdout
         assert "832x480" in said
         assert f"4096 of distill's at a time: {often} times at most\n" in said
-        assert "\ninit" not in said.split("disk")[0]  # it is adopted
+        assert "\ninit" not in said.split("disk")[0]  # the init is adopted

@@ -22,7 +22,7 @@ shifts = st.floats(0.2, 12)
 
 
 def test_the_papers_student_levels() -> None:
-    """S = 4, shift 5: the levels PAPER-quoted checkpoints use."""
+    """S = 4, shift 5: the levels of the checkpoints that the paper refers to."""
     expected = torch.tensor([1.0, 0.9375, 5 / 6, 0.625, 0.0])
     torch.testing.assert_close(step_sigmas(4, 5.0), expected)
 
@@ -62,7 +62,7 @@ def test_an_euler_step_on_a_straight_path_is_exact() -> None:
 
 @pytest.mark.parametrize("move", ["add_noise", "euler_step", "x0_from_velocity", "velocity_from_x0"])
 def test_moves_of_bf16_latents_are_rounded_once(move: str) -> None:
-    """What comes of float32, rounded: in bf16 throughout, the levels themselves would be rounded."""
+    """The result of float32, rounded; computed in bf16, the levels themselves would be rounded too."""
     random = torch.Generator().manual_seed(0)
     x, other = (torch.randn(1000, generator=random).bfloat16() for _ in range(2))
     a, b = torch.tensor(0.9375), torch.tensor(0.8333)
@@ -92,7 +92,7 @@ def test_solver_steps_are_even_in_the_teachers_t() -> None:
 
 
 def test_an_euler_step_follows_the_velocity() -> None:
-    """Eq. 3: x + (sigma' - sigma) v, wherever the x0 lies that the network sees."""
+    """Eq. 3: x + (sigma' - sigma) v, where the network's x0 is x - sigma v."""
     x, velocity = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
     a, b = torch.tensor(0.8), torch.tensor(0.3)
     torch.testing.assert_close(euler_step(x, x - a * velocity, a, b), x - 0.5 * velocity)

@@ -1,4 +1,4 @@
-"""What a user gets from `hiar run smoke`, and what can be done with it next."""
+"""What a user gets from `hiar run smoke`, and can do with it next."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_summary_has_a_row_a_model(smoke):
 
 def test_the_report_is_one_file(smoke):
     text = (smoke / "reports" / "index.html").read_text()
-    assert text.count("data:video/mp4;base64,") == 2 * 6  # prompts; true world, teacher, init, two students and a walk
+    assert text.count("data:video/mp4;base64,") == 2 * 6  # prompts; true world, teacher, init, two students, one walked
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
     assert {path.name for path in (smoke / "reports").iterdir()} == {"index.html", "contact_sheet.png", "run.json"}
     for stage in ("seed-0/codec", "seed-0/distill/hiar", "seed-0/samples/teacher", "score"):
@@ -77,7 +77,7 @@ def test_nothing_unfinished_is_left(smoke):
 
 
 def test_what_a_stage_has_made_is_a_link_into_the_cache(smoke):
-    """The bytes are on the disk once; what the cache had before, from another stage, stays a copy."""
+    """So its bytes are on the disk once; an output that the cache had already, from another stage, stays a copy."""
     weights = [smoke / "artifacts" / "seed-0" / name / "transformer" for name in ("teacher", "init", "distill/hiar")]
     files = [*chain.from_iterable(folder.glob("*.safetensors") for folder in weights), smoke / "metrics/summary.json"]
     assert len(files) == 4
@@ -103,7 +103,7 @@ def test_a_second_run_runs_no_stage(smoke, client):
 
 
 def stamps(workspace):
-    """What a stage that runs would change."""
+    """Modification times of the files that a stage would change if it ran."""
     names = ("dvc.lock", "artifacts", "metrics", "curves", "reports", "logs")
     files = [path for name in names for path in [workspace / name, *(workspace / name).rglob("*")] if path.is_file()]
     return {path: path.stat().st_mtime_ns for path in files}
@@ -202,7 +202,7 @@ def test_the_teacher_makes_clips_of_its_own_length(smoke, tmp_path):
 
 @pytest.mark.long
 def test_after_two_forced_runs_every_object_of_the_cache_is_what_its_name_says(smoke, tmp_path):
-    """Outputs are links into the cache: a stage that wrote into a finished one would change an object."""
+    """Outputs are links into the cache: a stage that wrote into a finished output would change the object."""
     project = tmp_path / "project"
     shutil.copytree(smoke.parents[1], project, symlinks=True)
     shutil.rmtree(project / "runs")

@@ -1,4 +1,4 @@
-"""`hiar stream` as a process: watched while it runs, ended by Ctrl-C, left by its reader."""
+"""`hiar stream` as a process: watched while it runs, ended by Ctrl-C, abandoned by its reader."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def streaming(student: Path, *options: object, out: object = "-") -> Iterator[subprocess.Popen[bytes]]:
-    """An endless stream under way."""
+    """A running endless stream, killed at the end."""
     arguments = ("--checkpoint", student, "--prompt", PROMPT, "--out", out, *options)
     command = [sys.executable, "-m", "hiar", "stream", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0, "pipesize": PIPE}
@@ -57,7 +57,7 @@ def streaming(student: Path, *options: object, out: object = "-") -> Iterator[su
 
 
 def read_fragment(pipe: BinaryIO) -> bytes:
-    """What there is up to the end of a fragment, and not a byte more."""
+    """The bytes up to the end of the next fragment, and not one more."""
     data = kind = b""
     while kind != b"mdat":
         head = read_exactly(pipe, 8)
@@ -76,7 +76,7 @@ def read_exactly(pipe: BinaryIO, size: int) -> bytes:
 
 
 def read_to_second_block(pipe: BinaryIO) -> bytes:
-    """What there is until the second block waits in the pipe, too large for it."""
+    """The bytes up to the second block, which then waits in the pipe, too large for it."""
     return read_fragment(pipe) + read_exactly(pipe, 8)
 
 
@@ -86,7 +86,7 @@ def frames_of(data: bytes) -> int:
 
 
 def ended(process: subprocess.Popen[bytes], code: int) -> str:
-    """The last line on the standard error of a stream that ends with this exit code."""
+    """The last line on stderr of a stream that must end with this exit code."""
     assert process.stderr is not None
     said = process.stderr.read().decode()
     assert process.wait() == code, said
@@ -94,14 +94,14 @@ def ended(process: subprocess.Popen[bytes], code: int) -> str:
 
 
 def last_line(said: str) -> str:
-    """The last line; those before may tell of the walk and its progress, and of nothing else."""
+    """The last line; those before it may only report the walk and its progress."""
     *others, last = said.splitlines()
     assert all(line.startswith(("walk: ", "stream: ")) for line in others), said
     return last
 
 
 def close(video: Tensor, expected: Tensor) -> bool:
-    """Whether a video shows this in each of its frames, up to what h264 loses."""
+    """Whether two videos are the same in each frame, up to the loss of h264."""
     return float((video.float() - expected.float()).square().mean(dim=(1, 2, 3)).max()) < 1
 
 
@@ -124,7 +124,7 @@ def test_a_stream_shows_what_sample_makes_until_the_prompt_changes(student: Path
 
 
 def test_the_first_block_can_be_watched_while_the_next_is_written(student: Path) -> None:
-    """As long as no more is read, no fourth block can be made: the second one does not fit into the pipe."""
+    """While no more is read, no fourth block can be made, because the second does not fit into the pipe."""
     with streaming(student) as process:
         first = read_fragment(process.stdout)
         assert frames_of(first) == BLOCK

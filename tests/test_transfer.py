@@ -1,4 +1,4 @@
-"""What is asked of a GPU is asked for ahead, and arrives in its order; on a CPU nothing is ahead."""
+"""Downloads from a GPU are requested ahead and arrive in order; on a CPU nothing is requested ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workspaces: one run at a time in each, and what is made anew in them."""
+"""Workspaces: one run at a time in each."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_a_workspace_is_one_runs_at_a_time(root: Path) -> None:
                 sole_use(root, name),
             ):
                 pass
-            with sole_use(root, "other"):  # which is nobody's
+            with sole_use(root, "other"):  # which nobody uses
                 pass
         with sole_use(root, name):
             pass
 
 
 def test_what_a_killed_run_has_left_at_work_is_waited_for(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The flow that `hiar run` has started outlives it for as long as its stages take to end."""
+    """The flow that `hiar run` started outlives it until its stages have ended."""
     with sole_use(root, None) as held:
         assert held is not None
         flow = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[held])
@@ -48,7 +48,7 @@ def test_what_a_killed_run_has_left_at_work_is_waited_for(root: Path, capsys: py
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(run)
         wait_until(lambda: "a run that was killed is about to end here" in capsys.readouterr().err)
-        with pytest.raises(InUse), sole_use(root, None):  # of two that wait one is told
+        with pytest.raises(InUse), sole_use(root, None):  # a second one that waits is refused
             pass
         assert not entered
         flow.communicate()

@@ -1,4 +1,4 @@
-"""Small networks that the tests of every room share."""
+"""Small networks that all tests share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 
 def tiny_denoiser(prediction: str = "flow", coordinates: bool = False, seed: int = 0) -> Denoiser:
-    """A Wan transformer of two layers, all its weights random; 4x4 latents with 3 channels are four tokens a frame."""
+    """A Wan transformer of two layers with random weights; latents of 3 channels and 4x4 have four tokens a frame."""
     torch.manual_seed(seed)
     transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -32,11 +32,11 @@ def tiny_denoiser(prediction: str = "flow", coordinates: bool = False, seed: int
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference, as a share of the largest expected value."""
+    """The largest difference, relative to the largest expected value."""
     return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def live_tensor_bytes() -> int:
-    """Bytes of all tensors that something still holds."""
+    """Bytes of the storages of all tensors that are still alive."""
     gc.collect()
     return sum(o.untyped_storage().nbytes() for o in gc.get_objects() if type(o) is torch.Tensor)

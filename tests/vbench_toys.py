@@ -48,18 +48,18 @@ def build_environment(folder: Path) -> Path:
     for name in DIMENSIONS:
         (packages / "vbench" / f"{name}.py").write_text(MODULE.format(name=name))
     (packages / "vbench" / "VBench_full_info.json").write_text(json.dumps(SUITE))
-    # a frame a thousand bytes
+    # one frame per thousand bytes
     (packages / "decord.py").write_text(
         "import os\n\n\nclass VideoReader:\n    def __init__(self, path, num_threads):\n        self.path = path\n\n"
         "    def __len__(self):\n        return os.path.getsize(self.path) // 1000\n"
     )
-    # what the worker asks of torch before it comes to VBench
+    # what the worker calls in torch before it imports VBench
     (packages / "torch.py").write_text("class version:\n    cuda = 'none'\n\n\ndef device(name):\n    return name\n")
     return folder
 
 
-# Stand for the packages that Drift's networks come from: what each says of a frame is known, of its colours alone. A
-# file `behave` among the weights makes one misbehave.
+# Stand-ins for the packages of Drift's networks: each one's value for a frame is known from the frame's colours alone.
+# A file `behave` among the weights makes one misbehave.
 NETWORKS = {
     "pyiqa": """
 import pathlib
@@ -184,7 +184,7 @@ class Frame:
 
 
 def build_networks(folder: Path) -> Path:
-    """`build_environment` with our own torch in it, and toys for the packages of networks that are not VBench's."""
+    """`build_environment` with our own torch, and toys of the packages of networks that are not VBench's."""
     build_environment(folder)
     packages = next(folder.glob("lib/python3*/site-packages"))
     (packages / "torch.py").unlink()
@@ -201,7 +201,7 @@ def build_networks(folder: Path) -> Path:
 
 
 def lay_weights(folder: Path, *dimensions: str) -> Path:
-    """Files of the right formats with nothing in them, approved, for these dimensions (or drift) or for all."""
+    """Write empty files of the right formats and approve them, for these dimensions (or drift) or for all."""
     for name in WEIGHTS:
         if not dimensions or any(name in NEEDS[dimension].files for dimension in dimensions):
             path = folder / name
@@ -220,12 +220,12 @@ def lay_weights(folder: Path, *dimensions: str) -> Path:
 
 
 def behave(weights: Path, **orders: str) -> None:
-    """What the toy's dimensions do from now on; nothing special by default."""
+    """Set how the toy's dimensions behave from now on; without ``orders``, as usual."""
     (weights / "behave.json").write_text(json.dumps(orders))
 
 
 def asked(weights: Path) -> list[dict[str, Any]]:
-    """Every video that the toy was asked for since the last call."""
+    """All requests that the toy received since the last call, one per video."""
     path = weights / "asked.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     path.write_text("")
@@ -233,7 +233,7 @@ def asked(weights: Path) -> list[dict[str, Any]]:
 
 
 def film(path: Path, frames: int, seed: int, fps: int = 4) -> Path:
-    """A video of noise, 32 x 48, in the file 192 x 288."""
+    """Write a video of 32 x 48 pixels of noise; in the file it is 192 x 288."""
     noise = torch.Generator().manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(path, torch.randint(0, 256, (frames, 32, 48, 3), generator=noise, dtype=torch.uint8), fps)

@@ -1,4 +1,4 @@
-"""Waiting for what may take long on a busy machine, and not for ever for what never comes."""
+"""Waiting for what may take long on a busy machine, with a limit for what never happens."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-PATIENCE = 600.0  # seconds: no bound on how fast anything is, but an end to a test that would hang
+PATIENCE = 600.0  # seconds: not a bound on speed, but an end for a test that would hang
 
 
 def wait_until(condition: Callable[[], object], pause: Callable[[], object] = lambda: time.sleep(0.02)) -> None:
-    """Return once ``condition`` holds; between looks ``pause`` is called, as for pages, which stand still else."""
+    """Return once ``condition`` holds; ``pause`` is called between checks, because a browser page runs only then."""
     end = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > end:

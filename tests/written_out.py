@@ -1,6 +1,6 @@
-"""Distillation written out in plain torch, as openly as can be: what its steps must come to.
+"""Distillation written out in plain torch, as explicitly as possible: the reference for its steps.
 
-It shares with the code under test the networks, the keys of random draws and the block-causal mask, nothing else.
+It shares only the networks, the keys of random draws and the block-causal mask with the code under test.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Metrics = dict[str, float]
 
 
 def at(sigma: Tensor) -> Tensor:
-    """(B,) against (B, C, F, H, W)."""
+    """(B,) reshaped to broadcast against (B, C, F, H, W)."""
     return sigma.view(-1, 1, 1, 1, 1)
 
 
 def velocity(network: Denoiser, x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-    """Diffusers' own forward, which is bidirectional."""
+    """Flow of diffusers' own forward, which is bidirectional."""
     return network.transformer(x, 1000 * sigma, text, return_dict=False)[0]
 
 
@@ -84,7 +84,7 @@ class Learner:
 
 @dataclass
 class WrittenOut:
-    """Student, critic and teacher, and what `distillation_step` must make of them."""
+    """Student, critic and teacher, and the reference for `distillation_step`."""
 
     student: Learner
     critic: Learner
@@ -101,7 +101,7 @@ class WrittenOut:
     pairs: tuple[Tensor, Tensor, Tensor]
     seed: int
     shape: tuple[int, int, int, int]
-    replay: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # windows one by one, oldest first
+    replay: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # one entry per window, oldest first
 
     def step(self, number: int) -> Metrics:
         s = self.settings
@@ -170,7 +170,7 @@ class WrittenOut:
         noise = normals("critic noise", self.seed, range(s.critic_batch), windows.shape[1:], step=number)
         x = (1 - at(sigma)) * windows + at(sigma) * noise
         error = velocity(self.critic.network, x, sigma, text) - (noise - windows)
-        weight = at((sigma / sigma.clamp(min=s.critic_floor)) ** 2)  # 1, but for levels under the floor
+        weight = at((sigma / sigma.clamp(min=s.critic_floor)) ** 2)  # 1 unless the level is below the floor
         loss = (weight * error.square()).mean()
         return {"critic": loss.item(), "critic_grad_norm": self.critic.learn(loss)}
 
@@ -184,7 +184,7 @@ class WrittenOut:
         return int(stream(purpose, self.seed, step=number).integers(self.schedule.student_steps))
 
     def roll_out(self, samples: range, exit_step: int, learn: bool) -> tuple[Tensor, Tensor]:
-        """Training windows (B * windows, C, F, h, w) of rollouts that end with what step ``exit_step`` sees."""
+        """Training windows (B * windows, C, F, h, w) of rollouts that end with step ``exit_step``'s x0; their text."""
         text = self.prompts(samples)
         s, shift = self.schedule.student_steps, self.schedule.student_shift
         sigmas = torch.tensor([shift * t / (1 + (shift - 1) * t) for t in (1 - j / s for j in range(s + 1))])

@@ -1,1 +1,1 @@
-"""All servers of the project on one machine, and what works for them (`make stack`)."""
+"""All servers of the project on one machine, with workers and the watcher (`make stack`)."""

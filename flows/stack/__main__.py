@@ -1,4 +1,4 @@
-"""`python -m flows.stack up|down|status`: start, end and look at the stack of the project in the current folder."""
+"""`python -m flows.stack up|down|status`: start, stop or inspect the stack of the project in the current folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hiar.errors import RunFailed, UserError
 
 
 def main() -> int:
-    """Do what the command line says; a mistake is one line and exit code 2."""
+    """Do what the command line says; a user's mistake gives one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m flows.stack")
     parser.add_argument("what", choices=("up", "down", "status"))
     what = parser.parse_args().what

@@ -1,7 +1,7 @@
-"""Start, end and watch the supervisor of the stack: one for a project, whose death is the end of everything it started.
+"""Start, stop and check the stack's supervisor: one per project, and everything it started dies with it.
 
-supervisord is the first process of a name space of processes. The `unshare` outside it holds the lock on the stack's
-folder and ends after the kernel has ended all inside: a free lock means that nothing of the stack is alive.
+supervisord is the first process of a PID namespace. The `unshare` outside it holds the lock on the stack's folder and
+ends after the kernel has killed everything inside: a free lock means that nothing of the stack is alive.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from hiar.io.loopback import check_loopback
 
 SERVERS = ("s3", "prefect", "mlflow")
 HEALTHY_SECONDS = 300.0
-ENDING_SECONDS = 150.0  # workers end first, whose stages write a checkpoint, then the servers
-RUNNING = "RUNNING"  # supervisor's word
-LEAST_FREE = 100e6  # bytes of disk, with which servers and stages can still work
+ENDING_SECONDS = 150.0  # workers end first, after their stages have written checkpoints, then the servers
+RUNNING = "RUNNING"  # supervisor's name of the state
+LEAST_FREE = 100e6  # bytes of free disk that servers and stages need
 
 
 def up(stack: Stack) -> int:
-    """Start the stack unless it is at work, wait until it is healthy, print its addresses; the exit code.
+    """Start the stack unless it is running, wait until it is healthy, print its addresses; return the exit code.
 
-    Raises UserError for a taken port and where something to start is missing, RunFailed when it does not get healthy.
+    Raises UserError for a port in use and for missing programs, RunFailed if the stack does not get healthy.
     """
     began = time.monotonic()
     with _lock(stack) as lock:
@@ -58,15 +58,15 @@ def up(stack: Stack) -> int:
 
 
 def down(stack: Stack) -> int:
-    """End all of the stack: SIGTERM first, SIGKILL for what is left; the exit code.
+    """Stop the whole stack: SIGTERM first, SIGKILL for what is left; return the exit code.
 
-    Raises RunFailed when it goes on and nobody knows its number.
+    Raises RunFailed if it does not end and its process ID is unknown.
     """
     with _lock(stack) as lock:
         if lock is not None:
             print("the stack is not at work")
             return 0
-    with suppress(Exception):  # it is about to start, or damaged: what follows ends it too
+    with suppress(Exception):  # if it is just starting, or damaged, it is killed below
         _supervisor(stack).shutdown()
     end = time.monotonic() + ENDING_SECONDS
     while not _is_free(stack):
@@ -86,7 +86,7 @@ def _kill(stack: Stack) -> None:
 
 
 def status(stack: Stack) -> int:
-    """Print the state of each program and whether each server answers; the exit code: 0 when all is well."""
+    """Print the state of each program and whether each server answers; return the exit code, 0 if all is well."""
     if _is_free(stack):
         print("the stack is not at work; make stack starts it")
         return 1
@@ -101,11 +101,11 @@ def status(stack: Stack) -> int:
 
 
 def _start(stack: Stack, lock: int) -> None:
-    """Start supervisord, which inherits the lock. Raises UserError where the kernel gives no name spaces."""
+    """Start supervisord, which inherits the lock. Raises UserError if there are no PID namespaces."""
     contained = stack.contained.split()
     if shutil.which(contained[0]) is None or subprocess.call([*contained, "true"], stderr=subprocess.DEVNULL) != 0:
         raise UserError(
-            "unshare: gives no name space of processes here, without which what a killed server leaves would live on; "
+            "unshare: cannot create a PID namespace here, without which a killed server's processes would live on; "
             "install util-linux, allow user name spaces (sysctl kernel.unprivileged_userns_clone=1), or use infra/"
         )
     environment = environment_of(stack, len(device_names()))
@@ -130,7 +130,7 @@ def _start(stack: Stack, lock: int) -> None:
 
 @contextmanager
 def _lock(stack: Stack) -> Iterator[int | None]:
-    """The open file that holds the stack's lock; None where a stack at work has it."""
+    """The descriptor that holds the stack's lock; None if a running stack holds it."""
     path = stack.folder / "lock"
     with writing(path):
         file = path.open("ab")
@@ -169,12 +169,12 @@ def _last_line(log: Path) -> str:
 
 
 def _states(stack: Stack) -> dict[str, str]:
-    """What supervisor says of each program; nothing while it does not answer."""
+    """The state of each program as supervisor has it; "AWAY" for supervisor itself while it does not answer."""
     try:
         found = _supervisor(stack).getAllProcessInfo()
     except Exception:
         return {"supervisor": "AWAY"}
-    # With SQLite, PostgreSQL is never started.
+    # With SQLite, PostgreSQL is not started.
     return {
         program["name"]: program["statename"] for program in found if program["start"] or program["name"] != "postgres"
     }

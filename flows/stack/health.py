@@ -1,4 +1,4 @@
-"""Whether the servers of the stack answer, and what they need before the first run."""
+"""Health checks of the stack's servers, and the buckets and work pools that they need before the first run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POOLS = {"experiments": "Whole experiments, which wait for their stages", "stage
 
 
 def is_healthy(stack: Stack, server: str) -> bool:
-    """Whether a server answers as it should; the S3 store, to its keys."""
+    """Whether a server answers as it should; the S3 store must accept the stack's keys."""
     import httpx
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -30,19 +30,19 @@ def is_healthy(stack: Stack, server: str) -> bool:
 
 
 def prepare(stack: Stack) -> None:
-    """Make the buckets and the work pools where there are none. Raises RunFailed when the store refuses."""
+    """Create missing buckets and work pools. Raises RunFailed when the store or Prefect's server refuses."""
     import httpx
 
     _make_buckets(stack)
     for name, description in POOLS.items():
         pool = {"name": name, "type": "process", "description": description}
         answer = httpx.post(f"{stack.url('prefect')}/api/work_pools/", json=pool, timeout=30, trust_env=False)
-        if answer.status_code not in (201, 409):  # 409: there is one
+        if answer.status_code not in (201, 409):  # 409: it exists
             raise RunFailed(f"work pool '{name}': Prefect's server answers {answer.status_code}; see its log")
 
 
 def s3_client(stack: Stack) -> Any:
-    """boto3's client of the stack's store, which is quick to give up."""
+    """boto3's client of the stack's store, with short timeouts and no retries."""
     import boto3
     from botocore.config import Config
 
@@ -57,7 +57,7 @@ def s3_client(stack: Stack) -> Any:
 
 
 def _make_buckets(stack: Stack) -> None:
-    """Make the buckets; wait until what is written can be read: a store that has just started refuses both at first."""
+    """Create the buckets and wait until they can be written and read, which a store refuses just after its start."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     client, end = s3_client(stack), time.monotonic() + STORE_SECONDS

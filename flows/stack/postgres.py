@@ -14,19 +14,19 @@ from hiar.io.files import remove
 
 USER = "hiar"
 DATABASES = ("prefect", "mlflow")
-DRIVERS = ("asyncpg", "psycopg2")  # of Prefect, and of MLflow
+DRIVERS = ("asyncpg", "psycopg2")  # for Prefect and MLflow
 
 
 def run_as() -> list[str]:
-    """What stands before PostgreSQL's programs, which do not run as root: as root they run as user postgres."""
+    """The prefix for PostgreSQL's programs, which refuse to run as root: root runs them as user postgres."""
     return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
 
 
 def make_cluster(folder: Path, password: str) -> None:
-    """Make the databases in a folder where there are none yet; no server runs meanwhile.
+    """Create the cluster and its databases if the folder does not exist; no server runs meanwhile.
 
-    Raises UserError where PostgreSQL or a driver is not installed, or its user may not come to the folder, and
-    RunFailed when it does not do its work.
+    Raises UserError if PostgreSQL or a driver is not installed, or its user may not enter the folder, and RunFailed
+    when one of its programs fails.
     """
     for program in ("initdb", "postgres"):
         if shutil.which(program) is None:
@@ -50,7 +50,7 @@ def make_cluster(folder: Path, password: str) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     remove(partial)
     partial.mkdir(mode=0o700)
-    with NamedTemporaryFile("w", encoding="utf-8") as file:  # its owner alone reads it
+    with NamedTemporaryFile("w", encoding="utf-8") as file:  # readable by its owner only
         file.write(password)
         file.flush()
         for path in (partial, file.name) if os.geteuid() == 0 else ():
@@ -63,7 +63,7 @@ def make_cluster(folder: Path, password: str) -> None:
 
 
 def _run(*command: str, said: str = "") -> None:
-    """Run a program of PostgreSQL's, which reads ``said``."""
+    """Run one of PostgreSQL's programs with ``said`` as its input. Raises RunFailed when it fails."""
     own = {**os.environ, "LC_ALL": "C"}
     run = subprocess.run(
         [*run_as(), *command], check=False, cwd="/", input=said, capture_output=True, text=True, env=own

@@ -1,4 +1,4 @@
-"""Where the stack of one machine keeps its data, at which ports it listens, and with which keys."""
+"""Settings of the stack: the folder of its data, its ports and keys, and its programs' environment."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from hiar.io.loopback import past_proxies
 HOST = "127.0.0.1"
 CONFIG = Path(__file__).parents[2] / "infra" / "stack"
 PORTS = CONFIG / "ports.env"
-LAST_PORTS = "ports.env"  # in the stack's folder: where it listened last
-GRPC = 10000  # above each port of the S3 store it listens at another
+LAST_PORTS = "ports.env"  # in the stack's folder: the ports of its last start
+GRPC = 10000  # for each port, the S3 store also listens at port + GRPC
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
 PASSWORD = "HIAR_POSTGRES_PASSWORD"
 BUCKETS = ("hiar", "hiar-mlflow")  # DVC's remote, and MLflow's artifacts
-# As root a name space of processes needs nothing else; anybody else is given one in a name space of users.
+# Root can create a PID namespace; other users need a user namespace for it.
 CONTAINED = "unshare --pid --fork --kill-child=KILL --mount-proc"
 CONTAINED_USER = f"{CONTAINED} --user --map-current-user"
 
@@ -42,7 +42,7 @@ class Stack:
 
     @property
     def databases(self) -> dict[str, str]:
-        """Where Prefect and MLflow keep their records; with a password in it, so only servers get to know."""
+        """The database URLs of Prefect and MLflow; they may contain a password, so only the servers get them."""
         prefect, mlflow = f"sqlite+aiosqlite:///{self.folder / 'prefect' / 'prefect.db'}", self.folder / "mlflow.db"
         if not self.postgres:
             return dict(zip(DATABASES, (prefect, f"sqlite:///{mlflow}"), strict=True))
@@ -61,10 +61,11 @@ class Stack:
 
 
 def open_stack(project: Path) -> Stack:
-    """The stack of a project; its folder and keys are made where there are none.
+    """The stack of a project; its folder and keys are made if missing.
 
-    What the environment does not say of ports and database is as at the last start.
-    Raises UserError for a port that is none, keys that are damaged, and where the folder cannot be written.
+    Ports and database that the environment does not set are those of the last start.
+    Raises UserError for an invalid port or database, damaged keys, and a folder whose name is too long or that cannot
+    be written.
     """
     folder = project.resolve() / ".hiar" / "stack"
     if len(os.fsencode(folder / "supervisor.sock")) > 100:
@@ -72,7 +73,7 @@ def open_stack(project: Path) -> Stack:
     with writing(folder):
         for name in ("s3", "logs", "prefect"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-    # With another database than before, nobody would find what was at work when a machine went down.
+    # With another database than before, runs that were interrupted when the machine went down would be lost.
     kind = os.environ.get("HIAR_STACK_DATABASE") or ("postgresql" if (folder / "postgres").is_dir() else "sqlite")
     if kind not in ("sqlite", "postgresql"):
         raise UserError(f"HIAR_STACK_DATABASE = {kind}: is no database of the stack; give sqlite or postgresql")
@@ -83,7 +84,7 @@ def open_stack(project: Path) -> Stack:
 
 
 def read_ports(environment: Mapping[str, str]) -> dict[str, int]:
-    """The ports of infra/stack/ports.env, those in the environment first. Raises UserError for what is no port."""
+    """The ports of infra/stack/ports.env, overridden by the environment. Raises UserError for an invalid port."""
     found = {}
     for name, default in _variables(PORTS).items():
         text = environment.get(name) or default
@@ -94,7 +95,7 @@ def read_ports(environment: Mapping[str, str]) -> dict[str, int]:
 
 
 def note_ports(stack: Stack) -> None:
-    """Keep the ports for the next start, and for those who ask for the stack meanwhile."""
+    """Write the ports to a file, for the next start and for other commands meanwhile."""
     write_text(stack.folder / LAST_PORTS, "".join(f"{name}={port}\n" for name, port in stack.ports.items()))
 
 
@@ -103,7 +104,7 @@ def _last_ports(folder: Path) -> dict[str, str]:
 
 
 def check_ports(ports: Mapping[str, int]) -> None:
-    """Raise UserError for the first port that is taken, or meant for two servers."""
+    """Raise UserError for the first port that is in use, or assigned to two servers."""
     taken: dict[int, str] = {}
     for name, port in ports.items():
         for number in (port, port + GRPC) if name.startswith("HIAR_S3") else (port,):
@@ -121,7 +122,10 @@ def check_ports(ports: Mapping[str, int]) -> None:
 
 
 def environment_of(stack: Stack, workers: int) -> dict[str, str]:
-    """The environment of supervisord and so of all its programs, with what infra/stack/supervisord.conf names."""
+    """The environment of supervisord and all its programs, with the variables that infra/stack/supervisord.conf uses.
+
+    Raises UserError if the S3 store is not installed.
+    """
     own = {**os.environ, **past_proxies(os.environ)}
     path = os.pathsep.join((os.fspath(Path(sys.executable).parent), own.get("PATH", os.defpath)))
     if shutil.which("weed", path=path) is None:
@@ -151,7 +155,7 @@ def environment_of(stack: Stack, workers: int) -> dict[str, str]:
         "PREFECT_HOME": os.fspath(stack.folder / "prefect"),
         "PREFECT_API_URL": f"{stack.url('prefect')}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # On the disk a slot's lease outlives the server, so that it ends on time whatever is killed.
+        # On the disk a slot's lease outlives the server, so that it expires on time whatever is killed.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the shortest that Prefect allows; the watcher goes by them
         "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -159,7 +163,7 @@ def environment_of(stack: Stack, workers: int) -> dict[str, str]:
 
 
 def _keys(path: Path) -> dict[str, str]:
-    """The keys of the S3 store, drawn at the first start into a file that only its owner reads."""
+    """The stack's keys (S3 store, PostgreSQL), drawn at the first start into a file that only its owner can read."""
     with writing(path):
         if not path.exists():
             drawn = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30)}
@@ -175,7 +179,7 @@ def _keys(path: Path) -> dict[str, str]:
         credentials = {"accessKey": keys["AWS_ACCESS_KEY_ID"], "secretKey": keys["AWS_SECRET_ACCESS_KEY"]}
         identity = {"name": "hiar", "credentials": [credentials], "actions": ["Admin", "Read", "Write", "List"]}
         users, text = path.with_name("s3.json"), json_text({"identities": [identity]})
-        if not users.exists() or users.read_text(encoding="utf-8") != text:  # on a full disk a stack can be ended
+        if not users.exists() or users.read_text(encoding="utf-8") != text:  # so that stopping works on a full disk
             _write_private(users, text)
     return keys
 

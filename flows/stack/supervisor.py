@@ -1,7 +1,7 @@
-"""`python -m flows.stack.supervisor`: supervisord, which outlives a full disk.
+"""`python -m flows.stack.supervisor`: supervisord, made to survive a full disk.
 
-It writes what its programs print to files. When one could not be written it would end, and all programs with it, for it
-tells that on its standard error, a file on the same disk. Here such lines are lost, until there is room again.
+It writes its programs' output to files. When that fails, supervisord reports it on its standard error, a file on the
+same disk, and so ends with all its programs. Here such lines are lost until there is free space again.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from supervisor import loggers, supervisord
 
 
 class Log(loggers.RotatingFileHandler):
-    """A file of lines."""
+    """A log file of supervisord that drops lines which cannot be written."""
 
     def emit(self, record: Any) -> None:
-        """Write a line, or lose it; a file that could not be rotated is opened again."""
+        """Write a line, or drop it; a file that could not be rotated is reopened."""
         try:
             super().emit(record)
         except (OSError, ValueError):
@@ -24,7 +24,7 @@ class Log(loggers.RotatingFileHandler):
                 self.stream = open(self.baseFilename, self.mode)  # noqa: SIM115 (closed by what rotates it)
 
     def handleError(self) -> None:
-        """Lose the line."""
+        """Drop the line."""
 
 
 if __name__ == "__main__":

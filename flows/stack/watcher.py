@@ -1,9 +1,9 @@
-"""`python -m flows.stack.watcher`: what died is marked as crashed, which frees its slot, and takes another attempt.
+"""`python -m flows.stack.watcher`: dead runs are marked as crashed, which frees their slots, and scheduled again.
 
-Prefect's automations cannot be left alone with this: after a server's restart one turned a completed run into a crashed
-one. Here a run is touched only while it is running or pending and gave no sign of life for longer than this watcher
-and the server were up, or has just crashed, as its worker says of a process that was killed; and only where it was
-started by a deployment: others cannot be scheduled again, and emit heartbeats at other times. One that is being
+Prefect's automations are not safe for this: after a server's restart one marked a completed run as crashed. Here a run
+is touched only if it is running or pending without a sign of life for longer than `SILENCE`, counted while this watcher
+and the server were up, or if it has crashed, as workers report of killed processes; and only if a deployment started
+it: others cannot be scheduled again, and emit heartbeats at other times. One that is being
 cancelled by a worker which died is cancelled, and the stages of an experiment with it.
 
 All times are the server's: the clocks of workers, and of the watcher's own machine, may be minutes off.
@@ -30,9 +30,9 @@ SILENCE = {  # heartbeats come every 30 s
     "CANCELLING": timedelta(seconds=70),
 }
 PENDING = "HIAR_PENDING_SECONDS"
-PAUSE = timedelta(seconds=30)  # between two looks: more than that, and the machine slept
-RECENT = timedelta(days=7)  # what crashed before is past; a stack may be down for a night or a weekend
-ATTEMPTS = 10  # of a run in all
+PAUSE = timedelta(seconds=30)  # a longer time between two looks means that the machine slept
+RECENT = timedelta(days=7)  # older crashes are left alone; a stack may be down for a night or a weekend
+ATTEMPTS = 10  # of a run, in all
 SILENT = "without a sign of life"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 SKEW = timedelta(days=1)  # that a worker's clock may be off; signs of life are found by it
@@ -79,7 +79,7 @@ def watch() -> NoReturn:
 
 
 def pending_silence() -> timedelta:
-    """How long a run may wait to begin; HIAR_PENDING_SECONDS says longer where it waits for a machine and its image."""
+    """How long a run may be pending; HIAR_PENDING_SECONDS sets more where runs wait for a machine and its image."""
     said = os.environ.get(PENDING)
     if said is None:
         return SILENCE["PENDING"]
@@ -127,9 +127,9 @@ def last_heartbeat(client: Any, run: Any, now: datetime) -> datetime | None:
 
 
 def _runs(client: Any, *types: str, below: Sequence[Any] = ()) -> list[Any]:
-    """The runs in states of some types, those that began last first, as many as the server gives at once.
+    """The runs in states of these types, newest first, as many as the server returns at once.
 
-    below: runs by which these were started.
+    below: only runs started by these.
     """
     from prefect.client.schemas.filters import (
         FlowRunFilter,
@@ -149,7 +149,7 @@ def _runs(client: Any, *types: str, below: Sequence[Any] = ()) -> list[Any]:
 
 
 def _cancel_stages(client: Any, now: datetime) -> list[str]:
-    """Cancel what cancelled experiments have started: Prefect lets it go on, for days, on a device that others need."""
+    """Cancel the stages of cancelled experiments: Prefect lets them go on, for days, on devices that others need."""
     from prefect.states import Cancelling
 
     ended = _runs(client, "CANCELLING", "CANCELLED")
@@ -161,9 +161,9 @@ def _cancel_stages(client: Any, now: datetime) -> list[str]:
 
 
 def _attempts(client: Any, run: Any) -> int:
-    """How often a run began, or ended before it could: a process that does not get to its flow counts none.
+    """How often a run began, or crashed before: Prefect's own count lacks processes that never reached their flow.
 
-    Waiting for a machine is no attempt.
+    Waiting for a machine is not an attempt.
     """
     if run.run_count >= ATTEMPTS:
         return int(run.run_count)
@@ -172,7 +172,7 @@ def _attempts(client: Any, run: Any) -> int:
 
 
 def _cancel(client: Any, run: Any) -> list[str]:
-    """End a run that was to be cancelled by a worker which has died; its slot would be taken for ever."""
+    """End a run whose worker died while cancelling it; otherwise it would keep its slot for ever."""
     from prefect.states import Cancelled
 
     ended = _set(client, run, Cancelled(message=f"{run.state.name}, and {SILENT}"))
@@ -180,7 +180,7 @@ def _cancel(client: Any, run: Any) -> list[str]:
 
 
 def _crash(client: Any, run: Any) -> list[str]:
-    """Mark a run as crashed that is still as it was seen, and schedule it again."""
+    """Mark a run as crashed, if its state has not changed meanwhile, and schedule it again."""
     from prefect.states import Crashed
 
     seen = _set(client, run, Crashed(message=f"{run.state.name}, but {SILENT}"))
@@ -192,9 +192,9 @@ def _crash(client: Any, run: Any) -> list[str]:
 
 
 def _set(client: Any, run: Any, state: Any) -> Any:
-    """Give a run another state if it is still in the one it was seen in; the run as it was then, None where it is not.
+    """Set a run's state if it has not changed meanwhile; return the run as it was, or None if it has changed.
 
-    Also where the server refuses.
+    Also None if the server refuses.
     """
     from prefect.client.schemas.responses import SetStateStatus
 
@@ -205,7 +205,7 @@ def _set(client: Any, run: Any, state: Any) -> Any:
 
 
 def _schedule(client: Any, run: Any) -> list[str]:
-    """Have a crashed run taken up by the next worker."""
+    """Schedule a crashed run, so that the next free worker takes it."""
     from prefect.states import Scheduled
 
     client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry", message="taken up by the watcher"))

@@ -1,8 +1,8 @@
 """`python -m flows.stack.worker --pool POOL --limit N`: a Prefect worker that drains on SIGTERM.
 
-Prefect's own lets its runs finish, however long they take, or leaves them; here SIGTERM stops the search for new runs,
-reaches the runs at work, which end their stages, and the worker is gone within GRACE seconds. When Prefect's worker
-dies its runs end too, and are taken up by the next one; it does not outlive this process.
+Prefect's own worker lets its runs finish, however long they take, or abandons them. Here, on SIGTERM, it takes no new
+runs, the current runs get the signal and end their stages, and all is gone within GRACE seconds. If Prefect's worker
+dies, its runs end too and are resumed by the next worker; it does not outlive this process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of linux/prctl.h
 
 
 def main() -> int:
-    """Run a worker until it ends or is asked to; its exit code."""
+    """Run a worker until it ends or gets SIGTERM; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m flows.stack.worker")
     parser.add_argument("--pool", required=True)
     parser.add_argument("--limit", required=True)
@@ -42,19 +42,19 @@ def main() -> int:
         say(str(error))
         return 2
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the worker leaves is this process's
-    # With its type it makes the pool where there is none.
+    # With --type it creates the pool if there is none.
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
     worker = subprocess.Popen(
         [*command, "--pool", options.pool, "--limit", options.limit],
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # signals for the group reach this process alone
+        start_new_session=True,  # signals to the process group reach this process alone
         preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509 (no thread is at work yet)
     )
 
     def end(_number: int, _frame: FrameType | None) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        worker.send_signal(signal.SIGSTOP)  # it starts nothing more, nor does it miss its runs
+        worker.send_signal(signal.SIGSTOP)  # so that it starts no run, and does not react to the end of its runs
         _end_runs()
         raise SystemExit(0)
 
@@ -66,9 +66,9 @@ def main() -> int:
 
 
 def _wait_for(worker: subprocess.Popen[bytes]) -> int:
-    """The exit code of the worker, once it ends; what its killed runs have left is taken leave of as it ends.
+    """The exit code of the worker, once it ends; also reaps orphaned processes that killed runs have left.
 
-    That is this process's by then: nobody else would ask how it ended, and each would keep a number of the system's.
+    These are this process's children by then: without it they would stay zombies, each with a process ID.
     """
     while True:
         number, status = os.waitpid(-1, 0)
@@ -78,7 +78,7 @@ def _wait_for(worker: subprocess.Popen[bytes]) -> int:
 
 
 def _end_runs() -> None:
-    """End the flow runs below this process, which end their stages; then kill what is left, the worker too."""
+    """End the flow runs below this process, which end their stages; then kill what is left, including the worker."""
     import psutil
 
     runs = [one for one in psutil.Process().children(recursive=True) if "prefect.engine" in _command(one)]
@@ -104,7 +104,7 @@ def _command(process: object) -> list[str]:
 
 
 def _is_alive(process: object) -> bool:
-    """Whether a process still works: a halted worker does not notice that its child has ended."""
+    """Whether a process still runs and is no zombie: a stopped worker does not reap its children."""
     import psutil
 
     assert isinstance(process, psutil.Process)

@@ -1,6 +1,7 @@
-"""The command line. Everything heavy is imported inside the commands: `--help` answers at once.
+"""The command line. Everything heavy is imported inside the commands, so `--help` answers at once.
 
-A mistake of the user is one line on the standard error and exit code 2, a failed run its stage's exit code, Ctrl-C 130.
+A user's mistake ends with one line on standard error and exit code 2, a failed run with its stage's exit code, Ctrl-C
+with 130.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ INTERRUPTED = 130
 
 
 def main() -> NoReturn:
-    """Run the command line and exit as the module says."""
+    """Run the command line and exit with the code described above."""
     try:
-        with writing(Path("output")):  # also where a library writes: a full disk is the user's to mend
+        with writing(Path("output")):  # covers libraries that write, too: a full disk is for the user to fix
             code = typer.main.get_command(app).main(sys.argv[1:] or ["--help"], prog_name="hiar", standalone_mode=False)
             _flush()
     except UserError as error:
@@ -52,20 +53,20 @@ def main() -> NoReturn:
 
 
 def _command(error: typer.TyperException) -> str:
-    """The command that was wrongly called, as it is typed."""
+    """The command that was called wrongly, as it is typed."""
     context = getattr(error, "ctx", None)
     return "hiar" if context is None else str(context.command_path)
 
 
 def _flush() -> None:
-    """Write what is still kept back of the output; what cannot be is dropped, else Python tries again as it ends."""
+    """Flush the standard output; what cannot be written is dropped, or Python would try again at exit."""
     if sys.stdout is None:
         return
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # the reader has seen enough; typer ends so where it meets this first
+        if isinstance(error, BrokenPipeError):  # the reader closed the pipe; typer itself also exits with 1
             sys.exit(1)
         raise
 

@@ -1,4 +1,4 @@
-"""Commands on checkpoints: what one is, from elsewhere, for elsewhere."""
+"""Commands that import, export and describe checkpoints and ODE pairs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Levels = Annotated[
     str | None,
     typer.Option(
         metavar="T,T...",
-        help="The noise levels where steps begin, where these follow no shift: 1,0.757,0.522.",
+        help="Noise levels at which steps begin, if they follow no shift: 1,0.757,0.522.",
         show_default=False,
     ),
 ]
-Frames = Annotated[int | None, typer.Option(min=1, help="Latent frames.", show_default=False)]
+Frames = Annotated[int | None, typer.Option(min=1, help="In latent frames.", show_default=False)]
 
 
 @app.command(
@@ -38,48 +38,49 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A .pt of Self-Forcing, HiAR and their like, a .safetensors, or a folder of diffusers or the original."
+            help="A .pt like Self-Forcing's or HiAR's, a .safetensors, or a folder in diffusers' or Wan's own layout."
         ),
     ],
-    base: Annotated[Path, typer.Option(help="Folder of Wan2.1-T2V for diffusers: its text encoder, codec and sizes.")],
-    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; replaced when whole.")],
+    base: Annotated[
+        Path, typer.Option(help="Folder of Wan2.1-T2V for diffusers: gives text encoder, codec and sizes.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; replaced once complete.")],
     preset: Annotated[
         str | None,
         typer.Option(
-            "--as", help="How it walks: self-forcing, causal-forcing, causvid, longlive or hiar.", show_default=False
+            "--as", help="Sample it as self-forcing, causal-forcing, causvid, longlive or hiar.", show_default=False
         ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="generator or generator_ema, where a .pt holds both.", show_default=False)
+        str | None, typer.Option(help="generator or generator_ema, if a .pt holds both.", show_default=False)
     ] = None,
     lora: Annotated[
         Path | None,
-        typer.Option(help="An adapter of peft's, which is added to the weights.", show_default=False),
+        typer.Option(help="A LoRA adapter of peft, to add to the weights.", show_default=False),
     ] = None,
-    lora_scale: Annotated[
-        float, typer.Option(min=-100.0, max=100.0, help="Of the adapter: its alpha over its rank.")
-    ] = 1.0,
+    lora_scale: Annotated[float, typer.Option(min=-100.0, max=100.0, help="Scale of the adapter: alpha / rank.")] = 1.0,
     height: Annotated[int, typer.Option(help="Pixels; a multiple of 16.")] = 480,
     width: Annotated[int, typer.Option(help="Pixels; a multiple of 16.")] = 832,
-    fps: Annotated[int, typer.Option(min=1, help="Of the videos written.")] = 16,
+    fps: Annotated[int, typer.Option(min=1, help="Frames per second of the videos written.")] = 16,
     order: Order = None,
     context: Context = None,
     block: Frames = None,
     window: Frames = None,
-    sinks: Annotated[int | None, typer.Option(min=0, help="Blocks that never leave the window.")] = None,
+    sinks: Annotated[int | None, typer.Option(min=0, help="First blocks that never leave the window.")] = None,
     sinks_turn: Annotated[
-        bool, typer.Option("--sinks-turn", help="They keep their place in the window, not in the video.")
+        bool, typer.Option("--sinks-turn", help="Sinks keep their position in the window, not in the video.")
     ] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps a block.", show_default=False)] = None,
-    shift: Annotated[float | None, typer.Option(help="Of the steps' noise levels.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps per block.", show_default=False)] = None,
+    shift: Annotated[float | None, typer.Option(help="Timestep shift of the steps.", show_default=False)] = None,
     levels: Levels = None,
-    renoise: Annotated[str | None, typer.Option(help="sde or euler.", show_default=False)] = None,
-    precision: Annotated[str, typer.Option(help="What it computes in: bf16, or no for fp32.")] = "bf16",
+    renoise: Annotated[str | None, typer.Option(help="Re-noising: sde or euler.", show_default=False)] = None,
+    precision: Annotated[str, typer.Option(help="Precision of sampling: bf16, or no for fp32.")] = "bf16",
 ) -> None:
-    """Make somebody else's student a checkpoint that every command takes.
+    """Import a student trained with other code.
 
-    Weights are checked tensor by tensor and stored as found, no code in the file is run. The base is referred to, not
-    copied. Weights do not tell how a student walks: --as does, and each option overrides it.
+    The result is a checkpoint that every command accepts. Weights are checked tensor by tensor and stored unchanged; no
+    code in the file is run. The base is referred to, not copied. Weights do not say how to sample a student: --as does,
+    and each option overrides it.
     """
     walk = walk_of(order, context)
     alone("hiar import")
@@ -104,24 +105,25 @@ def import_(
 )
 def import_pairs_(
     source: Annotated[Path, typer.Argument(help="A folder of .pt files {prompt: trajectory}, or an LMDB.")],
-    out: Annotated[Path, typer.Option(help="Folder of the pairs; replaced when whole.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pairs; replaced once complete.")],
     shift: Annotated[
-        float, typer.Option(min=0.01, max=1000.0, help="Of the noise levels at which their states were kept.")
+        float, typer.Option(min=0.01, max=1000.0, help="Timestep shift of the levels at which states were stored.")
     ] = 8.0,
     levels: Levels = None,
     clip_last: Annotated[
         bool,
         typer.Option(
             "--clip-last",
-            help="Behind a trajectory's end lies the clip of its contexts, as in Causal-Forcing's: keep it as such.",
+            help="The last entry of each trajectory is the clean clip of its contexts, as in Causal-Forcing's.",
         ),
     ] = False,
-    shard: Annotated[int, typer.Option(min=1, max=100_000, help="Pairs a file; so many are in memory.")] = 16,
+    shard: Annotated[int, typer.Option(min=1, max=100_000, help="Pairs per file, and in memory at a time.")] = 16,
 ) -> None:
-    """Make somebody else's ODE pairs an artifact that an experiment takes (pairs.source in its parameters).
+    """Import ODE pairs made with other code.
 
-    States keep their type and bits. Nothing in the files is run; what is damaged, not finite, or of another shape than
-    the first is refused. The files do not tell their noise levels: --shift does, for even steps, or --levels.
+    An experiment names the result as pairs.source. States keep their type and bits. No code in the files is run;
+    damaged or non-finite data and shapes that differ from the first are refused. The files do not say their noise
+    levels: give --shift for even steps, or --levels.
     """
     starts = levels_of(levels)
     alone("hiar import-pairs")
@@ -141,14 +143,14 @@ def import_pairs_(
     ),
 )
 def export_pairs_(
-    source: Annotated[Path, typer.Argument(help="Folder of pairs, that a stage or `hiar import-pairs` wrote.")],
-    form: Annotated[str, typer.Option("--to", help="hiar (a .pt a prompt) or self-forcing (an LMDB, in float16).")],
+    source: Annotated[Path, typer.Argument(help="Folder of pairs from a stage or `hiar import-pairs`.")],
+    form: Annotated[str, typer.Option("--to", help="hiar (a .pt per prompt) or self-forcing (an LMDB in float16).")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
 ) -> None:
-    """Write ODE pairs as the training codes of others read them.
+    """Export ODE pairs for other training code.
 
-    A trajectory has the states that ours has, at the student's noise levels and the clean end; its type stays, but for
-    an LMDB, which has float16.
+    A trajectory keeps its states, at the student's noise levels and the clean end, and their type, except in an LMDB,
+    which holds float16.
     """
     alone("hiar export-pairs")
 
@@ -159,12 +161,12 @@ def export_pairs_(
 
 @app.command(cls=Once, epilog=examples("hiar base Wan2.1-T2V-1.3B --out Wan2.1-T2V-1.3B-Diffusers"))
 def base(
-    source: Annotated[Path, typer.Argument(help="Folder of Wan2.1-T2V as the original has it.")],
+    source: Annotated[Path, typer.Argument(help="Folder of Wan2.1-T2V in the original layout.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
 ) -> None:
-    """Write an original Wan folder in diffusers' layout, once, tensor by tensor as it is.
+    """Convert an original Wan folder to diffusers' layout.
 
-    That is the layout of the bases that checkpoints refer to; a base in diffusers' layout is taken as it lies.
+    Tensors are unchanged. Needed once: checkpoints refer to bases in diffusers' layout; one that has it is used as is.
     """
     alone("hiar base")
 
@@ -181,11 +183,11 @@ def base(
     ),
 )
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of a teacher, an init or a student of Wan.")],
-    form: Annotated[str, typer.Option("--to", help="diffusers, wan (the original's folder) or self-forcing (a .pt).")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a Wan teacher, init or student.")],
+    form: Annotated[str, typer.Option("--to", help="diffusers, wan (the original layout) or self-forcing (a .pt).")],
     out: Annotated[Path, typer.Option(help="A new folder; for self-forcing a new file.")],
 ) -> None:
-    """Write a checkpoint of Wan as others read it, bit by bit.
+    """Export a Wan checkpoint for other code, with the same bits.
 
     diffusers: a folder for its WanPipeline, with links to the base's other parts. self-forcing: the file that the
     released inference scripts load.
@@ -199,16 +201,21 @@ def export(
 
 @app.command(cls=Once, epilog=examples("hiar models artifacts/seed-0/distill/hiar", "hiar models hiar.pt"))
 def models(
-    paths: Annotated[list[Path], typer.Argument(help="Checkpoints, ours or somebody else's; files or folders.")],
+    paths: Annotated[list[Path], typer.Argument(help="Checkpoints, ours or of other code; files or folders.")],
     base: Annotated[
         Path | None,
-        typer.Option(help="As in `hiar import`, for files that do not tell their heads.", show_default=False),
+        typer.Option(
+            help="As in `hiar import`, for files that do not say how many heads there are.", show_default=False
+        ),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read the base's files, instead of comparing their sizes and times.")
     ] = False,
 ) -> None:
-    """Say what checkpoints are: kind, world, size, hash, and how to sample them."""
+    """Say what checkpoints are, and how to sample them.
+
+    Prints kind, world, size and hash among others.
+    """
     alone("hiar models")
 
     from hiar.errors import UserError
@@ -218,7 +225,7 @@ def models(
     for path in paths:
         try:
             facts = describe_model(path, base, verify)
-        except UserError as error:  # the others are told all the same
+        except UserError as error:  # the others are still described
             broken.append(error)
             continue
         print(path)

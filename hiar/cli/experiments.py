@@ -17,7 +17,7 @@ from hiar.errors import UserError
 from hiar.io.launcher import alone
 from hiar.options import MOST_SEED, Once
 
-# What each stage is told on the command line.
+# The options of each stage.
 STAGES = {
     "codec": {"seed", "restart-from"},
     "teacher": {"seed", "restart-from"},
@@ -30,14 +30,14 @@ STAGES = {
     "report": set(),
 }
 
-config = typer.Typer(help="Look at the parameters of an experiment.")
+config = typer.Typer(help="Show or check the parameters of an experiment.")
 app.add_typer(config, name="config")
 
 Experiment = Annotated[
     str | None,
     typer.Argument(
-        help="A file of experiments/ without .yaml, or several as ONE+OTHER, each over those before it; none: "
-        "params.yaml as it is.",
+        help="A file in experiments/, without .yaml, or several as ONE+OTHER, where later files override earlier ones; "
+        "default: params.yaml as it is.",
         show_default=False,
     ),
 ]
@@ -54,15 +54,15 @@ Experiment = Annotated[
 def run(
     experiment: Experiment = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell which stages would run, why, and what comes from the cache.")
+        bool, typer.Option("--dry-run", help="Only list which stages would run, why, and what comes from the cache.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run every stage, even those that are up to date.")] = False,
 ) -> None:
     """Run an experiment and print its comparison.
 
-    Runs every stage whose parameters, code or inputs have changed, in parallel as cores allow; an interrupted run is
-    taken up where it stopped. An experiment may name others to be run and compared beside it, as inits does. No server
-    is needed; set PREFECT_API_URL to report to one.
+    Runs every stage whose parameters, code or inputs have changed, in parallel as cores allow; resumes an interrupted
+    run. An experiment may name others to run and compare with it, as inits does. No server is needed; set
+    PREFECT_API_URL to report to one.
     """
     alone("hiar run")
 
@@ -82,12 +82,13 @@ def tables(
     experiments: Annotated[list[str], typer.Argument(help="Experiments that were run for a table (report.table).")],
     out: Annotated[
         Path | None,
-        typer.Option(help="A folder for all tables together; else each goes to its experiment's reports/."),
+        typer.Option(help="One folder for all tables; default: each experiment's reports/."),
     ] = None,
 ) -> None:
-    """Set an experiment's figures beside the paper's: intervals, both rank orders, and a verdict a claim.
+    """Compare experiments with the paper's tables.
 
-    Tables, claims and the rule of verdicts are in experiments/paper/tables.yaml.
+    Prints a verdict per claim, and writes our figures beside the paper's, with intervals and both rank orders. Tables,
+    claims and the rule for verdicts are in experiments/paper/tables.yaml.
     """
     from hiar.stages.tables import table_of, write_tables
     from hiar.workspace import run_params
@@ -115,24 +116,24 @@ def tables(
 def stage(
     name: Annotated[str, typer.Argument(help="codec, teacher, pairs, init, distill, sample, vbench, score or report.")],
     seed: Annotated[
-        int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of the run; for all stages but score, report.")
+        int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of the run; for all stages except score and report.")
     ] = None,
     variant: Annotated[str | None, typer.Option(help="A name of `variants` in params.yaml (distill, sample).")] = None,
-    model: Annotated[str | None, typer.Option(help="What is sampled: teacher, init, distill or walked.")] = None,
+    model: Annotated[str | None, typer.Option(help="What to sample: teacher, init, distill or walked.")] = None,
     walk: Annotated[
-        str | None, typer.Option(help="With --model walked: the variant as which the distilled one walks.")
+        str | None, typer.Option(help="With --model walked: the variant that the student of --variant is walked as.")
     ] = None,
     dimension: Annotated[str | None, typer.Option(help="One of VBench's dimensions (vbench).")] = None,
     restart_from: Annotated[
         Path | None,
-        typer.Option(help="Go on from the state in this folder, which a run with other settings left unfinished."),
+        typer.Option(help="Resume from the state in this folder, left unfinished by a run with other settings."),
     ] = None,
 ) -> None:
-    """Run one stage in this folder; what dvc.yaml calls.
+    """Run one stage in this folder, as dvc.yaml does.
 
-    It reads params.yaml and what the stages before it left, writes artifacts/, metrics/ and curves/, and goes on where
-    it was interrupted. `dvc repro STAGE` runs the stages before it too. Stages teacher, pairs, init, distill and
-    sample are as many processes as runtime.processes in params.yaml says, or torchrun.
+    It reads params.yaml and the outputs of earlier stages, writes artifacts/, metrics/ and curves/, and resumes if it
+    was interrupted. `dvc repro STAGE` runs the earlier stages too. teacher, pairs, init, distill and sample run in
+    several processes if runtime.processes in params.yaml says so, or under torchrun.
     """
     needed = STAGES.get(name)
     if needed is None:
@@ -145,11 +146,11 @@ def stage(
         if option in needed - {"restart-from"} and value is None:
             raise UserError(f"--{option}: is missing; stage {name} needs it")
         if option not in needed and value is not None:
-            raise UserError(f"--{option} = {value}: stage {name} takes no such option; leave it out")
+            raise UserError(f"--{option} = {value}: stage {name} has no such option; leave it out")
     if model not in (None, "teacher", "init", "distill", "walked"):
         raise UserError(f"--model = {model}: is not a model that is sampled; give teacher, init, distill or walked")
 
-    # Read when torch is loaded: what goes wrong between processes is told once, by us, without torch's stack.
+    # torch reads this when loaded: a failure between processes is reported once, by us, without torch's stack.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
     from hiar.config import SHARED
@@ -162,7 +163,7 @@ def stage(
     if not started:
         alone("a stage")
     params = load_params(Path("params.yaml"))
-    if variant is not None:  # before processes are started for it; a walk is the stage's own to check
+    if variant is not None:  # checked before any process starts; the stage itself checks --walk
         params.variant(variant)
     processes = params.runtime.processes or 1
     if name in SHARED and processes > 1 and not started:
@@ -184,14 +185,15 @@ def stage(
 )
 def plan(
     experiment: Experiment = None,
-    gpus: Annotated[int, typer.Option(min=1, max=4096, help="GPUs that share out what is trained.")] = 1,
-    memory: Annotated[float, typer.Option(min=0.1, max=1e6, help="GB of each.")] = 80.0,
+    gpus: Annotated[int, typer.Option(min=1, max=4096, help="GPUs that training is sharded over.")] = 1,
+    memory: Annotated[float, typer.Option(min=0.1, max=1e6, help="GB per GPU.")] = 80.0,
     stage: Annotated[str | None, typer.Option(help="Only pairs, init, distill or sample.", show_default=False)] = None,
-    micro_batch: Annotated[int, typer.Option(min=1, max=4096, help="Samples of a GPU at a time.")] = 1,
+    micro_batch: Annotated[int, typer.Option(min=1, max=4096, help="Samples per GPU at a time.")] = 1,
 ) -> None:
-    """Tell what an experiment's stages take of GPUs' memory and of the disk, and what makes them fit.
+    """Estimate the GPU memory and disk space that stages need.
 
-    Nothing is loaded and no GPU is needed: a step is imagined on tensors without memory. It takes half a minute.
+    Also says which settings make them fit. Nothing is loaded and no GPU is needed: steps run on tensors without
+    storage. Takes half a minute.
     """
     from hiar.memory.networks import open_models
     from hiar.memory.table import STAGES as KNOWN

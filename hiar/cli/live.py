@@ -35,25 +35,25 @@ def live(
         str | None, typer.Option(help="What the video shows at first; default: one of the world's.", show_default=False)
     ] = None,
     seed: Seed = 0,
-    host: Annotated[str, typer.Option(help="Address to listen at; others than this machine's need a token.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; any beyond this machine needs a token.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any that is free.")] = 8765,
-    lead: Annotated[float, typer.Option(help="Seconds of video that are made ahead of what is watched, 0.1 to 20.")] = (
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8765,
+    lead: Annotated[float, typer.Option(help="Seconds of video generated ahead of what viewers watch, 0.1 to 20.")] = (
         1.5
     ),
     renew: Annotated[
         bool,
         typer.Option(
-            "--renew", help="Where the prompt changes, compute what earlier blocks show anew: it takes hold sooner."
+            "--renew", help="Recompute earlier blocks' context when the prompt changes: it takes effect sooner."
         ),
     ] = False,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Watch endless videos of students side by side, and change what they show.
+    """Watch endless videos of students, and change the prompt.
 
-    They share prompt, seed and noise; another prompt holds from the next block on. They rest while nobody watches.
-    Ctrl-C ends it.
+    Students run side by side on the same prompt, seed and noise, and pause while nobody watches. A new prompt applies
+    from the next block on. Ctrl-C ends the command.
     """
     if not SHORTEST_LEAD <= lead <= LONGEST_LEAD:
         raise UserError(f"--lead = {lead:g}: should be {SHORTEST_LEAD:g} to {LONGEST_LEAD:g} seconds")
@@ -65,11 +65,11 @@ def live(
     try:
         serve(checkpoint, text, seed, host, port, lead, partial(_announce, browser), renew)
     except KeyboardInterrupt:
-        return  # how it is meant to end
+        return  # the normal end
 
 
 def _announce(browser: bool, address: str) -> None:
     print(f"live: {address} (Ctrl-C ends it)", flush=True)
-    # On a machine without a screen the standard library would take a browser that runs in this terminal.
+    # On a machine without a screen the standard library would start a text browser in this terminal.
     if browser and (sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
         webbrowser.open(address)

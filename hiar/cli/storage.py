@@ -10,19 +10,17 @@ import typer
 from hiar.cli.app import app, examples
 from hiar.options import Once
 
-storage = typer.Typer(
-    help="Look after the S3 store behind the project's DVC remote: what it holds, and whether it is whole."
-)
+storage = typer.Typer(help="List, check and clean up the S3 store behind the DVC remote.")
 app.add_typer(storage, name="storage")
 
 Remote = Annotated[
-    str | None, typer.Option(help="A remote of .dvc/config; default: its default one.", show_default=False)
+    str | None, typer.Option(help="A remote in .dvc/config; default: its default one.", show_default=False)
 ]
-Last = Annotated[int, typer.Option(min=0, help="Runs of each experiment that are kept.")]
+Last = Annotated[int, typer.Option(min=0, help="How many of each experiment's newest runs are kept.")]
 Best = Annotated[
     str | None,
     typer.Option(
-        help="A metric of metrics/summary.json; each experiment's best run by it is kept; default: the share of good "
+        help="Metric of metrics/summary.json by which each experiment's best run is kept; default: the share of good "
         "frames, else VBench's Total, else drift.",
         show_default=False,
     ),
@@ -30,15 +28,18 @@ Best = Annotated[
 Days = Annotated[
     float,
     typer.Option(
-        min=0, help="What was stored in the last so many days is kept: more than any run takes from its first stage on."
+        min=0, help="Keep everything stored in so many last days; give more than any run takes from its first stage on."
     ),
 ]
-RUN_DAYS = 14.0  # training at Wan's size takes days, and a run that is under way names what it made at its end
+RUN_DAYS = 14.0  # training Wan takes days, and a run names what it made only at its end
 
 
 @storage.command(cls=Once, epilog=examples("hiar storage ls"))
 def ls(remote: Remote = None, last: Last = 3, best: Best = None, days: Days = RUN_DAYS) -> None:
-    """List the runs that the store and the commits name: when, how good, and why `hiar storage gc` keeps them."""
+    """List the runs that the store or a commit names.
+
+    Each with its time, its figure, and why `hiar storage gc` keeps it.
+    """
     from hiar.storage.retention import plan
     from hiar.storage.store import listing, open_store
 
@@ -68,11 +69,12 @@ def gc(
     last: Last = 3,
     best: Best = None,
     days: Days = RUN_DAYS,
-    delete: Annotated[bool, typer.Option("--delete", help="Do it; without this nothing is deleted.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; without this nothing is deleted.")] = False,
 ) -> None:
-    """Delete what no run that is kept has left: the last runs, the best, all that a commit or tag names.
+    """Delete objects that belong to no kept run.
 
-    Only tells what would go, unless --delete is given. Fetch all branches first: other clones' commits count only here.
+    Kept are the newest runs, the best ones, and all that a commit or tag names. Only lists what would go, unless
+    --delete is given. Fetch all branches first: commits of other clones count only if they are here.
     """
     from hiar.storage.retention import delete as delete_planned
     from hiar.storage.retention import plan
@@ -93,9 +95,10 @@ def gc(
 
 @storage.command(cls=Once, epilog=examples("hiar storage verify"))
 def verify(remote: Remote = None) -> None:
-    """Read everything in the store and tell what is missing, truncated, altered, surplus or half uploaded.
+    """Read the whole store and report damaged objects.
 
-    Exit code 1 when anything is. While somebody pushes, what is under way may be told as surplus or unfinished.
+    They are missing, truncated, altered, surplus or half uploaded; the exit code is then 1. While somebody pushes,
+    objects on their way may be reported as surplus or unfinished.
     """
     from hiar.storage.store import open_store
     from hiar.storage.verify import verify as verify_store
@@ -111,12 +114,15 @@ def verify(remote: Remote = None) -> None:
 @storage.command(cls=Once, epilog=examples("hiar storage report smoke", "hiar storage report --days 1"))
 def report(
     experiment: Annotated[
-        str | None, typer.Argument(help="As in `hiar run`; none: the default one.", show_default=False)
+        str | None, typer.Argument(help="As in `hiar run`; default: the default experiment.", show_default=False)
     ] = None,
     remote: Remote = None,
-    days: Annotated[float, typer.Option(min=0.001, max=7.0, help="How long the links open, at most 7.")] = 7.0,
+    days: Annotated[float, typer.Option(min=0.001, max=7.0, help="Days for which the links work, at most 7.")] = 7.0,
 ) -> None:
-    """Upload an experiment's report and print links to it, which open for everybody who has them."""
+    """Upload an experiment's report and print links to it.
+
+    Anyone who has a link can open it.
+    """
     from hiar.storage.reports import share_report
     from hiar.storage.store import open_store
 
@@ -125,7 +131,7 @@ def report(
 
 
 def _size(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes in a readable unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Commands on VBench, the official package in an environment of its own."""
+"""Commands on VBench, the official package in its own environment."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from hiar.options import Once
 vbench = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Score videos with VBench's own package: what runs here, its weights, prompts, values and totals."
-    "\n\nStart with `make vbench` (builds its environment) and `hiar vbench doctor`; docs/vbench.md tells all.",
+    help="Score videos with VBench's own package."
+    "\n\nStart with `make vbench` (builds its environment) and `hiar vbench doctor`; see docs/vbench.md.",
 )
 app.add_typer(vbench, name="vbench")
 
 Place = Annotated[
     Path | None,
     typer.Option(
-        "--environment", help="Where `make vbench` built; default: $HIAR_VBENCH or .venv-vbench.", show_default=False
+        "--environment", help="What `make vbench` built; default: $HIAR_VBENCH or .venv-vbench.", show_default=False
     ),
 ]
 Weights = Annotated[
     Path | None,
     typer.Option(help="Folder of weights; default: $VBENCH_CACHE_DIR or ~/.cache/vbench.", show_default=False),
 ]
-Names = Annotated[list[str] | None, typer.Argument(help="Dimensions; all when left out.", show_default=False)]
+Names = Annotated[list[str] | None, typer.Argument(help="Dimensions; default: all.", show_default=False)]
 Dimensions = Annotated[
     list[str] | None,
     typer.Option("--dimension", "-d", help="One of the sixteen; may be repeated. Default: all that run here."),
@@ -40,15 +40,16 @@ Dimensions = Annotated[
 def doctor(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Dimensions, NAME_across_clips or drift; all when left out.", show_default=False),
+        typer.Argument(help="Dimensions, NAME_across_clips or drift; default: all.", show_default=False),
     ] = None,
     environment: Place = None,
     weights: Weights = None,
 ) -> None:
-    """Say of each dimension whether it runs here, or which file must lie where (with size and hash, where published).
+    """Say which dimensions run here, and which files are missing.
 
-    The same of what two dimensions take beside, across the clips of long videos, and of drift, the profile of `hiar
-    score`, whose networks run in VBench's environment. Looks only: nothing is loaded, fetched or written.
+    Of a missing file it says where it belongs, and its size and hash if published. Two dimensions need further files
+    to compare the clips of long videos (NAME_across_clips); drift is the profile of `hiar score`, whose networks run in
+    VBench's environment. Only looks: nothing is loaded, fetched or written.
     """
     from hiar.vbench.doctor import NEEDS, examine, known_names
     from hiar.vbench.environment import default_folder, find_environment
@@ -73,17 +74,17 @@ def doctor(
 )
 def fetch(
     files: Annotated[
-        list[str] | None, typer.Argument(help="As doctor names them; all that are missing when left out.")
+        list[str] | None, typer.Argument(help="Files as doctor names them; default: all that are missing.")
     ] = None,
     approve: Annotated[
-        bool, typer.Option("--approve", help="Fetch nothing: trust the files as they lie there, by their hashes.")
+        bool, typer.Option("--approve", help="Fetch nothing: trust the files that are there, by their hashes.")
     ] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Fetch also what is there already.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Also fetch files that are there already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be fetched.")] = False,
     environment: Place = None,
     weights: Weights = None,
 ) -> None:
-    """Fetch weights from their publishers, or approve files that are there.
+    """Fetch weights from their publishers, or approve local files.
 
     Most are pickles, which can run code: each is checked by its published SHA-256. Where none is published, the file is
     not loaded until you approve it; its hash is then noted, and no other file is loaded in its place.
@@ -130,9 +131,10 @@ def prompts(
     names: Annotated[bool, typer.Option("--names", help="VBench's file names instead of the prompts.")] = False,
     environment: Place = None,
 ) -> None:
-    """Print the suite's prompts, a line a video to generate: five a prompt, twenty-five for temporal_flickering.
+    """Print the suite's prompts, one line per video to generate.
 
-    They are what `hiar sample --prompts` takes. Generated with --extended, videos keep the short prompts as captions.
+    A prompt has five videos, twenty-five for temporal_flickering. The lines are the input of `hiar sample --prompts`.
+    Videos generated with --extended keep the short prompts as captions.
     """
     from hiar.vbench.dimensions import DIMENSIONS, known_dimensions
     from hiar.vbench.environment import default_folder, find_environment
@@ -158,12 +160,12 @@ def prompts(
 )
 def score(
     videos: Annotated[Path, typer.Argument(help="Folder of mp4 files.")],
-    out: Annotated[Path, typer.Option(help="Folder of results; what is there and still right is not done again.")],
+    out: Annotated[Path, typer.Option(help="Folder of results; those that are there and still valid are reused.")],
     dimension: Dimensions = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="What the videos show: a prompt a line, or JSON {file: prompt}. Default: captions.txt, else VBench's "
+            help="The videos' prompts: one per line, or JSON {file: prompt}. Default: captions.txt, else VBench's "
             "file names.",
             show_default=False,
         ),
@@ -175,7 +177,7 @@ def score(
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="cpu, cuda or cuda:N (default: cpu); given several times, as many dimensions are scored at once.",
+            help="cpu, cuda or cuda:N (default: cpu); repeat it to score as many dimensions at once.",
             show_default=False,
         ),
     ] = None,
@@ -183,32 +185,32 @@ def score(
         bool,
         typer.Option(
             "--within-clips",
-            help="Of long videos' subject and background consistency the part within clips alone: needs no DreamSim, "
-            "and compares with no published figure.",
+            help="Score long videos' subject and background consistency only within clips: needs no DreamSim, but is "
+            "not comparable to published figures.",
         ),
     ] = False,
     static_filter: Annotated[
         bool,
         typer.Option(
             "--static-filter",
-            help="Of temporal_flickering's 25 videos a prompt those 5 alone that VBench's filter finds still.",
+            help="Of temporal_flickering's 25 videos per prompt score only 5 that VBench's filter finds static.",
         ),
     ] = False,
     extended: Annotated[
         bool | None,
         typer.Option(
             "--extended/--short",
-            help="Which prompts generated the videos, where their folder does not say; noted in the result.",
+            help="Which prompts the videos were generated from, if their folder does not say; noted in the result.",
             show_default=False,
         ),
     ] = None,
     environment: Place = None,
     weights: Weights = None,
 ) -> None:
-    """Score a folder of videos with VBench's own code; print each dimension's value and the totals.
+    """Score a folder of videos with VBench's own code.
 
-    Ours by captions.txt, others' by VBench's file names. Values are kept by video in --out; the same command goes on
-    where it was.
+    Prints each dimension's value and the totals. Prompts come from captions.txt for our videos, from VBench's file
+    names for others. Values are kept by video in --out; after an interruption the same command resumes.
     """
     from hiar.errors import RunFailed
     from hiar.vbench.leaderboard import read_results
@@ -245,12 +247,15 @@ def totals(
         Path | None,
         typer.Option(
             metavar="ZIP",
-            help="Write the leaderboard's archive, and count as its script: a missing dimension is a raw 0.",
+            help="Write the leaderboard's archive, and count as its script does: a missing dimension is a raw 0.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Print Quality, Semantic and Total of results; a total stays open while a dimension is missing."""
+    """Print the Quality, Semantic and Total scores of results.
+
+    A total stays open while a dimension is missing.
+    """
     from hiar.vbench.leaderboard import read_results, write_archive
 
     results = read_results(out)

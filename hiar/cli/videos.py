@@ -16,28 +16,28 @@ from hiar.io.outputs import CRF, is_terminal, output_of
 from hiar.options import MOST_FRAMES, SILENCE, Once, extended_of, level_of, prompts_of, size_of, stall_of, walk_of
 
 Video = Annotated[
-    Path | None, typer.Option(help="Go on from the end of this clip, as far as a window shows.", show_default=False)
+    Path | None, typer.Option(help="Continue this clip, from as much of its end as a window holds.", show_default=False)
 ]
 Image = Annotated[
-    Path | None, typer.Option(help="Begin with this picture, standing still for a block.", show_default=False)
+    Path | None, typer.Option(help="Begin with this image, held still for one block.", show_default=False)
 ]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="WIDTHxHEIGHT", help="Pixels, where not the checkpoint's own.", show_default=False),
+    typer.Option(metavar="WIDTHxHEIGHT", help="In pixels; default: the checkpoint's.", show_default=False),
 ]
 Crf = Annotated[
-    int, typer.Option(min=1, max=51, help="Quality of the h264: 1 is the best, 51 the worst; 6 more halve the size.")
+    int, typer.Option(min=1, max=51, help="Quality of the h264: 1 is the best, 51 the worst; adding 6 halves the size.")
 ]
 Offload = Annotated[
     bool,
-    typer.Option("--offload", help="Networks take turns on the GPU: what is not at work waits in the host's memory."),
+    typer.Option("--offload", help="Keep only the network at work on the GPU, the others in the host's memory."),
 ]
-Resize = Annotated[bool, typer.Option("--resize", help="Scale and cut --video or --image to the checkpoint's size.")]
+Resize = Annotated[bool, typer.Option("--resize", help="Scale and crop --video or --image to the video's size.")]
 
 
 def _check_resize(resize: bool, *given: Path | None) -> None:
     if resize and not any(given):
-        raise UserError("--resize: is done to --video or --image; give one of them, or leave it out")
+        raise UserError("--resize: applies to --video or --image; give one of them, or leave it out")
 
 
 @app.command(
@@ -52,16 +52,16 @@ def _check_resize(resize: bool, *given: Path | None) -> None:
 def sample(
     checkpoint: Annotated[Path, typer.Option(help="Folder of a teacher, an init or a distilled student.")],
     frames: Annotated[
-        int, typer.Option(min=1, max=MOST_FRAMES, help="Latent frames a video; a multiple of the checkpoint's block.")
+        int, typer.Option(min=1, max=MOST_FRAMES, help="Latent frames per video; a multiple of the checkpoint's block.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the videos, one NAME.mp4 a prompt; replaced when whole.")],
+    out: Annotated[Path, typer.Option(help="Folder for the videos, a NAME.mp4 per prompt; replaced once complete.")],
     prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A UTF-8 text file, one prompt a line.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A UTF-8 text file, one prompt per line.")] = None,
     extended: Annotated[
         Path | None,
         typer.Option(
-            help="With --prompts: a longer prompt for each, in the same order. Videos are made of the longer ones, "
-            "captions.txt has those of --prompts.",
+            help="With --prompts: a file with a longer version of each, in the same order. Videos are generated from "
+            "the longer ones, captions.txt has those of --prompts.",
             show_default=False,
         ),
     ] = None,
@@ -69,7 +69,7 @@ def sample(
     context: Context = None,
     level: Level = None,
     seed: Seed = 0,
-    save_latents: Annotated[bool, typer.Option("--save-latents", help="Write latents.safetensors too.")] = False,
+    save_latents: Annotated[bool, typer.Option("--save-latents", help="Also write latents.safetensors.")] = False,
     fp8: Fp8 = False,
     video: Video = None,
     image: Image = None,
@@ -81,8 +81,8 @@ def sample(
         int | None,
         typer.Option(
             min=1,
-            help="Share the steps among this many processes, at most one a step; one more decodes. Default: one "
-            "process for all.",
+            help="Split the denoising steps over this many processes, at most one per step; one more decodes. Default: "
+            "one process for all.",
             show_default=False,
         ),
     ] = None,
@@ -90,33 +90,33 @@ def sample(
         int | None,
         typer.Option(
             min=1,
-            help="Share the videos among this many processes, each with all networks, on a GPU each. Default: one.",
+            help="Split the videos over this many processes, each with all networks on its own GPU. Default: one.",
             show_default=False,
         ),
     ] = None,
     stall_seconds: Annotated[
         float,
         typer.Option(
-            help="With --processes or --copies: end all when one is silent for so long, 1 to 86400; the first may have "
-            "a text encoder of 11 GB to load."
+            help="With --processes or --copies: end all when one is silent for so long, 1 to 86400; one may first have "
+            "to load a text encoder of 11 GB."
         ),
     ] = SILENCE,
 ) -> None:
     """Generate videos from prompts with a checkpoint.
 
-    Several GPUs make many videos faster with --copies, one video with --processes. Under torchrun each process takes
-    its place among the copies or, without --copies, in the pipeline: the last one decodes, the others share the steps.
+    On several GPUs --copies speeds up many videos, --processes a single one. Under torchrun its processes are the
+    copies or, without --copies, the pipeline: the last one decodes, the others split the steps.
     """
     if copies is not None and processes is not None:
-        raise UserError("--copies: shares videos out, --processes the steps of each; leave one of them out")
+        raise UserError("--copies: splits the videos, --processes the steps of each; leave one of them out")
     walk, shares = walk_of(order, context), level_of(level)
     _check_resize(resize, video, image)
     texts = prompts_of(prompt, prompts)
     if copies is not None and copies > len(texts):
-        raise UserError(f"--copies = {copies}: each makes a video at least, of {len(texts)}; use 1 to {len(texts)}")
+        raise UserError(f"--copies = {copies}: each takes at least one video, of {len(texts)}; use 1 to {len(texts)}")
     captions, texts = (None, texts) if extended is None else (texts, extended_of(texts, extended))
     stall_seconds = stall_of(stall_seconds)
-    # Read when torch is loaded: what goes wrong between processes is told once, by us, without torch's stack.
+    # torch reads this when loaded: a failure between processes is reported once, by us, without torch's stack.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
     from hiar.io.artifacts import check_folder
@@ -174,13 +174,13 @@ def sample(
 )
 def stream(
     checkpoint: Annotated[Path, typer.Option(help="Folder of an init or a distilled student.")],
-    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    prompt: Annotated[str, typer.Option(help="The prompt.")],
     out: Annotated[str, typer.Option(help="An mp4 file, replaced with the first block; -: the standard output.")],
     change: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FRAME=TEXT",
-            help="Another prompt from a frame on, a multiple of the checkpoint's block. May be given again.",
+            help="New prompt from a latent frame on, a multiple of the checkpoint's block. May be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -188,7 +188,7 @@ def stream(
         bool,
         typer.Option(
             "--renew",
-            help="At each --change compute what earlier blocks show anew, with the new prompt: it takes hold sooner.",
+            help="At each --change recompute earlier blocks' context with the new prompt: it takes effect sooner.",
         ),
     ] = False,
     frames: Annotated[
@@ -196,7 +196,7 @@ def stream(
         typer.Option(
             min=1,
             max=MOST_FRAMES,
-            help="A multiple of the checkpoint's block; default: until Ctrl-C.",
+            help="Latent frames, a multiple of the checkpoint's block; default: until Ctrl-C.",
             show_default=False,
         ),
     ] = None,
@@ -212,10 +212,10 @@ def stream(
     crf: Crf = CRF,
     offload: Offload = False,
 ) -> None:
-    """Generate a video for as long as you like, and watch it meanwhile.
+    """Generate a video of any length, and watch it meanwhile.
 
-    Each block is written as soon as it is clean. Memory and speed stay what they are, however long it gets. It shows
-    what `hiar sample` makes of this prompt and seed.
+    Each block is written as soon as it is clean. Memory and speed do not depend on the length. The video shows what
+    `hiar sample` generates from this prompt and seed.
     """
     walk, shares = walk_of(order, context), level_of(level)
     _check_resize(resize, video, image)
@@ -225,7 +225,7 @@ def stream(
         raise UserError(f"--out = {out}: is a terminal; name a file, or append a reader, such as | ffplay -")
 
     if renew and not change:
-        raise UserError("--renew: is done where the prompt changes; give a --change, or leave it out")
+        raise UserError("--renew: applies where the prompt changes; give a --change, or leave it out")
 
     alone("hiar stream")
 
@@ -261,36 +261,36 @@ def stream(
     ),
 )
 def score(
-    folder: Annotated[Path, typer.Argument(help="Folder of mp4 videos; a caption a line in captions.txt, if needed.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of mp4 videos; captions.txt, if needed: one per line.")],
     out: Annotated[
         str,
         typer.Option(
-            help="JSON file for the figures by profile: mean, standard error and count; NAME.videos.jsonl beside it "
-            "has those of every video. -: stdout, and nothing beside."
+            help="JSON file for each profile's figures: mean, standard error and count; NAME.videos.jsonl beside it "
+            "has those of every video. -: stdout, without the second file."
         ),
     ],
     profile: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="oracle (built-in world) or looks (Wan): what the world can be judged by, with captions; the default. "
+            help="oracle (built-in world) or looks (Wan): the world's own judge, with captions; the default. "
             "drift: the paper's Drift by its networks, in VBench's environment (`hiar vbench doctor drift`). "
-            "drift-lite: drift of any videos, without weights. vbench, vbench-long: by VBench's own package "
-            "(`hiar vbench doctor`). May be given again.",
+            "drift-lite: drift of any videos, without weights. vbench, vbench-long: VBench's own package "
+            "(`hiar vbench doctor`). May be repeated.",
             show_default=False,
         ),
     ] = None,
     dimension: Annotated[
         list[str] | None,
         typer.Option(
-            "--dimension", "-d", help="Of vbench: one of the sixteen; may be repeated. Default: all that run here."
+            "--dimension", "-d", help="With vbench: one of the sixteen; may be repeated. Default: all that run here."
         ),
     ] = None,
 ) -> None:
     """Score any folder of videos by one profile or several.
 
-    The oracle says how well they show what was asked, how much they drift, how they move. Each video is read once;
-    what is done is not done again, so the same command goes on after an interruption.
+    The oracle measures how well videos match their captions, how much they drift, and how they move. Each video is read
+    once. After an interruption the same command resumes; finished videos are not scored again.
     """
     alone("hiar score")
     target = output_of("--out", out)

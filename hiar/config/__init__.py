@@ -1,8 +1,8 @@
 """The types of ``params.yaml``: frozen, validated sections; the numbers themselves live in that file only.
 
 Unknown keys are errors, so that a typo cannot pass silently, and every number of a method is required, so that none
-hides in code. What may be left out is what an experiment need not ask for (files of others and their hashes,
-validation, several processes), or changes no result (how long silence is borne, how many checkpoints are kept).
+hides in code. A field may be left out only if an experiment need not use it (foreign files and their hashes,
+validation, several processes), or if it changes no result (stall timeouts, how many checkpoints are kept).
 """
 
 from hiar.config.experiment import Compare, Params, Report, Runtime, Sample, Score, Walked

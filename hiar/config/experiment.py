@@ -1,4 +1,4 @@
-"""The whole experiment, and what holds between its sections."""
+"""The whole experiment, and the rules between its sections."""
 
 from __future__ import annotations
 
@@ -29,16 +29,14 @@ from hiar.errors import UserError, require, suggest
 
 
 class Walked(Section):
-    """A distilled student that walks as another variant does, without being trained to."""
+    """A distilled student that is sampled as another variant walks, without retraining."""
 
     student: Name
     walk: Name
 
 
 class Compare(Section):
-    """What the comparison holds: the walks the causal init is sampled with, the variants distilled, and the distilled
-    ones that are sampled in another variant's way too.
-    """
+    """What is compared: walks of the causal init, distilled variants, and students walked as another variant."""
 
     init: Annotated[list[Name], Distinct]
     distill: Annotated[list[Name], Distinct]
@@ -46,7 +44,7 @@ class Compare(Section):
 
     @property
     def students(self) -> list[str]:
-        """The contenders that walk the grid, as files name them: STAGE/VARIANT, of a walked one STUDENT/WALK."""
+        """The contenders that walk the grid, named as in files: STAGE/VARIANT, or walked/STUDENT/WALK."""
         distilled = [f"distill/{name}" for name in self.distill]
         walked = [f"walked/{one.student}/{one.walk}" for one in self.walked]
         return [*(f"init/{name}" for name in self.init), *distilled, *walked]
@@ -55,58 +53,58 @@ class Compare(Section):
 class Sample(Section):
     videos: Count
     frames: Count
-    caption_dropout: Probability  # as the world's, of the prompts; 0: nothing is left to the model's choice
-    prompts: File | None = None  # in place of the world's; null: of a world that makes its own
-    prompts_sha256: Digest | None = None  # as the world's
+    caption_dropout: Probability  # like the world's, for the prompts; 0: they omit nothing
+    prompts: File | None = None  # in place of the world's; null: the world makes its own
+    prompts_sha256: Digest | None = None  # like the world's
     batch: Count
 
 
 class Score(Section):
-    """Oracle thresholds and the comparison's segments."""
+    """Oracle thresholds, segments for drift, and the profiles to score with."""
 
-    good_residual: Positive  # root mean square pixel error under which a frame is good, in [0, 1] units
+    good_residual: Positive  # root mean square pixel error below which a frame is good, in units of [0, 1]
     good_color: Positive  # largest colour error of a good frame
     hop: Positive  # displacement between frames that counts as a hop, pixels
-    segments: Count  # a video is cut into for drift
-    # Profiles of drift: the paper's, whose networks run in VBench's environment, or the one that needs none.
+    segments: Count  # into which a video is cut for drift
+    # Drift profiles: the paper's, whose networks run in VBench's environment, or the one without networks.
     profiles: Annotated[list[DriftProfile], Distinct]
-    # VBench's, in the environment that `make vbench` builds; none: VBench is not needed.
+    # VBench's dimensions, in the environment that `make vbench` builds; empty: VBench is not needed.
     vbench: Annotated[list[VBenchDimension], Distinct]
-    # null: vbench-long from 5 s on, as VBench would have it; clips of 81 frames are mostly published by vbench.
+    # null: vbench-long from 5 s on, as VBench recommends; most published figures for 81 frames use vbench.
     vbench_protocol: Literal["vbench", "vbench-long"] | None
 
 
 class Report(Section):
     videos: Count  # shown side by side
-    reference: str | None  # what the others are compared with, such as distill/hiar; null: the first that is distilled
-    table: Name | None  # of experiments/paper/tables.yaml, which this experiment is for
+    reference: str | None  # baseline of the comparison, such as distill/hiar; null: the first distilled one, else init
+    table: Name | None  # the table of experiments/paper/tables.yaml that this experiment fills
 
 
 class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"]
-    precision: Precision  # of training, and of what the checkpoint then generates
+    precision: Precision  # of training, and of sampling from the checkpoint
     checkpointing: (
-        bool  # in training, layers' activations are computed anew in backward: slower, less memory, same bits
+        bool  # in training, layers' activations are recomputed in backward: slower, but less memory, and the same bits
     )
     threads: Count  # CPU threads of a stage that runs alone
-    variant_threads: Count  # CPU threads of the stages of one variant, which run side by side
-    # Processes that teacher, pairs, init, distill and sampling are shared out to, each with that many threads; networks
-    # that learn are sharded. null: one, with whole networks. No parameter of a result: dvc.yaml lists it nowhere.
+    variant_threads: Count  # CPU threads of a stage of one variant; several of these run side by side
+    # Processes that share each teacher, pairs, init, distill and sample stage, each with that many threads; trained
+    # networks are sharded. null: one, with whole networks. It changes no result, so dvc.yaml does not list it.
     processes: Count | None = None
-    # What lies in the host's memory until it is used: a distillation's real score, layer by layer, which takes
-    # `processes`; the states of optimisers, between updates. Slower, the same bits: no parameter of a result either.
+    # What is kept in the host's memory until used: a distillation's real score, layer by layer, which requires
+    # `processes`; optimiser states, between updates. Slower, same bits: changes no result either.
     offload: Annotated[list[Literal["real_score", "optimizers"]], Distinct] = Field(default=[])
-    # What a stage's machine is to have, where a cluster gives what is asked for; null: what its pool of workers says.
+    # Memory that a stage requests from its work pool; null: the pool's own setting.
     memory_gb: Positive | None = None
-    stall_seconds: Positive = 600.0  # a process may be silent, before the others give up
-    checkpoint_minutes: Positive  # between resumable checkpoints
-    # Of a stage that trains, until its artifact is whole: how many of the newest stay, and each after a multiple of so
-    # many updates, beside them.
+    stall_seconds: Positive = 600.0  # for which a process may be silent before the others give up
+    checkpoint_minutes: Positive  # between two resumable checkpoints
+    # While a stage trains: how many of the newest checkpoints stay, and every how many updates one is kept in addition,
+    # until the artifact is complete.
     checkpoints_kept: Count = 1
     checkpoint_milestone: Count | None = None
 
     def processes_of(self, stage: str) -> int:
-        """How many a stage of dvc.yaml, such as ``distill@0-hiar``, is shared out to."""
+        """The number of processes of a stage of dvc.yaml, such as ``distill@0-hiar``."""
         return (self.processes or 1) if stage.partition("@")[0] in SHARED else 1
 
 
@@ -144,7 +142,7 @@ class Params(Section):
         return self
 
     def _check_clips(self) -> None:
-        """Videos are whole blocks, and what is learned on whole clips knows no sinks."""
+        """Videos are whole blocks, and training on whole clips supports no sinks."""
         k = self.video.block
         require(
             self.sample.frames % k == 0, "sample.frames", self.sample.frames, f"must be a multiple of video.block = {k}"
@@ -157,7 +155,7 @@ class Params(Section):
         )
 
     def _check_runtime(self) -> None:
-        """Threads are such as there can be, and what is on the host can be there."""
+        """Thread counts are possible, and a real score on the host is sharded."""
         for field, threads in (
             ("runtime.threads", self.runtime.threads),
             ("runtime.variant_threads", self.runtime.variant_threads),
@@ -172,7 +170,7 @@ class Params(Section):
         )
 
     def _check_lengths(self) -> None:
-        """What is scored is long enough for that, and what is shown is sampled."""
+        """Scored videos are whole blocks and long enough, and the report shows no more than are sampled."""
         k, shortest = self.video.block, max(self.score.segments, 4)
         lengths = {"video.frames": self.video.frames, "sample.frames": self.sample.frames}
         for name, validation in (("init", self.init.validation), ("distill", self.distill.validation)):
@@ -190,7 +188,7 @@ class Params(Section):
         )
 
     def _check_pairs(self) -> None:
-        """There are the trajectories that are learned from, and solvers visit the student's levels."""
+        """The trajectories to learn from are made or given, and solvers visit the student's levels."""
         if isinstance(self.init, CausalOde):
             remedy = "the causal teacher's are made here; give their numbers, or somebody else's pairs as pairs.source"
             require(self.init.pairs is not None or self.pairs.source is not None, "init.pairs", None, remedy)
@@ -201,7 +199,7 @@ class Params(Section):
             require(steps % self.schedule.student_steps == 0, field, steps, remedy)
 
     def _check_variants(self) -> None:
-        """What variants say of single steps is of as many as the student has."""
+        """Settings of variants for single steps fit the student's number of steps."""
         steps = self.schedule.student_steps
         for name, variant in self.variants.items():
             kl = variant.forward_kl
@@ -219,13 +217,13 @@ class Params(Section):
             )
 
     def _masks_clips(self) -> bool:
-        """Whether something is learned on whole clips under a mask, which knows no sinks; self-rollouts know them."""
+        """Whether anything trains on whole clips under a mask, which supports no sinks; self-rollouts do."""
         compared = [self.variants[name] for name in self.compare.distill if name in self.variants]
         causal = (one.forward_kl is not None and one.forward_kl.attention == "causal" for one in compared)
         return bool(self.init.trainings) or any(one.forcing for one in compared) or any(causal)
 
     def _check_compared(self) -> None:
-        """What the comparison names is there."""
+        """The variants and students that the comparison names exist."""
         for field, names in (("compare.init", self.compare.init), ("compare.distill", self.compare.distill)):
             for name in names:
                 require(name in self.variants, field, name, f"no such variant; {suggest(name, self.variants)}")
@@ -240,12 +238,12 @@ class Params(Section):
 
     @property
     def reference(self) -> str | None:
-        """The contender that others are compared with; where nothing is distilled, the first init; None of none."""
+        """The baseline of the comparison; by default the first distilled student, else the first init, else None."""
         first = [name for name in self.compare.students if name.startswith("distill/")] or self.compare.students
         return self.report.reference or next(iter(first), None)
 
     def _check_processes(self) -> None:
-        """Every process takes as many micro-batches as the others."""
+        """All processes get the same number of micro-batches."""
         processes, spec = self.runtime.processes or 1, self.distill
         fresh = spec.windows if spec.replay is None else 1  # rollouts for the critic are not divided
         trained = {f"init.{field}": training for field, training in self.init.trainings.items()}
@@ -260,7 +258,7 @@ class Params(Section):
             require(batch % (size * processes) == 0, "runtime.processes", processes, remedy)
 
     def _check_trained(self) -> None:
-        """What holds where codec, text encoder and teacher are trained here."""
+        """Rules where codec, text encoder and teacher are trained here."""
         own = (("codec", self.codec), ("model", self.model), ("teacher.training", self.teacher.training))
         for field, section in own:
             require(section is not None, field, None, "is missing; the built-in world adopts none, give its numbers")
@@ -278,13 +276,13 @@ class Params(Section):
         )
 
     def _check_adopted(self) -> None:
-        """What holds where they are a base model's."""
+        """Rules where they are a base model's."""
         assert self.world.kind == "wan"
         adopted = (("codec", self.codec), ("model", self.model), ("teacher.training", self.teacher.training))
         for field, section in adopted:
             require(section is None, field, "...", "is the base model's own; write null")
         dropout = self.sample.caption_dropout
-        require(dropout == 0, "sample.caption_dropout", dropout, "prompts of a file are shown whole; use 0")
+        require(dropout == 0, "sample.caption_dropout", dropout, "prompts from a file are used unchanged; use 0")
         require(self.sample.prompts is not None, "sample.prompts", None, "name a text file with one prompt a line")
 
     def variant(self, name: str) -> Variant:

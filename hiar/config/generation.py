@@ -1,4 +1,4 @@
-"""The world, its videos, and the networks that make them."""
+"""The world, its videos, and the networks that generate them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class ShapesWorld(Section):
     """The procedural video world: one moving shape on a plain background."""
 
     kind: Literal["shapes"]
-    size: Annotated[int, Field(ge=1, le=4096)]  # pixels a side
+    size: Annotated[int, Field(ge=1, le=4096)]  # pixels per side
     shapes: Annotated[list[Shape], Field(min_length=1), Distinct]
     colors: Annotated[list[Color], Field(min_length=1), Distinct]
     backgrounds: Annotated[list[Background], Field(min_length=1), Distinct]
     radius: Positive  # half the longer side of a shape, in pixels
-    speed: Annotated[tuple[Positive, Positive], Field(strict=False)]  # slowest and fastest, pixels a frame
-    camera: NonNegative  # fastest pan of the striped backdrop, pixels a frame; 0: plain backdrop
-    caption_dropout: Probability  # chance that a caption leaves out speed, direction or background (each by itself)
+    speed: Annotated[tuple[Positive, Positive], Field(strict=False)]  # slowest and fastest, pixels per frame
+    camera: NonNegative  # fastest pan of the striped backdrop, pixels per frame; 0: plain backdrop
+    caption_dropout: Probability  # chance that a caption omits speed, direction or background (each independently)
     frames_per_second: Annotated[int, Field(ge=1, le=1000)]  # of the videos written
 
     @model_validator(mode="after")
@@ -61,17 +61,17 @@ class ShapesWorld(Section):
 
 
 class WanWorld(Section):
-    """Wan2.1, adopted from a folder of its base model; prompts come from files, a line each."""
+    """Wan2.1, adopted from a folder of its base model; prompts come from files, one per line."""
 
     kind: Literal["wan"]
-    base: File  # Wan2.1-T2V in diffusers' layout; tiny: one with random weights, made when first needed
+    base: File  # Wan2.1-T2V in diffusers' layout; tiny: random weights, made when first needed
     height: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)]  # pixels
     width: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)]
     frames_per_second: Annotated[int, Field(ge=1, le=1000)]  # of the videos written
-    prompts: File | None  # of pairs and distillation; of the samples that are compared: sample.prompts
-    # What is in it, so that DVC sees a change: `hiar run NAME` writes it. Other contents are refused; null: any.
+    prompts: File | None  # for pairs and distillation; compared samples use sample.prompts
+    # Hash of that file, so that DVC sees a change: `hiar run NAME` writes it. Other contents are refused; null: any.
     prompts_sha256: Digest | None = None
-    negative_prompt: str | None  # what guidance leads away from; null: Wan's own
+    negative_prompt: str | None  # that guidance leads away from; null: Wan's own
 
 
 World = Annotated[ShapesWorld | WanWorld, Field(discriminator="kind")]
@@ -80,9 +80,9 @@ World = Annotated[ShapesWorld | WanWorld, Field(discriminator="kind")]
 class Video(Section):
     """The geometry of latent videos, in latent frames."""
 
-    frames: Count  # of a training clip, and of the teacher
+    frames: Count  # of a training clip, and of the teacher's videos
     block: Count  # k: frames denoised together
-    window: Count  # frames the student attends to, its own block included
+    window: Count  # frames that the student attends to, its own block included
     sink_blocks: Annotated[int, Field(ge=0)]  # first blocks that never leave the window; the paper uses none
 
     @model_validator(mode="after")
@@ -114,10 +114,10 @@ class Video(Section):
 
 
 class Conventions(Section):
-    """How context is shown where public implementations differ; a checkpoint's card keeps its own."""
+    """How context is shown, where public implementations differ; a checkpoint's card records its own."""
 
-    given: Literal["level", "clean"]  # given blocks: at the level of the method's context, or clean as the originals do
-    sinks: Literal["turn", "stay"]  # sinks keep their distance to a sliding window, or their first position
+    given: Literal["level", "clean"]  # given blocks: at the level of the method's context, or clean as in public code
+    sinks: Literal["turn", "stay"]  # position of sinks: moves with the sliding window, or stays as it was at first
     context_noise: Annotated[float, Field(ge=0, lt=1)]  # level at which clean contexts are written; the paper's is 0
 
 
@@ -125,10 +125,10 @@ class Schedule(Section):
     """Noise levels (Eq. 1-3)."""
 
     teacher_shift: Positive
-    student_shift: Positive | None  # of the student's levels, even steps of t; null: they are student_levels
+    student_shift: Positive | None  # of the student's levels, at even steps of t; null: student_levels lists them
     student_steps: Count  # S
     renoise: Renoise  # how a student state moves to the next level
-    # The level at which each step begins, where they follow no shift: CausVid's are [1.0, 0.757, 0.522].
+    # The level at which each step begins, if they follow no shift: CausVid's are [1.0, 0.757, 0.522].
     student_levels: Annotated[tuple[Probability, ...], Field(strict=False)] | None = None
 
     @model_validator(mode="after")
@@ -154,11 +154,11 @@ class Schedule(Section):
 class Codec(Section):
     """Pixels <-> latents: a fixed linear patch encoder and a trained convolutional decoder."""
 
-    patch: Size  # pixels a side that become one latent pixel
+    patch: Size  # pixels per side of one latent pixel
     channels: Size
     width: Size  # channels of the decoder's refiner
-    depth: Size  # its residual layers, two convolutions each
-    noise: Probability  # the decoder is trained on latents with noise of standard deviation up to this
+    depth: Size  # its residual layers, of two convolutions each
+    noise: Probability  # largest standard deviation of the noise on latents that the decoder is trained on
     training: Training
 
     @model_validator(mode="after")
@@ -175,9 +175,9 @@ class Model(Section):
     head_dim: Annotated[int, Field(ge=6, le=2**14, multiple_of=2)]
     ffn: Size
     freq_dim: Annotated[int, Field(ge=2, le=2**14, multiple_of=2)]
-    patch: Size  # latent pixels a side of one token
+    patch: Size  # latent pixels per side of one token
     prediction: Prediction
-    coordinates: bool  # two input channels with x and y, for models of several tokens a frame
+    coordinates: bool  # add x and y as input channels, for models with several tokens per frame
     text_dim: Size
     text_length: Size  # words
 

@@ -1,4 +1,4 @@
-"""The causal student before distillation: how it is made, a section for each kind."""
+"""The causal student before distillation: a section for each way to make it."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from hiar.errors import require
 
 
 class _Made(Section):
-    """What any init has to say of itself, each by the name of a field."""
+    """Properties of every init; dictionaries are keyed by field names."""
 
-    validation: Validation | None = None  # while the student is trained; null: none
+    validation: Validation | None = None  # during training; null: none
 
     @property
     def trainings(self) -> dict[str, Training]:
-        """What it trains, in order."""
+        """Its training runs, in order."""
         return {}
 
     @property
     def sources(self) -> dict[str, tuple[Path, str | None]]:
-        """What it adopts, and which set of weights of it."""
+        """The foreign checkpoints that it adopts, each with the set of weights to take."""
         return {}
 
     @property
     def solvers(self) -> dict[str, int]:
-        """The steps of solvers that have to visit the student's levels."""
+        """The step counts of solvers that must visit the student's levels."""
         return {}
 
     @property
     def regresses_pairs(self) -> bool:
-        """Whether it learns from the states of the pairs, at all of the student's levels."""
+        """Whether it trains on the states of the pairs, at all of the student's levels."""
         return False
 
 
 class Adopted(_Made):
-    """Somebody else's student."""
+    """A student trained with other code."""
 
     kind: Literal["adopted"]
     source: File  # whatever `hiar import` reads, of the base's size
-    source_sha256: Digest | None = None  # of what is in it, as with the world's prompts
-    weights: str | None = None  # which of its sets of weights, where it has several
+    source_sha256: Digest | None = None  # of its contents, as with the world's prompts
+    weights: str | None = None  # which of its sets of weights, if there are several
 
     @property
     def sources(self) -> dict[str, tuple[Path, str | None]]:
@@ -75,7 +75,7 @@ class Ode(Trained):
     """Regression on the trajectories of the bidirectional teacher (CausVid, Self-Forcing, HiAR)."""
 
     kind: Literal["ode"]
-    sigma_floor: Positive  # as the teacher's
+    sigma_floor: Positive  # like the teacher's
 
     @property
     def regresses_pairs(self) -> bool:
@@ -83,14 +83,14 @@ class Ode(Trained):
 
 
 class TeacherForcing(Trained):
-    """Flow matching of each block behind clean ones: the causal teacher itself (Causal-Forcing's first stage)."""
+    """Flow matching of each block on clean context: the causal teacher itself (Causal-Forcing's first stage)."""
 
     kind: Literal["teacher_forcing"]
     sigma_floor: Positive
 
 
 class CausalTeacher(Section):
-    """The causal teacher that another kind learns from: trained first, as above, or somebody else's."""
+    """The causal teacher that another kind learns from: trained first, as above, or adopted."""
 
     training: Training | None  # null: adopted from ``source``
     sigma_floor: Positive
@@ -122,7 +122,7 @@ class Causal(Trained):
 
 
 class CausalPairs(Section):
-    """The causal teacher's trajectories, as `Pairs`: they are made within the stage, and go when it ends."""
+    """The causal teacher's trajectories, like `Pairs`; made in the stage, and deleted when it ends."""
 
     count: Count
     solver_steps: Count  # Euler steps, a multiple of the student's
@@ -135,7 +135,7 @@ class CausalOde(Causal):
     """Regression on the trajectories of the causal teacher (Causal-Forcing)."""
 
     kind: Literal["causal_ode"]
-    pairs: CausalPairs | None  # null: somebody else's, which the experiment's are (pairs.source)
+    pairs: CausalPairs | None  # null: the experiment's own pairs, which are imported (pairs.source)
     sigma_floor: Positive
 
     @property
@@ -151,8 +151,8 @@ class Consistency(Causal):
     """Causal consistency distillation, which needs no trajectories (Causal-Forcing++)."""
 
     kind: Literal["consistency"]
-    solver_steps: Count  # N: the student is to agree with its average across each of them; a multiple of its own steps
-    guidance: Positive  # of the causal teacher's step, usual notation
+    solver_steps: Count  # N: across each, the student learns to agree with its average; a multiple of its own steps
+    guidance: Positive  # CFG scale of the causal teacher's step
 
     @property
     def solvers(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What the sections of params.yaml are made of: names of choices, bounds of numbers, and the rules all of them obey."""
+"""Parts that sections of params.yaml share: names of choices, bounds of numbers, and rules for all of them."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ Shape = Literal["disc", "wide_bar", "tall_bar", "square", "diamond", "ring"]
 Color = Literal["red", "green", "blue", "yellow", "magenta", "cyan", "orange", "white"]
 Background = Literal["black", "grey", "navy", "brown", "teal", "olive"]
 
-SEEDS = 2**63  # what torch's generators take
-THREADS = 1024  # more than any machine has cores; torch dies of a hundred thousand
+SEEDS = 2**63  # seeds of torch's generators are below this
+THREADS = 1024  # more than any machine has cores; torch crashes with a hundred thousand
 
-# Upper bounds keep numbers that are typing errors from becoming overflows, and sizes from products beyond 64 bits.
+# Upper bounds keep typing errors from becoming overflows, and products of sizes within 64 bits.
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=2**14)]  # of a tensor along one dimension
 Positive = Annotated[float, Field(gt=0, le=1e9)]
@@ -64,17 +64,17 @@ class Section(BaseModel):
 
 
 def require_order(order: Order, context: Context) -> None:
-    """Raise BrokenRule for an order in which no block finds its context."""
-    remedy = "shared context is left by a later step of the block before; use block_first or diagonal"
+    """Raise BrokenRule for an order that the context does not allow."""
+    remedy = "shared context is written by a later step of the previous block; use block_first or diagonal"
     require(context != "shared" or order != "step_first", "order", order, remedy)
-    remedy = "finished context waits until a block is; use block_first, or context clean: what a step takes for clean"
+    remedy = "finished context needs finished blocks; use block_first, or context clean, a step's own x0 prediction"
     require(context != "finished" or order == "block_first", "order", order, remedy)
-    remedy = "is what a single step takes for clean, in the other orders; Self-Forcing's is finished"
+    remedy = "is a step's x0 prediction, for the other orders; Self-Forcing uses finished"
     require(context != "clean" or order != "block_first", "context", context, remedy)
 
 
 def require_level(context: Context, level: float | tuple[float, ...] | None) -> None:
-    """Raise BrokenRule for a level where the context has none to choose, or none where it has."""
+    """Raise BrokenRule for output context without a level, and for other contexts with one."""
     if context == "output":
         remedy = (
             "0 is clean, 1.0 the step's output level, 2.0 its input level; or give a number for each step but the last"
@@ -85,7 +85,7 @@ def require_level(context: Context, level: float | tuple[float, ...] | None) -> 
 
 
 def _shares(level: object) -> object:
-    """A number or a list of numbers, each 0 to 2."""
+    """The number or list of numbers, each from 0 to 2; a list as a tuple. Raises BrokenRule for anything else."""
     parts = level if isinstance(level, list | tuple) and level else (level,)
     for share in parts:
         number = isinstance(share, int | float) and not isinstance(share, bool)
@@ -93,13 +93,13 @@ def _shares(level: object) -> object:
     return tuple(parts) if isinstance(level, list) else level
 
 
-# c, from clean context (0) over the step's output level (1) to its input level (2): one number, or one for each step
-# but the last, whose context is its output then, clean.
+# c, from clean context (0) through the step's output level (1) to its input level (2): one number, or one for each
+# step but the last, whose context is then its clean output.
 ContextLevel = Annotated[float | tuple[float, ...], BeforeValidator(_shares)]
 
 
 def _distinct(items: Sequence[object]) -> Sequence[object]:
-    """The list, refused when it holds the same twice: that would be run, shown and counted twice."""
+    """The list. Raises BrokenRule for duplicates, which would be run, shown and counted twice."""
     first: dict[object, int] = {}
     for place, item in enumerate(items, start=1):
         if item in first:

@@ -1,4 +1,4 @@
-"""Training: optimisers, the stages that train, and the methods that are compared."""
+"""Training: optimisers, the stages that train, and the methods to compare."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hiar.errors import require
 
 
 def require_micro_batch(size: int | None, field: str, batch: int, given: int | None = None) -> None:
-    """Raise BrokenRule for micro-batches of ``size``, or ``given`` rollouts, that are no equal parts of a batch."""
+    """Raise BrokenRule if micro-batches of ``size``, or of ``given`` rollouts, do not divide a batch."""
     remedy = f"must divide {field} = {batch}" + (f", of which it takes {size}" if given else "")
     require(size is None or batch % size == 0, "micro_batch", given or size, remedy)
 
@@ -50,9 +50,9 @@ class Optimizer(Section):
     warmup: Annotated[int, Field(ge=0, le=10**9)]  # updates of linear warm-up
     decay: Literal["constant", "cosine"]
     clip: Positive  # largest gradient norm
-    ema: Decay | None  # decay of the averaged weights that are kept; null: keep no average
-    # Update from which weights are averaged. An average from the first one on, 0, follows them closely in the
-    # beginning; a later one has its decay at once.
+    ema: Decay | None  # decay of the averaged weights, which are kept; null: keep no average
+    # Update from which weights are averaged. From the first one on (0), the decay rises to its value, so that early
+    # weights are soon forgotten; an average that begins later has its full decay at once.
     ema_from: Annotated[int, Field(ge=0)]
 
 
@@ -60,8 +60,8 @@ class Training(Section):
     """A finite training run."""
 
     steps: Count
-    batch: Count  # samples an update
-    micro_batch: Count | None = None  # samples a backward, see Distill
+    batch: Count  # samples per update
+    micro_batch: Count | None = None  # samples per backward, see Distill
     optimizer: Optimizer
 
     @model_validator(mode="after")
@@ -73,26 +73,26 @@ class Training(Section):
 class Teacher(Section):
     training: Training | None  # null: adopted from the base model
     caption_dropout: Probability  # whole captions dropped, for classifier-free guidance
-    sigma_floor: Positive  # levels under it weigh no more than it does in the loss
+    sigma_floor: Positive  # noise levels below it get its weight in the loss
     solver_steps: Count  # Euler steps when it is sampled
-    guidance: Positive  # usual notation: 1 is none
+    guidance: Positive  # CFG scale; 1: no guidance
 
 
 class Pairs(Section):
     """Teacher ODE trajectories, kept at the student's levels."""
 
     count: Count
-    # false: none are kept; init and distill solve those that they draw, each time, with a teacher of their own beside
-    # them: where solver_steps forwards of it are cheaper than the disk.
+    # false: none are stored; init and distill solve the pairs they draw, each time, with their own copy of the teacher:
+    # for when its solver_steps forwards are cheaper than the disk.
     stored: bool = True
-    # What states are rounded to, on the disk, or, where none are stored, as if they had been; trainings read float32.
+    # Type that states are rounded to, whether or not they are stored; training reads them as float32.
     kept_in: Literal["bf16", "fp16"] | None = None  # null: float32
-    source: File | None = None  # folder that `hiar import-pairs` wrote; null: they are made here
+    source: File | None = None  # folder that `hiar import-pairs` wrote; null: made here
     source_sha256: Digest | None = None  # of its manifest, as with the world's prompts
     solver_steps: Count  # Euler steps, a multiple of the student's
     guidance: Positive
     batch: Count
-    shard: Count  # trajectories a file
+    shard: Count  # trajectories per file
 
     @model_validator(mode="after")
     def _stored(self) -> Self:
@@ -103,20 +103,20 @@ class Pairs(Section):
 
 
 class Validation(Section):
-    """What a student makes of a few prompts of its own while it is trained; it changes no weight."""
+    """Videos that a student makes during training, on a few prompts of their own; they change no weight."""
 
-    every: Count  # steps, of distill also those that warm the critic; once more after the last
+    every: Count  # steps, which in distill include the critic's warm-up; once more after the last
     prompts: Count
-    frames: Count  # latent frames of a video, as of samples
-    metric: str  # of the world's judge: the best weights by it are kept beside the last ones
-    bidirectional: bool  # also one block of a training clip's length, whose frames all see each other (Fig. 4)
+    frames: Count  # latent frames per video, as in samples
+    metric: str  # of the world's judge: the best weights by it are kept in addition to the last ones
+    bidirectional: bool  # also one block of a training clip's length, whose frames all attend to each other (Fig. 4)
 
 
 class Levels(Section):
-    """Noise levels that are drawn for a loss."""
+    """Noise levels drawn for a loss."""
 
     shift: Positive
-    lowest: Probability  # levels are clamped to the range between these two
+    lowest: Probability  # levels are clamped to the range from lowest to highest
     highest: Probability
 
     @model_validator(mode="after")
@@ -129,25 +129,25 @@ class Distill(Section):
     """Self-rollout distillation: DMD with a critic, plus the forward-KL regulariser of a variant."""
 
     steps: Count  # generator updates
-    batch: Count  # rollouts a generator update
-    micro_batch: Count | None = None  # rollouts a backward; null: the share of a process. Changes rounding only
-    windows: Count  # training windows one rollout spans; the paper's is 1
-    real_score: File | None  # folder of a model for it, larger than the teacher for instance; null: the teacher
+    batch: Count  # rollouts per generator update
+    micro_batch: Count | None = None  # rollouts per backward; null: a process's share. Changes only rounding
+    windows: Count  # training windows that one rollout spans; 1 in the paper
+    real_score: File | None  # folder of its model, for instance larger than the teacher; null: the teacher
     real_score_sha256: Digest | None = None  # of its transformer, as with the world's prompts
-    guidance: Positive  # of the real score, usual notation
-    critic_updates: Count  # a generator update
+    guidance: Positive  # CFG scale of the real score
+    critic_updates: Count  # per generator update
     critic_warmup: Annotated[int, Field(ge=0)]  # critic updates before the first generator update
-    critic_batch: Count  # windows a critic update
-    critic_floor: NonNegative  # levels under it weigh no more than it does in the critic's loss; 0: no floor
-    replay: Count | None  # newest rollouts the critic draws from, in batches; null: fresh ones for each of its updates
-    levels: Levels  # at which the scores of DMD are taken, and the critic learns
+    critic_batch: Count  # windows per critic update
+    critic_floor: NonNegative  # noise levels below it get its weight in the critic's loss; 0: no floor
+    replay: Count | None  # batches of newest rollouts that the critic draws from; null: fresh ones for each update
+    levels: Levels  # at which DMD evaluates its scores and the critic is trained
     generator: Optimizer
-    critic: Optimizer  # the critic itself is used, not its average: ema is null
+    critic: Optimizer  # its last weights are used, not an average: ema is null
     validation: Validation | None = None  # null: none
 
     @property
     def warmup_steps(self) -> int:
-        """Steps before the first generator update, in which the critic alone learns."""
+        """Steps before the first generator update, in which only the critic is trained."""
         return -(-self.critic_warmup // self.critic_updates)
 
     @property
@@ -157,7 +157,7 @@ class Distill(Section):
 
     @property
     def critic_rollouts(self) -> int:
-        """Rollouts that are made for the critic alone."""
+        """Rollouts made only for the critic."""
         own = self.all_steps * self.critic_updates * (self.critic_batch // self.windows)
         return own if self.replay is None else 0
 
@@ -179,7 +179,7 @@ class ForwardKL(Section):
     """Eq. 10-11."""
 
     weight: Positive  # lambda
-    steps: Count  # K: first steps of the student that are regularised
+    steps: Count  # K: the student's first steps, which are regularised
     attention: AttentionMode
 
 
@@ -187,17 +187,17 @@ LevelBound = Annotated[float, Field(ge=0, le=2)]
 
 
 class Variant(Section):
-    """A method: how the grid is walked, what context a block sees, what it learns on, and what is added to DMD."""
+    """A method: how the grid is walked, what context a block sees, what DMD trains on, and what is added to it."""
 
     order: Order
     context: Context
     level: ContextLevel | None  # of output context: 0 is clean, 1 the step's output level (HiAR), 2 its input level
     forward_kl: ForwardKL | None
-    # Of output context, in training: each update draws the level of its rollouts evenly from these bounds. null: it is
-    # the level at which the student is walked.
+    # For output context, in training: each update draws its rollouts' level uniformly between these bounds. null: it
+    # is the level at which the student is sampled.
     drawn: Annotated[tuple[LevelBound, LevelBound], Field(strict=False)] | None = None
-    # What DMD is taken on. null: the student's own rollouts; diffusion: clean videos of the pairs, each block noised to
-    # a level of its own and denoised in one causal forward (CausVid).
+    # What DMD trains on. null: the student's own rollouts; diffusion: clean videos of the pairs, each block noised to
+    # its own level and denoised in one causal forward (CausVid).
     forcing: Literal["diffusion"] | None = None
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
-"""Artifact folders: filled aside, resumable, renamed when whole, described by a manifest that is checked on reading.
+"""Artifact folders: filled aside, resumable, renamed when complete, with a manifest that is checked on reading.
 
-A folder is filled as ``<folder>.partial``, which survives a crash and is taken up again by the next run with the same
-key. In it, names that start with a dot are scratch (the key, temporary files, the state to resume from): they are gone
-from the finished folder.
+A folder is filled as ``<folder>.partial``, which survives a crash; the next run with the same key resumes from it.
+Names in it that start with a dot are scratch (the key, temporary files, the state to resume from) and are removed
+before the folder gets its name.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ _KEY = ".key.json"
 def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None) -> Iterator[Path]:
     """The folder ``<folder>.partial`` to write in, which becomes ``folder`` when the body ends without an exception.
 
-    What an interrupted run left there is kept when it ran with an equal ``key`` (JSON: the settings that decide the
-    content), so that the body can resume; else it is set aside as ``<folder>.aside-N.partial``, which is told, and the
-    folder starts out empty. An exception or a kill leaves it in place, if anything was written by then.
-    ``folder`` keeps its old content until the new one is whole and on disk; with ``replaces``, that must be an artifact
-    of this kind. Where ``folder`` is a link, what it leads to is meant.
+    What an interrupted run left there is kept if its ``key`` (JSON: the settings that decide the content) was equal,
+    so that the body can resume; otherwise it is set aside as ``<folder>.aside-N.partial``, with a line that says so,
+    and the folder starts empty. An exception or a kill leaves it in place, if anything was written by then.
+    ``folder`` keeps its old content until the new content is complete and on disk; with ``replaces``, the old content
+    must be an artifact of this kind. If ``folder`` is a link, its target is replaced.
 
-    Raises UserError when another process of this machine is writing the folder; when ``folder`` exists and is no
-    artifact, or holds more than one; and when something cannot be written (also in the body): no space, no permission,
-    read-only.
+    Raises UserError when another process of this machine is writing the folder; when ``folder`` exists and is not an
+    artifact, or holds files that are not in its manifest; and when something cannot be written (also in the body): no
+    space, no permission, read-only.
     """
     with writing(folder):
         folder = followed(folder)
-        _check_replaceable(folder, replaces)  # first: what has no name has no place beside it
+        _check_replaceable(folder, replaces)  # first: a path without a name has no partial_of
         partial = partial_of(folder)
         partial.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -83,7 +83,7 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
                     try:
                         yield partial
                     except BaseException:
-                        with suppress(OSError):  # of what went wrong this would be no news
+                        with suppress(OSError):  # the first exception is the one to report
                             if os.listdir(partial) == [_KEY]:
                                 remove(partial)
                         raise
@@ -92,13 +92,13 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
 
 
 def partial_of(folder: Path) -> Path:
-    """Where ``folder`` is filled; see `unfinished`."""
+    """The path under which ``folder`` is filled; see `unfinished`."""
     folder = followed(folder)
     return folder.with_name(f"{folder.name}.partial")
 
 
 def check_folder(option: str, folder: Path, kind: str) -> None:
-    """Raise UserError when the value of an option is no place for a folder of this kind; for before any work."""
+    """Raise UserError if no artifact of this kind can be written to an option's value; called before any work."""
     if folder == Path("-"):
         raise UserError(f"{option} = -: a folder cannot be written to the standard output; name one")
     with writing(folder):
@@ -112,7 +112,7 @@ def check_folder(option: str, folder: Path, kind: str) -> None:
 
 
 def _check_replaceable(folder: Path, kind: str | None) -> None:
-    """Refuse to replace what is not an artifact: a finished folder is swapped whole, with everything in it."""
+    """Refuse to replace anything but an artifact: a finished folder is replaced with everything in it."""
     if folder.name in ("", "..") or os.path.realpath(folder) == os.getcwd():
         raise UserError(f"{folder}: would be replaced as a whole; choose a folder below it")
     if not folder.exists():
@@ -139,7 +139,7 @@ def _check_replaceable(folder: Path, kind: str | None) -> None:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Everything below a folder that is no folder itself; links are not followed."""
+    """Everything below a folder except folders; links are not followed."""
     for parent, folders, files in os.walk(folder):
         for name in (*files, *folders):
             path = Path(parent, name)
@@ -149,7 +149,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Hold the only lock on a folder, which is made when missing; the kernel lets go of it when the process dies.
+    """Hold an exclusive lock on a folder, which is made if missing; the kernel releases it when the process dies.
 
     The lock is on the folder itself: no lock file can be left behind, and it stays held through the rename. On network
     file systems it may not reach other machines.
@@ -178,7 +178,7 @@ def _is_open_as(path: Path, descriptor: int) -> bool:
 
 
 def _recover(folder: Path) -> None:
-    """Finish what a kill in the middle of ``_finish`` left: bring back the folder that was set aside, or drop it."""
+    """Clean up after a kill in the middle of ``_finish``: restore the folder that was set aside, or delete it."""
     aside = _aside(folder)
     if aside.exists() and not folder.exists():
         os.rename(aside, folder)
@@ -186,13 +186,12 @@ def _recover(folder: Path) -> None:
 
 
 def _start(partial: Path, key: str) -> bool:
-    """Make a locked folder ready for work under ``key``; False when it was set aside, so that a new one is needed.
+    """Prepare a locked folder for work under ``key``; False if it was set aside, so that a new one is needed.
 
-    Temporary files are cleared. Nothing that took work is deleted: that is, no file but scratch, whose names start with
-    a dot.
+    Only scratch is deleted: temporary files and, if the key differs and there is no work to set aside, everything else.
     """
     path = partial / _KEY
-    # ours are called ".NAME.tmp"; safetensors, and with it save_pretrained, writes through ".tmpXXXXXX"
+    # ours are called ".NAME.tmp"; safetensors, and so save_pretrained, writes to ".tmpXXXXXX" first
     for debris in [p for p in partial.rglob(".*") if p.name.startswith(".tmp") or p.name.endswith(".tmp")]:
         remove(debris)
     old = path.read_text(encoding="utf-8") if path.exists() else None
@@ -208,7 +207,7 @@ def _start(partial: Path, key: str) -> bool:
 
 
 def _set_aside(partial: Path, old: str | None, new: str) -> None:
-    """Give unfinished work that cannot be gone on with another name, and tell which and why."""
+    """Rename unfinished work that cannot be resumed, and print the new name and the reason."""
     stem = partial.name.removesuffix(".partial")
     names = (partial.with_name(f"{stem}.aside-{number}.partial") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())
@@ -219,7 +218,7 @@ def _set_aside(partial: Path, old: str | None, new: str) -> None:
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """The dotted names of what differs between two JSON values."""
+    """The dotted names of the fields that differ between two JSON values."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [name]
     found = []
@@ -229,12 +228,12 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 
 def _finish(partial: Path, folder: Path) -> None:
-    """Sync everything and give the folder its name; at any moment it or the one set aside is whole.
+    """Sync everything and give the folder its name; at any moment it or the one set aside is complete.
 
-    Whoever the umask lets may read it: safetensors, and with it save_pretrained, lets nobody.
+    Files get the mode of the umask: safetensors, and so save_pretrained, makes them readable by their owner alone.
     """
     mode = (partial / _KEY).stat().st_mode
-    remove(partial / _KEY)  # first: what has lost its scratch must not be resumed from
+    remove(partial / _KEY)  # first: a folder that has lost its scratch must not be resumed from
     for scratch in list(partial.rglob(".*")):
         remove(scratch)
     for path in partial.rglob("*"):
@@ -251,5 +250,5 @@ def _finish(partial: Path, folder: Path) -> None:
 
 
 def _aside(folder: Path) -> Path:
-    """Where a folder waits while it is replaced; the name ends as the ignored ones do."""
+    """The name of a folder while it is replaced, with the suffix that git ignores."""
     return folder.with_name(f"{folder.name}.old.partial")

@@ -1,4 +1,4 @@
-"""How many processor cores there are to share."""
+"""How many processor cores are available."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def process_cores() -> int:
-    """The cores this process may use, where the system tells; else all there are."""
+    """The number of cores that this process may use, where the system reports it; otherwise of all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside, synced to the disk, then renamed."""
+"""Files that are either complete or absent: written under a temporary name, synced to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def canonical(value: Any) -> str:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the body ends; the folder is made when missing.
+    """A temporary path beside ``path`` that replaces it when the body ends; the folder is made if missing.
 
-    For one writer at a time: the temporary name is always the same, so that a killed run leaves nothing that its
-    repetition does not clear away. Others may read it as far as the umask says, also where safetensors wrote it, which
-    takes that away. Raises UserError when it cannot be written.
+    For one writer at a time: the temporary name is always the same, so the next run deletes what a killed one left.
+    The file gets the mode of the umask, also if safetensors wrote it, which would make it readable by its owner alone.
+    Raises UserError when it cannot be written.
     """
     temporary = temporary_of(path)
     with writing(path):
@@ -72,7 +72,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def temporary_of(path: Path) -> Path:
-    """Where a file is written before it has its name."""
+    """The path under which a file is written before it gets its name."""
     return path.with_name(f".{path.name}.tmp")
 
 
@@ -99,7 +99,7 @@ def json_line(value: Any) -> str:
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turn every error of the operating system in the body into a UserError naming file or ``place``."""
+    """Turn every error of the operating system in the body into a UserError naming the file or ``place``."""
     try:
         yield
     except Exception as error:
@@ -112,7 +112,7 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def followed(path: Path) -> Path:
-    """Where a link leads in the end, whether or not something is there; any other path as it is.
+    """The final target of a link, whether or not it exists; any other path unchanged.
 
     Raises OSError for a link that leads to itself.
     """
@@ -125,7 +125,7 @@ def followed(path: Path) -> Path:
 
 
 def missing(path: Path) -> bool:
-    """Whether there is nothing. Raises OSError where that cannot be told, as of a link that leads to itself."""
+    """Whether nothing exists at a path. Raises OSError if this cannot be told, as for a link that leads to itself."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -134,7 +134,7 @@ def missing(path: Path) -> bool:
 
 
 def is_mounted(path: Path) -> bool:
-    """Whether a file or folder is a mount of its own, as containers have them: its name then stays where it is."""
+    """Whether a file or folder is itself a mount point, as in containers: it then cannot be renamed."""
     try:
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()]
     except OSError:  # no Linux
@@ -143,7 +143,7 @@ def is_mounted(path: Path) -> bool:
 
 
 def check_place(folder: Path) -> None:
-    """Raise UserError when no file can be made in a folder; the trial leaves nothing in it."""
+    """Raise UserError when no file can be created in a folder; the check leaves nothing behind."""
     try:
         with TemporaryFile(dir=folder):
             pass
@@ -153,7 +153,7 @@ def check_place(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -162,7 +162,7 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder with all it holds; nothing happens when there is none."""
+    """Delete a file, or a folder with everything in it; do nothing if it does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -170,7 +170,7 @@ def remove(path: Path) -> None:
 
 
 def _errno(error: Exception) -> int | None:
-    """The operating system's error number behind an exception, as far as the libraries we write with tell it."""
+    """The operating system's error number behind an exception, None if the library that raised it gives none."""
     if isinstance(error, OSError):
         return error.errno
     if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors

@@ -1,6 +1,6 @@
-"""What files hold, as one hash: computed once, afterwards remembered for as long as size and time of a file stay.
+"""Content hashes of files, computed once and cached for as long as a file's size and modification time stay the same.
 
-A base model has up to 57 GB, which takes minutes to read; its files hardly ever change.
+A base model has up to 57 GB, which takes minutes to read, and its files hardly ever change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hiar.io.locks import LOCK, locked
 from hiar.io.progress import Progress, tell
 
 RECORDS = "fingerprints.json"
-ELSEWHERE = "set HIAR_CACHE to a folder of your own"  # where nothing can be kept in this one
+ELSEWHERE = "set HIAR_CACHE to a folder of your own"  # the fix if this cache folder cannot be used
 _MB = 2**20
 _PART = 8 * _MB  # read at a time
 
@@ -40,9 +40,9 @@ _Records = TypeAdapter(dict[str, _Record])
 
 
 def cache_folder() -> Path:
-    """Where fingerprints, and what else takes long, are kept: HIAR_CACHE, else a folder of the user's cache.
+    """The folder for fingerprints and other slow results: HIAR_CACHE, otherwise a folder in the user's cache.
 
-    Raises UserError for a user without a home folder, as containers have.
+    Raises UserError for a user without a home folder, as in containers.
     """
     if folder := os.environ.get("HIAR_CACHE"):
         return Path(folder)
@@ -55,7 +55,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def cache_locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
-    """As `hiar.io.locks.locked`, in a folder of the cache; where it cannot be written, the line names HIAR_CACHE."""
+    """Like `hiar.io.locks.locked`, in a cache folder; if it cannot be written, the UserError names HIAR_CACHE."""
     with ExitStack() as held:
         try:
             held.enter_context(locked(folder, lock))
@@ -66,7 +66,7 @@ def cache_locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
 
 
 def require_content(path: Path, content: str | None, field: str) -> None:
-    """Raise UserError unless ``path`` holds what a ``field`` of the parameters says; None: anything."""
+    """Raise UserError unless the fingerprint of ``path`` is ``content``, the value of ``field``; None allows any."""
     if content is not None and (found := fingerprint(path, cache_folder())) != content:
         raise UserError(
             f"{path}: SHA-256 = {found}: params.yaml says {field} = {content}; bring it back, or run the experiment "
@@ -75,11 +75,11 @@ def require_content(path: Path, content: str | None, field: str) -> None:
 
 
 def fingerprint(places: Path | Sequence[Path], cache: Path, verify: bool = False) -> str:
-    """SHA-256, in hex, over names and contents of files, and of all files in folders but those that start with a dot.
+    """SHA-256, in hex, over names and contents of files, and of all files in folders except hidden ones.
 
-    It stays when they are moved or copied. The hash of each file is kept in ``cache``/fingerprints.json by the file's
-    absolute path, and read from there while size and modification time are the same; ``verify`` reads every file anew.
-    Of several processes one reads, the others wait for what it finds. Raises UserError when a place is missing, cannot
+    It does not change when they are moved or copied. The hash of each file is cached in ``cache``/fingerprints.json by
+    the file's absolute path, and used while size and modification time are the same; ``verify`` reads every file again.
+    Of several processes one reads and the others wait for its result. Raises UserError when a place is missing, cannot
     be read or changes meanwhile, and when the cache cannot be written or is broken.
     """
     files = [entry for place in ([places] if isinstance(places, Path) else places) for entry in _files(place)]
@@ -88,12 +88,12 @@ def fingerprint(places: Path | Sequence[Path], cache: Path, verify: bool = False
 
 
 def hashes(paths: Sequence[Path], cache: Path) -> dict[Path, str]:
-    """SHA-256 of each of some files, in hex, remembered and read as `fingerprint` does."""
+    """SHA-256 of each file, in hex, cached as `fingerprint` does."""
     return {path: record.sha256 for path, record in _records_of(paths, cache).items()}
 
 
 def _records_of(paths: Sequence[Path], cache: Path, verify: bool = False) -> dict[Path, _Record]:
-    """The records of files; those that are not remembered are made, by one process at a time."""
+    """The records of files; those not in the cache are made, by one process at a time."""
     states = {path: _state(path) for path in paths}
     known = {} if verify else _known(states, cache)
     if len(known) < len(states):  # else nothing is written, and the cache may be read-only
@@ -103,13 +103,13 @@ def _records_of(paths: Sequence[Path], cache: Path, verify: bool = False) -> dic
             with Progress("fingerprint", sum(_mb(states[path].st_size) for path in todo), unit="MB") as progress:
                 for path in todo:
                     known[path] = _read(path, progress)
-                    # after each file: what a kill leaves is not read again
+                    # after each file, so that none is read again after a kill
                     _remember(cache / RECORDS, path, known[path])
     return known
 
 
 def _known(states: Mapping[Path, os.stat_result], cache: Path) -> dict[Path, _Record]:
-    """What is remembered of files, of those that are still as they were."""
+    """The cached records of those files whose size and modification time have not changed."""
     records = _load(cache / RECORDS)
     found = {path: records.get(_key(path)) for path in states}
     return {path: record for path, record in found.items() if record and record.is_of(states[path])}
@@ -124,7 +124,7 @@ def _remember(path: Path, file: Path, record: _Record) -> None:
 
 
 def _files(place: Path) -> list[tuple[str, Path]]:
-    """Files by their name from the folder that holds ``place``, in order; where links lead counts."""
+    """Files with their names relative to the folder that holds ``place``, sorted; links to folders are followed."""
     if place.is_dir():
         found = [
             Path(parent, name)
@@ -152,7 +152,7 @@ def _state(path: Path) -> os.stat_result:
 
 
 def _read(path: Path, progress: Progress) -> _Record:
-    """The record of a file, from its bytes."""
+    """The record of a file, computed from its bytes."""
     before, done, digest = _state(path), 0, hashlib.sha256()
     for part in _parts(path):
         digest.update(part)

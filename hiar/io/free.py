@@ -1,4 +1,4 @@
-"""What is free of a device's memory, and of a disk."""
+"""Free memory of a device, and free space on a disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GB = 1e9
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on a device, also what torch keeps of a GPU's memory for tensors to come."""
+    """Bytes that are free on a device, including the GPU memory that torch has reserved but not allocated."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -22,7 +22,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def require_memory(what: str, needed: int) -> None:
-    """Raise UserError when ``needed`` bytes, of ``what``, do not fit in what is free of the host's memory."""
+    """Raise UserError when the ``needed`` bytes for ``what`` exceed the host's free memory."""
     free = free_bytes(torch.device("cpu"))
     if needed > free:
         raise UserError(
@@ -32,13 +32,13 @@ def require_memory(what: str, needed: int) -> None:
 
 
 def free_on_disk(folder: Path) -> int:
-    """Bytes that are free where a folder is, or is to be."""
+    """Bytes that are free on the disk of a folder, which need not exist yet."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(place).free
 
 
 def require_room(folder: Path, nbytes: int) -> None:
-    """Raise UserError unless so many bytes are free where ``folder`` is, or is to be."""
+    """Raise UserError unless ``nbytes`` are free on the disk of ``folder``, which need not exist yet."""
     free = free_on_disk(folder)
     if nbytes > free:
         raise UserError(
@@ -47,5 +47,5 @@ def require_room(folder: Path, nbytes: int) -> None:
 
 
 def _told(nbytes: int) -> str:
-    """Gigabytes in three digits or more, never as a power of ten."""
+    """Gigabytes with three significant digits or more, never in scientific notation."""
     return f"{nbytes / GB:.0f} GB" if nbytes >= 100 * GB else f"{nbytes / GB:.3g} GB"

@@ -1,4 +1,4 @@
-"""What a run computes on, in words, and how much of its memory it has had."""
+"""The name of the hardware that a run computes on, and the peak memory of a process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import torch
 
 
 def hardware(device: Literal["auto", "cpu", "cuda"]) -> str:
-    """The accelerators that ``runtime.device`` gives a run, for example "2x NVIDIA H200", else the processor."""
+    """The accelerators that ``runtime.device`` gives a run, for example "2x NVIDIA H200", otherwise the processor."""
     if device != "cpu" and torch.cuda.is_available():
         return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name()}"
     return f"{_processor()}, {os.cpu_count()} cores"
 
 
 def peak_memory_mb(device: Literal["auto", "cpu", "cuda"]) -> dict[str, int]:
-    """The most memory that this process has had, in MB, by what it is of: the host's, and its GPU's where it has one.
+    """The peak memory of this process, in MB, by name: the host's, and the GPU's if it has one.
 
-    A GPU's is told as its tensors took it, and as torch kept it for them, which is what others there had to do without.
+    For a GPU there are two figures: memory allocated by tensors, and memory reserved by torch, which no other process
+    could use.
     """
-    unit = 2**20 if platform.system() == "Darwin" else 2**10  # of what the system counts in
+    unit = 2**20 if platform.system() == "Darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KB on Linux
     peak = {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)}
     if device != "cpu" and torch.cuda.is_available():
         taken, kept = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()

@@ -1,4 +1,4 @@
-"""Results kept one by one, a line of JSON each, so that after a kill only the rest has to be made."""
+"""Results saved one by one, each as a line of JSON, so that after a kill only the rest has to be made."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hiar.io.files import json_line, writing
 
 
 def read_kept(path: Path, fields: Collection[str]) -> list[dict[str, Any]]:
-    """The results in a file, none where there is no file; a last line that a kill cut off is none.
+    """The results in a file, none if it does not exist; a last line that a kill cut off is left out.
 
-    Raises UserError for a file of anything else than results with these fields.
+    Raises UserError if a line is anything but a result with exactly these fields.
     """
     results = []
     with writing(path):
@@ -35,7 +35,7 @@ def read_kept(path: Path, fields: Collection[str]) -> list[dict[str, Any]]:
 
 @contextmanager
 def keeping(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that adds a result to a file, which is made with the first, and waits until the disk has it.
+    """A function that appends a result to a file and syncs it to disk; the first call makes the file.
 
     Raises UserError when the file cannot be written, or another process is writing it.
     """
@@ -55,7 +55,7 @@ def keeping(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[BinaryIO]:
-    """A file to add to, locked, without what a kill left of a last line."""
+    """A file opened for appending, locked, without a last line that a kill cut off."""
     with path.open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

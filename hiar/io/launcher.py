@@ -1,4 +1,4 @@
-"""What a launcher such as torchrun says of this process in its environment, and what an earlier one left there."""
+"""The environment variables with which a launcher such as torchrun describes this process, and stale ones."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import overload
 from hiar.errors import UserError
 
 RENDEZVOUS = "HIAR_RENDEZVOUS"  # the file in which processes that `hiar sample` has started find each other
-# By which torch, accelerate and MPI tell a process that it is one of several.
+# With these torch, accelerate and MPI tell a process that it is one of several.
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 MEETING = ("MASTER_ADDR", "MASTER_PORT")
 
 
 def own_place() -> tuple[int, int] | None:
-    """Rank and number of the processes of which this is one; None when it is alone, as a world of one is.
+    """Rank and world size of this process; None if it is the only one, also with a world size of 1.
 
-    Raises UserError naming the variables when they fit no launcher.
+    Raises UserError naming the variables if no launcher would set them so.
     """
     size = _number("WORLD_SIZE", 1)
     ranks = {name: _number(name) for name in RANKS[:2]}
@@ -34,8 +34,8 @@ def own_place() -> tuple[int, int] | None:
         missing = [name for name in MEETING if not os.environ.get(name)]
         if missing:
             raise UserError(
-                f"RANK = {rank}, WORLD_SIZE = {size}: are a launcher's, but there is no {' and no '.join(missing)}; "
-                f"{_remedy('RANK', 'WORLD_SIZE')}"
+                f"RANK = {rank}, WORLD_SIZE = {size}: are set as by a launcher, but there is no "
+                f"{' and no '.join(missing)}; {_remedy('RANK', 'WORLD_SIZE')}"
             )
         if not 1 <= _number("MASTER_PORT", 0) <= 65535:
             raise UserError(f"MASTER_PORT = {os.environ['MASTER_PORT']}: is no port; give one of 1 to 65535")
@@ -43,9 +43,9 @@ def own_place() -> tuple[int, int] | None:
 
 
 def alone(command: str) -> None:
-    """See to it that no library takes this process for one of several, because of what an earlier launcher left.
+    """Make sure that no library takes this process for one of several because of an earlier launcher's variables.
 
-    command: what is told to be one process, in words. Raises UserError when a launcher started several of it.
+    command: what runs as a single process, in words for the message. Raises UserError if a launcher started several.
     """
     for name in SIZES:
         if (size := _number(name, 1)) > 1:
@@ -55,7 +55,7 @@ def alone(command: str) -> None:
 
 
 def forget() -> None:
-    """Take away all that a launcher says of this process, so that no library acts on it."""
+    """Remove all of a launcher's variables from the environment, so that no library acts on them."""
     for name in list(os.environ):
         if name in (*SIZES, *RANKS, *MEETING) or name.startswith(("ACCELERATE_", "TORCHELASTIC_")):
             del os.environ[name]
@@ -70,7 +70,7 @@ def _number(name: str, default: int | None = None) -> int | None:
     if value is None:
         return default
     if not (value.isascii() and value.isdecimal()) or len(value) > 9 or (name in SIZES and int(value) == 0):
-        raise UserError(f"{name} = {value!r}: is no number of a launcher's; {_remedy(name)}")
+        raise UserError(f"{name} = {value!r}: is not a number that a launcher sets; {_remedy(name)}")
     return int(value)
 
 

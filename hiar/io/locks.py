@@ -15,15 +15,15 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
-    """Wait until no other process is in the folder, which is made when missing; that one waits is told.
+    """Hold a lock in a folder, which is made if missing; wait, with a line that says so, if another process has it.
 
-    lock: the file's name; those of another name are waited for on their own. The kernel lets go of the lock when its
+    lock: the lock file's name; locks with different names are independent. The kernel releases the lock when its
     process dies. The lock file stays: deleting it would let two processes in. Raises UserError when the folder cannot
     be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / lock).open("a")  # open for writing: network file systems lock no other
+        file = (folder / lock).open("a")  # network file systems lock only files that are open for writing
     with file:
         with writing(folder):
             try:

@@ -1,4 +1,4 @@
-"""What an artifact folder says of itself: ``manifest.json``, made here and checked wherever it comes from.
+"""The ``manifest.json`` of an artifact folder: written here, and checked on reading, whoever wrote it.
 
 Manifests are byte-deterministic: no times, no absolute paths.
 """
@@ -24,11 +24,11 @@ from hiar.parameters import explain
 
 MANIFEST = "manifest.json"
 _REMEDY = "run the stage that makes it again, or name another folder"
-LARGE = 2**28  # bytes of a file that is read once, and afterwards known by size and time
+LARGE = 2**28  # bytes from which a file is hashed once, and again only when its size or time changes
 
 
 class Facts(BaseModel):
-    """Some facts of a manifest, with their types; others may stand beside them."""
+    """Some facts of a manifest, with their types; the manifest may have others."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -37,9 +37,9 @@ Known = TypeVar("Known", bound=Facts)
 
 
 def facts(folder: Path, manifest: Any, known: type[Known]) -> Known:
-    """Facts of the manifest of ``folder``, checked: anybody may have written it.
+    """Facts of the manifest of ``folder``, validated, as anybody may have written it.
 
-    Raises UserError naming the one that is missing or not valid.
+    Raises UserError naming the fact that is missing or invalid.
     """
     try:
         return known.model_validate(manifest)
@@ -50,7 +50,7 @@ def facts(folder: Path, manifest: Any, known: type[Known]) -> Known:
 
 
 def write_manifest(folder: Path, kind: str, *, parents: Mapping[str, Path] | None = None, **facts: Any) -> None:
-    """Describe ``folder`` in its ``manifest.json``; to be called when everything else is in it.
+    """Write the ``manifest.json`` of ``folder``; call it when everything else is in the folder.
 
     It holds ``kind``, the ``facts`` (JSON values), the ``code`` (commit, and whether the package differed from it), the
     content hashes of the ``parents`` (artifact folders by name), and size and SHA-256 of every file.
@@ -69,11 +69,11 @@ def write_manifest(folder: Path, kind: str, *, parents: Mapping[str, Path] | Non
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     """The manifest of an artifact folder, after checking its kind and the size and SHA-256 of every file in it.
 
-    Files from `LARGE` on, such as pairs and weights of Wan, are read once, and again only when their size or time has
-    changed (`hiar.io.fingerprints`): several stages and all of their processes ask for hundreds of gigabytes.
+    Files of `LARGE` bytes or more, such as Wan's pairs and weights, are hashed once, and again only when their size or
+    time has changed (`hiar.io.fingerprints`): several stages and all of their processes check hundreds of gigabytes.
 
-    Its other facts are as whoever wrote it left them: see `facts`. Raises UserError naming the file that is missing,
-    truncated or altered, or lies elsewhere.
+    The manifest's other facts are not validated here: see `facts`. Raises UserError naming the file that is missing,
+    truncated or altered, or lies outside the folder.
     """
     manifest = load_manifest(folder)
     if manifest["kind"] != kind:
@@ -91,7 +91,7 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def content_hash(folder: Path) -> str:
-    """SHA-256 over the names, sizes and hashes of the files in the manifest of ``folder``; no fact or commit enters."""
+    """SHA-256 over the names, sizes and hashes of the files in the manifest of ``folder``, without facts and commit."""
     return hashlib.sha256(canonical(load_manifest(folder)["files"]).encode()).hexdigest()
 
 
@@ -102,7 +102,7 @@ def code_version() -> dict[str, Any]:
     Only the package's own files count as dirty: metrics and lock files change in every run.
     """
     package = Path(__file__).resolve().parent.parent
-    if not _git(package, "ls-files", "--", "errors.py"):  # installed, maybe in an environment inside some checkout
+    if not _git(package, "ls-files", "--", "errors.py"):  # installed, maybe into an environment inside a checkout
         return {"commit": "unknown", "dirty": False}
     return {
         "commit": _git(package, "rev-parse", "HEAD"),
@@ -111,7 +111,7 @@ def code_version() -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """The output of a git command, or nothing where there is no git or no checkout."""
+    """The output of a git command, empty if it fails or there is no git or no checkout."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
     command = ["git", *arguments]
     try:
@@ -124,7 +124,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _content(folder: Path) -> list[Path]:
-    """The files of an artifact in a fixed order: no manifest, no scratch."""
+    """The files of an artifact in a fixed order, without manifest and scratch."""
     files = (path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
@@ -134,7 +134,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
-    """A manifest whose common part is what it should be, whoever wrote it; the other facts are for `facts`."""
+    """A folder's manifest, with only its common part (`kind`, `files`) validated; `facts` validates the rest."""
     path = folder / MANIFEST
     remedy = "run the stage that makes it, or name another folder"
     try:
@@ -169,7 +169,7 @@ class _Common(Facts):
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name, such as ``transformer/config.json``, can only be that of a file below the folder it is in."""
+    """Whether a name, such as ``transformer/config.json``, cannot lead out of the folder that it is relative to."""
     path = PurePosixPath(name)
     try:
         os.fsencode(name)
@@ -190,7 +190,7 @@ def _check_size(path: Path, size: int) -> None:
 
 
 def _check_hash(path: Path, sha256: str, known: str | None) -> None:
-    """Raise UserError where a file holds something else; ``known``: the hash of what it holds, where that is known."""
+    """Raise UserError if a file's hash differs from ``sha256``; ``known``: its actual hash, if already computed."""
     try:
         found = known or file_hash(path)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Outputs that a user names: a file, a link to one, a pipe, a device, or what a shell has opened for us.
+"""Outputs that a user names: a file, a link to one, a pipe, a device, or a descriptor that a shell has opened.
 
-A file is replaced as a whole, and it is the file at the end of a link that is; everything else is written to as it is.
+A file is replaced as a whole (for a link, its target); pipes, devices and descriptors are written to.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from hiar.errors import UserError
 from hiar.io.files import check_place, followed, is_mounted, missing, temporary_of, write_text, writing
 
 STDOUT = 1
-LINKS = 40  # that Linux follows in a row
-CRF = 16  # of h264: its quality, 1 to 51 (worst)
+LINKS = 40  # Linux follows at most so many in a row
+CRF = 16  # h264 quality, 1 to 51 (worst)
 
 Output = Path | int  # an int: a descriptor of this process
 
 
 def output_of(option: str, name: str) -> Output:
-    """What the value of an option stands for, after checking that it can be written; nothing is written or opened.
+    """The output that an option's value names, after checking that it can be written; nothing is written or opened.
 
-    ``-`` is the standard output. Raises UserError for a folder, a name in a folder that is missing or may not be
-    written, a socket, a descriptor that is not open for writing, and a link that leads back to itself.
+    ``-`` is the standard output. Raises UserError for a folder, a file whose folder is missing or not writable, a
+    mounted file, a socket, a descriptor that is not open for writing, and a link that leads back to itself.
     """
     if not name:
         raise UserError(f"{option} = '': names nothing; name a file, or - for the standard output")
@@ -52,13 +52,13 @@ def output_of(option: str, name: str) -> Output:
         if missing(file.parent):
             raise UserError(f"{option} = {name}: there is no folder {file.parent}; make it or choose another place")
         with suppress(FileNotFoundError):
-            os.lstat(temporary_of(file))  # its name may be too long where the file's is not
+            os.lstat(temporary_of(file))  # its name may be too long even if the file's is not
         check_place(file.parent)
     return file
 
 
 def write_output(out: Output, text: str) -> None:
-    """Write a UTF-8 text, to a file atomically. Raises UserError when it cannot be written."""
+    """Write text as UTF-8, atomically if to a file. Raises UserError when it cannot be written."""
     if isinstance(out, Path) and not is_stream(out):
         with writing(out):
             file = followed(out)
@@ -69,19 +69,19 @@ def write_output(out: Output, text: str) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether something is there that is written to and not replaced: a pipe or a device."""
+    """Whether a path is written to instead of replaced: a pipe or a device."""
     return path.exists() and not path.is_file()
 
 
 def opened(out: Output) -> BinaryIO:
     """A pipe, a device or a descriptor, open for writing, unbuffered; a pipe waits for its reader."""
-    # Not the mode "w", which may make files: the kernel forbids that for pipes of others in folders of everybody.
+    # Not mode "w", which has O_CREAT: the kernel forbids that for other users' pipes in world-writable folders.
     number = os.dup(out) if isinstance(out, int) else os.open(out, os.O_WRONLY | os.O_NOCTTY)
     return os.fdopen(number, "wb", buffering=0)
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:
-    """Write all of ``data`` through; an unbuffered file may take a part at a time."""
+    """Write all of ``data``: one write to an unbuffered file may take only a part."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
@@ -89,7 +89,7 @@ def write_all(file: BinaryIO, data: bytes) -> None:
 
 
 def is_terminal(out: Output) -> bool:
-    """Whether people would see what is written, as it is."""
+    """Whether an output is a terminal."""
     if isinstance(out, int):
         return os.isatty(out)
     if not out.is_char_device():
@@ -99,12 +99,12 @@ def is_terminal(out: Output) -> bool:
 
 
 def place_of(out: Output) -> Path:
-    """What messages call an output."""
+    """The name of an output in messages."""
     return Path("output") if isinstance(out, int) else out
 
 
 def _mode(path: Path) -> int:
-    """Type and permissions of what is at the end of a path; 0 where nothing is yet."""
+    """Type and permissions of a path's final target; 0 if it does not exist yet."""
     try:
         return os.stat(path).st_mode
     except FileNotFoundError:
@@ -112,9 +112,9 @@ def _mode(path: Path) -> int:
 
 
 def _own_descriptor(path: Path) -> int | None:
-    """The descriptor of this process that a path such as /dev/fd/63 or /dev/stdout names.
+    """The descriptor of this process that a path such as /dev/fd/63 or /dev/stdout names, None for other paths.
 
-    Opened by its path, a file would be cut, and a socket could not be opened.
+    It is not opened by that path: a file would be truncated, and a socket cannot be opened.
     """
     for _ in range(LINKS):
         folder = os.path.realpath(path.parent)
@@ -131,7 +131,7 @@ def _check_open(given: str, number: int) -> None:
         mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
     except OSError:
         mode = None
-    if mode is None or (number == STDOUT and sys.stdout is None):  # what has its number now is a file of ours
+    if mode is None or (number == STDOUT and sys.stdout is None):  # a file that we opened has its number now
         raise UserError(f"{given}: is not open; name a file")
     if mode == os.O_RDONLY:
         raise UserError(f"{given}: is open for reading only; name a file")

@@ -1,4 +1,4 @@
-"""Processes that do one stage together: how they meet, and what they tell each other."""
+"""The process group of one stage: how its processes find each other and communicate."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from hiar.io.silence import found_by, heard
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-# How gloo, NCCL and the store say that another process is gone or silent.
+# Words with which gloo, NCCL and the store report that another process is gone or silent.
 PEER = re.compile(r"gloo|nccl|tcpstore|socket|connection|broken pipe|timed out|timeout", re.IGNORECASE)
-SAME_SIZE = 1.1  # times that memories of GPUs of one size may differ: variants of a model do by some percent
-LINE = 1000  # bytes of an error that others are told
-AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun listens at that port itself
+SAME_SIZE = 1.1  # largest ratio of GPU memories that count as equal: variants of a model differ by some percent
+LINE = 1000  # bytes of an error message that are sent to the others
+AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # if set, torchrun itself listens at MASTER_PORT
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among those that do a stage together; the first one leads: it alone writes.
+    """The rank of this process among those of a stage, and their number; rank 0 leads: it alone writes.
 
-    mesh: what networks are sharded over; None where one process holds them whole. half: whether they compute in bf16.
+    mesh: the mesh that networks are sharded over; None without sharding. half: whether networks compute in bf16.
     """
 
     rank: int = 0
@@ -48,7 +48,7 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, own: Tensor) -> Tensor:
-        """What all processes have, (ranks, *shape), for all of them; tensors of one shape and type."""
+        """All-gather: the tensors of all processes, of the same shape and type, as (ranks, *shape)."""
         if self.mesh is None:
             return own[None]
         all_of_them = [torch.empty_like(own) for _ in range(self.size)]
@@ -56,21 +56,21 @@ class Ranks:
         return torch.stack(all_of_them)
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
-        """The sums of numbers over all processes, in the order of ranks."""
+        """The sum of each number over all processes, added in the order of ranks, in float64."""
         own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         return self.gather(own).sum(0).tolist()
 
     def votes(self, *questions: bool) -> list[int]:
-        """How many of all processes say yes to each of some questions."""
+        """For each question, how many processes answer yes."""
         return [int(count) for count in self.sums([float(yes) for yes in questions])]
 
     def told(self, decision: bool) -> bool:
-        """What the one that leads has decided, for all."""
+        """The decision of rank 0, in all processes."""
         return self.votes(decision and self.leads) == [1]
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """Around checks: a UserError of one process is raised by all, so that none waits for it."""
+        """A body of checks: a UserError of one process is raised in all, so that none waits for it."""
         error: UserError | None = None
         try:
             yield
@@ -87,11 +87,11 @@ class Ranks:
             raise error
 
     def together(self, work: Callable[[Callable[[int], None]], None], heard: Callable[[int], None]) -> None:
-        """Do work that takes each process another time; all return when the last one is done.
+        """Do work that takes a different time in each process; all return when the last one is done.
 
-        work: is given a function to call now and then with what was done since, so that no process waits for another
-        for longer than that. heard: is told each time what all of them have done.
-        A UserError of one process is raised by all, once the others are done with their work.
+        work: gets a function that it calls now and then with the amount done since the last call, so that no process
+        waits for longer than between two calls. heard: called each time with the sum over all processes.
+        A UserError of one process is raised in all, once the others have finished their work.
         """
 
         def all_over(done: int, over: bool) -> bool:
@@ -123,11 +123,12 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(runtime: Runtime) -> Iterator[Ranks]:
-    """The place of this process of a stage in its group, for the length of the body; alone where there is no group.
+    """The `Ranks` of this process, in a process group that is open during the body; `ALONE` if there is no group.
 
-    A launcher's environment says how many there are, else ``runtime.processes``, of which one may be a group.
-    Raises UserError when the processes cannot meet, or their GPUs are of different sizes, and RunFailed when another
-    one is gone, or silent for ``runtime.stall_seconds``.
+    The number of processes comes from a launcher's environment, otherwise from ``runtime.processes``, which can then
+    only be 1, a group of one. Raises UserError if it is more, the environment fits no launcher, the port is in use,
+    processes outnumber GPUs or GPUs differ in size, and RunFailed when another process is gone, or silent for
+    ``runtime.stall_seconds``.
     """
     place = own_place()
     if place is None and runtime.processes is None:
@@ -150,7 +151,7 @@ def joined(runtime: Runtime) -> Iterator[Ranks]:
 def gathered(
     place: tuple[int, int], device_asked: str, stall_seconds: float, remedy: str, half: bool = False
 ) -> Iterator[Ranks]:
-    """As `joined`, at a ``place``: a rank, of how many. remedy: how the line ends that tells of a loss."""
+    """Like `joined`, with ``place`` = (rank, world size). remedy: the end of the message about a lost process."""
     rank, size = place
     device = _own_device(device_asked)
 
@@ -175,7 +176,7 @@ def gathered(
 
 
 def _meet(rank: int, size: int, device: torch.device, seconds: float) -> None:
-    """Open the process group, and take its variables away: each process is one to the libraries it uses."""
+    """Open the process group, then remove its variables, so that libraries take this process for a single one."""
     place, backend = os.environ.get(RENDEZVOUS), "nccl" if device.type == "cuda" else "gloo"
     wait = timedelta(seconds=seconds)
     if size == 1:
@@ -189,9 +190,9 @@ def _meet(rank: int, size: int, device: torch.device, seconds: float) -> None:
 
 
 def check_sizes(ranks: Ranks, memory: int) -> None:
-    """Raise UserError, in all processes, where GPUs differ in their memory: ``memory`` is that of this one's, in bytes.
+    """Raise UserError, in all processes, if their GPUs differ in memory; ``memory``: bytes of this process's GPU.
 
-    Each holds an equal share of the networks and takes as many samples, so the smallest would be full in mid-training.
+    Each holds an equal share of the networks and takes as many samples, so the smallest would run out of memory.
     """
     every = ranks.gather(torch.tensor(memory, device=ranks.device)).tolist()
     least, most = min(every), max(every)
@@ -203,7 +204,7 @@ def check_sizes(ranks: Ranks, memory: int) -> None:
 
 
 def _check_port(address: str, port: int) -> None:
-    """Raise UserError where another program listens at an address of this machine: others would wait for its answer."""
+    """Raise UserError if another program listens at this address, as the other ranks would wait for its answer."""
     try:
         socket.create_server((address, port)).close()
     except OSError as error:
@@ -220,7 +221,7 @@ def _mesh(device: torch.device, size: int) -> DeviceMesh:
 
 
 def _own_device(asked: str) -> torch.device:
-    """The GPU of this process, or the CPU. Raises UserError when processes outnumber GPUs."""
+    """The GPU of this process, or the CPU. Raises UserError when the processes of this machine outnumber its GPUs."""
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

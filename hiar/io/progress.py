@@ -1,4 +1,4 @@
-"""Progress, with an estimated end where there is one: a bar on a terminal, a line every few seconds in a log."""
+"""Progress, with the time left if the total is known: a bar on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Self
 from tqdm import tqdm
 
 LINE_SECONDS = 5.0
-# tqdm's own, but with a rate that never becomes seconds a unit.
+# tqdm's own formats, except that the rate never becomes seconds per unit.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 COUNT = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_noinv_fmt}{postfix}]"
 
 
 class Progress:
-    """Counts to ``total``, or for ever, from ``start``; use as a context manager and call ``advance``.
+    """Counts from ``start`` to ``total``, or without end; use as a context manager and call ``advance``.
 
-    Where the ``unit`` is given, how many of it pass in a second is told too.
+    If a ``unit`` is given, the rate in units per second is shown too.
     """
 
     def __init__(self, label: str, total: int | None, start: int = 0, unit: str | None = None) -> None:
         self.label, self.total, self.start, self.done, self.unit = label, total, start, start, unit
         self.began = self.printed = time.monotonic()
-        self.told: int | None = None  # how many were done when a line was last printed
+        self.told: int | None = None  # the count in the last printed line
         terminal = sys.stderr.isatty()
         options = {"unit": f" {unit}", "bar_format": BAR if total else COUNT} if unit else {}
         self.bar = (
@@ -38,7 +38,7 @@ class Progress:
         return self
 
     def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
-        """Note that ``count`` more are done; ``metrics`` are shown beside."""
+        """Add ``count``; ``metrics`` are shown next to it."""
         self.done += count
         shown = {name: f"{value:.3g}" for name, value in (metrics or {}).items()}
         if self.bar is not None:
@@ -72,5 +72,5 @@ class Progress:
 
 
 def tell(line: str) -> None:
-    """Say something once, where progress is shown."""
+    """Print a line where progress is shown: on the standard error."""
     print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Several processes that do one job together: started here, watched, and ended as one.
+"""A launcher for the processes of one job: it starts them, watches them, and ends all if one fails.
 
-They are the same command, told apart by RANK and WORLD_SIZE as torchrun's are. Whichever way one of them ends before
-its time, the others are ended too, and one line tells the cause.
+All run the same command, distinguished by RANK and WORLD_SIZE as under torchrun. If one ends early for whatever reason,
+the others are ended too, and one line names the cause.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from hiar.io.launcher import RENDEZVOUS, own_place
 from hiar.io.stopping import ENDED, asked_to_stop
 from hiar.rollout.shared_memory import Neighbours, line_of
 
-NEIGHBOURS = "HIAR_NEIGHBOURS"  # numbers of their open sockets to the process before and after; "" where there is none
+NEIGHBOURS = "HIAR_NEIGHBOURS"  # file descriptors of the sockets to the previous and the next process; "" for none
 POLL = 0.05  # seconds between looks at the processes
-SETTLE = 1.0  # seconds the others have to fail too, so that the first cause is told and not its consequence
+SETTLE = 1.0  # seconds in which others may fail too, so that the cause is reported and not its consequence
 GRACE = 3.0  # seconds between asking a process to end and killing it
 
 
 def launch(command: Sequence[str], names: Sequence[str], *, teller: int, threads: int) -> None:
-    """Run ``command`` once a name, and wait for all.
+    """Run ``command`` once for each name, and wait for all.
 
-    teller: the rank that has this process's standard error. threads: of each, unless the environment says otherwise.
+    teller: the rank that gets this process's standard error. threads: OMP_NUM_THREADS of each, unless it is set.
     SIGTERM is passed on, and raises SystemExit once all have ended; those that train save a state first.
 
-    Raises UserError with a rank's own words when it refused its input, and RunFailed when one broke down.
+    Raises UserError with a rank's own message if it refused its input, and RunFailed if one failed.
     """
     with asked_to_stop() as stop, tempfile.TemporaryDirectory(prefix="hiar-ranks-") as folder:
         place = Path(folder)
@@ -65,7 +65,7 @@ def launch(command: Sequence[str], names: Sequence[str], *, teller: int, threads
 
 
 def launched() -> bool:
-    """Whether this process is one of several; called once, it also sees to it that it does not outlive its launcher.
+    """Whether this process is one of several; also starts a thread that ends it with its launcher, so call it once.
 
     Raises UserError when the environment fits no launcher.
     """
@@ -75,7 +75,7 @@ def launched() -> bool:
 
 
 def neighbours() -> Neighbours | None:
-    """Connections of this process, if it was started by `launch`; to be asked for once."""
+    """Connections of this process, None unless `launch` started it; call it once, as it takes over the sockets."""
     numbers = os.environ.get(NEIGHBOURS)
     if numbers is None:
         return None
@@ -84,7 +84,7 @@ def neighbours() -> Neighbours | None:
 
 
 def _end_with_launcher() -> None:
-    os.read(0, 1)  # a pipe that the launcher holds open, and empty, as long as it lives
+    os.read(0, 1)  # blocks while the launcher lives: it holds this pipe open and writes nothing
     os._exit(LOST)
 
 
@@ -117,12 +117,12 @@ def _start(
 
 
 def _codes(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Exit codes, None of what still runs."""
+    """Exit codes, None for processes that still run."""
     return [process.poll() for process in processes]
 
 
 def _signal(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    """Signal what still runs, with all that it has started."""
+    """Signal the process groups of those that still run."""
     for process in processes:
         if process.poll() is None:
             with suppress(ProcessLookupError):
@@ -130,7 +130,7 @@ def _signal(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask what still runs to end, then kill it."""
+    """Send SIGTERM to those that still run, after `GRACE` seconds SIGKILL."""
     deadline = time.monotonic() + GRACE
     for number in (signal.SIGTERM, signal.SIGKILL):
         _signal(processes, number)
@@ -143,7 +143,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _cause(codes: Sequence[int | None], names: Sequence[str], place: Path) -> Exception:
-    """The first cause: a signal, else a rank's own words, else the words of one that lost another."""
+    """The first cause: a signal, otherwise a rank's own message, otherwise that of a rank that lost another."""
     for name, code in zip(names, codes, strict=True):
         if code is not None and code < 0:
             return RunFailed(f"{name} was ended by {signal.Signals(-code).name}; the same command goes on from here")

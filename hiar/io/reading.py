@@ -1,4 +1,4 @@
-"""Videos read as a player shows them, a part at a time, at the size they had before they were enlarged."""
+"""Videos read in parts, frame by frame as a player shows them, at the size they had before they were enlarged."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from hiar.errors import UserError
 Pixels = NDArray[np.uint8]
 
 PART = 128  # frames held at a time
-WATCHABLE = 192  # pixels that the shorter side of what we write should have, so no video is enlarged more often
-NOTE = "enlarged {} times"  # the comment of a video that we write
+WATCHABLE = 192  # pixels that the shorter side of written videos should have, so also the largest possible factor
+NOTE = "enlarged {} times"  # the metadata comment of videos that we write
 
 
 class Head(NamedTuple):
-    """What a file says of its video before a frame is decoded: its size before it was enlarged, length and rate."""
+    """What a file's header says of its video: its size in pixels before it was enlarged, length and rate."""
 
     width: int
     height: int
-    frames: int | None  # None: it does not say
-    rate: float | None  # frames a second
+    frames: int | None  # None: not in the header
+    rate: float | None  # frames per second
 
 
 class _Video(NamedTuple):
@@ -46,16 +46,16 @@ class _Video(NamedTuple):
 
 
 def read_head(path: Path) -> Head:
-    """Size and length of a video, without decoding it. Raises UserError as `read_parts` does."""
+    """Size, length and rate of a video, without decoding it. Raises UserError as `read_parts` does."""
     with _opened(path) as video:
         return video.head
 
 
 def read_parts(path: Path, frames: int = PART) -> Iterator[Tensor]:
-    """The frames of a video, uint8 (f, H, W, 3), f = ``frames`` but in the last part.
+    """The frames of a video in parts, uint8 (f, H, W, 3), f = ``frames`` except in the last part.
 
-    Frames are those that a player shows: of edit lists what they show, turned as the file asks.
-    Raises UserError when it is missing, truncated or no video, changes its size, or says of itself what cannot be true.
+    Frames are those that a player shows: edit lists are applied, and frames rotated as the file asks.
+    Raises UserError when it is missing, truncated or no video, changes its size, or its metadata cannot be true.
     """
     done, part = 0, []
     with _opened(path) as video:
@@ -81,12 +81,12 @@ def read_parts(path: Path, frames: int = PART) -> Iterator[Tensor]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Video]:
-    """The video of a file, its head checked; what fails while the body decodes it is the user's to mend."""
+    """The open video of a file, its header checked; errors of decoding in the body become UserErrors too."""
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is no regular file; name a video")
-        # An open file: no name is taken for a protocol. A stream may end in a part of a fragment; where the number of
-        # frames is known, a missing one is told.
+        # An open file, so that ffmpeg takes no name for a protocol. A stream may end with an incomplete fragment, which
+        # is dropped; if the number of frames is known, missing frames are an error.
         with path.open("rb") as file, av.open(file, options={"fflags": "+discardcorrupt"}) as container:
             streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
             if not streams:
@@ -116,7 +116,7 @@ def _kind(stream: Stream) -> str:
 
 
 def _factor(path: Path, note: str, width: int, height: int) -> int:
-    """How many times a video was enlarged, by its note; 1 without one. Raises UserError when that cannot be."""
+    """The factor by which a video was enlarged, from its comment; 1 without one. Raises UserError if it cannot be."""
     found = re.fullmatch(NOTE.format("(.*)"), note, re.DOTALL)
     if not found:
         return 1
@@ -129,7 +129,7 @@ def _factor(path: Path, note: str, width: int, height: int) -> int:
 
 
 def _length(container: InputContainer, stream: VideoStream) -> int | None:
-    """How many frames a player shows, where the file says so: an mp4's edit list leaves some out."""
+    """The number of frames that a player shows, None if the file does not say: an mp4's edit list leaves some out."""
     if not stream.frames:
         return None
     if "mp4" in container.format.name.split(","):
@@ -138,7 +138,7 @@ def _length(container: InputContainer, stream: VideoStream) -> int | None:
 
 
 def _rgb(convert: VideoReformatter, frame: VideoFrame) -> Pixels:
-    """The pixels (H, W, 3) of a frame; a view of its memory, or of that of its converted copy."""
+    """The pixels (H, W, 3) of a frame, as a view of its memory or of its converted copy's."""
     rgb = convert.reformat(frame, format="rgb24")
     plane = rgb.planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8)[: rgb.height * plane.line_size].reshape(
@@ -153,17 +153,17 @@ def _shrink(pixels: Pixels, scale: int) -> Pixels:
         return pixels
     height, width, _ = pixels.shape
     rows = pixels.reshape(height // scale, scale, 3 * width)
-    lines = rows[:, 0].astype(np.uint16)  # holds 257 times 255
+    lines = rows[:, 0].astype(np.uint16)  # uint16 can hold a sum of 257 bytes
     for row in range(1, scale):
         lines += rows[:, row]
-    # As a product: numpy is slow at summing along short axes, and whole numbers up to 2^24 are exact in float32.
+    # As a matrix product: numpy is slow at summing along short axes, and integers up to 2^24 are exact in float32.
     squares = lines.astype(np.float32).reshape(-1, 3 * scale) @ np.tile(np.eye(3, dtype=np.float32), (scale, 1))
     mean: Pixels = ((squares.astype(np.uint32) + scale**2 // 2) // scale**2).astype(np.uint8)
     return mean.reshape(height // scale, width // scale, 3)
 
 
 def _turn(path: Path, frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """How a player turns frames: whether rows and columns change places, then rows and columns their directions."""
+    """How a player rotates frames: whether it transposes them, then whether it reverses rows and columns."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return False, False, False

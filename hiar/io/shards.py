@@ -1,6 +1,6 @@
-"""Tensor shards: safetensors files ``00000.safetensors``, ``00001.safetensors``, ... that carry their checksum.
+"""Tensor shards: safetensors files ``00000.safetensors``, ``00001.safetensors``, ... that contain their checksum.
 
-The SHA-256 covers names, types, shapes and bytes of the tensors and the metadata, and lies in the file's own header: a
+The SHA-256 covers names, types, shapes and bytes of the tensors and the metadata, and is in the file's own header: a
 shard is one file that appears by one rename, and can be copied and checked without a second file.
 """
 
@@ -41,10 +41,10 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str
 
 
 def join_shards(paths: Sequence[Path], name: str, out: Path) -> None:
-    """Write the rows of a float32 tensor that lie in shards into one; in memory is one of them at a time.
+    """Join the rows of the float32 tensor ``name`` from several shards into one, with one shard in memory at a time.
 
-    The bytes are those of `write_shard` of all rows. Raises UserError when a shard is missing or broken, or ``out``
-    cannot be written.
+    The bytes are those that `write_shard` writes for all rows. Raises UserError when a shard is missing or broken, or
+    ``out`` cannot be written.
     """
     rows, shape = 0, torch.Size()
     for path in paths:
@@ -87,12 +87,12 @@ def read_shard(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-# Rows (n,), and which part of each: along its dimensions.
+# Rows (n,), and an index into each row, by dimension.
 Part = tuple[Tensor, *tuple[int | slice, ...]]
 
 
 class Rows(Protocol):
-    """What training draws samples from: a tensor, or what reads as one."""
+    """The rows that training draws samples from: a tensor, or an object indexed like one."""
 
     def __len__(self) -> int: ...
 
@@ -100,9 +100,9 @@ class Rows(Protocol):
 
 
 class StoredRows:
-    """The rows of a tensor that lies in shards, read from their files in float32 when they are asked for, not before.
+    """The rows of a tensor stored in shards, read from the files only when indexed, as float32.
 
-    Every shard is read and checked once, one at a time, unless all are ``checked`` by the manifest that lists them.
+    Every shard is first read and checked, one at a time, unless a manifest that lists them was ``checked`` already.
     Raises UserError when one is missing or broken.
     """
 
@@ -114,9 +114,9 @@ class StoredRows:
                 read_shard(path)
             try:
                 with safe_open(path, framework="pt") as file:
-                    self.shards.append(file.get_tensor(name))  # a map of the file: what is read can be let go of again
+                    self.shards.append(file.get_tensor(name))  # memory-mapped: the OS can drop what was read
             except SafetensorError:
-                read_shard(path)  # says in a line what is wrong
+                read_shard(path)  # raises a UserError that says what is wrong
                 raise
             self.first.append(self.first[-1] + len(self.shards[-1]))
 
@@ -124,7 +124,7 @@ class StoredRows:
         return self.first[-1]
 
     def __getitem__(self, chosen: Tensor | Part) -> Tensor:
-        """Rows (n,), or a part of each, as indexing a tensor gives them; nothing else is read."""
+        """Rows (n,), or a part of each, as indexing a tensor returns them; nothing else is read."""
         rows, *part = chosen if isinstance(chosen, tuple) else (chosen,)
         return torch.stack([self._row(number, *part) for number in rows.tolist()]).float()
 
@@ -134,14 +134,14 @@ class StoredRows:
 
 
 def complete_shards(folder: Path) -> list[int]:
-    """Indices, ascending, of the shards in ``folder`` that are whole, each one read and checked."""
+    """Indices, ascending, of the intact shards in ``folder``, each one read and checked."""
     return sorted(
         int(path.stem) for path in folder.glob("*.safetensors") if re.fullmatch(r"\d{5}", path.stem) and is_whole(path)
     )
 
 
 def is_whole(path: Path) -> bool:
-    """Whether there is a shard that is whole; it is read and checked."""
+    """Whether there is an intact shard at ``path``, which is read and checked."""
     try:
         read_shard(path)
     except UserError:
@@ -150,7 +150,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
-    """SHA-256 over everything a shard holds, whatever the order of its entries."""
+    """SHA-256 over everything in a shard, independent of the order of its entries."""
     digest = _digest(metadata, {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()})
     for name in sorted(tensors):
         digest.update(_bytes(tensors[name]))

@@ -1,8 +1,8 @@
-"""What NCCL finds out about other processes, told in a line of ours before torch ends this one with a page of its own.
+"""NCCL's errors about other processes, reported in one line before torch aborts with a page of stack trace.
 
-A GPU waits for what another process sends, and this process for its GPU: no exception reaches it. torch's watchdog sees
-what is late or broken, leaves a minute for notes on it, then aborts the process with a stack of C++. In that minute a
-thread says what has happened, and ends the process as one that lost another.
+A GPU waits for what another process sends, and this process for its GPU, so no exception is raised. torch's watchdog
+notices what is late or broken, leaves a minute for debugging dumps, then aborts the process with a C++ stack. In that
+minute a thread prints what has happened, and ends the process with the exit code of one that lost another.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch.distributed as dist
 
 from hiar.errors import LOST, say
 
-POLL = 1.0  # seconds between looks, of the sixty that torch leaves
+POLL = 1.0  # seconds between polls; torch leaves sixty in all
 
 
 def found_by(device: torch.device) -> Callable[[], Any] | None:
-    """What asks the process group's backend for what it has found; None of one whose waits raise exceptions."""
+    """A function that returns the error that the backend has found; None for gloo, whose waits raise exceptions."""
     if device.type != "cuda":
         return None
     assert dist.group.WORLD is not None
@@ -32,7 +32,7 @@ def found_by(device: torch.device) -> Callable[[], Any] | None:
 
 @contextmanager
 def heard(ask: Callable[[], Any] | None, line: Callable[[str], str]) -> Iterator[None]:
-    """Within the body the process ends with ``line`` of what was found, once anything is."""
+    """During the body, once ``ask`` returns an error, print ``line`` of it and exit the process with code `LOST`."""
     if ask is None:
         yield
         return

@@ -1,12 +1,13 @@
-"""States of a training run on the disk: a folder a state, whole or absent, in which each process has a file of its own.
+"""Training states on disk: one folder per state, complete or absent, with one file per process.
 
-``state-00000042`` is what 42 updates left: ``00000.safetensors``, ``00001.safetensors``, ... hold what one process each
-had of the tensors, and ``state.json`` says what there is: type and shape of each tensor, how many of its rows lie in
-which file, and a SHA-256 a file and of itself. Nothing is pickled, and any number of processes reads any rows.
+``state-00000042`` is the state after 42 updates. ``00000.safetensors``, ``00001.safetensors``, ... each hold one
+process's part of the tensors; ``state.json`` is the index: type and shape of each tensor, how many of its rows are in
+which file, a SHA-256 per file and one of the index itself. Nothing is pickled, and any number of processes can read any
+rows.
 
-This takes the place of torch.distributed.checkpoint (2.13): its own index is a pickle, and its storage of safetensors
-has neither index nor hashes where processes write apart. Tried with three files, it loads a flipped bit, and leaves the
-rows of a lost one in the middle as they were, both without a word.
+This is used instead of torch.distributed.checkpoint (2.13): its own index is a pickle, and its safetensors storage has
+neither index nor hashes if processes write separately. In a test with three files it loaded a flipped bit, and left the
+rows of a missing middle file as they were, both without an error.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Size = Annotated[int, Field(ge=0)]
 
 
 class Layout(BaseModel):
-    """A tensor of a state. rows: how many of them each file has, in order; None: the first file has the whole."""
+    """A tensor of a state. rows: how many of its rows each file has, in order; None: the first file has the tensor."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -45,7 +46,7 @@ class Layout(BaseModel):
 
 
 class Index(BaseModel):
-    """What a state says of itself. curve: the metrics of every update before it. files: their SHA-256, in order."""
+    """The index of a state. curve: the metrics of every update before it. files: their SHA-256, in order."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -67,22 +68,22 @@ def newest(folder: Path) -> Path | None:
 
 
 def state_path(folder: Path, step: int) -> Path:
-    """Where the state after ``step`` updates lies."""
+    """The folder of the state after ``step`` updates."""
     return folder / f"state-{step:08d}"
 
 
 def temporary_state(folder: Path, step: int) -> Path:
-    """Where that state is filled; what a kill leaves there is cleared away with other temporary files."""
+    """The folder in which that state is filled; if a kill leaves it, it is deleted with other temporary files."""
     return folder / f".{state_path(folder, step).name}.tmp"
 
 
 def layout_of(tensor: Tensor, rows: list[int] | None) -> Layout:
-    """What the index says of a tensor."""
+    """The entry of a tensor in the index."""
     return Layout(dtype=str(tensor.dtype).removeprefix("torch."), shape=list(tensor.shape), rows=rows)
 
 
 def write_part(temporary: Path, rank: int, tensors: dict[str, Tensor]) -> str:
-    """Write what a process has of a state; returns the file's SHA-256. Raises UserError when it cannot be written."""
+    """Write a process's part of a state; return the file's SHA-256. Raises UserError when it cannot be written."""
     path = shard_path(temporary, rank)
     with atomic_file(path) as file:
         save_file(tensors, file)
@@ -90,7 +91,7 @@ def write_part(temporary: Path, rank: int, tensors: dict[str, Tensor]) -> str:
 
 
 def publish(folder: Path, index: Index) -> None:
-    """Describe a state of which all parts are written, and give it its name. Raises UserError when that fails."""
+    """Write the index of a state whose parts are all written, and give it its name. Raises UserError if that fails."""
     temporary, place = temporary_state(folder, index.step), state_path(folder, index.step)
     content = index.model_dump()
     write_text(temporary / INDEX, _text(content | {"sha256": _hash(content)}))
@@ -98,23 +99,23 @@ def publish(folder: Path, index: Index) -> None:
 
 
 def give_name(temporary: Path, place: Path) -> None:
-    """Rename a state that is complete. Raises UserError when that fails."""
+    """Give a complete state its name. Raises UserError when that fails."""
     with writing(place):
         sync(temporary)
-        remove(place)  # only where somebody saves one step twice
+        remove(place)  # exists only if the same step is saved twice
         os.rename(temporary, place)
         sync(place.parent)
 
 
 def step_of(place: Path) -> int:
-    """How many updates a state comes after, by its name."""
+    """The number of updates before a state, from its name."""
     return int(place.name.removeprefix("state-"))
 
 
 def forget_older(folder: Path, keep: int, milestone: int | None = None) -> None:
-    """Delete all states but the newest ``keep``, and those after a multiple of ``milestone`` updates.
+    """Delete all states except the newest ``keep`` and those after a multiple of ``milestone`` updates.
 
-    Half a state is never left under its name.
+    A partly deleted state never has a state's name.
     """
     for place in states(folder)[keep:]:
         if milestone is not None and step_of(place) % milestone == 0:
@@ -126,7 +127,7 @@ def forget_older(folder: Path, keep: int, milestone: int | None = None) -> None:
 
 
 def parse_index(text: bytes, place: Path) -> Index:
-    """The index of the state at ``place``. Raises UserError when it is none, or altered."""
+    """The index of the state at ``place``, from its ``text``. Raises UserError if it is not an index, or altered."""
     try:
         content = json.loads(text)
         sha256 = content.pop("sha256")
@@ -148,7 +149,7 @@ def read_index(place: Path) -> Index:
 
 
 def check_files(place: Path, index: Index, numbers: Iterable[int]) -> None:
-    """Raise UserError naming the first of these files that is missing or is not what the index says."""
+    """Raise UserError naming the first of these files that is missing or whose SHA-256 is not that of the index."""
     for number in numbers:
         path = shard_path(place, number)
         try:
@@ -160,7 +161,7 @@ def check_files(place: Path, index: Index, numbers: Iterable[int]) -> None:
 
 
 class StoredState:
-    """The tensors of a state, read from its files when they are asked for."""
+    """The tensors of a state, each read from the files when needed. Raises UserError if a file cannot be opened."""
 
     def __init__(self, place: Path, index: Index) -> None:
         self.layouts: Mapping[str, Layout] = index.tensors
@@ -170,7 +171,7 @@ class StoredState:
             raise UserError(f"{place}: {' '.join(str(error).split())}; {_remedy(place)}") from None
 
     def read(self, name: str, own: range | None = None) -> Tensor:
-        """Some rows of a tensor, or the whole, in memory of its own. Raises ValueError when files lack a part of it."""
+        """A copy of some rows of a tensor, or of all. Raises ValueError if the files lack a part of it."""
         layout = self.layouts[name]
         shape = layout.shape if own is None else [len(own), *layout.shape[1:]]
         try:
@@ -186,7 +187,7 @@ class StoredState:
         return found.clone() if layout.rows is None else found
 
     def _parts(self, name: str, rows: list[int], own: range) -> list[Tensor]:
-        """The rows ``own`` out of each file that has some of them; no row of the first one where there are none."""
+        """The rows ``own``, from each file that has some; if ``own`` is empty, zero rows of the first file with any."""
         parts: list[Tensor] = []
         first = 0
         for number, count in enumerate(rows):
@@ -198,7 +199,7 @@ class StoredState:
 
 
 def _text(content: Mapping[str, Any]) -> str:
-    """JSON whose order is kept: columns of a curve are told in the order in which they came."""
+    """JSON with the keys in the given order, so that columns of a curve keep theirs."""
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM as a request: what is at work comes to a state that it can be taken up from, then ends."""
+"""SIGTERM as a request: the work reaches a state from which it can be resumed, then ends."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ENDED = 128 + signal.SIGTERM  # exit code of a process that ended at this reques
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Yields what tells whether SIGTERM came in the body, where it does no more than that.
+    """A function that says whether SIGTERM has arrived in the body, where the signal has no other effect.
 
-    In a thread that is not the main one, which signals do not reach, the answer is always no.
+    Outside the main thread, which alone can handle signals, the answer is always no.
     """
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Text that people write: prompts and captions, one a line."""
+"""Text that people write: prompts and captions, one per line."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text file, ended by LF or CR LF; whatever else Unicode calls a line's end is part of a line."""
+    """The lines of a text file, ended by LF or CR LF; Unicode's other line breaks are part of a line."""
     lines = re.split(r"\r?\n", text)
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def one_line(prompt: str) -> str:
-    """A prompt with single spaces for white space of every kind, so that it is one line of any file."""
+    """A prompt with each run of white space replaced by one space, so that it is one line of any file."""
     return " ".join(prompt.split())

@@ -1,7 +1,7 @@
 """Video files (h264 in mp4, which every browser plays) and pictures.
 
-A video of few pixels is enlarged by a whole, even factor: people can watch it as it is, and each of its pixels keeps
-its own colour, which h264 otherwise shares among four. The factor is noted in the file, and reading undoes it.
+A small video is enlarged by an even integer factor: people can watch it without zooming, and each of its pixels keeps
+its own colour, which h264 (4:2:0) otherwise shares among four. The factor is noted in the file, and reading undoes it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from hiar.io.files import atomic_file, followed, writing
 from hiar.io.outputs import CRF, Output, is_stream, opened, place_of, write_all
 from hiar.io.reading import NOTE, WATCHABLE, Pixels, read_parts
 
-_BT709 = 1  # in the numbering that colour space, primaries and transfer share
-# Of a muxer that writes one fragment: one that went on would keep the last frame back until the next one came. Times
-# stay as they are in the whole stream.
+_BT709 = 1  # the number of colour space, primaries and transfer alike
+# Options of a muxer that writes a single fragment: a continuing one would hold the last frame back until the next came.
+# Timestamps stay those of the whole stream.
 _FRAGMENT = {
     "movflags": "+empty_moov+default_base_moof+frag_custom+frag_discont+skip_trailer",
     "use_editlist": "0",
@@ -43,7 +43,7 @@ _H264 = {"profile": "baseline", "preset": "veryfast"}
 
 
 def write_mp4(path: Path, frames: Tensor, fps: float, crf: int = CRF) -> None:
-    """Write uint8 frames (F, H, W, 3), F >= 1, as a video that always has the same bytes.
+    """Write uint8 frames (F, H, W, 3), F >= 1, as a video; the same frames always give the same bytes.
 
     Raises UserError when it cannot be written.
     """
@@ -51,7 +51,7 @@ def write_mp4(path: Path, frames: Tensor, fps: float, crf: int = CRF) -> None:
 
 
 def write_parts(path: Path, parts: Iterable[Tensor], fps: float, crf: int = CRF) -> None:
-    """`write_mp4` of a video that comes in parts, uint8 (f, H, W, 3): the bytes of the whole, in a part's memory."""
+    """`write_mp4` for a video that comes in parts, uint8 (f, H, W, 3): the same bytes, with one part in memory."""
     parts = iter(parts)
     first = next(parts)
     height, width = first.shape[1:3]
@@ -69,10 +69,10 @@ def write_parts(path: Path, parts: Iterable[Tensor], fps: float, crf: int = CRF)
 def open_stream(
     target: Output | BinaryIO, height: int, width: int, fps: float, crf: int = CRF
 ) -> Iterator[Callable[[Tensor], None]]:
-    """Yield ``add``, which appends uint8 frames (F, height, width, 3) to a video that may go on for ever.
+    """Yield ``add``, which appends uint8 frames (F, height, width, 3) to a video of unlimited length.
 
-    The frames are in ``target`` when ``add`` returns, as one more fragment of the mp4: whoever reads the file or pipe
-    can play them, and a file that is cut at any moment plays to its last whole fragment. Nothing that is held grows.
+    The frames are in ``target`` when ``add`` returns, as one more fragment of the mp4: a reader of the file or pipe can
+    play them, and a file that is cut off at any moment plays to its last complete fragment. Memory does not grow.
     A file is made, or replaced, with the first frames; nothing is written before. ``add`` raises UserError when the
     target cannot be written, or, caused by a BrokenPipeError, when its reader has gone.
     """
@@ -96,10 +96,10 @@ def open_stream(
 def fragments(
     height: int, width: int, fps: float, crf: int = CRF, *, apart: bool = False
 ) -> tuple[bytes, Callable[[Tensor], bytes]]:
-    """The header of an mp4 that may go on for ever, and what makes frames, uint8 (F, height, width, 3), its next part.
+    """The header of an mp4 of unlimited length, and a function: uint8 frames (F, height, width, 3) -> its next part.
 
-    apart: each part plays without those before it, which takes more bytes: who comes later begins at any of them.
-    Times count from the first part.
+    apart: each part begins with a key frame, so that a late viewer can begin at any of them; this takes more bytes.
+    Timestamps count from the first part.
     """
     keys = {"forced-idr": "1", "g": "10000"} if apart else {}
     with av.open(header := io.BytesIO(), "w", "mp4", options=_FRAGMENT) as container:
@@ -114,7 +114,7 @@ def fragments(
 
 
 def whole_mp4(data: bytes) -> bytes:
-    """Some fragments behind their header as an mp4 of its own, whose times begin with 0."""
+    """A header and some of its fragments as an ordinary mp4, whose timestamps begin at 0."""
     with (
         av.open(io.BytesIO(data)) as found,
         av.open(whole := io.BytesIO(), "w", "mp4", options={"fflags": "+bitexact"}) as container,
@@ -133,7 +133,7 @@ def whole_mp4(data: bytes) -> bytes:
 
 
 def read_mp4(path: Path) -> Tensor:
-    """The frames of a video, uint8 (F, H, W, 3), at the size they had before ``write_mp4``.
+    """The frames of a video, uint8 (F, H, W, 3), at the size they had before `write_mp4`.
 
     Raises UserError as `hiar.io.reading.read_parts` does.
     """
@@ -147,7 +147,7 @@ def write_png(path: Path, image: Pixels) -> None:
 
 
 def _add_h264(container: OutputContainer, height: int, width: int, fps: float, **options: str) -> VideoStream:
-    """A stream of pictures of this size, enlarged, and the note that lets reading undo that; ``options`` are x264's."""
+    """Add an h264 stream for frames of this size, enlarged, and the factor as a comment; ``options``: x264's."""
     scale = _scale(height, width)
     container.metadata["comment"] = NOTE.format(scale)
     stream = container.add_stream(
@@ -166,7 +166,7 @@ def _add_h264(container: OutputContainer, height: int, width: int, fps: float, *
 
 
 def _encode(stream: VideoStream, frames: Tensor, *, key: bool = False) -> Iterator[Packet[VideoStream]]:
-    """What the encoder has ready after each of uint8 frames (F, H, W, 3); key: the first needs none before it."""
+    """The packets that the encoder returns for uint8 frames (F, H, W, 3); key: the first becomes a key frame."""
     target = {
         "width": stream.width,
         "height": stream.height,
@@ -183,7 +183,7 @@ def _encode(stream: VideoStream, frames: Tensor, *, key: bool = False) -> Iterat
 
 
 def _mux_fragment(stream: VideoStream, number: int, packets: Iterable[Packet[VideoStream]]) -> bytes:
-    """Fragment ``number``, counted from 1, of a file that holds the header of ``stream`` already."""
+    """Fragment ``number``, counted from 1, for a file that already has the header of ``stream``."""
     with av.open(whole := io.BytesIO(), "w", "mp4", options=_FRAGMENT | {"fragment_index": str(number)}) as container:
         container.add_stream_from_template(stream)
         container.start_encoding()
@@ -194,7 +194,7 @@ def _mux_fragment(stream: VideoStream, number: int, packets: Iterable[Packet[Vid
 
 @contextmanager
 def _begun(target: Output | BinaryIO, data: bytes) -> Iterator[BinaryIO]:
-    """The open file to go on with, after ``data`` is in it."""
+    """The target, open for more, after ``data`` was written to it."""
     file: BinaryIO
     with ExitStack() as stack:
         if isinstance(target, Path) and not is_stream(target):
@@ -208,7 +208,7 @@ def _begun(target: Output | BinaryIO, data: bytes) -> Iterator[BinaryIO]:
 
 
 def _scale(height: int, width: int) -> int:
-    """The factor to enlarge by: 1 for large frames of even size, else the smallest even one that is enough to watch."""
+    """The factor to enlarge by: 1 for large frames of even size, otherwise the smallest even one for `WATCHABLE`."""
     shorter = min(height, width)
     if shorter >= WATCHABLE and height % 2 == width % 2 == 0:
         return 1

@@ -1,1 +1,1 @@
-"""Who says how good videos are: a judge a world."""
+"""Evaluators of videos: one judge per world."""

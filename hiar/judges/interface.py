@@ -1,4 +1,4 @@
-"""What an observer is, who looks at videos part by part and says by numbers how good they are, and a world's judge.
+"""The interface of an observer, which measures videos part by part, and of a world's judge, which is its observer.
 
 The judge of a world is a package `hiar.judges.KIND` with a function ``open_judge``.
 """
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from hiar import config
 
-Findings = dict[str, Tensor]  # by name, each (V, F, ...): what is found in frames F of videos V
+Findings = dict[str, Tensor]  # by name, each (V, F, ...): what is found in F frames of V videos
 
 
 class Observer(Protocol):
-    """What videos are measured by. Frames come in parts, so that no video has to be in memory as a whole."""
+    """Measures videos. Frames come in parts, so that no video has to be in memory as a whole."""
 
-    least_frames: int  # a video must have to be measured
+    least_frames: int  # that a video must have to be measured
 
     def look(self, frames: Tensor, before: Tensor | None, prompts: Sequence[str]) -> Findings:
-        """What is found in parts of videos, uint8 (V, f, H, W, 3); ``before``: the frames (V, 1, H, W, 3) before."""
+        """Findings on parts of videos, uint8 (V, f, H, W, 3); ``before``: the preceding frames (V, 1, H, W, 3)."""
         ...
 
     def measure(self, findings: Findings) -> dict[str, Tensor]:
@@ -33,11 +33,11 @@ class Observer(Protocol):
 class Judge(Observer, Protocol):
     """The observer of a world's videos."""
 
-    name: str  # of the profile that it is to `hiar score`
+    name: str  # of its profile in `hiar score`
     columns: Sequence[str]  # names of the metrics that a comparison shows
-    courses: Sequence[str]  # of those that it shows along the video, measured as NAME_segment_1 and so on
+    courses: Sequence[str]  # of the metrics that are shown over time, measured as NAME_segment_1 and so on
 
 
 def open_judge(world: config.World, score: config.Score, first_block: int, block: int) -> Judge:
-    """The judge of a world, of videos whose first block is so many pictures, and every other one ``block``."""
+    """The judge of a world, for videos of ``first_block`` pictures in the first block and ``block`` in all others."""
     return cast(Judge, import_module(f"hiar.judges.{world.kind}").open_judge(world, score, first_block, block))

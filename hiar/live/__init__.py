@@ -1,1 +1,1 @@
-"""`hiar live`: a page on which students make endless videos side by side while people watch and change the prompt."""
+"""`hiar live`: a page that shows endless videos of students side by side; viewers can change the prompt meanwhile."""

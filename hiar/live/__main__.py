@@ -1,4 +1,4 @@
-"""`python -m hiar.live`: the process of one student, which `hiar live` starts."""
+"""`python -m hiar.live`: the process of one student, started by `hiar live`."""
 
 from __future__ import annotations
 

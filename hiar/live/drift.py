@@ -1,4 +1,4 @@
-"""How a video is while it plays: what its pixels say, and what its world's judge says of the last moments."""
+"""Drift of a video while it plays: pixel statistics, and the world's judge on the last seconds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hiar.metrics import drift
 from hiar.models.generator import Generator
 from hiar.parameters import load_params
 
-SHOWN = 2  # of the judge's figures, the first that a comparison has
-SECONDS = 2.0  # that the judge looks back
+SHOWN = 2  # how many of the judge's columns are shown: the first ones
+SECONDS = 2.0  # of video that the judge measures
 
 
 def open_figures(source: Generator, params: Path) -> Callable[[str, Tensor], dict[str, float]]:
-    """What tells the figures of block after block, from its prompt and pictures, uint8 (F, H, W, 3).
+    """A function that returns the figures of each next block, from its prompt and pictures, uint8 (F, H, W, 3).
 
-    Saturation in [0, 1] and sharpness in squared grey levels are those of its last picture; beside them is what the
-    world's judge says of the last `SECONDS`. Its thresholds are those of ``params``, as in `hiar score`: where there
-    is no such file it says nothing.
+    Saturation in [0, 1] and sharpness in squared grey levels are those of the block's last picture; the world's judge
+    measures the last `SECONDS`. Its thresholds come from ``params``, as in `hiar score`; without that file there is
+    no judge.
     """
     judge: Judge | None = None
     if params.is_file():
@@ -36,7 +36,7 @@ def open_figures(source: Generator, params: Path) -> Callable[[str, Tensor], dic
         told = {"saturation": float(drift.saturation(last)), "sharpness": float(drift.sharpness(last))}
         if judge is None:
             return told
-        # Each part is looked at by itself: none of what is shown is of changes from picture to picture.
+        # Blocks are examined one by one: no figure shown here measures changes from picture to picture.
         looked.append(judge.look(pictures[None], None, [prompt]))
         while len(looked) > 1 and sum(_frames(part) for part in looked) - _frames(looked[0]) >= most:
             looked.popleft()

@@ -1,4 +1,4 @@
-"""The last minute of a student as a file, and the card that says what it is."""
+"""The last minute of a student as a file, and the card that describes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def minute_mp4(header: bytes, pieces: Sequence[Piece]) -> bytes:
-    """The mp4 of pieces of a stream, which begins at 0."""
+    """The mp4 of consecutive pieces of a stream; its time starts at 0."""
     return whole_mp4(header + b"".join(piece.data for piece in pieces))
 
 

@@ -1,4 +1,4 @@
-"""What viewers share: the students, one time line, one prompt. All of it happens on one event loop."""
+"""What all viewers share: the students, one time line, one prompt. All of it runs on one event loop."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from hiar.options import MOST_SEED, walk_of
 from hiar.stages.rollouts import walk_asked
 from hiar.worlds.interface import FIRST_CLIP
 
-BEHIND = 1000  # messages that may wait for a viewer: one that is slower than that has to come again
-HISTORY = 200  # prompts that are remembered, and videos
+BEHIND = 1000  # messages that may wait for a viewer; a slower one is disconnected
+HISTORY = 200  # how many prompts, and how many videos, are remembered
 LONGEST_PROMPT = 2000  # characters
 SUGGESTIONS = 8
 
 
 @dataclass(eq=False)
 class Viewer:
-    """One page. outbox: what it is to be sent; None ends it."""
+    """One open page. outbox: messages to send to it."""
 
-    outbox: asyncio.Queue[Message | bytes | None] = field(default_factory=lambda: asyncio.Queue(BEHIND))
+    outbox: asyncio.Queue[Message | bytes] = field(default_factory=lambda: asyncio.Queue(BEHIND))
     behind: bool = False
 
     def send(self, message: Message | bytes) -> None:
-        """Put something into its outbox, or note that it does not keep up."""
+        """Put a message into the outbox; if it is full, note that the viewer is too slow."""
         if self.behind:
             return
         try:
@@ -45,7 +45,7 @@ class Viewer:
 
 @dataclass
 class Room:
-    """Students at work for the viewers that are here."""
+    """The students and the viewers who are watching them."""
 
     students: list[Student]
     timeline: Timeline
@@ -53,19 +53,19 @@ class Room:
     seed: int
     order: config.Order | None = None
     context: config.Context | None = None
-    renew: bool = False  # where the prompt changes, what earlier blocks show is computed anew
+    renew: bool = False  # recompute the contexts of earlier blocks when the prompt changes
     viewers: set[Viewer] = field(default_factory=set)
     history: deque[Message] = field(default_factory=lambda: deque(maxlen=HISTORY))
-    videos: deque[Message] = field(default_factory=lambda: deque(maxlen=HISTORY))  # however many prompts
+    videos: deque[Message] = field(default_factory=lambda: deque(maxlen=HISTORY))  # kept however many prompts follow
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def open(self) -> None:
-        """Begin the first video, and listen to the students, who have been started."""
+        """Begin the first video and listen to the students, whose processes must be running."""
         self.tasks = [asyncio.create_task(self._follow(number)) for number in range(len(self.students))]
         self.begin(self.prompt, self.seed, self.order, self.context)
 
     def begin(self, prompt: str, seed: int, order: config.Order | None, context: config.Context | None) -> None:
-        """Begin a new video behind what may be made by now. Raises UserError for a prompt or walk that cannot be."""
+        """Begin a new video after the last block that students may make. Raises UserError for a bad prompt or walk."""
         prompt = self._checked(prompt)
         for student in self.students:
             walk_asked(student.card, order, context)
@@ -75,22 +75,22 @@ class Room:
         self._tell({"do": "restart", "block": block, "renew": self.renew, **asked})
         note = {"kind": "restart", "block": block, "seconds": self.timeline.seconds(block), **asked}
         if self.videos and self.videos[-1]["block"] == block:
-            self.videos.pop()  # nothing of it has been made
+            self.videos.pop()  # not a block of it was made
         self.videos.append(note)
         self._note(note)
 
     def restart(self, seed: object, order: object, context: object) -> None:
-        """`begin` of what a viewer asks for. Raises UserError when that is nothing that can be."""
+        """`begin` with a viewer's unchecked values. Raises UserError if they are not valid."""
         if not (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MOST_SEED):
             raise UserError(f"seed: is no whole number from 0 to {MOST_SEED}; give one")
         if not all(value is None or isinstance(value, str) for value in (order, context)):
-            raise UserError("order, context: are no words; choose from the lists")
+            raise UserError("order, context: should be words; choose from the lists")
         self.begin(self.prompt, seed, *walk_of(order, context))  # type: ignore[arg-type]
 
     def change(self, text: object) -> int:
-        """Show something else from the first block that no student has begun; returns it.
+        """Change the prompt from the first block that no student can have begun; returns that block.
 
-        Raises UserError for a prompt that the world does not know; the one before then holds on.
+        Raises UserError for a prompt that the world does not know; the previous prompt then stays in force.
         """
         prompt = self._checked(text)
         ahead = max(blocks_ahead(student.card, self._walk(student)) for student in self.students)
@@ -101,12 +101,12 @@ class Room:
         return block
 
     def watched(self, seconds: float) -> None:
-        """Let students go on as far as what is watched allows."""
+        """Note how far a viewer has watched, and let students make more blocks if that allows it."""
         if self.timeline.watch(seconds):
             self._tell({"do": "until", "block": self.timeline.until})
 
     def enter(self, viewer: Viewer) -> None:
-        """Greet a viewer, who begins where the others are, and let students go on."""
+        """Add a viewer, who starts where the others are, and let students continue."""
         viewer.send(self.greeting())
         for number, student in enumerate(self.students):
             viewer.send(bytes([number]) + student.header)
@@ -119,12 +119,12 @@ class Room:
         self.watched(self.timeline.watched)
 
     def greeting(self) -> Message:
-        """What a page needs to know before the first picture."""
+        """The first message to a page: what it needs before the first picture."""
         world = world_of(self.students)
         try:
             suggestions = list(dict.fromkeys(world.prompts(seed=0, first=FIRST_CLIP["sample"], count=SUGGESTIONS)))
         except UserError:
-            suggestions = []  # a world whose prompts are in a file that is not here
+            suggestions = []  # the world's file of prompts is missing
         return {
             "kind": "hello",
             "world": world.name,

@@ -1,4 +1,4 @@
-"""The page, the WebSocket behind it, and who may use them."""
+"""The page, its WebSocket, and the rules of access to both."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ FILES = {
     "charts.js": "charts.js",
 }
 MOST_VIEWERS = 32
-RATE = 20.0  # messages a second that are read of a viewer; more wait in its connection
-BURST = 40  # of them at once
-ENTRY_SECONDS = 10.0  # that a page may take to give its token
-PENALTY_SECONDS = 1.0  # that a wrong one costs
+RATE = 20.0  # messages per second that are read from a viewer; more wait in the connection
+BURST = 40  # messages that may be read at once
+ENTRY_SECONDS = 10.0  # within which a page must send its token
+PENALTY_SECONDS = 1.0  # delay after a wrong token
 WRONG_TOKEN, FULL, BEHIND_CODE = 4401, 4429, 4408
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -48,7 +48,7 @@ HEADERS = {
 
 
 def application(room: Room, token: str | None, *, loopback: bool) -> Starlette:
-    """The page on a room; token: what viewers must give, if anything. loopback: no other host's name is answered."""
+    """The page of a room. token: what viewers must give, if anything. loopback: answer to this machine's names only."""
 
     async def minute(request: Request) -> Response:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -72,7 +72,7 @@ def application(room: Room, token: str | None, *, loopback: bool) -> Starlette:
         if len(room.viewers) >= MOST_VIEWERS:
             await socket.close(FULL)
             return
-        with suppress(WebSocketDisconnect, RuntimeError):  # Starlette raises the latter when a page has gone meanwhile
+        with suppress(WebSocketDisconnect, RuntimeError):  # Starlette raises RuntimeError if the page has closed
             await _serve(room, socket, token)
 
     return Starlette(
@@ -86,13 +86,13 @@ def application(room: Room, token: str | None, *, loopback: bool) -> Starlette:
 
 
 class OwnNames:
-    """Answers to this machine's own names alone: a page elsewhere may have its own name lead here."""
+    """Answers requests to this machine's own names only, against DNS rebinding by pages from elsewhere."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is asked of this machine."""
+        """Pass on requests to this machine's own names; refuse others with 421, or by closing the WebSocket."""
         if scope["type"] in ("http", "websocket") and _name(_header(scope, b"host")) not in OWN:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
@@ -103,7 +103,7 @@ class OwnNames:
 
 
 async def _serve(room: Room, socket: WebSocket, token: str | None) -> None:
-    """One page, from its token to its leaving."""
+    """Serve one page, from its token until it leaves."""
     read = _paced(socket)
     try:
         entry = await asyncio.wait_for(read(), ENTRY_SECONDS)
@@ -132,17 +132,17 @@ async def _serve(room: Room, socket: WebSocket, token: str | None) -> None:
 
 
 async def _send(socket: WebSocket, viewer: Viewer) -> None:
-    """Send what is in a viewer's outbox, until it does not keep up."""
+    """Send what is in a viewer's outbox, until the viewer is too slow."""
     while not viewer.behind:
         message = await viewer.outbox.get()
         if isinstance(message, bytes):
             await socket.send_bytes(message)
-        elif message is not None:
+        else:
             await socket.send_text(json.dumps(message))
 
 
 async def _read(room: Room, viewer: Viewer, read: Callable[[], Awaitable[dict[str, Any]]]) -> None:
-    """Do what a viewer asks for; what cannot be is answered with a line."""
+    """Do what a viewer asks for; answer what cannot be done with one line."""
     while True:
         try:
             message = await read()
@@ -162,7 +162,7 @@ async def _read(room: Room, viewer: Viewer, read: Callable[[], Awaitable[dict[st
 
 
 def _paced(socket: WebSocket) -> Callable[[], Awaitable[dict[str, Any]]]:
-    """What reads a page's messages, not more than `RATE` a second; UserError for what is no JSON object in text."""
+    """A reader of a page's messages, at most `RATE` per second; raises UserError for one that is no JSON object."""
     credit, last = float(BURST), time.monotonic()
 
     async def read() -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _known(token: str | None, given: object) -> bool:
 
 
 def _same_origin(socket: WebSocket) -> bool:
-    """Whether a connection comes from our own page; programs that are no browsers name no origin."""
+    """Whether a connection comes from our own page, or from a program other than a browser, which sends no origin."""
     origin = socket.headers.get("origin")
     return origin is None or origin.partition("://")[2] == socket.headers.get("host")
 
@@ -210,7 +210,7 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header: without its port, and IPv6 addresses without brackets."""
+    """The name in a Host header, without its port; IPv6 addresses without brackets."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]

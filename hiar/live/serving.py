@@ -1,4 +1,4 @@
-"""`hiar live` as a whole: students are started, the page is served, and everything ends together."""
+"""`hiar live` as a whole: start the students, serve the page, end everything together."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from hiar.worlds.interface import FIRST_CLIP, World
 
 TOKEN = "HIAR_LIVE_TOKEN"
 SHORTEST_TOKEN = 16
-EVERY = ("", "0.0.0.0", "::")  # hosts that stand for all addresses of this machine
-LARGEST_MESSAGE = 2**16  # bytes of a viewer's
+EVERY = ("", "0.0.0.0", "::")  # hosts that mean all addresses of this machine
+LARGEST_MESSAGE = 2**16  # bytes, from a viewer
 MOST_CONNECTIONS = 200
 
 
@@ -37,11 +37,11 @@ def serve(
     announce: Callable[[str], None],
     renew: bool = False,
 ) -> None:
-    """Show students side by side until Ctrl-C; ``announce`` is told the page's address when it can be opened.
+    """Show students side by side until Ctrl-C; ``announce`` is called with the page's address once it can be opened.
 
-    renew: where the prompt changes, contexts are made anew.
+    renew: recompute contexts when the prompt changes.
     Raises UserError for checkpoints that cannot be shown, a prompt that their world does not know, an address that
-    cannot be listened on, and one beyond this machine without a token.
+    cannot be listened on, and an address that other machines can reach without a token.
     """
     token = _token(host)
     students = find_students(checkpoints)
@@ -52,7 +52,7 @@ def serve(
         try:
             runner.run(_serve(students, prompt, seed, lead, token, listener, address, announce, renew))
         finally:
-            # A run of its own: uvicorn passes Ctrl-C on as it ends, and whatever the first awaited then is cancelled.
+            # A second run: uvicorn raises Ctrl-C again as it ends, which cancels whatever the first run then awaits.
             runner.run(end_all(students))
 
 
@@ -67,7 +67,7 @@ async def _serve(
     announce: Callable[[str], None],
     renew: bool,
 ) -> None:
-    """Start students and serve their page until a signal ends it."""
+    """Start the students and serve their page until a signal arrives."""
     await start_all(students, CRF, Path("params.yaml").absolute())
     timeline = Timeline(*students[0].pictures, world_of(students).frames_per_second, lead)
     room = Room(students, timeline, prompt, seed, renew=renew)
@@ -78,7 +78,7 @@ async def _serve(
 
 
 def _configuration(app: Starlette) -> uvicorn.Config:
-    """Of the server: what viewers ask is logged nowhere."""
+    """The server's settings: what viewers ask for is not logged."""
     return uvicorn.Config(
         app,
         lifespan="off",
@@ -93,7 +93,7 @@ def _configuration(app: Starlette) -> uvicorn.Config:
 
 
 def own_prompt(world: World, seed: int) -> str:
-    """A prompt of the world's own. Raises UserError where its file of prompts is not here."""
+    """One of the world's own prompts. Raises UserError if its file of prompts is missing."""
     try:
         return world.prompts(seed=seed, first=FIRST_CLIP["sample"], count=1)[0]
     except UserError as error:
@@ -102,7 +102,7 @@ def own_prompt(world: World, seed: int) -> str:
 
 
 def _token(host: str) -> str | None:
-    """What viewers must give. Raises UserError where others could reach the page without."""
+    """The token that viewers must give. Raises UserError if it is short, or missing where others can reach the page."""
     token = os.environ.get(TOKEN) or None
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise UserError(f"{TOKEN}: has {len(token)} characters; give it at least {SHORTEST_TOKEN}")
@@ -115,18 +115,18 @@ def _token(host: str) -> str | None:
 
 
 def _address(host: str, port: int) -> str:
-    """Where a browser finds the page; for every address of the machine, by the name that others know it by."""
+    """The page's URL; where it listens on all addresses, with the machine's host name."""
     name = socket.gethostname() if host in EVERY else host
     return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises UserError when there can be none."""
+    """A listening socket. Raises UserError if the address cannot be listened on."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        # Since Python 3.13 an error of the system says in its own words again what was tried.
+        # Since Python 3.13 strerror also repeats what was tried, so the system's own text is used.
         number = None if isinstance(error, socket.gaierror) else error.errno
         reason = (os.strerror(number) if number else error.strerror or str(error)).lower()
         raise UserError(f"--host, --port = {host}, {port}: {reason}; choose another --port, or --host") from None

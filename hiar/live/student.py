@@ -1,6 +1,6 @@
-"""The process of one student: commands come as lines of the standard input, blocks leave by the standard output.
+"""The process of one student: reads commands, one per line, from standard input, writes blocks to standard output.
 
-It makes blocks as far as it was told to, then rests. It ends when the input does, so none outlives its server.
+It makes blocks as far as it may, then waits. It ends when its input closes, so it cannot outlive its server.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from hiar.transfer import lead
 
 
 def main() -> NoReturn:
-    """Take commands until there are no more."""
+    """Carry out commands until the input closes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--number", type=int, required=True)
     parser.add_argument("--crf", type=int, required=True)
     parser.add_argument("--params", type=Path, required=True)
     asked = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server too, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the server, which ends this process
     outlet = _own_output()
     commands: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(commands,), daemon=True).start()
@@ -69,7 +69,7 @@ def main() -> NoReturn:
 
 @dataclass
 class _Making:
-    """A student at work: its video, where it is on the time line, and how far it may go."""
+    """The state of a student: its video, its next block on the time line, and the block it must stop before."""
 
     source: Generator
     stack: ExitStack
@@ -79,7 +79,7 @@ class _Making:
     pending: deque[Message] = field(default_factory=deque)
 
     def take(self, command: Message) -> None:
-        """Note a command; it takes the place of those before it that it leaves nothing to say."""
+        """Queue a command and drop queued ones that it overrides."""
         again = command["do"] == "restart"
         while (
             self.pending
@@ -90,7 +90,7 @@ class _Making:
         self.pending.append(command)
 
     def prepare(self, refused: Callable[[str], None]) -> None:
-        """Carry out, in their order, the commands that concern blocks from the next one on."""
+        """Carry out queued commands in order, up to the first restart that is not due at the next block."""
         while self.pending and (self.pending[0]["do"] == "prompt" or self.pending[0]["block"] <= self.block):
             command = self.pending.popleft()
             if command["do"] == "restart":
@@ -104,7 +104,7 @@ class _Making:
 
     def _restart(self, asked: Message) -> None:
         first = self.walking is None
-        self.walking = None  # its caches make room for those of the next
+        self.walking = None  # frees its caches before the next ones are allocated
         told = (asked[name] for name in ("prompt", "seed", "order", "context", "block", "renew"))
         self.walking = begin(self.source, *told)
         if first:
@@ -119,9 +119,9 @@ def _make(
     fragment_of: Callable[[Tensor], bytes],
     figures: Callable[[str, Tensor], dict[str, float]],
 ) -> None:
-    """Carry commands out, and make blocks as far as they allow, until there are no more commands.
+    """Carry out commands and make blocks as far as they allow, until there are no more commands.
 
-    A GPU is asked for a block more before one is waited for, see `hiar.transfer.lead`; before it rests it sends all.
+    A GPU is given the next block before one is waited for, see `hiar.transfer.lead`; before a wait all are sent.
     """
     process, under_way, sent = psutil.Process(), deque[tuple[int, float, Callable[[], Made]]](), 0.0
 
@@ -165,14 +165,14 @@ def _make(
 
 
 def _own_output() -> BinaryIO:
-    """The standard output for messages alone: what libraries print goes to the standard error from here on."""
+    """Standard output, for messages only: from here on, what libraries print goes to standard error."""
     outlet = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return outlet
 
 
 def _listen(commands: queue.SimpleQueue[Message | None]) -> None:
-    # Not through sys.stdin, whose lock Python wants back as it ends, which this thread holds while it waits.
+    # Not through sys.stdin: Python needs its lock to exit, and this thread would hold that while it waits.
     with open(sys.stdin.fileno(), "rb", closefd=False) as lines:
         for line in lines:
             commands.put(json.loads(line))
@@ -180,11 +180,11 @@ def _listen(commands: queue.SimpleQueue[Message | None]) -> None:
 
 
 def _device(number: int) -> torch.device:
-    """A GPU of its own as long as there are some, else one that it shares; the CPU where there is none."""
+    """A GPU of its own if there are enough, else a shared one; the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", number % torch.cuda.device_count())
-    torch.cuda.set_device(device)  # what torch does without being told where, it does there
+    torch.cuda.set_device(device)  # for torch calls that name no device
     return device
 
 

@@ -1,4 +1,4 @@
-"""Students as `hiar live` sees them: what their checkpoints are, their processes, and the last minute of each."""
+"""Students as `hiar live` sees them: their checkpoints, their processes, and the last minute of each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hiar.worlds.interface import World, open_world
 
 KEPT = 60.0  # seconds that can be saved
 MOST = 4  # students side by side
-ENDING_SECONDS = 10.0  # that a block under way may take
+ENDING_SECONDS = 10.0  # to finish the current block before its process is killed
 
 
 class Piece(NamedTuple):
-    """A block as it was made. start, end: seconds on the time line. data: its fragment of the video."""
+    """A finished block. start, end: seconds on the time line. data: its fragment of the video."""
 
     start: float
     end: float
@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class Student:
-    """One of those side by side; ``line`` says why it makes nothing any more."""
+    """One student on the page. ``line``: why it has stopped, None while it works."""
 
     name: str
     checkpoint: Path
@@ -39,24 +39,24 @@ class Student:
     process: asyncio.subprocess.Process | None = None
     device: str = ""
     header: bytes = b""
-    pictures: tuple[int, int] = (0, 0)  # of the first block of a video, and of every other one
+    pictures: tuple[int, int] = (0, 0)  # in a video's first block, and in every other one
     pieces: deque[Piece] = field(default_factory=deque)
     made: float = 0.0
     line: str | None = None
 
     @property
     def codec(self) -> str:
-        """What a browser is told of the video: the profile and level that are in its header."""
+        """The video's codec string for browsers, with the profile and level of its header."""
         place = self.header.index(b"avcC") + 5
         return f"avc1.{self.header[place : place + 3].hex()}"
 
     def tell(self, command: Message) -> None:
-        """Give its process a command, if there is one."""
+        """Send a command to its process, if that is running."""
         if self.line is None and self.process is not None and self.process.stdin is not None:
             self.process.stdin.write(command_line(command))
 
     def keep(self, message: Message, data: bytes, fps: float) -> Piece:
-        """Note the next block, and forget what is older than can be saved."""
+        """Store the next block, and drop those too old to be saved."""
         piece = Piece(self.made, self.made + message["pictures"] / fps, message, data)
         self.pieces.append(piece)
         self.made = piece.end
@@ -66,7 +66,7 @@ class Student:
 
 
 def find_students(checkpoints: Sequence[Path]) -> list[Student]:
-    """The students of checkpoint folders. Raises UserError when they are not, or cannot be shown side by side."""
+    """The students of checkpoint folders. Raises UserError if one is no student or they do not fit side by side."""
     if len(checkpoints) > MOST:
         raise UserError(f"--checkpoint: is given {len(checkpoints)} times; give up to {MOST} side by side")
     cards = [load_card(folder) for folder in checkpoints]
@@ -90,12 +90,12 @@ def find_students(checkpoints: Sequence[Path]) -> list[Student]:
 
 
 def world_of(students: Sequence[Student]) -> World:
-    """The world that all of them show."""
+    """The world that all students share."""
     return open_world(students[0].card.world)
 
 
 async def start_all(students: Sequence[Student], crf: int, params: Path) -> None:
-    """Start their processes, side by side, and wait until they are ready. Raises UserError when one cannot be."""
+    """Start all processes in parallel and wait until they are ready. Raises UserError if one cannot start."""
     errors = await asyncio.gather(
         *(_start(student, number, crf, params) for number, student in enumerate(students)), return_exceptions=True
     )
@@ -118,7 +118,7 @@ async def _start(student: Student, number: int, crf: int, params: Path) -> None:
 
 
 async def follow(student: Student, heard: Callable[[Message, bytes], Awaitable[None]]) -> None:
-    """Pass on what a student says until its process ends; then ``line`` says why."""
+    """Pass on a student's messages until its process ends; then set its ``line``."""
     assert student.process is not None and student.process.stdout is not None
     while said := await read_message(student.process.stdout):
         if said[0]["kind"] == "broken":
@@ -129,7 +129,7 @@ async def follow(student: Student, heard: Callable[[Message, bytes], Awaitable[N
 
 
 async def end_all(students: Sequence[Student]) -> None:
-    """End their processes, which end by themselves when nobody commands them any more."""
+    """End all processes by closing their inputs; kill those that take too long."""
     await asyncio.gather(*(_end(student.process) for student in students if student.process is not None))
 
 

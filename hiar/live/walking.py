@@ -1,4 +1,4 @@
-"""An endless video whose prompt may change while it is made, on a time line that it shares with others."""
+"""An endless video whose prompt may change during generation, on a time line shared with other students."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class Made(NamedTuple):
 
 @dataclass
 class Walking:
-    """The video that `hiar stream` makes of a prompt, a seed and the changes that come while it is made.
+    """The video that `hiar stream` would make of the same prompt, seed and changes, which may arrive during generation.
 
-    first: its first block on the time line. changes: embeddings by its own blocks, read by the walk as it goes on.
+    first: its first block on the time line. changes: embeddings by the video's own block numbers, read by the walk as
+    it proceeds.
     """
 
     source: Generator
@@ -47,21 +48,21 @@ class Walking:
     made: int = 0
 
     def change(self, text: str, block: int) -> None:
-        """Show something else from a block of the time line on, which must not have begun yet: see `blocks_ahead`.
+        """Change the prompt from a block of the time line on, which must not have begun yet: see `blocks_ahead`.
 
-        Raises UserError for a prompt that the world or the text encoder does not know; the one before then holds on.
+        Raises UserError for a prompt that the world or the text encoder does not know; the previous one then stays.
         """
         self.source.world.check(text)
         embedded = self.source.embed([text])
         own = block - self.first
-        # What no block under way needs any more is forgotten: a video that goes on for ever may change for ever.
+        # Drop changes that no block in progress needs: an endless video may get endlessly many.
         oldest = max((start for start in self.changes if start <= self.made - self.rollout.grid.steps), default=0)
         for start in [start for start in self.changes if start < oldest]:
             del self.changes[start], self.prompts[start]
         self.changes[own], self.prompts[own] = embedded, text
 
     def next_block(self) -> Callable[[], Made]:
-        """Ask for the next block, and return what waits for it."""
+        """Start the next block; returns a function that waits for it."""
         latent = next(self.blocks)
         prompt = self.prompts[max(start for start in self.prompts if start <= self.made)]
         self.made += 1
@@ -78,10 +79,10 @@ def begin(
     first: int,
     renew: bool = False,
 ) -> Walking:
-    """A video from block ``first`` of the time line on; order, context: None as trained.
+    """A video that starts at block ``first`` of the time line; order, context: None means as trained.
 
-    renew: at changes contexts are made anew, see `hiar.rollout.renewed`.
-    Raises UserError for a prompt that the world does not know, and for a walk that cannot be.
+    renew: recompute contexts when the prompt changes, see `hiar.rollout.renewed`.
+    Raises UserError for a prompt that the world does not know, and for an invalid walk.
     """
     source.world.check(prompt)
     walk = walk_asked(source.card, order, context)
@@ -94,7 +95,7 @@ def begin(
 
 
 def blocks_ahead(card: Card, walk: Walk) -> int:
-    """How many blocks a walk has begun beyond the one that it has just finished: their prompt is settled."""
+    """How many blocks a walk has begun beyond the one just finished, at most; their prompt can no longer change."""
     steps, window = card.schedule.student_steps, card.video.window_blocks
     grid = make_grid(
         walk.context, walk.level, blocks=None, steps=steps, window=window, sinks=card.video.sink_blocks, given=0

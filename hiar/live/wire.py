@@ -1,14 +1,14 @@
-"""What `hiar live` and a student's process say to each other: JSON lines one way, JSON with bytes behind it the other.
+"""Messages between `hiar live` and a student's process: JSON lines to it, JSON followed by bytes from it.
 
-What is said to a student, by ``do``:
+Commands to a student, by ``do``:
 
 - ``until``: blocks of the time line before ``block`` may be made;
-- ``prompt``: ``text`` holds from ``block`` on;
-- ``restart``: from ``block`` on a new video, of ``prompt``, ``seed``, ``order`` and ``context``; ``renew``: whether
-  contexts are made anew where the prompt changes.
+- ``prompt``: the prompt from ``block`` on is ``text``;
+- ``restart``: a new video starts at ``block``, with ``prompt``, ``seed``, ``order`` and ``context``; ``renew``: whether
+  contexts are recomputed when the prompt changes.
 
-What a student says, by ``kind``: ``ready`` with the header of its video, ``block`` with the next fragment of it,
-``broken`` with a ``line`` when it cannot go on.
+Messages from a student, by ``kind``: ``ready`` with the header of its video, ``block`` with its next fragment,
+``refused`` with a ``line`` for a prompt that it cannot show, ``broken`` with a ``line`` when it cannot continue.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import Any, BinaryIO
 from hiar.io.outputs import write_all
 
 Message = dict[str, Any]
-_SIZES = struct.Struct(">II")  # bytes of the JSON, and of what is behind it
+_SIZES = struct.Struct(">II")  # bytes of the JSON, and of the data after it
 
 
 def command_line(command: Message) -> bytes:
-    """A command as a student reads it."""
+    """A command as a line of JSON."""
     return json.dumps(command).encode() + b"\n"
 
 
 def write_message(outlet: BinaryIO, message: Message, data: bytes = b"") -> None:
-    """Say something to the server. Raises BrokenPipeError when it has gone."""
+    """Write a message to the server. Raises BrokenPipeError if the server has ended."""
     head = json.dumps(message).encode()
     write_all(outlet, _SIZES.pack(len(head), len(data)) + head + data)
 
 
 async def read_message(inlet: asyncio.StreamReader) -> tuple[Message, bytes] | None:
-    """What a student says next; None when it has ended."""
+    """A student's next message and its data; None when its process has ended."""
     try:
         head, data = _SIZES.unpack(await inlet.readexactly(_SIZES.size))
         return json.loads(await inlet.readexactly(head)), await inlet.readexactly(data)

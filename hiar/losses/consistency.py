@@ -28,8 +28,8 @@ def causal_consistency(
 ) -> Tensor:
     """|| f_theta(x^n_t, t) - f_average(x^n_s, s) ||^2, all given the clean blocks x0^{<n}; the mean over blocks n.
 
-    x_t is the clean video noised, x_s one Euler step of the guided causal teacher from there, t and s neighbours among
-    ``sigmas`` (N + 1,), the last of which is 0: there f is x itself, which is what ties the map to the teacher.
+    x_t is the noised clean video, x_s one Euler step of the guided causal teacher from x_t; t and s are neighbours
+    among ``sigmas`` (N + 1,), the last of which is 0. At 0, f is x itself, which ties the map to the teacher.
     x0, noise: (B, C, F, H, W). levels: (B, F / k), the index of t for each block, 0 to N - 1. Gradients reach the
     student's side only.
     """

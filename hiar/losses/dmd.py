@@ -13,7 +13,7 @@ from hiar.schedule import add_noise, expand
 def dmd_gradient(x0: Tensor, fake_x0: Tensor, real_x0: Tensor) -> Tensor:
     """Gradient of the reverse KL at the student's ``x0``: fake score minus real score, in x0 form.
 
-    It is normalised sample by sample by the mean of |x0 - real_x0|, so that all levels weigh alike.
+    It is normalised per sample by the mean of |x0 - real_x0|, so that all levels have equal weight.
     """
     scale = (x0 - real_x0).abs().mean(dim=tuple(range(1, x0.ndim)), keepdim=True)
     return (fake_x0 - real_x0) / scale.clamp(min=1e-6)
@@ -22,7 +22,7 @@ def dmd_gradient(x0: Tensor, fake_x0: Tensor, real_x0: Tensor) -> Tensor:
 def dmd_loss(x0: Tensor, gradient: Tensor, weights: Tensor | None = None) -> Tensor:
     """A scalar whose gradient with respect to ``x0`` is ``gradient`` / number of elements.
 
-    weights: (B, F), by which frames differ in it; None: all weigh 1.
+    weights: (B, F), factors of the frames; None: all 1.
     """
     squared = 0.5 * (x0 - (x0 - gradient).detach()).square()
     return squared.mean() if weights is None else (squared * weights[:, None, :, None, None]).mean()

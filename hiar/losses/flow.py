@@ -18,7 +18,7 @@ def stratified_sigmas(count: int, shift: float, random: np.random.Generator) -> 
 
 
 def velocity_error(x0_hat: Tensor, x0: Tensor, sigma: Tensor, floor: float) -> Tensor:
-    """Mean squared error of the velocity, from estimates of x0: both v's share x, so it is |x0_hat - x0|^2 / sigma^2.
+    """Mean squared error of the velocity, from x0 predictions: both v's share x, so it is |x0_hat - x0|^2 / sigma^2.
 
     ``floor`` bounds the weight of nearly clean levels. Tensors broadcast; the result is a scalar.
     """

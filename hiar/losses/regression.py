@@ -1,4 +1,4 @@
-"""Causal initialisation: regression on teacher ODE trajectories, block-causal (Sec. 4.1) or behind a clip."""
+"""Causal initialisation: regression on teacher ODE trajectories, block-causal (Sec. 4.1) or teacher-forced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiar.schedule import expand
 
 
 def block_levels(samples: int, blocks: int, levels: int, random: np.random.Generator) -> Tensor:
-    """Which level each block is shown at, (samples, blocks), independently of the others.
+    """A random level index for each block, (samples, blocks), independent of the others.
 
     The clean level is among them, as contexts may be clean.
     """
@@ -21,7 +21,7 @@ def block_levels(samples: int, blocks: int, levels: int, random: np.random.Gener
 
 
 def noisy_share(sigma: Tensor) -> Tensor:
-    """The share of blocks that are not shown clean, of levels (B, blocks); where all are, that of a single one."""
+    """The fraction of noisy blocks among levels (B, blocks); if all are clean, that of a single block."""
     return (sigma > 0).float().mean().clamp(min=1 / sigma.numel())
 
 
@@ -35,11 +35,11 @@ def ode_regression(
     floor: float,
     share: Tensor | None = None,
 ) -> Tensor:
-    """From every block at its own level, the clean end of the trajectory.
+    """Error of the predicted clean ends of trajectories, from blocks that each have their own level.
 
-    x: (B, C, F, H, W), each block at its level; x0: the clean ends; sigma: (B, F / k), the noise levels of ``x``.
-    Clean blocks are context only: they carry no loss. share: that of noisy blocks in the batch, by which the loss is
-    divided, where the samples are a part of one (`noisy_share`).
+    x: (B, C, F, H, W), each block at its level; x0: the clean ends; sigma: (B, F / k), the noise levels of ``x``. Clean
+    blocks are context only: they carry no loss. share: the fraction of noisy blocks in the whole batch (`noisy_share`),
+    by which the loss is divided; to be given where the samples are a part of a batch.
     """
     if share is None:
         share = noisy_share(sigma)
@@ -59,7 +59,7 @@ def forced_regression(
     attention: TeacherForced,
     floor: float,
 ) -> Tensor:
-    """The same behind the clean blocks of ``clip``, those that a trajectory was solved behind (Causal-Forcing).
+    """As `ode_regression`, given the clean blocks of ``clip``, with which the trajectory was solved (Causal-Forcing).
 
     x, x0, clip: (B, C, F, H, W); sigma: (B, F / k), the noise levels of ``x``, all positive.
     """

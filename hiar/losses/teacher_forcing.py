@@ -1,4 +1,4 @@
-"""Teacher forcing: a causal model learns each block behind clean earlier blocks (Causal-Forcing, arXiv 2602.02214)."""
+"""Teacher forcing: a causal model learns each block given clean earlier blocks (Causal-Forcing, arXiv 2602.02214)."""
 
 from __future__ import annotations
 

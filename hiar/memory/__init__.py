@@ -1,1 +1,1 @@
-"""What training and sampling take of memory, told before anything is loaded: `hiar plan`."""
+"""Memory that training and sampling take, forecast before anything is loaded: `hiar plan`."""

@@ -1,6 +1,6 @@
-"""Bytes of the tensors that are alive, counted while something computes: with numbers, or on tensors without any.
+"""Bytes of live tensors, counted during a computation: on real tensors, or on fake ones without storage.
 
-`imagined` tensors have shapes and types but no memory (torch's fake tensors), so that a step of a model of any size is
+`imagined` tensors have shapes and types but no memory (torch's fake tensors). A step of a model of any size is thus
 counted by running the step itself, with autograd and checkpointing as they are, and no table of what a layer keeps.
 """
 
@@ -21,10 +21,10 @@ from hiar.models import rotary
 
 
 class Counting(TorchDispatchMode):
-    """Counts the storages that operations make within it, until nothing holds them any more.
+    """Counts the storages that operations within it allocate, until they are freed.
 
-    What was there before, as weights are, is not counted; nor is what a kernel takes for itself. ``peaks``: the most
-    bytes alive within each `phase`.
+    What existed before, such as weights, is not counted; nor is a kernel's own workspace. ``peaks``: the most bytes
+    alive within each `phase`.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Counting(TorchDispatchMode):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A part of what is counted, with a peak of its own."""
+        """A phase of the computation, with its own peak."""
         self._peak = self.live
         yield
         self.peaks[name] = self._peak
@@ -65,17 +65,17 @@ class Counting(TorchDispatchMode):
 
 @contextmanager
 def imagined() -> Iterator[None]:
-    """Within the body tensors have no memory. Those that were there before may take part, but for their numbers."""
-    rotary.forget()  # so that it does not matter what was computed before
+    """Within the body tensors have no memory. Earlier tensors may take part, but without their values."""
+    rotary.forget()  # so that the count does not depend on what is cached
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
-        rotary.forget()  # what was computed within has no numbers
+        rotary.forget()  # what was cached within has no values
 
 
 def storage_bytes(tensors: Any) -> int:
-    """Bytes of the storages of tensors, each once, however they are nested; also of tensors on the meta device."""
+    """Bytes of the storages of nested tensors, each counted once; also of tensors on the meta device."""
     storages = {id(s): s for t in tree_leaves(tensors) if isinstance(t, Tensor) for s in [t.untyped_storage()]}
     return sum(storage.nbytes() for storage in storages.values())
 

@@ -1,4 +1,4 @@
-"""What an experiment's artifacts take on the disk, from params.yaml and configurations alone."""
+"""Disk space of an experiment's artifacts, from params.yaml and configurations alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hiar.memory.networks import Models, meta_role, role_bytes
 
 
 def disk(models: Models) -> dict[str, int]:
-    """Bytes on the disk of the artifacts of one seed, and of the states of a distillation that is under way.
+    """Bytes on disk of the artifacts of one seed, and of the states of a distillation that is under way.
 
-    Those that are kept go only when a newer one is whole; milestones stay until the end, as do an init's trajectories
-    of a causal teacher.
+    A kept state is deleted only when a newer one is complete; milestones stay until the end, as do an init's
+    trajectories of a causal teacher.
     """
     params, clip = models.sizes.params, math.prod(models.sizes.clips(1)) * 4
     frame = clip // params.video.frames

@@ -1,7 +1,8 @@
-"""What each stage of an experiment takes of a GPU's memory and of the disk, from params.yaml and configurations alone.
+"""GPU memory of each stage of an experiment, from params.yaml and configurations alone.
 
-Parameters, gradients, optimiser states, averages and rings are arithmetic; activations are those of an imagined step.
-Over several GPUs parameters and what goes with them are sharded evenly (FSDP), everything else is a GPU's own.
+Parameters, gradients, optimiser states, averages and rings are computed from sizes; activations are those of an
+imagined step. Over several GPUs, parameters and what belongs to them are sharded evenly (FSDP); everything else is per
+GPU.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from hiar.models.rings import ring_bytes
 from hiar.training.parallel import layers_of
 from hiar.worlds.interface import CODEC, Codec
 
-USABLE = 0.9  # of a GPU's memory: the rest is for its context, kernels' own buffers and fragments
+USABLE = 0.9  # of a GPU's memory: the rest is for its context, kernels' own buffers and fragmentation
 TRAINED = ("init", "distill")
-UPDATE = "update"  # the phase in which an optimiser's states are there and no activations
+UPDATE = "update"  # the phase with an optimiser's states on the GPU and no activations
 
 
 @dataclass(frozen=True)
@@ -38,27 +39,27 @@ class Entry:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A GPU's memory in a stage, at its fullest."""
+    """A GPU's peak memory in a stage."""
 
     stage: str
     entries: tuple[Entry, ...]
-    host: tuple[Entry, ...] = ()  # of the host's memory, in the place of the GPU's
+    host: tuple[Entry, ...] = ()  # in the host's memory instead of the GPU's
 
     @property
     def total(self) -> int:
         return sum(entry.bytes for entry in self.entries)
 
     def fits(self, memory: float) -> bool:
-        """Whether it fits in a GPU of so many bytes, with margin."""
+        """Whether it fits in a GPU of ``memory`` bytes, with margin."""
         return self.total <= USABLE * memory
 
 
 @dataclass
 class _Training:
-    """What a training has on a GPU before it is known what else it shares with others.
+    """A training's memory on a GPU, before what `forecast` adds: the teacher of the pairs, offloading and sharding.
 
-    host: what is kept on the host instead. gathered: the networks whose layers are gathered where they are sharded.
-    solves: it learns from trajectories of the teacher.
+    host: what is kept on the host instead. gathered: the networks whose layers are gathered if they are sharded.
+    solves: whether it learns from trajectories of the teacher.
     """
 
     entries: list[Entry]
@@ -70,7 +71,7 @@ class _Training:
 
 
 def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int = 1) -> Forecast:
-    """A stage's memory on each of ``gpus``, ``batch`` samples a GPU at a time; ``variant``: the method.
+    """A stage's memory on each of ``gpus``, with ``batch`` samples per GPU at a time; ``variant``: the method.
 
     Raises ValueError for a stage that does not run on a GPU.
     """
@@ -84,7 +85,7 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         raise ValueError(f"{stage} has no networks that fill a GPU")
     training = _init(models, gpus) if stage == "init" else _distillation(models, variant, gpus)
     entries, host, peaks = training.entries, training.host, training.peaks
-    if training.solves and not params.pairs.stored:  # before anything is held for backward
+    if training.solves and not params.pairs.stored:  # they are solved before anything is held for backward
         entries.append(_teacher("teacher of the pairs", models))
         peaks |= _solver(replace(sizes, batch=params.pairs.batch), models.student)
     if "optimizers" in params.runtime.offload:
@@ -92,9 +93,9 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         entries = [entry for entry in entries if entry.what != OPTIMISER]
         host += optimisers
         peaks[UPDATE] = max(entry.bytes for entry in optimisers)  # one role after the other
-    if gpus > 1 or params.runtime.processes is not None:  # networks are sharded, be it over one
+    if gpus > 1 or params.runtime.processes is not None:  # networks are sharded, even over a single one
         entries.append(Entry("all", "gathered layers", _gathered(params, training.gathered)))
-        # An update's are reduced once, when they are complete.
+        # Gradients are reduced once per update, when they are complete.
         entries.append(Entry("all", "whole gradients", storage_bytes(list(models.trained().parameters()))))
     return Forecast(stage, (*entries, *_activations(peaks, training.rings)), tuple(host))
 
@@ -117,7 +118,7 @@ def _distillation(models: Models, variant: Variant, gpus: int) -> _Training:
     host: list[Entry] = []
     entries = _role("student", models, gpus, params.distill.generator)
     entries += _role("critic", models, gpus, params.distill.critic)
-    # One that is the teacher itself also embeds prompts, and stays as it is.
+    # A real score that is the teacher itself also embeds prompts, and keeps its precision.
     real = make_meta(params, models.real, half=params.distill.real_score is not None)
     if "real_score" in params.runtime.offload:
         host.append(Entry("real score", "parameters", pinned_bytes(real, gpus)))
@@ -142,12 +143,12 @@ def _distillation(models: Models, variant: Variant, gpus: int) -> _Training:
 
 
 def training_rings(sizes: Sizes, student: Config, variant: Variant) -> int:
-    """Bytes of the rings that a recorded self-rollout has at its end, in which only blocks that there are take room."""
+    """Bytes of a recorded self-rollout's rings at its end; slots without a block take none."""
     params = sizes.params
     grid = training_grid(params, variant, params.schedule.student_steps)
     assert grid.blocks is not None
     slots, itemsize = min(grid.blocks, grid.window), 2 if params.runtime.precision == "bf16" else 4
-    # What the last block leaves in one cache is, at its last step, what lies in the next.
+    # At its last step, the last block's keys and values lie in two caches but in memory once.
     slots = slots * live_caches(grid, variant) - (grid.rule.left and grid.steps > 1)
     return sizes.batch * ring_bytes(
         student["num_layers"], _dim(student), _block_tokens(sizes, student), slots, itemsize
@@ -163,7 +164,7 @@ def _frozen(name: str, network: Denoiser, gpus: int) -> Entry:
 
 
 def _teacher(name: str, models: Models) -> Entry:
-    """A frozen teacher, which each process has whole."""
+    """A frozen teacher, of which each process has the whole."""
     return _frozen(name, make_meta(models.sizes.params, models.student, half=False), 1)
 
 
@@ -172,7 +173,7 @@ def _solver(sizes: Sizes, teacher: Config) -> Peaks:
 
 
 def _activations(peaks: Peaks, rings: int) -> list[Entry]:
-    """The fullest phase, and how much of it is rings."""
+    """The phase with the highest peak, and how much of it is rings."""
     phase = max(peaks, key=lambda name: peaks[name])
     rings = 0 if phase == UPDATE else rings
     entries = [Entry("rings", "keys and values", rings)] if rings else []
@@ -180,7 +181,7 @@ def _activations(peaks: Peaks, rings: int) -> list[Entry]:
 
 
 def _gathered(params: Params, networks: list[Denoiser]) -> int:
-    """What a GPU holds of others' shards: all but the layers of each network, and the layers of two blocks."""
+    """Bytes gathered from other GPUs' shards: each network without its blocks' layers, and the layers of two blocks."""
     roots, layers = [], []
     for network in networks:
         blocks = [[p for layer in layers_of(block) for p in layer.parameters()] for block in network.transformer.blocks]
@@ -195,7 +196,7 @@ def _sample(models: Models, variant: Variant) -> Forecast:
     with imagined():
         count = Counting()
         codec, (channels, *size) = cast(Codec, models.world.outline(CODEC, params)), sizes.latent
-        decode(count, (1, channels, min(codec.chunk, params.sample.frames), *size), codec)  # one after the other
+        decode(count, (1, channels, min(codec.chunk, params.sample.frames), *size), codec)  # one video at a time
     rings = steps.sample_caches(params, variant) * params.video.window_blocks
     itemsize = 2 if params.runtime.precision == "bf16" else 4
     held = sizes.batch * ring_bytes(

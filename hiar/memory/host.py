@@ -1,4 +1,4 @@
-"""What a training stage takes of the host's memory beside what `runtime.offload` puts there, of each process."""
+"""Host memory of a training stage, per process, besides what `runtime.offload` puts there."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ RESULT = "the student at the end"
 
 
 def host(models: Models, stage: str, gpus: int) -> dict[str, int]:
-    """Bytes by what they are; of a state and the student at the end, which is whole, there is one at a time.
+    """Bytes by kind; a state and the student at the end, which is whole, are never in memory together.
 
-    Networks that are copied to the GPU to be trained stay where they were read, and so does a teacher whose place
-    another real score has. That one itself comes out of its file a block at a time, or is gone before a state is there.
+    Networks that are copied to the GPU for training also stay where they were loaded, as does the teacher if another
+    network is the real score. The real score itself is read from its file block by block, or has left the host before
+    there is a state.
     """
     params = models.sizes.params
     whole = network_bytes(make_meta(params, models.student, half=False))
@@ -31,5 +32,5 @@ def host(models: Models, stage: str, gpus: int) -> dict[str, int]:
 
 
 def most(parts: dict[str, int]) -> int:
-    """The most bytes of `host` at a time."""
+    """The most bytes of `host` at the same time."""
     return sum(parts.values()) - min(parts[STATE], parts[RESULT])

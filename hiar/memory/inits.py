@@ -1,4 +1,4 @@
-"""The updates of each kind of init on imagined networks, as `hiar.stages.inits` makes them, but for the optimisers."""
+"""The updates of each kind of init on imagined networks, as in `hiar.stages.inits` but without the optimisers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ode(count: Counting, sizes: Sizes, student: Denoiser) -> None:
 
 
 def teacher_forcing(count: Counting, sizes: Sizes, student: Denoiser) -> None:
-    """Flow matching behind clean blocks: sequences are twice as long."""
+    """Flow matching given clean blocks: sequences are twice as long."""
     x0, text = torch.zeros(sizes.clips(sizes.batch)), sizes.text(student.transformer.config, sizes.batch)
     sigma = torch.ones(sizes.batch, sizes.blocks)
     with count, count.phase("causal teacher"):
@@ -39,7 +39,7 @@ def teacher_forcing(count: Counting, sizes: Sizes, student: Denoiser) -> None:
 
 
 def consistency(count: Counting, sizes: Sizes, student: Denoiser, frozen: Denoiser) -> None:
-    """Agreement with the average; ``frozen`` is that and the causal teacher."""
+    """Consistency with the average; ``frozen`` stands for it and for the causal teacher."""
     x0, text = torch.zeros(sizes.clips(sizes.batch)), sizes.text(student.transformer.config, sizes.batch)
     levels, sigmas = torch.zeros(sizes.batch, sizes.blocks, dtype=torch.long), step_sigmas(2, 1.0)
     with count, count.phase("init"):
@@ -51,7 +51,7 @@ def consistency(count: Counting, sizes: Sizes, student: Denoiser, frozen: Denois
 
 
 class Kind(NamedTuple):
-    """The update that is the fullest of a kind's; frozen: whether a causal teacher and an average take part in it."""
+    """The update of a kind that takes the most memory; frozen: whether it involves a causal teacher and an average."""
 
     update: Callable[..., None]
     frozen: bool = False
@@ -60,7 +60,7 @@ class Kind(NamedTuple):
 KINDS = {
     "ode": Kind(ode),
     "teacher_forcing": Kind(teacher_forcing),
-    # Of its teacher, or behind clips; where that is adopted and there are none, it takes less.
+    # That of its teacher, or of a regression given clips; with an adopted teacher and no clips it takes less.
     "causal_ode": Kind(teacher_forcing),
     "consistency": Kind(consistency, frozen=True),
 }

@@ -1,4 +1,4 @@
-"""An experiment's networks in outline, without memory, and what each takes by itself."""
+"""An experiment's networks on the meta device, without memory, and the bytes of each."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ OPTIMISER = "optimiser"
 
 @dataclass(frozen=True)
 class Models:
-    """The configurations of an experiment's networks, and the bytes of its text encoder and decoder."""
+    """The configurations of an experiment's networks, and the bytes of its text encoder and codec."""
 
     world: World
     student: Config  # and the critic's, and the teacher's
     real: Config
     text: int
     codec: int
-    apart: bool  # a clip's first latent frame is unlike the others
+    apart: bool  # see `begins_apart`
     sizes: Sizes
 
     def trained(self) -> Denoiser:
-        """A network of the student's shape in training, without memory."""
+        """A network of the student's shape in training, on the meta device."""
         with torch.device("meta"):
             return make_network(self.sizes.params, self.student, trained=True)
 
 
 def open_models(params: Params) -> Models:
-    """An experiment's networks in outline. Raises UserError where a configuration is not known."""
+    """An experiment's networks, outlined on the meta device. Raises UserError where a configuration is not known."""
     world = open_world(params.world)
     with torch.device("meta"):
         text, codec = world.outline(TEXT, params), world.outline(CODEC, params)
@@ -52,7 +52,7 @@ def open_models(params: Params) -> Models:
         folder = params.distill.real_score
         real = student if folder is None else world.outline(TRANSFORMER, params, folder)
     latent = (coder.channels, *coder.latent_size(world.height, world.width))
-    half = params.runtime.precision == "bf16" and world.base is not None  # as Wan's text encoder is read
+    half = params.runtime.precision == "bf16" and world.base is not None  # as Wan's text encoder is loaded
     return Models(
         world,
         _config(student),
@@ -65,7 +65,7 @@ def open_models(params: Params) -> Models:
 
 
 def make_meta(params: Params, shape: Config, half: bool) -> Denoiser:
-    """A frozen network without memory; half: in bf16 where the experiment computes in it."""
+    """A frozen network on the meta device; half: in bf16 if the experiment computes in it."""
     with torch.device("meta"):
         network = Denoiser(WanTransformer3DModel(**shape), "flow", coordinates=False).requires_grad_(False)
     if half and params.runtime.precision == "bf16":
@@ -91,12 +91,12 @@ def role_bytes(role: Role) -> dict[str, int]:
 
 
 def meta_role(models: Models, settings: config.Optimizer) -> Role:
-    """A role in training without memory."""
+    """A role in training, on the meta device."""
     return make_role(models.trained(), settings, steps=1)
 
 
 def pinned_bytes(network: nn.Module, gpus: int) -> int:
-    """Bytes of the pinned memory that a GPU's share of a network takes: torch gives each tensor a power of two."""
+    """Bytes of pinned memory for a GPU's share of a network: torch rounds each tensor up to a power of two."""
     rows = [(parameter, -(-len(parameter) // gpus)) for parameter in network.parameters()]
     sizes = (count * parameter[0].numel() * parameter.element_size() for parameter, count in rows)
     return sum(1 << (size - 1).bit_length() for size in sizes)

@@ -1,4 +1,4 @@
-"""What making videos takes beside the weights: the caches and activations of a walk, and those of decoding.
+"""Memory of sampling besides the weights: the caches and activations of a walk, and those of decoding.
 
 The walk itself is run, on tensors without memory, with two layers and with three.
 """
@@ -21,14 +21,14 @@ from hiar.worlds.interface import Codec
 
 
 def walk_bytes(source: Generator, rollout: Rollout, order: Order, passes: Passes) -> int:
-    """The most bytes that a walk of one video has alive: of ``n`` at a time, it is ``n`` times as much."""
+    """Peak bytes of a walk of one video; ``n`` at a time take ``n`` times as much."""
     config = {name: value for name, value in source.denoiser.transformer.config.items() if not name.startswith("_")}
     two, three = (_peak(source, rollout, order, passes, config | {"num_layers": layers}) for layers in (2, 3))
     return two + (config["num_layers"] - 2) * (three - two)
 
 
 def decode_bytes(source: Generator, frames: int) -> tuple[int, int]:
-    """The most bytes alive while a video of so many latent frames is decoded, part by part, and those left between."""
+    """Peak bytes while a video of ``frames`` latent frames is decoded part by part, and bytes kept between parts."""
     channels, *size = source.latent_size
     with imagined():
         count = Counting()
@@ -38,7 +38,7 @@ def decode_bytes(source: Generator, frames: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def walk_through(count: Counting, student: Denoiser, rollout: Rollout, order: Order, passes: Passes) -> None:
-    """A walk as it is."""
+    """Run a walk from start to end, counted."""
     with count, count.phase("walk"):
         for _ in walk(student, rollout, order, passes=passes):
             pass
@@ -46,20 +46,20 @@ def walk_through(count: Counting, student: Denoiser, rollout: Rollout, order: Or
 
 @torch.no_grad()
 def decode(count: Counting, part: tuple[int, ...], codec: Codec) -> None:
-    """The decoding of two parts (B, C, f, h, w) of a video, the second of which finds what the first has left."""
+    """Decode two parts (B, C, f, h, w) of a video, counted; the second one starts from what the first has left."""
     latents = torch.zeros(part, device=codec.device)
     decoder = codec.decoding()
     with count:
         with count.phase("decoding"):
             for _ in range(2):
                 decoder(latents)
-        with count.phase("between"):  # what a decoder remembers
+        with count.phase("between"):  # what a decoder keeps
             pass
 
 
 def _peak(source: Generator, rollout: Rollout, order: Order, passes: Passes, config: dict[str, Any]) -> int:
     grid, card = rollout.grid, source.card
-    enough = 2 * grid.steps  # blocks, for the fullest pass of any walk
+    enough = 2 * grid.steps  # blocks to reach the fullest pass of any walk
     with imagined():
         count = Counting()
         network = Denoiser(WanTransformer3DModel(**config), card.prediction, card.coordinates)

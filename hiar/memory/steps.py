@@ -1,6 +1,6 @@
-"""The forwards and backwards of the stages on imagined networks: the most bytes that each of their phases has alive.
+"""Peak bytes of each phase of the stages' forwards and backwards, on imagined networks.
 
-A network of so many layers is not run whole: what a further layer adds is seen by running two and three.
+Networks are not run with all their layers: what a further layer adds is measured by running two and three.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Peaks = dict[str, int]  # bytes by phase
 
 @dataclass(frozen=True)
 class Sizes:
-    """An experiment's tensors: a latent frame (C, h, w), the words of a prompt; ``batch`` samples at a time."""
+    """Sizes of an experiment's tensors: a latent frame (C, h, w), words per prompt; ``batch`` samples at a time."""
 
     params: Params
     latent: tuple[int, int, int]
@@ -44,7 +44,7 @@ class Sizes:
 
     @property
     def blocks(self) -> int:
-        """Of a training clip."""
+        """Blocks of a training clip."""
         return self.params.video.frames // self.params.video.block
 
     @property
@@ -59,16 +59,16 @@ class Sizes:
         return count, channels, self.params.video.frames, height, width
 
     def text(self, config: Config, count: int) -> Tensor:
-        """Embeddings of so many prompts."""
+        """Embeddings of ``count`` prompts, (count, words, text_dim)."""
         return torch.zeros(count, self.words, config["text_dim"])
 
     def autocast(self) -> torch.autocast:
-        """As accelerate has it."""
+        """The autocast that accelerate uses."""
         return torch.autocast("cpu", torch.bfloat16, enabled=self.params.runtime.precision == "bf16")
 
 
 def make_network(params: Params, config: Config, layers: int | None = None, trained: bool = False) -> Denoiser:
-    """A denoiser of a configuration, with fewer layers if told so; one that is trained has gradients already."""
+    """A denoiser of a configuration, optionally with fewer layers; if ``trained``, its gradients are there already."""
     config = config if layers is None else config | {"num_layers": layers}
     prediction, coordinates = (params.model.prediction, params.model.coordinates) if params.model else ("flow", False)
     network = Denoiser(WanTransformer3DModel(**config), prediction, coordinates)
@@ -88,7 +88,7 @@ def training_grid(params: Params, variant: Variant, steps: int) -> Grid:
 
 
 def sample_caches(params: Params, variant: Variant) -> int:
-    """The caches of a walk that samples."""
+    """The number of caches of a walk that samples."""
     return _grid(params, variant.context, None, params.schedule.student_steps).caches
 
 
@@ -107,11 +107,11 @@ def live_caches(grid: Grid, variant: Variant) -> int:
 def distill(
     count: Counting, sizes: Sizes, variant: Variant, student: Denoiser, critic: Denoiser, real: Denoiser
 ) -> None:
-    """A generator update and one of the critic, as `hiar.training.distillation` makes them, but for the optimisers."""
+    """A generator update and a critic update, as in `hiar.training.distillation` but without the optimisers."""
     params, spec, config = sizes.params, sizes.params.distill, student.transformer.config
     own = SelfRollout(sizes.block_shape, spec.windows, variant, params.video, params.schedule, params.conventions)
     steps = params.schedule.student_steps
-    # Where there is one cache at a time, no exit is dearer than the first.
+    # With one cache at a time, no exit step takes more memory than the first.
     exit_step = 0 if live_caches(training_grid(params, variant, steps), variant) == 1 else steps - 1
     prompts = sizes.text(config, sizes.batch)
     samples, clips = range(sizes.batch), sizes.clips(sizes.batch * spec.windows)
@@ -168,7 +168,7 @@ def pairs(count: Counting, sizes: Sizes, teacher: Denoiser) -> None:
 
 @torch.no_grad()
 def sample(count: Counting, sizes: Sizes, variant: Variant, student: Denoiser) -> None:
-    """A walk as `hiar sample` makes it, with the fewest forward calls, to where its passes and rings are full."""
+    """A walk as in `hiar sample`, with the fewest forward calls, up to where its passes and rings are full."""
     params, schedule = sizes.params, sizes.params.schedule
     order, passes = fastest(variant.context)
     blocks = min(params.sample.frames // params.video.block, 2 * schedule.student_steps)
@@ -181,10 +181,10 @@ def sample(count: Counting, sizes: Sizes, variant: Variant, student: Denoiser) -
 
 
 def imagine(run: Callable[..., None], sizes: Sizes, trained: Sequence[Config], frozen: Sequence[Config] = ()) -> Peaks:
-    """The peaks of ``run(counting, *networks)``, on networks that are trained, of one size, and frozen ones.
+    """The peaks of ``run(counting, *networks)``, on trained networks, all of one size, and then frozen ones.
 
-    What a further layer adds is what a third adds to two. Frozen networks that serve trained ones keep nothing of a
-    layer that they have left.
+    Every further layer adds what a third adds to two. Frozen networks beside trained ones free a layer's tensors as
+    soon as it has run.
     """
     grown = trained or frozen
     two, three = (
@@ -200,7 +200,7 @@ def imagine(run: Callable[..., None], sizes: Sizes, trained: Sequence[Config], f
 
 
 def _peaks(run: Callable[..., None], sizes: Sizes, *networks: Sequence[tuple[Config, bool, int]]) -> Peaks:
-    """The peaks on networks of these configurations, each trained or not, and of so many layers."""
+    """The peaks on networks of these configurations, trained or not, with so many layers."""
     chosen = [one for part in networks for one in part]
     with imagined():
         count = Counting()
@@ -209,7 +209,7 @@ def _peaks(run: Callable[..., None], sizes: Sizes, *networks: Sequence[tuple[Con
 
 
 def causal(params: Params) -> BlockCausal:
-    """The attention of a clip under the mask."""
+    """The block-causal attention of a clip."""
     return BlockCausal(params.video.block, params.video.window_blocks)
 
 

@@ -1,4 +1,4 @@
-"""A plan as people read it: a table of each stage, the disk, and one line of advice."""
+"""The text of `hiar plan`: a table for each stage with a line of advice, and the disk."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hiar.memory.networks import Models
 from hiar.memory.steps import live_caches, training_grid
 from hiar.worlds.interface import AHEAD
 
-OFFLOAD = {"init": ["optimizers"], "distill": ["real_score", "optimizers"]}  # what a stage can have on the host
+OFFLOAD = {"init": ["optimizers"], "distill": ["real_score", "optimizers"]}  # what a stage can offload to the host
 STAGES = ("pairs", "init", "distill", "sample")  # that fill a GPU
-MANY = 64  # GPUs, more of which are not advised
+MANY = 64  # the largest number of GPUs that is advised
 
 
 def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory: float) -> Iterator[str]:
-    """A plan, line by line, as it is found out. memory: bytes of a GPU."""
+    """The plan, line by line, as it is computed. memory: bytes of a GPU."""
     params, world = models.sizes.params, models.world
     frames, cards = params.video.frames, f"{gpus} GPU{'s' if gpus > 1 else ''} of {memory / GB:g} GB"
     yield (
@@ -31,7 +31,7 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
     turns = -(-spec.all_steps * spec.batch // AHEAD) + -(-spec.critic_rollouts // AHEAD)
     often = f", {AHEAD} of distill's at a time: {turns} times at most" if world.base is not None else ""
     yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before{often}"
-    foreign = params.pairs.source is not None  # whose captions are of no file of ours
+    foreign = params.pairs.source is not None  # their captions are not from a file of ours
     own = 0 if foreign else params.pairs.count
     prompts, kept = world.kept(own + spec.all_steps * spec.batch + spec.critic_rollouts)
     if prompts:
@@ -60,7 +60,7 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
 
 
 def dearest(params: Params) -> tuple[Variant, str]:
-    """The variant that takes the most memory of those that are distilled, and its name."""
+    """The variant that takes the most memory, of those to be distilled, and its name."""
 
     def cost(name: str) -> tuple[int, bool]:
         variant = params.variant(name)
@@ -76,7 +76,7 @@ def _changed(params: Params, **runtime: object) -> Params:
 
 
 def advice(models: Models, found: Forecast, variant: Variant, batch: int, gpus: int, memory: float) -> str:
-    """Whether a stage fits, and else the first thing that makes it fit."""
+    """Whether a stage fits, or else the first changes that make it fit."""
     if found.fits(memory):
         return "fits"
     params = models.sizes.params
@@ -106,4 +106,4 @@ def advice(models: Models, found: Forecast, variant: Variant, batch: int, gpus: 
         told.append(way)
         if make().fits(memory):
             return f"does not fit; with {', '.join(told)} it does"
-    return "does not fit, nor does less of it: GPUs of more memory, or a shorter clip or window"
+    return "does not fit, even with every option: use GPUs with more memory, or a shorter clip or window"

@@ -1,1 +1,1 @@
-"""What is measured of videos: drift, motion, continuity, and what the oracle of the built-in world says."""
+"""Metrics of videos: drift and its published forms, looks, motion and continuity, and their summaries."""

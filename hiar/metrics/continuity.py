@@ -9,9 +9,9 @@ STILL = 0.25  # grey levels added to both changes, so that a still video scores 
 
 
 def border_jump(change: Tensor, block: int, first_block: int | None = None) -> Tensor:
-    """Change between frames across block borders over that inside blocks: (V, F - 1) -> (V,).
+    """Ratio of the change between frames across block borders to that inside blocks: (V, F - 1) -> (V,).
 
-    block: frames of a block; first_block: of the first one, where that is another number.
+    block: frames of a block; first_block: of the first one, if different.
 
     1 means that borders cannot be seen; a video of one block, or of blocks of one frame, has nothing to compare: 1.
     """

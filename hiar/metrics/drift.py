@@ -17,7 +17,7 @@ LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as in every grey conversion of 8-bit R
 def drift(per_frame: Tensor, segments: int) -> Tensor:
     """Absolute trend of a per-frame measure: (V, F) -> (V,), in units of the measure per whole video.
 
-    Noise alone raises the mean of absolute values: the signed trend beside it tells whether all videos go one way.
+    Noise alone raises the mean of absolute values: the signed trend beside it tells whether all videos drift one way.
     """
     return trend(per_frame, segments).abs()
 
@@ -25,7 +25,7 @@ def drift(per_frame: Tensor, segments: int) -> Tensor:
 def shift(per_frame: Tensor, segments: int) -> Tensor:
     """Distance of each segment's mean from the first segment's: (V, F) or (V, F, D) -> (V, segments), first is 0.
 
-    For vectors it is Euclidean.
+    Euclidean for vectors.
     """
     vectors = per_frame if per_frame.ndim == 3 else per_frame.unsqueeze(-1)
     means = torch.stack([segment_means(component, segments) for component in vectors.unbind(dim=-1)], dim=-1)
@@ -50,7 +50,7 @@ def sharpness(frames: Tensor) -> Tensor:
 
 def colorfulness(frames: Tensor) -> Tensor:
     """Hasler and Suesstrunk's (2003) measure of how colourful frames are: uint8 (V, F, H, W, 3) -> (V, F), grey 0."""
-    red, green, blue = frames.movedim(-1, 0).float().contiguous()  # planes: sums along them are quick
+    red, green, blue = frames.movedim(-1, 0).float().contiguous()  # contiguous planes: sums along them are fast
     opponents = torch.stack([red - green, (red + green) / 2 - blue]).flatten(-2)
     means = opponents.mean(dim=-1, keepdim=True)
     spread = (opponents - means).square().mean(dim=-1).sum(dim=0).sqrt()

@@ -1,4 +1,4 @@
-"""Drift in the forms that were published, of any measure of frames: whatever made it, a formula or a network."""
+"""Drift in its published forms, for any measure of frames, whether a formula or a network computes it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from hiar.metrics.segments import segment_centres, segment_means, slope, trend
 
-ENDS = 0.15  # of the video: what Helios compares
+ENDS = 0.15  # of the video, at each end: what Helios compares
 
 
 def forms(series: Tensor, segments: int) -> dict[str, Tensor]:
-    """Everything that is said of a measure's course (V, F), by the end of its name, each (V,).
+    """All figures of a measure over time (V, F), by the suffix of their names, each (V,).
 
-    - nothing: the mean over frames; ``_segment_1`` ...: that of each part;
-    - ``_trend``: slope of a linear fit over the parts, change a video; ``_drift``: without its sign (HiAR, Sec. 4.1);
-      ``_floor``: what ``_drift`` is on average where the parts come in any other order, which is what noise gives;
+    - no suffix: the mean over frames; ``_segment_1`` ...: the mean over each segment;
+    - ``_trend``: slope of a linear fit over the segments, change per video; ``_drift``: its absolute value (HiAR, Sec.
+      4.1); ``_floor``: the mean of ``_drift`` over all orders of the segments, which is what noise alone gives;
     - ``_first_last``: distance of the first 15 % of the frames from the last (Helios);
-    - ``_vde``: distances of the later parts from the first as shares of it (LV-Bench's VDE), NaN where it is 0.
+    - ``_vde``: weighted distances of the later segments from the first, relative to it (LV-Bench's VDE), see `vde`.
 
     Raises ValueError for fewer frames than ``segments``.
     """
@@ -36,9 +36,9 @@ def forms(series: Tensor, segments: int) -> dict[str, Tensor]:
 
 
 def floor(means: Tensor, frames: int) -> Tensor:
-    """Mean absolute slope over every order of the parts (V, segments) of videos of so many frames: (V,).
+    """Mean absolute slope over every order of the segments (V, segments) of videos of ``frames`` frames: (V,).
 
-    All orders, of which five parts have 120: nothing is drawn.
+    All orders are taken, none are sampled: five segments have 120.
     """
     segments = means.shape[1]
     orders = torch.tensor(list(permutations(range(segments))))  # (orders, segments)
@@ -46,13 +46,13 @@ def floor(means: Tensor, frames: int) -> Tensor:
 
 
 def first_last(series: Tensor) -> Tensor:
-    """Distance between the means of the first and of the last 15 % of the frames, one at least: (V, F) -> (V,)."""
+    """Distance between the means of the first and of the last 15 % of the frames, at least one: (V, F) -> (V,)."""
     count = max(1, round(ENDS * series.shape[1]))
     return (series[:, :count].double().mean(dim=1) - series[:, -count:].double().mean(dim=1)).abs()
 
 
 def vde(means: Tensor) -> Tensor:
-    """Sum over the later parts i of N, counted from 1, of (N - i + 1) abs(m_i - m_1) / m_1: (V, N) -> (V,).
+    """Sum over the later segments i of N, counted from 1, of (N - i + 1) abs(m_i - m_1) / m_1: (V, N) -> (V,).
 
     NaN where m_1 is 0 and another is not.
     """
@@ -63,6 +63,6 @@ def vde(means: Tensor) -> Tensor:
 
 
 def share(change: Tensor, means: Tensor) -> Tensor:
-    """A change (V,) as a share of what the parts (V, segments) of its measure are in the mean; 0 where that is 0."""
+    """A change (V,) relative to the mean absolute value of its measure's segments (V, segments); 0 where that is 0."""
     size = means.abs().mean(dim=1)
     return change / size.where(size != 0, torch.ones_like(size))

@@ -1,4 +1,4 @@
-"""What is measured of any video by its pixels alone, without weights and without knowing what it should show."""
+"""Metrics from the pixels of any video alone, without weights and without knowing what it should show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiar.metrics.segments import segment_means, trend
 
 @dataclass(frozen=True)
 class Looks:
-    """What is found in V videos of F frames."""
+    """Measures of V videos of F frames."""
 
     saturation: Tensor  # (V, F) HSV, [0, 1]
     sharpness: Tensor  # (V, F) squared grey levels
@@ -21,7 +21,7 @@ class Looks:
 
 
 def look(frames: Tensor, before: Tensor | None = None) -> Looks:
-    """Looks of videos, or of parts of them, uint8 (V, f, H, W, 3); ``before``: the frames (V, 1, H, W, 3) before."""
+    """Looks of videos, or of parts of them, uint8 (V, f, H, W, 3); ``before``: the preceding frames (V, 1, H, W, 3)."""
     joined = frames if before is None else torch.cat([before, frames], dim=1)
     return Looks(drift.saturation(frames), drift.sharpness(frames), continuity.changes(joined))
 
@@ -29,12 +29,12 @@ def look(frames: Tensor, before: Tensor | None = None) -> Looks:
 def looks_metrics(looks: Looks, segments: int, blocks: tuple[int, int]) -> dict[str, Tensor]:
     """Metrics by name, each (V,).
 
-    - ``saturation_drift`` (HSV saturation a video), ``sharpness_drift`` (squared grey levels a video): absolute trends;
-      ``saturation_trend``, ``sharpness_trend``: the same with their sign.
-    - ``border_jump``: frame change across borders of blocks over that inside them; ``blocks``: frames of the first
-      block, and of every other one.
-    - ``NAME_segment_1`` ... for ``saturation`` and ``saturation_shift``: the same in each part of the video; shifts are
-      distances from the first part, hence 0 there.
+    - ``saturation_drift`` (HSV saturation per video), ``sharpness_drift`` (squared grey levels per video): absolute
+      trends; ``saturation_trend``, ``sharpness_trend``: the same with their sign.
+    - ``border_jump``: ratio of the frame change across block borders to that inside blocks; ``blocks``: frames of the
+      first block, and of every other one.
+    - ``NAME_segment_1`` ... for ``saturation`` and ``saturation_shift``: the same in each segment of the video; shifts
+      are distances from the first segment, hence 0 there.
 
     Raises ValueError when the videos have fewer frames than ``segments``.
     """
@@ -50,7 +50,7 @@ def looks_metrics(looks: Looks, segments: int, blocks: tuple[int, int]) -> dict[
 
 
 def in_parts(**curves: Tensor) -> dict[str, Tensor]:
-    """Curves (V, segments) as a metric (V,) a part: NAME_segment_1 and so on."""
+    """Curves (V, segments) as one metric (V,) per segment: NAME_segment_1 and so on."""
     return {
         f"{name}_segment_{part}": values
         for name, curve in curves.items()

@@ -10,7 +10,7 @@ LEAST_FRAMES = 4  # two positions after the median
 
 
 def smoothed_speed(position: Tensor) -> Tensor:
-    """Mean speed of the object: (V, F, 2) in pixels -> (V,) in pixels a frame.
+    """Mean speed of the object: (V, F, 2) in pixels -> (V,) in pixels per frame.
 
     Positions first pass a running median of three frames, so that one misread frame moves nothing; then the speed is
     the displacement over SPAN frames divided by SPAN, averaged over the video. Jitter of single frames thus counts a

@@ -1,4 +1,4 @@
-"""A video cut into equal parts in time, and the trend over them."""
+"""Segments of a video, equal parts in time, and the trend over them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def segment_means(per_frame: Tensor, segments: int) -> Tensor:
-    """Mean of a per-frame measure in each part of the video: (V, F) -> (V, segments), float64.
+    """Mean of a per-frame measure in each segment of the video: (V, F) -> (V, segments), float64.
 
-    Parts are equal; when F is no multiple of ``segments`` the first ones hold one frame more.
+    Segments are equal; when F is no multiple of ``segments`` the first ones hold one frame more.
     Raises ValueError when a video has fewer frames than segments.
     """
     if per_frame.shape[1] < segments:
@@ -19,7 +19,7 @@ def segment_means(per_frame: Tensor, segments: int) -> Tensor:
 
 
 def segment_centres(frames: int, segments: int) -> Tensor:
-    """Where the middle of each part lies, as a share of the video: (segments,) in (0, 1), float64."""
+    """The middle of each segment, as a fraction of the video: (segments,) in (0, 1), float64."""
     parts = torch.tensor_split(torch.arange(frames, dtype=torch.float64), segments)
     return torch.stack([part.mean() + 0.5 for part in parts]) / frames
 
@@ -35,7 +35,7 @@ def trend(per_frame: Tensor, segments: int) -> Tensor:
 
 
 def slope(means: Tensor, centres: Tensor) -> Tensor:
-    """Least-squares slope of values (..., segments) at their places in time (segments,): (...); of one: 0."""
+    """Least-squares slope of values (..., segments) at times (segments,): (...); 0 for a single segment."""
     if len(centres) == 1:
         return torch.zeros_like(means[..., 0])
     time = centres - centres.mean()

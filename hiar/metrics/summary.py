@@ -1,4 +1,4 @@
-"""From one value a video to mean, standard error and count."""
+"""From one value per video to mean, standard error and count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Summary(TypedDict):
-    """Mean over ``n`` videos and its standard error; one video has none."""
+    """Mean over ``n`` videos and its standard error, which a single video does not have."""
 
     mean: float
     se: float | None
@@ -18,10 +18,10 @@ class Summary(TypedDict):
 
 
 class Figures(NamedTuple):
-    """What was measured of a folder of videos.
+    """The metrics of a folder of videos.
 
-    values: of each video by metric, in the order of their names; what a video leaves undefined is not there. facts:
-    what made them, weights and versions among it.
+    values: of each video by metric, in the order of the videos' names, without metrics that are undefined for it.
+    facts: what made them, such as weights and versions.
     """
 
     metrics: dict[str, Summary]
@@ -40,8 +40,8 @@ def summarise(values: Tensor) -> Summary:
 def pool(summaries: Sequence[Summary]) -> Summary:
     """One summary of several seeds' summaries.
 
-    The mean is that of the seeds' means; its standard error, sqrt(sum se^2) / seeds, is the one of the videos: it says
-    nothing of how far another training seed would land.
+    The mean is that of the seeds' means; its standard error, sqrt(sum se^2) / seeds, is that over videos: it says
+    nothing about how far another training seed would land.
     """
     count = len(summaries)
     errors = [summary["se"] for summary in summaries if summary["se"] is not None]

@@ -1,1 +1,1 @@
-"""Networks: the causal Wan transformer with its caches, text encoders, codecs, and how they are kept in a folder."""
+"""Networks: the causal Wan transformer with its KV caches, and generators in folders with text encoder and codec."""

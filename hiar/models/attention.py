@@ -1,8 +1,8 @@
 """Attention modes of the Wan transformer: bidirectional, block-causal on whole clips, and block by block with rings.
 
-diffusers' transformer is used as it is: `install` gives its attention layers processors, and puts a module in the place
-of its position table that hands every layer the plan of the current forward. Forwards on single blocks of a rollout
-have plans of their own, see `hiar.models.blockwise`.
+diffusers' transformer is used unchanged: `install` sets the processors of its attention layers, and replaces its
+position table by a module that hands the plan of the current forward to every layer. Forwards on single blocks of a
+rollout have plans of another kind, see `hiar.models.blockwise`.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class BlockCausal:
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """Two clips of one length one behind the other, a clean and a noisy one.
+    """A clean clip, followed in one sequence by a noisy clip of the same length.
 
-    Both have the places of one clip. Clean blocks see each other as in `BlockCausal`; a noisy block sees itself and, in
-    the place of what it would have generated before, the clean blocks before it.
+    Both have the positions of one clip. Clean blocks see each other as in `BlockCausal`; a noisy block sees itself and
+    the clean blocks before it, instead of the noisy ones.
     """
 
     block: int
@@ -55,7 +55,7 @@ Attention = Bidirectional | BlockCausal | TeacherForced
 
 
 class Look(NamedTuple):
-    """A stretch of the sequence, and the stretches whose keys its queries see."""
+    """A range of the sequence, and the ranges whose keys its queries see."""
 
     queries: slice
     keys: tuple[slice, ...]
@@ -66,16 +66,16 @@ EVERYTHING: tuple[Look, ...] = (Look(slice(None), (slice(None),)),)
 
 @dataclass(frozen=True)
 class SequencePlan:
-    """What the self-attention of a forward on whole clips needs; travels in the place of Wan's rotary embedding."""
+    """Plan of the self-attention in a forward on whole clips; passed in place of Wan's rotary embedding."""
 
     turns: Tensor  # (1, tokens, 1, head_dim / 2), complex
-    looks: tuple[Look, ...] = EVERYTHING  # their queries are the whole sequence, in its order
+    looks: tuple[Look, ...] = EVERYTHING  # their queries cover the whole sequence, in order
 
 
 class Row(NamedTuple):
-    """A block in a forward: it attends to ``cache``, itself included, and stays there until another takes its slot.
+    """A block in a forward: it attends to ``cache``, itself included, and stays there until its slot is overwritten.
 
-    leave: a further cache that keeps it as context.
+    leave: another cache that keeps it as context.
     """
 
     block: int
@@ -85,23 +85,26 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class BlocksPlan:
-    """What the self-attention of a forward on single blocks needs; hidden states are (B * rows, tokens, dim)."""
+    """Plan of the self-attention in a forward on single blocks; hidden states are (B * rows, tokens, dim)."""
 
     rings: Rings | RecordedRings
     rows: tuple[Row, ...]
     turns: Tensor  # (1, rows, tokens, 1, head_dim / 2), complex
-    sink_shifts: tuple[Tensor | None, ...]  # one a row, see Rings.show
+    sink_shifts: tuple[Tensor | None, ...]  # one per row, see Rings.show
 
 
 @dataclass(frozen=True)
 class TextPlan:
-    """Keys and values of prompts, in the place of text embeddings: (rows in a row that share one, a layer's each)."""
+    """Keys and values of prompts, passed in place of text embeddings.
+
+    runs: (number of consecutive rows that share a prompt, its keys and values in each layer).
+    """
 
     runs: tuple[tuple[int, list[KeysValues]], ...]
 
 
 class Positions(nn.Module):
-    """Stands in the transformer where its position table was, and returns the plan of the forward under way."""
+    """Replaces the transformer's position table, and returns the plan of the current forward."""
 
     def __init__(self, table: WanRotaryPosEmbed) -> None:
         super().__init__()
@@ -110,7 +113,7 @@ class Positions(nn.Module):
         self._turns: dict[tuple[Any, ...], Tensor] = {}
 
     def forward(self, hidden_states: Tensor) -> SequencePlan:
-        # A bare forward of the transformer is diffusers' own: bidirectional.
+        # A direct forward of the transformer, without a plan, is diffusers' own: bidirectional.
         return self.plan or self.make_plan(Bidirectional(), hidden_states)
 
     def make_plan(self, attention: Attention, latents: Tensor) -> SequencePlan:
@@ -158,10 +161,10 @@ class PlannedSelfAttention(WanAttnProcessor):
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
 
     def look(self, plan: SequencePlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of whole clips (B, tokens, heads, head_dim), a call a look.
+        """Attention of whole clips (B, tokens, heads, head_dim), one call per look.
 
-        A mask instead would have L^2 entries, a gigabyte for Wan's clip of 32,760 tokens, and keeps GPUs from their
-        fastest kernels.
+        A mask instead would have L^2 entries, a gigabyte for Wan's clip of 32,760 tokens, and rule out the fastest
+        kernels of GPUs.
         """
         query, key = rotate(query, plan.turns), rotate(key, plan.turns)
         out = [
@@ -177,12 +180,12 @@ class PlannedSelfAttention(WanAttnProcessor):
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
     def attend(self, plan: BlocksPlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of blocks (B * rows, tokens, heads, head_dim) without masks, a call a row.
+        """Attention of blocks (B * rows, tokens, heads, head_dim) without masks, one call per row.
 
-        Every row's ring shows just what the row may see.
+        Each row's ring shows exactly what the row may see.
         """
         query, key, value = (x.unflatten(0, (-1, len(plan.rows))) for x in (query, key, value))
-        # Under autocast norms leave keys in full precision, in which attention does not read them.
+        # Under autocast, norms return keys in full precision; attention reads them in the type of the values.
         query, key = rotate(query, plan.turns), rotate(key, plan.turns).type_as(value)
         out = []
         for i, (row, sink_shift) in enumerate(zip(plan.rows, plan.sink_shifts, strict=True)):
@@ -195,7 +198,7 @@ class PlannedSelfAttention(WanAttnProcessor):
 
 
 class PlannedCrossAttention(WanAttnProcessor):
-    """Wan's cross-attention; under a `TextPlan`, to keys and values that were computed once for the prompt."""
+    """Wan's cross-attention; with a `TextPlan`, to keys and values computed once per prompt."""
 
     def __init__(self, layer: int) -> None:
         super().__init__()
@@ -216,7 +219,7 @@ class PlannedCrossAttention(WanAttnProcessor):
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(hidden_states)))
 
     def attend(self, plan: TextPlan, query: Tensor) -> Tensor:
-        """Attention of (B * rows, tokens, heads, head_dim) to the prompts, a call for rows that share one."""
+        """Attention of (B * rows, tokens, heads, head_dim) to the prompts, one call per run of rows that share one."""
         rows = sum(count for count, _ in plan.runs)
         query = query.unflatten(0, (-1, rows))
         out, first = [], 0
@@ -235,7 +238,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def install(transformer: WanTransformer3DModel) -> Positions:
     """Make ``transformer`` follow plans; its weights, config and saved form stay diffusers' own."""
-    # Under autocast the norms of queries and keys have their weights in full precision. It is of no concern to a user.
+    # Under autocast, the norms of queries and keys have full-precision weights; users need no warning of it.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     for layer, block in enumerate(transformer.blocks):
         block.attn1.set_processor(PlannedSelfAttention(layer))
@@ -245,7 +248,7 @@ def install(transformer: WanTransformer3DModel) -> Positions:
 
 
 def block_causal(frames: int, tokens: int, block: int, window: int) -> tuple[Look, ...]:
-    """Who sees whom in `BlockCausal`, over ``frames`` frames of ``tokens`` tokens; a last block may be short."""
+    """The looks of `BlockCausal`, over ``frames`` frames of ``tokens`` tokens; the last block may be shorter."""
     bounds = [tokens * frame for frame in (*range(0, frames, block), frames)]
     return tuple(
         Look(slice(bounds[n], bounds[n + 1]), (slice(bounds[max(0, n + 1 - window)], bounds[n + 1]),))
@@ -254,7 +257,7 @@ def block_causal(frames: int, tokens: int, block: int, window: int) -> tuple[Loo
 
 
 def teacher_forced(frames: int, tokens: int, block: int, window: int) -> tuple[Look, ...]:
-    """Who sees whom in `TeacherForced`, a clean clip of ``frames`` frames of ``tokens`` tokens, a noisy one behind."""
+    """The looks of `TeacherForced`: a clean clip of ``frames`` frames of ``tokens`` tokens, then a noisy one."""
     clean, behind = block_causal(frames, tokens, block, window), frames * tokens
     noisy = []
     for own, (seen,) in clean:
@@ -264,5 +267,5 @@ def teacher_forced(frames: int, tokens: int, block: int, window: int) -> tuple[L
 
 
 def _stretches(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
-    """These tokens of (B, tokens, ...), a view where they are one stretch."""
+    """The tokens of these ranges of (B, tokens, ...); a view if there is one range."""
     return x[:, parts[0]] if len(parts) == 1 else torch.cat([x[:, part] for part in parts], dim=1)

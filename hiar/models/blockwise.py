@@ -1,7 +1,7 @@
-"""Forwards on single blocks of a rollout, which see their context in rings: what a pass of a walk asks of the network.
+"""Forwards on single blocks of a rollout, with their context in rings: the network calls of a walk.
 
-Everything that a rollout's passes have in common is computed once: the embeddings of the noise levels, and the
-cross-attention's keys and values of a prompt. The layers are diffusers'; only the frame around them is restated here.
+What all passes of a rollout have in common is computed once: the embeddings of the noise levels, and a prompt's keys
+and values in cross-attention. The layers are diffusers'; only the code around them is rewritten here.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ NEAR = 64  # blocks whose rotations are kept: more than the diagonal of any grid
 
 @dataclass(frozen=True)
 class Conditioning:
-    """A prompt and the levels of a rollout, as the layers want them.
+    """A prompt and the levels of a rollout, embedded for the layers.
 
-    sigmas: (levels,). time: (levels, dim) and modulation (levels, 6, dim): what the network makes of a level.
+    sigmas: (levels,). time: (levels, dim) and modulation: (levels, 6, dim), the network's embeddings of the levels.
     text: keys and values (B, words, heads, head_dim) of every layer's cross-attention.
     """
 
@@ -45,7 +45,7 @@ def condition(model: Denoiser, text: Tensor, sigmas: Tensor) -> Conditioning:
 
     Gradients pass through where they are enabled.
     """
-    sigmas = sigmas.to(text.device)  # in full precision, whatever the text's: 937.5 is no bf16 number
+    sigmas = sigmas.to(text.device)  # in full precision, whatever the text's: bf16 cannot represent 937.5
     time, modulation, words = inside(model, _embed, text, sigmas)
     keys_values = []
     for block in model.transformer.blocks:
@@ -66,7 +66,7 @@ def _text_keys_values(attention: WanAttention, words: Tensor) -> KeysValues:
 
 @dataclass
 class Places:
-    """Rotations of the blocks of a rollout, each computed once while it is near."""
+    """Rotations of a rollout's blocks; those of the last ``NEAR`` blocks are cached."""
 
     model: Denoiser
     sizes: tuple[int, int, int]  # frames, rows and columns of tokens of a block
@@ -75,7 +75,7 @@ class Places:
     _shifts: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, block: int) -> Tensor:
-        """(1, tokens, 1, head_dim / 2), complex."""
+        """The rotations of a block: (1, tokens, 1, head_dim / 2), complex."""
         if block not in self._turns:
             if len(self._turns) >= NEAR:
                 self._turns.pop(next(iter(self._turns)))
@@ -103,10 +103,10 @@ def forward_blocks(
     rings: Rings | RecordedRings,
     places: Places,
 ) -> Tensor:
-    """The clean latents x0 the network sees in blocks ``x`` (B, rows, C, k, H, W).
+    """The network's x0 predictions for blocks ``x`` (B, rows, C, k, H, W).
 
-    Every row has its place and caches (`Row`), its level (an index of the conditioning's sigmas) and its prompt.
-    Rows run in their order where they share a cache: the keys of an earlier one are there for a later one.
+    Every row has its position and caches (`Row`), its level (an index into the conditioning's sigmas) and its prompt.
+    Rows that share a cache run in order: a later one sees the keys of an earlier one.
     Gradients need `RecordedRings`.
     """
     return inside(model, _forward_blocks, x, rows, levels, conditions, rings, places)
@@ -138,7 +138,7 @@ def _forward_blocks(
         torch.stack([getattr(c, name)[level] for c, level in zip(conditions, levels, strict=True)])
         .expand(batch, count, *getattr(conditions[0], name).shape[1:])
         .flatten(0, 1)
-        .contiguous()  # of one row it is not: compiled layers would be compiled anew for that
+        .contiguous()  # with one row it is not, and layers would be compiled again for that
         for name in ("time", "modulation")
     )
     for layer, block in enumerate(transformer.blocks):
@@ -164,9 +164,9 @@ def _checkpointed(
     rings: RecordedRings,
     layer: int,
 ) -> Tensor:
-    """A layer whose activations are computed anew for backward: its context is an input, and what it leaves a result.
+    """A layer whose activations are recomputed in backward: its context is an input, and what it writes a result.
 
-    Computed anew it reads what it read before, and what it leaves then is forgotten.
+    The recomputation reads the same context again; what it writes is discarded.
     """
     context = rings.of(layer)
 
@@ -181,20 +181,20 @@ def _checkpointed(
 
 
 def _sink_shift(rings: Rings | RecordedRings, places: Places, block: int) -> Tensor | None:
-    """How far the sinks have to move to stay at the start of the window of ``block``."""
+    """The rotation that keeps the sinks at the start of the window of ``block``; None where they keep their place."""
     if not rings.turn or block < rings.window:
         return None
     return places.shift(block - (rings.window - 1))
 
 
 def _embed_patches(latents: Tensor, embedding: nn.Conv3d) -> Tensor:
-    """What the convolution makes of patches that do not overlap, as a product of matrices: (N, tokens, dim).
+    """Embed patches, which do not overlap, by a matrix product instead of a convolution: (N, tokens, dim).
 
-    At the few frames of a block, a convolution's set-up takes longer than its work.
+    For the few frames of a block, a convolution's set-up takes longer than its work.
     """
     patches = latents
     for axis, size in enumerate(embedding.kernel_size, start=2):
-        patches = patches.unflatten(axis * 2 - 2, (-1, size))  # every axis becomes places and what is in a patch
+        patches = patches.unflatten(axis * 2 - 2, (-1, size))  # split every axis into patches and positions inside them
     patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
     return F.linear(patches, embedding.weight.flatten(1), embedding.bias)
 

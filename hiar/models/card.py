@@ -1,4 +1,4 @@
-"""The card of a checkpoint: what is needed besides weights to generate with it. Asking for it loads no network."""
+"""The card of a checkpoint: what is needed besides weights to generate with it. Reading it loads no network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Walk(config.Section):
     @model_validator(mode="before")
     @classmethod
     def _whole(cls, said: Any) -> Any:
-        """Where no level is said, as on cards from before there were several, output context has all its noise."""
+        """Without a level, as on cards from before there were several, output context is at the whole output level."""
         if not isinstance(said, dict) or "level" in said:
             return said
         return said | {"level": 1.0 if said.get("context") == "output" else None}
@@ -46,7 +46,7 @@ class Card(config.Section):
     stage: Literal["teacher", "init", "distill"]
     variant: str | None
     seed: Annotated[int, Field(ge=0)]
-    walk: Walk | None  # none: a bidirectional teacher, or a causal init that may walk in any way
+    walk: Walk | None  # none: a bidirectional teacher, or a causal init, which may be walked in any way
     guidance: float  # of the teacher; students use none
     solver_steps: config.Count  # of the teacher
     prediction: config.Prediction
@@ -54,7 +54,7 @@ class Card(config.Section):
     world: config.World
     video: config.Video
     schedule: config.Schedule
-    conventions: config.Conventions | None  # none of a teacher, which shows no context
+    conventions: config.Conventions | None  # none: a teacher, which shows no context
     precision: config.Precision  # it was trained with, and computes in
 
     @field_validator("walk", mode="before")

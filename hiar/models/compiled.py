@@ -1,4 +1,4 @@
-"""Layers compiled by torch.compile, a layer at a time, where measuring says that it pays."""
+"""Layers compiled by torch.compile, one at a time, where measurement shows that it pays."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hiar.models import fp8
 from hiar.models.denoiser import Denoiser
 from hiar.models.timing import now, timed
 
-LOOK, MEASURE = (1, 3), (20, 10)  # calls that do not count and calls that do; compiled ones settle slowly
-WORTH = 300.0  # seconds of layers as they are, below which a minute of compiling does not come back
-GAIN = 1.05  # times faster than layers as they are; what gains less stays as it is
-ERROR = 3.0  # of the type's precision, see `allowed`
+LOOK, MEASURE = (1, 3), (20, 10)  # warm-up calls and counted ones; compiled layers settle slowly
+WORTH = 300.0  # seconds in eager layers below which a minute of compiling does not pay off
+GAIN = 1.05  # least speed-up over eager layers; with less they stay eager
+ERROR = 3.0  # in units of the type's precision, see `allowed`
 
 
 class Compiled(NamedTuple):
-    """What compiling gave: how many times faster, the output's relative difference, and seconds of the first call."""
+    """Result of compiling: the speed-up, the output's relative difference, and seconds of the first call."""
 
     gain: float
     error: float
@@ -30,9 +30,9 @@ class Compiled(NamedTuple):
 
 @contextmanager
 def compiled(denoiser: Denoiser, backend: str = "inductor") -> Iterator[None]:
-    """Within the body the layers run compiled, all from the same graphs; what is compiled is kept on disk by torch.
+    """Within the body the layers run compiled, all from the same graphs; torch caches what it compiles on disk.
 
-    Attention itself stays as it is: it writes rings by the number of a block, and would be compiled for each anew.
+    Attention is not compiled: it writes to rings by block number, and would be compiled again for each block.
     """
     layers = denoiser.transformer.blocks
     attentions = [attention.processor for layer in layers for attention in (layer.attn1, layer.attn2)]
@@ -44,36 +44,37 @@ def compiled(denoiser: Denoiser, backend: str = "inductor") -> Iterator[None]:
         yield
     finally:
         for changed, name in [*((layer, "forward") for layer in layers), *((a, "attend") for a in attentions)]:
-            delattr(changed, name)  # the class's own is there again
+            delattr(changed, name)  # uncovers the class's own
 
 
 def where_it_pays(denoiser: Denoiser, forward: Callable[[], Tensor], calls: float = math.inf) -> Compiled | None:
-    """What compiling gives where ``forward``, a call of the denoiser, is to be made so many times.
+    """Measure what compiling gains for ``forward``, a call of the denoiser that will be made ``calls`` times.
 
-    None where that does not pay: for few calls, where it gains too little or differs by more than rounding does, and
+    None where it does not pay: for few calls, where it gains too little or differs by more than rounding does, and
     where torch cannot compile.
     """
     if timed(forward, *LOOK)[1] * calls < WORTH:
         return None
     try:
         found = measure_compiled(denoiser, forward)
-    except RuntimeError:  # as all of torch's complaints are
+    except RuntimeError:  # the base class of torch's errors
         return None
     return found if found.error <= allowed(denoiser) and found.gain >= GAIN else None
 
 
 def allowed(denoiser: Denoiser) -> float:
-    """The difference, relative to the output, up to which compiled layers are right.
+    """The relative difference of the output up to which compiled layers count as correct.
 
-    Where they round to fp8, what differs in a last bit before may go to the next of its numbers, which are far apart.
-    Two right ways to compute then differ by a share of what rounding to fp8 changes, of which so much is let pass.
+    With fp8, a difference in the last bit before rounding may lead to the next fp8 number, which is far away. Two
+    correct computations then differ by a fraction of what rounding to fp8 itself changes, for which ``fp8.ERROR`` is
+    the bound.
     """
     return fp8.ERROR if fp8.in_fp8(denoiser) else ERROR * torch.finfo(denoiser.dtype).eps
 
 
 @torch.no_grad()
 def measure_compiled(denoiser: Denoiser, forward: Callable[[], Tensor]) -> Compiled:
-    """Compile the layers for ``forward``, and compare. Raises RuntimeError where torch cannot."""
+    """Compile the layers for ``forward``, and compare with eager ones. Raises RuntimeError if torch cannot."""
     expected, plain = timed(forward, *MEASURE)
     start = now(expected.device)
     with compiled(denoiser):

@@ -1,4 +1,4 @@
-"""The network of teacher, student and critic: diffusers' Wan transformer, asked for the clean latent."""
+"""The network of teacher, student and critic: diffusers' Wan transformer as a predictor of the clean latent."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hiar.schedule import TIMESTEP_SCALE, expand, x0_from_velocity
 class Denoiser(nn.Module):
     """A Wan transformer and the meaning of its output.
 
-    prediction: "flow" when the transformer puts out the velocity (Wan), "x0" when the clean latent itself.
-    coordinates: whether it takes two channels more than the latent, with the y and x of each latent pixel.
+    prediction: "flow" if the transformer's output is the velocity (Wan), "x0" if it is the clean latent itself.
+    coordinates: whether its input has two more channels than the latent, with the y and x of each latent pixel.
     """
 
     def __init__(self, transformer: WanTransformer3DModel, prediction: config.Prediction, coordinates: bool) -> None:
@@ -33,7 +33,7 @@ class Denoiser(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in: latents and text should be of this type."""
+        """The type that it computes in, which latents and text should have."""
         return self.transformer.patch_embedding.weight.dtype
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -42,11 +42,11 @@ class Denoiser(nn.Module):
 
     @property
     def checkpointing(self) -> bool:
-        """Whether layers keep nothing for backward but what they are given, and are then computed anew."""
+        """Whether layers keep nothing but their inputs for backward, and are recomputed then."""
         return bool(self.transformer.gradient_checkpointing)
 
     def checkpoint(self, on: bool = True) -> Self:
-        """Switch activation checkpointing, a layer at a time. It takes a further forward, and changes no bit."""
+        """Switch activation checkpointing of the layers on or off. It costs one more forward, and changes no bit."""
         if on:
             self.transformer.enable_gradient_checkpointing(checkpoint)
         else:
@@ -59,9 +59,9 @@ class Denoiser(nn.Module):
         return self.transformer.config.in_channels - 2 * self.coordinates
 
     def forward(self, x: Tensor, sigma: Tensor, text: Tensor, attention: Attention) -> Tensor:
-        """The clean latent x0 the network sees in ``x``.
+        """The network's x0 prediction for ``x``.
 
-        x: (B, C, F, H, W) at noise levels ``sigma``, (B,) or one a frame (B, F); text: (B, words, text_dim).
+        x: (B, C, F, H, W) at noise levels ``sigma``, (B,) or one per frame (B, F); text: (B, words, text_dim).
         """
         positions = self.positions[0]
         positions.plan = positions.make_plan(attention, x)
@@ -74,7 +74,7 @@ class Denoiser(nn.Module):
         return out if self.prediction == "x0" else x0_from_velocity(x, out, expand(sigma, x))
 
     def _timesteps(self, sigma: Tensor, x: Tensor) -> Tensor:
-        """Wan's timesteps: (B,), or one a token (B, tokens) where frames differ."""
+        """Wan's timesteps: (B,), or one per token (B, tokens) where there is a level per frame."""
         timesteps = (sigma * TIMESTEP_SCALE).to(x.device)
         if sigma.ndim == 1:
             return timesteps
@@ -83,12 +83,12 @@ class Denoiser(nn.Module):
 
 
 def checkpoint(layer: Callable[..., Any], *inputs: Any) -> Any:
-    """What ``layer`` makes of its inputs, of which backward keeps these alone; there are no random numbers in it."""
+    """Call ``layer``, which draws no random numbers, keeping nothing but its inputs for backward."""
     return recomputed(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def teacher_forced(ask: Callable[[Tensor, Tensor], Tensor], clean: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """The x0 seen in every block of ``x``, each behind the clean blocks before it and not behind noisy ones.
+    """The x0 prediction for every block of ``x``, given the clean blocks before it instead of the noisy ones.
 
     ask(x, sigma): a forward under `TeacherForced`. clean, x: (B, C, F, H, W); sigma: (B, F), levels of ``x``.
     """
@@ -105,9 +105,9 @@ def guided_x0(
     guidance: float,
     attention: Attention | None = None,
 ) -> Tensor:
-    """Classifier-free guidance in x0 form, usual notation: uncond + guidance (cond - uncond); 1 is none.
+    """Classifier-free guidance in x0 form, usual notation: uncond + guidance (cond - uncond); 1 is no guidance.
 
-    x: (B, C, F, H, W), sigma: (B,) or (B, F), text and no_text: (B, words, dim). attention: bidirectional, or another.
+    x: (B, C, F, H, W), sigma: (B,) or (B, F), text and no_text: (B, words, dim). attention: bidirectional by default.
     """
     attention = attention or Bidirectional()
     if guidance == 1:

@@ -1,4 +1,4 @@
-"""Numbers that are finite: what is not must neither be saved nor loaded, for everything made of it is worthless."""
+"""Non-finite weights are neither saved nor loaded: everything made with them is worthless."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Linear layers in eight-bit floating point, for GPUs that multiply such numbers (Hopper and newer).
+"""fp8 linear layers, for GPUs that multiply fp8 numbers (Hopper and newer).
 
-Rounding is measured, not trusted: `with_fp8` tells by how much the network's output changes.
+The effect of rounding is measured, not assumed: `with_fp8` returns by how much the network's output changes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from hiar.models.denoiser import Denoiser
 
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
-MULTIPLE = 16  # of the sizes of matrices that GPUs take
-ERROR = 0.05  # of a pass's output, relative: more is refused
-CAPABILITY = (9, 0)  # of the first GPUs, Hopper, that scale rows by themselves
+MULTIPLE = 16  # GPUs take matrices whose sizes are multiples of it
+ERROR = 0.05  # largest relative change of a pass's output; more is refused
+CAPABILITY = (9, 0)  # of Hopper, the first GPUs with row-wise scaling
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer whose weights and inputs are e4m3 numbers, with a scale for each output and for each token."""
+    """A linear layer with e4m3 weights and inputs, and one scale per output and per token."""
 
     weight: Tensor
     scale: Tensor
@@ -46,7 +46,7 @@ class Fp8Linear(nn.Module):
 def use_fp8(denoiser: Denoiser) -> None:
     """Replace the linear layers of all transformer layers, for good.
 
-    What is outside of them - patches, levels, words, the last projection - is little, and matters more.
+    Those outside of them (patches, levels, words, the last projection) are small, and matter more.
     """
     for layer in denoiser.transformer.blocks:
         for name, module in [*layer.named_modules()]:
@@ -56,16 +56,16 @@ def use_fp8(denoiser: Denoiser) -> None:
 
 
 def in_fp8(denoiser: Denoiser) -> bool:
-    """Whether `use_fp8` has been there."""
+    """Whether `use_fp8` has been applied."""
     return any(isinstance(module, Fp8Linear) for module in denoiser.modules())
 
 
 @torch.no_grad()
 def with_fp8(denoiser: Denoiser, prepare: Callable[[], Callable[[], Tensor]]) -> float:
-    """`use_fp8`, and by how much it changes what a pass of the denoiser gives; relative, in the norm.
+    """Apply `use_fp8`, and return how much it changes the output of a pass of the denoiser; relative, in the norm.
 
-    prepare: gives the pass, once what it sees has been computed.
-    Raises RuntimeError or ValueError, torch's own, where it cannot multiply such numbers.
+    prepare: computes what the pass sees, and returns the pass.
+    Raises RuntimeError or ValueError, torch's own, where fp8 numbers cannot be multiplied.
     """
     expected = prepare()().float()
     use_fp8(denoiser)
@@ -75,5 +75,5 @@ def with_fp8(denoiser: Denoiser, prepare: Callable[[], Callable[[], Tensor]]) ->
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (N, K) as e4m3 numbers, each row scaled to their range, and the scales (N, 1) that undo it."""
     largest = rows.detach().abs().amax(dim=1, keepdim=True).float()
-    scale = (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)  # less, a GPU may take for 0
+    scale = (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)  # a GPU may take smaller ones for 0
     return (rows.detach() / scale).to(FP8), scale

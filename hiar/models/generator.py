@@ -1,4 +1,4 @@
-"""A generator in a folder: transformer, text encoder and codec in their own formats, beside the card that says how."""
+"""A generator in a folder: transformer, text encoder and codec in their own formats, and a card on how to use them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ T = TypeVar("T")
 class Generator:
     """Everything that turns a prompt and a seed into a video.
 
-    turns: a device on which networks take turns: one is there while it works, the others wait in the host's memory.
-    None: they are where they are.
+    turns: the device that networks share by turns: one is there while it works, the others wait in the host's memory.
+    None: each stays where it is.
     """
 
     card: Card
@@ -38,7 +38,7 @@ class Generator:
 
     @cached_property
     def world(self) -> World:
-        """The world that it shows."""
+        """The world of its videos."""
         return open_world(self.card.world)
 
     @property
@@ -66,7 +66,7 @@ class Generator:
         return math.prod(length // patch for length, patch in zip(size, patches, strict=True))
 
     def weights(self) -> tuple[int, int]:
-        """Bytes of the denoiser's weights, and of the codec's. Text encoders free theirs, or have few."""
+        """Bytes of the denoiser's weights, and of the codec's. Text encoders free their weights, or have few."""
         denoiser, codec = (
             sum(tensor.nbytes for tensor in network.state_dict().values()) for network in (self.denoiser, self.codec)
         )
@@ -74,11 +74,11 @@ class Generator:
 
     @property
     def device(self) -> torch.device:
-        """Where networks work."""
+        """Where networks compute."""
         return self.turns or self.codec.device
 
     def turn(self, network: Network | Denoiser) -> None:
-        """Make sure that a network is where it works; where they take turns, it is this one's."""
+        """Make sure that a network is where it computes; where networks take turns, the others leave the device."""
         if self.turns is not None:
             for other in (self.denoiser, self.text, self.codec):
                 if other is not network:
@@ -86,7 +86,7 @@ class Generator:
             network.to(self.turns)
 
     def in_turn(self, network: Network | Denoiser, results: Iterable[T]) -> Iterator[T]:
-        """What a network computes one after the other; between two of them others may have their turn."""
+        """Yield what a network computes, one result after the other; in between, other networks may have their turn."""
         steps = iter(results)
         while True:
             self.turn(network)
@@ -103,16 +103,16 @@ class Generator:
         return self.text.encode(captions).to(self.denoiser.dtype)
 
     def prepare(self, captions: Collection[str]) -> None:
-        """Before captions are embedded part by part: what that takes, such as to load an encoder, is done once."""
+        """Do once what all captions need, such as loading an encoder, before they are embedded part by part."""
         self.turn(self.text)
         self.text.prepare([*captions, "", self.world.negative_prompt])
 
     def embed_nothing(self) -> Tensor:
-        """The embedding (1, words, dim) that guidance leads away from."""
+        """The embedding (1, words, dim) of the negative prompt, for guidance."""
         return self.embed([self.world.negative_prompt])
 
     def autocast(self) -> torch.autocast:
-        """In what a teacher computes: weights and latents stay as they are, so that a solver's small steps add up."""
+        """Autocast for a teacher: weights and latents keep their precision, so that a solver's small steps add up."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.card.precision == "bf16")
 
     def to(self, device: torch.device | str) -> Generator:
@@ -140,7 +140,7 @@ class Generator:
 
 
 def load_generator(folder: Path, dtype: torch.dtype = torch.float32) -> Generator:
-    """The generator of a checkpoint folder, frozen, its denoiser's weights in a type but for what Wan keeps in full.
+    """The generator of a checkpoint folder, frozen; the denoiser's weights in ``dtype``, except what Wan keeps in fp32.
 
     Raises UserError when a part is missing, broken or of another shape, or a weight is not finite.
     """
@@ -170,7 +170,7 @@ def load_generator(folder: Path, dtype: torch.dtype = torch.float32) -> Generato
 
 
 def _check_patches(folder: Path, generator: Generator) -> None:
-    """Raise UserError when the world's pictures make no whole patches of pixels, and of these no whole tokens."""
+    """Raise UserError unless the world's pictures divide into whole latent pixels, and these into whole tokens."""
     world, patch = generator.world, generator.denoiser.transformer.config.patch_size[1:]
     remedy = "make the checkpoint anew"
     try:

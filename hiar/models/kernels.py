@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels computes: the fastest of those that are right, measured on the device itself."""
+"""Choice of torch's attention kernel: the fastest of those that are accurate, measured on the device itself."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ KERNELS = {
     "math": SDPBackend.MATH,
 }
 WARM, REPEATS = 2, 5
-ROUNDING = 4.0  # of the type's precision: the error, relative to exact attention, up to which a kernel is right
+ROUNDING = 4.0  # largest error relative to exact attention, in units of the type's precision
 
 
 def measure_kernels(
     queries: int, keys: int, heads: int, head_dim: int, batch: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
-    """Median seconds of every kernel that takes this shape and gives the right result, the fastest first.
+    """Median seconds of every kernel that takes this shape and is accurate, the fastest first.
 
-    queries, keys: tokens. Right is what differs from attention in double precision by rounding alone.
+    queries, keys: tokens. Accurate: it differs from attention in double precision by rounding alone.
     """
     shapes = [(tokens, heads, head_dim) for tokens in (queries, keys, keys)]
     inputs = [normals("measuring", 0, range(batch), shape, step=i).to(device, dtype) for i, shape in enumerate(shapes)]
-    head = [x[:1, :, :1].double() for x in inputs]  # of one head, so that it fits
+    head = [x[:1, :, :1].double() for x in inputs]  # one head, so that it fits in memory
     exact = attend(*head)
     seconds = {}
     for name in KERNELS:
@@ -44,17 +44,17 @@ def measure_kernels(
         if not error <= ROUNDING * torch.finfo(dtype).eps:
             del seconds[name]
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # one of them holds all weights of the softmax at once
+        torch.cuda.empty_cache()  # the math kernel holds the whole attention matrix at once
     return dict(sorted(seconds.items(), key=lambda item: item[1]))
 
 
 def choose_kernel(
     queries: int, keys: int, heads: int, head_dim: int, batch: int, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """The fastest right kernel, for `using`. None on a CPU.
+    """The fastest accurate kernel, for `using`. None on a CPU.
 
     torch has one fused kernel for a CPU, 1.5 to 2.8 times as fast as its other one on all shapes we tried, and what is
-    computed there should not depend on a clock.
+    computed there should not depend on timing.
     """
     if device.type == "cpu":
         return None
@@ -63,7 +63,7 @@ def choose_kernel(
 
 @contextmanager
 def using(kernel: str | None) -> Iterator[None]:
-    """Attention by this kernel, by others for shapes it does not take; None leaves the choice to torch."""
+    """Use this kernel for attention, and others for shapes it does not take; None leaves the choice to torch."""
     if kernel is None:
         yield
         return

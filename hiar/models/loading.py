@@ -1,4 +1,4 @@
-"""Networks from folders that anybody may have written: whole, of the right shape and finite, or one line of error."""
+"""Loading networks from untrusted folders: whole, of the right shape and finite, or one line of error."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Model = TypeVar("Model", bound=ModelMixin)
 
 
 def load_model(kind: type[Model], folder: Path) -> Model:
-    """A diffusers model saved by save_pretrained, its errors made into one line.
+    """Load a diffusers model saved by save_pretrained; whatever fails becomes one line of error.
 
-    diffusers only warns of weights that are missing, and makes them up.
+    diffusers only warns about missing weights, and initialises them at random.
     """
     try:
         with _no_warnings():
@@ -33,7 +33,7 @@ def load_model(kind: type[Model], folder: Path) -> Model:
         for name in ("missing_keys", "unexpected_keys"):
             if info[name]:
                 raise ValueError(f"{name.replace('_keys', '')} weights: {', '.join(sorted(info[name]))}")
-    except Exception as error:  # whatever a library meets in files that anybody may have written
+    except Exception as error:  # whatever a library raises on untrusted files
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: cannot be loaded ({reason}); "
@@ -44,7 +44,7 @@ def load_model(kind: type[Model], folder: Path) -> Model:
 
 
 def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Give the weights of a transformer, or of a part, a type, but for those that Wan keeps in full precision."""
+    """Cast the weights of a transformer, or of a part of one, except those that Wan keeps in full precision."""
     kept = set(WanTransformer3DModel._keep_in_fp32_modules)
     for name, parameter in network.named_parameters():
         if parameter.dtype != dtype and not kept & set(name.split(".")):
@@ -53,7 +53,7 @@ def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Silence diffusers below errors."""
+    """Silence diffusers and warnings; errors are still logged."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

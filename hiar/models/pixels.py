@@ -1,4 +1,4 @@
-"""Pictures of bytes, as files have them, and of numbers around zero, as networks do."""
+"""Conversion between uint8 frames, as files have them, and float videos in [-1, 1], as networks do."""
 
 from __future__ import annotations
 

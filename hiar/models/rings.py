@@ -1,10 +1,11 @@
-"""The keys and values of context blocks in memory, and what a block sees of them (KV caches).
+"""KV caches as ring buffers: the keys and values of context blocks, and what a block sees of them.
 
 Both kinds have a ring of ``window`` slots for every cache of a grid and every layer of a network. Block n lies in slot
-n mod window (the first ``sinks`` blocks keep a slot for good), and a block under way in the slot it would have as
-context. So the keys a block sees are always the first slots of its ring. Attention does not ask in which order keys
-lie: they are stored rotated to their positions. Where sinks ``turn``, they are turned with the window, so that they
-stay at its start; else they keep their first rotation. What is kept takes no gradients along.
+n mod window; with sinks, the first ``sinks`` blocks keep their slots and later ones share the rest. A block in progress
+lies in the slot it will have as context, so the keys a block sees are always the first slots of its ring. Attention
+does not depend on the order of keys, which are stored rotated to their positions. If ``turn``, sinks are rotated along
+with the window, so that they stay at its start; else they keep their first rotation. Stored keys and values carry no
+gradients.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ KeysValues = tuple[Tensor, Tensor]  # each (B, tokens, heads, head_dim)
 
 
 class Rings:
-    """Rings that are written in place and attended to as they lie: nothing is moved, gathered or masked.
+    """Rings written in place and read as they lie: nothing is moved, gathered or masked.
 
-    Memory is taken when a layer first writes, in the layout (B, window * tokens, heads, head_dim).
+    Memory is allocated when a layer first writes, in the layout (B, window * tokens, heads, head_dim).
     """
 
     def __init__(self, caches: int, window: int, sinks: int = 0, turn: bool = True) -> None:
         self.window, self.sinks, self.turn = window, sinks, turn and sinks > 0
         self._rings: list[dict[int, KeysValues]] = [{} for _ in range(caches)]
-        self._sink_keys: list[dict[int, Tensor]] = [{} for _ in range(caches)]  # as rotated when they were written
+        self._sink_keys: list[dict[int, Tensor]] = [{} for _ in range(caches)]  # with their first rotation
 
     def put(self, cache: int, layer: int, block: int, key: Tensor, value: Tensor) -> None:
-        """Lay a block's keys and values (B, tokens, heads, head_dim) in its slot."""
+        """Store a block's keys and values (B, tokens, heads, head_dim) in its slot."""
         if key.requires_grad:
             raise ValueError("what is written in place has no gradients: record a rollout with RecordedRings")
         tokens = key.shape[1]
@@ -51,9 +52,9 @@ class Rings:
     def show(
         self, cache: int, layer: int, block: int, key: Tensor, value: Tensor, sink_shift: Tensor | None
     ) -> KeysValues:
-        """Put a block's keys and values, and give those that it sees, its own included, as a view.
+        """Store a block's keys and values, and return those that it sees, its own included, as views.
 
-        sink_shift: the rotation that takes the sinks from where they were to the start of the block's window.
+        sink_shift: the rotation that takes the sinks from their first positions to the start of the block's window.
         """
         self.put(cache, layer, block, key, value)
         keys, values = self._rings[cache][layer]
@@ -70,10 +71,10 @@ class Rings:
 
 @dataclass(frozen=True)
 class RecordedRings:
-    """Rings of a rollout that is recorded for backward: a tensor a block, which nothing ever writes to again.
+    """Rings of a rollout that is recorded for backward: one tensor per block, never overwritten.
 
-    What a block saw is thus still there when its layers are computed anew for their gradients, although the window has
-    slid on by then; blocks that several passes see are in memory once. Gradients reach a block's own keys alone.
+    What a block saw is thus still there when its layers are recomputed in backward, although the window has moved on; a
+    block that several passes see is in memory once. Gradients reach only a block's own keys and values.
     """
 
     window: int
@@ -84,7 +85,7 @@ class RecordedRings:
     def put(self, cache: int, layer: int, block: int, key: Tensor, value: Tensor) -> None:
         """As `Rings.put`."""
         own = {slot(block, self.window, self.sinks): (key.detach(), value.detach())}
-        self._slots[cache, layer] = self._slots.get((cache, layer), {}) | own  # anew: copies keep what they had
+        self._slots[cache, layer] = self._slots.get((cache, layer), {}) | own  # a new dict: copies keep theirs
 
     def show(
         self, cache: int, layer: int, block: int, key: Tensor, value: Tensor, sink_shift: Tensor | None
@@ -103,19 +104,19 @@ class RecordedRings:
             del self._slots[known]
 
     def of(self, layer: int) -> RecordedRings:
-        """A layer's rings as they are now, apart from these."""
+        """A copy of one layer's rings as they are now."""
         return replace(self, _slots={known: slots for known, slots in self._slots.items() if known[1] == layer})
 
     def take(self, others: RecordedRings) -> None:
-        """Take over what other rings hold of their layers."""
+        """Take over the rings of all layers that ``others`` has."""
         self._slots.update(others._slots)
 
 
 def ring_bytes(layers: int, dim: int, tokens: int, slots: int, itemsize: int) -> int:
-    """Bytes of one cache's rings for one video: keys and values of ``slots`` blocks of so many tokens in all layers."""
+    """Bytes of one cache's rings for one video: keys and values of ``slots`` blocks of ``tokens`` tokens per layer."""
     return 2 * layers * dim * tokens * slots * itemsize
 
 
 def slot(block: int, window: int, sinks: int) -> int:
-    """The place of a block in its ring."""
+    """The slot of a block in its ring."""
     return block if block < sinks else sinks + (block - sinks) % (window - sinks)

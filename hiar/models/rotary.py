@@ -1,4 +1,4 @@
-"""Rotary positions of Wan: by frame, row and column of a token, as unit complex numbers that turn pairs of channels."""
+"""Wan's rotary position embedding: by frame, row and column of a token, as unit complex numbers per channel pair."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def rotations(table: WanRotaryPosEmbed, first: int, frames: int, rows: int, columns: int) -> Tensor:
-    """Turns of the tokens of ``frames`` frames from frame ``first`` on: (1, tokens, 1, head_dim / 2), complex.
+    """Rotations of the tokens of ``frames`` frames from frame ``first`` on: (1, tokens, 1, head_dim / 2), complex.
 
-    They are diffusers' own, without an end: any frame number will do, also negative ones.
+    They equal diffusers', but do not end with a table: any frame number will do, also a negative one.
     """
     time, height, width = (
         _axis(table.t_dim, first, frames),
@@ -27,16 +27,16 @@ def rotations(table: WanRotaryPosEmbed, first: int, frames: int, rows: int, colu
 
 @lru_cache(maxsize=64)
 def _axis(dim: int, first: int, count: int) -> Tensor:
-    """Turns of ``count`` places from ``first`` on: (count, dim / 2). Rows and columns are those of every block."""
+    """Rotations of ``count`` positions from ``first`` on: (count, dim / 2). Rows and columns always start at 0."""
     return get_1d_rotary_pos_embed(dim, torch.arange(first, first + count), freqs_dtype=torch.float64)
 
 
 def forget() -> None:
-    """Compute what was computed once again, when it is needed."""
+    """Clear the cache of rotations."""
     _axis.cache_clear()
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn neighbouring pairs of channels: x (B, tokens, heads, head_dim), turns (B or 1, tokens, 1, head_dim / 2)."""
+    """Rotate neighbouring channel pairs: x (B, tokens, heads, head_dim), turns (B or 1, tokens, 1, head_dim / 2)."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)

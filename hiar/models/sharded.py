@@ -1,4 +1,4 @@
-"""Weights that several processes hold a part of each, as the layers that use them see it."""
+"""Sharded weights in use outside the forward of the module that has them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 def inside(module: nn.Module, function: Callable[..., T], *arguments: Any) -> T:
-    """``function(module, *arguments)`` as a forward of ``module``: where it is sharded, its own weights are whole.
+    """Run ``function(module, *arguments)`` as a forward of ``module``: if it is sharded, its own weights are gathered.
 
-    For what uses layers of a module otherwise than its forward does. The result is a tensor or a tuple of tensors.
+    For code that uses a module's layers in another way than its forward. The result is a tensor or a tuple of tensors.
     """
     registered = getattr(module, "run_inside", None)
     return function(module, *arguments) if registered is None else registered(function, *arguments)
 
 
 def allow_inside(module: nn.Module) -> None:
-    """Make a module that is sharded fit for `inside`."""
+    """Prepare a sharded module for `inside`."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     module.run_inside = MethodType(_run, module)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Seconds of what a device computes; a GPU does so while the host goes on, and is waited for."""
+"""Timing of a device's work; a GPU computes while the host goes on, so the clock is read after a synchronisation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def timed(call: Callable[[], Tensor], warm: int, counted: int) -> tuple[Tensor, float]:
-    """What a call gives, and its median seconds over ``counted`` calls, after ``warm`` ones that do not count."""
+    """A call's result, and its median seconds over ``counted`` calls, after ``warm`` warm-up calls."""
     seconds = []
     for _ in range(warm + counted):
         start = time.perf_counter()
@@ -22,7 +22,7 @@ def timed(call: Callable[[], Tensor], warm: int, counted: int) -> tuple[Tensor, 
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a clock, once what was asked of the device is done."""
+    """The time in seconds, once the device has done all work requested of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,1 +1,1 @@
-"""Ways of scoring videos: what is measured, how it becomes one figure a video, and what a result says of its making."""
+"""Ways of scoring videos: what is measured, how it becomes one figure per video, and a record of what made it."""

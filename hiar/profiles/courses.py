@@ -1,4 +1,4 @@
-"""Courses of what is measured of single frames, the same in any part or batch."""
+"""Measures of single frames over time, the same for any division of videos into parts or batches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Measure = Callable[[Tensor], Tensor]  # of videos uint8 (V, F, H, W, 3): (V, F)
 
 
 def frame_by_frame(measures: Mapping[str, Measure], frames: Tensor) -> dict[str, Tensor]:
-    """Each measure (V, F) of videos uint8 (V, F, H, W, 3), whose frames are looked at one by one.
+    """Each measure (V, F) of videos uint8 (V, F, H, W, 3), computed on one frame at a time.
 
-    So no part or batch shows in the last bits.
+    So parts and batches do not change the last bits.
     """
     return {
         name: torch.stack([torch.cat([of(frame[None, None])[0] for frame in video]) for video in frames])

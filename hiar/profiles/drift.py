@@ -1,4 +1,4 @@
-"""Drift as the paper has it (Sec. 4.1), with its networks, which run in VBench's environment from local files."""
+"""The paper's Drift (Sec. 4.1) with the paper's networks, which run in VBench's environment from local files."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ METRICS = {
     "sharpness": "variance of the Laplacian of luma, squared grey levels",
 }
 RECIPE = Recipe("drift", dict.fromkeys(METRICS, 1 / 6))
-LEAST_SIDE = 64  # pixels that the convolutions of AlexNet and of CLIP's ResNet leave something of
+LEAST_SIDE = 64  # pixels: the convolutions of AlexNet and of CLIP's ResNet leave nothing of smaller frames
 
 
 class Drift:
-    """See `hiar.judges.interface.Observer`. Frames are looked at one by one: no part or batch shows in a result."""
+    """See `hiar.judges.interface.Observer`. Frames are measured one by one: parts and batches do not change results."""
 
     least_frames = LEAST_FRAMES
 
@@ -53,7 +53,7 @@ class Drift:
 
 
 def open_profile() -> Profile:
-    """The profile, with what its metrics are and which files they come from.
+    """The profile, whose record says what its metrics are and which files they come from.
 
     Raises UserError where VBench's environment, a package in it or a file is missing, or a file is another one.
     """

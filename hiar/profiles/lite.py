@@ -1,4 +1,4 @@
-"""Drift in the paper's form from metrics that need no weights: a stand-in of its own name, never the paper's Drift."""
+"""Drift in the paper's form from metrics without weights: a stand-in under its own name, never the paper's Drift."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECIPE = Recipe("drift_lite", dict.fromkeys((*FRAME, *PAIR), 1 / 6))
 
 
 class DriftLite:
-    """See `hiar.judges.interface.Observer`. Frames are looked at one by one: no part or batch shows in a result."""
+    """See `hiar.judges.interface.Observer`. Frames are measured one by one: parts and batches do not change results."""
 
     least_frames = LEAST_FRAMES
 
@@ -39,7 +39,7 @@ class DriftLite:
 
 
 def open_profile() -> Profile:
-    """The profile, with what its metrics are."""
+    """The profile, whose record says what its metrics are."""
     import cv2
 
     from hiar.profiles import pairs
@@ -59,7 +59,7 @@ def open_profile() -> Profile:
 
 
 def _pairs(frames: Tensor) -> Tensor:
-    """What is found between the F consecutive frames (F, H, W, 3) of a video: (F - 1, PAIR)."""
+    """The metrics of PAIR between the F consecutive frames (F, H, W, 3) of a video: (F - 1, PAIR)."""
     from hiar.profiles import pairs
 
     found, earlier = [], None

@@ -1,6 +1,6 @@
-"""What is measured between consecutive frames without weights: structural similarity and optical flow.
+"""Metrics between consecutive frames that need no weights: structural similarity and optical flow.
 
-Both look at grey pictures made smaller: SSIM as its authors do, flow, which is dear, further.
+Both work on reduced grey pictures: SSIM as its authors do, the more expensive flow on smaller ones.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 Grey = NDArray[np.uint8]
 Flow = NDArray[np.float32]
 
-SSIM_SIDE = 256  # pixels that the shorter side is brought to, about: SSIM's authors' rule
+SSIM_SIDE = 256  # pixels of the shorter side, about: the rule of SSIM's authors
 FLOW_SIDE = 128
 LEAST_SIDE = 16  # pixels that optical flow needs
-WINDOW, SIGMA = 11, 1.5  # of SSIM (Wang et al. 2004), as its constants
+WINDOW, SIGMA = 11, 1.5  # of SSIM (Wang et al. 2004), as are its constants
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
@@ -25,7 +25,7 @@ def grey_of(frame: NDArray[np.uint8]) -> Grey:
 
 
 def reduced(grey: Grey, side: int) -> Grey:
-    """A picture with means of squares for pixels, as many to a side as bring the shorter one closest to ``side``."""
+    """A picture reduced by averaging, by the whole factor that brings its shorter side closest to ``side``."""
     height, width = grey.shape
     factor = max(1, round(min(height, width) / side))
     if factor == 1:
@@ -34,7 +34,7 @@ def reduced(grey: Grey, side: int) -> Grey:
 
 
 def ssim(one: Grey, other: Grey) -> float:
-    """Mean structural similarity of two pictures (H, W), 1 for equal ones, where windows lie inside."""
+    """Mean structural similarity of two pictures (H, W), over windows that lie inside; 1 for equal ones."""
     x, y = one.astype(np.float64), other.astype(np.float64)
 
     def window(picture: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -51,14 +51,14 @@ def ssim(one: Grey, other: Grey) -> float:
 
 def flow_between(one: Grey, other: Grey) -> Flow:
     """Where each pixel of one picture goes in the other, (H, W, 2) in pixels: DIS (Kroeger et al. 2016), medium."""
-    flow = np.zeros((*one.shape, 2), np.float32)  # where nothing is known yet
+    flow = np.zeros((*one.shape, 2), np.float32)  # no initial estimate
     return np.asarray(cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(one, other, flow), np.float32)
 
 
 def warp_error(one: Grey, other: Grey, flow: Flow) -> float:
-    """Mean absolute difference, of 1, between a picture and the other one brought back along the flow.
+    """Mean absolute difference, between 0 and 1, of a picture and the other one warped back along the flow.
 
-    Pixels that leave the frame do not count, unless all do: then nothing is brought back.
+    Pixels that leave the frame do not count, unless all do: then nothing is warped.
     """
     height, width = one.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)

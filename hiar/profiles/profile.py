@@ -1,4 +1,4 @@
-"""What a profile is: an observer of videos under a name, with all that a reader of its results must know."""
+"""Profiles: an observer of videos with a name and all that a reader of its results must know."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from hiar.judges.interface import Observer
 
-READING = ("av", "numpy", "torch")  # packages that decide every result: they decode and compute
+READING = ("av", "numpy", "torch")  # packages on which every result depends: they decode and compute
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Profile:
     name: str
     observer: Observer
     record: Mapping[str, Any]  # what produces its results: a video is scored anew when this changes
-    captioned: bool = False  # whether it asks for what the videos should show
-    least_side: int = 1  # pixels that a video must have
+    captioned: bool = False  # whether it needs the videos' captions
+    least_side: int = 1  # smallest side of a video, in pixels
 
     @cached_property
     def record_hash(self) -> str:
@@ -32,7 +32,7 @@ class Profile:
 
 
 def made_by(name: str, number: int, *packages: str) -> dict[str, Any]:
-    """The part that all records have. ``number``: of the profile's definition, raised when that changes."""
+    """The part that all records have. ``number``: version of the profile's definition, raised when that changes."""
     return {
         "profile": name,
         "version": number,

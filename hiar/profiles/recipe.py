@@ -1,8 +1,8 @@
 """From courses of frame metrics to a drift score in the form of HiAR's (Sec. 4.1).
 
-The paper leaves open how slopes are normalised and weighed. Here, for every profile of this form: a slope counts as a
-share of its metric's own mean over the parts, so that no unit matters, and the score is the weighted sum of their
-absolute values. Each result says its weights.
+The paper leaves open how slopes are normalised and weighted. In every profile of this form, a slope is divided by the
+mean absolute value of its metric's segments, so that units do not matter, and the score is the weighted sum of absolute
+values. Each result records its weights.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ NORMALISATION = "abs(slope of the segments' means over the video) / their mean a
 
 @dataclass(frozen=True)
 class Recipe:
-    """A score's name, and how much each of its metrics weighs in it."""
+    """A score's name, and the weight of each of its metrics."""
 
     score: str
     weights: Mapping[str, float]
 
     def record(self) -> dict[str, Any]:
-        """It, for files."""
+        """The recipe, for a profile's record."""
         return {
             "score": self.score,
             "segments": SEGMENTS,
@@ -43,10 +43,10 @@ class Recipe:
 
 
 def drift_metrics(recipe: Recipe, series: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Metrics by name, each (V,), of courses by metric: (V, F) of frames, (V, F - 1) of pairs of consecutive ones.
+    """Metrics by name, each (V,), from courses by metric: (V, F) of frames, (V, F - 1) of pairs of consecutive ones.
 
-    The score and its floor (that of videos whose segments come in any other order) under ``recipe.score``, then each
-    metric in all its `hiar.metrics.forms`. Pairs are cut in segments as frames are.
+    The score and its floor (its mean over all orders of the segments) under ``recipe.score``, then each metric in all
+    its `hiar.metrics.forms`. Pairs are cut into segments as frames are.
     Raises KeyError for a metric that is missing, ValueError for videos that are too short.
     """
     score, lowest = [], []

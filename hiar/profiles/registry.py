@@ -1,4 +1,4 @@
-"""The profiles by their names: what `hiar score --profile` and `score.profiles` take."""
+"""The profiles by name, for `hiar score --profile` and `score.profiles`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hiar.profiles import drift, lite
 from hiar.profiles.profile import Profile, made_by
 from hiar.vbench.dimensions import PROTOCOLS
 
-WORLDLESS = {lite.NAME: lite.open_profile, drift.NAME: drift.open_profile}  # of any videos whatever
+WORLDLESS = {lite.NAME: lite.open_profile, drift.NAME: drift.open_profile}  # for any videos
 
 
 def open_profiles(
     names: Sequence[str], judge: Judge | None, protocol: Mapping[str, Any] | None = None
 ) -> list[Profile]:
-    """The profiles of these names; none: the world's judge. ``protocol``: what the judge goes by, for its record.
+    """The profiles of these names; none: the world's judge. ``protocol``: what the judge measures by, for its record.
 
     Raises UserError for names that are unknown, given twice, or of a profile that cannot run here.
     """
@@ -29,7 +29,7 @@ def open_profiles(
     known = ({judge.name: judging} if judge else {}) | WORLDLESS
     for place, name in enumerate(names):
         if name not in known:
-            world = "" if judge else " where no params.yaml says of which world the videos are"
+            world = "" if judge else ", as no params.yaml names the world of the videos"
             raise UserError(f"--profile = {name}: unknown here{world}; {suggest(name, [*known, *PROTOCOLS])}")
         if name in names[:place]:
             raise UserError(f"--profile = {name}: is given twice; give each once")
@@ -37,5 +37,5 @@ def open_profiles(
 
 
 def needs_world(names: Sequence[str]) -> bool:
-    """Whether one of these profiles may be a world's judge, as where none is named."""
+    """Whether one of these profiles may be a world's judge, which is also the default."""
     return not names or not set(names) <= WORLDLESS.keys()

@@ -1,1 +1,1 @@
-"""The page that shows an experiment: its template, style and script, and the drawings on it."""
+"""The page that shows an experiment: its template, style and script, and its charts."""

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no fonts, colours from the page's style sheet."""
+"""Line charts as inline SVG: no scripts, no fonts, colours from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from html import escape
 
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30
-LOG_RATIO = 30  # curves that span more than this factor are drawn on a logarithmic scale
-TINY = 1e-300  # a range that ticks cannot divide
-POINTS = 150  # a line is thinned to, by averaging neighbours
+LOG_RATIO = 30  # positive curves that span more than this factor are drawn on a logarithmic scale
+TINY = 1e-300  # ranges up to this are too small to be divided by ticks
+POINTS = 150  # to which a line is thinned by averaging neighbours
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """``color`` is a class of the style sheet; ``dashed`` tells two lines of one colour apart."""
+    """``color`` is a class of the style sheet; ``dashed`` distinguishes two lines of the same colour."""
 
     label: str
     color: str
@@ -45,7 +45,7 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Where ``value`` lies in the drawing; outside the range, at its end."""
+        """The coordinate of ``value`` in the drawing, clamped to the ends of the range."""
         low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, max(value, self.low)))
         return self.start + (self.end - self.start) * (min(value, high) - low) / (high - low)
 
@@ -60,10 +60,10 @@ class Axis:
 
 
 def line_chart(title: str, x_label: str, lines: Sequence[Line], *, y_range: tuple[float, float] | None = None) -> str:
-    """An SVG element with one polyline a line and a band of its errors.
+    """An SVG element with a polyline and an error band for each line.
 
-    Without ``y_range`` the vertical axis holds all bands, from 0 when nothing is negative; it is logarithmic when all
-    values are positive and far apart. Raises ValueError when there is no point to draw.
+    Without ``y_range`` the vertical axis covers 0 and all bands, or is logarithmic when all values are positive and
+    far apart. Raises ValueError when there is no point to draw.
     """
     lines = [Line(line.label, line.color, thin(line.points), line.dashed) for line in lines if line.points]
     if not lines:
@@ -113,7 +113,7 @@ def _y_axis(lines: Sequence[Line], y_range: tuple[float, float] | None) -> Axis:
 
 
 def _range(low: float, high: float) -> tuple[float, float]:
-    """What an axis spans: one, where values are too near to each other to be told apart."""
+    """The range of an axis; a length of 1 where the values are too close to be told apart."""
     return (low, high) if high - low > TINY else (low, low + 1.0)
 
 

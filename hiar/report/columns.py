@@ -1,4 +1,4 @@
-"""The metrics that the report's tables show, and what each means."""
+"""The metrics in the report's tables, and what each means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hiar.vbench.dimensions import DIMENSIONS, QUALITY, SEMANTIC
 
 @dataclass(frozen=True)
 class Metric:
-    """A column: ``better`` tells which way is good, None where neither is."""
+    """A column of a table. ``better``: which direction is good, None if neither."""
 
     key: str
     name: str
@@ -30,8 +30,8 @@ METRICS = (
     Metric(
         "visible",
         "Visible",
-        "Share of frames in which a shape stands out from the background. Where that is less than half, nothing of the "
-        "student is shaded: a black video neither drifts nor hops.",
+        "Share of frames in which a shape stands out from the background. If it is less than half, none of the "
+        "student's figures are shaded: a black video neither drifts nor hops.",
         "higher",
     ),
     Metric("shape_right", "Right shape", "Share of frames whose best-fitting shape is the captioned one.", "higher"),
@@ -52,7 +52,7 @@ METRICS = (
     Metric(
         "saturation_trend",
         "Saturation trend",
-        "The same slope with its sign: the mean of absolute slopes is above 0 by noise alone, this one is not.",
+        "The same slope with its sign. Noise alone makes the mean of absolute slopes positive, but not this mean.",
     ),
     Metric(
         "sharpness_drift",
@@ -76,21 +76,21 @@ METRICS = (
     Metric(
         "hops",
         "Hops",
-        "Steps of the object between consecutive frames that are longer than the threshold, in 100 steps.",
+        "Steps of the object between consecutive frames that are longer than the threshold, per 100 steps.",
         "lower",
     ),
     Metric(
         "smoothed_speed",
         "Speed",
-        "Displacement of the object over three frames divided by three, pixels a frame, after a running median of "
-        "three frames. To be compared with the true world's: motion that dies out is the classic failure.",
+        "Displacement of the object over three frames divided by three, pixels per frame, after a running median of "
+        "three frames. Compare it with the true world's: motion that dies out is the classic failure.",
     ),
     Metric("dynamic", "Moving", "Share of videos whose speed is at least half the world's slowest."),
 )
 
 
 def _drift(key: str, name: str, measures: str) -> tuple[Metric, Metric]:
-    floor = "What the same score is for the segments in any other order, in the mean: the part of it that is noise."
+    floor = "Mean of the same score over all orders of the segments: the part of it that is noise."
     return Metric(key, name, measures, "lower"), Metric(f"{key}_floor", f"{name}, floor", floor)
 
 
@@ -109,7 +109,7 @@ DRIFT = {
         "optical flow, which need no networks: not the paper's Drift.",
     ),
 }
-VBENCH_WHOLES = (  # each with the groups of dimensions that it takes all of
+VBENCH_WHOLES = (  # each with the groups whose dimensions it needs, all of them
     (
         Metric(
             "vbench_quality", "VBench Quality", "VBench's weighted mean of its seven dimensions of quality.", "higher"
@@ -120,41 +120,41 @@ VBENCH_WHOLES = (  # each with the groups of dimensions that it takes all of
         Metric(
             "vbench_semantic",
             "VBench Semantic",
-            "VBench's mean of its nine dimensions of semantics, each of which is of some prompts alone: of no single "
-            "video.",
+            "VBench's mean of its nine semantic dimensions, each measured on some of the prompts: not defined for a "
+            "single video.",
             "higher",
         ),
         (SEMANTIC,),
     ),
     (
-        Metric("vbench_total", "VBench Total", "Four parts of Quality and one of Semantic.", "higher"),
+        Metric("vbench_total", "VBench Total", "Weighted mean of Quality (4) and Semantic (1).", "higher"),
         (QUALITY, SEMANTIC),
     ),
 )
 
 
-# By which of its metrics a model is the best: the first that it was scored by. Each world has some of them.
+# Models are ranked by the first of these that they were scored by. Each world has some of them.
 LEADING = ("good", "vbench_total", "drift", "drift_lite", "saturation_drift")
 LOWER = {one.key for one in METRICS if one.better == "lower"} | {score.key for score, _ in DRIFT.values()}
 
 
 def leading(metrics: Collection[str]) -> str | None:
-    """The metric of these by which models are ranked; None where there is none."""
+    """The one of these metrics by which models are ranked; None if there is none."""
     return next((key for key in LEADING if key in metrics), None)
 
 
 def rank(key: str, value: float) -> float:
-    """A number that is the higher the better ``value`` is as a metric; of one that is not known, more is better."""
+    """``value`` of a metric, negated if lower is better, so that higher is better; unknown metrics are not negated."""
     return -value if key in LOWER else value
 
 
 def drift_columns(profiles: Sequence[str]) -> list[Metric]:
-    """Columns of profiles of drift: their scores, and what noise alone gives."""
+    """Columns of drift profiles: the scores, and the score that noise alone gives."""
     return [column for profile in profiles for column in DRIFT[profile]]
 
 
 def vbench_columns(dimensions: Sequence[str]) -> list[Metric]:
-    """Columns of VBench's dimensions, and of its Quality, Semantic and Total where all of that are among them."""
+    """Columns of VBench's dimensions, and of Quality, Semantic and Total where all their dimensions are given."""
     columns = [
         Metric(f"vbench_{name}", f"VBench {name.replace('_', ' ')}", f"VBench's {name}, raw.", "higher")
         for name in dimensions

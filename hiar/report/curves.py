@@ -1,4 +1,4 @@
-"""What happens along the videos: a chart a metric, a line a model."""
+"""Metrics over the length of the videos: one chart per metric, one line per model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiar.report.series import Series
 
 @dataclass(frozen=True)
 class Course:
-    """A metric that summary.json holds part by part, as KEY_segment_1 and so on."""
+    """A metric that summary.json holds part by part, as KEY_segment_1, KEY_segment_2, ..."""
 
     key: str
     title: str
@@ -38,7 +38,7 @@ def along_the_video(
     segments: int,
     courses: Sequence[str],
 ) -> list[Figure]:
-    """Charts over time of these metrics by series; ``seconds``: how long each series' videos are."""
+    """Charts of these metrics over time, one line per series; ``seconds``: the length of each series' videos."""
     charts = []
     for course in (course for course in COURSES if course.key in courses):
         lines = [_line(series, metrics, course, seconds[series], segments) for series, metrics in figures.items()]

@@ -1,4 +1,4 @@
-"""Paired differences to one contender as tables: over videos, and over training seeds where there are several."""
+"""Tables of paired differences to one contender: over videos, and over training seeds where there are several."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hiar.statistics.paired import Estimate, Scores, differences, estimate
 
 PAIRED = (
     "Differences are taken video by video, between models that share prompt and noise, with 95 % intervals (Student's "
-    "t); shaded: those that leave out 0. Intervals over videos say how far other videos of the same models would land, "
-    "those over training seeds how far another training seed would."
+    "t); those that exclude 0 are shaded. Intervals over videos say how far the result would move with other videos of "
+    "the same models, those over training seeds how far with another training seed."
 )
 
 
 def difference_tables(
     metrics: Sequence[Metric], scores: Scores, students: Mapping[str, Series], reference: str
 ) -> list[Table]:
-    """A row a contender of ``students`` but the reference, a column a metric: its value minus the reference's.
+    """One row per contender except the reference, one column per metric: the contender's value minus the reference's.
 
-    students: series by contender, as scores name them. Raises UserError where videos cannot be paired.
+    students: series by contender, as named in scores. Raises UserError if videos cannot be paired.
     """
     found = {
         series: [estimate(differences(scores, name, reference, metric.key)) for metric in metrics]

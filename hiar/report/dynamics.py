@@ -1,6 +1,6 @@
-"""What validations saw while students trained, as charts, and whether motion goes the same way in both attention modes.
+"""Charts of the validations during training, and the correlation of motion between the two attention modes.
 
-Fig. 4 of the paper: without forward-KL dynamics fall over training, with bidirectional attention as with causal.
+Fig. 4 of the paper: without forward-KL, dynamics fall over training, with bidirectional as with causal attention.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Validations = Mapping[Series, Mapping[int, Sequence[Validated]]]  # by training 
 
 
 def dynamics(metrics: Sequence[Metric], validations: Validations) -> Dynamics:
-    """A chart of each metric that is shown; what is sampled with bidirectional attention is dashed."""
+    """A chart for each metric of `SHOWN`; lines of videos sampled with bidirectional attention are dashed."""
     charts = []
     for metric in (one for one in metrics if one.key in SHOWN):
         lines = [
@@ -38,7 +38,7 @@ def dynamics(metrics: Sequence[Metric], validations: Validations) -> Dynamics:
 
 
 def _course(seeds: Mapping[int, Sequence[Validated]], name: str) -> list[Point]:
-    """The mean over training seeds after each number of updates that all of them were validated at."""
+    """The mean over training seeds, at each update at which all of them were validated."""
     values = [{one.step: one.metrics[name] for one in taken if name in one.metrics} for taken in seeds.values()]
     steps = sorted(set.intersection(*map(set, values)))
     return [Point(step, sum(one[step] for one in values) / len(values)) for step in steps]

@@ -1,4 +1,4 @@
-"""What a lower context level costs and brings: a chart a metric over c of t_c = c t_{j+1}, a line a way there."""
+"""Charts of metrics over the context level c, t_c = c t_{j+1}: lines of students trained at c, of one walked at c."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hiar.report.series import COLORS, Series
 from hiar.statistics.paired import Scores, estimate, values_of
 
 SHOWN = ("saturation_drift", "good", "smoothed_speed")
-MARGIN = 0.1  # of the range of values, above and below
+MARGIN = 0.1  # above and below, as a share of the range of values
 
-Levels = Mapping[str, Mapping[float, str]]  # contenders by level, by what the line is called
+Levels = Mapping[str, Mapping[float, str]]  # by the line's name: contenders by level
 
 
 def front_legend(levels: Levels) -> dict[str, Series]:
@@ -22,7 +22,7 @@ def front_legend(levels: Levels) -> dict[str, Series]:
 
 
 def front(metrics: Sequence[Metric], scores: Scores, levels: Levels) -> list[Figure]:
-    """A chart of each metric that a front is about; bands are 95 % intervals over videos. Nothing without levels."""
+    """A chart for each metric of `SHOWN`, with 95 % intervals over videos as bands; nothing without levels."""
     legend, figures = front_legend(levels), []
     for metric in [one for one in metrics if one.key in SHOWN] if levels else []:
         lines = [

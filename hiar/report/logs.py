@@ -1,4 +1,4 @@
-"""What the stages' logs say of time, memory and machine."""
+"""Time, memory and machine of the stages, from their logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Log = dict[str, Any]
 
 @dataclass(frozen=True)
 class StageLog:
-    """One stage's last run, in words."""
+    """One stage's last run, as text."""
 
     name: str
     time: str
@@ -24,7 +24,7 @@ class StageLog:
 
 
 def read_logs(folder: Path) -> list[Log]:
-    """The logs under ``folder``, in the order in which the stages ran; one that cannot be read is left out.
+    """The logs under ``folder``, in the order in which the stages ran; unreadable ones are left out.
 
     Logs are not versioned: a workspace whose outputs came from a cache has none.
     """
@@ -55,7 +55,7 @@ def stage_logs(logs: Sequence[Log]) -> list[StageLog]:
 
 
 def machine_facts(logs: Sequence[Log]) -> list[tuple[str, str]]:
-    """Hardware, summed time and highest memory, of GPUs too where there were any; nothing when there are no logs."""
+    """Hardware, total time and peak memory, also of GPUs where there were any; nothing without logs."""
     if not logs:
         return []
     facts = [
@@ -74,7 +74,7 @@ def _duration(seconds: float) -> str:
 
 
 def _on_gpu(log: Log) -> str:
-    """The memory of the GPU beside the host's; stages on a CPU, and older logs, have none."""
+    """The peak memory of the GPU; stages on a CPU, and older logs, have none."""
     return f", GPU {_memory(log['peak_gpu_memory_mb'])}" if "peak_gpu_memory_mb" in log else ""
 
 

@@ -24,7 +24,7 @@ class Curve:
 
 
 def losses(name: str, curves: Sequence[Curve]) -> Losses | None:
-    """A chart for every column of the files; None when none of them exists, as when a stage came from a cache."""
+    """A chart for every column of the files; None if no file exists, as when a stage came from a cache."""
     tables = [(curve.series, read_curve(curve.path)) for curve in curves if curve.path.exists()]
     columns = list(dict.fromkeys(column for _, table in tables for column in table))
     charts = [
@@ -47,7 +47,7 @@ def losses(name: str, curves: Sequence[Curve]) -> Losses | None:
 
 
 def read_curve(path: Path) -> dict[str, list[Point]]:
-    """The points of each column over ``step``; empty cells are left out. Raises UserError when it is no such table."""
+    """The points of each column over ``step``, without empty cells. Raises UserError if the file is no such table."""
     columns: dict[str, list[Point]] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):

@@ -8,13 +8,13 @@
   if (!videos.length) return;
   document.querySelector(".player").hidden = false;
 
-  const SLACK = 0.12; // seconds a video may be off the clock before it is set right
+  const SLACK = 0.12; // seconds a video may deviate from the clock before it is corrected
   const length = () => leader.duration || 0;
   const due = (video, seconds) => (video.duration ? seconds % video.duration : 0);
   const moveTo = (seconds) => videos.forEach((video) => { video.currentTime = due(video, seconds); });
   const start = () => videos.forEach((video) => video.play().catch(() => {}));
 
-  // The longest video is the clock: when it ends, everything starts over. Shorter ones loop meanwhile.
+  // The longest video is the clock: when it ends, all videos start again. Shorter ones loop until then.
   let leader = videos[0];
   let playing = true;
   const chooseLeader = () => {

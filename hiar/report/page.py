@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that holds everything it shows and asks the network for nothing."""
+"""The report's page: one HTML file that contains everything it shows and needs no network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Dynamics:
-    """Validations over training. ``together``: of each student, how its motion in two attention modes correlates."""
+    """Validations over training. ``together``: the correlation of each student's motion between two attention modes."""
 
     legend: Sequence[Series]
     charts: Sequence[Figure]
@@ -45,7 +45,7 @@ class Dynamics:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video in the wall; ``label`` says what it shows to those who cannot see it."""
+    """A video in the wall; ``label`` describes it for screen readers."""
 
     uri: str
     label: str
@@ -53,7 +53,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything the page shows, in its order. ``wall``: a prompt and its clips, one a column; times are in seconds."""
+    """Everything the page shows, in order. ``wall``: prompts, each with one clip per column; times are in seconds."""
 
     title: str
     lead: str
@@ -83,20 +83,20 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as HTML. All text is escaped; only the package's own style, script and drawings are not."""
+    """The page as HTML. All text is escaped, except the package's own style, script and charts."""
     context: dict[str, Any] = {name: getattr(page, name) for name in page.__dataclass_fields__}
     return fill("page.html.jinja", {"drawing": Markup}, **context, script=Markup(resource("page.js")))
 
 
 def fill(template: str, filters: Mapping[str, Callable[..., Any]], **context: Any) -> str:
-    """A template of this package with its style and a context, in which all text is escaped and no name is missing."""
+    """A template of this package, filled, with all text escaped. Raises jinja2.UndefinedError for a missing name."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= filters
     return environment.from_string(resource(template)).render(context, style=Markup(resource("style.css")))
 
 
 def data_uri(mp4: bytes) -> str:
-    """A video as an address that holds it."""
+    """A video as a data URI."""
     return f"data:video/mp4;base64,{base64.b64encode(mp4).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""Our figures beside the paper's: each with its interval, both rank orders, and a verdict a claim."""
+"""Our figures beside the paper's, each with its interval, both rank orders, and a verdict on each claim."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from hiar.statistics.paired import Estimate, Scores, estimate, values_of
 
 NOTE = (
     "Ours: the mean with its 95 % t interval, over training seeds where there are several, else over videos. Beside it "
-    "the paper's figure of what the metric stands for; where the two are different measures, as all in the built-in "
-    "world are, only their rank orders, among the rows that both have, can be compared. A claim holds, or fails, where "
-    "the interval of the "
-    "training seeds' mean paired differences lies on the side of 0 that it says, or on the other, with at least three "
-    "seeds."
+    "the paper's figure for what the metric stands for. Where the two are different measures, as all in the built-in "
+    "world are, only their ranks among the rows that both have can be compared. A claim holds if the interval of the "
+    "training seeds' mean paired differences (at least three seeds) lies on the claimed side of 0, fails if it lies on "
+    "the other side, and is undecided otherwise."
 )
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric of one row; ours is None where there is no such contender, ranks where one of the two is missing."""
+    """One metric of one row. ours: None if there is no such contender; ranks: None for such a row."""
 
     ours: Estimate | None
     paper: float
@@ -56,7 +55,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Beside:
-    """A table of the paper's with ours. ``unmeasured``: what the paper has and our videos were not scored for."""
+    """A table of the paper beside ours. ``unmeasured``: the paper's metrics for which our videos were not scored."""
 
     experiment: str
     title: str
@@ -70,8 +69,8 @@ class Beside:
 def beside(experiment: str, table: PaperTable, scores: Scores, facts: Sequence[tuple[str, str]]) -> Beside:
     """Our figures in the paper's table.
 
-    Columns that nothing was scored for are left out and named, and claims about them left out. Raises UserError for a
-    contender without scores.
+    Columns without scores are left out and named in ``unmeasured``; claims about them are left out. Raises UserError
+    for a contender without scores.
     """
     scored = {name for videos in scores.values() for metrics in videos.values() for name in metrics}
     columns = [column for column in table.columns if column.metric in scored]
@@ -108,13 +107,13 @@ def _ranked(column: Column, ours: Sequence[Estimate | None], paper: Sequence[flo
 
 
 def _ranks(values: Mapping[int, float], better: str) -> dict[int, int]:
-    """1 is best; equals share the better rank."""
+    """Ranks from 1, the best; equal values share the better rank."""
     sign = -1 if better == "higher" else 1
     return {place: 1 + sum(sign * other < sign * value for other in values.values()) for place, value in values.items()}
 
 
 def as_markdown(tables: Sequence[Beside]) -> str:
-    """Headings, tables and verdicts as GitHub renders them."""
+    """Headings, tables and verdicts in GitHub's Markdown."""
     parts = []
     for table in tables:
         facts = " ".join(f"{name}: {value}." for name, value in table.facts)
@@ -137,7 +136,7 @@ def as_markdown(tables: Sequence[Beside]) -> str:
 
 
 def figures_csv(tables: Sequence[Beside]) -> str:
-    """A line a figure."""
+    """CSV with one line per figure."""
     heads = ["experiment", "row", "metric", "ours", "low", "high", "seeds", "stands_for", "paper", "rank", "paper_rank"]
     lines: list[list[object]] = []
     for table in tables:
@@ -150,7 +149,7 @@ def figures_csv(tables: Sequence[Beside]) -> str:
 
 
 def claims_csv(tables: Sequence[Beside]) -> str:
-    """A line a claim."""
+    """CSV with one line per claim."""
     heads = ["experiment", "claim", "metric", "of", "than", "is", "difference", "low", "high", "seeds", "verdict"]
     lines: list[list[object]] = []
     for table in tables:
@@ -162,7 +161,7 @@ def claims_csv(tables: Sequence[Beside]) -> str:
 
 
 def as_html(tables: Sequence[Beside]) -> str:
-    """A page that asks the network for nothing. All text is escaped."""
+    """An HTML page that needs no network. All text is escaped."""
     return fill("tables.html.jinja", {"interval": _interval}, tables=tables, note=NOTE)
 
 

@@ -1,4 +1,4 @@
-"""How the models of a comparison are called and coloured, everywhere on the page alike."""
+"""Names and colours of the models of a comparison, the same everywhere on the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Series:
-    """A model on the page. ``color`` is a class of the style sheet; an init is dashed, in its variant's colour."""
+    """A model on the page. ``color`` is a class of the style sheet; inits and students walked otherwise are dashed."""
 
     name: str
     detail: str
@@ -30,9 +30,9 @@ TRUTH = Series("True world", "rendered, not generated", "truth")
 
 
 def model_series(stage: str, variant: str, walk: str | None, variants: Sequence[str]) -> Series:
-    """The series of a model that walks the grid as ``walk`` says in words; None of one that walks none.
+    """The series of a model. ``walk`` describes how it walks the grid; None for a teacher, which does not.
 
-    Colours follow the place of its variant, or of the one it walks as, among ``variants``.
+    The colour follows the position of its variant, or of the one it walks as, among ``variants``.
     """
     student, _, other = variant.partition("/")
     name = NAMES.get(student, student)

@@ -1,4 +1,4 @@
-"""Several models' videos of one prompt as a single picture: a row a model, a column a moment."""
+"""Several models' videos of one prompt as a single picture: one row per model, one column per moment."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PAPER, INK, SOFT, EMPTY = (255, 255, 255), (23, 24, 26), (92, 96, 102), (243, 24
 
 
 def contact_sheet(heading: str, rows: Sequence[tuple[str, Tensor]], columns: int, frames_per_second: int) -> np.ndarray:
-    """A picture, uint8 (H, W, 3), of named videos uint8 (F, H, W, 3) at ``columns`` moments of the longest one.
+    """A picture, uint8 (H, W, 3), of named videos, uint8 (F, H, W, 3), at ``columns`` moments of the longest one.
 
-    A video that is over by then leaves its places empty, and the first of them says when it ended.
+    Cells after the end of a video are empty, and the first of them says when it ended.
     """
     longest = max(len(video) for _, video in rows)
     moments = [round(i * (longest - 1) / max(1, columns - 1)) for i in range(columns)]

@@ -1,4 +1,4 @@
-"""The comparison as tables: mean, standard error, and which figures cannot be told from the best."""
+"""The comparison as tables: mean, standard error, and which figures are not distinguishable from the best."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hiar.report.columns import Metric
 from hiar.report.series import Series
 
 TOLERANCE = 2.0  # standard errors of the difference within which a figure is as good as the best
-SHOWS = 0.5  # share of frames in which a student must show something for its figures to count
+SHOWS = 0.5  # least share of frames with a visible shape for a student's figures to count
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure and its error; ``shaded`` where it stands out, as the table's text says."""
+    """A figure and its error; what ``shaded`` means is said in the table's text."""
 
     mean: str
     error: str
@@ -51,9 +51,9 @@ Figures = Mapping[str, Summary]
 def comparison(
     caption: str, metrics: Sequence[Metric], students: Mapping[Series, Figures], references: Mapping[Series, Figures]
 ) -> Table:
-    """A row a model and a column a metric; of the students' figures, those that are as good as the best are marked.
+    """One row per model, one column per metric; students' figures that are as good as the best are shaded.
 
-    ``references`` - the teacher on its short clips, the true world - are no competitors and come last.
+    ``references`` - the teacher on its short clips, the true world - do not compete and come last.
     """
     table = Table(caption, [Head(metric.name, metric.definition, metric.better) for metric in metrics])
     marked = {metric.key: _as_good_as_best(metric, students) for metric in metrics}
@@ -64,9 +64,9 @@ def comparison(
 
 
 def _as_good_as_best(metric: Metric, students: Mapping[Series, Figures]) -> set[Series]:
-    """The students within TOLERANCE standard errors of the best of those that show something; none when that is all.
+    """The students within TOLERANCE standard errors of the best of those that show something; none if all are.
 
-    Nor any where there are no errors, as there are of VBench's Semantic.
+    None either if a standard error is missing, as for VBench's Semantic.
     """
     able = {series: figures for series, figures in students.items() if _shows(figures)}
     if metric.better is None or not able or any(one[metric.key]["se"] is None for one in able.values()):
@@ -78,7 +78,7 @@ def _as_good_as_best(metric: Metric, students: Mapping[Series, Figures]) -> set[
 
 
 def _shows(figures: Figures) -> bool:
-    """Whether the oracle sees anything in most frames; a video of nothing has no drift, no hops and no borders."""
+    """Whether the oracle sees a shape in most frames; an empty video would have no drift, no hops and no borders."""
     return "visible" not in figures or figures["visible"]["mean"] >= SHOWS
 
 
@@ -88,12 +88,12 @@ def _close(one: Summary, other: Summary) -> bool:
 
 
 def _cell(summary: Summary | None, best: bool) -> Cell:
-    if summary is None:  # of a reference that this was not measured of
+    if summary is None:  # a reference for which this metric was not measured
         return Cell("", "", best)
     places, se = decimals(summary["mean"]), summary["se"]
     return Cell(f"{summary['mean']:.{places}f}", "" if se is None else f"{se:.{places}f}", best)
 
 
 def decimals(value: float) -> int:
-    """How many decimals a figure of this size is shown with."""
+    """The number of decimals shown for a figure of this size."""
     return 3 if abs(value) < 10 else 1

@@ -27,10 +27,10 @@ OURS = Conventions(given="level", sinks="turn", context_noise=0.0)
 class Rollout:
     """What a walk generates: the grid, its noise levels, the samples and their texts.
 
-    sigmas: (steps + 1,) or more, ending with 0, see `schedule.step_sigmas`; a grid of fewer steps than levels exits
-    early, with the estimate of x0 as its result. shape: (C, k, H, W) of one block. samples: numbers that give each
-    video its noise. text: (B, words, dim). changes: other texts, each from a block on. moved: the place in the video of
-    the grid's first block, whose noise it has.
+    sigmas: (steps + 1,) or more, ending with 0, see `schedule.step_sigmas`; a grid with fewer steps exits early, with
+    its last x0 prediction as the result. shape: (C, k, H, W) of one block. samples: the number of each video, which
+    determines its noise. text: (B, words, dim). changes: texts of later prompts, by the first block that has them.
+    moved: index in the video of the grid's first block; a block's noise depends on its index in the video.
     """
 
     grid: Grid
@@ -47,8 +47,8 @@ class Rollout:
     def noise(self, cell: Cell) -> Tensor:
         """The noise of a cell, (B, C, k, H, W), float32.
 
-        Step 0 is what the block starts from; step j > 0 re-noises it to level t_j, and step S a finished block to the
-        level of noisy clean contexts.
+        Step 0 is the block's initial noise, step j > 0 re-noises the block to level t_j, and step S re-noises a
+        finished block to the level of noisy clean contexts.
         """
         drawn = normals("rollout", self.seed, self.samples, self.shape, step=cell.step, block=cell.block + self.moved)
         return upload(drawn, self.text.device)
@@ -60,9 +60,10 @@ class Rollout:
 
     @property
     def levels(self) -> Tensor:
-        """All noise levels that the network is given, (L,): the sigmas, then those of contexts that lie between them.
+        """All noise levels at which the network is called, (L,): the sigmas, then context levels between them.
 
-        Those are the level of noisy clean contexts, where there is one, and t_c of the ``lowered`` steps, in order.
+        The latter are the level of noisy clean contexts, if there is one, and t_c of each of the ``lowered`` steps, in
+        order.
         """
         noise = self.conventions.context_noise
         between = [self.sigmas.new_tensor(noise)] if noise else []
@@ -71,27 +72,27 @@ class Rollout:
 
     @property
     def lowered(self) -> dict[int, Literal["before", "after"]]:
-        """The steps whose context is made by taking noise from a state (c other than 1), and that state."""
+        """The steps whose context has c other than 1, each with the state from which noise is removed to reach t_c."""
         lowered, last = self.grid.rule.lowered, self.clean - 1
         return {step: state for step in range(self.clean) if (state := lowered(step, step == last)) is not None}
 
     def share(self, step: int) -> float | Tensor:
-        """t_c as a share of the level of the state it is made of: of t_{j+1} up to c = 1, of t_j beyond."""
+        """t_c as a fraction of the level of the state it is made from: t_{j+1} up to c = 1, t_j beyond."""
         c = self.grid.rule.c(step)
         return c if c <= 1 else (2 - c) * self.sigmas[step + 1] / self.sigmas[step] + (c - 1)
 
     def lowered_level(self, step: int) -> int:
-        """The place of a lowered step's t_c among the levels."""
+        """The index of a lowered step's t_c in ``levels``."""
         return len(self.levels) - len(self.lowered) + list(self.lowered).index(step)
 
     def text_from(self, block: int) -> int | None:
-        """The block from which the text of ``block`` holds; None: from the start."""
+        """The block at which the text of ``block`` took effect; None: it is the initial text."""
         return max((start for start in self.changes if start <= block), default=None)
 
 
 @dataclass
 class BlockState:
-    """A block under way, around its last step: the latents before and after it, and the x0 that it estimated."""
+    """A block in progress: its latents before and after its last step, and the x0 prediction of that step."""
 
     before: Tensor
     x0: Tensor
@@ -100,9 +101,9 @@ class BlockState:
 
 @dataclass
 class Memory:
-    """What a walk holds between its passes: caches of contexts, blocks under way, and what is computed once.
+    """What a walk keeps between its passes: KV caches, blocks in progress, and what is computed once.
 
-    recorded: some of its passes are kept for backward.
+    recorded: some passes are recorded for backward.
     """
 
     model: Denoiser
@@ -125,10 +126,10 @@ class Memory:
         return Places(self.model, (frames, rows, columns), self.rollout.text.device)
 
     def conditioning(self, block: int) -> Conditioning:
-        """The block's prompt and the rollout's levels, embedded once; forgotten once the prompt has changed."""
+        """The block's prompt and the rollout's levels, embedded once; dropped when no block in progress has it."""
         start = self.rollout.text_from(block)
         if start not in self._conditions:
-            oldest = self.rollout.text_from(block - self.rollout.grid.steps) or 0  # of the blocks under way
+            oldest = self.rollout.text_from(block - self.rollout.grid.steps) or 0  # of the blocks in progress
             for known in [known for known in self._conditions if (known or 0) < oldest]:
                 del self._conditions[known]
             text = self.rollout.text if start is None else self.rollout.changes[start]
@@ -137,7 +138,7 @@ class Memory:
 
 
 def carry_out(memory: Memory, step: Pass, given: Tensor | None = None, grad_step: int | None = None) -> None:
-    """One forward call: show the contexts of ``step.write`` to later blocks and denoise ``step.denoise``.
+    """Run one forward call: write the contexts of ``step.write`` for later blocks and denoise ``step.denoise``.
 
     given: clean latents of the grid's given blocks, (B, C, blocks * k, H, W).
     grad_step: the step whose denoising is recorded for backward; contexts never are.
@@ -164,7 +165,7 @@ def carry_out(memory: Memory, step: Pass, given: Tensor | None = None, grad_step
 
 
 def advance(rollout: Rollout, cell: Cell, x: Tensor, x0: Tensor) -> Tensor:
-    """From level t_j to t_{j+1} with the x0 seen at t_j (Eq. 1-3)."""
+    """Take a block from level t_j to t_{j+1}, given the x0 prediction at t_j (Eq. 1-3)."""
     sigma, next_sigma = rollout.sigmas[cell.step], rollout.sigmas[cell.step + 1]
     if cell.step + 1 == rollout.clean:
         return x0
@@ -174,7 +175,7 @@ def advance(rollout: Rollout, cell: Cell, x: Tensor, x0: Tensor) -> Tensor:
 
 
 def given_state(rollout: Rollout, x0: Tensor, cell: Cell) -> BlockState:
-    """The state that a block known to be ``x0`` would have around ``cell``."""
+    """The state around ``cell`` of a block whose clean latent ``x0`` is known."""
     levels = []
     for step in (cell.step, cell.step + 1):
         noise = rollout.noise(Cell(cell.block, step if rollout.renoise == "sde" else 0))
@@ -183,14 +184,14 @@ def given_state(rollout: Rollout, x0: Tensor, cell: Cell) -> BlockState:
 
 
 def _start(memory: Memory, cell: Cell) -> Tensor:
-    """The latent that a cell takes on: noise, or what the step before made of it."""
+    """The input latent of a cell: noise, or the output of the block's previous step."""
     if cell.step == 0 and cell.block not in memory.states:
         return memory.rollout.noise(cell).to(memory.rollout.text.dtype)
     return memory.states[cell.block].after.detach()
 
 
 def _shown(memory: Memory, cell: Cell, given: Tensor | None) -> tuple[Tensor, int]:
-    """The context of a block after ``cell`` (Sec. 3.1): its latent (B, C, k, H, W), and the place of its level."""
+    """The context of a block after ``cell`` (Sec. 3.1): its latent (B, C, k, H, W), and the index of its level."""
     rollout = memory.rollout
     if cell.block < rollout.grid.given:
         if given is None:
@@ -217,4 +218,4 @@ def _context_row(grid: Grid, cell: Cell) -> Row:
     """The row of a pass that writes the context of a block after ``cell``."""
     if grid.writes(cell.step):
         return Row(cell.block, grid.cache(cell.step))
-    return Row(cell.block, cell.step + 1, leave=cell.step)  # as denoising the next step would leave it
+    return Row(cell.block, cell.step + 1, leave=cell.step)  # as if by denoising the next step

@@ -1,4 +1,4 @@
-"""What a process of a pipeline needs of its neighbours: a way in and a way out for blocks, in their order."""
+"""Interface of the connections between neighbouring processes of a pipeline: blocks arrive and leave in order."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Protocol
 
 from torch import Tensor
 
-Shapes = Sequence[Sequence[int]]  # of all the blocks of a walk, in the order they travel
+Shapes = Sequence[Sequence[int]]  # of all blocks that a link carries, in order
 
 
 class PeerLost(Exception):
-    """Another process of the group is gone, or silent for longer than the group waits."""
+    """Another process of the group has ended, or has been silent for too long."""
 
 
 class Inbox(Protocol):
-    """Blocks from the process before."""
+    """Receives blocks from the previous process."""
 
     def take(self) -> Tensor:
-        """The next block, waited for if need be. Raises PeerLost when the other process is gone or silent too long."""
+        """The next block, waiting if necessary. Raises PeerLost if its sender has ended or is silent too long."""
 
 
 class Outbox(Protocol):
-    """Blocks to the process after."""
+    """Sends blocks to the next process."""
 
     def put(self, latent: Tensor) -> None:
-        """Send a block on; it should not be changed afterwards. Raises PeerLost."""
+        """Send a block; the caller must not change it afterwards. Raises PeerLost."""
 
     def close(self) -> None:
-        """Wait until everything has gone. Raises PeerLost."""
+        """Wait until all blocks have been handed over. Raises PeerLost."""
 
 
 class Links(Protocol):
-    """The place of process ``rank`` in a line of ``ranks`` that denoise and one, the last, that takes their results.
+    """Connections of process ``rank`` in a pipeline of ``ranks`` that denoise and a last one that takes their results.
 
-    Walks follow each other: both ends of a link are made anew for each, for blocks of the type of ``like``.
+    Both ends of a link are created anew for each sequence of rollouts, for blocks of the dtype of ``like``.
     """
 
     @property
@@ -44,7 +44,7 @@ class Links(Protocol):
     def ranks(self) -> int: ...
 
     def inbox(self, shapes: Shapes, like: Tensor) -> Inbox:
-        """From the process before."""
+        """Blocks from the previous process."""
 
     def outbox(self, shapes: Shapes, like: Tensor) -> Outbox:
-        """To the process after."""
+        """Blocks to the next process."""

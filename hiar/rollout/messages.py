@@ -1,4 +1,4 @@
-"""Links by torch.distributed: between GPUs (NCCL), and between processes that torchrun started (gloo)."""
+"""Links over torch.distributed: between GPUs (NCCL), and between processes that torchrun started (gloo)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from hiar.rollout.links import PeerLost, Shapes
 
-AHEAD = 2  # messages asked for before they are needed, so that they travel beside the work
+AHEAD = 2  # receives or sends pending at a time, so that transfers overlap with computation
 
 
 @contextmanager
 def talking() -> Iterator[None]:
-    """Around what needs other processes, and nothing else: its failures become PeerLost."""
+    """Turn failures of the body, which does nothing but communicate, into PeerLost."""
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
@@ -32,16 +32,16 @@ class Messages:
     ranks: int
 
     def inbox(self, shapes: Shapes, like: Tensor) -> MessageInbox:
-        """From the process before."""
+        """Blocks from the previous process."""
         return MessageInbox(self.rank - 1, shapes, like)
 
     def outbox(self, shapes: Shapes, like: Tensor) -> MessageOutbox:
-        """To the process after."""
+        """Blocks to the next process."""
         return MessageOutbox(self.rank + 1)
 
 
 class MessageInbox:
-    """Blocks are received ahead of their use."""
+    """Receives blocks ahead of their use."""
 
     def __init__(self, source: int, shapes: Shapes, like: Tensor) -> None:
         self.source, self.shapes, self.like = source, iter(shapes), like
@@ -67,24 +67,24 @@ class MessageInbox:
 
 
 class MessageOutbox:
-    """Sending goes on while this process works."""
+    """Sends blocks while this process computes."""
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.going: deque[tuple[Tensor, dist.Work]] = deque()
 
     def put(self, latent: Tensor) -> None:
-        """Send a block on."""
-        latent = latent.contiguous()  # kept until it has gone
+        """Send a block."""
+        latent = latent.contiguous()  # kept alive until it is sent
         with talking():
-            if len(self.going) >= AHEAD:  # a process does not run away from a slower one
+            if len(self.going) >= AHEAD:  # a process may not run far ahead of a slower one
                 self.going.popleft()[1].wait()
             work = dist.isend(latent, self.target)
         assert work is not None
         self.going.append((latent, work))
 
     def close(self) -> None:
-        """Wait until everything has gone."""
+        """Wait until all blocks have been sent."""
         with talking():
             while self.going:
                 self.going.popleft()[1].wait()

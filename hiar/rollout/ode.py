@@ -36,11 +36,11 @@ def ode_states(
 def causal_ode_states(
     model: Denoiser, noise: Tensor, sigmas: Tensor, text: Tensor, no_text: Tensor, guidance: float, grid: Grid
 ) -> Tensor:
-    """The same of a causal teacher, block by block: each is solved to its end given the clean blocks before it.
+    """`ode_states` of a causal teacher, block by block: each is solved to its end given the clean blocks before it.
 
-    grid: of finished context, with the blocks of ``noise`` (B, C, F, H, W). Returns (B, levels, C, F, H, W): what every
-    block was at each of ``sigmas`` (levels,), the last of which is 0. Along such a trajectory a noisy block determines
-    its clean end, whatever the levels at which the blocks before it are shown: they determine theirs.
+    grid: with finished context and as many blocks as ``noise`` (B, C, F, H, W). Returns (B, levels, C, F, H, W): every
+    block at each of ``sigmas`` (levels,), the last of which is 0. On such a trajectory a noisy block determines its
+    clean end, at whatever levels the blocks before it are shown: these determine their own clean ends.
     """
     assert grid.blocks is not None
     blocks = noise.chunk(grid.blocks, dim=2)
@@ -54,15 +54,15 @@ def causal_ode_states(
         for step in range(clean):
             x = euler_step(x, _guided(memory, block, x, step, guidance), sigmas[step], sigmas[step + 1])
             passed.append(x)
-        _guided(memory, block, x, clean, guidance)  # leaves its keys and values to later blocks
+        _guided(memory, block, x, clean, guidance)  # writes its keys and values for later blocks
         states.append(torch.stack(passed, dim=1))
     return torch.cat(states, dim=3)
 
 
 def _guided(memory: Memory, block: int, x: Tensor, level: int, guidance: float) -> Tensor:
-    """The guided x0 that is seen in a block (B, C, k, H, W) at a level, an index, by one forward with and without text.
+    """The guided x0 prediction for a block (B, C, k, H, W) at a level (an index), in one forward with and without text.
 
-    Each half has its own context.
+    Each half of the batch has its own context.
     """
     rows, condition = [Row(block, 0)], [memory.conditioning(block)]
     x = torch.cat([x, x])[:, None]

@@ -1,7 +1,7 @@
-"""The grid walked by several processes: each has some of the steps, and blocks travel from one to the next.
+"""Pipelines of processes that walk one grid: each has some of the steps, and blocks travel from one to the next.
 
-Rank r of R walks its share of the steps; the last rank hands finished blocks to the codec's place, rank R. Several
-rollouts follow each other without a gap: a rank begins the next one while later ranks still finish the one before.
+Rank r of R walks its share of the steps; the last rank sends finished blocks to rank R, which decodes them. Rollouts
+follow each other without a gap: a rank begins the next one while later ranks still finish the previous one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hiar.rollout.cell import Rollout
 from hiar.rollout.links import Links, Shapes
 from hiar.rollout.walk import split_steps, walk_steps
 
-PASSES: Passes = "batched"  # what a rank makes of its steps unless told otherwise: the fewest forward calls
+PASSES: Passes = "batched"  # default of a rank: the fewest forward calls
 
 
 @torch.no_grad()
@@ -28,10 +28,10 @@ def walk_rank(
     passes: Passes = PASSES,
     given: Sequence[Tensor | None] | None = None,
 ) -> None:
-    """What one process of a pipeline does: its steps of every rollout, one rollout after the other.
+    """Run one rank of a pipeline: its steps of every rollout, one rollout after the other.
 
     given: the clean latents that each rollout continues, if any; see `rollout.walk.walk_steps`.
-    Raises PeerLost when a neighbour is gone or silent too long.
+    Raises PeerLost if a neighbour has ended or is silent too long.
     """
     if not rollouts:
         return
@@ -47,9 +47,9 @@ def walk_rank(
 
 
 def finished_blocks(rollouts: Sequence[Rollout], links: Links) -> Iterator[Tensor]:
-    """What arrives at the codec's place: the clean latents (B, C, k, H, W) of all blocks, rollout after rollout.
+    """Yield, at the decoding process, the clean latents (B, C, k, H, W) of all blocks, rollout after rollout.
 
-    Raises PeerLost when the last process that denoises is gone or silent too long.
+    Raises PeerLost if the last denoising process has ended or is silent too long.
     """
     if rollouts:
         shapes = _shapes(rollouts)
@@ -59,7 +59,7 @@ def finished_blocks(rollouts: Sequence[Rollout], links: Links) -> Iterator[Tenso
 
 
 def _shapes(rollouts: Sequence[Rollout]) -> Shapes:
-    """The shapes of all messages, in their order."""
+    """The shapes of all messages, in order."""
     shapes: list[Sequence[int]] = []
     for rollout in rollouts:
         shapes += [(len(rollout.samples), *rollout.shape)] * (_blocks(rollout) - rollout.grid.given)

@@ -1,9 +1,9 @@
-"""A rollout whose contexts are renewed where its prompt changes, as LongLive's interactive student does (KV recache).
+"""Rollouts that recompute their context where the prompt changes, as LongLive's interactive student does (KV recache).
 
-Keys and values of earlier blocks were computed with the prompt they were made with, and go on telling later blocks of
-it. At a change the walk therefore ends and another one begins, with the blocks that the next one sees as given ones:
-they are shown anew, with the new prompt, in every cache that the method has. Positions begin anew, too: sinks stand
-right before the window, from where those that do not turn with it fall behind again.
+Keys and values of earlier blocks depend on the prompt they were computed with, and would carry it to later blocks. At a
+change the walk therefore ends and another one begins, with the blocks that its first block sees as given blocks: their
+contexts are recomputed with the new prompt, in every cache of the method. Positions restart, too: sinks stand right
+before the window, and those that do not turn with it fall behind again from there.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from hiar.rollout.walk import walk
 def walk_renewed(
     model: Denoiser, rollout: Rollout, order: Order, given: Tensor | None = None, *, passes: Passes = "separate"
 ) -> Iterator[tuple[int, Tensor]]:
-    """As `walk`, but from a change of the prompt on the contexts of earlier blocks are of the new prompt, too.
+    """As `walk`, but after a prompt change the contexts of earlier blocks are computed with the new prompt, too.
 
-    Changes may come while it is walked, for blocks that are not finished.
+    Changes may be added during the walk, for blocks that are not finished.
     """
     grid, start = rollout.grid, rollout.grid.given
-    kept = {} if given is None else dict(enumerate(given.split(rollout.shape[1], dim=2)))  # latents that may be seen
+    kept = {} if given is None else dict(enumerate(given.split(rollout.shape[1], dim=2)))  # latents in sight
     part = replace(rollout, changes={block: text for block, text in rollout.changes.items() if block <= start})
     while grid.blocks is None or start < grid.blocks:
         end = min((block for block in rollout.changes if block > start), default=grid.blocks)
@@ -45,6 +45,6 @@ def walk_renewed(
         seen = grid.visible(start)
         given = torch.cat([kept[known] for known in seen], dim=2) if seen else None
         part = replace(rollout, text=rollout.changes[start], changes={}, moved=start - len(seen))
-        # Generated blocks, which are shown as the method shows them, whatever is done with somebody's clip.
+        # Generated blocks: shown at the method's context level, even if a user's clip is shown clean.
         as_made = rollout.conventions.model_copy(update={"given": "level"})
         part = replace(part, grid=replace(grid, given=len(seen)), conventions=as_made)

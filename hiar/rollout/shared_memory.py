@@ -1,7 +1,8 @@
-"""Links through memory that neighbours share: between processes of one host that compute on its CPU.
+"""Links over shared memory, between processes of one host that compute on its CPU.
 
-A block is copied into a ring that both have mapped, and a byte through a socket tells of it. Nobody else has to run for
-that: torch.distributed moves blocks with threads of its own, which wait for a core while all cores compute.
+A block is copied into a ring buffer that both processes have mapped, and a byte through a socket announces it. No other
+thread has to run for that: torch.distributed moves blocks with threads of its own, which wait for a core while all
+cores compute.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from torch import Tensor
 from hiar.rollout.links import PeerLost, Shapes
 
 SLOTS = 8  # of a ring: how many blocks a process may be ahead of the next one
-RING, BLOCK, TAKEN = b"r", b"b", b"t"  # what a byte tells: here is a ring, a block lies in it, its slot is free again
+RING, BLOCK, TAKEN = b"r", b"b", b"t"  # one-byte messages: a ring is attached, it has a new block, a slot is free again
 
 Neighbours = tuple[socket.socket | None, socket.socket | None]  # connections to the process before and the one after
 
 
 @contextmanager
 def line_of(processes: int) -> Iterator[list[Neighbours]]:
-    """Connections between processes that are about to be started, each one's to its neighbours.
+    """Yield, for each process about to be started, the connections to its neighbours.
 
-    They are closed here at the end of the body, by when the processes should have theirs: so each sees another's end.
+    This process closes its copies at the end of the body, when the started processes should have theirs; only then can
+    each notice that a neighbour has ended.
     """
     with ExitStack() as ends:
         pairs = [[ends.enter_context(end) for end in socket.socketpair()] for _ in range(processes - 1)]
@@ -41,7 +43,7 @@ def line_of(processes: int) -> Iterator[list[Neighbours]]:
 
 @dataclass(frozen=True)
 class SharedMemory:
-    """`Links` of a process to its neighbours. seconds: how long one may be silent."""
+    """`Links` of a process to its neighbours. seconds: how long a neighbour may be silent."""
 
     rank: int
     ranks: int
@@ -49,11 +51,11 @@ class SharedMemory:
     seconds: float
 
     def inbox(self, shapes: Shapes, like: Tensor) -> RingInbox:
-        """From the process before."""
+        """Blocks from the previous process."""
         return RingInbox(self._connection(0), shapes, like)
 
     def outbox(self, shapes: Shapes, like: Tensor) -> RingOutbox:
-        """To the process after."""
+        """Blocks to the next process."""
         return RingOutbox(self._connection(1), shapes, like)
 
     def _connection(self, side: int) -> socket.socket:
@@ -64,7 +66,7 @@ class SharedMemory:
 
 
 class RingInbox:
-    """The end of a ring where blocks are taken."""
+    """The receiving end of a ring."""
 
     def __init__(self, peer: socket.socket, shapes: Shapes, like: Tensor) -> None:
         self.peer, self.shapes = peer, shapes
@@ -83,13 +85,13 @@ class RingInbox:
         shape = self.shapes[self.taken]
         latent = self.ring[self.taken % SLOTS][: math.prod(shape)].view(*shape).clone()
         self.taken += 1
-        with suppress(OSError):  # a neighbour that has ended is missed when there are no more blocks of it
+        with suppress(OSError):  # a neighbour that has ended is noticed once all its blocks are taken
             self.peer.sendall(TAKEN)
         return latent
 
 
 class RingOutbox:
-    """The end of a ring where blocks are laid down; it is made here, and handed over as an open file without a name."""
+    """The sending end of a ring, which creates it and hands it over as an open file without a name."""
 
     def __init__(self, peer: socket.socket, shapes: Shapes, like: Tensor) -> None:
         self.peer = peer
@@ -100,7 +102,7 @@ class RingOutbox:
                 socket.send_fds(peer, [RING], [file])
 
     def put(self, latent: Tensor) -> None:
-        """Send a block on, once there is a slot for it."""
+        """Send a block, once a slot is free."""
         while self.sent - self.returned == SLOTS:
             self.returned += _count(self.peer)
         self.ring[self.sent % SLOTS][: latent.numel()].view(latent.shape).copy_(latent)
@@ -109,14 +111,14 @@ class RingOutbox:
             self.peer.sendall(BLOCK)
 
     def close(self) -> None:
-        """Wait until everything has been taken."""
+        """Wait until all blocks have been taken."""
         while self.returned < self.sent:
             self.returned += _count(self.peer)
 
 
 @contextmanager
 def talking() -> Iterator[None]:
-    """Around what needs the neighbour, and nothing else: its failures become PeerLost."""
+    """Turn failures of the body, which does nothing but communicate, into PeerLost."""
     try:
         yield
     except OSError as error:
@@ -124,7 +126,7 @@ def talking() -> Iterator[None]:
 
 
 def _count(peer: socket.socket) -> int:
-    """How many messages there are, at least one; waits for it."""
+    """The number of messages that have arrived, at least one; waits for it."""
     with talking():
         told = peer.recv(SLOTS)
     if not told:
@@ -149,12 +151,12 @@ def _memory(size: int) -> Iterator[int]:
 
 
 def _slot(shapes: Shapes) -> int:
-    """Numbers in the largest block."""
+    """Elements of the largest block."""
     return max(map(math.prod, shapes))
 
 
 def _map(file: int, shapes: Shapes, like: Tensor) -> Tensor:
-    """The ring in a file, as (slots, numbers); what is mapped lives as long as the tensor."""
+    """The ring in a file, as (slots, elements); the mapping lives as long as the tensor."""
     size = _slot(shapes)
     memory = mmap.mmap(file, size * like.element_size() * SLOTS)
     return torch.frombuffer(memory, dtype=like.dtype).view(SLOTS, size)

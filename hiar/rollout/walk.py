@@ -28,14 +28,14 @@ def walk(
 
     given: clean latents (B, C, given blocks * k, H, W) to continue. passes: how cells share forward calls.
     grad_step: the one step whose denoising is recorded for backward, as in self-rollout training; contexts never are.
-    exit_step: the step whose estimate of x0 is the result; the last one unless told otherwise.
+    exit_step: the step whose x0 prediction is the result; by default the last one.
     """
     grid = rollout.grid
     last = grid.steps - 1
     result = last if exit_step is None else exit_step
     memory = Memory(model, rollout, recorded=grad_step is not None)
     with torch.set_grad_enabled(grad_step is not None):
-        memory.conditioning(grid.given)  # embedded where gradients may reach the embedders
+        memory.conditioning(grid.given)  # embedded here, where gradients may reach the embedders
     for step in walk_passes(grid, order, passes):
         carry_out(memory, step, given, grad_step)
         for cell in step.write:
@@ -59,11 +59,11 @@ def walk_steps(
     *,
     passes: Passes = "separate",
 ) -> Iterator[tuple[int, Tensor]]:
-    """One place of a pipeline: walk some ``steps`` of a grid along its diagonals, while others walk the others.
+    """Walk only ``steps`` of a grid along its diagonals, as one rank of a pipeline whose other ranks walk the rest.
 
-    arrive(block): the latent (B, C, k, H, W) that the step before left of a block, waited for if need be; it is asked
-    for in the order of blocks, and never where ``steps`` begin with the first. Yields (block, what the last of the
-    steps leaves of it) before the block's context is written, so that the hand-over runs beside it.
+    arrive(block): the latent (B, C, k, H, W) of a block after the step before ``steps``, waiting if necessary; called
+    in block order, and never if ``steps`` begin with the first. Yields (block, its latent after the last of ``steps``)
+    before the block's context is written, so that the transfer overlaps with that pass.
     """
     memory = Memory(model, rollout)
     for step in walk_passes(rollout.grid, "diagonal", passes, steps):
@@ -83,9 +83,9 @@ def walk_steps(
 
 
 def split_steps(steps: int, ranks: int) -> list[range]:
-    """The contiguous steps of each of ``ranks`` places of a pipeline, as even as can be, longer shares last.
+    """The contiguous steps of each of the ``ranks`` of a pipeline, as even as possible, longer shares last.
 
-    The first place also starts every prompt.
+    The first rank also starts every prompt, so its share is never the longer one.
     """
     borders = [rank * steps // ranks for rank in range(ranks + 1)]
     return [range(start, stop) for start, stop in pairwise(borders)]

@@ -1,4 +1,4 @@
-"""Pictures that a video is to go on from: read, brought to the model's size, and cut to whole blocks."""
+"""The clip or image that a video continues: read, resized to the model's size, and cut to whole blocks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from hiar.stages.request import Request
 
 
 def given_latents(source: Generator, request: Request) -> Tensor | None:
-    """The latents (1, C, blocks * k, h, w) that a request's videos begin with, of its clip or its image, if any.
+    """The latents (1, C, blocks * k, h, w) that a request's videos begin with, from its clip or image; None without.
 
-    Of a clip, its last pictures that make whole blocks, as many as a window shows. An image makes one block in which it
-    stands still. Raises UserError when it cannot be read, is too short, has another size, or leaves no frame to make.
+    Uses the clip's last whole blocks, at most one fewer than the window has, but one at least. An image is repeated for
+    one block. Raises UserError if it cannot be read, is too short, has another size, or leaves no frame to generate, if
+    both are given, and for a teacher.
     """
     if request.clip is None and request.image is None:
         return None
@@ -50,11 +51,11 @@ def given_latents(source: Generator, request: Request) -> Tensor | None:
 def read_clip(
     path: Path, height: int, width: int, block: int, most: int, resize: bool, pictures_of: Callable[[int], int]
 ) -> Tensor:
-    """The end of a video, uint8 (F, height, width, 3), that is whole blocks of ``block`` latent frames.
+    """The end of a video, uint8 (F, height, width, 3), as whole blocks of ``block`` latent frames.
 
-    There are as many blocks as it has pictures for, ``most`` at most; how many of its first pictures are left out is
-    told. No more than is returned is held. ``pictures_of``: a codec's number of pictures of so many latent frames.
-    Raises UserError when the video cannot be read, is too short, or, without ``resize``, has another size.
+    Takes as many blocks as the video has, but at most ``most``, and reports how many pictures at its start are left
+    out. Keeps at most ``most`` blocks in memory. ``pictures_of(n)``: how many pictures n latent frames make in a codec.
+    Raises UserError if the video cannot be read, is too short, or, without ``resize``, has another size.
     """
     pictures = 0
     kept: deque[Tensor] = deque(maxlen=pictures_of(most * block))
@@ -68,9 +69,9 @@ def read_clip(
 
 
 def read_image(path: Path, height: int, width: int, resize: bool) -> Tensor:
-    """A picture as a clip of one, uint8 (1, height, width, 3), turned as its file asks; what is transparent is black.
+    """An image as a clip of one frame, uint8 (1, height, width, 3), rotated by its EXIF tag, on a black background.
 
-    Raises UserError when it cannot be read, or, without ``resize``, has another size.
+    Raises UserError if it cannot be read, or, without ``resize``, has another size.
     """
     from PIL import Image, ImageOps
 
@@ -88,7 +89,7 @@ def read_image(path: Path, height: int, width: int, resize: bool) -> Tensor:
 
 
 def whole_blocks(pictures: int, block: int, what: Path, pictures_of: Callable[[int], int]) -> int:
-    """How many blocks of ``block`` latent frames so many pictures make. Raises UserError, naming ``what``, for none."""
+    """How many blocks of ``block`` latent frames ``pictures`` make. Raises UserError, naming ``what``, for none."""
     first = pictures_of(block)
     if pictures < first:
         raise UserError(
@@ -99,9 +100,9 @@ def whole_blocks(pictures: int, block: int, what: Path, pictures_of: Callable[[i
 
 
 def fitted(frames: Tensor, height: int, width: int, resize: bool, what: Path) -> Tensor:
-    """Frames uint8 (F, H, W, 3) of the size wanted: scaled until they cover it, then cut alike on both sides.
+    """Frames uint8 (F, H, W, 3) resized to ``height`` x ``width``: scaled to cover it, then centre-cropped.
 
-    Frames of that size are untouched. Raises UserError, naming ``what``, for others without ``resize``.
+    Frames of that size are returned as they are. Raises UserError, naming ``what``, for others without ``resize``.
     """
     old_height, old_width = frames.shape[1:3]
     if (old_height, old_width) == (height, width):

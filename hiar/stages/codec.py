@@ -1,4 +1,4 @@
-"""Stage codec: fit the encoder on frames of the world, train the decoder on noisy latents; or adopt what there is."""
+"""Stage codec: fit the encoder on frames of the world, train the decoder on noisy latents; or adopt a base's codec."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _train(work: Stage, world: World, workspace: Path, seed: int) -> None:
         scales = torch.from_numpy(spec.noise * stream("codec batch", seed, step=step).random(training.batch)).float()
 
         def loss_of(part: range) -> tuple[Tensor, Measured]:
-            # A frame a clip, each of another scene: neighbouring frames would teach the decoder little more.
+            # One frame per clip, each of another scene: neighbouring frames would teach the decoder little more.
             first = step * training.batch + part.start
             frames, _ = world.clips(seed=seed, first=first, count=len(part), frames=1)
             video = to_video(frames).to(device)
@@ -78,7 +78,7 @@ def _train(work: Stage, world: World, workspace: Path, seed: int) -> None:
 
 
 def held_out(world: World, seed: int, frames: int) -> Tensor:
-    """Clips of scenes no training step sees, as video."""
+    """Clips, as video, of scenes that no training step sees."""
     first = FIRST_CLIP["held-out"]
     return to_video(world.clips(seed=seed, first=first, count=HELD_OUT_CLIPS, frames=frames)[0])
 

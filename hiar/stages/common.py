@@ -1,4 +1,4 @@
-"""What every stage shares: where artifacts lie, and the frame a stage runs in."""
+"""What all stages share: the paths of artifacts, and the context manager that a stage runs in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hiar.worlds.interface import World, open_world
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the artifacts of one seed lie in a workspace."""
+    """The paths of one seed's artifacts in a workspace."""
 
     workspace: Path
     seed: int
@@ -68,9 +68,9 @@ class Paths:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage at work: ``folder`` becomes its artifact when the work ends well.
+    """A running stage; ``folder`` becomes its artifact when the stage succeeds.
 
-    Of several processes, the one that leads (``ranks``) writes it.
+    With several processes (``ranks``), only the leader writes it.
     """
 
     name: str
@@ -85,11 +85,11 @@ class Stage:
 
     @property
     def training(self) -> Path:
-        """Where the state of a training run is kept until the artifact is whole."""
+        """Where a training run keeps its states until the artifact is complete."""
         return self.folder / TRAINING
 
     def finish(self, kind: str, **facts: Any) -> None:
-        """Describe the artifact; the last thing a stage does in its folder."""
+        """Write the artifact's manifest; the last thing a stage does in its folder."""
         restarted = restarted_from(self.folder)
         facts |= {"restarted_from": restarted} if restarted else {}
         write_manifest(self.folder, kind, parents=self.parents, settings=self.settings, **self.facts, **facts)
@@ -109,12 +109,12 @@ def stage(
     restart: Path | None = None,
     shared: bool = False,
 ) -> Iterator[Stage]:
-    """Check the ``parents`` (folder and kind), set the machine up, track the run, and give a folder to work in.
+    """Check the ``parents`` (folder and kind), set up CPU and device, track the run, and yield a folder to work in.
 
-    An interrupted stage goes on only while what decides its artifact stays the same: the parameters and the code that
-    dvc.yaml lists for it (under the name ``definition`` where it is not the stage's), the seed and the parents'
-    contents. Else what it has done is set aside under another name, and ``restart`` takes its training up from there.
-    shared: the stage may be several processes, which all run the body; one of them leads.
+    An interrupted stage resumes only if all that decides its artifact is unchanged: the parameters and the code that
+    dvc.yaml lists for it (as ``definition``, if not as ``name``), the seed and the parents' contents. Otherwise its
+    work is set aside under another name; ``restart`` names such work, whose training is then resumed.
+    shared: the stage may run as several processes, which all run the body; one of them leads.
 
     Raises UserError for parents that are missing, altered, or made with other parameters than ``params``.
     """
@@ -135,9 +135,9 @@ def stage(
             key |= {"code": code_hash(definition or name, params.world.kind)}
             for parent, manifest in manifests.items():
                 check_fits(folders[parent], manifest, params, contents)
-                settings = manifest.get("settings", {}) | settings  # what decided a parent decides this
+                settings = manifest.get("settings", {}) | settings  # what decides a parent decides this too
             accelerator = make_accelerator(params)
-        with ranks.agreed():  # only then: where one refuses, nothing is begun
+        with ranks.agreed():  # only after the checks: if one process refuses, nothing is begun
             if ranks.leads:
                 state = frame.enter_context(opened_state(restart))
                 whose = None if sampled else key
@@ -165,7 +165,7 @@ def stage(
 
 
 def make_accelerator(params: Params) -> Accelerator:
-    """The device and precision of a process of a stage. Raises UserError for a GPU that is not there."""
+    """The Accelerator of a stage's process: device and precision. Raises UserError if the GPU asked for is missing."""
     device = params.runtime.device
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"params.yaml: runtime.device = {device!r}: torch sees no GPU here; use auto or cpu")
@@ -173,7 +173,7 @@ def make_accelerator(params: Params) -> Accelerator:
 
 
 def sample_world(params: Params) -> World:
-    """The world whose prompts from ``FIRST_CLIP["sample"]`` on the samples are made of."""
+    """The world that gives the samples' prompts, which start at number ``FIRST_CLIP["sample"]``."""
     settings, sample = params.world, params.sample
     if settings.kind == "shapes":
         return open_world(settings.model_copy(update={"caption_dropout": sample.caption_dropout}))
@@ -191,7 +191,7 @@ def write_log(
     variant: str | None = None,
     resumed: bool = False,
 ) -> None:
-    """logs/<place>.json: when a stage ran, how long (from ``began``, of ``time.monotonic``), and on what."""
+    """Write logs/<place>.json: when a stage ran, how long (since ``began``, by ``time.monotonic``), and on what."""
     seconds = time.monotonic() - began
     write_json(
         workspace / "logs" / f"{place}.json",
@@ -210,7 +210,7 @@ def write_log(
 
 
 def write_metrics(workspace: Path, place: str, metrics: Mapping[str, float]) -> None:
-    """metrics/<place>.json: the final figures of a stage. Raises UserError for one that is not finite."""
+    """Write metrics/<place>.json: the final metrics of a stage. Raises UserError for one that is not finite."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise UserError(f"{place}: {name} = {value}: should be finite; lower the learning rate and start anew")
@@ -220,7 +220,7 @@ def write_metrics(workspace: Path, place: str, metrics: Mapping[str, float]) -> 
 
 
 def write_curve(workspace: Path, place: str, curve: Sequence[Mapping[str, float]]) -> None:
-    """curves/<place>.csv: a row an update; cells are empty where a row lacks a column."""
+    """Write curves/<place>.csv: one row per update; cells are empty where a row lacks a column."""
     columns = list(dict.fromkeys(name for row in curve for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -230,7 +230,7 @@ def write_curve(workspace: Path, place: str, curve: Sequence[Mapping[str, float]
 
 
 def write_adopted(workspace: Path, place: str) -> None:
-    """The figures of a stage that had nothing to train: none."""
+    """Write empty metrics and an empty curve, for a stage that had nothing to train."""
     write_metrics(workspace, place, {})
     write_text(workspace / "curves" / f"{place}.csv", "step,loss\n")
 

@@ -25,7 +25,7 @@ LEAST_LEVELS = 3  # of a line
 
 @dataclass(frozen=True)
 class Contender:
-    """One model of the comparison under one seed; the teacher walks no grid. variant: of a walked one STUDENT/WALK."""
+    """One model of the comparison with one seed; the teacher walks no grid. variant: STUDENT/WALK for stage walked."""
 
     stage: Literal["teacher", "init", "distill", "walked"]
     variant: str
@@ -54,12 +54,12 @@ def contenders(params: Params) -> Iterator[Contender]:
 
 
 def levels_compared(params: Params) -> dict[str, dict[float, str]]:
-    """Contenders that differ in the level of output context alone, by that level: trained at it, and walked at it.
+    """By line, contenders that differ only in the level of output context (trained or walked at it), by that level.
 
-    Lines of fewer than three levels are none.
+    Lines with fewer than three levels are left out.
     """
     lines: dict[str, dict[float, str]] = {}
-    trained: dict[str, str] = {}  # a line of each kind of training
+    trained: dict[str, str] = {}  # the line of each kind of training
     for name in params.compare.distill:
         variant = params.variant(name)
         kind = f"{variant.order}, {variant.forward_kl}"
@@ -76,7 +76,7 @@ def levels_compared(params: Params) -> dict[str, dict[float, str]]:
 
 
 def nested(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of a contender and its ``metrics`` as stage -> variant -> seed -> metric, which `dvc metrics` shows."""
+    """Rows, one per contender with its ``metrics``, as stage -> variant -> seed -> metric, for `dvc metrics`."""
     tree: dict[str, Any] = {}
     for row in rows:
         tree.setdefault(row["stage"], {}).setdefault(row["variant"], {})[f"seed-{row['seed']}"] = row["metrics"]
@@ -84,9 +84,9 @@ def nested(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_summary(params: Params, workspace: Path) -> list[dict[str, Any]]:
-    """A row a contender of ``params``: the fields of `Contender` and its ``metrics``, out of metrics/summary.json.
+    """One row per contender of ``params``: the fields of `Contender` and its ``metrics``, from metrics/summary.json.
 
-    Raises UserError when the file cannot be read or lacks one.
+    Raises UserError when the file cannot be read or lacks a contender.
     """
     path = workspace / "metrics" / "summary.json"
     try:
@@ -105,9 +105,9 @@ def read_summary(params: Params, workspace: Path) -> list[dict[str, Any]]:
 
 
 def read_captions(folder: Path) -> list[str]:
-    """The captions of a folder of videos, one a line; lines left empty at the end do not count.
+    """The captions of a folder of videos, one per line; empty lines at the end do not count.
 
-    The file may be called captions.txt in any case. Raises UserError when there are none or they are not UTF-8.
+    The name captions.txt may be in any case. Raises UserError if there are none, one is empty, or they are not UTF-8.
     """
     path = folder / CAPTIONS
     try:
@@ -152,17 +152,17 @@ def list_videos(folder: Path) -> list[Path]:
 
 
 def check_videos(folder: Path, paths: Sequence[Path], size: tuple[int, int], least: int) -> int | None:
-    """Raise UserError unless videos are alike, as large as the world, and of ``least`` frames, as far as files say.
+    """Raise UserError unless videos are alike, of the world's size, and have ``least`` frames, as far as headers say.
 
     size: the world's height and width.
 
-    Returns how many frames each has, None where that shows in reading only. Nothing is decoded.
+    Returns how many frames each has, None where only decoding shows it. Nothing is decoded.
     """
     return check_heads(folder, {path: read_head(path) for path in paths}, size, least)
 
 
 def check_heads(folder: Path, heads: Mapping[Path, Head], size: tuple[int, int], least: int) -> int | None:
-    """As `check_videos`, of heads that have been read."""
+    """As `check_videos`, for headers that have been read."""
     name, first = next(iter(heads.items()))
     if (first.height, first.width) != size:
         sizes = f"{first.width}x{first.height} pixels, the world {size[1]}x{size[0]}"
@@ -176,7 +176,7 @@ def check_heads(folder: Path, heads: Mapping[Path, Head], size: tuple[int, int],
 
 
 def read_videos(paths: Sequence[Path]) -> Iterator[Iterator[Tensor]]:
-    """The parts, uint8 (f, H, W, 3), of one video after another; each is to be read to its end before the next.
+    """The parts, uint8 (f, H, W, 3), of one video after another; read each to its end before the next.
 
     Raises UserError when one cannot be read or is longer or shorter than the first.
     """
@@ -188,7 +188,7 @@ def read_videos(paths: Sequence[Path]) -> Iterator[Iterator[Tensor]]:
 
 
 def too_short(source: Path | str, frames: int, least: int) -> str:
-    """What is said of videos of fewer frames than are needed."""
+    """The message for videos with fewer frames than scoring needs."""
     return f"{source}: videos have {frames} frames, scoring needs {least}; make longer ones"
 
 

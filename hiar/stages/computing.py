@@ -1,4 +1,4 @@
-"""What computes a walk's layers: chosen by measuring on the device, told in the plan, kept when a run goes on."""
+"""What computes a walk's layers: chosen by measuring on the device, shown in the plan, kept when a run resumes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from hiar.models.generator import Generator
 from hiar.models.kernels import choose_kernel, using
 from hiar.rollout.cell import Memory, Rollout
 
-SETTLED = ".computing"  # holds the choice that an unfinished folder was begun with
+SETTLED = ".computing"  # the file in an unfinished folder with the choice it was begun with
 
-ENOUGH = 64  # blocks of a long walk, to see how many of them most passes are on
+ENOUGH = 64  # blocks of a long walk that show how many blocks most of its passes compute
 
 
 class Choice(NamedTuple):
-    """kernel: attention's, None is torch's own choice. compiled: None where layers run as they are."""
+    """kernel: the attention kernel, None for torch's own choice. compiled: None if layers run uncompiled."""
 
     kernel: str | None = None
     compiled: Compiled | None = None
@@ -46,9 +46,9 @@ class Choice(NamedTuple):
 
 
 def choose(source: Generator, walk: Walk, rollout: Rollout, rollouts: int = 1) -> Choice:
-    """What to compute with for so many rollouts like ``rollout``; for none, only the attention kernel is chosen.
+    """The fastest choice for ``rollouts`` rollouts like ``rollout``; for 0, only the attention kernel is chosen.
 
-    On a CPU layers run as they are: compiled, the world's gain nothing (docs/speed.md).
+    On a CPU layers run uncompiled: the built-in world's model gains nothing from compiling (docs/speed.md).
     """
     config, tokens = source.denoiser.transformer.config, source.block_tokens
     heads, dim = config.num_attention_heads, config.attention_head_dim
@@ -65,7 +65,7 @@ def choose(source: Generator, walk: Walk, rollout: Rollout, rollouts: int = 1) -
 
 
 def work(walk: Walk, rollout: Rollout) -> tuple[int, float]:
-    """How many blocks most forward calls of a walk are on, and how many calls there are."""
+    """How many blocks most forward calls of a walk compute, and how many calls there are (inf if endless)."""
     grid, walked = rollout.grid, fastest(walk.context)
     beginning = replace(grid, blocks=ENOUGH if grid.blocks is None else min(grid.blocks, ENOUGH))
     rows = mode(len(step.write + step.denoise) for step in walk_passes(beginning, *walked))
@@ -73,7 +73,7 @@ def work(walk: Walk, rollout: Rollout) -> tuple[int, float]:
 
 
 def settle(folder: Path, source: Generator, walk: Walk, rollout: Rollout, rollouts: int) -> Choice:
-    """The choice that an unfinished folder of samples was begun with, or is begun with now."""
+    """The choice that an unfinished folder of samples was begun with; made and written now if there is none."""
     path = folder / SETTLED
     if not path.exists():
         write_text(path, json.dumps(choose(source, walk, rollout, rollouts)))
@@ -83,14 +83,14 @@ def settle(folder: Path, source: Generator, walk: Walk, rollout: Rollout, rollou
 
 @contextmanager
 def computing(denoiser: Denoiser, choice: Choice) -> Iterator[None]:
-    """Within the body the denoiser computes with a choice."""
+    """Within the body the denoiser computes with ``choice``."""
     with using(choice.kernel), compiled(denoiser) if choice.compiled else nullcontext():
         yield
 
 
 @torch.no_grad()
 def full_pass(denoiser: Denoiser, rollout: Rollout, rows: int = 1) -> Callable[[], Tensor]:
-    """A forward call on blocks whose windows are full, to be made as often as one likes: pairs that share a cache."""
+    """Return a repeatable forward call on ``rows`` blocks whose windows are full; pairs of blocks share a cache."""
     memory = Memory(denoiser, rollout)
     x = torch.stack([rollout.noise(Cell(0, 0)).to(rollout.text.dtype)] * rows, dim=1)
 

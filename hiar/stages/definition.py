@@ -1,4 +1,4 @@
-"""What decides the artifact of a stage, as dvc.yaml lists it: the parameters it takes, and the code it runs."""
+"""What decides the artifact of a stage, as dvc.yaml lists it: its parameters and its code."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ OURS = "hiar/"  # the package, beside it
 
 
 def settings_of(stage: str, params: Params, variant: str | None) -> dict[str, Any]:
-    """The values of the parameters that DVC lists for a stage, by their names there."""
+    """The values of the parameters that dvc.yaml lists for a stage, by name."""
     names = _stages().get(stage, {}).get("params", [])
     tree = params.model_dump(mode="json")
     return {name: _value(tree, name) for name in (_named(name, variant or "") for name in names)}
 
 
 def _named(name: str, variant: str) -> str:
-    """The name of a parameter for a variant, or for STUDENT/WALK where a student walks as another variant does."""
+    """A parameter's name in dvc.yaml with its templates filled in, for a variant or for STUDENT/WALK."""
     student, _, walk = variant.partition("/")
     return name.replace("${item.variant.walk}", walk).replace("${item.variant}", student)
 
 
 def code_hash(stage: str, world: str) -> str:
-    """SHA-256 over the code that DVC lists for a stage in a world; over all of it where there is no dvc.yaml."""
+    """SHA-256 of the code that dvc.yaml lists for a stage in a world; of the whole package if it lists none."""
     deps = [name.replace("${world.kind}", world) for name in _stages().get(stage, {}).get("deps", [])]
     places = [DVC_YAML.parent / name for name in deps if name.startswith(OURS)] or [DVC_YAML.parent / OURS]
     files = {file for place in places for file in (place, *place.rglob("*.py")) if file.is_file()}
@@ -45,9 +45,9 @@ def code_hash(stage: str, world: str) -> str:
 
 @contextmanager
 def unchanged(stage: str, world: str, variant: str | None, workspace: Path) -> Iterator[None]:
-    """Raise UserError after the body where the code of a stage, or its parameters in params.yaml, changed meanwhile.
+    """Raise UserError after the body if the stage's code, or its parameters in params.yaml, changed meanwhile.
 
-    DVC looks at both when the stage has ended, and would record that the new ones made what the old ones have made.
+    DVC reads both after the stage has ended, and would record the new ones for an artifact that the old ones made.
     """
     path = workspace / PARAMS
 
@@ -56,7 +56,7 @@ def unchanged(stage: str, world: str, variant: str | None, workspace: Path) -> I
 
     code, settings = code_hash(stage, world), parameters()
     yield
-    remedy = f"changed while stage {stage} ran; bring it back, and run again, which goes on from what it has saved"
+    remedy = f"changed while stage {stage} ran; bring it back, and run again, which resumes from what it has saved"
     for field, before, now in _differences("", settings, parameters()):
         raise UserError(f"{path}: {field.removeprefix('.')} = {now!r}: was {before!r}, and {remedy}")
     if code_hash(stage, world) != code:
@@ -64,9 +64,9 @@ def unchanged(stage: str, world: str, variant: str | None, workspace: Path) -> I
 
 
 def check_fits(folder: Path, manifest: Mapping[str, Any], params: Params, contents: Mapping[str, str]) -> None:
-    """Raise UserError where a parent is not what DVC would make for ``params``, naming the first field that differs.
+    """Raise UserError if a parent is not what DVC would make for ``params``, naming the first field that differs.
 
-    contents: content hashes of the stage's parents by name; a parent that was made from another one of them is stale.
+    contents: content hashes of the stage's parents by name; a parent made from another version of one is stale.
     """
     made = facts(folder, manifest, _Made)
     path, again = folder / MANIFEST, f"run stage {made.stage} again"
@@ -86,7 +86,7 @@ class _Made(Facts):
 
 
 def _differences(name: str, made_with: Any, wanted: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The fields in which two values of a parameter differ, with both."""
+    """The fields in which two values of a parameter differ, each with both values."""
     if isinstance(made_with, dict) and isinstance(wanted, dict):
         for key in sorted(made_with.keys() | wanted.keys()):
             yield from _differences(f"{name}.{key}", made_with.get(key), wanted.get(key))
@@ -95,7 +95,7 @@ def _differences(name: str, made_with: Any, wanted: Any) -> Iterator[tuple[str, 
 
 
 def _value(tree: Any, name: str) -> Any:
-    """What a dotted name stands for; None where there is no such parameter any more."""
+    """The value at a dotted name; None if there is no such parameter any more."""
     for part in name.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree

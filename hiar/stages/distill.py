@@ -80,9 +80,9 @@ def run(params: Params, workspace: Path, seed: int, variant: str, restart_from: 
 
 
 def _distillation(work: Stage, paths: Paths, method: Variant, teacher: Generator, init: Generator) -> Distillation:
-    """The roles of a variant's distillation, and what they learn from.
+    """The networks of a variant's distillation, and the data they learn from.
 
-    Prompts of the pairs are embedded before there are other networks beside the text encoder, which may be as large.
+    Prompts of the pairs are embedded before other networks are on the device: the text encoder may be as large.
     """
     params, spec, device = work.params, work.params.distill, work.accelerator.device
     saving = params.runtime.checkpointing
@@ -94,8 +94,8 @@ def _distillation(work: Stage, paths: Paths, method: Variant, teacher: Generator
     if spec.validation is not None or (spec.windows > 1 and begins_apart(teacher.codec)):
         teacher.codec.to(device)
     if spec.real_score is None:
-        teacher.denoiser.to(device)  # else a copy of it is trained, and nothing asks for it itself
-    critic = clone(teacher.denoiser).checkpoint(saving).to(device)  # before the real score is sharded, which it may be
+        teacher.denoiser.to(device)  # otherwise only its copy, the critic, is used
+    critic = clone(teacher.denoiser).checkpoint(saving).to(device)  # copied before it may be sharded as the real score
     real_score = _real_score(work, teacher)
     return Distillation(
         student=new_role(work, clone(init.denoiser).checkpoint(saving).to(device), spec.generator, spec.steps),
@@ -123,9 +123,9 @@ def _distillation(work: Stage, paths: Paths, method: Variant, teacher: Generator
 
 
 class Prompts:
-    """Embeddings (B, words, dim) of samples' prompts, computed many samples ahead of their turn.
+    """Embeddings (B, words, dim) of samples' prompts, computed many samples ahead.
 
-    An encoder such as Wan's, which is as large as what is trained, is loaded and freed once in `AHEAD` samples, by all
+    An encoder as large as the trained networks, such as Wan's, is loaded and freed once per `AHEAD` samples, by all
     processes in the same step.
     """
 
@@ -152,13 +152,13 @@ class Prompts:
 
 
 def _real_score(work: Stage, teacher: Generator) -> Denoiser:
-    """The frozen network of the real score, the teacher's or a larger one: whole on the device, or sharded."""
+    """The frozen real-score network, the teacher's or a larger one: whole on the device, or sharded."""
     spec, runtime, ranks = work.params.distill, work.params.runtime, work.ranks
     if spec.real_score is None:
         dtype, network = None, teacher.denoiser
     else:
         dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-        # Sharded, a layer at a time out of its file: whole, 57 GB, it need fit in no process and on no GPU.
+        # If sharded, it is read from its file layer by layer: no process and no GPU has to hold its 57 GB as a whole.
         network = _load_real_score(
             teacher, spec.real_score, spec.real_score_sha256, dtype if ranks.mesh is None else None
         )
@@ -169,9 +169,9 @@ def _real_score(work: Stage, teacher: Generator) -> Denoiser:
 
 
 def _load_real_score(teacher: Generator, folder: Path, content: str | None, dtype: torch.dtype | None) -> Denoiser:
-    """The denoiser of a model's folder, frozen, in a type or, None, as it is stored.
+    """The frozen denoiser of a model's folder, in ``dtype``; None: in the type that it is stored in.
 
-    Raises UserError for one of other latents or text than the teacher's.
+    Raises UserError if its latents or text differ from the teacher's, or it does not have the hash ``content``.
     """
     require_content(folder / TRANSFORMER, content, "distill.real_score_sha256")
     transformer = teacher.world.load_transformer(folder / TRANSFORMER, dtype)
@@ -187,7 +187,7 @@ def _load_real_score(teacher: Generator, folder: Path, content: str | None, dtyp
 
 
 def _embedded(pairs: Trajectories, teacher: Generator) -> Pairs:
-    # By the batch: the embeddings of all pairs would fill a GPU.
+    # Embedded batch by batch: the embeddings of all pairs would fill a GPU.
     return Pairs(
         pairs.states,
         pairs.sigmas,

@@ -14,12 +14,12 @@ from hiar.metrics.summary import Figures, summarise
 from hiar.profiles.profile import Profile
 from hiar.stages.profile_values import Video, keep_only, score_videos
 
-RECORDS = Path(".hiar", "profiles")  # in a workspace: what is kept by video, so that nothing is done twice
-SHOWN = "_trend"  # the form of a profile's measures that goes into the scores; `hiar score` tells the others
+RECORDS = Path(".hiar", "profiles")  # in a workspace: results by video, so that none is computed twice
+SHOWN = "_trend"  # the form of a profile's measures that enters the scores; `hiar score` reports the others
 
 
 def check_sizes(profiles: Sequence[Profile], height: int, width: int) -> None:
-    """Raise UserError for a profile that videos of these pixels are too small for."""
+    """Raise UserError for a profile that needs larger videos than ``height`` x ``width`` pixels."""
     for profile in profiles:
         if min(height, width) < profile.least_side:
             raise UserError(
@@ -29,10 +29,10 @@ def check_sizes(profiles: Sequence[Profile], height: int, width: int) -> None:
 
 
 def drift_of_samples(folder: Path, paths: Sequence[Path], profiles: Sequence[Profile], values: Path | None) -> Figures:
-    """What profiles say of the videos of a folder; what ``values`` holds of the same videos is not done again.
+    """The profiles' figures for the videos of a folder; results of the same videos in ``values`` are reused.
 
-    Of each profile its score and floor, and of its measures the trend. Facts: the profiles' records by name.
-    Raises UserError for a video that cannot be scored, when all others are.
+    For each profile: its score, its floor, and the trends of its measures. Facts: the profiles' records by name.
+    Raises UserError for a video that cannot be scored, after all others are scored.
     """
     videos = [Video(path, read_head(path), None, file_hash(path)) for path in paths]
     if values:
@@ -54,7 +54,7 @@ def drift_of_samples(folder: Path, paths: Sequence[Path], profiles: Sequence[Pro
 
 
 def _shown(profile: str, metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """What goes into the scores, under names that no judge has: the score and its floor begin with the profile's."""
+    """The metrics that enter the scores, prefixed with the profile's name, so that no judge has the same ones."""
     stem = profile.replace("-", "_")
     scores = {name: metrics[name] for name in (stem, f"{stem}_floor")}
     trends = {f"{stem}_{name}": value for name, value in metrics.items() if name.endswith(SHOWN)}

@@ -1,4 +1,4 @@
-"""``hiar import``, ``hiar export`` and ``hiar models``: checkpoints from elsewhere, for elsewhere, and what one is."""
+"""``hiar import``, ``hiar export``, ``hiar models``: convert from and to others' checkpoints, and describe them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hiar.parameters import explain
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Lora, World, describe_foreign, open_world
 
 _RELEASED = {"block": 3, "window": 21, "sinks": 0, "shift": 5.0, "steps": 4, "renoise": "sde"}
-# How the released students walk; a file of weights does not tell it.
+# How the released students walk; a file of weights does not say.
 PRESETS: dict[str, dict[str, Any]] = {
     "self-forcing": _RELEASED | {"order": "block_first", "context": "finished"},
     "causal-forcing": _RELEASED | {"order": "block_first", "context": "finished"},
     "hiar": _RELEASED | {"order": "step_first", "context": "output"},
-    # Of its two students the one of three steps; --steps 4 is the other, whose steps are even at that shift.
+    # The three-step one of its two students; --steps 4 is the other, with even steps at that shift.
     "causvid": _RELEASED
     | {"steps": 3, "shift": 8.0, "levels": (1.0, 0.757, 0.522), "order": "block_first", "context": "finished"},
-    # Its first block stays in a window of twelve frames; its student is a base and an adapter (--lora).
+    # Its first block stays in a window of twelve frames; its student is a base with an adapter (--lora).
     "longlive": _RELEASED | {"window": 12, "sinks": 1, "order": "block_first", "context": "finished"},
 }
-# As public implementations show given blocks and sinks, but for LongLive's endless videos, whose sinks turn.
+# How public implementations treat given blocks and sinks, except LongLive's endless videos, whose sinks turn.
 THEIRS = Conventions(given="clean", sinks="stay", context_noise=0.0)
 
 
@@ -42,19 +42,21 @@ def import_checkpoint(
     told: Mapping[str, Any],
     lora: Lora | None = None,
 ) -> None:
-    """Write somebody else's student as a checkpoint folder that every command takes.
+    """Write another project's student as a checkpoint folder that every command accepts.
 
-    told: height, width, frames_per_second, precision, whether sinks_turn with the window, and block, window, sinks,
-    shift, steps, levels (in place of these two), renoise, order, context, each None where the preset's holds. lora: an
-    adapter that is added to the weights.
-    Raises UserError for what is told nowhere, and for a source that is not whole or not of the base's size; nothing is
-    then written.
+    told: height, width, frames_per_second, precision, sinks_turn (with the window), block, window, sinks, shift, steps,
+    levels (instead of these two), renoise, order, context; None takes the preset's value. lora: an adapter that is
+    added to the weights.
+    Raises UserError for a missing setting, and for a source that is incomplete or not of the base's size; nothing is
+    written then.
     """
     if preset is not None and preset not in PRESETS:
-        raise UserError(f"--as = {preset}: is no kind of student; {suggest(preset, PRESETS)}")
+        raise UserError(f"--as = {preset}: is not a known kind of student; {suggest(preset, PRESETS)}")
     how = _with_levels(PRESETS.get(preset or "", {}), {name: told[name] for name in told if told[name] is not None})
     if unset := [f"--{name}" for name in _RELEASED | {"order": "", "context": ""} if name not in how]:
-        raise UserError(f"{', '.join(unset)}: weights do not tell; give them, or --as {' or '.join(PRESETS)}")
+        raise UserError(
+            f"{', '.join(unset)}: cannot be read from the weights; give them, or --as {' or '.join(PRESETS)}"
+        )
     check_folder("--out", out, "checkpoint")
     name = source.name if lora is None else f"{source.name} + {lora[1]:g} {lora[0].name}"
     card = _card(preset, base, how)
@@ -70,9 +72,9 @@ def import_checkpoint(
 
 
 def export_checkpoint(checkpoint: Path, form: str, out: Path) -> None:
-    """Write a checkpoint's transformer as others read it.
+    """Write a checkpoint's transformer in ``form``, another project's format.
 
-    Raises UserError when it is no checkpoint, has been altered, or there is no such form; nothing is then written.
+    Raises UserError if it is no checkpoint or has been altered, or for an unknown format; nothing is written then.
     """
     card = load_card(checkpoint)
     read_manifest(checkpoint, "checkpoint")
@@ -80,9 +82,9 @@ def export_checkpoint(checkpoint: Path, form: str, out: Path) -> None:
 
 
 def describe_model(path: Path, base: Path | None, verify: bool) -> list[tuple[str, str]]:
-    """What a checkpoint is, ours or somebody else's, as names and values; ``base``: see `hiar import`.
+    """A description of a checkpoint, ours or another project's, as names and values; ``base``: see `hiar import`.
 
-    verify: read every file of the base that it refers to. Raises UserError when it is none, or not whole.
+    verify: read every file of the base that it refers to. Raises UserError if it is no checkpoint, or incomplete.
     """
     if not (path / CARD).exists():
         return describe_foreign(path, base)
@@ -122,28 +124,30 @@ def describe_model(path: Path, base: Path | None, verify: bool) -> list[tuple[st
 
 
 def _levels(schedule: Schedule) -> str:
-    """Where a student's steps begin."""
+    """The noise levels at which a student's steps begin, in words."""
     if schedule.student_levels is None:
         return f"shift {schedule.student_shift:g}"
     return f"at {', '.join(f'{level:g}' for level in schedule.student_levels)}"
 
 
 def _with_levels(preset: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset with what was told in its place: levels stand for steps and shift, these two for levels."""
+    """A preset updated with what was told: levels replace steps and shift, and either of these two replaces levels."""
     if "levels" in told:
         if also := [f"--{name}" for name in ("steps", "shift") if name in told]:
-            raise UserError(f"--levels: says how many steps there are, and where; leave out {' and '.join(also)}")
+            raise UserError(
+                f"--levels: sets the number of steps and their noise levels; leave out {' and '.join(also)}"
+            )
         own = {
             "steps": len(told["levels"]),
             "shift": preset.get("shift", 1.0),
-        }  # this one of a teacher, which it is not
+        }  # fills the card's teacher_shift; a student has no use for it
     else:
         own = {"levels": None} if {"steps", "shift"} & told.keys() else {}
     return {"levels": None} | dict(preset) | own | dict(told)
 
 
 def _part(folder: Path, world: World) -> str:
-    """Where a part of a checkpoint lies, and how large it is or which hash it has."""
+    """Where a part of a checkpoint is, with its size, or with its hash if it is the base's."""
     found = world.referred(folder)
     if found is None:
         return f"its own, {sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / GB:.3g} GB"

@@ -1,4 +1,4 @@
-"""How a walk fits in the memory that is free: how many videos at a time, and in which order, told before it begins."""
+"""How a walk fits in free memory: how many videos at a time, and in which order; decided before it begins."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from hiar.models.rings import ring_bytes as one_ring
 from hiar.rollout.cell import Rollout
 from hiar.stages.videos import SCRATCH
 
-SETTLED = ".way"  # holds what an unfinished folder was begun with
-USABLE = 0.9  # of what is free: the rest is for kernels' own buffers and fragments
-TRIFLE = 0.01  # of it: where caches take less, what else a walk takes is not worth finding out
+SETTLED = ".way"  # the file in an unfinished folder with the way it was begun with
+USABLE = 0.9  # share of free memory; the rest is for kernels' own buffers and fragmentation
+TRIFLE = 0.01  # share of that: where caches take less, the rest of a walk's memory is not worth counting
 
 
 class Way(NamedTuple):
-    """How a grid is walked, and how many videos at a time. memory: bytes of one, where that was found out."""
+    """How a grid is walked, and how many videos at a time. memory: bytes per video, if they were counted."""
 
     order: Order
     passes: Passes
@@ -45,12 +45,12 @@ class Way(NamedTuple):
 
     @property
     def told(self) -> str:
-        """What one video takes, for a line that tells all choices."""
-        return "" if self.memory is None else f", of {self.memory / GB:.3g} GB each with what else it takes"
+        """The memory of one video, for the line that shows all choices; empty if it was not counted."""
+        return "" if self.memory is None else f", which take {self.memory / GB:.3g} GB each in all"
 
 
 def settled_way(folder: Path, way: Way | None) -> Way:
-    """The way that an unfinished folder of samples was begun with; begun now, it is this one."""
+    """The way that an unfinished folder of samples was begun with; if it is new, ``way`` is written to it."""
     path = folder / SETTLED
     if not path.exists():
         assert way is not None
@@ -61,12 +61,12 @@ def settled_way(folder: Path, way: Way | None) -> Way:
 def way_of(
     source: Generator, walk: Walk, rollout: Rollout, most: int = 1, *, together: bool = False, beside: int = 1
 ) -> Way:
-    """The fastest way that fits in what is free of the memory, of at most so many videos like those of ``rollout``.
+    """The fastest way that fits in free memory, with at most ``most`` videos like those of ``rollout`` at a time.
 
-    That is the one with the fewest forward calls, of fewer videos at a time where memory is short, and where even one
-    is too much, step by step, which has one step's cache in memory. The video is the same. together: it is decoded
-    block by block while it is made, not afterwards. Where networks take turns, decoding has the room of the denoiser's
-    weights. beside: how many processes share the host's memory in this way. Raises UserError when nothing fits.
+    That is the order with the fewest forward calls, with fewer videos at a time if memory is short. If even one video
+    does not fit, it is step by step where possible, with one step's cache in memory; videos are the same. together:
+    blocks are decoded during the walk, not afterwards. If networks take turns, decoding can use the memory of the
+    denoiser's weights. beside: how many processes share the host's memory. Raises UserError if nothing fits.
     """
     source.turn(source.denoiser)
     grid, free = rollout.grid, int(USABLE * free_bytes(source.device))
@@ -78,7 +78,7 @@ def way_of(
     ways: list[tuple[Order, Passes]] = [(order, passes)]
     if not together and grid.blocks is not None and not rule_of(walk.context).waits:
         ways.append(("step_first", "fused"))
-    if ring_bytes(source, grid, 1, 1) > free:  # in no way: no more needs to be known
+    if ring_bytes(source, grid, 1, 1) > free:  # no way fits: the rest need not be counted
         raise _too_much(source, grid, ring_bytes(source, grid, 1, 1), free)
     decoding, remembered = decode_bytes(source, source.card.video.block if together else source.codec.chunk)
     weights, codec = source.weights()
@@ -87,7 +87,7 @@ def way_of(
     for order, passes in ways:
         each = walk_bytes(source, rollout, order, passes)
         caches = ring_bytes(source, grid, 1, Way(order, passes, 1).caches(grid))
-        # Together, each of the two finds what the other has left for its next block.
+        # Together, each of the two runs beside what the other keeps for its next block.
         walked, decoded = (each + remembered, decoding + caches) if together else (each, decoding)
         if max(walked, decoded) <= free:
             return Way(order, passes, min(most, free // each), each)
@@ -99,14 +99,14 @@ def _too_much(source: Generator, grid: Grid, needed: int, free: int) -> UserErro
     video = source.card.video
     remedy = "give --offload, or " if source.device.type == "cuda" and source.turns is None else ""
     return UserError(
-        f"video.window = {video.window}: the caches of {grid.slots * video.block} frames and what else a video "
+        f"video.window = {video.window}: the caches of {grid.slots * video.block} frames and the rest of a video "
         f"takes are {needed / GB:.3g} GB, {free / GB:.3g} GB are free to use; {remedy}ask for a smaller "
         "--size, or take a checkpoint with a shorter window, or a device with more memory"
     )
 
 
 def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = None) -> int:
-    """Bytes of the keys and values of a walk's caches, or of some of them, as full as they get."""
+    """Bytes of the keys and values of a walk's caches when full; ``caches``: of so many caches, None: of all."""
     config = source.denoiser.transformer.config
     dim = config.num_attention_heads * config.attention_head_dim
     one = one_ring(config.num_layers, dim, source.block_tokens, grid.slots, source.denoiser.dtype.itemsize)
@@ -114,7 +114,7 @@ def ring_bytes(source: Generator, grid: Grid, videos: int, caches: int | None = 
 
 
 def check_memory(source: Generator, rollout: Rollout, caches: int | None = None) -> None:
-    """Raise UserError when a rollout's caches, or this many of them, do not fit in what is free of the memory."""
+    """Raise UserError if a rollout's caches, or so many ``caches`` of them, do not fit in free memory."""
     videos, video = len(rollout.samples), source.card.video
     needed, free = ring_bytes(source, rollout.grid, videos, caches), free_bytes(rollout.text.device)
     if needed > free:
@@ -128,17 +128,17 @@ def check_memory(source: Generator, rollout: Rollout, caches: int | None = None)
 def check_frames(
     source: Generator, frames: int, count: int, batch: int, out: Path, kept: bool, field: str = "--frames"
 ) -> None:
-    """Raise UserError when ``count`` videos of so many frames, ``batch`` at a time, do not fit in memory or ``out``.
+    """Raise UserError if ``count`` videos of ``frames`` frames, ``batch`` at a time, do not fit in memory or on disk.
 
-    A batch's latents are whole in memory before they are written, and all are on the disk before the videos; where they
-    are ``kept``, once more as one file. ``field`` is what asks for the frames.
+    A batch's latents are complete in memory before they are written, and all are on the disk before the videos; if they
+    are ``kept``, once more as one file. ``field``: the option or parameter that sets the frames.
     """
     at_once = min(count, batch)
     latent = frames * 4 * math.prod(source.latent_size)
     part = source.codec.pictures(min(frames, source.codec.chunk))
     shown = part * 3 * source.world.height * source.world.width * (4 + 4 + 1)  # floats, their copy, bytes
     needed, free = at_once * latent + max(at_once * latent, shown), psutil.virtual_memory().available
-    # What an interrupted run has left of them is there already.
+    # Latents that an interrupted run left are on the disk already.
     held = [path for folder in (out, partial_of(out)) for path in (folder / SCRATCH).glob("*")]
     room = free_on_disk(out) + sum(path.stat().st_size for path in held)
     memory = f"{at_once} video(s) at a time take {needed / GB:.3g} GB of memory, {free / GB:.3g} GB are free"

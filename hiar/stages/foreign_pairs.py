@@ -1,4 +1,4 @@
-"""``hiar import-pairs`` and ``hiar export-pairs``: ODE pairs of others as ours, and ours as theirs."""
+"""``hiar import-pairs`` and ``hiar export-pairs``: convert ODE pairs from and to other projects' formats."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from hiar.worlds.interface import foreign_pairs, write_foreign_pairs
 def import_pairs(
     source: Path, out: Path, levels: float | tuple[float, ...], shard: int, *, clip_last: bool = False
 ) -> str:
-    """Write the pairs in ``source`` as an artifact that ``pairs.source`` names; returns what they are, in words.
+    """Write the pairs in ``source`` as an artifact for ``pairs.source``; returns a description of them.
 
-    levels: at which their states were kept but for the clean one, or the shift of even steps; of a single state, a
-    clean video, nothing. shard: pairs a file.
-    clip_last: what lies last is no state of the trajectory, whose end lies before it, but the clip behind whose blocks
-    it was solved; it is kept as such.
-    Raises UserError for what is damaged or not of one kind, or of another number of levels; nothing is then there under
-    the name of ``out``.
+    levels: the noise levels of their states except the clean one, or the shift of even steps; unused for single states,
+    which are clean videos. shard: pairs per file.
+    clip_last: the last entry is no state of the trajectory, which ends before it, but the clip whose blocks were the
+    context that it was solved with; it is stored as such.
+    Raises UserError for pairs that are damaged or of several kinds, or another number of levels; nothing is written to
+    ``out`` then.
     """
     check_folder("--out", out, "pairs")
     captions: list[str] = []
@@ -68,9 +68,9 @@ def import_pairs(
 
 
 def _sigmas(levels: float | tuple[float, ...], states: int, source: Path) -> list[float]:
-    """The noise level of each state of a trajectory. Raises UserError for another number of them."""
+    """The noise level of each state of a trajectory. Raises UserError if ``levels`` has another number of them."""
     if states == 0:
-        raise UserError(f"--clip-last: {source} has nothing but a clip each; leave it out, they are clean videos")
+        raise UserError(f"--clip-last: {source} holds clips without trajectories; leave it out")
     if states == 1:
         return [0.0]
     if not isinstance(levels, tuple):
@@ -83,9 +83,9 @@ def _sigmas(levels: float | tuple[float, ...], states: int, source: Path) -> lis
 
 
 def export_pairs(source: Path, form: str, out: Path) -> None:
-    """Write an artifact of pairs as others read them: ``form`` is hiar or self-forcing.
+    """Write an artifact of pairs in another project's format: ``form`` is hiar or self-forcing.
 
-    Raises UserError when it is no such artifact, or damaged, and as `write_foreign_pairs`; nothing is then written.
+    Raises UserError if it is no such artifact or damaged, and as `write_foreign_pairs` does; nothing is written then.
     """
     pairs = load_pairs(source)
     shards = len(list(source.glob("*.safetensors")))
@@ -93,6 +93,6 @@ def export_pairs(source: Path, form: str, out: Path) -> None:
 
 
 def _as_theirs(source: Path, index: int) -> Tensor:
-    """The trajectories of a shard; behind the end of each its clip, where there is one."""
+    """The trajectories of a shard, each followed by its clip if there is one."""
     held = read_shard(shard_path(source, index))
     return torch.cat([held[STATES], held[CLIPS]], dim=1) if CLIPS in held else held[STATES]

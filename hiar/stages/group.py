@@ -30,16 +30,16 @@ def own_device() -> torch.device:
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= count:
         remedy = f"use at most {count - 1}" if count > 1 else "leave it out"
-        raise UserError(f"--processes: each takes a GPU, and the one that decodes too; here are {count}; {remedy}")
+        raise UserError(f"--processes: each takes a GPU, and so does the one that decodes; here are {count}; {remedy}")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
 
 @contextmanager
 def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> Iterator[Links]:
-    """The process group, for the length of the body, which ends when all processes are at its end.
+    """The links to the other processes of the group, for the length of the body, whose end waits for all of them.
 
-    Blocks travel through shared memory where all processes were started here and use the CPU, else by messages.
+    Blocks travel through shared memory if all processes were started here and use the CPU, else by messages.
     Raises RunFailed when another process is gone or silent for ``stall_seconds``.
     """
     place = os.environ.get(RENDEZVOUS)
@@ -61,7 +61,7 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
             )
             ending = None
             if device.type == "cpu":
-                # Whoever is done waits for blocks under way, each of which may take as long as a silence.
+                # A process that is done waits for blocks under way, each of which may take up to stall_seconds.
                 ending = dist.new_group(timeout=timedelta(seconds=stall_seconds * (1 + SLOTS * ranks)))
         ends = neighbours() if device.type == "cpu" else None
         with heard(found_by(device), lost):
@@ -75,9 +75,9 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
 
 
 def check_alike(key: dict[str, Any], device: torch.device, gather: Callable[[Tensor], Tensor] | None = None) -> None:
-    """Raise UserError on every rank when they were not started with the same checkpoint, options and code.
+    """Raise UserError on every rank unless all were started with the same checkpoint, options and code.
 
-    gather(own): what all have, (ranks, *shape); None: by the process group.
+    gather(own): the tensors of all ranks, (ranks, *shape); None: the process group gathers them.
     """
     facts = {"checkpoint": key["checkpoint"], "code": key["code"], "command": key}
     digests = {name: hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest() for name, fact in facts.items()}
@@ -97,7 +97,7 @@ def _everyones(own: Tensor) -> Tensor:
 
 
 def tensor_of(teller: int, tensor: Tensor | None, dimensions: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor that process ``teller`` has, for all; the others pass None."""
+    """Broadcast a tensor from process ``teller`` to all; the others pass None."""
     shape = torch.tensor(tensor.shape if tensor is not None else [0] * dimensions, device=device)
     with talking():
         dist.broadcast(shape, teller)
@@ -109,6 +109,6 @@ def tensor_of(teller: int, tensor: Tensor | None, dimensions: int, dtype: torch.
 
 
 def numbers_of(teller: int, numbers: list[int] | None, device: torch.device) -> list[int]:
-    """Numbers that process ``teller`` has, for all; the others pass None."""
+    """Broadcast numbers from process ``teller`` to all; the others pass None."""
     own = None if numbers is None else torch.tensor(numbers, dtype=torch.long, device=device)
     return tensor_of(teller, own, 1, torch.long, device).tolist()

@@ -18,7 +18,7 @@ from hiar.stages.solved_pairs import open_pairs
 from hiar.training.parallel import deal
 from hiar.worlds.interface import CODEC, TEXT, open_world
 
-# How each kind is trained, of its section of params.yaml: a further one is a line here, a module and a section.
+# How each kind is trained, from its section of params.yaml: a further kind is a line here, a module and a section.
 KINDS: dict[str, Callable[[Job, Any], Trained]] = {
     "ode": ode.make,
     "teacher_forcing": teacher_forcing.make,
@@ -38,11 +38,11 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
             if work.ranks.leads:
                 _adopt(work, spec, paths.teacher, workspace, seed)
             return
-        for training in spec.trainings.values():  # before the first of them begins
+        for training in spec.trainings.values():  # checked before the first of them begins
             deal(training.batch, training.micro_batch, work.ranks)
         teacher, pairs = load_generator(paths.teacher), open_pairs(params, workspace, seed, work.accelerator.device)
         teacher.text.to(work.accelerator.device)
-        teacher.prepare(pairs.captions)  # before other networks are beside it
+        teacher.prepare(pairs.captions)  # before other networks are on the device
         teacher.codec.to(work.accelerator.device)  # not the denoiser: copies of it are trained
         made = KINDS[spec.kind](Job(work, seed, teacher, pairs), spec)
         if not work.ranks.leads:
@@ -56,7 +56,7 @@ def run(params: Params, workspace: Path, seed: int, restart_from: Path | None = 
 
 
 def _adopt(work: Stage, spec: Adopted, teacher: Path, workspace: Path, seed: int) -> None:
-    """Take somebody else's student for the init, to be used as the experiment says, with the teacher's other parts."""
+    """Adopt another project's student as the init, with the experiment's settings and the base's other parts."""
     world, folder = open_world(work.params.world), work.folder
     bring_in(work, spec, "init", folder)
     for part in (TEXT, CODEC):

@@ -1,4 +1,4 @@
-"""Videos looked through part by part: each is read once, whoever observes it."""
+"""Observe videos part by part: each is read once, for all observers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hiar.judges.interface import Findings, Observer
 
-FEW = 16  # findings of parts that lie about at a time: the memory between many small ones is lost
+FEW = 16  # parts whose findings are kept before they are joined: many small tensors fragment memory
 
 
 def look_through(
@@ -20,7 +20,7 @@ def look_through(
 ) -> tuple[list[Findings], int]:
     """What each observer finds in parts uint8 (V, f, H, W, 3) of videos, read once, and how many frames they have.
 
-    captions: of the V videos, and of what may come after them. advance: is told of frames when they are done.
+    captions: of the V videos, maybe followed by later ones'. advance: called with the number of frames done.
     """
     findings: list[list[Findings]] = [[] for _ in observers]
     before, length = None, 0
@@ -35,5 +35,5 @@ def look_through(
 
 
 def _joined(parts: Sequence[Findings]) -> Findings:
-    """What was found in one part of some videos after the other, in whole videos."""
+    """The findings in consecutive parts of some videos, joined along time."""
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}

@@ -1,4 +1,4 @@
-"""Stage pairs: teacher ODE trajectories, kept at the student's levels only, or somebody else's."""
+"""Stage pairs: teacher ODE trajectories, kept at the student's levels only, or imported ones."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from hiar.schedule import solver_sigmas, student_sigmas
 from hiar.stages.common import Paths, Stage, stage, write_metrics
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
-CAPTIONS = "captions.txt"  # a line a trajectory
+CAPTIONS = "captions.txt"  # one line per trajectory
 STATES, CLIPS = "states", "clips"  # what a shard holds
 KEPT_IN = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SAME_LEVEL = 1e-5  # by how much levels may differ that are the same: they are told in few digits
+SAME_LEVEL = 1e-5  # by how much equal levels may differ: they are written with few digits
 
 
 @dataclass(frozen=True)
 class Trajectories:
     """states: (N, S + 1, C, F, h, w) at sigmas (S + 1,), from pure noise to clean, on the disk; a caption each.
 
-    clips: (N, 1, C, F, h, w), clean videos of others, where each block of a trajectory was solved behind the blocks of
-    one before it; its end is then no video. They are read in float32, whatever they are kept in.
+    clips: (N, 1, C, F, h, w), clean videos, if each block of a trajectory was solved with the earlier blocks of such a
+    clip as context; the trajectory's end is then no video. All are read as float32, however they are stored.
     """
 
     states: Rows
@@ -56,7 +56,7 @@ class Trajectories:
 
 
 def at_levels(states: Rows, rows: Tensor, levels: Tensor, block: int) -> Tensor:
-    """Clips (B, C, F, H, W), each block of ``block`` frames at its own level; of other levels nothing is read.
+    """Clips (B, C, F, H, W), each block of ``block`` frames at its own level; other levels are not read.
 
     states: trajectories (N, S + 1, C, F, H, W); rows: (B,) of them; levels: (B, F / block).
     """
@@ -68,7 +68,7 @@ def at_levels(states: Rows, rows: Tensor, levels: Tensor, block: int) -> Tensor:
 
 
 def run(params: Params, workspace: Path, seed: int) -> None:
-    """Write artifacts/seed-S/pairs: shards of ``pairs.shard`` trajectories; a shard that is whole is not made again."""
+    """Write artifacts/seed-S/pairs: shards of ``pairs.shard`` trajectories; complete shards are not made again."""
     paths, spec = Paths(workspace, seed), params.pairs
     parents = {"teacher": (paths.teacher, "checkpoint")}
     with stage("pairs", params, workspace, paths.pairs, seed=seed, parents=parents, shared=True) as work:
@@ -79,7 +79,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
         captions = pair_captions(params, seed, range(spec.count))
         teacher = load_generator(paths.teacher)
         teacher.text.to(work.accelerator.device)
-        teacher.prepare(captions if spec.stored else captions[: spec.batch])  # before the other networks are beside it
+        teacher.prepare(captions if spec.stored else captions[: spec.batch])  # before other networks are on the device
         teacher.to(work.accelerator.device)
         if spec.stored:
             _make_shards(work, teacher, seed, captions)
@@ -88,7 +88,7 @@ def run(params: Params, workspace: Path, seed: int) -> None:
         (work.folder / CAPTIONS).write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8")
         if spec.stored:
             _write_figures(work, workspace, seed, load_shard(work.folder, 0))
-        else:  # a few of them, so that a teacher that makes none is told here
+        else:  # solve a few of them, so that a teacher that fails is reported here
             few = range(min(spec.batch, spec.count))
             states = solve(params, teacher, seed, few, captions[: len(few)])
             check_states(states, few)
@@ -105,10 +105,10 @@ def _write_figures(work: Stage, workspace: Path, seed: int, states: Tensor) -> N
 
 
 def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed: int) -> None:
-    """Take pairs that `hiar import-pairs` wrote, without a second copy where the file system allows that.
+    """Adopt pairs that `hiar import-pairs` wrote, as hard links where the file system allows them.
 
-    Where they have more levels than the student, its own are copied. Raises UserError unless they are of the
-    experiment's size and number, and have the levels that it needs (`levels_needed`).
+    If they have more levels than the student, only its own are copied. Raises UserError unless they have the
+    experiment's size and number, and the levels that it needs (`levels_needed`).
     """
     require_content(source / MANIFEST, work.params.pairs.source_sha256, "pairs.source_sha256")
     pairs, schedule, params = load_pairs(source), work.params.schedule, work.params
@@ -130,14 +130,14 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
     manifest = read_manifest(source, "pairs")
     said = facts(source, manifest, _Facts)
     read = same.int().argmax(dim=1) if own else torch.arange(len(pairs.sigmas))
-    assert said.shard is not None  # as they are stored
+    assert said.shard is not None  # load_pairs has checked that they are stored
     for name in manifest["files"]:
-        (work.folder / name).unlink(missing_ok=True)  # of a start that was interrupted
+        (work.folder / name).unlink(missing_ok=True)  # left by an interrupted start
         if len(read) < len(pairs.sigmas) and name != CAPTIONS:
             continue
         try:
             os.link(source / name, work.folder / name)
-        except OSError:  # another file system, or none that links
+        except OSError:  # another file system, or one without hard links
             shutil.copyfile(source / name, work.folder / name)
     for index in range(-(-said.count // said.shard)) if len(read) < len(pairs.sigmas) else ():
         held = read_shard(shard_path(source, index))
@@ -150,9 +150,9 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
 
 
 def levels_needed(params: Params, every: bool) -> int:
-    """How many of the student's levels, from the first on, pairs have to have: ``every`` one, or what forward-KL needs.
+    """How many of the student's levels, from the first on, pairs must have: ``every`` one, or what forward-KL needs.
 
-    That evaluates the student at the first K, and steps along the trajectory from there, wherever its states lie.
+    Forward-KL evaluates the student at the first K, and steps along the trajectory from there, to states at any levels.
     """
     kl = [params.variant(name).forward_kl for name in params.compare.distill]
     steps = [one.steps for one in kl if one is not None]
@@ -160,7 +160,7 @@ def levels_needed(params: Params, every: bool) -> int:
 
 
 def require_levels(params: Params, sigmas: Tensor, count: int, where: str) -> None:
-    """Raise UserError, of ``where``, unless the first ``count`` levels of pairs are the student's, and more follow."""
+    """Raise UserError, naming ``where``, unless pairs' first ``count`` levels are the student's and more follow."""
     levels = student_sigmas(params.schedule)
     same = len(sigmas) > min(count, len(levels) - 1)
     if not (same and torch.allclose(sigmas[:count], levels[:count], rtol=0, atol=SAME_LEVEL)):
@@ -170,9 +170,9 @@ def require_levels(params: Params, sigmas: Tensor, count: int, where: str) -> No
 
 
 def _make_shards(work: Stage, teacher: Generator, seed: int, captions: Sequence[str]) -> None:
-    """Make the shards that are not whole yet. They are dealt to the processes, which take turns of a batch together.
+    """Make the missing shards. They are dealt to the processes, which work in rounds of one batch each.
 
-    None waits for another much longer than a step of the solver takes, and all stop after the first mistake.
+    None waits for another much longer than a step of the solver takes, and all stop after the first error.
     """
     params, ranks, spec = work.params, work.ranks, work.params.pairs
     own = {
@@ -223,9 +223,9 @@ def solve(
 ) -> Tensor:
     """Trajectories ``numbers``, of these captions, at the student's levels, (len(numbers), S + 1, C, F, h, w).
 
-    beat: is called after each step of the solver.
-    Each depends on its number alone, not on its neighbours. They are in the type that ``pairs.kept_in`` says, but are
-    solved in the teacher's.
+    beat: called after each step of the solver.
+    Each depends on its number alone, not on the batch. They are solved in the teacher's type and returned in the one
+    that ``pairs.kept_in`` names.
     """
     schedule, substeps = params.schedule, params.pairs.solver_steps // params.schedule.student_steps
     sigmas = solver_sigmas(student_sigmas(schedule), substeps, schedule.teacher_shift)
@@ -244,7 +244,7 @@ def solve(
 
 
 def check_states(states: Tensor, numbers: Sequence[int], field: str = "pairs") -> None:
-    """Raise UserError naming the first of trajectories ``numbers`` that is not finite; ``field`` rules them."""
+    """Raise UserError naming the first of trajectories ``numbers`` that is not finite; ``field``: their parameters."""
     for number, trajectory in zip(numbers, states, strict=True):
         for step, state in enumerate(trajectory):
             if not state.isfinite().all():
@@ -268,7 +268,7 @@ class _Facts(Facts):
 
 
 def load_facts(folder: Path) -> tuple[int | None, Tensor, list[str]]:
-    """Of a pairs folder: how many shards it holds (None: it stores none), the levels (S + 1,), the captions."""
+    """The number of shards in a pairs folder (None: it stores none), the levels (S + 1,) and the captions."""
     said = facts(folder, read_manifest(folder, "pairs"), _Facts)
     lines = split_lines((folder / CAPTIONS).read_text(encoding="utf-8"))
     if len(lines) != said.count:

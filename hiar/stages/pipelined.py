@@ -1,8 +1,8 @@
-"""``hiar sample`` on several processes: the steps of the grid are shared out, and one process more decodes.
+"""``hiar sample`` on several processes: the steps of the grid are split over R processes, and one more decodes.
 
 Every process is started with the same command line, by ``hiar sample --processes R`` or by torchrun. Rank r < R walks
-its share of the steps (`hiar.rollout.pipeline`), rank R is the codec's place: it makes videos of the blocks as they
-are finished, and is the only one that writes.
+its share of the steps (`hiar.rollout.pipeline`); rank R has the codec: it decodes blocks as they are finished, and is
+the only one that writes.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ from hiar.stages.videos import (
     write_videos,
 )
 
-NAMES = [None, *KERNELS]  # of attention kernels, as processes tell each other
+NAMES = [None, *KERNELS]  # attention kernels, of which processes send each other the index
 
 
 def plan_processes(request: Request, ranks: int) -> None:
-    """`check_processes`, before any is started; tells when there are more than can work at a time."""
+    """`check_processes` before any process is started; warns if there are more than cores to run them."""
     check_processes(request, ranks)
     if ranks > (cores := process_cores()) and not torch.cuda.is_available():
         tell(f"walk: {ranks} processes wait for each other on {cores} core(s); --processes {cores} is faster here")
 
 
 def check_processes(request: Request, ranks: int) -> None:
-    """Raise UserError when a request's walk cannot be shared out among ``ranks`` processes."""
+    """Raise UserError if the steps of a request's walk cannot be split over ``ranks`` processes."""
     card = load_card(request.checkpoint)
     if request.offload:
         raise UserError("--offload: processes keep their networks where they work; leave it or --processes out")
     if card.stage == "teacher":
-        raise UserError("--processes: the teacher is bidirectional and has no steps to share out; leave it out")
+        raise UserError("--processes: the teacher is bidirectional and has no steps to split; leave it out")
     walk = walk_asked(card, request.order, request.context, request.level)
     reason = rule_of(walk.context).bound
     if reason:
@@ -78,10 +78,10 @@ def check_processes(request: Request, ranks: int) -> None:
 
 
 def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_seconds: float) -> None:
-    """Take this process's place; see `stages.prompted.sample_prompts` for the rest.
+    """Do this process's part of a run on several; see `stages.prompted.sample_prompts` for the rest.
 
-    Raises UserError for what `sample_prompts` refuses, for a walk that cannot be shared out and for processes that
-    were not started alike, and RunFailed when another process is gone or silent for ``stall_seconds``.
+    Raises UserError for what `sample_prompts` refuses, for a walk that cannot be split and for processes that were not
+    started alike, and RunFailed when another process is gone or silent for ``stall_seconds``.
     """
     own = own_place()
     assert own is not None
@@ -117,7 +117,7 @@ def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_sec
                     walk_rank(source.denoiser, [rollout(every[index]) for index in todo], links, given=clips)
                 return
             folder = writing.enter_context(unfinished(out, key, replaces="samples"))
-            # Layers stay as they are, whatever one process alone began with: compiling takes longer than others wait.
+            # Layers stay uncompiled, even if a single process began otherwise: compiling takes longer than others wait.
             choice = settle(folder, source, walk, rollout(every[0]), 0)._replace(compiled=None)
             way = Way("diagonal", PASSES, len(every[0]))
             tell(plan_line(source, walk, rollout(every[0]), choice, way, ranks))
@@ -129,7 +129,7 @@ def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_sec
                 for index in todo:
                     latents = _collect(folder, source, arrivals, every[index], len(prompts), frames, given, progress)
                     write_latents(folder, index, latents)
-        # The others are done, and nobody waits for what takes its time from here on.
+        # The other processes are done: nobody waits for what follows.
         for index, numbers in enumerate(every):
             write_videos(folder, source, index, numbers, len(prompts), request.crf)
         gather(folder, len(prompts), BATCH, save_latents)
@@ -147,11 +147,10 @@ def _collect(
     given: Tensor | None,
     progress: Progress,
 ) -> Tensor:
-    """Latents (B, C, frames, h, w) of a batch of all ``count`` videos, which begin with those ``given``.
+    """Latents (B, C, frames, h, w) of one batch of the ``count`` videos, which begin with the ``given`` ones.
 
-    Its blocks can be watched in films, which stay until its videos are whole.
-
-    When a process breaks down, unfinished-0000.mp4 and so on play up to the last block.
+    Meanwhile its blocks are written to unfinished-0000.mp4 and so on, which stay until the videos are complete and play
+    up to the last block if a process fails.
     """
     world = source.world
     decoders = [decoding(source, number) for number in numbers]

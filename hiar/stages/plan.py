@@ -1,4 +1,4 @@
-"""What a rollout is going to do, before it does it: a line that tells every choice, and whether its memory suffices."""
+"""Before a rollout: load its checkpoint as requested, check that the weights fit, and show every choice in one line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from hiar.contexts import context_words
 from hiar.errors import UserError
 from hiar.grid import count_passes
+from hiar.io.cpu import multiplies_bf16
 from hiar.io.free import GB, free_bytes
 from hiar.io.progress import tell
 from hiar.models.card import Walk, load_card
@@ -27,17 +28,22 @@ from hiar.stages.rollouts import DEFAULT_WALK, make_rollout
 
 
 def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offload: bool = False) -> Generator:
-    """A checkpoint to sample with: a student that was trained in bf16 computes in it, but for what Wan keeps in full.
+    """Load a checkpoint to sample with; students trained in bf16 compute in it, except what Wan keeps in float32.
 
-    A teacher's weights and latents stay as they are, see `Generator.autocast`. fp8: students' linear layers in eight
-    bits. offload: networks take turns on the device. Raises UserError as `load_generator` does, where weights do not
-    fit, and where fp8 cannot be or changes too much.
+    A teacher's weights and latents stay in float32, see `Generator.autocast`. fp8: compute students' linear layers in
+    fp8. offload: networks take turns on the device. Raises UserError as `load_generator` does, if weights do not fit,
+    and if fp8 is not available or changes the output too much.
     """
     if offload and device.type != "cuda":
         raise UserError("--offload: keeps networks out of a GPU's memory while they wait, here is none; leave it out")
     card = load_card(checkpoint)
     student = card.stage != "teacher"
     half = card.precision == "bf16" and student
+    if half and device.type == "cpu" and not multiplies_bf16():
+        tell(
+            f"{checkpoint} computes in bf16, for which this processor has no instructions; imported with `hiar import "
+            "--precision no` it would be several times as fast here"
+        )
     source = placed(load_generator(checkpoint, torch.bfloat16 if half else torch.float32), device, offload)
     if fp8:
         if not student:
@@ -48,12 +54,12 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offl
         error = round_to_fp8(source)
         tell(f"fp8: a pass differs by {error:.1%}")
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # of the weights as they were
+        torch.cuda.empty_cache()  # frees the memory of the weights before their conversion
     return source
 
 
 def placed(source: Generator, device: torch.device, offload: bool) -> Generator:
-    """A generator whose networks are on a device, or take turns there. Raises UserError when weights do not fit."""
+    """Move a generator's networks to a device, or let them take turns there. Raises UserError if weights do not fit."""
     held, free = source.weights(), free_bytes(device)
     needed = max(held) if offload else sum(held)
     if device.type == "cuda" and needed > free:
@@ -66,9 +72,9 @@ def placed(source: Generator, device: torch.device, offload: bool) -> Generator:
 
 
 def load_asked(request: Request, device: torch.device) -> Generator:
-    """`load_sampler` of a request's checkpoint, to make pictures of the size that is asked for.
+    """`load_sampler` of a request's checkpoint, set to the requested video size.
 
-    Raises UserError for a size that its world does not have.
+    Raises UserError for a size that its world does not support.
     """
     source = load_sampler(request.checkpoint, device, request.fp8, request.offload)
     if request.size is None:
@@ -88,9 +94,9 @@ def load_asked(request: Request, device: torch.device) -> Generator:
 
 
 def round_to_fp8(source: Generator) -> float:
-    """Compute linear layers in fp8 from here on; returns by how much it changes a pass, relative.
+    """Switch linear layers to fp8; returns the relative change of a pass's output.
 
-    Raises UserError when that is too much.
+    Raises UserError if that is too much, or fp8 cannot be used.
     """
     rollout = make_rollout(source, source.embed([""]), DEFAULT_WALK, None, 0, [0])
     source.turn(source.denoiser)
@@ -107,7 +113,7 @@ def round_to_fp8(source: Generator) -> float:
 
 
 def number_format(source: Generator) -> str:
-    """What the denoiser computes in."""
+    """The number format that the denoiser computes in, in words."""
     dtype = str(source.denoiser.dtype).removeprefix("torch.")
     return f"{dtype} with fp8 linear layers" if in_fp8(source.denoiser) else dtype
 
@@ -115,7 +121,7 @@ def number_format(source: Generator) -> str:
 def plan_line(
     source: Generator, walk: Walk, rollout: Rollout, choice: Choice, way: Way, processes: int | None = None
 ) -> str:
-    """Every choice of a walk, in one line: order and passes, forward calls, processes, caches, and what computes."""
+    """Every choice of a walk, in one line: order and passes, forward calls, processes, caches, device and kernels."""
     grid, device = rollout.grid, rollout.text.device
     order, passes, calls, each = way.order, way.passes, "", ""
     if processes is not None:

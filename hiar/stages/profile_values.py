@@ -1,4 +1,4 @@
-"""What profiles say of each video: kept one by one, so that what is done is not done again."""
+"""Results of profiles for each video, stored one by one, so that none is computed twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hiar.io.reading import PART, Head, read_parts
 from hiar.profiles.profile import Profile
 from hiar.stages.looking import look_through
 
-PIXELS = 2**22  # held at a time: ten frames of 832x480
+PIXELS = 2**22  # decoded at a time: ten frames of 832x480
 FIELDS = ("video", "profile", "record", "sha256", "caption", "frames", "width", "height", "rate", "metrics")
 
 Key = tuple[str, str, str, str | None]  # profile, hash of its record, hash of the video, caption
@@ -25,7 +25,7 @@ Result = dict[str, Any]  # of one video by one profile, with the FIELDS
 
 @dataclass(frozen=True)
 class Video:
-    """A video to be scored, and what it should show where a profile asks for that."""
+    """A video to score, and its caption for profiles that need it."""
 
     path: Path
     head: Head
@@ -41,11 +41,11 @@ class Video:
 def score_videos(
     source: Path, videos: Sequence[Video], profiles: Sequence[Profile], values: Path | None
 ) -> tuple[dict[str, list[Result]], dict[Path, str]]:
-    """The results of each video by profile, in the videos' order, and instead of them what is wrong with which videos.
+    """Results by profile, in the videos' order, and error messages by video; no results if any video fails.
 
-    Those that ``values`` holds already are not made again; all others are added to it as soon as they are there.
-    ``source`` is what the lines on the screen name.
-    Raises UserError for a file of anything else, or one that cannot be written.
+    Results that the file ``values`` holds are reused; all others are added to it as soon as they are computed.
+    ``source``: named in the lines on the screen.
+    Raises UserError if ``values`` holds anything else or cannot be written.
     """
     results = {_key_of(result): result for result in read_kept(values, FIELDS)} if values else {}
     failed = _score_left(source, videos, profiles, results, values)
@@ -58,13 +58,15 @@ def score_videos(
 
 
 def keep_only(values: Path, found: Mapping[str, list[Result]]) -> None:
-    """Leave what the summaries are made of, in order, and what is kept of other profiles; tell what goes."""
+    """Reduce ``values`` to the results ``found``, in order, and those of other profiles; report what is removed."""
     earlier = read_kept(values, FIELDS)
     lines = [result for results in found.values() for result in results]
     keys = {_key_of(result) for result in lines}
     gone = [result for result in earlier if result["profile"] in found and _key_of(result) not in keys]
     if gone:
-        tell(f"{values}: {len(gone)} results go, of videos or profiles that have changed ({gone[0]['video']} first)")
+        tell(
+            f"{values}: {len(gone)} results dropped, of videos or profiles that have changed ({gone[0]['video']} first)"
+        )
     lines += [result for result in earlier if result["profile"] not in found]
     write_text(values, "".join(json_line(result) for result in lines))
 
@@ -76,7 +78,7 @@ def _score_left(
     results: dict[Key, Result],
     values: Path | None,
 ) -> dict[Path, str]:
-    """Add to ``results`` what is not in them, and to ``values`` as soon as it is there; say which videos fail."""
+    """Add missing results to ``results`` and, as soon as computed, to ``values``; returns error messages by video."""
     left = [video for video in videos if any(video.key(profile) not in results for profile in profiles)]
     if len(left) < len(videos):
         tell(f"score {source}: {len(videos) - len(left)} of {len(videos)} videos are scored already")
@@ -104,7 +106,7 @@ def _score_left(
 
 
 def _score(video: Video, profiles: Sequence[Profile], progress: Progress) -> list[Result]:
-    """The results of a video by profiles, from one pass over it. Raises UserError when it cannot be scored."""
+    """One result per profile for a video, from one pass over it. Raises UserError if it cannot be scored."""
     head = video.head
     for profile in profiles:
         if min(head.width, head.height) < profile.least_side:
@@ -128,7 +130,7 @@ def _score(video: Video, profiles: Sequence[Profile], progress: Progress) -> lis
 
 
 def _number(value: float) -> float | None:
-    """None for what a video leaves undefined."""
+    """The value, None for NaN: undefined for this video."""
     return None if value != value else value
 
 

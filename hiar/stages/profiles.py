@@ -1,4 +1,4 @@
-"""Score any folder of videos by profiles: one video after the other, each read once, what is done not done again."""
+"""Score any folder of videos by profiles: each video is read once, and finished results are reused."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from hiar.stages.vbench_profile import score_by_vbench, split_profiles
 from hiar.vbench.runner import check_folder
 from hiar.worlds.interface import open_world
 
-SAME_RATE = 0.01  # by how much of itself a rate may differ: containers round times
+SAME_RATE = 0.01  # relative difference that equal rates may have: containers round times
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"  # of the code that runs
 
 
 def score_folder(
     folder: Path, names: Sequence[str], out: Output, workspace: Path = Path(), dimensions: Sequence[str] = ()
 ) -> None:
-    """Score the ``NAME.mp4`` videos of a folder, by name and number in order, by profiles; none: their world's judge.
+    """Score a folder's mp4 videos, ordered by name with numbers by value, by profiles; none: by their world's judge.
 
-    ``out`` becomes a mapping by profile of its record, and mean, standard error and count of every metric. Where it is
-    a file, NAME.videos.jsonl beside it has the values of every video from the moment it is done, and is gone on from.
+    ``out`` receives, by profile, its record and the mean, standard error and count of every metric. If it is a file,
+    NAME.videos.jsonl beside it gets each video's values as soon as they are computed, and a later run reuses them.
 
-    VBench's protocols are profiles, too, of ``dimensions`` or of all that run here; what they keep of every video lies
-    in NAME.vbench or NAME.vbench-long beside the file, a file a dimension.
+    VBench's protocols are profiles too, with ``dimensions`` or all that run here; their results by video are in
+    NAME.vbench or NAME.vbench-long beside the file, one file per dimension.
 
-    The judge of a world wants a caption a line in captions.txt. World and block come from the folder's manifest where
-    it has one, else from params.yaml of the ``workspace``, as the judge's thresholds always do; where there is a
-    manifest and no such file, they are the project's. For profiles of any videos whatever nothing of these is read.
+    A world's judge needs one caption per line in captions.txt. World and block come from the folder's manifest if it
+    has one, else from params.yaml of the ``workspace``, as the judge's thresholds always do; with a manifest but no
+    such file, thresholds are the project's defaults. Profiles for any videos read none of these.
 
-    Raises UserError naming what is missing, not alike, not what the manifest says, or does not fit the captions, before
-    any work; videos that cannot be read or are too short are told when all others are done.
+    Raises UserError, before any work, for what is missing, not alike, not what the manifest says, or does not fit the
+    captions; videos that cannot be read or are too short are reported after all others are scored.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one that holds mp4 videos and {CAPTIONS}")
@@ -57,7 +57,7 @@ def score_folder(
     if by_vbench and kept is None:
         raise UserError(f"--profile = {by_vbench[0]}: keeps values in a folder beside the figures; give --out a file")
     if by_vbench and names:
-        check_folder(folder, dimensions)  # before hours are spent on what the others say
+        check_folder(folder, dimensions)  # before hours are spent on the other profiles
     found = _score_by_us(folder, names, kept, workspace) if names or not by_vbench else {}
     for name in by_vbench:
         assert kept is not None
@@ -66,7 +66,7 @@ def score_folder(
 
 
 def _score_by_us(folder: Path, names: Sequence[str], kept: Path | None, workspace: Path) -> dict[str, Any]:
-    """The summaries by profile of those that are not VBench's."""
+    """The summaries, by profile, of profiles that are not VBench's."""
     protocol = _world_of(folder, names, workspace / "params.yaml")
     judge, record = (protocol.judge(), protocol.record()) if protocol else (None, None)
     profiles = open_profiles(names, judge, record)
@@ -101,7 +101,7 @@ def _score_by_us(folder: Path, names: Sequence[str], kept: Path | None, workspac
 
 
 def _world_of(folder: Path, names: Sequence[str], params: Path) -> Protocol | None:
-    """The protocol of the folder's world; None where no profile asks for one, or nobody says which it is."""
+    """The protocol of the folder's world; None if no profile needs one, or no file says which world it is."""
     known = os.path.lexists(folder / MANIFEST)
     if not needs_world(names) or (names and not known and not os.path.lexists(params)):
         settle_cpu()
@@ -120,7 +120,7 @@ def _world_of(folder: Path, names: Sequence[str], params: Path) -> Protocol | No
 
 
 def _heads(folder: Path, paths: Sequence[Path]) -> tuple[dict[Path, Head], dict[Path, str]]:
-    """The heads of videos, and what is wrong with those that have none."""
+    """The headers of videos, and the error messages of those without a readable one."""
     heads, failed = {}, {}
     for path in paths:
         try:
@@ -132,7 +132,7 @@ def _heads(folder: Path, paths: Sequence[Path]) -> tuple[dict[Path, Head], dict[
 
 
 def _check_alike(heads: Mapping[Path, Head]) -> None:
-    """Raise UserError for videos of two sizes or rates, whose figures would be averaged."""
+    """Raise UserError for videos of different sizes or frame rates: their figures must not be averaged."""
     for path, head in heads.items():
         name, first = next(iter(heads.items()))
         if head[:2] != first[:2]:
@@ -144,14 +144,14 @@ def _check_alike(heads: Mapping[Path, Head]) -> None:
 
 
 def _kept_by(out: Output) -> Path | None:
-    """What the values of every video are kept beside, NAME of NAME.json; nothing when ``out`` is no file."""
+    """NAME of NAME.json: the path that those of values by video begin with; None if ``out`` is no file."""
     if isinstance(out, int) or is_stream(out):
         return None
     return out.with_name(out.name.removesuffix(".json"))
 
 
 def _check_lengths(paths: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError for videos of several lengths, where their heads did not tell."""
+    """Raise UserError for videos of different lengths, as headers may not say."""
     first = results[0]["frames"]
     for path, result in zip(paths, results, strict=True):
         if result["frames"] != first:

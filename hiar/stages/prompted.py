@@ -1,4 +1,4 @@
-"""``hiar sample``: a video for each of anyone's prompts, made by one process, or by several that share them out."""
+"""``hiar sample``: one video per prompt, made by one process, or by several that share the videos."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ BATCH = 16  # videos generated at a time
 def sample_prompts(
     request: Request, out: Path, save_latents: bool, copies: int | None = None, stall_seconds: float = 600.0
 ) -> None:
-    """Write a video a prompt into ``out``, walking the grid as the checkpoint was trained to unless told otherwise.
+    """Write one video per prompt into ``out``, walking the grid as trained unless the request says otherwise.
 
     copies: this process is one of so many that were started alike. Each has all networks, on a device of its own, and
-    makes its share of the videos, which are those that one process makes; the first one decides and describes.
-    Raises UserError for a bad checkpoint, prompt, number of frames or folder; nothing is then written. RunFailed when
-    another process is gone, or silent for ``stall_seconds``.
+    makes its share of the videos, which are the same as one process makes; the first makes all choices and writes the
+    manifest. Raises UserError for a bad checkpoint, prompt, number of frames or folder (nothing is written then), and
+    RunFailed when another process is gone, or silent for ``stall_seconds``.
     """
     settle_cpu()
     prompts = request.prompts
@@ -80,7 +80,7 @@ def sample_prompts(
                     tell(plan_line(source, walk, rollout(first), choice, way))
                     if ranks.size > 1:
                         tell(f"copies: {1 + len(others)} batch(es) of videos are dealt to {ranks.size} processes")
-        if walk is not None:  # as the first one has settled it
+        if walk is not None:  # as the first process chose it
             way = settled_way(folder, way)
             choice = settle(folder, source, walk, rollout(range(1)), 1)
             stack.enter_context(computing(source.denoiser, choice))
@@ -106,7 +106,7 @@ def sample_prompts(
 
 @contextmanager
 def _share(copies: int | None, stall_seconds: float) -> Iterator[Ranks]:
-    """The place of this process among those that share the videos out, for the length of the body."""
+    """The place of this process among those that share the videos, for the length of the body."""
     if copies is None:
         yield ALONE
         return
@@ -119,9 +119,9 @@ def _share(copies: int | None, stall_seconds: float) -> Iterator[Ranks]:
 
 
 def check_request(source: Generator, request: Request) -> tuple[Walk | None, int]:
-    """How ``source`` is to walk the grid, as it was trained to unless told otherwise, and how many frames at least.
+    """The walk of a request, as trained unless it says otherwise, and its number of frames (endless: one block).
 
-    A teacher walks none. Raises UserError when it cannot do what is asked.
+    A teacher's walk is None. Raises UserError if ``source`` cannot do what is requested.
     """
     for prompt in request.prompts:
         source.world.check(prompt)
@@ -149,7 +149,7 @@ def check_request(source: Generator, request: Request) -> tuple[Walk | None, int
 def sample_key(
     source: Generator, request: Request, walk: Walk | None, given: Tensor | None, save_latents: bool
 ) -> dict[str, Any]:
-    """What decides the content of a folder of samples; ``source`` is the checkpoint, where it is to compute."""
+    """What decides the content of a folder of samples; ``source`` is the loaded checkpoint, on its device."""
     digest = None if given is None else hashlib.sha256(given.float().cpu().numpy().tobytes()).hexdigest()
     return {
         "checkpoint": content_hash(request.checkpoint),
@@ -168,8 +168,8 @@ def sample_key(
 
 
 def finish_samples(folder: Path, source: Generator, request: Request, walk: Walk | None, frames: int) -> None:
-    """Describe a folder of samples that holds everything else."""
+    """Write the manifest of a folder of samples that is otherwise complete."""
     facts = {"stage": "sample", "seed": request.seed, "variant": source.card.variant, "model": source.card.stage}
-    facts["generated_with"] = "short" if request.captions is None else "extended"  # prompts, which captions are not
+    facts["generated_with"] = "short" if request.captions is None else "extended"  # prompts; captions are always short
     parents = {"checkpoint": request.checkpoint}
     write_manifest(folder, "samples", parents=parents, **facts, **describe(source, walk, frames))

@@ -75,7 +75,7 @@ def run(params: Params, workspace: Path) -> None:
     scores, levels = read_scores(workspace / VIDEOS), levels_compared(params)
     add_wholes(scores, read_summary(params, workspace))
     pairs = _differences(params, scores, columns)
-    # Its own log is of the run before this one.
+    # The report's own log is from the run before this one.
     logs = [log for log in read_logs(workspace / "logs") if log["name"] != "report"]
 
     commits = _commits(made)
@@ -121,7 +121,7 @@ def run(params: Params, workspace: Path) -> None:
 
 
 def _check_prompts(params: Params, workspace: Path) -> None:
-    """Raise UserError where the contenders of a seed were not given the same prompts: they would not be pairs."""
+    """Raise UserError if contenders of a seed have different prompts: their videos would not be paired."""
     for seed in params.seeds:
         prompts = sample_world(params).prompts(seed=seed, first=FIRST_CLIP["sample"], count=params.sample.videos)
         for one in contenders(params):
@@ -204,7 +204,7 @@ def _figures(params: Params, workspace: Path, judge: Judge) -> dict[Series, Figu
     names = [*judge.columns, *(column.key for column in also)]
     for one, row in zip(contenders(params), read_summary(params, workspace), strict=True):
         if lacking := [name for name in names if name not in row["metrics"]]:
-            raise UserError(f"{path}: says nothing of {', '.join(lacking)}; run `hiar stage score` again")
+            raise UserError(f"{path}: lacks {', '.join(lacking)}; run `hiar stage score` again")
         seeds[_series(params, one)].append(row)
     return {series: _pool(found) for series, found in seeds.items()}
 
@@ -248,7 +248,7 @@ class _Made(Facts):
 
 
 def _commits(made: list[_Made]) -> list[str]:
-    """Of the code that made the samples."""
+    """The commits of the code that made the samples."""
     return sorted({f"{one.code.commit[:10]}{' + changes' if one.code.dirty else ''}" for one in made})
 
 
@@ -262,7 +262,7 @@ def _facts(params: Params, commits: list[str], logs: list[Log]) -> list[tuple[st
 
 
 def _validations(params: Params, workspace: Path) -> dict[Series, dict[int, list[Validated]]]:
-    """What was seen of the distilled students while they trained, where anything was."""
+    """The validations of distilled students during training, by series and seed, where there are any."""
     found: dict[Series, dict[int, list[Validated]]] = {}
     for one in contenders(params):
         taken = read_validations(Paths(workspace, one.seed).distilled(one.variant)) if one.stage == "distill" else []

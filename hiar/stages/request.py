@@ -1,4 +1,4 @@
-"""What is asked of a checkpoint on the command line: which videos, and how they are made."""
+"""A request for videos of a checkpoint, from the command line: which videos, and how they are made."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hiar.io.outputs import CRF
 
 @dataclass(frozen=True)
 class Request:
-    """A video a prompt.
+    """One video per prompt.
 
-    frames: latent frames of each, those that are given included; None: endless. order, context, level: None as trained.
-    fp8: linear layers in numbers of eight bits. clip, image: what every video begins with, see `hiar.stages.clips`;
-    resize: pictures of another size are scaled and cut instead of refused. captions: what the folder calls the videos,
-    where that is not the prompts: people extend prompts for a generator, and score by the short ones. size: height and
-    width in pixels, where not the checkpoint's. crf: of their h264. offload: networks take turns on the GPU.
+    frames: latent frames of each, given ones included; None: endless. order, context, level: None as trained. fp8:
+    linear layers in fp8. clip, image: what every video begins with, see `hiar.stages.clips`; resize: pictures of
+    another size are scaled and cropped instead of refused. captions: of the videos in the folder, None for the prompts:
+    people extend prompts for a generator, and score by the short ones. size: height and width in pixels, None for the
+    checkpoint's. crf: h264 quality of the videos. offload: networks take turns on the GPU.
     """
 
     checkpoint: Path
@@ -39,5 +39,5 @@ class Request:
 
     @property
     def names(self) -> Sequence[str]:
-        """What the videos are called."""
+        """The captions of the videos."""
         return self.prompts if self.captions is None else self.captions

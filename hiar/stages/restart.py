@@ -1,4 +1,4 @@
-"""Going on from the training state of a run that was begun with other settings (`--restart-from`)."""
+"""Resume training from the state of a run that was begun with other settings (`--restart-from`)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hiar.io.files import atomic_file, write_json
 from hiar.io.states import INDEX, give_name, newest, parse_index, state_path, temporary_state
 
 TRAINING = ".training"  # where a training run keeps its states, in the folder that it fills
-ORIGIN = "restarted_from.json"  # beside the states, where they began with another run's
+ORIGIN = "restarted_from.json"  # beside the states, if they continue another run's
 
 
 @contextmanager
 def opened_state(source: Path | None) -> Iterator[dict[str, BufferedReader] | None]:
-    """The files of a training state, open: also should the folder that they are in now be set aside.
+    """The open files of a training state, which stay readable if their folder is then set aside; None for no source.
 
-    source: a folder of unfinished work, whose newest state is meant, or a state itself. Raises UserError where there is
+    source: a folder of unfinished work, whose newest state is meant, or a state itself. Raises UserError if there is
     none.
     """
     if source is None:
@@ -40,9 +40,9 @@ def opened_state(source: Path | None) -> Iterator[dict[str, BufferedReader] | No
 
 
 def take_up(state: Mapping[str, BufferedReader], source: Path, folder: Path) -> None:
-    """Let training in ``folder`` go on from ``state``; once it has, a repetition goes on from its own.
+    """Copy ``state`` into ``folder``, so that training resumes from it; if that was done before, change nothing.
 
-    Raises UserError when there is a state of another origin already.
+    Raises UserError if ``folder`` has states of another origin already.
     """
     text = state[INDEX].read()
     origin = {"folder": source.name, "sha256": hashlib.sha256(text).hexdigest()}
@@ -66,6 +66,6 @@ def take_up(state: Mapping[str, BufferedReader], source: Path, folder: Path) -> 
 
 
 def restarted_from(folder: Path) -> dict[str, Any] | None:
-    """Where the training in ``folder`` went on from, if it is another run's state."""
+    """The state of another run that the training in ``folder`` began with, as folder and SHA-256; None if none."""
     path = folder / TRAINING / ORIGIN
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,4 +1,4 @@
-"""Networks in training, as the runtime's settings have them."""
+"""Networks in training, set up as the runtime's settings say."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from hiar.training.role import Role, make_role
 
 
 def new_role(work: Stage, network: nn.Module, settings: Optimizer, steps: int) -> Role:
-    """A network that a stage trains, over all its processes, with its optimisers where `runtime.offload` has them."""
+    """The role of a network that a stage trains on all processes, its optimisers' states as `runtime.offload` says."""
     return make_role(network, settings, steps, work.ranks, offloaded="optimizers" in work.params.runtime.offload)

@@ -1,4 +1,4 @@
-"""What is asked of a checkpoint, as a rollout: how it walks the grid, and which videos it makes."""
+"""Requests as rollouts: how a checkpoint walks the grid, and which videos it makes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hiar.parameters import explain
 from hiar.rollout.cell import OURS, Rollout
 from hiar.schedule import student_sigmas
 
-DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for none
+DEFAULT_WALK = Walk(order="step_first", context="output")  # of an init, which was trained for no walk
 
 
 def walk_asked(card: Card, order: Order | None, context: Context | None, level: ContextLevel | None = None) -> Walk:
-    """How a student is to walk: as it was trained to, unless told otherwise. Raises UserError when it cannot be.
+    """A student's walk: as trained, except for what is given here. Raises UserError if that is no legal walk.
 
-    Where another context than the one trained for is asked for, output's level is all of it unless told otherwise.
+    If ``context`` is output and the student was trained with another one, its level is 1 unless given.
     """
     trained = card.walk or DEFAULT_WALK
     asked: dict[str, Any] = {"order": order or trained.order, "context": context or trained.context}
@@ -59,7 +59,7 @@ def make_rollout(
 ) -> Rollout:
     """The rollout of videos ``numbers`` with prompts ``text`` (B, words, dim), endless when ``frames`` is None.
 
-    changes: other texts, by the block that they hold from. given: latents (1, C, f, h, w) that videos begin with.
+    changes: later texts, by the block from which they apply. given: latents (1, C, f, h, w) that videos begin with.
     """
     card = source.card
     block = card.video.block

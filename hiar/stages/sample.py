@@ -44,15 +44,15 @@ from hiar.transfer import arrivals, download, lead
 from hiar.worlds.interface import FIRST_CLIP
 
 Model = Literal["teacher", "init", "distill", "walked"]
-# Of stages, in dvc.yaml.
+# The names of these stages in dvc.yaml.
 DEFINITIONS = {"teacher": "sample-teacher", "init": "sample-init", "distill": "sample", "walked": "sample-walked"}
 
 
 def run(params: Params, workspace: Path, seed: int, model: Model, variant: str | None, walk: str | None = None) -> None:
-    """Write artifacts/seed-S/samples/MODEL[/VARIANT]: ``sample.videos`` videos on prompts and noise all rows share.
+    """Write artifacts/seed-S/samples/MODEL[/VARIANT]: ``sample.videos`` videos on prompts and noise all models share.
 
-    Students roll out ``sample.frames`` frames the way ``variant`` walks the grid, a walked one the way the variant
-    ``walk`` does; the teacher makes clips of its own length.
+    Students roll out ``sample.frames`` frames with the walk of ``variant``, model walked with that of the variant
+    ``walk``; the teacher makes clips of its own length.
     """
     paths = Paths(workspace, seed)
     distilled = paths.distilled(variant or "")
@@ -107,8 +107,8 @@ def make_videos(
 ) -> None:
     """Fill ``folder`` with {0000,0001,...}.mp4 and latents.safetensors.
 
-    Batches are dealt to the processes, which take them in turn together, so that all stop after the first mistake.
-    Batches and videos that are whole are not made again.
+    Batches are dealt to the processes, which work in rounds of one batch each, so that all stop after the first error.
+    Complete batches and videos are not made again.
     """
     every, whole = batches(len(prompts), batch), frames * len(prompts)
     todo = missing_batches(folder, len(prompts), batch, ranks)
@@ -133,7 +133,7 @@ def make_videos(
 
 
 def describe(source: Generator, walk: Walk | None, frames: int) -> dict[str, Any]:
-    """What a samples' manifest says of how its videos were made; enough to score them without params.yaml."""
+    """The facts in a samples' manifest on how its videos were made; enough to score them without params.yaml."""
     first, block = source.block_pictures
     return {
         "frames": frames,
@@ -156,10 +156,10 @@ def sample_latents(
     given: Tensor | None = None,
     way: Way | None = None,
 ) -> Tensor:
-    """Latents (len(prompts), C, frames, h, w) on the CPU; ``advance`` is told now and then how many frames are done.
+    """Latents (len(prompts), C, frames, h, w) on the CPU; ``advance`` is called with how many more frames are done.
 
-    given: latents (1, C, f, h, w) that every video begins with. way: how the grid is walked, where not the fastest way.
-    Video i depends on its prompt, the seed and its number alone. Raises UserError for the first block that is not
+    given: latents (1, C, f, h, w) that every video begins with. way: how the grid is walked, None for the fastest way.
+    A video depends on its prompt, the seed and its number alone. Raises UserError for the first block that is not
     finite.
     """
     text = source.embed(prompts)
@@ -186,7 +186,7 @@ def sample_latents(
 def _teacher_latents(
     source: Generator, text: Tensor, frames: int, seed: int, numbers: range, advance: Callable[[int], None]
 ) -> Tensor:
-    """As `sample_latents`, of a teacher: all frames come at once, so each of its steps is told as a share of them."""
+    """As `sample_latents`, for a teacher: all frames are done at once, so each step is reported as a share of them."""
     channels, height, width = source.latent_size
     shape = (channels, frames, height, width)
     noise = normals("clip noise", seed, numbers, shape)

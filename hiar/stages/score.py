@@ -46,18 +46,18 @@ from hiar.tracking.figures import record_figures
 from hiar.tracking.stage import tracked
 from hiar.worlds.interface import open_world
 
-WORLD = {"stage": "world", "variant": "world", "order": None, "context": None}  # among the contenders' videos
+WORLD = {"stage": "world", "variant": "world", "order": None, "context": None}  # fields of its lines in videos.jsonl
 
 
 def run(params: Params, workspace: Path) -> None:
     """Score every contender of ``params`` and the true world.
 
-    Writes metrics/summary.json, `nested` by contender, and metrics/world.json, a row a seed: what was scored and how,
-    and the metrics of the world's own clips of the same captions, through codec and h264 like the samples. Beside them
-    metrics/videos.jsonl has a line a video of either: what its prompt and noise are shared with, for paired statistics.
-    Of both also the drift that ``score.profiles`` names, with their records in metrics/profiles.json; of the contenders
-    what stage vbench has found in VBench's dimensions that ``score.vbench`` names, and in metrics/vbench.json what made
-    that.
+    Writes metrics/summary.json, `nested` by contender, and metrics/world.json, one row per seed: what was scored and
+    how, and the metrics of the world's own clips of the same captions, through codec and h264 like the samples.
+    metrics/videos.jsonl has one line per video of either, whose seed and number pair it with those of other contenders.
+    Both include the drift profiles in ``score.profiles``, with their records in metrics/profiles.json; contenders
+    include the VBench dimensions in ``score.vbench`` as stage vbench scored them, with what made these values in
+    metrics/vbench.json.
     Raises UserError when samples are missing, altered, or too short.
     """
     began = time.monotonic()
@@ -115,11 +115,11 @@ class Protocol:
     block: int
 
     def judge(self) -> Judge:
-        """Who scores by it."""
+        """The judge that scores by it."""
         return open_judge(self.world, self.score, self.first_block, self.block)
 
     def record(self) -> dict[str, Any]:
-        """It, for files."""
+        """The protocol as JSON values, for files."""
         sections = {name: getattr(self, name).model_dump(mode="json") for name in ("world", "score")}
         return sections | {"first_block": self.first_block, "block": self.block}
 
@@ -149,10 +149,10 @@ def score(
     source: Path | str,
     frames: int | None = None,
 ) -> dict[str, Tensor]:
-    """Metrics (V,) by name of V videos, each in parts uint8 (f, H, W, 3), a caption each.
+    """Metrics (V,) by name of V videos, each in parts uint8 (f, H, W, 3), with one caption each.
 
-    Only a part is held at a time, or a few videos that are shorter than one. ``source`` is what errors and the progress
-    line name; ``frames`` of a video, where they are known, tell the line its end.
+    Only one part is in memory at a time, or a few videos shorter than a part. ``source``: named in errors and the
+    progress line; ``frames``: of each video, if known, for the total of that line.
     Raises UserError for captions that are not the judge's world's and videos that are too short.
     """
     found: list[dict[str, Tensor]] = []
@@ -173,7 +173,7 @@ def summaries(values: Mapping[str, Tensor]) -> dict[str, Summary]:
 
 
 def _each_video(contender: Mapping[str, Any], values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """The lines of one contender's videos."""
+    """The lines of one contender's videos in videos.jsonl."""
     columns = {name: one.tolist() for name, one in values.items()}
     return [
         {**contender, "video": number, "metrics": dict(zip(columns, metrics, strict=True))}
@@ -182,7 +182,7 @@ def _each_video(contender: Mapping[str, Any], values: Mapping[str, Tensor]) -> l
 
 
 def _add(metrics: dict[str, Summary], videos: Sequence[dict[str, Any]], found: Figures) -> None:
-    """Add what else was measured of the same videos."""
+    """Add further metrics of the same videos."""
     metrics |= found.metrics
     for video, own in zip(videos, found.values, strict=True):
         video["metrics"] |= own
@@ -198,7 +198,7 @@ def checked_captions(folder: Path, protocol: Protocol) -> list[str]:
 
 @dataclass(frozen=True)
 class _Samples:
-    """A folder of videos that may be scored, as far as can be told without decoding them."""
+    """A folder of videos to score, checked as far as possible without decoding them."""
 
     folder: Path
     captions: list[str]
@@ -221,7 +221,7 @@ def _score_samples(samples: _Samples, protocol: Protocol) -> dict[str, Tensor]:
 def _batches(videos: Iterable[Iterable[Tensor]]) -> Iterator[Iterable[Tensor]]:
     """Videos of parts (f, H, W, 3) as batches of parts (V, f, H, W, 3).
 
-    Short ones are together, which the oracle is faster at; long ones alone, part by part.
+    Short videos are batched, which is faster with the oracle; long ones come alone, part by part.
     """
     short: list[Tensor] = []
     for video in videos:
@@ -241,7 +241,7 @@ def _batches(videos: Iterable[Iterable[Tensor]]) -> Iterator[Iterable[Tensor]]:
 def _true_world(
     params: Params, protocol: Protocol, workspace: Path, seed: int, profiles: Sequence[Profile]
 ) -> tuple[dict[str, Summary], list[dict[str, Any]]]:
-    """The metrics, and the lines of the videos, of the clips whose captions are the samples' prompts, made as these."""
+    """The metrics and the videos' lines of the world's clips for the samples' prompts, encoded like the samples."""
     sample = params.sample
     with TemporaryDirectory() as scratch:
         captions = write_true_videos(params, workspace, seed, sample.videos, Path(scratch))

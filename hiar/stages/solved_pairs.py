@@ -1,6 +1,6 @@
-"""The teacher's trajectories for a training: from the disk, or, where none are stored, solved as they are drawn.
+"""The teacher's trajectories for training: from the disk or, if none are stored, solved when they are drawn.
 
-The two are the same trajectories but for rounding, since each follows from its number alone.
+Both are the same trajectories up to rounding, since each depends on its number alone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from hiar.stages.pairs import Trajectories, check_states, load_facts, load_pairs
 
 
 class SolvedRows:
-    """Trajectories (N, S + 1, C, F, h, w) that lie nowhere, solved when they are asked for, in float32.
+    """Trajectories (N, S + 1, C, F, h, w) that are not stored but solved when they are read, in float32.
 
-    ``solve`` makes those of some numbers. The rows last asked for are remembered, so that a training which takes of
-    each a part after the other pays once: it should ask for all of them first.
+    ``solve(numbers)`` makes trajectories. The rows last read are cached, so that reading parts of a batch one after the
+    other solves it once; its rows should all be read together first.
     """
 
     def __init__(self, count: int, solve: Callable[[Sequence[int]], Tensor]) -> None:
@@ -43,9 +43,9 @@ class SolvedRows:
 
 
 def open_pairs(params: Params, workspace: Path, seed: int, device: torch.device) -> Trajectories:
-    """What ``artifacts/seed-S/pairs`` stands for. Where it holds no trajectories, the teacher is loaded once more.
+    """The trajectories of ``artifacts/seed-S/pairs``. If it stores none, another copy of the teacher solves them.
 
-    It is a network of its own, whole in each process: the stage's others are trained, overwritten or shared out.
+    That copy is unsharded in each process: the stage's other networks are trained, overwritten or sharded.
     """
     paths = Paths(workspace, seed)
     if params.pairs.stored:

@@ -1,4 +1,4 @@
-"""``hiar stream``: a video for as long as it is wanted, each block written as soon as it is clean."""
+"""``hiar stream``: a video of any length, each block written as soon as it is clean."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from hiar.transfer import arrivals, lead
 
 
 def stream(request: Request, changes: Sequence[str], target: Output, renew: bool = False) -> None:
-    """Write a video block by block, the one that `hiar sample` makes of the request's one prompt.
+    """Write a video block by block, the same that `hiar sample` makes of the request's single prompt.
 
-    changes: FRAME=PROMPT each, what the video shows from that frame on. renew: there, contexts are made anew, see
-    `hiar.rollout.renewed`. Without ``frames`` it goes on for ever; SIGINT ends that after the block under way. Memory
-    and the time of a block stay what they are.
+    changes: FRAME=PROMPT each, the prompt from that frame on. renew: contexts are recomputed there, see
+    `hiar.rollout.renewed`. Without ``frames`` the video is endless; SIGINT ends it after the current block. Memory and
+    time per block do not grow.
 
-    Raises UserError for a bad checkpoint, prompt, change or number of frames, nothing is then written; also when the
-    target cannot be written or its reader has gone. Raises KeyboardInterrupt when SIGINT came before all ``frames``.
+    Raises UserError for a bad checkpoint, prompt, change or number of frames, before anything is written, and when the
+    target cannot be written or its reader has gone. Raises KeyboardInterrupt if SIGINT came before all ``frames``.
     """
     settle_cpu()
     read_manifest(request.checkpoint, "checkpoint")
@@ -103,7 +103,7 @@ def stream_rollout(
     seed: int,
     given: Tensor | None = None,
 ) -> Rollout:
-    """The rollout of sample 0, endless when ``frames`` is None; ``changes``: prompts by the block they hold from."""
+    """The rollout of sample 0, endless when ``frames`` is None; ``changes``: prompts by the block they apply from."""
     texts = {block: source.embed([text]) for block, text in changes.items()}
     return make_rollout(source, source.embed([prompt]), walk, frames, seed, [0], texts, given)
 
@@ -117,9 +117,9 @@ def clean_blocks(
     way: Way | None = None,
     renew: bool = False,
 ) -> Iterator[Tensor]:
-    """Latents (C, k, h, w) of the rollout's one video, each block as it is finished, those ``given`` first.
+    """Latents (C, k, h, w) of the rollout's only video, each block as it is finished, ``given`` ones first.
 
-    way: how the grid is walked, where not the fastest way. renew: see `hiar.rollout.renewed`.
+    way: how the grid is walked, None for the fastest way. renew: see `hiar.rollout.renewed`.
     """
     order, passes = way[:2] if way else fastest(walk.context)
     if given is not None:
@@ -130,9 +130,10 @@ def clean_blocks(
 
 
 def change_prompts(changes: Sequence[str], block: int, frames: int | None) -> dict[int, str]:
-    """Prompts by the block from which they hold, of changes FRAME=PROMPT in a video of ``frames`` frames.
+    """Prompts by the block from which they apply, of changes FRAME=PROMPT in a video of ``frames`` frames.
 
-    Raises UserError for a change that is none, or that is not at a border of blocks of ``block`` frames.
+    Raises UserError for a malformed change, one at the first frame, past the end or inside a block of ``block`` frames,
+    and for two at one frame.
     """
     prompts: dict[int, str] = {}
     for change in changes:
@@ -158,7 +159,7 @@ def change_prompts(changes: Sequence[str], block: int, frames: int | None) -> di
 
 @contextmanager
 def interruptions() -> Iterator[list[int]]:
-    """SIGINT does not interrupt the body but is noted in this list; a second one interrupts as ever."""
+    """SIGINT does not interrupt the body but is added to this list; a second one interrupts as usual."""
     noted: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:

@@ -19,15 +19,17 @@ from hiar.statistics.paired import VIDEOS, Scores, add_wholes, read_scores
 
 
 def table_of(experiment: str, params_of: Callable[[str], Params], root: Path) -> Beside:
-    """The table that an experiment of a project is for, with the figures of its last run.
+    """The paper's table that an experiment reproduces, with the figures of its last run.
 
-    params_of: parameters of experiments by their names, as `hiar run` would run them. A row may be of another
-    experiment, run beside it, if it was.
-    Raises UserError where it is for none, has not been run, or was run with other parameters.
+    params_of(name): an experiment's parameters, as `hiar run` would run it. A row's figures may come from another
+    experiment run beside this one, if that was run.
+    Raises UserError if the experiment is for no table, was not run, or was run with other parameters.
     """
     params, workspace = params_of(experiment), _workspace(root, experiment)
     if params.report.table is None:
-        raise UserError(f"experiment '{experiment}': report.table = null: is for no table of the paper's; name one")
+        raise UserError(
+            f"experiment '{experiment}': report.table = null: belongs to no table of the paper; name one that does"
+        )
     table = read_table(root / TABLES, params.report.table, params.world.kind)
     if not (workspace / VIDEOS).exists():
         raise UserError(f"{workspace / VIDEOS}: no such file; run `hiar run {experiment}` first")
@@ -51,7 +53,7 @@ def table_of(experiment: str, params_of: Callable[[str], Params], root: Path) ->
 
 
 def write_tables(tables: Sequence[Beside], folder: Path) -> list[Path]:
-    """tables.html, tables.md, tables.csv and, of the claims, claims.csv in ``folder``."""
+    """Write tables.html, tables.md, tables.csv and, with the claims, claims.csv to ``folder``; returns their paths."""
     forms = {"tables.html": as_html, "tables.md": as_markdown, "tables.csv": figures_csv, "claims.csv": claims_csv}
     for name, render in forms.items():
         write_text(folder / name, render(tables))
@@ -63,7 +65,7 @@ def _workspace(root: Path, experiment: str) -> Path:
 
 
 def _scores(experiment: str, params: Params, workspace: Path) -> Scores:
-    """Of an experiment that was run. Raises UserError where its parameters have changed since."""
+    """The scores of an experiment that was run. Raises UserError if its parameters have changed since."""
     if load_params(workspace / "params.yaml") != params:
         raise UserError(
             f"{workspace / 'params.yaml'}: is not what experiment '{experiment}' says now; "

@@ -1,4 +1,4 @@
-"""The true world's videos as a perfect generator would leave them: through codec and h264, like everybody else's."""
+"""The true world's videos as a perfect generator would make them: through codec and h264, like all other videos."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH = 16  # clips that are rendered and encoded at a time
 
 @torch.no_grad()
 def write_true_videos(params: Params, workspace: Path, seed: int, count: int, folder: Path) -> list[str]:
-    """Write the clips, named as the samples are, whose captions are the first ``count`` prompts of the samples.
+    """Write the world's clips of the samples' first ``count`` prompts, named like the samples.
 
     Returns the captions. Raises UserError when the seed's codec is missing or altered.
     """

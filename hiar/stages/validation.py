@@ -1,8 +1,8 @@
-"""Validation while a student trains: a few prompts of its own, sampled with the weights that will be kept, and scored.
+"""Validation while a student trains: videos of a few prompts of its own, made with the weights to keep, are scored.
 
-It watches and decides nothing of the training: its videos have numbers of their own, from which their noise comes, so
-that weights are the same bits with and without it. In the artifact, ``validation/scores.jsonl`` has a line a
-validation, and ``best/`` is the checkpoint of the best one. A training that goes on after a kill goes on with both.
+It does not influence the training: its videos have numbers of their own, which determine their noise, so that weights
+are the same bits with and without it. In the artifact, ``validation/scores.jsonl`` has one line per validation, and
+``best/`` is the checkpoint of the best one. A training that resumes after a kill continues both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HIGHER = {metric.key: metric.better == "higher" for metric in METRICS if metric.
 
 @dataclass(frozen=True)
 class _Job:
-    """source: the student as its checkpoint will be; what its own denoiser holds is of no use any more."""
+    """source: the student as its checkpoint will be; its denoiser's weights are not used and may be overwritten."""
 
     work: Stage
     settings: config.Validation
@@ -56,10 +56,10 @@ class _Job:
 def validation(
     work: Stage, settings: config.Validation | None, source: Generator, role: Role, steps: int
 ) -> Callable[[int], None]:
-    """What to call after each of ``steps``, with the number of those done; without ``settings`` it does nothing.
+    """The function to call after each of ``steps``, with the number of steps done; a no-op without ``settings``.
 
     source: text, codec and card of the student whose ``role`` is trained; saving the best overwrites its denoiser.
-    Raises UserError for a metric that cannot tell which is best, and for processes that cannot share the prompts.
+    Raises UserError for a metric without a better direction, and if processes cannot share the prompts equally.
     """
     params = work.params
     if settings is None:
@@ -68,15 +68,15 @@ def validation(
     known = [name for name in judge.columns if name in HIGHER]
     if settings.metric not in known:
         raise UserError(
-            f"params.yaml: {work.name}.validation.metric = {settings.metric!r}: is none of the {judge.name}'s of "
-            f"which it is known whether higher or lower is better; {suggest(settings.metric, known)}"
+            f"params.yaml: {work.name}.validation.metric = {settings.metric!r}: is none of the {judge.name}'s "
+            f"metrics of which higher or lower values are better; {suggest(settings.metric, known)}"
         )
     deal(settings.prompts, None, work.ranks)
     return partial(_validate, _Job(work, settings, source, role, judge, steps))
 
 
 def _validate(job: _Job, done: int) -> None:
-    """Sample and score where it is time to, note it, and keep the weights if they are the best so far."""
+    """If a validation is due: sample, score, record the metrics, and keep the weights if they are the best so far."""
     if done % job.settings.every and done != job.steps:
         return
     work, metric = job.work, job.settings.metric
@@ -99,12 +99,12 @@ def _validate(job: _Job, done: int) -> None:
 
 
 def _goodness(metrics: Mapping[str, float], metric: str) -> float:
-    """A metric, or its negative, so that more is better; the least there is where no video has it."""
+    """A metric, or its negative, so that higher is better; -inf if no video has it."""
     return metrics[metric] * (1 if HIGHER[metric] else -1) if metric in metrics else -math.inf
 
 
 def _measure(job: _Job, source: Generator, frames: int, shown_at: int | None = None) -> dict[str, Tensor]:
-    """Metrics (prompts of this process,) of videos of so many latent frames; some are shown, where a step is given."""
+    """Metrics (prompts of this process,) of videos of ``frames`` latent frames; ``shown_at``: log some at this step."""
     work, params = job.work, job.work.params
     [own] = deal(job.settings.prompts, None, work.ranks)
     first = FIRST_CLIP["validation"]
@@ -125,7 +125,7 @@ def _measure(job: _Job, source: Generator, frames: int, shown_at: int | None = N
 
 
 def _means(job: _Job, values: Mapping[str, Tensor]) -> dict[str, float]:
-    """The mean of each metric over the videos of all processes, in the order of prompts; of those that have one."""
+    """The mean of each metric over the videos of all processes, in the order of prompts, that have a finite value."""
     own = torch.stack(list(values.values())).to(job.work.ranks.device)
     together = job.work.ranks.gather(own).transpose(0, 1).flatten(1).cpu()
     defined = {name: row[row.isfinite()] for name, row in zip(values, together, strict=True)}
@@ -133,7 +133,7 @@ def _means(job: _Job, values: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _show(job: _Job, parts: Sequence[Tensor], done: int, number: int) -> None:
-    """Give a video to the run's record; it is no part of the artifact."""
+    """Log a video with the run; it is not part of the artifact."""
     job.work.training.mkdir(exist_ok=True)
     path = job.work.training / f"validation-{done:06d}-{video_name(number, job.settings.prompts)}"
     write_parts(path, parts, job.source.world.frames_per_second)
@@ -142,7 +142,7 @@ def _show(job: _Job, parts: Sequence[Tensor], done: int, number: int) -> None:
 
 
 def _keep(job: _Job, done: int, metrics: Mapping[str, float]) -> None:
-    """Make ``best/`` the checkpoint of the weights as they are; all processes call this together."""
+    """Make ``best/`` the checkpoint of the current weights; all processes call this together."""
     weights, work = kept_weights(job.role), job.work
     if not work.ranks.leads:
         return

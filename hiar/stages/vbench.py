@@ -1,4 +1,4 @@
-"""Stage vbench: what one of VBench's dimensions says of a seed's samples, by the package of `hiar vbench score`."""
+"""Stage vbench: score a seed's samples in one of VBench's dimensions, with the package of `hiar vbench score`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from hiar.vbench.totals import TOTALS, Totals, totals
 from hiar.vbench.values import UNIT
 
 KIND = "vbench"  # of its artifacts' manifests
-RECORDS = Path(".hiar", "vbench")  # in a workspace: what is kept by video, so that nothing is done twice
-PREFIX = "vbench_"  # of metrics by these names
+RECORDS = Path(".hiar", "vbench")  # in a workspace: results by video, so that none is computed twice
+PREFIX = "vbench_"  # of these metrics' names
 
 
 def run(params: Params, workspace: Path, seed: int, dimension: str) -> None:
-    """Write artifacts/seed-S/vbench/DIMENSION: of each contender the dimension's value and its videos', a JSON file.
+    """Write artifacts/seed-S/vbench/DIMENSION: one JSON file per contender, with its value and its videos' values.
 
-    What is kept of the same videos is not done again.
-    Raises UserError where the dimension cannot run here, and RunFailed where it breaks down.
+    Results of the same videos in an earlier run are reused.
+    Raises UserError if the dimension cannot run here, and RunFailed if it fails.
     """
     known_dimensions([dimension])
     models = {_name(one): one.samples(workspace) for one in contenders(params) if one.seed == seed}
@@ -54,18 +54,18 @@ def run(params: Params, workspace: Path, seed: int, dimension: str) -> None:
 
 
 def vbench_figures(contender: Contender, videos: Sequence[Path], dimensions: Sequence[str], workspace: Path) -> Figures:
-    """What the dimensions say of the ``videos`` of a contender; facts: what made them, by dimension.
+    """The dimensions' figures for the ``videos`` of a contender; facts: what made them, by dimension.
 
-    Raises UserError where stage vbench has not scored these samples.
+    Raises UserError if stage vbench has not scored these samples.
     """
     results = {name: _result(contender, name, workspace) for name in dimensions}
     return figures_of(results, [path.name for path in videos])
 
 
 def figures_of(results: Mapping[str, Mapping[str, Any]], videos: Sequence[str]) -> Figures:
-    """What results by dimension say of videos by name; of VBench's own prompts, a dimension is of some videos alone.
+    """Figures of the named videos from results by dimension; on VBench's own prompts, a dimension is of some videos.
 
-    A dimension's mean is VBench's own figure, and so are Quality, Semantic and Total where all of their dimensions are
+    A dimension's mean is VBench's own figure, and so are Quality, Semantic and Total if all of their dimensions are
     among them; a video that has all of these has its own.
     """
     values: list[dict[str, float]] = [{} for _ in videos]
@@ -80,7 +80,7 @@ def figures_of(results: Mapping[str, Mapping[str, Any]], videos: Sequence[str]) 
         own.update({PREFIX + name: figure for name, figure in _figures(one)})
     for name, figure in _figures(totals({name: result["value"] for name, result in results.items()})):
         metrics[PREFIX + name] = summarise(_known(values, name)) | {"mean": figure, "n": len(values)}
-    fields = ("protocol", "consistency", "device", "weights", "versions")  # the second of some of them alone
+    fields = ("protocol", "consistency", "device", "weights", "versions")  # only some have a consistency
     facts: dict[str, object] = {
         name: {field: one[field] for field in fields if field in one} for name, one in results.items()
     }
@@ -92,7 +92,7 @@ def _known(values: Sequence[Mapping[str, float]], name: str) -> Tensor:
 
 
 def _result(contender: Contender, dimension: str, workspace: Path) -> Mapping[str, Any]:
-    """What the stage has left of a contender, when it was of the samples that are there now."""
+    """The stage's result for a contender. Raises UserError if it is not of the samples that are there now."""
     folder, name = Paths(workspace, contender.seed).vbench(dimension), _name(contender)
     of = read_manifest(folder, KIND).get("parents", {}).get(name)
     if of != content_hash(contender.samples(workspace)):
@@ -103,10 +103,10 @@ def _result(contender: Contender, dimension: str, workspace: Path) -> Mapping[st
 
 
 def _name(contender: Contender) -> str:
-    """Of a contender among those of a seed."""
+    """The name of a contender among those of a seed."""
     return contender.stage if contender.stage == contender.variant else f"{contender.stage}/{contender.variant}"
 
 
 def _figures(found: Totals) -> list[tuple[str, float]]:
-    """Those that no missing dimension leaves open."""
+    """The totals for which no dimension is missing."""
     return [(name, figure) for name in TOTALS if (figure := getattr(found, name)) is not None]

@@ -15,13 +15,13 @@ from hiar.vbench.environment import default_folder, find_environment
 from hiar.vbench.runner import score_folder
 from hiar.vbench.totals import totals
 
-SHARED = ("prompts", "generated_with")  # what a result says of all its videos
+SHARED = ("prompts", "generated_with")  # fields of a result that hold for all its videos
 
 
 def split_profiles(names: Sequence[str], dimensions: Sequence[str]) -> tuple[list[str], list[str]]:
     """The names of profiles that are not VBench's, and of those that are.
 
-    Raises UserError for one of VBench's that is given twice or has no environment here, and dimensions without one.
+    Raises UserError for one of VBench's that is given twice or has no environment here, and for dimensions without one.
     """
     ours, vbench = ([name for name in names if (name in PROTOCOLS) is chosen] for chosen in (False, True))
     for place, name in enumerate(vbench):
@@ -37,10 +37,10 @@ def split_profiles(names: Sequence[str], dimensions: Sequence[str]) -> tuple[lis
 
 
 def score_by_vbench(folder: Path, protocol: str, dimensions: Sequence[str], kept: Path) -> dict[str, Any]:
-    """What a protocol says of a folder of videos, in the form of other profiles; its figures are VBench's own.
+    """A protocol's results for a folder of videos, in the form of other profiles'; its figures are VBench's own.
 
-    dimensions: none takes all that run here and suit the videos. kept: a folder of results by dimension, gone on from.
-    Raises UserError before anything is scored, and RunFailed, when all else is done, where a dimension breaks down.
+    dimensions: none takes all that run here and suit the videos. kept: a folder of results by dimension, to reuse.
+    Raises UserError before anything is scored, and RunFailed, after all others are scored, if a dimension fails.
     """
     device = device_of(find_environment(default_folder()))
     scores = score_folder(folder, dimensions or None, kept, protocol=protocol, devices=[device])

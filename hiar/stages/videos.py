@@ -1,4 +1,4 @@
-"""A folder of samples while it fills: latents of a batch at a time, then its videos, then what all of them share."""
+"""A folder of samples while it is filled: the latents of a batch, then its videos, then the files of all of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCRATCH = ".latents"  # where latents wait until all are there
 
 
 def batches(count: int, batch: int) -> list[range]:
-    """The numbers of the videos that are generated together."""
+    """The numbers of the videos in each batch."""
     return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
 
 
@@ -44,7 +44,7 @@ def require_finite_latents(latents: Tensor, numbers: Sequence[int], first: int =
 
 
 def write_latents(folder: Path, index: int, latents: Tensor) -> None:
-    """Lay the latents (B, C, F, h, w) of a batch aside, whole or not at all."""
+    """Write the latents (B, C, F, h, w) of a batch to the scratch folder, whole or not at all."""
     (folder / SCRATCH).mkdir(exist_ok=True)
     write_shard(shard_path(folder / SCRATCH, index), {"latents": latents.float()}, {})
 
@@ -58,9 +58,9 @@ def write_videos(
     crf: int = CRF,
     beat: Callable[[], None] = lambda: None,
 ) -> None:
-    """The videos of a batch of all ``count`` whose latents are there, as far as they are not there too.
+    """Write the missing videos of a batch, out of ``count`` in all, from its stored latents.
 
-    beat: is called after each part of a video.
+    beat: called after each part of a video.
     """
 
     def parts(latent: Tensor, number: int) -> Iterator[Tensor]:
@@ -77,21 +77,21 @@ def write_videos(
 
 
 def film_path(folder: Path, number: int, count: int) -> Path:
-    """Where a video can be watched while it is made by several processes, and until it is whole."""
+    """Where a video can be watched while several processes make it, until it is complete."""
     return folder / f"unfinished-{video_name(number, count)}"
 
 
 def gather(folder: Path, count: int, batch: int, save_latents: bool) -> None:
-    """The latents of all ``count`` videos in one file, if they are to be kept."""
+    """Join the latents of all ``count`` videos in one file, if they are to be kept."""
     if save_latents:
         shards = [shard_path(folder / SCRATCH, index) for index in range(len(batches(count, batch)))]
         join_shards(shards, "latents", folder / "latents.safetensors")
 
 
 def write_captions(folder: Path, captions: Sequence[str], prompts: Sequence[str]) -> None:
-    """captions.txt: what each video shows, in the order of their names; prompts.jsonl: with names, and what was asked.
+    """Write captions.txt, in the order of the videos' names, and prompts.jsonl: each video's name, caption and prompt.
 
-    The two differ where prompts were extended for the generator.
+    The two differ if prompts were extended for the generator.
     """
     write_text(folder / "captions.txt", "".join(f"{caption}\n" for caption in captions))
     lines = [
@@ -112,14 +112,14 @@ def decoded(source: Generator, latent: Tensor, number: int = 0) -> Iterator[Tens
 def decoding(source: Generator, number: int = 0) -> Callable[[Tensor], Tensor]:
     """A decoder of video ``number``: latents (C, f, h, w), part after part, to pictures, uint8 (F, H, W, 3).
 
-    It raises UserError when they are not finite, or what is decoded is not: as pixels it would be black.
+    It raises UserError if latents or decoded pixels are not finite: in a video they would be black.
     """
     decode = decoding_ahead(source, number)
     return lambda latent: decode(latent)()
 
 
 def decoding_ahead(source: Generator, number: int = 0) -> Callable[[Tensor], Callable[[], Tensor]]:
-    """As `decoding`, but what it gives for a part has to be called for its pictures: a GPU makes them meanwhile."""
+    """As `decoding`, but it returns a function that waits for a part's pictures, which a GPU makes meanwhile."""
     done, to_pixels = 0, source.codec.decoding()
 
     @torch.no_grad()

@@ -1,1 +1,1 @@
-"""What can be said of a difference: between two contenders, over videos and over training seeds."""
+"""Statistics of differences between two contenders, over videos and over training seeds."""

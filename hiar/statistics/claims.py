@@ -1,4 +1,4 @@
-"""The paper's tables as data, and what of its claims holds, by a rule that was written down before anything was run."""
+"""The paper's tables as data, and verdicts on its claims, by a rule written down before anything was run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hiar.statistics.intervals import Interval
 from hiar.statistics.paired import Scores, differences, estimate
 
 TABLES = Path("experiments", "paper", "tables.yaml")
-SEEDS = 3  # training seeds without which no claim is decided
+SEEDS = 3  # fewest training seeds to decide a claim
 
 Verdict = Literal["holds", "fails", "undecided"]
 Direction = Literal["higher", "lower"]
 
 
 class Column(NamedTuple):
-    """A metric of ours and the figure of the paper's that it stands for."""
+    """A metric of ours and the figure in the paper that it stands for."""
 
     metric: str
     better: Direction
@@ -31,7 +31,7 @@ class Column(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """That a metric of one contender is higher or lower than that of another."""
+    """The claim that a metric is higher or lower for one contender than for another."""
 
     says: str
     metric: str
@@ -41,9 +41,9 @@ class Claim(NamedTuple):
 
 
 class PaperRow(Section):
-    """A row of the paper's table and the contender that is our one; without one, what is lacking for it.
+    """A row of the paper's table and our contender for it; without one, what is lacking.
 
-    beside: by world, the file of experiments/ that is laid over the table's experiment, where it is one of that.
+    beside: by world, the file of experiments/ that lies over the table's experiment, if the contender is from that one.
     """
 
     name: str
@@ -59,7 +59,7 @@ class PaperRow(Section):
 
 
 class PaperTable(NamedTuple):
-    """A table of the paper's in metrics of ours, and the claims that it makes. ``unmeasured``: figures without one."""
+    """A table of the paper in our metrics, and its claims. ``unmeasured``: figures for which we have no metric."""
 
     title: str
     columns: list[Column]
@@ -120,7 +120,7 @@ class _Tables(Section):
 def read_table(path: Path, name: str, world: str) -> PaperTable:
     """The table of that name, in the metrics of a kind of world.
 
-    Raises UserError when there is no such table, none of that world's metrics, or the file is not valid.
+    Raises UserError when there is no such table, there are no metrics for that world, or the file is not valid.
     """
     try:
         said = _Tables.model_validate(read_yaml(path))
@@ -129,7 +129,7 @@ def read_table(path: Path, name: str, world: str) -> PaperTable:
     if name not in said.tables:
         raise UserError(f"{path}: holds no table '{name}'; {suggest(name, said.tables)}")
     if world not in said.measures:
-        raise UserError(f"{path}: measures: says nothing of a world of kind '{world}'; add its metrics")
+        raise UserError(f"{path}: measures: has no entry for a world of kind '{world}'; add its metrics")
     table, measures = said.tables[name], said.measures[world]
     return PaperTable(
         title=table.title,
@@ -147,7 +147,7 @@ def read_table(path: Path, name: str, world: str) -> PaperTable:
 
 
 def _claim(said: _Claim, measure: _Measure, better: Direction) -> Claim:
-    """In our metric, which may be better the other way round than the paper's figure."""
+    """The claim in our metric, whose better direction may be the opposite of that of the paper's figure."""
     other: Direction = "lower" if said.direction == "higher" else "higher"
     direction = said.direction if measure.better == better else other
     return Claim(said.says, measure.metric, said.of, said.than, direction)
@@ -160,7 +160,7 @@ def judged(scores: Scores, claim: Claim) -> tuple[Verdict, float, Interval | Non
 
 
 def verdict(interval: Interval | None, seeds: Mapping[int, float], direction: Direction) -> Verdict:
-    """By the interval of the seeds' mean differences: on the claimed side of 0, on the other, or neither."""
+    """By where the interval of the seeds' mean differences lies: on the claimed side of 0, on the other, or neither."""
     if interval is None or len(seeds) < SEEDS or interval.sign == 0:
         return "undecided"
     return "holds" if (interval.sign > 0) == (direction == "higher") else "fails"

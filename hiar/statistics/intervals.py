@@ -1,8 +1,8 @@
 """Confidence intervals of mean differences.
 
-All are Student's t. Of 2,000 trials with 128 pairs each, the 95 % interval covered the true difference in 94.7 % with
-Gaussian values, in 94.1 % with absolute slopes (skewed) and in 95.0 % with shares of good frames (most of them exactly
-1); the percentile bootstrap in 94.4, 94.0 and 94.2 %, the BCa bootstrap in 94.4, 94.2 and 92.8 %.
+All are Student's t intervals. In 2,000 trials with 128 pairs each, the 95 % interval covered the true difference in
+94.7 % with Gaussian values, in 94.1 % with absolute slopes (skewed) and in 95.0 % with shares of good frames (most of
+them exactly 1); the percentile bootstrap in 94.4, 94.0 and 94.2 %, the BCa bootstrap in 94.4, 94.2 and 92.8 %.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its confidence interval; ``n``: how many values it is of."""
+    """A mean and its confidence interval; ``n``: the number of values."""
 
     mean: float
     low: float
@@ -37,14 +37,14 @@ class Interval:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval lies on one side of 0; 0 where it holds 0."""
+        """1 or -1 where the interval lies on one side of 0; 0 where it contains 0."""
         return (self.low > 0) - (self.high < 0)
 
 
 def over_videos(differences: Mapping[int, Values]) -> Interval | None:
-    """Of paired differences (V,) by training seed: what other videos of the same models would show.
+    """Interval of paired differences (V,) by training seed: what other videos of the same models would show.
 
-    The mean of the seeds' means, with the variance inside seeds; None where a seed has a single one.
+    The mean of the seeds' means, with the variance inside seeds; None if a seed has a single video.
     """
     groups = list(differences.values())
     freedom = sum(len(group) - 1 for group in groups)
@@ -56,7 +56,7 @@ def over_videos(differences: Mapping[int, Values]) -> Interval | None:
 
 
 def over_seeds(means: Sequence[float]) -> Interval | None:
-    """Of the mean differences of several training seeds: what another seed would show; None for a single one."""
+    """Interval of several training seeds' mean differences: what another seed would show; None for a single one."""
     if len(means) < 2:
         return None
     error = float(np.std(means, ddof=1)) / math.sqrt(len(means))

@@ -16,16 +16,16 @@ from hiar.statistics.intervals import Interval, Values, over_seeds, over_videos
 VIDEOS = Path("metrics", "videos.jsonl")  # in a workspace
 
 Video = tuple[int, int]  # training seed and number: one prompt and one noise
-WHOLE = -1  # in place of a video's number: all of a seed's together
+WHOLE = -1  # in place of a video's number: all videos of a seed together
 Scores = dict[str, dict[Video, dict[str, float]]]  # metrics of every video, by contender: STAGE/VARIANT
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over videos and training seeds: of a contender's metric, or of its difference to another's.
+    """A mean over videos and training seeds: of a contender's metric, or of its difference from another's.
 
-    ``seeds``: the mean of each training seed. ``videos`` says how far other videos would land, ``training`` how far
-    another training seed would; None where there are too few to tell.
+    ``seeds``: the mean of each training seed. ``videos``: the interval over videos; ``training``: the interval over
+    training seeds; None where there are too few.
     """
 
     mean: float
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def read_scores(path: Path) -> Scores:
-    """The values of metrics/videos.jsonl, a line a video, by contender.
+    """The values of metrics/videos.jsonl, one line per video, by contender.
 
     Raises UserError when it cannot be read, is not in that form, or holds a video twice.
     """
@@ -57,9 +57,10 @@ def read_scores(path: Path) -> Scores:
 
 
 def add_wholes(scores: Scores, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add what was measured of a seed's videos together and of no single one, such as VBench's Semantic.
+    """Add values measured on all videos of a seed together and on no single one, such as VBench's Semantic.
 
-    rows: of metrics/summary.json. There is one such value a training seed, so that these alone tell how sure it is.
+    rows: of metrics/summary.json. There is one such value per training seed, so its uncertainty is that over seeds
+    alone.
     """
     for row in rows:
         videos = scores[f"{row['stage']}/{row['variant']}"]
@@ -69,7 +70,7 @@ def add_wholes(scores: Scores, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def estimate(values: Mapping[int, Values]) -> Estimate:
-    """Of values (V,) by training seed."""
+    """The estimate from values (V,) by training seed."""
     means = {seed: float(group.mean()) for seed, group in values.items()}
     return Estimate(
         mean=float(np.mean(list(means.values()))),
@@ -82,7 +83,7 @@ def estimate(values: Mapping[int, Values]) -> Estimate:
 def values_of(scores: Scores, name: str, metric: str) -> dict[int, Values]:
     """A contender's metric (V,) by training seed, in the order of the videos' numbers.
 
-    Of the videos that it is defined of: a dimension of VBench's is of some prompts alone.
+    Only videos for which it is defined: a dimension of VBench is defined for some prompts alone.
     Raises UserError where there is no such contender, or no video of a training seed has the metric.
     """
     found: dict[int, list[float]] = {}
@@ -101,7 +102,7 @@ def differences(scores: Scores, one: str, other: str, metric: str) -> dict[int, 
         seed, number = unpaired[0]
         has, lacks = (one, other) if unpaired[0] in first else (other, one)
         raise UserError(
-            f"{has}, {lacks}: cannot be paired, video {number} of seed {seed} is of the first alone "
+            f"{has}, {lacks}: cannot be paired, video {number} of seed {seed} is only in the first "
             f"({len(unpaired)} such); sample both with the same seeds and sample.videos"
         )
     found: dict[int, list[float]] = {}

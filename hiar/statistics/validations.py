@@ -1,4 +1,4 @@
-"""The validations of a student's training: what was measured, and how two ways of sampling it go together."""
+"""The validations of a student's training, and the correlation between two ways of sampling it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hiar.statistics.intervals import over_seeds
 
 SCORES = Path("validation", "scores.jsonl")  # in a student's folder
 BOTH_WAYS = "bidirectional/"  # metrics of videos made in one block, whose frames all see each other
-LEAST = 3  # validations without which nothing correlates
-NEAREST = 1 - 1e-9  # to a correlation of 1: there Fisher's z is infinite
+LEAST = 3  # fewest validations for a correlation
+NEAREST = 1 - 1e-9  # largest correlation used: at 1, Fisher's z is infinite
 
 
 @dataclass(frozen=True)
 class Validated:
-    """Means over its videos, by metric, when ``step`` updates were done."""
+    """Means over videos, by metric, after ``step`` updates."""
 
     step: int
     metrics: Mapping[str, float]
@@ -29,7 +29,7 @@ class Validated:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's r of each training seed, their mean by Fisher's z, and its 95 % interval, where there are several."""
+    """Pearson's r of each training seed, their mean by Fisher's z, and its 95 % interval if there are several seeds."""
 
     seeds: Mapping[int, float]
     mean: float
@@ -37,7 +37,7 @@ class Correlation:
 
 
 def read_validations(folder: Path) -> list[Validated]:
-    """The validations of a student, finished or not, in their order; none where it was trained without.
+    """The validations of a student, finished or not, in their order; none if it was trained without.
 
     Raises UserError for a file that is not in that form.
     """
@@ -52,10 +52,10 @@ def read_validations(folder: Path) -> list[Validated]:
 
 
 def correlation(validations: Mapping[int, Sequence[Validated]], one: str, other: str) -> Correlation | None:
-    """How two metrics go together over the training of each seed; None where too few were taken, or one stands still.
+    """Correlation of two metrics over the training of each seed; None with too few validations or a constant metric.
 
-    The interval is a t interval of the seeds' z = artanh r: validations of one training are no independent draws, so
-    how many there are says nothing of its width.
+    The interval is a t interval of the seeds' z = artanh r: validations of one training are not independent draws, so
+    their number does not determine its width.
     """
     found: dict[int, float] = {}
     for seed, taken in validations.items():

@@ -1,1 +1,1 @@
-"""The S3 store behind the project's DVC remote: what lies in it, whether it is whole, what may go, links to reports."""
+"""The S3 store behind the project's DVC remote: its contents, their integrity, garbage collection, links to reports."""

@@ -14,7 +14,7 @@ KINDS = {"index.html": "text/html; charset=utf-8", "contact_sheet.png": "image/p
 
 
 def share_report(store: Store, root: Path, experiment: str | None, days: float) -> list[tuple[str, str]]:
-    """Upload the report of an experiment (none: the default one); its files' names, and their links for ``days``.
+    """Upload an experiment's report (None: the default experiment's); return its files' names and links for ``days``.
 
     Raises UserError when there is no report, or the store refuses.
     """

@@ -1,4 +1,4 @@
-"""What may go from a store: all that no run which is kept has left."""
+"""Garbage collection of a store: everything that belongs to no kept run may be deleted."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from hiar.storage.runs import (
 from hiar.storage.store import Store, Stored, asking, content, each, listing, unfinished_uploads
 
 SUMMARY = "metrics/summary.json"
-BATCH = 1000  # keys in a request to delete
+BATCH = 1000  # keys per delete request
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A run that a store knows, why it is kept (nothing: it is not), and the metric that runs are compared by."""
+    """A run, why it is kept (empty: it is not), and the metric by which runs are compared, with its value."""
 
     run: Run
     why: str
@@ -45,9 +45,9 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs, the keys that may go with their bytes, and uploads that were begun and never ended.
+    """The runs, the keys that may be deleted with their sizes in bytes, and unfinished uploads.
 
-    ``named``: when each lock and record was written that there was.
+    ``named``: when each lock and record that existed was written.
     """
 
     runs: Sequence[Kept]
@@ -57,15 +57,16 @@ class Plan:
 
 
 def plan(store: Store, root: Path, *, last: int, best: str | None, days: float) -> Plan:
-    """What is kept and what may go, of each experiment.
+    """What is kept and what may be deleted, of all experiments.
 
-    Kept are runs that a commit names (a milestone is a tag), those in this working tree, the ``last`` of each
-    experiment that are in the store, the one with the best mean over distilled models of ``best`` (a metric; None: the
-    first of `hiar.report.columns.LEADING` that the experiment has), and all that was stored in the last ``days``, or is
-    named by a record that was: a run under way renews those of the stages that it fetches, and leaves its lock at its
-    end.
+    Kept are runs named by a commit (a milestone is a tag), those in this working tree, and in the store, of each
+    experiment, the ``last`` runs and the one with the best mean over distilled models of ``best`` (a metric; None: the
+    first of `hiar.report.columns.LEADING` that the experiment has). Also kept is everything stored in the last
+    ``days``, or named by a record stored since then: a run in progress renews the records of the stages that it
+    fetches, and stores its lock only at its end.
 
-    Raises UserError when the store or the commits cannot be read, or what is kept is damaged: then nothing may go.
+    Raises UserError when the store or the commits cannot be read, or what is kept is damaged: nothing may be deleted
+    then.
     """
     listed = listing(store)
     stored, damaged = runs_stored(store, listed)
@@ -90,9 +91,9 @@ def plan(store: Store, root: Path, *, last: int, best: str | None, days: float) 
 
 
 def delete(store: Store, plan: Plan) -> None:
-    """Delete what may go: first what names objects, so that nothing ever names what is gone.
+    """Delete what a plan allows, locks and records before the objects that they name, so that no name ever dangles.
 
-    What a run has named since the plan was made stays: it found these objects, and did not store them again.
+    Objects named by a run since the plan was made are kept: it found them in the store and did not upload them again.
     """
     names = {key for key in plan.delete if not OBJECT.fullmatch(key)}
     _delete(store, sorted(names - _since(plan, listing(store))))
@@ -118,17 +119,17 @@ def _delete(store: Store, keys: Sequence[str]) -> None:
 
 
 def _named(listed: Mapping[str, Stored]) -> dict[str, datetime]:
-    """When each lock and record was written."""
+    """The time at which each lock and record was written."""
     return {key: one.modified for key, one in listed.items() if LOCK.fullmatch(key) or RECORD.fullmatch(key)}
 
 
 def _since(plan: Plan, listed: Mapping[str, Stored]) -> set[str]:
-    """The locks and records that were written, or written again, since the plan was made."""
+    """The locks and records written or rewritten since the plan was made."""
     return {key for key, modified in _named(listed).items() if plan.named.get(key) != modified}
 
 
 def _inside(store: Store, keys: Iterable[str]) -> set[str]:
-    """The files of the folders among these objects. Raises UserError for a list of files that is damaged."""
+    """The keys of the files in the folders among these objects. Raises UserError for a damaged list of files."""
     found = set[str]()
     folders = [key for key in keys if key.endswith(".dir")]
     for key, data in zip(folders, each(lambda key: content(store, key), folders), strict=True):
@@ -148,7 +149,7 @@ def _chosen(
     best: str | None,
     since: datetime,
 ) -> Iterator[Kept]:
-    """The runs in the store, newest first by experiment, with why they are kept."""
+    """The runs in the store, by experiment, newest first, with the reasons for which they are kept."""
     by_experiment: dict[str, list[Run]] = defaultdict(list)
     for run in stored:
         by_experiment[run.experiment].append(run)
@@ -166,7 +167,7 @@ def _chosen(
 
 
 def figures_of(store: Store, run: Run, listed: Mapping[str, Stored]) -> dict[str, float]:
-    """The mean over the distilled models of a run of each metric that all have; none where its summary tells none."""
+    """The mean over a run's distilled models of each metric that all have; empty without a readable summary."""
     keys = [key_of(out["md5"]) for out in run.outs() if out.get("path") == SUMMARY]
     if not keys or keys[0] not in listed:
         return {}
@@ -180,7 +181,7 @@ def figures_of(store: Store, run: Run, listed: Mapping[str, Stored]) -> dict[str
 
 
 def _record(store: Store, key: str) -> Any:
-    """A record of a stage, as it is; one that cannot be read names nothing and keeps nothing."""
+    """A stage's record; empty if it cannot be read, so that it keeps nothing."""
     data = content(store, key)
     try:
         return record_of(data, key)

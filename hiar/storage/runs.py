@@ -1,10 +1,10 @@
-"""What runs left in a store: DVC's objects by hash, records of stages (its run cache), and the locks of whole runs.
+"""The contents of a store: DVC's objects by hash, records of stages (its run cache), and the locks of whole runs.
 
-| key | what |
+| key | content |
 |---|---|
 | ``files/md5/ab/cdef...`` | a file, by the MD5 of its bytes; ``....dir``: the names and hashes of a folder's files |
-| ``runs/ab/KEY/VALUE`` | how a stage was run, and what it left: one stage of a dvc.lock |
-| ``locks/EXPERIMENT/SHA256.lock`` | the dvc.lock of a whole run, which `hiar run` leaves at its end |
+| ``runs/ab/KEY/VALUE`` | how a stage was run, and its outputs: one stage of a dvc.lock |
+| ``locks/EXPERIMENT/SHA256.lock`` | the dvc.lock of a whole run, which `hiar run` stores at its end |
 | ``reports/EXPERIMENT/SHA256/NAME`` | a report that was shared |
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from hiar.errors import UserError
 from hiar.storage.store import Store, Stored, content, each
 
-DEFAULT = "default"  # what the experiment is called that params.yaml holds as it is
+DEFAULT = "default"  # the name of the experiment of params.yaml without overrides
 OBJECT = re.compile(r"files/md5/([0-9a-f]{2})/([0-9a-f]{30}(?:\.dir)?)")
 RECORD = re.compile(r"runs/([0-9a-f]{2})/(\1[0-9a-f]{62})/([0-9a-f]{64})")
 LOCK = re.compile(r"locks/([^/]+)/([0-9a-f]{64})\.lock")
@@ -33,7 +33,7 @@ NAME = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 @dataclass(frozen=True)
 class Run:
-    """A dvc.lock: the experiment, where it lies (a key, or words), its stages, and when it was stored, if it was."""
+    """A dvc.lock: its experiment, its place (a key in the store, or words), its stages, and when it was stored."""
 
     experiment: str
     place: str
@@ -41,7 +41,7 @@ class Run:
     modified: datetime | None = None
 
     def outs(self) -> Iterator[dict[str, Any]]:
-        """Every output it names: ``path``, ``md5`` and, in most, ``size`` in bytes."""
+        """Every output it names: ``path``, ``md5`` and usually ``size`` in bytes."""
         for record in self.stages.values():
             yield from outs_of(record)
 
@@ -52,7 +52,7 @@ def key_of(name: str) -> str:
 
 
 def outs_of(record: Any) -> Iterator[dict[str, Any]]:
-    """The outputs that a stage of a dvc.lock, or its record, names; what is not one is left out."""
+    """The outputs that a stage of a dvc.lock, or its record, names; malformed ones are left out."""
     outs = record.get("outs") if isinstance(record, dict) else None
     for out in outs if isinstance(outs, list) else []:
         if isinstance(out, dict) and NAME.fullmatch(str(out.get("md5"))):
@@ -66,9 +66,9 @@ def runs_here(root: Path) -> list[Run]:
 
 
 def runs_committed(root: Path) -> list[Run]:
-    """Every dvc.lock that a commit of this clone names, of whatever branch or tag.
+    """Every dvc.lock in a commit of this clone, on any branch or tag.
 
-    Raises UserError where that cannot be told: no git, or a clone without its history.
+    Raises UserError without git or a repository, and in a shallow clone.
     """
     if _git(root, "rev-parse", "--is-shallow-repository").strip() != "false":
         raise UserError(f"{root}: is a clone without its history, whose commits name more; git fetch --unshallow first")
@@ -88,7 +88,7 @@ def runs_committed(root: Path) -> list[Run]:
 
 
 def runs_stored(store: Store, listed: Mapping[str, Stored]) -> tuple[list[Run], list[str]]:
-    """The locks of whole runs in a store, newest first, and the keys of those that are not what their names say."""
+    """The locks of whole runs in a store, newest first, and the keys of those whose SHA-256 differs from their name."""
     keys = [key for key in listed if LOCK.fullmatch(key)]
     runs, damaged = [], []
     for key, data in zip(keys, each(lambda key: content(store, key), keys), strict=True):
@@ -102,11 +102,11 @@ def runs_stored(store: Store, listed: Mapping[str, Stored]) -> tuple[list[Run], 
 
 
 def stages_of(data: bytes, place: object) -> dict[str, Any]:
-    """The stages of a dvc.lock. Raises UserError when it is none."""
+    """The stages of a dvc.lock. Raises UserError if ``data`` is not a dvc.lock."""
     from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
 
     try:
-        stages = parse_yaml(data, place)["stages"]  # of DVC's YAML, 1.2, in which `no` is a word
+        stages = parse_yaml(data, place)["stages"]  # DVC writes YAML 1.2, in which `no` is a string
         if not isinstance(stages, dict):
             raise ValueError
     except (YAMLFileCorruptedError, ValueError, LookupError, TypeError):
@@ -115,12 +115,12 @@ def stages_of(data: bytes, place: object) -> dict[str, Any]:
 
 
 def record_of(data: bytes, place: object) -> Any:
-    """A record of a stage: what stands below the stage's name in a dvc.lock. Raises UserError when it is none."""
+    """A stage's record, as below the stage's name in a dvc.lock. Raises UserError if ``data`` is not a record."""
     return stages_of(b"stages:\n" + b"".join(b"  " + line for line in data.splitlines(True)), place)
 
 
 def members(data: bytes) -> list[tuple[str, str]] | None:
-    """Path and object name of every file of a folder, out of its ``.dir``; None when that is damaged."""
+    """Path and object name of every file of a folder, from its ``.dir``; None if that is damaged."""
     try:
         return [(str(entry["relpath"]), str(entry["md5"])) for entry in json.loads(data)]
     except (ValueError, KeyError, TypeError):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from hiar.errors import UserError, suggest, without_password
 
-READERS = 16  # requests under way at once
+READERS = 16  # concurrent requests
 PIECE = 1 << 20  # bytes that are read at a time
 REMEDIES = {
     "NoSuchBucket": "there is no such bucket; make it, or mend the remote's url",
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Store:
-    """A bucket and the prefix below which the remote lies; keys are given without that prefix."""
+    """A bucket and the remote's prefix in it; keys are given without that prefix."""
 
     client: Any
     bucket: str
@@ -50,16 +50,16 @@ class Store:
 
 @dataclass(frozen=True)
 class Stored:
-    """An object in the store: bytes and when it was written."""
+    """An object in the store: its size in bytes and when it was written."""
 
     size: int
     modified: datetime
 
 
 def open_store(root: Path, name: str | None = None) -> Store:
-    """The store that a DVC remote of the project names; none named: its default one. No request is made.
+    """The store of the project's DVC remote ``name`` (None: the default remote). No request is made.
 
-    Raises UserError where there is no such remote or it is not on S3.
+    Raises UserError if there is no such remote, it is not on S3, or its settings are invalid.
     """
     import boto3
     from botocore.config import Config
@@ -109,7 +109,7 @@ def open_store(root: Path, name: str | None = None) -> Store:
 
 
 def cache_of(root: Path) -> Path:
-    """The project's DVC cache, in which objects lie under the same keys as in a store."""
+    """The project's DVC cache, which has the same keys as a store."""
     from dvc.config import Config
 
     return Path(Config(os.fspath(root / ".dvc"))["cache"].get("dir") or root / ".dvc" / "cache")
@@ -117,7 +117,7 @@ def cache_of(root: Path) -> Path:
 
 @contextmanager
 def asking(store: Store) -> Iterator[None]:
-    """Turn what a store, its settings or the network refuse in the body into a UserError."""
+    """Turn errors of the store, its settings or the network in the body into a UserError."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
@@ -144,7 +144,7 @@ def listing(store: Store) -> dict[str, Stored]:
 
 
 def unfinished_uploads(store: Store, under: str = "") -> list[dict[str, Any]]:
-    """Uploads in parts that were begun and not ended: ``Key`` (with the prefix), ``UploadId``, ``Initiated``."""
+    """Unfinished multipart uploads: ``Key`` (with the prefix), ``UploadId``, ``Initiated``."""
     found: list[dict[str, Any]] = []
     with asking(store):
         pages = store.client.get_paginator("list_multipart_uploads")
@@ -154,7 +154,7 @@ def unfinished_uploads(store: Store, under: str = "") -> list[dict[str, Any]]:
 
 
 def pieces(store: Store, key: str) -> Iterator[bytes]:
-    """The content of an object; the end is reached only if all of it came. Raises UserError as `asking` does."""
+    """The content of an object in pieces. Raises UserError as `asking` does, also if the content is cut short."""
     with asking(store):
         body = store.client.get_object(**store.where(key))["Body"]
         while piece := body.read(PIECE):
@@ -162,16 +162,16 @@ def pieces(store: Store, key: str) -> Iterator[bytes]:
 
 
 def content(store: Store, key: str) -> bytes:
-    """A small object."""
+    """The whole content of a small object."""
     return b"".join(pieces(store, key))
 
 
 def each(act: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """What ``act`` makes of each, in order, several at once; an exception ends it."""
+    """The results of ``act`` for all items, in order, computed concurrently; an exception ends the iteration."""
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(act, items)
 
 
 def _words(error: Exception) -> str:
-    """An error in one line, without a password that an address may hold."""
+    """An error in one line, without passwords in addresses."""
     return without_password(" ".join(str(error).split()))[:300]

@@ -1,4 +1,4 @@
-"""Uploads that go on where they were interrupted, and never replace what another has written."""
+"""Uploads that resume after an interruption and never overwrite an existing object."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 
 
 def upload(store: Store, path: Path, key: str, kind: str, part: int = PART) -> bool:
-    """Store a file under a key that nobody has taken; False when somebody has, whose object stays.
+    """Store a file under a new key; if the key exists, keep its object and return False.
 
-    kind: its MIME type. Parts that an interrupted upload of the same bytes has left are not sent again. The object
-    appears when it is whole. Raises UserError as `asking` does, and when the file is too large.
+    kind: its MIME type. Parts left by an interrupted upload of the same bytes are not sent again. The object appears
+    only when it is complete. Raises UserError as `asking` does, and when the file is too large.
     """
     from botocore.exceptions import ClientError
 

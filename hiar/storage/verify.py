@@ -1,4 +1,4 @@
-"""Whether a store holds what it should: every object is read and compared with its name and its manifest."""
+"""Verification of a store: every object is read and compared with its name and its manifest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hiar.storage.store import Store, Stored, cache_of, content, each, listing, 
 
 @dataclass(frozen=True)
 class Damage:
-    """A key that is ``missing``, ``truncated``, ``altered``, ``surplus`` or ``unfinished``, and what says so."""
+    """A key that is ``missing``, ``truncated``, ``altered``, ``surplus`` or ``unfinished``, and the reason in words."""
 
     kind: str
     key: str
@@ -39,7 +39,7 @@ class Damage:
 
 @dataclass
 class Expected:
-    """What is known of an object besides its name: what names it, its bytes, and its SHA-256 as a manifest has it."""
+    """What should be true of an object: what names it (in words), its size in bytes, its SHA-256 from a manifest."""
 
     said: str
     size: int | None = None
@@ -48,24 +48,24 @@ class Expected:
 
 @dataclass
 class Inventory:
-    """What is named, by key, and what was found to be damaged on the way to that."""
+    """The listed and the expected objects, by key, and the damages found so far."""
 
     listed: Mapping[str, Stored]
     expected: dict[str, Expected] = field(default_factory=dict)
     damages: list[Damage] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)  # folders whose files cannot be told, as their lists are damaged
+    unknown: list[str] = field(default_factory=list)  # folders whose files are unknown, as their lists are damaged
 
     def name(self, out: Mapping[str, Any], said: str) -> None:
-        """Note an output that a stage of a lock or record names."""
+        """Add an output that a stage of a lock or record names."""
         known = self.expected.setdefault(key_of(out["md5"]), Expected(f"{out.get('path')} of {said}"))
         if not out["md5"].endswith(".dir") and isinstance(out.get("size"), int):
             known.size = out["size"]
 
 
 def verify(store: Store, root: Path) -> tuple[list[Damage], int]:
-    """Everything that is not as it should be in a store, in the order of keys, and how many objects were looked at.
+    """All damages in a store, sorted by key, and the number of objects in it.
 
-    Named is what a dvc.lock names, in this working tree, in a commit or in the store, and what a record of a stage in
+    Expected is what a dvc.lock names (in this working tree, in a commit or in the store), and what a stage's record in
     the store names; all else below the remote's prefix is surplus. Raises UserError when the store cannot be read.
     """
     listed = listing(store)
@@ -91,7 +91,7 @@ def verify(store: Store, root: Path) -> tuple[list[Damage], int]:
 
 
 def _name_all(store: Store, root: Path, found: Inventory) -> None:
-    """Note what locks and records name."""
+    """Add what locks and records name."""
     stored, damaged = runs_stored(store, found.listed)
     found.damages += [_damaged(found, key, "its SHA-256 is not the one in its name") for key in damaged]
     for run in [*runs_here(root), *_committed(root), *stored]:
@@ -110,12 +110,12 @@ def _name_all(store: Store, root: Path, found: Inventory) -> None:
 def _committed(root: Path) -> list[Run]:
     try:
         return runs_committed(root)
-    except UserError:  # no git: what is here and in the store is all there is
+    except UserError:  # without git's history the locks here and in the store must do
         return []
 
 
 def _record(key: str, data: bytes) -> dict[str, Any] | None:
-    """A record of a stage, if it is the one that its name says: DVC's hash of all in it but sizes."""
+    """A stage's record, if its hash is the one in its key: DVC's hash of everything in it except sizes and counts."""
     from dvc.utils import dict_sha256
     from dvc.utils.serialize import dumps_yaml
 
@@ -129,9 +129,9 @@ def _record(key: str, data: bytes) -> dict[str, Any] | None:
 
 
 def _open_folders(store: Store, found: Inventory, cache: Path) -> list[dict[str, str]]:
-    """The files of every folder that is named, as path -> key; the files are named.
+    """The files of every expected folder, as path -> key; they are added to the expected objects.
 
-    Lists that are damaged or missing in the store are taken from this project's own cache, where it has them.
+    Lists that are damaged or missing in the store are taken from this project's cache, if it has them.
     """
     keys = [key for key in found.expected if key.endswith(".dir")]
     folders = []
@@ -151,7 +151,7 @@ def _open_folders(store: Store, found: Inventory, cache: Path) -> list[dict[str,
 
 
 def _whole(data: bytes, key: str, cache: Path) -> bytes:
-    """What an object should hold: what it does, or what this project's cache has of it; empty if neither is whole."""
+    """An object's correct content: ``data``, or the copy in this project's cache; empty if neither is intact."""
     own = cache / key
     for one in (data, own.read_bytes() if own.is_file() else b""):
         if _md5(one) == _name_of(key):
@@ -160,7 +160,7 @@ def _whole(data: bytes, key: str, cache: Path) -> bytes:
 
 
 def _read_manifests(store: Store, found: Inventory, folders: Iterable[Mapping[str, str]], cache: Path) -> None:
-    """Note the bytes and SHA-256 that the manifests of artifacts tell of their files."""
+    """Add the sizes and SHA-256 of files that the manifests of artifacts give."""
     for files in folders:
         key = files.get("manifest.json")
         if key is None:
@@ -172,11 +172,11 @@ def _read_manifests(store: Store, found: Inventory, folders: Iterable[Mapping[st
                 expected = found.expected[files[path]]
                 expected.size, expected.sha256 = int(file["size"]), str(file["sha256"])
         except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # it is told when objects are read, or is no manifest of ours
+            continue  # reported when objects are read, or not a manifest of ours
 
 
 def _read_objects(store: Store, found: Inventory, keys: Iterable[str]) -> None:
-    """Read every object that has a hash in its name, and compare."""
+    """Read every object that has a hash in its name, and add those that differ to the damages."""
     todo = [key for key in keys if OBJECT.fullmatch(key) or REPORT.fullmatch(key)]
     total = sum(found.listed[key].size for key in todo)
     with Progress(f"read {store.url}", total, unit="bytes") as progress:
@@ -187,7 +187,7 @@ def _read_objects(store: Store, found: Inventory, keys: Iterable[str]) -> None:
 
 
 def _fault(store: Store, key: str, expected: Expected | None) -> str | None:
-    """What is wrong with an object that is there, if anything."""
+    """What is wrong with an object in the store, if anything."""
     md5, sha = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     size = 0
     for piece in pieces(store, key):
@@ -216,5 +216,5 @@ def _md5(data: bytes) -> str:
 
 
 def _name_of(key: str) -> str:
-    """The MD5 in an object's key."""
+    """The MD5 from an object's key."""
     return "".join(key.removesuffix(".dir").split("/")[-2:])

@@ -1,1 +1,1 @@
-"""What MLflow gets to know: stages write it down (`stage`, `spool`), a process of its own passes it on (`sender`)."""
+"""Tracking in MLflow: stages write records to disk (`stage`, `spool`), a separate process sends them (`sender`)."""

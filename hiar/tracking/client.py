@@ -1,4 +1,4 @@
-"""What we do with MLflow, each so that doing it twice, or on two machines, leaves what doing it once does."""
+"""Our operations on MLflow, all idempotent: repeated, or done by two machines, they have the effect of one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from urllib.request import getproxies, proxy_bypass
 from hiar.io.loopback import past_proxies
 from hiar.tracking.records import VIEW, artifacts_uri
 
-TIMEOUT_SECONDS = 3  # of a request; MLflow's own wait for a dead server is minutes
-METRICS_BATCH, PARAMS_BATCH = 1000, 100  # what MLflow takes in one request
-PAGE = 1000  # runs of one request
-SILENT_SECONDS = 600  # after which a run that says nothing is taken for dead, whatever machine it was on
-# Columns of the list; MLflow leaves out what no run has, and a world measures what it can.
+TIMEOUT_SECONDS = 3  # per request; by default MLflow waits minutes for a dead server
+METRICS_BATCH, PARAMS_BATCH = 1000, 100  # MLflow's limits per request
+PAGE = 1000  # runs per request
+SILENT_SECONDS = 600  # without a heartbeat, after which a run counts as dead, on whatever machine
+# Columns of the list of runs; MLflow omits those that no run has, as not every world has every metric.
 COLUMNS = ("tags.`experiment`", "tags.`method`", "tags.`order`", "tags.`context`", "tags.`seed`")
 FIGURES = ("metrics.`good`", "metrics.`residual`", "metrics.`saturation_drift`", "metrics.`border_jump`")
-# What MLflow refuses for good, as where somebody has deleted the run: such an event is told, and left out.
+# Errors that no retry mends, such as a run that somebody has deleted: the event is skipped and logged.
 FOR_GOOD = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
-# Taken where the user has set nothing else.
+# Defaults, unless the user has set these variables.
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it may hold a password
@@ -36,7 +36,7 @@ _SETTINGS = {
 
 
 def knock(uri: str) -> None:
-    """Raise OSError when nobody listens at an HTTP address: much sooner than an import of MLflow would tell."""
+    """Raise OSError if nothing listens at an HTTP address, before MLflow is imported, which is slow."""
     address = urlsplit(uri)
     if address.scheme not in ("http", "https") or address.hostname is None:
         return
@@ -47,7 +47,7 @@ def knock(uri: str) -> None:
 
 
 def connect(uri: str) -> Any:
-    """MLflow's client, set to give up soon and to print nothing: what goes wrong is told once, by us."""
+    """MLflow's client, with short timeouts and without output, as we report failures once ourselves."""
     os.environ.update(past_proxies(os.environ))
     knock(uri)
     for name, value in _SETTINGS.items():
@@ -60,7 +60,7 @@ def connect(uri: str) -> Any:
 
 
 def open_experiment(client: Any, project: Path, name: str) -> str:
-    """The id of MLflow's experiment of that name, made when missing, with the view that people are shown first."""
+    """The id of MLflow's experiment ``name``, created if missing, with our view of its runs."""
     view = {
         "searchFilter": "tags.kind = 'contender'",
         "orderByKey": FIGURES[0],
@@ -86,14 +86,14 @@ def open_experiment(client: Any, project: Path, name: str) -> str:
 
 
 def open_parent(client: Any, experiment: str, run: Mapping[str, Any]) -> str:
-    """The id of the run of an experiment and its parameters, made when missing; it is open while its stages run."""
+    """The id of the parent run for an experiment and its parameters, created if missing; open while its stages run."""
     tags = {"hiar.params": run["digest"], "experiment": run["experiment"], "kind": "experiment"}
     name = f"{run['experiment']} {run['digest'][:8]}"
     return _open(client, experiment, tags, {"commit": run["tags"]["commit"]}, name, run["params"])[0]
 
 
 def open_run(client: Any, experiment: str, parent: str, run: Mapping[str, Any]) -> tuple[str, bool]:
-    """The id of the run that a spool file's first event describes, and whether it was there already."""
+    """The id of the run that a spool file's first event describes, and whether it existed already."""
     if run["identity"]["seed"] is None:
         return parent, True
     keys = {name: str(value) for name, value in run["identity"].items() if value is not None}
@@ -123,17 +123,17 @@ def _open(
     params: Mapping[str, str],
     began: int | None = None,
 ) -> tuple[str, bool]:
-    """The id of the run with these ``tags``, RUNNING, and whether it was there."""
+    """The id of the run with these ``tags``, now RUNNING, and whether it existed already."""
     if found := _find(client, experiment, tags):
         run_id = str(found[0].info.run_id)
         client.update_run(run_id, status="RUNNING")
-        if len(found[0].data.params) < len(params):  # whoever made it died before
+        if len(found[0].data.params) < len(params):  # its creator died before logging them all
             _log_params(client, run_id, params)
         return run_id, True
     tags_of_run = {**facts, **tags}
     made = str(client.create_run(experiment, start_time=began, tags=tags_of_run, run_name=name).info.run_id)
     first = str(_find(client, experiment, tags)[0].info.run_id)
-    if first != made:  # another machine made it at the same moment
+    if first != made:  # another machine created it at the same moment
         client.delete_run(made)
         return first, True
     _log_params(client, made, params)
@@ -141,7 +141,7 @@ def _open(
 
 
 def _find(client: Any, experiment: str, tags: Mapping[str, str]) -> list[Any]:
-    """The runs that have these tags, the oldest first."""
+    """The runs that have these tags, oldest first."""
     quoted = {key: f'"{value}"' if "'" in value else f"'{value}'" for key, value in tags.items()}
     query = " and ".join(f"tags.`{key}` = {value}" for key, value in quoted.items())
     return list(client.search_runs([experiment], query, order_by=["attributes.start_time ASC"], max_results=PAGE))
@@ -156,7 +156,7 @@ def _log_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
 
 
 def log_points(client: Any, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
-    """Record points, each a name, a value, milliseconds and a step. MLflow keeps equal ones once."""
+    """Log points, each a name, a value, a time in milliseconds and a step. MLflow stores equal ones once."""
     from mlflow.entities import Metric
 
     metrics = [Metric(*point) for point in points]
@@ -171,7 +171,7 @@ def history(client: Any, run_id: str, name: str) -> dict[int, float]:
 
 
 def link_to_maker(client: Any, experiment: str, run_id: str, content: str) -> None:
-    """Let a run whose model others trained, as where it came from DVC's cache, say which run did."""
+    """Tag a run whose model another run trained, as when it came from DVC's cache, with a link to that run."""
     if "work" in client.get_run(run_id).data.tags:
         return
     makers = [one for one in _find(client, experiment, {"content": content}) if "work" in one.data.tags]
@@ -183,7 +183,7 @@ def link_to_maker(client: Any, experiment: str, run_id: str, content: str) -> No
 
 
 def register(client: Any, run_id: str, run: Mapping[str, Any], source: str, aliases: Iterable[str]) -> None:
-    """Have a version in the registry for what a run trained, which lies at ``source``; the newest has the aliases."""
+    """Register a run's trained model, stored at ``source``, as a version unless it is one, and give it ``aliases``."""
     from mlflow.exceptions import MlflowException
 
     name = f"{run['experiment']} {run['identity']['variant']}"
@@ -200,14 +200,14 @@ def register(client: Any, run_id: str, run: Mapping[str, Any], source: str, alia
 
 
 def beat(client: Any, run_id: str, parent: str) -> None:
-    """Say that a run's stage is alive, and open it and its parent where somebody has taken them for dead."""
+    """Write the heartbeat of a run, and reopen it and its parent in case they were closed as dead."""
     client.set_tag(run_id, "heartbeat", datetime.now(UTC).isoformat(timespec="seconds"))
     for open_one in {run_id, parent}:
         client.update_run(open_one, status="RUNNING")
 
 
 def close_silent(client: Any, experiment: str) -> None:
-    """Mark runs as KILLED whose stage has long said nothing, and settle their parents."""
+    """Mark runs without a heartbeat for `SILENT_SECONDS` as KILLED, and settle their parents."""
     parents = set()
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=PAGE):
         tags, run_id = run.data.tags, run.info.run_id
@@ -222,7 +222,7 @@ def close_silent(client: Any, experiment: str) -> None:
 
 
 def settle(client: Any, experiment: str, parent: str) -> None:
-    """End the run of an experiment when none of its stages is at work: as badly as the worst of them."""
+    """End the parent run once no child is RUNNING, with the worst status of them; superseded children do not count."""
     children = _find(client, experiment, {"mlflow.parentRunId": parent})
     ended = {one.info.status for one in children if one.data.tags.get("kind") != "superseded"}
     if "RUNNING" not in ended:
@@ -231,7 +231,7 @@ def settle(client: Any, experiment: str, parent: str) -> None:
 
 
 def unless_refused(action: Callable[..., object], *arguments: Any) -> None:
-    """Do it; what MLflow will never take is told and left out, since it would hold up all that comes after."""
+    """Do it; if MLflow will never accept it (`FOR_GOOD`), log and skip it, as it would block all that follows."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,4 +1,4 @@
-"""Scores, in the runs of those they are of: the same names in each, so that contenders compare as runs."""
+"""Scores, logged to their contenders' runs under the same names, so that MLflow can compare contenders as runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ PART = re.compile(r"(?P<name>.+)_segment_(?P<number>\d+)")
 def record_figures(params: Params, workspace: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Record the rows of metrics/summary.json, each in the run of its contender, whoever trained and sampled it.
 
-    A mean is a metric of that name, its standard error ``se/NAME``; measures of parts of the video are the steps of
-    ``segments/NAME``, from 1. The model is named by its content, by which its run is found where it came from a cache.
+    A mean is logged under the metric's name, its standard error as ``se/NAME``; values of parts of the video are the
+    steps of ``segments/NAME``, from 1. The tag ``content`` is the model's hash, by which the run that trained it is
+    found if the model came from a cache.
     """
     for row in rows:
         stage, variant, seed = row["stage"], row["variant"], row["seed"]
         with tracked(stage, seed, variant, params, workspace) as run:
             model = stage if stage in ("teacher", "init") else f"distill/{variant.partition('/')[0]}"
-            with suppress(UserError):  # not here: DVC had no need of it
+            with suppress(UserError):  # the model is not here if DVC did not need it
                 run.tag("content", content_hash(workspace / "artifacts" / f"seed-{seed}" / model))
             run.figures(_whole(row["metrics"]))
             for number, figures in _parts(row["metrics"]).items():
@@ -40,7 +41,7 @@ def _whole(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _parts(metrics: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Figures by part of the video."""
+    """Means by part of the video."""
     parts: dict[int, dict[str, float]] = {}
     for name, figure in metrics.items():
         if match := PART.fullmatch(name):

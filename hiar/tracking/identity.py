@@ -1,8 +1,8 @@
-"""Which run of MLflow the records of a stage belong to, and what people read and search it by.
+"""Which MLflow run the records of a stage belong to, with its name and tags.
 
-A contender, one model of the comparison under one seed, has one run whatever stages work on it: its training, its
-samples and its scores meet there, under the run of its experiment and parameters. What no comparison holds (codec,
-pairs, the init of a seed) has a run a stage; score and report write to the experiment's own.
+A contender, one model of the comparison with one seed, has one run for all stages that work on it (training, samples,
+scores), below the parent run of its experiment and parameters. Stages of a seed that are in no comparison (codec,
+pairs, the init of a seed) have a run each; score and report write to the experiment's own run.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 from hiar.config import Params
 from hiar.io.manifests import code_version
 
-# Stages: whose samples they make.
+# Sampling stages, and the stage whose model they sample.
 SAMPLERS = {"sample-teacher": "teacher", "sample-init": "init", "sample": "distill", "sample-walked": "walked"}
-OF_ALL = ("score", "report")  # stages that work for the experiment as a whole
+OF_ALL = ("score", "report")  # stages of the experiment as a whole
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A run: a contender where there is a ``variant``, the experiment's own where there is no ``seed``."""
+    """A run: the experiment's own if ``seed`` is None, a contender's if it has a ``variant``, otherwise a stage's."""
 
     stage: str | None
     variant: str | None
@@ -33,18 +33,18 @@ class Identity:
 
     @property
     def kind(self) -> str:
-        """What lists filter by."""
+        """The tag by which lists filter."""
         return "experiment" if self.seed is None else "stage" if self.variant is None else "contender"
 
     @property
     def name(self) -> str:
-        """For people: "hiar seed 0", "self-forcing seed 0 init", "codec seed 0"."""
+        """The run's name, such as "hiar seed 0", "self-forcing seed 0 init", "codec seed 0"."""
         after = " init" if self.kind == "contender" and self.stage == "init" else ""
         return f"{self.variant or self.stage} seed {self.seed}{after}"
 
 
 def identity_of(stage: str, seed: int | None, variant: str | None) -> Identity:
-    """Where the records of a stage of dvc.yaml belong."""
+    """The run that the records of a stage of dvc.yaml belong to."""
     if stage in OF_ALL:
         return Identity(None, None, None)
     if stage == "vbench":  # of all contenders of a seed, by the dimension that ``variant`` names
@@ -54,9 +54,9 @@ def identity_of(stage: str, seed: int | None, variant: str | None) -> Identity:
 
 
 def describe(identity: Identity, params: Params, workspace: Path) -> dict[str, Any]:
-    """All that finds a run again, or makes it: its experiment's name, parameters, names and tags; JSON."""
+    """Everything needed to find or create a run: its experiment's name, parameters, names and tags; JSON."""
     tree = params.model_dump(mode="json")
-    walk = params.variants.get((identity.variant or "").rpartition("/")[2])  # of a walked one, STUDENT/WALK
+    walk = params.variants.get((identity.variant or "").rpartition("/")[2])  # STUDENT/WALK for walked ones
     facts = {"stage": identity.stage, "method": identity.variant, "seed": identity.seed}
     facts |= {"order": walk.order, "context": walk.context} if walk else {}
     own = {name: str(value) for name, value in facts.items() if value is not None}
@@ -74,18 +74,18 @@ def describe(identity: Identity, params: Params, workspace: Path) -> dict[str, A
 
 
 def collection() -> str:
-    """The name of MLflow's experiment: one for a project, so that its experiments lie side by side."""
+    """The name of MLflow's experiment: one per project, so that the project's experiments can be compared in it."""
     given = os.environ.get("HIAR_EXPERIMENT")
     return f"hiar/{given}" if given else "hiar"
 
 
 def project_of(workspace: Path) -> Path:
-    """The project of a workspace, which links to its code."""
+    """The project of a workspace, found by the workspace's link to its code."""
     return (workspace / "hiar").resolve().parent
 
 
 def digest(value: Any) -> str:
-    """A name for a JSON value, the same wherever it is computed."""
+    """SHA-256, in hex, of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""MLflow's records of a project, mlflow.db and mlruns/: they go with it when its folder is moved or copied."""
+"""MLflow's records of a project, mlflow.db and mlruns/, which stay valid when its folder is moved or copied."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from contextlib import closing
 from pathlib import Path
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlruns"
-VIEW = "contenders"  # of the list: its filter, order and columns
+VIEW = "contenders"  # the view of the list of runs: its filter, order and columns
 
 
 def records_uri(project: Path) -> str:
-    """MLflow's address of a project's database, from the current folder: a path with a ? in it would end there."""
+    """The tracking URI of a project's database, as a relative path: an absolute one with a ? would be cut there."""
     return f"sqlite:///{os.path.relpath(project / DATABASE)}"
 
 
 def artifacts_uri(project: Path) -> str:
-    """MLflow's address of the folder for the files of a project's runs, which it wants absolute."""
+    """The URI of the folder for the files of a project's runs, which MLflow wants absolute."""
     return (project.resolve() / ARTIFACTS).as_uri()
 
 
 def view_paths(project: Path) -> dict[str, str]:
-    """Where MLflow's pages list the contenders, by the name of its experiment. Raises sqlite3.Error."""
+    """Paths of MLflow's pages that list the contenders, by the name of MLflow's experiment. Raises sqlite3.Error."""
     if not (project / DATABASE).exists():
         return {}
     with closing(sqlite3.connect(project / DATABASE)) as database:
@@ -37,16 +37,16 @@ def view_paths(project: Path) -> dict[str, str]:
 
 
 def follow_project(project: Path) -> None:
-    """Let all records name their files where the project is now: MLflow keeps absolute paths, and would go back there.
+    """Rewrite the paths in all records to where the project is now: MLflow stores absolute ones, which a move breaks.
 
-    Only records of ours in the project's own database are changed. Raises sqlite3.Error when it cannot be.
+    Only records of ours in the project's own database are changed. Raises sqlite3.Error if that fails.
     """
     if not (project / DATABASE).exists():
         return
     here = artifacts_uri(project)
     with closing(sqlite3.connect(project / DATABASE)) as database, database:
         if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
-            return  # tables are made with the first run
+            return  # MLflow creates the tables with the first run
         rows = database.execute(
             "SELECT DISTINCT artifact_location FROM experiments WHERE name = 'hiar' OR name LIKE 'hiar/%'"
         )

@@ -1,4 +1,4 @@
-"""One spool file, read from its beginning and passed on to one run."""
+"""One spool file, read from its beginning and sent to one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SYSTEM_SECONDS = 5.0  # between samples of processor, memory, disk, network and 
 
 
 class Replay:
-    """How far a spool file is sent. ``parent``: the run of its experiment, once it is open."""
+    """A spool file and how much of it is sent. ``parent``: the id of its experiment's run, once that is open."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,7 +27,7 @@ class Replay:
         self._id = ""
         self._was_there = False
         self._ended = False
-        self._known: dict[str, dict[int, float]] = {}  # by metric: what the run had at each step
+        self._known: dict[str, dict[int, float]] = {}  # by metric: the values that the run already had, by step
         self._points: list[tuple[str, float, int, int]] = []
         self._monitor: Any = None
 
@@ -40,9 +40,9 @@ class Replay:
         return is_written(self.path)
 
     def advance(self, client: Any, experiment: str) -> bool:
-        """Send what is new; returns whether that was the last of it. Raises what MLflow raises: then do it again."""
-        self._points.clear()  # of an attempt that failed
-        alive = self.is_written()  # before reading: what a dead stage wrote is there by now
+        """Send what is new; return whether the file is done. Raises what MLflow raises; call it again then."""
+        self._points.clear()  # left from a failed attempt
+        alive = self.is_written()  # before reading, so that a dead stage's file is read to its end
         if not self._id:
             self.parent = mlflow.open_parent(client, experiment, self.run)
             self._id, self._was_there = mlflow.open_run(client, experiment, self.parent, self.run)
@@ -60,18 +60,18 @@ class Replay:
         return True
 
     def beat(self, client: Any) -> None:
-        """Say in the run that its stage is alive, and have the machine's load recorded beside it."""
+        """Write the run's heartbeat if its stage is alive, and have the machine's load recorded in it."""
         if self._id and not self._ended and self.is_written():
             mlflow.unless_refused(mlflow.beat, client, self._id, self.parent)
             self._watch(client)
 
     def discard(self) -> None:
-        """Remove the file and what belongs to it: all is sent."""
+        """Remove the file and its folder, once all is sent."""
         remove(kept(self.path))
         remove(self.path)
 
     def _read(self) -> list[bytes]:
-        """The next whole lines; one that a crash cut off has no end, and stays out."""
+        """The next complete lines, without one that a crash cut off."""
         with self.path.open("rb") as file:
             file.seek(self._offset)
             return [line for line in file.readlines(CHUNK) if line.endswith(b"\n")]
@@ -112,7 +112,7 @@ class Replay:
             mlflow.unless_refused(mlflow.log_points, client, self._id, points)
 
     def _before(self, client: Any, name: str) -> dict[int, float]:
-        """What the run had of a metric before this file came: of another stage, or another sender."""
+        """A metric's values, by step, that the run had before this file: from another stage, or another sender."""
         if not self._was_there:
             return {}
         if name not in self._known:
@@ -120,7 +120,7 @@ class Replay:
         return self._known[name]
 
     def _watch(self, client: Any) -> None:
-        """Have MLflow's own thread record the machine's load; it ends when the server is away, and is begun again."""
+        """Start MLflow's thread that records the machine's load, again if it ended because the server was away."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         if self._monitor is not None and self._monitor._process is not None and self._monitor._process.is_alive():

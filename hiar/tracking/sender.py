@@ -1,7 +1,7 @@
-"""`python -m hiar.tracking.sender FOLDER`: pass a folder of the spool on to MLflow, and end when there is no more.
+"""`python -m hiar.tracking.sender FOLDER`: send a folder of the spool to MLflow, and end when nothing is left.
 
-Started by stages, one a folder (a lock sees to it), at the lowest priority. While MLflow is away it waits; killed, it
-leaves what it had not sent, and the next one sends that. Nothing it does twice counts twice (`hiar.tracking.client`).
+Started by stages, one per folder (by a lock), at low priority. While MLflow is away it waits; if it is killed, the next
+sender sends what it had not. Nothing it does twice counts twice (`hiar.tracking.client`).
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from hiar.tracking.spool import TROUBLE, take_lock, waiting
 
 NICE = 10
 POLL_SECONDS = 1.0
-IDLE_SECONDS = 10.0  # that a sender stays when there is nothing to do: the next stage comes soon
-PATIENCE_SECONDS = 900.0  # with a server that is away, once no stage is at work
-LONGEST_WAIT = 15.0  # between two attempts
+IDLE_SECONDS = 10.0  # a sender stays so long without work, as the next stage comes soon
+PATIENCE_SECONDS = 900.0  # how long to retry while the server is away, once no stage is running
+LONGEST_WAIT = 15.0  # seconds between two attempts
 BEAT_SECONDS = 30.0
 
 
 def main() -> None:
-    """Serve the folder that the command line names."""
+    """Send the folder that the command line names."""
     folder = Path(sys.argv[1])
     os.nice(NICE)
     while folder.is_dir() and (lock := take_lock(folder)) is not None:
         with lock:
             left = Sender(folder).serve()
-        if left or not waiting(folder):  # else a stage began in the last moment, and trusted in this process
+        if left or not waiting(folder):  # else a stage has just begun and started no sender, as this one had the lock
             return
 
 
 class Sender:
-    """Passes a folder on, as long as anything may come."""
+    """Sends a folder to MLflow for as long as stages may write to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Sender:
         self.beaten = 0.0
 
     def serve(self) -> bool:
-        """Send until nothing is left, or it cannot be helped; returns whether something is left."""
+        """Send until nothing is left, or it gives up; return whether something is left."""
         remove(self.folder / TROUBLE)
         useful = time.monotonic()
         wait = POLL_SECONDS
@@ -62,7 +62,7 @@ class Sender:
                 wait = POLL_SECONDS
                 if time.monotonic() - useful > IDLE_SECONDS:
                     return False
-            except Exception as error:  # whatever MLflow, the network or a database may throw
+            except Exception as error:  # whatever MLflow, the network or a database may raise
                 self._tell(error)
                 if isinstance(error, ImportError):
                     return True
@@ -75,7 +75,7 @@ class Sender:
         return True
 
     def round(self) -> bool:
-        """Send what there is by now; returns whether there was anything to do."""
+        """Send everything there is now; return whether there was anything to do."""
         paths = waiting(self.folder)
         for path in paths:
             self.replays.setdefault(path, Replay(path))
@@ -109,7 +109,7 @@ class Sender:
         return self.experiments[name]
 
     def _tell(self, error: Exception) -> None:
-        """Leave word for stages, and for who looks into the log."""
+        """Write an error to the log, and to a file for stages to read."""
         reason = without_password(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
         print(time.strftime("%F %T"), reason, flush=True)
         if self.folder.is_dir():

@@ -1,12 +1,12 @@
-"""The spool: what stages say of themselves, on disk until MLflow has it.
+"""The spool: records of stages, on disk until MLflow has them.
 
-``.hiar/spool/SERVER/`` of a project holds a file for each stage at work: a line an event, JSON, only ever appended to,
-under a lock that the kernel releases when its writer ends, however it ends. Files to be kept lie in a folder beside
-it. One sender (`hiar.tracking.sender`) passes a folder on; what MLflow has confirmed is removed.
+``.hiar/spool/SERVER/`` of a project has an append-only file for each running stage, one JSON event per line, under a
+lock that the kernel releases when its writer ends, however it ends. Files to log are in a folder beside it. One sender
+(`hiar.tracking.sender`) sends a folder's events; what MLflow has confirmed is removed.
 
-events: ``{"run": ...}`` first, `hiar.tracking.identity.describe` and what stages add; ``{"metrics", "step", "time"}``
-points of curves; ``{"figures", "step", "time"}`` results, of which the last counts; ``{"tags"}``; ``{"artifact"}``;
-``{"end"}`` last.
+Events, each with a ``"time"``: ``{"run": ...}`` first, `hiar.tracking.identity.describe` and what stages add;
+``{"metrics", "step"}`` points of curves; ``{"figures", "step"}`` results, of which the last counts; ``{"tags"}``;
+``{"model", "aliases"}``; ``{"artifact"}``; ``{"end"}`` last.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CODE = Path(__file__).resolve().parents[2]
 
 
 def spool_folder(project: Path) -> Path:
-    """Where records wait for the server that the environment names; what a URI holds of passwords is in no name."""
+    """The folder of records for the server that the environment names; no password of a URI enters its name."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return project / SPOOL / LOCAL
@@ -47,27 +47,27 @@ class Writer:
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{time.time_ns():020d}-{os.getpid()}.jsonl"
-        unnamed = self.path.with_suffix(".new")  # nobody is to see it without its lock
+        unnamed = self.path.with_suffix(".new")  # renamed once locked, so that no sender sees it without its lock
         self._file = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self.append({"run": run})
         unnamed.rename(self.path)
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Add an event, with the time, in one piece."""
+        """Append an event, with the time in milliseconds, by one write."""
         line = json.dumps({**event, "time": round(time.time() * 1000)}).encode() + b"\n"
         if os.write(self._file, line) != len(line):
             raise OSError(f"{self.path}: no space left")
 
     def keep(self, path: Path) -> None:
-        """Add a file as it is now; it may be renamed or replaced after that, but is not to be written to."""
+        """Add a file, by hard link if possible: it may be renamed or replaced afterwards, but not written to."""
         folder = kept(self.path)
         folder.mkdir(exist_ok=True)
         copy = folder / path.name
         copy.unlink(missing_ok=True)
         try:
             os.link(path, copy)
-        except OSError:  # of another disk, or one without links
+        except OSError:  # on another disk, or one without links
             shutil.copyfile(path, copy)
         self.append({"artifact": path.name})
 
@@ -76,17 +76,17 @@ class Writer:
 
 
 def kept(path: Path) -> Path:
-    """The folder of the files that belong to a spool file."""
+    """The folder of files to log that belongs to a spool file."""
     return path.with_suffix(".files")
 
 
 def waiting(folder: Path) -> list[Path]:
-    """The spool files of a folder, the oldest first."""
+    """The spool files of a folder, oldest first."""
     return sorted(folder.glob("*.jsonl"))
 
 
 def is_written(path: Path) -> bool:
-    """Whether the stage of a spool file is alive."""
+    """Whether the stage that writes a spool file is alive."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -96,7 +96,7 @@ def is_written(path: Path) -> bool:
 
 
 def take_lock(folder: Path) -> IO[bytes] | None:
-    """The file that makes this process the folder's sender while it is open, or None where there is one."""
+    """The lock file that makes this process the folder's sender while it is open, or None if there is a sender."""
     file = (folder / LOCK).open("ab")
     if _locked(file):
         return file
@@ -105,7 +105,7 @@ def take_lock(folder: Path) -> IO[bytes] | None:
 
 
 def start_sender(folder: Path) -> None:
-    """See to it that somebody passes the folder on: a process that outlives this one, and ends when all is sent."""
+    """Start a sender unless the folder has one; it outlives this process, and ends when all is sent."""
     lock = take_lock(folder)
     if lock is None:
         return
@@ -124,7 +124,7 @@ def start_sender(folder: Path) -> None:
 
 
 def trouble(folder: Path) -> str | None:
-    """Why the sender of a folder cannot pass on what waits there, as far as it knows."""
+    """The last error of a folder's sender, if it could not send."""
     try:
         return (folder / TROUBLE).read_text(encoding="utf-8")
     except OSError:
@@ -132,7 +132,7 @@ def trouble(folder: Path) -> str | None:
 
 
 def drain(folder: Path, seconds: float) -> None:
-    """Wait until what ended stages have left is sent, so long at most; no longer than a server is known to be away."""
+    """Wait until the records of ended stages are sent, at most ``seconds``, or until the sender reports an error."""
     deadline = time.monotonic() + seconds
     while any(not is_written(path) for path in waiting(folder)):
         start_sender(folder)
@@ -142,7 +142,7 @@ def drain(folder: Path, seconds: float) -> None:
 
 
 def _locked(file: IO[bytes]) -> bool:
-    """Take the lock of an open file, if nobody has it."""
+    """Lock an open file; False if another process has the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

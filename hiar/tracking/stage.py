@@ -1,4 +1,4 @@
-"""Tracking as a stage sees it: lines in the spool, and nothing else. MLflow's absence costs a line, never the run.
+"""Tracking in a stage: it only writes lines to the spool, so that without MLflow it prints a warning and goes on.
 
 Without MLFLOW_TRACKING_URI, runs go to ``mlflow.db`` and ``mlruns/`` of the project. HIAR_TRACKING=off turns tracking
 off, and HIAR_EXPERIMENT names MLflow's experiment.
@@ -19,7 +19,7 @@ from hiar.errors import without_password
 from hiar.tracking.identity import describe, digest, identity_of, project_of
 from hiar.tracking.spool import Writer, spool_folder, start_sender, trouble
 
-LOOK_SECONDS = 30.0  # between looks whether somebody sends what is written
+LOOK_SECONDS = 30.0  # between checks that a sender runs
 
 
 class Run:
@@ -30,11 +30,11 @@ class Run:
         self._looked = float("-inf")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record points of curves. Of a step that is done again, after a kill, the first counts."""
+        """Record points of curves. If a step is repeated after a kill, its first point counts."""
         self._add({"metrics": _floats(metrics), "step": step})
 
     def figures(self, figures: Mapping[str, float], step: int = 0) -> None:
-        """Record results, such as scores. Where they are computed again, the last count."""
+        """Record results, such as scores. If they are computed again, the last count."""
         self._add({"figures": _floats(figures), "step": step})
 
     def artifact(self, path: Path) -> None:
@@ -42,18 +42,18 @@ class Run:
         self._attempt(lambda writer: writer.keep(path))
 
     def tag(self, key: str, value: str) -> None:
-        """Note a fact, such as the hash of an artifact."""
+        """Record a fact as a tag, such as the hash of an artifact."""
         self._add({"tags": {key: value}})
 
     def model(self, source: str, aliases: Sequence[str]) -> None:
-        """Note where the trained model is stored: a version of it in MLflow's registry, which takes these aliases."""
+        """Record where the trained model is stored, as a version in MLflow's registry that gets these aliases."""
         self._add({"model": source, "aliases": list(aliases)})
 
     def _add(self, event: Mapping[str, Any]) -> None:
         self._attempt(lambda writer: writer.append(event))
 
     def _attempt(self, action: Callable[[Writer], object]) -> None:
-        """Do it while the spool takes it; say so once when it does not."""
+        """Write to the spool; after the first failure, warn once and write no more."""
         if self._writer is None:
             return
         try:
@@ -73,8 +73,8 @@ def tracked(
 ) -> Iterator[Run]:
     """Record the body as work of a stage of dvc.yaml; it ends as FINISHED, FAILED (an exception) or KILLED.
 
-    work: what decides the result of a training (JSON). The same work that is taken up again goes on in its run; other
-    work under the same parameters, as after a change of the code, begins another.
+    work: what decides the result of a training (JSON). If the same work is resumed, it continues in its run; other work
+    under the same parameters, as after a change of the code, begins a new one.
     """
     run = Run()
     if os.environ.get("HIAR_TRACKING") != "off":
@@ -101,11 +101,11 @@ def _open(
         run._writer = Writer(spool_folder(project_of(workspace)), described)
     except OSError as error:
         _warn(f"this run is not recorded ({error})")
-    run._attempt(lambda _: None)  # nothing yet, but somebody to send it
+    run._attempt(lambda _: None)  # writes nothing, but starts a sender
 
 
 def _close(writer: Writer) -> None:
-    """Leave the file to the sender, which sees from the released lock that no more will come."""
+    """Close the file; the sender sees from the released lock that no more will come."""
     writer.close()
     folder = writer.path.parent
     _see_to_sender(folder)
@@ -114,7 +114,7 @@ def _close(writer: Writer) -> None:
 
 
 def _see_to_sender(folder: Path) -> None:
-    """Have one, unless the system cannot start another process now: then a later look, or the next stage, does it."""
+    """Start a sender if there is none; if the system cannot now, a later check or the next stage does."""
     with suppress(OSError):
         start_sender(folder)
 

@@ -1,7 +1,7 @@
-"""The state of a training run, enough for an exact resume: each process writes what it holds while training goes on.
+"""The state of a training run, enough for an exact resume: each process writes its part while training goes on.
 
-All randomness of training is a function of the step, so there is no generator state to keep. What is sharded is saved
-in shards and read by rows, so that a run may go on with another number of processes.
+All randomness of training is a function of the step, so there is no generator state to keep. Sharded tensors are saved
+in shards and read by rows, so that a run may resume with another number of processes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from hiar.io.states import (
 from hiar.training.parallel import local, part_of, rows_of, shares
 from hiar.training.role import HOST, Role, move_states
 
-MEMORY = "memory/"  # what a step keeps for later ones
+MEMORY = "memory/"  # tensors that a step keeps for later ones
 
 Curve = list[dict[str, float]]
 
 
 class _Writing(NamedTuple):
-    """A state under way. part: the SHA-256 of this process's file, once it is on the disk."""
+    """A state being written. part: the SHA-256 of this process's file, once it is on the disk."""
 
     step: int
     curve: Curve
@@ -48,7 +48,7 @@ class _Writing(NamedTuple):
 
 
 class Saving:
-    """States of a run that are written in the background, one at a time.
+    """Writes the states of a run in the background, one at a time.
 
     The newest ``keep`` stay, and each one after a multiple of ``milestone`` updates.
     Processes that share the roles call the methods together.
@@ -69,7 +69,7 @@ class Saving:
         self.under_way: _Writing | None = None
 
     def begin(self, step: int, curve: Sequence[dict[str, float]]) -> None:
-        """Copy the state after ``step`` updates to the host, and let it be written; one under way is waited for."""
+        """Copy the state after ``step`` updates to the host and start writing it, once the previous one is written."""
         self.finish()
         tensors, layouts = {}, {}
         for name, value in _entries(self.roles, self.memory):
@@ -86,7 +86,7 @@ class Saving:
         return self.under_way is not None and self.under_way.part.done()
 
     def finish(self) -> None:
-        """Wait until the state under way, if there is one, is whole and has its name; those that are too old go.
+        """Wait until the state being written, if any, is complete and has its name; then delete those that are too old.
 
         Raises UserError on all processes when one cannot write its part; the states before it stay.
         """
@@ -104,7 +104,7 @@ class Saving:
                     publish(self.folder, Index(step=step, curve=curve, files=files, tensors=layouts))
                     forget_older(self.folder, self.keep, self.milestone)
         except UserError:
-            if self.ranks.leads:  # room for who has no more of it
+            if self.ranks.leads:  # the disk may be full
                 remove(temporary_state(self.folder, step))
             raise
 
@@ -112,7 +112,7 @@ class Saving:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Let what is under way come to its end, together where nothing went wrong or there is nobody else."""
+        """Finish the state being written; after an error only if there is one process: others may not take part."""
         try:
             if kind is None or self.ranks.size == 1:
                 self.finish()
@@ -125,8 +125,8 @@ def load_state(
 ) -> tuple[int, Curve]:
     """Restore the newest state into ``roles`` and ``memory``; returns its step and curve, (0, []) if there is none.
 
-    Each process reads what it holds of the tensors, and checks its share of the files, before anything is loaded.
-    Raises UserError when the state is damaged, is of other networks, or is not the same to all processes.
+    Before anything is loaded, processes share the check of the files; each then reads the part it holds of the tensors.
+    Raises UserError when the state is damaged, is of other networks, or is not the same for all processes.
     """
     place = newest(folder)
     with ranks.agreed():
@@ -150,18 +150,18 @@ def load_state(
 
 
 def _check_alike(folder: Path, step: int, ranks: Ranks) -> None:
-    """Raise UserError on all processes when they do not see one state."""
+    """Raise UserError on all processes unless they all see the same state."""
     steps = ranks.gather(torch.tensor(step, device=ranks.device)).tolist()
     for rank, other in enumerate(steps):
         if other != steps[0]:
             raise UserError(
-                f"{folder}: process {rank} goes on from step {other}, process 0 from {steps[0]}; start all in one "
+                f"{folder}: process {rank} resumes at step {other}, process 0 at {steps[0]}; start all in one "
                 "folder that they share"
             )
 
 
 def _entries(roles: Mapping[str, Role], memory: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """All that a state holds, in an order that is the same in all processes."""
+    """All tensors of a state, in an order that is the same in all processes."""
     for name, value in memory.items():
         yield f"{MEMORY}{name}", value
     yield from _weights(roles)
@@ -173,7 +173,7 @@ def _entries(roles: Mapping[str, Role], memory: Mapping[str, Tensor]) -> Iterato
 
 
 def _weights(roles: Mapping[str, Role]) -> Iterator[tuple[str, Tensor]]:
-    """What networks and their averages hold; to write into, too."""
+    """The tensors of networks and their averages, which may also be written to."""
     for name, role in roles.items():
         networks: dict[str, nn.Module | None] = {"module": role.module, "average": role.average}
         for kind, network in networks.items():
@@ -182,7 +182,7 @@ def _weights(roles: Mapping[str, Role]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _optimizers(roles: Mapping[str, Role]) -> Iterator[tuple[str, Role, torch.optim.Optimizer, list[Tensor]]]:
-    """Each optimiser after the beginning of its names in a state and its role, and its parameters by their places."""
+    """For each optimiser: the prefix of its names in a state, its role, itself, and its parameters in their order."""
     for name, role in roles.items():
         for number, optimizer in enumerate(role.optimizers):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -190,7 +190,7 @@ def _optimizers(roles: Mapping[str, Role]) -> Iterator[tuple[str, Role, torch.op
 
 
 def _check_names(layouts: Mapping[str, Layout], roles: Mapping[str, Role]) -> None:
-    """Raise ValueError, or IndexError, at the first tensor that is missing, surplus, or of another shape or type."""
+    """Raise ValueError, or IndexError, at the first tensor that is missing, unexpected, or of another shape or type."""
     left = {name for name in layouts if not name.startswith(MEMORY)}
     for name, own in _weights(roles):
         if name not in layouts:
@@ -221,7 +221,7 @@ def _check_layout(name: str, found: Layout, own: Tensor) -> None:
 
 @torch.no_grad()
 def _restore(stored: StoredState, roles: Mapping[str, Role], memory: dict[str, Tensor]) -> None:
-    """Load a state whose names have been checked, a tensor at a time."""
+    """Load a state whose names have been checked, one tensor at a time."""
     for name, own in _weights(roles):
         local(own).copy_(stored.read(name, rows_of(own)))
     memory.update({key: stored.read(name) for name, key in _under(stored.layouts, MEMORY).items()})
@@ -239,5 +239,5 @@ def _restore(stored: StoredState, roles: Mapping[str, Role], memory: dict[str, T
 
 
 def _under(layouts: Mapping[str, Layout], prefix: str) -> dict[str, str]:
-    """The names with this beginning, and each without it."""
+    """The names with this prefix, and each without it."""
     return {name: name.removeprefix(prefix) for name in layouts if name.startswith(prefix)}

@@ -1,7 +1,7 @@
-"""Windows of a rollout as clips of their own, for a codec whose first latent frame is unlike the others, as Wan's.
+"""Windows of a rollout as separate clips, for a codec whose first latent frame is unlike the others, as Wan's.
 
-Networks have learned on clips whose first latent frame is one picture; where a later window of a rollout begins, the
-latent frame is several. It is decoded, and its last picture encoded as a clip's first, as Self-Forcing's code does.
+Networks were trained on clips whose first latent frame holds one picture; the first latent frame of a later window
+holds several. It is decoded, and its last picture encoded as a clip's first, as Self-Forcing's code does.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from hiar.worlds.interface import Codec
 
 
 def begins_apart(codec: Codec) -> bool:
-    """Whether a clip's first latent frame is fewer pictures than the others."""
+    """Whether a clip's first latent frame holds fewer pictures than the others."""
     return codec.pictures(2) != 2 * codec.pictures(1)
 
 
 def as_clips(windows: Tensor, per_rollout: int, block: int, codec: Codec) -> Tensor:
-    """Windows (B * per_rollout, C, F, h, w), rollout by rollout, the later of which begin as clips do.
+    """Windows (B * per_rollout, C, F, h, w), rollout by rollout, with the later ones made to begin as clips do.
 
-    The first ``block`` frames of such a window pass no gradients on: one of them is no frame that a student made.
+    The first ``block`` frames of such a window pass no gradients: one of them was not made by the student.
     """
     if per_rollout == 1 or not begins_apart(codec):
         return windows
@@ -32,7 +32,7 @@ def as_clips(windows: Tensor, per_rollout: int, block: int, codec: Codec) -> Ten
 
 
 def frame_weights(windows: Tensor, per_rollout: int, block: int, codec: Codec) -> Tensor | None:
-    """Of a loss on `as_clips`' windows, (B * per_rollout, F): each window's is the mean over frames that learn.
+    """Weights (B * per_rollout, F) of a loss on `as_clips`' windows: each window's is the mean over frames that learn.
 
     None: all frames do.
     """
@@ -46,7 +46,7 @@ def frame_weights(windows: Tensor, per_rollout: int, block: int, codec: Codec) -
 
 @torch.no_grad()
 def _first_latents(rollouts: Tensor, codec: Codec) -> Tensor:
-    """The picture that each later window begins with, encoded: of (B, W, C, F, h, w), (B, W - 1, C, 1, h, w)."""
+    """The first picture of each later window, encoded: (B, W, C, F, h, w) -> (B, W - 1, C, 1, h, w)."""
     videos = rollouts.transpose(1, 2).flatten(2, 3).float()
     decode, done, latents = codec.decoding(), 0, []
     for end in range(rollouts.shape[3] + 1, videos.shape[2], rollouts.shape[3]):

@@ -1,4 +1,4 @@
-"""Diffusion forcing: what CausVid (arXiv 2412.07772) takes DMD on, in the place of the student's own rollouts."""
+"""Diffusion forcing: what CausVid (arXiv 2412.07772) applies DMD to, instead of the student's own rollouts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hiar.schedule import add_noise, expand
 
 
 class Pairs(NamedTuple):
-    """The teacher's trajectories, as a distillation asks for them.
+    """The teacher's trajectories, as distillation reads them.
 
-    states: (N, S + 1, C, F, h, w) at sigmas (S + 1,). text_of: of rows (B,) the text (B, words, dim). clips: clean
-    videos (N, 1, C, F, h, w) that came with them; None: the clean ends are such.
+    states: (N, S + 1, C, F, h, w) at sigmas (S + 1,). text_of: the text (B, words, dim) of rows (B,). clips: clean
+    videos (N, 1, C, F, h, w) that came with them; None: the clean ends serve as these.
     """
 
     states: Rows
@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
 class DiffusionForcing:
     """Clean videos of the pairs, each block noised to one of the student's levels, independently of the others.
 
-    The clean level is among them: at it a walk shows finished blocks. Such a block is context, and stays as it is.
+    The clean level, at which a walk shows finished blocks, is among them. Such a block is context, and stays as it is.
     """
 
     pairs: Pairs
@@ -43,10 +43,9 @@ class DiffusionForcing:
     seed: int
 
     def __call__(self, student: Denoiser, videos: range, learn: bool) -> tuple[Tensor, Tensor]:
-        """The x0 (B, C, F, h, w) that the student sees in all noisy blocks at once, and the text (B, words, dim).
+        """The student's x0 predictions (B, C, F, h, w), all noisy blocks at once, and the text (B, words, dim).
 
-        videos: numbers, each of which decides a row of the pairs, levels and noise. With gradients if it is to
-        ``learn``.
+        videos: numbers, each of which determines a row of the pairs, levels and noise. With gradients if ``learn``.
         """
         states, _, text_of, clips = self.pairs
         randoms = [stream("forcing levels", self.seed, sample=number) for number in videos]

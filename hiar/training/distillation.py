@@ -1,4 +1,4 @@
-"""Self-rollout distillation: the student learns on videos it generated itself, as it will generate them (Sec. 3.3).
+"""Self-rollout distillation: the student learns on videos that it generates as at inference (Sec. 3.3).
 
 A variant may learn on noised videos of the pairs instead, see `hiar.training.diffusion_forcing`.
 The real score is the teacher; the fake score, or critic, follows the student's samples by flow matching; their
@@ -38,12 +38,12 @@ Rollouts = tuple[Tensor, Tensor]  # windows (rollouts * windows, C, F, h, w), an
 
 @dataclass(frozen=True)
 class Distillation:
-    """The roles of distillation and what rules them.
+    """The roles of a distillation, its settings and its data.
 
-    prompts: text embeddings (B, words, dim) of the samples of these numbers; no_text: (1, words, dim). codec: whose
-    latents all of them make. student_samples, critic_samples: numbers from which on samples serve one of the two.
-    pairs: the teacher's trajectories, where the variant has a forward_kl or is forced. replay: the newest windows and
-    their text, from one update to the next.
+    prompts: the text embeddings (B, words, dim) of samples, by number; no_text: (1, words, dim). codec: of all
+    networks' latents. student_samples, critic_samples: the first sample number of each of the two. pairs: the teacher's
+    trajectories, if the variant uses forward_kl or diffusion forcing. replay: the newest windows and their text, kept
+    between updates.
     """
 
     student: Role
@@ -64,7 +64,7 @@ class Distillation:
 
     @cached_property
     def forcing(self) -> DiffusionForcing | None:
-        """What makes windows in the place of rollouts, where the variant says so."""
+        """Makes windows instead of rollouts, where the variant says so."""
         variant, video = self.roll_out.variant, self.roll_out.video
         if variant.forcing is None:
             return None
@@ -75,7 +75,7 @@ class Distillation:
 
 
 def distillation_step(job: Distillation, step: int) -> Metrics:
-    """One step: a generator update, once the critic is warm, and the critic's updates, whose metrics are means."""
+    """One step: a generator update, once the critic's warm-up is over, and critic updates (metrics are averaged)."""
     settings = job.settings
     learns = step >= job.settings.warmup_steps
     metrics: Metrics = {}
@@ -105,9 +105,9 @@ def distillation_step(job: Distillation, step: int) -> Metrics:
 
 
 def student_step(job: Distillation, roll_out: Callable[[range], Rollouts], parts: list[range], number: int) -> Metrics:
-    """Generator update ``number``: DMD on what the student rolls out, plus the variant's regulariser.
+    """Generator update ``number``: DMD on the student's rollouts, plus the variant's regulariser.
 
-    roll_out(part): windows and text of the rollouts at these places of the batch. parts: those of this process.
+    roll_out(part): windows and text of the rollouts at these indices of the batch. parts: those of this process.
     """
     settings, regulariser = job.settings, job.roll_out.variant.forward_kl
     sigmas = draw_levels(
@@ -115,7 +115,7 @@ def student_step(job: Distillation, roll_out: Callable[[range], Rollouts], parts
     )
 
     def loss_of(part: range) -> tuple[Tensor, Measured]:
-        # Before anything is held for backward: where no pairs are stored, the teacher solves them now.
+        # Before anything is held for backward: if no pairs are stored, the teacher solves them here.
         drawn = None if regulariser is None else drawn_pairs(job, regulariser, number, part)
         windows, text = roll_out(part)
         places = _windows_of(part, settings.windows)
@@ -139,7 +139,7 @@ def student_step(job: Distillation, roll_out: Callable[[range], Rollouts], parts
 
 
 def drawn_pairs(job: Distillation, spec: ForwardKL, number: int, part: range) -> tuple[Tensor, Tensor, Tensor]:
-    """What a micro-batch is regularised on: states of trajectories, levels and text of pairs drawn for the update."""
+    """A micro-batch for the regulariser: trajectory states, levels and text of pairs drawn for the update."""
     if job.pairs is None:
         raise ValueError("a variant with forward-KL needs the teacher's pairs")
     states, sigmas, text_of, _ = job.pairs
@@ -151,7 +151,7 @@ def drawn_pairs(job: Distillation, spec: ForwardKL, number: int, part: range) ->
 
 
 def regulariser_loss(job: Distillation, spec: ForwardKL, states: Tensor, sigmas: Tensor, text: Tensor) -> Tensor:
-    """The forward-KL regulariser of a generator update, on what `drawn_pairs` gives (Eq. 10-11)."""
+    """The forward-KL regulariser of a generator update, on the result of `drawn_pairs` (Eq. 10-11)."""
     video = job.roll_out.video
     attention = Bidirectional() if spec.attention == "bidirectional" else BlockCausal(video.block, video.window_blocks)
     with job.accelerator.autocast():
@@ -161,7 +161,7 @@ def regulariser_loss(job: Distillation, spec: ForwardKL, states: Tensor, sigmas:
 def critic_step(job: Distillation, windows_at: Callable[[range], Rollouts], parts: list[range], number: int) -> Metrics:
     """Critic update ``number``: flow matching on the student's windows.
 
-    windows_at(part): windows and text at these places of the critic's batch. parts: those of this process.
+    windows_at(part): windows and text at these indices of the critic's batch. parts: those of this process.
     """
     settings = job.settings
     sigmas = draw_levels(settings.levels, settings.critic_batch, stream("critic levels", job.seed, step=number))
@@ -194,14 +194,14 @@ def remember(replay: dict[str, Tensor], windows: Tensor, text: Tensor, size: int
     """Add the newest windows and their text to the replay, and forget the oldest beyond ``size``."""
     for name, new in (("windows", windows), ("text", text)):
         known = [replay[name].to(new), new] if name in replay else [new]
-        # As a state gives it back: some processors convolve what lies in another order with other roundings.
+        # The memory layout of a restored state: with another one, some processors round convolutions differently.
         replay[name] = torch.cat(known)[-size:].contiguous()
 
 
 def _critic_batch(job: Distillation, number: int) -> tuple[Callable[[range], Rollouts], list[range]]:
-    """Windows and their text for critic update ``number``: out of the replay, or of rollouts made for it.
+    """Windows and their text for critic update ``number``: from the replay, or from rollouts made for it.
 
-    Returns what makes those of a micro-batch, and the micro-batches of this process, as places of windows.
+    Returns a function that makes those of a micro-batch, and the micro-batches of this process, as indices of windows.
     """
     settings, replay = job.settings, job.replay
     parts = _critic_parts(settings, job.ranks)
@@ -225,7 +225,7 @@ def _critic_batch(job: Distillation, number: int) -> tuple[Callable[[range], Rol
 
 
 def _critic_parts(settings: Distill, ranks: Ranks) -> list[range]:
-    """The micro-batches of a process, as places of windows in the critic's batch; fresh rollouts are not divided."""
+    """The micro-batches of a process, as indices of windows in the critic's batch; fresh rollouts are not split."""
     micro_batch = settings.micro_batch
     if settings.replay is None:
         rollouts = deal(settings.critic_batch // settings.windows, micro_batch, ranks)
@@ -234,14 +234,14 @@ def _critic_parts(settings: Distill, ranks: Ranks) -> list[range]:
 
 
 def _windows_of(rollouts: range, windows: int) -> range:
-    """The places of the windows that rollouts at these places span."""
+    """The indices of the windows that the rollouts at these indices span."""
     return range(rollouts.start * windows, rollouts.stop * windows)
 
 
 def _rollouts(job: Distillation, samples: range, exit_step: int, learn: bool, level: float | None) -> Rollouts:
-    """Windows (B * windows, C, F, h, w) that the student makes of the samples' prompts, and a text for each.
+    """Windows (B * windows, C, F, h, w) that the student generates from the samples' prompts, and a text for each.
 
-    Under diffusion forcing, as many windows that it makes of the pairs' clean videos.
+    Under diffusion forcing, as many windows made from the pairs' clean videos.
     """
     student = cast(Denoiser, job.student.module)
     if job.forcing is not None:
@@ -255,11 +255,11 @@ def _rollouts(job: Distillation, samples: range, exit_step: int, learn: bool, le
 
 
 def _exit_step(job: Distillation, purpose: Purpose, number: int) -> int:
-    """The one step, of all samples and blocks, whose estimate of x0 ends a rollout."""
+    """The exit step, one for all samples and blocks, whose x0 prediction ends a rollout."""
     return int(stream(purpose, job.seed, step=number).integers(job.roll_out.schedule.student_steps))
 
 
 def _context_level(job: Distillation, purpose: Purpose, number: int) -> float | None:
-    """The one level of context, of all samples and steps, where the variant has it drawn."""
+    """The drawn level of context, one for all samples and steps; None where the variant draws none."""
     drawn = job.roll_out.variant.drawn
     return None if drawn is None else float(stream(purpose, job.seed, step=number).uniform(*drawn))

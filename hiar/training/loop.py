@@ -1,4 +1,4 @@
-"""The training loop: finite, resumable to the bit, and it stops at the first loss that is not finite."""
+"""The training loop: finite, resumable to the bit, and stopped by the first metric that is not finite."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def train(
     after_step: Callable[[int], object] = lambda done: None,
     restarts: bool = True,
 ) -> list[Metrics]:
-    """Call ``train_step(i)`` for i = 0 .. steps - 1, going on from the newest state in ``folder``; returns the curve.
+    """Call ``train_step(i)`` for i = 0 .. steps - 1, resuming from the newest state in ``folder``; returns the curve.
 
     A state is saved every ``checkpoint_minutes``, of which the newest ``checkpoints_kept`` stay, and one after each
     multiple of ``checkpoint_milestone`` updates, all of which stay.
     ``memory`` holds what a step keeps for later ones besides ``roles``, such as a replay of rollouts; it is saved with
-    them, in the background. ``after_step`` is told how many steps are done, before a state of them may be saved: what
-    it has done by then is never done again from that state. ``restarts``: its states are such as `--restart-from` takes
-    up. Of several processes, which call this together, the one that leads logs and tells. Raises UserError when a
-    metric is not finite, or a state cannot be written; the one before it is kept. After SIGTERM, of one process or all,
-    they save a state at the same step, and all raise SystemExit.
+    them, in the background. ``after_step(done)`` is called before a state of ``done`` steps may be saved: a run that
+    resumes from that state does not repeat the call. ``restarts``: whether `--restart-from` can resume these states.
+    Several processes call this together; the leading one logs and shows progress. Raises UserError when a metric is not
+    finite, or a state cannot be written; the one before it is kept. After SIGTERM, of one process or all, they save a
+    state at the same step, and all raise SystemExit.
     """
     memory = {} if memory is None else memory
     start, curve = load_state(folder, roles, memory, ranks)
@@ -85,7 +85,7 @@ def train(
 
 
 def _check_finite(label: str, step: int, metrics: Metrics, saving: Saving, restarts: bool) -> None:
-    """Raise UserError when a metric is not finite, once the state before it is whole."""
+    """Raise UserError when a metric is not finite, after the state being written is complete."""
     broken = [name for name, value in metrics.items() if not math.isfinite(value)]
     if not broken:
         return

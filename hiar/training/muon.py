@@ -1,4 +1,4 @@
-"""torch's Muon on any processor, and for matrices that are sharded by rows."""
+"""torch's Muon on any processor, and for matrices sharded by rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hiar.io.cpu import multiplies_bf16
 from hiar.training.parallel import dealt_as, local, whole
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
@@ -25,9 +26,9 @@ class Muon(torch.optim.Muon):
 
 
 class ShardedMuon(Muon):
-    """Muon on whole matrices, one after another, of whose update each process keeps its rows.
+    """Muon for sharded matrices: gathered one after another and updated whole, after which each process keeps its rows.
 
-    What is orthogonalised is a whole matrix: its parts would give other updates.
+    Orthogonalisation needs the whole matrix: its parts would give other updates.
     """
 
     @torch.no_grad()
@@ -52,13 +53,8 @@ class ShardedMuon(Muon):
             local(held).copy_(local(dealt_as(new.detach(), held)))
 
 
-def multiplies_bf16() -> bool:
-    """Whether this processor has a kernel for products of bf16 matrices."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 class _InSinglePrecision(TorchDispatchMode):
-    """Products of the processor's bf16 matrices are computed in fp32 and rounded once, as a kernel for bf16 does.
+    """Computes products of bf16 matrices on a CPU in fp32 and rounds once, as a kernel for bf16 does.
 
     Without such a kernel torch multiplies element by element: 1 GFLOP/s where fp32 has 70 (two cores with AVX2).
     """

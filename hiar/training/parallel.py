@@ -1,8 +1,8 @@
-"""One training over several processes: who takes which samples, and networks of which each holds a part (FSDP2).
+"""Training over several processes, which share the samples of a batch and the weights of networks (FSDP2).
 
-A batch is cut into micro-batches, and processes take them in turn. Every draw belongs to the batch or to a sample, and
-the gradients of a micro-batch are complete before they are added to others': the number of processes changes nothing
-but rounding, and one process that takes two micro-batches ends with the bits of two that take one each.
+A batch is cut into micro-batches, which processes take in turn. Every draw belongs to the batch or to a sample, and the
+gradients of a micro-batch are complete before they are added to others': the number of processes changes nothing but
+rounding, and one process that takes two micro-batches ends with the bits of two that take one each.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
 Metrics = dict[str, float]
-Measured = dict[str, Tensor]  # of a micro-batch: numbers where they were computed, so that nobody waits for them
+Measured = dict[str, Tensor]  # of a micro-batch: still on the device, so that the host does not wait for them
 
 
 def deal(batch: int, micro_batch: int | None, ranks: Ranks) -> list[range]:
-    """The micro-batches of this process, as places in the batch; without a size of them, its share is one.
+    """The micro-batches of this process, as indices in the batch; without a ``micro_batch`` size, its share is one.
 
     Raises UserError when processes cannot take equally many.
     """
@@ -51,9 +51,9 @@ def accumulate(
     ranks: Ranks,
     accelerator: Accelerator,
 ) -> Measured:
-    """Add the gradients of a batch's loss, the mean over the micro-batches of all processes; returns metrics' means.
+    """Add the gradients of a batch's loss, the mean over the micro-batches of all processes; returns mean metrics.
 
-    loss_of(part): loss, a mean over the samples at these places of the batch, and its metrics.
+    loss_of(part): loss, a mean over the samples at these indices of the batch, and its metrics.
     """
     count = len(parts) * ranks.size
     turns = []
@@ -66,25 +66,26 @@ def accumulate(
 
 
 def read(measured: Measured) -> Metrics:
-    """The numbers themselves; a GPU is waited for, once for all of them."""
+    """The metrics as Python numbers; the host waits for a GPU once, for all of them."""
     values = torch.stack([value.double() for value in measured.values()]).tolist()
     return dict(zip(measured, values, strict=True))
 
 
 def rows_of_all(parts: list[Tensor], ranks: Ranks) -> Tensor:
-    """The rows that all processes made of their micro-batches, in the order of the batch."""
+    """The rows of all processes' micro-batches, in the order of the batch."""
     return ranks.gather(torch.stack(parts)).transpose(0, 1).flatten(0, 2)
 
 
 def shard(network: nn.Module, ranks: Ranks, *, offload: bool = False, dtype: torch.dtype | None = None) -> None:
-    """Let processes hold a part of each weight; the layers of a transformer's block are gathered together.
+    """Shard a network's weights over the processes; the layers of a transformer block are gathered together.
 
-    offload: what a process holds lies in the host's memory, and is copied to its device when it is gathered. dtype: of
-    the weights, but for what Wan keeps in full; they are given it block by block, as they are moved to the device.
+    offload: shards lie in the host's memory, and are copied to the device when they are gathered. dtype: of the
+    weights, except those that Wan keeps in full precision; they are cast block by block, as they are moved to the
+    device.
 
-    Each process's part, and reductions, are in full precision. Where it is computed in half precision, layers are
-    gathered in it. What Wan keeps in full precision does not lie in layers, and is gathered with the network's ends.
-    Inputs stay as they are: half-precision timesteps are other ones.
+    Reductions are in full precision, as are shards without a ``dtype``. For computing in half precision, layers are
+    gathered in it. What Wan keeps in full precision is outside these layers, and is gathered with the rest of the
+    network. Inputs are not cast: timesteps in half precision are other timesteps.
     """
     from torch.distributed.fsdp import (
         CPUOffloadPolicy,
@@ -94,10 +95,10 @@ def shard(network: nn.Module, ranks: Ranks, *, offload: bool = False, dtype: tor
         fully_shard,
     )
 
-    # Nothing here writes into what a network returns, of which a part may be a view.
+    # Outputs that are views are safe here: nothing writes into them.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     full = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # Pinned memory is copied at the bus's speed and, by several processes, while the layers before are computed.
+    # Pinned memory is copied at the bus's speed and, with several processes, while earlier layers are computed.
     place = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if offload else OffloadPolicy()
     of_layers = replace(full, param_dtype=torch.bfloat16 if ranks.half else None)
     for part in parts_of(network):
@@ -116,31 +117,31 @@ def shard(network: nn.Module, ranks: Ranks, *, offload: bool = False, dtype: tor
 
 
 def layers_of(block: nn.Module) -> list[nn.Module]:
-    """Nearly all of a block of Wan's: what is left are a norm and a table, which stay in full precision."""
+    """Nearly all of a Wan block: what is left are a norm and a table, which stay in full precision."""
     return [block.attn1, block.attn2, block.ffn]  # type: ignore[list-item]
 
 
 def parts_of(network: nn.Module) -> list[nn.Module]:
-    """The networks that have forwards of their own."""
+    """The networks within, each of which has its own forward."""
     return list(network.children()) if isinstance(network, nn.ModuleDict) else [network]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A weight that may be sharded, whole: all processes ask for it together."""
+    """A weight, gathered if it is sharded; all processes call this together."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """The part of a tensor that this process holds."""
     from torch.distributed.tensor import DTensor
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shares(tensor: Tensor) -> list[int] | None:
-    """How many rows of a weight each process holds, in their order; None where each has the whole."""
+    """How many rows of a weight each process holds, in rank order; None if it is not sharded."""
     from torch.distributed.tensor import DTensor, Shard
 
     if not isinstance(tensor, DTensor):
@@ -152,7 +153,7 @@ def shares(tensor: Tensor) -> list[int] | None:
 
 
 def rows_of(tensor: Tensor) -> range | None:
-    """Which rows of a weight this process holds; None where it has the whole."""
+    """Which rows of a weight this process holds; None if it is not sharded."""
     from torch.distributed.tensor import DTensor
 
     counts = shares(tensor)
@@ -164,7 +165,7 @@ def rows_of(tensor: Tensor) -> range | None:
 
 
 def part_of(like: Tensor, rows: Tensor) -> Tensor:
-    """What is sharded as ``like`` is, of which this process has ``rows``; just these where nothing is sharded."""
+    """A tensor sharded as ``like`` is, of which this process has ``rows``; just these if ``like`` is not sharded."""
     from torch.distributed.tensor import DTensor
 
     if not isinstance(like, DTensor):
@@ -176,7 +177,7 @@ def part_of(like: Tensor, rows: Tensor) -> Tensor:
 
 
 def dealt_as(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor that all processes have, sharded as ``like`` is: each keeps its part."""
+    """Shard a whole tensor that all processes have as ``like`` is: each keeps its part."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor):
@@ -186,9 +187,9 @@ def dealt_as(value: Tensor, like: Tensor) -> Tensor:
 
 
 def clip_sharded(parameters: Iterable[Tensor], limit: float) -> Tensor | None:
-    """Clip gradients to a norm, and return what it was; None where nothing is sharded.
+    """Clip gradients to a norm, and return the norm before; None where nothing is sharded.
 
-    The norm is that of whole gradients, one after another: sums over shards would round otherwise for each number of
+    The norm is that of whole gradients, one after another: sums over shards would round differently for each number of
     processes.
     """
     from torch.distributed.tensor import DTensor
@@ -204,9 +205,9 @@ def clip_sharded(parameters: Iterable[Tensor], limit: float) -> Tensor | None:
 
 
 def _backward(network: nn.Module, loss: Tensor, accelerator: Accelerator) -> None:
-    """Backward of a micro-batch; where the network is sharded, its gradients are reduced once, when they are complete.
+    """Backward of a micro-batch; if the network is sharded, its gradients are reduced once, when they are complete.
 
-    A rollout goes through each block of the network many times. Reduced once each time, the gradients of two processes
+    A rollout calls each block of the network many times. If gradients were reduced at each call, those of two processes
     would be added in another order than those of two micro-batches.
     """
     sharded = [cast("FSDPModule", part) for part in parts_of(network) if hasattr(part, "set_requires_gradient_sync")]
@@ -215,7 +216,7 @@ def _backward(network: nn.Module, loss: Tensor, accelerator: Accelerator) -> Non
     accelerator.backward(loss)
     for part in sharded:
         part.set_requires_gradient_sync(True)
-        # At the end of any backward, FSDP reduces what has been accumulated, also by units that had no part in it.
+        # At the end of any backward, FSDP reduces what has been accumulated, also in units that took no part in it.
         inside(cast(nn.Module, part), _nothing).backward()
 
 

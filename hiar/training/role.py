@@ -1,4 +1,4 @@
-"""A network in training - teacher, student, critic - with its optimisers and its averaged weights."""
+"""A network in training (teacher, student or critic) with its optimisers and its averaged weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Average = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]
 
 @dataclass
 class Role:
-    """``steps``: updates the learning rate's schedule spans. offloaded: the optimisers' states are, between updates."""
+    """A network in training. steps: updates that its learning-rate schedule spans. offloaded: see `make_role`."""
 
     module: nn.Module
     optimizers: list[torch.optim.Optimizer]
@@ -36,16 +36,16 @@ class Role:
 def make_role(
     module: nn.Module, settings: config.Optimizer, steps: int, ranks: Ranks = ALONE, *, offloaded: bool = False
 ) -> Role:
-    """Muon for the matrices of transformer blocks when set, AdamW for every other parameter (see config.Optimizer).
+    """Muon for the matrices of transformer blocks if set, AdamW for every other parameter (see config.Optimizer).
 
-    ranks: over which the network and its average are sharded, where they have a mesh. offloaded: the optimisers' states
-    lie in the host's memory between updates.
+    ranks: the processes over which the network and its average are sharded, if they have a mesh. offloaded: between
+    updates, the optimisers' states lie in the host's memory.
     """
     average = None
     if settings.ema is not None:
         average = AveragedModel(module).requires_grad_(False)
         average.multi_avg_fn = _averager(settings.ema, average if settings.ema_from == 0 else None)
-    if ranks.mesh is not None:  # after the copy, which cannot be made of what is sharded
+    if ranks.mesh is not None:  # after the copy: a sharded network cannot be copied
         shard(module, ranks)
         if average is not None:
             shard(average.module, ranks)
@@ -74,11 +74,11 @@ def learn(
     ranks: Ranks,
     accelerator: Accelerator,
 ) -> Metrics:
-    """Update ``step`` of a role on a batch, cut into the micro-batches ``parts`` of this process.
+    """Update ``step`` of a role on a batch, of which this process takes the micro-batches ``parts``.
 
-    loss_of(part): loss, a mean over the samples at these places of the batch, and its metrics.
-    Returns their means over the micro-batches of all processes, and ``grad_norm`` before clipping. A GPU is waited for
-    at the end alone.
+    loss_of(part): loss, a mean over the samples at these indices of the batch, and its metrics.
+    Returns their means over the micro-batches of all processes, and ``grad_norm`` before clipping. The host waits for a
+    GPU only at the end.
     """
     metrics = accumulate(role.module, parts, loss_of, ranks, accelerator)
     return read(metrics | {"grad_norm": update(role, step, accelerator)})
@@ -110,9 +110,9 @@ def update(role: Role, step: int, accelerator: Accelerator) -> Tensor:
 
 @torch.no_grad()
 def move_states(optimizer: torch.optim.Optimizer, device: torch.device | None = None) -> None:
-    """Move an optimiser's tensors to a device, or to where their parameters are.
+    """Move an optimiser's tensors to a device; None: to where their parameters are.
 
-    Of what is sharded, this process's part moves.
+    Of sharded tensors, this process's part moves.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -126,12 +126,12 @@ def kept(role: Role) -> nn.Module:
 
 
 def kept_weights(role: Role) -> dict[str, Tensor]:
-    """The state of the network to keep, whole; all processes ask for it together."""
+    """The state of the network to keep, gathered; all processes call this together."""
     return {name: whole(value).detach().cpu() for name, value in kept(role).state_dict().items()}
 
 
 def lr_factor(settings: config.Optimizer, step: int, steps: int) -> float:
-    """Share of the peak learning rate at an update: linear warm-up, then constant or a cosine to zero."""
+    """The learning rate of an update relative to its peak: linear warm-up, then constant or a cosine to zero."""
     if step < settings.warmup:
         return (step + 1) / (settings.warmup + 1)
     if settings.decay == "constant":
@@ -141,7 +141,7 @@ def lr_factor(settings: config.Optimizer, step: int, steps: int) -> float:
 
 
 def _averager(decay: float, growing: AveragedModel | None) -> Average:
-    """Exponential average; the memory of a ``growing`` one grows with the number of updates, up to the decay's.
+    """EMA; the decay of a ``growing`` one rises with the number of updates, up to ``decay``.
 
     Early weights of a training are so soon forgotten. An average that leaves them out has nothing to forget.
     """
@@ -150,7 +150,7 @@ def _averager(decay: float, growing: AveragedModel | None) -> Average:
     def average(averaged: Sequence[Tensor], current: Sequence[Tensor], _: Tensor | int) -> None:
         memory = decay
         if growing is not None:
-            count = int(growing.n_averaged)  # on the host, where nobody waits for it
+            count = int(growing.n_averaged)  # a number on the host: no GPU is waited for
             memory = min(decay, (1 + count) / (10 + count))
         torch._foreach_lerp_([local(a) for a in averaged], [local(c) for c in current], 1 - memory)
 

@@ -1,4 +1,4 @@
-"""Self-rollouts: videos that the student generates itself, as it will generate them, with gradients at one step."""
+"""Self-rollouts: videos that the student generates as at inference, with gradients at one step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hiar.schedule import student_sigmas
 
 @dataclass(frozen=True)
 class SelfRollout:
-    """How a student rolls out while it is trained. block_shape: (C, k, h, w)."""
+    """How a student rolls out during training. block_shape: (C, k, h, w)."""
 
     block_shape: tuple[int, int, int, int]
     windows: int  # training windows that a rollout spans
@@ -36,13 +36,13 @@ class SelfRollout:
         learn: bool,
         level: float | None = None,
     ) -> Tensor:
-        """Roll the student out up to ``exit_step``, with gradients there if it is to ``learn``.
+        """Roll the student out up to ``exit_step``, with gradients there if ``learn``.
 
-        text: (B, words, dim). level: of the context, where it is not the one at which the variant is walked.
+        text: (B, words, dim). level: of the context, if it is not the variant's own.
         Returns the training windows of all videos, (B * windows, C, F, h, w), sample by sample.
         """
         variant, video, schedule = self.variant, self.video, self.schedule
-        # Steps behind the exit change nothing before it, except where they leave its context.
+        # Steps after the exit change nothing before it, except where they write its context.
         grid = make_grid(
             variant.context,
             variant.level if level is None else level,

@@ -1,1 +1,1 @@
-"""VBench, the official package: run in an environment of its own, asked and answered in JSON lines."""
+"""VBench, the official package: run in an environment of its own, with requests and answers in JSON lines."""

@@ -1,7 +1,7 @@
-"""VBench-Long's fast branch: the first frames of a video's clips compared, and what becomes of it and of the clips.
+"""VBench-Long's fast branch: the similarity of the first frames of a video's clips, combined with the clips' values.
 
-Within its clips a video that drifts slowly loses nothing. So `evaluate_long.sh` (``--dev_flag``) adds how alike the
-clips begin, by networks that look at what is shown rather than at details, and brings that to the scale of the other.
+Within single clips, slow drift costs nothing. So `evaluate_long.sh` (``--dev_flag``) adds the similarity of the clips'
+first frames, by networks that look at content rather than at details, mapped to the scale of the clips' own branch.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import yaml
 from hiar.errors import UserError
 from hiar.vbench.dimensions import DINO
 
-SUFFIX = "_across_clips"  # of the branch's name, beside the dimension's
-WITHIN, BOTH = "within clips", "within and across clips"  # what a result is of
-SHARE = 0.5  # of the branch in a video's value, since VBench-Long of 2024-06-07; before, .3 and .2
-# What its values depend on beside what all of VBench's do.
+SUFFIX = "_across_clips"  # after a dimension's name: its branch
+WITHIN, BOTH = "within clips", "within and across clips"  # what a result covers
+SHARE = 0.5  # of the branch in a video's value since VBench-Long of 2024-06-07; before, .3 and .2
+# Packages that its values depend on.
 VERSIONS = {"torch", "timm", "transformers", "decord", "dreamsim", "peft", "accelerate", "open_clip_torch"}
 _DREAMSIM = tuple(
     f"dreamsim/{name}"
@@ -34,7 +34,7 @@ _DREAMSIM = tuple(
 
 
 class Branch(NamedTuple):
-    """What the fast branch of a dimension needs beside the slow one. table: of what its values become."""
+    """What a dimension's fast branch needs beyond the slow one. table: the file that maps its values."""
 
     table: str
     networks: tuple[str, ...]
@@ -42,7 +42,7 @@ class Branch(NamedTuple):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All of them, in the folder of weights."""
+        """All its files, in the folder of weights."""
         return self.table, *self.networks
 
 
@@ -61,7 +61,7 @@ Table = Mapping[float, float]
 
 
 def read_table(path: Path) -> Table:
-    """What values of the fast branch become on the slow one's scale. Raises UserError for another file."""
+    """The table from values of the fast branch to the slow one's scale. Raises UserError for another file."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         table = {float(value): float(becomes) for value, becomes in found.items()}
@@ -74,13 +74,13 @@ def read_table(path: Path) -> Table:
 
 
 def both_branches(within: float, across: float | None, table: Table) -> float:
-    """A video's value. across: None where it is one clip, which counts as 0; what is 0 counts for nothing."""
+    """A video's value. across: None for a video of one clip; then, as when it maps to 0, only ``within`` counts."""
     mapped = 0.0 if across is None else _mapped(across, table)
     return within if mapped == 0 else within * (1 - SHARE) + mapped * SHARE
 
 
 def _mapped(value: float, table: Table) -> float:
-    """By the two values of the table that it lies between; beyond them as the nearest."""
+    """Interpolate linearly in the table; a value outside it takes the nearest entry's."""
     known = sorted(table)
     place = bisect_left(known, value)
     if place in (0, len(known)):

@@ -1,4 +1,4 @@
-"""Our side of the worker: one process a dimension, its answers one by one, what it says when it breaks down."""
+"""Our side of the worker: one process per dimension, its answers one by one, and the error when it fails."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
 class Item(NamedTuple):
-    """A video or clip to score. auxiliary: what the suite says beside its prompt."""
+    """A video or clip to score. auxiliary: the suite's ``auxiliary_info`` on its prompt."""
 
     path: Path
     prompt: str
     auxiliary: Mapping[str, Any]
 
 
-Answer = tuple[int | None, dict[str, Any] | None]  # number of the item, its record; (None, None): one more is begun
+Answer = tuple[int | None, dict[str, Any] | None]  # an item's number and record; (None, None): one more step
 
 
 def ask(
@@ -46,9 +46,9 @@ def ask(
     log: Path,
     begun: Callable[[subprocess.Popen[str]], None],
 ) -> Iterator[Answer]:
-    """Score items in a process of VBench's environment and give each one's record as it comes.
+    """Score items in a process of VBench's environment and yield each one's record as it comes.
 
-    What the process prints is in ``log``; ``begun`` is told of it. Raises RunFailed when it ends before all is told;
+    The process prints to ``log``; ``begun`` is called with it. Raises RunFailed when it ends before its last answer;
     it does not outlive us.
     """
     with TemporaryDirectory(prefix="hiar-vbench-") as home:
@@ -75,7 +75,7 @@ def ask(
         with said, subprocess.Popen(command, env=open_environ(), **pipes) as worker:  # type: ignore[call-overload]
             begun(worker)
             try:
-                with suppress(BrokenPipeError):  # it has died already, which is told below
+                with suppress(BrokenPipeError):  # it has died already, which is reported below
                     worker.stdin.write(json.dumps(request) + "\n")
                     worker.stdin.flush()
                 if (yield from _answers(worker.stdout, numbers)):
@@ -86,7 +86,7 @@ def ask(
 
 
 def _answers(lines: Iterable[str], numbers: Mapping[str, int]) -> Generator[Answer, None, bool]:
-    """What the worker tells; whether it came to its end."""
+    """Yield the worker's answers; return whether it reached its end."""
     for line in lines:
         message = json.loads(line)
         if message["event"] == "end":
@@ -100,9 +100,9 @@ def _answers(lines: Iterable[str], numbers: Mapping[str, int]) -> Generator[Answ
 
 @cache  # its torch takes seconds to import
 def device_of(environment: Environment) -> str:
-    """Where networks in the environment compute: cuda where its own torch sees a GPU, whatever ours does, else cpu.
+    """The device of networks in the environment: cuda where its own torch sees a GPU, whatever ours sees, else cpu.
 
-    Its torch is another one: it may be built for a CPU alone, or for a driver that is not here.
+    Its torch is another build: it may be for CPUs only, or for another driver.
     """
     command: list[str | Path] = [environment.python, "-I", "-c", LOOK]
     said = subprocess.run(command, env=open_environ(), capture_output=True, encoding="utf-8", check=False).stdout
@@ -110,24 +110,25 @@ def device_of(environment: Environment) -> str:
 
 
 def open_environ() -> dict[str, str]:
-    """The variables of this process but for secret ones, which do not go where code and pickles of others run."""
+    """Our environment variables without secrets, for processes that run others' code and pickles."""
     return {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
 
 
 def how_ended(code: int, log: Path) -> str:
-    """How a process ended that should have gone on."""
+    """How a process ended unexpectedly, in words."""
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" * (name == "SIGKILL")
         return f"its process was ended by {name}{hint}"
     printed = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"failed ({printed[-1].strip()[:300] if printed else f'exit code {code}'})"
+    return f"its process failed ({printed[-1].strip()[:300] if printed else f'exit code {code}'})"
 
 
 def _stage(home: Path, items: Sequence[Item]) -> list[str]:
     """Links to the videos under names that VBench understands.
 
-    human_action reads the action from a file's name; and no name is too long, or a pattern of pictures to OpenCV.
+    human_action reads the action from a file's name. No name is too long, or has a %, by which OpenCV would take it
+    for a pattern of pictures.
     """
     places = []
     for number, item in enumerate(items):

@@ -20,20 +20,20 @@ FIRST_FRAMES = "first-frames.mp4"  # beside a video's clips
 
 
 def clip_seconds(dimensions: Iterable[str]) -> int:
-    """How long the clips of a suite's prompt are: the longest that one of its dimensions looks at."""
+    """Length of the clips for a prompt of the suite: the longest that one of its dimensions uses."""
     return max((DIMENSIONS[name].clip_seconds for name in dimensions), default=CLIP_SECONDS)
 
 
 def clip_rate(fps: float) -> int:
-    """Frames a second of a video's clips."""
+    """Frames per second of a video's clips: the video's, rounded down, at least 1."""
     return max(1, int(fps))
 
 
 def clip_frames(frames: int, fps: float, seconds: int) -> list[range]:
-    """The frames of each clip of a video, as VBench-Long cuts.
+    """The frames of each clip of a video, cut as by VBench-Long.
 
-    Clips follow one another; the last one reaches back so as to be as long as the others, and a shorter video is one
-    clip. A rate is rounded down.
+    Clips follow one another; the last one reaches back to be as long as the others, and a video shorter than a clip is
+    one clip. The frame rate is rounded down.
     """
     length = clip_rate(fps) * seconds
     if frames < length:
@@ -44,24 +44,24 @@ def clip_frames(frames: int, fps: float, seconds: int) -> list[range]:
 
 @contextmanager
 def clip_folder(out: Path) -> Iterator[Path]:
-    """Where clips lie while a folder of results is filled, perhaps by several processes: the last one clears it away.
+    """The folder of clips while results are made, perhaps by several processes; the last one to end removes it.
 
-    What a killed process leaves is used by the next.
+    The next process uses what a killed one leaves.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".clips.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield out / ".clips"
-        with suppress(BlockingIOError):  # others are at it
+        with suppress(BlockingIOError):  # others still use it
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove(out / ".clips")
 
 
 def cut(video: Path, clips: list[range], rate: int, folder: Path) -> list[Path]:
-    """Write the clips of a video into ``folder``, which is there afterwards with all of them, or not at all.
+    """Write the clips of a video into ``folder``, which appears only with all of them.
 
-    Beside them is FIRST_FRAMES, a video of the first frame of each. All are encoded as VBench-Long encodes them: h264
-    with x264's own settings. What is there already is whole, so ``folder`` should be named by what the video holds.
+    Beside them is FIRST_FRAMES, a video of the first frame of each. All are encoded as by VBench-Long: h264 with x264's
+    default settings. An existing folder is taken as complete, so its name should identify the video's content.
     Raises UserError for a truncated video and for odd sizes.
     """
     paths = [folder / f"{number:03d}.mp4" for number in range(len(clips))]
@@ -85,7 +85,7 @@ def cut(video: Path, clips: list[range], rate: int, folder: Path) -> list[Path]:
 
 
 def _write_clips(video: Path, clips: Sequence[range], rate: int, paths: Sequence[Path]) -> None:
-    """One walk over the video; a frame goes to each clip that it is part of, the last two of which may overlap."""
+    """One pass over the video; a frame goes to each clip that contains it, as the last two may overlap."""
     written: dict[Path, tuple[OutputContainer, VideoStream]] = {}
     done = 0
     with av.open(video) as source:

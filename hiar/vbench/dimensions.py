@@ -10,15 +10,15 @@ from hiar.errors import UserError, suggest
 LONG = "vbench-long"
 PROTOCOLS = ("vbench", LONG)
 QUALITY, SEMANTIC = "quality", "semantic"
-LONG_SECONDS = 5.0  # of a video, from here on
+LONG_SECONDS = 5.0  # videos of this length and more are long
 CLIP_SECONDS, LONG_CLIP_SECONDS = 2, 10  # of VBench-Long's clips
 FLICKERING = "temporal_flickering"
-STATIC_FILTER = f"{FLICKERING}_static_filter"  # what says of a video whether it is still
-SAMPLES, FLICKERING_SAMPLES = 5, 25  # videos of a prompt; the 25 are to be filtered for those where little moves
+STATIC_FILTER = f"{FLICKERING}_static_filter"  # which finds whether a video is static
+SAMPLES, FLICKERING_SAMPLES = 5, 25  # videos per prompt; the 25 are to be filtered for static ones
 
 
 class Dimension(NamedTuple):
-    """One dimension. low and high: raw values that become 0 and 1, by the constants of VBench's own script."""
+    """One dimension. low and high: raw values normalised to 0 and 1, constants of VBench's own script."""
 
     group: str
     low: float
@@ -26,7 +26,7 @@ class Dimension(NamedTuple):
     weight: float = 1.0
     files: tuple[str, ...] = ()  # in the folder of weights, see `hiar.vbench.weights`
     packages: tuple[str, ...] = ()  # beyond what `make vbench` installs
-    described: bool = False  # judged by what the suite says beside the prompt, so for the suite's prompts only
+    described: bool = False  # uses the suite's auxiliary_info, so for the suite's prompts only
     clip_seconds: int = CLIP_SECONDS
 
 
@@ -77,12 +77,12 @@ DIMENSIONS = {
 
 
 def protocol_for(seconds: float) -> str:
-    """The protocol of videos of a length, where nothing else is asked for."""
+    """The default protocol for videos of this length."""
     return LONG if seconds >= LONG_SECONDS else "vbench"
 
 
 def known_dimensions(names: Iterable[str]) -> list[str]:
-    """The named dimensions, each once, in their order. Raises UserError for one that VBench does not have."""
+    """The named dimensions, each once, in the given order. Raises UserError for one that VBench does not have."""
     named = list(dict.fromkeys(names))
     for name in named:
         if name not in DIMENSIONS:
@@ -91,5 +91,5 @@ def known_dimensions(names: Iterable[str]) -> list[str]:
 
 
 def samples_of(dimensions: Iterable[str]) -> int:
-    """How many videos a prompt of these dimensions takes."""
+    """Number of videos per prompt that these dimensions need."""
     return FLICKERING_SAMPLES if FLICKERING in dimensions else SAMPLES

@@ -1,4 +1,4 @@
-"""What runs here: each dimension, VBench-Long's branches across clips, and the paper's Drift, with what it lacks."""
+"""What runs here: each dimension, VBench-Long's branches across clips, and the paper's Drift, with what each lacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiar.vbench.environment import Environment, default_folder, find_environmen
 from hiar.vbench.frames import DRIFT, FILES, PACKAGES
 from hiar.vbench.weights import Held, inspect, weights_folder
 
-# How packages are had that `make vbench` does not install.
+# How to get packages that `make vbench` does not install.
 _BUILT = {
     "detectron2": "is on no package registry, build it: pip install git+https://github.com/facebookresearch/"
     "detectron2 in that environment"
@@ -23,7 +23,7 @@ _MADE = "should be: remove the environment and build it anew, `make vbench`"
 
 
 class Needs(NamedTuple):
-    """What must be there to run. files: in the folder of weights. packages: in the environment, beside VBench."""
+    """What a run requires. files: in the folder of weights. packages: in the environment, in addition to VBench."""
 
     files: tuple[str, ...]
     packages: tuple[str, ...]
@@ -38,7 +38,7 @@ NEEDS = (
 
 
 class Finding(NamedTuple):
-    """A dimension; it is runnable when there are no problems. weights: the files it loads, with their hashes."""
+    """A dimension, which can run when there are no problems. weights: hashes of the files that it loads, by name."""
 
     dimension: str
     problems: tuple[str, ...]
@@ -46,7 +46,7 @@ class Finding(NamedTuple):
 
 
 def examine(environment: Environment, folder: Path, names: Iterable[str] = DIMENSIONS) -> list[Finding]:
-    """Look for all that dimensions, or Drift, need in the environment and the folder of weights; nothing is loaded.
+    """Check the environment and the folder of weights for all that dimensions, or Drift, need; nothing is loaded.
 
     Every file is read once, for its hash.
     """
@@ -56,7 +56,7 @@ def examine(environment: Environment, folder: Path, names: Iterable[str] = DIMEN
 
 
 def known_names(names: Iterable[str]) -> list[str]:
-    """The names of `NEEDS`, each once, in their order. Raises UserError for another one."""
+    """The names, each once, in the given order. Raises UserError for one that is not in `NEEDS`."""
     named = list(dict.fromkeys(names))
     for name in named:
         if name not in NEEDS:
@@ -65,9 +65,9 @@ def known_names(names: Iterable[str]) -> list[str]:
 
 
 def check_scoring(score: config.Score, seconds: Callable[[], float]) -> None:
-    """Raise UserError where a dimension, or Drift, cannot run here: before hours are spent on what it is to score.
+    """Raise UserError where a dimension, or Drift, cannot run here, before hours are spent on the videos to score.
 
-    seconds: how long the videos are that it is to score.
+    seconds: returns the length of these videos.
     """
     names: list[str] = [*score.vbench, *(name for name in score.profiles if name in NEEDS)]
     branched = [name + SUFFIX for name in score.vbench if name in BRANCHES]
@@ -78,7 +78,7 @@ def check_scoring(score: config.Score, seconds: Callable[[], float]) -> None:
 
 
 def require_runnable(findings: Collection[Finding]) -> None:
-    """Raise UserError naming the first thing that is missing of the first dimension that cannot run."""
+    """Raise UserError naming the first problem of the first dimension that cannot run."""
     for finding in findings:
         if finding.problems:
             more = f" (and {len(finding.problems) - 1} more: `hiar vbench doctor`)" * (len(finding.problems) > 1)

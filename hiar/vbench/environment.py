@@ -12,7 +12,7 @@ from typing import NamedTuple
 from hiar.errors import UserError
 
 FOLDER = ".venv-vbench"  # where `make vbench` builds it
-# What a figure depends on, so that it is kept beside it.
+# Packages that a value depends on, so their versions are kept beside it.
 _VERSIONS = {
     "vbench", "torch", "torchvision", "numpy", "pyiqa", "openai-clip", "timm", "transformers", "decord",
     "opencv-python-headless", "detectron2",
@@ -20,7 +20,7 @@ _VERSIONS = {
 
 
 class Environment(NamedTuple):
-    """python: its interpreter. packages: the folder that they are installed in."""
+    """python: its interpreter. packages: the folder where its packages are installed."""
 
     python: Path
     packages: Path
@@ -35,7 +35,7 @@ class Environment(NamedTuple):
         return (self.packages / package).is_dir()
 
     def versions(self, packages: Collection[str] = _VERSIONS) -> dict[str, str]:
-        """The versions of the packages that are there; of those that VBench's figures depend on."""
+        """The versions of ``packages`` that are installed; by default, of those that VBench's values depend on."""
         found = {one.name.lower(): one.version for one in distributions(path=[str(self.packages)])}
         return {name: found[name] for name in sorted(found.keys() & set(packages))}
 
@@ -43,7 +43,7 @@ class Environment(NamedTuple):
 def default_folder() -> Path:
     """Where `make vbench` builds the environment, beside the code that runs; HIAR_VBENCH names another place.
 
-    A worker that runs a clone's code has it where its own project is, beside the environment of its Python.
+    A worker that runs a clone's code finds it in its own project, beside the environment of its Python.
     """
     if folder := os.environ.get("HIAR_VBENCH"):
         return Path(folder)

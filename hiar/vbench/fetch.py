@@ -1,4 +1,4 @@
-"""Weights from where their publishers have them, by explicit command only."""
+"""Weights downloaded from their publishers, by explicit command only."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hiar.vbench.environment import Environment
 from hiar.vbench.weights import WEIGHTS, known_weight
 
 PART = 1 << 20  # bytes read at a time
-SECONDS = 60  # of silence after which a source is given up
+SECONDS = 60  # without data after which a download is given up
 
 
 def fetch(folder: Path, name: str, environment: Environment, archives: Path) -> Path:
-    """Bring one weight to its place, whole, after its size and hash are found right where they are published.
+    """Bring one complete weight to its place, once its size and hash match those published, if any are.
 
-    environment: what an installed package holds is taken from there. archives: a folder where an archive stays for the
-    next of its files, one gigabyte in DreamSim's case. Raises UserError when the file cannot be had, or is another one
-    than published; the place is then as it was.
+    environment: files that its package clip contains are copied from there. archives: a folder that keeps an archive
+    for its other files, one gigabyte in DreamSim's case. Raises UserError when the file cannot be obtained, or differs
+    from the published one; its place is then unchanged.
     """
     known, path = WEIGHTS[known_weight(name)], folder / name
     with atomic_file(path) as temporary:
@@ -58,7 +58,7 @@ def _obtain(name: str, to: Path, environment: Environment, archives: Path) -> No
 
 
 def _download(url: str, to: Path) -> None:
-    """What a URL gives, with progress in bytes."""
+    """Download a URL, with progress in MiB."""
     try:
         with urllib.request.urlopen(url, timeout=SECONDS) as source:  # https alone, from the table of weights
             length = source.headers.get("Content-Length")

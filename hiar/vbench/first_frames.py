@@ -1,6 +1,6 @@
-"""Runs inside VBench's environment: how alike the pictures of a video are, for VBench-Long's fast branch.
+"""Runs inside VBench's environment: the similarity of the pictures of a video, for VBench-Long's fast branch.
 
-VBench-Long's package holds the same, but does not load: it asks torchvision to write videos, which newer ones do not.
+VBench-Long's package has the same, but cannot be imported: it needs torchvision's video writer, now removed.
 This file imports nothing of the project.
 """
 
@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, which DINOv2 has learnt with
-RESIZED, CROPPED = 256, 224  # pixels: the shorter side, then a square from the middle, as VBench-Long asks DINOv2
-DREAMSIM = 224  # pixels a side, whatever the picture's own proportions
+MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as in DINOv2's training
+RESIZED, CROPPED = 256, 224  # pixels: the shorter side, then a centre crop, as VBench-Long does for DINOv2
+DREAMSIM = 224  # pixels a side, whatever the aspect ratio
 
 Embed = Callable[[Any], Any]  # a picture uint8 (1, 3, H, W) to its embedding (1, D)
 
@@ -21,7 +21,7 @@ Embed = Callable[[Any], Any]  # a picture uint8 (1, 3, H, W) to its embedding (1
 def open_branch(
     dimension: str, device: str, weights: str, home: str, step: Callable[[], None]
 ) -> Callable[[Any], list[dict[str, Any]]]:
-    """What to call with entries of videos, each made of first frames; it gives a record a video."""
+    """A function of entries whose videos consist of first frames, which returns one record per video."""
     import torch
 
     opened = {"subject_consistency": open_dinov2, "background_consistency": open_dreamsim}[dimension]
@@ -40,9 +40,9 @@ def open_branch(
 
 
 def likeness(embeddings: Iterator[Any]) -> float:
-    """The mean over pictures but the first of how alike each is to the one before and to the first.
+    """The mean, over all pictures but the first, of the similarity to the one before and to the first.
 
-    Both by the cosine of embeddings (1, D); one below 0 is 0.
+    Both are cosines of embeddings (1, D), clipped below at 0.
     """
     import torch
 
@@ -65,7 +65,7 @@ def _read(path: str) -> Iterator[Any]:
 
 
 def _resized(picture: Any, height: int, width: int) -> Any:
-    """Bicubic, in units of 1 where a picture has 255; VBench reads pictures as floats, so nothing is rounded or cut."""
+    """Resize bicubically, with 255 scaled to 1; in floats, as VBench reads pictures: nothing is rounded or clipped."""
     import torch
 
     return torch.nn.functional.interpolate(picture.float(), (height, width), mode="bicubic", antialias=True) / 255
@@ -86,7 +86,7 @@ def load_dinov2(weights: str, device: Any) -> Callable[[Any], Any]:
 
 
 def open_dinov2(device: str, weights: str, home: str) -> Embed:
-    """DINOv2's class token, as VBench-Long brings pictures to its size."""
+    """DINOv2's class token, of pictures resized as by VBench-Long."""
     class_token = load_dinov2(weights, device)
 
     def embed(picture: Any) -> Any:
@@ -100,7 +100,7 @@ def open_dinov2(device: str, weights: str, home: str) -> Embed:
 
 
 def open_dreamsim(device: str, weights: str, home: str) -> Embed:
-    """DreamSim's embedding: DINO's, CLIP's and OpenCLIP's ViT-B/16, tuned together to what people find alike."""
+    """DreamSim's embedding: DINO's, CLIP's and OpenCLIP's ViT-B/16, tuned together to human similarity judgements."""
     from dreamsim import dreamsim
 
     folder = os.path.join(home, "dreamsim")  # where DreamSim keeps its files and, as torch.hub's folder, DINO's
@@ -113,6 +113,6 @@ def open_dreamsim(device: str, weights: str, home: str) -> Embed:
     for name, target in links.items():
         os.symlink(os.path.join(weights, target), os.path.join(folder, name))
     with open(os.path.join(folder, "ensemble_lora", "adapter_config.json"), encoding="utf-8") as file:
-        json.load(file)  # a file that is none is told as what it is
+        json.load(file)  # a broken file fails here, as a JSON error
     model, _ = dreamsim(pretrained=True, device=device, cache_dir=folder)
     return lambda picture: model.embed(_resized(picture, DREAMSIM, DREAMSIM))

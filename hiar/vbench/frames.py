@@ -1,4 +1,4 @@
-"""Our side of the networks that look at frames: one process for as long as there are videos, part by part."""
+"""Our side of the networks that score frames: one process for all videos, which are sent part by part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hiar.errors import RunFailed
 from hiar.vbench.asking import how_ended, lend, open_environ
 from hiar.vbench.environment import Environment
 
-DRIFT = "drift"  # what the networks are for, as `hiar vbench doctor` calls it
+DRIFT = "drift"  # the networks' purpose, as `hiar vbench doctor` calls it
 NETWORKS = Path(__file__).with_name("networks.py")
 _ALEXNET = "torchvision_model/alexnet-owt-7be5be79.pth"
 FILES = (
@@ -30,9 +30,9 @@ VERSIONS = (*PACKAGES, "torch", "numpy", "timm", "openai-clip", "opencv-python-h
 
 
 class Networks:
-    """The networks in VBench's environment. They start when they are first asked, and end with this object.
+    """The networks in a process of VBench's environment, which starts when first asked and ends with this object.
 
-    weights: the folder of theirs. threads: that they compute with on a CPU.
+    weights: the folder of weights. threads: used on a CPU.
     """
 
     def __init__(self, environment: Environment, weights: Path, device: str, threads: int) -> None:
@@ -42,10 +42,10 @@ class Networks:
         self._process: subprocess.Popen[bytes] | None = None
 
     def look(self, pixels: bytes, shape: Sequence[int], before: bool) -> dict[str, list[float]]:
-        """Values by metric of frames uint8 of ``shape`` (F, H, W, 3); ``before``: the first one is only before them.
+        """Values by metric of frames uint8 of ``shape`` (F, H, W, 3); ``before``: the first one precedes this part.
 
-        ``musiq`` and ``clip_iqa``, one a frame; ``dinov2`` and ``lpips``, one a pair of consecutive frames.
-        Raises RunFailed where the process ends, or a value is not finite.
+        ``musiq`` and ``clip_iqa`` per frame; ``dinov2`` and ``lpips`` per pair of consecutive frames.
+        Raises RunFailed when the process ends, or a value is not finite.
         """
         values: dict[str, list[float]] = self._ask({"shape": list(shape), "before": before}, pixels)["values"]
         for name, found in values.items():
@@ -63,7 +63,7 @@ class Networks:
         except BrokenPipeError:  # it has died already
             answer = b""
         if not answer:
-            raise RunFailed(f"{DRIFT}: its process {how_ended(process.wait(), self._log)}")
+            raise RunFailed(f"{DRIFT}: {how_ended(process.wait(), self._log)}")
         return json.loads(answer)
 
     def _start(self) -> subprocess.Popen[bytes]:

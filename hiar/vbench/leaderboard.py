@@ -1,4 +1,4 @@
-"""The results of a folder, gathered: totals, and the archive that VBench's leaderboard takes."""
+"""The results in a folder, and the archive of them that VBench's leaderboard takes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SHARED = ("protocol", "prompts", "generated_with")
 
 
 def read_results(out: Path) -> dict[str, dict[str, Any]]:
-    """What `score_folder` left in a folder, by dimension, in VBench's order.
+    """The results of `score_folder` in a folder, by dimension, in VBench's order.
 
-    Raises UserError where there is nothing, or results that were not made alike.
+    Raises UserError when there are none, or they differ in protocol, prompts or `generated_with`.
     """
     results = {}
     for name in DIMENSIONS:
@@ -44,7 +44,7 @@ def read_results(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_archive(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """The zip of ``DIMENSION_eval_results.json`` that the leaderboard takes; always the same bytes.
+    """Write the zip of ``DIMENSION_eval_results.json`` that the leaderboard takes; always the same bytes.
 
     Raises UserError for videos of other prompts than the suite's, and when it cannot be written.
     """
@@ -54,5 +54,5 @@ def write_archive(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, result in results.items():
             videos = [{"video_path": video, "video_results": value} for video, value in result["by_video"].items()]
-            member = zipfile.ZipInfo(f"{name}_eval_results.json")  # of a fixed date
+            member = zipfile.ZipInfo(f"{name}_eval_results.json")  # with a fixed date
             archive.writestr(member, json.dumps({name: [result["value"], videos]}, indent=4), zipfile.ZIP_DEFLATED)

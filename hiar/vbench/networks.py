@@ -1,9 +1,9 @@
-"""Runs inside VBench's environment: what the networks of the paper's Drift say of frames, one frame after another.
+"""Runs inside VBench's environment: values of frames by the networks of the paper's Drift, one frame after another.
 
-A line of JSON on the standard input says how to begin. Then come parts of videos, each a line of JSON (``shape`` (F, H,
-W, 3), and whether its first frame is only ``before`` the part) with its pixels behind it; each is answered by a line of
-JSON on what was the standard output when it began. The end of the input ends it. This file imports nothing of the
-project but files beside it.
+The first line on the standard input, JSON, has the settings. Then come parts of videos, each a line of JSON (``shape``
+(F, H, W, 3), and whether its first frame only precedes the part, ``before``) followed by its pixels; each is answered
+by a line of JSON on the original standard output. The end of the input ends the process. This file imports nothing of
+the project but files beside it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-RESIZED, CROPPED = 256, 224  # pixels: the shorter side, then a square from the middle, as DINOv2 is published
+RESIZED, CROPPED = 256, 224  # pixels: the shorter side, then a centre crop, as published for DINOv2
 
 Look = Callable[[Any, bool], dict[str, list[float]]]
 
 
 def main() -> None:
-    """Answer: ``ready`` once the networks are loaded, then the values of each part by metric."""
+    """Answer ``ready`` once the networks are loaded, then the values of each part by metric."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # the packages print much
+    os.dup2(2, 1)  # the packages print a lot
     confined = _beside("worker.py")
     parts = sys.stdin.buffer
     request = json.loads(parts.readline())
@@ -44,10 +44,10 @@ def main() -> None:
 
 
 def open_networks(weights: str, device: Any) -> Look:
-    """What to call with frames uint8 (F, H, W, 3), the first of which may only be before them.
+    """A function of frames uint8 (F, H, W, 3), the first of which may only precede the part.
 
-    It gives ``musiq`` and ``clip_iqa`` a frame, ``dinov2`` (cosine of embeddings) and ``lpips`` (distance) a pair of
-    consecutive ones. Frames go through one by one, so that no part or batch shows in a value.
+    It returns ``musiq`` and ``clip_iqa`` per frame, ``dinov2`` (cosine of embeddings) and ``lpips`` (distance) per pair
+    of consecutive ones. Frames are computed one by one, so that values do not depend on parts or batches.
     """
     import pyiqa
     import torch
@@ -91,7 +91,7 @@ def open_networks(weights: str, device: Any) -> Look:
 
 
 def _beside(name: str) -> dict[str, Any]:
-    """What a file in this folder defines, which is in no package there."""
+    """The definitions in a file of this folder, which is in no package of the environment."""
     return runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), name))
 
 

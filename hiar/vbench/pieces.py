@@ -1,4 +1,4 @@
-"""What VBench is asked about: the videos of a dimension, their clips, or the clips' first frames."""
+"""What VBench scores: the videos of a dimension, their clips, or the clips' first frames."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hiar.vbench.dimensions import SAMPLES
 from hiar.vbench.suite import Entry
 from hiar.vbench.videos import Video
 
-Chosen = tuple[Video, dict[str, Any]]  # a video, and what the suite says beside its prompt
+Chosen = tuple[Video, dict[str, Any]]  # a video, and the suite's ``auxiliary_info`` on its prompt
 
 
 class Piece(NamedTuple):
-    """What VBench is asked about: a video, or a clip of it. key: what it shows and is asked, whatever its name."""
+    """What VBench scores: a video, or a clip of it. key: its content and its prompt, whatever the file's name."""
 
     key: str
     video: str
@@ -26,19 +26,19 @@ class Piece(NamedTuple):
 
 
 def chosen_videos(name: str, videos: Sequence[Video], suite: Iterable[Entry], most: int = SAMPLES) -> list[Chosen]:
-    """The videos of a dimension's prompts in the suite's order, with what the suite says beside each prompt.
+    """The videos of a dimension's prompts in the suite's order, with the suite's ``auxiliary_info``.
 
-    Of each prompt's the first ``most``.
+    Of each prompt, samples 0 to ``most`` - 1.
     """
     samples = defaultdict(list)
-    for video in videos:  # in the order of their names, which has samples of one digit in theirs
+    for video in videos:  # ordered by name, which keeps samples of one digit in order
         if video.sample < most:
             samples[video.prompt].append(video)
     return [(video, entry.auxiliary) for entry in suite if name in entry.dimensions for video in samples[entry.prompt]]
 
 
 def whole_videos(chosen: Sequence[Chosen], hashes: Mapping[Path, str]) -> list[Piece]:
-    """The videos as they are. hashes: what each holds."""
+    """The videos as they are. hashes: of their contents."""
     return [
         Piece(f"{hashes[video.path]} {video.prompt}", video.path.name, Item(video.path, video.prompt, auxiliary))
         for video, auxiliary in chosen
@@ -46,7 +46,7 @@ def whole_videos(chosen: Sequence[Chosen], hashes: Mapping[Path, str]) -> list[P
 
 
 def clips_of(chosen: Sequence[Chosen], hashes: Mapping[Path, str], suite: Iterable[Entry], folder: Path) -> list[Piece]:
-    """The clips of each video, cut where they are not yet. suite: none where the prompts are not the suite's."""
+    """The clips of each video, cut where they are missing. suite: empty where the prompts are not the suite's."""
     looked_at: defaultdict[str, set[str]] = defaultdict(set)
     for entry in suite:
         looked_at[entry.prompt].update(entry.dimensions)
@@ -69,12 +69,12 @@ def clips_of(chosen: Sequence[Chosen], hashes: Mapping[Path, str], suite: Iterab
 
 
 def by_name(chosen: Iterable[Chosen]) -> list[Chosen]:
-    """In the order of VBench's names, in which 10 comes before 2; of each prompt, that is."""
+    """The videos of each prompt in the order of VBench's names, in which 10 comes before 2."""
     return sorted(chosen, key=lambda one: f"{one[0].sample}.mp4")
 
 
 def first_frames(pieces: Iterable[Piece]) -> list[Piece]:
-    """Of each video that is several clips, the one of their first frames."""
+    """For each video of several clips, the piece of their first frames."""
     clips: defaultdict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
         clips[piece.video].append(piece)

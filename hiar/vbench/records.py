@@ -1,6 +1,6 @@
-"""What is known of a dimension's videos: a file of JSON lines that a killed run leaves readable.
+"""The records of a dimension's videos: a file of JSON lines that stays readable after a kill.
 
-The first line says what decides the values (protocol, weights, versions, device); each other line is a video or clip.
+The first line holds what decides the values (protocol, weights, versions, device); each other line is a video or clip.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from hiar.io.progress import tell
 
 
 class Records:
-    """The records of one dimension, by key; `add` keeps them on the disk. Made by `open_records`."""
+    """The records of one dimension, by key; `add` writes them to disk. Made by `open_records`."""
 
     def __init__(self, path: Path, known: dict[str, dict[str, Any] | None]) -> None:
         self.path, self.known = path, known
 
     def add(self, key: str, name: str, fields: dict[str, Any] | None) -> None:
-        """Keep the official fields of a video's result, None where VBench gives it none. name: for readers."""
+        """Keep the official fields of a video's result, None where VBench gives it none. name: for human readers."""
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_line({"key": key, "video": name, "fields": fields}))
             file.flush()
@@ -35,16 +35,16 @@ class Records:
 
 
 def records_path(out: Path, dimension: str) -> Path:
-    """Where a dimension's records lie."""
+    """The file of a dimension's records."""
     return out / f"{dimension}.jsonl"
 
 
 @contextmanager
 def open_records(out: Path, dimension: str, decides: Mapping[str, Any]) -> Iterator[Records]:
-    """The records of a dimension, to add to, for this process alone.
+    """The records of a dimension, open for this process alone.
 
-    What was noted with other weights, versions or protocol is set aside as ``DIMENSION.aside-N.jsonl``, which is told.
-    Raises UserError when another process is at it, or the file is no such file.
+    Those of another protocol, device, weights or versions are set aside as ``DIMENSION.aside-N.jsonl``, with a message.
+    Raises UserError when another process has them open, or the file holds anything else.
     """
     path = records_path(out, dimension)
     with writing(out):
@@ -61,7 +61,7 @@ def open_records(out: Path, dimension: str, decides: Mapping[str, Any]) -> Itera
 
 
 def _taken_up(path: Path, decides: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """What the file holds; a file that begins as it should is there afterwards, and ends with a whole line."""
+    """The records in the file, which afterwards exists, begins with ``decides`` and ends with a complete line."""
     lines = _whole_lines(path)
     if lines and lines[0].get("decides") == decides:
         write_text(path, "".join(map(_line, lines)))

@@ -1,4 +1,4 @@
-"""A folder of videos scored by VBench, dimension by dimension; what is done is not done again."""
+"""A folder of videos scored by VBench, dimension by dimension; finished work is not repeated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from hiar.vbench.weights import weights_folder
 
 
 class Scores(NamedTuple):
-    """values: of the dimensions that were scored. failed: of the others, what happened."""
+    """values: of the dimensions that were scored. failed: the errors of the others."""
 
     values: dict[str, float]
     failed: dict[str, str]
@@ -54,15 +54,15 @@ def score_folder(
     within_clips: bool = False,
     static_filter: bool = False,
 ) -> Scores:
-    """Score the videos of ``folder``; leave a value a dimension in ``out``, DIMENSION.json, beside its records.
+    """Score the videos in ``folder``; write each dimension's value to DIMENSION.json in ``out``, beside its records.
 
-    dimensions: None takes all that run here and suit the videos. prompts: as `hiar.vbench.videos.read_videos` says.
-    devices: of one kind; as many dimensions are scored at once. protocol: None goes by the videos' length. generated:
-    with ``short`` or ``extended`` prompts, which is noted; None goes by what the folder says. within_clips: of long
-    videos' consistencies the slow branch alone (`hiar.vbench.across`). static_filter: of temporal_flickering's videos
-    those alone that VBench's filter finds still, five a prompt, of whatever number there is.
-    A dimension that breaks down is in ``failed``; the others go on. Raises UserError, before anything is scored, for
-    what does not fit: dimensions, environment, weights, videos, prompts.
+    dimensions: None takes all that run here and suit the videos. prompts: see `hiar.vbench.videos.read_videos`.
+    devices: of one kind; each scores one dimension at a time. protocol: None decides by the videos' length. generated:
+    with ``short`` or ``extended`` prompts, which is recorded; None takes what the folder records. within_clips: score
+    long videos' consistencies by the slow branch alone (`hiar.vbench.across`). static_filter: of temporal_flickering's
+    videos, score only those that VBench's filter finds static, five per prompt, of at most 25.
+    A dimension that fails is in ``failed``; the others go on. Raises UserError, before anything is scored, when
+    dimensions, environment, weights, videos or prompts do not fit.
     """
     named = None if dimensions is None else known_dimensions(dimensions)
     if protocol not in (None, *PROTOCOLS):
@@ -127,14 +127,14 @@ def score_folder(
                 task = task._replace(across=task._replace(dimension=name + SUFFIX, pieces=firsts, facts=noted))
             tasks.append(task)
         for task in tasks:
-            remove(task.result)  # an old value says nothing of these videos until they are scored
+            remove(task.result)  # an old value may be of other videos
         found = dict(zip((task.dimension for task in tasks), side_by_side(tasks, devices, leave_value), strict=True))
     failed = {name: str(value) for name, value in found.items() if isinstance(value, RunFailed)}
     return Scores({name: value for name, value in found.items() if not isinstance(value, RunFailed)}, failed)
 
 
 def check_folder(folder: Path, dimensions: Iterable[str]) -> None:
-    """Raise UserError for what `score_folder` would refuse of videos and named dimensions, for before other work."""
+    """Raise UserError where `score_folder` would refuse videos or named dimensions, to call before other work."""
     where, named = find_environment(default_folder()), known_dimensions(dimensions)
     suite = read_suite(where.suite)
     videos = read_videos(folder, suite)
@@ -144,7 +144,7 @@ def check_folder(folder: Path, dimensions: Iterable[str]) -> None:
 
 
 def _runnable(findings: Iterable[Finding], also: Mapping[str, Finding]) -> list[Finding]:
-    """Those that lack nothing, nor does what they take beside; of the others it is told."""
+    """The findings without problems of their own or in ``also``; a message names each of the others."""
     found = []
     for finding in findings:
         beside = also.get(finding.dimension)

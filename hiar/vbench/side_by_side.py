@@ -1,4 +1,4 @@
-"""Dimensions side by side, one a device: each is a process of VBench's, for which a thread of ours waits."""
+"""Dimensions in parallel, one per device: each is a process of VBench, for which one of our threads waits."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """The processes at work, so that whoever waits for them can end them all."""
+    """The running processes, so that whoever waits for them can end them all."""
 
     def __init__(self) -> None:
         self._lock, self._ended = Lock(), False
         self._started: list[subprocess.Popen[str]] = []
 
     def add(self, worker: subprocess.Popen[str]) -> None:
-        """Note a process that has just begun; after the end it is killed at once."""
+        """Register a process that has just started; after `end` it is killed at once."""
         with self._lock:
             self._started.append(worker)
             if self._ended:
                 worker.kill()
 
     def end(self) -> None:
-        """Kill those at work and those that are still to come."""
+        """Kill the running processes and any that are added later."""
         with self._lock:
             self._ended = True
             for worker in self._started:
@@ -38,9 +38,9 @@ class Workers:
 def side_by_side(
     tasks: Sequence[Task], devices: Sequence[str], work: Callable[[Task, str, Workers], Result]
 ) -> list[Result]:
-    """What ``work`` gives for each task, in their order; each has a device of its own while it lasts.
+    """The result of ``work`` for each task, in their order; each has a device of its own while it runs.
 
-    The first exception, an interruption by the user too, ends all that are at work, and is raised.
+    The first exception, including an interruption by the user, ends all running processes and is raised.
     """
     workers, free = Workers(), SimpleQueue[str]()
     for device in devices:

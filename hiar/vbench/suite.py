@@ -18,7 +18,7 @@ _ROOM = len("-123.mp4")
 
 
 class Entry(NamedTuple):
-    """An entry of the suite. A prompt may have several, for other dimensions; its videos serve them all."""
+    """An entry of the suite. A prompt may have several, for different dimensions; its videos serve them all."""
 
     prompt: str
     dimensions: tuple[str, ...]
@@ -38,7 +38,7 @@ def read_suite(path: Path) -> list[Entry]:
 
 
 def wanted(suite: Iterable[Entry], dimensions: Collection[str]) -> dict[str, int]:
-    """How many videos each prompt takes for these dimensions, in the suite's order; a prompt counts once."""
+    """Number of videos that each prompt needs for these dimensions, in the suite's order, each prompt once."""
     counts: dict[str, int] = {}
     for entry in suite:
         if shared := set(entry.dimensions) & set(dimensions):
@@ -47,13 +47,13 @@ def wanted(suite: Iterable[Entry], dimensions: Collection[str]) -> dict[str, int
 
 
 def prompt_lines(counts: dict[str, int]) -> Iterator[str]:
-    """A line a video to generate: each prompt as often as it takes videos."""
+    """One line per video to generate: each prompt as often as it needs videos."""
     for prompt, count in counts.items():
         yield from [prompt] * count
 
 
 def file_stem(prompt: str, limit: int = MOST_BYTES - _ROOM) -> str:
-    """A prompt as the stem of a file name; what is longer than a name may be is cut and told apart by its hash."""
+    """A prompt as the stem of a file name; one of over ``limit`` bytes is cut and ends with its hash instead."""
     stem = prompt.replace("/", " ").replace("\0", " ")
     encoded = stem.encode()
     if len(encoded) <= limit:
@@ -63,14 +63,14 @@ def file_stem(prompt: str, limit: int = MOST_BYTES - _ROOM) -> str:
 
 
 def file_name(prompt: str, sample: int) -> str:
-    """VBench's name of a video: the short prompt and the number of the sample, counted from 0."""
+    """VBench's name of a video: the prompt as a stem and the number of the sample, counted from 0."""
     return f"{file_stem(prompt)}-{sample}.mp4"
 
 
 def parse_name(stem: str, prompts: dict[str, str]) -> tuple[str, int] | None:
-    """Prompt and sample of a video named by VBench; None where the name is no prompt's.
+    """Prompt and sample of a video named as by VBench; None where the name matches no prompt.
 
-    prompts: by the stem that each has as a file name (`file_stem`).
+    prompts: by their stems (`file_stem`).
     """
     found = _NAME.fullmatch(stem)
     if not found or found["prompt"] not in prompts:

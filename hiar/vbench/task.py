@@ -1,4 +1,4 @@
-"""One dimension scored: what is known of its videos, what is asked, and the value that is left."""
+"""Scoring one dimension: the known records, the requests for missing ones, and the resulting value."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from hiar.vbench.values import dimension_value, long_values, mean
 
 
 class Task(NamedTuple):
-    """One dimension. counts: of its videos, and of how many. facts: what is noted beside its value.
+    """One dimension. counts: ``videos`` scored, ``of`` how many. facts: recorded beside its value.
 
-    across: what is asked about the first frames of the clips of long videos, where that is a part of the value.
-    still: what is asked about the pieces first, where those alone are scored in which little moves.
+    across: the task for the first frames of long videos' clips, where that is a part of the value.
+    still: the task that filters the pieces first, where only static ones are scored.
     """
 
     dimension: str
@@ -39,17 +39,17 @@ class Task(NamedTuple):
 
     @property
     def result(self) -> Path:
-        """Where its value is left."""
+        """The file of its value."""
         return self.out / f"{self.dimension}.json"
 
     @property
     def decides(self) -> dict[str, Any]:
-        """What records of it are of."""
+        """What its records depend on."""
         return {field: self.facts[field] for field in ("protocol", "device", "weights", "versions")}
 
 
 def leave_value(task: Task, device: str, workers: Workers) -> float | RunFailed:
-    """The value of one dimension, which is left in the folder of results, or what happened to it."""
+    """The value of one dimension, also written to the folder of results, or the error that prevented it."""
     try:
         value, by_video = _score(task, device, workers)
     except RunFailed as error:
@@ -91,9 +91,9 @@ def _score(task: Task, device: str, workers: Workers) -> tuple[float, dict[str, 
 
 
 def _records(task: Task, device: str, workers: Workers) -> dict[str, list[dict[str, Any]]]:
-    """What VBench says of each video, or of each of its clips, by the video's name; of one it may say nothing.
+    """VBench's records of each video, or of each of its clips, by the video's name; a video may have none.
 
-    Raises RunFailed where it says nothing of any.
+    Raises RunFailed when none has any.
     """
     pieces = task.pieces
     with open_records(task.out, task.dimension, task.decides) as records:
@@ -109,9 +109,9 @@ def _records(task: Task, device: str, workers: Workers) -> dict[str, list[dict[s
 
 
 def _still(task: Task, device: str, workers: Workers) -> list[Piece]:
-    """Of each prompt the first videos, or clips, that the filter finds still, SAMPLES at most.
+    """The first videos, or clips, of each prompt that the filter finds static, at most SAMPLES.
 
-    As VBench does, it looks at no more of a prompt than it takes to find them. Raises RunFailed where it finds none.
+    As in VBench, it checks no more of a prompt than needed to find them. Raises RunFailed when it finds none.
     """
     waiting: dict[str, list[Piece]] = {}
     found: list[Piece] = []

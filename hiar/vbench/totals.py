@@ -1,4 +1,4 @@
-"""VBench's three figures from the values of its dimensions, as the leaderboard's own script makes them."""
+"""VBench's three figures from the values of its dimensions, as the leaderboard's own script computes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOTALS = ("quality", "semantic", "total")
 
 
 class Totals(NamedTuple):
-    """None stands for a figure that a missing dimension leaves open."""
+    """None stands for a figure of which a dimension is missing."""
 
     quality: float | None
     semantic: float | None
@@ -23,8 +23,8 @@ class Totals(NamedTuple):
 def totals(values: Mapping[str, float], strict: bool = False) -> Totals:
     """Quality, Semantic and Total of raw values by dimension.
 
-    A figure is open while one of its dimensions is missing. strict: as the leaderboard's script, a missing dimension
-    has a raw value of 0, which is below 0 once normalised where the smallest value is larger.
+    A figure is None while one of its dimensions is missing. strict: as in the leaderboard's script, a missing dimension
+    has a raw value of 0, which is negative once normalised where the dimension's ``low`` is above 0.
     Raises UserError for a dimension that VBench does not have.
     """
     known_dimensions(values)

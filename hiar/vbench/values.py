@@ -1,4 +1,4 @@
-"""The value of a dimension from the records of its videos, as VBench takes the mean."""
+"""The value of a dimension from the records of its videos, averaged as by VBench."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 Record = Mapping[str, Any]  # the official fields of a video's or a clip's result; `video_results` is its value
 
 _SUMMED = {"aesthetic_quality", "imaging_quality", "human_action", "color"}
-UNIT = {"imaging_quality": 100}  # how many times as large a video's result is as it counts in the value
-# Means over frames: what is summed, and what counts.
+UNIT = {"imaging_quality": 100}  # a video's result is divided by this in the value
+# Means over frames: the field that is summed, and the field that counts.
 _RATIOS = {
     "background_consistency": ("video_sim", "cnt_per_video"),
     "object_class": ("success_frame_count", "frame_count"),
@@ -21,9 +21,9 @@ _RATIOS = {
 
 
 def dimension_value(dimension: str, records: Sequence[Record]) -> float:
-    """The value of whole videos' records, one at least, in VBench's order and with its rounding.
+    """The value from records of whole videos, one at least, in VBench's order and with its rounding.
 
-    Some are means over videos, some over all frames. Of subject_consistency VBench does not tell what it sums: there
+    Some are means over videos, some over all frames. VBench does not report the sums of subject_consistency, so there
     the last digit may differ.
     """
     if dimension in _RATIOS:
@@ -45,8 +45,8 @@ def dimension_value(dimension: str, records: Sequence[Record]) -> float:
 def long_values(dimension: str, clips: Mapping[str, Sequence[Record]]) -> tuple[float, dict[str, float]]:
     """The value of long videos, and each video's own: the mean of its clips. clips: records by video, one at least.
 
-    VBench-Long means so, and takes the mean over videos; its own code, which tells videos apart by what their names
-    hold before the first underscore, mixes them.
+    So VBench-Long intends it, with the mean over videos as the value; but its code tells videos apart by their names
+    up to the first underscore, and so mixes them.
     """
     videos = {name: mean([one["video_results"] for one in records]) for name, records in clips.items() if records}
     value = mean(list(videos.values()))
@@ -54,12 +54,12 @@ def long_values(dimension: str, clips: Mapping[str, Sequence[Record]]) -> tuple[
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of one value at least."""
+    """The mean of at least one value."""
     return _total(values) / len(values)
 
 
 def _total(values: Iterable[float]) -> float:
-    """One after the other, as VBench adds: `sum` keeps more digits on newer Pythons."""
+    """The sum, one value after the other, as VBench adds: `sum` keeps more digits on newer Pythons."""
     total = 0.0
     for value in values:
         total += value

@@ -1,4 +1,4 @@
-"""The videos of a folder with the prompts that they belong to."""
+"""The videos of a folder, with their prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAPTIONS = "captions.txt"  # of a folder that `hiar sample` has filled
 
 
 class Video(NamedTuple):
-    """sample: which of its prompt's videos it is, counted from 0. fps: frames a second, as the file says."""
+    """sample: which of its prompt's videos it is, counted from 0. fps: frames per second, as in the file."""
 
     path: Path
     prompt: str
@@ -31,16 +31,16 @@ class Video(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it plays."""
+        """Duration in seconds."""
         return self.frames / self.fps
 
 
 def read_videos(folder: Path, suite: Iterable[Entry], prompts: Path | None = None) -> list[Video]:
     """The mp4 files of a folder, each with its prompt, in order of their names.
 
-    prompts: a text file, a prompt a line in the videos' order, or VBench's JSON object of prompts by file name. Without
-    it, the folder's captions.txt, else VBench's file names. Raises UserError when they do not match, or for a file that
-    is no video.
+    prompts: a text file, one prompt per line in the videos' order, or VBench's JSON object of prompts by file name; by
+    default the folder's captions.txt, else VBench's file names. Raises UserError when they do not match, or for a file
+    that is no video.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder; name one with videos")
@@ -65,7 +65,7 @@ def read_videos(folder: Path, suite: Iterable[Entry], prompts: Path | None = Non
 
 
 def generated_with(folder: Path) -> str:
-    """``short`` or ``extended`` prompts, as `hiar sample` has noted; ``unknown`` for videos from elsewhere."""
+    """``short`` or ``extended`` prompts, as recorded by `hiar sample`; ``unknown`` for videos from elsewhere."""
     try:
         noted = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["generated_with"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -74,9 +74,9 @@ def generated_with(folder: Path) -> str:
 
 
 def is_standard(videos: Sequence[Video], suite: Iterable[Entry]) -> bool:
-    """Whether all are of the suite's prompts, so that each dimension looks at those of its own prompts alone.
+    """Whether all are of the suite's prompts, so that each dimension scores only those of its own prompts.
 
-    That only some are is told.
+    Where only some are, a message says so.
     """
     known = {entry.prompt for entry in suite}
     others = [video for video in videos if video.prompt not in known]
@@ -104,7 +104,7 @@ def protocol_of(videos: Sequence[Video]) -> str:
 
 
 def _length(path: Path) -> tuple[int, float]:
-    """Frames and frames a second. Raises UserError for what is no video, or does not say."""
+    """Number of frames and frame rate. Raises UserError for a file that is no video, or does not tell them."""
     from hiar.io.reading import read_head  # loads torch
 
     read_head(path)

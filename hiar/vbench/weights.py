@@ -1,7 +1,7 @@
-"""The files that VBench's dimensions and Drift load: where they come from, what they should hold, whether they do.
+"""The files that VBench's dimensions and Drift load: their sources, their expected contents, and a check of both.
 
-Most are pickles. None is loaded before its SHA-256 is that which its publisher names or, where none is named, that of
-the file which the user has approved (`approve`, kept in approved.json beside the files).
+Most are pickles. None is loaded unless its SHA-256 is the one that its publisher names, or one that the user has
+approved (`approve`, kept in approved.json beside the files).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _DINOV2 = "https://huggingface.co/facebook/dinov2-base/resolve/main/"
 
 
 class Weight(NamedTuple):
-    """One file. sha256: published hash, or the first digits of it that are published; empty where none is.
+    """One file. sha256: published hash, or those of its first digits that are published; empty where none is.
 
-    member: the file's name in the zip archive that ``url`` leads to, where it does.
+    member: the file's name in the zip archive at ``url``, where that is one.
     """
 
     url: str
@@ -45,8 +45,8 @@ class Weight(NamedTuple):
     member: str | None = None
 
 
-# By the place in VBench's folder of weights. Hashes: the publishers of CLIP, MUSIQ and AlexNet write them into the
-# names; DINO's code is that of the commit in its address; the vocabulary is the one that the package openai-clip holds.
+# By path in VBench's folder of weights. Hashes: the publishers of CLIP, MUSIQ and AlexNet write them into the
+# addresses; DINO's code is that of the commit in its address; the vocabulary is the one in the package openai-clip.
 WEIGHTS = {
     "dino_model/facebookresearch_dino_main/hubconf.py": Weight(
         _DINO + "hubconf.py", "fa80babf82c71d2123e23b05061eb1991a1fbc9877238f250b2a25023e910f72", 5653
@@ -117,7 +117,7 @@ WEIGHTS = {
 
 
 class Held(NamedTuple):
-    """What is at a weight's place. problem: why it may not be loaded, with the remedy; None where it may."""
+    """The file at a weight's place. problem: why it may not be loaded, with the remedy; None where it may."""
 
     name: str
     path: Path
@@ -131,7 +131,7 @@ def weights_folder() -> Path:
 
 
 def inspect(folder: Path, name: str) -> Held:
-    """Look at one weight, read whole for its hash; nothing of it is loaded."""
+    """Check one weight's file, which is read whole for its hash but not loaded."""
     path, known = folder / name, WEIGHTS[name]
     if not path.is_file():
         size = f", {known.size} bytes" if known.size else ""
@@ -167,9 +167,9 @@ def approved(folder: Path) -> dict[str, str]:
 
 
 def approve(folder: Path, name: str) -> str:
-    """Note the hash of the file that is at a weight's place as the one to load from now on; give the hash back.
+    """Record the hash of the file at a weight's place as the one to load from now on, and return it.
 
-    Raises UserError when there is none, or none of its format.
+    Raises UserError when there is no file, or one of another format.
     """
     path = folder / known_weight(name)
     if not path.is_file():
@@ -182,14 +182,14 @@ def approve(folder: Path, name: str) -> str:
 
 
 def known_weight(name: str) -> str:
-    """The name itself. Raises UserError for what is no weight of VBench's or Drift's."""
+    """The name itself. Raises UserError for one that is no weight of VBench or Drift."""
     if name not in WEIGHTS:
         raise UserError(f"file '{name}': is none of VBench's weights; {suggest(name, WEIGHTS)}")
     return name
 
 
 def _wrong_format(path: Path) -> str | None:
-    """What a file is instead of what its name says, by its first bytes and an archive's list; None where it fits."""
+    """How a file differs from what its name promises, by its first bytes and an archive's list; None where it fits."""
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(b"version https://git-lfs"):

@@ -1,7 +1,7 @@
-"""Runs inside VBench's environment, one process a dimension: asks the official package, tells each video's result.
+"""Runs inside VBench's environment, one process per dimension: calls the official package, reports each video's result.
 
-The request is one line of JSON on the standard input, which stays open for as long as the asker lives; the answer is
-lines of JSON on what was the standard output when it began. This file imports nothing of the project.
+The request is one line of JSON on the standard input, which stays open for as long as the requesting process lives; the
+answer is lines of JSON on the original standard output. This file imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-ACROSS = "_across_clips"  # ends the names of what VBench-Long's fast branch is asked
+ACROSS = "_across_clips"  # at the end of the names of VBench-Long's fast branches
 STATIC_FILTER = "temporal_flickering_static_filter"
-CHUNK = 32  # videos that are asked for at once: what a kill loses at most
-FETCHERS = {"wget", "curl", "git"}  # what VBench would start behind one's back where a file is missing
+CHUNK = 32  # videos scored in one call: what a kill loses at most
+FETCHERS = {"wget", "curl", "git"}  # what VBench would start unasked where a file is missing
 
 
 def main() -> None:
     """Answer the request: ``dimension``, ``device``, ``weights``, ``home`` (scratch), ``entries`` as VBench lists them.
 
-    Messages: ``step`` for each video begun, ``video`` (path and the official fields of its result, or null), ``end``.
+    Messages: ``step`` per video, as progress, ``video`` (path and the official fields of its result, or null), ``end``.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # VBench prints much
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that nothing of it is lost in a crash
+    os.dup2(2, 1)  # VBench prints a lot
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a crash loses nothing of it
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_asker, daemon=True).start()
     os.environ |= {"VBENCH_CACHE_DIR": request["weights"], "TORCH_HOME": request["home"], "HF_HUB_OFFLINE": "1"}
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def open_scores(request: dict[str, Any], step: Callable[[], None]) -> Callable[[Any], list[dict[str, Any]]]:
-    """What gives records of the entries' videos: the package's own function or filter, or ours of first frames."""
+    """A function from entries to their videos' records: the package's own, its filter, or ours of first frames."""
     dimension, device, home = (request[field] for field in ("dimension", "device", "home"))
     if dimension == STATIC_FILTER:
         return static_filter(device, request["weights"], step)
@@ -63,7 +63,7 @@ def open_scores(request: dict[str, Any], step: Callable[[], None]) -> Callable[[
 
 
 def official(dimension: str, device: str, home: str, step: Callable[[], None]) -> Callable[[Any], list[dict[str, Any]]]:
-    """The package's own function for a dimension: entries of its prompt suite with their videos to a record a video."""
+    """The package's own function for a dimension: from the suite's entries with videos to one record per video."""
     mend_torchvision()
     import torch
     from vbench.utils import init_submodules
@@ -89,7 +89,7 @@ def official(dimension: str, device: str, home: str, step: Callable[[], None]) -
 
 
 def static_filter(device: str, weights: str, step: Callable[[], None]) -> Callable[[Any], list[dict[str, Any]]]:
-    """The package's own filter, 1 for a video that it finds still, else 0."""
+    """The package's own filter: 1 for a video that it finds static, else 0."""
     mend_torchvision()
     from argparse import Namespace
 
@@ -97,7 +97,7 @@ def static_filter(device: str, weights: str, step: Callable[[], None]) -> Callab
     from vbench.cli import static_filter as module
 
     class Filter(module.StaticFilter):
-        """On any device: the package's loads its weights where they were saved, and pictures to ``cuda``."""
+        """For any device: the package's loads weights to the device that saved them, and pictures to ``cuda``."""
 
         def load_model(self) -> None:
             model = torch.nn.DataParallel(module.RAFT(self.args))
@@ -119,7 +119,7 @@ def static_filter(device: str, weights: str, step: Callable[[], None]) -> Callab
 
 
 def chunks(entries: list[dict[str, Any]], size: int = CHUNK) -> Iterator[list[dict[str, Any]]]:
-    """Entries in order, at most ``size`` videos at a time; an entry with more is in several."""
+    """Entries in order, at most ``size`` videos at a time; an entry with more is split."""
     chunk: list[dict[str, Any]] = []
     room = size
     for entry in entries:
@@ -136,7 +136,7 @@ def chunks(entries: list[dict[str, Any]], size: int = CHUNK) -> Iterator[list[di
 
 
 def _counted(items: Iterable[Any], step: Callable[[], None]) -> Iterator[Any]:
-    """Items of VBench's loops: paths of videos, or prompts with theirs."""
+    """Yield the items of VBench's loops, paths of videos or prompts with theirs, and call ``step`` for each video."""
     for item in items:
         yield item
         for _ in item["video_list"] if isinstance(item, dict) else [item]:
@@ -151,7 +151,7 @@ def _plain(record: dict[str, Any] | None, dimension: str, path: str) -> dict[str
         name: [float(one) for one in value] if isinstance(value, list) else float(value)
         for name, value in record.items()
     }
-    if dimension == "subject_consistency":  # its mean is over pairs of frames, whose number VBench keeps to itself
+    if dimension == "subject_consistency":  # its mean is over pairs of frames, whose number VBench does not report
         from decord import VideoReader
 
         fields["pairs"] = float(len(VideoReader(path, num_threads=1)) - 1)
@@ -168,7 +168,7 @@ def mend_torchvision() -> None:
 
 
 def stay_offline(event: str, details: tuple[Any, ...]) -> None:
-    """Refuse what would reach for a network: files come by `hiar vbench fetch` alone."""
+    """Refuse network access: files come from `hiar vbench fetch` alone."""
     if event == "socket.connect" and isinstance(details[1], tuple):
         raise ConnectionRefusedError(f"VBench asks for {details[1]}: nothing is downloaded while it scores")
     command = details[1] if event == "subprocess.Popen" else details[0] if event == "os.system" else ""
@@ -179,8 +179,8 @@ def stay_offline(event: str, details: tuple[Any, ...]) -> None:
 
 
 def _end_with_asker() -> None:
-    """Wait until the asker has gone, and go too."""
-    while os.read(sys.stdin.fileno(), 1):  # not through sys.stdin, whose lock Python wants back as it ends
+    """Exit when the requesting process closes the standard input, or ends."""
+    while os.read(sys.stdin.fileno(), 1):  # not through sys.stdin, whose lock Python needs at its end
         pass
     os._exit(1)
 

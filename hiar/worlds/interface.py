@@ -1,7 +1,7 @@
 """What a world is: where prompts and clips come from, and how text and pixels become tensors.
 
 Everything else of the project - the grid, the rollout, the losses, the stages, the commands - sees worlds through these
-protocols alone. A world is a package `hiar.worlds.KIND` with a function ``open_world`` that makes a `World` of its
+protocols alone. A world is a package `hiar.worlds.KIND` with a function ``open_world`` that makes a `World` from its
 section of params.yaml.
 """
 
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from hiar import config
 
-if TYPE_CHECKING:  # it takes as long to import as all else together, which who asks about a world may not need
+if TYPE_CHECKING:  # its import takes as long as all others together, and not every user of a world needs it
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-# Every purpose draws its prompts from a range of numbers of its own: none serves two of them.
+# Each purpose numbers its prompts in a range of its own, so that no number serves two purposes.
 PURPOSES = ("training", "held-out", "pairs", "distill", "sample", "critic", "validation")
 SPLIT = 2**40
 FIRST_CLIP = {name: place * SPLIT for place, name in enumerate(PURPOSES)}
-AHEAD = 4096  # prompts that a training has prepared at a time, where that takes long: some gigabytes of a cache
+AHEAD = 4096  # prompts that a training prepares at a time, where that is slow: some gigabytes of cache
 
 
 class Network(Protocol):
-    """What text encoders and codecs have of torch's modules."""
+    """The part of torch's Module interface that text encoders and codecs have."""
 
     def to(self, device: torch.device | str) -> Self: ...
 
@@ -46,15 +46,15 @@ class Text(Network, Protocol):
         ...
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings (B, words, dim) of prompts; how an empty one means "no prompt" is the encoder's own affair."""
+        """Embeddings (B, words, dim) of prompts; each encoder defines how an empty one means "no prompt"."""
         ...
 
     def prepare(self, prompts: Collection[str]) -> None:
-        """Do for all of them at once what `encode` would do for each part of them anew, if anything."""
+        """Do the work once for all ``prompts`` that `encode` would otherwise repeat for each batch, if there is any."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what `World.load_text` reads into a folder; raises UserError for weights that are not finite."""
+        """Write into a folder what `World.load_text` reads; raises UserError for weights that are not finite."""
         ...
 
 
@@ -62,7 +62,7 @@ class Codec(Network, Protocol):
     """Videos of pixels <-> latents."""
 
     channels: int  # of a latent frame
-    chunk: int  # latent frames that are decoded at a time: bounds memory
+    chunk: int  # latent frames decoded at a time: bounds memory
 
     @property
     def device(self) -> torch.device:
@@ -70,14 +70,14 @@ class Codec(Network, Protocol):
         ...
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a latent frame of pictures of a size.
+        """Height and width of a latent frame, from those of its pictures.
 
-        Raises BrokenRule (`hiar.errors`) when they make no whole latent pixels.
+        Raises BrokenRule (`hiar.errors`) when they are no multiple of a latent pixel's.
         """
         ...
 
     def pictures(self, frames: int) -> int:
-        """How many pictures the first ``frames`` latent frames of a video are."""
+        """Number of pictures that the first ``frames`` latent frames of a video decode to."""
         ...
 
     def encode(self, video: Tensor) -> Tensor:
@@ -85,17 +85,17 @@ class Codec(Network, Protocol):
         ...
 
     def decoding(self) -> Callable[[Tensor], Tensor]:
-        """A decoder of one batch of videos, to be called with part after part of their latents.
+        """A decoder for one batch of videos, called with one part of their latents after the other.
 
-        Latents (B, channels, f, h, w) -> video (B, 3, F, H, W) in about [-1, 1]; what it must remember of a video, it
-        does.
+        Latents (B, channels, f, h, w) -> video (B, 3, F, H, W) in about [-1, 1]; it keeps the state that
+        it needs between parts.
         """
         ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
     def save(self, folder: Path) -> None:
-        """Write what `World.load_codec` reads into a folder; raises UserError for weights that are not finite."""
+        """Write into a folder what `World.load_codec` reads; raises UserError for weights that are not finite."""
         ...
 
 
@@ -103,7 +103,7 @@ class Trainable(Codec, Protocol):
     """A codec that is trained here."""
 
     def loss(self, video: Tensor, noise: Tensor) -> Tensor:
-        """How badly ``video`` (B, 3, F, H, W) comes back from its latents with ``noise`` (B, C, f, h, w) added."""
+        """Reconstruction loss of ``video`` (B, 3, F, H, W) from its latents with ``noise`` (B, C, f, h, w) added."""
         ...
 
     def parameters(self) -> Any: ...
@@ -111,30 +111,30 @@ class Trainable(Codec, Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Any: ...
 
 
-Part = Literal["transformer", "text_encoder", "codec"]  # of a model, and their folders in a checkpoint
+Part = Literal["transformer", "text_encoder", "codec"]  # parts of a model, and their folders in a checkpoint
 TRANSFORMER: Part = "transformer"
 TEXT: Part = "text_encoder"
 CODEC: Part = "codec"
 
 
-# From noise (B, C, F, H, W) to clean latents, along a velocity that takes a state and its noise level (), in so many
-# steps whose levels are warped by a shift.
+# (velocity, noise (B, C, F, H, W), steps, shift) -> clean latents. The velocity takes a state and its noise level (), a
+# scalar tensor; shift is the timestep shift of the steps' levels.
 Solver = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, int, float], Tensor]
 
 
-Lora = tuple[Path, float]  # the file of an adapter of low rank, and its scale
+Lora = tuple[Path, float]  # the file of a low-rank adapter, and its scale
 
 
 class World(Protocol):
-    """Prompts, pictures, and what is needed to go from the ones to the others."""
+    """Prompts, clips, and the parts of the models that generate videos from prompts."""
 
     name: str  # in reports
     height: int  # of its pictures
     width: int
     frames_per_second: int
     negative_prompt: str  # what guidance leads away from
-    solver: Solver | None  # of its teacher's clips; None: Euler's
-    has_clips: bool  # whether it has videos of its own, to train on and to compare with
+    solver: Solver | None  # for its teacher's clips; None: Euler
+    has_clips: bool  # whether it has videos of its own, for training and comparison
     base: Path | None  # the model that it adopts; None: codec, text encoder and teacher are trained here
 
     def check(self, prompt: str) -> None:
@@ -142,15 +142,15 @@ class World(Protocol):
         ...
 
     def prompts(self, *, seed: int, first: int, count: int) -> list[str]:
-        """Prompts ``first`` to ``first + count``, which begin at ``FIRST_CLIP[purpose]``."""
+        """Prompts ``first`` to ``first + count``; a purpose's numbers begin at ``FIRST_CLIP[purpose]``."""
         ...
 
     def clips(self, *, seed: int, first: int, count: int, frames: int) -> tuple[Tensor, list[str]]:
-        """The videos of these prompts, uint8 (count, frames, H, W, 3), where the world has any, and the prompts."""
+        """The videos of these prompts, uint8 (count, frames, H, W, 3), and the prompts; only where `has_clips`."""
         ...
 
     def new_codec(self, settings: config.Codec, *, seed: int, frames: int) -> Trainable:
-        """A codec to be trained, fitted to clips of so many frames as far as it needs no training."""
+        """A codec to be trained; what needs no training is fitted to clips of ``frames`` frames."""
         ...
 
     def new_text(self, model: config.Model, *, seed: int) -> Text:
@@ -158,48 +158,48 @@ class World(Protocol):
         ...
 
     def adopt(self, part: Part, folder: Path) -> None:
-        """Make ``folder`` stand for a part of the base, without copying it. Raises UserError when it is not whole."""
+        """Make ``folder`` refer to a part of the base instead of copying it. Raises UserError when that is missing."""
         ...
 
     def referred(self, folder: Path) -> tuple[Path, str] | None:
-        """The base that a part's folder refers to, and the hash of what it had there; None of a part that lies in it.
+        """The base that a part's folder refers to, and the hash of its files; None where the folder holds the part.
 
-        Raises UserError where that is not there any more.
+        Raises UserError when the base is gone or its files have changed.
         """
         ...
 
     def verify(self, folder: Path) -> None:
-        """Read every file that a part's folder refers to. Raises UserError where they are not what they were."""
+        """Read every file that a part's folder refers to. Raises UserError when one has changed."""
         ...
 
     def check_foreign(self, source: Path, weights: str | None) -> None:
-        """Raise UserError where `bring_in` would refuse a source, as far as its head and the base's tell.
+        """Raise UserError where `bring_in` would refuse a source, as far as its headers and the base's show.
 
-        Nothing is refused where the base is not there.
+        Without the base, nothing is refused.
         """
         ...
 
     def bring_in(self, source: Path, weights: str | None, folder: Path, lora: Lora | None = None) -> None:
-        """Write somebody else's transformer, of the base's size, into a new ``folder``.
+        """Import a foreign transformer of the base's size into a new ``folder``.
 
-        weights: which of several sets in the source. lora: what is added to it. Raises UserError when it is none, or
-        not whole.
+        weights: which set, where the source has several. lora: an adapter to merge into it. Raises UserError when the
+        source holds no such transformer, or an incomplete one.
         """
         ...
 
     def send_out(self, folder: Path, form: str, out: Path) -> None:
-        """Write the transformer in ``folder`` in the ``form`` that others read. Raises UserError for no such form."""
+        """Export the transformer in ``folder`` in a ``form`` that others read. Raises UserError for an unknown one."""
         ...
 
     def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
-        """A part of an experiment's model from its configuration alone, on the device in use: weights are not read.
+        """A part of an experiment's model from its configuration alone, on torch's default device; no weights are read.
 
-        folder: another model than the world's base. Raises UserError where its configuration is not known.
+        folder: a model other than the world's base. Raises UserError when its configuration is not known.
         """
         ...
 
     def seconds(self, frames: int) -> float:
-        """How long a video of so many latent frames plays."""
+        """Duration in seconds of a video of ``frames`` latent frames."""
         ...
 
     def words(self, params: config.Params) -> int:
@@ -207,16 +207,16 @@ class World(Protocol):
         ...
 
     def kept(self, prompts: int) -> tuple[int, int]:
-        """Of ``prompts`` draws of a prompt, how many are different ones that are kept embedded on the disk, at most.
+        """How many different prompts of ``prompts`` draws are cached on disk as embeddings, at most, and their bytes.
 
-        And the bytes that they take there. Nothing is kept where embedding takes no time.
+        Nothing is cached where embedding is cheap.
         """
         ...
 
     def load_transformer(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> WanTransformer3DModel:
-        """The transformer in a folder, in a type but for what Wan keeps in full. Raises UserError when it is broken.
+        """The transformer in a folder, in ``dtype`` except what Wan keeps in fp32. Raises UserError when it is broken.
 
-        None: as it is stored, to be read only: a large one stays in its file, whose pages processes share.
+        None: as stored and read-only: a large one is memory-mapped, and processes share its pages.
         """
         ...
 
@@ -230,16 +230,16 @@ class World(Protocol):
 
 
 def describe_foreign(source: Path, base: Path | None) -> list[tuple[str, str]]:
-    """What a checkpoint is that is not ours, as names and values; ``base``: the model that it was made from.
+    """The properties of a foreign checkpoint, as names and values; ``base``: the model that it was made from.
 
-    Raises UserError when no world knows it.
+    Raises UserError when no world can read it.
     """
     described: list[tuple[str, str]] = import_module("hiar.worlds.wan").describe(source, base)
     return described
 
 
 class ForeignPair(Protocol):
-    """One of somebody else's ODE pairs."""
+    """An ODE pair of another project."""
 
     @property
     def prompt(self) -> str: ...
@@ -251,13 +251,13 @@ class ForeignPair(Protocol):
 
 
 def foreign_pairs(source: Path) -> Iterator[ForeignPair]:
-    """ODE pairs that are not ours, one or more, all of one shape and type. Raises UserError where they are none."""
+    """ODE pairs of another project, one at least, all of one shape and type. Raises UserError where there are none."""
     pairs: Iterator[ForeignPair] = import_module("hiar.worlds.wan.formats.pairs").foreign_pairs(source)
     return pairs
 
 
 def write_foreign_pairs(captions: Sequence[str], shards: Callable[[], Iterator[Tensor]], form: str, out: Path) -> None:
-    """Write our ODE pairs as others read them. Raises UserError where that cannot be."""
+    """Write our ODE pairs in a ``form`` that others read. Raises UserError where that is not possible."""
     import_module("hiar.worlds.wan.formats.pairs_out").write_pairs(captions, shards, form, out)
 
 

@@ -1,4 +1,4 @@
-# What a worker does: it reads and adds objects. Deleting is for whoever runs `hiar storage gc --delete`.
+# A worker reads and adds objects. Only those who run `hiar storage gc --delete` may delete.
 data "aws_iam_policy_document" "worker" {
   statement {
     sid       = "SeeWhatIsThere"

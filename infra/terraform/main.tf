@@ -1,4 +1,4 @@
-# The bucket behind the DVC remote and MLflow's artifacts on AWS, with policies for who may use it and no more:
+# The bucket for the DVC remote and MLflow's artifacts on AWS, with least-privilege policies for its users:
 #   terraform -chdir=infra/terraform init && terraform -chdir=infra/terraform apply -var bucket=NAME
 terraform {
   required_version = ">= 1.6"
@@ -48,7 +48,7 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "hiar" {
   }
 }
 
-# What `hiar storage gc`, or a thief of the keys, deletes can be had back for a while.
+# Objects deleted by `hiar storage gc`, or with stolen keys, can be restored for a while.
 resource "aws_s3_bucket_versioning" "hiar" {
   bucket = aws_s3_bucket.hiar.id
 
@@ -57,7 +57,7 @@ resource "aws_s3_bucket_versioning" "hiar" {
   }
 }
 
-# Which runs are kept is decided by `hiar storage gc`, which knows what belongs together: nothing here ages by itself.
+# `hiar storage gc` decides which runs are kept, as it knows what belongs together: no current object expires by itself.
 resource "aws_s3_bucket_lifecycle_configuration" "hiar" {
   bucket     = aws_s3_bucket.hiar.id
   depends_on = [aws_s3_bucket_versioning.hiar]

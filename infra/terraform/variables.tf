@@ -1,5 +1,5 @@
 variable "bucket" {
-  description = "Name of the bucket, which is nobody else's on AWS."
+  description = "Name of the bucket; unique on AWS."
   type        = string
 }
 
@@ -10,7 +10,7 @@ variable "region" {
 }
 
 variable "days_to_regret" {
-  description = "Days for which a deleted object can be had back."
+  description = "Days for which a deleted object can be restored."
   type        = number
   default     = 30
 

@@ -1,4 +1,4 @@
-"""The cost model on walks that can be added up by hand."""
+"""The cost model on walks that can be computed by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_pipeline_of_two_steps_by_hand():
 
 
 def test_every_part_of_a_walk_is_counted_once():
-    """Three blocks, two steps, fused: 2 x (one row, two pairs); block 0 sees one block less than the window holds."""
+    """Three blocks, two steps, fused: 2 x (one row, two pairs); block 0 sees one block fewer than the window holds."""
     grid = make_grid("output", blocks=3, steps=2, window=2)
     (passes,) = FUSED.places(grid)
     costs = Costs((1.0, 1.5), context=0.125, around=0.5, noise=8.0, renoise=16.0, place=32.0, condition=64.0)
@@ -58,7 +58,7 @@ def test_one_process_takes_the_sum_of_its_passes():
 
 
 def test_four_gpus_come_near_the_bound_and_keep_below_it():
-    """One fused pass of two blocks against five of one: 2.5, less what filling and draining the pipeline takes."""
+    """One fused pass of two blocks against five of one: 2.5, minus the cost of filling and draining the pipeline."""
     preset = PRESETS["wan-1.3b"]()
     gains = []
     for blocks in (7, 27, 240):

@@ -1,4 +1,4 @@
-"""Pictures of the grid show what the passes do, each cell and each context once."""
+"""Pictures of the grid show the passes, each cell and each context once."""
 
 from __future__ import annotations
 

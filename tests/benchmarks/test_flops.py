@@ -1,4 +1,4 @@
-"""The count of operations against torch's own, and the shapes of the presets against what is known of them."""
+"""The count of operations against torch's own, and the shapes of the presets against known figures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hiar.rollout.walk import generate
 @torch.no_grad()
 @pytest.mark.parametrize("walk", ALONE, ids=lambda walk: walk.name)
 def test_operations_of_a_walk_are_those_torch_counts(walk: Walk):
-    """The window fills and slides; a sample is counted as often as there are samples."""
+    """The window fills and slides; the count is proportional to the number of samples."""
     setup = build(PRESETS["wan-tiny"](), torch.device("cpu"), batch=2)
     grid = setup.preset.grid(walk, blocks=5)
     counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:  # of products of matrices, which it counts on every device
+    with sdpa_kernel(SDPBackend.MATH), counter:  # counts matrix products, on every device
         generate(setup.denoiser, setup.rollout(grid), walk.order, passes=walk.passes)
     shape = sizes(setup.preset)
     passes = [step for place in walk.places(grid) for step in place]

@@ -1,4 +1,4 @@
-"""The benchmark of number formats, on a student that is quick to make."""
+"""The benchmark of number formats, on a small student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of reading videos, on few of them."""
+"""The benchmark of reading videos, on a few of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The other implementation beside ours. Its code is not here: a stand-in with the parts of it that are called."""
+"""The benchmark against the other implementation, whose code is not here: a stand-in has the parts that are called."""
 
 from __future__ import annotations
 

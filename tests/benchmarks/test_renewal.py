@@ -1,4 +1,4 @@
-"""The benchmark of renewed contexts, on students that are quick to make."""
+"""The benchmark of renewed contexts, on small students."""
 
 from __future__ import annotations
 

@@ -32,13 +32,13 @@ def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path, monkeypatc
     assert (result["preset"], result["blocks"], result["dtype"]) == ("wan-tiny", 4, "bfloat16")
     walks = {walk["name"]: walk for walk in result["walks"]}
     assert len(walks) == len(ALONE) + 2 * 3
-    assert walks["step_first separate"]["forward_calls"] == [4 * (4 + 3)]  # the last block's context is read by nobody
+    assert walks["step_first separate"]["forward_calls"] == [4 * (4 + 3)]  # the last block's context is not read
     assert walks["diagonal batched"]["forward_calls"] == [4 + 4 - 1]
     assert walks["shared separate"]["forward_calls"] == [4 * 4 + 3]
     assert walks["pipelined separate, 2 processes"]["forward_calls"] == [14, 14]
     for walk in walks.values():
         assert walk["frames_per_second"]["low"] <= walk["frames_per_second"]["median"]
-        assert walk["frames"] == (4 * 3 - 1) * 4 + 1  # of video
+        assert walk["frames"] == (4 * 3 - 1) * 4 + 1  # frames of the video
         assert walk["frames_per_second_decoded"]["median"] > 0
         assert walk["predicted_seconds"] > 0
         assert walk["first_block_seconds"]["median"] <= walk["seconds"]["high"]
@@ -63,7 +63,7 @@ def test_layers_run_compiled_and_in_fp8_where_asked_also_in_other_processes(tmp_
     options = ["--preset", "wan-tiny", "--blocks", "2", "--rounds", "1", "--processes", "1", "--out", out]
     assert main([*map(str, options), "--compile", "--fp8"]) == 0
     result = json.loads(out.read_text())
-    assert 0 < result["compiled"]["error"] < 0.05  # of bf16
+    assert 0 < result["compiled"]["error"] < 0.05  # bf16 rounding
     assert result["compiled"]["first_call"] > result["parts_seconds"]["forward 1"]["median"]
     assert len(result["walks"]) == len(ALONE) + 3
     assert 0 < result["fp8"]["error"] < 0.05
@@ -73,7 +73,7 @@ def test_layers_run_compiled_and_in_fp8_where_asked_also_in_other_processes(tmp_
 
 
 def test_what_is_measured_is_there_after_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A machine may be taken away before the last."""
+    """A machine may be taken away before the last round."""
     out, written = tmp_path / "tiny.json", []
 
     def write(path: Path, result: dict[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""A small student, a folder of videos, and the command line run where Python already is: the cases are many."""
+"""A small student, a folder of videos, and the command line run in this process, since there are many cases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT = "a red disc moves left"
 
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint; tests copy what they spoil."""
+    """A checkpoint; tests copy what they damage."""
     folder = tmp_path_factory.mktemp("cases") / "student"
     save_student(folder)
     return folder
@@ -26,7 +26,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three captioned videos with a manifest; tests copy what they spoil."""
+    """A folder of three captioned videos with a manifest; tests copy what they damage."""
     folder = tmp_path_factory.mktemp("cases") / "videos"
     params = small_params()
     write_samples(folder, *true_clips(params, seed=0, frames=10), params)
@@ -64,11 +64,11 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
 
 @pytest.fixture
 def mistake(run: Callable[..., str], project: Path) -> Callable[..., str]:
-    """Runs a command that is refused, and returns its one line: what was there is as it was."""
+    """Runs a command that is refused, checks that no file has changed, and returns the error line."""
 
     def mistake(*arguments: object) -> str:
         before = snapshot(project)
-        # what was told before the mistake was met: the plan of a walk, and progress
+        # other lines come from before the error: the plan of a walk, and progress
         lines = [line for line in run(*arguments, code=2).splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, lines
         assert snapshot(project) == before
@@ -78,7 +78,7 @@ def mistake(run: Callable[..., str], project: Path) -> Callable[..., str]:
 
 
 def snapshot(folder: Path) -> dict[str, object]:
-    """What lies below a folder: bytes of files, targets of links; unfinished work aside."""
+    """The contents of a folder: bytes of files and targets of links, without unfinished work."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: never loaded, never kept, never shown, and nothing shown is not scored as something."""
+"""Numbers that are not finite are never loaded, kept or shown, and videos that show nothing get no score."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CODEC = "student/codec/codec.safetensors"
 
 @pytest.fixture
 def spoil(student, project):
-    """Changes a matrix of a copy of the student, and describes it anew."""
+    """Changes a tensor in a copy of the student, and rewrites its manifest."""
     shutil.copytree(student, "student")
 
     def spoil(path, name, change):
@@ -38,7 +38,7 @@ def spoil(student, project):
 
 
 def one(value):
-    """Puts a value at the first place of a tensor."""
+    """Returns a function that sets the first element of a tensor to ``value``."""
 
     def change(tensor):
         tensor.view(-1)[0] = value
@@ -76,7 +76,7 @@ def test_videos_that_overflow_are_not_written(what, processes, spoil, mistake):
     spoil(*OVERFLOWS[what])
     line = mistake("sample", "--frames", 12, "--out", "out", *processes, *PROMPT)
     assert line.startswith(f"video 0000: its {what} are not finite from frame 0 on, so it is not written; ")
-    # a film of several processes has as many frames as are whole: none
+    # with several processes, a film has only its finished frames: none
     assert [path.name for path in Path().rglob("*.mp4") if "videos" not in path.parts] == []
 
 
@@ -90,7 +90,7 @@ def test_streams_that_overflow_are_not_written(what, spoil, mistake):
 
 @pytest.fixture
 def work(smoke, project):
-    """Puts what the smoke experiment has trained in the folder; gives its parameters."""
+    """Copies the smoke experiment's trained artifacts to the project; returns its parameters."""
 
     def work():
         for name in ("codec", "teacher", "pairs", "init"):
@@ -102,7 +102,7 @@ def work(smoke, project):
 
 def test_pairs_that_are_not_finite_are_not_kept(work):
     params = work()
-    spec = params.pairs.model_copy(update={"guidance": 1e30})  # more than params.yaml takes
+    spec = params.pairs.model_copy(update={"guidance": 1e30})  # more than params.yaml accepts
     with pytest.raises(UserError, match=r"trajectory 0: its state after 1 steps is not finite; lower pairs\.guidance"):
         pairs.run(params.model_copy(update={"pairs": spec}), Path(), 0)
     assert not list(Path().rglob("pairs.partial/*.safetensors"))
@@ -113,7 +113,7 @@ def test_a_last_update_that_overflows_leaves_no_artifact(stage, tensor, work):
     params = work()
     section = getattr(params, stage)
     optimizer = section.training.optimizer
-    adamw = optimizer.adamw.model_copy(update={"weight_decay": 1e300})  # more than params.yaml takes
+    adamw = optimizer.adamw.model_copy(update={"weight_decay": 1e300})  # more than params.yaml accepts
     training = section.training.model_copy(
         update={"steps": 1, "optimizer": optimizer.model_copy(update={"adamw": adamw})}
     )

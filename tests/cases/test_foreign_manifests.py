@@ -1,4 +1,4 @@
-"""Manifests, cards and configurations that others wrote: checked like any input, and nothing outside is touched."""
+"""Manifests, cards and configurations written by others: checked like any input; no file outside is touched."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiar.io.artifacts import write_manifest
 SAMPLE = ("sample", "--prompt", "a red disc moves left", "--frames", 6, "--out", "out", "--checkpoint", "student")
 HASHED = {"sha256": "x", "size": 1}
 REMEDY = "run the stage that makes it, or name another folder"
-FORCE = 1e309  # an infinity, which JSON of other programs may hold
+FORCE = 1e309  # an infinity, which other programs may write to JSON
 
 
 def edit(path, **changes):
@@ -74,7 +74,7 @@ def test_a_manifest_that_is_none(text, mistake):
 
 
 def test_nobody_is_told_to_delete_what_others_made(mistake):
-    """Files that a manifest describes wrongly, as it would a link or a pipe in their place."""
+    """For files that do not match their manifest, even a link or a pipe in place of one."""
     before = Path("videos/0001.mp4").read_bytes()
     for put, said in (
         (lambda: Path("videos/0001.mp4").write_bytes(before[:-9]), "size = "),
@@ -92,7 +92,7 @@ def test_nobody_is_told_to_delete_what_others_made(mistake):
 
 @pytest.fixture
 def own(student, project):
-    """A copy of the student; `spoil` changes it and describes it anew, as whoever spoils it would."""
+    """A copy of the student; `spoil` changes it and rewrites its manifest, as an attacker would."""
     shutil.copytree(student, "student")
 
     def spoil(change):

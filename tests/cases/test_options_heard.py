@@ -1,4 +1,4 @@
-"""What `hiar sample` and `hiar stream` are asked for reaches them: each option does what it alone does."""
+"""The options of `hiar sample` and `hiar stream` take effect: each does what no other does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_option_is_heard(command: str, run: Run, mistake: Run, student: Pa
         ("--size", "48x32"): "--size = 48x32: the built-in video world has one size",
         ("--video", "short.mp4"): "short.mp4: has 2 pictures",
         ("--image", "small.png"): "small.png: has 48x32 pixels: should have 64x64",
-        ("--context", "shared"): "--order = step_first: shared context is left by",
+        ("--context", "shared"): "--order = step_first: shared context is written by",
         ("--order", "diagonal", "--context", "finished"): "--order = diagonal: ",
     }
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Outputs that are no regular files, errors of the system, and folders that hold more than what is replaced."""
+"""Outputs that are no regular files, system errors, and folders that hold more than what is replaced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCORE = ("score", "videos", "--out")
 
 @pytest.fixture
 def figures(project):
-    """Checks the bytes that scoring wrote somewhere."""
+    """Checks the figures that scoring wrote."""
 
     def check(text):
         assert json.loads(text)["oracle"]["videos"] == 3
@@ -33,7 +33,7 @@ def figures(project):
 
 
 def reading(path):
-    """A thread that reads a pipe to its end, and what it has read."""
+    """A thread that reads a pipe to its end, and the list of what it has read."""
     received = []
     thread = threading.Thread(target=lambda: received.append(Path(path).read_bytes()), daemon=True)
     thread.start()
@@ -128,7 +128,7 @@ def test_a_stream_is_not_shown_to_people(mistake):
 
 
 def lay_out():
-    """Names that nothing can be written to, each with what is said of it."""
+    """Names that cannot be written to, each with its error line."""
     os.mkdir("folder")
     os.symlink("loop", "loop")
     os.symlink("nowhere/x", "dangling")
@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_is_told_before_any_work(mistake):
 
 
 def test_what_is_mounted_is_told_before_any_work(mistake):
-    """As a container's volumes are; on one disk, where the numbers of devices do not tell."""
+    """As a container's volumes are; here on one disk, where device numbers do not reveal it."""
     shutil.copytree("videos", "a folder")
     for name in ("kept", "score.json"):
         Path(name).touch()
@@ -224,7 +224,7 @@ def test_what_is_read_and_leads_back_to_itself(mistake, student, project):
 
 
 def test_an_output_that_takes_nothing(project):
-    """What is printed is kept back by Python until it ends: also then a full disk is one line."""
+    """Python buffers its output until it exits: even then, a full disk is one error line."""
     for command in (["config", "show"], ["score", "videos", "--out", "-"], ["--help"]):
         with open("/dev/full", "w") as full:
             run = subprocess.run(
@@ -246,7 +246,7 @@ def test_outputs_whose_reader_or_descriptor_is_gone(project):
         script = ["bash", "-o", "pipefail", "-c", command]
         run = subprocess.run(script, env=environment(), capture_output=True, text=True)
         assert (run.returncode, run.stderr) == (2, f"error: {said}\n")
-    script = ["bash", "-o", "pipefail", "-c", f"{hiar} config show | true"]  # has seen enough: nothing is wrong
+    script = ["bash", "-o", "pipefail", "-c", f"{hiar} config show | true"]  # the reader stops early: no error
     run = subprocess.run(script, env=environment(), capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (1, "")
 
@@ -282,6 +282,6 @@ def test_the_examples_of_the_help_leave_samples_that_can_be_made_again(run, stud
     run(*SAMPLE, student, "--out", "out")
     example = run("score", "--help").split("hiar score out --out ")[1].split()[0]
     assert Path(example).parent == Path()
-    Path("out/0000.mp4").write_bytes(b"")  # of the samples, though altered
+    Path("out/0000.mp4").write_bytes(b"")  # a file of the samples, though altered
     run(*SAMPLE, student, "--out", "out")
     assert len(read_mp4(Path("out/0000.mp4"))) == 6

@@ -1,4 +1,4 @@
-"""`hiar score` by profiles on folders of any videos: what it leaves, goes on from, and refuses in one line."""
+"""`hiar score` by profiles on folders of any videos: what it writes, resumes from, and refuses in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OUT, VALUES = Path("out.json"), Path("out.videos.jsonl")
 
 @pytest.fixture
 def foreign(project: Path) -> Path:
-    """The three videos as another system leaves them: neither captions nor a manifest."""
+    """The three videos as from another system: without captions and manifest."""
     (project / "videos" / "captions.txt").unlink()
     (project / "videos" / "manifest.json").unlink()
     return project / "videos"
@@ -40,7 +40,7 @@ def flat(frames: int, height: int = 64, width: int = 64) -> Tensor:
 
 
 def streamed(path: Path, frames: int) -> None:
-    """A video that does not say its length, as `hiar stream` writes them."""
+    """A video without its length in the header, as `hiar stream` writes them."""
     with open_stream(path, 64, 64, 12) as add:
         add(flat(frames))
 
@@ -58,7 +58,7 @@ def sound_alone(path: Path) -> None:
 
 
 def test_of_large_frames_fewer_are_held_at_a_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One at least; how many does not matter to the figures."""
+    """At least one; their number does not change the figures."""
     look, seen = DriftLite.look, []
 
     def counted(self: DriftLite, frames: Tensor, *others: Any) -> Any:
@@ -94,7 +94,7 @@ def test_two_profiles_lie_side_by_side_each_with_its_record(run: Run) -> None:
 
 
 def test_what_says_of_itself_which_world_it_shows_needs_no_experiment_beside_it(run: Run, project: Path) -> None:
-    """The thresholds are the project's then, which is told."""
+    """The project's thresholds are then used, and a line says so."""
     with_one = json.loads(run("score", "videos", "--out", "-"))
     (project / "params.yaml").unlink()
     said = hiar("score", "videos", "--out", OUT, folder=project).stderr
@@ -130,17 +130,17 @@ def test_a_video_that_fails_is_told_and_the_others_are_kept(run: Run, foreign: P
 
 
 def test_videos_that_are_no_mp4_are_told_of(run: Run, foreign: Path) -> None:
-    """Beside a mistake: of a command that is done `run` returns the figures alone."""
+    """Tested beside an error, since for a command that succeeds, `run` returns only the figures."""
     (foreign / "0003.mp4").write_bytes(b"of nothing")
     assert "no mp4" not in run(*LITE, OUT, code=2)
-    for name in ("0003.webm", "0004.MOV"):  # as cameras write it
+    for name in ("0003.webm", "0004.MOV"):  # in capitals, as cameras write it
         (foreign / name).write_bytes(b"of another system")
     said = run(*LITE, OUT, code=2)
     assert "videos: videos that are no mp4 are left out (2: 0003.webm, 0004.MOV); convert them" in said
 
 
 def test_what_is_kept_is_taken_and_not_measured_again(run: Run, foreign: Path) -> None:
-    """A kept value that no video could have shows that nobody looks again; a changed video is looked at."""
+    """An impossible kept value shows that its video is not measured again; a changed video is."""
     run(*LITE, OUT)
     first, *others = lines()
     first["metrics"]["drift_lite"] = 7.0
@@ -153,7 +153,7 @@ def test_what_is_kept_is_taken_and_not_measured_again(run: Run, foreign: Path) -
     kept = VALUES.read_text()
     with VALUES.open() as reader:
         run(*LITE, OUT)
-        assert reader.read().startswith(kept)  # who reads meanwhile has a whole file
+        assert reader.read().startswith(kept)  # a concurrent reader sees a whole file
     assert [line["metrics"] for line in lines()] == [others[0]["metrics"], *(one["metrics"] for one in others)]
     assert [line["video"] for line in lines()] == ["0000.mp4", "0001.mp4", "0002.mp4"]
 
@@ -165,7 +165,7 @@ def test_any_videos_are_scored_where_there_is_no_experiment(run: Run, mistake: R
     Path("params.yaml").unlink()
     assert run(*LITE, "-") == with_params
     assert mistake("score", "videos", "--profile", "oracle", "--out", OUT) == (
-        "--profile = oracle: unknown here where no params.yaml says of which world the videos are; "
+        "--profile = oracle: unknown here, as no params.yaml names the world of the videos; "
         "known: drift-lite, drift, vbench, vbench-long"
     )
     assert mistake("score", "videos", "--out", OUT).startswith("--profile: is not given, and neither ")
@@ -189,7 +189,7 @@ def test_changed_captions_count_for_the_oracle_alone(run: Run, foreign: Path) ->
     run("score", "videos", "--profile", "oracle", "--profile", "drift-lite", "--out", OUT)
     kept = lines()
     for line in kept:
-        line["metrics"]["saturation_drift"] = 7.0  # what no video has
+        line["metrics"]["saturation_drift"] = 7.0  # a value that no video has
     VALUES.write_text("".join(json.dumps(line) + "\n" for line in kept))
     captions.write_text("a red disc moves\na blue disc moves\na red disc moves\n")
     run("score", "videos", "--profile", "oracle", "--profile", "drift-lite", "--out", OUT)
@@ -206,7 +206,7 @@ def test_odd_sizes_and_other_lengths(run: Run, foreign: Path) -> None:
 
 
 def test_what_a_video_leaves_undefined_is_null_and_counts_for_nobody(run: Run, foreign: Path) -> None:
-    """A share of what is 0 in the first part: of one that begins in grey, the change of its saturation."""
+    """A change relative to a first part of 0: that of the saturation, for a video that begins in grey."""
     write_mp4(foreign / "0000.mp4", torch.cat([flat(5), flat(5) * torch.tensor([2, 1, 0], dtype=torch.uint8)]), 12)
     run(*LITE, OUT)
     assert [one["metrics"]["saturation_vde"] is None for one in lines()] == [True, False, False]
@@ -262,7 +262,7 @@ def test_videos_too_small_for_optical_flow(height: int, width: int, run: Run, fo
         write_mp4(foreign / f"{number:04d}.mp4", flat(8, height, width), 12)
     said = run(*LITE, OUT, code=2)
     assert f"videos/0000.mp4: is {width}x{height} pixels, drift-lite needs 16 a side; leave it out" in said
-    assert said.splitlines()[-1] == (  # none of them is kept anywhere
+    assert said.splitlines()[-1] == (  # no result was kept
         "error: videos: 3 of 3 videos cannot be scored, as told above; mend or remove them"
     )
 

@@ -1,4 +1,4 @@
-"""Prompts of more than one line, and more frames than any machine holds, given to `hiar sample` and `hiar stream`."""
+"""Prompts of several lines, and more frames than any machine holds, given to `hiar sample` and `hiar stream`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hiar.options import prompts_of
 from hiar.stages.stream import change_prompts
 
 BREAKS = ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\t", "\xa0", "\u3000"]
-MANY = 999_999_999  # the most that commands take, in whole blocks
+MANY = 999_999_999  # the most that commands accept, in whole blocks
 
 
 @pytest.fixture(scope="module")

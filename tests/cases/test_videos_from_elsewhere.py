@@ -1,4 +1,4 @@
-"""Folders of videos that others made, given to `hiar score`: read as a player shows them, or refused in one line."""
+"""Folders of other people's videos, given to `hiar score`: read as a player shows them, or refused in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLIPS, CAPTIONS = clips(PARAMS.world, seed=5, first=0, count=12, frames=FRAMES)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three videos of ours without a manifest, in a project."""
+    """Three of our videos without a manifest, in a project."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     for number in range(3):
@@ -47,7 +47,7 @@ def caption(folder: Path, lines: list[str]) -> None:
 
 
 def score(capsys: pytest.CaptureFixture[str]) -> str:
-    """The figures of the command line, or its one line of complaint."""
+    """The figures from the command line, or its error line."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["hiar", "score", "videos", "--out", "out.json"])
         with pytest.raises(SystemExit) as end:
@@ -77,7 +77,7 @@ def encode(
     codec: str = "libx264",
     prepare: Callable[[Any, Any], None] = lambda container, stream: None,
 ) -> None:
-    """A video by somebody else; its first ``late`` frames lie before time 0, as a cut without encoding leaves them."""
+    """A video by other software; its first ``late`` frames lie before time 0, as after a cut without re-encoding."""
     options = {"movflags": "+faststart"} if muxer == "mp4" else {}
     with av.open(path, "w", muxer, options=options) as container:
         if note is not None:
@@ -100,7 +100,7 @@ def encode(
 
 
 def cut(path: Path) -> None:
-    """Leave a file its head, but no frame that could be decoded."""
+    """Cut a file so that its header remains, but no decodable frame."""
     data = path.read_bytes()
     path.write_bytes(data[: data.index(b"mdat") + 4])
 
@@ -240,7 +240,7 @@ def test_a_note_that_cannot_be_true(size: int, note: str, folder: Path, capsys: 
 
 
 def turned(path: Path, matrix: tuple[int, int, int, int]) -> None:
-    """Have players turn a video by a matrix (a, b, c, d)."""
+    """Have players rotate a video by a matrix (a, b, c, d)."""
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 44
     one, (a, b, c, d) = 1 << 16, matrix
@@ -251,7 +251,7 @@ def turned(path: Path, matrix: tuple[int, int, int, int]) -> None:
 @pytest.mark.parametrize(
     ("matrix", "stored"),
     [
-        ((0, 1, -1, 0), lambda clip: clip.rot90(1, (1, 2))),  # players turn it clockwise
+        ((0, 1, -1, 0), lambda clip: clip.rot90(1, (1, 2))),  # players rotate it clockwise
         ((0, -1, 1, 0), lambda clip: clip.rot90(-1, (1, 2))),
         ((-1, 0, 0, -1), lambda clip: clip.flip(1, 2)),
         ((-1, 0, 0, 1), lambda clip: clip.flip(2)),

@@ -1,4 +1,4 @@
-"""``python -m tests.chaos``: parts of the stack killed while an experiment runs: a table, exit code 1 on any loss."""
+"""``python -m tests.chaos``: kill parts of the stack while an experiment runs; a table, and exit code 1 on any loss."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main() -> int:
     rounds = rounds[arguments.first :]
     different = 0
     with tempfile.TemporaryDirectory(prefix="hiar-chaos-") as folder:
-        Path(folder).chmod(0o711)  # PostgreSQL works as a user of its own where this is root
+        Path(folder).chmod(0o711)  # under root, PostgreSQL runs as another user
         lab = Lab(Path(folder) / "project", arguments.database)
         try:
             lab.share()

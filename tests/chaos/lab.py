@@ -1,4 +1,4 @@
-"""A clone of this commit with a stack of its own, whose parts can be killed while the experiment `smoke` runs."""
+"""A clone of this commit with its own stack, whose parts can be killed while the experiment `smoke` runs."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from tests.chaos import points
 from tests.commands import ROOT, environment
 from tests.ports import free_ports
 
-# What one finds of each part in its command line, one of several; the outermost process that has it is killed.
+# Alternatives found in each part's command line; the outermost process with one of them is killed.
 PARTS = {
     "stage": ("/hiar stage ",),
     "flow": ("-m prefect.engine",),
@@ -25,7 +25,7 @@ PARTS = {
     "prefect": ("-m prefect server start",),
     "mlflow": ("-m mlflow server",),
     "s3": ("weed server",),
-    # SQLite is a part of the servers, each of which writes a database of its own: both die at once.
+    # SQLite runs inside the servers, each of which writes its own database: both are killed at once.
     "database": ("-m prefect server start", "-m mlflow server"),
     "supervisor": ("-m flows.stack.supervisor",),
     "all": ("",),
@@ -39,7 +39,7 @@ LEAVE = 30  # seconds: what docs/operations.md promises
 
 
 def outputs_of(folder):
-    """The hash of everything that the stages of the experiment made, but of what tells of the run itself."""
+    """The hash of everything that the experiment's stages made, except what describes the run itself."""
     lock = yaml.safe_load((folder / "runs" / "smoke" / "dvc.lock").read_text())
     outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
     return {out["path"]: out["md5"] for out in outs if out["path"].startswith(("artifacts", "metrics"))}
@@ -65,7 +65,7 @@ class Lab:
         assert run.returncode == 0, run.stdout + run.stderr
 
     def ask(self, *arguments):
-        """What a command of its Python says, and how it ends."""
+        """Run a command with the lab's Python; returns the completed process."""
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
@@ -75,7 +75,7 @@ class Lab:
         )
 
     def share(self):
-        """Have the project's repository name the remote, as docs/operations.md says."""
+        """Name the remote in the project's repository, as docs/operations.md says."""
         server = f"http://127.0.0.1:{self.settings['HIAR_S3_PORT']}"
         self.command("-m", "dvc", "remote", "add", "--default", "store", REMOTE)
         self.command("-m", "dvc", "remote", "modify", "store", "endpointurl", server)
@@ -83,7 +83,7 @@ class Lab:
         subprocess.run(["git", *who, "commit", "--quiet", "--all", "--message", "remote"], cwd=self.folder, check=True)
 
     def start(self):
-        """Seconds until the stack is healthy."""
+        """Start the stack; returns the seconds until it is healthy."""
         began = time.monotonic()
         self.command("-m", "flows.stack", "up")
         seconds = time.monotonic() - began
@@ -95,14 +95,14 @@ class Lab:
         self.command("-m", "flows.stack", "down")
 
     def undisturbed(self):
-        """The hashes of all outputs, and the seconds it took."""
+        """Run the experiment undisturbed; returns the hashes of all outputs, and the seconds it took."""
         began = time.monotonic()
         state = self.end_of(self.fire())
         assert state == "COMPLETED", state
         return self.outputs(), time.monotonic() - began
 
     def fire(self, wanted="experiment/any", **parameters):
-        """A new run of a deployment, by default of the experiment, of which nothing is there yet; its id."""
+        """Delete all results and start a run of a deployment, by default the experiment's; returns its id."""
         for path in ("runs", ".dvc/cache", ".dvc/tmp"):
             shutil.rmtree(self.folder / path, ignore_errors=True)
         for page in self._pages("hiar/dvc"):
@@ -115,14 +115,14 @@ class Lab:
         return self.send(f"/deployments/{deployment['id']}/create_flow_run", asked)["id"]
 
     def wait_for_work(self, part, moment):
-        """Wait for a moment, and then for the part to be there: a stage is not at every moment."""
+        """Wait until ``moment``, and then until the part is running: a stage is not always."""
         while time.monotonic() < moment or not self.processes(part):
             time.sleep(0.05)
 
     def kill(self, part):
-        """SIGKILL; what of it is alive when a stage has had its time to leave a checkpoint."""
+        """SIGKILL a part; returns its processes that still live after a stage's time to save a checkpoint."""
         gone = []
-        while not gone:  # one that has come to its end by itself meanwhile is none: the next one is killed
+        while not gone:  # one that ended by itself meanwhile does not count: the next one is killed
             found = self.processes(part)
             for victim in found if part in WHOLE else found[:1]:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -130,7 +130,7 @@ class Lab:
                     victim.kill()
                     gone += [victim, *below]
         time.sleep(10)
-        # The runs of a killed worker may go on without it; whoever waits for them is told how they end.
+        # The runs of a killed worker may go on without it; their ends are reported to whoever waits for them.
         _, alive = psutil.wait_procs(gone if part != "worker" else [], timeout=LEAVE - 10)
         left = [process.pid for process in alive]
         if part in ("supervisor", "all"):
@@ -139,7 +139,7 @@ class Lab:
         return left
 
     def running_again(self, run, part, since):
-        """Seconds until a stage is at work again, or the run has ended."""
+        """Wait until a stage is running again or the run has ended; returns the seconds since ``since``."""
         while not self.processes("stage"):
             if self._ended(run):
                 break
@@ -148,7 +148,7 @@ class Lab:
         return time.monotonic() - since
 
     def end_of(self, run):
-        """The state in which a run ends for good."""
+        """Wait for a run's final state; returns its name."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             if state := self._ended(run):
@@ -161,25 +161,25 @@ class Lab:
 
     @property
     def supervisor(self):
-        """The address of its control."""
+        """The address of the supervisor's control socket."""
         return f"unix://{self.folder / '.hiar' / 'stack' / 'supervisor.sock'}"
 
     def stored(self, place):
-        """How many objects there are below a place BUCKET/PREFIX of its S3 store."""
+        """The number of objects below BUCKET/PREFIX in the lab's S3 store."""
         return sum(page["KeyCount"] for page in self._pages(place))
 
     def store_amiss(self):
-        """What `hiar storage verify` finds after the next run, which pushes what a store that was away has missed."""
+        """What `hiar storage verify` finds after another run, which pushes what the store missed while it was down."""
         self.command("-m", "hiar", "run", "smoke")
         verified = self.ask("-m", "hiar", "storage", "verify")
         return "" if verified.returncode == 0 else verified.stdout + verified.stderr
 
     def points_amiss(self):
-        """What MLflow lacks of the curves of the experiment, or has twice."""
+        """The points of the experiment's curves that MLflow lacks or has twice."""
         return points.amiss(self.mlflow, self.folder / "runs" / "smoke")
 
     def versions(self):
-        """How many students its registry has."""
+        """The number of students in MLflow's registry."""
         return len(connect(self.mlflow).search_model_versions())
 
     def _pages(self, place):
@@ -195,13 +195,13 @@ class Lab:
         return boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
 
     def keys(self):
-        """Of its S3 store, once it was started."""
+        """The keys of the S3 store, once it has been started."""
         secrets = self.folder / ".hiar" / "stack" / "secrets.env"
         lines = secrets.read_text().splitlines() if secrets.exists() else []
         return dict(line.split("=", 1) for line in lines if line.startswith("AWS_"))
 
     def processes(self, part):
-        """The processes of a part, or all that work for this lab's stack, outermost first."""
+        """The processes of a part, or all processes of this lab's stack, outermost first."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -212,7 +212,7 @@ class Lab:
                         found.append(process)
             except psutil.Error:
                 continue
-        if part == "flow":  # the one that runs a stage
+        if part == "flow":  # the process that runs a stage
             found = [flow for flow in found if any("hiar stage" in " ".join(c.cmdline()) for c in flow.children(True))]
         return sorted(found, key=lambda process: process.create_time())
 
@@ -229,7 +229,7 @@ class Lab:
             return None
 
     def send(self, path, data):
-        """What the server answers, which may be busy for a while after what was killed, as its own clients allow."""
+        """The server's answer; retried as by its own clients, since it may be busy for a while after a kill."""
         end = time.monotonic() + 120
         while True:
             answer = httpx.post(self.api + path, json=data, timeout=60, trust_env=False)

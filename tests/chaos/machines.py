@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.machines``: two machines share an experiment: every stage runs once, results are one's.
+"""``python -m tests.chaos.machines``: two machines share one experiment: stages run once, results equal.
 
-Each has a folder, a home and a network of its own, in which nothing answers but the servers of the stack; they share a
-git repository and DVC's remote. Needs the right to make name spaces of networks (root has it).
+Each has its own folder, home and network, in which only the servers of the stack answer; they share a git repository
+and DVC's remote. Needs the right to create network namespaces (root has it).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def made_by(project: Path) -> dict[str, str]:
-    """The hash of every file that the stages made, but of manifests: these name the commit."""
+    """The hash of every file that the stages made, except manifests, which name the commit."""
     workspace = project / "runs" / "smoke"
     files = [path for name in ("artifacts", "metrics") for path in (workspace / name).rglob("*") if path.is_file()]
     return {
@@ -122,7 +122,7 @@ def start_machine(
 
 
 def inside(sockets: Path, ports: list[int], pools: list[str]) -> int:
-    """Within a network of its own: the servers' ports, and workers for some pools until SIGTERM."""
+    """Run inside a network namespace: forward the servers' ports, and run workers for ``pools`` until SIGTERM."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     os.chdir(Path.home())
     workers = [
@@ -138,7 +138,7 @@ def begin_passing_on(sockets: Path, ports: list[int], *, outward: bool) -> None:
 
 
 async def pass_on_all(sockets: Path, ports: list[int], *, outward: bool) -> None:
-    """Join the ports of one network to those of another by Unix sockets, which know nothing of networks.
+    """Connect the ports of two network namespaces by Unix sockets, which do not belong to any network.
 
     outward: from ports here to the sockets; else from the sockets to ports here.
     """

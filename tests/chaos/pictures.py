@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.pictures --out docs``: an experiment that the stack starts by its cron, and its pages.
+"""``python -m tests.chaos.pictures --out docs``: an experiment that the stack starts by cron, and its pages.
 
-Three seeds of `smoke`, deployed and left alone: the schedule fires, the workers run it, its data are in S3 and its
-metrics in MLflow; then Chromium takes the pictures of docs/operations.md.
+Three seeds of `smoke` are deployed and left alone: the schedule fires, the workers run it, its data go to S3 and its
+metrics to MLflow; then Chromium takes the screenshots of docs/operations.md.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def fired_by_cron(lab: Lab) -> dict[str, str]:
-    """Give the deployment a schedule of every minute, wait for its first run, and take the schedule away."""
+    """Schedule the deployment every minute, wait for its first run, and remove the schedule."""
     deployment = lab.get("/deployments/name/experiment/any")
     schedule = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True, "parameters": {"name": NAME}}
     (made,) = lab.send(f"/deployments/{deployment['id']}/schedules", [schedule])
@@ -90,7 +90,7 @@ def fired_by_cron(lab: Lab) -> dict[str, str]:
 
 
 def contenders_of(lab: Lab) -> list[dict[str, str]]:
-    """What MLflow knows of the distilled students' samples."""
+    """MLflow's records of the distilled students' samples."""
     asked = {"experiment_ids": [], "max_results": 100, "filter": "tags.kind = 'contender'"}
     found = httpx.post(f"{lab.mlflow}/api/2.0/mlflow/experiments/search", json={"max_results": 10}, trust_env=False)
     asked["experiment_ids"] = [one["experiment_id"] for one in found.json()["experiments"]]
@@ -114,11 +114,11 @@ def take(pages: dict[str, str], out: Path) -> None:
         page.set_default_timeout(120_000)
         for name, address in pages.items():
             page.goto(address)
-            # Pages that ask their server again and again are never at rest: what must be seen is waited for.
+            # Pages that poll their server are never idle, so wait for the element that must be visible.
             page.get_by_text(SHOWN[name]).first.wait_for()
             page.wait_for_timeout(4000)
             if (assistant := page.get_by_role("button", name="Close", exact=True)).count():
-                assistant.last.click()  # MLflow's, which takes a quarter of the page
+                assistant.last.click()  # closes MLflow's assistant, which covers a quarter of the page
             if name == "comparison":
                 plot_by_method(page)
             page.wait_for_timeout(4000)  # until it is drawn
@@ -128,7 +128,7 @@ def take(pages: dict[str, str], out: Path) -> None:
 
 
 def plot_by_method(page: Page) -> None:
-    """On MLflow's page of a comparison: a box a method, a point a seed."""
+    """On MLflow's comparison page: a box per method, a point per seed."""
     page.get_by_role("tab", name="Box Plot").click()
     for axis, value in (("x-axis-selector", "method"), ("y-axis-selector", "saturation_drift")):
         page.locator(f"#{axis}").click()

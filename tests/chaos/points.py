@@ -1,15 +1,15 @@
-"""Whether MLflow has each update of each training once and no other, as curves/ of the workspace has it."""
+"""Whether MLflow has each update of each training exactly once, as in curves/ of the workspace."""
 
 import csv
 import time
 
 from hiar.tracking.client import connect
 
-PATIENCE = 120  # seconds for the sender, which may not have passed on the last ones
+PATIENCE = 120  # seconds for the sender, which may not have sent the last ones yet
 
 
 def amiss(uri, workspace):
-    """What MLflow lacks of the curves, or has beside them, a line a curve; nothing where they are equal."""
+    """The points that MLflow lacks or has in excess, one line per curve; empty if all are equal."""
     end = time.monotonic() + PATIENCE
     while (found := _compare(connect(uri), workspace)) and time.monotonic() < end:
         time.sleep(1)
@@ -17,7 +17,7 @@ def amiss(uri, workspace):
 
 
 def forget(uri):
-    """Delete the runs of all experiments, so that what is done again is recorded again."""
+    """Delete the runs of all experiments, so that repeated work is recorded again."""
     client = connect(uri)
     for run in _runs(client):
         client.delete_run(run.info.run_id)

@@ -1,4 +1,4 @@
-"""``python -m tests.crash``: every stage killed at random moments; a table, and exit code 1 on any difference."""
+"""``python -m tests.crash``: kill every stage at random moments; a table, and exit code 1 on any difference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("--moments", type=int, default=5, help="kills a stage (5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (0)")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes the stage that is running along
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also ends the running stage
     different = 0
     with tempfile.TemporaryDirectory() as folder:
         make_workspace(Path(folder))

@@ -1,4 +1,4 @@
-"""Kill a command with SIGKILL, run it again to its end, and compare what it leaves with what an unkilled run left."""
+"""Kill a command with SIGKILL, run it again to its end, and compare its outputs with those of an unkilled run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 POLL_SECONDS = 0.002
-EARLIER = 0.7  # when a run ended before its kill, the next attempt kills at this share of the time
+EARLIER = 0.7  # if a run ends before its kill, the next attempt kills at this fraction of the time
 
 
 def kill_and_resume(
@@ -26,16 +26,16 @@ def kill_and_resume(
     out: Path,
     also: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Run ``command`` once without and once for every moment with a kill of its whole process group.
+    """Run ``command`` once without a kill, and once per moment with a kill of its whole process group.
 
-    A moment is a share, between 0 and 1, of the time that an unkilled run works: while ``out.partial`` exists. Before,
-    there is only Python importing, and after, its farewell. Each killed run starts from nothing and is then run again,
-    to its end. ``also`` are further files it writes that are compared.
+    A moment is a fraction, between 0 and 1, of the time that an unkilled run works: while ``out.partial`` exists.
+    Before that, Python only imports, and after it, only exits. Each killed run starts from nothing and is then run
+    again to its end. ``also``: other files that it writes, which are compared too.
 
     Returns ``{"seconds", "clean", "killed": [{"moment", "seconds", "left", "sha256", "different"}, ...]}``: the working
-    time of the unkilled run and the SHA-256 over the names and bytes of all that it left; then for every moment the
-    time of the kill, the newest file there was in the unfinished folder, and after the second run the SHA-256 and the
-    names of the files that are not the same. Raises RuntimeError when a run fails that was not killed.
+    time of the unkilled run and the SHA-256 over the names and bytes of its outputs; then for every moment the time of
+    the kill, the newest file in the unfinished folder, and after the second run the SHA-256 and the names of the files
+    that differ. Raises RuntimeError if a run that was not killed fails.
     """
     partial = out.with_name(f"{out.name}.partial")
     paths = (out, *also)
@@ -49,7 +49,7 @@ def kill_and_resume(
     clean, killed = file_hashes(paths), []
     for moment in moments:
         seconds, in_time = moment * clean_seconds, False
-        while not in_time:  # a machine that was busy may be idle now
+        while not in_time:  # a machine that was busy may be faster now
             start_afresh()
             seconds, in_time = _run(command, cwd, env, partial, seconds)
             if not in_time:
@@ -83,7 +83,7 @@ def _total(hashes: Mapping[str, str]) -> str:
 def _run(
     command: list[str], cwd: Path, env: Mapping[str, str], partial: Path, kill_after: float = math.inf
 ) -> tuple[float, bool]:
-    """Run the command; returns the seconds it worked, and whether the kill after ``kill_after`` met it working."""
+    """Run the command; returns the seconds it worked, and whether the kill after ``kill_after`` hit it working."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -1,4 +1,4 @@
-"""``python -m tests.crash.ranks``: processes of a pipeline killed at random moments; what is left, and how soon."""
+"""``python -m tests.crash.ranks``: kill processes of a pipeline at random moments; what is left, and how soon."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pathlib import Path
 
 from hiar.io.video import read_mp4
 
-PROMISED = 60.0  # seconds, on a machine that does other things too; much less than a silence that would end all
-FRAMES = 6000  # enough that a kill always meets the walk under way
+PROMISED = 60.0  # seconds, even on a busy machine; much less than the silence that ends a run
+FRAMES = 6000  # enough that a kill always hits the walk
 
 
 @dataclass(frozen=True)
 class Broken:
-    """What became of a run in which one process was stopped."""
+    """The outcome of a run in which one process was stopped."""
 
     seconds: float  # from the signal until the command had ended
     code: int
-    errors: list[str]  # lines on the standard error that tell of it
-    frames: int  # that can be played of the unfinished video
-    survivors: list[int]  # processes that are still there
+    errors: list[str]  # lines on standard error about it
+    frames: int  # playable frames of the unfinished video
+    survivors: list[int]  # processes that are still alive
 
 
 def break_a_rank(
@@ -37,7 +37,7 @@ def break_a_rank(
 ) -> Broken:  # fmt: skip
     """Signal ``rank`` (-1: the launcher) of a running `hiar sample`, ``delay`` seconds after its first blocks.
 
-    walked: after its last ones, while the process that decodes writes the video.
+    walked: after its last blocks instead, while the decoding process writes the video.
     """
     command = [
         *(sys.executable, "-m", "hiar", "sample", "--checkpoint", checkpoint, "--prompt", "a red disc moves left"),
@@ -71,7 +71,7 @@ def break_a_rank(
 
 
 def wait_until(true: Callable[[], bool], run: subprocess.Popen[bytes] | None = None, seconds: float = 600.0) -> None:
-    """Wait for something that a process brings about. Raises RuntimeError when it ends before, or takes too long."""
+    """Wait until ``true()``. Raises RuntimeError if the process ``run`` ends first, or it takes too long."""
     deadline = time.monotonic() + seconds
     while not true():
         if (run is not None and run.poll() is not None) or time.monotonic() > deadline:
@@ -89,7 +89,7 @@ def _rank_of(pid: int) -> int:
 
 
 def _alive(pids: object) -> list[int]:
-    """The processes that have not ended; one that waits to be asked for its exit code has."""
+    """The processes that have not ended; a zombie has ended."""
 
     def state(pid: int) -> str:
         try:

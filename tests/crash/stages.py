@@ -1,4 +1,4 @@
-"""The stages that promise an exact resume, run at the size of the smoke experiment in a workspace of their own."""
+"""The stages that promise an exact resume, run at the smoke experiment's size in their own workspace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .harness import kill_and_resume
 
 PROJECT = Path(__file__).parents[2]
 VARIANT = "hiar"
-# Outputs of each stage: its artifact, then its figures and its curve. In the order in which they build on each other.
+# Outputs of each stage: its artifact, then its figures and its curve. In the order of their dependencies.
 STAGES = {
     "codec": ("codec", "metrics/seed-0/codec.json", "curves/seed-0/codec.csv"),
     "teacher": ("teacher", "metrics/seed-0/teacher.json", "curves/seed-0/teacher.csv"),
@@ -27,19 +27,19 @@ STAGES = {
     "sample": (f"samples/distill/{VARIANT}",),
 }
 OPTIONS = {"distill": ["--variant", VARIANT], "sample": ["--model", "distill", "--variant", VARIANT]}
-# The smoke experiment is over before its first checkpoint would be due.
+# By default, the smoke experiment ends before its first checkpoint is due.
 OFTEN = {"runtime": {"checkpoint_minutes": 0.0005}}
 
 
 def make_workspace(folder: Path) -> None:
-    """Params of the smoke experiment with frequent checkpoints, and the link to the code that a workspace has."""
+    """Write the smoke experiment's params with frequent checkpoints, and a workspace's link to the code."""
     tree = merge(experiment_tree(PROJECT, "smoke"), OFTEN)
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     (folder / "hiar").symlink_to(PROJECT / "hiar")
 
 
 def crash(workspace: Path, stage: str, moments: int, seed: int) -> dict[str, Any]:
-    """Kill a stage at ``moments`` random moments, each in a run of its own; the stages before it must have run."""
+    """Kill a stage at ``moments`` random moments, each in a separate run; the stages before it must have run."""
     draw = random.Random(f"{seed} {stage}")
     artifact, *also = STAGES[stage]
     return kill_and_resume(

@@ -1,4 +1,4 @@
-"""The harness kills for real, the whole group, and tells a good resume from a bad one."""
+"""The harness really kills the whole process group, and tells a good resume from a bad one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_good_resume_leaves_what_an_unkilled_run_leaves(tmp_path: Path) -> Non
     assert all(run["left"] != "nothing" for run in result["killed"])
     assert (out / "history.txt").read_text().split() == [str(step) for step in range(40)]
     helpers = (tmp_path / "helpers.txt").read_text().split()
-    assert len(helpers) >= 5  # one clean run, two killed, two to the end
+    assert len(helpers) >= 5  # one clean run, two killed, two resumed
     assert not any(is_running(pid) for pid in helpers)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "helpers.txt"}
 

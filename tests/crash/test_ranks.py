@@ -1,4 +1,4 @@
-"""Whichever process of a pipeline ends or falls silent, the others end with it, one line tells, and videos are kept."""
+"""Whichever process of a pipeline dies or hangs, the others end too, with one line, and videos are kept."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tiny import relative_error
 
 from .ranks import break_a_rank
 
-RANKS = 2  # and one that decodes
-SILENCE = 20  # seconds: more than processes that are well need to find each other on busy cores
+RANKS = 2  # plus one that decodes
+SILENCE = 20  # seconds: longer than healthy processes take to find each other on busy cores
 PATIENT = ("--processes", RANKS, "--stall-seconds", 600)
 
 
@@ -43,7 +43,7 @@ def test_a_killed_process_ends_all(student: Path, tmp_path: Path, rank: int) -> 
 def test_a_kill_while_the_video_is_written_leaves_all_of_it_to_play(
     student: Path, tmp_path: Path, options: tuple[object, ...]
 ) -> None:
-    """And whichever way the command goes on, it ends with the folder of an undisturbed run."""
+    """And however the command is resumed, it ends with the folder of an undisturbed run."""
     frames = 3000
     broken = break_a_rank(student, tmp_path, environment(), RANKS, RANKS, frames=frames, walked=True)
     assert broken.errors == ["error: the process that decodes was ended by SIGKILL; the same command goes on from here"]
@@ -90,7 +90,7 @@ def test_the_same_command_goes_on_and_gives_what_one_process_gives(student: Path
 
 
 def test_processes_that_were_not_started_alike_refuse_each_other(student: Path, tmp_path: Path) -> None:
-    """Started as torchrun starts them, on a port, without our launcher."""
+    """Started as by torchrun, on a port, without our launcher."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -17,7 +17,7 @@ with unfinished(folder, {}) as partial:
     state = partial / ".state"
     done = int(state.read_text()) if state.exists() else 0
     history = [] if mode == "forgetful" else list(range(done))
-    helper = subprocess.Popen(["sleep", "60"])  # would live on if only its parent were killed
+    helper = subprocess.Popen(["sleep", "60"])  # would survive if only its parent were killed
     with Path("helpers.txt").open("a") as file:
         file.write(f"{helper.pid}\n")
     for step in range(done, STEPS):

@@ -19,7 +19,7 @@ TOY = Path(__file__).parent / "toy"
 
 @dataclass(frozen=True)
 class Project:
-    """A project folder whose stages do nothing but what they are ordered to."""
+    """A project folder whose stages only do what their file of orders says."""
 
     folder: Path
 
@@ -66,7 +66,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def prefect_server():
-    """Prefect's own throw-away server and database; its address."""
+    """The address of Prefect's own temporary server and database."""
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
@@ -76,14 +76,14 @@ def prefect_server():
 
 @pytest.fixture
 def short():
-    """A folder whose name leaves room for a Unix socket's."""
+    """A folder with a path short enough for Unix sockets in it."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A user who has the S3 store, and no settings of the stack."""
+    """A user with the S3 store's program but no settings of the stack."""
     for name in [name for name in os.environ if name.startswith(("HIAR_", "PREFECT_", "MLFLOW_", "AWS_"))]:
         monkeypatch.delenv(name)
     weed = tmp_path / "bin" / "weed"

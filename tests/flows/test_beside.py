@@ -1,4 +1,4 @@
-"""Experiments that are run and compared beside each other."""
+"""Experiments that are run and compared side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hiar.errors import UserError
 
 
 def scored(folder: Path, offset: float, contenders: tuple[str, ...], videos: int = 4) -> Path:
-    """A workspace with scores of two seeds, so much above those of the first one."""
+    """A workspace with scores of two seeds, higher by ``offset``."""
     rows = [
         {
             "stage": name.partition("/")[0],
@@ -52,7 +52,7 @@ def test_experiments_are_compared_contender_by_contender(tmp_path: Path) -> None
         "distill/hiar, 95 % intervals",
     ]
     rows = [cells(line) for line in lines if line.startswith("| one")]
-    # Means and their intervals over two seeds: t = 12.706, half of the difference of .01 between them.
+    # Means and intervals over two seeds: t = 12.706 times half of their difference of .01.
     assert [row[:2] for row in rows if "+" not in row[1]][:2] == [
         ["one", "0.655 ± 0.064"],
         ["one+two", "0.855 ± 0.064"],
@@ -91,7 +91,7 @@ def test_a_run_checks_all_before_it_begins_any(project) -> None:
 
 @pytest.mark.long
 def test_an_experiment_ends_in_the_comparison_with_those_beside_it(tmp_path: Path) -> None:
-    """Two inits, small; what they have in common is made once."""
+    """Two small inits; the stages they share run once."""
     copy_project(tmp_path / "project")
     folder = tmp_path / "project"
     small = "compare: {init: [hiar], distill: [hiar], walked: []}\nseeds: [0, 1]\n"

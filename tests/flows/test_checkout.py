@@ -22,7 +22,7 @@ WHO = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository with one commit, and a machine that knows nothing of it."""
+    """A repository with one commit, and a machine without any clone of it."""
     for name in (checkout.PROJECT, checkout.REPOSITORY, "PYTHONPATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(checkout.CLONES, str(tmp_path / "clones"))
@@ -75,7 +75,7 @@ def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_
     (made / "dvc.yaml").write_text("stages: {changed: null}\n")
     assert checkout.commit_of(made) == f"{commit[:7]}+"
     assert (checkout.commit_of(tmp_path), checkout.head_of(tmp_path)) == ("", "")
-    monkeypatch.setenv(checkout.COMMIT, commit)  # the one that was deployed since is no concern of this run
+    monkeypatch.setenv(checkout.COMMIT, commit)  # a commit deployed since does not affect this run
     assert checkout.open_project(repository.as_uri(), "0" * 40) == {"directory": str(made)}
     monkeypatch.setenv(checkout.PROJECT, str(repository))
     assert checkout.open_project("", "") == {"directory": str(repository)}
@@ -104,7 +104,7 @@ def test_a_clone_finds_the_models_that_no_repository_holds(repository, tmp_path,
         ("", "0" * 40, "HIAR_REPOSITORY: is not set"),
         ("--upload-pack=touch", "0" * 40, "HIAR_REPOSITORY: is not set"),
         ("here", "main", "commit = main: is none"),
-        ("here", "0" * 7, "commit = 0000000: is none"),  # which may name another one some day
+        ("here", "0" * 7, "commit = 0000000: is none"),  # a short hash may become ambiguous
         ("here", f"{'0' * 40} --force", "commit = 0+ --force: is none"),
         ("file:///nowhere/at/all", "0" * 40, "git clone: "),
         ("git://me:hidden@127.0.0.1:9/x", "0" * 40, "git clone: "),
@@ -119,7 +119,7 @@ def test_what_cannot_be_cloned_is_one_line_and_leaves_no_clone(repository, tmp_p
 
 
 def test_a_commit_that_comes_later_is_cloned_then(repository, tmp_path):
-    """What an attempt at it has left is no clone, and in nobody's way."""
+    """A failed attempt leaves no clone, and does not block the next one."""
     wanted = "0" * 40
     for _ in range(2):
         with pytest.raises(UserError, match="git checkout: "):
@@ -130,7 +130,7 @@ def test_a_commit_that_comes_later_is_cloned_then(repository, tmp_path):
 def test_a_run_whose_project_is_not_there_says_so_and_is_tried_again_where_that_may_help(
     repository, prefect_server, monkeypatch
 ):
-    """Its worker's word, that a process ended, comes after that."""
+    """Even though its worker reports afterwards that the process exited."""
     from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
@@ -153,7 +153,7 @@ def test_a_run_whose_project_is_not_there_says_so_and_is_tried_again_where_that_
 
 
 def test_a_run_that_is_taken_up_goes_on_with_the_commit_that_it_began_with(repository, prefect_server, monkeypatch):
-    """Another one has been deployed meanwhile, which is what the next run begins with."""
+    """Even if another one has been deployed meanwhile, with which the next run begins."""
     from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.states import Running

@@ -25,7 +25,7 @@ def hiar(project, *arguments):
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch):
-    """A user who has never heard of Prefect."""
+    """A user without any Prefect settings."""
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         monkeypatch.delenv(name)
 
@@ -53,7 +53,7 @@ def test_a_flow_has_the_settings_that_its_user_gives_it(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     own = flow_environment(tmp_path)
     assert own.items() >= given.items()
-    assert DATABASE not in own  # it lies in the user's PREFECT_HOME
+    assert DATABASE not in own  # the database is in the user's PREFECT_HOME
 
 
 def test_code_of_either_package_that_is_not_what_runs_is_told(tmp_path):
@@ -90,7 +90,7 @@ def test_a_mistake_in_a_stage_ends_with_its_line_and_code_and_no_traceback(proje
 
 @pytest.fixture
 def start(project):
-    """Starts a run and returns it in the middle of a stage."""
+    """Starts a run and returns it once a stage is running."""
     started = []
 
     def start():

@@ -1,4 +1,4 @@
-"""The comparison for people in a hurry: a row a model over its seeds, and what stands below it."""
+"""The comparison table: a row per model over its seeds, and the lines below it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def summary(mean: float) -> dict[str, Any]:
 
 
 def write(folder: Path, models: dict[str, dict[str, tuple[float, float]]]) -> None:
-    """Figures of two seeds, and of as many worlds."""
+    """Write the figures of two seeds, and of two worlds."""
     (folder / "metrics").mkdir(exist_ok=True)
     tree = {
         stage: {
@@ -36,7 +36,7 @@ MODELS = {
 
 
 def rows(said: str) -> list[list[str]]:
-    """The cells of the first table's rows, the head and its line left out."""
+    """The cells of the first table's rows, without the header and its rule."""
     lines = next(part for part in said.split("\n\n") if part.startswith("|")).splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -52,7 +52,7 @@ def test_a_model_is_a_row_over_its_seeds_and_references_come_last(project):
         ("Teacher", "0.850", "8"),
         ("True world", "0.950", "8"),
     ]
-    assert said.endswith("`hiar stage score` writes it.")  # of single videos, which the differences are of
+    assert said.endswith("`hiar stage score` writes it.")  # values per video, for the differences
     videos = [
         {
             "stage": stage,

@@ -1,4 +1,4 @@
-"""Deployed flows, with a server of Prefect's: stages as runs of their own, and what one of them runs on."""
+"""Deployed flows, with a Prefect server: stages as separate runs, and the resources that a stage requests."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def client():
 
 
 def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(client, monkeypatch):
-    """As when an experiment is taken up whose worker died; another one, or another commit, has a run of its own.
+    """As when an experiment is resumed whose worker died; another experiment, or another commit, has its own run.
 
-    It is told the commit, which a worker without a working folder clones.
+    The run is given the commit, which a worker without a working folder clones.
     """
     from prefect import flow
     from prefect.states import Completed
@@ -73,7 +73,7 @@ def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(clie
 
 @pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
 def test_a_stage_asks_its_pool_for_the_gpus_and_the_memory_that_it_takes(kind, client, monkeypatch):
-    """In the words of our template for that kind of pool, which puts them where its workers look."""
+    """With the variables of our template for that kind of pool, which puts them where its workers read them."""
     from prefect import flow
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.states import Completed
@@ -81,7 +81,7 @@ def test_a_stage_asks_its_pool_for_the_gpus_and_the_memory_that_it_takes(kind, c
 
     template = json.loads((ROOT / "infra" / "pools" / f"{kind}.json").read_text())
     client.create_work_pool(WorkPoolCreate(name=kind, type=kind, base_job_template=template))
-    monkeypatch.setenv("HIAR_PROJECT", str(ROOT))  # where no commit needs to be told
+    monkeypatch.setenv("HIAR_PROJECT", str(ROOT))  # so that no commit needs to be passed
     flow_id = client.create_flow(deployments.stage)
     client.create_deployment(flow_id=flow_id, name="stage", work_pool_name=kind)
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -127,7 +127,7 @@ def test_a_run_that_has_just_crashed_may_be_scheduled_again(client, monkeypatch)
         client.set_flow_run_state(run.id, Completed(), force=True)
         assert waiting.result(60).is_completed()
     client.set_flow_run_state(run.id, Crashed(), force=True)
-    monkeypatch.setattr(deployments, "CRASHED_SECONDS", 0.0)  # as if it were long ago
+    monkeypatch.setattr(deployments, "CRASHED_SECONDS", 0.0)  # as if it had crashed long ago
     assert deployments._wait(run, ProcessGroups()).is_crashed()
 
 

@@ -1,4 +1,4 @@
-"""prefect.yaml: its deployments name flows, fit their parameters, fire on schedule and hold no folder of anybody."""
+"""prefect.yaml: its deployments name flows, match their parameters, fire on schedule and contain no user's folder."""
 
 import http.server
 import json
@@ -25,7 +25,7 @@ DEPLOYMENTS = {one["name"]: one for one in PROJECT["deployments"]}
 def flow_of(name):
     from prefect.flows import load_flow_from_entrypoint
 
-    with pytest.MonkeyPatch.context() as patch:  # Prefect leaves the script's folder in it, where others would find it
+    with pytest.MonkeyPatch.context() as patch:  # Prefect leaves the script's folder in sys.path
         patch.setattr("sys.path", [*sys.path])
         return load_flow_from_entrypoint(f"{ROOT / DEPLOYMENTS[name]['entrypoint']}")
 
@@ -54,12 +54,12 @@ def test_parameters_that_are_none_are_refused_before_anything_starts(name, given
     with pytest.raises((ParameterBindError, ParameterTypeError, SignatureMismatchError)):
         flow_of(name).validate_parameters(given)
     if "name" in given or "stage" in given:
-        assert "pattern" in str(flow_of(name).parameters.properties)  # the form of the pages checks it too
+        assert "pattern" in str(flow_of(name).parameters.properties)  # so Prefect's web form checks it, too
 
 
 @pytest.mark.parametrize("name", ["table3+vbench", "front", "wan2.1-hiar"])
 def test_every_stage_of_an_experiment_can_be_deployed(name, tmp_path):
-    """By the name that DVC gives it, of dimensions and of walked students too."""
+    """By its name in DVC, including dimensions and walked students."""
     from dvc.repo import Repo
 
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(experiment_tree(ROOT, name)))
@@ -109,7 +109,7 @@ def test_nothing_is_deleted_from_the_store_but_where_that_is_asked_for(monkeypat
 
 
 def test_what_others_have_committed_since_a_worker_was_cloned_counts_when_it_deletes(monkeypatch, tmp_path):
-    """A branch and a tag of another clone; a repository that is away ends it before anything is deleted."""
+    """A branch and a tag of another clone; an unreachable repository stops it before anything is deleted."""
     from flows import deployments
     from hiar.storage.runs import runs_committed
 
@@ -143,7 +143,7 @@ def test_what_others_have_committed_since_a_worker_was_cloned_counts_when_it_del
 
 @pytest.fixture
 def heard():
-    """The address of somebody who is told, and what that one heard."""
+    """The address of a webhook's receiver, and the messages it has received."""
     lines = []
 
     class Listener(http.server.BaseHTTPRequestHandler):
@@ -176,7 +176,7 @@ def test_somebody_is_told_of_a_failure_and_of_nothing_else(prefect_server, heard
 
     experiment("whole", "", return_state=True)
     end = time.monotonic() + 300
-    while not lines and time.monotonic() < end:  # the trigger is looked for by and by: what came before it is not told
+    while not lines and time.monotonic() < end:  # the trigger takes effect with a delay
         experiment("smoke", "codec@0: was ended by SIGKILL", return_state=True)
         time.sleep(2)
     assert {line["text"] for line in lines} == {"smoke 1a2b3c4 failed: codec@0: was ended by SIGKILL"}

@@ -1,4 +1,4 @@
-"""Devices: several stages at once on a machine that has several, never two on one, whatever dies."""
+"""Devices: several stages at once on a machine that has several, never two on one, whatever is killed."""
 
 import fcntl
 import os
@@ -23,7 +23,7 @@ from hiar.errors import UserError
 from hiar.parameters import load_params
 
 EIGHT = ",".join(map(str, range(8)))
-# Takes devices, notes itself with each, and lives until it is told to end.
+# Takes devices, writes down their names, and sleeps until it is killed.
 HOLDER = """\
 import sys, time
 from pathlib import Path
@@ -34,7 +34,7 @@ with take_devices(int(sys.argv[1])) as devices:
 """
 
 
-# A flow whose stage takes a while to save its state when it is asked to end.
+# A flow whose stage takes a while to save its state on SIGTERM.
 FLOW = """\
 import os, sys
 from pathlib import Path
@@ -61,7 +61,7 @@ def machine(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hold(tmp_path):
-    """Starts a process that wants a number of devices; returns it and the file that names those it has."""
+    """Starts a process that requests ``count`` devices; returns it and the file with the names of those it has."""
     started = []
 
     def hold(count):
@@ -111,7 +111,7 @@ def test_two_that_need_most_of_them_take_turns(hold):
     first, second = hold(5), hold(5)
     wait_until(lambda: devices_of(first[1]) or devices_of(second[1]))
     one, other = (first, second) if devices_of(first[1]) else (second, first)
-    with take_devices(3) as rest:  # those that wait hold nothing
+    with take_devices(3) as rest:  # waiting processes hold no device
         assert {*rest, *devices_of(one[1])} == {*EIGHT.split(",")}
     assert devices_of(other[1]) == []
     one[0].kill()
@@ -122,7 +122,7 @@ def test_more_than_there_are_is_all_of_them():
     with take_devices(20) as devices:
         assert devices == EIGHT.split(",")
         assert environment_on(devices)["CUDA_VISIBLE_DEVICES"] == EIGHT
-        assert environment_on(devices)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # else CUDA counts the fastest first
+        assert environment_on(devices)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # else CUDA numbers the fastest first
 
 
 @pytest.mark.parametrize("names", ["0,0", ",", "0,../1"])
@@ -133,7 +133,7 @@ def test_names_that_are_none_are_refused(names, monkeypatch):
 
 
 def test_of_a_machine_without_a_gpu_cores_are_devices(monkeypatch):
-    """As many stages of one thread at once as `hiar run` has there, but for large machines."""
+    """As many as `hiar run` has single-threaded stages at once, except on large machines."""
     for name in ("HIAR_DEVICES", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     if list(Path("/dev").glob("nvidia[0-9]*")):
@@ -145,7 +145,7 @@ def test_of_a_machine_without_a_gpu_cores_are_devices(monkeypatch):
 
 
 def test_gpus_that_are_hidden_are_no_devices(monkeypatch):
-    """Named, they would be shown again to stages that were to use the CPU."""
+    """If listed, they would be visible again to stages that were to use the CPU."""
     monkeypatch.delenv("HIAR_DEVICES")
     monkeypatch.setattr("flows.devices._nodes", lambda: [Path("/dev/nvidia0"), Path("/dev/nvidia1")])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -161,7 +161,7 @@ def test_a_device_is_known_by_its_name_whatever_else_a_process_may_see(monkeypat
         with take_devices(1) as second:
             assert second == ["3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
-    assert device_names() == ["3", "0"]  # our own word counts first
+    assert device_names() == ["3", "0"]  # our own variable takes precedence
     monkeypatch.delenv("HIAR_DEVICES")
     assert device_names() == ["6", "7"]
 
@@ -176,7 +176,7 @@ def test_locks_are_of_one_user_alone(tmp_path, monkeypatch):
     finally:
         os.umask(before)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    if os.geteuid() == 0:  # who else may give a folder away?
+    if os.geteuid() == 0:  # only root may change a folder's owner
         os.chown(folder, 12345, 12345)
         with pytest.raises(UserError, match="belongs to another user; set HIAR_DEVICE_LOCKS"), take_devices(1):
             pass
@@ -187,7 +187,7 @@ def test_locks_are_of_one_user_alone(tmp_path, monkeypatch):
 
 
 def test_who_chooses_is_alone_meanwhile(tmp_path):
-    """Else two that need several each take some of what both need, and try again without end."""
+    """Otherwise two that need several could each take some of what both need, and retry for ever."""
     with take_devices(1):
         pass
     with (tmp_path / "locks" / "choosing.lock").open("ab") as choosing:
@@ -200,12 +200,12 @@ def test_who_chooses_is_alone_meanwhile(tmp_path):
 
 
 def done(future, seconds):
-    """Whether there is a result by then."""
+    """Whether there is a result within ``seconds``."""
     return bool(wait([future], seconds).done)
 
 
 def test_a_stage_that_is_one_process_takes_one_device_whatever_others_take():
-    """So dimensions of VBench's run side by side where trainings have all devices, and so has the making of samples."""
+    """So VBench's dimensions run side by side, while trainings and sampling have all devices."""
     runtime = load_params(ROOT / "params.yaml").runtime.model_copy(update={"processes": 8})
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     found = {name: runtime.processes_of(f"{name}@0-hiar") for name in stages}

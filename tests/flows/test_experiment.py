@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def run_flow(**options):
-    """The failure of the flow, or None."""
+    """Run the flow; returns its failure, or None."""
     from flows.experiment import experiment
 
     state = experiment(return_state=True, **options)
@@ -33,7 +33,7 @@ def run_flow(**options):
 
 def test_stages_run_in_order_and_side_by_side_and_never_again(project, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    # Each variant waits for the other: one after the other they would never end.
+    # Each variant waits for the other: run in sequence, they would never end.
     project.order("distill-0-hiar", "touch hiar", "wait self-forcing")
     project.order("distill-0-self-forcing", "touch self-forcing", "wait hiar")
     assert run_flow() is None
@@ -64,13 +64,13 @@ def test_a_run_has_a_name_tags_and_the_comparison_with_its_pictures(project):
     assert "HiAR" in shown("default-comparison")
     assert (project.folder / "reports" / "contact_sheet.png").as_uri() in shown("default-contact-sheet")
     with get_client(sync_client=True) as client:
-        # Of this server's runs, which other tests share.
+        # The server's runs include those of other tests.
         of_flow = FlowFilter(name=FlowFilterName(any_=["experiment"]))
         tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=["experiment:default"]))
         (run,) = client.read_flow_runs(
             flow_filter=of_flow, flow_run_filter=tagged, sort=FlowRunSort.START_TIME_DESC, limit=1
         )
-    assert run.name == "default"  # and the commit, where there is git
+    assert run.name == "default"  # followed by the commit, in a git repository
     assert set(run.tags) == {"experiment:default", "commit:none", "seed:0", "of its user's"}
 
 
@@ -99,9 +99,9 @@ def test_an_experiment_has_artifacts_of_its_own_whose_links_open_on_any_machine(
         link = re.search(r"\((http://[^)]*)\)", shown("smoke-1-3b-table1-report"))[1]
         assert httpx.get(link, trust_env=False).text == "<p>the report"
         assert "hidden-from-all" not in link
-        assert "file:" in shown("smoke-1-3b-table1-contact-sheet")  # there is none to be stored
+        assert "file:" in shown("smoke-1-3b-table1-contact-sheet")  # there is no sheet to store
         away = Remote(workspace, "s")
-        away.away = True  # as a stage has found
+        away.away = True  # as found by a stage
         showing(workspace, away, told.append)
         assert "file:" in shown("smoke-1-3b-table1-report")
         assert told == []
@@ -116,7 +116,7 @@ def test_an_experiment_has_artifacts_of_its_own_whose_links_open_on_any_machine(
 
 
 def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project, tmp_path_factory, monkeypatch):
-    """What was made before it is pushed; only a complete experiment's students come into the registry."""
+    """Outputs of earlier stages are pushed; only students of complete experiments are registered."""
     store, registered = tmp_path_factory.mktemp("remote"), []
     with (project.folder / ".dvc" / "config").open("a") as config:
         config.write(f"    remote = store\n['remote \"store\"']\n    url = {store}\n")
@@ -135,7 +135,7 @@ def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project, tmp_pat
     assert [remote.workspace for remote in registered] == [project.folder]
 
 
-# `python -m flows`, without the half minute for what may be over by then.
+# `python -m flows`, without the half minute before a retry.
 AT_ONCE = """
 from flows import experiment
 from flows.__main__ import main
@@ -161,7 +161,7 @@ def test_a_crash_is_tried_again(project):
 
 
 class Noted(Cores):
-    """Notes how many cores each stage wants."""
+    """Records how many cores each stage requests."""
 
     def __init__(self, count, wanted):
         super().__init__(count)
@@ -182,11 +182,11 @@ def test_force_runs_every_stage_again_each_on_the_cores_of_all_its_processes(pro
     assert run_flow() is None
     assert run_flow(force=True) is None
     assert project.begun("codec-0") == project.begun("score") == 2
-    assert sorted(wanted) == sorted(2 * [5, 2 * 3, 2 * 3, 5])  # of codec, two distillations, score
+    assert sorted(wanted) == sorted(2 * [5, 2 * 3, 2 * 3, 5])  # codec, two distillations, score
 
 
 def test_what_another_machine_runs_is_not_run_here_again_though_it_is_forced(project, tmp_path):
-    """Where they share no workspace it is fetched; no core of this machine is waited for."""
+    """If they share no workspace, its outputs are fetched; it waits for no core of this machine."""
     from prefect.logging import disable_run_logger
 
     from flows.experiment import run_stage

@@ -1,4 +1,4 @@
-"""Which weights MLflow's registry names."""
+"""The weights that MLflow's registry refers to."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from flows.models import models_of
 
 def test_a_students_source_is_the_object_that_dvc_stores_its_folder_as(smoke):
     models = {model.variant: model for model in models_of(smoke, "s3://bucket/hiar/")}
-    assert set(models) == {"self-forcing", "hiar"}  # and no walked one, which has no weights of its own
+    assert set(models) == {"self-forcing", "hiar"}  # no walked student, which has no weights of its own
     for variant, model in models.items():
         start, key = model.source.split("/files/md5/")
         assert start == "s3://bucket/hiar"
@@ -44,4 +44,4 @@ def test_the_best_of_a_method_is_the_seed_with_the_most_good_frames_or_where_non
     lock.write_text(yaml.safe_dump(whole))
     summary.write_text(json.dumps(scores))
     found = [(model.variant, model.seed) for model in models_of(tmp_path, "s3://b") if "best" in model.aliases]
-    assert sorted(found) == [("hiar", 1), ("self-forcing", 0)]  # of two that are equal the first
+    assert sorted(found) == [("hiar", 1), ("self-forcing", 0)]  # of two equal ones, the first

@@ -1,4 +1,4 @@
-"""Every command of docs/operations.md: run where a test can afford it, else read by the program that it is for."""
+"""Every command of docs/operations.md: run if a test can afford it, otherwise parsed by its program."""
 
 import os
 import re
@@ -71,7 +71,7 @@ def test_what_is_run_by_hand_is_deployed_and_takes_these_parameters(line):
     assert set(options) == {"-p"} and len(options) == len(values)
     given = dict(value.split("=", 1) for value in values)
     (deployed,) = [one for one in DEPLOYMENTS if name.endswith(f"/{one['name']}")]
-    with pytest.MonkeyPatch.context() as patch:  # Prefect leaves the script's folder in it
+    with pytest.MonkeyPatch.context() as patch:  # Prefect leaves the script's folder in sys.path
         patch.setattr("sys.path", [*sys.path])
         flow = load_flow_from_entrypoint(f"{ROOT / deployed['entrypoint']}")
     assert name == f"{flow.name}/{deployed['name']}"

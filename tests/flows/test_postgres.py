@@ -1,4 +1,4 @@
-"""PostgreSQL's databases, made once and whole; with programs in its programs' place that note what they are told."""
+"""PostgreSQL's databases, made once and completely; with stand-ins for its programs that record their input."""
 
 import os
 import pwd
@@ -12,7 +12,7 @@ from flows.stack.postgres import make_cluster
 from hiar.errors import RunFailed, UserError
 
 PASSWORD = "a word of sixteen letters"
-# Each keeps, in the folder that is given, what it is told: a password that it is to read, and its standard input.
+# Each records its input in the given folder: the password that it is to read, and its standard input.
 INITDB = """\
 import pathlib, sys
 options = dict(one.partition("=")[::2] for one in sys.argv[3:])
@@ -33,7 +33,7 @@ with (pathlib.Path(sys.argv[3]) / "asked").open("a") as asked:
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """The folder that PATH names, and a user who is not root."""
+    """The only folder on PATH, with the stand-ins; the user is not root."""
     place = tmp_path / "programs"
     place.mkdir()
     for name, text in (("initdb", INITDB), ("postgres", SERVER.replace('"broken"', repr(str(place / "broken"))))):

@@ -82,13 +82,13 @@ def test_nothing_is_started_after_stop(tmp_path):
 
 
 def gone(pid):
-    """Whether a process has ended, which the machine's init may take a moment to bury."""
+    """Whether a process has ended; it may be a zombie until init reaps it."""
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_command_that_prints_nothing_ends_with_the_process_that_started_it(tmp_path, number):
-    """The kernel tells its leader; nobody else is left to."""
+    """The kernel signals its leader; nobody else is left to do so."""
     note = tmp_path / "note"
     quiet = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     starter = (
@@ -134,7 +134,7 @@ def test_every_group_is_asked_to_end_and_has_the_time_that_it_needs(tmp_path):
 
 
 def test_a_group_that_ignores_it_is_killed_when_nobody_is_left(tmp_path):
-    """Its leader does what `stop` does, when the process that would is gone."""
+    """Its leader does what `stop` does, once the process that would call it is gone."""
     started = (
         "import sys; from flows import leader\n"
         f"leader.GRACE = 0.2; sys.argv[1:] = [sys.executable, '-c', {IGNORES_TERM + '#'!r}]; leader.main()"
@@ -148,7 +148,7 @@ def test_a_group_that_ignores_it_is_killed_when_nobody_is_left(tmp_path):
 
 
 def ignores_term(pid):
-    """Whether a process has come so far as to ignore SIGTERM."""
+    """Whether a process already ignores SIGTERM."""
     status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return bool(int(status["SigIgn"], 16) >> (signal.SIGTERM - 1) & 1)
 

@@ -1,4 +1,4 @@
-"""MLflow's pages on a project's runs: for this machine alone."""
+"""MLflow's pages of a project's runs, for this machine only."""
 
 import ipaddress
 import os

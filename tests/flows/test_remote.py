@@ -1,4 +1,4 @@
-"""Two copies of a project that share a remote: what one has made the other fetches."""
+"""Two copies of a project that share a remote: one fetches what the other has made."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ SUMMARY = Path("metrics", "summary.json")
 
 @pytest.fixture
 def remote(project, tmp_path_factory):
-    """The folder that is the remote of the project, of two stages here."""
+    """The folder that is the project's remote; the project has two stages here."""
     folder = tmp_path_factory.mktemp("remote")
     project.change(compare={"init": [], "distill": []})
     with (project.folder / ".dvc" / "config").open("a") as config:
@@ -36,7 +36,7 @@ def remote(project, tmp_path_factory):
 
 
 def run(project, **options):
-    """Run what is stale as the flow does, stage by stage; the lines it logged."""
+    """Run the stale stages one by one, as the flow does; returns the log lines."""
     groups, lines = ProcessGroups(), []
     remote = remote_of(project.folder)
     for stage in stale_stages(project.folder, **options):
@@ -51,7 +51,7 @@ def pushed(project):
 
 @pytest.fixture
 def another(project, tmp_path_factory):
-    """Makes a copy of the project on a machine that has none of its outputs and no cache."""
+    """Makes a copy of the project as on a machine without its outputs and cache."""
 
     def another(*, lock):
         folder = tmp_path_factory.mktemp("another")
@@ -68,7 +68,7 @@ def another(project, tmp_path_factory):
 def test_what_was_made_elsewhere_is_fetched_and_what_is_damaged_there_is_made_again(project, remote, another):
     run(project)
     assert (project.begun("codec-0"), project.begun("score")) == (1, 1)
-    assert len(list(remote.glob("locks/default/*"))) == 1  # of the run as a whole, and of none of its stages
+    assert len(list(remote.glob("locks/default/*"))) == 1  # for the whole run, not for its stages
     other = another(lock=False)
     names = [path for place in ("runs", "locks") for path in (remote / place).rglob("*") if path.is_file()]
     for path in names:
@@ -76,7 +76,7 @@ def test_what_was_made_elsewhere_is_fetched_and_what_is_damaged_there_is_made_ag
     run(other)
     assert other.events() == []
     assert len(names) == 3
-    assert all(path.stat().st_mtime > 0 for path in names)  # in use, for those who delete what nobody uses
+    assert all(path.stat().st_mtime > 0 for path in names)  # marked as in use, so that no cleanup deletes them
     assert stale_stages(other.folder) == []
     assert (other.folder / "dvc.lock").read_text() == (project.folder / "dvc.lock").read_text()
     assert (other.folder / SUMMARY).read_bytes() == (project.folder / SUMMARY).read_bytes()
@@ -88,7 +88,7 @@ def test_what_was_made_elsewhere_is_fetched_and_what_is_damaged_there_is_made_ag
 
 
 def damage(remote, copy):
-    """Change a byte of an object in the remote, which keeps its name."""
+    """Change a byte of an object in the remote; its name stays."""
     name = md5(copy.read_bytes()).hexdigest()
     path = remote / "files" / "md5" / name[:2] / name[2:]
     data = path.read_bytes()
@@ -101,7 +101,7 @@ def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project
     remote.write_text("in the way of the folder")
     lines = run(project)
     assert project.begun("score") == 1
-    assert len([line for line in lines if line.startswith("remote 'store': ")]) == 2  # and at the end it is tried again
+    assert len([line for line in lines if line.startswith("remote 'store': ")]) == 2  # tried again at the end
     assert not [line for line in lines if "Traceback" in line]
     assert not pushed(project)
     remote.unlink()
@@ -109,7 +109,7 @@ def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project
     for path in (project.folder / ".dvc" / "cache" / "files").rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     shutil.rmtree(project.folder / ".dvc" / "cache" / "files")
-    assert pushed(project)  # nothing is looked for that is there
+    assert pushed(project)  # objects in the remote are not needed in the cache
     assert not [line for line in run(project) if line.startswith("remote")]
     locks = list(remote.glob("locks/default/*.lock"))
     assert [path.read_bytes() for path in locks] == [(project.folder / "dvc.lock").read_bytes()]
@@ -118,7 +118,7 @@ def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project
 
 
 def test_from_a_remote_that_may_only_be_read_what_others_have_made_is_fetched_to_the_end(project, remote, another):
-    """After a stage could not be pushed, which is told once."""
+    """Even after a stage could not be pushed, which is reported once."""
     project.change(compare={"init": ["hiar"], "distill": []})
     run(project)
     other = another(lock=False)
@@ -138,11 +138,11 @@ def test_from_a_remote_that_may_only_be_read_what_others_have_made_is_fetched_to
     assert other.begun("init-hiar") == 0
     (told,) = [line for line in lines if line.startswith("remote")]
     assert told.startswith("remote 'store': nothing more is pushed: ")
-    assert pushed(other)  # now that it may
+    assert pushed(other)  # now that it is allowed
 
 
 def test_what_was_deleted_there_since_it_was_pushed_is_pushed_again_after_a_while(project, remote):
-    """As `hiar storage gc` of another clone deletes what nothing kept, before somebody commits the lock here."""
+    """`hiar storage gc` in another clone may delete what is not kept yet, before its lock is committed here."""
     run(project)
     stored = {path: path.read_bytes() for path in remote.glob("files/md5/*/*")}
     assert stored
@@ -154,11 +154,11 @@ def test_what_was_deleted_there_since_it_was_pushed_is_pushed_again_after_a_whil
     os.utime(noted, (long_ago, long_ago))
     assert pushed(project)
     assert {path: path.read_bytes() for path in remote.glob("files/md5/*/*")} == stored
-    assert noted.stat().st_mtime > long_ago  # and that counts anew
+    assert noted.stat().st_mtime > long_ago  # and the period starts anew
 
 
 def test_what_did_not_all_come_there_is_not_taken_for_pushed(project, remote):
-    """Nor is what changed meanwhile; of data that is not there no record says that it was made."""
+    """Nor is what changed meanwhile; no record is pushed without its data."""
     project.dvc("repro")
     name = md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
     closed = remote / "files" / "md5" / name[:2]
@@ -169,7 +169,7 @@ def test_what_did_not_all_come_there_is_not_taken_for_pushed(project, remote):
         assert not pushed(project)
     finally:
         subprocess.run(["umount", "-l", closed], check=True)
-    assert list(remote.glob("files/md5/*/*"))  # of others
+    assert list(remote.glob("files/md5/*/*"))  # the other objects
     assert not list(remote.glob("runs/*/*/*"))
     lock, told = project.folder / "dvc.lock", []
 
@@ -185,7 +185,7 @@ def test_what_did_not_all_come_there_is_not_taken_for_pushed(project, remote):
 
 
 def test_what_is_nowhere_is_not_taken_for_pushed(project, remote, capsys):
-    """The rest comes there, but nothing that says it were whole; the remedy of the line is one."""
+    """The rest is pushed, but no lock that would say it is complete; the suggested remedy works."""
     project.dvc("repro")
     name = md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
     lost = Path("files", "md5", name[:2], name[2:])
@@ -201,7 +201,7 @@ def test_what_is_nowhere_is_not_taken_for_pushed(project, remote, capsys):
 
 
 def test_what_was_pushed_is_pushed_again_to_another_remote(tmp_path):
-    """Also where only the user's own settings have changed."""
+    """Even if only the user's own settings have changed."""
     (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
     for name in ("dvc.lock", ".dvc/config"):
         (tmp_path / name).write_text("before")
@@ -217,7 +217,7 @@ def test_what_was_pushed_is_pushed_again_to_another_remote(tmp_path):
 def test_a_lock_lies_under_the_name_of_its_experiment(tmp_path):
     store = SimpleNamespace(fs=LocalFileSystem(), path=str(tmp_path / "remote" / "files" / "md5"))
     (tmp_path / "project" / ".dvc").mkdir(parents=True)
-    for folder in ("project/runs/mine", "project", "other/runs/mine"):  # the last is a project of its own
+    for folder in ("project/runs/mine", "project", "other/runs/mine"):  # the last is a separate project
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / "dvc.lock").write_text(folder)
         _copy_lock(tmp_path / folder / "dvc.lock", store)
@@ -244,12 +244,12 @@ def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote, mo
     names = {path.parent.name + path.name for path in objects}
     assert len(names) == 3
     assert names == {md5(path.read_bytes()).hexdigest() for path in objects}
-    # In the remote is the last of the three, and no record of what is not there.
+    # The remote has the last of the three, and no record of objects that it lacks.
     assert pushed(project)
     (record,) = [yaml.safe_load(path.read_text()) for path in remote.glob("runs/*/*/*")]
     (kept,) = [path.parent.name + path.name for path in remote.glob("files/md5/*/*")]
     assert record["outs"][0]["md5"] == kept == md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
-    # Other stages, too, are given what was made last of the same inputs.
+    # Other stages, too, get the latest output of the same inputs.
     monkeypatch.chdir(project.folder)
     with Repo() as repo:
         (stage,) = repo.stage.collect("codec@0")
@@ -258,7 +258,7 @@ def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote, mo
 
 
 def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
-    """Also those that lie beside it, of both files of settings; without a word of the user nothing is written."""
+    """Even relative ones, from both config files; if nothing has changed, nothing is written."""
     from dvc.config import Config
 
     (project.folder / "experiments").mkdir()
@@ -276,9 +276,9 @@ def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
     assert str(project.folder) not in (workspace / ".dvc" / "config").read_text()
     assert (workspace / "dvc.yaml").read_bytes() == (project.folder / "dvc.yaml").read_bytes()
     (workspace / "dvc.yaml").unlink()
-    (workspace / "dvc.yaml").symlink_to("../../dvc.yaml")  # which DVC does not read out of a commit
+    (workspace / "dvc.yaml").symlink_to("../../dvc.yaml")  # DVC does not read links from commits
     (workspace / "hiar").unlink()
-    (workspace / "hiar").symlink_to(tmp_path)  # where the code once was
+    (workspace / "hiar").symlink_to(tmp_path)  # where the code used to be
     open_workspace(project.folder, "small")
     assert not (workspace / "dvc.yaml").is_symlink()
     assert (workspace / "hiar").readlink() == Path("..", "..", "hiar")
@@ -286,7 +286,7 @@ def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
     open_workspace(project.folder, "small")
     assert (workspace / ".dvc" / "config").stat() == before
     for name in ("config", "config.local"):
-        (workspace / ".dvc" / name).write_text("[core\n")  # as a kill may leave it
+        (workspace / ".dvc" / name).write_text("[core\n")  # as left by a kill
         open_workspace(project.folder, "small")
         assert Config(str(workspace / ".dvc"))["core"]["remote"] == "near"
         assert Config(str(workspace / ".dvc"))["remote"]["near"]["jobs"] == 3
@@ -296,7 +296,7 @@ def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
 
 
 def test_stages_that_begin_at_once_open_one_workspace(project):
-    """As on another machine than their experiment's, whose clone has none yet."""
+    """As on a machine other than the experiment's, whose clone has no workspace yet."""
     (project.folder / "experiments").mkdir()
     (project.folder / "experiments" / "small.yaml").write_text("seeds: [1]\n")
     together = threading.Barrier(8)
@@ -310,7 +310,7 @@ def test_stages_that_begin_at_once_open_one_workspace(project):
 
 
 def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote, another):
-    """Each of four machines runs a stage of one experiment, and has nothing but the remote."""
+    """Each of four machines runs one stage of an experiment, with only the remote."""
     groups, lines = ProcessGroups(), []
 
     def run_one(machine, stage):
@@ -338,5 +338,5 @@ def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote
     assert [(machine.folder / "out" / "codec-0").read_text() for machine in (machines[1], machines[3])] == [made] * 2
     assert len(made) == 1000
     here = {path.name for path in (machines[2].folder / "out").iterdir()}
-    assert here == {"distill-0-hiar", "last"}  # and not what it was made of
-    assert not list(remote.glob("locks/*/*"))  # nobody has run the whole of it
+    assert here == {"distill-0-hiar", "last"}  # but not the inputs of its inputs
+    assert not list(remote.glob("locks/*/*"))  # nobody has run the whole experiment

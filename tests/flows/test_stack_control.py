@@ -1,4 +1,4 @@
-"""A stack from its start to its end, with small servers in its servers' place: what is begun, made ready and ended."""
+"""A stack from start to end, with small stand-ins for its servers: what is started, prepared and stopped."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ SERVERS = """
 command = %(ENV_HIAR_PYTHON)s %(ENV_HIAR_PROJECT)s/servers.py
 directory = %(ENV_HIAR_PROJECT)s
 """
-# All three in one process, which notes when it begins and ends. The S3 store refuses the first object of each bucket.
+# All three servers in one process, which logs its start and end. The S3 store refuses each bucket's first object.
 PROGRAM = """
 import os, pathlib, signal, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,26 +92,26 @@ for name in ("S3", "PREFECT", "MLFLOW"):
     server = ThreadingHTTPServer(("127.0.0.1", int(os.environ[f"HIAR_{name}_PORT"])), Answer)
     threading.Thread(target=server.serve_forever).start()
 """
-# In the place of the system's, which not everybody may use: it gives no name space, but begins what it is told to.
+# Replaces the system's, which not every user may run: it makes no namespace, but starts the given command.
 UNSHARE = '#!/bin/sh\nwhile case "$1" in -*) true ;; *) false ;; esac; do shift; done\nexec "$@"\n'
 
 
 @pytest.fixture
 def small(short, own, monkeypatch):
-    """The folder of a project whose stack has small servers and ports of its own."""
+    """The folder of a project whose stack has the small servers and its own ports."""
     write_program(Path(os.environ["PATH"].partition(os.pathsep)[0]) / "unshare", UNSHARE)
     names = [line.partition("=")[0] for line in PORTS.read_text().splitlines() if line.startswith("HIAR_")]
     for name, port in zip(names, free_ports(len(names)), strict=True):
         monkeypatch.setenv(name, str(port))
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # at which nobody listens, nor should be asked
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there, and nobody should connect
     (short / "servers.py").write_text(PROGRAM)
     (short / "supervisord.conf").write_text(HEAD + SERVERS)
     monkeypatch.setattr(control, "CONFIG", short)
     monkeypatch.setattr(control, "HEALTHY_SECONDS", PATIENCE)
     yield short
-    with suppress(FileNotFoundError, psutil.NoSuchProcess):  # of a test that failed
+    with suppress(FileNotFoundError, psutil.NoSuchProcess):  # left by a failed test
         supervisor = psutil.Process(int((short / ".hiar" / "stack" / "pid").read_text()))
         if os.fspath(short) in " ".join(supervisor.cmdline()):
             for one in [*supervisor.children(recursive=True), supervisor]:
@@ -128,7 +128,7 @@ def test_a_stack_is_begun_once_is_ready_and_ends_when_it_is_told_to(small, monke
     assert up(stack) == 0
     try:
         number = int((stack.folder / "pid").read_text())
-        assert os.getsid(number) == number  # Ctrl-C at whoever started it does not reach it
+        assert os.getsid(number) == number  # Ctrl-C in its starter's terminal does not reach it
         said = capsys.readouterr().out.splitlines()
         assert [line.split() for line in said[:3]] == [[name, stack.url(name)] for name in control.SERVERS]
         assert up(stack) == 0
@@ -145,7 +145,7 @@ def test_a_stack_is_begun_once_is_ready_and_ends_when_it_is_told_to(small, monke
         assert down(stack) == 0
     assert control._is_free(stack)
     events = (small / "events").read_text().splitlines()
-    assert (events[0], events[-1], events.count("begin")) == ("begin", "end", 1)  # SIGTERM reached what it had started
+    assert (events[0], events[-1], events.count("begin")) == ("begin", "end", 1)  # SIGTERM reached its children
     for bucket in BUCKETS:
         refused = events.index(next(one for one in events if one.startswith(f"put /{bucket}/")))
         assert events[refused].endswith("False")
@@ -157,7 +157,7 @@ def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_kille
     (small / "supervisord.conf").write_text(HEAD)
     stack = open_stack(small)
     monkeypatch.setattr(control, "ENDING_SECONDS", 0.0)
-    (stack.folder / "pid").write_text("1\n")  # of a start before the machine's: the number is somebody else's by now
+    (stack.folder / "pid").write_text("1\n")  # from before a reboot: the pid now belongs to another process
     known, write = [], control.write_text
     monkeypatch.setattr(control, "write_text", lambda path, text: known.append(path.exists()) or write(path, text))
     with control._lock(stack) as lock:
@@ -170,13 +170,13 @@ def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_kille
     number = int((stack.folder / "pid").read_text())
     socket = stack.folder / "supervisor.sock"
     wait_until(socket.exists)
-    assert not control._is_free(stack)  # its own lock now, whoever started it
+    assert not control._is_free(stack)  # the supervisor itself holds the lock now
     control._check_time(stack, "s3", time.monotonic())
     with pytest.raises(RunFailed, match=r"^s3: not healthy after .* then make stack-down$"):
         control._check_time(stack, "s3", time.monotonic() - control.HEALTHY_SECONDS - 1)
     socket.unlink()
-    assert control._states(stack) == {"supervisor": "AWAY"}  # which is not well, though no program says so
-    rescues = []  # so that a test of what is never killed ends, too
+    assert control._states(stack) == {"supervisor": "AWAY"}  # not healthy, though no program reports it
+    rescues = []  # ends the test even if nothing is killed
     rescue = threading.Timer(PATIENCE, lambda: rescues.append(os.kill(number, signal.SIGKILL)))
     rescue.start()
     assert down(stack) == 0
@@ -189,7 +189,7 @@ def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_kille
 @pytest.mark.parametrize(
     ("unshare", "code", "said"),
     [
-        ("exit 1", 2, "error: unshare: gives no name space of processes here"),
+        ("exit 1", 2, "error: unshare: cannot create a PID namespace here"),
         (
             'case "$*" in *supervisord*) echo unshare: no; exit 3 ;; esac',
             1,

@@ -1,4 +1,4 @@
-"""What several files of infra/ say of one thing is the same, and what they start exists."""
+"""Several files of infra/ agree about the same thing, and what they start exists."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMPOSED = (*WORKERS, "worker-gpu")
 
 
 def open_to_all(words: list[str]) -> list[str]:
-    """A server's command for a container: it listens on every address, which its network limits."""
+    """A server's command in a container: it listens on every address, restricted by the container's network."""
     line = shlex.join(words)
     for option in ("--host ", "--host=", "-s3.ip.bind="):
         line = line.replace(f"{option}127.0.0.1", f"{option}0.0.0.0")
@@ -62,7 +62,7 @@ def test_a_worker_is_started_alike_everywhere() -> None:
     parents, cpu, gpu = (option(compose()["services"][name]["command"]) for name in COMPOSED)
     pods, unit = [option(deployed(name)["args"]) for name in WORKERS], option(unit_command("worker"))
     assert parents | {"--pool": "stages", "--limit": "1"} == cpu == gpu == unit | {"--pool": "stages"}
-    # What prefect.yaml deploys to is served, and nothing else.
+    # The pools that prefect.yaml deploys to have workers, and no others.
     assert {parents["--pool"], cpu["--pool"]} == {one["--pool"] for one in pods} == POOLS
     assert pods[0] | {"--pool": "stages"} == pods[1]
     for words in (parents, cpu, gpu, unit, *pods):
@@ -72,7 +72,7 @@ def test_a_worker_is_started_alike_everywhere() -> None:
 
 
 def test_a_server_of_prefect_makes_its_pages_where_it_may_write() -> None:
-    """Else it only logs that it could not, and answers all but its pages."""
+    """Otherwise it only logs the failure, and serves everything but its pages."""
     given = environments()
     assert compose()["services"]["prefect"]["volumes"] == ["prefect:/data"]
     assert deployed("prefect")["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
@@ -85,7 +85,7 @@ def test_a_server_of_prefect_makes_its_pages_where_it_may_write() -> None:
 
 
 def test_what_dies_is_taken_up_where_processes_run_the_flows() -> None:
-    """A pool of Kubernetes reports a lost run itself, and takes none up; of a process nobody hears that it died."""
+    """A Kubernetes pool reports a lost run itself, and resumes none; the death of a process is reported by nobody."""
     (of_cluster,) = [
         pod["containers"][0]
         for one in manifests()
@@ -137,7 +137,7 @@ def test_images_are_the_same_and_none_floats() -> None:
 
 
 def test_charts_start_our_image_where_only_restricted_pods_are_let_in() -> None:
-    """Their own defaults start a script of another image, and keep the capabilities that the namespace refuses."""
+    """The charts' defaults start a script of another image, and keep capabilities that the namespace refuses."""
     (line,) = re.findall(r"^ENTRYPOINT (.*)$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
     server, worker, mlflow = (
         yaml.safe_load((INFRA / "helm" / f"{name}.yaml").read_text())
@@ -160,7 +160,7 @@ def test_charts_start_our_image_where_only_restricted_pods_are_let_in() -> None:
 
 
 def in_a_container(name: str, value: str) -> str:
-    """What a unit's variable would be in a container."""
+    """The value of a unit's variable in a container."""
     if (name, value) == ("PGHOST", "127.0.0.1"):
         return "postgres"
     for server, port in SERVERS.items():
@@ -169,7 +169,7 @@ def in_a_container(name: str, value: str) -> str:
 
 
 def test_a_variable_has_one_value_but_for_places() -> None:
-    """What differs between files does so because a container's servers are found by name, a machine's on loopback."""
+    """Values differ between files only because containers find servers by name, and machines on loopback."""
     values: dict[str, set[str]] = {}
     for place, variables in environments().items():
         for name, value in variables.items():
@@ -180,7 +180,7 @@ def test_a_variable_has_one_value_but_for_places() -> None:
 
 
 def test_variables_are_known_to_whom_they_are_given() -> None:
-    """A misspelt one is ignored in silence."""
+    """A misspelt one would be ignored silently."""
     import mlflow.environment_variables as mlflow_settings
     from prefect.settings import get_current_settings
     from prefect.settings.legacy import _get_settings_fields
@@ -213,7 +213,7 @@ def test_each_long_running_part_is_watched() -> None:
 
 
 def commands() -> list[list[str]]:
-    """Every command line of Prefect, MLflow and ours that the files start."""
+    """Every command line of Prefect, MLflow and our own that the files start."""
     found = [compose()["services"][name]["command"] for name in ("prefect", "mlflow", *COMPOSED)]
     found += [deployed(name)["args"] for name in ("prefect", "mlflow", *WORKERS)]
     found += [unit_command(name) for name in ("prefect", "mlflow", "worker")]
@@ -224,7 +224,7 @@ def commands() -> list[list[str]]:
 
 
 def test_command_lines_are_such_as_their_programs_take() -> None:
-    """Each program's own parser reads them; nothing is started."""
+    """Each program's own parser checks them; nothing is started."""
     import mlflow.cli
     import typer
     from prefect.cli._app import _app as prefect
@@ -275,7 +275,7 @@ def test_the_docker_pool_finds_what_compose_made() -> None:
 
 
 def test_base_models_are_where_workers_are_told() -> None:
-    """All at one place, as checkpoints refer to them there; told of only where this machine has a folder of them."""
+    """In one place, since checkpoints refer to them there; set only if this machine has a folder of them."""
     commands = {name: " ".join(one.get("command", [])) for name, one in compose()["services"].items()}
     workers = [compose()["services"][name] for name, line in commands.items() if line.startswith("prefect worker")]
     assert len(workers) == 3

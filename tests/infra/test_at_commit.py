@@ -1,4 +1,4 @@
-"""`infra/at-commit`: a command runs in a clone of the commit that is named, with that commit's code, or not at all."""
+"""`infra/at-commit`: a command runs in a clone of the given commit, with that commit's code, or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t", "GIT_COMMITTER_NAME": 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A repository and the hashes of its two commits, whose module `told` says which it is."""
+    """A repository and the hashes of its two commits, which differ in their module `told`."""
     folder = tmp_path_factory.mktemp("repository")
     hashes = []
     git("init", "--quiet", folder=folder)

@@ -1,4 +1,4 @@
-"""`infra/bucket.py`: asks a store for no more than it needs. The stores here answer as AWS does."""
+"""`infra/bucket.py` sends a store no more requests than it needs. The stores here answer as AWS does."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ DENIED = "<Error><Code>AccessDenied</Code><Message>not for you</Message></Error>
 
 @contextmanager
 def store(allowed: dict[tuple[str, str], int], starting: int = 0) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    """A store's address, and what it was asked: method, path, body. What is not ``allowed`` it refuses.
+    """A store's address, and its requests: method, path, body. It refuses those that are not ``allowed``.
 
-    starting: how many requests it cannot answer yet.
+    starting: how many first requests it cannot answer yet.
     """
     asked: list[tuple[str, str, str]] = []
 
@@ -76,7 +76,7 @@ def test_a_store_that_is_about_to_start_is_waited_for() -> None:
     with store({("HEAD", "/b"): 200}, starting=1) as (address, asked):
         own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         own |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "x"}
-        own |= {"AWS_ENDPOINT_URL": address, "AWS_MAX_ATTEMPTS": "1"}  # whatever boto does by itself
+        own |= {"AWS_ENDPOINT_URL": address, "AWS_MAX_ATTEMPTS": "1"}  # boto would otherwise retry
         made = said([sys.executable, str(INFRA / "bucket.py"), "b"], env=own)
     assert (made.returncode, made.stderr) == (0, "")
     assert [method for method, *_ in asked] == ["HEAD", "HEAD"]

@@ -1,4 +1,4 @@
-"""What must be closed is closed: secrets, servers, rights, resources."""
+"""Secrets, servers, rights and resources are closed where they must be."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_new_secrets_are_private_complete_and_never_written_over(tmp_path: Path)
     again = said(["sh", str(tmp_path / "secrets.sh")])
     assert again.returncode == 2 and len(again.stderr.splitlines()) == 1 and file.read_bytes() == before
     ignored = said(["git", "check-ignore", "infra/.env"], cwd=ROOT)
-    assert ignored.returncode in (0, 128), "git would take the passwords"  # 128: a project without .git
+    assert ignored.returncode in (0, 128), "git would take the passwords"  # 128: no .git
 
 
 def test_what_reads_a_secret_finds_it_written() -> None:
@@ -123,7 +123,7 @@ def test_nothing_runs_as_root_or_may_become_it() -> None:
 def test_what_is_mounted_is_declared_and_what_is_asked_for_is_bounded() -> None:
     tree = compose()
     mounts = [one for service in tree["services"].values() for one in service.get("volumes", [])]
-    # Where a variable may name a folder instead, its default is a volume.
+    # If a variable may name a folder instead, its default is a volume.
     used = {re.sub(r"^\$\{\w+:-(\w+)\}", r"\1", one).split(":")[0] for one in mounts}
     assert {name for name in used if not name.startswith(".")} == set(tree["volumes"])
     assert all((INFRA / name).exists() for name in used if name.startswith("."))

@@ -1,4 +1,4 @@
-"""Each file is what its tool takes: schemas, parsers, linters, as far as they go without engine, cluster and cloud."""
+"""Each file is valid for its tool: schemas, parsers, linters, as far as possible without engine, cluster and cloud."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_a_run_of_a_pool_has_the_gpus_that_are_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["docker", "kubernetes"])
 def test_what_a_run_writes_lies_on_the_volume_that_it_was_given(name: str) -> None:
-    """The image's own user has another home, which ends with the container."""
+    """The image's own user has another home, which is lost with the container."""
     configuration = filled(name)
     if name == "docker":
         volumes = [one.split(":")[1] for one in configuration["volumes"]]
@@ -71,12 +71,12 @@ def test_trainer_knows_every_field(kind: str) -> None:
     (one,) = [one for one in manifests() if one["kind"] == kind]
     model = getattr(models, f"TrainerV1alpha1{kind}")
     read = model.model_validate(told(one)).model_dump(by_alias=True, exclude_none=True, mode="json")
-    # Its models drop what they do not know.
+    # Trainer's models drop unknown fields.
     assert read == told(one)
 
 
 def told(tree: Any) -> Any:
-    """The same without quantities, of which Trainer's models make objects that JSON does not hold."""
+    """The tree without quantities, which Trainer's models turn into objects that JSON cannot hold."""
     if isinstance(tree, list):
         return [told(one) for one in tree]
     if not isinstance(tree, dict):
@@ -85,7 +85,7 @@ def told(tree: Any) -> Any:
 
 
 def test_the_queue_is_one_chain_from_label_to_gpus() -> None:
-    """Kueue's definitions are in no package registry: what its admission would refuse is compared by hand."""
+    """Kueue's definitions are in no package registry, so what its admission would refuse is checked by hand."""
     kinds = {one["kind"]: one for one in manifests() if one["kind"] in OWN_KINDS}
     queue, local, flavor = kinds["ClusterQueue"], kinds["LocalQueue"], kinds["ResourceFlavor"]
     assert {one["apiVersion"] for one in (queue, local, flavor)} == {"kueue.x-k8s.io/v1beta2"}
@@ -126,7 +126,7 @@ def test_compose_knows_every_field() -> None:
 
 
 def test_what_pools_put_together_is_declared() -> None:
-    """Each variable has a schema, its default is one of its values, and none is used that is not declared."""
+    """Each variable has a schema, its default is one of its values, and no undeclared one is used."""
     assert set(pools()) == {"process", "docker", "kubernetes"}
     for pool in pools().values():
         variables = pool["variables"]
@@ -201,7 +201,7 @@ def test_yaml_has_no_key_twice() -> None:
 def test_systemd_knows_every_key(tmp_path: Path) -> None:
     verify = needed("systemd-analyze", "systemd")
     for path in (INFRA / "systemd").glob("*.service"):
-        # Their programs are not installed here: any that is stands for them.
+        # Their programs are not installed here, so any installed one stands in.
         lines = path.read_text(encoding="utf-8").splitlines()
         lines = [f"{line.split('=')[0]}=/bin/true" if line.startswith("ExecStart") else line for line in lines]
         (tmp_path / path.name.replace("@", "")).write_text("\n".join(lines).replace("%i", "cpu"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A disk that is in memory."""
+"""A disk in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def memory_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder where syncing costs nothing, as far as this system has one."""
+    """A folder where syncing costs nothing, if this system has one."""
     if Path("/dev/shm").is_dir():
         with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
             yield Path(folder)

@@ -1,4 +1,4 @@
-"""Artifact folders are whole or absent, whenever the writer dies; what is read is checked."""
+"""Artifact folders are complete or absent, whenever the writer is killed; what is read is checked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ fork = multiprocessing.get_context("fork")
 
 
 def fill(folder: Path, text: str, stop_after: int = 9) -> None:
-    """Write a small artifact, resuming: what its state calls done is not written again."""
+    """Write a small artifact, resuming: what its state marks as done is not written again."""
     with unfinished(folder, {"text": text}) as partial:
         state = partial / ".state"
         state.touch()
@@ -51,7 +51,7 @@ def tree(folder: Path) -> dict[str, str]:
 def in_child(body: Callable[[], None]) -> int:
     """The exit code of ``body`` run in a forked process, -N when signal N ended it.
 
-    It ends without Python's own clean-up, in which threads of other tests, which a fork does not copy, are missed.
+    It ends without Python's clean-up, which would wait for threads of other tests that a fork does not copy.
     """
     child = os.fork()
     if child == 0:
@@ -96,8 +96,8 @@ def test_work_is_taken_up_again_exactly_under_an_equal_key(second: dict[str, obj
 
 
 def test_killed_at_any_operation_the_next_run_ends_as_an_unkilled_one(memory_disk: Path) -> None:
-    """Every operation that changes the file system is a moment to be killed at, once: while an old folder is replaced
-    and what another run left unfinished is cleared away. Then either of the two runs comes again.
+    """A run is killed once at every operation that changes the file system, while it replaces an old folder and clears
+    away what another run left unfinished. Then either of the two runs is repeated.
     """
     after = memory_disk / "after"
     folder = memory_disk / "work" / "out"
@@ -134,7 +134,7 @@ def test_killed_at_any_operation_the_next_run_ends_as_an_unkilled_one(memory_dis
                 assert read_manifest(folder.with_name("out.old.partial"), "toy")["text"] == "old"
             fill(folder, text)
             assert tree(folder) == tree(after / text)
-            # What the first run had done is gone on with or set aside.
+            # The first run's work is resumed or set aside.
             beside = [name for name in os.listdir(folder.parent) if name != "out"]
             assert all(re.fullmatch(r"out\.aside-\d\.partial", name) for name in beside)
             others = [*folder.parent.glob("*.partial/a.txt"), folder / "a.txt"]
@@ -156,7 +156,7 @@ def test_debris_of_a_killed_save_is_cleared_when_work_is_taken_up(tmp_path: Path
 
 
 def test_whoever_the_umask_lets_may_read(tmp_path: Path) -> None:
-    """Also what safetensors wrote, which takes that away, and what a killed run had begun."""
+    """Including files of safetensors, which removes these rights, and those begun by a killed run."""
     old = os.umask(0o027)
     try:
         with unfinished(tmp_path / "made", {}) as folder:
@@ -249,7 +249,7 @@ def test_a_file_size_limit_is_one_line_with_a_remedy(write: Callable[[Path], Non
 
 
 def test_a_place_without_permission_is_one_line_with_a_remedy(tmp_path: Path) -> None:
-    """As another user when we are root, whom permissions do not stop."""
+    """Under root, which permissions do not stop, as another user."""
     locked = tmp_path / "locked"
     locked.mkdir()
     tmp_path.chmod(0o755)
@@ -333,7 +333,7 @@ def test_damage_is_named_with_a_remedy(damage: str, tmp_path: Path) -> None:
 def test_a_large_file_is_read_once_for_as_long_as_its_size_and_time_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By whichever process: what it was is noted in the user's cache. Small files are read each time."""
+    """By any process: its hash is recorded in the user's cache. Small files are read each time."""
     monkeypatch.setenv("HIAR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(manifests, "LARGE", 1000)
     folder = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""The processor as a process that computes wants it."""
+"""The CPU settings of a computing process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from commands import environment
 
 from hiar.io.cpu import settle_cpu
 
-# What trainings do with memory, each step giving all of it back: one tensor of 1 MB more a step, then the same three of
-# 8 MB, counted in the second half. Printed: the faults of both.
+# How trainings use memory; each step frees all of it: one more tensor of 1 MB per step, then the same three of 8 MB,
+# counted in the second half. Prints the page faults of both.
 MORE, SAME = 40, 40
 TRAIN = f"""
 import resource, torch
@@ -32,7 +32,7 @@ for step in range({SAME}):
     del tensors
 print(more, faults() - before)
 """
-PAGES = 256  # of 1 MB
+PAGES = 256  # in 1 MB
 
 
 def test_a_command_computes_in_as_many_threads_as_it_is_told_and_else_in_one(monkeypatch: pytest.MonkeyPatch) -> None:

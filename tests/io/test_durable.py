@@ -1,4 +1,4 @@
-"""What has its name is on the disk: after a power cut there is the old content or the new, never an empty file."""
+"""A named file is on the disk: after a power cut it has the old content or the new, and is never empty."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from hiar.vbench.records import open_records
 
 @pytest.fixture
 def renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names that files and folders were given, by the system's own calls.
+    """The names given to files and folders by rename calls.
 
-    Fails when one was given before all below it had reached the disk, and when the folder in which a folder was renamed
-    has not reached it since.
+    Fails if a name was given before everything below it was synced, or if the parent of a renamed folder has not been
+    synced since.
     """
     synced: set[int] = set()
     names: list[str] = []
@@ -72,7 +72,7 @@ def test_a_state_of_training(tmp_path: Path, renamed: list[str]) -> None:
 
 def test_an_artifact(tmp_path: Path, renamed: list[str]) -> None:
     with unfinished(tmp_path / "pairs", {}) as folder:
-        (folder / "captions.txt").write_text("a fox\n")  # by whoever syncs nothing
+        (folder / "captions.txt").write_text("a fox\n")  # a writer that syncs nothing
         (folder / "more").mkdir()
         (folder / "more" / "weights").write_bytes(b"0" * 100)
         write_manifest(folder, "pairs")
@@ -82,12 +82,12 @@ def test_an_artifact(tmp_path: Path, renamed: list[str]) -> None:
 def test_the_clips_of_a_video(tmp_path: Path, renamed: list[str]) -> None:
     video = film(tmp_path / "film.mp4", 12, 0)
     cut(video, [range(8), range(4, 12)], 4, tmp_path / "clips" / "of the film")
-    sync(tmp_path / "clips")  # for this test: where the name is lost, the video is cut again
+    sync(tmp_path / "clips")  # only for this test: if the name is lost, the video is cut again
     assert renamed[-1] == "of the film"
 
 
 def test_results_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is on the disk before the next is begun, which may take minutes."""
+    """Each is on the disk before the next one begins, which may take minutes."""
     synced: dict[int, int] = {}
     fsync = os.fsync
 

@@ -1,4 +1,4 @@
-"""Fingerprints: which changes they see, and that files are not read twice."""
+"""Fingerprints: which changes they detect, and that files are not read twice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def _spoil_unseen(path: Path) -> None:
-    """Change a byte, but neither size nor time."""
+    """Change a byte, but neither size nor modification time."""
     state = path.stat()
     path.write_bytes(b"W" + path.read_bytes()[1:])
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
@@ -81,7 +81,7 @@ def test_a_file_is_read_once_and_again_only_when_asked(
     capfd.readouterr()
     assert fingerprint(model, cache) == before
     assert capfd.readouterr().err == ""
-    assert not (cache / LOCK).exists()  # nor is anything written: the cache may be read-only
+    assert not (cache / LOCK).exists()  # nothing is written, since the cache may be read-only
     after = fingerprint(model, cache, verify=True)
     assert after != before
     assert "weights.safetensors: has other content than before, though its size and time" in capfd.readouterr().err
@@ -98,7 +98,7 @@ def test_a_file_of_another_size_or_time_is_read_anew(model: Path, cache: Path, c
 
 
 def test_a_file_is_remembered_by_its_whole_path(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where two projects have files of one name, size and time."""
+    """Two projects may have files of the same name, size and time."""
     found = []
     for content in ("one", "two"):
         (tmp_path / content).mkdir()
@@ -126,7 +126,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(
 def test_several_at_once_agree_and_lose_nothing(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor does any of them read what another one has read meanwhile; that it waits for it is told."""
+    """None of them reads what another has just read; a line reports the waiting."""
     read, done = fingerprints._read, []
 
     def slow(path: Path, *others: object) -> object:
@@ -154,7 +154,7 @@ def test_what_cannot_be_read_is_one_line(model: Path, cache: Path) -> None:
 
 
 def test_of_a_cache_that_cannot_be_used_the_line_names_the_variable_that_moves_it(model: Path, tmp_path: Path) -> None:
-    """As where the home folder is none, or the folder in it is not to be written to."""
+    """Such as when the home folder is no folder, or its cache cannot be written."""
     (tmp_path / "home").write_text("no folder")
     cache = tmp_path / "cache"
     (cache / LOCK).mkdir(parents=True)
@@ -174,7 +174,7 @@ def test_a_broken_record_is_one_line(model: Path, cache: Path, content: str) -> 
 def test_the_cache_is_where_it_is_asked_to_be_and_a_user_without_a_home_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a container whose user has a number and no name."""
+    """As in a container whose user has an id but no name."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("HIAR_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -185,6 +185,6 @@ def test_the_cache_is_where_it_is_asked_to_be_and_a_user_without_a_home_is_told(
     assert cache_folder() == tmp_path / "own"
     for name in ("HOME", "HIAR_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name)
-    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # whom no machine knows
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # an id that exists nowhere
     with pytest.raises(UserError, match=r"^HIAR_CACHE: is not set, and this user has no home folder"):
         cache_folder()

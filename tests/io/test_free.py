@@ -1,4 +1,4 @@
-"""Room is what is free, not what there is, and as much as that fits."""
+"""Available memory is what is free, not the total, and exactly that much fits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_what_is_free_fits_and_a_byte_more_does_not(monkeypatch: pytest.MonkeyPa
 
 
 def test_of_the_host_it_is_what_programs_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also what is lent to the system's copies of files, which ``free`` leaves out."""
+    """Including the page cache, which ``free`` leaves out."""
     told = SimpleNamespace(total=80, available=43, free=3, used=37)
     monkeypatch.setattr("psutil.virtual_memory", lambda: told)
     assert free.free_bytes(torch.device("cpu")) == 43

@@ -1,4 +1,4 @@
-"""What a run computes on, as it is told and shared out, and the memory that it has had there."""
+"""A run's hardware, as it is reported and divided among processes, and its peak memory there."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_gpus_are_named_where_a_run_may_use_them(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system keeps no process to some cores")
 def test_cores_are_those_that_a_process_may_use() -> None:
-    """As in a container, which has fewer than the machine."""
+    """As in a container, which may have fewer than the machine."""
     code = "import os\nfrom hiar.io.cores import process_cores\nos.sched_setaffinity(0, {CORE})\nprint(process_cores())"
     code = code.replace("CORE", str(min(os.sched_getaffinity(0))))
     assert subprocess.check_output([sys.executable, "-c", code], env=environment(), text=True) == "1\n"
 
 
 def test_this_machine_is_reached_past_every_proxy() -> None:
-    """In both spellings; what a user has named in either stays, each once."""
+    """In both spellings of no_proxy; hosts that the user has named in either are kept, each once."""
     found = past_proxies({"no_proxy": "a.example, localhost,c.example", "NO_PROXY": ".b.example,,a.example"})
     assert found["NO_PROXY"] == found["no_proxy"]
     hosts = found["NO_PROXY"].split(",")
@@ -49,7 +49,7 @@ def test_on_a_cpu_it_is_the_hosts_and_no_gpus() -> None:
     del held
     assert list(peak) == ["peak_memory_mb"]
     assert now - 1 <= peak["peak_memory_mb"] < psutil.virtual_memory().total / 2**20
-    assert peak_memory_mb("cpu")["peak_memory_mb"] >= peak["peak_memory_mb"]  # of all that was, not of what is
+    assert peak_memory_mb("cpu")["peak_memory_mb"] >= peak["peak_memory_mb"]  # the peak so far, not the current value
 
 
 def test_a_gpus_is_beside_it_unless_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

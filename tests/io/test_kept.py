@@ -1,4 +1,4 @@
-"""Results kept one by one: what a kill leaves is taken up, by one process at a time, and nothing else is."""
+"""Results kept one by one: valid lines are reused after a kill, by one process at a time, and nothing else is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_what_a_kill_cut_off_is_made_again(tmp_path: Path) -> None:
     assert not path.exists()
     assert read_kept(path, FIELDS) == []
     with keeping(path) as keep:
-        keep({"video": "ä\u2028.mp4", "good": 0.5})  # which is one line, whatever Unicode calls a line's end
+        keep({"video": "ä\u2028.mp4", "good": 0.5})  # one line, though Unicode has a line separator in it
     with path.open("ab") as file:
         file.write(b'{"video": "cut o')
     whole = [{"video": "ä\u2028.mp4", "good": 0.5}]

@@ -1,4 +1,4 @@
-"""Outputs that are written to and not replaced: pipes, descriptors, and files that take a part at a time."""
+"""Outputs that are written to and not replaced: pipes, descriptors, and files that accept partial writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hiar.io.outputs import is_stream, is_terminal, opened, output_of, write_all
 
 
 class Slow(io.RawIOBase):
-    """Takes three bytes at a time."""
+    """A file that accepts three bytes per write."""
 
     def __init__(self) -> None:
         self.taken = b""
@@ -51,7 +51,7 @@ def test_a_descriptor_stays_open_and_is_written_at_once() -> None:
 
 
 def test_without_a_standard_output_its_number_is_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a shell has closed; Python then gives its number to the next file. Other descriptors are as good as ever."""
+    """If a shell has closed it, Python gives its number to the next file. Other descriptors remain valid."""
     reader, writer = os.pipe()
     monkeypatch.setattr(sys, "stdout", None)
     for name in ("-", "/dev/fd/1"):
@@ -63,7 +63,7 @@ def test_without_a_standard_output_its_number_is_somebody_else_s(monkeypatch: py
 
 
 def test_a_descriptor_of_links_and_other_folders(tmp_path: Path) -> None:
-    """Links to links, of which one is relative; a number in another folder is a file's name."""
+    """Links to links, one of them relative; in other folders, a number is a file's name."""
     reader, writer = os.pipe()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "first").symlink_to(f"/proc/self/fd/{writer}")

@@ -1,4 +1,4 @@
-"""How a process of a training finds its place: alone, in a group, on a GPU, or nowhere."""
+"""How a training process finds its place: alone, in a group, on a GPU, or nowhere."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_a_process_that_nobody_started_as_one_of_several_is_alone() -> None:
 
 
 class Slower(Ranks):
-    """One of two, whose other does five of something, one between two moments, and is over then."""
+    """One of two processes; the other does five units of work, one between two beats, and is then done."""
 
-    overs: ClassVar[list[float]] = []  # whether this one has said that it is over, at each moment
+    overs: ClassVar[list[float]] = []  # at each beat, whether this one has reported that it is done
 
     def gather(self, own: Tensor) -> Tensor:
-        if own.dtype is torch.uint8:  # what went wrong
+        if own.dtype is torch.uint8:  # an error message
             return torch.stack([own, torch.zeros_like(own)])
         self.overs.append(own[1].item())
         other = [1.0, 0.0] if len(self.overs) <= 5 else [0.0, 1.0]
@@ -64,7 +64,7 @@ class Slower(Ranks):
 
 @pytest.mark.parametrize("broken", [False, True], ids=["well", "broken"])
 def test_whoever_is_done_takes_part_until_the_last_one_is(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So a process without work waits no longer than from one moment of another's to the next, after a mistake, too."""
+    """So a process without work never waits longer than from one beat of another to the next, even after an error."""
     monkeypatch.setattr(Slower, "overs", [])
     heard: list[int] = []
 
@@ -81,7 +81,7 @@ def test_whoever_is_done_takes_part_until_the_last_one_is(broken: bool, monkeypa
 
 
 class Mistaken(Ranks):
-    """One of three, the others of which have made mistakes."""
+    """One of three processes; the other two have failed."""
 
     def gather(self, own: Tensor) -> Tensor:
         others = [torch.frombuffer(bytearray(line.ljust(len(own), b"\0")), dtype=own.dtype) for line in (b"b", b"c")]
@@ -102,7 +102,7 @@ def test_alone_there_is_nobody_to_wait_for() -> None:
 
 
 def test_what_breaks_in_a_group_of_one_is_nobody_elses_loss() -> None:
-    """Whatever it is called."""
+    """Whatever the error's text."""
     with pytest.raises(RuntimeError, match="connection of its own"), joined(runtime(processes=1)) as ranks:
         assert (ranks.size, ranks.mesh is None) == (1, False)
         raise RuntimeError("connection of its own")

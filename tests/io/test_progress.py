@@ -1,4 +1,4 @@
-"""Progress in a log: lines, not a bar, and each count once."""
+"""Progress in a log: lines instead of a bar, and each count once."""
 
 import io
 import re
@@ -29,7 +29,7 @@ def test_the_last_count_is_told_once(eager, capsys):
 
 
 def test_a_quick_run_is_told_at_its_end(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "LINE_SECONDS", 3600.0)  # quick, however busy the machine
+    monkeypatch.setattr(progress, "LINE_SECONDS", 3600.0)  # never due, even on a busy machine
     with Progress("work", 3) as bar:
         for _ in range(3):
             bar.advance(metrics={"loss": 0.5})

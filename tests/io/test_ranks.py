@@ -1,4 +1,4 @@
-"""SIGTERM of a launcher: it is passed on, and the launcher ends last; what it tells of ranks that end by themselves."""
+"""A launcher passes SIGTERM on and ends last; what it reports of ranks that end by themselves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def terminate_when_ready(folder: Path) -> None:
 
 @pytest.mark.parametrize("end", [str(ENDED), "deaf", "0"])
 def test_sigterm_is_passed_on_and_all_are_waited_for(end: str, tmp_path: Path) -> None:
-    """Those that end otherwise than by it had come to their end: then nothing is told."""
+    """Ranks that do not end by the signal had finished already: then nothing is reported."""
     thread = threading.Thread(target=terminate_when_ready, args=(tmp_path,))
     thread.start()
     command = [sys.executable, "-c", RANK, str(tmp_path), end]
@@ -101,14 +101,14 @@ def test_the_first_cause_is_told_though_another_ends_sooner(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """In a rank's own words, where it left any; one rank alone is heard meanwhile."""
-    monkeypatch.setattr(ranks, "SETTLE", 60.0)  # however busy the machine
+    """In a rank's own words, if it left any; only one rank's other output is shown."""
+    monkeypatch.setattr(ranks, "SETTLE", 60.0)  # long enough for a busy machine
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     with pytest.raises(error, match=f"^{re.escape(line)}$"):
         launch([sys.executable, "-c", TOLD, *said], ["one", "two"], teller=teller, threads=3)
     assert capfd.readouterr().err == f"seen of {teller}\n"
-    assert Path("threads").read_text() == "5"  # the user's own
+    assert Path("threads").read_text() == "5"  # as set by the user
 
 
 LEFT = """

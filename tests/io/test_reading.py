@@ -1,4 +1,4 @@
-"""Videos read at the size they had, whoever made them: what a file says of itself is compared with its frames."""
+"""Videos by any software are read at their original size; a file's header is compared with its frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hiar.io.reading import _shrink, read_head, read_parts
 
 
 def pictures(path: Path, *streams: Sequence[tuple[int, int]], note: str = "") -> Path:
-    """A file of streams, each of grey pictures of these heights and widths; players choose the last one."""
+    """A file of video streams, each of grey frames of the given heights and widths; players choose the last one."""
     with av.open(path, "w") as container:
         container.metadata["comment"] = note
         made = []
@@ -66,12 +66,12 @@ def test_of_several_videos_in_a_file_the_one_that_players_choose_is_read(tmp_pat
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 192])
 def test_a_pixel_is_the_mean_of_what_it_was_enlarged_to(scale: int) -> None:
-    """To the nearest level, a half upwards; also of white, whose sum is the largest."""
+    """Rounded to the nearest level, halves up; even for white, which has the largest sum."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (2 * scale, 3 * scale, 3), np.uint8)
     pixels[:scale, :scale] = 255
     pixels[scale:, :scale] = 0
-    pixels[scale:, : scale // 2] = 1  # of even scales half of it
+    pixels[scale:, : scale // 2] = 1  # for even scales, half of it
     squares = pixels.reshape(2, scale, 3, scale, 3).astype(np.int64)
     expected = np.floor(squares.sum(axis=(1, 3)) / scale**2 + 0.5)
     assert np.array_equal(_shrink(pixels, scale), expected)

@@ -1,4 +1,4 @@
-"""Shards: what is read is what was written, or a UserError."""
+"""Shards: reading returns what was written, or raises a UserError."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_any_changed_bit_is_found(place: float, shard: Path) -> None:
         back = read_shard(other)
     except UserError as error:
         assert "run the stage" in str(error)
-    else:  # a bit of padding
+    else:  # a padding bit
         assert all(torch.equal(back[name], tensor) for name, tensor in TENSORS.items())
 
 
@@ -73,7 +73,7 @@ def test_any_changed_bit_is_found(place: float, shard: Path) -> None:
     ("old", "new"), [(b'field 8\\": \\"8', b'field 8\\": \\"7'), (b'"dtype":"F32"', b'"dtype":"I32"')]
 )
 def test_what_is_said_of_the_tensors_is_covered_too(shard: Path, old: bytes, new: bytes) -> None:
-    """What stands beside them, and their types, under which the same bytes are other numbers."""
+    """The metadata, and the dtypes, with which the same bytes would be other numbers."""
     whole = shard.read_bytes()
     assert whole.count(old) in (1, 2)
     other = shard.with_name("other")
@@ -110,7 +110,7 @@ def test_only_whole_shards_count_as_complete(tmp_path: Path) -> None:
 
 
 def test_joined_shards_are_one_of_all_rows(tmp_path: Path) -> None:
-    """Byte for byte, with one of them in memory at a time."""
+    """Byte for byte, with one shard in memory at a time."""
     rows = torch.randn(7, 3, 5, generator=torch.Generator().manual_seed(0))
     paths = [shard_path(tmp_path, index) for index in range(3)]
     for path, part in zip(paths, rows.split((3, 3, 1)), strict=True):
@@ -162,7 +162,7 @@ def test_rows_are_read_as_of_the_whole_tensor_and_only_they(tmp_path: Path) -> N
     half = StoredRows(tmp_path / "half", "states", shards=1)[chosen]
     assert (half.dtype, torch.equal(half, whole.bfloat16().float()[chosen])) == (torch.float32, True)
     before = rows[torch.tensor([1])]
-    before.zero_()  # a copy: what is trained on may be written to
+    before.zero_()  # a copy: training may write to it
     assert torch.equal(rows[torch.tensor([1])], whole[[1]])
     path = shard_path(tmp_path, 1)
     whole_file = path.read_bytes()
@@ -175,13 +175,13 @@ def test_rows_are_read_as_of_the_whole_tensor_and_only_they(tmp_path: Path) -> N
 
 
 def test_what_a_manifest_has_checked_is_not_read_again(tmp_path: Path) -> None:
-    """Hundreds of gigabytes, by each process of each stage; what is no shard is still told."""
+    """It could be hundreds of gigabytes, in each process of each stage; files that are no shards are still refused."""
     whole = torch.randn(4, 3)
     for index, part in enumerate(whole.split(2)):
         write_shard(shard_path(tmp_path, index), {"states": part}, {})
     path = shard_path(tmp_path, 1)
     data = path.read_bytes()
-    path.write_bytes(data[:-4] + bytes(4))  # as one would see who reads it
+    path.write_bytes(data[:-4] + bytes(4))  # visible if the file is read
     rows = StoredRows(tmp_path, "states", shards=2, checked=True)
     assert (len(rows), rows[torch.tensor([3])][0, -1].item()) == (4, 0.0)
     assert torch.equal(rows[torch.tensor([0, 1, 2])], whole[:3])

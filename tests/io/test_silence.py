@@ -1,4 +1,4 @@
-"""What a process says when its GPU waits for another one in vain, and ends: here its main thread sleeps instead."""
+"""A process whose GPU waits for another one in vain reports it and ends: here its main thread sleeps instead."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_who_waits_in_vain_says_so_in_a_line_and_ends_as_one_that_lost_another(t
 
 
 def test_what_is_found_after_the_body_ends_nothing() -> None:
-    """As when communicators are taken down; and what breaks in the body is told as it is."""
+    """As when communicators are destroyed; and errors of the body are raised unchanged."""
 
     def broken() -> None:
         raise AssertionError("asked after the end")

@@ -1,4 +1,4 @@
-"""States on the disk: any rows of what several processes wrote, and a line for whatever is not as it was written."""
+"""States on disk: any rows of what several processes wrote, and an error line if anything has changed since."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from hiar.io.states import (
 )
 
 WEIGHT, SHORT, COUNT = torch.randn(7, 2).bfloat16(), torch.arange(2), torch.tensor(3.0)
-ROWS = [3, 3, 1]  # as FSDP deals seven rows to three processes, and two rows
+ROWS = [3, 3, 1]  # as FSDP distributes seven rows over three processes
 
 
 def write(folder: Path, step: int) -> Path:
-    """A state of three processes; the last one has none of the short tensor."""
+    """Write a state of three processes; the last one has no rows of the short tensor."""
     place, files = temporary_state(folder, step), []
     for rank, rows in enumerate(WEIGHT.split(ROWS)):
         parts = {"weight": rows.clone()} | ({"short": SHORT[rank : rank + 1].clone()} if rank < 2 else {})
@@ -59,9 +59,9 @@ def test_any_rows_come_back_from_whichever_files_have_them(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"weight: files hold \(2, 2\) of \(4, 2\)"):
         stored.read("weight", range(5, 9))
     other = index.model_copy(update={"tensors": index.tensors | {"count": layout_of(COUNT.half(), None)}})
-    with pytest.raises(ValueError, match=r"^count: files hold"):  # though what it takes for one is as long
+    with pytest.raises(ValueError, match=r"^count: files hold"):  # though as many bytes are there
         StoredState(place, other).read("count")
-    stored.read("weight", range(2)).zero_()  # a copy: training writes into what it has read
+    stored.read("weight", range(2)).zero_()  # a copy: training writes to what it reads
     stored.read("count").zero_()
     assert torch.equal(stored.read("weight"), WEIGHT)
     assert torch.equal(stored.read("count"), COUNT)

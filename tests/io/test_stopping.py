@@ -1,4 +1,4 @@
-"""SIGTERM as a request, by signals that this process sends itself."""
+"""SIGTERM as a request to stop, with signals that this process sends itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiar.io.stopping import asked_to_stop
 
 @pytest.fixture
 def own() -> Iterator[list[int]]:
-    """What a handler has heard that was there before."""
+    """The signals received by a handler that was installed before."""
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
     yield heard

@@ -1,4 +1,4 @@
-"""Streams: what has been added plays at once, whatever happens next."""
+"""Streams: blocks are playable as soon as they are added, whatever happens next."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def times(data: bytes) -> list[float]:
 
 
 def boxes(data: bytes) -> list[tuple[bytes, int]]:
-    """Kind and end of the boxes that an mp4 consists of."""
+    """Kind and end offset of an mp4's boxes."""
     found, end = [], 0
     while end < len(data):
         size, kind = struct.unpack_from(">I4s", data, end)
@@ -66,7 +66,7 @@ def test_everything_added_so_far_plays(tmp_path: Path) -> None:
             assert frames.shape == (count * BLOCK, HEIGHT, WIDTH, 3)
             assert (frames.float() - torch.cat(added[:count]).float()).square().mean() < 4  # 42 dB
             assert times(copy.read_bytes()) == pytest.approx([number / FPS for number in range(count * BLOCK)])
-    assert path.read_bytes() == copy.read_bytes()  # no index of the fragments, which would have had to be kept
+    assert path.read_bytes() == copy.read_bytes()  # no index of fragments at the end, which would grow in memory
     assert [entry.name for entry in path.parent.iterdir()] == ["v.mp4"]
 
 
@@ -88,7 +88,7 @@ def test_a_stream_that_was_cut_plays_to_its_last_whole_fragment(stream: bytes, t
 def test_a_pipe_gets_each_block_as_it_is_added(stream: bytes) -> None:
     reader, writer = os.pipe()
     received = b""
-    with open(reader, "rb", buffering=0) as inlet, open(writer, "wb") as outlet:  # buffered: it has to be flushed
+    with open(reader, "rb", buffering=0) as inlet, open(writer, "wb") as outlet:  # buffered, so blocks must be flushed
         with open_stream(outlet, HEIGHT, WIDTH, FPS) as add:
             for count, block in enumerate(blocks(4), start=1):
                 add(block)

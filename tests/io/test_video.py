@@ -1,4 +1,4 @@
-"""Videos come back as they were written, up to what h264 loses."""
+"""Videos are read back as written, up to h264's losses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_file_is_what_browsers_play_and_people_can_watch(tmp_path: Path) -> 
         assert (stream.codec_context.width, stream.codec_context.height) == (256, 256)
         assert (stream.frames, stream.average_rate) == (5, 12)
     data = path.read_bytes()
-    assert data.index(b"moov") < data.index(b"mdat")  # a browser can start before it has the whole file
+    assert data.index(b"moov") < data.index(b"mdat")  # a browser can play before it has the whole file
 
 
 def test_bytes_are_the_same_in_every_process(tmp_path: Path) -> None:

@@ -68,12 +68,12 @@ def test_a_fading_background_shifts(params, true_clips):
     fade = torch.linspace(0, 1, FRAMES)[None, :, None, None, None]
     lighter = (frames + fade * 60).clamp(max=255).to(torch.uint8)
     shift = measured(params, lighter, captions)["background_shift"]
-    middle_to_middle = 60 / 255 * 48 / 59  # from the middle of the first to that of the last fifth
+    middle_to_middle = 60 / 255 * 48 / 59  # from the middle of the first fifth to that of the last
     assert shift.tolist() == pytest.approx([3**0.5 * middle_to_middle] * VIDEOS, rel=0.05)
 
 
 def test_borders_are_those_of_a_first_block_of_its_own(params):
-    """Five pictures, then three a block: what jumps there alone jumps at borders alone."""
+    """Five frames in the first block, three in each later one: a video that jumps only there jumps only at borders."""
     levels = torch.arange(20)
     for border in (5, 8, 11, 14, 17):
         levels[border:] += 9
@@ -87,7 +87,7 @@ def test_borders_are_those_of_a_first_block_of_its_own(params):
 
 
 def test_every_name_is_the_measure_that_it_says(params):
-    """Two videos of ten frames with a judgement made by hand, in which no two measures agree."""
+    """Two videos of ten frames with a hand-made judgement in which every measure has a different value."""
     random = torch.Generator().manual_seed(0)
     frames = torch.randint(256, (2, 10, 12, 12, 3), dtype=torch.uint8, generator=random)
     score, world = params.score, params.world
@@ -115,7 +115,7 @@ def test_every_name_is_the_measure_that_it_says(params):
     )
     metrics = measured_of(look(frames), seen, world, score.model_copy(update={"segments": 5}), (BLOCK, BLOCK))
     good = torch.ones(2, 10).double()
-    good[0, [0, 3, 6, 7]], good[1, 9] = 0, 0  # at a threshold is not under it
+    good[0, [0, 3, 6, 7]], good[1, 9] = 0, 0  # a value at the threshold is not below it
     middles = background.double().view(2, 5, 2, 3).mean(dim=2)
     away = (middles - middles[:, :1]).norm(dim=-1)
     expected = {

@@ -1,4 +1,4 @@
-"""The oracle's known answers: what it finds in rendered clips, and what it refuses."""
+"""The oracle on known inputs: what it finds in rendered clips, and what it refuses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hiar.worlds.shapes.palette import background_table, color_table
 from hiar.worlds.shapes.render import clips, render
 from hiar.worlds.shapes.scenes import Scenes, positions, scenes
 
-# What params.yaml calls good.
+# The thresholds of a good frame in params.yaml.
 RESIDUAL, COLOR = 0.08, 0.25
 
 
@@ -25,7 +25,7 @@ def _good(judgement: Judgement) -> Tensor:
 
 
 def _check_true_clips(world: ShapesWorld, seed: int, count: int, frames: int) -> Tensor:
-    """How far off the shapes' colours are found, (V, F, 3)."""
+    """Check rendered clips; returns the errors of the colours found, (V, F, 3)."""
     batch = scenes(world, seed=seed, first=0, count=count)
     video, captions = clips(world, seed=seed, first=0, count=count, frames=frames)
     judgement = judge(world, video, captions)
@@ -46,7 +46,7 @@ def _check_true_clips(world: ShapesWorld, seed: int, count: int, frames: int) ->
 @pytest.mark.parametrize("world", [DEFAULT, WHOLE_FAMILY, PANNING, LARGE], ids=["default", "all", "panning", "large"])
 def test_true_clips_are_recognised(world: ShapesWorld) -> None:
     off = _check_true_clips(world, seed=11, count=40, frames=5)
-    assert off.mean(dim=(0, 1)).abs().max() < 0.001  # a fourth of a grey level: no colour is found darker than it is
+    assert off.mean(dim=(0, 1)).abs().max() < 0.001  # a quarter of a grey level: the colours found have no bias
 
 
 @settings(max_examples=10)
@@ -83,9 +83,9 @@ def test_a_blank_frame_is_not_good_even_in_the_captioned_colour() -> None:
     blank = torch.stack([red.expand(2, 64, 64, 3), torch.zeros(2, 64, 64, 3, dtype=torch.uint8)])
     for caption in ("a red disc moves", "a red wide bar moves", "a red tall bar moves"):
         judgement = judge(DEFAULT, blank, [caption] * 2)
-        assert judgement.residual.max() < 0.01  # the world can come as close as one likes, with a shape nobody sees
+        assert judgement.residual.max() < 0.01  # the world always fits, with an invisible shape
         assert not judgement.visible.any()
-        # no colour is further from another than black from white
+        # no two colours are further apart than black and white
         torch.testing.assert_close(judgement.color_error, torch.ones(3).norm().expand(2, 2))
         assert torch.isfinite(judgement.position).all()
 

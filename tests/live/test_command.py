@@ -1,4 +1,4 @@
-"""`hiar live` as a command, before anything is served: how far ahead, and whether a browser is opened."""
+"""`hiar live` as a command, before anything is served: its lead, and whether a browser is opened."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_lead_that_cannot_be(lead: str, tmp_path: Path) -> None:
         return str(CliRunner().invoke(app, ["live", "--checkpoint", str(tmp_path), "--lead", lead]).exception)
 
     assert said(lead) == f"--lead = {float(lead):g}: should be 0.1 to 20 seconds"
-    assert "name a checkpoint folder" in said("0.1")  # a lead that can be: the next mistake is told
+    assert "name a checkpoint folder" in said("0.1")  # a valid lead: the next error is reported
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_a_lead_that_cannot_be(lead: str, tmp_path: Path) -> None:
 def test_a_browser_is_opened_where_it_is_asked_for_and_there_is_a_screen(
     asked: bool, screen: str, opened: bool, tmp_path: Path
 ) -> None:
-    """A command in the browser's place notes the address."""
+    """A command in place of the browser records the address."""
     note, browser = tmp_path / "note", tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {note}\n')
     browser.chmod(0o755)

@@ -1,4 +1,4 @@
-"""`hiar live` for long and in trouble: memory, a server that is killed, viewers that come and go, floods."""
+"""`hiar live` for long and under stress: memory, a killed server, viewers that come and go, floods."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_a_student_that_is_killed_is_told_of_and_the_other_goes_on(students, tmp
 def test_viewers_that_come_and_go_leave_nothing(students, tmp_path):
     draw = random.Random(0)
     with live(*students, folder=tmp_path) as (process, address), Watcher(address) as stays:
-        stays.watch(260)  # a minute is kept by now
+        stays.watch(260)  # by now a full minute is kept
         own, here = psutil.Process(process.pid), []
         settled = memory_of(process.pid), own.num_fds(), own.num_threads()
         for number in range(300):
             if here and (len(here) == 20 or draw.random() < 0.5):
                 leaving = here.pop(draw.randrange(len(here)))
-                # Some say goodbye, of others the connection is simply gone.
+                # Some close their connection properly, others just drop it.
                 leaving.socket.close() if draw.random() < 0.5 else leaving.socket.socket.close()
             else:
                 here.append(Watcher(address).__enter__())
@@ -97,7 +97,7 @@ def test_viewers_that_come_and_go_leave_nothing(students, tmp_path):
 
 
 def test_floods(students, tmp_path):
-    """A thousand messages of one viewer, as many requests, and more viewers than may be: the others go on."""
+    """A thousand messages from one viewer, as many requests, and more viewers than allowed: the others go on."""
     with live(*students, folder=tmp_path) as (_, address), Watcher(address) as stays:
         stays.watch(4)
         with Watcher(address) as flood, ThreadPoolExecutor(32) as pool:
@@ -127,7 +127,7 @@ def _status(address: str) -> int | None:
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:
-        return None  # not taken
+        return None  # refused
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine (apt-get install chromium)")
@@ -149,7 +149,7 @@ def test_the_page_says_that_the_server_has_gone_and_comes_back(students, tmp_pat
             page.get_by_label("Token").fill(TOKEN)
             page.keyboard.press("Enter")
             until(plays)
-            # One who pauses while others watch goes on where they are, and does not keep all that came meanwhile.
+            # A viewer who pauses while others watch resumes where they are, and does not buffer all that came since.
             page.get_by_role("button", name="Pause").click()
             with Watcher(address) as ahead:
                 ahead.watch(ahead.until("block")["block"] + 400)

@@ -1,4 +1,4 @@
-"""What is told of a video's looks while it plays: of its last picture, and of the last two seconds."""
+"""The figures shown while a video plays: of its last frame, and of the last two seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiar.metrics.drift import saturation, sharpness
 from hiar.models.generator import load_generator
 from hiar.worlds.shapes.render import clips
 
-BLOCK, TWO_SECONDS = 3, 24  # pictures
+BLOCK, TWO_SECONDS = 3, 24  # frames
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def address(students, tmp_path_factory):
 def latents_of(
     folder: Path, prompt: str, changes: dict[int, str], seed: int, blocks: int, renew: bool = False
 ) -> list[str]:
-    """Hashes of the blocks that `hiar stream` makes, which are those of `hiar sample` (tests/stages/test_stream.py)."""
+    """Hashes of the blocks of `hiar stream`, which equal those of `hiar sample` (tests/stages/test_stream.py)."""
     source = load_generator(folder)
     walk = source.card.walk
     assert walk is not None
@@ -109,7 +109,7 @@ def test_who_comes_later_begins_where_the_others_are_and_nothing_is_made_for_nob
     with Watcher(address) as viewer:
         start = viewer.hello["watched"]
         assert start > 0
-        while viewer.blocks.get(1, [{"end": 0.0}])[-1]["end"] < start + LEAD:  # what may be made, and no more
+        while viewer.blocks.get(1, [{"end": 0.0}])[-1]["end"] < start + LEAD:  # makes as much as allowed, and no more
             viewer.until("block")
         assert viewer.blocks[0][0]["end"] > start
         with av.open(io.BytesIO(viewer.videos[0])) as video:
@@ -158,7 +158,7 @@ def test_what_cannot_be_is_answered_and_all_goes_on(address):
         viewer.until("refused")
         viewer.say(kind="prompt", text=PROMPT)
         viewer.until("taken")
-        viewer.socket.send("x" * 100_000)  # more than is read of anybody
+        viewer.socket.send("x" * 100_000)  # larger than the limit per message
         with pytest.raises(ConnectionClosed):
             while True:
                 viewer.hear()
@@ -167,7 +167,7 @@ def test_what_cannot_be_is_answered_and_all_goes_on(address):
 
 
 def test_who_may_come_in(address):
-    assert ipaddress.ip_address(urlsplit(address).hostname).is_loopback  # nobody from elsewhere, unless that is asked
+    assert ipaddress.ip_address(urlsplit(address).hostname).is_loopback  # no other machines, unless requested
     for token in ("", "wrong", None, TOKEN[:-1], TOKEN + "!", "\ud800"):
         with pytest.raises(ConnectionClosed) as closed:
             Watcher(address, token=token).hear()  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ def test_who_may_come_in(address):
 
 
 def test_the_page_is_used_by_no_other_and_uses_no_other(address):
-    """What a browser is told: own files alone, in nobody's frame, and nothing taken for what it is not."""
+    """By its headers: only own files, no embedding in frames, and no guessing of content types."""
     for name in ("", "live.js", "live.css"):
         with urllib.request.urlopen(address + name) as answer:
             said = dict(answer.headers)
@@ -234,7 +234,7 @@ def test_commands_that_cannot_be_start_no_student(students, tmp_path, monkeypatc
     for host in ("0.0.0.0", "::", "192.0.2.1", ""):
         with pytest.raises(UserError, match=f"--host = {host}: can be reached from elsewhere; set HIAR_LIVE_TOKEN"):
             served(students[0], host=host)
-        monkeypatch.setenv("HIAR_LIVE_TOKEN", "")  # as good as none
+        monkeypatch.setenv("HIAR_LIVE_TOKEN", "")  # the same as none
     with pytest.raises(UserError, match="--checkpoint: is given 5 times"):
         served(*5 * students[:1])
     with pytest.raises(UserError, match="elephant"):
@@ -247,7 +247,7 @@ def test_commands_that_cannot_be_start_no_student(students, tmp_path, monkeypatc
         with pytest.raises(UserError, match=f"HIAR_LIVE_TOKEN: has {len(token)} characters; give it at least 16"):
             served(students[0])
     monkeypatch.setenv("HIAR_LIVE_TOKEN", 16 * "x")
-    with pytest.raises(UserError, match="elephant"):  # the token will do
+    with pytest.raises(UserError, match="elephant"):  # the token is accepted
         served(students[0], host="0.0.0.0", prompt="an elephant")
 
 

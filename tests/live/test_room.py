@@ -1,4 +1,4 @@
-"""What viewers share, without a server: who is told what, and what is kept of the last minute."""
+"""What viewers share, without a server: who is sent what, and what is kept of the last minute."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hiar.worlds.interface import FIRST_CLIP
 
 PROMPT, OTHER = "a red disc moves left", "a blue wide bar moves"
 FPS, BLOCK = 12, 3
-SEED = 7  # of the room; the student was trained with another one
+SEED = 7  # the room's; the student was trained with another one
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def room(checkpoint):
-    """Two students that have been asked for a video and have made nothing of it."""
+    """Two students with a video requested, none of which is made yet."""
     header = fragments(64, 64, FPS)[0]
     students = [Student(name, checkpoint, load_card(checkpoint), header=header) for name in ("one", "other")]
     opened = Room(students, Timeline(BLOCK, BLOCK, FPS, lead=1.0), PROMPT, SEED)
@@ -55,7 +55,7 @@ def block_of(number, prompt=PROMPT, pictures=BLOCK):
 
 
 def heard(viewer):
-    """What is in a viewer's outbox: messages by kind, and the first byte of what is bytes."""
+    """The contents of a viewer's outbox: the kinds of messages, and the first byte of binary ones."""
     return [
         one["kind"] if isinstance(one, dict) else one[0]
         for one in iter(lambda: None if viewer.outbox.empty() else viewer.outbox.get_nowait(), None)
@@ -101,7 +101,7 @@ def test_the_card_of_a_minute_has_its_own_videos_and_prompts_alone(room):
     room.change(PROMPT)
     later = room.timeline.until
     room.begin(PROMPT, 8, None, None)
-    room.begin(PROMPT, 9, None, None)  # in place of the one before, of which nothing has been made
+    room.begin(PROMPT, 9, None, None)  # replaces the one before, which has not begun
     for _ in range(300):
         room.change(PROMPT)
     card = minute_card(room, student)
@@ -135,7 +135,7 @@ def test_who_does_not_keep_up_is_left_behind_and_sent_nothing_with_a_gap(room):
 
 
 def test_what_is_suggested_is_what_samples_show(room):
-    """Prompts of the samples, which no training has seen the clips of, each once and each understood."""
+    """Prompts of samples, whose clips no training has seen; each is there once and valid."""
     suggested = room.greeting()["suggestions"]
     samples = students.world_of(room.students).prompts(seed=0, first=FIRST_CLIP["sample"], count=20)
     assert suggested == list(dict.fromkeys(samples))[: len(suggested)]
@@ -149,7 +149,7 @@ def test_students_begin_when_somebody_comes(room):
     asleep.begin(PROMPT, SEED, None, None)
     assert asleep.timeline.until == 0
     asleep.enter(Viewer())
-    assert asleep.timeline.until == FPS // BLOCK  # blocks of a second, which is the lead
+    assert asleep.timeline.until == FPS // BLOCK  # blocks of one second, the lead
 
 
 def test_who_comes_later_gets_the_block_that_is_watched_and_what_has_broken(room):
@@ -189,7 +189,7 @@ def test_a_walk_that_cannot_be_changes_nothing(room):
         room.restart(5, "step_first", "finished")
     with pytest.raises(UserError, match="elephant"):
         room.begin("an elephant", 5, None, None)
-    # Possible for the first alone: the second was trained to wait for whole blocks.
+    # Possible only for the first: the second was trained to wait for finished blocks.
     waits = Walk(order="block_first", context="finished")
     room.students[1].card = room.students[1].card.model_copy(update={"walk": waits})
     with pytest.raises(UserError, match="--order = step_first"):
@@ -203,7 +203,7 @@ def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
     begun = [blocks_ahead(student.card, student.card.walk) for student in room.students]
     assert begun[0] > begun[1]
     for _ in range(2):
-        assert room.change(OTHER) == room.timeline.until + begun[0]  # and no block later than it must
+        assert room.change(OTHER) == room.timeline.until + begun[0]  # not a block later than necessary
         assert room.history[-1]["seconds"] == (room.timeline.until + begun[0]) * BLOCK / FPS
         room.students.reverse()
     room.restart(0, None, None)
@@ -211,8 +211,8 @@ def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
 
 
 def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
-    """What is made is what all have made, of those that still make anything."""
-    fragment = bytes(range(256)) * 2**9  # as large as those of large pictures
+    """The room's progress is the least of the students that still work."""
+    fragment = bytes(range(256)) * 2**9  # as large as fragments of large frames
     for name, count in (("one", 2), ("other", 5)):
         with (tmp_path / name).open("wb", buffering=0) as said:
             for number in range(count):
@@ -244,7 +244,7 @@ def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
     assert heard(viewer) == [*2 * ["block", 0], "refused", "broken", *5 * ["block", 1], "broken"]
     lines = [student.line for student in room.students]
     assert lines == ["one: is out of memory", "other: its process has ended; start `hiar live` again"]
-    room.change(OTHER)  # nobody is there to be told
+    room.change(OTHER)  # no student is left to receive it
 
 
 def test_students_are_ended_whether_they_hear_of_it_or_not(room, monkeypatch):
@@ -257,7 +257,7 @@ def test_students_are_ended_whether_they_hear_of_it_or_not(room, monkeypatch):
         await asyncio.wait_for(end_all(room.students), 60)
         return [student.process.returncode for student in room.students]
 
-    assert asyncio.run(ended("cat")) == [0, 0]  # it ends with its input
+    assert asyncio.run(ended("cat")) == [0, 0]  # it ends when its input is closed
     assert asyncio.run(ended("sleep", "600")) == [-signal.SIGKILL] * 2
 
 

@@ -1,4 +1,4 @@
-"""Who may use the page, and how much of it: the server's application in this process, without students at work."""
+"""Who may use the page, and how much: the server's application in this process, without running students."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hiar.live.timeline import Timeline
 from hiar.models.card import load_card
 
 PROMPT, TOKEN, FPS, BLOCK = "a red disc moves left", "sixteen letters!", 12, 3
-PATIENCE = 30  # seconds, after which something has not come
+PATIENCE = 30  # seconds before a wait fails
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def room(checkpoint) -> Room:
-    """A student that has been asked for a video and has made a block of it."""
+    """A room with one student that has made the first block of a video."""
     student = Student("one", checkpoint, load_card(checkpoint), header=fragments(64, 64, FPS)[0])
     opened = Room([student], Timeline(BLOCK, BLOCK, FPS, lead=1.0), PROMPT, seed=0)
     opened.begin(PROMPT, 0, None, None)
@@ -58,7 +58,7 @@ def connect(client: TestClient) -> WebSocketTestSession:
 
 @contextmanager
 def entered(client: TestClient, room: Room) -> Iterator[WebSocketTestSession]:
-    """A viewer that has been greeted, until it leaves and the server has noticed."""
+    """A connected viewer that has received its hello; on exit, it leaves and the server has noticed."""
     with connect(client) as viewer:
         viewer.send_json({"kind": "enter", "token": TOKEN})
         assert viewer.receive_json()["kind"] == "hello"
@@ -72,11 +72,11 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
-    await asyncio.sleep(0.01)  # what is then ready to run has run
+    await asyncio.sleep(0.01)  # lets tasks that are ready run
 
 
 def ended(viewer: WebSocketTestSession) -> int:
-    """The code with which the server ends it, after whatever it still says."""
+    """The code with which the server closes the connection, after any remaining messages."""
     while (message := viewer.portal.call(_hear, viewer))["type"] != "websocket.close":
         pass
     return cast(int, message["code"])
@@ -102,7 +102,7 @@ def test_as_many_as_may_come_and_another_once_one_has_left(
 def test_who_does_not_keep_up_is_sent_away_to_come_again(
     room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rooms, "BEHIND", 4)  # messages: fewer than are said at once
+    monkeypatch.setattr(rooms, "BEHIND", 4)  # fewer messages than are sent at once
     with connect(client) as viewer:
         viewer.send_json({"kind": "enter", "token": TOKEN})
         assert viewer.receive_json()["kind"] == "hello"
@@ -134,10 +134,10 @@ def test_the_last_minute_is_for_those_who_know_the_token(room: Room, client: Tes
     known = {"Authorization": f"Bearer {TOKEN}"}
     assert client.get("/minute/0.json", headers=known).json()["checkpoint"] == "one"
     assert client.get("/minute/1.json", headers=known).status_code == 404
-    assert client.get("/minute/0.mp4", headers=known).headers["cache-control"] == "no-cache"  # the next one is another
+    assert client.get("/minute/0.mp4", headers=known).headers["cache-control"] == "no-cache"  # the next one differs
     assert client.get("/minute/0.json", headers=known).headers["cache-control"] == "no-cache"
     room.students[0].pieces, pieces = deque(), room.students[0].pieces
-    assert client.get("/minute/0.json", headers=known).status_code == 404  # nothing is made yet
+    assert client.get("/minute/0.json", headers=known).status_code == 404  # no block is made yet
     room.students[0].pieces = pieces
     open_to_all = TestClient(application(room, None, loopback=True), base_url="http://localhost")
     assert open_to_all.get("/minute/0.json").json()["blocks"] == [0, 0]
@@ -198,7 +198,7 @@ def test_no_page_but_our_own_may_talk(
 
 
 def test_more_messages_than_are_read_wait_as_long_as_the_rate_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that goes on with what is slept: after a burst, each message takes its share of a second."""
+    """With a clock that advances by sleeping: after a burst, each message takes 1 / RATE seconds."""
     now = [100.0]
 
     async def sleep(seconds: float) -> None:
@@ -219,5 +219,5 @@ def test_more_messages_than_are_read_wait_as_long_as_the_rate_says(monkeypatch: 
 
     assert asyncio.run(all_of(server.BURST)) == 0
     assert asyncio.run(all_of(100)) == pytest.approx(100 / server.RATE, abs=1 / server.RATE)
-    now[0] += 3600.0  # who has been silent may say no more at once than at first
+    now[0] += 3600.0  # a long silence allows no larger burst
     assert asyncio.run(all_of(server.BURST + 20)) == pytest.approx(20 / server.RATE, abs=1 / server.RATE)

@@ -1,4 +1,4 @@
-"""What the server itself keeps of who asks and how much, with an application that only answers."""
+"""The server's own limits on clients and requests, with an application that only answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def echo(socket: WebSocket) -> None:
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Of a server with the settings of ours."""
+    """The address of a server with our server's settings."""
     monkeypatch.setattr(serving, "MOST_CONNECTIONS", MOST)
     app = Starlette(routes=[Route("/", who), WebSocketRoute("/echo", echo)])
     server = uvicorn.Server(serving._configuration(app))

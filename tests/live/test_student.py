@@ -1,4 +1,4 @@
-"""The process of one student, commanded as the server commands it."""
+"""The process of one student, controlled as by the server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-# A library that prints while a checkpoint is read, as some do.
+# A library that prints while a checkpoint is loaded, as some do.
 TALKS = """
 import os
 import sys
@@ -66,7 +66,7 @@ async def started(checkpoint, folder):
 
 
 def test_it_makes_what_it_may_and_ends_with_its_input(checkpoint, tmp_path):
-    """Ctrl-C in a terminal reaches it too, and leaves its end to the server."""
+    """Ctrl-C in a terminal reaches it too, but the server decides when it ends."""
 
     async def command():
         process = await started(checkpoint, tmp_path)

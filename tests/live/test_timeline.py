@@ -1,4 +1,4 @@
-"""The time line: how far ahead may be made, and when blocks begin."""
+"""The timeline: how far ahead blocks may be made, and when they begin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hiar.live.timeline import Timeline
 )
 def test_never_more_than_the_lead_and_a_block_ahead_of_what_is_watched(first, more, fps, lead, acts):
     line = Timeline(first, first + more, fps, lead)
-    pictures = [first + more] * 2_000  # of each block, as its videos make them
+    pictures = [first + more] * 2_000  # frames of each block, as in its videos
     pictures[line.restart()] = first
     for act in acts:
         if act == "restart":

@@ -1,4 +1,4 @@
-"""A video whose prompt changes while it is made is the one of the same changes known from the start."""
+"""A video whose prompt changes while it is made equals one whose changes are known from the start."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hiar.stages.stream import clean_blocks, stream_rollout
 from hiar.stages.videos import decoding
 
 PROMPT, OTHER, THIRD = "a red disc moves left", "a blue wide bar moves", "a green tall bar moves"
-FIRST = 7  # of the video on the time line
+FIRST = 7  # the video's first block on the timeline
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_changes_while_it_is_made(student, order, context, renew):
             text = {2: OTHER, 8: PROMPT}.get(number, THIRD)
             walking.change(text, FIRST + number + ahead)
             changes[number + ahead] = text
-        for refused in ("a red elephant moves", "moves left a red disc"):  # a word, or an order, that is not known
+        for refused in ("a red elephant moves", "moves left a red disc"):  # an unknown word, or an unknown word order
             with pytest.raises(UserError, match=refused.split()[2]):
                 walking.change(refused, FIRST + number + ahead)
         made.append(walking.next_block()())
@@ -61,7 +61,7 @@ def test_changes_while_it_is_made(student, order, context, renew):
     decode = decoding(student)
     for number, ((prompt, latent, pictures), expected) in enumerate(zip(made, known, strict=True)):
         assert prompt == next((changes[start] for start in sorted(changes, reverse=True) if start <= number), PROMPT)
-        if renew:  # a walk that knows of its end has fewer blocks in its last passes
+        if renew:  # a walk with a known end has fewer blocks in its last passes
             assert relative_error(latent, expected) < 1e-5
         else:
             assert torch.equal(latent, expected)
@@ -69,7 +69,7 @@ def test_changes_while_it_is_made(student, order, context, renew):
 
 
 def test_a_change_could_not_come_sooner(student):
-    """The block before the first one that a change may concern has begun already: its prompt shows no more."""
+    """The block before the first one that a change may affect has begun already: a change cannot show in it."""
     walk = Walk(order="step_first", context="output")
     ahead = blocks_ahead(student.card, walk)
     assert ahead == student.card.schedule.student_steps - 1
@@ -86,7 +86,7 @@ def test_prompts_that_no_block_needs_are_forgotten(student):
 
 
 def test_what_a_block_takes_to_be_decoded_has_to_be_free_and_no_more(student, monkeypatch):
-    """A video is decoded block by block while it is made; a longer part at a time would take more than there is."""
+    """While a video is made, it is decoded block by block; longer parts would need more memory than there is."""
     walk = student.card.walk
     walked = walk_bytes(student, stream_rollout(student, PROMPT, {}, walk, None, 0), *fastest(walk.context))
     block, part = (decode_bytes(student, frames)[0] for frames in (student.card.video.block, student.codec.chunk))
@@ -101,9 +101,9 @@ def test_what_a_block_takes_to_be_decoded_has_to_be_free_and_no_more(student, mo
 
 
 def test_what_cannot_be_walked_is_refused(student):
-    with pytest.raises(UserError, match="--order = step_first: finished context waits"):
+    with pytest.raises(UserError, match="--order = step_first: finished context needs"):
         begin(student, PROMPT, 0, "step_first", "finished", 0)
-    with pytest.raises(UserError, match="left"):  # words that are known, in no order that is
+    with pytest.raises(UserError, match="left"):  # known words in an unknown order
         begin(student, "moves left a red disc", 0, None, None, 0)
 
 
@@ -119,16 +119,16 @@ def test_what_is_asked_while_a_student_rests_does_not_pile_up(student):
     assert making.pending[0]["seed"] == 48
     making.take(
         {"do": "prompt", "text": THIRD, "block": 4}
-    )  # of the new video's first block, where walks begin no other
+    )  # the new video's first block: no walk begins with another one
     assert [command["do"] for command in making.pending] == ["restart", "prompt"]
     assert making.pending[1]["block"] == 4
 
 
 @pytest.mark.parametrize("ahead", [0, 1], ids=["CPU", "GPU"])
 def test_what_is_asked_while_blocks_may_be_made_holds_from_its_block_on(student, ahead, monkeypatch):
-    """A student that has been told to make many blocks does not wait until it rests to hear of a prompt.
+    """A student that may make many blocks does not wait until it rests to receive a prompt.
 
-    Before it rests it sends what it was asked for ahead: here the last of six, after which nothing more is asked.
+    Before it rests it sends the blocks made ahead: here the last of six, after which nothing more is requested.
     """
     monkeypatch.setattr("hiar.live.student.lead", lambda device: ahead)
     restart = {"do": "restart", "block": 0, "prompt": PROMPT, "seed": 0, "order": None, "context": None, "renew": False}
@@ -139,7 +139,7 @@ def test_what_is_asked_while_blocks_may_be_made_holds_from_its_block_on(student,
 
     def figures(prompt, pictures):
         shown.append(prompt)
-        if len(shown) == 2 - ahead:  # while it makes the second block
+        if len(shown) == 2 - ahead:  # during its second block
             commands.put({"do": "prompt", "text": THIRD, "block": 5})
         elif len(shown) == 6:
             commands.put(None)
@@ -162,7 +162,7 @@ def test_what_is_asked_while_blocks_may_be_made_holds_from_its_block_on(student,
 
 
 def test_a_new_video_has_the_room_of_the_one_before(student, monkeypatch):
-    """Caches of both at once may be more than a GPU has, and what is free is asked before the first block."""
+    """The caches of both may not fit on a GPU together, and free memory is checked before the first block."""
     held, making = [], _Making(student, ExitStack())
 
     def noting(*asked):
@@ -186,4 +186,4 @@ def test_a_new_video_has_the_room_of_the_one_before(student, monkeypatch):
         assert making.walking is not None
         for _ in range(3):
             making.walking.next_block()
-    assert held[1] - held[0] < (live_tensor_bytes() - held[0]) / 10  # a few positions stay
+    assert held[1] - held[0] < (live_tensor_bytes() - held[0]) / 10  # only a few positions stay

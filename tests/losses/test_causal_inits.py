@@ -1,4 +1,4 @@
-"""What causal initialisations learn: teacher forcing and causal consistency, each against its equation written out."""
+"""Losses of causal initialisations: teacher forcing and causal consistency against their equations written out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIGMAS = step_sigmas(4, 3.0)
 
 
 def behind_clean(model: Denoiser, x: Tensor, sigma: Tensor, text: Tensor, window: int) -> Tensor:
-    """x0 of every block of ``x`` at ``sigma`` (B, blocks), a causal forward each behind the clean blocks before it."""
+    """x0 of each block of ``x`` at ``sigma`` (B, blocks), by a causal forward each, after the clean earlier blocks."""
     seen = []
     for n in range(3):
         own = slice(2 * n, 2 * n + 2)
@@ -63,7 +63,7 @@ def test_teacher_forcing_is_the_velocitys_error_behind_clean_blocks() -> None:
 
 @torch.no_grad()
 def test_regression_behind_a_clip_is_the_error_of_every_block_behind_clean_ones() -> None:
-    """Of the trajectory's end, which is not the clip."""
+    """The target is the trajectory's end, which is not the clip."""
     model, sigma = tiny_denoiser("flow"), torch.tensor([[0.9, 0.5, 0.3], [0.1, 0.7, 1.0]])
     error = (behind_clean(model, OTHER, sigma, TEXT, 2) - NOISE).square()
     attention = TeacherForced(2, 2)
@@ -76,7 +76,7 @@ def test_regression_behind_a_clip_is_the_error_of_every_block_behind_clean_ones(
 
 @pytest.mark.parametrize("prediction", ["flow", "x0"])
 def test_consistency_is_agreement_across_one_step_of_the_teacher(prediction: str) -> None:
-    """Three networks, all levels; at the last the target is the teacher's own step to the clean end."""
+    """Three different networks, all levels; at the last, the target is the teacher's own step to clean latents."""
     student, average, teacher = (tiny_denoiser(prediction, seed=seed) for seed in (1, 2, 3))
     levels = torch.tensor([[0, 1, 2], [3, 2, 0]])
     sigma, after = of_frames(SIGMAS[levels]), of_frames(SIGMAS[levels + 1])

@@ -1,4 +1,4 @@
-"""DMD on analytic scores, where the answer is known; and the shape of its gradient."""
+"""DMD on analytic scores, where the answer is known; and the form of its gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS, BATCH = 600, 512
 
 
 class Mixture:
-    """A mixture of equal isotropic Gaussians in the plane, and its posterior mean of x0 at any noise level."""
+    """A mixture of equal isotropic Gaussians in the plane, with the posterior mean of x0 at any noise level."""
 
     def __init__(self, means: torch.Tensor, std: float) -> None:
         self.means, self.std = means, std
@@ -69,7 +69,7 @@ def test_with_the_sign_flipped_it_runs_away() -> None:
 
 
 def test_a_mixture_is_split_between_its_modes() -> None:
-    """A generator of two components, each free to move, ends with one on each mode when they start on either side."""
+    """A generator with two movable components ends with one on each mode if they start on either side."""
     means = torch.tensor([[-0.3, 0.2], [0.3, -0.2]], requires_grad=True)
 
     def generate(noise: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_a_mixture_is_split_between_its_modes() -> None:
 
 
 def test_particles_split_evenly_between_two_modes() -> None:
-    """A generator as free as can be, 256 points that start in between, becomes both modes, spread included."""
+    """A generator of 256 free points that start in between turns into both modes, with their spread."""
     random = torch.Generator().manual_seed(0)
     points = torch.randn(256, 2, generator=random, requires_grad=True)
     target = Mixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.3)
@@ -102,7 +102,7 @@ def test_particles_split_evenly_between_two_modes() -> None:
 
 
 class Scaled:
-    """A network whose x0 is known: so many times what it is shown, plus the text."""
+    """A network with known x0: scale * sigma * x, plus the text."""
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -148,7 +148,7 @@ def test_the_gradient_is_normalised_sample_by_sample() -> None:
     x0, fake, real = torch.randn(3, 2, 4, 5, generator=random)
     scale = torch.tensor([1.0, 1000.0])[:, None, None]
     plain = dmd_gradient(x0, fake, real)
-    # Scaling one sample's whole problem leaves its gradient as it was, and does not touch the other sample.
+    # Scaling all of one sample's inputs changes neither its own gradient nor the other sample's.
     torch.testing.assert_close(dmd_gradient(scale * x0, scale * fake, scale * real), plain)
     expected = (fake - real)[0] / (x0 - real)[0].abs().mean()
     torch.testing.assert_close(plain[0], expected)

@@ -1,6 +1,6 @@
-"""DMD and the critic's loss are those of Self-Forcing's training code, on equal networks, noise and levels.
+"""DMD and the critic's loss equal those of Self-Forcing's training code on the same networks, noise and levels.
 
-``SELF_FORCING_CODE`` names a checkout of it; without one its formulas, written out, are in its place.
+``SELF_FORCING_CODE`` names a checkout of it; its formulas are also written out here and need none.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from hiar.models.attention import Bidirectional
 from hiar.models.denoiser import Denoiser
 
 CODE = os.environ.get("SELF_FORCING_CODE")
-SHIFT, GUIDANCE = 5.0, 3.0  # in its notation, where 0 is no guidance
-STEPS = torch.tensor([880.0, 137.0])  # of its thousand, of each video, before the shift
+SHIFT, GUIDANCE = 5.0, 3.0  # in its notation, where 0 means no guidance
+STEPS = torch.tensor([880.0, 137.0])  # of its 1000, one for each video, before the shift
 LEVELS = SHIFT * STEPS / 1000 / (1 + (SHIFT - 1) * STEPS / 1000)
 FRAMES = 3
 SIDES = ["formulas", "code"]
 
 
 class Score:
-    """A network as its losses call one: clips (B, F, C, H, W) and a time step a frame in, the flow and x0 out."""
+    """A network with the interface of its losses: clips (B, F, C, H, W), a time step per frame; returns (None, x0)."""
 
     def __init__(self, network: Denoiser) -> None:
         self.network = network
@@ -43,7 +43,7 @@ class Score:
 
 @pytest.fixture(scope="module")
 def code() -> dict[str, Any]:
-    """The modules of its code that have to do with the losses, without what its packages import beside."""
+    """The modules of its code that the losses need, without its packages' other imports."""
     if CODE is None:
         pytest.skip("SELF_FORCING_CODE names no checkout of Self-Forcing")
     packages = {
@@ -56,14 +56,14 @@ def code() -> dict[str, Any]:
     try:
         modules = ("model.dmd", "utils.scheduler", "utils.loss", "utils.wan_wrapper")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.cuda, "current_device", lambda: 0)  # its text encoder asks for it when imported
+            patch.setattr(torch.cuda, "current_device", lambda: 0)  # called when its text encoder is imported
             return {name: importlib.import_module(name) for name in modules}
     except ModuleNotFoundError as error:
         pytest.skip(f"Self-Forcing's code needs {error.name}, which is not installed here")
 
 
 def job_of_theirs(code: dict[str, Any], real: Denoiser, fake: Denoiser, generated: Tensor) -> SimpleNamespace:
-    """What the methods of its DMD read of themselves; levels and rollout are given instead of drawn."""
+    """The attributes that the methods of its DMD class read; levels and rollout are fixed instead of drawn."""
     scheduler = code["utils.scheduler"].FlowMatchScheduler(shift=SHIFT, sigma_min=0.0, extra_one_step=True)
     scheduler.set_timesteps(1000, training=True)
     scheduler.alphas_cumprod = None
@@ -106,7 +106,7 @@ def drawn_noise(like: Tensor) -> Tensor:
 
 
 def noised(clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Clips at their levels, and the levels beside them."""
+    """Clips noised to their levels, and the levels (B, 1, 1, 1, 1)."""
     level = LEVELS[:, None, None, None, None]
     return (1 - level) * clips + level * drawn_noise(clips), level
 

@@ -1,4 +1,4 @@
-"""Flow matching, ODE regression and forward KL: their formulas, and what they must not look at."""
+"""Flow matching, ODE regression and forward KL: their formulas, and what they must not depend on."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_training_levels_are_warped_by_the_shift() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_forward_kl_is_the_papers_formula(steps: int) -> None:
-    """Eq. 10-11 written out with the network's own velocity."""
+    """Eq. 10-11, written out with the network's own velocity."""
     model = tiny_denoiser("flow")
     expected = torch.zeros(())
     for i in range(steps):
@@ -96,7 +96,7 @@ def test_forward_kl_sees_the_attention_it_is_given() -> None:
 
 
 def shown(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The first trajectories with each block at its level, their clean ends, and the blocks' noise levels."""
+    """The first trajectories with each block at its level, their clean ends, and the blocks' sigmas."""
     rows = torch.arange(len(levels))
     return at_levels(STATES, rows, levels, STATES.shape[3] // levels.shape[1]), STATES[rows, -1], SIGMAS[levels]
 

@@ -1,4 +1,4 @@
-"""What is planned is what is counted: weights, gradients, states and rings to the byte, activations of whole steps."""
+"""Plans equal measurements: weights, gradients, states and rings to the byte, activations of whole steps to 1 %."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ADAM = Optimizer(
     ema_from=0,
 )
 MUON = ADAM.model_copy(update={"muon": Muon(lr=1e-3, weight_decay=0.0), "ema": 0.9})
-# Few passes of few tokens more than the default experiment's one a frame.
+# Few passes, with a few more tokens than the default experiment's one per frame.
 SMALL: dict[str, Any] = {
     "video": {"frames": 9, "window": 9},
     "schedule": {"student_steps": 2},
@@ -57,7 +57,7 @@ SMALL: dict[str, Any] = {
     "distill": {"windows": 1},
 }
 CAUSVID = {"order": "block_first", "context": "finished", "level": None, "forward_kl": None, "forcing": "diffusion"}
-# Overrides of the default experiment, a variant, samples at a time, and the network where it is not the default one.
+# Overrides of the default experiment, a variant, samples at a time, and changes of the default network.
 CASES: dict[str, tuple[dict[str, Any], str, int, Config]] = {
     "HiAR with a regulariser": ({}, "hiar", 2, {}),
     "a window that slides, bf16, checkpointed": (
@@ -74,7 +74,7 @@ CASES: dict[str, tuple[dict[str, Any], str, int, Config]] = {
     "Self-Forcing in bf16": ({"runtime": {"precision": "bf16"}}, "self-forcing", 1, {}),
     "CausVid": ({"variants": {"causvid": CAUSVID}}, "causvid", 2, {}),
 }
-QUICK = "Self-Forcing in bf16"  # the others take longer to imagine
+QUICK = "Self-Forcing in bf16"  # the others take longer to plan
 
 
 def case(name: str) -> tuple[Sizes, Any, Config]:
@@ -86,9 +86,9 @@ def case(name: str) -> tuple[Sizes, Any, Config]:
 
 
 def counted(sizes: Sizes, variant: Any, config: Config) -> dict[str, int]:
-    """The same phases, with numbers, on whole networks."""
+    """Peak bytes of the same phases, measured on real tensors and whole networks."""
     student, critic, real = (make_network(sizes.params, config, None, trained) for trained in (True, True, False))
-    forget()  # so that positions are computed within both
+    forget()  # so that both runs compute positions
     count = Counting()
     steps.distill(count, sizes, variant, student, critic, real)
     return count.peaks
@@ -96,7 +96,7 @@ def counted(sizes: Sizes, variant: Any, config: Config) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name not in QUICK)) for name in CASES])
 def test_activations_are_those_that_are_counted(name: str) -> None:
-    """To 1 %, which is what a few layers more or less change of the order in which things are freed."""
+    """To 1 %: plans extrapolate from two and three layers, and tensors are freed in slightly different orders."""
     sizes, variant, config = case(name)
     distill = partial(imagine, lambda count, *n: steps.distill(count, sizes, variant, *n), sizes)
     planned = distill([config, config], [config])
@@ -153,7 +153,7 @@ def test_networks_that_serve_others_are_in_half_and_keep_nothing_for_backward() 
 
 
 def test_of_causal_trajectories_the_update_of_their_teacher_is_planned() -> None:
-    """It sees clean blocks beside noisy ones, which is more than the regression after it takes."""
+    """It sees clean and noisy blocks together and so needs more than the regression after it."""
     sizes, _, config = case(QUICK)
     most = {}
     for kind in ("ode", "causal_ode"):
@@ -171,7 +171,7 @@ def test_what_is_alive_as_a_phase_begins_counts_though_it_goes_at_once() -> None
             after = weights[:10] + 1
         with count.phase("second"):
             after = after + 1
-    assert count.peaks == {"first": 4000, "second": 80}  # and no weights, which were there before
+    assert count.peaks == {"first": 4000, "second": 80}  # without weights, which existed before
 
 
 def test_what_several_tensors_share_takes_its_bytes_once() -> None:
@@ -181,14 +181,14 @@ def test_what_several_tensors_share_takes_its_bytes_once() -> None:
 
 
 def test_the_disk_has_what_is_planned(smoke: Path) -> None:
-    """But for headers, manifests and videos."""
+    """Except headers, manifests and videos."""
     models = networks.open_models(load_params(smoke / "params.yaml"))
     planned, made = disk(models), smoke / "artifacts" / "seed-0"
 
     def held(folder: str) -> int:
         return sum(path.stat().st_size for path in (made / folder).rglob("*.safetensors"))
 
-    shared = held("teacher/codec") + held("teacher/text_encoder")  # of a world that trains its own
+    shared = held("teacher/codec") + held("teacher/text_encoder")  # in each checkpoint of a world that trains its own
     students = len(list((made / "distill").iterdir()))
     found = {
         "codec": held("codec"),
@@ -204,7 +204,7 @@ def test_the_disk_has_what_is_planned(smoke: Path) -> None:
     params, distill = models.sizes.params, models.sizes.params.distill
     roles = [networks.role_bytes(networks.meta_role(models, one)) for one in (distill.generator, distill.critic)]
     state = sum(one["parameters"] + one["optimiser"] + one["average"] for one in roles)
-    assert states == 2 * state  # the newest, and the next until it is whole
+    assert states == 2 * state  # the newest, and the next one until it is complete
     more = params.runtime.model_copy(update={"checkpoints_kept": 3, "checkpoint_milestone": distill.all_steps - 1})
     changed = replace(models, sizes=replace(models.sizes, params=params.model_copy(update={"runtime": more})))
     assert disk(changed)["states of a training"] == (3 + 1 + 1) * state
@@ -217,7 +217,7 @@ def test_trajectories_of_a_causal_teacher_take_what_as_many_pairs_do() -> None:
     assert planned["trajectories of an init"] * params.pairs.count == planned["pairs"] * params.init.pairs.count > 0
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "CausVid"])  # which rolls nothing out
+@pytest.mark.parametrize("name", [name for name in CASES if name != "CausVid"])  # it has no rollout
 def test_rings_take_what_is_counted(name: str) -> None:
     sizes, variant, config = case(name)
     params = sizes.params
@@ -235,17 +235,17 @@ def test_rings_take_what_is_counted(name: str) -> None:
 
 
 def planned_entries(params: Any, stage: str, gpus: int = 1, batch: int = 1) -> dict[tuple[str, str], int]:
-    """What a stage takes, by role and what it is; activations by the phase, whichever it is, under one name."""
+    """Planned bytes of a stage by (role, what); activations of the fullest phase are named "phase"."""
     found = forecast.forecast(networks.open_models(params), stage, params.variant("self-forcing"), batch, gpus)
     rows = {
         (e.role, e.what if e.role != "activations" or e.what == "decoding" else "phase"): e.bytes for e in found.entries
     }
-    assert found.total == sum(rows.values())  # no entry in another's place
+    assert found.total == sum(rows.values())  # no two entries share a key
     return rows
 
 
 def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
-    """Each by hand: of three GPUs each has a third, rounded up, of what is sharded, and all of what is not."""
+    """Computed by hand: each of three GPUs has a third, rounded up, of what is sharded, and all of what is not."""
     sizes, variant, config = case(QUICK)
     params = sizes.params
     whole, half = (network_bytes(networks.make_meta(params, config, half)) for half in (False, True))
@@ -256,7 +256,7 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     for role in ("student", "critic"):
         assert distill[role, "parameters"] == -(-learned // 3)
         assert distill[role, "gradients"] == -(-gradients // 3)
-    # The teacher embeds prompts, too, and stays in fp32; one that does not is in bf16.
+    # The teacher also embeds prompts and stays in fp32; a real score that does not is in bf16.
     assert distill["real score", "parameters"] == -(-whole // 3)
     peaks = imagine(lambda count, *n: steps.distill(count, sizes, variant, *n), sizes, [config, config], [config])
     assert distill["rings", "keys and values"] + distill["activations", "phase"] == max(peaks.values())
@@ -265,7 +265,7 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     roots = 3 * (learned - config["num_layers"] * 4 * layer)  # of student, critic and real score, in fp32
     assert distill["all", "gathered layers"] == roots + 2 * 2 * layer
     assert distill["all", "whole gradients"] == gradients
-    # A real score with wider layers has them gathered two at a time, and nothing but its ends beside the others'.
+    # If the real score has wider layers, two of those are the most gathered at a time, beside the ends of all networks.
     models, wide = networks.open_models(params), config | {"ffn_dim": 3 * config["ffn_dim"]}
     wider = forecast.forecast(replace(models, real=wide), "distill", params.variant("self-forcing"), 1, 3)
     more = {e.what: e.bytes for e in wider.entries if e.role == "all"}
@@ -279,8 +279,8 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     assert sample["student", "parameters"] == half
     tokens = math.prod(sizes.block_shape[1:]) // math.prod(config["patch_size"])
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    cache = params.video.window_blocks * config["num_layers"] * tokens * width * 2 * 2  # keys and values of two bytes
-    assert sample["rings", "keys and values"] == 2 * cache  # one cache a video
+    cache = params.video.window_blocks * config["num_layers"] * tokens * width * 2 * 2  # keys and values in two bytes
+    assert sample["rings", "keys and values"] == 2 * cache  # one cache per video
     world = networks.open_models(params).world
     assert sample["decoder", "parameters"] == network_bytes(world.outline("codec", params))
     assert sample["text encoder", "parameters"] == network_bytes(world.outline("text_encoder", params))
@@ -295,7 +295,7 @@ def test_sampling_takes_a_walk_of_a_student_that_learns_nothing() -> None:
 
 
 def test_what_lies_on_the_host_is_there_and_not_on_the_gpu() -> None:
-    """A real score leaves two of its layers; networks are sharded in either case, over one."""
+    """An offloaded real score leaves only two gathered layers on the GPU; networks are sharded either way, over one."""
     params = load_params(ROOT / "params.yaml")
     tree = read_yaml(ROOT / "params.yaml")
 
@@ -326,13 +326,13 @@ def test_what_lies_on_the_host_is_there_and_not_on_the_gpu() -> None:
 
 @pytest.fixture
 def no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans of networks alone, which take no time: nothing is imagined to be computed with them."""
+    """Plans cover networks alone and take no time, because no step is simulated."""
     monkeypatch.setattr(forecast, "imagine", lambda *_: {"a step": 1, "walk": 1})
 
 
 @pytest.mark.usefixtures("no_steps")
 def test_one_gpu_gathers_where_a_process_is_asked_for_and_holds_networks_whole_where_none_is() -> None:
-    """`runtime.processes: 1` shards over one: layers and gradients are there once more."""
+    """`runtime.processes: 1` shards over one GPU, with gathered layers and whole gradients on top."""
     tree = read_yaml(ROOT / "params.yaml")
     found = {}
     for processes in (None, 1):
@@ -346,7 +346,7 @@ def test_one_gpu_gathers_where_a_process_is_asked_for_and_holds_networks_whole_w
 
 @pytest.mark.parametrize(("gpus", "weight", "bias"), [(1, 64, 16), (2, 64, 8), (4, 32, 4)])
 def test_each_tensor_in_pinned_memory_takes_a_power_of_two(gpus: int, weight: int, bias: int) -> None:
-    """Of three rows of five numbers and a vector of three, a GPU of two has two rows, of four one."""
+    """For a 3 x 5 matrix and a vector of 3: each of two GPUs has up to two rows, each of four GPUs one."""
     assert networks.pinned_bytes(nn.Linear(5, 3), gpus) == weight + bias
 
 
@@ -370,12 +370,12 @@ def test_in_an_update_the_states_of_one_role_are_there_at_a_time() -> None:
 @pytest.mark.usefixtures("no_steps")
 @pytest.mark.parametrize("frames", [12, 96])
 def test_videos_that_were_made_together_are_decoded_one_after_the_other(frames: int) -> None:
-    """However long they are, a few latent frames at a time."""
+    """Regardless of their length, a few latent frames at a time."""
     tree = merge(read_yaml(ROOT / "params.yaml"), {"sample": {"frames": frames}})
     models = networks.open_models(parse_params(tree, Path("sampled")))
     found = forecast.forecast(models, "sample", models.sizes.params.variant("hiar"), 3)
     parts = {entry.what: entry.bytes for entry in found.entries}
-    assert parts["keys and values"] + parts["walk"] == 1  # rings are a part of a walk's peak
+    assert parts["keys and values"] + parts["walk"] == 1  # rings are part of a walk's peak
     planned = parts["decoding"]
     codec = cast(Codec, models.world.outline(CODEC, models.sizes.params))
     channels, *size = models.sizes.latent
@@ -388,7 +388,7 @@ def test_videos_that_were_made_together_are_decoded_one_after_the_other(frames: 
 
 @pytest.mark.usefixtures("no_steps")
 def test_of_the_papers_recipe_the_real_score_is_in_bf16_and_a_codec_is_there_for_later_windows() -> None:
-    """By the published size: 14,288,491,584 parameters, of which few are kept in full."""
+    """By the published size: 14,288,491,584 parameters, few of which stay in fp32."""
     recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
     params = parse_params(merge(recipe, {"distill": {"windows": 2, "critic_batch": 128}}), Path("two windows"))
     models = networks.open_models(params)
@@ -409,7 +409,7 @@ def test_an_init_holds_the_causal_teacher_that_it_learns_from() -> None:
     own = read_yaml(ROOT / "experiments" / "init-consistency.yaml")
     other = parse_params(merge(read_yaml(ROOT / "params.yaml"), {"init": own["init"]}), Path("init-consistency"))
     alone = planned_entries(params, "init")
-    assert {role for role, _ in alone} == {"student", "activations"}  # and no layers of others
+    assert {role for role, _ in alone} == {"student", "activations"}  # and no layers of other networks
     held = planned_entries(other, "init", gpus=2)
     shape = networks.open_models(other).student
     assert held["teacher", "parameters"] == network_bytes(networks.make_meta(other, shape, half=False))
@@ -417,7 +417,7 @@ def test_an_init_holds_the_causal_teacher_that_it_learns_from() -> None:
 
 @pytest.mark.long
 def test_later_windows_that_are_encoded_anew_are_in_the_plan(tmp_path: Path) -> None:
-    """On Wan, whose first latent frame is unlike the others: its codec, and what decoding takes on top of a rollout."""
+    """For Wan, whose first latent frame is unlike the others: the codec, and decoding on top of a rollout."""
     make_tiny_wan(tmp_path / "tiny", seed=0)
     tree = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan-tiny.yaml"))
     tree["world"]["base"], tree["world"]["prompts"] = str(tmp_path / "tiny"), str(ROOT / "experiments" / "prompts.txt")
@@ -434,7 +434,7 @@ def test_later_windows_that_are_encoded_anew_are_in_the_plan(tmp_path: Path) -> 
 
 
 def test_wans_text_encoder_is_read_in_bf16() -> None:
-    """UMT5-XXL's encoder: 5.68 billion parameters, with its embedding of 256,384 words."""
+    """UMT5-XXL's encoder: 5.68 billion parameters, including the embedding of 256,384 words."""
     recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
     assert networks.open_models(parse_params(recipe, Path("recipe"))).text == pytest.approx(2 * 5.68e9, rel=0.01)
 
@@ -456,7 +456,7 @@ def test_a_plan_fits_up_to_the_part_of_a_gpu_that_can_be_used() -> None:
 
 @pytest.mark.long
 def test_a_step_of_training_stays_within_the_plan() -> None:
-    """Of `distillation_step` itself, at its dearest exit: its phases, clipping and optimisers."""
+    """A real `distillation_step` at its most expensive exit, with all its phases, clipping and optimisers."""
     sizes, variant, config = case("HiAR with a regulariser")
     params = sizes.params
     spec = params.distill.model_copy(
@@ -483,7 +483,7 @@ def test_a_step_of_training_stays_within_the_plan() -> None:
         seed=0,
         accelerator=Accelerator(cpu=True),
     )
-    distillation_step(job, 0)  # after which optimisers have their states
+    distillation_step(job, 0)  # so that optimisers have states
     for network in (student, critic):
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -510,18 +510,18 @@ def test_checkpointing_and_more_gpus_take_less() -> None:
     assert advice(models, found["plain"], variant, 16, 1, 1.01 * found["plain"].total / forecast.USABLE) == "fits"
     said = advice(models, found["plain"], variant, 16, 1, 1.01 * needed)
     assert said == "does not fit; with runtime.checkpointing: true it does"
-    assert "does not fit, nor does less of it" in advice(models, found["plain"], variant, 16, 1, 1000)
+    assert "does not fit, even with every option" in advice(models, found["plain"], variant, 16, 1, 1000)
 
 
 @pytest.fixture(scope="module")
 def recipe() -> str:
-    """The paper's recipe, planned on a machine without its models."""
+    """The plan of the paper's recipe, on a machine without its models."""
     return hiar("plan", "wan2.1-1.3b", "--gpus", 8, "--stage", "distill", folder=ROOT).stdout
 
 
 @pytest.mark.long
 def test_the_papers_recipe_fits_eight_gpus_of_80_gb(recipe: str) -> None:
-    """By the published sizes: 1,418,996,800 parameters and 14,288,491,584, of which few are kept in full."""
+    """By the published sizes: 1,418,996,800 parameters, and 14,288,491,584, few of which stay in fp32."""
     rows = {tuple(line[2:33].split()): float(line[33:44]) for line in recipe.splitlines() if line.startswith("  ")}
     assert rows["student", "parameters"] == pytest.approx(4 * 1.4190 / 8, abs=0.01)
     assert rows["student", "optimiser"] == pytest.approx(8 * 1.4190 / 8, abs=0.01)

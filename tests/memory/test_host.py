@@ -1,4 +1,4 @@
-"""What a training takes of the host's memory: networks that stay where they were read, and states to be written."""
+"""Host memory of a training: networks that stay where they were read, and states that are being written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def recipe() -> Models:
 
 
 def test_a_distillation_holds_what_it_copied_and_a_state_or_at_last_its_student(recipe: Models) -> None:
-    """The state is the one that is planned for the disk, of which each process has its part."""
+    """The state is that of the disk's plan; each process holds its part."""
     params = recipe.sizes.params
     student = network_bytes(make_meta(params, recipe.student, half=False))
     state = disk(recipe)["states of a training"] // 2
@@ -39,4 +39,4 @@ def test_a_teacher_that_is_the_real_score_is_on_the_gpu_and_an_init_keeps_its_ow
     init = host(models, "init", 2)
     assert [*init] == ["teacher", STATE, RESULT]
     weights = network_bytes(make_meta(params, models.student, half=False))
-    assert weights < 2 * init[STATE] < 4.1 * weights  # with its average, and Muon's one or AdamW's two of the optimiser
+    assert weights < 2 * init[STATE] < 4.1 * weights  # with the average, and Muon's one or AdamW's two moments

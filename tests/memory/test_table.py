@@ -1,4 +1,4 @@
-"""What a plan says: the first way that fits, of all that are offered, and figures that add up."""
+"""What a plan says: the first change of settings that fits, and figures that add up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hiar.parameters import merge, parse_params, read_yaml
 from hiar.stages.distill import Prompts
 from hiar.worlds.interface import FIRST_CLIP
 
-# Quick to imagine: a plan is arithmetic on the same steps whatever their size.
+# Quick to plan: the arithmetic is the same for steps of any size.
 SMALL = {"video": {"frames": 6, "window": 6}, "schedule": {"student_steps": 2}, "model": {"patch": 4, "layers": 2}}
 CHECKPOINTING = {"runtime": {"checkpointing": True}}
 AWAY = {"runtime": {"offload": ["optimizers"]}}
@@ -51,7 +51,7 @@ def total(saving: bool, stage: str, batch: int, gpus: int = 1, away: bool = Fals
 
 
 def advised(enough_for: int, saving: bool, stage: str, batch: int, gpus: int = 1, away: bool = False) -> str:
-    """What is said where a GPU has just the memory for so many bytes."""
+    """The advice for GPUs with just enough memory for this many bytes."""
     models = models_of(*[CHECKPOINTING] * saving, *[AWAY] * away)
     variant = models.sizes.params.variant("self-forcing")
     return advice(models, planned(saving, stage, batch, gpus, away), variant, batch, gpus, (enough_for + 1) / USABLE)
@@ -59,7 +59,7 @@ def advised(enough_for: int, saving: bool, stage: str, batch: int, gpus: int = 1
 
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forecast takes a second, and several ways of several cases are the same one."""
+    """Caches forecasts: each takes a second, and several cases need the same ones."""
 
     def known(models: Models, stage: str, variant: Variant, batch: int, gpus: int) -> Forecast:
         assert variant == models.sizes.params.variant("self-forcing")
@@ -72,7 +72,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("once")
 def test_of_the_ways_that_make_a_training_fit_the_first_is_told() -> None:
-    """Each with those before it: activations computed anew, fewer samples at a time, the host's memory, more GPUs."""
+    """Each includes those before it: checkpointing, fewer samples at a time, host memory, more GPUs."""
     done = "runtime.checkpointing: true, 1 sample at a time"
     ways = {
         total(False, "init", 2): "fits",
@@ -93,15 +93,15 @@ def test_only_what_is_not_done_already_is_advised() -> None:
         f"does not fit; with runtime.checkpointing: true, {MANY} GPUs it does"
     )
     assert advised(most, True, "init", 1, half, away=True) == f"does not fit; with {MANY} GPUs it does"
-    none = "does not fit, nor does less of it: GPUs of more memory, or a shorter clip or window"
+    none = "does not fit, even with every option: use GPUs with more memory, or a shorter clip or window"
     assert advised(most - 2, True, "init", 1, MANY, away=True) == none
-    alone = total(False, "pairs", 1)  # whose networks are not shared out
+    alone = total(False, "pairs", 1)  # whose networks are not sharded
     assert advised(alone, False, "pairs", 2) == "does not fit; with 1 sample at a time it does"
     assert advised(alone - 2, False, "pairs", 1) == none
 
 
 def test_a_distillation_can_have_its_real_score_and_all_states_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever of them is there already, and in whatever order they are named."""
+    """Whichever of them is already there, and in any order."""
 
     def made(models: Models, stage: str, variant: Variant, batch: int, gpus: int) -> Forecast:
         away = {"real_score": 30, "optimizers": 20}
@@ -119,7 +119,7 @@ def test_a_distillation_can_have_its_real_score_and_all_states_on_the_host(monke
     assert said(50) == said(50, "optimizers") == said(50, "real_score") == way
     for both in (["real_score", "optimizers"], ["optimizers", "real_score"]):
         assert said(50, *both) == "fits"
-        assert said(48, *both).startswith("does not fit, nor does less of it")
+        assert said(48, *both).startswith("does not fit, even with every option")
 
 
 def test_what_lies_on_the_host_is_told_and_not_added() -> None:
@@ -132,7 +132,7 @@ def test_what_lies_on_the_host_is_told_and_not_added() -> None:
 
 
 def test_a_plan_says_how_often_prompts_are_embedded() -> None:
-    """As often as a training does that goes through all of its samples, those of steps for the critic alone too."""
+    """As often as in a training on all of its samples, including the warm-up steps of the critic."""
     recipe = read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml")
     recipe = merge(recipe, {"runtime": {"processes": None}})
     for steps, warmup, batch, replay in ((4096, 1, 1, 1), (1024, 0, 8, None)):
@@ -151,7 +151,7 @@ def test_a_plan_says_how_often_prompts_are_embedded() -> None:
 
 
 def test_a_plan_says_what_embeddings_take_also_of_others_captions() -> None:
-    """Without file and base each draw of student and critic may be another prompt, of all tokens, and so each pair."""
+    """Without prompt file and base model, each sample and pair may have another prompt, of the full length."""
     recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
     recipe = merge(recipe, {"runtime": {"processes": None}})
     recipe = merge(recipe, {"distill": {"steps": 2, "critic_warmup": 1, "batch": 2, "critic_batch": 4}})

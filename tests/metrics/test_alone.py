@@ -1,4 +1,4 @@
-"""What a measure says of a video does not depend on the videos that it is measured with."""
+"""A video's measure does not depend on the other videos in the batch."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ BLOCK = 3
 
 
 def steps(levels):
-    """One video of plain grey frames."""
+    """One video of uniformly grey frames at these levels."""
     return torch.tensor(levels, dtype=torch.uint8)[None, :, None, None, None].expand(1, len(levels), 8, 8, 3)
 
 
@@ -20,7 +20,7 @@ def test_jumps_at_borders_show():
 
 
 def test_changes_are_means_of_all_pixels_and_colours():
-    """In whole numbers, so that nothing but the last division is rounded."""
+    """Computed in integers, so that only the last division rounds."""
     frames = torch.randint(256, (2, 4, 9, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     sums = frames.long().diff(dim=1).abs().sum(dim=(2, 3, 4))
     torch.testing.assert_close(changes(frames), sums.double() / (9 * 7 * 3), rtol=1e-6, atol=0)
@@ -38,7 +38,7 @@ def test_nothing_to_compare_is_one():
 
 
 def test_a_first_block_may_be_shorter():
-    """Wan's first block of 3 latent frames is 9 pictures, every other one 12."""
+    """Wan's first block of 3 latent frames is 9 pictures, each later one 12."""
     change = torch.zeros(1, 40).double()
     change[0, [8, 20, 32]] = 7.0  # into frames 9, 21 and 33
     assert border_jump(change, 12, 9).item() == pytest.approx((7 + 0.25) / 0.25)

@@ -30,7 +30,7 @@ def test_a_linear_ramp_of_saturation_drifts_by_its_rise(fade):
     video = torch.full((1, frames, 8, 8, 3), 200.0)
     video[..., 2] = (200 * (1 - level))[None, :, None, None]
     measured = drift(saturation(video.round().to(torch.uint8)), SEGMENTS)
-    assert measured.item() == pytest.approx(0.8, abs=0.005)  # 200 grey levels cannot say it more finely
+    assert measured.item() == pytest.approx(0.8, abs=0.005)  # the resolution of 200 grey levels
 
 
 def test_constant_videos_do_not_drift():
@@ -49,10 +49,10 @@ def test_drift_does_not_cancel_between_videos():
 def test_sharpness_of_a_checkerboard():
     board = (torch.arange(8)[:, None] + torch.arange(8)) % 2
     video = (255 * board).to(torch.uint8)[None, None, :, :, None].expand(1, 1, 8, 8, 3)
-    assert sharpness(video).item() == pytest.approx((4 * 255) ** 2, rel=1e-4)  # every pixel: four opposites less four
+    assert sharpness(video).item() == pytest.approx((4 * 255) ** 2, rel=1e-4)  # each pixel has four opposite neighbours
     assert sharpness(plain((10, 200, 30), frames=1)).item() == pytest.approx(0, abs=1e-6)
     colors = [sharpness(video * torch.eye(3, dtype=torch.uint8)[n]).item() for n in range(3)]
-    shares = [(255 * share * 4) ** 2 for share in (0.299, 0.587, 0.114)]  # of red, green and blue in what is seen
+    shares = [(255 * share * 4) ** 2 for share in (0.299, 0.587, 0.114)]  # luma weights of red, green and blue
     assert colors == pytest.approx(shares, rel=1e-4)
 
 

@@ -41,7 +41,7 @@ def test_bidirectional_is_diffusers_own_forward() -> None:
 
 @torch.no_grad()
 def test_levels_keep_their_precision_where_words_are_in_bf16() -> None:
-    """Two that are one number in bf16."""
+    """Two levels that round to the same bf16 number."""
     denoiser = tiny_denoiser()
     denoiser.cast(torch.bfloat16)
     sigmas = torch.tensor([0.757, 0.7575])
@@ -53,7 +53,7 @@ def test_levels_keep_their_precision_where_words_are_in_bf16() -> None:
 def test_gradients_reach_a_blocks_own_keys_and_not_those_of_its_context() -> None:
     rings, shape = RecordedRings(window=2), (1, 3, 2, 4)
     context, own = ([torch.ones(shape, requires_grad=True) for _ in range(2)] for _ in range(2))
-    for show in (rings.show, rings.put):  # a block that is denoised, and one that is left to later ones
+    for show in (rings.show, rings.put):  # a block that is denoised, and one that is stored as context for later ones
         show(0, 0, 0, *context, *([None] if show == rings.show else []))  # type: ignore[operator]
         keys, values = rings.show(0, 0, 1, *own, None)
         assert keys.shape[1] == values.shape[1] == 6
@@ -64,7 +64,7 @@ def test_gradients_reach_a_blocks_own_keys_and_not_those_of_its_context() -> Non
 
 @torch.no_grad()
 def test_one_network_takes_every_length_and_size_after_another() -> None:
-    """Also two that have as many tokens, and as diffusers calls it, without a word of attention."""
+    """Also two with the same number of tokens, and when called as in diffusers, without an attention mode."""
     used = tiny_denoiser()
     random = torch.Generator().manual_seed(4)
     text, sigma = torch.randn(1, 5, 8, generator=random), torch.tensor([0.5])
@@ -96,7 +96,7 @@ def test_one_block_wide_mask_is_bidirectional(prediction: str, coordinates: bool
 @pytest.mark.parametrize(("prediction", "coordinates"), [("flow", False), ("x0", True)])
 @pytest.mark.parametrize("window", [1, 2, 3, 4])
 def test_cached_is_masked(window: int, prediction: str, coordinates: bool) -> None:
-    """Block by block with rings = the whole sequence under the mask, the window sliding included."""
+    """Block by block with rings = the whole sequence under the mask, also where the window slides."""
     denoiser = tiny_denoiser(prediction, coordinates)
     x, _, text = inputs(frames=14)
     levels = torch.linspace(0.1, 0.9, 7)
@@ -121,7 +121,7 @@ def test_cached_is_masked(window: int, prediction: str, coordinates: bool) -> No
 
 @torch.no_grad()
 def test_levels_stay_exact_in_half_precision() -> None:
-    """937.5, a level of shift 5, is no bf16 number."""
+    """937.5, a level of shift 5, is not a bf16 number."""
     denoiser = tiny_denoiser()
     _, _, text = inputs()
     full = condition(denoiser, text, torch.tensor([0.9375]))
@@ -152,12 +152,12 @@ def test_the_last_norm_is_not_rounded_in_half_precision() -> None:
 
 @torch.no_grad()
 def test_positions_have_no_end() -> None:
-    """Beyond the 1,024 frames of Wan's table, and before its start, only distances count."""
+    """Only distances count, even beyond the 1,024 frames of Wan's table and before its start."""
     denoiser = tiny_denoiser()
     table = denoiser.positions[0].table
     first = rotations(table, 0, 6, 2, 2)
     assert torch.equal(first, torch.complex(*_table(table, 6)))
-    assert torch.equal(rotations(table, -2, 6, 2, 2)[:, 2 * 4 :], first[:, : 4 * 4])  # of four tokens a frame
+    assert torch.equal(rotations(table, -2, 6, 2, 2)[:, 2 * 4 :], first[:, : 4 * 4])  # four tokens per frame
     query, key = torch.randn(2, 1, 24, 2, 12, generator=torch.Generator().manual_seed(1)).unbind(0)
     for start in (-7, 1021, 10**6):
         turns = rotations(table, start, 6, 2, 2)
@@ -167,7 +167,7 @@ def test_positions_have_no_end() -> None:
 
 
 def _table(table: WanRotaryPosEmbed, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Diffusers' own cosines and sines, one a pair of channels."""
+    """Diffusers' own cosines and sines, one per pair of channels."""
     cos, sin = table(torch.empty(1, 1, frames, 4, 4))
     return cos[..., 0::2], sin[..., 1::2]
 
@@ -190,7 +190,7 @@ def test_later_blocks_have_no_influence_at_all() -> None:
 
 
 def test_frames_out_of_the_window_have_no_direct_influence() -> None:
-    """With one layer, a block sees its window and nothing before."""
+    """With one layer, a block depends on its window and nothing before."""
     denoiser = tiny_denoiser()
     del denoiser.transformer.blocks[1]
     x, sigma, text = inputs()

@@ -1,4 +1,4 @@
-"""Compiled layers compute what layers as they are compute, from few graphs, and are left again without a trace."""
+"""Compiled layers compute the same as plain ones, from few graphs, and leave no trace afterwards."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def source(tmp_path: Path) -> Generator:
 
 
 def _graphs(layers: int) -> int:
-    """How many graphs all walks make of a model of so many layers."""
+    """The number of graphs that all walks compile for a model with this many layers."""
     preset = PRESETS["wan-tiny"]()
     model = preset.model.model_copy(update={"layers": layers})
     setup = build(type(preset)(**{**vars(preset), "model": model, "dtype": torch.float32}), torch.device("cpu"), 2)
@@ -65,13 +65,13 @@ def _graphs(layers: int) -> int:
 
 @torch.no_grad()
 def test_all_layers_and_all_blocks_share_graphs() -> None:
-    """A graph a layer, a block or a cache would soon be more than torch keeps, and each takes seconds to compile."""
+    """A graph per layer, block or cache would soon exceed what torch keeps, and each takes seconds to compile."""
     assert 0 < _graphs(2) == _graphs(12)
 
 
 @torch.no_grad()
 def test_a_third_number_of_blocks_makes_no_more_graphs() -> None:
-    """The second makes them fit for any: a walk begins with few blocks a call, and the last batch may be short."""
+    """The second makes the graphs dynamic; a walk begins with few blocks a call, and the last batch may be short."""
     preset = PRESETS["wan-tiny"]()
     setup = build(preset, torch.device("cpu"), 2)
     counts = []
@@ -118,10 +118,10 @@ def test_it_is_measured_and_taken_where_it_pays_and_is_right(
 def test_layers_in_fp8_may_differ_by_more_than_the_type_around_them(
     source: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By as much as fp8 itself: else they would be refused for what rounding does in any order of computing."""
+    """They may differ by fp8's own error; otherwise mere rounding in another order would have them refused."""
     monkeypatch.setattr(module, "compiled", partial(compiled, backend="eager"))
     monkeypatch.setattr(module, "GAIN", 0.0)
-    monkeypatch.setattr(module, "ERROR", -1.0)  # not even what is the same
+    monkeypatch.setattr(module, "ERROR", -1.0)  # refuses even equal results
     forward = full_pass(source.denoiser, make_rollout(source, source.embed(PROMPTS), WALK, None, 0, range(2)))
     assert where_it_pays(source.denoiser, forward) is None
     use_fp8(source.denoiser)

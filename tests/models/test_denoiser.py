@@ -1,4 +1,4 @@
-"""The denoiser: what its output means, what it is told of levels and places, and guidance."""
+"""The denoiser: the meaning of its output, its inputs of levels and coordinates, and guidance."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODEL = Model(
 
 
 class Analytic:
-    """A network that sees the sum of the level and of the text's mean, everywhere; it counts its forwards."""
+    """A network with known x0: 0.1 x plus the level and the text's mean; it records the batch size of each forward."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -50,7 +50,7 @@ def test_guidance_leads_from_the_unconditional_estimate_through_the_conditional_
     expected = unconditional + guidance * (conditional - unconditional)
     guided = guided_x0(network, X, SIGMA, TEXT, no_text, guidance)  # type: ignore[arg-type]
     torch.testing.assert_close(guided, expected)
-    assert network.seen == ([2] if guidance == 1 else [4])  # one forward, of conditional videos alone where they do
+    assert network.seen == ([2] if guidance == 1 else [4])  # one forward; at guidance 1, of conditional videos alone
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def test_levels_are_told_in_wan_s_timesteps_a_clip_s_or_a_frame_s(prediction: st
     frames = SIGMA[:, None].expand(2, 4)
     torch.testing.assert_close(network(X, frames, TEXT, Bidirectional()), expected, rtol=1e-4, atol=1e-4)
     mixed = torch.cat([frames[:, :2], 0.5 * frames[:, 2:]], dim=1)
-    timesteps = (1000 * mixed).repeat_interleave(6, dim=1)  # six tokens a frame
+    timesteps = (1000 * mixed).repeat_interleave(6, dim=1)  # six tokens per frame
     out = network.transformer(X, timesteps, TEXT, return_dict=False)[0]
     expected = out if prediction == "x0" else X - mixed[:, None, :, None, None] * out
     torch.testing.assert_close(network(X, mixed, TEXT, Bidirectional()), expected)

@@ -1,4 +1,4 @@
-"""Linear layers in fp8: exact where numbers are, within a bound where they are rounded, refused where it cannot be."""
+"""Linear layers in fp8: exact for fp8 numbers, within a bound for others, refused where the error is too large."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def _linear(dtype: torch.dtype = torch.bfloat16) -> tuple[nn.Linear, Fp8Linear]:
 def test_numbers_that_fp8_has_are_multiplied_exactly() -> None:
     linear, _ = _linear(torch.float32)
     linear.weight.copy_(torch.randint(-8, 9, (32, 64)).float())
-    linear.weight[:, 0] = 448.0  # the largest number there is, so that nothing has to be scaled
+    linear.weight[:, 0] = 448.0  # the largest fp8 number, so that nothing is scaled
     x = torch.randint(-8, 9, (3, 5, 64)).float()
     x[..., 1] = 448.0
     torch.testing.assert_close(Fp8Linear(linear)(x), linear(x), rtol=1e-6, atol=0)
 
 
 def test_every_token_and_every_output_has_a_scale_of_its_own() -> None:
-    """One that is a thousand times larger takes nothing from the others."""
+    """One that is a thousand times larger costs the others no precision."""
     linear, rounded = _linear()
     x = torch.randn(4, 64, dtype=torch.bfloat16)
     before = rounded(x)
@@ -55,7 +55,7 @@ def test_every_token_and_every_output_has_a_scale_of_its_own() -> None:
 def test_a_token_of_zeros_gives_the_bias() -> None:
     linear, rounded = _linear()
     x = torch.zeros(2, 64, dtype=torch.bfloat16)
-    torch.set_flush_denormal(True)  # as some kernels of GPUs do
+    torch.set_flush_denormal(True)  # as some GPU kernels do
     try:
         assert torch.equal(rounded(x), linear.bias.expand(2, 32))
     finally:
@@ -95,7 +95,7 @@ def test_what_changes_too_much_or_nothing_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(plan, "ERROR", 0.001)
     with pytest.raises(UserError, match=r"--fp8: a pass differs by \d\.\d%, more than 0%; leave it out"):
         round_to_fp8(source)
-    monkeypatch.setattr(plan, "with_fp8", lambda *_: math.nan)  # of a pass that overflows
+    monkeypatch.setattr(plan, "with_fp8", lambda *_: math.nan)  # as for a pass that overflows
     with pytest.raises(UserError, match=r"--fp8: a pass differs by nan%, more than 0%; leave it out"):
         round_to_fp8(source)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is saved comes back, and what is broken is named in one line."""
+"""Checkpoint folders: what is saved is loaded again, and what is broken is named in one line."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def truncate(path: Path) -> None:
 
 
 def respell(path: Path, old: str | None, new: str) -> None:
-    """Give a tensor another name, or a new one a place."""
+    """Rename a tensor in the file, or add one under a new name where ``old`` is None."""
     tensors = load_file(path)
     tensors[new] = torch.zeros(1) if old is None else tensors.pop(old)
     save_file(tensors, path)

@@ -1,4 +1,4 @@
-"""Kernels are held to exact attention before they are timed, and the one that is chosen is the one that computes."""
+"""Attention kernels are checked for correctness before they are timed, and the chosen one is the one that runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_kernel_that_is_wrong_is_not_chosen_however_fast(monkeypatch: pytest.M
 def test_the_chosen_kernel_comes_first_and_others_take_what_it_does_not():
     inputs = [torch.randn(1, 5, 2, 12, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     expected = attend(*inputs)
-    with kernels.using("cudnn"):  # which no CPU has
+    with kernels.using("cudnn"):  # not available on any CPU
         torch.testing.assert_close(attend(*inputs), expected)
     with kernels.using("math"):
         order = torch._C._get_sdp_priority_order()

@@ -1,7 +1,7 @@
-"""Drift's networks without our code; runs in VBench's environment.
+"""Drift's networks called without our code; runs in VBench's environment.
 
-python -I networks_called.py WORKER.PY make FOLDER: weights at random, of the published architectures, at their places.
-python -I networks_called.py WORKER.PY call FOLDER FRAMES.NPY: their values of frames (F, H, W, 3), as JSON.
+python -I networks_called.py WORKER.PY make FOLDER: save random weights of the published architectures in their places.
+python -I networks_called.py WORKER.PY call FOLDER FRAMES.NPY: print their values for frames (F, H, W, 3), as JSON.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""The profile drift, its networks in a process of their own: known answers, the same in any part, what it refuses."""
+"""The profile drift, its networks in their own process: known answers, the same for any batches, and refusals."""
 
 import hashlib
 from pathlib import Path
@@ -21,7 +21,7 @@ METRICS = ("musiq", "clip_iqa", "dinov2", "lpips", "saturation", "sharpness")
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """An environment whose networks are toys, and files in the places of theirs."""
+    """An environment with toy networks, and files in place of their weights."""
     folder = tmp_path_factory.mktemp("drift")
     return build_networks(folder / "venv"), lay_weights(folder / "weights", "drift")
 
@@ -36,7 +36,7 @@ def here(places, monkeypatch):
 
 @pytest.fixture(scope="module")
 def drift(places):
-    """The profile, whose networks run as long as these tests."""
+    """The profile; its networks run until these tests end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HIAR_VBENCH", str(places[0]))
         patch.setenv("VBENCH_CACHE_DIR", str(places[1]))
@@ -44,7 +44,7 @@ def drift(places):
 
 
 def colored(reds, greens, blues, side=64):
-    """A video of one colour a frame, of these levels."""
+    """A video with one colour per frame, of these levels."""
     levels = torch.stack([torch.as_tensor(one) for one in (reds, greens, blues)], dim=-1)
     return levels.to(torch.uint8)[:, None, None].expand(-1, side, side + 26, -1).contiguous()
 
@@ -55,7 +55,7 @@ def measured(profile, frames):
 
 
 def slope(course):
-    """Change a video of the five parts' means, by another way than the code's."""
+    """The trend of the five parts' means, computed in another way than by the code."""
     means = [part.mean() for part in np.array_split(np.asarray(course, np.float64), 5)]
     return np.polyfit(segment_centres(len(course), 5).numpy(), means, 1)[0]
 
@@ -77,7 +77,7 @@ def test_each_metric_has_its_networks_known_course(drift):
 
 
 def test_dinov2_sees_the_middle_of_a_frame(drift):
-    """224 of 256 pixels of the shorter side: what blinks at the border alone is not seen, as in its middle it is."""
+    """224 of 256 pixels of the shorter side: blinking at the border alone has no effect, but in the middle it has."""
     still = colored(*[torch.full((12,), level) for level in (90, 60, 30)])
     border, middle = still.clone(), still.clone()
     border[::2, :2, :, 2] = border[::2, -2:, :, 2] = border[::2, :, :10, 2] = border[::2, :, -10:, 2] = 250
@@ -125,14 +125,14 @@ def test_the_record_names_files_versions_and_device(drift, places):
     held = {one["file"]: one["sha256"] for one in record["models"]}
     assert held == {name: hashlib.sha256((places[1] / name).read_bytes()).hexdigest() for name in FILES}
     assert record["environment"] == {"pyiqa": "0.1", "torchmetrics": "1.9"}
-    assert record["device"] == ("cuda" if torch.cuda.is_available() else "cpu")  # their torch is ours, see the toys
+    assert record["device"] == ("cuda" if torch.cuda.is_available() else "cpu")  # the toys use our torch
     assert record["metrics"].keys() == record["weights"].keys() == set(METRICS)
     assert (record["score"], record["segments"], drift.least_side) == ("drift", 5, 64)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(False, True), (True, False)])
 def test_networks_run_where_their_own_torch_sees_a_gpu(ours, theirs, here, monkeypatch):
-    """Which may be built for a CPU though ours is not, and the other way round."""
+    """Their torch may be built for CPUs although ours is not, and vice versa."""
     place = next(here[0].glob("lib/python3*/site-packages")) / "zz-gpu.pth"
     place.write_text(f"import torch; torch.cuda.is_available = lambda: {theirs}\n")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: ours)
@@ -148,8 +148,8 @@ def test_a_value_that_is_none_is_told(drift):
     with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
         measured(drift, torch.zeros(6, 64, 64, 3, dtype=torch.uint8))
     frames = torch.full((6, 64, 64, 3), 90, dtype=torch.uint8)
-    for colour in ((0, 0, 0), (0, 1, 1)):  # not a number, and one without end
-        frames[3] = torch.tensor(colour)  # of one frame alone
+    for colour in ((0, 0, 0), (0, 1, 1)):  # NaN and infinity
+        frames[3] = torch.tensor(colour)  # in one frame only
         with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
             measured(drift, frames)
 
@@ -174,6 +174,14 @@ def test_networks_that_cannot_be_trusted_do_not_run(order, said, here):
             measured(open_profile(), colored(*torch.arange(18).view(3, 6)))
     finally:
         behave.unlink()
+
+
+def test_networks_that_are_killed_are_told_with_the_signal(here):
+    profile = open_profile()
+    measured(profile, video := colored(*torch.arange(18).view(3, 6)))
+    profile.observer._networks._process.kill()
+    with pytest.raises(RunFailed, match=r"^drift: its process was ended by SIGKILL \(out of memory\?\)$"):
+        measured(profile, video)
 
 
 def test_what_is_missing_or_another_file_is_told_before_anything_starts(here, monkeypatch, tmp_path):

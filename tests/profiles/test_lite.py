@@ -1,4 +1,4 @@
-"""The profile drift-lite on clips whose answer is known."""
+"""The profile drift-lite on clips with known answers."""
 
 import cv2
 import numpy as np
@@ -29,12 +29,12 @@ def texture(seed=0, height=48, width=64):
 
 
 def moving(frames, seed=0):
-    """A texture that goes round by a pixel a frame."""
+    """A texture that moves by a pixel per frame and wraps around."""
     return torch.stack([texture(seed).roll(number, dims=1) for number in range(frames)])
 
 
 def of_saturation(levels, height=32, width=32):
-    """One colour a frame, of these saturations."""
+    """A video with one colour per frame, of these saturations."""
     frames = torch.full((len(levels), height, width, 3), 250, dtype=torch.uint8)
     frames[..., 1:] = (
         (250 * (1 - torch.as_tensor(levels, dtype=torch.float64))).round().to(torch.uint8)[:, None, None, None]
@@ -43,7 +43,7 @@ def of_saturation(levels, height=32, width=32):
 
 
 def checkers(amplitudes, side=32):
-    """Boards of grey 128 plus and minus an amplitude a frame: the Laplacian of each pixel is 8 times its own."""
+    """Checkerboards of grey 128 +- an amplitude per frame; the Laplacian of each pixel is 8 times its amplitude."""
     sign = torch.tensor([1, -1])[torch.arange(side)[:, None].add(torch.arange(side)) % 2]
     grey = 128 + torch.as_tensor(amplitudes)[:, None, None] * sign
     return grey.to(torch.uint8)[..., None].expand(-1, -1, -1, 3).contiguous()
@@ -76,7 +76,7 @@ def test_a_known_slope_of_sharpness(frames):
 def test_colorfulness_is_hasler_and_suesstrunks():
     orange, grey = torch.tensor([200, 40, 0]), torch.tensor([90, 90, 90])
     half = torch.stack([orange, grey]).repeat(8, 1).view(1, 1, 4, 4, 3).to(torch.uint8)
-    # rg is 160 and 0, yb 120 and 0: spreads of 80 and 60 about means of 80 and 60
+    # rg is 160 and 0, yb is 120 and 0: deviations of 80 and 60, means of 80 and 60
     assert colorfulness(half).item() == pytest.approx((80**2 + 60**2) ** 0.5 * 1.3)
     assert colorfulness(torch.full_like(half, 90)).item() == 0
 
@@ -109,7 +109,7 @@ def test_a_video_that_jumps_every_third_frame():
     for name, still in (("ssim", 1), ("warp_error", 0), ("flow", 0)):
         jumps = there[f"{name}_segment_1"], back[f"{name}_segment_1"]
         assert min(abs(jump - still) for jump in jumps) > 0.01
-        # Of the six pairs of each segment two jump, there and back in turn.
+        # Two of the six pairs of each segment jump, one there and one back.
         for part in range(1, 6):
             assert metrics[f"{name}_segment_{part}"] == pytest.approx((sum(jumps) + 4 * still) / 6, rel=1e-9)
         assert metrics[f"{name}_drift"] == pytest.approx(0, abs=1e-9)

@@ -1,6 +1,6 @@
-"""Drift's networks, of the published architectures with random weights: what calls of their libraries give.
+"""Drift's networks, in the published architectures with random weights, against direct calls of their libraries.
 
-It needs `make vbench`, a gigabyte of disk and minutes.
+Needs `make vbench`, a gigabyte of disk and some minutes.
 """
 
 import json
@@ -49,7 +49,7 @@ def here(weights, monkeypatch):
 
 
 def frames_of(height, width):
-    """A pattern that moves and fades under noise, seven frames."""
+    """Seven frames of a pattern that moves and fades, with noise."""
     noise = torch.Generator().manual_seed(3)
     coarse = torch.rand(1, 3, 6, 8, generator=noise)
     picture = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0].permute(1, 2, 0)
@@ -66,7 +66,7 @@ def test_values_are_those_of_the_libraries(here, tmp_path, height, width):
     found = open_profile().observer.look(frames[None], None, [""])
     for name in ("musiq", "clip_iqa"):
         assert found[name][0].tolist() == expected[name], name
-    for name in ("dinov2", "lpips"):  # the libraries add up, and scale to 224 pixels, in another order
+    for name in ("dinov2", "lpips"):  # the libraries sum, and scale to 224 pixels, in another order
         assert found[name][0].tolist() == pytest.approx(expected[name], rel=1e-6), name
     assert len(set(expected["musiq"])) == 7
 

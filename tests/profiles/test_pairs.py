@@ -1,4 +1,4 @@
-"""What is measured between frames, on pictures whose answer is known."""
+"""Measures between frames, on pictures with known answers."""
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ def test_ssim_is_that_of_scikit_image(share, golden):
     random = np.random.default_rng(0)
     one = random.integers(0, 256, (40, 56), dtype=np.uint8)
     if share == 0.5:
-        random.integers(0, 256, one.shape)  # the first other picture
+        random.integers(0, 256, one.shape)  # skips the other picture of the first case
     other = (one * (1 - share) + random.integers(0, 256, one.shape) * share).round().astype(np.uint8)
     assert pairs.ssim(one, other) == pytest.approx(golden, abs=1e-9)
     assert pairs.ssim(one, one) == 1
@@ -50,7 +50,7 @@ def test_what_leaves_the_frame_does_not_count_unless_all_does():
     one, other = texture(32, 40), texture(32, 40, seed=1)
     away = np.full((32, 40, 2), 1000, np.float32)
     assert pairs.warp_error(one, other, away) == pytest.approx(np.abs(one.astype(float) - other).mean() / 255)
-    away[:, 0] = 0  # but the first column
+    away[:, 0] = 0  # except the first column
     expected = np.abs(one[:, 0].astype(float) - other[:, 0]).mean() / 255
     assert pairs.warp_error(one, other, away) == pytest.approx(expected)
 
@@ -85,6 +85,6 @@ def test_what_comes_from_the_very_edge_counts_and_what_comes_from_beyond_does_no
             flow[..., axis] = step
             one, other = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
             other[(slice(None), edge) if axis == 0 else edge] = 255
-            assert pairs.warp_error(one, other, flow) == pytest.approx(1 / 3)  # of three rows, or columns, one is wrong
+            assert pairs.warp_error(one, other, flow) == pytest.approx(1 / 3)  # one of three rows or columns is wrong
             flat = np.full(size, 100, np.uint8)
             assert pairs.warp_error(flat, flat, flow) == 0

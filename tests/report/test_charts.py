@@ -11,7 +11,7 @@ EDGE = 0.051  # coordinates are written with one decimal
 
 
 def drawn(line):
-    """The polyline's places in the drawing."""
+    """The polyline's points in the drawing."""
     svg = ET.fromstring(line_chart("chart", "x", [line]))
     return [tuple(map(float, place.split(","))) for place in svg.find("polyline").get("points").split()]
 

@@ -1,4 +1,4 @@
-"""The report's columns: what profiles and dimensions add, and that everybody means the same by better."""
+"""The report's columns: what profiles and dimensions add, and that "better" means the same everywhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUALITY, SEMANTIC = (
 
 @pytest.mark.parametrize("world", ["shapes", "wan"])
 def test_the_papers_tables_and_the_report_mean_the_same_by_better(world: str) -> None:
-    """Of speed the report says neither."""
+    """Except for speed, where the report has no better direction."""
     columns = [*METRICS, *drift_columns(list(DRIFT)), *vbench_columns(list(DIMENSIONS))]
     ways = {column.key: column.better for column in columns}
     measures = yaml.safe_load((ROOT / TABLES).read_text())["measures"][world].values()
@@ -32,7 +32,7 @@ def test_the_papers_tables_and_the_report_mean_the_same_by_better(world: str) ->
 
 
 def test_a_true_video_is_better_than_a_damaged_one_in_every_column_that_says_so() -> None:
-    """Damaged: it pales into noise of another colour, blocks lie beside each other, and in the end nothing is shown."""
+    """Damaged: it fades into noise of another colour, blocks are shifted, and the end shows nothing."""
     params = load_params(ROOT / "params.yaml")
     true, captions = clips(params.world, seed=3, first=0, count=4, frames=30)
     damage = torch.arange(30).div(29).view(1, -1, 1, 1, 1)
@@ -71,4 +71,4 @@ def test_wholes_are_columns_where_all_that_they_are_made_of_are(dimensions: list
 def test_a_score_of_drift_has_its_floor_beside_it() -> None:
     columns = drift_columns(["drift-lite", "drift"])
     assert [column.key for column in columns] == ["drift_lite", "drift_lite_floor", "drift", "drift_floor"]
-    assert {column.better for column in columns[1::2]} == {None}  # of noise alone none is good
+    assert {column.better for column in columns[1::2]} == {None}  # for a noise floor alone, no direction is better

@@ -1,4 +1,4 @@
-"""What happens along the videos, as charts: each part at its middle, in the seconds of its own model's videos."""
+"""Charts along the videos: each part is at its middle, in seconds of its own model's videos."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -25,7 +25,7 @@ def test_parts_are_at_their_middles_in_seconds():
         {LONG: figures(0.5, 0.1), SHORT: figures(0.25, None)}, {LONG: 10.0, SHORT: 2.5}, 5, ["good"]
     )
     svg = ET.fromstring(good.svg)
-    across = (WIDTH - RIGHT - LEFT) / 9  # the middle of the last part is at 9 s, where the axis ends
+    across = (WIDTH - RIGHT - LEFT) / 9  # the axis ends at 9 s, the middle of the last part
     down = HEIGHT - BOTTOM - TOP
     long, short = (
         [tuple(map(float, place.split(","))) for place in one.get("points").split()] for one in svg.findall("polyline")
@@ -34,7 +34,7 @@ def test_parts_are_at_their_middles_in_seconds():
     assert [x for x, _ in short] == pytest.approx(
         [LEFT + across * second for second in (0.25, 0.75, 1.25, 1.75, 2.25)], abs=0.051
     )
-    # Shares are drawn from 0 to 1, whatever they are.
+    # Shares are always drawn on an axis from 0 to 1.
     assert [y for _, y in long] == pytest.approx(5 * [TOP + 0.5 * down], abs=0.051)
     assert [y for _, y in short] == pytest.approx(5 * [TOP + 0.75 * down], abs=0.051)
     (band,) = svg.findall("polygon")

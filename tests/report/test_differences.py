@@ -68,7 +68,7 @@ def test_one_student_of_a_single_seed_and_video_has_no_interval_beside_those_tha
 
 
 def test_a_row_counts_the_videos_of_what_has_an_interval():
-    """The first metric may be defined of a single video, as are dimensions of VBench's of few prompts."""
+    """The first metric may be defined for a single video only, as VBench's dimensions are for few prompts."""
     few = scores([0])
     for videos in few.values():
         for (_, video), metrics in videos.items():

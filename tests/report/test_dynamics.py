@@ -1,4 +1,4 @@
-"""Validations as the report draws them."""
+"""The report's charts of validations."""
 
 from hiar.report.columns import METRICS
 from hiar.report.dynamics import dynamics

@@ -50,7 +50,7 @@ def test_levels_of_the_front():
 
 @pytest.mark.parametrize("other", [{"forward_kl": None}, {"order": "diagonal"}])
 def test_a_line_is_of_students_that_were_trained_alike_but_for_the_level(other):
-    """Two levels make no line, and what else was trained otherwise joins none."""
+    """Two levels make no line, and a student with another difference in training joins none."""
     plain = experiment_params(ROOT, "front").model_dump(mode="json")
     tree = plain | {"compare": plain["compare"] | {"init": [], "distill": ["hiar", "c85", "c70"], "walked": []}}
     alike = levels_compared(parse_params(tree, "mine.yaml"))
@@ -88,7 +88,7 @@ def test_a_chart_a_metric_with_a_dot_a_level():
     assert "distill/c85 at 0.85: 0.8150 ± 0.0113, by seed: 0.8150, 0.8150" in notes
     assert "walked/hiar/c85 at 0.85: 0.8250 ± 0.0113, by seed: 0.8250, 0.8250" in notes
     assert [series.color for series in front_legend(levels).values()] == ["c0", "c1"]
-    # The lowest level is left, and better, which is up.
+    # The lowest level is on the left, and better, so higher up.
     x, y = zip(*re.findall(r'<circle class="dot c1" cx="([\d.]+)" cy="([\d.]+)"', good.svg), strict=True)
     assert [float(v) for v in x] == sorted(float(v) for v in x)
     assert [float(v) for v in y] == sorted(float(v) for v in y)

@@ -1,4 +1,4 @@
-"""What logs say of time, memory and machine, in words."""
+"""Time, memory and machine from logs, in words."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_stages_are_told_in_the_order_in_which_they_ran(tmp_path):
     assert [(one.threads, one.hardware) for one in rows] == [("2", "a CPU"), ("7", "a GPU"), ("2", "a CPU")]
     assert dict(machine_facts(logs)) == {
         "Hardware": "a CPU, a GPU",
-        "Stages, summed": "61 min 10 s",  # not of rounded times
+        "Stages, summed": "61 min 10 s",  # not the sum of rounded times
         "Highest memory": "1.0 GB",
     }
 
@@ -54,13 +54,13 @@ def test_a_gpus_memory_is_told_beside_the_hosts(tmp_path):
 
 
 def test_stages_that_began_together_are_told_by_name(tmp_path):
-    """Whatever the order in which a folder lists its files."""
+    """Independent of the order in which a folder lists its files."""
     names = [f"seed-{number}" for number in (3, 0, 7, 1, 6, 2, 5, 4)]
     assert [one["name"] for one in written(tmp_path, **{name: log(1, 1, 1) for name in names})] == sorted(names)
 
 
 def test_a_log_that_a_kill_has_cut_off_is_left_out(tmp_path):
-    (tmp_path / ".codec.json.tmp").write_text(json.dumps(log(1, 1, 1)))  # of one that was being written
+    (tmp_path / ".codec.json.tmp").write_text(json.dumps(log(1, 1, 1)))  # one that was being written
     assert [one["name"] for one in written(tmp_path, codec=log(1, 1, 1), init='{"stage": "in', score="[1]")] == [
         "codec"
     ]

@@ -1,4 +1,4 @@
-"""The page's template: what it names is there."""
+"""The page's template: every name in it is defined."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hiar.report import page
 
 
 def test_a_name_that_the_page_does_not_have_is_no_blank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A template that misspells a part would else leave it out of every report, and nobody would see."""
+    """Otherwise a misspelt part would silently be missing from every report."""
     known = cast(Any, SimpleNamespace(title="<HiAR>", __dataclass_fields__={"title": None}))
     for template, shown in (("{{ title }}", "&lt;HiAR&gt;"), ("{{ titel }}", None)):
         monkeypatch.setattr(page, "resource", {"page.html.jinja": template}.get)

@@ -10,7 +10,7 @@ from hiar.statistics.claims import TABLES, read_table
 from hiar.statistics.paired import add_wholes
 
 TABLE2 = read_table(ROOT / TABLES, "table2", "shapes")
-# Means a contender: drift in the paper's order, quality not.
+# Means per contender: drift is in the paper's order, quality is not.
 MEANS = {
     "distill/hiar-input": {"good": 0.9, "shape_right": 0.9, "border_jump": 1.5, "saturation_drift": 0.01},
     "distill/hiar": {"good": 0.7, "shape_right": 0.9, "border_jump": 1.4, "saturation_drift": 0.02},
@@ -93,12 +93,12 @@ def test_what_is_not_there_is_said():
     known = read_table(ROOT / TABLES, "table1", "shapes")
     rows = [row.model_copy(update={"contender": None, "lacks": "a run"} if row.beside else {}) for row in known.rows]
     table = beside("table1", known._replace(rows=rows, unmeasured=["Rating"]), scored, [])
-    assert table.unmeasured == ["Semantic", "Dynamic", "Rating"]  # the last of no metric of ours
+    assert table.unmeasured == ["Semantic", "Dynamic", "Rating"]  # the last has no metric here
     assert [one.claim.metric for one in table.claims] == ["saturation_drift", "good"]
     for text in (as_markdown([table]), as_html([table])):
         assert "Not measured here: Semantic, Dynamic, Rating." in text
         assert "Causal Forcing, which needs a run." in text
-        assert "0.615" in text  # the paper's figure all the same
+        assert "0.615" in text  # the paper's figure is shown all the same
     missing = table.lines[2].figures[0]
     assert (missing.ours, missing.our_rank, missing.paper_rank) == (None, None, None)
     trained = ["hiar-causal-fkl", "hiar-fkl-2", "hiar-fkl-4", "hiar-no-fkl"]
@@ -123,7 +123,7 @@ def test_on_wan_the_metrics_are_the_papers():
         ("drift", "Drift", "lower"),
     ]
     assert table.unmeasured == ["Semantic"]
-    # The same numbers as above, but here the larger is the smoother: what held of jumps fails.
+    # The same numbers as above, but here larger is smoother: what held for jumps fails.
     assert [one.verdict for one in table.claims] == ["holds", "holds", "fails", "fails", "fails"]
 
 

@@ -1,4 +1,4 @@
-"""The contact sheet: which moment of which video is where."""
+"""The contact sheet: which moment of which video is in each cell."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from hiar.report.sheet import CELL, EMPTY, GAP, HEAD, LABEL, contact_sheet
 
 
 def video(frames):
-    """One grey a frame, which says its number."""
+    """Each frame has one grey level, 10 times its number."""
     return (10 * torch.arange(frames)).to(torch.uint8)[:, None, None, None].expand(frames, 8, 8, 3)
 
 
@@ -23,7 +23,7 @@ def test_moments_are_of_the_longest_video_from_its_first_frame_to_its_last():
     long, short = cells(sheet, 2, 5)
     assert [int(cell.mean()) for cell in long] == [0, 50, 100, 150, 200]
     assert [int(cell.mean()) for cell in short[:2]] == [0, 50]
-    # The first place that is left empty says when the video ended, the others nothing.
+    # The first empty cell says when the video ended, the others nothing.
     assert (short[2] != EMPTY).any()
     assert (short[2][0, 0] == EMPTY).all()
     for cell in short[3:]:
@@ -32,7 +32,7 @@ def test_moments_are_of_the_longest_video_from_its_first_frame_to_its_last():
 
 
 def test_times_are_in_seconds():
-    """The same frames at another rate are other times, and nothing else is another."""
+    """The same frames at another rate have other times, and nothing else differs."""
     slow, fast = (contact_sheet("a prompt", [("long", video(21))], 5, fps) for fps in (4, 8))
     foot = HEAD + CELL + GAP
     assert np.array_equal(slow[:foot], fast[:foot])
@@ -40,7 +40,7 @@ def test_times_are_in_seconds():
 
 
 def test_times_are_those_of_the_frames_shown_and_of_the_end():
-    """Twice the frames at twice the rate: the same moments, and the same end of what is over by then."""
+    """Twice the frames at twice the rate: the same moments, and the same end of the shorter video."""
     one = contact_sheet("", [("long", video(21)), ("short", video(8))], 5, 4)
     other = contact_sheet("", [("long", video(41)), ("short", video(16))], 5, 8)
     foot = HEAD + 2 * (CELL + GAP)
@@ -51,14 +51,14 @@ def test_times_are_those_of_the_frames_shown_and_of_the_end():
 def test_a_moment_is_the_nearest_frame_and_what_ends_there_is_over():
     sheet = contact_sheet("", [("short", video(7)), ("long", video(12)), ("shorter", video(4))], 4, 4)
     short, long, shorter = cells(sheet, 3, 4)
-    assert [int(cell.mean()) for cell in long] == [0, 40, 70, 110]  # of 0, 3.67, 7.33 and 11
+    assert [int(cell.mean()) for cell in long] == [0, 40, 70, 110]  # the frames nearest to 0, 3.67, 7.33 and 11
     assert [(cell != EMPTY).any() for cell in short] == [True, True, True, False]
     assert int(short[1].mean()) == 40
     assert (shorter[1][0, 0] == EMPTY).all()
 
 
 def test_what_is_finer_than_a_cell_is_averaged() -> None:
-    """Stripes of a pixel are grey: of a picture that is cut down by leaving pixels out they would be a pattern."""
+    """Stripes one pixel wide become grey; subsampling would make them a pattern."""
     stripes = torch.zeros(1, 3 * CELL, 3 * CELL, 3, dtype=torch.uint8)
     stripes[:, :, ::3] = 240
     ((cell,),) = cells(contact_sheet("", [("stripes", stripes)], 1, 4), 1, 1)

@@ -34,7 +34,7 @@ def test_the_best_and_its_equals_are_marked():
 def test_nothing_is_marked_where_all_are_alike_or_no_way_is_better():
     assert marked(table(GOOD, 0.89, 0.90)) == [False, False]
     assert marked(table(SPEED, 1.0, 3.0)) == [False, False]
-    assert marked(table(GOOD, 0.1, 0.9, se=None)) == [False, False]  # nor where nobody knows how sure it is
+    assert marked(table(GOOD, 0.1, 0.9, se=None)) == [False, False]  # nor without standard errors
 
 
 def test_references_do_not_compete():
@@ -55,9 +55,9 @@ def test_a_student_that_shows_nothing_leads_nowhere():
         "flickers": figures(0.1, 0.4),
         "good": figures(0.2, 1.0),
         "bad": figures(0.9, 0.9),
-        "half": figures(0.2, 0.5),  # of the time is enough
+        "half": figures(0.2, 0.5),  # half of the time is enough
     }
-    shown["black"]["drift"]["se"] = None  # nor does what it lacks keep others from being marked
+    shown["black"]["drift"]["se"] = None  # its missing error does not keep others from being marked
     students = {Series(name, "", "c0"): means for name, means in shown.items()}
     assert marked(comparison("", [DRIFT], students, {})) == [False, False, True, False, True]
     black = {series: means for series, means in students.items() if series.name == "black"}

@@ -1,4 +1,4 @@
-"""Activation checkpointing: gradients to the bit, although windows slide before layers are computed anew."""
+"""Activation checkpointing: gradients equal to the bit, although windows slide before layers are recomputed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def student(checkpointing: bool) -> Denoiser:
 
 
 def kept_bytes(checkpointing: bool) -> int:
-    """What a recorded rollout keeps for backward besides weights."""
+    """Bytes that a recorded rollout keeps for backward, without weights."""
     model, kept = student(checkpointing), {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -107,7 +107,7 @@ def test_so_are_those_of_rollouts_of_several_windows(order: Order, context: Cont
 
 
 def test_so_are_those_taken_while_the_walk_goes_on() -> None:
-    """What is computed again leaves nothing behind that later blocks would see."""
+    """Recomputation leaves nothing behind that later blocks would see."""
     found = []
     for checkpointing in (False, True):
         model = student(checkpointing)

@@ -1,4 +1,4 @@
-"""The public implementations of HiAR and Self-Forcing, tensor by tensor: ours computes what they computed."""
+"""Our rollouts against the public implementations of HiAR and Self-Forcing, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -73,6 +73,6 @@ def test_rollouts_in_every_order_and_kind_of_passes(model: Denoiser, name: str) 
 
 @pytest.mark.parametrize("name", ["given/step_first/output/window_3", *names("sinks")])
 def test_our_own_conventions_are_others(model: Denoiser, name: str) -> None:
-    """Given blocks at the context's level, sinks that turn with the window: what the settings choose between."""
+    """Ours show given blocks at the context's level and rotate sinks with the window; the conventions are a setting."""
     ours, theirs = rolled_out(model, name, name.split("/")[1], "separate", OURS)  # type: ignore[arg-type]
     assert relative_error(ours, theirs) > 100 * WITHIN

@@ -1,4 +1,4 @@
-"""Output context at a level c, from clean over output to input: one video for every order, and the formula itself."""
+"""Output context at a level c, from clean over output to input: the same video in every order, and the formula."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_order_gives_one_video(level: ContextLevel, renoise: Renoise) -> N
 @pytest.mark.parametrize("renoise", ["sde", "euler"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_contexts_are_the_estimates_with_that_share_of_their_noise(level: ContextLevel, renoise: Renoise) -> None:
-    """Against the rollout without caches, with the contexts' noise written out."""
+    """Compared with a rollout without caches, with the contexts' noise written out."""
     model = tiny_denoiser()
     rollout = at_level(level, renoise=renoise)
     levels = (*level, 1.0) if isinstance(level, tuple) else (level,) * STEPS
@@ -74,7 +74,7 @@ def written_out(model: Any, rollout: Rollout, levels: tuple[float, ...]) -> Tens
         shown, after = [], []
         for n in blocks:
             x0 = last_block(model, shown, level, latents[n], sigmas[j], rollout.text, rollout.grid.window)
-            seen = (latents[n] - (1 - sigmas[j]) * x0) / sigmas[j]  # the noise that the step began with, by its x0
+            seen = (latents[n] - (1 - sigmas[j]) * x0) / sigmas[j]  # the step's input noise, according to its x0
             eps = noise(n, j + 1) if rollout.renoise == "sde" else seen
             after.append((1 - sigmas[j + 1]) * x0 + sigmas[j + 1] * eps if j + 1 < len(levels) else x0)
             shown.append((1 - level) * x0 + level * (seen if c > 1 else eps) if j + 1 < len(levels) or c > 1 else x0)
@@ -110,7 +110,7 @@ def test_the_noise_of_clean_contexts_is_none_of_theirs(level: ContextLevel) -> N
 @torch.no_grad()
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_walk_can_be_imagined(level: ContextLevel) -> None:
-    """`hiar plan` walks on tensors without numbers: what a walk does is not decided by any."""
+    """`hiar plan` walks on tensors without values, so a walk must not branch on any value."""
     with imagined():
         assert generate(tiny_denoiser(), at_level(level), "diagonal").shape == (2, 3, 6 * BLOCK, 4, 4)
 

@@ -1,4 +1,4 @@
-"""A grid walked by several processes gives the video that one process gives."""
+"""A grid walked by several processes gives the same video as by one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hiar.rollout.shared_memory import SharedMemory, line_of
 from hiar.rollout.walk import generate, split_steps, walk_steps
 from hiar.schedule import step_sigmas
 
-SHORT = {(2, True), (4, True), (3, False)}  # ranks, and whether by shared memory; the others are marked long
+SHORT = {(2, True), (4, True), (3, False)}  # (ranks, shared memory); other cases are marked long
 CASES = [
     Case("output", "separate"),
     Case("output", "fused"),
@@ -47,7 +47,7 @@ CASES = [
     ],
 )
 def test_any_number_of_processes_gives_one_video(ranks: int, shared: bool, tmp_path: Path) -> None:
-    """Against step_first with separate passes in one process; bitwise where the passes are the same ones."""
+    """Compared with step_first and separate passes in one process; bitwise where the passes are the same."""
     run_ranks(ranks, shared, tmp_path, CASES)
     for number, case in enumerate(CASES):
         arrived = load_file(tmp_path / f"{number}.safetensors")
@@ -64,7 +64,7 @@ def test_any_number_of_processes_gives_one_video(ranks: int, shared: bool, tmp_p
 
 
 def walk_or_leave(model: Denoiser, walked: list[Rollout], links: SharedMemory, *options: Any) -> None:
-    """A place that fails hangs up, as a process does, so that nobody waits for it."""
+    """Walk one rank; if it fails, close its links as an ended process does, so that nobody waits for it."""
     try:
         walk_rank(model, walked, links, *options)
     except BaseException:
@@ -76,7 +76,7 @@ def walk_or_leave(model: Denoiser, walked: list[Rollout], links: SharedMemory, *
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_places_of_a_pipeline_may_be_threads(ranks: int) -> None:
-    """As above within one process, where coverage and `make mutants` see what a place does."""
+    """As above, but in one process, where coverage and `make mutants` see the code of each rank."""
     models = [tiny_denoiser() for _ in range(ranks)]
     with line_of(ranks + 1) as line, ThreadPoolExecutor(ranks) as pool:
         links = [SharedMemory(rank, ranks, ends, 20.0) for rank, ends in enumerate(line)]
@@ -116,7 +116,7 @@ def test_a_place_holds_no_more_the_longer_it_walks(steps: range) -> None:
     alive, model = {}, tiny_denoiser()
     del model.transformer.blocks[1]
     for n, _ in walk_steps(model, rollout, steps, lambda _: torch.zeros(1, *SHAPE)):
-        if n in (80, 130):  # the places of some 60 blocks are kept
+        if n in (80, 130):  # positions of about 60 blocks are kept
             alive[n] = live_tensor_bytes()
     assert alive[130] <= alive[80]
 
@@ -139,4 +139,4 @@ def test_every_step_has_one_place_and_shares_differ_by_one_at_most(case: tuple[i
 
 def test_steps_are_shared_out_evenly() -> None:
     assert split_steps(STEPS, 2) == [range(2), range(2, 4)]
-    assert split_steps(STEPS, 3) == [range(1), range(1, 2), range(2, 4)]  # the first place also starts prompts
+    assert split_steps(STEPS, 3) == [range(1), range(1, 2), range(2, 4)]  # the first rank also starts prompts

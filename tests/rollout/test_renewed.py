@@ -1,4 +1,4 @@
-"""Contexts that are renewed where the prompt changes, against a rollout without caches and against the plain walk."""
+"""Contexts renewed where the prompt changes, compared with a rollout without caches and with the plain walk."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(blocks: Any, count: int = BLOCKS) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("given", [0, 2])
 def test_after_a_change_nothing_of_the_old_prompt_is_seen(given: int) -> None:
-    """Each block of Self-Forcing's walk from the clean blocks of its window alone, all under its own prompt."""
+    """Each block of Self-Forcing's walk depends only on the clean blocks of its window, all under its own prompt."""
     model, rollout = tiny_denoiser(), rollout_of("finished", given=given)
     clip = CLIP if given else None
     videos = made(walk_renewed(model, rollout, "block_first", clip), BLOCKS - given)
@@ -81,7 +81,7 @@ def test_every_order_renews_alike(context: Context, sinks: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("context", ["output", "finished"])
 def test_without_context_there_is_nothing_to_renew(context: Context) -> None:
-    """So prompts and noise are those of the plain walk."""
+    """So the video is that of the plain walk."""
     model, rollout = tiny_denoiser(), rollout_of(context, window=1)
     order = fastest(context)[0]
     assert relative_error(made(walk_renewed(model, rollout, order)), made(walk(model, rollout, order))) < 1e-6
@@ -90,7 +90,7 @@ def test_without_context_there_is_nothing_to_renew(context: Context) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("passes", ["separate", "batched"])
 def test_nothing_is_computed_that_a_change_makes_void(passes: Passes) -> None:
-    """Each part takes as many forward calls as a walk of its blocks, the first ones of which it is given."""
+    """Each part takes as many forward calls as a walk of its blocks with the first ones given."""
     model, rollout, calls = tiny_denoiser(), rollout_of("output"), []
     model.transformer.proj_out.register_forward_hook(lambda *_: calls.append(1))
     made(walk_renewed(model, rollout, "diagonal", passes=passes))
@@ -109,7 +109,7 @@ def test_a_clip_whose_end_changes_the_prompt_is_shown_with_the_new_one() -> None
 @torch.no_grad()
 @pytest.mark.parametrize(("context", "noise"), [("output", 0.0), ("finished", 0.1)])
 def test_they_are_shown_as_the_method_shows_what_it_has_made(context: Context, noise: float) -> None:
-    """At its level, and with the noise of its clean contexts, also where clips that are given are shown clean."""
+    """At the method's level, with the noise of clean contexts, even where given clips are shown clean."""
     model, rollout = tiny_denoiser(), rollout_of(context)
     shown = [
         made(walk_renewed(model, replace(rollout, conventions=one), fastest(context)[0]))
@@ -123,7 +123,7 @@ def test_they_are_shown_as_the_method_shows_what_it_has_made(context: Context, n
 
 @torch.no_grad()
 def test_caches_of_the_old_prompt_make_room() -> None:
-    """Those of a window are all that there is, before a change and after it."""
+    """Before and after a change, only the caches of one window are held."""
     model, rollout = tiny_denoiser(), rollout_of("output", blocks=None)
     held = [live_tensor_bytes() for _ in islice(walk_renewed(model, rollout, "diagonal", passes="batched"), 9)]
     rings = max(held[:3])

@@ -1,4 +1,4 @@
-"""Rollouts: one numerical truth for every order, for cached and masked forms, and for their gradients."""
+"""Rollouts: the same numbers in every order, in cached and masked form, and so the same gradients."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ WALKS: list[tuple[Context, Order, Order, Passes]] = [
 def test_fused_and_batched_passes_are_the_separate_ones(
     context: Context, order: Order, fast_order: Order, passes: Passes, window: int, sinks: int, given: int
 ) -> None:
-    """One forward call on several cells = one a cell, the window sliding, with sinks, and behind given clips."""
+    """One forward call on several cells = one per cell, with a sliding window, with sinks, and after given clips."""
     model = tiny_denoiser()
     options = {"blocks": 9, "window": window, "sinks": sinks, "given": given}
     clip = torch.randn(2, 3, given * BLOCK, 4, 4, generator=torch.Generator().manual_seed(3)) if given else None
@@ -112,9 +112,9 @@ def test_gradients_of_fused_passes_are_those_of_separate_ones(
     ("window", "given", "sinks"), [(3, 0, 0), (2, 0, 0), (6, 0, 0), (3, 2, 0), (3, 0, 1), (4, 0, 2), (4, 2, 1)]
 )
 def test_shared_context_is_what_the_next_step_left(window: int, given: int, sinks: int) -> None:
-    """Against a rollout that keeps every block's keys and values in lists, as they came out of the layers.
+    """Compared with a rollout that keeps each block's keys and values in lists, as the layers made them.
 
-    The first blocks, where they are kept as sinks, stand right before the newest ones.
+    First blocks that are kept as sinks are positioned right before the newest ones.
     """
     model = tiny_denoiser()
     clip = torch.randn(2, 3, given * BLOCK, 4, 4, generator=torch.Generator().manual_seed(3)) if given else None
@@ -158,7 +158,7 @@ def test_a_prompt_changes_at_a_block_border(order: Order, context: Context, pass
 
 @torch.no_grad()
 def test_a_prompt_is_embedded_once_and_forgotten_when_no_block_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while blocks under way still show the one before."""
+    """Also while unfinished blocks still show the previous one."""
     embed, texts, held = cell.condition, [], []
 
     def noted(model: Denoiser, text: torch.Tensor, sigmas: torch.Tensor) -> Conditioning:
@@ -188,7 +188,7 @@ def test_a_video_does_not_depend_on_its_batch() -> None:
 @pytest.mark.parametrize("context", ["clean", "output", "input"])
 @pytest.mark.parametrize("window", [1, 3, 6])
 def test_a_cached_rollout_is_the_masked_full_sequence(context: Context, window: int) -> None:
-    """Every step on the sequence [contexts | noisy blocks] in one forward under a mask, instead of block by block."""
+    """Compared with masked forwards on the sequence [contexts | noisy block], without caches."""
     model = tiny_denoiser()
     rollout = make_rollout(context=context, window=window)
     cached = generate(model, rollout, "step_first")
@@ -217,7 +217,7 @@ def test_only_the_exit_step_is_recorded() -> None:
     assert not generate(model, rollout, "step_first").requires_grad
     blocks = [latent for _, latent in walk(model, rollout, "diagonal", grad_step=STEPS - 1)]
     assert all(latent.requires_grad for latent in blocks)
-    # A block's result does not reach back into the context it saw: its gradient stops at its own last pass.
+    # A block's gradient does not flow into the context that it saw; it stops at the block's own last pass.
     (grad,) = torch.autograd.grad(blocks[-1].sum(), blocks[0], allow_unused=True)
     assert grad is None
 
@@ -238,7 +238,7 @@ def test_a_given_clip_is_continued_alike_in_every_order(context: Context) -> Non
 
 @torch.no_grad()
 def test_self_forcing_continues_a_clip() -> None:
-    """Given its own first blocks back, a clip goes on as before: finished blocks are all the context there is."""
+    """Given its own first blocks, a clip continues as before, because finished blocks are the only context."""
     model = tiny_denoiser()
     whole = generate(model, make_rollout("finished"), "block_first")
     given = whole[:, :, : 2 * BLOCK]
@@ -248,7 +248,7 @@ def test_self_forcing_continues_a_clip() -> None:
 
 @pytest.mark.parametrize("renoise", ["sde", "euler"])
 def test_a_given_block_is_shown_as_the_walk_would_show_it(renoise: Renoise) -> None:
-    """From the noise that it would begin with, a step at a time; re-noised by the noise of each step's own cell."""
+    """From the noise that it would begin with, step by step, re-noised with the noise of each step's own cell."""
     rollout = make_rollout(context="output", given=2, renoise=renoise)
     x0, before = torch.ones(2, *SHAPE), rollout.noise(Cell(1, 0))
     for step in range(STEPS):
@@ -261,7 +261,7 @@ def test_a_given_block_is_shown_as_the_walk_would_show_it(renoise: Renoise) -> N
 
 @torch.no_grad()
 def test_five_hundred_blocks_in_constant_memory() -> None:
-    """Nothing a rollout keeps grows with its length: counted in the tensors alive, not in the process's memory."""
+    """Nothing that a rollout keeps grows with its length, counted in live tensors, not in the process's memory."""
     model = tiny_denoiser()
     del model.transformer.blocks[1]
     rollout = make_rollout("output", blocks=500, batch=1, steps=2)
@@ -286,7 +286,7 @@ def test_a_video_shorter_than_its_window_does_not_depend_on_it(blocks: int, sink
 
 @torch.no_grad()
 def test_step_by_step_one_cache_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the last step, which is when blocks are finished, those of the steps before are gone."""
+    """In the last step, when blocks are finished, the caches of earlier steps are gone."""
     memories = []
 
     def kept(model: Denoiser, rollout: Rollout, recorded: bool = False) -> Memory:
@@ -316,7 +316,7 @@ def test_of_a_cache_that_is_dropped_nothing_stays() -> None:
 
 @torch.no_grad()
 def test_positions_are_relative_to_the_window() -> None:
-    """Far beyond the position table's length attention depends only on how far apart blocks are."""
+    """Far beyond the length of the position table, attention depends only on the distance between blocks."""
     places = Memory(tiny_denoiser(), make_rollout("finished", blocks=None)).places
     random = torch.Generator().manual_seed(5)
     query, *keys = (torch.randn(2, 8, 2, 12, generator=random) for _ in range(4))
@@ -330,7 +330,7 @@ def test_positions_are_relative_to_the_window() -> None:
 
 
 def listed_shared_rollout(model: Denoiser, rollout: Rollout, clip: torch.Tensor | None) -> torch.Tensor:
-    """Shared passes without rings: lists of keys and values, before rotation, at positions relative to the window."""
+    """Shared passes without rings: unrotated keys and values in lists, at positions relative to the window."""
     grid, layers = rollout.grid, range(len(model.transformer.blocks))
     shown: list[list[list[tuple[torch.Tensor, torch.Tensor]]]] = [[] for _ in range(grid.steps)]
     assert grid.blocks is not None
@@ -381,7 +381,7 @@ def listed_shared_rollout(model: Denoiser, rollout: Rollout, clip: torch.Tensor 
 
 
 def masked_rollout(model: Denoiser, rollout: Rollout, grad_step: int | None = None) -> torch.Tensor:
-    """A step-first rollout without caches: each block is made anew, from the masked sequence of its contexts."""
+    """A step_first rollout without caches: each block by a masked forward on the sequence [contexts | noisy block]."""
     grid = rollout.grid
     assert grid.blocks is not None
     states: list[torch.Tensor] = [rollout.noise(Cell(n, 0)) for n in range(grid.blocks)]

@@ -1,4 +1,4 @@
-"""Rings of blocks between neighbours: nothing is overwritten, and nobody waits for the dead."""
+"""Ring buffers of blocks between neighbouring processes: nothing is overwritten, and nobody waits for an ended one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCKS = [torch.full(shape, float(number)) for number, shape in enumerate(SHAPES
 
 @pytest.fixture
 def pair() -> Iterator[tuple[SharedMemory, SharedMemory]]:
-    """Two neighbours, who wait a tenth of a second for each other."""
+    """Two neighbours that wait a tenth of a second for each other."""
     with line_of(2) as line:
         yield SharedMemory(0, 1, line[0], 0.1), SharedMemory(1, 1, line[1], 0.1)
 
@@ -27,7 +27,7 @@ def test_blocks_of_any_size_arrive_as_they_were_sent_walk_after_walk(pair: tuple
         blocks = [block.to(dtype) for block in BLOCKS]
         outbox, inbox = first.outbox(SHAPES, blocks[0]), last.inbox(SHAPES, blocks[0])
         arrived = []
-        for number, block in enumerate(blocks):  # as far ahead as can be, all the time
+        for number, block in enumerate(blocks):  # always as far ahead as possible
             outbox.put(block)
             if number >= SLOTS - 1:
                 arrived.append(inbox.take())

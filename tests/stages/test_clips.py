@@ -1,4 +1,4 @@
-"""Clips to go on from: which pictures of them are taken, and in what size."""
+"""Clips that a video continues: which of their frames are used, and at what size."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ HERE = Path("clip.mp4")
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """50 grey pictures of 64x48 pixels, of which each is brighter than the one before."""
+    """50 grey frames of 64x48 pixels, each brighter than the one before."""
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
     write_mp4(path, (torch.arange(50) * 5).to(torch.uint8).view(-1, 1, 1, 1).repeat(1, 48, 64, 3), fps=16)
     return path
 
 
 def _numbers(frames: Tensor) -> list[int]:
-    """Which pictures of the clip they are, by their brightness."""
+    """The numbers of these frames in the clip, by their brightness."""
     return [round(float(frame.float().mean()) / 5) for frame in frames]
 
 
 @pytest.mark.parametrize(
     ("block", "most", "taken"),
-    [(3, 9, 45), (3, 2, 21), (1, 99, 49), (13, 1, 49), (12, 5, 45)],  # 50 pictures make 13 latent frames
+    [(3, 9, 45), (3, 2, 21), (1, 99, 49), (13, 1, 49), (12, 5, 45)],  # 50 frames make 13 latent frames
 )
 def test_the_last_whole_blocks_are_taken_and_the_rest_told(
     clip: Path, block: int, most: int, taken: int, capfd: pytest.CaptureFixture[str]
@@ -100,7 +100,7 @@ def test_an_image_is_read_as_it_is_shown(tmp_path: Path) -> None:
     image.save(tmp_path / "plain.png")
     assert read_image(tmp_path / "plain.png", 2, 3, resize=False)[0, :, :, 0].tolist() == [[0, 10, 20], [30, 40, 50]]
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     image.save(tmp_path / "turned.png", exif=exif)
     assert read_image(tmp_path / "turned.png", 3, 2, resize=False)[0, :, :, 0].tolist() == [[30, 0], [40, 10], [50, 20]]
     glass = Image.new("RGBA", (2, 1))
@@ -130,7 +130,7 @@ ORDERS = [("block_first", "finished"), ("step_first", "output"), ("diagonal", "i
 
 @pytest.mark.parametrize(("order", "context"), ORDERS)
 def test_a_clip_is_gone_on_from_as_its_latents_are(tmp_path: Path, order: Order, context: Context) -> None:
-    """Three blocks as a video, the rest generated: the rollout that had the encoded blocks as given."""
+    """Three blocks given as a video, the rest generated: equals the rollout that is given the encoded blocks."""
     save_student(tmp_path / "student")
     student = load_generator(tmp_path / "student")
     frames, _ = student.world.clips(seed=1, first=0, count=1, frames=11)

@@ -1,4 +1,4 @@
-"""The frame of a stage: what an interrupted one goes on from, and the figures that stages leave."""
+"""The context manager of a stage: what an interrupted stage resumes from, and the figures that stages write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hiar.worlds.interface import FIRST_CLIP, open_world
 
 
 def begun(workspace: Path, params: Params, seed: int = 0) -> bool:
-    """Begin a stage, leave it unfinished; returns whether it found what another had left of it."""
+    """Begin a stage and leave it unfinished; returns whether it found the work of an earlier attempt."""
     paths = Paths(workspace, seed)
     parents = {"codec": (Paths(workspace, 0).codec, "codec")}
     with (
@@ -73,7 +73,7 @@ def test_whatever_decides_an_artifact_decides_whether_it_is_gone_on_with(
 def test_what_is_changed_under_a_stage_gives_no_name_to_what_it_made_and_costs_nothing(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DVC, which looks at it afterwards, would record that the artifact was made by what is there then."""
+    """Otherwise DVC, which hashes inputs after the run, would record the changed ones as those of the artifact."""
     params, path, out = smoke_params(), tmp_path / "params.yaml", Paths(tmp_path, 0).codec
     before = yaml.safe_dump(params.model_dump(mode="json"))
     path.write_text(before)

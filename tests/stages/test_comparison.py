@@ -1,4 +1,4 @@
-"""What an experiment compares, and with what."""
+"""Which models an experiment compares, and with which."""
 
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def test_videos_are_as_large_as_the_world_and_alike_as_far_as_their_files_say(tm
 
 @pytest.mark.parametrize("lengths", [(4, 4, 3), (4, 4, 5)])
 def test_a_video_that_turns_out_to_be_of_another_length_is_told(lengths, tmp_path):
-    """As one does whose file does not say how long it is."""
+    """Such as a video whose header does not give its length."""
     paths = [tmp_path / f"{number}.mp4" for number in range(len(lengths))]
     for path, length in zip(paths, lengths, strict=True):
         write_mp4(path, torch.zeros(length, 16, 16, 3, dtype=torch.uint8), 12)

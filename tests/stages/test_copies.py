@@ -1,4 +1,4 @@
-"""`hiar sample --copies`: processes that share videos out make those that one makes."""
+"""`hiar sample --copies`: processes that divide the videos among them make the same ones as a single process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REQUEST = ("sample", "--checkpoint", "student", "--prompts", "prompts.txt", "--f
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student, prompts, and what one process makes of them."""
+    """A student, prompts, and the videos that one process makes of them."""
     folder = tmp_path_factory.mktemp("copies")
     save_student(folder / "student")
     (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
@@ -56,7 +56,7 @@ def test_two_make_the_videos_of_one_also_where_one_of_them_was_killed(folder: Pa
     for name in ("captions.txt", "prompts.jsonl"):
         assert (two / name).read_bytes() == (one / name).read_bytes()
     first, second = (read_shard(place / "latents.safetensors")["latents"] for place in (one, two))
-    assert relative_error(second, first) < 1e-5  # as batches are of other sizes
+    assert relative_error(second, first) < 1e-5  # not equal, since the batch sizes differ
     facts = [read_manifest(place, "samples") for place in (one, two)]
     assert facts[0] | {"files": None} == facts[1] | {"files": None}
 
@@ -64,8 +64,8 @@ def test_two_make_the_videos_of_one_also_where_one_of_them_was_killed(folder: Pa
 @pytest.mark.parametrize(
     ("options", "variables", "line"),
     [
-        (("--copies", 2, "--processes", 2), {}, "--copies: shares videos out, --processes the steps of each; leave"),
-        (("--copies", 6), {}, "--copies = 6: each makes a video at least, of 5; use 1 to 5"),
+        (("--copies", 2, "--processes", 2), {}, "--copies: splits the videos, --processes the steps of each; leave"),
+        (("--copies", 6), {}, "--copies = 6: each takes at least one video, of 5; use 1 to 5"),
         (("--copies", 2, "--level", 3), {}, "--level = 3: should be 0 to 2"),
         (
             ("--copies", 3),
@@ -92,7 +92,7 @@ def test_as_many_are_to_be_started_as_copies_are_asked_for(started: int, monkeyp
 
 
 def test_copies_that_were_not_started_alike_refuse_each_other(folder: Path) -> None:
-    """By a launcher such as torchrun's, on machines that may differ."""
+    """Started by a launcher such as torchrun, on machines that may differ."""
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
     command = [sys.executable, "-m", "hiar", *map(str, REQUEST), "--copies", "2", "--out", "unlike"]
     runs = [

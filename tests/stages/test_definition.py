@@ -1,4 +1,4 @@
-"""What decides an artifact: whose code, and every field of the parameters it was made with."""
+"""What defines an artifact: the code, and every field of the parameters it was made with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drift among the scores of samples: which videos it takes, and what it does of those that it cannot measure."""
+"""Drift among the scores of samples: which videos it uses, and what happens to those it cannot measure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hiar.stages.drift import check_sizes, drift_of_samples
 
 
 class Grey:
-    """Measures the grey of flat videos; black ones have no trend."""
+    """A metric: the grey level of flat videos; black ones have no trend."""
 
     least_frames = 2
 

@@ -1,4 +1,4 @@
-"""A group of processes ends together: who is done waits for who works, longer than for who is silent."""
+"""A group of processes ends together: finished ones wait for working ones longer than for silent ones."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from hiar.errors import RunFailed, UserError
 from hiar.io.launcher import RENDEZVOUS
 from hiar.stages.group import check_alike, group, own_device
 
-STALL_SECONDS = 8.0  # more than processes need to find each other on busy cores
+STALL_SECONDS = 8.0  # longer than processes take to find each other on busy cores
 
 
 def take_part(rank: int, ranks: int, place: str, seconds: float) -> None:
-    """A process of a group, at work for so long."""
+    """A process of a group that works for ``seconds``."""
     os.environ[RENDEZVOUS] = place
     with group(rank, ranks, torch.device("cpu"), STALL_SECONDS):
         time.sleep(seconds)
 
 
 def run(what: Callable[[int, int, str, float], None], work: list[float], place: Path) -> None:
-    """Processes that are at work for so long each; they end well."""
+    """Run one process for each entry of ``work``, which is its seconds of work; all must exit with 0."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiar.stages.group"])
     processes = [
@@ -46,7 +46,7 @@ def test_who_is_done_waits_for_blocks_that_are_still_under_way(tmp_path: Path) -
 
 
 def leave(rank: int, ranks: int, place: str, seconds: float) -> None:
-    """A process of a group whose last one ends amid its work."""
+    """A process of a group whose last process exits in the middle of its work."""
     os.environ[RENDEZVOUS] = place
     lost = pytest.raises(RunFailed, match=f"^process {rank} of {ranks} lost another one")
     with lost, group(rank, ranks, torch.device("cpu"), STALL_SECONDS):
@@ -64,7 +64,7 @@ UNLIKE = {name: ALIKE | other for name, other in OTHERS.items()}
 
 
 def compare(rank: int, ranks: int, place: str, seconds: float) -> None:
-    """A process that compares what it was started with, the last one something else; it notes what it is told."""
+    """A process that compares its options with the others' (the last one's differ), and writes down the errors."""
     os.environ[RENDEZVOUS] = place
     said = {}
     with group(rank, ranks, torch.device("cpu"), STALL_SECONDS):
@@ -77,7 +77,7 @@ def compare(rank: int, ranks: int, place: str, seconds: float) -> None:
 
 
 def test_every_process_is_told_which_was_started_with_something_else(tmp_path: Path) -> None:
-    """With another checkpoint, other code or other options; not with the same in another order."""
+    """Another checkpoint, other code or other options; the same options in another order are no difference."""
     run(compare, [0.0, 0.0, 0.0], tmp_path / "place")
     for rank in range(3):
         assert json.loads((tmp_path / f"place-{rank}.json").read_text()) == {

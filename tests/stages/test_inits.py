@@ -1,4 +1,4 @@
-"""Every kind of init as a stage: from a teacher and its pairs to a checkpoint that distils."""
+"""Every kind of init as a stage: from a teacher and its pairs to a checkpoint that can be distilled."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from hiar.stages.pairs import Trajectories, load_pairs, pair_captions
 from hiar.tracking.stage import Run
 
 MADE = Path("artifacts", "seed-0")
-SEED = 7  # of all draws: those of seed 0 would also be made where a seed is left out
+SEED = 7  # of all draws; not 0, which is also used where a seed is forgotten
 WEIGHTS = MADE / "init" / "transformer" / "diffusion_pytorch_model.safetensors"
 OPTIMIZER = {
     "adamw": {"lr": 0.002, "betas": [0.9, 0.99], "weight_decay": 0.0},
@@ -59,14 +59,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "consistency": {"teacher": TEACHER, "solver_steps": 8, "guidance": 1.5, "training": TRAINING},
 }
 SMALL = {
-    "schedule": {"teacher_shift": 2.5},  # the smoke experiment's is the student's too
+    "schedule": {"teacher_shift": 2.5},  # in the smoke experiment it equals the student's
     "distill": {"steps": 1, "batch": 2, "windows": 1, "critic_warmup": 0, "critic_batch": 2},
 }
 CAUSVID = {"order": "block_first", "context": "finished", "level": None, "forward_kl": None, "forcing": "diffusion"}
 
 
 def asked(smoke: Path, kind: str, source: str | None = None, **changes: Any) -> Params:
-    """source: of the pairs."""
+    """Params of an init of this kind; ``source``: of the pairs."""
     others = {"variants": {"causvid": CAUSVID}, "pairs": {"source": source}}
     tree = merge(read_yaml(smoke / "params.yaml"), SMALL | others)
     return parse_params(merge(tree, {"init": {"kind": kind} | KINDS[kind] | changes}), Path("params.yaml"))
@@ -74,7 +74,7 @@ def asked(smoke: Path, kind: str, source: str | None = None, **changes: Any) -> 
 
 @pytest.fixture
 def work(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the smoke experiment's teacher and pairs, which fit whatever is asked for."""
+    """A workspace with the smoke experiment's teacher and pairs, accepted with any parameters."""
     monkeypatch.setattr("hiar.stages.common.check_fits", lambda *_: None)
     monkeypatch.setattr(init, "Job", lambda work, seed, *others: Job(work, SEED, *others))
     for name in ("teacher", "pairs"):
@@ -100,7 +100,7 @@ def test_every_kind_makes_a_student_that_distils(kind: str, smoke: Path, work: P
 def test_what_is_done_of_several_trainings_is_not_done_again(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted before its last training, a stage ends with the bytes of one that was not."""
+    """A stage interrupted before its last training ends with the same bytes as an undisturbed one."""
     params = asked(smoke, "causal_ode")
     init.run(params, work, 0)
     undisturbed = load_file(work / WEIGHTS)
@@ -128,7 +128,7 @@ def test_what_is_done_of_several_trainings_is_not_done_again(
 
 
 def test_causal_trajectories_are_the_causal_teachers(smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the student begins with its weights. Each is a function of its number, whatever the batches and shards."""
+    """And the student starts from its weights. A trajectory depends only on its number, not on batches and shards."""
     params, seen = asked(smoke, "causal_ode"), {}
 
     def regress(job: Job, start: Denoiser, pairs: Trajectories, *others: object) -> Trained:
@@ -154,7 +154,7 @@ def test_causal_trajectories_are_the_causal_teachers(smoke: Path, work: Path, mo
 def test_the_regression_is_of_the_pairs_from_all_their_levels(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each block at a level of its own, the clean one among them, of trajectories drawn for each update."""
+    """Each block has its own level, possibly the clean one; each update draws its own trajectories."""
     calls: list[Any] = []
 
     def spy(student: Denoiser, *rest: object) -> Tensor:
@@ -186,7 +186,7 @@ def test_the_regression_is_of_the_pairs_from_all_their_levels(
 def test_pairs_that_came_with_clips_are_regressed_behind_them(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the causal teacher's weights; that and whatever else learns from clean videos learns from the clips."""
+    """The student starts from the causal teacher's weights; whatever learns from clean videos learns from the clips."""
     folder, calls, started, clean = work / MADE / "pairs", [], [], []
     said = {name: read_manifest(folder, "pairs")[name] for name in ("count", "shard", "sigmas")}
     for path in folder.glob("*.safetensors"):
@@ -224,7 +224,7 @@ def test_pairs_that_came_with_clips_are_regressed_behind_them(
         own = slice(2 * part, 2 * part + 2)
         random = stream("init batch", SEED, step=step)
         rows = torch.from_numpy(random.integers(16, size=4))[own]
-        levels = torch.from_numpy(random.integers(4, size=(4, 5)))[own]  # no clean one: there a block is its end
+        levels = torch.from_numpy(random.integers(4, size=(4, 5)))[own]  # no clean level: it is the target
         states = pairs.states[rows]
         assert torch.equal(x0, states[:, -1])
         assert torch.equal(clip, everything[rows])
@@ -254,7 +254,7 @@ def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
     monkeypatch.setattr(consistency, "causal_consistency", spy)
     monkeypatch.setattr(Run, "log", lambda run, step, metrics: told.append(set(metrics)))
     init.run(params, work, 0)
-    # Both trainings are one run's, their curves have names of their own.
+    # Both trainings belong to one run, so their curves have different names.
     assert {"causal_teacher_loss", "causal_teacher_grad_norm"} <= told[0]
     assert {"loss", "grad_norm"} <= told[-1]
     assert not any({"causal_teacher_loss", "loss"} <= names for names in told)
@@ -276,7 +276,8 @@ def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
         assert torch.equal(text, generator.embed([pairs.captions[row] for row in rows]))
         assert torch.equal(nothing, generator.embed_nothing().expand(2, -1, -1))
         assert (guidance, attention) == (1.5, TeacherForced(3, 5))
-        if step == 0:  # both begin with the causal teacher's weights; the average with those of the first update
+        # Both start from the causal teacher's weights; the average then copies those of the first update.
+        if step == 0:
             for own in (student, average):
                 assert all(torch.equal(own[name], value) for name, value in teacher.state_dict().items())
         if step == 2:
@@ -288,7 +289,7 @@ def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
 def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every block at a level of its own, over all of which a batch is spread."""
+    """Every block has its own level, and a batch is spread over all levels."""
     calls, params = [], asked(smoke, "teacher_forcing", training=TRAINING | {"micro_batch": 2})
 
     def spy(model: Denoiser, *rest: object) -> Tensor:
@@ -298,7 +299,7 @@ def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
     monkeypatch.setattr(teacher_forcing, "forced_flow_matching", spy)
     some, always = (
         params.model_copy(update={"teacher": params.teacher.model_copy(update={"caption_dropout": share})})
-        for share in (0.25, 1.0)  # a quarter: other places of one half of the batch than of the other
+        for share in (0.25, 1.0)  # a quarter drops other rows in one half of the batch than in the other
     )
     for one, dropped in ((params, False), (some, False), (always, True)):
         calls.clear()
@@ -346,7 +347,7 @@ def test_causal_trajectories_that_are_not_finite_are_told(
 def test_micro_batches_of_the_regression_are_weighted_by_the_whole_batchs_noisy_blocks(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A block that is shown clean carries no loss, and a micro-batch may have more of them than another."""
+    """A block that is shown clean has no loss, and micro-batches may have different numbers of them."""
     training = {"training": {"steps": 1, "batch": 8, "micro_batch": 4}}
     params = parse_params(merge(read_yaml(smoke / "params.yaml"), {"init": training}), Path("params.yaml"))
     seen, regression = [], ode.ode_regression
@@ -361,13 +362,13 @@ def test_micro_batches_of_the_regression_are_weighted_by_the_whole_batchs_noisy_
     share = (torch.cat(sigmas) > 0).float().mean()
     assert len(sigmas) == 2
     assert shares == (share, share)
-    assert all((sigma > 0).float().mean() != share for sigma in sigmas)  # else this could not tell
+    assert all((sigma > 0).float().mean() != share for sigma in sigmas)  # otherwise the test shows nothing
 
 
 def test_a_causal_teachers_state_is_nobodys_to_restart_from(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is none of the student's: neither is it offered when a loss is not finite, nor taken for one of its own."""
+    """It is not the student's: it is neither offered when a loss is not finite, nor accepted as one of its states."""
     params, losses = asked(smoke, "consistency"), iter((1.0, math.nan))
     runtime = params.runtime.model_copy(update={"checkpoint_minutes": 1e-9})
     params = params.model_copy(update={"runtime": runtime})

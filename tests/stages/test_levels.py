@@ -50,7 +50,7 @@ def test_a_card_from_before_there_were_levels_means_the_output_level(student, tm
     assert said["walk"].pop("level") == 1.0
     (tmp_path / CARD).write_text(json.dumps(said))
     assert load_card(tmp_path).walk == Walk(order="step_first", context="output", level=1.0)
-    said["walk"] = {"order": "block_first", "context": "clean"}  # its name then
+    said["walk"] = {"order": "block_first", "context": "clean"}  # the name it had before
     (tmp_path / CARD).write_text(json.dumps(said))
     assert load_card(tmp_path).walk == Walk(order="block_first", context="finished", level=None)
 
@@ -93,9 +93,9 @@ def test_levels_asked_for_that_cannot_be(student):
     card = load_card(student)
     with pytest.raises(UserError, match=r"--level = \(0\.5, 0\.5\): give one number, or 3, one for each"):
         walk_asked(card, None, None, (0.5, 0.5))
-    with pytest.raises(UserError, match="--order = step_first: finished context waits until a block is; use block"):
+    with pytest.raises(UserError, match="--order = step_first: finished context needs finished blocks; use block"):
         walk_asked(card, None, "finished")
-    with pytest.raises(UserError, match="--context = clean: is what a single step takes for clean, in the other order"):
+    with pytest.raises(UserError, match="--context = clean: is a step's x0 prediction, for the other order"):
         walk_asked(card, "block_first", "clean")
     with pytest.raises(UserError, match="--level: the level of clean context is given by its name; leave it out"):
         walk_asked(card, None, "clean", 0.5)

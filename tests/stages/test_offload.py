@@ -1,4 +1,4 @@
-"""Networks that take turns on a GPU: whoever works is there, alone, and what comes out does not depend on it."""
+"""Networks that take turns on a GPU: only the working one is there, and the results are the same as without."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from hiar.stages.videos import decoded, decoding
 
 HIAR = Walk(order="diagonal", context="output")
 PROMPT = "a red disc moves left"
-THERE = torch.device("cpu", 0)  # where they take turns: the same memory by another name
+THERE = torch.device("cpu", 0)  # stands for the GPU: the same memory under another name
 ASIDE = "cpu"
 
 
 class Turns:
-    """A generator whose networks take turns, and where each of them was whenever one worked."""
+    """A generator whose networks take turns; checks that only the working one is at THERE, and records the order."""
 
     def __init__(self, source: Generator) -> None:
         self.source = replace(source, turns=THERE)
@@ -71,7 +71,7 @@ def turns(checkpoint: Path) -> Turns:
 
 @torch.no_grad()
 def _watched(source: Generator) -> tuple[Tensor, Tensor]:
-    """Latents and pictures of a stream that changes its prompt."""
+    """Latents and frames of a stream whose prompt changes."""
     rollout = stream_rollout(source, PROMPT, {2: "a blue disc moves up"}, HIAR, 12, 0)
     way = way_of(source, HIAR, rollout, together=True)
     choose(source, HIAR, rollout)
@@ -100,7 +100,7 @@ def test_samples_take_a_turn_a_batch(checkpoint: Path, turns: Turns) -> None:
 
 def test_a_picture_to_begin_with_is_encoded_in_turn(turns: Turns, checkpoint: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
-    turns.source.embed([PROMPT])  # leaves the text encoder there
+    turns.source.embed([PROMPT])  # leaves the text encoder at THERE
     given_latents(turns.source, Request(checkpoint, [PROMPT], 9, image=tmp_path / "a.png"))
     assert turns.places == {"denoiser": ASIDE, "text": ASIDE, "codec": str(THERE)}
 
@@ -134,7 +134,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_remedy(checkpoint: Path, m
     with pytest.raises(UserError, match="memory are free; give --offload, or take a GPU with more memory"):
         placed(source, gpu, offload=False)
     assert placed(source, gpu, offload=True).device == gpu
-    assert source.denoiser.transformer.device.type == "cpu"  # until its turn
+    assert source.denoiser.transformer.device.type == "cpu"  # until it is its turn
     monkeypatch.setattr(plan, "free_bytes", lambda device: max(denoiser, codec) - 1)
     with pytest.raises(UserError, match="memory are free; take a GPU with more memory"):
         placed(source, gpu, offload=True)

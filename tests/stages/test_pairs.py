@@ -1,4 +1,4 @@
-"""Pairs: dealt to processes without a trace, and somebody else's in their place."""
+"""Pairs: the same for any number of processes, and imported pairs in their place."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from hiar.worlds.interface import FIRST_CLIP
 
 
 class Echo(Ranks):
-    """A process whose others are always where it is."""
+    """Ranks whose other processes always have the same values as this one."""
 
     def gather(self, own: Tensor) -> Tensor:
         return torch.stack([own] * self.size)
 
 
 def params_of(**changes: Any) -> Params:
-    """Shifts and guidance of pairs are none of the teacher's other ones."""
+    """Params with a teacher's shift and a guidance of pairs that differ from the other shifts and guidances."""
     spec = {"count": 11, "batch": 2, "shard": 3, "guidance": 2.5} | changes
     return smoke_params(pairs=spec, schedule={"teacher_shift": 2.0})
 
@@ -62,14 +62,14 @@ def shards(folder: Path) -> Mapping[str, bytes]:
 
 
 def make(whole: Path, folder: Path, rank: int) -> None:
-    """What a process of two makes."""
+    """Make the shards of one process of two."""
     work = Stage("pairs", params_of(), folder, Run(), Accelerator(cpu=True), {}, {}, {}, Echo(rank, 2))
     captions = pairs.pair_captions(work.params, 0, range(11))
     pairs._make_shards(work, load_generator(Paths(whole, 0).teacher), 0, captions)
 
 
 def test_each_step_of_the_solver_is_a_sign_of_life(whole: Path) -> None:
-    """So nobody waits longer than for one, however many trajectories are solved together."""
+    """So no process waits longer than one step, however many trajectories are solved together."""
     params, teacher, beats = params_of(), load_generator(Paths(whole, 0).teacher), []
     pairs.solve(params, teacher, 0, [0, 1], pairs.pair_captions(params, 0, range(2)), lambda: beats.append(1))
     assert len(beats) == params.pairs.solver_steps + 1
@@ -77,7 +77,7 @@ def test_each_step_of_the_solver_is_a_sign_of_life(whole: Path) -> None:
 
 @torch.no_grad()
 def test_a_trajectory_is_the_guided_flow_from_its_number(whole: Path) -> None:
-    """Euler's steps on the teacher's levels, of which the student's are kept, from the number's noise and caption."""
+    """Euler steps on the teacher's levels, from the number's noise and caption; states at the student's are kept."""
     params, teacher = params_of(), load_generator(Paths(whole, 0).teacher)
     own, numbers = pairs.load_pairs(Paths(whole, 0).pairs), [0, 4, 10]
     assert own.captions == teacher.world.prompts(seed=0, first=FIRST_CLIP["pairs"], count=11)
@@ -126,7 +126,7 @@ def test_only_shards_that_are_not_whole_are_made_again(whole: Path, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def foreign(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our pairs as HiAR has them."""
+    """Our pairs in HiAR's format."""
     folder, own = tmp_path_factory.mktemp("foreign"), pairs.load_pairs(Paths(whole, 0).pairs)
     for number in range(11):
         states = own.states[torch.tensor([number])].transpose(2, 3).contiguous()
@@ -156,7 +156,7 @@ def test_imported_pairs_take_the_place_of_our_own(whole: Path, foreign: Path, wo
     assert read_manifest(Paths(workspace, 0).pairs, "pairs")["source"] == "theirs"
     assert len(shards(Paths(workspace, 0).pairs)) == 3
     shutil.rmtree(Paths(workspace, 0).pairs)
-    assert len(pairs.load_pairs(source).states) == 11  # it is not moved
+    assert len(pairs.load_pairs(source).states) == 11  # the source stays in its place
 
 
 def test_imported_pairs_may_lie_at_levels_that_follow_no_shift(foreign: Path, workspace: Path) -> None:
@@ -188,7 +188,7 @@ def test_of_more_levels_than_the_student_has_its_own_are_taken(foreign: Path, wo
 
 
 def test_clips_come_along_with_the_pairs(foreign: Path, workspace: Path) -> None:
-    """With all of their levels, and with some."""
+    """With all of their levels, and with some of them."""
     source, levels, everyone = workspace / "theirs", (1.0, 0.757, 0.522), torch.arange(11)
     import_pairs(foreign, source, levels, shard=4, clip_last=True)
     params = params_of(source=source)
@@ -203,9 +203,9 @@ def test_clips_come_along_with_the_pairs(foreign: Path, workspace: Path) -> None
 
 
 def test_pairs_that_serve_the_regulariser_alone_have_levels_of_their_own(foreign: Path, workspace: Path) -> None:
-    """HiAR's lie at shift 8, its student's at 5: of the first step they share the start, of later ones nothing.
+    """HiAR's pairs have shift 8, its student shift 5: their levels share only the start of the first step.
 
-    What reads more of their levels refuses them, also where they were taken for something that does not.
+    Whatever reads more of their levels refuses them, even if they were accepted for something that reads fewer.
     """
     source = workspace / "theirs"
     import_pairs(foreign, source, 8.0, shard=4)
@@ -223,7 +223,7 @@ def test_pairs_that_serve_the_regulariser_alone_have_levels_of_their_own(foreign
     for other in (of(params.init, "hiar"), of(adopted, "deep")):
         with pytest.raises(UserError, match=r"pairs.source = .*: its levels are 1, .*, the student's 1, "):
             pairs.run(other, workspace, 0)
-    pairs.run(of(adopted, "hiar", "causvid"), workspace, 0)  # CausVid's takes the clean ends alone
+    pairs.run(of(adopted, "hiar", "causvid"), workspace, 0)  # CausVid uses only the clean ends
     ours, theirs = (pairs.load_pairs(place) for place in (Paths(workspace, 0).pairs, source))
     assert torch.equal(ours.sigmas, theirs.sigmas)
     assert torch.equal(ours.states[torch.arange(11)], theirs.states[torch.arange(11)])
@@ -236,7 +236,7 @@ def test_pairs_that_serve_the_regulariser_alone_have_levels_of_their_own(foreign
 def test_an_interrupted_start_with_imported_pairs_is_begun_again(
     links: bool, foreign: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files are links to the source's by then, which nothing may be written through; other disks take copies."""
+    """By then its files are hard links to the source, which must not be overwritten; on other disks, copies."""
     source, made = workspace / "theirs", Paths(workspace, 0).pairs
     import_pairs(foreign, source, params_of().schedule.student_shift, shard=4)
     expected = shards(source)
@@ -288,7 +288,7 @@ def test_a_trajectory_that_is_not_finite_is_named_and_whole_shards_are_kept(
 def test_pairs_that_the_disk_has_no_room_for_are_not_begun(
     whole: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is there of an interrupted run needs none."""
+    """What an interrupted run has already written needs no more space."""
     shard = Paths(whole, 0).pairs / "00000.safetensors"
     needed = 11 * read_shard(shard)["states"][0].nbytes
     free = needed - 1

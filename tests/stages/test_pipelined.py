@@ -1,4 +1,4 @@
-"""Pipelines that cannot be are refused before any process is started; what samples in bf16 makes the same video."""
+"""Impossible pipelines are refused before any process starts; in bf16 a pipeline makes the same video."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROMPTS = ["a red disc moves left", "a blue disc moves up"]
         (
             "teacher",
             ("--processes", 2),
-            "--processes: the teacher is bidirectional and has no steps to share out; leave it out",
+            "--processes: the teacher is bidirectional and has no steps to split; leave it out",
         ),
     ],
 )
@@ -67,7 +67,7 @@ def test_more_processes_than_cores_are_told_of_before_they_start(
 
 
 def test_in_bf16_a_video_is_the_same_but_for_rounding(tmp_path: Path) -> None:
-    """As on a GPU; what Wan keeps in full precision stays so."""
+    """As on a GPU; the parts that Wan keeps in full precision stay so."""
     save_student(tmp_path / "student")
     walk = Walk(order="step_first", context="output")
     videos = []

@@ -1,4 +1,4 @@
-"""What a walk is said to take is what it takes, and what does not fit is refused before it begins."""
+"""A walk needs the memory that was predicted for it, and one that does not fit is refused before it begins."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_caches_of_short_videos_are_no_larger_than_these(
 
 @torch.no_grad()
 def test_a_walk_takes_what_was_predicted(tmp_path: Path) -> None:
-    """Caches and activations, counted while the same walk runs with numbers."""
+    """Caches and activations, counted while the same walk runs on real tensors."""
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     text = source.embed(["a red disc moves left", "a blue disc moves up"])
@@ -88,7 +88,7 @@ def test_a_walk_takes_what_was_predicted(tmp_path: Path) -> None:
             predicted = predicted or walk_bytes(source, rollout, *way)
             count = Counting()
             walk_through(count, source.denoiser, rollout, *way)
-            # Of several videos, a few things are there once.
+            # A few tensors exist once, however many videos there are.
             assert 0.85 * videos * predicted < count.peaks["walk"] < 1.02 * videos * predicted
     count = Counting()
     decode(count, (1, *source.block_shape), source.codec)
@@ -97,9 +97,9 @@ def test_a_walk_takes_what_was_predicted(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, int], None]:
-    """Sets how many bytes may be used, and how many decoding takes, of which 30 stay between two blocks.
+    """Sets how many bytes may be used, and how many decoding needs, of which 30 are kept between two blocks.
 
-    A video takes 100 batched, 40 step by step, 10 of them for each cache.
+    A video needs 100 batched and 40 step by step, of which each cache has 10.
     """
 
     def set_bytes(free: float, decoding: int) -> None:
@@ -125,7 +125,7 @@ def test_where_memory_is_short_fewer_videos_are_made_at_a_time_then_step_by_step
     short(99, 0)
     assert way_of(source, HIAR, rollout, 5) == Way("step_first", "fused", 2, 40)
     assert way_of(source, HIAR, rollout, 5, beside=2).videos == 1  # processes share what is free
-    for free, decoding in ((130, 80), (150, 110)):  # a walk beside what the decoder remembers, decoding beside caches
+    for free, decoding in ((130, 80), (150, 110)):  # walk + decoder state, decoding + caches
         short(free, decoding)
         assert way_of(source, HIAR, rollout, together=True) == Way("diagonal", "batched", 1, 100)
     for free, decoding, together, needed in (
@@ -136,9 +136,9 @@ def test_where_memory_is_short_fewer_videos_are_made_at_a_time_then_step_by_step
     ):
         short(free, decoding)
         figures = f"{needed / GB:.3g} GB, {free / GB:.3g} GB are free to use"
-        with pytest.raises(UserError, match=f"what else a video takes are {figures}; ask for a smaller"):
+        with pytest.raises(UserError, match=f"the rest of a video takes are {figures}; ask for a smaller"):
             way_of(source, HIAR, rollout, together=together)
-    finished = Walk(order="block_first", context="finished")  # waits for whole blocks: there is no other way
+    finished = Walk(order="block_first", context="finished")  # waits for finished blocks: no cheaper way exists
     short(99, 0)
     with pytest.raises(UserError, match="GB are free to use"):
         way_of(source, finished, make_rollout(source, rollout.text, finished, 24, 0, [0]), 5)
@@ -193,11 +193,11 @@ def test_a_window_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path)
     save_student(tmp_path / "student", video={"window": 999_999_999})
     request = ("--checkpoint", "student", "--prompt", "a red disc moves left", "--out", "out")
     said = hiar("stream", *request, folder=tmp_path, code=2).stderr
-    assert said.startswith("error: video.window = 999999999: the caches of 999999999 frames and what else a video ")
+    assert said.startswith("error: video.window = 999999999: the caches of 999999999 frames and the rest of a video ")
     assert " GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window" in said
     assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
-    hiar("sample", *request, "--frames", 9, folder=tmp_path)  # has no more blocks than three
+    hiar("sample", *request, "--frames", 9, folder=tmp_path)  # 9 frames are three blocks, however large the window
 
 
 def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
@@ -223,12 +223,12 @@ def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
     ):
         with pytest.raises(UserError, match=rf"^--frames = 6: {said} .* GB.*; ask for fewer"):
             check(memory, disk)
-    check(2 * latent + pictures, 1000 * latent, kept=True)  # in parts, and as one file
+    check(2 * latent + pictures, 1000 * latent, kept=True)  # on disk twice: in parts, and as one file
     with pytest.raises(UserError, match="the latents take"):
         check(2 * latent + pictures, 1000 * latent - 1, kept=True)
     with pytest.raises(UserError, match=r"400 video\(s\) at a time take"):
         check(800 * latent - 1, 500 * latent, batch=400)
-    scratch = tmp_path / "out" / "further.partial" / ".latents"  # what an interrupted run has made takes no more room
+    scratch = tmp_path / "out" / "further.partial" / ".latents"  # latents of an interrupted run need no more space
     scratch.mkdir(parents=True)
     (scratch / "00000.safetensors").write_bytes(bytes(latent))
     check(2 * latent + pictures, 499 * latent)
@@ -244,12 +244,12 @@ def test_the_line_tells_how_many_forward_calls_there_are(tmp_path: Path) -> None
     assert "batched passes (13 forward calls for 10 blocks in 4 steps)" in said
     said = plan_line(source, walk, rollout, Choice(), way, 2)
     assert "batched passes (11 forward calls in each of 2 process(es) for 10 blocks in 4 steps)" in said
-    said = plan_line(source, walk, rollout, Choice(), way, 3)  # one of them takes two steps
+    said = plan_line(source, walk, rollout, Choice(), way, 3)  # one of the processes has two steps
     assert "batched passes (11 forward calls in each of 3 process(es) for 10 blocks in 4 steps)" in said
 
 
 def test_the_line_tells_what_the_caches_of_a_way_take(tmp_path: Path) -> None:
-    """Step by step there is one at a time."""
+    """Step by step, one cache exists at a time."""
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     rollout = make_rollout(source, source.embed(["a red disc moves left"]), HIAR, 30, 0, [0])

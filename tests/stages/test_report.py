@@ -71,7 +71,7 @@ def test_every_prompt_has_a_video_of_every_model(text, params, workspace):
     assert [video["aria-label"] for video in videos] == [f"{model}: {prompt}" for prompt in prompts for model in MODELS]
     assert all("muted" in video and "loop" in video and "playsinline" in video for video in videos)
     folders = [one.samples(workspace) for one in contenders(params) if one.seed == params.seeds[0]]
-    for row, first in enumerate(range(1, len(videos), len(MODELS))):  # after the true world's
+    for row, first in enumerate(range(1, len(videos), len(MODELS))):  # after the true world's videos
         for video, folder in zip(videos[first:], folders, strict=False):
             kind, _, data = video["src"].partition(",")
             assert kind == "data:video/mp4;base64"
@@ -115,12 +115,12 @@ def test_tables_of_all_frames_of_each_part_and_of_differences(text, params):
     assert re.findall('<th scope="col" title[^>]*>(Part .)', table) == [f"Part {part}" for part in range(1, 6)]
     rows = re.findall(r'<tr[^>]*><th scope="row".*?</tr>', table, re.DOTALL)
     faded = next(row for row in rows if "HiAR · init" in row)
-    assert re.findall("<td[^>]*>([0-9.]+)<", faded)[0] == "1.000"  # its colours are there at first
+    assert re.findall("<td[^>]*>([0-9.]+)<", faded)[0] == "1.000"  # its colours are right at first
     assert [' class="reference"' in row for row in rows] == [False] * 5 + [True] * 2
 
 
 def test_what_is_compared_is_told_in_words_and_seconds(text, params):
-    """Clips of 15 frames and rollouts of 30, at 12 a second; the teacher makes clips."""
+    """Clips of 15 frames and rollouts of 30, at 12 frames per second; the teacher makes clips."""
     assert "trained on clips of 15 frames (1.25 s), rolled out for 30 (2.5 s)" in text
     assert "clips of 1.25 s; these rollouts go on for\n    2.5 s" in text
     assert "step-first, output context" in text
@@ -143,7 +143,7 @@ def test_what_is_compared_is_told_in_words_and_seconds(text, params):
 
 
 def test_each_training_has_its_own_curve(text):
-    for name, lines in (("critic", 2), ("dmd", 1)):  # of the critic, the seeds' curves differ
+    for name, lines in (("critic", 2), ("dmd", 1)):  # the critic's curves differ between seeds
         (chart,) = (svg for svg in re.findall("<svg.*?</svg>", text, re.DOTALL) if f"Distillation, {name}:" in svg)
         drawn = re.findall('<polyline[^>]*points="(.*?)"', chart)
         assert (len(drawn), len(set(drawn))) == (6, lines)
@@ -181,7 +181,7 @@ def test_motion_over_training_in_both_modes(text):
 
 def test_times_of_the_stages_before_it_are_shown(workspace, params, text):
     assert '<th scope="row">score</th>' in text
-    report.run(params, workspace)  # its first run has left a log
+    report.run(params, workspace)  # the first run left a log
     assert (workspace / "logs" / "report.json").exists()
     assert '<th scope="row">report</th>' not in (workspace / "reports" / "index.html").read_text()
 
@@ -205,9 +205,9 @@ def test_the_contact_sheet_has_a_row_a_model(workspace, params):
     frame = contact_sheet(prompt, [("", empty)], report.SHEET_COLUMNS, params.world.frames_per_second)
     assert np.array_equal(sheet[:HEAD], frame[:HEAD])
     assert np.array_equal(sheet[-FOOT:], frame[-FOOT:])  # the times
-    for top in tops:  # a picture of it, not a gap
+    for top in tops:  # a frame, not a gap
         assert sheet[top : top + CELL, GAP + LABEL :][:, :CELL].std() > 10
-    # of the first prompt, which is written above
+    # The frames are those of the first prompt, which the sheet's head shows.
     frames = [true_clips(params, 0, 1)[0][video, 0].float().mean(dim=(0, 1)) for video in (0, 1)]
     shown = [sheet[top : top + CELL, GAP + LABEL :][:, :CELL].mean(axis=(0, 1)) for top in tops]
     own, other = ([abs(mean - frame.numpy()).max() for mean in shown] for frame in frames)
@@ -255,16 +255,16 @@ def test_scores_that_say_nothing_of_a_column_are_refused(workspace, params, tmp_
     for name in ("hops", "dynamic"):
         del summary["init"]["hiar"]["seed-1"][name]
     path.write_text(json.dumps(summary))
-    with pytest.raises(UserError, match=r"summary\.json: says nothing of hops, dynamic; run `hiar stage score` again"):
+    with pytest.raises(UserError, match=r"summary\.json: lacks hops, dynamic; run `hiar stage score` again"):
         report.run(params, tmp_path)
     shutil.copy(workspace / "metrics" / "summary.json", path)
-    (tmp_path / "metrics" / "world.json").write_text('[{"seed": 0')  # cut off
+    (tmp_path / "metrics" / "world.json").write_text('[{"seed": 0')  # truncated
     with pytest.raises(UserError, match=r"world\.json: cannot be read; run `hiar stage score` first"):
         report.run(params, tmp_path)
 
 
 def test_what_is_of_no_single_video_is_compared_over_the_seeds(workspace, params, tmp_path):
-    """VBench's Semantic has one figure a seed: its row of differences says what those two say."""
+    """VBench's Semantic has one value per seed: its row of differences comes from the two seeds' values."""
     names = [name for name, one in DIMENSIONS.items() if one.group == SEMANTIC]
     asked = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
     (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
@@ -282,7 +282,7 @@ def test_what_is_of_no_single_video_is_compared_over_the_seeds(workspace, params
 
 
 def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, tmp_path):
-    """And the curves of what all students come from are there beside theirs."""
+    """And the curves of the stages that all students share are shown beside theirs."""
     for name in ("artifacts", "metrics"):
         (tmp_path / name).symlink_to(workspace / name)
     for stage in ("codec", "teacher", "init"):
@@ -302,13 +302,13 @@ def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, t
     compare = compare.model_copy(update={"distill": ["self-forcing", "hiar"]})
     report.run(params.model_copy(update={"compare": compare}), tmp_path)
     text = (tmp_path / "reports" / "index.html").read_text()
-    assert "Difference to Self-Forcing, 95 % interval over videos" in text  # two can be compared
+    assert "Difference to Self-Forcing, 95 % interval over videos" in text  # two models can be compared
     codec = re.search("<h3>Codec</h3>(.*?)</div>", text, re.DOTALL)[1]
     assert re.findall('<span class="key (.*?)"></span>(.*?) ?</li>', codec) == [("c0", "seed 0"), ("c1", "seed 1")]
 
 
 def test_what_an_experiment_asks_for_beyond_the_plain_comparison_is_shown(tmp_path):
-    """Drift, students walked at other levels, and the page of the paper's table."""
+    """Drift, students walked at other levels, and the page with the paper's table."""
     level = {"order": "step_first", "context": "output", "forward_kl": None}
     walked = {f"c{share}": level | {"level": share / 100} for share in (50, 85)}
     tree = merge(
@@ -327,7 +327,7 @@ def test_what_an_experiment_asks_for_beyond_the_plain_comparison_is_shown(tmp_pa
     asked = parse_params(merge(tree, {"score": {"profiles": ["drift-lite"]}}), "mine.yaml")
     sampled_workspace(tmp_path, asked)
     score.run(plain, tmp_path)
-    with pytest.raises(UserError, match="says nothing of drift_lite, drift_lite_floor; run `hiar stage score` again"):
+    with pytest.raises(UserError, match="lacks drift_lite, drift_lite_floor; run `hiar stage score` again"):
         report.run(asked, tmp_path)
     score.run(asked, tmp_path)
     report.run(asked, tmp_path)
@@ -353,7 +353,7 @@ def test_samples_of_other_prompts_are_refused(workspace, params, tmp_path):
     write_samples(tmp_path / "artifacts" / "seed-0" / "samples" / "teacher", frames, captions, params)
     with pytest.raises(UserError, match=r"samples/teacher: its prompts are not those of params\.yaml"):
         report.run(alone, tmp_path)
-    # Of the second seed too.
+    # The second seed's too.
     (tmp_path / "both" / "artifacts").mkdir(parents=True)
     (tmp_path / "both" / "metrics").symlink_to(workspace / "metrics")
     (tmp_path / "both" / "artifacts" / "seed-0").symlink_to(workspace / "artifacts" / "seed-0")

@@ -1,4 +1,4 @@
-"""What is asked of a checkpoint becomes the rollout that its card describes."""
+"""A request to a checkpoint becomes the rollout that its card describes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ THEIRS = {"given": "clean", "sinks": "stay", "context_noise": 0.0}
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    """None of whose settings is a default."""
+    """A student with no setting at its default."""
     folder = tmp_path_factory.mktemp("rollouts") / "student"
     schedule = {"teacher_shift": 2.0, "student_shift": 3.0, "renoise": "euler"}
     save_student(folder, "block_first", "finished", video={"sink_blocks": 2}, schedule=schedule, conventions=THEIRS)

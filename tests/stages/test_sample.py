@@ -1,4 +1,4 @@
-"""What decides a folder of samples, what a teacher's clip is, and what neither of them can be asked for."""
+"""What identifies a folder of samples, what a teacher's clip is, and which requests either of them refuses."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def test_whatever_decides_the_videos_decides_whether_an_unfinished_folder_is_gon
 
 @torch.no_grad()
 def test_a_teachers_clip_is_the_end_of_its_guided_flow(teacher: Generator) -> None:
-    """Euler's steps from the noise of each video's number, at the teacher's levels."""
+    """Euler steps from the noise of each video's number, at the teacher's levels."""
     frames, card = teacher.card.video.frames, teacher.card
     assert card.schedule.teacher_shift != card.schedule.student_shift
     told: list[int] = []
     clips = sample_latents(teacher, PROMPTS, frames, None, 7, range(3, 5), told.append)
-    assert len(told) == 4 and sum(told) == 2 * frames and max(told) - min(told) <= 1  # a share of them after each step
+    assert len(told) == 4 and sum(told) == 2 * frames and max(told) - min(told) <= 1  # an equal share after each step
     text, nothing = teacher.embed(PROMPTS), teacher.embed_nothing().expand(2, -1, -1)
     x = normals("clip noise", 7, range(3, 5), (4, frames, 8, 8))
     for now, then in pairwise(step_sigmas(4, card.schedule.teacher_shift)):
@@ -128,7 +128,7 @@ def test_the_nearest_number_of_frames_is_named(frames: int, nearest: int, studen
 
 
 def test_what_generated_the_videos_is_noted(checkpoint: Path, tmp_path: Path) -> None:
-    """Long prompts that somebody wrote for short ones, or the captions themselves."""
+    """Long prompts written for the short ones, or the captions themselves."""
     request = Request(checkpoint, PROMPTS, 3, seed=5)
     for changed, noted in (({}, "short"), ({"captions": PROMPTS[::-1]}, "extended")):
         sample_prompts(replace(request, **changed), tmp_path / noted, save_latents=False)
@@ -154,7 +154,7 @@ def test_frames_that_are_not_finite_are_named_by_their_number(
 def test_pictures_that_are_not_finite_are_named_by_their_number(
     student: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever part of a video they are in."""
+    """In whichever part of a video they occur."""
     decoder, parts = student.codec.decoding(), []
 
     def spoiled(latents: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def test_a_walked_student_walks_as_the_other_variant(tmp_path: Path) -> None:
 
 
 class Echo(Ranks):
-    """A process whose others are always where it is."""
+    """Ranks whose other processes always have the same values as this one."""
 
     def gather(self, own: Tensor) -> Tensor:
         return torch.stack([own] * self.size)
@@ -206,12 +206,12 @@ def test_processes_take_turns_of_batches_and_leave_what_one_leaves(
     assert capsys.readouterr().err == ""
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").glob("*.mp4")}
     assert make("shared", Echo(0, 2)) == whole
-    assert "sample: 30/30 frames" in capsys.readouterr().err  # those of others, too, and those of before
+    assert "sample: 30/30 frames" in capsys.readouterr().err  # counts those of other processes and of earlier runs
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_batches_whose_latents_are_there_are_decoded_and_not_made_again(student: Generator, tmp_path: Path) -> None:
-    """In whatever precision they were made, they are kept in full."""
+    """Latents of any precision are stored in float32."""
     made = torch.randn(2, 4, 6, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
     write_latents(tmp_path, 1, made)
     sample.make_videos(tmp_path, student, [*PROMPTS, *PROMPTS], 6, student.card.walk, 3, 2, "sample")
@@ -222,7 +222,7 @@ def test_batches_whose_latents_are_there_are_decoded_and_not_made_again(student:
 
 
 def test_each_part_of_a_video_is_a_sign_of_life(student: Generator, tmp_path: Path) -> None:
-    """So nobody waits longer than for one, however long the videos of a batch are."""
+    """So no process waits longer than one part, however long the videos of a batch are."""
     frames, beats = 2 * student.codec.chunk, []
     write_latents(tmp_path, 0, torch.zeros(2, 4, frames, 8, 8))
     write_videos(tmp_path, student, 0, range(2), 2, beat=lambda: beats.append(1))
@@ -246,14 +246,14 @@ def test_processes_hear_of_each_other_with_each_part_that_is_decoded(student: Ge
 
 
 def test_all_processes_stop_at_the_first_mistake(student: Generator, tmp_path: Path) -> None:
-    """One that has no batch left hears of another's, and leaves nothing that looks whole."""
+    """A process without a batch left learns of another's error, and leaves nothing that looks complete."""
 
     class Told(Ranks):
         turns = 0
 
         def gather(self, own: Tensor) -> Tensor:
             if own.dtype is torch.uint8:
-                self.__class__.turns += 1  # each ends with what went wrong
+                self.__class__.turns += 1  # each turn ends by exchanging the errors
                 line = b"video 0004: its latents are not finite" if self.turns == 3 else b""
                 other = torch.frombuffer(bytearray(line.ljust(len(own), b"\0")), dtype=torch.uint8)
                 return torch.stack([other, own])

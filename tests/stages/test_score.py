@@ -34,7 +34,7 @@ def workspace(tmp_path_factory, params):
 
 @pytest.fixture
 def project(tmp_path):
-    """A folder with params.yaml, as `hiar score` is run in."""
+    """A folder with params.yaml, in which `hiar score` can be run."""
     root = tmp_path / "project"
     root.mkdir()
     (root / "params.yaml").symlink_to(ROOT / "params.yaml")
@@ -78,7 +78,7 @@ def test_summary_tells_fading_videos_from_true_ones(workspace, params):
             assert metrics["good_segment_1"]["mean"] == 1
             assert metrics["saturation_drift"]["mean"] > 0.1
         elif row["stage"] == "distill":
-            # These samples are the world's own clips, and h264 costs next to nothing.
+            # These samples are the world's own clips, and h264 loses next to nothing.
             true = truth[row["seed"]]["metrics"]
             for name, within in ALIKE.items():
                 assert metrics[name]["mean"] == pytest.approx(true[name]["mean"], abs=within), name
@@ -113,7 +113,7 @@ def test_scoring_again_gives_the_same_bytes(workspace, params):
 
 
 def test_only_what_is_compared_is_scored(workspace, params, tmp_path):
-    changes = {"compare": {"distill": []}, "runtime": {"threads": 2}}  # threads that nobody would take unasked
+    changes = {"compare": {"distill": []}, "runtime": {"threads": 2}}  # not the default number of threads
     sections = {name: getattr(params, name).model_copy(update=change) for name, change in changes.items()}
     fewer = params.model_copy(update={"seeds": [1], **sections})
     (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
@@ -128,14 +128,14 @@ def test_only_what_is_compared_is_scored(workspace, params, tmp_path):
 
 
 def test_an_experiment_is_judged_by_its_own_world_whatever_its_samples_say(params, workspace, tmp_path):
-    """As where a parameter that decides no video has changed since: all rows are measured alike."""
+    """For instance after a change of a parameter that affects no video: all rows are measured in the same way."""
     alone = params.model_copy(
         update={"seeds": [0], "compare": params.compare.model_copy(update={"init": [], "distill": []})}
     )
     folder = tmp_path / "artifacts" / "seed-0"
     for name in ("codec", "samples/teacher"):
         shutil.copytree(workspace / "artifacts" / "seed-0" / name, folder / name)
-    _, fast = params.world.speed  # in a world of twice that, none of these videos would count as moving
+    _, fast = params.world.speed  # at twice that speed, none of these videos would count as moving
     hasty = params.world.model_dump(mode="json") | {"speed": [2 * fast, 2 * fast]}
     write_manifest(folder / "samples" / "teacher", "samples", world=hasty, block=params.video.block)
     score.run(alone, tmp_path)
@@ -236,7 +236,7 @@ def test_videos_of_a_world_that_nobody_tells_are_for_a_profile_of_any_videos(par
 
 
 def test_parts_and_batches_change_nothing(params, monkeypatch):
-    """A video scored part by part is the one scored whole, and so are short videos judged together and alone."""
+    """A video has the same scores in parts as whole, and short videos have the same ones together as alone."""
     monkeypatch.setattr(looking, "FEW", 2)
     for frames, parts in ((300, PART), (30, 7)):
         videos, captions = true_clips(params, seed=0, frames=frames)
@@ -285,9 +285,9 @@ def test_what_is_taken_over_and_what_goes_is_told(params, tmp_path, project, cap
     score_folder(folder, [], out, project)
     said = capsys.readouterr().err
     assert f"score {folder}: 1 of 3 videos are scored already" in said
-    assert "score.videos.jsonl: 2 results go, of videos or profiles that have changed (10.mp4 first)" in said
+    assert "score.videos.jsonl: 2 results dropped, of videos or profiles that have changed (10.mp4 first)" in said
     score_folder(folder, ["drift-lite"], out, project)
-    assert " results go" not in capsys.readouterr().err  # the oracle's are kept
+    assert " results dropped" not in capsys.readouterr().err  # the oracle's results are kept
 
 
 def test_no_folder(tmp_path, project):
@@ -311,7 +311,7 @@ def by_profile(name):
 
 
 def test_drift_is_a_score_of_an_experiment(workspace, tmp_path, capsys):
-    """The figures of `hiar score` under names that are no judge's, of the true world too; nothing is done twice."""
+    """The values of `hiar score` under names that no judge has, for the true world too; nothing is computed twice."""
     params, work = by_profile("drift-lite"), tmp_path / "work"
     shutil.copytree(workspace, work)
     score.run(params, work)
@@ -339,7 +339,7 @@ def test_drift_is_a_score_of_an_experiment(workspace, tmp_path, capsys):
         for stage, walk in {"init": ["hiar"], "world": ["world"]}.items()
     }
     assert statistics.mean(values["init"]) == pytest.approx(row["metrics"]["drift_lite"]["mean"], rel=1e-5)
-    assert statistics.mean(values["init"]) > statistics.mean(values["world"])  # whose colours do not fade
+    assert statistics.mean(values["init"]) > statistics.mean(values["world"])  # the world's colours do not fade
     truth = json.loads((work / "metrics" / "world.json").read_text())
     assert truth[0]["metrics"].keys() >= mine
     assert json.loads((work / "metrics" / "profiles.json").read_text())["drift-lite"] == alone["record"]
@@ -349,7 +349,7 @@ def test_drift_is_a_score_of_an_experiment(workspace, tmp_path, capsys):
     score.run(params, work)
     told = capsys.readouterr().err
     assert f"score {folder}: 3 of 3 videos are scored already" in told  # the second has become the third
-    assert "hiar.jsonl: 1 results go, of videos or profiles that have changed" in told
+    assert "hiar.jsonl: 1 results dropped, of videos or profiles that have changed" in told
     assert told.count("3 of 3 videos are scored already") == len(params.compare.students) + 1
 
 

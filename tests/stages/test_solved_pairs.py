@@ -1,4 +1,4 @@
-"""Pairs that no file holds: the trajectories that would be stored, and what a training makes of them."""
+"""Pairs that are not stored: the trajectories equal stored ones, and so does a training on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def not_stored(params: Params) -> Params:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Workspaces of one teacher: with eleven pairs, and with none stored."""
+    """Two workspaces with one teacher: one with eleven stored pairs, one with none."""
     stored, solved = (tmp_path_factory.mktemp(name) for name in ("stored", "solved"))
     params = smoke_params(pairs={"count": 11, "batch": 2, "shard": 3})
     for folder, one in ((stored, params), (solved, not_stored(params))):
@@ -57,14 +57,14 @@ def test_they_are_those_that_would_be_stored(both: tuple[Path, Path]) -> None:
     assert list(Paths(solved, 0).pairs.glob("*.safetensors")) == []
     said = [json.loads((folder / "metrics" / "seed-0" / "pairs.json").read_text()) for folder in both]
     assert said[1]["count"] == 11
-    assert said[1]["latent_std"] == pytest.approx(said[0]["latent_std"], rel=0.2)  # of other ones of them
+    assert said[1]["latent_std"] == pytest.approx(said[0]["latent_std"], rel=0.2)  # measured on other trajectories
 
 
 @pytest.mark.parametrize(("kept_in", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_states_may_be_kept_in_half_the_bytes(
     kept_in: str, dtype: torch.dtype, both: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Rounded once, after they were solved; those that are solved when they are drawn are rounded alike."""
+    """Rounded once, after solving; states that are solved when they are drawn are rounded in the same way."""
     full, half = (
         smoke_params(pairs={"count": 11, "batch": 2, "shard": 3, "kept_in": kept}) for kept in (None, kept_in)
     )
@@ -98,13 +98,13 @@ def test_they_read_like_a_tensor_and_are_solved_once_for_what_is_asked_first() -
     assert torch.equal(rows[chosen], states[chosen])
     assert asked == [[4, 1, 8]]
     assert torch.equal(rows[torch.tensor([8, 2])], states[[8, 2]])
-    assert asked[1:] == [[2]]  # what is still known is not solved again
+    assert asked[1:] == [[2]]  # rows still in memory are not solved again
     assert torch.equal(rows[chosen], states[chosen])
-    assert asked[2:] == [[4, 1]]  # and of what nobody asks any more nothing is held
+    assert asked[2:] == [[4, 1]]  # and rows that were not in the last request are dropped
 
 
 def test_a_training_is_the_one_on_stored_pairs(smoke: Path, tmp_path: Path) -> None:
-    """But for rounding: init by regression, and HiAR with its regulariser."""
+    """Up to rounding: init by regression, and HiAR with its regulariser."""
     params = load_params(smoke / "params.yaml")
     shutil.copytree(smoke / MADE / "teacher", tmp_path / MADE / "teacher")
     solved = not_stored(params)
@@ -137,7 +137,7 @@ def test_who_needs_stored_ones_says_so(both: tuple[Path, Path], tmp_path: Path) 
 
 
 def test_a_teacher_that_makes_none_is_told_before_it_is_trained_on(both: tuple[Path, Path], tmp_path: Path) -> None:
-    """And one that makes some, where another is drawn."""
+    """And a trajectory that is not finite is named when it is drawn."""
     save_student(Paths(tmp_path, 0).teacher)
     params = not_stored(smoke_params(pairs={"count": 11, "batch": 2, "shard": 3}))
     spoiled = params.model_copy(update={"pairs": params.pairs.model_copy(update={"guidance": 1e30})})
@@ -158,11 +158,11 @@ def test_a_plan_has_their_teacher_and_no_room_on_the_disk() -> None:
         fewer = {(one.role, one.what): one.bytes for one in plans[0].entries}
         teacher = more.pop(("teacher of the pairs", "parameters"))
         assert more == fewer
-    assert teacher == pytest.approx(2 * fewer["real score", "parameters"], rel=0.01)  # which is shared out, unlike it
+    assert teacher == pytest.approx(2 * fewer["real score", "parameters"], rel=0.01)  # only the real score is sharded
     plan = forecast(open_models(not_stored(params)), "distill", params.variant("self-forcing"), 2)
-    assert "teacher of the pairs" not in {one.role for one in plan.entries}  # it draws none
+    assert "teacher of the pairs" not in {one.role for one in plan.entries}  # self-forcing draws no pairs
     many = open_models(not_stored(smoke_params(**small, pairs={"batch": 64})))
-    for stage in ("init", "distill"):  # so many at a time are the fullest of it
+    for stage in ("init", "distill"):  # with so many at a time, solving is the peak
         entries = forecast(many, stage, params.variant("hiar"), 2).entries
         *_, fullest = entries
         assert fullest.what == "pairs"

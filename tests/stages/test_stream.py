@@ -1,4 +1,4 @@
-"""The stream's blocks are those of `hiar sample`, for ever in constant memory; what cannot be streamed is refused."""
+"""The stream's blocks equal those of `hiar sample`, endlessly in constant memory; impossible streams are refused."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_changes_are_counted_in_blocks() -> None:
 
 
 def refuse(checkpoint: Path, tmp_path: Path, **changed: object) -> str:
-    """The line with which something is refused; the file that was there before stays as it is."""
+    """The error line of a refused request; a file that was there before must stay as it is."""
     out = tmp_path / "v.mp4"
     out.write_text("of before")
     changes = changed.pop("changes", [])
@@ -147,7 +147,7 @@ def test_what_is_refused_leaves_the_file_of_before(folder: Path, tmp_path: Path)
     assert refuse(folder, tmp_path, frames=31) == (
         "--frames = 31: must be a positive multiple of the block of 3 frames; try 30"
     )
-    assert refuse(folder, tmp_path, context="shared").startswith("--order = step_first: shared context is left by")
+    assert refuse(folder, tmp_path, context="shared").startswith("--order = step_first: shared context is written by")
 
 
 def test_a_teacher_is_refused(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_teacher_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_not_what_its_manifest_says_is_refused(folder: Path, tmp_path: Path) -> None:
     altered = shutil.copytree(folder, tmp_path / "altered")
     with (altered / "generator.json").open("a") as card:
-        card.write(" ")  # as good a card as before
+        card.write(" ")  # still a valid card
     load_generator(altered)
     assert refuse(altered, tmp_path).startswith(f"{altered}/generator.json: size ")
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_that_is_not_what_its_manifest_says_is_refused(folder: Path
 def test_caches_and_decoding_have_to_fit_together(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where each of them alone fits, a video can be sampled; while it is watched, both are in memory."""
+    """If each alone fits, a video can be sampled; a stream needs both in memory at once."""
     monkeypatch.setattr(fitting, "ring_bytes", lambda source, grid, videos, caches=4: 10 * videos * caches)
     monkeypatch.setattr(fitting, "walk_bytes", lambda source, rollout, order, passes: 100)
     monkeypatch.setattr(fitting, "decode_bytes", lambda source, frames: (100, 30))
@@ -185,9 +185,9 @@ def test_caches_and_decoding_have_to_fit_together(
 def test_a_stream_is_renewed_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
     request = ("stream", "--checkpoint", folder, "--prompt", PROMPT, "--frames", 12)
     said = hiar(*request, "--renew", "--out", "out.mp4", folder=tmp_path, code=2).stderr
-    assert said == "error: --renew: is done where the prompt changes; give a --change, or leave it out\n"
+    assert said == "error: --renew: applies where the prompt changes; give a --change, or leave it out\n"
     said = hiar(*request, "--resize", "--out", "out.mp4", folder=tmp_path, code=2).stderr
-    assert said == "error: --resize: is done to --video or --image; give one of them, or leave it out\n"
+    assert said == "error: --resize: applies to --video or --image; give one of them, or leave it out\n"
     videos = []
     for name, options in (("plain", ()), ("renewed", ("--renew",))):
         hiar(*request, "--change", f"6={OTHER}", *options, "--out", f"{name}.mp4", folder=tmp_path)

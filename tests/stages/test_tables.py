@@ -1,4 +1,4 @@
-"""`hiar tables`, as a command: of experiments that were run, and of what was not."""
+"""`hiar tables` as a command, for experiments that were run and for missing ones."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ TINY = {"seeds": [0, 1, 2], "sample": {"videos": 4, "frames": 30}, "report": {"v
 
 @pytest.fixture
 def project(tmp_path):
-    """A project in which table2's experiment has been run: HiAR has the better good frames, and the rest is alike."""
+    """A project in which table2's experiment has been run: HiAR has better good frames, all else is equal."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     workspace = tmp_path / "runs" / "table2"
@@ -63,7 +63,7 @@ def test_the_tables_of_an_experiment(project):
     assert "table2: input-level context costs quality: holds" in said
     assert "table2: output-level context drifts less than clean: undecided" in said
     assert "| 0.6160 [0.6" in (project / folder / "tables.md").read_text()
-    (project / folder / "run.json").write_text('{"commits": ["abc"], "stages": [{"sec')  # cut off by a kill
+    (project / folder / "run.json").write_text('{"commits": ["abc"], "stages": [{"sec')  # truncated by a kill
     hiar("tables", "table2", "--out", "all", folder=project)
     text = (project / "all" / "tables.md").read_text()
     assert "Training seeds: 0, 1, 2. Videos: 128 of 240 latent frames, 16 training lengths." in text
@@ -78,7 +78,7 @@ def test_the_tables_of_an_experiment(project):
 def test_what_has_no_table_or_was_not_run_or_has_changed(project):
     before = sorted(project.rglob("*"))
     assert mistake("tables", "table2", "front", folder=project) == (
-        "experiment 'front': report.table = null: is for no table of the paper's; name one"
+        "experiment 'front': report.table = null: belongs to no table of the paper; name one that does"
     )
     assert mistake("tables", "table1", folder=project) == (
         "runs/table1/metrics/videos.jsonl: no such file; run `hiar run table1` first"
@@ -92,7 +92,7 @@ def test_what_has_no_table_or_was_not_run_or_has_changed(project):
 
 
 def test_an_experiment_whose_parameters_name_files_is_the_one_that_was_run_until_one_of_them_changes(tmp_path):
-    """As of Wan's every one does: what is in the files was noted when it was run."""
+    """As every Wan experiment's do: the contents of the files were recorded when it was run."""
     copy_project(tmp_path)
     name = "wan-tiny+table1"
     workspace = open_workspace(tmp_path, name)
@@ -121,7 +121,7 @@ def test_any_parameter_that_has_changed_since_makes_another_experiment(project):
 def test_what_was_run_is_told_as_far_as_it_is_known(project):
     workspace, params_of = project / "runs" / "table2", partial(experiment_params, project)
     tables = project / "experiments" / "paper" / "tables.yaml"
-    tables.write_text(tables.read_text().replace("Table 2:", "Table II:"))  # the project's own
+    tables.write_text(tables.read_text().replace("Table 2:", "Table II:"))  # the project's own tables
     log = {"name": "score", "hardware": "a CPU", "seconds": 61.0, "peak_memory_mb": 900}
     run = {"commits": ["abc", "def + changes"], "stages": [log, log | {"seconds": 2.0}]}
     (workspace / "reports").mkdir()
@@ -140,7 +140,7 @@ def test_what_was_run_is_told_as_far_as_it_is_known(project):
         "Stages, summed": "1 min 03 s",
         "Highest memory": "900 MB",
     }
-    for field in run:  # as an earlier version may have left it
+    for field in run:  # as an earlier version may have written it
         assert facts({name: value for name, value in run.items() if name != field}).keys() == {
             "Training seeds",
             "Videos",
@@ -162,7 +162,7 @@ def test_a_table_is_in_the_metrics_of_the_experiments_own_world(project):
 
 
 def test_on_wan_semantic_is_of_all_videos_together_and_no_experiment_is_beside(project):
-    """It comes of the summary, since no video has it alone."""
+    """Semantic comes from the summary, since a single video has none."""
     name = "wan2.1-1.3b+table1+vbench"
     params, workspace = experiment_params(project, name), project / "runs" / name
     (workspace / "metrics").mkdir(parents=True)
@@ -185,7 +185,7 @@ def test_on_wan_semantic_is_of_all_videos_together_and_no_experiment_is_beside(p
 
 
 def test_a_row_may_be_of_an_experiment_that_is_run_beside(project):
-    """Until it is run, the row says how; where its parameters have changed since, it is refused."""
+    """Until it has been run, the row says how to run it; if its parameters have changed since, it is refused."""
     names = {"table1": ("causvid", "self-forcing", "hiar"), "table1+causal-forcing": ("self-forcing", "hiar")}
 
     def ran(name, shift):

@@ -1,4 +1,4 @@
-"""What stages that train make of their parameters: networks, lengths, samples, and the states they keep."""
+"""How training stages follow their parameters: networks, lengths, samples, and the states they keep."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from hiar.worlds.shapes import Shapes
 
 OPTIMIZER = {"warmup": 1, "decay": "cosine", "muon": None}
 DISTILL = {"windows": 1, "steps": 4, "critic_warmup": 4, "generator": OPTIMIZER, "critic": OPTIMIZER}
-SEED = 1  # of two: what is the first one's alone is not there
-UPDATES = 6  # of each stage
+SEED = 1  # the second seed: nothing of the first one exists
+UPDATES = 6  # in each stage
 TRAINING = {"steps": UPDATES, "batch": 2}
 
 
 class Seen(NamedTuple):
-    """Of a distillation: weights before it, roles after it, and the samples of rollouts, by whether they teach."""
+    """A distillation: weights before it, roles after it, and rollouts' samples, by whether they train the student."""
 
     before: dict[str, dict[str, Tensor]]
     roles: dict[str, Role]
@@ -73,7 +73,7 @@ def run(name: str, params: Params, workspace: Path) -> bytes:
 
 
 def watched(params: Params, workspace: Path) -> Seen:
-    """Distil, and see what is trained."""
+    """Distil, and record what is trained."""
     seen, roll_out = Seen({}, {}, {True: [], False: []}), SelfRollout.__call__
 
     def rolled_out(self: SelfRollout, *given: Any) -> Tensor:
@@ -96,7 +96,7 @@ def watched(params: Params, workspace: Path) -> Seen:
 
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a codec, a teacher, its pairs, and an init of other weights."""
+    """A workspace with a codec, a teacher, its pairs, and an init with other weights."""
     workspace = tmp_path_factory.mktemp("parents")
     paths = Paths(workspace, SEED)
     for folder, seed, stage in ((paths.teacher, 1, "teacher"), (paths.init, 2, "init")):
@@ -142,7 +142,7 @@ def test_a_real_score_of_its_own_is_frozen_in_the_type_that_training_computes_in
     runtime = {"processes": processes, "precision": "bf16"}
     params = params_of(runtime=runtime, real_score=str(Paths(parents, SEED).teacher))
     shutil.rmtree(Paths(work, SEED).pairs)
-    AcceleratorState._reset_state(True)  # accelerate allows one precision a process otherwise
+    AcceleratorState._reset_state(True)  # accelerate otherwise allows one precision per process
     pairs.run(params, work, SEED)
     seen = watched(params, work)
     AcceleratorState._reset_state(True)
@@ -159,7 +159,7 @@ def test_the_student_begins_as_the_init_and_the_critic_as_the_teacher(parents: P
 
 
 def test_the_rates_of_both_fall_to_nothing_with_their_last_updates(seen: Seen) -> None:
-    """Also of a critic that warms up alone, and takes several updates to one of the student's."""
+    """Also for a critic that first warms up alone and takes several updates per student update."""
     taken = {}
     for name, role in seen.roles.items():
         (optimizer,) = role.optimizers
@@ -170,7 +170,7 @@ def test_the_rates_of_both_fall_to_nothing_with_their_last_updates(seen: Seen) -
 
 
 def test_no_sample_serves_both_or_twice(parents: Path, tmp_path: Path) -> None:
-    """Without a replay the critic has rollouts of its own; each is of the prompts of its purpose."""
+    """Without replay the critic has its own rollouts; student and critic each use their own prompts."""
     seen = watched(params_of(replay=None), Path(shutil.copytree(parents, tmp_path / "work")))
     for purpose, numbers in (("distill", seen.samples[True]), ("critic", seen.samples[False])):
         assert len(numbers) == len({*numbers}) > 0
@@ -201,7 +201,7 @@ def test_every_update_is_of_clips_and_noise_that_none_before_has_seen(
     run(name, params_of(), workspace)
     drawn = UPDATES * TRAINING["batch"]
     trained = [number for number in seen if FIRST_CLIP["training"] <= number < FIRST_CLIP["held-out"]]
-    assert len({*trained[-drawn:]}) == drawn  # the codec's first weights are fitted to some before
+    assert len({*trained[-drawn:]}) == drawn  # before them, the codec's initial weights were fitted to some clips
     assert len(torch.stack(noise).unique(dim=0)) == len(noise) == drawn
 
 
@@ -226,7 +226,7 @@ def test_losses_are_means_over_the_batch_whatever_the_micro_batches(name: str, p
 
 
 def test_a_student_with_sinks_is_validated_in_both_modes(parents: Path, tmp_path: Path) -> None:
-    """All frames at once leave no room for sinks, which they need none of."""
+    """Attention over all frames at once has no sinks, and needs none."""
     workspace = Path(shutil.copytree(parents, tmp_path / "work"))
     settings = {"every": UPDATES, "prompts": 1, "frames": 6, "metric": "residual", "bidirectional": True}
     params = merged(params_of(validation=settings), {"video": {"sink_blocks": 1}})
@@ -245,6 +245,6 @@ def test_states_are_kept_as_the_parameters_say_and_gone_on_from(name: str, paren
     often = params_of({"checkpoint_minutes": 1e-9, "checkpoints_kept": 2, "checkpoint_milestone": 2})
     interrupt(lambda: run(name, often, other), step=UPDATES - 1)
     (folder,) = other.rglob(".training")
-    # The one that was just written, the two before it, which were the newest until then, and a multiple of two.
+    # The state just written, the two before it (the newest until then), and the multiple of two.
     assert [path.name for path in states(folder)] == [f"state-{step:08d}" for step in (5, 4, 3, 2)]
     assert run(name, often, other) == undisturbed

@@ -1,4 +1,4 @@
-"""Unfinished training: gone on with, set aside or taken up again, never lost; and parents that do not fit."""
+"""Unfinished training: resumed, set aside or taken up again, never lost; and parents that do not match."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hiar.errors import UserError
 from hiar.io.states import newest, read_index
 from hiar.models.generator import load_generator
 from hiar.parameters import load_params
-from hiar.stages import codec, distill, init, pairs
+from hiar.stages import codec, distill, init, pairs, plan
 from hiar.stages.cards import trained_card
 from hiar.stages.definition import code_hash
 from hiar.stages.plan import load_sampler
@@ -42,7 +42,7 @@ def params_of(lr: float = 0.006, width: int = 8, checkpoint_minutes: float = 60.
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose codec was interrupted; to be copied."""
+    """A workspace whose codec training was interrupted; tests copy it."""
     workspace = tmp_path_factory.mktemp("interrupted")
     interrupt(lambda: codec.run(params_of(checkpoint_minutes=1e-9), workspace, 0), SEEN)
     return workspace
@@ -95,7 +95,7 @@ def test_what_was_begun_with_other_settings_is_set_aside_and_can_be_gone_on_with
     assert taken_up[:steps] != anew[:steps]
     assert done(aside) == steps
 
-    codec.run(params_of(), workspace, 0, restart_from=aside)  # as it was begun: what an undisturbed run gives
+    codec.run(params_of(), workspace, 0, restart_from=aside)  # with the original parameters: equals an undisturbed run
     assert rows(workspace / "curves" / "seed-0" / "codec.csv")[:steps] == taken_up[:steps]
 
 
@@ -153,7 +153,7 @@ def test_restart_from_what_holds_no_state_is_told_before_any_work(tmp_path: Path
         assert run.stderr.startswith(f"error: --restart-from = {name}: holds no training state")
         assert run.stderr.count("\n") == 1
     run = hiar("stage", "pairs", "--seed", 0, "--restart-from", ".", folder=tmp_path, code=2)
-    assert "stage pairs takes no such option" in run.stderr
+    assert "stage pairs has no such option" in run.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
@@ -238,7 +238,9 @@ def test_a_student_s_card_says_what_it_was_trained_with(smoke: Path) -> None:
     assert trained.world == card.world
 
 
-def test_precision_is_the_card_s_wherever_a_checkpoint_generates(smoke: Path, tmp_path: Path) -> None:
+def test_precision_is_the_card_s_wherever_a_checkpoint_generates(
+    smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     places = smoke / "artifacts" / "seed-0"
     for name in ("init", "teacher"):
         source = load_generator(places / name)
@@ -246,7 +248,10 @@ def test_precision_is_the_card_s_wherever_a_checkpoint_generates(smoke: Path, tm
         source.card = source.card.model_copy(update={"precision": "bf16"})
         (tmp_path / name).mkdir()
         source.save(tmp_path / name)
-    assert load_sampler(tmp_path / "init", torch.device("cpu")).denoiser.dtype == torch.bfloat16
+    for arithmetic in (True, False):
+        monkeypatch.setattr(plan, "multiplies_bf16", lambda arithmetic=arithmetic: arithmetic)
+        assert load_sampler(tmp_path / "init", torch.device("cpu")).denoiser.dtype == torch.bfloat16
+        assert ("init computes in bf16, for which this processor has no" in capsys.readouterr().err) is not arithmetic
     teacher = load_sampler(tmp_path / "teacher", torch.device("cpu"))
     assert teacher.denoiser.dtype == torch.float32
     params = load_params(smoke / "params.yaml")

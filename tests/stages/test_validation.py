@@ -33,7 +33,7 @@ from hiar.worlds.interface import FIRST_CLIP
 
 TRANSFORMER = Path("transformer", "diffusion_pytorch_model.safetensors")
 MADE = Path("artifacts", "seed-0")
-VARIANT = "self-forcing"  # whose walk is not what one without a walk takes
+VARIANT = "self-forcing"  # its walk is not the default of a student without one
 SETTINGS = {"every": 4, "prompts": 3, "frames": 6, "metric": "residual", "bidirectional": True}
 
 
@@ -54,7 +54,7 @@ def parents(smoke, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def validated(parents):
-    """A student distilled with validation, and left alone."""
+    """A student distilled with validation, undisturbed."""
     params, workspace = parents
     whole = Path(shutil.copytree(workspace, workspace.with_name("whole")))
     distill.run(with_validation(params), whole, 0, VARIANT)
@@ -84,11 +84,11 @@ def test_which_is_better():
     assert better("residual", {"residual": 0.4}, {"residual": 0.5})
     for metric in ("good", "residual"):
         assert better(metric, {metric: 0.5}, {})
-        assert not better(metric, {metric: 0.5}, {metric: 0.5})  # the first of equals is kept
+        assert not better(metric, {metric: 0.5}, {metric: 0.5})  # of equal ones, the first is kept
 
 
 def test_the_best_is_a_checkpoint_of_its_own(validated, smoke):
-    """Lower residuals are better; what it makes again is what was measured."""
+    """Lower residuals are better; its videos, generated again, have the measured value."""
     taken = read_validations(validated)
     best = min(taken, key=lambda one: one.metrics["residual"])
     said = read_manifest(validated / validation.BEST, "checkpoint")
@@ -111,7 +111,7 @@ def test_a_mean_is_of_the_videos_that_have_the_metric():
 
 
 def residual_of(params, student, latents, prompts):
-    """The mean of the videos' residuals, as the oracle finds them."""
+    """The mean of the videos' residuals, measured by the oracle."""
     judge = open_judge(params.world, params.score, *student.block_pictures)
     residuals = []
     for latent, prompt in zip(latents, prompts, strict=True):
@@ -121,7 +121,7 @@ def residual_of(params, student, latents, prompts):
 
 
 def test_the_last_figures_are_those_of_the_students_own_videos(validated, parents):
-    """Prompts and noise of validation's own numbers, the averaged weights, every frame of every video."""
+    """With validation's own numbers for prompts and noise, the averaged weights, and every frame of every video."""
     params, _ = parents
     student, first = load_generator(validated), FIRST_CLIP["validation"]
     prompts = sample_world(params).prompts(seed=0, first=first, count=3)
@@ -165,7 +165,7 @@ def test_a_training_that_was_killed_twice_goes_on_to_the_same_validations(parent
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for at in (4, 5):
-            if at == 5:  # as if the first kill had come while the best was written
+            if at == 5:  # as if the first kill had hit while the best was written
                 left = next(work.rglob(".training")) / validation.BEST
                 left.mkdir()
                 (left / "of before").touch()
@@ -196,7 +196,7 @@ def test_an_init_is_validated_as_it_would_be_walked_by_default(parents, tmp_path
 
 
 def test_of_an_init_with_two_trainings_the_student_s_is_validated(parents, tmp_path):
-    """Its causal teacher is not; saving the best on the way spoils nothing of what is still trained."""
+    """Its causal teacher is not validated; saving the best in between does not change the training."""
     params, workspace = parents
     weights = []
     for watch in (None, SETTINGS | {"every": 3, "bidirectional": False, "metric": "good"}):
@@ -216,7 +216,7 @@ def test_of_an_init_with_two_trainings_the_student_s_is_validated(parents, tmp_p
     assert weights[0] == weights[1]
     first, last = read_validations(work / MADE / "init")
     assert (first.step, last.step) == (3, 5)
-    assert first.metrics["good"] == last.metrics["good"]  # after so little training there is nothing to tell them by
+    assert first.metrics["good"] == last.metrics["good"]  # after so little training they do not differ
     assert read_manifest(work / MADE / "init" / validation.BEST, "checkpoint")["updates"] == 3
 
 
@@ -261,12 +261,12 @@ def test_settings_that_cannot_be(stage, changes, said):
 
 
 def test_curves_and_videos_are_recorded(parents, tmp_path, monkeypatch):
-    """As the spool has them for MLflow: the means at each validation, and the first videos of it."""
+    """In the spool for MLflow: the means at each validation, and its first videos."""
     params, workspace = parents
     work = Path(shutil.copytree(workspace, tmp_path / "work"))
     monkeypatch.delenv("HIAR_TRACKING")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("hiar.tracking.stage.start_sender", lambda folder: None)  # what is read here is not sent
+    monkeypatch.setattr("hiar.tracking.stage.start_sender", lambda folder: None)  # the spool read below is not sent
     distill.run(with_validation(params), work, 0, "hiar")
     (spool,) = (work / ".hiar" / "spool" / "local").glob("*.jsonl")
     events = [json.loads(line) for line in spool.read_text().splitlines()]
@@ -289,7 +289,7 @@ def test_curves_and_videos_are_recorded(parents, tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_processes_share_the_prompts(parents, tmp_path):
-    """Two of them see what one does, up to rounding of sharded weights, and keep the same best."""
+    """Two processes measure what one does, up to rounding of sharded weights, and keep the same best."""
     params, workspace = parents
     found = {}
     for processes in (1, 2):

@@ -30,7 +30,7 @@ def test_the_rule(interval, seeds, direction, expected):
 
 
 def scores(*speeds):
-    """Two contenders, and the mean by which the first is faster a seed; videos differ by more."""
+    """Two contenders; the first is faster by ``speeds``, one per seed; videos differ by more."""
     return {
         name: {
             (seed, video): {"speed": 3.0 * video + (speed if name == "distill/hiar" else 0.0)}
@@ -46,7 +46,7 @@ def test_a_claim_is_judged_by_seeds_and_not_by_videos():
     said, difference, _, seeds = judged(scores(0.9, 1.0, 1.1), moves_more)
     assert (said, difference, seeds) == ("holds", pytest.approx(1.0), 3)
     assert judged(scores(-0.9, -1.0, -1.1), moves_more)[0] == "fails"
-    assert judged(scores(0.1, 1.0, 1.9), moves_more)[0] == "undecided"  # each seed alone is beyond doubt
+    assert judged(scores(0.1, 1.0, 1.9), moves_more)[0] == "undecided"  # each seed alone is clear
     assert judged(scores(0.9, 1.0), moves_more)[0] == "undecided"
 
 
@@ -115,7 +115,7 @@ def test_tables_that_are_not_valid(tmp_path, spoil, message):
         ),
         (
             lambda said: said["measures"].pop("shapes"),
-            "measures: says nothing of a world of kind 'shapes'; add its metrics",
+            "measures: has no entry for a world of kind 'shapes'; add its metrics",
         ),
     ],
 )

@@ -7,19 +7,19 @@ TRIALS, VIDEOS = 2000, 128
 
 
 def gaussian(random):
-    """Two samples that differ by .3 and correlate by .7."""
+    """Differences of two samples whose means differ by 0.3 and that correlate by 0.7, and the true mean."""
     one, own = random.standard_normal((2, TRIALS, VIDEOS))
     return (0.7 * one + np.sqrt(0.51) * own + 0.3) - one, 0.3
 
 
 def slopes(random):
-    """Absolute values of two such samples, one of them half as large again."""
+    """Differences of absolute values of two such samples of mean 0, one scaled by 1.5, and the true mean."""
     one, own = random.standard_normal((2, TRIALS, VIDEOS))
     return 1.5 * np.abs(0.7 * one + np.sqrt(0.51) * own) - np.abs(one), 0.5 * np.sqrt(2 / np.pi)
 
 
 def good_frames(random):
-    """Shares that are 1 but for a few videos."""
+    """Differences of shares that are 1 for all but a few videos, and the true mean."""
     one, other = (1 - (random.random((TRIALS, VIDEOS)) < p) * random.random((TRIALS, VIDEOS)) for p in (0.06, 0.12))
     return other - one, -0.03
 
@@ -33,7 +33,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(samples):
 
 
 def test_the_interval_over_seeds_covers_where_that_over_videos_does_not():
-    """Models of another seed differ by more than videos of one model do."""
+    """Because models of different seeds differ by more than the videos of one model."""
     random, seeds, videos = np.random.default_rng(1), 3, 32
     means = 0.3 + random.standard_normal((TRIALS, seeds, 1))
     values = means + 0.5 * random.standard_normal((TRIALS, seeds, videos))

@@ -23,7 +23,7 @@ def written(tmp_path, rows):
 
 
 def two(seeds=(0, 1), videos=8):
-    """Videos differ by far more than the contenders do."""
+    """Rows of two contenders; videos differ by far more than the contenders do."""
     random, rows = np.random.default_rng(0), []
     for seed in seeds:
         for video in range(videos):
@@ -42,7 +42,7 @@ def test_differences_are_taken_video_by_video_whatever_the_order_of_rows(tmp_pat
     assert found.videos.n == 16
     assert found.videos.half < 0.05
     assert found.training.n == 2
-    assert found.training.half > 5  # two seeds that are one apart: 12.7 errors of .5
+    assert found.training.half > 5  # two seeds with a difference of 1: t = 12.7 times a standard error of 0.5
     turned = [one for one in rows if one["variant"] == "hiar"] + [one for one in rows[::-1] if one["variant"] != "hiar"]
     shuffled = read_scores(written(tmp_path, turned))
     assert compared(shuffled).videos == found.videos
@@ -70,8 +70,11 @@ def test_one_training_seed_says_nothing_of_another(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda rows: rows[:-1], "video 7 of seed 1 is of the first alone (1 such); sample both with the same"),
-        (lambda rows: [*rows[:-2], rows[-1]], "distill/other, distill/hiar: cannot be paired, video 7 of seed 1 is of"),
+        (lambda rows: rows[:-1], "video 7 of seed 1 is only in the first (1 such); sample both with the same"),
+        (
+            lambda rows: [*rows[:-2], rows[-1]],
+            "distill/other, distill/hiar: cannot be paired, video 7 of seed 1 is only",
+        ),
         (lambda rows: [one for one in rows if one["variant"] != "other"], "contender 'distill/other': has no scores;"),
         (lambda rows: [one | {"metrics": {"drift": 1.0}} for one in rows], "was not scored for speed; known: drift"),
         (lambda rows: [one | {"seed": one["seed"] + (one["variant"] == "other")} for one in rows], "cannot be paired"),
@@ -85,7 +88,7 @@ def test_what_cannot_be_paired_is_refused(tmp_path, spoil, message):
 
 
 def test_videos_that_a_metric_is_not_defined_of_are_left_out(tmp_path):
-    """VBench judges some prompts alone by a dimension: of both contenders the same ones."""
+    """VBench scores a dimension on some prompts only; they have to be the same for both contenders."""
     rows = two()
     for one in rows:
         if one["video"] % 2:
@@ -97,7 +100,9 @@ def test_videos_that_a_metric_is_not_defined_of_are_left_out(tmp_path):
     even = [one for one in two() if one["video"] % 2 == 0]
     assert found == compared(read_scores(written(tmp_path, even)))
     del rows[0]["metrics"]["speed"]
-    with pytest.raises(UserError, match=r"^distill/other, distill/hiar: cannot be paired, video 0 of seed 0 is of the"):
+    with pytest.raises(
+        UserError, match=r"^distill/other, distill/hiar: cannot be paired, video 0 of seed 0 is only in"
+    ):
         compared(read_scores(written(tmp_path, rows)))
     for one in rows:
         if one["seed"]:
@@ -127,7 +132,7 @@ def test_a_file_that_is_none_of_scores(tmp_path, text, message):
 
 def test_what_has_no_values_by_video_is_added_seed_by_seed(tmp_path):
     scores = read_scores(written(tmp_path, [row("hiar", seed, 0, 1.0) for seed in (0, 1)]))
-    scores["distill/hiar"][0, 0]["semantic"] = 0.5  # of this seed alone it is known by video
+    scores["distill/hiar"][0, 0]["semantic"] = 0.5  # only this seed has values by video
     summary = {"stage": "distill", "variant": "hiar", "metrics": {"speed": {"mean": 2.0}, "semantic": {"mean": 0.75}}}
     add_wholes(scores, [summary | {"seed": seed} for seed in (0, 1)])
     assert {seed: list(found) for seed, found in values_of(scores, "distill/hiar", "semantic").items()} == {

@@ -1,4 +1,4 @@
-"""What is read of validations, and how two courses go together over several trainings."""
+"""Reading validations, and the correlation of two courses over several trainings."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A real S3 store (SeaweedFS), and a small project whose runs lie in it."""
+"""A real S3 store (SeaweedFS), and a small project whose runs are stored in it."""
 
 import os
 import shutil
@@ -66,7 +66,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(server):
-    """Whoever may use the store."""
+    """The environment of a user with access to the store."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HIAR_", "PREFECT_"))}
     settings = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
@@ -82,7 +82,7 @@ def client(server):
 
 @dataclass(frozen=True)
 class Lab:
-    """A project with git and a bucket of its own."""
+    """A project with its own git repository and bucket."""
 
     folder: Path
     bucket: str
@@ -111,7 +111,7 @@ class Lab:
         return sorted(entry["Key"].removeprefix("hiar/") for entry in found)
 
     def run(self, level):
-        """What a run leaves: outputs, their records, its lock."""
+        """Make and store what a run leaves: outputs, their records, its lock."""
         (self.folder / "params.yaml").write_text(f"level: {level}\n")
         self.command(sys.executable, "-m", "dvc", "repro", "--quiet")
         self.command(sys.executable, "-m", "flows.remote", "push")
@@ -119,7 +119,7 @@ class Lab:
 
 def make_bucket(client, name):
     def made():
-        """Whether it is; a store that has just started takes none yet."""
+        """Whether the bucket could be created; a store that has just started cannot yet."""
         try:
             client.create_bucket(Bucket=name)
         except Exception:
@@ -137,7 +137,7 @@ def bucket(client):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, server, environment, client):
-    """A project with one run in the store, which a commit names."""
+    """A project with one run in the store, referenced by a commit."""
     folder = tmp_path_factory.mktemp("lab")
     bucket = make_bucket(client, folder.name)
     lab = Lab(folder, bucket, environment)

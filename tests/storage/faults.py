@@ -1,4 +1,4 @@
-"""A proxy before an S3 store that does to connections what networks and stores do to them, drawn with a seed."""
+"""A proxy in front of an S3 store that injects faults of networks and stores into connections, drawn with a seed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections import Counter
 KINDS = ("late", "unavailable", "cut upload", "cut answer", "reset upload", "reset answer")
 ANSWER = b"HTTP/1.1 %s\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
 ERROR = b"<Error><Code>%s</Code><Message>of the tests</Message></Error>"
-MOST = 6000  # bytes of a connection before it is cut
+MOST = 6000  # most bytes of a connection before it is cut
 
 
 class Faults:
-    """A proxy to ``store`` (its port); of the connections so many, as a share, meet one of ``kinds``.
+    """A proxy to ``store`` (its port); a fraction ``share`` of the connections gets a fault of one of ``kinds``.
 
-    full: whatever is to be written is answered with 507. done: how often each kind has happened.
+    full: every write is answered with 507. done: how often each kind has happened.
     """
 
     def __init__(self, store: int, seed: int = 0, kinds: tuple[str, ...] = KINDS, share: float = 0.3) -> None:
@@ -87,7 +87,7 @@ class Faults:
     async def _pass(
         self, source: asyncio.StreamReader, to: asyncio.StreamWriter, limit: int | None, late: float
     ) -> bool:
-        """Pass bytes on; whether that ended at the limit."""
+        """Forward bytes; returns whether that ended at the limit."""
         passed = 0
         try:
             while data := await source.read(4096):

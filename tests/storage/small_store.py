@@ -1,4 +1,4 @@
-"""An S3 store in memory, as much of one as the project asks for: what is slow to ask of a real one is asked of this."""
+"""An in-memory S3 store with the calls that the project uses, for tests that would be slow with a real one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 BUCKET = "lab"
-MOST_DELETED = 1000  # keys in a request, as with Amazon's
+MOST_DELETED = 1000  # keys per request, as in Amazon's S3
 
 
 class SmallStore(ThreadingHTTPServer):
-    """One bucket; tests put into it and look at it without asking.
+    """One bucket, which tests also fill and read directly, without requests.
 
-    page: entries of an answer that lists. refusal: the status and code with which every request is answered. held: what
-    it does not delete. context: of its certificate, where it is asked by https.
+    page: entries per page of a listing. refusal: the status and code with which every request is answered. held: what
+    it does not delete. context: the TLS context with its certificate, for https.
     """
 
     daemon_threads = True
@@ -32,13 +32,13 @@ class SmallStore(ThreadingHTTPServer):
         self.page, self.refusal = page, (0, "")
         self.context = context
         self.held: set[str] = set()
-        self.tokens: list[str | None] = []  # of a session, with each request
+        self.tokens: list[str | None] = []  # the session token of each request
         self.objects: dict[str, bytes] = {}
         self.modified: dict[str, datetime] = {}
         self.kinds: dict[str, str] = {}  # MIME types
-        self.uploads: dict[str, tuple[str, datetime]] = {}  # by number: key, and when it was begun
+        self.uploads: dict[str, tuple[str, datetime]] = {}  # by upload id: key, and when it began
         self.parts: dict[str, dict[int, bytes]] = {}
-        self.sent: list[tuple[str, int]] = []  # uploads and parts of them: key, and number of the part or 0
+        self.sent: list[tuple[str, int]] = []  # uploads and their parts: key, and the part's number or 0
         self.deleted: list[str] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -47,19 +47,19 @@ class SmallStore(ThreadingHTTPServer):
         return f"{'http' if self.context is None else 'https'}://127.0.0.1:{self.server_address[1]}"
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """A connection, whose handshake is left to its own thread."""
+        """A connection; its TLS handshake is done in its own thread."""
         connection, address = super().get_request()
         if self.context is not None:
             connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
 
     def put(self, key: str, data: bytes, modified: datetime | None = None) -> str:
-        """Store an object, and say under which key."""
+        """Store an object; returns its key."""
         self.objects[key], self.modified[key] = data, modified or datetime.now(UTC)
         return key
 
     def begin(self, key: str, modified: datetime | None = None) -> str:
-        """Begin an upload in parts; its number."""
+        """Begin a multipart upload; returns its id."""
         number = f"upload-{len(self.uploads)}"
         self.uploads[number], self.parts[number] = (key, modified or datetime.now(UTC)), {}
         return number
@@ -145,7 +145,7 @@ class _Answer(BaseHTTPRequestHandler):
         return {"Key": key, "UploadId": number, "Initiated": _time(begun)}
 
     def _list(self, root: str, name: str, held: Sequence[Any], told: Callable[[Any], dict[str, object]]) -> None:
-        """A page of what is held; the markers of all kinds of lists are how many came before."""
+        """Answer with a page of ``held``; in all kinds of lists, the marker is the number of entries before it."""
         markers = ("continuation-token", "upload-id-marker", "part-number-marker")
         first = int(next((self.query[one] for one in markers if self.query.get(one)), "0"))
         after = first + self.server.page
@@ -167,7 +167,7 @@ class _Answer(BaseHTTPRequestHandler):
         self._say(200, f"<DeleteResult>{''.join(f'<Error>{one}</Error>' for one in kept)}</DeleteResult>".encode())
 
     def _keep(self, data: bytes, kind: str) -> bool:
-        """Store an object where nobody has, if it is asked so; whether it is stored."""
+        """Store an object, unless the request forbids overwriting and it exists; returns whether it was stored."""
         if self.headers["If-None-Match"] == "*" and self.key in self.server.objects:
             self._refuse(412, "PreconditionFailed")
             return False

@@ -1,4 +1,4 @@
-"""A store behind a network that fails: what fails is told and done again, and nothing broken is taken for whole."""
+"""A store behind a failing network: failures are reported and retried, and nothing broken is taken as complete."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ def faults(server, request):
 
 @pytest.fixture
 def behind(lab, client, faults, tmp_path):
-    """The lab's project with another bucket, of which it sees what the proxy lets through; and a clean way to it."""
+    """The lab's project with another bucket, which it reaches through the proxy; and direct access to that bucket."""
     bucket = make_bucket(client, re.sub(r"[^a-z0-9]+", "-", tmp_path.name.lower()).strip("-"))
     folder = tmp_path / "project"
     shutil.copytree(lab.folder, folder, symlinks=True)
@@ -39,7 +39,7 @@ def behind(lab, client, faults, tmp_path):
 
 
 def repeat(lab, command):
-    """Run a command until it goes well, as the next runs do; how often it failed."""
+    """Run a command until it succeeds, as later runs would; returns how often it failed."""
     for attempt in range(ATTEMPTS):
         done = lab.attempt(*command)
         if done.returncode == 0 and "remote 'store': " not in done.stdout:

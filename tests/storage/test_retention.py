@@ -11,7 +11,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def runs(lab):
-    """Four more runs, of which the first is the best, and a bigger lock than any commit names."""
+    """The lab with four more runs, of which the first is the best."""
     for level in (0.5, 2, 3, 4):
         lab.run(level)
     return lab
@@ -22,10 +22,10 @@ def test_what_is_kept_and_what_goes(runs, client):
     before = runs.stored(client)
     rows = runs.storage("ls", "--last", "1", "--days", "0").splitlines()
     assert [re.split("  +", row)[-1] for row in rows if row.startswith("default")].count("- (gc deletes it)") == 2
-    assert re.search(r" 0 objects, .* would be deleted", runs.storage("gc", "--last", "1"))  # all of it is recent
+    assert re.search(r" 0 objects, .* would be deleted", runs.storage("gc", "--last", "1"))  # everything is recent
     said = runs.storage("gc", "--last", "1", "--days", "0")
     assert runs.stored(client) == before
-    # Of levels 2 and 3: 30 files, manifest, .dir, summary, record and lock each; level 1 is a commit's.
+    # Levels 2 and 3 have 30 files, manifest, .dir, summary, record and lock each; a commit references level 1.
     assert f" {2 * 35} objects" in said
     assert f" {2 * 35} objects" in runs.storage("gc", "--last", "1", "--days", "0", "--delete")
     assert len(runs.stored(client)) == len(before) - 2 * 35
@@ -37,7 +37,7 @@ def test_a_report_has_a_link_that_opens(runs, client):
     reports = runs.folder / "reports"
     reports.mkdir()
     (reports / "index.html").write_text("<p>of a run")
-    links = [runs.storage("report", "--days", "0.01") for _ in range(2)]  # the second finds the first's
+    links = [runs.storage("report", "--days", "0.01") for _ in range(2)]  # the second finds the first one's upload
     link = re.search(r"index\.html: (\S+)", links[1])[1]
     with urllib.request.urlopen(link) as answer:
         assert answer.read() == b"<p>of a run"

@@ -1,4 +1,4 @@
-"""What names objects, where no store is needed to tell."""
+"""Which objects are referenced, as far as can be tested without a store."""
 
 import subprocess
 from pathlib import Path
@@ -26,7 +26,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def clone(tmp_path):
-    """Locks a, b and c were committed, b and c on branches of their own; d only lies here."""
+    """Locks a, b and c are committed, b and c on their own branches; d is only in the working tree."""
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
     for branch, path, name in (("main", "dvc.lock", "a"), ("one", "dvc.lock", "b"), ("two", "runs/x/dvc.lock", "c")):
         if branch != "main":
@@ -50,7 +50,7 @@ def test_every_commit_of_every_branch_names_what_it_needs(clone):
 
 
 def test_what_a_merge_alone_brings_is_named(clone):
-    """As where two branches had run the same experiment, and it was run again on both together."""
+    """As when two branches have run the same experiment, and it was run again on the merge of both."""
     git(clone, "checkout", "--quiet", "--force", "main")
     git(clone, "merge", "--quiet", "--no-ff", "--no-commit", "two")
     lock(clone / "dvc.lock", "d")
@@ -59,7 +59,7 @@ def test_what_a_merge_alone_brings_is_named(clone):
 
 
 def test_what_takes_the_place_of_another_experiment_is_named(clone):
-    """Where one goes and one comes that is nearly alike, git tells of a name that has changed, unless told not to."""
+    """If one file is deleted and a similar one added, git reports a rename unless told not to."""
     git(clone, "checkout", "--quiet", "--force", "two")
     git(clone, "rm", "--quiet", "runs/x/dvc.lock")
     lock(clone / "runs" / "y" / "dvc.lock", "d")

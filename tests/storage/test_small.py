@@ -1,4 +1,4 @@
-"""What is kept, what goes, what is damaged, and what is asked of a store for that: quick, of a small store."""
+"""What is kept, deleted and damaged, and the requests for that: fast tests with a small store."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def ago(days: float) -> datetime:
 
 
 class Made:
-    """What a run leaves in a store: keys by kind, and its dvc.lock."""
+    """A run's objects in a store: keys by kind, and its dvc.lock."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Made:
             {"path": "metrics/summary.json", "hash": "md5", "md5": self.summary, "size": 7 * len(what)},
         ]
         outs[1]["size"] = len(small.objects[PREFIX + key_of(self.summary)])
-        # What another YAML than DVC's takes for something else than a word.
+        # Words that another YAML version than DVC's reads as other types.
         words = {"params.yaml": {"precision": "no", "mode": "off", "time": "12:30:45"}}
         record = {"cmd": f"make {what}", "params": words, "outs": outs}
         self.record = small.put(f"{PREFIX}{record_key(record)}", written(record), when)
@@ -121,7 +121,7 @@ class Made:
 
     @property
     def names(self) -> set[str]:
-        """Its lock, its record, and its objects but for the one that all runs have."""
+        """Its lock, its record, and its objects except the one that all runs share."""
         own = [name for path, name in self.files.items() if path != "shared"]
         objects = {key_of(name) for name in (*own, self.folder, self.summary)}
         return objects | {one.removeprefix(PREFIX) for one in (self.record, self.stored)}
@@ -140,12 +140,12 @@ def record_key(record: dict[str, Any]) -> str:
 
 
 def reasons(found: Plan) -> dict[str, str]:
-    """Why each run is kept, by what it made; words about commits and keys aside."""
+    """Why each run is kept, by the name of what it made."""
     return {kept.run.stages["make"]["cmd"].removeprefix("make "): kept.why for kept in found.runs}
 
 
 def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> None:
-    """Of two experiments; what is recent, shared, named by a commit or by the working tree, or of others stays."""
+    """Objects that are recent, shared, referenced by a commit or the working tree, or not ours are kept."""
     tagged, best, third, fourth = (
         Made(small, *one) for one in (("1", 0.1, 30), ("2", 0.9, 20), ("3", 0.2, 15), ("4", "none", 10))
     )
@@ -156,7 +156,7 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     (root / "dvc.lock").write_bytes(tagged.lock)
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "one")
-    # Of a branch, whose run another pushed and somebody has deleted the lock of; others of its experiment are there.
+    # A branch's run, pushed by another clone, whose lock was deleted; other runs of its experiment remain.
     branch = Made(small, "10", 0.0, 50)
     git(root, "checkout", "--quiet", "-b", "branch")
     committed = root / "runs" / "a" / "dvc.lock"
@@ -171,11 +171,11 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     fresh = small.put(f"{PREFIX}{key_of('f' * 32)}", b"of a run under way", ago(0.9))
     theirs = small.put("elsewhere/files/md5/ab/" + "c" * 30, b"of another project", ago(90))
     note = small.put(f"{PREFIX}notes.txt", b"of somebody", ago(90))
-    # A stage that has just ended on what was stored long ago: its record alone names that.
+    # A stage that has just ended, whose output was stored long ago: only its record references it.
     named = small.put(f"{PREFIX}{key_of('e' * 32)}", b"old", ago(90))
     made = {"cmd": "make early", "outs": [{"path": "early", "md5": "e" * 32}]}
     record = small.put(f"{PREFIX}{record_key(made)}", written(made), ago(0.1))
-    # It made something that is kept, and something that is not any more: so it is of no use.
+    # This record has one output that is kept and one that is not, so it is useless.
     made = {"cmd": "make both", "outs": [{"path": "x", "md5": last.summary}, {"path": "y", "md5": third.summary}]}
     useless = small.put(f"{PREFIX}{record_key(made)}", written(made), ago(30))
     old, young = small.begin(f"{PREFIX}large", ago(2)), small.begin(f"{PREFIX}large", ago(0.5))
@@ -198,7 +198,7 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     before = dict(small.objects)
     delete(store, found)
     names = [key for key in small.deleted if "/files/" not in key]
-    assert sorted(names) == sorted(small.deleted[: len(names)])  # nothing ever names what is gone
+    assert sorted(names) == sorted(small.deleted[: len(names)])  # names are deleted before the objects they reference
     assert before.keys() - small.objects.keys() == {PREFIX + key for key in going}
     assert small.uploads.keys() == {young, elsewhere}
     assert {
@@ -228,12 +228,12 @@ def test_nothing_goes_where_what_is_kept_cannot_be_told(small: SmallStore, root:
     with pytest.raises(UserError, match=r"\.lock: is damaged; see `hiar storage verify` before anything is deleted"):
         plan(store, root, last=3, best="good", days=1.0)
     small.put(lock, kept.lock, ago(30))
-    del small.objects[PREFIX + key_of(lost.folder)]  # of a run that is kept: it is for `verify` to tell
+    del small.objects[PREFIX + key_of(lost.folder)]  # from a kept run; `verify` reports it
     assert not set(plan(store, root, last=3, best="good", days=1.0).delete) & kept.names
 
 
 def test_what_a_run_has_named_since_it_was_looked_at_stays(small: SmallStore, root: Path, store: Store) -> None:
-    """As one does that fetches what was made long ago: it stores no object again, only the name of a stage or a run."""
+    """For instance by a run that fetches old results: it uploads no object again, only its records and its lock."""
     taken, whole, unused, _ = (Made(small, str(good), good / 10, 30 - good) for good in range(4))
     found = plan(store, root, last=1, best="good", days=1.0)
     assert taken.names | whole.names | unused.names <= found.delete.keys()
@@ -248,7 +248,7 @@ def test_what_a_run_has_named_since_it_was_looked_at_stays(small: SmallStore, ro
 
 
 def test_what_a_store_does_not_delete_is_told_and_still_named(small: SmallStore, root: Path, store: Store) -> None:
-    """One object of several: no answer of that kind is an error of the request."""
+    """One object of several: the store reports it in the answer of a request that succeeds."""
     old, _ = Made(small, "1", 0.1, 30), Made(small, "2", 0.2, 20)
     small.held = {old.record}
     found = plan(store, root, last=1, best="good", days=1.0)
@@ -274,7 +274,7 @@ def test_gc_deletes_when_it_is_told_to_and_verify_has_an_exit_code(small: SmallS
 def test_the_best_run_of_an_experiment_is_so_by_what_it_was_scored_by(
     small: SmallStore, root: Path, store: Store
 ) -> None:
-    """Of drift less is better, whoever asks for it."""
+    """Less drift is better, whether by default or on request."""
     for number, drift in enumerate((0.7, 0.5, 0.9)):
         Made(small, f"lite {number}", drift, 30 - number, metric="drift_lite")
         Made(small, f"good {number}", drift, 30 - number, "b")
@@ -285,7 +285,7 @@ def test_the_best_run_of_an_experiment_is_so_by_what_it_was_scored_by(
 
 
 def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last run is the worst of its experiment; what `ls` says that gc deletes, gc says so too."""
+    """The last run is the worst of its experiment; `ls` and `gc` agree on what gc deletes."""
     monkeypatch.chdir(root)
     old, best, last = Made(small, "1", 0.1, 30), Made(small, "2", 0.23456, 20), Made(small, "3", "none", 10)
 
@@ -342,7 +342,7 @@ def test_bytes_are_told_in_units_of_a_thousand(count: float, said: str) -> None:
 
 
 def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Store) -> None:
-    """Of a store of several pages; what only a manifest can tell, too."""
+    """In a store whose listing has several pages; including damage that only a manifest reveals."""
     small.page = 3
     runs = [Made(small, str(number), 0.1, 1) for number in range(7)]
     assert verify(store, root) == ([], len(small.objects))
@@ -359,7 +359,7 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     small.put(runs[6].stored, runs[6].lock + b"\n")
     other = small.put(f"{PREFIX}{record_key({'cmd': 'make other'})}", small.objects[runs[0].record])
     nobody = [key_of("0" * 32), "notes.txt", "runs/ab/short/" + "0" * 64, "reports/x", "locks/a/notes.txt"]
-    nobody.append(f"runs/cd/ab{0:062}/{'0' * 64}")  # no record, which begins with the name of its folder
+    nobody.append(f"runs/cd/ab{0:062}/{'0' * 64}")  # not a record: its folder has another name
     surplus = [small.put(f"{PREFIX}{key}", b"x") for key in nobody]
     empty = small.put(f"{PREFIX}reports/a/{'1' * 64}/index.html", b"")
     report = small.put(f"{PREFIX}reports/a/{'0' * 64}/index.html", b"of another day")
@@ -390,7 +390,7 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     size = len(small.objects[longer])
     assert said[longer.removeprefix(PREFIX)].startswith(f"is {size} bytes, should be {size - len('more')}: y.bin in ")
     assert "unless it is of artifacts/model of experiment a" in said[key_of(runs[4].files["x.bin"])]
-    # What the project's own cache holds tells the files of a folder whose list is damaged.
+    # The list in the project's own cache identifies the files of a folder whose stored list is damaged.
     (root / ".dvc" / "cache" / key_of(runs[4].folder)).parent.mkdir(parents=True)
     members = [{"md5": name, "relpath": path} for path, name in runs[4].files.items()]
     (root / ".dvc" / "cache" / key_of(runs[4].folder)).write_text(json.dumps(members))
@@ -424,7 +424,7 @@ def test_a_store_is_verified_where_there_is_no_git(small: SmallStore, root: Path
 def test_bytes_whose_md5_fits_are_compared_with_the_manifest_s_sha256(
     small: SmallStore, root: Path, store: Store
 ) -> None:
-    """As of two files made to collide: the manifest tells what neither name nor size does."""
+    """For files made to collide: the manifest reveals what neither name nor size does."""
     run = Made(small, "1", 0.1, 1)
     data = small.objects[PREFIX + key_of(run.files["x.bin"])]
     told = {"files": {"x.bin": {"size": len(data), "sha256": "0" * 64}}}
@@ -441,14 +441,14 @@ def test_bytes_whose_md5_fits_are_compared_with_the_manifest_s_sha256(
         del small.objects[key]
     git(root, "add", "dvc.lock")
     git(root, "commit", "--quiet", "--message", "one")
-    (root / "dvc.lock").unlink()  # the commit names it
+    (root / "dvc.lock").unlink()  # the commit references it
     (damage,) = (one for one in verify(store, root)[0] if one.kind != "surplus")
     assert (damage.kind, damage.key) == ("altered", key_of(run.files["x.bin"]))
     assert damage.said.startswith("its SHA-256 is not its manifest's: x.bin in artifacts/model of experiment default")
 
 
 def test_an_upload_goes_on_with_the_parts_that_are_not_there(small: SmallStore, store: Store, tmp_path: Path) -> None:
-    """Also where the file has changed since, and another upload of that prefix was begun."""
+    """Even if the file has changed since, and another upload with the same prefix has begun."""
     small.page = 2
     path = tmp_path / "large"
     path.write_bytes(b"a" * 10 + b"b" * 10 + b"c" * 10 + b"d" * 10 + b"e")
@@ -459,7 +459,7 @@ def test_an_upload_goes_on_with_the_parts_that_are_not_there(small: SmallStore, 
     assert [part for _, part in small.sent] == [2, 3, 5]
     assert small.objects[f"{PREFIX}large"] == path.read_bytes()
     assert [one["Key"] for one in unfinished_uploads(store)] == [f"{PREFIX}large-one"]
-    assert not upload(store, path, "large", "text/x", part=10)  # somebody has taken the name
+    assert not upload(store, path, "large", "text/x", part=10)  # the key exists
     small.sent.clear()
     assert upload(store, path, "in-parts", "text/x", part=40)
     assert upload(store, path, "at-once", "text/x", part=41)
@@ -538,7 +538,7 @@ def test_a_remote_is_a_bucket_and_what_is_below_it(root: Path, monkeypatch: pyte
     config = root / ".dvc" / "config"
     before = config.read_text()
     config.write_text(re.sub("endpointurl = .*", "endpointurl = http://store.example:8333", before))
-    elsewhere = [open_store(root)]  # a store of one's own has no name of its own for each bucket
+    elsewhere = [open_store(root)]  # own stores have no host name per bucket
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store.example:8333")
     config.write_text(re.sub(" *endpointurl = .*\n", "", before))
     elsewhere.append(open_store(root))
@@ -562,7 +562,7 @@ def test_a_remote_is_a_bucket_and_what_is_below_it(root: Path, monkeypatch: pyte
 
 
 def test_settings_of_a_remote_reach_the_store(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one with a certificate that nobody vouches for, and credentials that are good for a while."""
+    """With a self-signed certificate and temporary credentials."""
     pair = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "own.pem")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=store", *pair]
     try:
@@ -581,6 +581,6 @@ def test_settings_of_a_remote_reach_the_store(root: Path, tmp_path: Path, monkey
         assert set(small.tokens) == {"short"}
         config.write_text(plain)
         with monkeypatch.context() as patch, pytest.raises(UserError, match=r"(?i)certificate"):
-            patch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+            patch.setattr(time, "sleep", lambda seconds: None)  # between retries
             listing(open_store(root))
         small.shutdown()

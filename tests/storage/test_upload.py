@@ -1,4 +1,4 @@
-"""Uploads that were interrupted go on; what another has written stays."""
+"""Interrupted uploads are resumed; objects written by others are kept."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A project with records of its own, and the sender at hand: rounds of it are made where a test wants them."""
+"""A project with its own records, and a sender whose rounds are run by the tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's, empty: to make its tables takes seconds."""
+    """An empty MLflow database, to copy: creating its tables takes seconds."""
     path = tmp_path_factory.mktemp("records") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -46,7 +46,7 @@ def project(tmp_path: Path, database: Path) -> Path:
 
 @pytest.fixture
 def workspace(project: Path) -> Path:
-    """That of an experiment called "named"."""
+    """The workspace of an experiment called "named"."""
     folder = project / "runs" / "named"
     folder.mkdir(parents=True)
     (folder / "hiar").symlink_to("../../hiar")
@@ -55,7 +55,7 @@ def workspace(project: Path) -> Path:
 
 @pytest.fixture
 def send(project: Path) -> Iterator[Callable[[], None]]:
-    """One round of a sender, which is new each time; no process of its own is started meanwhile."""
+    """Runs one round of a new sender; no sender process is started meanwhile."""
     folder = spool_folder(project)
     folder.mkdir(parents=True)
     with take_lock(folder) as lock:

@@ -1,4 +1,4 @@
-"""What MLflow keeps of an experiment, for tests to read."""
+"""MLflow's records of an experiment, for tests to read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done with MLflow one by one: twice, by two at once, and after somebody who died leaves what once does."""
+"""Each MLflow operation, done twice, by two at once, or after a crash, has the same result as once."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_run_whose_maker_died_or_was_not_alone_is_made_whole(
     first: list[str] = []
     create = client.create_run
 
-    def late(*arguments: Any, **options: Any) -> Any:  # another machine makes the same one a moment earlier
+    def late(*arguments: Any, **options: Any) -> Any:  # another machine creates the same one just before
         monkeypatch.undo()
         first.append(create(*arguments, **options | {"start_time": 1_000_000_000_000}).info.run_id)
         log_params(client, first[0], run["params"] | run["own"])
@@ -105,7 +105,7 @@ def test_facts_are_those_of_the_training_and_the_newest_maker_is_named(
     mlflow.link_to_maker(client, experiment, cached, "abc")
     assert client.get_run(cached).data.tags["trained by"] == makers[1]
     mlflow.log_points(client, cached, [("good", 0.4, 2000, 0), ("good", 0.5, 1000, 0), ("good", 0.3, 1500, 1)])
-    assert mlflow.history(client, cached, "good") == {0: 0.4, 1: 0.3}  # the newest, in whatever order they came
+    assert mlflow.history(client, cached, "good") == {0: 0.4, 1: 0.3}  # the latest by time, in any order of arrival
 
 
 def test_the_view_that_people_are_shown_is_of_contenders_and_ours_again(
@@ -127,7 +127,7 @@ def test_the_view_that_people_are_shown_is_of_contenders_and_ours_again(
 def test_a_workspace_has_its_name_wherever_it_is_seen_from(
     params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stages see theirs from inside."""
+    """Stages refer to their workspace from inside."""
     for folder, name in ((project, "default"), (workspace, "named")):
         monkeypatch.chdir(folder)
         for seen in (folder, Path()):
@@ -174,7 +174,7 @@ def test_a_server_has_one_folder_whatever_its_password_and_wherever_one_stands(
             monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
             folders[place, uri] = spool_folder(tmp_path)
     assert len({folder for (_, uri), folder in folders.items() if uri.startswith("https")}) == 1
-    assert len(set(folders.values())) == 4  # a path is another file from another folder
+    assert len(set(folders.values())) == 4  # a relative path is another file in another folder
 
 
 def test_what_a_run_is_searched_by(params: Params, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_what_a_run_is_searched_by(params: Params, workspace: Path, monkeypatch:
     assert (walked["tags"]["stage"], walked["tags"]["seed"]) == ("walked", "0")
     dimension = describe(identity_of("vbench", 0, "imaging_quality"), params, workspace)
     assert dimension["name"] == "vbench imaging_quality seed 0"
-    assert dimension["tags"]["kind"] == "stage"  # and no contender, whatever lists compare
+    assert dimension["tags"]["kind"] == "stage"  # not a contender, so comparisons leave it out
     assert "method" not in dimension["tags"]
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
     for dirty, said in ((True, "abc with changes"), (False, "abc")):
@@ -212,7 +212,7 @@ def test_a_file_kept_twice_is_the_last_and_an_error_of_zero_is_one(
         (tmp_path / "new").write_text(text)
         (tmp_path / "new").replace(tmp_path / "v")
         writer.keep(tmp_path / "v")
-        writer.keep(tmp_path / "v")  # as it was
+        writer.keep(tmp_path / "v")  # unchanged
         if text == "before":
             (tmp_path / "elsewhere").hardlink_to(tmp_path / "v")
     assert (tmp_path / "elsewhere").read_text() == "before"
@@ -239,7 +239,7 @@ def test_a_file_of_another_disk_is_kept_too(tmp_path: Path) -> None:
 def test_a_run_that_has_ended_is_not_opened_again_by_a_sign_of_life(
     params: Params, project: Path, workspace: Path, client: MlflowClient, send: Send
 ) -> None:
-    """Its stage has told its end, but not yet let go of its file."""
+    """Its stage has recorded its end, but not closed its file yet."""
     writer = Writer(spool_folder(project), describe(identity_of("codec", 0, None), params, workspace) | {"work": None})
     writer.append({"end": "FINISHED"})
     at_work = sender.Sender(spool_folder(project))
@@ -277,7 +277,7 @@ def test_figures_name_the_model_they_are_of_and_each_part_of_the_video(
 
 
 def test_what_waits_is_waited_for_no_longer_than_told(project: Path) -> None:
-    """Of a sender that tells of trouble no time at all, else until it has sent all."""
+    """If the sender reports trouble, not at all; otherwise until it has sent everything."""
     folder = spool_folder(project)
     Writer(folder, {}).close()
 
@@ -290,7 +290,7 @@ def test_what_waits_is_waited_for_no_longer_than_told(project: Path) -> None:
         thread.join(within)
         return not thread.is_alive()
 
-    lock = take_lock(folder)  # as a sender has it
+    lock = take_lock(folder)  # as held by a sender
     assert lock is not None
     with lock:
         assert ended(waits(0.3))

@@ -25,7 +25,7 @@ Send = Callable[[], None]
 def test_a_student_is_a_version_of_its_method_in_the_registry(
     params: Params, project: Path, workspace: Path, send: Send
 ) -> None:
-    """Told twice it is there once; the aliases go to what was told last."""
+    """Registered twice, it exists once; the aliases move to the latest registration."""
     for seed, place, aliases in (
         (0, "s3://store/files/md5/aa/0.dir", ["seed-0", "best"]),
         (0, "s3://store/files/md5/aa/0.dir", ["seed-0"]),
@@ -73,7 +73,7 @@ def test_students_in_a_store_that_others_reach_are_registered_at_an_experiments_
         write_text(workspace / ".dvc" / "config", f"[core]\nremote = r\n['remote \"r\"']\nurl = {url}\n")
         remote = remote_of(workspace)
         assert remote is not None
-        remote.note(PUSHED, remote.state())  # by a run that was killed before the rest of it
+        remote.note(PUSHED, remote.state())  # by a run that was killed before the rest
         store_and_register(remote, ProcessGroups(), print, complete=False)
         assert len(waiting(spool_folder(project))) == told
         told += students

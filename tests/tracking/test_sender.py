@@ -1,4 +1,4 @@
-"""The sender as the process that stages start: a stage writes lines and nothing else, whatever becomes of MLflow."""
+"""The sender as the process that stages start: a stage only writes lines, whatever happens to MLflow."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ print("mlflow" in sys.modules, "torch" in sys.modules, flush=True)
 def stage(
     workspace: Path, variant: str, steps: int = 1, seconds: float = 0.0, **settings: str
 ) -> subprocess.Popen[str]:
-    """A stage at work, in its body; it ends when its standard input does."""
+    """Start a stage and wait until it is in its body; it ends when its standard input is closed."""
     command = [sys.executable, "-c", STAGE, str(PARAMS_FILE), str(workspace), variant, str(steps), str(seconds)]
     pipe = subprocess.PIPE
     process = subprocess.Popen(
@@ -62,14 +62,14 @@ def stage(
 
 
 def ended(process: subprocess.Popen[str]) -> str:
-    """What it told; it is checked to end well, and to have imported neither MLflow nor torch for that."""
+    """End a stage; returns its standard error, and checks success and that neither MLflow nor torch was imported."""
     out, err = process.communicate("", timeout=600)
     assert (process.returncode, out) == (0, "False False\n"), err
     return err
 
 
 def sender_of(folder: Path) -> int:
-    """The number of the process that sends a folder, once there is one."""
+    """The pid of a folder's sender, once there is one."""
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
@@ -84,7 +84,7 @@ def sender_of(folder: Path) -> int:
 
 
 def is_sent(folder: Path) -> bool:
-    """Whether a folder has its sender."""
+    """Whether a folder has a sender."""
     if (lock := take_lock(folder)) is None:
         return True
     lock.close()
@@ -100,8 +100,8 @@ def dismiss(folder: Path) -> None:
 def test_two_stages_at_once_whose_sender_is_killed_lose_and_double_nothing(project: Path) -> None:
     stages = {variant: stage(project, variant, 400, 2.0) for variant in ("hiar", "self-forcing")}
     folder = spool_folder(project)
-    dismiss(folder)  # while it connects, or later
-    dismiss(folder)  # the one that a stage has started since
+    dismiss(folder)  # while it connects, or after
+    dismiss(folder)  # the one started since by a stage
     for process in stages.values():
         assert ended(process) == ""
     drain(folder, 600.0)
@@ -125,7 +125,7 @@ def dead_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("proxied", [False, True])
 def test_a_server_that_is_down_costs_one_line(project: Path, dead_port: int, proxied: bool) -> None:
-    """One of this machine is asked past a proxy."""
+    """A server on this machine is contacted without the proxy."""
     proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), f"http://127.0.0.1:{dead_port}")
     uri = f"http://somebody:secret@localhost:{dead_port}"
     process = stage(project, "hiar", MLFLOW_TRACKING_URI=uri, **(proxies if proxied else {}))
@@ -200,7 +200,7 @@ def test_a_sender_ends_with_its_folder(project: Path) -> None:
 
 
 def test_a_sender_is_of_the_stage_s_own_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the stage is at work, as in a clone of another version, and whatever else is to be imported first."""
+    """Even if the working directory is a clone of another version, and other code comes first on the import path."""
     (project / "hiar" / "__init__.py").write_text("raise SystemExit('another version')")
     monkeypatch.chdir(project)
     monkeypatch.setenv("PYTHONPATH", str(project))
@@ -216,12 +216,12 @@ def holds(process: int, path: Path) -> bool:
     """Whether a process has a file open."""
     try:
         return os.fspath(path) in [os.readlink(entry) for entry in Path(f"/proc/{process}/fd").iterdir()]
-    except FileNotFoundError:  # it closes another at this moment
+    except FileNotFoundError:  # it is closing another file
         return False
 
 
 class Scripted(sender.Sender):
-    """One whose rounds end as told: with an error, or with whether there was anything to do."""
+    """A sender with scripted rounds: each raises an error, or returns whether there was anything to do."""
 
     def __init__(self, folder: Path, ends: Iterator[Exception | bool]) -> None:
         super().__init__(folder)
@@ -234,7 +234,7 @@ class Scripted(sender.Sender):
 
 
 class Clock(SimpleNamespace):
-    """Time that passes as one sleeps; ``seen`` is what a look at the folder tells each time."""
+    """A clock that advances only by sleeping; ``seen`` has the result of ``look`` at each sleep."""
 
     def __init__(self, look: Callable[[], object]) -> None:
         self.now, self.slept, self.seen, self.look = 0.0, [], [], look
@@ -261,14 +261,14 @@ def test_a_server_that_is_away_is_asked_ever_more_seldom_but_never_forgotten(
     first, last = clock.slept[0], clock.slept[6]
     assert first < last == clock.slept[5] == max(clock.slept) <= 60
     assert clock.slept[:7] == sorted(clock.slept[:7])
-    assert clock.slept[7] < first == clock.slept[8]  # all begins anew with an answer
+    assert clock.slept[7] < first == clock.slept[8]  # an answer resets the delays
     assert clock.seen == [True] * 7 + [False, True] + [False] * (len(clock.seen) - 9)
 
 
 def test_a_sender_waits_for_a_server_as_long_as_a_stage_is_at_work(
     params: Params, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if another one has ended."""
+    """Even if another stage has ended."""
     folder = spool_folder(project)
     folder.mkdir(parents=True)
     clock = Clock(lambda: None)
@@ -287,7 +287,7 @@ def test_a_sender_waits_for_a_server_as_long_as_a_stage_is_at_work(
 
 
 def test_what_is_written_as_a_sender_ends_is_sent_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its stage has seen the lock taken, and trusts in it."""
+    """Its stage has seen that the lock is taken, and relies on that sender."""
     served = []
 
     class Ending(sender.Sender):
@@ -300,7 +300,7 @@ def test_what_is_written_as_a_sender_ends_is_sent_by_it(tmp_path: Path, monkeypa
             return False
 
     monkeypatch.setattr(sender, "Sender", Ending)
-    monkeypatch.setattr(os, "nice", lambda _: 0)  # else this process would be
+    monkeypatch.setattr(os, "nice", lambda _: 0)  # otherwise this process would be niced
     monkeypatch.setattr(sys, "argv", ["sender", str(tmp_path)])
     sender.main()
     assert served == [[], [tmp_path / "late.jsonl"]]
@@ -324,7 +324,7 @@ def test_what_nobody_sends_any_more_is_seen_to(params: Params, project: Path, mo
 
 
 class Server:
-    """MLflow's own, which may be killed and started anew on the same records."""
+    """An MLflow server, which can be killed and restarted on the same records."""
 
     def __init__(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -387,8 +387,8 @@ def test_a_server_that_is_away_meanwhile_ends_with_every_point_and_file(
 
 
 def metrics_of(uri: str) -> set[str]:
-    """Of all stages that a server knows by now."""
+    """The metrics of all stages that a server has so far."""
     try:
         return {name for run in Records(uri).stages for name in run.data.metrics}
-    except AssertionError:  # it has no experiment yet
+    except AssertionError:  # no experiment yet
         return set()

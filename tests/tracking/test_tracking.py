@@ -1,4 +1,4 @@
-"""MLflow sees every stage as people compare them, each point once, whatever dies on the way."""
+"""MLflow records every stage as users compare them, each point once, whatever is killed in between."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def test_a_stage_leaves_parameters_metrics_files_and_facts(
             run.log(step, {"loss": 1 / (step + 1), "critic": float(step)})
         run.tag("content", "abc")
         run.artifact(workspace / "v.mp4")
-        (workspace / "v.mp4").rename(workspace / "renamed.mp4")  # as an artifact is when it is whole
+        (workspace / "v.mp4").rename(workspace / "renamed.mp4")  # as an artifact is renamed once complete
         at_work.round()
-        deadline = time.monotonic() + 600  # for the first look at the machine, by another thread
+        deadline = time.monotonic() + 600  # until another thread has first measured the machine
         while not any(name.startswith("system/") for name in Records(project).run("hiar seed 3").data.metrics):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -58,7 +58,7 @@ def test_a_stage_leaves_parameters_metrics_files_and_facts(
     records = Records(project)
     (parent,), (stage,) = records.parents, records.stages
     assert (parent.info.status, stage.info.status) == ("FINISHED", "FINISHED")
-    assert began <= stage.info.start_time <= stage.info.end_time <= ended  # of the stage, not of the sender
+    assert began <= stage.info.start_time <= stage.info.end_time <= ended  # the stage's times, not the sender's
     expected = {
         "kind": "contender",
         "experiment": "named",
@@ -208,7 +208,7 @@ def test_a_stage_that_is_killed_and_goes_on_has_one_run_and_each_step_once(
     command = [sys.executable, "-c", KILLED, str(PARAMS_FILE), str(workspace)]
     subprocess.run(command, env=environment(), timeout=600)
     (file,) = waiting(spool_folder(project))
-    with file.open("ab") as torn:  # as a machine that dies may leave it
+    with file.open("ab") as torn:  # as a crashing machine may leave it
         torn.write(b'{"metrics": {"loss": 9.0}, "st')
     send()
     records = Records(project)
@@ -251,7 +251,7 @@ def test_a_sender_that_died_before_it_cleared_away_doubles_nothing(
     send()
     shutil.copytree(tmp_path / "copy", spool_folder(project), dirs_exist_ok=True)
     for files in spool_folder(project).glob("*.files"):
-        shutil.rmtree(files)  # which it had cleared away before
+        shutil.rmtree(files)  # which the sender had removed first
     assert len(waiting(spool_folder(project))) == 1 + len(ROWS)
     send()
     records = Records(project)
@@ -264,7 +264,7 @@ def test_a_sender_that_died_before_it_cleared_away_doubles_nothing(
 def test_a_sender_that_dies_as_it_clears_away_leaves_nothing_that_no_other_finds(
     params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files of a stage whose lines are gone would lie there for good."""
+    """Otherwise files of a stage whose lines are gone would stay for ever."""
     (workspace / "v.mp4").write_bytes(b"video")
     folder = spool_folder(project)
     folder.mkdir(parents=True)
@@ -301,7 +301,7 @@ def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_spea
             assert Records(project).run("hiar seed 0").info.status == status
         with monkeypatch.context() as patch:
             patch.setattr(sender, "BEAT_SECONDS", 3600.0)
-            at_work.round()  # it has spoken not so long ago
+            at_work.round()  # its last heartbeat is recent
         assert Records(project).run("hiar seed 0").info.status == "KILLED"
         at_work.beaten = 0.0
         at_work.round()
@@ -310,7 +310,7 @@ def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_spea
 
 
 def hide(project: Path, workspace: Path, send: Send) -> None:
-    """A round of a sender that knows nothing of the first file: as on another machine."""
+    """A round of a sender that does not see the first file, as on another machine."""
     first = waiting(spool_folder(project))[0]
     aside = first.with_suffix(".aside")
     first.rename(aside)
@@ -325,7 +325,7 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(
         at_work = sender.Sender(spool_folder(project))
         at_work.round()
         records = Records(project)
-        for one in (*records.stages, *records.parents):  # by somebody who looks at the pages
+        for one in (*records.stages, *records.parents):  # as by a user on MLflow's pages
             records.client.delete_run(one.info.run_id)
         run.log(0, {"loss": 1.0})
         run.tag("content", "abc")
@@ -360,7 +360,7 @@ def test_a_database_that_breaks_on_the_way_is_told_and_loses_nothing(
     monkeypatch.setattr(sender, "IDLE_SECONDS", 0.0)
     assert sender.Sender(folder).serve() is False
     assert not (folder / TROUBLE).exists()
-    sender.Sender(folder)._tell(OSError("http://somebody:hidden@store refuses"))  # as libraries repeat addresses
+    sender.Sender(folder)._tell(OSError("http://somebody:hidden@store refuses"))  # as libraries put addresses in errors
     assert "hidden" not in (folder / TROUBLE).read_text() + capsys.readouterr().out
     assert Records(project).points("codec seed 0", "loss") == [(0, 1.0)]
 
@@ -387,10 +387,10 @@ def test_what_a_sender_could_not_send_it_sends_once_the_database_is_mended(
 def test_what_waits_is_sent_in_the_order_in_which_it_was_written(
     params: Params, project: Path, workspace: Path, send: Send
 ) -> None:
-    """Of a step that is done again the first counts, of results the last: also where both wait."""
+    """For a repeated step the first value counts, for results the last: even if both are waiting."""
     for value in (1.0, 2.0, 3.0):
         with tracked("codec", 0, None, params, workspace, "work") as run:
-            run.log(0, {"loss": np.float32(value)})  # of whatever computes it
+            run.log(0, {"loss": np.float32(value)})  # whatever type computed it
             run.figures({"good": np.float32(value)})
     send()
     records = Records(project)
@@ -401,7 +401,7 @@ def test_what_waits_is_sent_in_the_order_in_which_it_was_written(
 def test_a_sender_is_looked_for_at_once_and_not_at_each_step(
     params: Params, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps of a training take milliseconds."""
+    """A training step may take only milliseconds."""
     looks: list[Path] = []
     monkeypatch.setattr(stage, "LOOK_SECONDS", 3600.0)
     monkeypatch.setattr(stage, "_see_to_sender", looks.append)
@@ -412,7 +412,7 @@ def test_a_sender_is_looked_for_at_once_and_not_at_each_step(
 
 
 def test_nobody_else_may_write_into_a_stage_s_file(tmp_path: Path) -> None:
-    """Where the umask would let them."""
+    """Even if the umask would allow it."""
     old = os.umask(0)
     try:
         writer = Writer(tmp_path, {})
@@ -423,7 +423,7 @@ def test_nobody_else_may_write_into_a_stage_s_file(tmp_path: Path) -> None:
 
 
 def test_events_have_their_time_in_milliseconds(tmp_path: Path) -> None:
-    """Else of two stages in a second the order would be lost."""
+    """Otherwise the order of two stages within a second would be lost."""
     began = time.time() * 1000
     writer = Writer(tmp_path, {})
     ended = time.time() * 1000
@@ -434,7 +434,7 @@ def test_events_have_their_time_in_milliseconds(tmp_path: Path) -> None:
 def test_a_file_has_its_name_from_when_it_is_locked(
     params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sender takes one that nobody holds for a dead stage's, and would end its run."""
+    """A sender takes an unlocked file for that of a dead stage, and would end its run."""
     rename, held = Path.rename, []
 
     def watched(path: Path, target: Path) -> Path:
@@ -458,14 +458,14 @@ Sender(Path(sys.argv[1]).resolve()).round()
 
 
 def test_records_go_with_a_project_that_is_moved_or_copied(params: Params, project: Path, tmp_path: Path) -> None:
-    """To and from a place whose name would end or garble an address; nothing is made where the project was."""
+    """To and from a path that would cut or garble a URI; nothing is created at the old place."""
 
     def record(folder: Path, stage: str) -> None:
         (folder / stage).write_text("figures")
         spool_folder(folder).mkdir(parents=True, exist_ok=True)
         with sender.take_lock(spool_folder(folder)), tracked(stage, 0, None, params, folder) as run:
             run.artifact(folder / stage)
-        if folder == copy:  # an address that this process may have
+        if folder == copy:  # this path is valid in this process
             sender.Sender(spool_folder(folder)).round()
             return
         command = [sys.executable, "-c", MOVED, str(spool_folder(Path()))]
@@ -473,7 +473,7 @@ def test_records_go_with_a_project_that_is_moved_or_copied(params: Params, proje
         assert (sent.returncode, sent.stderr) == (0, "")
 
     def recorded(folder: Path) -> dict[str, bool]:
-        """Whether the files that each run names lie in the folder."""
+        """For each run, whether its files are in the folder."""
         with sqlite3.connect(folder / "mlflow.db") as database:
             rows = database.execute("SELECT name, artifact_uri FROM runs WHERE name LIKE 'moved-%'").fetchall()
         inside = (folder / "mlruns").as_uri()
@@ -507,7 +507,7 @@ def test_a_kept_file_is_as_it_was(params: Params, project: Path, workspace: Path
 def test_what_a_stage_writes_in_its_last_moment_is_sent(
     params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends just when all that it has written by then is read."""
+    """It ends just when everything it has written so far has been read."""
     at_work = sender.Sender(spool_folder(project))
     with ExitStack() as stage:
         run = stage.enter_context(tracked("codec", 0, None, params, workspace))

@@ -1,4 +1,4 @@
-"""Later windows as clips: what they begin with, against diffusers' own autoencoder, and what learns from them."""
+"""Later windows as clips: their first latent frame, compared with diffusers' autoencoder, and their gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.wan.codec import WanCodec
 
 MEAN, STD = [0.3, -0.2, 0.1], [1.5, 0.7, 1.0]
-BLOCK, FRAMES = 2, 6  # latent frames of a block and of a window: more than the codec decodes at a time
+BLOCK, FRAMES = 2, 6  # latent frames of a block and of a window, which is more than the codec decodes at once
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def autoencoder() -> AutoencoderKLWan:
 
 
 def windows_of(videos: Tensor) -> Tensor:
-    """(B, C, W * F, h, w) -> (B * W, C, F, h, w), video by video."""
+    """Windows (B * W, C, F, h, w), video by video, of videos (B, C, W * F, h, w)."""
     return torch.cat([torch.stack(video.split(FRAMES, dim=1)) for video in videos])
 
 
@@ -40,7 +40,7 @@ def test_a_later_window_begins_with_the_last_picture_of_its_first_latent_frame(a
     pictures = autoencoder.decode(videos * std + mean).sample
     expected = videos.clone()
     for first in (FRAMES, 2 * FRAMES):
-        # Latent frame n, which is four pictures, ends with picture 4 n.
+        # Latent frame n is four pictures and ends with picture 4 n.
         alone = autoencoder.encode(pictures[:, :, 4 * first : 4 * first + 1]).latent_dist.mean
         expected[:, :, first : first + 1] = (alone - mean) / std
     found = as_clips(windows_of(videos), 3, BLOCK, WanCodec(autoencoder))
@@ -78,7 +78,7 @@ def test_the_loss_of_a_later_window_is_the_mean_over_what_learns(
 
 
 def test_in_half_precision_the_codec_computes_in_full(autoencoder: AutoencoderKLWan) -> None:
-    """Windows of bf16 are those numbers decoded in fp32, rounded once."""
+    """Windows in bf16 are decoded in fp32 and rounded once."""
     windows = windows_of(drawn(rollouts=1, windows=2)).bfloat16()
     found = as_clips(windows, 2, BLOCK, WanCodec(autoencoder))
     assert found.dtype == torch.bfloat16
@@ -86,7 +86,7 @@ def test_in_half_precision_the_codec_computes_in_full(autoencoder: AutoencoderKL
 
 
 def test_pictures_are_decoded_a_few_at_a_time(autoencoder: AutoencoderKLWan) -> None:
-    """Memory does not grow with the rollout."""
+    """Memory does not grow with the length of the rollout."""
     codec, peaks = WanCodec(autoencoder), []
     for windows in (2, 5):
         count, latents = Counting(), windows_of(drawn(rollouts=1, windows=windows))

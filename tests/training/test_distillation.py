@@ -1,4 +1,4 @@
-"""Self-rollout distillation: whole steps against the same steps written out, and who learns when from what."""
+"""Self-rollout distillation: whole steps against the same steps written out; what is updated when, and from what."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _leave_no_precision() -> Iterator[None]:
 
 
 class Prompts:
-    """A text of its own for each sample; ``asked`` for in this order."""
+    """Text embeddings that differ for each sample; asked: the samples of each call, in order."""
 
     def __init__(self) -> None:
         self.asked: list[range] = []
@@ -117,7 +117,7 @@ def make_job(
     conventions: Conventions = PLAIN,
     **changes: Any,
 ) -> Distillation:
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate allows one precision a process otherwise
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate otherwise allows one precision per process
     settings = Distill(**(dict(SETTINGS) | changes))
     teacher = tiny_denoiser(seed=3).requires_grad_(False)
     return Distillation(
@@ -138,7 +138,7 @@ def make_job(
 
 
 def write_out(job: Distillation) -> WrittenOut:
-    """The same networks, settings and keys for the reference, which keeps its own state."""
+    """The reference with copies of the job's networks, its settings and its keys; it keeps its own state."""
     settings, roll_out = job.settings, job.roll_out
     return WrittenOut(
         student=Learner(copy.deepcopy(job.student.module), settings.generator, settings.steps),  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def assert_same_weights(actual: Tensor, expected: Tensor, rate: float) -> None:
-    """To 1e-6, but for one weight in 500: Adam turns the rounding of a gradient near 0 into a share of an update."""
+    """Equal to 1e-6 except one weight in 500: Adam turns rounding of a gradient near 0 into a part of an update."""
     away = (actual - expected).abs()
     assert away.quantile(0.998) < 1e-6
     assert away.max() < 0.1 * rate
@@ -234,7 +234,7 @@ def test_steps_are_the_ones_written_out(case: str) -> None:
 
 
 def test_while_the_critic_warms_up_the_student_stays_as_it_is() -> None:
-    """Three updates of the critic are two steps of two; the generator's schedule begins after them."""
+    """Three warm-up updates of the critic take two steps of two; the generator's schedule begins after them."""
     job = make_job(critic_warmup=3)
     first, averaged = weights(job, "student"), flat(kept(job.student).parameters())
     for step in range(2):
@@ -251,7 +251,7 @@ def test_while_the_critic_warms_up_the_student_stays_as_it_is() -> None:
 
 
 def updates(job: Distillation, role: str) -> int:
-    """How often a network's optimiser has stepped."""
+    """The number of updates that a network's optimiser has made."""
     states = [*getattr(job, role).optimizers[0].state.values()]
     (count,) = {int(state["step"]) for state in states} or {0}
     return count
@@ -273,7 +273,7 @@ def test_the_student_learns_from_frozen_scores_and_the_critic_from_the_students_
 
 
 def test_variants_see_the_same_prompts_noise_and_levels() -> None:
-    """What a variant adds draws from streams of its own: a first update is the same with and without."""
+    """Additions of a variant draw from their own random streams, so the first update is the same without them."""
     students, scores = {}, {}
     for name, options in {
         "replay": {},
@@ -319,7 +319,7 @@ def test_processes_that_cannot_share_both_batches_are_refused(changes: dict[str,
 
 
 def test_pairs_are_drawn_before_a_rollout_is_held_for_backward() -> None:
-    """They may have to be solved first, which takes memory of its own."""
+    """Pairs may have to be solved first, which takes memory."""
     job = make_job(with_forward_kl(TWO_WAYS))
     states, *others = PAIRS
 
@@ -345,13 +345,13 @@ def test_a_variant_with_forward_kl_needs_pairs() -> None:
 
 
 def test_diffusion_forcing_denoises_clean_videos_noised_block_by_block() -> None:
-    """A number's draw decides which video, which levels and which noise; the student sees all blocks in one forward.
+    """A sample's number determines its video, levels and noise; the student sees all blocks in one forward.
 
-    A block at the clean level is context: what is made of it is itself.
+    A block at the clean level is context and is returned unchanged.
     """
     job = make_job(CAUSVID)
     assert job.forcing is not None
-    student, (states, sigmas, text) = tiny_denoiser("x0", seed=1), PAIRS  # which sees something else in a clean block
+    student, (states, sigmas, text) = tiny_denoiser("x0", seed=1), PAIRS  # which would change a clean block
     windows, words = job.forcing(student, range(7, 19), learn=True)
     noise, seen = normals("forcing noise", SEED, range(7, 19), (3, 4, 4, 4)), []
     for place, number in enumerate(range(7, 19)):
@@ -373,7 +373,7 @@ def test_diffusion_forcing_denoises_clean_videos_noised_block_by_block() -> None
     alone, _ = job.forcing(student, range(9, 10), learn=False)
     torch.testing.assert_close(alone[0], windows[2].detach(), rtol=1e-4, atol=1e-4)
     assert not alone.requires_grad
-    # Trajectories that were solved behind clips end in no videos: the clips are such.
+    # Trajectories that were solved after clean blocks do not end in videos; the clips are used instead.
     assert job.pairs is not None
     job = dataclasses.replace(job, pairs=job.pairs._replace(states=torch.zeros(5, 4, 1), clips=states[:, -1:]))
     assert job.forcing is not None
@@ -382,7 +382,7 @@ def test_diffusion_forcing_denoises_clean_videos_noised_block_by_block() -> None
 
 @pytest.mark.parametrize("replay", [2, None])
 def test_the_level_of_the_context_is_drawn_for_an_update(replay: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for all its micro-batches, within the bounds; the critic's fresh rollouts have draws of their own."""
+    """One level for all its micro-batches, within the bounds; the critic's fresh rollouts have their own draws."""
     drawn = HIAR.model_copy(update={"drawn": (0.25, 0.75)})
     job = make_job(drawn, replay=replay, micro_batch=1, critic_updates=2)
     roll_out, levels = SelfRollout.__call__, list[float | None]()
@@ -410,7 +410,7 @@ def test_the_level_of_the_context_is_drawn_for_an_update(replay: int | None, mon
 
 @pytest.mark.parametrize("replay", [2, None])
 def test_later_windows_are_learned_from_as_clips(replay: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a codec whose first latent frame is one picture, by student and critic, in the replay and out of it."""
+    """With a codec whose first latent frame is one picture; by student and critic, with and without a replay."""
     codec = WanCodec(AutoencoderKLWan(base_dim=4, z_dim=3, latents_mean=[0.1] * 3, latents_std=[1.5] * 3)).eval()
     job = dataclasses.replace(make_job(SELF_FORCING, replay=replay, critic_updates=1), codec=codec)
     seen: list[Tensor] = []
@@ -452,7 +452,7 @@ def test_later_windows_are_learned_from_as_clips(replay: int | None, monkeypatch
 
 @pytest.mark.parametrize("replay", [2, None])
 def test_under_diffusion_forcing_nothing_is_rolled_out(replay: int | None) -> None:
-    """DMD is taken on as many windows as rollouts would span, and the critic learns from others like them."""
+    """DMD is computed on as many windows as rollouts would have, and the critic learns from other such windows."""
     job = make_job(CAUSVID, replay=replay)
     before = {role: weights(job, role) for role in ("student", "critic")}
     assert job.forcing is not None
@@ -471,7 +471,7 @@ def test_under_diffusion_forcing_nothing_is_rolled_out(replay: int | None) -> No
 
 
 def windows_of(job: Distillation) -> Tensor:
-    """The student's windows for its first update."""
+    """The windows of the student's first update."""
     assert job.forcing is not None
     return job.forcing(job.student.module, range(2 * STUDENT, 2 * STUDENT + 4), learn=True)[0]  # type: ignore[arg-type]
 
@@ -503,7 +503,7 @@ def test_in_half_precision_every_forward_is_autocast_and_weights_stay_whole() ->
 
 
 def test_a_replay_lies_in_memory_as_a_state_gives_it_back() -> None:
-    """Some processors convolve what lies in another order with other roundings."""
+    """Some processors round convolutions differently for another memory layout."""
     replay: dict[str, Tensor] = {}
     for number in range(2):
         windows = torch.full((2, 3, 4, 5, 6), float(number)).to(memory_format=torch.channels_last_3d)

@@ -1,4 +1,4 @@
-"""Trainings over several processes: their number changes nothing but rounding, nor does the size of micro-batches."""
+"""Trainings over several processes: neither their number nor the size of micro-batches changes more than rounding."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ FEW = [
 ]
 STATE = Case("distill", muon=True, replay=2, steps=5)
 ALL = [Case(name, wan, steps=20) for name in ("init", "distill") for wan in (False, True)]
-# Muon's iteration is in half precision, where the last bit of a gradient becomes 2^-8 of an update of up to 0.01: over
-# 20 of them, weights may be half an update apart. Between one process and two there is no last bit.
+# Muon iterates in half precision, so the last bit of a gradient becomes 2^-8 of an update of up to 0.01: after 20 of
+# them, weights may differ by half an update. Between one process and two not even the last bit differs.
 MUON = 5e-3
 
 Weights = dict[str, Tensor]
 
 
 def alone(case: Case, processes: int | None) -> Weights:
-    """As one process trains it, with whole networks (None) or sharded ones (1)."""
+    """Train a case in one process, with whole networks (None) or sharded ones (1)."""
     with joined(runtime(processes)) as ranks:
         return train_case(case, ranks)
 
 
 def away(one: Weights, other: Weights) -> float:
-    """The largest difference, of metrics relative to the largest."""
+    """The largest difference; that of metrics is relative to the largest metric, if above 1."""
     assert one.keys() == other.keys()
     scale = {"curve": max(1.0, float(one["curve"].abs().max()))}
     return max(float((one[key] - other[key]).abs().max()) / scale.get(key, 1.0) for key in one)
@@ -61,7 +61,7 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 def stored(folder: Path) -> Weights:
-    """All that the newest state holds, whole."""
+    """All tensors of the newest state, unsharded."""
     place = newest(folder)
     assert place is not None
     index = read_index(place)
@@ -70,7 +70,7 @@ def stored(folder: Path) -> Weights:
 
 
 def trained(case: Case, steps: int, folder: Path) -> None:
-    """A state in ``folder``, of one process with sharded networks."""
+    """Train in one process with sharded networks, and save a state in ``folder``."""
     with joined(runtime(1)) as ranks:
         roles, step, memory = make(case, ranks)
         curve = [{"step": number, **step(number)} for number in range(steps)]
@@ -79,7 +79,7 @@ def trained(case: Case, steps: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes leave of the cases, and of states, in one launch."""
+    """The folder in which two processes, launched once, leave results of the cases and states."""
     folder = tmp_path_factory.mktemp("two")
     trained(STATE, 1, folder / "of one")
     run_ranks(2, folder, FEW, STATE)
@@ -88,7 +88,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def of_two(together: Path) -> list[Weights]:
-    """The cases as two processes train them."""
+    """The results of the cases trained by two processes."""
     return [load_file(together / f"{number}.safetensors") for number in range(len(FEW))]
 
 
@@ -113,7 +113,7 @@ def test_what_is_computed_in_half_precision_learns_what_whole_networks_do_but_fo
 
 @pytest.mark.parametrize("half", [False, True])
 def test_layers_are_gathered_in_what_they_are_computed_in(half: bool) -> None:
-    """What Wan keeps in full precision stays in it, and so do the ends of the network."""
+    """Modules that Wan keeps in full precision stay in it, and so does everything outside the layers."""
     with joined(runtime(1, half)) as ranks:
         network, seen = tiny_denoiser(), dict[str, torch.dtype]()
         shard(network, ranks)
@@ -138,7 +138,7 @@ def test_what_lies_on_the_host_changes_no_bit(case: Case) -> None:
 
 
 def test_of_a_network_on_the_host_nothing_stays_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every unit is sharded by torch's own policy for it, and no other network's is."""
+    """Each of its units is sharded with torch's CPUOffloadPolicy, and those of other networks are not."""
     policies = []
 
     def noted(*arguments: Any, offload_policy: OffloadPolicy, **options: Any) -> Any:
@@ -158,7 +158,7 @@ def test_of_a_network_on_the_host_nothing_stays_elsewhere(monkeypatch: pytest.Mo
 def test_an_optimisers_states_are_away_between_updates(
     processes: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A device without memory stands for the host: what has gone there does not come back from it."""
+    """The meta device stands for the host: what has been moved there cannot be moved back."""
     case, nowhere = FEW[3]._replace(offload=True), torch.device("meta")
 
     def places(role: Role) -> set[str]:
@@ -205,7 +205,7 @@ def test_muon_of_sharded_matrices_is_that_of_whole_ones() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("case", [*ALL, Case("init", muon=True)], ids=str)
 def test_twenty_steps(case: Case, tmp_path: Path) -> None:
-    """Bitwise of one and two processes; 1e-6 of whole networks; 1e-5 of four processes, with AdamW."""
+    """One and two processes agree bitwise; with AdamW, whole networks to 1e-6 and four processes to 1e-5."""
     bound = (1e-6, 1e-5) if not case.muon else (MUON, MUON)
     one, trained = alone(case, 1), {}
     for size in (2, 4):
@@ -218,7 +218,7 @@ def test_twenty_steps(case: Case, tmp_path: Path) -> None:
 
 
 def test_each_process_writes_its_rows_and_any_number_of_processes_reads_them(together: Path, tmp_path: Path) -> None:
-    """One process's state, taken up by two and saved again by them, is the same; so are one and two that train."""
+    """One process's state, loaded and saved by two, is the same; so are the states of trainings with one and two."""
     assert same(stored(together / "of one"), stored(together / "again"))
     place = newest(together / "again")
     assert place is not None
@@ -251,7 +251,7 @@ def test_damage_to_the_file_of_either_process_is_seen_by_one_that_reads_both(
 
 
 def test_sigterm_of_one_process_is_a_state_of_all_at_the_same_step(together: Path) -> None:
-    """The second one is signalled in the third step; both end as one does that is alone."""
+    """The second one gets the signal in the third step; both end as a single process would."""
     ended = [json.loads((together / f"ended-{rank}.json").read_text()) for rank in range(2)]
     assert ended == [{"code": 128 + signal.SIGTERM, "steps": 3}] * 2
     place = newest(together / "stopped")
@@ -275,7 +275,7 @@ def test_a_part_that_one_process_cannot_write_ends_both_and_leaves_the_state_bef
     ("gigabytes", "said"),
     [
         ([80, 80, 80], None),
-        ([79.6, 85.0, 80], None),  # of one size to those who sell them
+        ([79.6, 85.0, 80], None),  # nominally the same size
         ([80, 40, 80], "process 1: its GPU has 40 GB, that of process 0 80 GB, and all take equal shares; start"),
         (
             [24, 80, 141],
@@ -287,7 +287,7 @@ def test_gpus_of_different_sizes_are_refused_by_every_process(gigabytes: list[fl
     memories = [int(size * 1e9) for size in gigabytes]
 
     class Devices(Ranks):
-        """A process among such devices."""
+        """Processes with these devices."""
 
         def gather(self, own: Tensor) -> Tensor:
             assert own.tolist() == memories[self.rank]
@@ -304,7 +304,7 @@ def test_gpus_of_different_sizes_are_refused_by_every_process(gigabytes: list[fl
 def test_processes_that_see_different_states_refuse_to_go_on(together: Path) -> None:
     for rank in range(2):
         said = (together / f"apart-{rank}.txt").read_text()
-        assert "process 1 goes on from step 0, process 0 from 1; start all in one folder that they share" in said
+        assert "process 1 resumes at step 0, process 0 at 1; start all in one folder that they share" in said
 
 
 def test_what_the_first_process_decides_holds_for_all(together: Path) -> None:
@@ -312,7 +312,7 @@ def test_what_the_first_process_decides_holds_for_all(together: Path) -> None:
 
 
 def test_a_state_goes_on_sharded_and_whole(tmp_path: Path) -> None:
-    """What a sharded run has saved continues to the same weights in either; a whole run's state in a sharded one."""
+    """A sharded run's state continues to the same weights in both; a whole run's state continues in a sharded run."""
     case, ended = Case("init", muon=True, steps=4), {}
     for first in (1, None):
         with joined(runtime(first)) as ranks:

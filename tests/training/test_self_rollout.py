@@ -1,4 +1,4 @@
-"""Self-rollouts: the student generates as it will generate, and learns at one step."""
+"""Self-rollouts: the student generates as at inference, and is trained at one step."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def make_self_rollout(
 
 
 def rolled_out(roll_out: SelfRollout, exit_step: int, learn: bool = False) -> tuple[Tensor, list[Tensor]]:
-    """Windows, and the student's parameters."""
+    """The windows, and the student's parameters."""
     student = tiny_denoiser(seed=1)
     return roll_out(student, TEXT, SEED, SAMPLES, exit_step, learn), list(student.parameters())
 
 
 def video_of(windows: Tensor, per_video: int) -> Tensor:
-    """The videos whose windows these are."""
+    """The windows joined to videos again."""
     return torch.stack([torch.cat([*part], dim=1) for part in windows.split(per_video)])
 
 
@@ -70,14 +70,14 @@ def test_windows_are_the_rollout_cut_in_time(order: Order, context: Context, exi
 @torch.no_grad()
 @pytest.mark.parametrize(("order", "context"), KINDS)
 def test_an_exit_is_what_a_whole_rollout_sees_at_that_step(order: Order, context: Context) -> None:
-    """Step by step, the last one included, where it is the video itself."""
+    """At every step, including the last, where it is the video itself."""
     roll_out, seen = make_self_rollout(order, context), {}
     grid = make_grid(context, blocks=4, steps=STEPS, window=2)
     memory = Memory(tiny_denoiser(seed=1), Rollout(grid, step_sigmas(STEPS, 2.0), SHAPE, "sde", SEED, SAMPLES, TEXT))
     for step in walk_passes(grid, order):
         carry_out(memory, step)
         seen |= {cell: memory.states[cell.block].x0 for cell in step.denoise}
-    # Self-Forcing's contexts are finished blocks: an early exit finishes them early, so only its first block agrees.
+    # Self-Forcing's contexts are finished blocks, and an early exit finishes them early: only the first block agrees.
     blocks = 1 if context == "finished" else 4
     for exit_step in range(STEPS):
         video = video_of(rolled_out(roll_out, exit_step)[0], 2)[:, :, : 2 * blocks]
@@ -87,7 +87,7 @@ def test_an_exit_is_what_a_whole_rollout_sees_at_that_step(order: Order, context
 
 @pytest.mark.parametrize("exit_step", [0, 1])
 def test_shared_context_is_at_the_exit_what_it_is_in_a_whole_rollout(exit_step: int) -> None:
-    """Cutting the steps behind the exit would take its context away: it is left by the next step."""
+    """Its context is left by the next step, so the steps after the exit must not be cut off."""
     windows, _ = rolled_out(make_self_rollout("block_first", "shared"), exit_step, learn=True)
     grid = make_grid("shared", blocks=4, steps=STEPS, window=2)
     memory = Memory(tiny_denoiser(seed=1), Rollout(grid, step_sigmas(STEPS, 2.0), SHAPE, "sde", SEED, SAMPLES, TEXT))
@@ -111,7 +111,7 @@ def test_every_window_carries_gradients_of_its_own_exit_step_alone(
     for window in windows:
         (grad,) = torch.autograd.grad(window.square().sum(), parameters[0], retain_graph=True)
         assert grad.abs().max() > 0
-    # Of the first block, which sees no context, the whole gradient is that of one forward on what it began with.
+    # The first block sees no context: its whole gradient is that of one forward on the step's input.
     student = tiny_denoiser(seed=1)
     sigma, x = step_sigmas(STEPS, 2.0), noise(0, 0)
     for j in range(exit_step):
@@ -140,7 +140,7 @@ def noise(block: int, step: int) -> Tensor:
 def test_settings_of_the_rollout_are_passed_on(
     kind: tuple[Order, Context], options: dict[str, Any], conventions: dict[str, Any]
 ) -> None:
-    """Behind the first window, where contexts slide: what a setting makes of them, and that it makes a difference."""
+    """Also after the first window, where contexts slide: settings have the right effect, and do have one."""
     order, context = kind
     seen = make_self_rollout(order, context, windows=3, **options)
     seen = dataclasses.replace(seen, conventions=CONVENTIONS.model_copy(update=conventions))

@@ -1,4 +1,4 @@
-"""Training: groups, schedule, averages, exact resume, and the stop at a broken loss."""
+"""Training: parameter groups, schedule, averages, exact resume, and the stop at a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def make_step(role: Role, memory: dict[str, torch.Tensor]):  # type: ignore[no-u
 
 
 def run(folder: Path, steps: int, stop: int | None = None) -> tuple[Role, list[dict[str, float]]]:
-    """Train to the end, or save and drop everything after ``stop`` steps, as a kill right after a checkpoint does."""
+    """Train to the end, or save and stop after ``stop`` steps, like a run that is killed right after a checkpoint."""
     role, memory = make_role(tiny_denoiser(), SETTINGS, steps), {}
     step = make_step(role, memory)
     if stop is not None:
@@ -112,7 +112,7 @@ def test_the_newest_states_stay_and_any_of_them_can_be_gone_on_from(tmp_path: Pa
 
 
 def test_milestones_stay_whatever_the_clock_says(tmp_path: Path) -> None:
-    """Where no state is due by time milestones are, and where each step is they stay beside the newest."""
+    """Milestones are saved even if no state is due by time, and kept beside the newest states if every step is."""
     for minutes, found in ((60, [8, 4]), (1e-9, [11, 10, 8, 4])):
         role, memory, folder = make_role(tiny_denoiser(), SETTINGS, 12), {}, tmp_path / str(minutes)  # type: ignore[var-annotated]
         options = {"checkpoint_minutes": minutes, "checkpoints_kept": 2, "checkpoint_milestone": 4}
@@ -123,7 +123,7 @@ def test_milestones_stay_whatever_the_clock_says(tmp_path: Path) -> None:
 def test_what_is_saved_is_the_state_of_its_step_however_long_writing_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Updates go on, in place, while a state is written; another state waits for it."""
+    """Updates continue in place while a state is written; the next state waits for it."""
     role, memory = make_role(tiny_denoiser(), SETTINGS, 9), {}  # type: ignore[var-annotated]
     step, may_write = make_step(role, memory), threading.Event()
 
@@ -189,7 +189,7 @@ def test_a_state_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(s
 
 @pytest.mark.parametrize("name", ["state.json", "00000.safetensors"])
 def test_a_damaged_state_is_named(name: str, tmp_path: Path) -> None:
-    """Also where one bit differs; nothing of it is loaded."""
+    """Even when one bit differs; nothing of it is loaded."""
     role, _ = run(tmp_path, 6, stop=2)
     before = {key: value.clone() for key, value in role.module.state_dict().items()}
     for value in role.module.state_dict().values():
@@ -261,11 +261,11 @@ def test_training_checkpoints_as_it_goes(tmp_path: Path) -> None:
     role, memory = make_role(tiny_denoiser(), SETTINGS, 4), {}
     step = make_step(role, memory)
     train("test", 4, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=1e-9, memory=memory)
-    assert load_state(tmp_path, {"role": role}, {})[0] == 3  # none after the last step: the artifact follows
+    assert load_state(tmp_path, {"role": role}, {})[0] == 3  # none after the last step, which makes the artifact
 
 
 def test_every_step_is_logged_told_and_in_the_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With nothing to remember from step to step; a run that goes on counts and logs from where it goes on."""
+    """Also without memory from step to step; a resumed run counts and logs from its state's step on."""
     logged: list[tuple[int, dict[str, float]]] = []
 
     class Log:
@@ -279,12 +279,12 @@ def test_every_step_is_logged_told_and_in_the_curve(tmp_path: Path, capsys: pyte
         )
         assert curve == [{"step": n, "loss": n / 2} for n in range(steps)]
         assert f"a run: {steps}/{steps}" in capsys.readouterr().err
-    assert logged == [(n, {"loss": n / 2}) for n in (0, 1, 1, 2, 3, 4)]  # the last step of a run leaves no state
+    assert logged == [(n, {"loss": n / 2}) for n in (0, 1, 1, 2, 3, 4)]  # a run saves no state after its last step
     assert load_state(tmp_path, {"role": role}, {})[0] == 4
 
 
 def test_sigterm_leaves_a_state_from_which_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    """The step in which it came is finished; a second run is one that was left alone."""
+    """The step in which it arrives is finished; a second run ends like an uninterrupted one."""
     whole = run(tmp_path / "whole", 5)
     role, memory = make_role(tiny_denoiser(), SETTINGS, 5), {}  # type: ignore[var-annotated]
     step = make_step(role, memory)
@@ -352,7 +352,7 @@ def test_without_a_state_a_loss_that_is_not_finite_sends_nobody_back_to_one(tmp_
 
 
 class Products(TorchDispatchMode):
-    """Notes the type of numbers that each product of matrices is computed in."""
+    """Records the dtypes in which matrix products are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -365,7 +365,7 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("arithmetic", [True, False])
-@pytest.mark.parametrize("rows", [24, 6])  # wide matrices are orthogonalised as they are, tall ones transposed
+@pytest.mark.parametrize("rows", [24, 6])  # tall matrices are transposed for the iteration, wide ones are not
 def test_muon_is_torchs_with_and_without_bf16_arithmetic(
     arithmetic: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,7 +383,7 @@ def test_muon_is_torchs_with_and_without_bf16_arithmetic(
         torchs.step()
         assert products.dtypes == {torch.bfloat16 if arithmetic else torch.float32}
     away = ((here - there).norm() / (there - start).norm()).item()
-    assert away == 0 if arithmetic else away < 2**-6  # the order of sums, which bf16 rounds to 2^-9 five times over
+    assert away == 0 if arithmetic else away < 2**-6  # sums in another order, rounded in bf16 to 2^-9 five times
     assert (there - start).norm() > 0.5
 
 
@@ -425,9 +425,9 @@ def test_the_average_starts_from_the_first_weights_and_follows(tmp_path: Path) -
 
 
 def test_the_first_average_is_a_copy_and_a_late_one_leaves_out_what_came_before() -> None:
-    """Update by update; where averaging would begin after the end, the last weights are what is kept.
+    """Checked after each update; if averaging would begin after the end, the last weights are kept.
 
-    A late one has its decay at once, as the released code's, which begins at their step 200.
+    A late average has its full decay at once, like the released code's, which begins at step 200 there.
     """
     accelerator = Accelerator(cpu=True)
     for first, steps, averaged in ((0, 3, [0, 1, 2]), (2, 5, [2, 3, 4]), (9, 3, [2])):
@@ -470,7 +470,7 @@ def test_optimisers_have_the_settings() -> None:
     adamw, muon = (optimizer.param_groups[0] for optimizer in role.optimizers)
     assert (adamw["betas"], adamw["weight_decay"]) == ((0.9, 0.99), 0.0)
     assert muon["weight_decay"] == 0.01
-    role = make_role(torch.nn.Linear(2, 1), SETTINGS, 10)  # nothing for Muon, which takes no empty list
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS, 10)  # no parameters for Muon, which refuses an empty list
     assert [type(optimizer) for optimizer in role.optimizers] == [torch.optim.AdamW]
     frozen = tiny_denoiser()
     frozen.transformer.blocks[0].requires_grad_(False)
@@ -485,7 +485,7 @@ def test_the_rate_of_every_update() -> None:
     assert [lr_factor(constant, step, 6) for step in range(6)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
     fall = [0.5 * (1 + math.cos(math.pi * n / 4)) for n in range(4)]
     assert [lr_factor(cosine, step, 6) for step in range(6)] == pytest.approx([1 / 3, 2 / 3, *fall])
-    assert lr_factor(cosine, 2, 2) == 1  # a run no longer than its warm-up
+    assert lr_factor(cosine, 2, 2) == 1  # a run that is only its warm-up
 
 
 def test_without_a_decay_no_average_is_kept() -> None:

@@ -6,7 +6,7 @@ from hiar.vbench.environment import find_environment
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
-    """The folder of a toy environment; nothing in it changes."""
+    """The folder of a toy environment, which tests do not change."""
     return build_environment(tmp_path_factory.mktemp("toy") / "venv")
 
 

@@ -1,4 +1,4 @@
-"""VBench's own call on a folder, with no code of ours but the mending of torchvision; runs in VBench's environment.
+"""VBench's own call on a folder, with none of our code but the torchvision fix; runs in VBench's environment.
 
 python -I official.py WORKER.PY WEIGHTS HOME VIDEOS OUT DIMENSION...
 """

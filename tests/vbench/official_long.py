@@ -1,7 +1,7 @@
-"""VBench-Long's own functions on clips and on the videos of their first frames; runs in VBench's environment.
+"""VBench-Long's own functions on clips and on videos of their first frames; runs in VBench's environment.
 
 python -I official_long.py WORKER.PY WEIGHTS HOME CLIPS FIRSTS OUT. CLIPS holds NAME/NAME_000.mp4 and so on, FIRSTS
-NAME.mp4. Its package asks for what cuts videos, which is not here: nothing of that is called.
+NAME.mp4. Its package imports what cuts videos, which is not installed and not called here.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ pieces = [str(path) for path in sorted(Path(clips).glob("*/*.mp4"))]
 
 
 class Dinov2(torch.nn.Module):
-    """Called as torch.hub's."""
+    """Has the interface of torch.hub's."""
 
     def __init__(self):
         super().__init__()

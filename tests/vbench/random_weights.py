@@ -1,6 +1,6 @@
-"""Weights made at random, in the formats and at the places of the published ones; runs in VBench's environment.
+"""Random weights, in the formats and at the paths of the published ones; runs in VBench's environment.
 
-python -I random_weights.py WORKER.PY FOLDER. CLIP has two layers a side, all else its published size: four gigabytes.
+python -I random_weights.py WORKER.PY FOLDER. CLIP has two layers per tower, all else its published size: 4 GB.
 """
 
 import importlib.util
@@ -103,7 +103,7 @@ def dreamsim():
     model = PerceptualModel(**dreamsim_args["model_config"]["ensemble"], device="cpu", load_dir=str(hub))
     tuned = get_peft_model(model, LoraConfig(r=16, lora_alpha=8, target_modules=["qkv"]))
     for name, value in tuned.named_parameters():
-        if "lora_B" in name:  # at first nothing comes of an adapter
+        if "lora_B" in name:  # initialised to 0, an adapter has no effect
             torch.nn.init.normal_(value, std=0.02)
     tuned.save_pretrained(place("dreamsim/ensemble_lora/adapter_config.json").parent, safe_serialization=True)
     for name in links:
@@ -111,7 +111,7 @@ def dreamsim():
 
 
 def tables():
-    """Of another shape than VBench-Long's, which are for its networks."""
+    """Mapping tables of another shape than VBench-Long's, which are fitted to its networks."""
     for name in ("subject", "background"):
         values = [number / 100 for number in range(101)]
         path = place(f"vbench_long/{name}_mapping_table.yaml")
@@ -155,7 +155,7 @@ def umt():
     options = {"num_classes": 400, "all_frames": 16, "tubelet_size": 1, "use_mean_pooling": True, "init_scale": 1.0}
     model = create_model("vit_large_patch16_224", pretrained=False, **options)
     with torch.no_grad():
-        model.head.bias += torch.linspace(-4, 4, 400)  # some actions are likely, as with a trained one
+        model.head.bias += torch.linspace(-4, 4, 400)  # some actions are likely, as in a trained network
     torch.save(model.state_dict(), place("umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth"))
 
 
@@ -164,7 +164,7 @@ def viclip():
     from vbench.third_party.ViCLIP.viclip import ViCLIP
 
     model = ViCLIP(SimpleTokenizer(str(folder / "ViCLIP/bpe_simple_vocab_16e6.txt.gz")), pretrain=None)
-    with torch.no_grad():  # what ViCLIP leaves as memory happened to be
+    with torch.no_grad():  # ViCLIP leaves these uninitialised
         for one in (
             model.vision_encoder.proj,
             model.text_encoder.positional_embedding,

@@ -1,4 +1,4 @@
-"""VBench-Long's fast branch: the first frames of a long video's clips, and what becomes of both branches."""
+"""VBench-Long's fast branch: the first frames of a long video's clips, and how both branches are combined."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ TABLE = {0.0: 0.0, 0.5: 0.8, 1.0: 1.0}
 
 
 def blue(path, *levels, frames=8):
-    """A video at 4 frames a second, so many frames from each level, 0 to 1, of which the first alone has it."""
+    """A video at 4 frames per second with ``frames`` frames per level, 0 to 1; only the first has it in full."""
     video = torch.zeros(len(levels) * frames, 64, 96, 3)
     video[..., 2] = 0.2 * torch.tensor(levels).repeat_interleave(frames)[:, None, None]
     video[::frames] *= 5
@@ -42,12 +42,12 @@ def test_a_value_of_both_branches():
 def test_pictures_are_alike_to_the_one_before_and_to_the_first():
     angles = (0.2, 0.3, 0.7, 0.2 + 3)
     found = likeness(torch.tensor([[cos(one), torch.tensor(one).sin()]]) for one in angles)
-    pairs = [(cos(0.1), cos(0.1)), (cos(0.4), cos(0.5)), (0, 0)]  # what is opposite is no worse than what has nothing
+    pairs = [(cos(0.1), cos(0.1)), (cos(0.4), cos(0.5)), (0, 0)]  # opposite features count as 0, like orthogonal ones
     assert found == pytest.approx(sum(map(sum, pairs)) / 6)
 
 
 def test_dinov2_sees_the_middle_of_the_picture_at_256_pixels(tmp_path):
-    """The real network, at a tiny size."""
+    """The real architecture, at a tiny size."""
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=518, patch_size=14)
     model = Dinov2Model(config).eval()
@@ -78,12 +78,12 @@ def weights(tmp_path):
 
 
 def test_a_long_video_that_changes_between_its_clips_loses_by_it(environment, weights, tmp_path):
-    """Values within clips are the toy's: the size of a file."""
+    """Values within clips are the toy's, a file's size."""
     videos, out = tmp_path / "videos", tmp_path / "out"
     blue(videos / "0.mp4", 0.1, 0.9, 0.5)
     blue(videos / "1.mp4", 0.5, 0.5)
     blue(videos / "2.mp4", 0.3, frames=5)
-    shutil.copy(videos / "0.mp4", videos / "3.mp4")  # another's file of the same film
+    shutil.copy(videos / "0.mp4", videos / "3.mp4")  # another file with the same film
     (videos / "captions.txt").write_text("a bird\na bee\na bear\na bird\n")
 
     def score(*dimensions, **options):

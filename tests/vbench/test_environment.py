@@ -1,4 +1,4 @@
-"""VBench's environment: found where it is whole, and asked for its versions."""
+"""VBench's environment: found if it is complete, and asked for its versions."""
 
 import sys
 from functools import partial
@@ -34,7 +34,7 @@ def test_half_an_environment_is_none(tmp_path, files):
 
 
 def test_a_clone_has_the_environment_beside_that_of_its_python(tmp_path, monkeypatch):
-    """Of a worker, which runs a commit's code from a folder of its own."""
+    """A worker's clone, which runs a commit's code from its own folder."""
     monkeypatch.delenv("HIAR_VBENCH", raising=False)
     clone, project = tmp_path / "clone", tmp_path / "project"
     monkeypatch.setattr(environment, "__file__", str(clone / "hiar" / "vbench" / "environment.py"))

@@ -1,6 +1,6 @@
-"""Ours is VBench's own figure, to the last bit and for each video, with random weights of the published formats.
+"""Our values equal VBench's own, to the last bit and for each video, with random weights in the published formats.
 
-It needs `make vbench`, six gigabytes of disk while it runs, and tens of minutes on a busy machine.
+Needs `make vbench`, six gigabytes of disk while it runs, and tens of minutes on a busy machine.
 """
 
 import json
@@ -24,7 +24,7 @@ from hiar.vbench.weights import WEIGHTS, approve
 
 HERE = Path(__file__).parent
 QUALITY = [name for name, one in DIMENSIONS.items() if one.group == "quality"]
-# Not GRiT's four, which need detectron2, nor scene: VBench keeps gradients there, more than twenty gigabytes a video.
+# Without GRiT's four, which need detectron2, and scene, where VBench keeps gradients: over twenty gigabytes a video.
 SEMANTIC = ["human_action", "appearance_style", "temporal_style", "overall_consistency"]
 
 
@@ -54,7 +54,7 @@ def weights(environment, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def videos(environment, tmp_path_factory):
-    """Two videos of two prompts of each dimension, of different lengths."""
+    """Two videos for each of two prompts of each dimension, of different lengths."""
     folder = tmp_path_factory.mktemp("videos")
     suite = read_suite(environment.suite)
     noise = torch.Generator().manual_seed(7)
@@ -68,7 +68,7 @@ def videos(environment, tmp_path_factory):
 
 
 def drifting(noise, frames):
-    """A pattern that moves by another step in each video, under noise: (frames, 192, 256, 3)."""
+    """A noisy pattern that moves at a different speed in each video: (frames, 192, 256, 3)."""
     coarse = torch.rand(1, 3, 12, 16, generator=noise)
     picture = torch.nn.functional.interpolate(coarse, size=(192, 256), mode="bilinear")[0].permute(1, 2, 0)
     step = int(torch.randint(0, 9, (), generator=noise))
@@ -103,13 +103,13 @@ def test_value_and_videos_are_the_official_ones(dimension, official, ours):
     by_video = {os.path.basename(one["video_path"]): one["video_results"] for one in records}
     assert len(by_video) == 4
     assert ours[dimension]["by_video"] == by_video
-    tolerance = 1e-15 if dimension == "subject_consistency" else 0  # VBench does not tell what it sums there
+    tolerance = 1e-15 if dimension == "subject_consistency" else 0  # VBench does not report the terms of its sum there
     assert ours[dimension]["value"] == pytest.approx(value, rel=tolerance, abs=0)
 
 
 @pytest.mark.parametrize(("scale", "samples"), [(0, 11), (1, 2)])
 def test_still_videos_are_those_of_vbenchs_filter(scale, samples, environment, weights, tmp_path):
-    """By a network that sees nothing move, whatever does, and by one that sees all move."""
+    """With a network that never sees motion, and with one that always does."""
     folder, own, noise = tmp_path / "videos", tmp_path / "weights", torch.Generator().manual_seed(9)
     folder.mkdir()
     [entry, *_] = [entry for entry in read_suite(environment.suite) if "temporal_flickering" in entry.dimensions]
@@ -133,7 +133,7 @@ def test_still_videos_are_those_of_vbenchs_filter(scale, samples, environment, w
         assert {*json.loads((tmp_path / "out" / "temporal_flickering.json").read_text())["by_video"]} == theirs
 
 
-LONG = {"a bird-0": 18, "a bee-1": 12, "a bear-2": 7, "a bug-3": 3}  # frames at 2 a second
+LONG = {"a bird-0": 18, "a bee-1": 12, "a bear-2": 7, "a bug-3": 3}  # frames, at 2 per second
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def long_videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def official_long(environment, weights, long_videos, tmp_path_factory):
-    """What VBench-Long's own functions say of the clips that we cut."""
+    """The results of VBench-Long's own functions on the clips that we cut."""
     root = tmp_path_factory.mktemp("official-long")
     clips, firsts, home = (root / name for name in ("clips", "firsts", "home"))
     for folder in (firsts, home / "dreamsim", home / "hub" / "checkpoints"):
@@ -173,7 +173,7 @@ def official_long(environment, weights, long_videos, tmp_path_factory):
 
 
 def test_both_branches_of_long_videos_are_vbench_longs_own(weights, long_videos, official_long, tmp_path):
-    """But for its mean, which counts each clip. Pictures go through its networks together: last digits differ."""
+    """Except its mean, which counts each clip. It batches frames in its networks, so the last digits differ."""
     scores = score_folder(
         long_videos, BRANCHES, tmp_path, weights=weights, prompts=long_videos / "prompts.json", protocol="vbench-long"
     )

@@ -1,4 +1,4 @@
-"""VBench as a profile of `hiar score`, by a toy of its package: beside other profiles, and by itself."""
+"""VBench as a profile of `hiar score`, with a toy of its package: beside other profiles, and alone."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ FLICKERING, IMAGING = "temporal_flickering", "imaging_quality"
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """Three videos of three seconds, whose sizes are what the toy values."""
+    """Three videos of three seconds, whose file sizes are the toy's values."""
     folder = tmp_path_factory.mktemp("films")
     for number in range(3):
         film(folder / f"{number:04d}.mp4", 12, number)
@@ -55,7 +55,7 @@ def test_beside_another_profile_and_again(score, tmp_path, weights):
         assert metrics[f"vbench_{name}"]["n"] == 3
         assert {*kept["by_video"]} == {f"{number:04d}.mp4" for number in range(3)}
     assert len(found["vbench"]["missing"]) == 14
-    assert len((tmp_path / "score.videos.jsonl").read_text().splitlines()) == 3  # of drift-lite
+    assert len((tmp_path / "score.videos.jsonl").read_text().splitlines()) == 3  # drift-lite's
     before = (tmp_path / "score.json").read_bytes()
     score(*options)
     assert asked(weights) == []
@@ -63,7 +63,7 @@ def test_beside_another_profile_and_again(score, tmp_path, weights):
 
 
 def test_by_itself_nothing_else_is_asked_of_the_videos(score, tmp_path):
-    """Which may be of several sizes and lengths, and of no world."""
+    """They may have several sizes and lengths, and belong to no world."""
     film(tmp_path / "videos" / "0002.mp4", 20, 7)
     score("--profile", "vbench-long", "-d", FLICKERING)
     found = json.loads((tmp_path / "score.json").read_text())
@@ -72,7 +72,7 @@ def test_by_itself_nothing_else_is_asked_of_the_videos(score, tmp_path):
 
 
 def test_without_a_dimension_all_are_taken_that_run_and_suit_the_videos(score, tmp_path):
-    """Where there are no weights, the one that needs none; of videos that show nothing it looks at, none."""
+    """Without weights, the one that needs none; for videos that suit none, none."""
     (tmp_path / "none").mkdir()
     none = {"VBENCH_CACHE_DIR": str(tmp_path / "none")}
     score("--profile", "vbench", **none)

@@ -1,4 +1,4 @@
-"""VBench's figures of an experiment's samples, as its scores have them."""
+"""VBench's values for an experiment's samples, as they appear in its scores."""
 
 import pytest
 from sampled import small_params
@@ -17,7 +17,7 @@ FLICKERING, IMAGING = "temporal_flickering", "imaging_quality"
 
 @pytest.fixture
 def params():
-    """Of an experiment in which there is the teacher alone."""
+    """Params of an experiment with only the teacher."""
     score = small_params().score.model_dump(mode="json") | {"vbench": [FLICKERING, IMAGING]}
     return small_params(seeds=[0], compare={"init": [], "distill": [], "walked": []}, score=score)
 
@@ -38,7 +38,7 @@ def caption(folder, *captions):
 
 @pytest.fixture
 def score(samples, params, toy, weights, tmp_path, monkeypatch):
-    """Runs stage vbench for dimensions and gives what the scores have of it."""
+    """Runs stage vbench for dimensions and returns what the scores contain of it."""
     monkeypatch.setenv("HIAR_VBENCH", str(toy))
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(weights))
     monkeypatch.setenv("HIAR_TRACKING", "off")
@@ -59,7 +59,7 @@ def test_a_mean_is_vbenchs_own_and_that_of_its_videos_values(score, samples, wei
     assert [list(one) for one in found.values] == 3 * [names]
     for name, unit in zip(names, (1, 100), strict=True):  # in the unit of the value
         assert [one[name] for one in found.values] == pytest.approx([size / unit for size in sizes])
-        assert found.metrics[name]["mean"] == pytest.approx(sum(sizes) / 3 / unit, rel=1e-12)  # not cut to six digits
+        assert found.metrics[name]["mean"] == pytest.approx(sum(sizes) / 3 / unit, rel=1e-12)  # no six-digit rounding
         assert found.metrics[name]["n"] == 3
         spread = (sum((size - sum(sizes) / 3) ** 2 for size in sizes) / 2) ** 0.5
         assert found.metrics[name]["se"] == pytest.approx(spread / 3**0.5 / unit, rel=1e-4)
@@ -85,7 +85,7 @@ def test_one_dimension_that_breaks_down_fails_the_scores(score, weights):
 
 
 def test_a_dimension_is_of_the_videos_of_its_prompts_alone(score, samples):
-    """Where all prompts are of VBench's suite: the stop sign is there for its flickering."""
+    """If all prompts are from VBench's suite: the stop sign is only for temporal_flickering."""
     caption(samples, "a bench", "In a still frame, a stop sign", "a bench")
     found = score(FLICKERING, IMAGING)
     both = [f"vbench_{name}" for name in (FLICKERING, IMAGING)]
@@ -96,7 +96,7 @@ def test_a_dimension_is_of_the_videos_of_its_prompts_alone(score, samples):
 
 
 def result(**by_video):
-    """Of a dimension; VBench's own value is not quite the mean of its videos'."""
+    """A dimension's result; VBench's own value is not quite the mean of its videos'."""
     known = [value for value in by_video.values() if value is not None]
     facts = dict.fromkeys(("protocol", "device", "weights", "versions", "more"), "said")
     return {"value": 0.01 + sum(known) / len(known), "by_video": by_video} | facts
@@ -122,6 +122,6 @@ def test_totals_are_of_the_values_and_of_each_video_that_has_all_they_take():
     assert (whole["se"], whole["n"]) == (pytest.approx((other - one) / 2, rel=1e-5), 4)
     assert found.facts["scene"] == dict.fromkeys(("protocol", "device", "weights", "versions"), "said")
     strict = {name: result(a=0.5) for name in DIMENSIONS} | {"imaging_quality": result(b=50.0)}
-    figures = figures_of(strict, ["a", "b"]).metrics  # of no video all
+    figures = figures_of(strict, ["a", "b"]).metrics  # no video has them all
     assert figures["vbench_total"]["mean"] == totals({name: one["value"] for name, one in strict.items()}).total
     assert figures["vbench_total"]["se"] is figures["vbench_quality"]["se"] is None

@@ -1,4 +1,4 @@
-"""Scoring by the worker, a process of its own, with a toy package in VBench's place: what comes back, what survives."""
+"""Scoring by the worker process, with a toy package in place of VBench: what it returns, and what survives failures."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def score(toy, weights, tmp_path):
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """Three videos of one second with captions of their own."""
+    """Three videos of one second with their own captions."""
     folder = tmp_path_factory.mktemp("films")
     for number in range(3):
         film(folder / f"{number:04d}.mp4", 4 + number, number)
@@ -74,9 +74,9 @@ def test_values_of_each_video_and_their_mean(score, videos, weights, tmp_path, m
     assert (found["prompts"], found["protocol"], found["videos"], found["of"]) == ("own", "vbench", 3, 3)
     told = asked(weights)
     assert [one["entry"]["prompt_en"] for one in told[:3]] == ["a bird", "a bee", "100% of a bear/cub"]
-    # what VBench reads of names is there, and nothing that OpenCV would take for a pattern
+    # what VBench reads from names is kept, and nothing looks like a pattern to OpenCV
     assert {one["name"] for one in told} == {"a bird-0.mp4", "a bee-0.mp4", "100  of a bear cub-0.mp4"}
-    assert all(one["isolated"] for one in told)  # nothing of our environment is in its path
+    assert all(one["isolated"] for one in told)  # its import path has nothing of our environment
     assert not any("AWS_SECRET_ACCESS_KEY" in one["variables"] for one in told)
 
 
@@ -85,7 +85,7 @@ def test_what_is_done_is_not_done_again(score, videos, weights, tmp_path):
     assert len(asked(weights)) == 3
     assert score(videos, FLICKERING) == first
     assert asked(weights) == []
-    for number in (3, 4):  # two files of one film and one prompt
+    for number in (3, 4):  # two files with the same film and prompt
         film(videos / f"000{number}.mp4", 4, 77)
     with (videos / "captions.txt").open("a") as file:
         file.write("a beetle\na beetle\n")
@@ -95,7 +95,7 @@ def test_what_is_done_is_not_done_again(score, videos, weights, tmp_path):
     for number in (3, 4):
         (videos / f"000{number}.mp4").unlink()
     film(videos / "0001.mp4", 5, seed=99)
-    (videos / "0000.mp4").rename(videos / "0003.mp4")  # now the last, with another prompt
+    (videos / "0000.mp4").rename(videos / "0003.mp4")  # now the last one, with another prompt
     (videos / "captions.txt").write_text("a bee\n100% of a bear/cub\na beetle\n")
     score(videos, FLICKERING)
     assert sorted(os.path.basename(one["video"]) for one in asked(weights)) == ["0001.mp4", "0003.mp4"]
@@ -124,7 +124,7 @@ def test_other_weights_score_anew_and_lose_nothing(score, videos, weights, tmp_p
     assert [(tmp_path / "out" / f"{SMOOTH}.aside-{n}.jsonl").read_text() for n in (1, 2)] == [old, new]
     assert result(tmp_path, SMOOTH)["device"] == "cuda"
     assert {one["device"] for one in asked(weights)} == {"cuda:12"}
-    score(videos, SMOOTH, devices=["cuda:3"])  # another of the same kind
+    score(videos, SMOOTH, devices=["cuda:3"])  # another GPU of the same kind
     assert asked(weights) == []
 
 
@@ -159,7 +159,7 @@ def test_what_fails_ends_what_runs_beside_it():
         side_by_side(["fails", "sleeps", "late", "later"], ["cpu", "cpu"], work)
     assert begun[:2] in (["fails", "sleeps"], ["sleeps", "fails"])
     assert set(ended) == {-signal.SIGKILL}
-    assert "later" not in begun  # of those that waited nobody takes another, and of what had begun nothing is left
+    assert "later" not in begun  # no waiting one is started, and nothing that had begun is left running
     assert len(ended) == len(begun) - 1
 
 
@@ -177,13 +177,13 @@ def test_another_version_scores_anew(toy, videos, weights, tmp_path, capsys):
 
 
 def test_all_that_suits_prompts_of_their_own(score, videos, weights):
-    """What compares with the suite's words beside its prompts is left out, what needs the prompt alone is not."""
+    """Dimensions that need the suite's annotations are left out; those that need only the prompt are not."""
     found = {name for name, one in DIMENSIONS.items() if not one.described}
     values = score(videos).values
     assert set(values) == found
     assert {"human_action", "temporal_style"} < found
     assert not found & {"scene", "appearance_style"}
-    # its mean is over pairs of consecutive frames
+    # this mean is over pairs of consecutive frames
     sizes = [os.path.getsize(videos / f"{number:04d}.mp4") for number in range(3)]
     pairs = [one // 1000 - 1 for one in sizes]
     mean = sum(one / 1e5 * count for one, count in zip(sizes, pairs, strict=True)) / sum(pairs)
@@ -225,7 +225,7 @@ def test_a_killed_dimension_goes_on_from_its_last_chunk(score, films, weights, t
     assert "SIGKILL (out of memory?)" in scores.failed[FLICKERING]
     assert DEGREE in scores.values
     with (tmp_path / "out" / f"{FLICKERING}.jsonl").open("a") as file:
-        file.write('{"key": "cut off he')  # as a kill of ours would leave it
+        file.write('{"key": "cut off he')  # as left by a kill
     behave(weights)
     asked(weights)
     assert score(many, FLICKERING).values[FLICKERING] == pytest.approx(size(films / "0000.mp4"))
@@ -326,7 +326,7 @@ def test_clips_are_all_there_or_none(tmp_path):
     with pytest.raises(UserError, match=r"film\.mp4: is truncated \(19 of 27 frames\)"):
         cut(video, clip_frames(27, 4, 2), 4, place)
     assert not place.exists()
-    left = place.with_name(f"film.{os.getpid()}.partial")  # by a killed process of that number
+    left = place.with_name(f"film.{os.getpid()}.partial")  # left by a killed process with that id
     left.mkdir(exist_ok=True)
     (left / "009.mp4").write_text("half")
     paths = cut(video, clip_frames(19, 4, 2), 4, place)
@@ -349,7 +349,7 @@ def test_slow_videos_have_a_frame_a_second_at_least():
 
 def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     folder = tmp_path / "long"
-    for number, frames in enumerate([20, 27, 41]):  # 5 s and more, at four frames a second
+    for number, frames in enumerate([20, 27, 41]):  # 5 s and more, at four frames per second
         film(folder / f"a_film_{number}.mp4", frames, number)
     (folder / "captions.txt").write_text("a bird\na bee\na bird\n")
     scores = score(folder, FLICKERING)
@@ -363,7 +363,7 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     assert list(found["by_video"].values()) == pytest.approx(means)
     assert scores.values[FLICKERING] == pytest.approx(sum(means) / 3)
     assert sorted(path.name for path in (tmp_path / "out").glob(".clips*")) == [".clips.lock"]
-    # as many clips as before, of another film
+    # as many clips as before, but of another film
     film(folder / "a_film_1.mp4", 27, seed=99)
     score(folder, FLICKERING)
     told = asked(weights)
@@ -371,13 +371,13 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     anew = result(tmp_path, FLICKERING)["by_video"]
     assert anew["a_film_1.mp4"] == pytest.approx(sum(one["value"] for one in told) / 4) != means[1]
     assert (anew["a_film_0.mp4"], anew["a_film_2.mp4"]) == pytest.approx((means[0], means[2]))
-    (folder / "captions.txt").write_text("a bird\na bee\na bear\n")  # other prompts are asked about anew
+    (folder / "captions.txt").write_text("a bird\na bee\na bear\n")  # other prompts are scored anew
     score(folder, FLICKERING)
     assert {one["entry"]["prompt_en"] for one in asked(weights)} == {"a bear"}
 
 
 def test_that_a_long_videos_consistency_is_within_its_clips_alone_is_asked_for_and_kept(score, videos, tmp_path):
-    """VBench-Long's published figures have a part across clips, too."""
+    """VBench-Long's published values also have a part across clips."""
     with pytest.raises(UserError, match=r"^subject_consistency_across_clips: .*`hiar vbench score --within-clips`$"):
         score(videos, "subject_consistency", FLICKERING, protocol="vbench-long")
     score(videos, "subject_consistency", FLICKERING, protocol="vbench-long", within_clips=True)
@@ -392,7 +392,7 @@ def test_that_a_long_videos_consistency_is_within_its_clips_alone_is_asked_for_a
 
 
 def test_clips_of_a_suites_prompt_are_as_long_as_any_of_its_dimensions_asks(score, weights, tmp_path):
-    """Of other prompts two seconds, also where one of them is the suite's."""
+    """With the user's own prompts two seconds, even if one of them is in the suite."""
     folder = tmp_path / "suite"
     film(folder / "the bund, oil painting-0.mp4", 44, 0)  # eleven seconds
     score(folder, IMAGING)
@@ -408,7 +408,7 @@ def captions(folder, *lines):
 
 
 def test_clips_of_another_film_are_not_taken_for_its_own(score, weights, tmp_path):
-    """Where they are still there, as after a kill."""
+    """If old clips are still there, as after a kill."""
     folder = tmp_path / "long"
     film(folder / "film.mp4", 20, 0)
     (folder / "captions.txt").write_text("a bird\n")
@@ -423,7 +423,7 @@ def test_clips_of_another_film_are_not_taken_for_its_own(score, weights, tmp_pat
 
 
 def test_a_dimension_that_has_a_value_for_no_video_has_none(score, videos, tmp_path):
-    """As `color`, where VBench finds its object in none of them: they are not asked about again."""
+    """Such as `color`, if VBench finds its object in no video; they are not scored again."""
     score(videos, FLICKERING)
     kept = tmp_path / "out" / f"{FLICKERING}.jsonl"
     head, *lines = map(json.loads, kept.read_text().splitlines())
@@ -487,7 +487,7 @@ def test_means_over_frames_and_over_videos():
     for name in ("appearance_style", "spatial_relationship"):
         assert dimension_value(name, [{"frame_results": [1.0]}, {"frame_results": [0.0] * 3}]) == 0.25
     assert dimension_value("color", [{"video_results": 1.0}, {"video_results": 0.0}]) == 0.5
-    # One after the other, as VBench adds: each of the ones is lost beside what is so much larger.
+    # Summed one after the other, as VBench does, each 1 is lost in rounding beside the much larger value.
     assert dimension_value("color", [{"video_results": value} for value in (1e16, *[1.0] * 8, -1e16)]) == 0
     assert dimension_value(IMAGING, [{"video_results": 60.0}, {"video_results": 80.0}]) == 0.7
     assert long_values(IMAGING, {"a": [{"video_results": 60.0}] * 3, "b": [{"video_results": 80.0}], "c": []}) == (
@@ -506,7 +506,7 @@ def test_chunks_keep_order_and_part_long_entries():
 
 @pytest.fixture(scope="module")
 def command(toy, tmp_path_factory):
-    """`hiar vbench`, as users type it, with the toy environment and no weights."""
+    """Runs `hiar vbench` as users do, with the toy environment and no weights."""
     folder = tmp_path_factory.mktemp("shell")
     (folder / "weights").mkdir()
 
@@ -570,7 +570,7 @@ def test_totals_and_the_leaderboards_archive(tmp_path):
     assert "missing, counted as 0: subject_consistency" in strict
     with zipfile.ZipFile(archive) as opened:
         read = {name: json.loads(opened.read(name)) for name in opened.namelist()}
-        assert {one.date_time[0] for one in opened.infolist()} == {1980}  # of no date: the same bytes at any time
+        assert {one.date_time[0] for one in opened.infolist()} == {1980}  # no dates: the bytes never change
     assert list(read_results(out)) == [FLICKERING, "scene"]  # VBench's order
     assert read == {
         f"{name}_eval_results.json": {name: [value, [{"video_path": "a-0.mp4", "video_results": value}]]}

@@ -1,4 +1,4 @@
-"""VBench's static filter: temporal_flickering is of the first five videos of a prompt in which little moves."""
+"""VBench's static filter: temporal_flickering uses a prompt's first five videos in which little moves."""
 
 import json
 from contextlib import suppress
@@ -34,7 +34,7 @@ def score(environment, weights, tmp_path):
 
 
 def shot(folder, prompt, sample, *, still):
-    """A video whose file has an even number of bytes where it is still."""
+    """A video whose file has an even number of bytes exactly if it is to count as still."""
     path = film(folder / f"{prompt}-{sample}.mp4", 4, sample)
     with path.open("ab") as file:
         file.write(b"\0" * ((path.stat().st_size % 2 == 0) != still))
@@ -66,7 +66,7 @@ def test_the_first_five_that_are_still_are_scored_and_no_more_are_looked_at(scor
     said = capsys.readouterr().err
     assert f"1 of 2 prompts have fewer than 5 still videos, such as '{BENCH}'" in said
     assert score().values == scores.values
-    assert asked(weights) == []  # neither is done again
+    assert asked(weights) == []  # neither filter nor scoring is repeated
 
 
 def test_videos_of_captions_are_taken_in_the_order_that_vbenchs_names_would_have(score, weights, tmp_path):
@@ -80,7 +80,7 @@ def test_videos_of_captions_are_taken_in_the_order_that_vbenchs_names_would_have
 
 def test_of_long_videos_clips_are_filtered(score, weights, tmp_path):
     film(tmp_path / "videos" / f"{SIGN}-0.mp4", 40, 0)
-    with suppress(RunFailed):  # how many bytes a clip has is not ours to say
+    with suppress(RunFailed):  # a clip's number of bytes cannot be chosen
         score(protocol="vbench-long")
     clips = [one for one in asked(weights) if one["dimension"] != FLICKERING]
     assert len(clips) == 5

@@ -81,7 +81,7 @@ def test_the_packages_own_suite():
     assert (list(counts.values()).count(25), sum(counts.values())) == (75, 869 * 5 + 75 * 25)
     assert len({file_name(prompt, 0) for prompt in counts}) == 944
     assert {name for entry in suite for name in entry.dimensions} == set(DIMENSIONS)
-    # described dimensions are those of which the suite says more than the prompt
+    # described dimensions: those for which the suite gives more than the prompt
     assert {name for entry in suite for name in entry.auxiliary} == {
         name for name, one in DIMENSIONS.items() if one.described
     }

@@ -38,7 +38,7 @@ def test_what_is_missing_leaves_its_figures_open():
     del values["scene"]
     found = totals(values)
     assert (found.quality, found.semantic, found.total, found.missing) == (whole.quality, None, None, ("scene",))
-    # the leaderboard counts it as a raw 0, which is what any figure above hides
+    # the leaderboard counts it as a raw 0, which any positive value would hide
     assert totals(values, strict=True) == totals(values | {"scene": 0.0})._replace(missing=("scene",))
 
 

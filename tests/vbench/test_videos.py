@@ -1,4 +1,4 @@
-"""Which prompt each video of a folder is of, and how long it is."""
+"""The prompt and the length of each video in a folder."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_videos_of_one_prompt_are_its_samples_and_five_are_looked_at(tmp_path, c
         f"{number}.mp4" for number in range(5)
     ]
     assert not is_standard(videos, ENTRIES[:1])
-    assert capsys.readouterr().err == ""  # only a folder of both is told of
+    assert capsys.readouterr().err == ""  # only a mixed folder is reported
     named = folder_of(tmp_path / "named", *(f"a bench-{sample}.mp4" for sample in (4, 5, 10, 0)))
     chosen = chosen_videos("imaging_quality", read_videos(named, ENTRIES), ENTRIES)
     assert [video.sample for video, _ in chosen] == [0, 4]
@@ -69,7 +69,7 @@ def test_what_macos_leaves_is_no_video_and_a_name_that_vbench_does_not_read_is_r
 
 
 def test_the_length_of_a_video_that_does_not_say_it(tmp_path):
-    """As `hiar stream` leaves one: a head that was written before there were frames."""
+    """As written by `hiar stream`: its header was written before any frame."""
     header, fragment_of = fragments(32, 48, 4)
     folder = tmp_path / "videos"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""What keeps VBench's process apart: no secrets, no network, and nothing that depends on where we are."""
+"""VBench's process is isolated: no secrets, no network, and nothing that depends on the working directory."""
 
 from pathlib import Path
 

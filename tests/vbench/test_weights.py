@@ -1,4 +1,4 @@
-"""What may be loaded, and how it comes."""
+"""Which files may be loaded, and how they are downloaded."""
 
 import hashlib
 import http.server
@@ -50,7 +50,7 @@ def test_with_all_in_place_twelve_run_and_the_hashes_are_told(environment, tmp_p
 
 
 def laid(folder, name):
-    """A file that torch can load, which nobody has approved."""
+    """A file that torch can load but that is not approved."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"a": torch.zeros(2)}, path)
@@ -69,7 +69,7 @@ def test_a_file_without_published_hash_waits_for_its_user(tmp_path):
 def test_a_file_with_published_hash_is_that_file(tmp_path):
     laid(tmp_path, MUSIQ)
     assert "should be 358bb6af" in inspect(tmp_path, MUSIQ).problem
-    approve(tmp_path, MUSIQ)  # whoever insists
+    approve(tmp_path, MUSIQ)  # for users who insist
     assert inspect(tmp_path, MUSIQ).problem is None
 
 
@@ -81,7 +81,7 @@ def test_published_first_digits_are_enough(tmp_path, monkeypatch):
 
 
 def test_archives_are_told_apart_by_what_is_in_them(tmp_path):
-    """Weights in both formats of torch.save, and a network of TorchScript; each is no file of the other kind."""
+    """Weights in both formats of torch.save, and a TorchScript network; neither kind is taken for the other."""
     amt, clip = laid(tmp_path, AMT), laid(tmp_path, CLIP)
     script = torch.jit.script(torch.nn.Linear(2, 2))
     for old in (True, False):
@@ -108,7 +108,7 @@ def test_archives_are_told_apart_by_what_is_in_them(tmp_path):
         ("dreamsim/clip_vitb16_pretrain.pth.tar", b"a tar", "is no file of torch.save"),
         (CLIP, b"\x80\x02}q\x00.", "is no TorchScript archive"),
         ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"plain", "is not compressed"),
-        ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"\x1f\x9d", "is not compressed"),  # with gzip
+        ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"\x1f\x9d", "is not compressed"),  # not gzip
     ],
 )
 def test_another_format_is_neither_loaded_nor_approved(tmp_path, name, content, said):
@@ -134,7 +134,7 @@ def test_no_environment(tmp_path):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A folder that a server on this machine gives out; its address."""
+    """A folder served by a server on this machine, and its address."""
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -167,7 +167,7 @@ def test_fetched_is_whole_and_right_or_nothing_changes(served, environment, tmp_
     folder, address = served
     archives, weights = tmp_path / "archives", tmp_path / "weights"
     archives.mkdir()
-    content = b"weights " * 300_000  # more than is read at once
+    content = b"weights " * 300_000  # more than one read
     (folder / "amt-s.pth").write_bytes(content)
     digest, size = hashlib.sha256(content).hexdigest(), len(content)
 
@@ -224,7 +224,7 @@ def test_an_archive_of_several_files_is_fetched_once(served, toy, tmp_path, monk
     assert ended.value.code == 0
     assert [(weights / name).read_text() for name in names] == names
     assert asked == [f"{address}/one.zip"]
-    assert [path.name for path in weights.iterdir()] == ["dreamsim"]  # nothing of the archive stays
+    assert [path.name for path in weights.iterdir()] == ["dreamsim"]  # the archive is removed
 
 
 def test_what_a_package_holds_needs_no_network(environment, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
-"""Stands for the package `vbench` in tests: the same calls, values from the sizes of files, and misbehaviour on order.
+"""Replaces the package `vbench` in tests: the same calls, values from file sizes, and misbehaviour on request.
 
-behave.json in the folder of weights says which dimension does what; asked.jsonl there notes every video asked for.
+behave.json in the folder of weights says how each dimension behaves; asked.jsonl there logs every scored video.
 """
 
 import json
@@ -33,7 +33,7 @@ def scored(dimension, path, device, *, progress):
 
 
 def meet(place, folder):
-    """Wait for another dimension that is at work at the same time."""
+    """Wait until another dimension is being scored at the same time."""
     place.with_suffix(".here").touch()
     end = time.monotonic() + 600
     while len(list(folder.glob("*.here"))) < 2:
@@ -80,7 +80,7 @@ def judged(dimension, video, entry, order, folder, device):
 
 
 def looked_at(video):
-    """Whether a video is still: as the file says that it links to, by an even number of bytes."""
+    """Whether a video is still: whether the file that it links to has an even number of bytes."""
     target = os.path.realpath(video)
     with (pathlib.Path(os.environ["VBENCH_CACHE_DIR"]) / "asked.jsonl").open("a") as asked:
         asked.write(json.dumps({"dimension": "static filter", "video": target}) + "\n")

@@ -1,4 +1,4 @@
-"""The judge of the built-in world: its oracle, and what is measured without it."""
+"""The judge of the built-in world: its oracle, and metrics that need none."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Oracle:
 
     @cached_property
     def tables(self) -> list[Atlas]:
-        """Every shape at every place."""
+        """Every shape at every position of the coarse grid."""
         return atlases(self.world)
 
     def look(self, frames: Tensor, before: Tensor | None, prompts: Sequence[str]) -> Findings:

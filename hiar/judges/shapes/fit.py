@@ -20,8 +20,8 @@ from hiar.worlds.shapes import backdrop
 from hiar.worlds.shapes.shapes import EDGE, extents, masks
 
 STRIDE = 0.25  # of the coarse grid of positions, in radii
-REDUCTION = 0.4  # of the coarse pictures: at most this many radii a pixel
-CHUNK = 256  # positions whose pictures are made at a time
+REDUCTION = 0.4  # of the coarse pictures: at most this many radii per pixel
+CHUNK = 256  # positions whose pictures are rendered at a time
 RIDGE = 1e-6  # squared contrast so small that no position can be told from it
 
 
@@ -39,7 +39,7 @@ class Atlas(NamedTuple):
     """One shape at every position of the coarse grid."""
 
     shape: Shape
-    low: Tensor  # (2,) least centre the shape may have
+    low: Tensor  # (2,) smallest x and y of the shape's centre
     high: Tensor  # (2,)
     position: Tensor  # (P, 2)
     basis: Tensor  # (reduced pixels, r P): at each position r orthonormal pictures that span all it can look like
@@ -59,11 +59,11 @@ class _Solution(NamedTuple):
     color: Tensor  # (N, 3)
     background: Tensor  # (N, 3)
     residual: Tensor  # (N,)
-    move: Tensor  # (N, 2) from the position asked about towards the best one; (N, 0) when not asked for
+    move: Tensor  # (N, 2) from the given position towards the best one; (N, 0) if not requested
 
 
 def atlases(world: ShapesWorld) -> list[Atlas]:
-    """The coarse search's tables, one a shape of the world."""
+    """The coarse search's tables, one per shape of the world."""
     return [_atlas(world, shape) for shape in world.shapes]
 
 
@@ -126,7 +126,7 @@ def _search(table: Atlas, reduced: Tensor) -> Tensor:
 
 def _refine(world: ShapesWorld, table: Atlas, frames: _Frames, position: Tensor) -> Tensor:
     """The best position (N, 2) near the given one."""
-    furthest = STRIDE * world.radius  # a step; a fit that wants to go further is no use as a direction
+    furthest = STRIDE * world.radius  # the longest step; a fit that goes further is no use even as a direction
     steps = 1 + max(1, round(furthest / EDGE))  # each goes about half an edge's width; the last is for precision
     for _ in range(steps):
         move = _solve(world, table.shape, frames, position, moving=True).move

@@ -1,4 +1,4 @@
-"""Everything that is measured of videos of the built-in world, one value a video."""
+"""All metrics of the built-in world's videos, one value per video."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hiar.metrics.segments import segment_means
 def measured(
     looks: Looks, judgement: Judgement, world: ShapesWorld, score: Score, blocks: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Metrics by name, each (V,), of how videos look and what the oracle says of them.
+    """Metrics by name, each (V,), from how videos look and what the oracle finds in them.
 
     - ``good``: share of frames that show the captioned thing: residual and colour error under their thresholds and the
       right shape. ``residual``, ``color_error``, ``shape_right``: its parts, as means over frames; ``background_error``
       does not count in it.
     - ``visible``: share of frames in which a shape stands out. What stays black neither drifts nor hops: without this
       the other figures say nothing.
-    - ``smoothed_speed`` (pixels a frame), ``hops`` (in 100 steps), ``dynamic`` (share of videos that move).
+    - ``smoothed_speed`` (pixels per frame), ``hops`` (in 100 steps), ``dynamic`` (share of videos that move).
     - ``background_shift``: distance in RGB, [0, 1] units, between the fitted backgrounds of first and last segment.
-    - ``NAME_segment_1`` ... for ``good`` and ``background_shift``: the same in each part of the video; the shift is the
-      distance from the first part, hence 0 there.
+    - ``NAME_segment_1`` ... for ``good`` and ``background_shift``: the same in each segment of the video; the shift is
+      the distance from the first segment, hence 0 there.
     - All of `hiar.metrics.looks.looks_metrics`.
 
     Raises ValueError when the videos have fewer frames than ``score.segments``.

@@ -1,4 +1,4 @@
-"""What is in a frame, how far it is from anything the world can render, and how far from what its caption asks for."""
+"""What a frame shows, how far it is from anything the world can render, and how far from what its caption asks for."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Judgement:
 
 
 def judge(world: ShapesWorld, frames: Tensor, captions: Sequence[str], tables: list[Atlas] | None = None) -> Judgement:
-    """Fit every frame of videos, uint8 (V, F, H, W, 3), one caption a video; ``tables``: `atlases` where at hand.
+    """Fit every frame of videos, uint8 (V, F, H, W, 3), one caption per video; ``tables``: `atlases`, if at hand.
 
-    Colours that the world does not have are fitted all the same; how far off they are is what the errors tell.
+    Colours that the world does not have are fitted as well; the errors say how far off they are.
     Raises UserError for captions that are not this world's, ValueError for frames of another size.
     """
     videos = len(frames)

@@ -1,4 +1,4 @@
-"""The judge of Wan's videos that needs no weights: how their looks drift, which says nothing of what they show."""
+"""The judge of Wan's videos, without weights: it measures how their looks drift, not what they show."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-// Curves over time, a colour a student, with a line where a prompt or a video began.
+// Curves over time, one colour per student, with a line where a prompt or a video began.
 
-const SPAN = 120; // seconds that are drawn
+const SPAN = 120; // seconds shown
 const NAMES = {
   saturation: "Saturation, 0 to 1", sharpness: "Sharpness, squared grey levels", good: "Oracle: frames that show the prompt, share",
   visible: "Oracle: frames with a shape, share", shape_right: "Oracle: right shape, share",
@@ -9,7 +9,7 @@ const NAMES = {
 const brief = (value) => new Intl.NumberFormat("en", { maximumSignificantDigits: 3 }).format(value);
 
 export function makeCharts(place, colours) {
-  const curves = new Map(); // name -> { canvas, points: one list of [seconds, value] a student }
+  const curves = new Map(); // name -> { canvas, label, points: one list of [seconds, value] per student }
 
   function curve(name) {
     if (!curves.has(name)) {

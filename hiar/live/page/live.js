@@ -1,12 +1,12 @@
-// The page: what the server says becomes pictures, figures and lines; what people do is told to the server.
+// The page: shows the server's messages as videos, figures and text, and sends the viewer's actions to the server.
 
 import { keepTogether, makePlayer, startTogether } from "./players.js";
 import { makeCharts } from "./charts.js";
 
-const TICK = 200; // milliseconds between two reports of what is watched
-const AGAIN = 1000; // milliseconds until a lost connection is tried again
+const TICK = 200; // milliseconds between two reports of the playback position
+const AGAIN = 1000; // milliseconds until a lost connection is retried
 const WRONG_TOKEN = 4401;
-const CLOSED = { 4429: "There are as many viewers as may be. Trying again.", 4408: "The connection was too slow. Trying again." };
+const CLOSED = { 4429: "The maximum number of viewers is reached. Trying again.", 4408: "The connection was too slow. Trying again." };
 const at = (id) => document.getElementById(id);
 
 let socket, hello, players = [], cards = [], notes = [], charts, started, paused = false, asked = null;
@@ -126,7 +126,7 @@ function broken({ student, line }) {
 
 function ask(message) {
   asked = { at: performance.now(), seconds: null };
-  answer("Asked for.");
+  answer("Sent.");
   tell(message);
 }
 
@@ -140,7 +140,7 @@ function tick() {
   tell({ kind: "watched", seconds: reached });
   charts.draw(reached, notes, hello.students.map(({ name }) => name));
   const slow = cards.filter(({ rate }) => rate < hello.fps).length > 0;
-  say(paused ? "Paused; nothing is made." : slow ? `Playing at ${clock(reached)}; slower than ${hello.fps} frames/s here.` : `Playing at ${clock(reached)}.`, false, true);
+  say(paused ? "Paused; nothing is generated." : slow ? `Playing at ${clock(reached)}; slower than ${hello.fps} frames/s here.` : `Playing at ${clock(reached)}.`, false, true);
   cards.forEach(({ figures, last, rate, made, video }, i) => {
     if (!last || players[i].gone) return;
     figures.Block.textContent = last.number;
@@ -185,7 +185,7 @@ function choices(id, values, chosen) {
 
 function say(line, bad = false, quiet = false) {
   const state = at("state");
-  state.setAttribute("aria-live", quiet ? "off" : "polite"); // a clock that is read out would drown all else
+  state.setAttribute("aria-live", quiet ? "off" : "polite"); // a screen reader would read out the clock all the time
   state.textContent = line;
   state.classList.toggle("bad", bad);
 }

@@ -1,9 +1,9 @@
-// Videos side by side on one time line: each gets its fragments as they come, and none runs ahead of the others.
+// Videos side by side on one time line: each receives its fragments as they arrive, and none runs ahead of the others.
 
-const KEPT = 12; // seconds that stay in memory behind what is watched
-const MOST = 60; // seconds that stay in memory at all: one who has paused while others watch goes on later in the video
-const APART = 0.06; // seconds that a video may be ahead of the last one
-const WAITING = 0.5; // seconds ahead at which it waits
+const KEPT = 12; // seconds of watched video kept in memory
+const MOST = 60; // seconds kept in memory in all: a viewer who pauses for longer while others watch skips ahead
+const APART = 0.06; // seconds that a video may be ahead of the slowest
+const WAITING = 0.5; // seconds ahead at which it pauses
 
 export function makePlayer(video, codec) {
   const media = new MediaSource();
@@ -52,7 +52,7 @@ export function makePlayer(video, codec) {
   return player;
 }
 
-// Begin where the server says that others are, once every video has some of it.
+// Start at the position of other viewers, as the server reports it, once every video has data there.
 export function startTogether(players, from, fps) {
   const ready = players.every(({ video, end }) => video.buffered.length && end() > Math.max(from, video.buffered.start(0)) + 1 / fps);
   if (!ready) return false;
@@ -64,7 +64,7 @@ export function startTogether(players, from, fps) {
   return true;
 }
 
-// Returns the time that all of them have reached.
+// Keep the players in step; returns the time that all of them have reached.
 export function keepTogether(players, paused, lead) {
   const oldest = Math.max(...players.map(({ video }) => (video.buffered.length ? video.buffered.start(0) : 0)));
   if (!paused && players.some(({ video }) => video.currentTime < oldest)) {
@@ -75,7 +75,7 @@ export function keepTogether(players, paused, lead) {
     if (video.readyState < HTMLMediaElement.HAVE_FUTURE_DATA && !video.seeking) player.starved = true;
     else if (player.end() - video.currentTime >= lead / 2) player.starved = false;
   }
-  const starved = players.some((player) => player.starved); // all wait once, instead of block by block
+  const starved = players.some((player) => player.starved); // all wait once, for half the lead, instead of at every block
   const reached = Math.min(...players.map(({ video }) => video.currentTime));
   for (const player of players) {
     const ahead = player.video.currentTime - reached;
@@ -90,5 +90,5 @@ export function keepTogether(players, paused, lead) {
 }
 
 function play(player) {
-  player.video.play().catch(() => {}); // a browser that forbids it keeps the first picture; Pause and Play begin it
+  player.video.play().catch(() => {}); // if the browser forbids autoplay, Pause and then Play start it
 }

@@ -1,1 +1,1 @@
-"""How the causal student before distillation is made: a module for each kind of ``init`` in params.yaml."""
+"""How the causal student before distillation is made: one module per kind of ``init`` in params.yaml."""

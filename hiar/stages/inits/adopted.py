@@ -1,4 +1,4 @@
-"""Somebody else's transformer, of the base's size, in any form that `hiar import` reads."""
+"""Another project's transformer, of the base's size, in any format that `hiar import` reads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hiar.worlds.interface import TRANSFORMER, open_world
 
 
 def bring_in(work: Stage, spec: Adopted | CausalTeacher, field: str, folder: Path) -> Path:
-    """Write the transformer that ``spec`` names into ``folder``, in the place of what an interrupted start left there.
+    """Write the transformer that ``spec`` names into ``folder``, replacing what an interrupted start left there.
 
-    field: of the parameters, which holds ``spec``. Returns where it lies. Raises UserError when it is none, not whole,
-    or not what the parameters say is in it.
+    field: the parameter that holds ``spec``. Returns the transformer's folder. Raises UserError if the source is no
+    transformer or incomplete, or does not have the hash in the parameters.
     """
     assert spec.source is not None
     require_content(spec.source, spec.source_sha256, f"{field}.source_sha256")

@@ -24,12 +24,12 @@ PAIRS = ".pairs"  # scratch: the shards of the causal teacher's trajectories
 
 
 def make(job: Job, spec: CausalOde) -> Trained:
-    """The causal teacher's weights, trained on its trajectories, or on those that somebody made with it.
+    """The causal teacher's weights, trained on its trajectories, or without ``spec.pairs`` on those of stage pairs.
 
-    Raises UserError where these are at other levels than the student's.
+    Raises UserError if the latter are at other levels than the student's.
     """
     if spec.pairs is None:
-        pairs = of_all_levels(job)  # first: a teacher may take long to train
+        pairs = of_all_levels(job)  # checked first: a teacher may take long to train
         teacher = causal_teacher(job, spec.teacher)
     else:
         teacher = causal_teacher(job, spec.teacher)
@@ -38,9 +38,9 @@ def make(job: Job, spec: CausalOde) -> Trained:
 
 
 def _trajectories(job: Job, teacher: Denoiser, spec: CausalPairs) -> Trajectories:
-    """The causal teacher's trajectories, on the disk; a shard that is whole is not made again.
+    """The causal teacher's trajectories, on the disk; complete shards are not made again.
 
-    Processes have a shard each at a time and meet after every batch: none waits for another longer than that takes.
+    Each process makes one shard at a time, and all meet after every batch: none waits longer than a batch takes.
     """
     folder, ranks = job.work.folder / PAIRS, job.work.ranks
     folder.mkdir(exist_ok=True)
@@ -67,7 +67,7 @@ def _trajectories(job: Job, teacher: Denoiser, spec: CausalPairs) -> Trajectorie
 
 @torch.no_grad()
 def _solve(job: Job, teacher: Denoiser, spec: CausalPairs, numbers: range) -> Tensor:
-    """Trajectories ``numbers`` at the student's levels, (len(numbers), S + 1, C, F, h, w), each by its number alone."""
+    """Trajectories ``numbers`` at the student's levels, (len(numbers), S + 1, C, F, h, w), each set by its number."""
     params, video = job.params, job.params.video
     substeps = spec.solver_steps // params.schedule.student_steps
     sigmas = solver_sigmas(_levels(job), substeps, params.schedule.teacher_shift)

@@ -21,7 +21,7 @@ from hiar.training.role import kept_weights
 
 
 def make(job: Job, spec: Consistency) -> Trained:
-    """The causal teacher's weights, trained to agree with their own average one step of the teacher further."""
+    """The causal teacher's weights, trained to agree with their own average (EMA) one teacher step further on."""
     video, schedule, training = job.params.video, job.params.schedule, spec.training
     teacher = causal_teacher(job, spec.teacher)
     student = clone(teacher).checkpoint(job.params.runtime.checkpointing)

@@ -1,4 +1,4 @@
-"""What every kind of init has at hand, and how one of its networks is trained."""
+"""What all kinds of init share: their inputs, and the training of one network."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from hiar.training.loop import Log, train
 from hiar.training.parallel import Measured, Metrics, deal
 from hiar.training.role import Role, learn
 
-# The loss of the samples at these places of the batch, a mean over them; drawn for one step.
+# The mean loss of the samples at these places of the batch, with what was drawn for one step.
 LossAt = Callable[[range], Tensor]
 
 
 @dataclass(frozen=True)
 class Job:
-    """The stage at work, the bidirectional teacher, and that teacher's trajectories.
+    """The running stage, the bidirectional teacher, and that teacher's trajectories.
 
-    Its text encoder and codec are on the device. Copies of its denoiser are trained; it has no place there beside them.
+    The teacher's text encoder and codec are on the device. Its denoiser is not: only copies of it are trained there.
     """
 
     work: Stage
@@ -46,14 +46,14 @@ class Job:
         return self.work.accelerator.device
 
     def embed(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, words, dim) of captions, and as many of nothing."""
+        """Embeddings of captions, and as many of the negative prompt, (B, words, dim) each."""
         text = self.teacher.embed(captions)
         return text, self.teacher.embed_nothing().expand_as(text)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The weights that become the student's, whole, and the curve of the training that made them."""
+    """The student's weights, unsharded, and the curve of the training that made them."""
 
     weights: Mapping[str, Tensor]
     curve: list[Metrics]
@@ -70,11 +70,11 @@ def fit(
 ) -> list[Metrics]:
     """Train ``role`` on the losses that ``draw`` draws for each step; returns the curve.
 
-    folder: where its state is kept, where it is not the only training of the stage; log: likewise for its metrics.
+    folder: where its states are kept, if it is not the training that makes the student; log: likewise, for its metrics.
     """
     ranks, accelerator = job.work.ranks, job.work.accelerator
     parts = deal(training.batch, training.micro_batch, ranks)
-    # Of the stage's last training, which makes the student; what the teacher's denoiser holds is of no use by then.
+    # Only the last training, which makes the student: validation overwrites the teacher's denoiser, unused by then.
     settings = job.params.init.validation if folder is None else None
     card = trained_card(job.teacher.card, job.params, stage="init")
     watch = validation(job.work, settings, replace(job.teacher, card=card), role, training.steps)
@@ -92,7 +92,7 @@ def fit(
         name,
         training.steps,
         train_step,
-        {"student" if folder is None else "causal teacher": role},  # no state of one is the other's
+        {"student" if folder is None else "causal teacher": role},  # so that neither takes the other's state
         folder or job.work.training,
         log or job.work.run,
         checkpoint_minutes=job.params.runtime.checkpoint_minutes,
@@ -106,7 +106,7 @@ def fit(
 
 @dataclass(frozen=True)
 class Clean:
-    """The clean videos of one step of a training, those of the pairs, with captions and noise."""
+    """The clean videos of one training step, from the pairs, with captions and noise."""
 
     job: Job
     rows: Tensor  # of the pairs, (batch,)
@@ -115,7 +115,7 @@ class Clean:
 
     @classmethod
     def drawn(cls, job: Job, random: np.random.Generator, batch: int, purpose: Purpose, step: int) -> Clean:
-        """A batch of them."""
+        """Draw a batch of them."""
         return cls(job, torch.from_numpy(random.integers(len(job.pairs.states), size=batch)), purpose, step)
 
     def at(self, part: range) -> tuple[Tensor, Tensor, list[str]]:

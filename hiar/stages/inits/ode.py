@@ -20,28 +20,28 @@ from hiar.training.role import kept_weights
 
 
 def make(job: Job, spec: Ode) -> Trained:
-    """The bidirectional teacher's weights, trained on its own trajectories, whose blocks were solved behind no clip."""
+    """The bidirectional teacher's weights, trained on its own trajectories, which were solved without clean context."""
     pairs = replace(of_all_levels(job), clips=None)
     return regress(job, job.teacher.denoiser, pairs, spec.training, spec.sigma_floor)
 
 
 def of_all_levels(job: Job) -> Trajectories:
-    """The pairs. Raises UserError where they are at other levels than the student's, as imported ones may be."""
+    """The pairs. Raises UserError if they are at other levels than the student's, as imported ones may be."""
     require_levels(job.params, job.pairs.sigmas, levels_needed(job.params, every=True), str(job.work.parents["pairs"]))
     return job.pairs
 
 
 def regress(job: Job, start: Denoiser, pairs: Trajectories, training: Training, floor: float) -> Trained:
-    """The weights of ``start``, trained to see the clean ends of trajectories from all of their levels.
+    """The weights of ``start``, trained to predict the clean ends of trajectories from states at all of their levels.
 
-    Each block is seen behind the states of those before it, at levels of their own, or behind its clip's clean blocks.
+    A block's context is the states of earlier blocks, each at a level of its own, or earlier clean blocks of its clip.
     """
     video, device, clips = job.params.video, job.device, pairs.clips
     student = clone(start).checkpoint(job.params.runtime.checkpointing).to(device)
     role = new_role(job.work, student, training.optimizer, training.steps)
     causal = BlockCausal(video.block, video.window_blocks)
     forced = TeacherForced(video.block, video.window_blocks)
-    shown = len(pairs.sigmas) - (clips is not None)  # the clean level as context alone
+    shown = len(pairs.sigmas) - (clips is not None)  # without clips, some blocks are clean, as context only
 
     def draw(step: int) -> LossAt:
         random = stream("init batch", job.seed, step=step)

@@ -1,4 +1,4 @@
-"""The causal teacher: flow matching of every block behind clean ones, from the bidirectional teacher's weights."""
+"""The causal teacher: flow matching of blocks given clean earlier ones, from the bidirectional teacher's weights."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from hiar.training.loop import Log
 from hiar.training.role import kept_weights
 from hiar.worlds.interface import TRANSFORMER
 
-CAUSAL_TEACHER = ".causal_teacher"  # scratch of a stage that has more to do with it
-WEIGHTS = "weights.safetensors"  # of a causal teacher that is whole
+CAUSAL_TEACHER = ".causal_teacher"  # scratch folder of stages that train further from it
+WEIGHTS = "weights.safetensors"  # of a fully trained causal teacher
 
 
 def make(job: Job, spec: TeacherForcing) -> Trained:
-    """The causal teacher as it is: it takes the few steps of a student, which it was not made for."""
+    """The causal teacher itself as the student: it then takes a student's few steps, for which it was not trained."""
     return _train(job, "init", spec.training, spec.sigma_floor)
 
 
 def causal_teacher(job: Job, spec: CausalTeacher) -> Denoiser:
-    """The causal teacher, frozen, whole in every process: trained before anything else, or adopted."""
+    """The causal teacher, frozen, unsharded in every process: trained before anything else, or adopted."""
     folder, ranks = job.work.folder / CAUSAL_TEACHER, job.work.ranks
     made = folder / WEIGHTS
     if spec.training is None:
@@ -66,7 +66,7 @@ def _train(
     def draw(step: int) -> LossAt:
         random = stream("causal teacher batch", job.seed, step=step)
         clean = Clean.drawn(job, random, training.batch, "causal teacher noise", step)
-        # As the bidirectional teacher: guidance asks what it sees of no caption.
+        # As for the bidirectional teacher: guidance needs its prediction without a caption.
         dropped = random.random(training.batch) < params.teacher.caption_dropout
         sigmas = stratified_sigmas(training.batch * blocks, params.schedule.teacher_shift, random)
         sigmas = sigmas.view(training.batch, blocks).to(job.device)
@@ -88,7 +88,7 @@ def _train(
 
 @dataclass(frozen=True)
 class _Prefixed:
-    """Tells the metrics of a training from those of the stage's last one."""
+    """Logs metrics under a prefix that distinguishes them from those of the stage's last training."""
 
     run: Log
     prefix: str

@@ -1,4 +1,4 @@
-"""The procedural captioned video world: what it shows, how it is told, and an oracle that knows all of it."""
+"""The procedural captioned video world: its scenes and captions, its codec and its text encoder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hiar.worlds.shapes.captions import captions, parse_caption, vocabulary
 from hiar.worlds.shapes.codec import PatchCodec
 from hiar.worlds.shapes.render import clips
 
-if TYPE_CHECKING:  # networks, which take seconds to import, are loaded where one is asked for: scores need none
+if TYPE_CHECKING:  # networks take seconds to import, so only what needs one imports it: scores need none
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
     from hiar.worlds.shapes.text import WordEncoder
 
-FIT_CLIPS = 64  # clips whose patches the encoder's principal components are taken from
+FIT_CLIPS = 64  # clips whose patches give the encoder's principal components
 
 
 class Shapes:
@@ -65,10 +65,10 @@ class Shapes:
         raise ValueError("the built-in world has no base")
 
     def referred(self, folder: Path) -> None:
-        """Nothing: all parts lie in a checkpoint."""
+        """None: a checkpoint holds all its parts."""
 
     def verify(self, folder: Path) -> None:
-        """It refers to nothing."""
+        """Nothing to read: no folder refers to a base."""
 
     def check_foreign(self, source: Path, weights: str | None) -> None:
         raise UserError(f"{source}: nobody else has checkpoints of the built-in world; import one of Wan")

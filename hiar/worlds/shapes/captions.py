@@ -17,13 +17,13 @@ from hiar.config import Background, Color, Shape, ShapesWorld
 from hiar.errors import UserError, suggest
 from hiar.worlds.shapes.scenes import Scenes, scenes
 
-SPEEDS = ("slowly", "quickly")  # under and over the middle of world.speed
+SPEEDS = ("slowly", "quickly")  # below and above the middle of world.speed
 DIRECTIONS = (
     "right",
     "down",
     "left",
     "up",
-)  # before the first bounce; in the order of a growing angle, y pointing down
+)  # before the first bounce; by increasing angle, with y pointing down
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def captions(world: ShapesWorld, *, seed: int, first: int, count: int) -> list[s
 
 
 def describe(world: ShapesWorld, batch: Scenes) -> list[str]:
-    """One sentence a scene, with what ``batch.told`` leaves out left out."""
+    """One sentence per scene, without the parts that ``batch.told`` leaves out."""
     return [sentence(scene) for scene in facts(world, batch)]
 
 
@@ -66,7 +66,7 @@ def facts(world: ShapesWorld, batch: Scenes) -> list[Asked]:
 
 
 def sentence(asked: Asked) -> str:
-    """The one sentence that says exactly this."""
+    """The sentence that asks for exactly this."""
     words = [_article(asked.color), asked.color, _spoken(asked.shape), "moves", asked.speed, asked.direction]
     if asked.background is not None:
         words += ["on", _article(asked.background), asked.background, "background"]
@@ -74,7 +74,7 @@ def sentence(asked: Asked) -> str:
 
 
 def vocabulary(world: ShapesWorld) -> tuple[str, ...]:
-    """Every word a caption of this world may hold, without repetition, in an order that only the world decides."""
+    """Every word that a caption of this world may contain, once each, in an order that depends on the world alone."""
     words = ["a", "an", "moves", "on", "background", *SPEEDS, *DIRECTIONS, *world.colors]
     words += [word for shape in world.shapes for word in _spoken(shape).split()]
     words += world.backgrounds
@@ -89,7 +89,7 @@ def words_of(text: str) -> list[str]:
 def parse_caption(world: ShapesWorld, text: str) -> Asked:
     """What ``text`` asks for.
 
-    Raises UserError naming the word this world does not know, or, when all are known, showing a sentence that it does.
+    Raises UserError that names an unknown word or, when all are known, shows a valid sentence.
     """
     words = words_of(text)
     known = vocabulary(world)

@@ -24,11 +24,11 @@ WEIGHTS = "codec.safetensors"
 
 
 class PatchCodec(nn.Module):
-    """Videos <-> latents, frame by frame: one latent frame a pixel frame, one latent pixel a patch.
+    """Videos <-> latents, frame by frame: one latent frame per pixel frame, one latent pixel per patch.
 
     The encoder projects each patch on the first ``channels`` principal components of the world's patches and scales
-    them to unit variance (``fit_encoder``). The decoder inverts that projection and adds what a small residual
-    convolutional network on the latent frame makes of each patch and its neighbours.
+    them to unit variance (``fit_encoder``). The decoder inverts that projection and adds the output of a small
+    residual convolutional network, which sees a patch's latent pixel and its neighbours.
     """
 
     chunk = 64  # frames decoded at a time: bounds memory, and stays in a processor's cache
@@ -56,7 +56,7 @@ class PatchCodec(nn.Module):
         centred = patches - mean
         variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))  # in ascending order
         basis = vectors.T.flip(0)[: self.channels]
-        signs = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True)).sign()  # eigenvectors come with any sign
+        signs = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True)).sign()  # an eigenvector's sign is arbitrary
         self.mean.copy_(mean)
         self.basis.copy_(basis * signs)
         self.scale.copy_(variances.flip(0)[: self.channels].clamp_min(1e-12).sqrt())
@@ -75,13 +75,13 @@ class PatchCodec(nn.Module):
     def loss(self, video: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error of decoding the latents of ``video`` (B, 3, F, H, W) with ``noise`` added to them.
 
-        Generated latents are never exactly those of a picture: a decoder that has seen noisy ones mends their errors.
+        Generated latents are never exactly those of a picture; a decoder trained on noisy ones corrects their errors.
         Only the decoder learns; the encoder has no parameters.
         """
         return F.mse_loss(self.decode(self.encode(video) + noise), video)
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a latent frame. Raises BrokenRule for pictures that are no whole patches."""
+        """Height and width of a latent frame. Raises BrokenRule when a side is no multiple of a patch's."""
         remedy = f"is no multiple of the codec's patch of {self.patch} pixels"
         for field, pixels in (("height", height), ("width", width)):
             require(pixels % self.patch == 0, field, pixels, remedy)
@@ -89,7 +89,7 @@ class PatchCodec(nn.Module):
 
     @staticmethod
     def pictures(frames: int) -> int:
-        """A latent frame is a picture."""
+        """Number of pictures: one per latent frame."""
         return frames
 
     @property
@@ -98,7 +98,7 @@ class PatchCodec(nn.Module):
         return self.basis.device
 
     def decoding(self) -> Callable[[Tensor], Tensor]:
-        """A decoder of one batch of videos, to be called with block after block; this one needs no memory of them."""
+        """A decoder for one batch of videos, called block by block; this one needs no state between blocks."""
         return self.decode
 
     def _decode(self, frames: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class PatchCodec(nn.Module):
     def load(cls, folder: Path) -> Self:
         """The codec saved in ``folder``.
 
-        Raises UserError when a file is missing, broken, or does not fit the other, or a weight is not finite.
+        Raises UserError when a file is missing, broken or does not match the other, or a weight is not finite.
         """
         config, weights = folder / CONFIG, folder / WEIGHTS
         try:
@@ -174,7 +174,7 @@ def _fold(frames: Tensor, batch: int) -> Tensor:
 
 
 def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with all its weights set to zero: what it is added to passes unchanged at first."""
+    """The layer with all weights set to zero, so that it adds nothing at first."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -1,4 +1,4 @@
-"""What the names of the world's colours mean."""
+"""The RGB values of the world's named colours."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from hiar.worlds.shapes.shapes import masks
 def clips(world: ShapesWorld, *, seed: int, first: int, count: int, frames: int) -> tuple[Tensor, list[str]]:
     """Clips ``first`` to ``first + count`` of the world: (uint8 (count, frames, H, W, 3), captions).
 
-    Clip i depends on the world, the seed and i alone, and its frame f not on how many frames are asked for.
+    Clip i depends on the world, the seed and i alone; its frames do not depend on how many are requested.
     """
     batch = scenes(world, seed=seed, first=first, count=count)
     return render(world, batch, frames), describe(world, batch)

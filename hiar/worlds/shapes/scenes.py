@@ -1,4 +1,4 @@
-"""What happens in a clip: drawn from (seed, clip index) alone, and a closed form of time."""
+"""What happens in a clip: drawn from (seed, clip index) alone, with positions in closed form over time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiar.config import ShapesWorld
 from hiar.noise import stream
 from hiar.worlds.shapes.shapes import extents
 
-_DRAWS = 12  # uniform numbers a clip is made of; adding some at the end leaves what the others mean unchanged
+_DRAWS = 12  # uniform numbers per clip; more may be appended without changing the meaning of these
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Scenes:
     shape: Tensor  # index into world.shapes
     color: Tensor  # index into world.colors
     background: Tensor  # index into world.backgrounds
-    low: Tensor  # (N, 2) float64: least x and y the centre may have, so that the shape stays in the frame
-    high: Tensor  # (N, 2) float64
+    low: Tensor  # (N, 2) float64: smallest x and y of the centre that keep the shape in the frame
+    high: Tensor  # (N, 2) float64: largest
     start: Tensor  # (N, 2) float64: centre in frame 0
     velocity: Tensor  # (N, 2) float64: before the first bounce
     pan: Tensor  # (N,) float64: the backdrop's speed to the right

@@ -19,7 +19,7 @@ from hiar.worlds.shapes.captions import words_of
 
 
 class WordEncoder(ModelMixin, ConfigMixin):
-    """Embeds the words of a caption at their places; the empty caption is the unconditional one."""
+    """Embeds the words of a caption with their positions; the empty caption is the unconditional one."""
 
     @register_to_config
     def __init__(self, vocabulary: list[str], length: int, dim: int) -> None:
@@ -34,7 +34,7 @@ class WordEncoder(ModelMixin, ConfigMixin):
         return self.mix(self.words(tokens) + self.places)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Word numbers (B, length), padded with 0.
+        """Word indices (B, length), padded with 0.
 
         Raises UserError for unknown words and captions that are too long.
         """
@@ -65,7 +65,7 @@ class WordEncoder(ModelMixin, ConfigMixin):
         return load_model(cls, folder)
 
     def prepare(self, captions: Collection[str]) -> None:
-        """Nothing: what a caption takes is no less for many."""
+        """Nothing: captions are no cheaper to embed together."""
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Embeddings (B, length, dim) of captions."""

@@ -57,10 +57,10 @@ class Wan:
             raise UserError(f"prompt {prompt[:40]!a}: character {error.start} is no text; give it in UTF-8") from None
 
     def prompts(self, *, seed: int, first: int, count: int) -> list[str]:
-        """Lines of the file, in its order, again from its start at its end.
+        """The lines of the file in order, beginning again after the last one.
 
-        A student and its critic learn on them in orders of their own, another one each time: neighbours in files of
-        what users asked for are often variations of one prompt, and a batch of them would be of one kind.
+        A student and its critic are trained on permutations of their own, a new one for each pass: in files of users'
+        prompts, neighbours are often variations of one prompt, and a batch of them would be of one kind.
         """
         path, content = self.settings.prompts, self.settings.prompts_sha256
         if path is None:
@@ -101,7 +101,7 @@ class Wan:
         """The base; the tiny one is made when it is first needed."""
         assert self.base is not None
         if self.settings.base == TINY:
-            # Where a plan asks first, networks have no memory.
+            # On the CPU even when `hiar plan` is first, whose default is the meta device.
             with cache_locked(self.base.parent), torch.device("cpu"):
                 if not self.base.exists():
                     make_tiny_wan(self.base, seed=0)
@@ -117,7 +117,7 @@ class Wan:
         return MAX_TOKENS
 
     def kept(self, prompts: int) -> tuple[int, int]:
-        """Of a file that is not there yet every draw may be another prompt, and a prompt may have all tokens."""
+        """While the file is missing, every draw may be a different prompt, and a prompt may have all tokens."""
         assert self.base is not None
         path, lines = self.settings.prompts, []
         if path is not None and path.exists():
@@ -141,7 +141,7 @@ open_world = Wan
 
 
 class CachedText:
-    """UMT5's embeddings out of the cache on disk; the encoder is in memory only while it computes what is missing.
+    """UMT5's embeddings from the cache on disk; the encoder is in memory only while it computes missing ones.
 
     See `hiar.worlds.interface.Text`.
     """
@@ -153,7 +153,7 @@ class CachedText:
 
     def to(self, device: torch.device | str) -> Self:
         if torch.device(device).type != self.device.type:
-            self.known = None  # embeddings of another type
+            self.known = None  # the other device's embeddings may have another type
         self.device = torch.device(device)
         return self
 
@@ -164,9 +164,9 @@ class CachedText:
         return self
 
     def prepare(self, prompts: Collection[str]) -> None:
-        """Embed those that the cache lacks, with an encoder that is loaded once and freed then."""
+        """Embed the prompts that the cache lacks, with an encoder that is loaded once and then freed."""
         dtype = encoding_type(self.base, self.device)
-        # One at a time: else the last bits of an embedding depend on who was computed beside it, on who came first.
+        # One at a time: in a batch, the last bits depend on the other prompts, and so on which process came first.
         self.known = embed(prompts, self.base, cache_folder(), dtype, self.device, batch=1)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -190,7 +190,7 @@ def _base(folder: Path) -> Path:
 
 
 def _place(number: int, lines: int, seed: int) -> int:
-    """The line of a prompt, by its number."""
+    """The index of a prompt's line, from the prompt's number."""
     purpose, place = divmod(number, SPLIT)
     turn, place = divmod(place, lines)
     shuffled = SHUFFLED.get(PURPOSES[purpose])
@@ -199,13 +199,13 @@ def _place(number: int, lines: int, seed: int) -> int:
 
 @lru_cache(maxsize=4)
 def _order(purpose: Purpose, seed: int, turn: int, lines: int) -> np.ndarray:
-    """All lines of a file, as they are gone through the ``turn``th time."""
+    """The permutation of a file's lines in pass ``turn``."""
     return stream(purpose, seed, step=turn).permutation(lines)
 
 
 @lru_cache
 def _lines(path: Path, content: str | None, changed: int) -> list[str]:
-    """The prompts of a file with a content, as it was when it ``changed`` last."""
+    """The prompts of a file. content: its expected SHA-256. changed: when it changed last, a key of the cache."""
     lines = list(PromptFile(path))
     if content is not None and (found := file_hash(path)) != content:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The base model's folder in diffusers' layout: its parts and its index, and how the original's folder becomes one."""
+"""The base model's folder in diffusers' layout: its parts, its index, and the conversion of the original's folder."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ TOKENIZER = Path("google") / "umt5-xxl"
 
 
 def convert_base(source: Path, out: Path) -> None:
-    """Write the original's folder anew in diffusers' layout, every tensor as it is, into a new folder.
+    """Convert the original's folder to diffusers' layout in a new folder; tensors keep type and bits.
 
-    Raises UserError when a part is missing, broken or not complete, or there is no room; nothing is then written.
+    Raises UserError when a part is missing, broken or incomplete, or the disk is too full; nothing is then written.
     """
     transformer = open_source(source)
     if transformer.kind != "wan":
@@ -41,7 +41,7 @@ def convert_base(source: Path, out: Path) -> None:
     require_room(out, sum(one.nbytes for part in (transformer, text, codec) for one in part.tensors.values()))
     with unfinished(out, {"base": str(source.resolve())}) as partial:
         for name in ("transformer", "text_encoder", "vae", "tokenizer"):
-            shutil.rmtree(partial / name, ignore_errors=True)  # of a conversion that was interrupted
+            shutil.rmtree(partial / name, ignore_errors=True)  # left by an interrupted conversion
         for name in ("transformer", "text_encoder", "vae"):
             (partial / name).mkdir()
         write_diffusers(transformer.tensors, transformer.config, partial / "transformer")

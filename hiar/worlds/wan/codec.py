@@ -1,6 +1,6 @@
-"""Wan's video codec, part by part: diffusers' autoencoder, with a video's causal state kept from part to part.
+"""Wan's video codec in streaming form: diffusers' autoencoder, with its causal state kept from part to part.
 
-The first latent frame is one picture, each further one four: a clip has 4n + 1 pictures. A latent pixel is 8 x 8
+The first latent frame is one picture, each later one four: a clip has 4n + 1 pictures. A latent pixel is 8 x 8
 pixels.
 """
 
@@ -42,7 +42,7 @@ def latent_frames(pixel_frames: int) -> int:
 def latent_size(height: int, width: int) -> tuple[int, int]:
     """Height and width of the latents of pictures.
 
-    Raises BrokenRule when a side is no multiple of 8: diffusers would crop it without a word.
+    Raises BrokenRule when a side is no multiple of 8: diffusers would silently crop it.
     """
     for name, side in (("height", height), ("width", width)):
         nearest = max(SPATIAL, side - side % SPATIAL)
@@ -52,15 +52,15 @@ def latent_size(height: int, width: int) -> tuple[int, int]:
 
 
 class WanCodec(nn.Module):
-    """A Wan autoencoder; latents are as its transformers make them, normalised to about unit variance.
+    """A Wan autoencoder; latents are those of Wan's transformers, normalised to about unit variance.
 
-    ``encoding`` and ``decoding`` take a video of any length part by part in constant memory, and give what diffusers
-    makes of the whole.
+    ``encoding`` and ``decoding`` take a video of any length part by part in constant memory, with the result that
+    diffusers has for the whole.
     """
 
-    chunk = 4  # latent frames to decode at a time: in memory are their pictures
-    base: Path | None = None  # the model whose codec it is
-    mean: Tensor  # (1, C, 1, 1, 1) of the autoencoder's own latents
+    chunk = 4  # latent frames to decode at a time; their pictures are in memory
+    base: Path | None = None  # the model that the codec belongs to
+    mean: Tensor  # (1, C, 1, 1, 1) of the autoencoder's unnormalised latents
     scale: Tensor  # their standard deviations
 
     def __init__(self, autoencoder: AutoencoderKLWan) -> None:
@@ -79,29 +79,29 @@ class WanCodec(nn.Module):
 
     @staticmethod
     def pictures(frames: int) -> int:
-        """How many pictures the first ``frames`` latent frames of a video are."""
+        """Number of pictures that the first ``frames`` latent frames of a video decode to."""
         return pixel_frames(frames)
 
     @staticmethod
     def latent_size(height: int, width: int) -> tuple[int, int]:
-        """Height and width of a latent frame of pictures of a size. Raises BrokenRule when they would be cropped."""
+        """Height and width of a latent frame. Raises BrokenRule when a side is no multiple of 8."""
         return latent_size(height, width)
 
     def save(self, folder: Path) -> None:
-        """Make ``folder`` stand for the base's codec, which is never copied."""
+        """Make ``folder`` refer to the base's codec, which is never copied."""
         assert self.base is not None, "a codec without a base"
         refer(folder, self.base, CODEC)
 
     def encode(self, video: Tensor) -> Tensor:
         """A whole clip (B, 3, F, H, W) in [-1, 1] -> latents (B, C, f, H / 8, W / 8), the posterior's mean.
 
-        F = 4 f - 3. Raises UserError when F is no 4n + 1, or H or W no multiple of 8.
+        F = 4 f - 3. Raises UserError when F is not 4n + 1, or H or W no multiple of 8.
         """
         latent_frames(video.shape[2])
         return self.encoding()(video)
 
     def encoding(self) -> Callable[[Tensor], Tensor]:
-        """An encoder of one batch of clips, to be called with part after part, for ever in constant memory.
+        """An encoder for one batch of clips, called part by part, in constant memory for any length.
 
         Pictures (B, 3, F, H, W) in [-1, 1] -> latents (B, C, f, H / 8, W / 8). The first part has F = 4n + 1 pictures,
         the others 4n each; anything else raises UserError.
@@ -127,7 +127,7 @@ class WanCodec(nn.Module):
         return encode
 
     def decoding(self) -> Callable[[Tensor], Tensor]:
-        """A decoder of one batch of videos, to be called with block after block, for ever in constant memory.
+        """A decoder for one batch of videos, called block by block, in constant memory for any length.
 
         Latents (B, C, k, h, w) -> video (B, 3, F, 8 h, 8 w) in [-1, 1].
         """
@@ -166,12 +166,12 @@ def load_codec(base: Path) -> WanCodec:
 
 
 def _memory(network: nn.Module) -> list[Tensor | str | None]:
-    """Room for the last two frames that each of a network's causal convolutions sees, in the order they are called."""
+    """An empty cache of the last two input frames of each causal convolution of a network, in the order of calls."""
     return [None] * sum(isinstance(layer, WanCausalConv3d) for layer in network.modules())
 
 
 def _frames(video: Tensor, first: bool) -> list[Tensor]:
-    """Pictures in the parts that become a latent frame each."""
+    """Split pictures into the parts that become one latent frame each."""
     if first:
         return [video[:, :, :1], *(video[:, :, 1:].split(STRETCH, dim=2) if video.shape[2] > 1 else ())]
     return list(video.split(STRETCH, dim=2))

@@ -1,7 +1,7 @@
-"""Embeddings of prompts, computed once: kept on disk by encoder and prompt, read row by row.
+"""Embeddings of prompts, computed once: cached on disk by encoder and prompt, read row by row.
 
-A cache has a folder for each encoder. Each shard in it holds a few prompts' embeddings, the rows of their tokens alone,
-under the hash of the prompt; the shards' headers are the index. A shard never changes once it has its name.
+A cache has a folder for each encoder. Each shard in it holds a few prompts' embeddings, only the rows of their tokens,
+under the prompts' hashes; the shards' headers are the index. A shard never changes once it has its name.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from hiar.io.shards import write_shard
 from hiar.worlds.wan.outline import UMT5_XXL
 from hiar.worlds.wan.text import MAX_TOKENS, TextEncoder, clean, encoder_width, load_text_encoder, load_tokenizer, pad
 
-FOLDER = "embeddings"  # in the cache, beside the fingerprints of base models, of which no file is hashed twice
-SHARD = 64  # prompts in a shard: held in memory at a time, and lost by a kill
-SAMPLE = 256  # prompts whose length stands for that of all
+FOLDER = "embeddings"  # in the cache, beside the remembered hashes of base models' files
+SHARD = 64  # prompts in a shard: as many are in memory at a time, and lost by a kill
+SAMPLE = 256  # prompts whose mean length is taken for that of all
 
 
 class Embeddings:
@@ -40,11 +40,11 @@ class Embeddings:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._shards: list[Path] = []
-        self._index: dict[bytes, int] = {}  # which shard holds the prompt of a key
+        self._index: dict[bytes, int] = {}  # the shard that holds the prompt of a key
         self.refresh()
 
     def refresh(self) -> None:
-        """Take notice of shards that were written meanwhile. Raises UserError when one is broken."""
+        """Index the shards that were written meanwhile. Raises UserError when one is broken."""
         for path in sorted(set(self.folder.glob("*.safetensors")).difference(self._shards)):
             with _opened(path) as (_, digests):
                 self._index |= dict.fromkeys(map(bytes.fromhex, digests), len(self._shards))
@@ -54,14 +54,14 @@ class Embeddings:
         return self.holds(_key(prompt))
 
     def holds(self, key: bytes) -> bool:
-        """Whether the prompt of a key is there."""
+        """Whether the prompt with this key is in the cache."""
         return key in self._index
 
     def read(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (B, 512, dim) of prompts in the type they were computed in, zero where a prompt has no token.
 
-        Of the shards only headers and these prompts' rows are read. Raises UserError for a prompt that is not in the
-        cache, and for rows that are not those that were written.
+        Only the shards' headers and these prompts' rows are read. Raises UserError for a prompt that is not in the
+        cache, and for rows whose checksum differs.
         """
         shards: defaultdict[int, list[bytes]] = defaultdict(list)
         for prompt in dict.fromkeys(prompts):
@@ -90,13 +90,12 @@ def embed(
 ) -> Embeddings:
     """The embeddings of prompts by the text encoder of a base model, computed where ``cache``/embeddings lacks them.
 
-    ``prompts``, which may be a file's (`hiar.worlds.wan.prompts.PromptFile`), are gone through twice: to see what is
+    ``prompts``, which may be a file's (`hiar.worlds.wan.prompts.PromptFile`), are iterated twice: to find what is
     missing, and to encode that, ``batch`` at a time. The encoder, of type ``dtype``, is loaded only for that and freed
-    afterwards. A kill loses a shard at most. Several processes may do this at once: they share the work, one shard
-    after the other. Those that ask for the same prompts, as all of a stage do, wait for the first of them, which alone
-    loads an encoder. The last bits of an embedding depend on its batch, unless ``batch`` is 1; work that was broken off
-    and is gone on with has the same batches. Raises UserError for a broken encoder, a broken cache, and when the cache
-    cannot be written.
+    afterwards. A kill loses at most one shard. Several processes may do this at once: they share the work, shard by
+    shard. Those that ask for the same prompts, as all processes of a stage do, wait for the first of them, which alone
+    loads an encoder. The last bits of an embedding depend on its batch, unless ``batch`` is 1; resumed work has the
+    same batches. Raises UserError for a broken encoder, a broken cache, and when the cache cannot be written.
     """
     folder = cache / FOLDER / encoder_identity(base, cache, dtype)
     embeddings = Embeddings(folder)
@@ -114,9 +113,10 @@ def embed(
 
 
 def embedding_bytes(base: Path, prompts: Sequence[str]) -> int:
-    """Bytes that an embedding by a base's encoder takes on the disk, of bf16 as GPUs compute it.
+    """Bytes on disk of an embedding by a base's encoder, in bf16, the type on GPUs.
 
-    Of a mean prompt among ``prompts``, where there are some and the base's tokenizer is there, else of the longest.
+    For a prompt of mean length among ``prompts``, where there are any and the base has its tokenizer; else for 512
+    tokens.
     """
     there = (base / "text_encoder" / "config.json").exists()
     width = encoder_width(base) if there else int(UMT5_XXL["d_model"])
@@ -148,12 +148,12 @@ def _encode_missing(
     with Progress("embed", len(missing), unit="prompts") as progress:
         for group in _groups(_taken(prompts, missing), SHARD):
             with cache_locked(embeddings.folder):
-                for debris in embeddings.folder.glob(".*tmp*"):  # of writers that were killed: none writes now
+                for debris in embeddings.folder.glob(".*tmp*"):  # left by killed writers: under the lock none is active
                     with writing(debris):
                         remove(debris)
                 embeddings.refresh()
                 left = [prompt for prompt in group if prompt not in embeddings]
-                progress.advance(len(group) - len(left))  # others were faster
+                progress.advance(len(group) - len(left))  # other processes were faster
                 if left:
                     encoder = encoder or load_text_encoder(base, device, dtype)
                     _write(embeddings.folder, encoder, left, batch, progress)
@@ -165,9 +165,9 @@ def _encode_missing(
 
 
 def _write(folder: Path, encoder: TextEncoder, prompts: list[str], batch: int, progress: Progress) -> None:
-    """One shard, named by the keys in it: two writers that do not see each other's lock write the same."""
+    """Write one shard, named by its keys: two writers that do not see each other's lock write the same file."""
     rows: dict[str, Tensor] = {}
-    for some in _groups(sorted(prompts, key=len), batch):  # neighbours of about one length need little padding
+    for some in _groups(sorted(prompts, key=len), batch):  # prompts of similar length need little padding
         rows |= {_key(prompt).hex(): row.cpu() for prompt, row in zip(some, encoder.rows(some), strict=True)}
         progress.advance(len(some))
     name = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:32]
@@ -191,7 +191,7 @@ def _groups(prompts: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def _key(prompt: str) -> bytes:
-    # What is no text is refused by the encoder, with a line that says so.
+    # Invalid Unicode gets a key too: the encoder refuses it with a clear message.
     return hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Other people's checkpoints of Wan into ours, and ours into theirs; tensors keep type and bits."""
+"""Import and export of others' Wan checkpoints; tensors keep their type and, but for an added adapter, their bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINKED = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "vae")  
 
 
 def open_foreign(source: Path, weights: str | None, base: Path) -> Found:
-    """A transformer wherever it lies, of the size of the base's. Raises UserError when it is none, or not whole."""
+    """A foreign transformer of the base's size. Raises UserError when the source holds none, or an incomplete one."""
     if weights is not None and weights not in get_args(Weights):
         raise UserError(f"--weights = {weights}: is no set of weights; {suggest(weights, get_args(Weights))}")
     [folder] = folders_of(base, TRANSFORMER)
@@ -31,7 +31,7 @@ def open_foreign(source: Path, weights: str | None, base: Path) -> Found:
 
 
 def bring_in(source: Path, weights: str | None, base: Path, folder: Path, lora: Lora | None = None) -> None:
-    """Write a foreign transformer into a new ``folder``, as diffusers has it, with an adapter's update taken in."""
+    """Write a foreign transformer into a new ``folder`` in diffusers' layout, with an adapter, if any, merged."""
     found = open_foreign(source, weights, base)
     tensors = found.tensors if lora is None else add_lora(found.tensors, *lora)
     require_room(folder, sum(one.nbytes for one in tensors.values()))
@@ -40,10 +40,10 @@ def bring_in(source: Path, weights: str | None, base: Path, folder: Path, lora: 
 
 
 def send_out(folder: Path, base: Path, form: str, out: Path) -> None:
-    """Write the transformer in ``folder`` as others have it; ``out`` is a new folder, or a file for self-forcing.
+    """Export the transformer in ``folder`` to ``out``, a new folder, or a new file for self-forcing.
 
     diffusers: a folder for its WanPipeline, whose other parts are links to the base's. wan: the original's folder.
-    self-forcing: one file with ``generator`` and ``generator_ema``, both the weights that we kept.
+    self-forcing: one file with ``generator`` and ``generator_ema``, both with our kept weights.
     """
     if form not in FORMS:
         raise UserError(f"--to = {form}: is no form that is written; {suggest(form, FORMS)}")
@@ -59,7 +59,7 @@ def send_out(folder: Path, base: Path, form: str, out: Path) -> None:
             write_original(found.tensors, found.config, partial)
             return
         part = partial / TRANSFORMER
-        shutil.rmtree(part, ignore_errors=True)  # of an export that was interrupted
+        shutil.rmtree(part, ignore_errors=True)  # left by an interrupted export
         part.mkdir()
         write_diffusers(found.tensors, found.config, part)
         for name in LINKED:
@@ -70,10 +70,10 @@ def send_out(folder: Path, base: Path, form: str, out: Path) -> None:
 
 
 def describe(source: Path, base: Path | None) -> list[tuple[str, str]]:
-    """What a foreign checkpoint is, as names and values; ``base`` tells its heads where it does not itself."""
+    """The properties of a foreign checkpoint, as names and values; ``base`` gives the head size if it does not."""
     sets = weights_in(source)
     each: list[Weights | None] = [*sets] or [None]
-    # All have to be whole; the last stands for them, a student's running average where there is one.
+    # All must be complete; the last one is described, a student's EMA where there is one.
     for weights in each:
         found = open_source(source, weights=weights) if base is None else open_foreign(source, weights, base)
     chosen = f" --weights {sets[-1]}" if len(sets) > 1 else ""

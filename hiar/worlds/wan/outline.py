@@ -17,7 +17,7 @@ from hiar.worlds.wan.formats.configs import checked, read_config
 from hiar.worlds.wan.formats.stored import read_json
 from hiar.worlds.wan.references import FOLDERS
 
-# What the published text-to-video models have that is not the class's default, by what their folders' names contain.
+# Where the published text-to-video models differ from the class's defaults, by a part of their folders' names.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "1.3B": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     "14B": {},
@@ -26,7 +26,7 @@ UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "n
 
 
 def outline(base: Path, part: Part) -> nn.Module:
-    """A part of a base model, its weights whatever the device in use makes of them: on the meta device, none.
+    """A part of a base model, untrained, on torch's default device; on the meta device its weights take no memory.
 
     Raises UserError where neither the folder nor its name tells the configuration.
     """

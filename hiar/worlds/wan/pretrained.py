@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def load_pretrained(kind: type[Model], folder: Path, **options: Any) -> Model:
     """A network of diffusers or transformers, frozen, from safetensors in a folder that its ``save_pretrained`` wrote.
 
-    Both libraries only warn of weights that are missing, and make them up; of surplus ones they only warn too.
+    Both libraries only warn about missing weights, which they draw at random, and about surplus ones.
     Raises UserError when the folder is missing or broken, or its weights are not exactly the network's, by name and
     shape.
     """
@@ -44,7 +44,7 @@ def load_pretrained(kind: type[Model], folder: Path, **options: Any) -> Model:
             if keys := sorted(map(str, info[f"{what}_keys"])):
                 more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
                 raise ValueError(f"{what} weights: {', '.join(keys[:3])}{more}")
-    except Exception as error:  # whatever a library meets in files that anybody may have written
+    except Exception as error:  # the libraries raise any kind on files that anybody may have written
         reason = " ".join(str(error).split())[:SHOWN]
         raise UserError(
             f"{folder}: cannot be loaded ({reason}); it is incomplete, truncated or of another model, copy it anew"
@@ -55,7 +55,7 @@ def load_pretrained(kind: type[Model], folder: Path, **options: Any) -> Model:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence diffusers and transformers below errors, with their warnings and bars."""
+    """Silence the log lines, warnings and progress bars of diffusers and transformers."""
     loggers: list[Any] = [diffusers_logging]
     if sys.modules.get("transformers"):
         from transformers.utils import logging as transformers_logging
@@ -63,7 +63,7 @@ def quiet() -> Iterator[None]:
         loggers.append(transformers_logging)
     before = [(logger.get_verbosity(), logger.is_progress_bar_enabled()) for logger in loggers]
     for logger in loggers:
-        logger.set_verbosity(logger.CRITICAL)  # what is wrong comes as an exception
+        logger.set_verbosity(logger.CRITICAL)  # errors come as exceptions
         logger.disable_progress_bar()
     try:
         with warnings.catch_warnings(action="ignore"):

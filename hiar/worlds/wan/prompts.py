@@ -1,4 +1,4 @@
-"""A prompt file, read line by line: it may hold more prompts than one wants in memory."""
+"""A prompt file, read line by line: it may hold more prompts than should be in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hiar.io.text import one_line
 
 
 class PromptFile:
-    """The prompts of a UTF-8 file, one a line, blank lines left out, each with single spaces; iterated anew each time.
+    """The prompts of a UTF-8 file, one per line, with single spaces, without blank lines; read anew by each iteration.
 
     Raises UserError, before the first prompt, when the file cannot be read, is not UTF-8 or holds no prompt.
     """

@@ -1,7 +1,7 @@
-"""Parts of a base model in a checkpoint's folder: by reference, so that tens of gigabytes are never copied.
+"""Parts of a base model in a checkpoint's folder, by reference, so that tens of gigabytes are never copied.
 
-A part is a folder with reference.json: where the base lies and what its files hold, as one hash. The hash is computed
-once; afterwards it is remembered for as long as size and time of each file stay (`hiar.io.fingerprints`).
+A part is a folder with reference.json: the base's path and one hash of the part's files. The hash is computed once, and
+again when the size or time of a file changes (`hiar.io.fingerprints`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDERS: dict[Part, tuple[str, ...]] = {  # of a base in diffusers' layout; the 
     TEXT: ("text_encoder", "tokenizer"),
     CODEC: ("vae",),
 }
-ORIGINAL = "config.json"  # of the transformer lies in the folder itself where the layout is the original's
+ORIGINAL = "config.json"  # the transformer's; in the original's layout it lies in the base folder itself
 
 
 class _Reference(BaseModel):
@@ -35,7 +35,7 @@ class _Reference(BaseModel):
 
 
 def refer(folder: Path, base: Path, part: Part) -> None:
-    """Make ``folder`` stand for a part of ``base``. Raises UserError when the part is not there."""
+    """Make ``folder`` refer to a part of ``base``. Raises UserError when the part is missing."""
     content = fingerprint(folders_of(base, part), cache_folder())
     folder.mkdir(exist_ok=True)
     said = _Reference(base=str(base.resolve()), part=part, content=content)
@@ -49,10 +49,10 @@ def locate(folder: Path, verify: bool = False) -> Path | None:
 
 
 def referred(folder: Path, verify: bool = False) -> tuple[Path, str] | None:
-    """The base model that ``folder`` refers to, and the fingerprint of the part; None where the part itself lies in it.
+    """The base model that ``folder`` refers to, and the fingerprint of the part; None where it holds the part itself.
 
-    Raises UserError when the base is gone, or its files are others than those that were referred to; with ``verify``
-    they are read for that, else compared by size and time.
+    Raises UserError when the base is gone or its files have changed; with ``verify`` all are read for that, else those
+    whose size or time has changed.
     """
     path = folder / REFERENCE
     try:
@@ -75,7 +75,7 @@ def referred(folder: Path, verify: bool = False) -> tuple[Path, str] | None:
 
 
 def folders_of(base: Path, part: Part) -> Sequence[Path]:
-    """The folders of a part of a base. Raises UserError when one is not there, with what ``base`` is instead."""
+    """The folders of a part of a base. Raises UserError when one is missing, with a remedy that fits ``base``."""
     folders = [base / name for name in FOLDERS[part]]
     for folder in folders:
         if not folder.is_dir():
@@ -84,7 +84,7 @@ def folders_of(base: Path, part: Part) -> Sequence[Path]:
 
 
 def _instead(base: Path) -> str:
-    """What to do about a base that is none: people have the original's folder, a hub's cache, or only a name."""
+    """The remedy for a wrong base: users name the original's folder, a hub's cache, one part or only a model."""
     snapshots = [place for place in sorted(base.glob("snapshots/*")) if (place / "transformer").is_dir()]
     if snapshots:
         return f"{base} is a cache of models; name {snapshots[-1]}"

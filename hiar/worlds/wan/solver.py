@@ -1,4 +1,4 @@
-"""How Wan's teacher is sampled: UniPC, as its published pipeline does."""
+"""The solver of Wan's teacher: UniPC, as in its published pipeline."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hiar.schedule import TIMESTEP_SCALE
 
 @torch.no_grad()
 def unipc(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int, shift: float) -> Tensor:
-    """From ``noise`` (B, C, F, H, W) to clean latents along a velocity, given a state and its noise level ().
+    """Clean latents from ``noise`` (B, C, F, H, W), along a velocity that takes a state and its noise level ().
 
-    The levels are those of the pipeline: its timesteps are whole numbers of thousandths, its own sigmas are not.
+    The levels are the pipeline's: the scheduler's timesteps, whole thousandths, and not its sigmas.
     """
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     scheduler.set_timesteps(steps, device=noise.device)

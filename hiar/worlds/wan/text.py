@@ -1,4 +1,4 @@
-"""Wan's text encoder: prompts are cleaned, cut into tokens and encoded by UMT5, exactly as diffusers' pipeline does."""
+"""Wan's text encoder: prompts are cleaned, tokenized and encoded by UMT5, exactly as in diffusers' pipeline."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
 
 MAX_TOKENS = 512  # rows of text that Wan's transformers attend to, zeros where a prompt has fewer
-# What Wan's public configuration guides away from where nothing else is asked for.
+# The default negative prompt of Wan's public configuration.
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
     "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
     "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
-_SHOWN = 40  # characters of a prompt in a line about it
+_SHOWN = 40  # characters of a prompt in a message
 
 
 class TextEncoder(nn.Module):
@@ -51,8 +51,8 @@ class TextEncoder(nn.Module):
     def rows(self, prompts: Sequence[str]) -> list[Tensor]:
         """Embeddings of prompts, each (tokens, dim), at most 512 tokens, in the encoder's type and on its device.
 
-        They are computed in one batch, padded to its longest prompt: what a prompt's are does not depend on the others,
-        but for rounding. A prompt that is too long is cut, which is told. Raises UserError for a prompt that is no text
+        They are computed in one batch, padded to its longest prompt; but for rounding they do not depend on the other
+        prompts. A prompt that is too long is cut, with a message. Raises UserError for a prompt that is no valid text
         and for embeddings that are not finite.
         """
         ids = [token_ids(self.tokenizer, prompt) for prompt in prompts]
@@ -74,10 +74,10 @@ class TextEncoder(nn.Module):
 
 
 def load_text_encoder(base: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> TextEncoder:
-    """The text encoder of a base model's folder, its weights of type ``dtype``, or of the type they are stored in.
+    """The text encoder of a base model's folder, its weights of type ``dtype``, or as stored.
 
-    Where a GPU has no room for it, it computes on the CPU, which is told. Raises UserError when ftfy is missing, memory
-    is too short, or text_encoder/ or tokenizer/ is missing, broken or not of one model.
+    Where the GPU has too little free memory, it computes on the CPU, with a message. Raises UserError when ftfy is
+    missing, memory is too small, or text_encoder/ or tokenizer/ is missing, broken or not of the same model.
     """
     _require_ftfy()
     let_in("transformers")
@@ -104,7 +104,7 @@ def load_text_encoder(base: Path, device: torch.device | str = "cpu", dtype: tor
 
 
 def encoder_width(base: Path) -> int:
-    """Width of an embedding, of the text encoder's config.json. Raises UserError when it is missing or says none."""
+    """Width of an embedding, from the text encoder's config.json. Raises UserError when that is missing or has none."""
     path = base / "text_encoder" / "config.json"
     width = read_json(path).get("d_model")
     if not isinstance(width, int):
@@ -113,10 +113,10 @@ def encoder_width(base: Path) -> int:
 
 
 def encoding_type(base: Path, device: torch.device) -> torch.dtype:
-    """What the text encoder of a base model's folder computes in: bf16 on a GPU, as the original does, else fp32.
+    """The type that a base model's text encoder computes in: bf16 on a GPU, as the original does, else fp32.
 
-    Without a GPU bf16 is slower and fp32 takes twice the memory: what is stored in bf16, the published one's 11 GB, is
-    computed in it. Raises UserError when text_encoder/ is missing or broken.
+    Without a GPU, weights stored in bf16 (the published one's 11 GB) are computed in bf16 too: it is slower, but fp32
+    takes twice the memory. Raises UserError when text_encoder/ is missing or broken.
     """
     if device.type != "cpu":
         return torch.bfloat16
@@ -125,9 +125,9 @@ def encoding_type(base: Path, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(base: Path) -> Tokenizer:
-    """The tokenizer of a base model's folder, which cuts after 512 tokens, the last one being </s>.
+    """The tokenizer of a base model's folder, which truncates to 512 tokens, the last one being </s>.
 
-    It is read by the library that made it: transformers' class builds another, without normalisation and bytes.
+    It is read by tokenizers, the library that made it: transformers' class would lose normalisation and byte fallback.
     Raises UserError when tokenizer/tokenizer.json is missing or broken.
     """
     from tokenizers import Tokenizer
@@ -145,7 +145,7 @@ def load_tokenizer(base: Path) -> Tokenizer:
 
 
 def token_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a prompt, at most 512; what does not fit is told. Raises UserError when the prompt is no text."""
+    """The tokens of a prompt, at most 512; a message says what is cut. Raises UserError when it is no valid text."""
     text = clean(prompt)
     encoding = tokenizer.encode(text)
     if encoding.overflowing:
@@ -159,9 +159,9 @@ def token_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def clean(prompt: str) -> str:
-    """A prompt as Wan was trained on it: broken encodings mended, HTML's entities resolved, white space made single.
+    """A prompt as Wan was trained on it: broken encodings repaired, HTML entities resolved, white space collapsed.
 
-    Raises UserError when ftfy, which mends, is missing, and when the prompt is no text.
+    Raises UserError when ftfy, which repairs, is missing, and when the prompt is no valid text.
     """
     ftfy = _require_ftfy()
     try:
@@ -170,7 +170,7 @@ def clean(prompt: str) -> str:
         raise UserError(
             f"prompt {_short(prompt)!a}: character {error.start} is half of one or no text; give it in UTF-8"
         ) from None
-    # Twice: prompts from the web are found escaped once too often.
+    # Twice: prompts from the web are sometimes escaped twice.
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
@@ -184,7 +184,7 @@ def _short(prompt: str) -> str:
 
 
 def _require_ftfy() -> ModuleType:
-    """The library that mends prompts: without it diffusers silently encodes another text."""
+    """The library that repairs prompts: without it diffusers silently encodes another text."""
     try:
         import ftfy
     except ImportError:

@@ -1,4 +1,4 @@
-"""A tiny Wan2.1 with random weights, in the layout of the published one: what reads one reads the other.
+"""A tiny Wan2.1 with random weights, in the layout of the published one, so that the same code reads both.
 
 It is for trying an installation, and for tests: whatever runs with the published weights runs with these in seconds.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TEXT_DIM = 32
 SPECIAL = ("<pad>", "</s>", "<unk>")  # tokens 0, 1 and 2, as in UMT5
 PROMPT_GAIN, LATENT_GAIN = 200.0, 8.0
-SPACE = "▁"  # what SentencePiece puts for the space before a word
+SPACE = "▁"  # SentencePiece's mark for the space before a word
 # Where its vocabulary comes from; other words are spelt by letters, other letters by bytes.
 SENTENCES = (
     "A red panda climbs a mossy tree while soft morning light falls through the leaves and a light mist drifts by.",
@@ -103,8 +103,8 @@ def _transformer(seed: int) -> WanTransformer3DModel:
         transformer = WanTransformer3DModel(
             num_attention_heads=2, attention_head_dim=24, text_dim=TEXT_DIM, ffn_dim=128, num_layers=2
         )
-    # A prompt's few words share attention with 500 rows of padding, and random layers shrink what they read: untouched,
-    # two prompts differ by a thousandth. Here padding has values of zero, and what words say is amplified.
+    # A prompt's few words share attention with 500 rows of padding, and random layers shrink what they read: without
+    # this, two prompts' results differ by a thousandth. Padding gets values of zero, and those of words are amplified.
     embedder = transformer.condition_embedder.text_embedder
     with torch.no_grad():
         embedder.linear_1.bias.zero_()
@@ -118,10 +118,10 @@ def _transformer(seed: int) -> WanTransformer3DModel:
 def _autoencoder(seed: int) -> AutoencoderKLWan:
     with seeded("codec weights", seed):
         autoencoder = AutoencoderKLWan(base_dim=8, z_dim=16)
-    # Random layers make latents that hardly differ from one another; the codec expects those of Wan.
+    # Random layers make latents that hardly differ; the codec expects the statistics of Wan's.
     mean, std = (torch.tensor(autoencoder.config[name]) for name in ("latents_mean", "latents_std"))
     with torch.no_grad():
-        posterior_mean = slice(len(mean))  # the rest of what quant_conv makes is its variance
+        posterior_mean = slice(len(mean))  # the rest of quant_conv's output is the variance
         autoencoder.quant_conv.weight[posterior_mean] *= LATENT_GAIN * std.view(-1, 1, 1, 1, 1)
         autoencoder.quant_conv.bias[posterior_mean] = mean
     return autoencoder.eval()

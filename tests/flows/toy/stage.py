@@ -1,4 +1,4 @@
-"""A stage of the miniature experiment: notes that it runs, does what its file of orders says, and writes its output."""
+"""A stage of the miniature experiment: records that it runs, follows its file of orders, and writes its output."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The world's language."""
+"""The captions' language."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def video() -> Tensor:
 
 @pytest.fixture
 def codec(video: Tensor) -> PatchCodec:
-    """With a fitted encoder and random weights in all of the decoder."""
+    """A codec with a fitted encoder and random weights throughout the decoder."""
     torch.manual_seed(0)
     codec = PatchCodec(PATCH, CHANNELS, width=8, depth=2)
     codec.fit_encoder(video.transpose(1, 2).flatten(0, 1))
@@ -75,7 +75,7 @@ def test_a_latent_frame_is_a_picture() -> None:
 
 
 def test_a_new_codec_is_of_its_seed_and_of_nothing_else() -> None:
-    """Of its weights, and of the clips that its encoder is fitted to."""
+    """Its weights and the clips for fitting its encoder depend on the seed alone."""
     world, settings = open_world(DEFAULT), smoke_params().codec
     assert settings is not None
     made = []

@@ -1,4 +1,4 @@
-"""Rendering: determinism, and pixels known beforehand."""
+"""Rendering: determinism, and pixels with known values."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_edges_are_soft_so_that_small_moves_show(shape: Shape) -> None:
 
 
 def test_the_shapes_middle_and_the_corners_have_the_scenes_colours() -> None:
-    """Also where the world names them in an order of its own."""
+    """Even if the world lists its colours in another order."""
     colors, backgrounds = DEFAULT.colors[::-1], DEFAULT.backgrounds[::-1]
     world = DEFAULT.model_copy(update={"colors": colors, "backgrounds": backgrounds})
     batch = scenes(world, seed=0, first=0, count=30)
@@ -76,7 +76,7 @@ def test_the_shapes_middle_and_the_corners_have_the_scenes_colours() -> None:
     torch.testing.assert_close(middle, expected[:, None].expand_as(middle), atol=1 / 255, rtol=0)
     backdrop = video.flatten(2, 3).median(dim=2).values  # most of a frame is backdrop
     expected = torch.tensor([BACKGROUNDS[backgrounds[number]] for number in batch.background])
-    # the nearest of 256 levels
+    # rounded to the nearest of 256 levels
     torch.testing.assert_close(backdrop, expected[:, None].expand_as(backdrop), atol=0.51 / 255, rtol=0)
 
 
@@ -84,7 +84,7 @@ def test_the_camera_pans_a_striped_backdrop() -> None:
     batch = scenes(PANNING, seed=0, first=0, count=8)
     assert batch.pan.abs().max() <= PANNING.camera
     video = render(PANNING, batch, 12).float()
-    top = video[:, :, 0].std(dim=2)  # along the topmost row
+    top = video[:, :, 0].std(dim=2)  # along the top row
     assert (top > 5).all()
     assert not torch.equal(video[0, 0, 0], video[0, 5, 0])
 

@@ -36,7 +36,7 @@ def test_between_bounces_velocity_is_constant_and_a_bounce_reverses_one_componen
     straight = torch.isclose(steps.abs(), speed)
     assert straight.float().mean() > 0.8
     assert (steps.abs() <= speed + 1e-9).all()
-    assert (steps.sign().diff(dim=1) != 0).any()  # there are bounces at all
+    assert (steps.sign().diff(dim=1) != 0).any()  # some shapes do bounce
     torch.testing.assert_close(steps[:, 0][straight[:, 0]], batch.velocity[straight[:, 0]])
 
 
@@ -44,7 +44,7 @@ def test_the_camera_pans_either_way_at_up_to_its_speed() -> None:
     pan = scenes(PANNING, seed=0, first=0, count=400).pan / PANNING.camera
     assert pan.abs().max() <= 1
     shares = pan.histc(4, -1, 1) / len(pan)
-    assert (shares - 0.25).abs().max() < 0.1  # five deviations of a share
+    assert (shares - 0.25).abs().max() < 0.1  # five standard deviations of a share
 
 
 @settings(max_examples=20)

@@ -1,6 +1,6 @@
-"""What the tests of Wan share: a tiny base model, the golden file's weights, and fakes of the real sizes.
+"""Fixtures for the tests of Wan: a tiny base model, the golden file's weights, and fakes of the real sizes.
 
-Tests may read it, and copy what they spoil.
+Tests only read them, and copy what they damage.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Tiny(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def transformers_kept_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a command (hiar/late.py), also after another test has imported it."""
+    """Block transformers as a command does (hiar/late.py), even if another test has imported it."""
     monkeypatch.setitem(sys.modules, "transformers", None)
 
 
@@ -58,7 +58,7 @@ def tiny() -> Tiny:
 
 @pytest.fixture(scope="session")
 def write_sparse() -> Callable[[Path, Mapping[str, tuple[int, ...]]], None]:
-    """Writes a safetensors file of float32 zeros that takes no room on the disk."""
+    """Writes a sparse safetensors file of float32 zeros, which takes no space on the disk."""
 
     def write(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         heads, end = {}, 0
@@ -82,7 +82,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Embeddings and fingerprints of the tests, instead of the user's."""
+    """A cache of embeddings and fingerprints for the tests, instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HIAR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

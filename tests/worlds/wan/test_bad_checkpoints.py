@@ -1,4 +1,4 @@
-"""What is no checkpoint of Wan, or not the asked one: one line that says so, and nothing is written."""
+"""Files that are no checkpoint of Wan, or not the requested one: one error line, and nothing is written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Write = Callable[[Path, Weights], None]
 
 
 class Code:
-    """What a hostile pickle asks for."""
+    """An object whose pickle runs code."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,7 +81,7 @@ def without(weights: Weights, *ends: str) -> Weights:
          r"freq_dim = 32: the base has 64"),
         (lambda w: {"critic": w, "step": 3}, r"\.pt: holds critic, step, but no generator; name a checkpoint"),
         (lambda w: {"generator": w, "generator_ema": w, "critic": w},
-         r"holds generator, generator_ema, critic: which one is meant; choose weights = generator or generator_ema"),
+         r"holds generator, generator_ema, critic: several sets of weights; choose weights = generator or"),
         (lambda w: {"generator": {}}, r"holds generator, but no generator"),
         (lambda w: {"generator": {**w, "step": 3}},
          r"generator: step is no dense tensor but int; save the weights alone"),
@@ -241,7 +241,7 @@ def test_folders_of_other_models(good: Path, tiny, tmp_path: Path) -> None:  # t
 
 
 def test_tensors_that_only_look_like_plain_ones() -> None:
-    """As a sharded training's own kind of tensor is, of which each process has a part."""
+    """Such as the tensors of a sharded training, of which each process holds a part."""
 
     class Sharded(Tensor):
         pass

@@ -1,4 +1,4 @@
-"""Wan's codec part by part against diffusers' own, which takes whole videos; what that would crop is refused."""
+"""Wan's codec part by part against diffusers' own on whole videos; sizes that diffusers would crop are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hiar.memory.sampling import decode_bytes
 from hiar.worlds.wan.codec import WanCodec, latent_frames, latent_size, load_codec, pixel_frames
 
 WEIGHTS = Path("vae", "diffusion_pytorch_model.safetensors")
-# height, width, latent frames, and how many of these come at a time
+# height, width, latent frames, and how many of these are coded at a time
 CASES = [(64, 96, 2, (1, 1)), (72, 88, 1, (1,)), (40, 56, 5, (2, 3)), (16, 24, 10, (3, 3, 3, 1)), (16, 24, 3, (3,))]
 
 
@@ -36,7 +36,7 @@ def codec(base: Path) -> WanCodec:
 
 @pytest.fixture
 def broken(base: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy to be damaged."""
     shutil.copytree(base / "vae", tmp_path / "vae")
     return tmp_path
 
@@ -103,7 +103,7 @@ def test_a_long_video_takes_no_more_memory_than_a_short_one(codec: WanCodec) -> 
 
 @torch.no_grad()
 def test_decoding_takes_what_was_predicted(codec: WanCodec) -> None:
-    """Later blocks make more pictures than the first, and find what those before have left."""
+    """Later blocks make more frames than the first, and use the state left by earlier ones."""
     most, left = decode_bytes(SimpleNamespace(latent_size=(codec.channels, 4, 6), codec=codec), 3)  # type: ignore
     count, decode = Counting(), codec.decoding()
     with count:
@@ -181,7 +181,7 @@ def test_weights_that_are_not_exactly_the_codecs_are_refused(broken: Path, edit:
 def test_another_codec_is_refused(broken: Path, field: str, value: list[float], line: str) -> None:
     path = broken / "vae" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    if field in ("temperal_downsample", "is_residual"):  # whose layers have other weights
+    if field in ("temperal_downsample", "is_residual"):  # these change the layers' weights
         AutoencoderKLWan.from_config(json.loads(path.read_text())).save_pretrained(broken / "vae")
     with pytest.raises(UserError, match=rf"^[^\n]*{line}[^\n]*$"):
         load_codec(broken)

@@ -38,13 +38,13 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def text(base: Path, tmp_path: Path) -> Path:
-    """A base model's text encoder, to spoil."""
+    """A copy of a base model's text encoder, to be damaged."""
     return shutil.copytree(base, tmp_path / "text", ignore=shutil.ignore_patterns("vae", "transformer"))
 
 
 @pytest.fixture(scope="module")
 def filled(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of all prompts, to copy."""
+    """A cache of all prompts, to be copied."""
     cache = tmp_path_factory.mktemp("filled") / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embeddings, "SHARD", 8)
@@ -58,7 +58,7 @@ def cache(filled: Path, tmp_path: Path) -> Path:
 
 
 def _spoil_unseen(path: Path) -> None:
-    """Make a file worthless, with the size and time that it had."""
+    """Corrupt a file, keeping its size and modification time."""
     state = path.stat()
     path.write_bytes(bytes(state.st_size))
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
@@ -78,7 +78,7 @@ class Killed(Exception):
 
 
 class Dying(list[str]):
-    """Prompts of which, when they are gone through for the second time, only some come."""
+    """Prompts whose second iteration is killed after ``after`` of them."""
 
     def __init__(self, prompts: list[str], after: int) -> None:
         super().__init__(prompts)
@@ -96,7 +96,7 @@ def test_it_holds_what_the_encoder_makes(base: Path, filled: Path) -> None:
     wanted = [PROMPTS[13], PROMPTS[2], PROMPTS[13], PROMPTS[19]]
     found = embed(PROMPTS, base, filled, FLOAT)
     rows = found.read(wanted)
-    order = [*range(0, 20, 3), *range(1, 20, 3), *range(2, 20, 3)]  # from one shard to the next and back
+    order = [*range(0, 20, 3), *range(1, 20, 3), *range(2, 20, 3)]  # alternating between shards
     assert torch.equal(found.read([PROMPTS[number] for number in order]), found.read(PROMPTS)[order])
     encoder = load_text_encoder(base)
     assert rows.shape == (4, MAX_TOKENS, encoder.dim)
@@ -116,7 +116,7 @@ def test_valid_rows_alone_are_kept_in_their_own_type(base: Path, tmp_path: Path)
 
 
 def test_what_embeddings_will_take_is_told_before_any_is_made(base: Path, tmp_path: Path) -> None:
-    """To a token a prompt, where tokenizer and prompts are there; else as if each had all the tokens that Wan reads."""
+    """To a token per prompt if tokenizer and prompts exist; else as if each had all the tokens that Wan reads."""
     prompts = [
         "A fox.",
         "A red fox trots along a snowy ridge.",
@@ -223,7 +223,7 @@ def test_several_at_once_share_the_work(base: Path, filled: Path, tmp_path: Path
 def test_of_several_that_ask_for_the_same_one_loads_an_encoder(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As all processes of a stage do, each of which has room for an encoder of 11 GB at best."""
+    """As with the processes of a stage, each of which has memory for one encoder of 11 GB at best."""
     monkeypatch.setattr(embeddings, "SHARD", 1)
     loaded = []
 
@@ -243,7 +243,7 @@ def test_only_the_rows_asked_for_are_read(base: Path, cache: Path) -> None:
     before = found.read(PROMPTS[:1])
     for path in found.folder.glob("*.safetensors"):
         data = path.read_bytes()
-        start = 8 + int.from_bytes(data[:8], "little")  # of the tensors, behind the header
+        start = 8 + int.from_bytes(data[:8], "little")  # of the tensors, after the header
         places = json.loads(data[8:start])
         first, end = places.get(embeddings._key(PROMPTS[0]).hex(), {"data_offsets": (0, 0)})["data_offsets"]
         kept = data[start + first : start + end]
@@ -270,7 +270,7 @@ def test_what_is_missing_is_one_line(base: Path, cache: Path) -> None:
     found = embed(PROMPTS, base, cache, FLOAT)
     assert "another" not in found
     assert "a ?" in embed(["a ?"], base, cache, FLOAT)
-    assert "a \ud800" not in embed(["a ?"], base, cache, FLOAT)  # no text, which the encoder refuses
+    assert "a \ud800" not in embed(["a ?"], base, cache, FLOAT)  # not valid text, refused by the encoder
     with pytest.raises(UserError, match=r"has no embedding of prompt 'another'; embed it first$"):
         found.read(["another"])
     for path in found.folder.glob("*.safetensors"):

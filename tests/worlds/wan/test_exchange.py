@@ -1,4 +1,4 @@
-"""`hiar import`, `export` and `models`, and what an imported student then does, on the command line."""
+"""`hiar import`, `export` and `models`, and commands on an imported student, on the command line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PROMPT = "A red fox trots along a snowy ridge at dawn."
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command in an empty folder and returns its output, or its line of complaint."""
+    """Runs a command in an empty folder and returns its output, or its error line."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object, code: int = 0) -> str:
@@ -64,7 +64,7 @@ def weights_of(base: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="session")
 def released(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student as the training codes release it: the base's weights, wrapped; its average is another set."""
+    """A student as the training codes release it: the base's weights, wrapped, as EMA, and others as generator."""
     from hiar.worlds.wan.formats.names import to_original
 
     state = {f"model._fsdp_wrapped_module.{to_original(name)}": value for name, value in weights_of(base).items()}
@@ -75,7 +75,7 @@ def released(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def student(released: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It, imported to walk as HiAR's student does; tests only read it."""
+    """The released student, imported with HiAR's walk; tests only read it."""
     folder = tmp_path_factory.mktemp("imported") / "student"
     told = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no", "window": 9}
     import_checkpoint(released, base, folder, "hiar", "generator_ema", told)
@@ -108,7 +108,7 @@ def test_a_released_student_is_imported_sampled_and_streamed(
     assert "weights        generator and generator_ema" in said and "--weights generator_ema --out" in said
     assert f"SHA-256        {hashlib.sha256(released.read_bytes()).hexdigest()}\n" in said
     said = run("import", released, "--base", base, "--as", "hiar", *SIZE, "--out", "other", code=2)
-    assert "holds generator, generator_ema: which one is meant" in said
+    assert "holds generator, generator_ema: several sets of weights" in said
     half = torch.load(released, weights_only=True)
     half["generator"].popitem()
     torch.save(half, "half.pt")
@@ -131,7 +131,7 @@ def test_of_several_checkpoints_those_that_can_be_read_are_told(
 
 
 def test_every_option_of_an_import_is_heard(run: Callable[..., str], released: Path, base: Path) -> None:
-    """Each is another than every preset's, and none is lacking, so that there need be none."""
+    """Each value differs from every preset's, and all are given, so no preset is needed."""
     walk = ("--order", "diagonal", "--context", "clean", "--block", 2, "--window", 8, "--sinks", 1)
     schedule = ("--steps", 6, "--shift", 7.5, "--renoise", "euler", "--fps", 10)
     run("import", released, "--base", base, "--weights", "generator", *SIZE, *walk, *schedule, "--out", "im")
@@ -148,7 +148,7 @@ def test_every_option_of_an_import_is_heard(run: Callable[..., str], released: P
     ("told", "schedule", "words"),
     [
         ({}, (3, None, (1.0, 0.757, 0.522)), "3, at 1, 0.757, 0.522, sde"),
-        ({"steps": 4}, (4, 8.0, None), "4, shift 8, sde"),  # its other student
+        ({"steps": 4}, (4, 8.0, None), "4, shift 8, sde"),  # CausVid's other student
         ({"steps": 4, "shift": 5.0}, (4, 5.0, None), "4, shift 5, sde"),
         ({"levels": (1.0, 0.5)}, (2, None, (1.0, 0.5)), "2, at 1, 0.5, sde"),
     ],
@@ -169,7 +169,7 @@ def test_levels_stand_for_steps_and_shift(run: Callable[..., str], released: Pat
     walk = ("--order", "diagonal", "--context", "clean", "--block", 3, "--window", 9, "--sinks", 0, "--renoise", "sde")
     for also in ("--steps", "--shift"):
         said = run(*request, *walk, "--levels", "1,0.7,0.5", also, 3, code=2)
-        assert said == f"error: --levels: says how many steps there are, and where; leave out {also}"
+        assert said == f"error: --levels: sets the number of steps and their noise levels; leave out {also}"
     run(*request, *walk, "--levels", "1,0.7,0.5")
     run("sample", "--checkpoint", "im", "--prompt", PROMPT, "--frames", 3, "--out", "three")
     assert read_mp4(Path("three/0000.mp4")).shape == (9, 32, 48, 3)
@@ -236,7 +236,7 @@ WALKS: list[tuple[Order, Context]] = [("step_first", "output"), ("diagonal", "in
 def test_a_clip_is_gone_on_from_in_every_order(
     run: Callable[..., str], released: Path, base: Path, tmp_path: Path
 ) -> None:
-    """Three blocks as a video, two more generated: the rollout that had the encoded blocks as given."""
+    """Three blocks given as a video, two more generated: equals the rollout that is given the encoded blocks."""
     run("import", released, "--base", base, "--as", "hiar", "--weights", "generator", *SIZE, "--out", "im")
     request = ("sample", "--checkpoint", "im", "--prompt", PROMPT, "--seed", 5)
     run(*request, "--frames", 9, "--crf", 1, "--out", "clip")
@@ -346,7 +346,7 @@ def test_what_cannot_be_imported_is_one_line_and_writes_nothing(
         ("code.pt", hiar, "code of a checkpoint is never run"),
         ("nowhere.pt", hiar, "nowhere.pt: no such file"),
         (released, hiar, "choose weights = generator or generator_ema"),
-        (released, ("--as", "hyar"), "--as = hyar: is no kind of student; did you mean 'hiar'?"),
+        (released, ("--as", "hyar"), "--as = hyar: is not a known kind of student; did you mean 'hiar'?"),
         (released, (), "--block, --window, --sinks, --shift, --steps, --renoise, --order, --context: weights do not"),
         (released, (*hiar, "--weights", "ema"), "--weights = ema: is no set of weights"),
         (released, (*hiar, "--block", 4), "must be a multiple of block = 4"),
@@ -386,7 +386,7 @@ def test_what_cannot_be_exported_is_one_line_and_writes_nothing(run: Callable[..
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
-    """What lies in a folder: bytes of files, and where links lead."""
+    """The contents of a folder: bytes of files, targets of links."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     linked = {name: os.readlink(path) for name, path in found.items() if path.is_symlink()}
     return linked | {name: path.read_bytes() for name, path in found.items() if name not in linked and path.is_file()}
@@ -435,13 +435,13 @@ def test_an_import_after_one_that_was_interrupted_is_as_if_there_had_been_none(
         patch.setattr(exchange, "save_card", press)
         import_checkpoint(released, base, tmp_path / "im", "hiar", before, told)
     assert not (tmp_path / "im").exists()
-    for name in ("im", "undisturbed", "im"):  # in the end over one that is there
+    for name in ("im", "undisturbed", "im"):  # the last one replaces an existing one
         import_checkpoint(released, base, tmp_path / name, "hiar", "generator_ema", told)
     weights = Path("transformer", "diffusion_pytorch_model.safetensors")
     assert (tmp_path / "im" / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()
     card = load_card(tmp_path / "im")
     assert card == load_card(tmp_path / "undisturbed")
-    assert (card.schedule.student_shift, card.video.sink_blocks) == (3.0, 1)  # as told, over the preset's
+    assert (card.schedule.student_shift, card.video.sink_blocks) == (3.0, 1)  # as given, not the preset's
     assert card.world.frames_per_second == 8
 
 
@@ -460,7 +460,7 @@ def test_a_base_that_is_another_now_is_refused(
     data[-1] ^= 1
     weights.write_bytes(data)
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert "to sample it" in run("models", "im")  # size and time are what they were
+    assert "to sample it" in run("models", "im")  # size and time are unchanged
     assert "its codec is another now" in run("models", "im", "--verify", code=2)
     shutil.rmtree(tmp_path / "base")
     assert "no such folder; bring the base model back" in run("sample", *request, code=2)

@@ -1,4 +1,4 @@
-"""Pairs of HiAR and Self-Forcing: every state where training looks for it, and a line for whatever is no pair."""
+"""Pairs of HiAR and Self-Forcing: every state is where training reads it, and anything else is refused in a line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ THEIRS = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(number)) fo
 
 
 def write_files(folder: Path) -> Path:
-    """HiAR's: a file a prompt, in fp32."""
+    """HiAR's format: a file per prompt, in fp32."""
     folder.mkdir()
     for number, (prompt, states) in enumerate(zip(PROMPTS, THEIRS, strict=True)):
         torch.save({prompt: states[None]}, folder / f"{number:05d}.pt")
@@ -34,7 +34,7 @@ def write_files(folder: Path) -> Path:
 
 
 def write_lmdb(folder: Path) -> Path:
-    """Self-Forcing's: rows of fp16, whose keys are not in the order of their numbers once there are ten."""
+    """Self-Forcing's format: rows of fp16, whose keys are not in numerical order from ten rows on."""
     with lmdb.open(str(folder), map_size=1 << 24) as environment, environment.begin(write=True) as rows:
         count = 11
         for number in range(count):
@@ -46,7 +46,7 @@ def write_lmdb(folder: Path) -> Path:
 
 
 def test_the_clip_behind_the_end_of_a_trajectory_is_no_state_of_it(tmp_path: Path) -> None:
-    """Of Causal-Forcing's, the data's: what is clean is the state before it, at levels of one step less."""
+    """Causal-Forcing's pairs end in the data's clip: the clean state is the one before, at levels of one step less."""
     source = write_files(tmp_path / "source")
     run = hiar("import-pairs", source, "--shift", 5, "--clip-last", "--shard", 2, "--out", "pairs", folder=tmp_path)
     assert "in float32, at levels 1, 0.9091, 0.7143, 0, and a clip each" in run.stdout
@@ -58,7 +58,7 @@ def test_the_clip_behind_the_end_of_a_trajectory_is_no_state_of_it(tmp_path: Pat
         assert torch.equal(pairs.states[row, 0][0], theirs[0].transpose(0, 1))
         assert torch.equal(pairs.clips[row, 0][0], theirs[-1].transpose(0, 1))
         assert torch.equal(pairs.clean(row), pairs.clips[row, 0])
-    export_pairs(tmp_path / "pairs", "hiar", tmp_path / "out")  # as they came
+    export_pairs(tmp_path / "pairs", "hiar", tmp_path / "out")  # in their original form
     for path, theirs in zip(sorted((tmp_path / "out").iterdir()), THEIRS, strict=True):
         ((_, written),) = torch.load(path, weights_only=True).items()
         assert torch.equal(written[0], theirs)
@@ -71,14 +71,14 @@ def test_the_clip_behind_the_end_of_a_trajectory_is_no_state_of_it(tmp_path: Pat
 
 @pytest.mark.parametrize("shape", [(1, *SHAPE[1:]), SHAPE[1:]], ids=["six numbers", "five numbers"])
 def test_clean_videos_are_pairs_of_one_state(shape: tuple[int, ...], tmp_path: Path) -> None:
-    """Causal-Forcing's LMDB of them, and CausVid's."""
+    """The LMDB of clean videos of Causal-Forcing, and of CausVid."""
     source = tmp_path / "source"
     with lmdb.open(str(source), map_size=1 << 24) as environment, environment.begin(write=True) as rows:
         for number, theirs in enumerate(THEIRS):
             rows.put(f"latents_{number}_data".encode(), theirs[-1].half().numpy().tobytes())
             rows.put(f"prompts_{number}_data".encode(), PROMPTS[number].encode())
         rows.put(b"latents_shape", " ".join(map(str, (len(THEIRS), *shape))).encode())
-    with pytest.raises(UserError, match=r"^--clip-last: .*source has nothing but a clip each; leave it out"):
+    with pytest.raises(UserError, match=r"^--clip-last: .*source holds clips without trajectories; leave it out"):
         import_pairs(source, tmp_path / "pairs", levels=5.0, shard=2, clip_last=True)
     assert not (tmp_path / "pairs").exists()
     assert import_pairs(source, tmp_path / "pairs", levels=5.0, shard=2).endswith("in float16, at levels 0")
@@ -131,7 +131,7 @@ def test_an_lmdb_comes_by_the_numbers_of_its_rows(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "00002.safetensors").read_bytes() == (
         tmp_path / "pairs" / "00002.safetensors"
     ).read_bytes()
-    assert [path.name for path in source.iterdir()] == ["data.mdb"]  # where others read it, nothing is written
+    assert [path.name for path in source.iterdir()] == ["data.mdb"]  # where others read, nothing is written
 
 
 class Code:
@@ -184,7 +184,7 @@ def test_what_was_begun_with_other_options_is_in_nobodys_way(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"00003\.pt: is truncated"):
         import_pairs(folder, tmp_path / "pairs", levels=8.0, shard=1)
     (folder / "00003.pt").write_bytes(whole)
-    for _ in range(2):  # the second time over pairs that are there
+    for _ in range(2):  # the second time over existing pairs
         import_pairs(folder, tmp_path / "pairs", levels=8.0, shard=4)
     shards = sorted(path.name for path in (tmp_path / "pairs").glob("*.safetensors"))
     assert shards == ["00000.safetensors", "00001.safetensors"]
@@ -231,7 +231,7 @@ def test_an_lmdb_that_is_not_whole_is_named(case: str, tmp_path: Path) -> None:
 
 
 def test_a_truncated_lmdb_is_refused_before_it_is_mapped(tmp_path: Path) -> None:
-    """Else the kernel would end the process."""
+    """Otherwise the kernel would kill the process."""
     file = write_lmdb(tmp_path / "source") / "data.mdb"
     whole = file.read_bytes()
     for size in (0, 100, 4096, 8192, len(whole) - 1):
@@ -245,7 +245,7 @@ def test_the_command_says_what_came(tmp_path: Path) -> None:
     run = hiar("import-pairs", "source", "--out", "pairs", "--shard", 4, "--shift", 3, folder=tmp_path)
     assert run.stdout.startswith("pairs: 5 pairs of 2x3x4x6 ")
     torch.testing.assert_close(load_pairs(tmp_path / "pairs").sigmas, warp(torch.tensor([1, 0.75, 0.5, 0.25, 0]), 3.0))
-    assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 2  # of four pairs and of one
+    assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 2  # one of four pairs and one of one
     (said,) = hiar("import-pairs", "nowhere", "--out", "pairs", folder=tmp_path, code=2).stderr.splitlines()
     assert said == "error: nowhere: is no folder of .pt files and no LMDB; name one"
 
@@ -267,7 +267,7 @@ def test_pairs_go_out_as_files_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_pairs_go_out_as_rows_of_an_lmdb(tmp_path: Path) -> None:
-    """Rows as Self-Forcing looks for them, by their numbers, shaped by ``latents_shape``."""
+    """Rows as Self-Forcing reads them: by number, with their shape in ``latents_shape``."""
     import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", levels=8.0, shard=2)
     export_pairs(tmp_path / "pairs", "self-forcing", tmp_path / "out")
     with lmdb.open(str(tmp_path / "out"), readonly=True, lock=False) as environment, environment.begin() as rows:
@@ -281,7 +281,7 @@ def test_pairs_go_out_as_rows_of_an_lmdb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["hiar", "self-forcing"])
 def test_of_an_export_that_was_interrupted_nothing_is_in_the_next(form: str, tmp_path: Path) -> None:
-    """Of fewer pairs, say."""
+    """Even if the next has fewer pairs."""
     states = torch.stack(THEIRS).transpose(2, 3)
 
     def interrupted() -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""`hiar live` of a tiny Wan: first blocks have fewer pictures than others, and prompts are anybody's words."""
+"""`hiar live` of a tiny Wan: first blocks have fewer frames than others, and prompts are free text."""
 
 from __future__ import annotations
 

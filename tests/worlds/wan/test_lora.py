@@ -1,4 +1,4 @@
-"""Adapters of low rank: added to the weights that they were trained on, or refused in a line."""
+"""LoRA adapters: added to the weights that they were trained on, or refused in a line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def weights_of(base: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def updates(base: Path) -> dict[str, Tensor]:
-    """What the adapter says, by the original's names, as peft has it of a network under FSDP."""
+    """The adapter's tensors by the original's names, as peft saves them for a network under FSDP."""
     random, held, said = torch.Generator().manual_seed(0), weights_of(base), {}
     for layer in LAYERS:
         rows, columns = held[str(to_diffusers(f"{layer}.weight"))].shape
@@ -56,7 +56,7 @@ def written(said: dict[str, Any], folder: Path, form: str = "pt") -> Path:
 def test_an_imported_student_has_its_adapters_update(
     form: str, entry: str | None, updates: dict[str, Tensor], base: Path, tmp_path: Path
 ) -> None:
-    """W + scale B A in the layers that it has, and every other tensor as it was; the card is LongLive's."""
+    """W + scale B A in the adapter's layers, every other tensor unchanged; the card is LongLive's."""
     path = written({entry: updates, "step": 3} if entry else updates, tmp_path, form)
     told = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no"}
     import_checkpoint(base, base, tmp_path / "out", "longlive", None, told, (path, SCALE))
@@ -96,7 +96,7 @@ def test_the_command_takes_an_adapter_and_its_scale(updates: dict[str, Tensor], 
 
 
 def bare(key: str) -> str:
-    """The weight of diffusers' that a name of the adapter's is about."""
+    """The diffusers name of the weight that a name of the adapter belongs to."""
     name = key.removeprefix("base_model.model.").replace("_fsdp_wrapped_module.", "")
     return str(to_diffusers(re.sub(r"lora_[AB]\.", "", name)))
 
@@ -104,7 +104,7 @@ def bare(key: str) -> str:
 def test_names_of_diffusers_and_of_one_adapter_among_several_are_known(
     updates: dict[str, Tensor], base: Path, tmp_path: Path
 ) -> None:
-    """As peft's own files have them: `default` is the adapter's name."""
+    """As in peft's own files: `default` is the adapter's name."""
     theirs = {}
     for key, value in updates.items():
         factor = "lora_A" if "lora_A" in key else "lora_B"

@@ -1,4 +1,4 @@
-"""The original implementation itself, where ``WAN_CODE`` names a checkout: it loads what we write, we what it saves."""
+"""The original implementation, if ``WAN_CODE`` names a checkout: it loads what we write, and we load what it saves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 
 
 def original(name: str) -> ModuleType:
-    """A module of its folder wan/modules/, without what its packages import beside."""
+    """A module of its folder wan/modules/, without the other imports of its packages."""
     package = ModuleType("original_wan")
     package.__path__ = [str(Path(str(CODE)) / "wan" / "modules")]
     sys.modules.setdefault(package.__name__, package)
@@ -70,7 +70,7 @@ def test_the_transformer_loads_what_we_write(tmp_path: Path) -> None:
 
 
 def test_the_text_encoder_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # asked for when it is imported
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # called on import
     encoder = original("t5").T5Encoder(90, 32, 24, 64, 4, 2, 32, shared_pos=False).eval()
     torch.save(encoder.state_dict(), tmp_path / "t5.pth")
     found, out = open_text_encoder(tmp_path / "t5.pth"), tmp_path / "text_encoder"

@@ -29,7 +29,7 @@ from hiar.worlds.wan.formats.text_encoder import open_text_encoder
 from hiar.worlds.wan.formats.writing import write_model, write_original
 from hiar.worlds.wan.text import load_text_encoder, pad
 
-# transformers -> original, written out here for a second time on purpose
+# transformers -> original, deliberately written out a second time
 TEXT = {
     r"^shared\.": "token_embedding.",
     r"^encoder\.final_layer_norm\.": "norm.",
@@ -175,7 +175,7 @@ def test_an_original_folder_becomes_a_base(base: Path, tmp_path: Path, monkeypat
         patch.setattr(base_module, "write_index", interrupted)
         convert_base(theirs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    convert_base(theirs, tmp_path / "out")  # in the place of what that has left
+    convert_base(theirs, tmp_path / "out")  # in place of what the failed call has left
     assert not list(tmp_path.glob("out.*"))
     for name in ("transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"):
         before, after = (load_file(folder / f"{name}.safetensors") for folder in (base, tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""Prompt files: what is a line, and what is no prompt file."""
+"""Prompt files: what counts as a line, and which files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part by reference is the part that was referred to, whatever folder it is looked for from."""
+"""A part by reference is the part that was referenced, from whatever folder it is looked up."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_base_is_found_from_everywhere_and_a_note_that_is_none_is_told(
     refer(tmp_path / "part", Path(base.name), CODEC)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert locate(tmp_path / "part") == base
-    assert locate(tmp_path / "elsewhere") is None  # a part that lies there itself
+    assert locate(tmp_path / "elsewhere") is None  # a part that is there itself, not by reference
     note = tmp_path / "part" / REFERENCE
     note.write_text(json.dumps(json.loads(note.read_text()) | {"weights": "generator"}))
     with pytest.raises(UserError, match=r"reference\.json: weights = 'generator': unknown parameter; .*anew"):
@@ -54,7 +54,7 @@ def test_a_base_is_found_from_everywhere_and_a_note_that_is_none_is_told(
 
 
 def test_what_people_name_in_the_place_of_a_base_is_told_with_what_to_do(base: Path, tmp_path: Path) -> None:
-    """A hub's cache, whose files are links in the newest of its snapshots; the original's folder; a name alone."""
+    """A hub cache, whose files are links in its newest snapshot; the original's folder; a bare name."""
     cache, original = tmp_path / "models--Wan-AI--Wan2.1", tmp_path / "Wan2.1-T2V-1.3B"
     snapshot = cache / "snapshots" / "0fad"
     (cache / "blobs").mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_what_people_name_in_the_place_of_a_base_is_told_with_what_to_do(base: P
         shutil.copyfile(path, blob)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
-    (cache / "snapshots" / "half").mkdir()  # of a download that has just begun
+    (cache / "snapshots" / "half").mkdir()  # a download that has just begun
     original.mkdir()
     (original / "config.json").write_text("{}")
     for named, words in (

@@ -1,4 +1,4 @@
-"""The memory that `hiar sample` says it takes, against what the system says its process has."""
+"""The memory that `hiar sample` predicts, against the resident memory of its process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hiar.noise import seeded
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.text import load_text_encoder
 
-# By default malloc keeps what it was given back, and resident memory is half as much again as what is alive.
+# By default malloc keeps freed memory, and resident memory is 1.5 times the live memory.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 PROGRAM = """
 import json, sys
@@ -57,7 +57,7 @@ print(json.dumps([predicted, most() - empty]))
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_resident_memory_is_what_was_predicted(base: Path, tmp_path: Path) -> None:
-    """Of some 900 MB of weights, caches and activations."""
+    """With some 900 MB of weights, caches and activations."""
     shutil.copytree(base, tmp_path / "base")
     shutil.rmtree(tmp_path / "base" / "transformer")
     sizes = {"num_attention_heads": 6, "attention_head_dim": 128, "ffn_dim": 1024, "num_layers": 4, "text_dim": 32}
@@ -104,7 +104,7 @@ with joined(Runtime.model_validate_json(sys.argv[2])) as ranks:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_network_is_sharded_out_of_its_file_a_block_at_a_time(tmp_path: Path) -> None:
-    """One of 57 GB in fp32, which is computed in bf16, is never whole in memory, in no type."""
+    """A network of 57 GB in fp32, computed in bf16, is never whole in memory, in either dtype."""
     sizes = {"num_attention_heads": 4, "attention_head_dim": 128, "ffn_dim": 1024, "num_layers": 8, "text_dim": 32}
     with torch.device("meta"):
         network = WanTransformer3DModel(**sizes)
@@ -119,7 +119,7 @@ def test_a_large_network_is_sharded_out_of_its_file_a_block_at_a_time(tmp_path: 
     loaded, most, held = json.loads(done.stdout)
     assert size > 100e6
     assert loaded < 0.05 * size
-    assert held == pytest.approx(size / 2, rel=0.15)  # of one process, which holds all of it
+    assert held == pytest.approx(size / 2, rel=0.15)  # a single process holds all of it
     assert most < held + 0.15 * size
 
 
@@ -136,7 +136,7 @@ def test_a_text_encoder_that_a_gpu_has_no_room_for_computes_on_the_cpu(
 ) -> None:
     size = sum(parameter.nbytes for parameter in load_text_encoder(base, dtype=torch.bfloat16).parameters())
     monkeypatch.setattr("hiar.worlds.wan.text.free_bytes", lambda device: size - 1)
-    encoder = load_text_encoder(base, "meta", torch.bfloat16)  # a device that is there everywhere
+    encoder = load_text_encoder(base, "meta", torch.bfloat16)  # a device that exists everywhere
     assert encoder.model.device.type == "cpu" and len(encoder.rows(["A red panda"])) == 1
     assert "memory are free: it computes on the CPU" in capfd.readouterr().err
     monkeypatch.setattr("hiar.worlds.wan.text.free_bytes", lambda device: size)

@@ -33,7 +33,7 @@ PREFIXES = ("model", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_modu
 
 
 def wrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As an FSDP training with activation checkpointing saves them."""
+    """The weights as an FSDP training with activation checkpointing saves them."""
     inner = {name.replace("ffn.", "_checkpoint_wrapped_module.ffn."): value for name, value in weights.items()}
     return {f"model._fsdp_wrapped_module.{name}": value for name, value in inner.items()}
 
@@ -51,7 +51,7 @@ def loaded(found: Found) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def mixed(tiny) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
-    """The golden weights in bfloat16, but for their norms."""
+    """The golden weights in bfloat16, except the norms."""
     return {name: one if "norm" in name else one.bfloat16() for name, one in tiny.weights.items()}
 
 
@@ -120,11 +120,11 @@ def test_parameters_are_counted_whatever_their_types(folder: Path, mixed: dict[s
     said = dict(describe(folder / "diffusers", None))
     assert said["transformer"].endswith(f", {sum(one.numel() for one in mixed.values()):,} parameters")
     assert said["stored"].endswith(" GB of bfloat16, float32")
-    assert "SHA-256" not in said  # which a file has
+    assert "SHA-256" not in said  # only files have one
 
 
 def test_heads_of_files_are_those_that_diffusers_writes(folder: Path, tmp_path: Path) -> None:
-    """Libraries refuse files whose head does not say what they are of."""
+    """Libraries refuse files whose header does not name their framework."""
     load_transformer(folder / "diffusers").save_pretrained(tmp_path)
     heads = []
     for path in (*tmp_path.glob("*.safetensors"), *folder.rglob("*.safetensors")):
@@ -145,7 +145,7 @@ def test_single_files_of_either_layout(tiny, mixed: dict[str, Tensor], tmp_path:
 
 
 def test_the_legacy_format_bare_state_dicts_and_views(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    flat = torch.cat([one.flatten() for one in tiny.weights.values()])  # as FSDP keeps them
+    flat = torch.cat([one.flatten() for one in tiny.weights.values()])  # as FSDP stores them
     pieces = flat.split([one.numel() for one in tiny.weights.values()])
     views = {name: part.view_as(one) for part, (name, one) in zip(pieces, tiny.weights.items(), strict=True)}
     torch.save(wrapped(views), tmp_path / "bare.pt")
@@ -161,7 +161,7 @@ def test_the_legacy_format_bare_state_dicts_and_views(tiny, tmp_path: Path) -> N
 
 
 def test_a_file_holds_a_tensor_alone_and_a_set_once(folder: Path, tmp_path: Path) -> None:
-    """Whatever memory it was a part of, in whatever order it lay there."""
+    """Whatever storage the tensor was a view of, and whatever its strides."""
     part, turned = torch.zeros(10**6)[:16], torch.arange(6.0).view(2, 3).t()
     views = {"proj_out.bias": part, "proj_out.weight": turned}
     stored = {name: Stored(tuple(one.shape), one.dtype, one.detach) for name, one in views.items()}
@@ -178,14 +178,14 @@ def test_a_file_holds_a_tensor_alone_and_a_set_once(folder: Path, tmp_path: Path
 
 
 def test_a_students_file_is_mapped_and_not_read(folder: Path, tiny) -> None:  # type: ignore[no-untyped-def]
-    """One of 14B is larger than the memory of many a machine."""
+    """A file of 14B is larger than many machines' memory."""
     found = open_source(folder / "student.pt", weights="generator", base=tiny.config)
     mapped = {one.path for one in psutil.Process().memory_maps()}
     assert (found.kind, str(folder / "student.pt") in mapped) == ("pt", True)
 
 
 def test_what_is_written_is_told_to_its_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """In whole megabytes, the last of which is not full."""
+    """In whole megabytes; the last one is not full."""
     stored = {"proj_out.bias": Stored((600_000,), torch.float32, lambda: torch.zeros(600_000))}
     write_model(stored, {}, tmp_path, "model")
     write_student({"generator": stored}, tmp_path / "student.pt")
@@ -214,7 +214,7 @@ def test_prefixes_in_every_order_keep_every_bit(tmp_path: Path) -> None:
     expected = convert_wan_transformer_to_diffusers(dict(weights))
     orders = [order for depth in range(4) for order in itertools.product(PREFIXES, repeat=depth)]
     for start in range(0, len(orders), len(weights)):
-        turn = itertools.cycle([*orders[start:], *orders[:start]])  # another for each tensor
+        turn = itertools.cycle([*orders[start:], *orders[:start]])  # another order for each tensor
         torch.save(
             {"generator": {".".join((*next(turn), name)): one for name, one in weights.items()}},
             tmp_path / "student.pt",

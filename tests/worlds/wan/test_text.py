@@ -33,7 +33,7 @@ WEIGHTS = Path("text_encoder", "model.safetensors")
 
 
 def _nasty(count: int) -> list[str]:
-    """Prompts of every script, with what cleaning mends, what is invisible and what looks like a token."""
+    """Prompts in every script, with text that cleaning changes, invisible characters and lookalikes of tokens."""
     dice = random.Random(0)
     planes = [
         (0x20, 0x7E),
@@ -86,19 +86,19 @@ def encoder(base: Path) -> TextEncoder:
 
 @pytest.fixture(scope="module")
 def pipeline(base: Path) -> WanPipeline:
-    """Diffusers' pipeline with a tokenizer that keeps what its file says: see `load_tokenizer`."""
+    """Diffusers' pipeline with a tokenizer that follows its file: see `load_tokenizer`."""
     return WanPipeline.from_pretrained(base, tokenizer=PreTrainedTokenizerFast.from_pretrained(base / "tokenizer"))
 
 
 @pytest.fixture
 def broken(base: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy to be damaged."""
     return shutil.copytree(base, tmp_path / "broken", ignore=shutil.ignore_patterns("vae", "transformer"))
 
 
 def test_prompts_are_cleaned_as_in_diffusers() -> None:
     assert [clean(prompt) for prompt in NASTY] == [prompt_clean(prompt) for prompt in NASTY]
-    assert clean("<&amp;amp;>") == prompt_clean("<&amp;amp;>") == "<&>"  # which ftfy takes for HTML, and leaves
+    assert clean("<&amp;amp;>") == prompt_clean("<&amp;amp;>") == "<&>"  # ftfy takes it for HTML and leaves it
     assert clean(" schÃ¶n &amp;lt;b&amp;gt;\n\u3000x ") == "schön <b> x"
 
 
@@ -111,7 +111,7 @@ def test_tokens_are_those_of_the_file(base: Path) -> None:
 
 
 def test_a_file_that_says_how_to_pad_and_cut_is_read_without(base: Path, broken: Path) -> None:
-    """As the library leaves one that was saved after its use."""
+    """The library saves such a file if the tokenizer has been used before."""
     path = broken / "tokenizer" / "tokenizer.json"
     saved = Tokenizer.from_file(str(path))
     saved.enable_padding(length=40)
@@ -129,7 +129,7 @@ def test_embeddings_are_those_of_the_pipeline(encoder: TextEncoder, pipeline: Wa
     theirs, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS)
     assert relative_error(ours, theirs.detach()) < 1e-6
     assert ours.shape == (len(prompts), MAX_TOKENS, encoder.dim)
-    assert [len(rows) for rows in encoder.rows(["", "A red panda"])] == [1, 4]  # </s> is the last of them
+    assert [len(rows) for rows in encoder.rows(["", "A red panda"])] == [1, 4]  # </s> is the last row
 
 
 def test_a_prompt_does_not_see_the_others_of_its_batch(encoder: TextEncoder) -> None:
@@ -145,7 +145,7 @@ def test_a_long_prompt_is_cut_and_told_where(base: Path, capfd: pytest.CaptureFi
     assert line.startswith("prompt 'panda panda")
     assert "longer than the 512 tokens that Wan reads; it ends for Wan at word 511 of 10000" in line
     assert len(line) < 300
-    token_ids(load_tokenizer(base), " ".join(["panda"] * 511))  # and </s>
+    token_ids(load_tokenizer(base), " ".join(["panda"] * 511))  # plus </s>
     assert capfd.readouterr().err == ""
 
 

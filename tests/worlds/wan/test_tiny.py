@@ -1,4 +1,4 @@
-"""The tiny Wan: diffusers' own pipeline runs it, and what it is asked for shows in what it makes."""
+"""The tiny Wan: diffusers' own pipeline runs it, and its inputs change its output."""
 
 from __future__ import annotations
 

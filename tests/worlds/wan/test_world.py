@@ -1,4 +1,4 @@
-"""Wan as a world: the whole chain on the tiny one, its teacher beside diffusers' pipeline, and what is refused."""
+"""Wan as a world: the whole chain on the tiny Wan, its teacher against diffusers' pipeline, and what is refused."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_base_is_adopted_by_reference(chain: Path) -> None:
 
 
 def test_a_model_says_which_parts_are_its_own_and_whose_the_others_are(chain: Path) -> None:
-    """By the hash that tells two bases of one name apart."""
+    """With a hash that distinguishes two bases of the same name."""
     student, teacher = (chain / "artifacts" / "seed-0" / name for name in ("distill/hiar", "teacher"))
     said, of_teacher = (dict(describe_model(folder, None, verify=False)) for folder in (student, teacher))
     base = load_generator(teacher).world.base
@@ -136,7 +136,7 @@ def test_a_model_says_which_parts_are_its_own_and_whose_the_others_are(chain: Pa
 
 @pytest.mark.long
 def test_a_student_is_validated_while_it_trains(chain: Path, params: Params, tmp_path: Path) -> None:
-    """By what Wan's judge can say; the weights are those without validation, the best refers to the base."""
+    """With the metrics of Wan's judge; weights are the same without validation, and the best refers to the base."""
     for name in ("teacher", "pairs", "init"):
         shutil.copytree(chain / "artifacts" / "seed-0" / name, tmp_path / "artifacts" / "seed-0" / name)
     tree = params.model_dump(mode="json")
@@ -186,7 +186,7 @@ def test_the_teacher_samples_as_diffusers_pipeline_does(teacher: Generator, base
     ).frames
     assert relative_error(ours, theirs) < 1e-4
     other = sample_latents(teacher, PROMPTS[::-1], card.video.frames, None, 7, range(2))
-    assert relative_error(other, theirs) > 1e-2  # prompts show
+    assert relative_error(other, theirs) > 1e-2  # the prompt makes a difference
 
 
 def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_real_score_in_bf16_is_what_autocast_makes_of_it_in_full(teacher: Gene
 
 
 def test_sharded_it_is_the_same_and_its_file_stays_as_it_was(teacher: Generator, base: Path) -> None:
-    """Whatever its type: what is sharded comes out of the mapped file."""
+    """In any dtype: shards are read from the memory-mapped file."""
     file = base / WEIGHTS
     before = file.read_bytes()
     for dtype in (FULL, torch.bfloat16):
@@ -244,7 +244,7 @@ def test_sharded_it_is_the_same_and_its_file_stays_as_it_was(teacher: Generator,
 def test_init_learns_the_same_in_micro_batches(
     chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each part with its own states, levels and text. By AdamW: Muon's half precision makes much of a last bit."""
+    """Each part has its own states, levels and text. With AdamW: Muon's half precision amplifies the last bits."""
     monkeypatch.setenv("HIAR_TRACKING", "off")
     adamw = params.init.training.optimizer.model_copy(update={"muon": None})
     learnt = []
@@ -270,7 +270,7 @@ def test_distillation_asks_the_real_score_that_is_named(chain: Path, params: Par
 def test_an_experiment_ends_in_vbenchs_figures(
     chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a toy in VBench's place, whose values are the sizes of files."""
+    """With a toy in place of VBench, whose values are file sizes."""
     names = ["imaging_quality", "temporal_flickering"]
     asked_for = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
     monkeypatch.setenv("HIAR_TRACKING", "off")
@@ -293,7 +293,7 @@ def test_an_experiment_ends_in_vbenchs_figures(
             _run("vbench", asked_for, work, seed=0, dimension=name)
         _run("score", asked_for, work)
     samples = work / "artifacts" / "seed-0" / "samples"
-    assert len(asked(weights)) == 2 * 5 * 2  # dimensions, contenders, videos: of the second time, none
+    assert len(asked(weights)) == 2 * 5 * 2  # dimensions, contenders, videos: none in the second run
     for row in read_summary(asked_for, work):
         folder = samples / row["stage"] / ("" if row["stage"] == "teacher" else row["variant"])
         sizes = [path.stat().st_size / 1e7 for path in sorted(folder.glob("*.mp4"))]
@@ -323,7 +323,7 @@ def test_an_experiment_ends_in_vbenchs_figures(
 def test_an_experiment_ends_in_the_papers_quality(
     chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All seven dimensions give VBench's Quality, of the whole and of each video."""
+    """All seven dimensions give VBench's Quality, of all videos and of each."""
     names = [name for name, one in DIMENSIONS.items() if one.group == "quality"]
     asked_for = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
     monkeypatch.setenv("HIAR_TRACKING", "off")
@@ -352,9 +352,9 @@ def test_dimensions_are_vbenchs() -> None:
 def test_an_init_may_be_somebody_elses(
     chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In place of the regression: a released file, as the experiment says it is to be used; then it is distilled.
+    """In place of the regression: a released file, used as the experiment says; then it is distilled.
 
-    What an interrupted start had brought in, of a source in several files, is not among it.
+    Files left by an interrupted start with a source in several files are not part of it.
     """
     monkeypatch.setenv("HIAR_TRACKING", "off")
     made = chain / "artifacts" / "seed-0" / "init"
@@ -390,7 +390,7 @@ def test_an_init_may_be_somebody_elses(
 def test_the_causal_teacher_of_an_init_may_be_somebody_elses(
     chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Consistency with such a teacher: at a learning rate of nothing the student stays what the file says."""
+    """Consistency with such a teacher: at a learning rate of 0 the student stays as in the file."""
     monkeypatch.setenv("HIAR_TRACKING", "off")
     export_checkpoint(chain / "artifacts" / "seed-0" / "distill" / "hiar", "self-forcing", tmp_path / "ar_diffusion.pt")
     training = params.init.model_dump(mode="json")["training"] | {"steps": 2, "batch": 2}
@@ -438,11 +438,11 @@ def test_a_workspace_holds_nothing_of_another_kind_of_world(tmp_path: Path) -> N
     workspace = open_workspace(tmp_path, "wan-tiny")
     world = read_yaml(workspace / "params.yaml")["world"]
     assert (world["kind"], "size" in world) == ("wan", False)
-    assert (workspace / world["prompts"]).read_text().startswith("A red fox")  # by a link to the project's
+    assert (workspace / world["prompts"]).read_text().startswith("A red fox")  # by a link to the project's file
 
 
 def test_a_changed_prompt_is_a_changed_parameter(tmp_path: Path) -> None:
-    """DVC compares parameters: `hiar run` pins what the files hold, and a stage refuses others than were pinned."""
+    """DVC compares parameters: `hiar run` pins the files' contents, and a stage refuses files that differ from them."""
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "experiments").mkdir()
@@ -474,7 +474,7 @@ def test_a_changed_prompt_is_a_changed_parameter(tmp_path: Path) -> None:
 
 
 def save_student(path: Path, base: Path, seed: int, *sets: str) -> None:
-    """Random weights of the base's size, as Self-Forcing's files hold them."""
+    """Save random weights of the base's size in the format of Self-Forcing's files."""
     random = torch.Generator().manual_seed(seed)
     shapes = transformer_shapes(read_config(base / "transformer" / "config.json", {}))
     state = {f"model.{name}": torch.randn(shape, generator=random) for name, shape in shapes.items()}
@@ -502,7 +502,7 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(
         return said["init"].get("source_sha256"), said["distill"].get("real_score_sha256")
 
     large.write_text("one")
-    assert pinned()[0] is None  # a file that is missing is left to the stage, and told before the first one runs
+    assert pinned()[0] is None  # left to the stage, with a warning before the first one runs
     assert "models/ode_init.pt: is not there, and the stage that reads it will need it" in capsys.readouterr().err
     save_student(init, base, 1)
     before = pinned()
@@ -526,7 +526,7 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(
     require_content(init, said, "init.teacher.source_sha256")
     said = read_yaml(tmp_path / "runs" / "wan-tiny" / "params.yaml")["pairs"]["source_sha256"]
     require_content(manifest, said, "pairs.source_sha256")
-    tree["pairs"]["source_sha256"] = before[0]  # what its user says of it, though it is not so now
+    tree["pairs"]["source_sha256"] = before[0]  # set by the user, though it is not the file's hash
     (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
     assert read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")["pairs"]["source_sha256"] == before[0]
 
@@ -596,7 +596,7 @@ def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
 
 @pytest.fixture
 def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Grows by a base each time its text encoder is loaded; the cache of embeddings is empty."""
+    """A list that grows by a base each time its text encoder is loaded; the cache of embeddings is empty."""
     loaded: list[Path] = []
 
     def load(base: Path, *arguments: Any) -> TextEncoder:
@@ -611,7 +611,7 @@ def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.fixture
 def of_prompts(params: Params, tmp_path: Path) -> Params:
-    """The experiment, on forty prompts of its own."""
+    """The experiment, with forty prompts of its own."""
     path = tmp_path / "prompts.txt"
     path.write_text("".join(f"A red fox number {number} trots along a snowy ridge.\n" for number in range(40)))
     return params.model_copy(update={"world": params.world.model_copy(update={"prompts": path})})
@@ -620,7 +620,7 @@ def of_prompts(params: Params, tmp_path: Path) -> Params:
 def test_a_training_loads_the_text_encoder_once_for_many_prompts(
     chain: Path, of_prompts: Params, loads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is as large as what is trained; how many samples are asked for at a time changes no embedding."""
+    """It is as large as the trained network; embeddings do not depend on how many samples are requested at a time."""
     monkeypatch.setattr(distill, "AHEAD", 4)
     teacher = load_generator(chain / "artifacts" / "seed-0" / "teacher")
     teacher = replace(teacher, card=teacher.card.model_copy(update={"world": of_prompts.world}))
@@ -631,8 +631,8 @@ def test_a_training_loads_the_text_encoder_once_for_many_prompts(
     found = [prompts(range(first + number, first + number + 2)) for number in range(0, last, 2)]
     assert len(loads) == 3
     held = Embeddings(next((cache_folder() / "embeddings").iterdir()))
-    lines = open_world(of_prompts.world).prompts(seed=0, first=first, count=40)  # all of them, as they are drawn
-    assert [line in held for line in lines] == [number < last for number in range(40)]  # none that nobody draws
+    lines = open_world(of_prompts.world).prompts(seed=0, first=first, count=40)  # all of them, in the order of drawing
+    assert [line in held for line in lines] == [number < last for number in range(40)]  # none that is never drawn
     assert torch.equal(torch.cat(found), teacher.embed(lines[:last]))
     assert len(loads) == 3
 
@@ -640,7 +640,7 @@ def test_a_training_loads_the_text_encoder_once_for_many_prompts(
 def test_pairs_and_samples_load_the_text_encoder_once(
     chain: Path, params: Params, loads: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever their batches."""
+    """For any batch size."""
     made = chain / "artifacts" / "seed-0"
     tree = merge(params.model_dump(mode="json"), {"pairs": {"count": 4, "batch": 1, "shard": 2}})
     shutil.copytree(made / "teacher", tmp_path / "artifacts" / "seed-0" / "teacher")
@@ -680,7 +680,7 @@ def test_of_a_file_that_is_there_each_prompt_is_kept_once(params: Params, tmp_pa
 def test_a_plan_may_be_the_first_to_ask_for_the_tiny_base(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where networks have no memory, as in a plan, it is made with numbers all the same."""
+    """Under the meta device, as in a plan, it is still made with real numbers."""
     monkeypatch.setenv("HIAR_CACHE", str(tmp_path))
     world = open_world(params.world.model_copy(update={"base": Path("tiny")}))
     with torch.device("meta"):
@@ -690,7 +690,7 @@ def test_a_plan_may_be_the_first_to_ask_for_the_tiny_base(
 
 
 def test_a_student_and_its_critic_learn_on_a_file_in_orders_of_their_own(params: Params, tmp_path: Path) -> None:
-    """All lines a turn, in no order of the file's; another one each turn, for each seed, and for the critic."""
+    """Each pass has all lines in a shuffled order, different for each pass, each seed, and the critic."""
     lines = [f"line {number}" for number in range(40)]
     (tmp_path / "train.txt").write_text("".join(f"{line}\n" for line in lines))
     world = open_world(params.world.model_copy(update={"prompts": tmp_path / "train.txt"}))
@@ -702,7 +702,7 @@ def test_a_student_and_its_critic_learn_on_a_file_in_orders_of_their_own(params:
     assert all(sorted(order) == sorted(lines) for order in orders)
     assert len({*map(tuple, orders)}) == len(orders)
     across = world.prompts(seed=0, first=FIRST_CLIP["distill"] + 30, count=20)
-    assert across == [*orders[0][30:], *orders[1][:10]]  # of whatever part it is asked, a number has its line
+    assert across == [*orders[0][30:], *orders[1][:10]]  # each number has its line, whatever range is requested
     assert turn("pairs", 1) == turn("sample", 0) == turn("validation", 0) == lines
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints of Wan in the formats people have: read without holding them in memory, checked, and written."""
+"""Checkpoints of Wan in the formats in use: read without holding them in memory, checked, and written."""

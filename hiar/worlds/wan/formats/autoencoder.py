@@ -16,17 +16,17 @@ from hiar.worlds.wan.formats.text_encoder import read_state
 
 
 def open_autoencoder(path: Path) -> Found:
-    """The autoencoder of an original file: what config.json is to hold, and the tensors by diffusers' names.
+    """The autoencoder of an original file: its config.json, and its tensors by diffusers' names.
 
-    Raises UserError when the file is none, or not complete.
+    Raises UserError when the file holds none, or an incomplete one.
     """
     try:
         tensors = convert_wan_vae_to_diffusers(read_state(path))
-    except ValueError:  # of names that only resemble its own
+    except ValueError:  # for names that only resemble its own
         tensors = {}
     shapes = {name: one.shape for name, one in tensors.items()}
     width, latent = (shapes.get(name, ())[:1] for name in ("encoder.conv_in.weight", "post_quant_conv.weight"))
-    if not width or latent != (16,):  # diffusers knows mean and deviation of 16 channels
+    if not width or latent != (16,):  # diffusers has means and deviations of 16 channels
         raise UserError(
             f"{path}: holds no autoencoder of Wan 2.1 (but {', '.join(list(shapes)[:SHOWN]) or 'other names'}); "
             "name Wan2.1_VAE.pth"

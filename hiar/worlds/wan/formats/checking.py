@@ -15,7 +15,7 @@ SHOWN = 5  # names in an error line
 
 
 def transformer_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a transformer, by diffusers' names; nothing of its size is allocated."""
+    """The shape of each tensor of a transformer, by diffusers' names; no weights are allocated."""
     with torch.device("meta"):
         model = WanTransformer3DModel(**config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -24,7 +24,7 @@ def transformer_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def require_exact(found: Shapes, wanted: Shapes, where: str, spelled: Callable[[str], str] = str) -> None:
     """Raise UserError, naming ``where``, unless names and shapes are those wanted.
 
-    The line has the number of the missing or surplus names and the first five, as ``spelled`` in the file.
+    The message counts the missing or surplus names and lists the first five, as ``spelled`` in the file.
     """
     for names, wrong, remedy in (
         ([name for name in wanted if name not in found], "lacks", "it is not complete, copy or download it again"),

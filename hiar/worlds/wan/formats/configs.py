@@ -19,8 +19,8 @@ from hiar.worlds.wan.formats.stored import read_json
 Config = dict[str, Any]  # the arguments of WanTransformer3DModel, all of them
 Shapes = Mapping[str, tuple[int, ...]]  # by diffusers' names
 
-HEAD_DIM = 128  # of every published Wan; shapes do not tell it
-TEXT_LENGTH = 512  # words that the original pads prompts to
+HEAD_DIM = 128  # of every published Wan; shapes do not show it
+TEXT_LENGTH = 512  # tokens that the original pads prompts to
 _Patch = tuple[Size, Size, Size]
 _ORIGINAL = {  # fields of the original's config.json, by diffusers' names
     "num_attention_heads": "num_heads",
@@ -41,11 +41,11 @@ Kind = TypeVar("Kind", bound=_Checked)
 
 
 class _Diffusers(_Checked):
-    """Text to video by the architecture of Wan 2.1; other configurations are other models."""
+    """A text-to-video transformer of Wan 2.1's architecture; other configurations are other models."""
 
     patch_size: _Patch
     num_attention_heads: Size
-    attention_head_dim: Annotated[Size, Field(ge=6, multiple_of=2)]  # rotary positions take a pair of each axis
+    attention_head_dim: Annotated[Size, Field(ge=6, multiple_of=2)]  # RoPE needs a pair of channels for each axis
     in_channels: Size
     out_channels: Size
     text_dim: Size
@@ -62,7 +62,7 @@ class _Diffusers(_Checked):
 
 
 class _Original(_Checked):
-    """What the original saves of its configuration; patches and the text's width it leaves to the shapes."""
+    """The fields of the original's config.json, which leaves patch size and text width to the shapes."""
 
     model_type: Literal["t2v"] = "t2v"
     dim: Size
@@ -76,7 +76,7 @@ class _Original(_Checked):
 
 
 def read_config(path: Path, shapes: Shapes) -> Config:
-    """The configuration in a config.json, diffusers' or the original's; ``shapes`` tell what the latter omits.
+    """The configuration in a config.json, diffusers' or the original's; ``shapes`` give what the latter omits.
 
     Raises UserError naming the field when it is not valid, or not that of a text-to-video transformer.
     """
@@ -115,7 +115,7 @@ def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked(said: Mapping[str, Any], where: str) -> Config:
-    """A configuration as the arguments of WanTransformer3DModel, with its defaults for what is not said.
+    """A configuration as the arguments of WanTransformer3DModel, with its defaults for missing fields.
 
     Raises UserError naming ``where`` and the field.
     """
@@ -128,7 +128,7 @@ def checked(said: Mapping[str, Any], where: str) -> Config:
 
 
 def sizes(shapes: Shapes) -> Config:
-    """The fields of a configuration that shapes tell, and ``dim``, the width.
+    """The fields of a configuration that shapes determine, and ``dim``, the width.
 
     Those whose tensors are missing are left out.
     """
@@ -153,9 +153,9 @@ def sizes(shapes: Shapes) -> Config:
 
 
 def settle(shapes: Shapes, where: str, said: Config | None, base: Config | None) -> Config:
-    """The configuration of the tensors of ``where``: what its config.json said, else the base's, else from the shapes.
+    """The configuration of the tensors of ``where``: from config.json (``said``), else the base's, else by the shapes.
 
-    Raises UserError naming the field in which these disagree, or which is nowhere told.
+    Raises UserError naming the field in which these disagree, or that none of them gives.
     """
     seen = sizes(shapes)
     for other, who, remedy in (
@@ -179,7 +179,7 @@ def settle(shapes: Shapes, where: str, said: Config | None, base: Config | None)
 
 
 def _agree(one: Mapping[str, Any], other: Mapping[str, Any], line: str) -> None:
-    """Raise UserError with the line, given a field and both its values, for the first one that differs."""
+    """Raise UserError for the first field that differs, its name and both values filled into ``line``."""
     for name, value in one.items():
         if value != other[name]:
             raise UserError(line % (name, value, other[name]))

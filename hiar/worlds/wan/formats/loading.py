@@ -1,4 +1,4 @@
-"""The transformer of a checkpoint folder in memory, each tensor checked and of its type."""
+"""Loading the transformer of a checkpoint folder, each tensor checked and in its type."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hiar.worlds.wan.formats.sources import open_source
 def load_transformer(folder: Path, dtype: torch.dtype | None = None) -> WanTransformer3DModel:
     """The transformer of a folder (of diffusers or the original, in one file or several), in evaluation mode.
 
-    dtype: of its weights, of which memory then holds one copy. None leaves each as stored, in the mapped file: nobody
-    may write to it. What Wan keeps in full precision is float32 either way. Raises UserError when the folder is not
-    complete, memory is too short for it, or a weight is not finite.
+    dtype: of its weights, which are copied into memory once. None leaves each as stored, in the mapped file: nobody
+    may write to it. What Wan keeps in full precision is float32 either way. Raises UserError when the folder is
+    incomplete, memory is too small for it, or a weight is not finite.
     """
     found = open_source(folder)
     with torch.device("meta"):
         model = WanTransformer3DModel(**found.config)
     config = model.config
-    # its tables are no weights: they are computed, and were not on the meta device
+    # RoPE's tables are computed, not loaded, and on the meta device they could not be
     model.rope = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
     kept = set(WanTransformer3DModel._keep_in_fp32_modules)
     types = {

@@ -1,7 +1,7 @@
-"""Low-rank updates of a transformer (LoRA, arXiv 2106.09685), as peft saves them, taken into its weights.
+"""Low-rank updates of a transformer (LoRA, arXiv 2106.09685), as peft saves them, merged into its weights.
 
-What an adapter trains of a linear layer with weight W (out, in) are A (rank, in) and B (out, rank): the layer's weight
-becomes W + scale B A, where scale is the adapter's alpha over its rank, which such a file does not tell.
+For a linear layer with weight W (out, in), an adapter trains A (rank, in) and B (out, rank): the layer's weight becomes
+W + scale B A, where scale is the adapter's alpha over its rank, which such a file does not contain.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
 def add_lora(tensors: Mapping[str, Stored], path: Path, scale: float) -> dict[str, Stored]:
-    """The tensors of a transformer by diffusers' names, with an adapter added; nothing is computed before it is loaded.
+    """The tensors of a transformer by diffusers' names, with an adapter added to each when it is loaded.
 
-    It is added in float32 and rounded once, to the type that the weight is stored in.
-    Raises UserError when the file is none of peft's, has half of an update, or is of another transformer.
+    It is added in float32 and rounded once, to the weight's stored type.
+    Raises UserError when the file is not peft's, lacks half of an update, or belongs to another transformer.
     """
     factors = _factors(path)
     added = dict(tensors)
@@ -51,7 +51,7 @@ def _sum(weight: Stored, a: Stored, b: Stored, scale: float) -> Tensor:
 
 
 def _factors(path: Path) -> dict[str, tuple[Stored, Stored]]:
-    """A and B of an adapter, by the names that their weights have in diffusers."""
+    """A and B of an adapter, by diffusers' names of the weights that they update."""
     held = read_file(path)
     if isinstance(held, Mapping) and not any(isinstance(value, Stored) for value in held.values()):
         held = stored_state(_state(held), str(path))
@@ -68,5 +68,5 @@ def _factors(path: Path) -> dict[str, tuple[Stored, Stored]]:
 
 
 def _state(held: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The adapter in a .pt that may hold it under a name."""
+    """The adapter in a .pt, which may hold it under one of ENTRIES."""
     return next((held[name] for name in ENTRIES if isinstance(held.get(name), Mapping)), held)

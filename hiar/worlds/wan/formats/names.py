@@ -39,7 +39,7 @@ _IN_BLOCK = {
 }
 
 # What wraps a module: the training loops' own classes, DDP, FSDP, activation checkpointing, torch.compile, and the
-# single files of other programs. No module of Wan has such a name, so they are dropped wherever they stand.
+# single files of other programs. No module of Wan has such a name, so they are dropped anywhere in a name.
 _WRAPPERS = frozenset(
     {"model", "module", "diffusion_model", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
 )
@@ -47,7 +47,7 @@ _PARTS = re.compile(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?")
 
 
 def strip_prefixes(name: str) -> str:
-    """A tensor's name without what wrapped its module, in any order and number, before it and within."""
+    """A tensor's name without those of wrappers, which may come in any order and number, before it and within."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
@@ -62,14 +62,14 @@ def to_original(name: str) -> str | None:
 
 
 def is_original(names: Iterable[str]) -> bool:
-    """Whether stripped names are the original's: some are, and not diffusers' at the same time."""
+    """Whether names without wrappers are the original's: at least one is, and is not also diffusers'."""
     return any(renamed not in (None, name) for name in names for renamed in [to_diffusers(name)])
 
 
 def unwrap(names: Iterable[str], where: str) -> dict[str, str]:
-    """The names as they were found, by their names without wrappers.
+    """The names as found, by the same names without wrappers.
 
-    Raises UserError, naming ``where``, when two are the same tensor's.
+    Raises UserError, naming ``where``, when two belong to the same tensor.
     """
     found: dict[str, str] = {}
     for name in names:

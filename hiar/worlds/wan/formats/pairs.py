@@ -1,7 +1,7 @@
-"""ODE pairs of others: HiAR's folder of ``{prompt: trajectory}`` files and Self-Forcing's LMDB, one pair at a time.
+"""Others' ODE pairs: HiAR's folder of ``{prompt: trajectory}`` files and Self-Forcing's LMDB, one pair at a time.
 
-Both have a trajectory's states from pure noise to clean, each (F, C, h, w); ours are (C, F, h, w). Of clean videos, as
-CausVid and Causal-Forcing have them, there is one state.
+Both hold a trajectory's states from pure noise to clean, each (F, C, h, w); ours are (C, F, h, w). Clean videos, as in
+CausVid and Causal-Forcing, have one state.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class ForeignPair(NamedTuple):
-    """states: (S + 1, C, F, h, w), from pure noise to clean. where: what it was read from, in words."""
+    """states: (S + 1, C, F, h, w), from pure noise to clean. where: its source, for messages."""
 
     where: str
     prompt: str
@@ -40,7 +40,7 @@ def foreign_pairs(source: Path) -> Iterator[ForeignPair]:
     """The pairs in a folder of .pt files, in the order of their names, or in an LMDB.
 
     Raises UserError when there is none, or at the first that is damaged, not finite, or of another shape or type than
-    the first one. No code of a file is run; of an LMDB one pair is in memory, of .pt files what a file holds is mapped.
+    the first one. No code in a file is run. One pair of an LMDB is in memory at a time; .pt files are memory-mapped.
     """
     is_lmdb = source.name == DATA or (source / DATA).exists()
     first: ForeignPair | None = None
@@ -74,7 +74,7 @@ def _of_files(folder: Path) -> Iterator[ForeignPair]:
 
 
 def _of_lmdb(path: Path) -> Iterator[ForeignPair]:
-    """Rows ``latents_N_data`` (fp16) and ``prompts_N_data``, as many as the first number of ``latents_shape`` says."""
+    """Rows ``latents_N_data`` (fp16) and ``prompts_N_data``, whose number is the first in ``latents_shape``."""
     with _opened(path) as environment, environment.begin(buffers=True) as rows:
         count, *shape = _shape(path, bytes(rows.get(b"latents_shape", b"")))
         size = math.prod(shape)
@@ -93,18 +93,18 @@ def _of_lmdb(path: Path) -> Iterator[ForeignPair]:
 
 
 def library() -> ModuleType:
-    """The library of LMDBs. Raises UserError where it is not installed."""
+    """The module lmdb. Raises UserError when it is not installed."""
     try:
         return import_module("lmdb")
     except ImportError:
         raise UserError(
-            "lmdb: is not installed, and an LMDB is not to be had without; in the project, pip install '.[wan]'"
+            "lmdb: is not installed, and reading or writing an LMDB needs it; in the project, pip install '.[wan]'"
         ) from None
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[lmdb.Environment]:
-    """An LMDB to read. Its library trusts what it maps: a file that is shorter than it says is refused here."""
+    """Open an LMDB for reading. Its library trusts the mapped file, so a truncated one is refused here."""
     lmdb = library()
     file = path / DATA if path.is_dir() else path
     try:
@@ -121,7 +121,7 @@ def _opened(path: Path) -> Iterator[lmdb.Environment]:
 
 
 def _shape(path: Path, text: bytes) -> list[int]:
-    """The numbers of ``latents_shape``: pairs, and the shape of one. Five of them are of clean videos, a state each."""
+    """The numbers of ``latents_shape``: pairs, then the shape of one. Five mean clean videos, of one state each."""
     numbers = [int(word) for word in text.split() if word.isdigit() and len(word) < 10]
     if len(numbers) not in {5, 6} or len(text.split()) != len(numbers) or 0 in numbers:
         raise UserError(f"{path}: latents_shape = {text[:60]!r}: should be six numbers (pairs, {AXES}); copy it again")

@@ -1,4 +1,4 @@
-"""Our ODE pairs as others read them: HiAR's folder of ``{prompt: trajectory}`` files, and Self-Forcing's LMDB."""
+"""Export of our ODE pairs: HiAR's folder of ``{prompt: trajectory}`` files, and Self-Forcing's LMDB."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hiar.io.progress import Progress
 from hiar.worlds.wan.formats.pairs import DATA, library
 
 FORMS = ("hiar", "self-forcing")
-_ROW = 1 << 14  # bytes that a row of an LMDB takes beside its latents, more than enough: its prompt, and whole pages
+_ROW = 1 << 14  # an upper bound for the bytes of an LMDB's row beside its latents: its prompt, and rounding to pages
 
 
 def write_pairs(captions: Sequence[str], shards: Callable[[], Iterator[Tensor]], form: str, out: Path) -> None:
-    """Write pairs as a new folder ``out``, which is not there before it is whole; one shard is in memory at a time.
+    """Write pairs as a new folder ``out``, which appears when it is complete; one shard is in memory at a time.
 
-    shards: gives the trajectories of ``captions`` in their order, each (n, S + 1, C, F, h, w), from noise to clean.
-    form: ``hiar``, a file a pair in the type of ours; ``self-forcing``, an LMDB in float16, the only type it has.
-    Raises UserError when there is no such form, ``out`` exists, there is no room, or float16 cannot hold a state.
+    shards: yields the trajectories of ``captions`` in their order, each (n, S + 1, C, F, h, w), from noise to clean.
+    form: ``hiar``, one file per pair in our type; ``self-forcing``, an LMDB in float16, the only type it has.
+    Raises UserError when ``form`` is unknown, ``out`` exists, the disk is too full, or float16 cannot hold a state.
     """
     if form not in FORMS:
         raise UserError(f"--to = {form}: is no form that is written; {suggest(form, FORMS)}")
@@ -35,7 +35,7 @@ def write_pairs(captions: Sequence[str], shards: Callable[[], Iterator[Tensor]],
     nbytes = len(captions) * (first[0].numel() * size + _ROW)
     require_room(out, nbytes)
     with unfinished(out, {"exported pairs": form}) as folder:
-        for path in folder.glob("[!.]*"):  # of an export that was interrupted
+        for path in folder.glob("[!.]*"):  # left by an interrupted export
             remove(path)
         with Progress("export", len(captions), unit="pairs") as progress:
             pairs = _each(shards(), progress)
@@ -46,7 +46,7 @@ def write_pairs(captions: Sequence[str], shards: Callable[[], Iterator[Tensor]],
 
 
 def _each(shards: Iterator[Tensor], progress: Progress) -> Iterator[Tensor]:
-    """The trajectories one by one, with the axes that others have: (S + 1, F, C, h, w)."""
+    """The trajectories one by one, in the others' order of axes: (S + 1, F, C, h, w)."""
     for shard in shards:
         for states in shard:
             yield states.transpose(1, 2).contiguous()

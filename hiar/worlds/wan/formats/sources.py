@@ -1,4 +1,4 @@
-"""A transformer of Wan wherever people have one, opened without reading its weights, and checked to be whole.
+"""A Wan transformer in any of the usual layouts, opened without reading its weights and checked to be complete.
 
 A SOURCE is a diffusers folder (of the pipeline, or its transformer/), an original Wan folder, a single .safetensors
 file with either's names, or a .pt of the students' training codes, which holds a ``generator``, its running average
@@ -20,7 +20,7 @@ from hiar.worlds.wan.formats.checking import SHOWN, require_exact, transformer_s
 from hiar.worlds.wan.formats.configs import Config, checked, is_original_config, read_config, settle
 from hiar.worlds.wan.formats.stored import Stored, read_file, read_json, read_sharded, reading, stored_state
 
-STEM = "diffusion_pytorch_model"  # of the files of transformer and autoencoder, in both layouts
+STEM = "diffusion_pytorch_model"  # of the transformer's files in both layouts, and of the autoencoder's in diffusers'
 CONFIG = "config.json"
 
 Kind = Literal["diffusers", "wan", "safetensors", "pt"]
@@ -39,9 +39,9 @@ class Found:
 def open_source(path: Path, *, weights: Weights | None = None, base: Mapping[str, Any] | None = None) -> Found:
     """The transformer of a SOURCE, with exactly the tensors of its configuration.
 
-    weights: which ones of a .pt; None takes the only ones. base: the configuration of the transformer that it should be
-    of the size of; needed where the source has no config.json and its heads are not 128 wide.
-    Raises UserError when there is none, its layout is none of the known, it is not complete, or not of the base's size.
+    weights: which set of a .pt; None takes the only one. base: the configuration of a transformer of the same size;
+    needed where the source has no config.json and its heads are not 128 wide.
+    Raises UserError when there is no transformer, its layout is unknown, it is incomplete, or not of the base's size.
     """
     base = None if base is None else checked(base, "base")
     with reading(path):
@@ -60,7 +60,7 @@ def open_source(path: Path, *, weights: Weights | None = None, base: Mapping[str
 
 
 def weights_in(path: Path) -> list[Weights]:
-    """The sets of weights that a .pt holds; nothing else has a choice of them. Raises UserError when it has none."""
+    """The sets of weights in a .pt; [] for others, which have just one. Raises UserError for a .pt without any."""
     with reading(path):
         if path.is_dir():
             return []
@@ -85,7 +85,7 @@ def _open_folder(folder: Path, base: Config | None) -> Found:
 
 
 def _found(kind: Kind, held: Mapping[str, Stored], where: str, config: Path | None, base: Config | None) -> Found:
-    """The tensors by diffusers' names, checked against the configuration that config.json, base and shapes agree on."""
+    """The tensors by diffusers' names, checked against the configuration from config.json, base and shapes."""
     bare = names.unwrap(held, where)
     original = names.is_original(bare)
     tensors = {(original and names.to_diffusers(name)) or name: held[as_found] for name, as_found in bare.items()}
@@ -106,11 +106,13 @@ def _is_safetensors(held: Any) -> bool:
 
 
 def _choose(held: Any, path: str, weights: Weights | None) -> tuple[Mapping[str, Any], str]:
-    """The asked one of the state dicts in a .pt, and what errors call it."""
+    """The requested state dict of a .pt, and its name in errors."""
     entries = _entries(held, path)
     found = _sets(entries, path)
     if weights is None and len(found) > 1:
-        raise UserError(f"{path}: holds {_named(entries)}: which one is meant; choose weights = {' or '.join(found)}")
+        raise UserError(
+            f"{path}: holds {_named(entries)}: several sets of weights; choose weights = {' or '.join(found)}"
+        )
     asked = weights or next(iter(found))
     if asked not in found:
         raise UserError(f"{path}: weights = {asked}: it holds {_named(entries)}; choose weights = {' or '.join(found)}")
@@ -118,14 +120,14 @@ def _choose(held: Any, path: str, weights: Weights | None) -> tuple[Mapping[str,
 
 
 def _entries(held: Any, path: str) -> Mapping[Any, Any]:
-    """What a .pt holds by name; a state dict that lies there bare is taken for its ``model``."""
+    """The entries of a .pt, by name; a bare state dict counts as ``model``."""
     if not isinstance(held, Mapping) or not held:
         raise UserError(f"{path}: holds {type(held).__name__}, no state dicts; name a checkpoint of a generator")
     return {"model": held} if all(isinstance(value, Tensor) for value in held.values()) else held
 
 
 def _sets(entries: Mapping[Any, Any], path: str) -> dict[Weights, str]:
-    """The name that each set of weights has among a .pt's entries; ``model`` is the generator."""
+    """The entry of a .pt that holds each set of weights; ``model`` is the generator."""
     called: dict[str, Weights] = {"model": "generator", "generator": "generator", "generator_ema": "generator_ema"}
     found = {
         weights: entry

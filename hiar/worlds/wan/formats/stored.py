@@ -1,4 +1,4 @@
-"""Tensors in files, by name: shapes and types at once, values when asked for. No code of a pickle ever runs."""
+"""Tensors in files, by name: shapes and types immediately, values on demand. No code in a pickle ever runs."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Stored:
 
 
 def read_file(path: Path) -> dict[str, Stored] | Any:
-    """What a file holds, known by its first bytes: the tensors of safetensors, or the object that torch saved.
+    """The content of a file, its format known by the first bytes: tensors of safetensors, or the object torch saved.
 
-    Files of torch are mapped into memory (those of before torch 1.6 are read); only tensors and plain containers are
-    taken. Raises UserError when there is no such file, or it is empty, truncated, a pointer of Git LFS, of another
-    kind, or would have to run code.
+    Files of torch are memory-mapped (from before torch 1.6: read whole); only tensors and plain containers are
+    accepted. Raises UserError when the file is missing, empty, truncated, a Git LFS pointer, of another format, or
+    needs code to be run.
     """
     with reading(path):
         if not path.exists():
@@ -83,7 +83,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
 
 
 def read_sharded(folder: Path, stem: str) -> dict[str, Stored]:
-    """The tensors of ``folder``: of one file ``stem``.safetensors, or of all that its index names; only heads are read.
+    """The tensors of ``folder``: of the file ``stem``.safetensors, or of all in its index; only headers are read.
 
     Raises UserError when a file is missing or truncated, or does not hold what the index says.
     """
@@ -108,7 +108,7 @@ def read_sharded(folder: Path, stem: str) -> dict[str, Stored]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError when it is missing or none."""
+    """A JSON object. Raises UserError when it is missing or is not one."""
     try:
         with reading(path):
             value = json.loads(path.read_text(encoding="utf-8"))
@@ -147,7 +147,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _require_plain(name: object, dtype: object, where: str) -> None:
-    """Raise UserError unless a tensor has a name that can be told in a line, and is of a type that weights have."""
+    """Raise UserError unless a tensor's name is printable and its type is one that weights have."""
     if not isinstance(name, str) or not name.isprintable():
         raise UserError(f"{where}: holds a tensor named {name!r}; name a checkpoint of Wan")
     if dtype not in _TYPES.values():
@@ -165,7 +165,7 @@ def _read_torch(path: Path, mapped: bool) -> Any:
             f"{path}: holds more than tensors{what}, and code of a checkpoint is never run; "
             "save its state dict alone with torch.save"
         ) from None
-    except Exception as error:  # whatever torch meets in a file that anybody may have written
+    except Exception as error:  # torch raises any kind on a file that anybody may have written
         raise UserError(f"{path}: is truncated or damaged ({_short(error)}); {_AGAIN}") from None
 
 

@@ -33,10 +33,10 @@ _NAME = re.compile(r"(?:blocks\.(\d+)\.)?(.+)\.weight")
 
 
 def open_text_encoder(path: Path) -> Found:
-    """The text encoder of an original file: what config.json is to hold, and the tensors that transformers saves.
+    """The text encoder of an original file: its config.json, and the tensors that transformers saves.
 
-    Its tied copy of the word embeddings is not among them, from_pretrained makes it. Raises UserError when the file is
-    none, or not complete.
+    The tied copy of the word embeddings is not among them: from_pretrained makes it. Raises UserError when the file
+    holds no such encoder, or an incomplete one.
     """
     tensors = {to_transformers(name) or name: one for name, one in read_state(path).items()}
     shapes = {name: one.shape for name, one in tensors.items()}
@@ -70,7 +70,7 @@ def read_state(path: Path) -> dict[str, Stored]:
 
 
 def _model(shapes: Shapes, path: Path) -> tuple[dict[str, Any], Shapes]:
-    """The configuration that shapes tell and those that its model has. Raises UserError when they tell none."""
+    """The configuration that shapes determine, and its model's shapes. Raises UserError when there is none."""
     let_in("transformers")  # slow to import, and needed for nothing else
     from transformers import UMT5Config, UMT5EncoderModel
 

@@ -1,7 +1,6 @@
-"""A transformer written for others: as diffusers has it, as the original has it, and as the training codes have it.
+"""Writing a transformer for others: in diffusers' layout, the original's, and that of the training codes.
 
-Tensors keep type and bits. Files appear by rename when complete, and whoever may read others' files of the user may
-read them.
+Tensors keep type and bits. Files appear by rename when complete, with the permissions of the user's umask.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from hiar.worlds.wan.formats.stored import INDEX, Stored
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-SHARD = 5_000_000_000  # bytes of a file, at most: what is held in memory at a time
+SHARD = 5_000_000_000  # bytes of a file, at most: as much is in memory at a time
 _MB = 1_000_000
 
 
@@ -55,8 +54,8 @@ def write_model(
 ) -> None:
     """Write config.json and safetensors: ``stem``.safetensors, or several of ``shard`` bytes at most and their index.
 
-    One file's tensors are in memory at a time. Raises UserError when there is no room (nothing is then written), the
-    files cannot be written, or a weight is not finite (the folder is then not complete).
+    One file's tensors are in memory at a time. Raises UserError when the disk is too full (nothing is then written),
+    the files cannot be written, or a weight is not finite (the folder is then incomplete).
     """
     total = sum(one.nbytes for one in tensors.values())
     require_room(folder, total)
@@ -70,7 +69,7 @@ def write_model(
         for name, held in split.filename_to_tensors.items():
             values = {}
             for key in held:
-                # A copy: contiguous and alone in its memory, as safetensors wants it.
+                # A copy: contiguous and in a storage of its own, as safetensors requires.
                 values[key] = tensors[key].load().clone(memory_format=torch.contiguous_format)
                 require_finite({key: values[key]}, str(folder))
                 progress.count(tensors[key].nbytes)
@@ -83,10 +82,11 @@ def write_model(
 
 
 def write_student(sets: Mapping[str, Mapping[str, Stored]], path: Path) -> None:
-    """Write the ``.pt`` that Self-Forcing and what came of it load: original names behind ``model.``.
+    """Write the ``.pt`` that Self-Forcing and its successors load: original names with the prefix ``model.``.
 
     sets: ``generator`` and, where there is one, ``generator_ema``, by diffusers' names.
-    Raises UserError when there is no room, it cannot be written, or a weight is not finite; nothing is then written.
+    Raises UserError when the disk is too full, the file cannot be written, or a weight is not finite; nothing is then
+    written.
     """
     distinct = {id(tensors): tensors for tensors in sets.values()}.values()  # one set may be both
     total = sum(one.nbytes for tensors in distinct for one in tensors.values())
@@ -105,12 +105,12 @@ def write_student(sets: Mapping[str, Mapping[str, Stored]], path: Path) -> None:
     ):
         try:
             torch.save(states, file)
-        except RuntimeError as error:  # torch's own, behind which the system's is
+        except RuntimeError as error:  # torch's own, which hides the system's
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 class _Megabytes(Progress):
-    """Progress told in whole megabytes and counted in bytes."""
+    """Progress shown in whole megabytes and counted in bytes."""
 
     bytes = 0
 
@@ -120,7 +120,7 @@ class _Megabytes(Progress):
 
 
 class _Counted(io.FileIO):
-    """A file that tells its progress."""
+    """A file that reports the bytes written to it."""
 
     def __init__(self, path: Path, progress: _Megabytes) -> None:
         super().__init__(path, "wb")
@@ -142,6 +142,6 @@ def _originals(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def _packed(tensor: Tensor) -> Tensor:
-    """The tensor alone in its memory: torch saves the whole of a view's."""
+    """The tensor in a storage of its own: of a view, torch saves the whole storage."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
