@@ -156,7 +156,8 @@ stack: $(READY) ## start Prefect, MLflow, an S3 store, workers and their watcher
 
 deploy: $(READY) ## register the deployments of prefect.yaml on the stack's server (repeat after each commit that runs should use)
 	@last=$$(sed -n 's/^HIAR_PREFECT_PORT=//p' .hiar/stack/ports.env 2>/dev/null); \
-		PREFECT_API_URL=$${PREFECT_API_URL:-http://127.0.0.1:$${HIAR_PREFECT_PORT:-$${last:-4200}}/api} $(BIN)/prefect --no-prompt deploy --all
+		export PREFECT_API_URL=$${PREFECT_API_URL:-http://127.0.0.1:$${HIAR_PREFECT_PORT:-$${last:-4200}}/api}; \
+		$(BIN)/python -m flows.server && $(BIN)/prefect --no-prompt deploy --all
 
 stack-down: $(READY) ## stop the stack; its data stay
 	@$(BIN)/python -m flows.stack down

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from flows.processes import ProcessGroups, shell_code, stage_environment
 from flows.remote import Remote
 from hiar.errors import InUse, UserError
 from hiar.storage.runs import stages_of
+from hiar.storage.store import cache_of
 
 BUSY_SECONDS = 5.0  # between attempts at a stage that another process is using
 # What DVC prints then, and a stage while an earlier one, which has outlived its DVC to save a state, still writes.
@@ -162,22 +164,23 @@ def reproduce(
         if code == 0:
             return
         if not any(words in line for line in tail for words in BUSY):
-            raise _failure(stage, code, list(tail))
+            raise _failure(workspace, stage, code, list(tail))
         on_line(f"waiting until the other process is done with {stage}")
         time.sleep(BUSY_SECONDS)
 
 
-def _failure(stage: str, code: int, lines: list[str]) -> StageFailure:
+def _failure(workspace: Path, stage: str, code: int, lines: list[str]) -> StageFailure:
     """The failure of a `dvc repro`, with the stage's own exit code and last line rather than DVC's."""
     own = [line for line in lines if not line.startswith("ERROR: ")]
     dvc = [line for line in lines if line.startswith("ERROR: ")]
-    exits = re.findall(r"exited with (-?\d+)", "\n".join(dvc))
+    exits, places = re.findall(r"exited with (-?\d+)", "\n".join(dvc)), ""
     if exits:
         code, said = int(exits[-1]), own
     else:
         said = dvc or own
         numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", "\n".join(dvc))}
-        code = MISTAKE if numbers & DISK else code
+        if numbers & DISK:
+            code, places = MISTAKE, _places(workspace)
     code = shell_code(code)
     signal_name = _signal_name(code)
     if signal_name:
@@ -185,7 +188,16 @@ def _failure(stage: str, code: int, lines: list[str]) -> StageFailure:
     words = said[-1].removeprefix("error: ").removeprefix("ERROR: ") if said else "no message"
     if signal_name:
         words = f"was ended by {signal_name}; the last it said: {words}"
-    return StageFailure(stage, code, f"{stage}: {words}")
+    return StageFailure(stage, code, f"{stage}: {words}{places}")
+
+
+def _places(workspace: Path) -> str:
+    """Where DVC writes, and how much is free there: it often names no file."""
+    told = []
+    for folder in (workspace, cache_of(workspace)):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        told.append(f"{folder} ({shutil.disk_usage(there).free / 1e6:.1f} MB free)")
+    return f"; DVC writes to {' and '.join(told)}: make room there, or get permission, and run again"
 
 
 def _signal_name(code: int) -> str | None:

@@ -1,4 +1,7 @@
-"""The Prefect server that a run reports to: the user's, or a temporary one. Its faults are reported within seconds."""
+"""The Prefect server that a run reports to: the user's, or a temporary one. Its faults are reported within seconds.
+
+`python -m flows.server` only checks the user's: before Prefect's own commands, which report faults as tracebacks.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hiar.errors import UserError, without_password
+from hiar.errors import UserError, say, without_password
 from hiar.io.files import writing
+from hiar.io.loopback import check_loopback
 
 ANSWER_SECONDS = 5.0  # how long an idle server may take to answer
 BAD_START = 3  # exit code of a server that ends before it serves
 ATTEMPTS = 2  # of a temporary server to start; Prefect tries without end, since another may have taken its port
+NO_CREDENTIALS = (
+    "the server does not take the credentials; set PREFECT_API_AUTH_STRING to its PREFECT_SERVER_API_AUTH_STRING"
+)
 OWN_NO_PROXY = "HIAR_NO_PROXY"  # what the stages get as NO_PROXY, where the flow itself uses no proxy at all
 
 
@@ -47,6 +54,8 @@ def _ask(url: str) -> None:
             client.read_flows(limit=1)
             client.raise_for_api_version_mismatch()  # which would end the run with a traceback
     except Exception as error:  # whatever an address that is none, a network, or somebody else's server leads to
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise UserError(f"PREFECT_API_URL = {without_password(url)}: {NO_CREDENTIALS}") from None
         raise UserError(
             f"PREFECT_API_URL = {without_password(url)}: no Prefect server answers there ({_reason(error)}); start it "
             "(`make stack`), or unset PREFECT_API_URL for a temporary one"
@@ -61,6 +70,7 @@ def _start_temporary() -> None:
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_HOME
 
+    check_loopback()  # else Prefect would wait for minutes
     os.environ[OWN_NO_PROXY] = os.environ.get("NO_PROXY", "")
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # so that not even a proxy's address is parsed
     log = PREFECT_HOME.value() / "server.log"
@@ -126,3 +136,19 @@ def _errors_to(path: Path) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     return without_password(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+
+
+def main() -> int:
+    """Ask the server that the settings name; the exit code."""
+    from prefect.settings import PREFECT_API_URL
+
+    try:
+        _ask(PREFECT_API_URL.value() or "")
+    except UserError as error:
+        say(str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,6 +24,7 @@ from flows.stack.postgres import make_cluster
 from flows.stack.settings import CONFIG, PASSWORD, Stack, check_ports, environment_of, note_ports
 from hiar.errors import RunFailed, UserError
 from hiar.io.files import write_text, writing
+from hiar.io.loopback import check_loopback
 
 SERVERS = ("s3", "prefect", "mlflow")
 HEALTHY_SECONDS = 300.0
@@ -40,6 +41,7 @@ def up(stack: Stack) -> int:
     began = time.monotonic()
     with _lock(stack) as lock:
         if lock is not None:
+            check_loopback()
             check_ports(stack.ports)
             _start(stack, lock)
     for server in SERVERS:

@@ -5,6 +5,8 @@ is touched only if it is running or pending without a sign of life for longer th
 and the server were up, or if it has crashed, as workers report of killed processes; and only if a deployment started
 it: others cannot be scheduled again, and emit heartbeats at other times. One that is being
 cancelled by a worker which died is cancelled, and the stages of an experiment with it.
+
+All times are the server's: the clocks of workers, and of the watcher's own machine, may be minutes off.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
+
+from flows.stack.reach import time_of, wait_for_server
+from hiar.errors import UserError, say
 
 LOOK_SECONDS = 5.0
 SILENCE = {  # heartbeats come every 30 s
@@ -30,36 +35,47 @@ RECENT = timedelta(days=7)  # older crashes are left alone; a stack may be down 
 ATTEMPTS = 10  # of a run, in all
 SILENT = "without a sign of life"
 HEARTBEAT = "prefect.flow-run.heartbeat"
+SKEW = timedelta(days=1)  # that a worker's clock may be off; signs of life are found by it
+PAGE = 50  # events of one request: with signs of two workers, those of the one whose clock is behind come late
 
 
-def main() -> None:
-    """Watch until SIGTERM."""
+def main() -> int:
+    """Watch until SIGTERM; a mistake is one line and exit code 2."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
+    try:
+        pending_silence()  # refused before anything is watched
+        watch()
+    except UserError as error:
+        say(str(error))
+    return 2
+
+
+def watch() -> NoReturn:
+    """Look again and again. Raises UserError as `wait_for_server` does."""
+    wait_for_server()
     from httpx import HTTPError
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
 
-    pending_silence()  # refused before anything is watched
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     up_since: datetime | None = None  # heartbeats that were sent while the server was away are lost
-    looked = datetime.now(UTC)
+    looked = datetime.fromtimestamp(0, UTC)
     while True:
         try:
             with get_client(sync_client=True) as client:
                 while True:
-                    client.hello()
-                    now = datetime.now(UTC)
+                    now = time_of(client.hello())
                     # No run gave signs of life while the machine slept; of a clock that was set back none tells.
                     if up_since is None or not timedelta(0) <= now - looked <= PAUSE:
                         up_since = now
                     looked = now
-                    for line in look(client, up_since):
+                    for line in look(client, up_since, now):
                         print(line, flush=True)
                     time.sleep(LOOK_SECONDS)
         except (HTTPError, PrefectException, OSError) as error:
             if up_since is not None:
                 print(f"the server is away: {type(error).__name__}", flush=True)
             up_since = None
-            time.sleep(LOOK_SECONDS)
+            wait_for_server()
 
 
 def pending_silence() -> timedelta:
@@ -68,18 +84,16 @@ def pending_silence() -> timedelta:
     if said is None:
         return SILENCE["PENDING"]
     if not re.fullmatch(r"[0-9]{1,6}", said) or int(said) < 1:
-        print(f"error: {PENDING} = {said}: should be seconds, 1 to 999999; unset it for 110", file=sys.stderr)
-        raise SystemExit(2)
+        raise UserError(f"{PENDING} = {said}: should be seconds, 1 to 999999; unset it for 110")
     return timedelta(seconds=int(said))
 
 
-def look(client: Any, up_since: datetime, now: datetime | None = None) -> list[str]:
+def look(client: Any, up_since: datetime, now: datetime) -> list[str]:
     """Mark the runs that are silent as crashed, or cancelled where they were to be, and schedule those that crashed
     again; what was done, in lines.
 
-    client: Prefect's, synchronous. up_since: silence before it counts for nothing.
+    client: Prefect's, synchronous. up_since: silence before it counts for nothing. Both times are the server's.
     """
-    now = now or datetime.now(UTC)
     silence = SILENCE | {"PENDING": pending_silence()}
     done = _cancel_stages(client, now)
     for run in _runs(client, "CRASHED"):
@@ -92,24 +106,24 @@ def look(client: Any, up_since: datetime, now: datetime | None = None) -> list[s
         signs = max(up_since, run.state.timestamp)
         if run.deployment_id is None or now - signs <= allowed:
             continue
-        if now - max(signs, last_heartbeat(client, run.id, now - 2 * allowed) or signs) > allowed:
+        if now - max(signs, last_heartbeat(client, run.id, now) or signs) > allowed:
             done += _cancel(client, run) if run.state.is_cancelling() else _crash(client, run)
     return done
 
 
-def last_heartbeat(client: Any, run: Any, since: datetime) -> datetime | None:
-    """When the server last heard of a run after ``since``."""
+def last_heartbeat(client: Any, run: Any, now: datetime) -> datetime | None:
+    """When the server last heard of a run, by the server's clock; events are sorted by their worker's."""
     from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 
     events = client.read_events(
         EventFilter(
-            occurred=EventOccurredFilter(since=since),
+            occurred=EventOccurredFilter(since=now - SKEW, until=now + SKEW),
             event=EventNameFilter(name=[HEARTBEAT]),
             resource=EventResourceFilter(id=[f"prefect.flow-run.{run}"]),
         ),
-        limit=1,
+        limit=PAGE,
     ).events
-    return events[0].received or events[0].occurred if events else None
+    return max((event.received for event in events), default=None)
 
 
 def _runs(client: Any, *types: str, below: Sequence[Any] = ()) -> list[Any]:
@@ -199,4 +213,4 @@ def _schedule(client: Any, run: Any) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,12 +15,16 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from flows.stack.reach import time_of, wait_for_server
 from flows.stack.settings import DATABASES
+from hiar.errors import UserError, say
 
 GRACE = 30.0  # seconds for the runs at work
+SKEW = 60.0  # seconds between clocks that harm nothing
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of linux/prctl.h
 
 
@@ -32,7 +36,11 @@ def main() -> int:
     options = parser.parse_args()
     for name in DATABASES:
         os.environ.pop(name, None)  # a password may be in it, which runs have no use for
-    _wait_for_server()
+    try:
+        _check_clock(wait_for_server())  # a worker that starts before it answers gives up its events for good
+    except UserError as error:
+        say(str(error))
+        return 2
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the worker leaves is this process's
     # With --type it creates the pool if there is none.
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
@@ -106,15 +114,15 @@ def _is_alive(process: object) -> bool:
         return False
 
 
-def _wait_for_server() -> None:
-    """Wait until Prefect's server answers: a worker that starts before gives up its events for good."""
-    import httpx
-
-    while True:
-        with suppress(httpx.HTTPError):
-            if httpx.get(f"{os.environ['PREFECT_API_URL']}/health", timeout=5, trust_env=False).is_success:
-                return
-        time.sleep(0.5)
+def _check_clock(answer: Any) -> None:
+    """Raise UserError where this machine's clock is far from the server's: its runs would begin at other times."""
+    ahead = (datetime.now(UTC) - time_of(answer)).total_seconds()
+    if abs(ahead) > SKEW:
+        told = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} that of Prefect's server"
+        raise UserError(
+            f"the clock of this machine is {told}, so that runs would begin at other times; set it, as by "
+            "timedatectl set-ntp true"
+        )
 
 
 def _prctl(option: int, value: int) -> None:

@@ -23,6 +23,8 @@ def share_report(store: Store, root: Path, experiment: str | None, days: float) 
         raise UserError(
             f"{folder / 'index.html'}: there is no report; `hiar run {experiment or ''}`".rstrip("` ") + "` first"
         )
+    with asking(store):  # some stores make a bucket that is written to
+        store.client.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix, MaxKeys=1)
     links = []
     for name, kind in KINDS.items():
         path = folder / name

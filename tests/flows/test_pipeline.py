@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,8 @@ def test_a_disk_that_dvc_cannot_write_is_a_mistake_and_not_tried_again(project, 
         subprocess.run(["umount", "-l", cache], check=True)
     assert failure.value.code == 2
     assert "\n" not in str(failure.value)
+    assert f"DVC writes to {project.folder} (" in str(failure.value)
+    assert re.search(rf" and {cache} \(0\.[01] MB free\): make room there, or get permission", str(failure.value))
 
 
 def test_a_stage_in_use_is_waited_for_and_not_run_twice(project):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -76,8 +77,8 @@ def at_work(folder, program, command=("-m", "flows.stack.worker")):
     (folder / "prefect").mkdir()
     (folder / "prefect" / "__init__.py").touch()
     (folder / "prefect" / "__main__.py").write_text(program)
-    (folder / "api").mkdir()
-    (folder / "api" / "health").touch()
+    (folder / "api" / "admin").mkdir(parents=True)
+    (folder / "api" / "admin" / "version").write_text(f'"{version("prefect")}"')
     Health.asked = 0
     handler = functools.partial(Health, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -84,6 +84,16 @@ def test_a_server_that_does_not_answer_as_one(project, foreign):
     assert project.events() == []
 
 
+@pytest.mark.parametrize("place", ["", "/old"])
+def test_deployments_are_stored_where_a_server_answers(place, foreign):
+    """Prefect's own command would say so by a traceback."""
+    url = f"http://{foreign}{place}/api"
+    command = [sys.executable, "-m", "flows.server"]
+    run = subprocess.run(command, env=os.environ | {"PREFECT_API_URL": url}, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert run.stderr.startswith(f"error: PREFECT_API_URL = {url}: no Prefect server answers there (")
+
+
 def test_a_temporary_server_that_cannot_start(project):
     records = project.folder / ".prefect"
     records.write_text("of somebody")
@@ -95,6 +105,21 @@ def test_a_temporary_server_that_cannot_start(project):
     assert line.startswith(f"{records}/server.log: Prefect's temporary server does not start (")
     assert "file is not a database" in line
     assert project.events() == []
+
+
+@pytest.mark.parametrize("command", [["hiar", "run"], ["flows.stack", "up"]])
+def test_a_machine_that_does_not_reach_itself(command, project, short):
+    """As in a new name space of networks, whose loopback is down."""
+    apart = ["unshare", "--user", "--map-current-user", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("there are no name spaces of networks here")
+    folder = project.folder if command[0] == "hiar" else short
+    run = subprocess.run([*apart, sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert (
+        run.stderr
+        == "error: 127.0.0.1: network is unreachable; this machine does not reach itself: ip link set lo up\n"
+    )
 
 
 # A server that ends as one does whose port another has taken, so many times.

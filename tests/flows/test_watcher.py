@@ -2,10 +2,10 @@
 
 import http.server
 import json
-import signal
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from types import SimpleNamespace
@@ -48,13 +48,15 @@ def lab():
         def state(run):
             return client.read_flow_run(run).state.name
 
-        def beat(run):
-            """A sign of life, as runs give them; when the server has heard of it."""
+        def beat(run, ahead=0):
+            """A sign of life, by a clock that is so many seconds ahead; when the server heard of it."""
             event = {"event": watcher.HEARTBEAT, "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"}}
-            told = event | {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat()}
+            told = event | {"id": str(uuid4()), "occurred": (datetime.now(UTC) + timedelta(seconds=ahead)).isoformat()}
+            before, heard = watcher.last_heartbeat(client, run, datetime.now(UTC)), []
             client._client.post("/events", json=[told]).raise_for_status()
-            heard = []
-            wait_until(lambda: heard.append(watcher.last_heartbeat(client, run, AGO)) or heard[-1])
+            wait_until(
+                lambda: heard.append(watcher.last_heartbeat(client, run, datetime.now(UTC))) or heard[-1] != before
+            )
             return heard[-1]
 
         yield SimpleNamespace(client=client, run=run, state=state, beat=beat)
@@ -63,7 +65,7 @@ def lab():
 
 
 def look(lab, seconds):
-    return watcher.look(lab.client, AGO, now=datetime.now(UTC) + timedelta(seconds=seconds))
+    return watcher.look(lab.client, AGO, datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 def test_only_what_was_silent_for_long_is_taken_up(lab):
@@ -112,9 +114,9 @@ def test_silence_before_the_server_or_the_watcher_was_up_counts_for_nothing(lab)
 
     run = lab.run(Running())
     now = datetime.now(UTC) + timedelta(seconds=600)
-    assert watcher.look(lab.client, now - timedelta(seconds=60), now=now) == []
+    assert watcher.look(lab.client, now - timedelta(seconds=60), now) == []
     assert lab.state(run) == "Running"
-    assert watcher.look(lab.client, now - timedelta(seconds=75), now=now)
+    assert watcher.look(lab.client, now - timedelta(seconds=75), now)
 
 
 def test_what_its_worker_says_crashed_is_scheduled_at_once_but_not_for_ever(lab, monkeypatch):
@@ -170,18 +172,21 @@ def test_a_wait_that_is_none_is_refused_in_a_line(said):
     assert run.stderr == f"error: {watcher.PENDING} = {said}: should be seconds, 1 to 999999; unset it for 110\n"
 
 
-def test_a_run_that_gives_signs_of_life_is_at_work_until_its_last_one_is_long_ago(lab):
+@pytest.mark.parametrize(("first", "ahead"), [(0, 600), (600, -600)])
+def test_a_run_that_gives_signs_of_life_is_at_work_until_its_last_one_is_long_ago(first, ahead, lab):
+    """Whatever the clock of its worker shows, and of the one that it had first."""
     from prefect.states import Running
 
     run, other = lab.run(Running()), lab.run(Running())
     begun = max(lab.client.read_flow_run(one).state.timestamp for one in (run, other))
-    heard = lab.beat(run)
+    lab.beat(run, first)
+    heard = lab.beat(run, ahead)
     assert heard > begun
     late = watcher.SILENCE["RUNNING"] + (heard - begun) / 2
-    done = watcher.look(lab.client, AGO, now=begun + late)
+    done = watcher.look(lab.client, AGO, begun + late)
     assert [str(other) in line for line in done] == [True, True]
     assert (lab.state(run), lab.state(other)) == ("Running", "AwaitingRetry")
-    watcher.look(lab.client, AGO, now=heard + late)
+    watcher.look(lab.client, AGO, heard + late)
     assert lab.state(run) == "AwaitingRetry"
 
 
@@ -194,7 +199,7 @@ def test_what_crashed_long_ago_or_belongs_to_nobody_or_has_gone_on_meanwhile_is_
     assert lab.state(alone) == "Crashed"
     begins = lab.run(Pending())
 
-    def meanwhile(client, run, since):
+    def meanwhile(client, run, now):
         client.set_flow_run_state(begins, Running(), force=True)
 
     monkeypatch.setattr(watcher, "last_heartbeat", meanwhile)
@@ -202,72 +207,107 @@ def test_what_crashed_long_ago_or_belongs_to_nobody_or_has_gone_on_meanwhile_is_
     assert lab.state(begins) == "Running"
 
 
-# The watcher's loop, of which each look says since when the server is up. Signals move its clock, as a machine's sleep.
+# The watcher's loop, of which each look says since when the server is up.
 LOOP = """
-import signal
-from datetime import datetime, timedelta
+import sys
 from flows.stack import watcher
 
-moved = timedelta(0)
-
-class Clock(datetime):
-    @classmethod
-    def now(cls, zone):
-        return datetime.now(zone) + moved
-
-def move(number, _):
-    global moved
-    moved += timedelta(hours=1) if number == signal.SIGUSR1 else timedelta(hours=-2)
-
-signal.signal(signal.SIGUSR1, move)
-signal.signal(signal.SIGUSR2, move)
-watcher.datetime = Clock
 watcher.LOOK_SECONDS = 0.02
-watcher.look = lambda client, up_since: [up_since.isoformat()]
-watcher.main()
+watcher.look = lambda client, up_since, now: [up_since.isoformat()]
+sys.exit(watcher.main())
 """
 
 
-def test_the_watcher_counts_from_when_the_server_came_back_or_the_machine_woke_and_ends_when_it_is_told_to():
+class Server(http.server.BaseHTTPRequestHandler):
+    """A Prefect server as the watcher asks for it: its clock can be moved, and it can be away or shut."""
+
+    moved, status, version = 0.0, 200, ""
+
+    def do_GET(self):
+        body = json.dumps(self.version if self.path.endswith("version") else "hello").encode()
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def date_time_string(self, timestamp=None):
+        return super().date_time_string(time.time() + self.moved)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    """What a Prefect server says, which may be changed, and the environment of who is sent there."""
     import prefect
     from commands import environment
 
-    away = threading.Event()
-
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = json.dumps(prefect.__version__ if self.path.endswith("version") else "hello").encode()
-            self.send_response(500 if away.is_set() else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+    handler = type("Changed", (Server,), {"version": prefect.__version__})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        settings = {"PREFECT_API_URL": f"http://127.0.0.1:{server.server_address[1]}/api"}
-        command = [sys.executable, "-c", LOOP]
-        process = subprocess.Popen(command, env=environment() | settings, stdout=subprocess.PIPE, text=True)
-        try:
-            before = [process.stdout.readline() for _ in range(3)]
-            away.set()
-            line = next(line for line in process.stdout if line not in before)
-            away.clear()
-            after = [process.stdout.readline() for _ in range(3)]
-            moved = []
-            for number in (signal.SIGUSR1, signal.SIGUSR2):
-                process.send_signal(number)
-                lines = islice(process.stdout, 300)
-                moved.append(next((line for line in lines if line not in (*after, *moved)), before[0]))
-            process.terminate()
-            assert process.wait(60) == 0
-        finally:
-            process.kill()
-            process.stdout.close()
-            server.shutdown()
+        handler.environment = environment() | {"PREFECT_API_URL": f"http://127.0.0.1:{server.server_address[1]}/api"}
+        yield handler
+        server.shutdown()
+
+
+def test_the_watcher_counts_from_when_the_server_came_back_or_its_clock_jumped_and_ends_when_it_is_told_to(server):
+    """Its clock jumps as the machine sleeps, or is set back."""
+    command = [sys.executable, "-c", LOOP]
+    process = subprocess.Popen(command, env=server.environment, stdout=subprocess.PIPE, text=True)
+    try:
+        before = [process.stdout.readline() for _ in range(3)]
+        server.status, server.moved = 500, 10.0
+        line = next(line for line in process.stdout if line not in before)
+        server.status = 200
+        after = [process.stdout.readline() for _ in range(3)]
+        moved = []
+        for hours in (1, -2):
+            server.moved += hours * 3600
+            lines = islice(process.stdout, 300)
+            moved.append(next((line for line in lines if line not in (*after, *moved)), before[0]))
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
     assert line.startswith("the server is away: ")
     assert len(set(before)) == len(set(after)) == 1  # as long as it is there, since it was there first
     first, back, woke, set_back = (datetime.fromisoformat(one.strip()) for one in (before[0], after[0], *moved))
     assert set_back < first < back < woke - timedelta(minutes=59)
+
+
+TROUBLES = {
+    "credentials": ({"status": 401}, {}, "the server does not take the credentials; set PREFECT_API_AUTH_STRING to"),
+    "another version": ({"version": "2.20.9"}, {}, "the server is Prefect 2.20.9, and here is 3."),
+    "another server": ({"version": "welcome"}, {}, "no Prefect server answers there; give the address of one"),
+    "no address": ({}, {"PREFECT_API_URL": "junk"}, "PREFECT_API_URL = junk: is no address; give a Prefect server's"),
+    "none": ({}, {"PREFECT_API_URL": ""}, "PREFECT_API_URL = : is no address; give a Prefect server's"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_what_no_waiting_mends_is_a_line(trouble, server):
+    """Of the watcher, which asks as workers do."""
+    answers, settings, line = TROUBLES[trouble]
+    for name, value in answers.items():
+        setattr(server, name, value)
+    settings = server.environment | {"PREFECT_API_AUTH_STRING": "me:hidden"} | settings
+    command = [sys.executable, "-m", "flows.stack.watcher"]
+    run = subprocess.run(command, env=settings, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1), run.stderr
+    assert run.stderr.startswith("error: PREFECT_API_URL = ")
+    assert line in run.stderr
+    assert "hidden" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(600, "s behind that of Prefect's"), (-600, "s ahead of that of Prefect's")]
+)
+def test_a_worker_whose_clock_is_not_the_server_s_begins_nothing(seconds, said, server):
+    server.moved = seconds
+    command = [sys.executable, "-m", "flows.stack.worker", "--pool", "stages", "--limit", "1"]
+    run = subprocess.run(command, env=server.environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1), run.stderr
+    assert said in run.stderr
+    assert "set it, as by timedatectl set-ntp true" in run.stderr

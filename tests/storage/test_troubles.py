@@ -1,19 +1,36 @@
 """What a store, its settings or the network refuse is one line, which holds no secret."""
 
+import os
 import re
 import sys
 
 import pytest
+from commands import ROOT
 from storage.conftest import SECRET
 
 pytestmark = pytest.mark.long
 
 NOBODY = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere"}
+# What signs requests believes that it is an hour earlier.
+LATE = """
+import datetime
+import botocore.compat
+now = botocore.compat.get_current_datetime
+botocore.compat.get_current_datetime = lambda *given, **named: now(*given, **named) - datetime.timedelta(hours=1)
+"""
+LATELY = {"PYTHONPATH": f"late{os.pathsep}{ROOT}"}
+NOWHERE = "s3://no-such-bucket/hiar: there is no such bucket"
+CLOCKS = "the clocks of this machine and of the store differ; set this one's"
 TROUBLES = {
     "wrong secret": (["ls"], {"AWS_SECRET_ACCESS_KEY": "hidden-wrong"}, "secret key is not the access key's"),
     "unknown key": (["verify"], {"AWS_ACCESS_KEY_ID": "nobody"}, "does not know the access key"),
     "nobody": (["gc"], NOBODY, "there are no credentials; set AWS_ACCESS_KEY_ID"),
-    "no bucket": (["verify", "--remote", "nowhere"], {}, "s3://no-such-bucket/hiar: there is no such bucket"),
+    "no bucket to list": (["ls", "--remote", "nowhere"], {}, NOWHERE),
+    "no bucket to clear": (["gc", "--delete", "--remote", "nowhere"], {}, NOWHERE),
+    "no bucket to verify": (["verify", "--remote", "nowhere"], {}, NOWHERE),
+    "no bucket for a report": (["report", "shown", "--remote", "nowhere"], {}, NOWHERE),
+    "another time": (["ls"], LATELY, CLOCKS),
+    "another time for a report": (["report", "shown"], LATELY, CLOCKS),
     "away": (["ls", "--remote", "away"], {}, "is the store up, and the network?"),
     "another kind": (["ls", "--remote", "disk"], {}, "url = /tmp: is not on S3"),
     "misspelt": (["ls", "--remote", "stoer"], {}, "names no such; did you mean 'store'?"),
@@ -21,10 +38,21 @@ TROUBLES = {
 }
 
 
+@pytest.fixture
+def there(lab, monkeypatch):
+    """The lab, with a report to show and a clock that is late, for those who import it."""
+    report = lab.folder / "runs" / "shown" / "reports" / "index.html"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text("<html></html>")
+    (lab.folder / "late").mkdir(exist_ok=True)
+    (lab.folder / "late" / "sitecustomize.py").write_text(LATE)
+    return lab
+
+
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_it_is_a_line(lab, trouble):
+def test_it_is_a_line(there, trouble):
     arguments, settings, line = TROUBLES[trouble]
-    said = lab.storage(*arguments, code=2, **settings)
+    said = there.storage(*arguments, code=2, **settings)
     assert re.fullmatch(r"error: [^\n]+\n", said), said
     assert line in said
     assert SECRET not in said

@@ -1,0 +1,62 @@
+"""Prefect's server as workers and the watcher reach it: waited for while it is away, and asked for its time.
+
+By variables alone and without Prefect's client, which takes its time and memory to load.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from typing import Any
+
+from flows.server import NO_CREDENTIALS
+from hiar.errors import UserError, without_password
+
+ANSWER_SECONDS = 5.0
+AWAY_SECONDS = 0.5  # between two looks for one that is away
+
+
+def wait_for_server() -> Any:
+    """The answer (httpx) of the server of PREFECT_API_URL, once there is one.
+
+    Raises UserError for what no waiting mends: no address, another server, another version of Prefect, credentials
+    that are not taken.
+    """
+    import httpx
+
+    url = os.environ.get("PREFECT_API_URL", "")
+    place = f"PREFECT_API_URL = {without_password(url)}"
+    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    while True:
+        try:
+            answer = httpx.get(f"{url}/admin/version", auth=(user, password), timeout=ANSWER_SECONDS)
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL):
+            raise UserError(f"{place}: is no address; give a Prefect server's, as in http://HOST:4200/api") from None
+        except httpx.TransportError:
+            answer = None
+        if answer is not None and not answer.is_server_error:
+            _check(answer, place)
+            return answer
+        time.sleep(AWAY_SECONDS)
+
+
+def time_of(answer: Any) -> datetime:
+    """What the clock of the server showed when it answered, which may not be what this machine's does."""
+    said = answer.headers.get("date")
+    return parsedate_to_datetime(said) if said else datetime.now(UTC)
+
+
+def _check(answer: Any, place: str) -> None:
+    """Raise UserError unless it is the version of a Prefect server that ours works with."""
+    if answer.status_code in (401, 403):
+        raise UserError(f"{place}: {NO_CREDENTIALS}")
+    found = re.fullmatch(r'"((\d+)\.[\w.+]+)"', answer.text) if answer.is_success else None
+    if found is None:
+        raise UserError(f"{place}: no Prefect server answers there; give the address of one, which ends with /api")
+    own = version("prefect")
+    if found[2] != own.partition(".")[0]:
+        raise UserError(f"{place}: the server is Prefect {found[1]}, and here is {own}; use one version for both")
