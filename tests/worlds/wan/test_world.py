@@ -549,7 +549,7 @@ def test_weights_that_cannot_be_adopted_are_told_before_the_first_stage(base: Pa
     save_student(student, base, 1, "generator", "generator_ema")
     for init in (adopted, learnt):
         with pytest.raises(
-            UserError, match=r"student\.pt: holds generator, generator_ema: which one .* weights = generator or"
+            UserError, match=r"student\.pt: holds generator, generator_ema: several sets .* weights = generator or"
         ):
             opened(**init)
     opened(**adopted, weights="generator_ema")
