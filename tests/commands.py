@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prepared import Prepared, inherited
+from tests.prepared import Prepared, inherited
 
 ROOT = Path(__file__).parents[1]
 # Variables that a developer's shell may set and tests must not depend on, by prefix.

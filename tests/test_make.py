@@ -188,3 +188,14 @@ def test_records_that_cannot_be_read(pages: Machine) -> None:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
+
+
+def test_what_make_runs_of_the_tests_folder_can_be_imported() -> None:
+    """As make starts it, from the project's folder and without pytest's path."""
+    modules = sorted(set(re.findall(r"-m (tests\.[\w.]+)", (ROOT / "Makefile").read_text())))
+    assert {"tests.chaos", "tests.crash"} < set(modules)
+    names = [name if "." in name.removeprefix("tests.") else f"{name}.__main__" for name in modules]
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
+    run = subprocess.run([sys.executable, "-c", program, *names], cwd=ROOT, env=own, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
