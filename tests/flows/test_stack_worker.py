@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+import pytest
 import waiting
 from commands import environment
 from waiting import wait_until
@@ -154,3 +155,17 @@ def test_prefect_s_worker_does_not_outlive_a_worker_that_is_killed(tmp_path, own
             for one in (*below, prefect):
                 with suppress(psutil.NoSuchProcess):
                     one.kill()
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(120, "behind"), (-120, "ahead of")])
+def test_a_clock_that_is_off_either_way_is_refused(seconds: int, said: str) -> None:
+    from datetime import UTC, datetime, timedelta
+    from email.utils import format_datetime
+    from types import SimpleNamespace
+
+    from flows.stack.worker import _check_clock
+    from hiar.errors import UserError
+
+    its = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+    with pytest.raises(UserError, match=said):
+        _check_clock(SimpleNamespace(headers={"date": its}))
