@@ -87,7 +87,7 @@ def at_work(folder, program, command=("-m", "flows.stack.worker")):
         settings = dict.fromkeys(DATABASES, "a password in it")
         settings["PREFECT_API_URL"] = f"http://127.0.0.1:{server.server_address[1]}/api"
         settings["PYTHONPATH"] = f"{folder}{os.pathsep}{environment()['PYTHONPATH']}"
-        asked = [sys.executable, *command, "--pool", "stages", "--limit", "2"]
+        asked = [sys.executable, *command, "--pool", "stages", "--limit", "2", "--with-healthcheck"]
         worker = subprocess.Popen(asked, cwd=folder, env=environment() | settings)
         try:
             yield worker
@@ -114,6 +114,7 @@ def test_a_worker_that_is_asked_to_end_lets_its_runs_end_and_leaves_nothing(tmp_
         assert worker.wait(120) == 0
     left, *told = (tmp_path / "told").read_text().split("\n")
     assert told[:8] == ["worker", "start", "--type", "process", "--pool", "stages", "--limit", "2"]
+    assert told[8] == "--with-healthcheck"  # what is not its own is Prefect's
     assert not set(DATABASES) & set(told)
     assert "PREFECT_API_URL" in told
     assert (tmp_path / "ended").exists()

@@ -31,6 +31,8 @@ from infra_files import (
 
 WORKERS = ("experiments", "worker")
 COMPOSED = (*WORKERS, "worker-gpu")
+OURS = ["python", "-m", "flows.stack.worker"]  # of processes, which it ends when it is ended
+PREFECTS = ["prefect", "worker", "start"]  # of jobs, which go on without their worker
 
 
 def open_to_all(words: list[str]) -> list[str]:
@@ -56,8 +58,9 @@ def test_a_server_is_started_alike_everywhere(name: str) -> None:
 
 def test_a_worker_is_started_alike_everywhere() -> None:
     def option(words: list[str]) -> dict[str, str]:
-        assert words[:3] == ["prefect", "worker", "start"]
-        return dict(word.split("=", 1) for word in words[3:] if "=" in word)
+        assert words[:3] in (OURS, PREFECTS)
+        kind = {"--type": "process"} if words[:3] == OURS else {}
+        return kind | dict(word.split("=", 1) for word in words[3:] if "=" in word)
 
     parents, cpu, gpu = (option(compose()["services"][name]["command"]) for name in COMPOSED)
     pods, unit = [option(deployed(name)["args"]) for name in WORKERS], option(unit_command("worker"))
@@ -237,6 +240,8 @@ def test_command_lines_are_such_as_their_programs_take() -> None:
     read = set()
     for given in commands():
         words = given[given.index("hiar") :] if "hiar" in given else given
+        if words[:3] == OURS:  # which passes its options on
+            words = [*PREFECTS, *words[3:]]
         if words[0] == "prefect":
             start, bound, *_ = prefect.parse_args(words[1:], print_error=False, exit_on_error=False)
             assert start.__name__ == "start" and bound.arguments
@@ -277,7 +282,7 @@ def test_the_docker_pool_finds_what_compose_made() -> None:
 def test_base_models_are_where_workers_are_told() -> None:
     """In one place, since checkpoints refer to them there; set only if this machine has a folder of them."""
     commands = {name: " ".join(one.get("command", [])) for name, one in compose()["services"].items()}
-    workers = [compose()["services"][name] for name, line in commands.items() if line.startswith("prefect worker")]
+    workers = [compose()["services"][name] for name, line in commands.items() if "worker" in line.split(" --")[0]]
     assert len(workers) == 3
     for worker in workers:
         assert worker["environment"]["HIAR_MODELS"] == "${HIAR_MODELS:+/models}"
