@@ -106,6 +106,25 @@ def test_longlives_students_see_twelve_frames_the_first_three_among_them() -> No
             parse_params(masked, ROOT / "params.yaml")
 
 
+def test_causal_forcing_trains_a_causal_teacher_and_distils_its_consistency_first() -> None:
+    """configs/{ar_diffusion_tf,causal_cd,causal_forcing_dmd}_chunkwise.yaml, its README's fewest steps, 64 GPUs."""
+    params, other = params_of("wan2.1-causal-forcing"), params_of("wan2.1-self-forcing")
+    assert params.distill == other.distill
+    init = params.init
+    assert (init.kind, init.solver_steps, init.guidance) == ("consistency", 48, 3.0)  # type: ignore[union-attr]
+    first, second = init.trainings["teacher.training"], init.trainings["training"]
+    assert [one.steps for one in (first, second)] == [2000, 3000]
+    for training in (first, second):
+        optimizer = training.optimizer
+        adamw = (optimizer.adamw.lr, optimizer.adamw.betas, optimizer.adamw.weight_decay)
+        assert (training.batch, adamw, optimizer.clip) == (64, (2.0e-6, (0.0, 0.999), 0.01), 10.0)
+        assert (optimizer.muon, optimizer.warmup, optimizer.decay) == (None, 0, "constant")
+    assert (first.optimizer.ema, second.optimizer.ema) == (None, 0.99)
+    lowest = 5 * 0.001 / (1 + 4 * 0.001)  # of its 1000 levels of shift 5: all have the velocity's own weight
+    assert init.teacher.weighting == "bell" and init.teacher.sigma_floor < lowest  # type: ignore[union-attr]
+    assert (params.schedule.teacher_shift, params.teacher.caption_dropout) == (5.0, 0.0)
+
+
 def test_hiar_is_regularised_as_its_configuration_says() -> None:
     params = params_of("wan2.1-hiar")
     assert params.compare.distill == ["hiar"]

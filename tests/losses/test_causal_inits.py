@@ -59,6 +59,9 @@ def test_teacher_forcing_is_the_velocitys_error_behind_clean_blocks() -> None:
     weight = (of_frames(sigma) / of_frames(sigma).clamp(min=0.6)).square()
     floored = forced_flow_matching(model, CLEAN, NOISE, sigma, TEXT, attention, floor=0.6)
     torch.testing.assert_close(floored, (weight * error).mean(), rtol=1e-4, atol=0)
+    weights = torch.tensor([[1.0, 0.0, 2.0], [0.5, 3.0, 0.0]])
+    weighted = forced_flow_matching(model, CLEAN, NOISE, sigma, TEXT, attention, 0.05, weights)
+    torch.testing.assert_close(weighted, (of_frames(weights) * error).mean(), rtol=1e-4, atol=0)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_denoiser
 
-from hiar.losses.flow import flow_matching, stratified_sigmas, velocity_error
+from hiar.losses.flow import bell_weights, flow_matching, stratified_sigmas, velocity_error
 from hiar.losses.forward_kl import forward_kl
 from hiar.losses.regression import block_levels, ode_regression
 from hiar.models.attention import Bidirectional, BlockCausal
@@ -56,6 +56,19 @@ def test_the_error_of_the_velocity_is_that_of_x0_over_the_level() -> None:
     x0_hat, x0 = torch.tensor([[2.0, 0.0], [1.0, 5.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     error = velocity_error(x0_hat, x0, torch.tensor([[0.1], [0.8]]), floor=0.5)
     assert error.item() == pytest.approx(((1 / 0.5) ** 2 + (4 / 0.8) ** 2) / 4)
+
+
+def test_bell_weights_are_those_of_causal_forcings_schedule() -> None:
+    """Its 1000 levels of shift 5, whose weights have mean 1: most at a half, none at pure noise."""
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    levels = 5 * t / (1 + 4 * t)
+    weights = bell_weights(levels, 5.0)
+    bell = (-2 * (levels - 0.5) ** 2).exp()
+    torch.testing.assert_close(weights, (bell - bell[-1]) * 1000 / (bell - bell[-1]).sum())
+    assert weights[-1] == pytest.approx(0, abs=1e-6)
+    half, high = bell_weights(torch.tensor([0.5, 5 / 6]), 5.0).tolist()
+    assert (round(half, 1), round(high, 1)) == (2.1, 1.0)
+    assert bell_weights(torch.tensor([0.5]), 1.0).item() < half  # even levels are near a half more often
 
 
 def test_training_levels_cover_every_stratum() -> None:

@@ -22,7 +22,7 @@ from hiar.io.artifacts import read_manifest, write_manifest
 from hiar.io.shards import read_shard, write_shard
 from hiar.io.states import newest
 from hiar.losses.consistency import causal_consistency
-from hiar.losses.flow import stratified_sigmas
+from hiar.losses.flow import bell_weights, stratified_sigmas
 from hiar.losses.regression import forced_regression, ode_regression
 from hiar.losses.teacher_forcing import forced_flow_matching
 from hiar.models.attention import BlockCausal, TeacherForced
@@ -301,13 +301,14 @@ def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
         params.model_copy(update={"teacher": params.teacher.model_copy(update={"caption_dropout": share})})
         for share in (0.25, 1.0)  # a quarter drops other rows in one half of the batch than in the other
     )
-    for one, dropped in ((params, False), (some, False), (always, True)):
+    bell = some.model_copy(update={"init": some.init.model_copy(update={"weighting": "bell"})})
+    for one, dropped in ((params, False), (bell, False), (always, True)):
         calls.clear()
         spec = one.init
         init.run(one, work, 0)
         pairs, generator = load_pairs(work / MADE / "pairs"), load_generator(work / MADE / "teacher")
         assert len(calls) == 2 * 2
-        for number, (x0, noise, sigma, text, attention, floor) in enumerate(calls):
+        for number, (x0, noise, sigma, text, attention, floor, weights) in enumerate(calls):
             step, part = divmod(number, 2)
             own = slice(2 * part, 2 * part + 2)
             random = stream("causal teacher batch", SEED, step=step)
@@ -320,6 +321,8 @@ def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
             assert torch.equal(sigma, levels.view(4, 5)[own])
             assert torch.equal(text, generator.embed(captions))
             assert (attention, floor) == (TeacherForced(3, 5), spec.sigma_floor)  # type: ignore[union-attr]
+            belled = bell_weights(sigma, one.schedule.teacher_shift)
+            assert torch.equal(weights, belled) if one is bell else weights is None
             assert all(lost) or not dropped
         shutil.rmtree(work / MADE / "init")
 
