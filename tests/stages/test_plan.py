@@ -96,7 +96,7 @@ def test_a_walk_takes_the_predicted_memory(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, int], None]:
+def limit_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, int], None]:
     """Sets the bytes that are free and those that decoding needs, 30 of which are kept between two blocks.
 
     A video needs 100 batched and 40 step by step, of which each cache takes 10.
@@ -112,21 +112,21 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, int], None]:
 
 
 def test_with_little_memory_fewer_videos_are_made_at_a_time_then_step_by_step(
-    tmp_path: Path, limit: Callable[[float, int], None]
+    tmp_path: Path, limit_memory: Callable[[float, int], None]
 ) -> None:
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     rollout = make_rollout(source, source.embed(["a red disc moves left"]), HIAR, 24, 0, [0])
-    limit(1e12, 0)
+    limit_memory(1e12, 0)
     assert way_of(source, HIAR, rollout, 5) == Way("diagonal", "batched", 5)
     for free, videos in ((500, 5), (299, 2), (100, 1)):
-        limit(free, 100)
+        limit_memory(free, 100)
         assert way_of(source, HIAR, rollout, 5) == Way("diagonal", "batched", videos, 100)
-    limit(99, 0)
+    limit_memory(99, 0)
     assert way_of(source, HIAR, rollout, 5) == Way("step_first", "fused", 2, 40)
     assert way_of(source, HIAR, rollout, 5, beside=2).videos == 1  # processes share what is free
     for free, decoding in ((130, 80), (150, 110)):  # walk + decoder state, decoding + caches
-        limit(free, decoding)
+        limit_memory(free, decoding)
         assert way_of(source, HIAR, rollout, together=True) == Way("diagonal", "batched", 1, 100)
     for free, decoding, together, needed in (
         (39, 0, False, 40),
@@ -134,12 +134,12 @@ def test_with_little_memory_fewer_videos_are_made_at_a_time_then_step_by_step(
         (129, 80, True, 130),
         (149, 110, True, 150),
     ):
-        limit(free, decoding)
+        limit_memory(free, decoding)
         figures = f"{needed / GB:.3g} GB, {free / GB:.3g} GB are free to use"
         with pytest.raises(UserError, match=f"the rest of a video takes are {figures}; ask for a smaller"):
             way_of(source, HIAR, rollout, together=together)
     finished = Walk(order="block_first", context="finished")  # waits for finished blocks: no cheaper way exists
-    limit(99, 0)
+    limit_memory(99, 0)
     with pytest.raises(UserError, match="GB are free to use"):
         way_of(source, finished, make_rollout(source, rollout.text, finished, 24, 0, [0]), 5)
     settled = settled_way(tmp_path, Way("step_first", "fused", 1, 40))
@@ -147,14 +147,14 @@ def test_with_little_memory_fewer_videos_are_made_at_a_time_then_step_by_step(
 
 
 def test_a_stream_decodes_one_block_at_a_time_and_sampling_one_part(
-    tmp_path: Path, limit: Callable[[float, int], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, limit_memory: Callable[[float, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     rollout = make_rollout(source, source.embed(["a red disc moves left"]), HIAR, 24, 0, [0])
     block, part = source.card.video.block, source.codec.chunk
     assert block < part
-    limit(500, 0)
+    limit_memory(500, 0)
     monkeypatch.setattr(fitting, "decode_bytes", lambda source, frames: (frames * 100, 0))
     assert way_of(source, HIAR, rollout, together=True).videos == 1
     with pytest.raises(UserError, match=rf"{part * 100 / GB:.3g} GB, .* GB are free to use"):
@@ -175,12 +175,14 @@ def test_caches_that_do_not_fit_are_refused_with_their_size(tmp_path: Path, monk
             check_memory(source, rollout, caches)
 
 
-def test_videos_made_with_little_memory_are_the_same(tmp_path: Path, limit: Callable[[float, int], None]) -> None:
+def test_videos_made_with_little_memory_are_the_same(
+    tmp_path: Path, limit_memory: Callable[[float, int], None]
+) -> None:
     save_student(tmp_path / "student")
     request = Request(tmp_path / "student", ["a red disc moves left", "a blue disc moves up"], 12)
     made = []
     for free in (1e12, 40):
-        limit(free, 0)
+        limit_memory(free, 0)
         out = tmp_path / f"{free}"
         sample_prompts(request, out, save_latents=True)
         made.append(load_file(out / "latents.safetensors")["latents"])
