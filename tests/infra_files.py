@@ -1,4 +1,4 @@
-"""The contents of infra/, read as the tools that use them read them."""
+"""The contents of infra/, read as their tools read them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def spoil(project, old, new):
     "command",
     [[], ["run"], ["stage"], ["sample"], ["stream"], ["live"], ["score"], ["tables"], ["config"], ["config", "show"]],
 )
-def test_help_needs_nothing_heavy(command):
+def test_help_imports_nothing_heavy(command):
     code = (
         "import sys; sys.argv[1:] = {arguments!r}; from hiar.cli import main\n"
         "try: main()\n"
@@ -317,7 +317,7 @@ def test_unknown_or_unfitting_walk_options_are_refused(project):
     assert sample(project, "--contxt", "clean").endswith("see `hiar sample --help`")
 
 
-def test_a_workspace_that_cannot_be_written(project):
+def test_a_workspace_that_cannot_be_written_is_named(project):
     (project / "runs").write_text("in the way")
     assert mistake("run", "smoke", folder=project).startswith("runs/smoke/.dvc/tmp: not a directory; ")
 

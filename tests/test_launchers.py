@@ -82,7 +82,7 @@ def test_a_launcher_that_has_gone_gives_one_error_line(work: Path) -> None:
     assert not list(work.glob("refused*"))
 
 
-def test_a_stage_forgets_a_world_of_one_and_refuses_others(work: Path) -> None:
+def test_a_stage_ignores_a_world_of_one_and_refuses_all_others(work: Path) -> None:
     stage = ("stage", "codec", "--seed", 0)
     for settings, line in (
         ({"RANK": "x"}, "RANK = 'x': is not a number that a launcher sets"),

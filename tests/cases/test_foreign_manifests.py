@@ -57,10 +57,10 @@ MANIFESTS = {
 
 @pytest.mark.parametrize("case", MANIFESTS)
 def test_an_invalid_manifest_beside_videos_is_refused(case, mistake):
-    changes, said = MANIFESTS[case]
+    changes, error = MANIFESTS[case]
     edit("videos/manifest.json", **changes)
     line = mistake("score", "videos", "--out", "score.json")
-    assert line.startswith(f"videos/manifest.json: {said}")
+    assert line.startswith(f"videos/manifest.json: {error}")
     assert line.endswith(REMEDY)
 
 
@@ -76,7 +76,7 @@ def test_a_file_that_is_no_manifest_is_refused(text, mistake):
 def test_files_unlike_their_manifest_are_refused_without_advice_to_delete_them(mistake):
     """Even if a link or a pipe is in the place of a file of the manifest."""
     before = Path("videos/0001.mp4").read_bytes()
-    for put, said in (
+    for put, error in (
         (lambda: Path("videos/0001.mp4").write_bytes(before[:-9]), "size = "),
         (lambda: Path("videos/0001.mp4").write_bytes(before[:-9] + bytes(9)), "is not what its manifest says"),
         (lambda: os.symlink("/etc", "videos/0001.mp4"), "is no file, though its manifest says so"),
@@ -86,7 +86,7 @@ def test_files_unlike_their_manifest_are_refused_without_advice_to_delete_them(m
         Path("videos/0001.mp4").unlink(missing_ok=True)
         put()
         line = mistake("score", "videos", "--out", "score.json")
-        assert line.startswith(f"videos/0001.mp4: {said}")
+        assert line.startswith(f"videos/0001.mp4: {error}")
         assert line.endswith("; run the stage that makes it again, or name another folder")
 
 
@@ -161,10 +161,10 @@ PARTS = {
 
 @pytest.mark.parametrize("case", PARTS)
 def test_invalid_parts_of_a_checkpoint_are_refused(case, spoil_student, mistake):
-    change, said = PARTS[case]
+    change, error = PARTS[case]
     spoil_student(change)
     line = mistake(*SAMPLE)
-    assert line.startswith(f"student/{said}")
+    assert line.startswith(f"student/{error}")
     assert "anew" in line
 
 

@@ -153,14 +153,14 @@ def make_bad_outputs():
 
 @pytest.mark.parametrize("command", [("score", "nowhere"), (*STREAM, "nowhere")], ids=["score", "stream"])
 def test_an_impossible_output_file_is_refused_before_any_work(command, mistake):
-    for name, said in make_bad_outputs().items():
-        assert mistake(*command, "--out", name) == said
+    for name, line in make_bad_outputs().items():
+        assert mistake(*command, "--out", name) == line
 
 
 def test_an_impossible_output_folder_is_refused_before_any_work(mistake):
     make_bad_outputs()
     os.mkfifo("pipe")
-    for name, said in {
+    for name, line in {
         "": ".: would be replaced as a whole; choose a folder below it",
         "-": "--out = -: a folder cannot be written to the standard output; name one",
         "videos/..": "videos/..: would be replaced as a whole; choose a folder below it",
@@ -174,9 +174,9 @@ def test_an_impossible_output_folder_is_refused_before_any_work(mistake):
         "/proc": "/proc: is mounted, so it cannot be replaced as a whole; choose a folder below it",
         "x" * 245: f"{'x' * 245}.old.partial: file name too long; choose a shorter name",
     }.items():
-        assert mistake(*SAMPLE, "nowhere", "--out", name) == said
+        assert mistake(*SAMPLE, "nowhere", "--out", name) == line
         if name not in ("", "-"):
-            assert mistake(*SAMPLE, "nowhere", "--processes", 2, "--out", name) == said
+            assert mistake(*SAMPLE, "nowhere", "--processes", 2, "--out", name) == line
 
 
 def test_a_mounted_output_is_refused_before_any_work(mistake):
@@ -189,10 +189,10 @@ def test_a_mounted_output_is_refused_before_any_work(mistake):
     try:
         if not mounted:
             pytest.skip("this user may not mount")
-        said = "--out = score.json: is mounted, so it cannot be replaced; name another file"
-        assert mistake("score", "nowhere", "--out", "score.json") == said
-        said = "a folder: is mounted, so it cannot be replaced as a whole; choose a folder below it"
-        assert mistake(*SAMPLE, "nowhere", "--out", "a folder") == said
+        line = "--out = score.json: is mounted, so it cannot be replaced; name another file"
+        assert mistake("score", "nowhere", "--out", "score.json") == line
+        line = "a folder: is mounted, so it cannot be replaced as a whole; choose a folder below it"
+        assert mistake(*SAMPLE, "nowhere", "--out", "a folder") == line
     finally:
         subprocess.run(["umount", "score.json", "a folder"], capture_output=True)
 
@@ -200,16 +200,16 @@ def test_a_mounted_output_is_refused_before_any_work(mistake):
 def test_unreadable_inputs_and_link_loops_are_named(mistake, student, project):
     os.symlink("loop", "loop")
     sample = (*SAMPLE[:1], *SAMPLE[3:])
-    said = "cannot be read (Too many levels of symbolic links)"
-    assert mistake(*sample, student, "--prompts", "loop", "--out", "out").startswith(f"loop: {said}; name a text file")
+    loop = "cannot be read (Too many levels of symbolic links)"
+    assert mistake(*sample, student, "--prompts", "loop", "--out", "out").startswith(f"loop: {loop}; name a text file")
     assert mistake(*sample, student, "--prompts", "params.yaml/x", "--out", "out").startswith(
         "params.yaml/x: cannot be read (Not a directory)"
     )
-    assert mistake(*SAMPLE, "loop", "--out", "out").startswith(f"loop/manifest.json: {said}; run the stage")
+    assert mistake(*SAMPLE, "loop", "--out", "out").startswith(f"loop/manifest.json: {loop}; run the stage")
     for name in ("captions.txt", "manifest.json"):
         os.rename(f"videos/{name}", f"{name}.kept")
         os.symlink(name, f"videos/{name}")
-        assert mistake(*SCORE, "x.json").startswith(f"videos/{name}: {said}")
+        assert mistake(*SCORE, "x.json").startswith(f"videos/{name}: {loop}")
         os.replace(f"{name}.kept", f"videos/{name}")
     shutil.copytree(student, "student")
     os.remove("student/generator.json")
@@ -219,8 +219,8 @@ def test_unreadable_inputs_and_link_loops_are_named(mistake, student, project):
     assert mistake(*SAMPLE, "student", "--out", "out").startswith("student/generator.json: cannot be read (Is a dir")
     os.remove("params.yaml")
     os.symlink("params.yaml", "params.yaml")
-    assert mistake("config", "check").startswith(f"params.yaml: {said}; mend that or name another file")
-    assert mistake(*SCORE, "x.json").startswith(f"params.yaml: {said}")
+    assert mistake("config", "check").startswith(f"params.yaml: {loop}; mend that or name another file")
+    assert mistake(*SCORE, "x.json").startswith(f"params.yaml: {loop}")
 
 
 def test_a_full_standard_output_is_one_error_line(project):
@@ -237,7 +237,7 @@ def test_a_full_standard_output_is_one_error_line(project):
 
 def test_a_closed_output_is_named_and_a_reader_that_leaves_early_is_no_error(project):
     hiar = f"{sys.executable} -m hiar"
-    for command, said in {
+    for command, line in {
         f"{hiar} score nowhere --out - >&-": "--out = -: is not open; name a file",
         f"{hiar} stream --checkpoint nowhere --prompt x --out - >&-": "--out = -: is not open; name a file",
         f"{hiar} score nowhere --out /dev/fd/5 5< params.yaml": "--out = /dev/fd/5: is open for reading only; name a "
@@ -245,7 +245,7 @@ def test_a_closed_output_is_named_and_a_reader_that_leaves_early_is_no_error(pro
     }.items():
         script = ["bash", "-o", "pipefail", "-c", command]
         run = subprocess.run(script, env=environment(), capture_output=True, text=True)
-        assert (run.returncode, run.stderr) == (2, f"error: {said}\n")
+        assert (run.returncode, run.stderr) == (2, f"error: {line}\n")
     script = ["bash", "-o", "pipefail", "-c", f"{hiar} config show | true"]  # the reader stops early: no error
     run = subprocess.run(script, env=environment(), capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (1, "")

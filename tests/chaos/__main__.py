@@ -42,15 +42,15 @@ def main() -> int:
             print(f"undisturbed: {whole:.0f} s, {len(clean)} outputs, {stored}", flush=True)
             show("round", "killed", "at", "again", "complete", "state", "equal", "points", "store", "left behind")
             for number, part, moment in rounds:
-                begun = time.monotonic()
+                began = time.monotonic()
                 run = lab.fire()
-                lab.wait_for_work(part, begun + moment * whole)
+                lab.wait_for_work(part, began + moment * whole)
                 at = time.monotonic()
                 orphans = lab.kill(part)
                 again = lab.running_again(run, part, at)
                 state = lab.end_of(run)
                 equal = lab.outputs() == clean
-                seconds = (f"{at - begun:.0f} s", f"{again:.0f} s", f"{time.monotonic() - begun:.0f} s")
+                seconds = (f"{at - began:.0f} s", f"{again:.0f} s", f"{time.monotonic() - began:.0f} s")
                 points, store = lab.points_amiss(), lab.store_amiss()
                 different += state != "COMPLETED" or not equal or bool(points or store or orphans)
                 verdicts = ("yes" if equal else "NO", "amiss" if points else "each once", "amiss" if store else "whole")

@@ -89,12 +89,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    for count, number, said in ((2, 1, None), (2, 2, "here are 2; use at most 1"), (1, 1, "here are 1; leave it out")):
+    for count, number, line in ((2, 1, None), (2, 2, "here are 2; use at most 1"), (1, 1, "here are 1; leave it out")):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         monkeypatch.setenv("LOCAL_RANK", str(number))
-        if said is None:
+        if line is None:
             assert own_device() == torch.device("cuda", number)
         else:
-            with pytest.raises(UserError, match=f"--processes: each takes a GPU, .*; {said}"):
+            with pytest.raises(UserError, match=f"--processes: each takes a GPU, .*; {line}"):
                 own_device()
     assert chosen == [1]

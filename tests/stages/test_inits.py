@@ -39,7 +39,7 @@ from hiar.stages.pairs import Trajectories, load_pairs, pair_captions
 from hiar.tracking.stage import Run
 
 MADE = Path("artifacts", "seed-0")
-SEED = 7  # of all draws; not 0, which is also used where a seed is forgotten
+SEED = 7  # of all draws; not 0, so that a forgotten seed is noticed
 WEIGHTS = MADE / "init" / "transformer" / "diffusion_pytorch_model.safetensors"
 OPTIMIZER = {
     "adamw": {"lr": 0.002, "betas": [0.9, 0.99], "weight_decay": 0.0},
@@ -362,7 +362,7 @@ def test_micro_batches_of_the_regression_are_weighted_by_the_whole_batchs_noisy_
     share = (torch.cat(sigmas) > 0).float().mean()
     assert len(sigmas) == 2
     assert shares == (share, share)
-    assert all((sigma > 0).float().mean() != share for sigma in sigmas)  # otherwise the test shows nothing
+    assert all((sigma > 0).float().mean() != share for sigma in sigmas)  # otherwise the test proves nothing
 
 
 def test_a_causal_teachers_state_cannot_be_restarted_from(

@@ -215,11 +215,11 @@ def test_all_latents_and_one_part_of_the_pictures_must_fit(tmp_path: Path, monke
     check(2 * latent + pictures, 500 * latent)
     check(800 * latent, 500 * latent, batch=400)
     check(latent + pictures, latent, batch=400, count=1)
-    for memory, disk, said in (
+    for memory, disk, line in (
         (2 * latent + pictures - 1, 500 * latent, r"2 video\(s\) at a time take"),
         (2 * latent + pictures, 500 * latent - 1, "the latents take"),
     ):
-        with pytest.raises(UserError, match=rf"^--frames = 6: {said} .* GB.*; ask for fewer"):
+        with pytest.raises(UserError, match=rf"^--frames = 6: {line} .* GB.*; ask for fewer"):
             check(memory, disk)
     check(2 * latent + pictures, 1000 * latent, kept=True)  # on disk twice: in parts, and as one file
     with pytest.raises(UserError, match="the latents take"):

@@ -250,7 +250,7 @@ def test_parts_and_batches_change_nothing(params, monkeypatch):
             torch.testing.assert_close(torch.cat([one[name] for one in alone]), values, rtol=1e-4, atol=1e-6)
 
 
-def test_a_first_block_of_its_own_is_in_the_protocol(params, tmp_path):
+def test_the_protocol_has_a_first_block_of_another_size(params, tmp_path):
     for first, expected in ((9, 9), (None, 12)):
         world = params.world.model_dump(mode="json")
         write_manifest(tmp_path, "samples", world=world, first_block=first, block=12)

@@ -204,7 +204,7 @@ def test_a_stream_has_the_requested_number_of_frames(
     assert capsys.readouterr().err.splitlines()[-1].startswith("stream: 12/12 frames in ")
 
 
-def test_a_second_interruption_interrupts() -> None:
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interruptions() as interrupted:
         signal.raise_signal(signal.SIGINT)

@@ -160,13 +160,13 @@ def test_the_student_begins_as_the_init_and_the_critic_as_the_teacher(parents: P
 
 def test_both_learning_rates_decay_to_zero_with_the_last_update(recorded: Recorded) -> None:
     """Also for a critic that first warms up alone and takes several updates per student update."""
-    taken = {}
+    updates = {}
     for name, role in recorded.roles.items():
         (optimizer,) = role.optimizers
-        (taken[name],) = {int(state["step"]) for state in optimizer.state.values()}
-        assert lr_factor(role.settings, taken[name] - 1, role.steps) > 0
-        assert lr_factor(role.settings, taken[name], role.steps) == pytest.approx(0)
-    assert taken["critic"] > 2 * taken["student"] > 0
+        (updates[name],) = {int(state["step"]) for state in optimizer.state.values()}
+        assert lr_factor(role.settings, updates[name] - 1, role.steps) > 0
+        assert lr_factor(role.settings, updates[name], role.steps) == pytest.approx(0)
+    assert updates["critic"] > 2 * updates["student"] > 0
 
 
 def test_no_sample_is_used_twice_or_by_both_student_and_critic(parents: Path, tmp_path: Path) -> None:
