@@ -59,7 +59,7 @@ class Watcher:
         )
         self.blocks: dict[int, list[dict[str, Any]]] = {}
         self.videos: dict[int, bytes] = {}
-        self.say(kind="enter", token=token)
+        self.send(kind="enter", token=token)
 
     def __enter__(self) -> Watcher:
         self.hello = self.until("hello")
@@ -68,10 +68,10 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def say(self, **message: object) -> None:
+    def send(self, **message: object) -> None:
         self.socket.send(json.dumps(message))
 
-    def hear(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         """The next message; bytes of videos that come with or before it are kept."""
         while isinstance(data := self.socket.recv(PATIENCE), bytes):
             self._keep(data)
@@ -88,7 +88,7 @@ class Watcher:
 
     def until(self, kind: str) -> dict[str, Any]:
         """The next message of this kind; those before it are skipped."""
-        while (message := self.hear())["kind"] != kind:
+        while (message := self.receive())["kind"] != kind:
             pass
         return message
 
@@ -99,7 +99,7 @@ class Watcher:
             # The minimum over students: what only some have made cannot be watched, and the server does not count it.
             made = min(self.blocks[student][-1]["end"] if student in self.blocks else 0.0 for student in students)
             if made >= reported + self.hello["lead"] / 2:  # like a page, not for every block
-                self.say(kind="watched", seconds=(reported := made))
+                self.send(kind="watched", seconds=(reported := made))
             self.until("block")
 
     def made(self, student: int) -> int:
