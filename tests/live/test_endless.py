@@ -70,7 +70,7 @@ def test_a_student_that_is_killed_is_told_of_and_the_other_goes_on(students, tmp
         broken = viewer.until("broken")
         before = viewer.made(broken["student"] ^ 1)
         while viewer.made(broken["student"] ^ 1) < before + 20:
-            viewer.say(kind="watched", seconds=viewer.blocks[broken["student"] ^ 1][-1]["end"])
+            viewer.send(kind="watched", seconds=viewer.blocks[broken["student"] ^ 1][-1]["end"])
             viewer.until("block")
 
 
@@ -102,7 +102,7 @@ def test_floods(students, tmp_path):
         stays.watch(4)
         with Watcher(address) as flood, ThreadPoolExecutor(32) as pool:
             for _ in range(1000):
-                flood.say(kind="prompt", text=OTHER)
+                flood.send(kind="prompt", text=OTHER)
             answers = list(pool.map(lambda _: _status(address), range(1000)))
             assert set(answers) <= {200, 503, None}
             assert 200 in answers
@@ -113,7 +113,7 @@ def test_floods(students, tmp_path):
         with pytest.raises(ConnectionClosed) as refused:
             for _ in range(40):
                 crowd.append(Watcher(address))
-                crowd[-1].hear()
+                crowd[-1].receive()
         assert refused.value.rcvd.code == 4429
         stays.watch(stays.made(0) + 8)
         for each in crowd:

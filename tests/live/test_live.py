@@ -69,10 +69,10 @@ def test_students_show_the_same_prompts_and_noise_as_elsewhere(address, students
     with Watcher(address) as viewer:
         assert [student["name"] for student in viewer.hello["students"]] == ["hiar", "forcing"]
         viewer.watch(6)
-        viewer.say(kind="prompt", text=OTHER)
+        viewer.send(kind="prompt", text=OTHER)
         change = viewer.until("prompt")["block"]
         viewer.watch(change + 4)
-        viewer.say(kind="restart", seed=9, order=None, context=None)
+        viewer.send(kind="restart", seed=9, order=None, context=None)
         begun = viewer.until("restart")["block"]
         viewer.watch(begun + 4)
         for number, folder in enumerate(students):
@@ -92,7 +92,7 @@ def test_where_it_is_asked_for_contexts_are_renewed_as_the_prompt_changes(studen
     options = ("--prompt", PROMPT, "--lead", LEAD, "--seed", SEED, "--renew")
     with live(students[1], folder=tmp_path, options=options) as (_, address), Watcher(address) as viewer:
         viewer.watch(4)
-        viewer.say(kind="prompt", text=OTHER)
+        viewer.send(kind="prompt", text=OTHER)
         change = viewer.until("prompt")["block"]
         viewer.watch(change + 4)
         made = [block["latent"] for block in viewer.blocks[0]]
@@ -115,7 +115,7 @@ def test_who_comes_later_begins_where_the_others_are_and_nothing_is_made_for_nob
         with av.open(io.BytesIO(viewer.videos[0])) as video:
             assert next(video.decode(video=0)).time == pytest.approx(viewer.blocks[0][0]["start"])
         time.sleep(1.0)
-        viewer.say(kind="prompt", text=OTHER)
+        viewer.send(kind="prompt", text=OTHER)
         viewer.until("taken")
         for blocks in viewer.blocks.values():
             assert blocks[-1]["end"] <= start + LEAD + BLOCK_SECONDS
@@ -132,12 +132,12 @@ def test_what_cannot_be_is_answered_and_all_goes_on(address):
             (None, "prompt: is empty"),
             ("<script>alert(1)</script>", "unknown word"),
         ):
-            viewer.say(kind="prompt", text=text)
+            viewer.send(kind="prompt", text=text)
             assert line in viewer.until("refused")["line"]
         for seed, order, context in ((-1, None, None), (0.5, None, None), (0, "up", None), (0, None, ["x"])):
-            viewer.say(kind="restart", seed=seed, order=order, context=context)
+            viewer.send(kind="restart", seed=seed, order=order, context=context)
             assert viewer.until("refused")["line"]
-        viewer.say(kind="restart", seed=0, order="step_first", context="finished")
+        viewer.send(kind="restart", seed=0, order="step_first", context="finished")
         assert "--order = step_first" in viewer.until("refused")["line"]
         for data in (
             b"\x00\x01",
@@ -152,16 +152,16 @@ def test_what_cannot_be_is_answered_and_all_goes_on(address):
         for _ in range(6):
             assert "message: is" in viewer.until("refused")["line"]
         for seconds in (1e300, 10**400, -1, None):
-            viewer.say(kind="watched", seconds=seconds)
+            viewer.send(kind="watched", seconds=seconds)
         viewer.socket.send('{"kind": "watched", "seconds": NaN}')
-        viewer.say(kind="prompt", text="\ud800 \x00 \x1b[31m")
+        viewer.send(kind="prompt", text="\ud800 \x00 \x1b[31m")
         viewer.until("refused")
-        viewer.say(kind="prompt", text=PROMPT)
+        viewer.send(kind="prompt", text=PROMPT)
         viewer.until("taken")
         viewer.socket.send("x" * 100_000)  # larger than the limit per message
         with pytest.raises(ConnectionClosed):
             while True:
-                viewer.hear()
+                viewer.receive()
     with Watcher(address) as viewer:
         viewer.watch(viewer.until("block")["block"] + 4)
 
@@ -170,7 +170,7 @@ def test_who_may_come_in(address):
     assert ipaddress.ip_address(urlsplit(address).hostname).is_loopback  # no other machines, unless requested
     for token in ("", "wrong", None, TOKEN[:-1], TOKEN + "!", "\ud800"):
         with pytest.raises(ConnectionClosed) as closed:
-            Watcher(address, token=token).hear()  # type: ignore[arg-type]
+            Watcher(address, token=token).receive()  # type: ignore[arg-type]
         assert closed.value.rcvd.code == 4401
     for origin in ("http://elsewhere.example", f"{address[:-1]}.example", "null"):
         with pytest.raises(InvalidStatus):

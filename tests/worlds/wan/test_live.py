@@ -37,10 +37,10 @@ def test_videos_begin_again_on_one_time_line(base: Path, tmp_path: Path) -> None
         Watcher(address) as viewer,
     ):
         viewer.watch(5)
-        viewer.say(kind="prompt", text=OTHER)
+        viewer.send(kind="prompt", text=OTHER)
         change = viewer.until("prompt")
         viewer.watch(change["block"] + 2)
-        viewer.say(kind="restart", seed=3, order=None, context=None)
+        viewer.send(kind="restart", seed=3, order=None, context=None)
         begun = viewer.until("restart")
         viewer.watch(begun["block"] + 5)
     blocks = viewer.blocks[0]
