@@ -94,7 +94,7 @@ def test_deploying_without_a_prefect_server_is_one_line(place, foreign_server):
     assert run.stderr.startswith(f"error: PREFECT_API_URL = {url}: no Prefect server answers there (")
 
 
-def test_a_temporary_server_that_cannot_start(project):
+def test_a_temporary_server_that_cannot_start_is_one_line(project):
     records = project.folder / ".prefect"
     records.write_text("of somebody")
     assert error_line(project.folder, "run").startswith(f"{records}: file exists; a file has this name")
@@ -193,7 +193,7 @@ def test_a_run_works_behind_dead_proxies_in_an_odd_path_and_refuses_a_second_run
     assert (folder / ".prefect" / "prefect.db").exists()
 
 
-def test_a_project_without_git(project):
+def test_a_project_runs_without_git(project):
     """As unpacked from an archive; git is used again once there is a repository."""
     config = project.folder / ".dvc" / "config"
     config.write_text("[core]\n    analytics = false\n")
@@ -211,7 +211,7 @@ def test_a_project_without_git(project):
     assert "autostage = false" in local.read_text()
 
 
-def test_a_project_whose_code_differs_from_the_running_code(project):
+def test_a_project_whose_code_differs_from_the_running_code_is_refused(project):
     """A copy of the project, with the .venv of the one it was copied from."""
     root = Path(__file__).parents[2]
     for package in ("hiar", "flows"):
