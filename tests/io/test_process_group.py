@@ -49,7 +49,7 @@ def test_a_process_without_a_launcher_is_alone() -> None:
         pass
 
 
-class SlowerPeer(Ranks):
+class WithSlowerPeer(Ranks):
     """One of two processes; the other does five units of work, one between two beats, and is then done."""
 
     overs: ClassVar[list[float]] = []  # at each beat, whether this process has reported that it is done
@@ -67,7 +67,7 @@ def test_a_finished_process_takes_part_until_the_last_one_has_finished(
     broken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So a process without work never waits longer than between two beats of another, even after an error."""
-    monkeypatch.setattr(SlowerPeer, "overs", [])
+    monkeypatch.setattr(WithSlowerPeer, "overs", [])
     beats: list[int] = []
 
     def work(beat: Callable[[int], None]) -> None:
@@ -77,12 +77,12 @@ def test_a_finished_process_takes_part_until_the_last_one_has_finished(
         beat(3)
 
     with pytest.raises(UserError, match="video 0004") if broken else nullcontext():
-        SlowerPeer(0, 2).together(work, beats.append)
+        WithSlowerPeer(0, 2).together(work, beats.append)
     assert beats == ([4, 1, 1, 1, 1, 0] if broken else [4, 4, 1, 1, 1, 0])
-    assert SlowerPeer.overs == ([0, 1, 1, 1, 1, 1] if broken else [0, 0, 1, 1, 1, 1])
+    assert WithSlowerPeer.overs == ([0, 1, 1, 1, 1, 1] if broken else [0, 0, 1, 1, 1, 1])
 
 
-class FailedPeers(Ranks):
+class WithFailedPeers(Ranks):
     """One of three processes; the other two have failed."""
 
     def gather(self, own: Tensor) -> Tensor:
@@ -91,9 +91,9 @@ class FailedPeers(Ranks):
 
 
 def test_of_several_errors_a_process_raises_its_own_or_the_first() -> None:
-    with pytest.raises(UserError, match=r"^a$"), FailedPeers(0, 3).agreed():
+    with pytest.raises(UserError, match=r"^a$"), WithFailedPeers(0, 3).agreed():
         raise UserError("a")
-    with pytest.raises(UserError, match=r"^process 1: b$"), FailedPeers(0, 3).agreed():
+    with pytest.raises(UserError, match=r"^process 1: b$"), WithFailedPeers(0, 3).agreed():
         pass
 
 
