@@ -214,12 +214,12 @@ def test_a_broken_student_is_reported_and_holds_up_nobody(room, tmp_path):
     """The room has made as much as the slowest student that still works."""
     fragment = bytes(range(256)) * 2**9  # as large as fragments of large frames
     for name, count in (("one", 2), ("other", 5)):
-        with (tmp_path / name).open("wb", buffering=0) as pipe:
+        with (tmp_path / name).open("wb", buffering=0) as file:
             for number in range(count):
-                write_message(pipe, block_of(number, f"{PROMPT} \N{MIDDLE DOT}"), fragment)
+                write_message(file, block_of(number, f"{PROMPT} \N{MIDDLE DOT}"), fragment)
             if name == "one":
-                write_message(pipe, {"kind": "refused", "line": "no"})
-                write_message(pipe, {"kind": "broken", "line": "one: is out of memory"})
+                write_message(file, {"kind": "refused", "line": "no"})
+                write_message(file, {"kind": "broken", "line": "one: is out of memory"})
     room.viewers.add(viewer := Viewer())
 
     async def follow(number):
