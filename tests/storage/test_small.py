@@ -146,7 +146,7 @@ def reasons(found: Plan) -> dict[str, str]:
     return {kept.run.stages["make"]["cmd"].removeprefix("make "): kept.why for kept in found.runs}
 
 
-def test_gc_keeps_what_it_should_and_says_why(small: SmallStore, root: Path, store: Store) -> None:
+def test_gc_deletes_exactly_what_nothing_keeps(small: SmallStore, root: Path, store: Store) -> None:
     """It keeps objects that are recent, shared, not ours, or referenced by a commit or the working tree."""
     tagged, best, third, fourth = (
         StoredRun(small, *one) for one in (("1", 0.1, 30), ("2", 0.9, 20), ("3", 0.2, 15), ("4", "none", 10))
