@@ -43,7 +43,7 @@ class Score:
 
 @pytest.fixture(scope="module")
 def code() -> dict[str, Any]:
-    """The modules of its code that the losses need, without its packages' other imports."""
+    """The modules of Self-Forcing's code that the losses need, without its packages' other imports."""
     if CODE is None:
         pytest.skip("SELF_FORCING_CODE names no checkout of Self-Forcing")
     packages = {
@@ -63,7 +63,7 @@ def code() -> dict[str, Any]:
 
 
 def dmd_job(code: dict[str, Any], real: Denoiser, fake: Denoiser, generated: Tensor) -> SimpleNamespace:
-    """The attributes that the methods of its DMD class read; levels and rollout are fixed instead of drawn."""
+    """The attributes that the methods of Self-Forcing's DMD class read; levels and rollout are fixed, not drawn."""
     scheduler = code["utils.scheduler"].FlowMatchScheduler(shift=SHIFT, sigma_min=0.0, extra_one_step=True)
     scheduler.set_timesteps(1000, training=True)
     scheduler.alphas_cumprod = None

@@ -1,4 +1,4 @@
-"""Host memory of a training: networks that stay where they were read, and states that are being written."""
+"""Host memory of a training: networks that stay where they were loaded, and states that are being written."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_compilation_is_chosen_only_where_it_pays_and_is_accurate(
 
 
 def test_compiled_fp8_layers_may_differ_by_fp8s_error(source: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may differ by fp8's own error; otherwise mere rounding in another order would have them refused."""
+    """Otherwise mere rounding in another order would have them refused."""
     monkeypatch.setattr(module, "compiled", partial(compiled, backend="eager"))
     monkeypatch.setattr(module, "GAIN", 0.0)
     monkeypatch.setattr(module, "ERROR", -1.0)  # refuses even equal results

@@ -39,7 +39,7 @@ def test_numbers_representable_in_fp8_are_multiplied_exactly() -> None:
 
 
 def test_every_token_and_every_output_has_a_scale_of_its_own() -> None:
-    """One that is a thousand times larger costs the others no precision."""
+    """A token or output a thousand times larger costs the others no precision."""
     linear, rounded = _linear()
     x = torch.randn(4, 64, dtype=torch.bfloat16)
     before = rounded(x)

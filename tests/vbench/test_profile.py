@@ -63,7 +63,7 @@ def test_vbench_beside_another_profile_is_scored_once(score, tmp_path, weights):
 
 
 def test_vbench_alone_takes_videos_of_any_size_and_length(score, tmp_path):
-    """They may have several sizes and lengths, and belong to no world."""
+    """The videos may have several sizes and lengths, and belong to no world."""
     film(tmp_path / "videos" / "0002.mp4", 20, 7)
     score("--profile", "vbench-long", "-d", FLICKERING)
     found = json.loads((tmp_path / "score.json").read_text())

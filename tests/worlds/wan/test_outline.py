@@ -36,7 +36,7 @@ def test_an_existing_model_is_outlined_by_its_own_configurations(tmp_path: Path)
 
 @pytest.mark.parametrize("part", get_args(Part))
 def test_a_folder_that_lacks_a_part_is_not_taken_for_the_published_one(part: Part, tmp_path: Path) -> None:
-    """It may hold another model, for which a plan of the published one would be wrong."""
+    """The folder may hold another model, for which a plan of the published one would be wrong."""
     base = tmp_path / "Wan2.1-T2V-1.3B"
     base.mkdir()
     with pytest.raises(UserError, match=r"config\.json: no such file; copy the base model there"):

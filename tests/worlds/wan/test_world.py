@@ -618,7 +618,7 @@ def with_forty_prompts(params: Params, tmp_path: Path) -> Params:
 def test_a_training_loads_the_text_encoder_once_for_many_prompts(
     chain: Path, with_forty_prompts: Params, loads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is as large as the trained network; embeddings do not depend on how many samples are requested at a time."""
+    """The encoder is as large as the trained network; embeddings do not depend on the samples per request."""
     monkeypatch.setattr(distill, "AHEAD", 4)
     teacher = load_generator(chain / "artifacts" / "seed-0" / "teacher")
     teacher = replace(teacher, card=teacher.card.model_copy(update={"world": with_forty_prompts.world}))
