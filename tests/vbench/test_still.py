@@ -59,12 +59,12 @@ def test_the_first_five_that_are_still_are_scored_and_no_more_are_looked_at(scor
     assert found["by_video"].keys() == expected
     assert (found["videos"], found["of"], found["static_filter"]) == (6, 10, True)
     assert "raft_model/models/raft-things.pth" in found["weights"]
-    told = asked(weights)
-    assert {Path(one["video"]).name for one in told if one["dimension"] == FLICKERING} == expected
-    seen = [Path(one["video"]).name for one in told if one["dimension"] != FLICKERING]
+    calls = asked(weights)
+    assert {Path(one["video"]).name for one in calls if one["dimension"] == FLICKERING} == expected
+    seen = [Path(one["video"]).name for one in calls if one["dimension"] != FLICKERING]
     assert sorted(seen) == sorted([f"{SIGN}-{sample}.mp4" for sample in order[: order.index(still[-1]) + 1]] + few)
-    said = capsys.readouterr().err
-    assert f"1 of 2 prompts have fewer than 5 still videos, such as '{BENCH}'" in said
+    stderr = capsys.readouterr().err
+    assert f"1 of 2 prompts have fewer than 5 still videos, such as '{BENCH}'" in stderr
     assert score().values == scores.values
     assert asked(weights) == []  # neither filter nor scoring is repeated
 
@@ -78,7 +78,7 @@ def test_videos_of_captions_are_taken_in_the_order_that_vbenchs_names_would_have
     assert {*result(tmp_path)["by_video"]} == {f"{sample:04d}.mp4" for sample in (0, 1, 10, 11, 2)}
 
 
-def test_of_long_videos_clips_are_filtered(score, weights, tmp_path):
+def test_each_clip_of_a_long_video_is_filtered(score, weights, tmp_path):
     film(tmp_path / "videos" / f"{SIGN}-0.mp4", 40, 0)
     with suppress(RunFailed):  # a clip's number of bytes cannot be chosen
         score(protocol="vbench-long")
@@ -86,7 +86,7 @@ def test_of_long_videos_clips_are_filtered(score, weights, tmp_path):
     assert len(clips) == 5
 
 
-def test_what_it_is_not_for_is_told(score, environment, weights, tmp_path):
+def test_the_filter_refuses_other_prompts_and_missing_weights(score, environment, weights, tmp_path):
     film(tmp_path / "videos" / "0000.mp4", 4, 0)
     (tmp_path / "videos" / "captions.txt").write_text("a bird\n")
     with pytest.raises(UserError, match=r"^--static-filter: is for temporal_flickering of VBench's own prompts"):
