@@ -91,7 +91,7 @@ def deployed(name: str) -> dict[str, Any]:
     return spec["containers"][0]
 
 
-def said(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def execute(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 

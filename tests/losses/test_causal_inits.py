@@ -61,7 +61,7 @@ def test_teacher_forcing_is_the_velocity_error_after_clean_blocks() -> None:
     torch.testing.assert_close(floored, (weight * error).mean(), rtol=1e-4, atol=0)
     weights = torch.tensor([[1.0, 0.0, 2.0], [0.5, 3.0, 0.0]])
     weighted = forced_flow_matching(model, CLEAN, NOISE, sigma, TEXT, attention, 0.05, weights)
-    torch.testing.assert_close(weighted, (of_frames(weights) * error).mean(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(weighted, (per_frame(weights) * error).mean(), rtol=1e-4, atol=0)
 
 
 @torch.no_grad()

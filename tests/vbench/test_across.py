@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 from transformers import Dinov2Config, Dinov2Model
-from vbench_toys import asked, build_networks, lay_weights
+from vbench_toys import build_networks, lay_weights, requests_of
 
 from hiar.errors import UserError
 from hiar.io.video import write_mp4
@@ -91,7 +91,7 @@ def test_a_long_video_that_changes_between_its_clips_scores_lower(environment, w
         return score_folder(videos, dimensions, out, protocol="vbench-long", **where | options)
 
     scores = score(SUBJECT, BACKGROUND)
-    calls = asked(weights)
+    calls = requests_of(weights)
     assert not scores.failed
     alike = {"0.mp4": (2 * cos(0.8) + cos(0.4) + cos(0.4)) / 4, "1.mp4": 1.0, "2.mp4": None}
     alike["3.mp4"] = alike["0.mp4"]
@@ -107,7 +107,7 @@ def test_a_long_video_that_changes_between_its_clips_scores_lower(environment, w
         assert {*BRANCHES[dimension].files} < {*result["weights"]}
     before = (out / f"{SUBJECT}.json").read_bytes()
     assert score(SUBJECT).values[SUBJECT] == scores.values[SUBJECT]
-    assert asked(weights) == []
+    assert requests_of(weights) == []
     assert (out / f"{SUBJECT}.json").read_bytes() == before
     score(SUBJECT, within_clips=True)
     alone = json.loads((out / f"{SUBJECT}.json").read_text())

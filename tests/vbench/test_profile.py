@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from commands import hiar
-from vbench_toys import asked, behave, film
+from vbench_toys import behave, film, requests_of
 
 FLICKERING, IMAGING = "temporal_flickering", "imaging_quality"
 
@@ -39,7 +39,7 @@ def last_error(run):
 def test_vbench_beside_another_profile_is_scored_once(score, tmp_path, weights):
     options = ("--profile", "vbench", "--profile", "drift-lite", "-d", FLICKERING, "-d", IMAGING)
     score(*options)
-    assert len(asked(weights)) == 6
+    assert len(requests_of(weights)) == 6
     found = json.loads((tmp_path / "score.json").read_text())
     assert [*found] == ["drift-lite", "vbench"]
     assert found["drift-lite"]["videos"] == found["vbench"]["videos"] == 3
@@ -58,7 +58,7 @@ def test_vbench_beside_another_profile_is_scored_once(score, tmp_path, weights):
     assert len((tmp_path / "score.videos.jsonl").read_text().splitlines()) == 3  # drift-lite's
     before = (tmp_path / "score.json").read_bytes()
     score(*options)
-    assert asked(weights) == []
+    assert requests_of(weights) == []
     assert (tmp_path / "score.json").read_bytes() == before
 
 
@@ -90,9 +90,9 @@ def test_a_failing_dimension_keeps_the_values_of_the_others(score, tmp_path, wei
     assert error.startswith(f"{IMAGING}: no value; {IMAGING}: ")
     assert not (tmp_path / "score.json").exists()
     behave(weights)
-    asked(weights)
+    requests_of(weights)
     score("--profile", "vbench", "-d", FLICKERING, "-d", IMAGING)
-    assert {one["dimension"] for one in asked(weights)} == {IMAGING}
+    assert {one["dimension"] for one in requests_of(weights)} == {IMAGING}
 
 
 def test_vbench_refuses_before_other_profiles_score(score, tmp_path, weights):

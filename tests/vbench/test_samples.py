@@ -2,7 +2,7 @@
 
 import pytest
 from sampled import small_params
-from vbench_toys import asked, behave, film
+from vbench_toys import behave, film, requests_of
 
 from hiar.errors import RunFailed
 from hiar.io.artifacts import write_manifest
@@ -65,9 +65,9 @@ def test_a_mean_is_vbenchs_own_over_the_values_of_its_videos(score, samples, wei
         assert found.metrics[name]["se"] == pytest.approx(spread / 3**0.5 / unit, rel=1e-4)
     assert found.facts[IMAGING]["weights"].keys() == {"pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"}
     assert {one["protocol"] for one in found.facts.values()} == {"vbench"}
-    assert len(asked(weights)) == 6
+    assert len(requests_of(weights)) == 6
     assert score(FLICKERING, IMAGING) == found
-    assert asked(weights) == []
+    assert requests_of(weights) == []
 
 
 def test_videos_of_any_length_are_scored_by_the_protocol_in_the_params(score, samples, params, tmp_path):

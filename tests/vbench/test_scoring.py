@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from commands import environment as shell
 from commands import hiar
-from vbench_toys import asked, behave, film, lay_weights
+from vbench_toys import behave, film, lay_weights, requests_of
 from waiting import wait_until
 
 from hiar.errors import UserError
@@ -72,7 +72,7 @@ def test_values_of_each_video_and_their_mean(score, videos, weights, tmp_path, m
     found = result(tmp_path, FLICKERING)
     assert found["by_video"] == each
     assert (found["prompts"], found["protocol"], found["videos"], found["of"]) == ("own", "vbench", 3, 3)
-    calls = asked(weights)
+    calls = requests_of(weights)
     assert [one["entry"]["prompt_en"] for one in calls[:3]] == ["a bird", "a bee", "100% of a bear/cub"]
     # what VBench reads from names is kept, and nothing looks like a pattern to OpenCV
     assert {one["name"] for one in calls} == {"a bird-0.mp4", "a bee-0.mp4", "100  of a bear cub-0.mp4"}
@@ -82,15 +82,15 @@ def test_values_of_each_video_and_their_mean(score, videos, weights, tmp_path, m
 
 def test_scored_videos_are_not_scored_again(score, videos, weights, tmp_path):
     first = score(videos, FLICKERING)
-    assert len(asked(weights)) == 3
+    assert len(requests_of(weights)) == 3
     assert score(videos, FLICKERING) == first
-    assert asked(weights) == []
+    assert requests_of(weights) == []
     for number in (3, 4):  # two files with the same film and prompt
         film(videos / f"000{number}.mp4", 4, 77)
     with (videos / "captions.txt").open("a") as file:
         file.write("a beetle\na beetle\n")
     score(videos, FLICKERING)
-    assert [os.path.basename(one["video"]) for one in asked(weights)] in (["0003.mp4"], ["0004.mp4"])
+    assert [os.path.basename(one["video"]) for one in requests_of(weights)] in (["0003.mp4"], ["0004.mp4"])
     assert len(set(list(result(tmp_path, FLICKERING)["by_video"].values())[3:])) == 1
     for number in (3, 4):
         (videos / f"000{number}.mp4").unlink()
@@ -98,7 +98,7 @@ def test_scored_videos_are_not_scored_again(score, videos, weights, tmp_path):
     (videos / "0000.mp4").rename(videos / "0003.mp4")  # now the last one, with another prompt
     (videos / "captions.txt").write_text("a bee\n100% of a bear/cub\na beetle\n")
     score(videos, FLICKERING)
-    assert sorted(os.path.basename(one["video"]) for one in asked(weights)) == ["0001.mp4", "0003.mp4"]
+    assert sorted(os.path.basename(one["video"]) for one in requests_of(weights)) == ["0001.mp4", "0003.mp4"]
     assert result(tmp_path, FLICKERING)["by_video"]["0001.mp4"] == size(videos / "0001.mp4")
 
 
@@ -107,13 +107,13 @@ def test_other_weights_score_anew_and_lose_nothing(score, videos, weights, tmp_p
 
     score(videos, SMOOTH)
     old = (tmp_path / "out" / f"{SMOOTH}.jsonl").read_text()
-    asked(weights)
+    requests_of(weights)
     import torch
 
     torch.save({"other": 1}, weights / "amt_model" / "amt-s.pth")
     approve(weights, "amt_model/amt-s.pth")
     score(videos, SMOOTH)
-    assert len(asked(weights)) == 3
+    assert len(requests_of(weights)) == 3
     assert "other weights" in capsys.readouterr().err
     assert (tmp_path / "out" / f"{SMOOTH}.aside-1.jsonl").read_text() == old
     torch.save({"third": 1}, weights / "amt_model" / "amt-s.pth")
@@ -123,16 +123,16 @@ def test_other_weights_score_anew_and_lose_nothing(score, videos, weights, tmp_p
     assert "other device, weights; it is set aside as" in capsys.readouterr().err
     assert [(tmp_path / "out" / f"{SMOOTH}.aside-{n}.jsonl").read_text() for n in (1, 2)] == [old, new]
     assert result(tmp_path, SMOOTH)["device"] == "cuda"
-    assert {one["device"] for one in asked(weights)} == {"cuda:12"}
+    assert {one["device"] for one in requests_of(weights)} == {"cuda:12"}
     score(videos, SMOOTH, devices=["cuda:3"])  # another GPU of the same kind
-    assert asked(weights) == []
+    assert requests_of(weights) == []
 
 
 def test_dimensions_are_scored_side_by_side_each_on_a_device(score, videos, weights, tmp_path):
     behave(weights, **{FLICKERING: "meet", SMOOTH: "meet"})
     scores = score(videos, FLICKERING, SMOOTH, IMAGING, devices=["cuda:0", "cuda:1"])
     assert list(scores.values) == [FLICKERING, SMOOTH, IMAGING]
-    each = {name: {one["device"] for one in calls} for name, calls in by_dimension(asked(weights)).items()}
+    each = {name: {one["device"] for one in calls} for name, calls in by_dimension(requests_of(weights)).items()}
     assert each[FLICKERING] | each[SMOOTH] == {"cuda:0", "cuda:1"}
     assert [len(used) for used in each.values()] == [1, 1, 1]
     assert result(tmp_path, SMOOTH)["device"] == "cuda"
@@ -166,12 +166,12 @@ def test_a_failing_task_ends_those_that_run_beside_it():
 def test_another_version_scores_anew(toy, videos, weights, tmp_path, capsys):
     own = shutil.copytree(toy, tmp_path / "venv", symlinks=True)
     score_folder(videos, [FLICKERING], tmp_path / "out", environment=own, weights=weights)
-    asked(weights)
+    requests_of(weights)
     place = next(own.glob("lib/python3*/site-packages")) / "vbench-9.dist-info"
     place.mkdir()
     (place / "METADATA").write_text("Metadata-Version: 2.1\nName: vbench\nVersion: 9\n")
     score_folder(videos, [FLICKERING], tmp_path / "out", environment=own, weights=weights)
-    assert len(asked(weights)) == 3
+    assert len(requests_of(weights)) == 3
     assert "other versions" in capsys.readouterr().err
     assert result(tmp_path, FLICKERING)["versions"] == {"vbench": "9"}
 
@@ -208,10 +208,10 @@ def test_a_dimension_that_fails_leaves_the_others(score, videos, weights, tmp_pa
     assert message in scores.failed[SMOOTH]
     assert "a line that VBench prints" in (tmp_path / "out" / "logs" / f"{SMOOTH}.log").read_text()
     assert not (tmp_path / "out" / f"{SMOOTH}.json").exists()
-    asked(weights)
+    requests_of(weights)
     behave(weights)
     assert set(score(videos, FLICKERING, SMOOTH, DEGREE).values) == {FLICKERING, SMOOTH, DEGREE}
-    assert {one["dimension"] for one in asked(weights)} == {SMOOTH}
+    assert {one["dimension"] for one in requests_of(weights)} == {SMOOTH}
 
 
 def test_a_killed_dimension_goes_on_from_its_last_chunk(score, films, weights, tmp_path):
@@ -227,11 +227,11 @@ def test_a_killed_dimension_goes_on_from_its_last_chunk(score, films, weights, t
     with (tmp_path / "out" / f"{FLICKERING}.jsonl").open("a") as file:
         file.write('{"key": "cut off he')  # as left by a kill
     behave(weights)
-    asked(weights)
+    requests_of(weights)
     assert score(many, FLICKERING).values[FLICKERING] == pytest.approx(size(films / "0000.mp4"))
-    assert [one["entry"]["prompt_en"] for one in asked(weights)] == [f"bird {number}" for number in range(32, 40)]
+    assert [one["entry"]["prompt_en"] for one in requests_of(weights)] == [f"bird {number}" for number in range(32, 40)]
     assert score(many, FLICKERING).failed == {}
-    assert asked(weights) == []
+    assert requests_of(weights) == []
 
 
 def test_the_worker_ends_with_its_parent(toy, weights, videos, tmp_path):
@@ -244,7 +244,7 @@ def test_the_worker_ends_with_its_parent(toy, weights, videos, tmp_path):
     )
     try:
         wait_until(lambda: (weights / "asked.jsonl").exists() and (weights / "asked.jsonl").read_text().endswith("\n"))
-        [call] = asked(weights)
+        [call] = requests_of(weights)
         with pytest.raises(UserError, match="another process is scoring"):
             score_folder(videos, [FLICKERING], tmp_path / "out", environment=toy, weights=weights)
     finally:
@@ -267,7 +267,7 @@ def test_videos_named_by_the_suite_go_to_the_dimensions_of_their_prompts(score, 
         film(folder / f"{name}.mp4", 4, number)
     scores = score(folder)
     assert set(scores.values) == {FLICKERING, IMAGING, "appearance_style", "overall_consistency"}
-    calls = asked(weights)
+    calls = requests_of(weights)
     assert [one["name"] for one in calls if one["dimension"] == IMAGING] == ["a bench-0.mp4"] * 2 + [
         "the bund, oil painting-0.mp4"
     ]
@@ -285,7 +285,7 @@ def test_prompts_longer_than_a_file_name_are_scored(score, videos, weights, tmp_
     long = "a very long bird " * 40
     prompts.write_text(json.dumps({"0000.mp4": long, "0001.mp4": long + "!", "0002.mp4": "a bee", "more.mp4": "x"}))
     score(videos, FLICKERING, prompts=prompts)
-    assert [one["entry"]["prompt_en"] for one in asked(weights)] == [long.strip(), long + "!", "a bee"]
+    assert [one["entry"]["prompt_en"] for one in requests_of(weights)] == [long.strip(), long + "!", "a bee"]
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     (folder / "captions.txt").write_text("a bird\na bee\na bird\n")
     scores = score(folder, FLICKERING)
     clips = {}
-    for one in asked(weights):
+    for one in requests_of(weights):
         clips.setdefault(os.path.dirname(one["video"]), []).append(one["value"])
     assert [len(values) for values in clips.values()] == [3, 4, 6]
     means = [sum(values) / len(values) for values in clips.values()]
@@ -366,14 +366,14 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     # as many clips as before, but of another film
     film(folder / "a_film_1.mp4", 27, seed=99)
     score(folder, FLICKERING)
-    calls = asked(weights)
+    calls = requests_of(weights)
     assert len(calls) == 4
     anew = result(tmp_path, FLICKERING)["by_video"]
     assert anew["a_film_1.mp4"] == pytest.approx(sum(one["value"] for one in calls) / 4) != means[1]
     assert (anew["a_film_0.mp4"], anew["a_film_2.mp4"]) == pytest.approx((means[0], means[2]))
     (folder / "captions.txt").write_text("a bird\na bee\na bear\n")  # other prompts are scored anew
     score(folder, FLICKERING)
-    assert {one["entry"]["prompt_en"] for one in asked(weights)} == {"a bear"}
+    assert {one["entry"]["prompt_en"] for one in requests_of(weights)} == {"a bear"}
 
 
 def test_consistency_within_clips_alone_is_an_option_and_recorded(score, videos, tmp_path):
@@ -396,10 +396,10 @@ def test_clips_of_a_suites_prompt_are_as_long_as_any_of_its_dimensions_asks(scor
     folder = tmp_path / "suite"
     film(folder / "the bund, oil painting-0.mp4", 44, 0)  # eleven seconds
     score(folder, IMAGING)
-    assert len(asked(weights)) == 2
+    assert len(requests_of(weights)) == 2
     film(folder / "a bird-0.mp4", 44, 1)
     score(folder, IMAGING, prompts=captions(tmp_path, "a bird", "the bund, oil painting"))
-    assert len(asked(weights)) == 2 * 6
+    assert len(requests_of(weights)) == 2 * 6
 
 
 def captions(folder, *lines):
@@ -416,7 +416,7 @@ def test_clips_of_another_film_are_not_reused(score, weights, tmp_path):
         first = score(folder, FLICKERING).values
         film(folder / "film.mp4", 20, 99)
         again = score(folder, FLICKERING).values
-    scored = [one["value"] for one in asked(weights)]
+    scored = [one["value"] for one in requests_of(weights)]
     assert (len(scored), first) == (6, {FLICKERING: pytest.approx(sum(scored[:3]) / 3)})
     assert again == {FLICKERING: pytest.approx(sum(scored[3:]) / 3)}
     assert scored[:3] != scored[3:]
@@ -471,7 +471,7 @@ def test_short_and_long_videos_in_one_folder_need_a_protocol(score, videos, weig
     with pytest.raises(UserError, match=r"0002.mp4: is 5.0 s long, .*choose one, --protocol"):
         score(videos, FLICKERING)
     score(videos, FLICKERING, protocol="vbench")
-    assert len(asked(weights)) == 3
+    assert len(requests_of(weights)) == 3
 
 
 def test_means_over_frames_and_over_videos():
@@ -641,4 +641,4 @@ def test_unsuitable_input_is_refused_before_anything_is_scored(score, videos, we
     (videos / "0001.mp4").write_bytes((videos / "0001.mp4").read_bytes()[:300])
     refused("0001.mp4: is no video", FLICKERING)
     assert not (tmp_path / "out").exists()
-    assert asked(weights) == []
+    assert requests_of(weights) == []

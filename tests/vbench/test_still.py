@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from vbench_toys import SUITE, asked, build_networks, film, lay_weights
+from vbench_toys import SUITE, build_networks, film, lay_weights, requests_of
 
 from hiar.errors import RunFailed, UserError
 from hiar.vbench.dimensions import FLICKERING, STATIC_FILTER
@@ -59,14 +59,14 @@ def test_the_first_five_that_are_still_are_scored_and_no_more_are_looked_at(scor
     assert found["by_video"].keys() == expected
     assert (found["videos"], found["of"], found["static_filter"]) == (6, 10, True)
     assert "raft_model/models/raft-things.pth" in found["weights"]
-    calls = asked(weights)
+    calls = requests_of(weights)
     assert {Path(one["video"]).name for one in calls if one["dimension"] == FLICKERING} == expected
     seen = [Path(one["video"]).name for one in calls if one["dimension"] != FLICKERING]
     assert sorted(seen) == sorted([f"{SIGN}-{sample}.mp4" for sample in order[: order.index(still[-1]) + 1]] + few)
     stderr = capsys.readouterr().err
     assert f"1 of 2 prompts have fewer than 5 still videos, such as '{BENCH}'" in stderr
     assert score().values == scores.values
-    assert asked(weights) == []  # neither filter nor scoring is repeated
+    assert requests_of(weights) == []  # neither filter nor scoring is repeated
 
 
 def test_videos_of_captions_are_taken_in_the_order_that_vbenchs_names_would_have(score, weights, tmp_path):
@@ -82,7 +82,7 @@ def test_each_clip_of_a_long_video_is_filtered(score, weights, tmp_path):
     film(tmp_path / "videos" / f"{SIGN}-0.mp4", 40, 0)
     with suppress(RunFailed):  # a clip's number of bytes cannot be chosen
         score(protocol="vbench-long")
-    clips = [one for one in asked(weights) if one["dimension"] != FLICKERING]
+    clips = [one for one in requests_of(weights) if one["dimension"] != FLICKERING]
     assert len(clips) == 5
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from vbench_toys import asked, film
+from vbench_toys import film, requests_of
 
 from hiar.vbench.asking import lend, open_environ
 from hiar.vbench.runner import score_folder
@@ -71,7 +71,7 @@ def test_folders_may_be_relative_paths(toy, weights, tmp_path, monkeypatch):
         Path("videos"), ["motion_smoothness"], Path("out"), environment=toy, weights=weights.relative_to(tmp_path)
     )
     assert scores.failed == {}
-    [call] = asked(weights)
+    [call] = requests_of(weights)
     assert call["video"] == str(tmp_path / "videos" / "0000.mp4")
     Path("file.pth").write_bytes(b"net")
     lend(Path("home"), Path("file.pth"))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from shared import runtime
 from tiny import relative_error
 from transformers import PreTrainedTokenizerFast
-from vbench_toys import asked, behave, build_environment, lay_weights
+from vbench_toys import behave, build_environment, lay_weights, requests_of
 
 from hiar.config import Params
 from hiar.config.section import VBenchDimension
@@ -293,7 +293,7 @@ def test_an_experiment_ends_in_vbenchs_figures(
             _run("vbench", with_vbench, work, seed=0, dimension=name)
         _run("score", with_vbench, work)
     samples = work / "artifacts" / "seed-0" / "samples"
-    assert len(asked(weights)) == 2 * 5 * 2  # dimensions, contenders, videos: none in the second run
+    assert len(requests_of(weights)) == 2 * 5 * 2  # dimensions, contenders, videos: none in the second run
     for row in read_summary(with_vbench, work):
         folder = samples / row["stage"] / ("" if row["stage"] == "teacher" else row["variant"])
         sizes = [path.stat().st_size / 1e7 for path in sorted(folder.glob("*.mp4"))]
