@@ -49,16 +49,17 @@ def facts(folder: Path, manifest: Any, known: type[Known]) -> Known:
         ) from None
 
 
-def write_manifest(folder: Path, kind: str, *, parents: Mapping[str, Path] | None = None, **facts: Any) -> None:
+def write_manifest(folder: Path, kind: str, *, parents: Mapping[str, str] | None = None, **facts: Any) -> None:
     """Write the ``manifest.json`` of ``folder``; call it when everything else is in the folder.
 
     It holds ``kind``, the ``facts`` (JSON values), the ``code`` (commit, and whether the package differed from it), the
-    content hashes of the ``parents`` (artifact folders by name), and size and SHA-256 of every file.
+    ``parents`` (their content hashes by name, taken when they were read: their folders may have been made anew since),
+    and size and SHA-256 of every file.
     """
     manifest = {
         "kind": kind,
         "code": code_version(),
-        "parents": {name: content_hash(parent) for name, parent in (parents or {}).items()},
+        "parents": dict(parents or {}),
         "files": {str(path.relative_to(folder)): _describe(path) for path in _content(folder)},
     }
     if taken := manifest.keys() & facts.keys():

@@ -28,6 +28,7 @@ def minute_card(room: Room, student: Student) -> Message:
     prompts = groupby(student.pieces, key=lambda piece: piece.message["prompt"])
     return {
         "checkpoint": student.name,
+        "content": student.content,
         "stage": student.card.stage,
         "trained_seed": student.card.seed,
         "world": student.card.world.kind,

@@ -57,6 +57,7 @@ def main() -> NoReturn:
         )
         figures = open_figures(source, asked.params)
         ready = {"kind": "ready", "device": _name(source.codec.device), "pictures": source.block_pictures}
+        ready["content"] = source.content
         write_message(outlet, ready, header)
         _make(source, commands, outlet, fragment_of, figures)
     except UserError as error:

@@ -38,6 +38,7 @@ class Student:
     card: Card
     process: asyncio.subprocess.Process | None = None
     device: str = ""
+    content: str = ""  # hash of the files of the checkpoint that its process has loaded
     header: bytes = b""
     pictures: tuple[int, int] = (0, 0)  # in a video's first block, and in every other one
     pieces: deque[Piece] = field(default_factory=deque)
@@ -114,7 +115,8 @@ async def _start(student: Student, number: int, crf: int, params: Path) -> None:
     if said is None or said[0]["kind"] != "ready":
         raise UserError(said[0]["line"] if said else f"{student.checkpoint}: its process ended before it was ready")
     message, student.header = said
-    student.device, student.pictures = message["device"], tuple(message["pictures"])
+    student.device, student.content = message["device"], message["content"]
+    student.pictures = tuple(message["pictures"])
 
 
 async def follow(student: Student, heard: Callable[[Message, bytes], Awaitable[None]]) -> None:

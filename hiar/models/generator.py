@@ -27,7 +27,7 @@ class Generator:
     """Everything that turns a prompt and a seed into a video.
 
     turns: the device that networks share by turns: one is there while it works, the others wait in the host's memory.
-    None: each stays where it is.
+    None: each stays where it is. content: hash of the files of the checkpoint that it samples for.
     """
 
     card: Card
@@ -35,6 +35,7 @@ class Generator:
     text: Text
     codec: Codec
     turns: torch.device | None = None
+    content: str = ""
 
     @cached_property
     def world(self) -> World:

@@ -78,7 +78,7 @@ class Stage:
     folder: Path
     run: Run
     accelerator: Accelerator
-    parents: Mapping[str, Path]
+    parents: Mapping[str, str]  # content hashes
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
     ranks: Ranks
@@ -154,11 +154,11 @@ def stage(
             resumed = any(folder.rglob("*.safetensors"))
         else:
             folder = partial_of(out)
-        yield Stage(name, params, folder, run, accelerator, folders, settings, facts, ranks)
+        yield Stage(name, params, folder, run, accelerator, contents, settings, facts, ranks)
         if ranks.leads:
             place = out.relative_to(workspace / "artifacts")
             write_log(workspace, str(place), params, began, stage=name, seed=seed, variant=variant, resumed=resumed)
-            run.tag("content", content_hash(sampled or folder))
+            run.tag("content", contents["checkpoint"] if sampled else content_hash(folder))
             run.tag("path", str((sampled or out).relative_to(workspace)))
             if sampled:
                 run.tag("content of samples", content_hash(folder))

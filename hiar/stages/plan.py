@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from hiar.contexts import context_words
 from hiar.errors import UserError
 from hiar.grid import count_passes
+from hiar.io.artifacts import content_hash
 from hiar.io.cpu import multiplies_bf16
 from hiar.io.free import GB, free_bytes
 from hiar.io.progress import tell
@@ -36,7 +37,7 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offl
     """
     if offload and device.type != "cuda":
         raise UserError("--offload: keeps networks out of a GPU's memory while they wait, here is none; leave it out")
-    card = load_card(checkpoint)
+    card, content = load_card(checkpoint), content_hash(checkpoint)
     student = card.stage != "teacher"
     half = card.precision == "bf16" and student
     if half and device.type == "cpu" and not multiplies_bf16():
@@ -45,6 +46,7 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offl
             "--precision no` it would be several times as fast here"
         )
     source = placed(load_generator(checkpoint, torch.bfloat16 if half else torch.float32), device, offload)
+    source.content = content
     if fp8:
         if not student:
             raise UserError("--fp8: a teacher computes as it was trained; leave it out")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.artifacts import content_hash, partial_of, read_manifest, unfinished, write_manifest
+from hiar.io.artifacts import partial_of, read_manifest, unfinished, write_manifest
 from hiar.io.cpu import settle_cpu
 from hiar.io.launcher import own_place
 from hiar.io.process_group import ALONE, Ranks, gathered
@@ -152,7 +152,7 @@ def sample_key(
     """What decides the content of a folder of samples; ``source`` is the loaded checkpoint, on its device."""
     digest = None if given is None else hashlib.sha256(given.float().cpu().numpy().tobytes()).hexdigest()
     return {
-        "checkpoint": content_hash(request.checkpoint),
+        "checkpoint": source.content,
         "code": code_hash("sample", source.card.world.kind),
         "computes": f"{source.device.type}, {number_format(source)}",
         "prompts": list(request.prompts),
@@ -171,5 +171,5 @@ def finish_samples(folder: Path, source: Generator, request: Request, walk: Walk
     """Write the manifest of a folder of samples that is otherwise complete."""
     facts = {"stage": "sample", "seed": request.seed, "variant": source.card.variant, "model": source.card.stage}
     facts["generated_with"] = "short" if request.captions is None else "extended"  # prompts; captions are always short
-    parents = {"checkpoint": request.checkpoint}
+    parents = {"checkpoint": source.content}
     write_manifest(folder, "samples", parents=parents, **facts, **describe(source, walk, frames))

@@ -300,7 +300,7 @@ def test_a_manifest_is_deterministic_and_follows_contents_through_parents(tmp_pa
     fill(tmp_path / "two", "changed")
     assert content_hash(tmp_path / "one") != content_hash(tmp_path / "two")
     with unfinished(tmp_path / "child", {}) as partial:
-        write_manifest(partial, "child", parents={"toy": tmp_path / "two"}, seed=3)
+        write_manifest(partial, "child", parents={"toy": content_hash(tmp_path / "two")}, seed=3)
     manifest = read_manifest(tmp_path / "child", "child")
     assert manifest["parents"] == {"toy": content_hash(tmp_path / "two")}
     assert manifest["seed"] == 3

@@ -25,6 +25,7 @@ from waiting import wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from hiar.errors import UserError
+from hiar.io.artifacts import content_hash
 from hiar.live import serving
 from hiar.live.serving import serve
 from hiar.models.generator import load_generator
@@ -201,7 +202,7 @@ def test_the_pages_headers_allow_no_foreign_sources_and_no_embedding(address):
         assert "server" not in headers
 
 
-def test_the_last_minute_is_saved_with_its_card(address):
+def test_the_last_minute_is_saved_with_its_card(address, students):
     with Watcher(address) as viewer:
         viewer.watch(viewer.until("block")["block"] + 2)
 
@@ -213,7 +214,7 @@ def test_the_last_minute_is_saved_with_its_card(address):
 
     card, video = json.loads(saved("1.json")), saved("1.mp4")
     first, last = card["blocks"]
-    assert card["checkpoint"] == "forcing"
+    assert (card["checkpoint"], card["content"]) == ("forcing", content_hash(students[1]))
     assert card["videos"][-1]["walk"] == {"order": "block_first", "context": "finished", "level": None}
     assert len(card["latents_sha256"]) == last - first + 1
     with av.open(io.BytesIO(video)) as container:

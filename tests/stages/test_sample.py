@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from students import save_attentive_student, save_student, smoke_params
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.artifacts import read_manifest
+from hiar.io.artifacts import content_hash, read_manifest
 from hiar.io.process_group import ALONE, Ranks
 from hiar.io.shards import read_shard
 from hiar.models.denoiser import guided_x0
@@ -54,7 +55,6 @@ def teacher(student: Generator) -> Generator:
 def test_the_key_of_unfinished_samples_covers_all_that_decides_the_videos(
     checkpoint: Path, student: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_student(tmp_path / "other", seed=1)
     usual, given = Request(checkpoint, PROMPTS, 12), torch.zeros(1, *student.block_shape)
     half = load_generator(checkpoint)
     half.denoiser.cast(torch.bfloat16)
@@ -75,7 +75,6 @@ def test_the_key_of_unfinished_samples_covers_all_that_decides_the_videos(
         *(
             key(replace(usual, **changed))
             for changed in (
-                {"checkpoint": tmp_path / "other"},
                 {"prompts": PROMPTS[::-1]},
                 {"captions": PROMPTS[::-1]},
                 {"frames": 15},
@@ -87,10 +86,29 @@ def test_the_key_of_unfinished_samples_covers_all_that_decides_the_videos(
             )
         ),
     ]
+    keys.append(key(source=replace(student, content="another checkpoint's")))
     assert len({*keys}) == len(keys)
     assert key() == keys[0]
     monkeypatch.setattr(prompted, "code_hash", lambda *_: "of another version")
     assert key() not in keys
+
+
+def test_samples_name_the_checkpoint_that_made_them_though_another_has_its_place_by_then(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, make = tmp_path / "student", prompted.make_videos
+    shutil.copytree(checkpoint, folder)
+    content = content_hash(folder)
+
+    def make_and_retrain(*rest: Any, **named: Any) -> None:
+        make(*rest, **named)
+        shutil.rmtree(folder)
+        save_student(folder, seed=1)
+
+    monkeypatch.setattr(prompted, "make_videos", make_and_retrain)
+    sample_prompts(Request(folder, PROMPTS[:1], 3), tmp_path / "out", save_latents=False)
+    assert content_hash(folder) != content
+    assert read_manifest(tmp_path / "out", "samples")["parents"] == {"checkpoint": content}
 
 
 @torch.no_grad()
