@@ -88,7 +88,7 @@ def test_a_clone_finds_the_models_that_no_repository_holds(repository, tmp_path,
     monkeypatch.chdir(repository)
     commit = checkout.describe()["commit"]
     monkeypatch.setenv(checkout.MODELS, str(tmp_path / "base"))
-    with pytest.raises(UserError, match=r"HIAR_MODELS = .*base: is no folder; name that of the base models"):
+    with pytest.raises(UserError, match=r"HIAR_MODELS = .*base: is not a folder; name the folder of the base models"):
         checkout.open_project(repository.as_uri(), commit)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "prompts.txt").write_text("a fox\n")

@@ -177,6 +177,6 @@ def test_somebody_is_told_of_a_failure_and_of_nothing_else(prefect_server, heard
     experiment("whole", "", return_state=True)
     end = time.monotonic() + 300
     while not lines and time.monotonic() < end:  # the trigger takes effect with a delay
-        experiment("smoke", "codec@0: was ended by SIGKILL", return_state=True)
+        experiment("smoke", "codec@0: was killed by SIGKILL", return_state=True)
         time.sleep(2)
-    assert {line["text"] for line in lines} == {"smoke 1a2b3c4 failed: codec@0: was ended by SIGKILL"}
+    assert {line["text"] for line in lines} == {"smoke 1a2b3c4 failed: codec@0: was killed by SIGKILL"}

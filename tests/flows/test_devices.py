@@ -128,7 +128,7 @@ def test_more_than_there_are_is_all_of_them():
 @pytest.mark.parametrize("names", ["0,0", ",", "0,../1"])
 def test_names_that_are_none_are_refused(names, monkeypatch):
     monkeypatch.setenv("HIAR_DEVICES", names)
-    with pytest.raises(UserError, match=r"HIAR_DEVICES = .*: should name each device once"):
+    with pytest.raises(UserError, match=r"HIAR_DEVICES = .*: should list each device once"):
         device_names()
 
 

@@ -132,7 +132,7 @@ def test_a_stack_is_begun_once_is_ready_and_ends_when_it_is_told_to(small, monke
         said = capsys.readouterr().out.splitlines()
         assert [line.split() for line in said[:3]] == [[name, stack.url(name)] for name in control.SERVERS]
         assert up(stack) == 0
-        assert capsys.readouterr().out.startswith("the stack is at work already\n")
+        assert capsys.readouterr().out.startswith("the stack is already running\n")
         monkeypatch.setattr(health, "STORE_SECONDS", 0.0)
         (small / "shut").touch()
         with pytest.raises(RunFailed, match=r"bucket 'hiar': the store does not serve it \(ClientError\)"):
@@ -161,7 +161,7 @@ def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_kille
     known, write = [], control.write_text
     monkeypatch.setattr(control, "write_text", lambda path, text: known.append(path.exists()) or write(path, text))
     with control._lock(stack) as lock:
-        with pytest.raises(RunFailed, match=rf"the stack does not end; kill whoever holds {stack.folder}/lock "):
+        with pytest.raises(RunFailed, match=rf"the stack does not stop; kill the process holding {stack.folder}/lock "):
             (stack.folder / "pid").rename(small / "pid")
             down(stack)
         (small / "pid").rename(stack.folder / "pid")
@@ -193,7 +193,7 @@ def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_kille
         (
             'case "$*" in *supervisord*) echo unshare: no; exit 3 ;; esac',
             1,
-            "error: the stack ended while it started: ",
+            "error: the stack stopped while starting: ",
         ),
     ],
 )
