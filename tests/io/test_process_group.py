@@ -128,7 +128,7 @@ def test_a_process_whose_others_are_not_there_says_so(monkeypatch: pytest.Monkey
     ):
         pass
     assert lost.value.exit_code == 3
-    assert str(lost.value).endswith("; where none is gone, raise runtime.stall_seconds in params.yaml")
+    assert str(lost.value).endswith("; if no process died, raise runtime.stall_seconds in params.yaml")
 
 
 def test_a_port_of_another_program_is_told_by_the_process_that_was_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +150,8 @@ def test_each_process_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pyte
     assert _own_device("cuda") == torch.device("cuda", 1)
     assert _own_device("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match=r"^process 2 of this machine: each takes a GPU, and here are 2; start 2"):
+    with pytest.raises(
+        UserError, match=r"^process 2 on this machine: each needs its own GPU, and there are 2; start 2"
+    ):
         _own_device("auto")
     assert chosen == [0, 1]
