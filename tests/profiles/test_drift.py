@@ -164,7 +164,7 @@ def test_no_secret_goes_to_the_networks(here, monkeypatch):
 
 @pytest.mark.parametrize(
     ("order", "said"),
-    [("connect", "nothing is downloaded while it scores"), ("lack", "is of another model.*encoder.layer.0")],
+    [("connect", "nothing is downloaded while it scores"), ("lack", "belongs to another model.*encoder.layer.0")],
 )
 def test_networks_that_cannot_be_trusted_do_not_run(order, said, here):
     behave = here[1] / "behave"
@@ -180,7 +180,7 @@ def test_networks_that_are_killed_are_told_with_the_signal(here):
     profile = open_profile()
     measured(profile, video := colored(*torch.arange(18).view(3, 6)))
     profile.observer._networks._process.kill()
-    with pytest.raises(RunFailed, match=r"^drift: its process was ended by SIGKILL \(out of memory\?\)$"):
+    with pytest.raises(RunFailed, match=r"^drift: its process was killed by SIGKILL \(out of memory\?\)$"):
         measured(profile, video)
 
 
@@ -207,5 +207,7 @@ def test_what_is_missing_or_another_file_is_told_before_anything_starts(here, mo
 
 def test_doctor_knows_drift_beside_the_dimensions():
     assert known_names(["drift", "scene", "drift"]) == ["drift", "scene"]
-    with pytest.raises(UserError, match=r"'drfit': is none of VBench's dimensions, nor drift; did you mean 'drift'?"):
+    with pytest.raises(
+        UserError, match=r"'drfit': is neither one of VBench's dimensions nor drift; did you mean 'drift'?"
+    ):
         known_names(["drfit"])
