@@ -90,7 +90,7 @@ def test_what_is_changed_under_a_stage_gives_no_name_to_what_it_made_and_costs_n
                 monkeypatch.setattr(definition, "code_hash", lambda *_: "of another branch")
 
     field = r"params\.yaml: codec\.training\.steps = 31: was 20, and" if what == "parameters" else "/hiar: the code has"
-    with pytest.raises(UserError, match=rf"{field} changed while stage codec ran; bring it back, and run again"):
+    with pytest.raises(UserError, match=rf"{field} changed while stage codec ran; restore it, and run again"):
         run()
     assert not out.exists()
     path.write_text(before)

@@ -47,9 +47,9 @@ def test_two_make_the_videos_of_one_also_where_one_of_them_was_killed(folder: Pa
     wait_until(lambda: any(latents.glob("*.safetensors")) or run.poll() is not None)
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True).stdout
     os.kill(int(listed.split()[1]), signal.SIGKILL)
-    assert "process 1 of 2 was ended by SIGKILL" in run.communicate(timeout=300)[1]
+    assert "process 1 of 2 was killed by SIGKILL" in run.communicate(timeout=300)[1]
     said = hiar(*REQUEST, "--copies", 2, "--out", "two", folder=folder).stderr
-    assert "copies: 2 batch(es) of videos are dealt to 2 processes" in said
+    assert "copies: 2 batch(es) of videos are split over 2 processes" in said
     assert "sample: 60/60 frames" in said
     one, two = folder / "one", folder / "two"
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
@@ -106,6 +106,6 @@ def test_copies_that_were_not_started_alike_refuse_each_other(folder: Path) -> N
         for rank in range(2)
     ]
     said = [run.communicate(timeout=300)[1].splitlines()[-1] for run in runs]
-    assert said == ["error: process 1: command: not that of process 0; start all processes alike"] * 2
+    assert said == ["error: process 1: command: differs from that of process 0; start all with the same one"] * 2
     assert [run.returncode for run in runs] == [2, 2]
     assert not list(folder.glob("unlike*"))

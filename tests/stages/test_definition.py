@@ -42,5 +42,5 @@ def test_samples_of_a_student_that_walks_as_another_depend_on_how_that_walks() -
 def test_a_parent_of_another_content_is_stale_and_one_that_is_not_asked_for_is_not(tmp_path: Path) -> None:
     manifest: dict[str, Any] = {"kind": "checkpoint", "stage": "init", "parents": {"teacher": "ab", "pairs": "cd"}}
     check_fits(tmp_path, manifest, PARAMS, {"teacher": "ab"})
-    with pytest.raises(UserError, match=r"parents\.pairs = cd: there is another pairs now; run stage init again"):
+    with pytest.raises(UserError, match=r"parents\.pairs = cd: the pairs has changed since; run stage init again"):
         check_fits(tmp_path, manifest, PARAMS, {"teacher": "ab", "pairs": "ce"})
