@@ -117,7 +117,11 @@ def test_a_long_video_that_changes_between_its_clips_loses_by_it(environment, we
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("- 1\n", "is no table of VBench-Long"), ("a: b\n", "is no table"), ("0.5: 0.5\n", "does not lead from 0 to 1")],
+    [
+        ("- 1\n", "is not VBench-Long's table"),
+        ("a: b\n", "is not VBench-Long's table"),
+        ("0.5: 0.5\n", "does not map 0 and 1"),
+    ],
 )
 def test_what_is_no_table_is_told(content, said, tmp_path):
     (tmp_path / "table.yaml").write_text(content)

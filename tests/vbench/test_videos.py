@@ -64,7 +64,7 @@ def test_what_macos_leaves_is_no_video_and_a_name_that_vbench_does_not_read_is_r
     (folder / "folder.mp4").mkdir()
     assert [one.path.name for one in read_videos(folder, [])] == ["0.mp4"]
     (folder / "0.mp4").rename(folder / "0.MP4")
-    with pytest.raises(UserError, match=r"0\.MP4: VBench reads names that end in \.mp4"):
+    with pytest.raises(UserError, match=r"0\.MP4: VBench reads only names that end in \.mp4"):
         read_videos(folder, [])
 
 
