@@ -82,7 +82,7 @@ def test_a_clone_without_history_is_not_taken_for_all_there_is(clone, tmp_path):
 )
 def test_a_lock_that_is_none(clone, content):
     (clone / "dvc.lock").write_bytes(content)
-    with pytest.raises(UserError, match=r"dvc\.lock: is no dvc\.lock; restore it"):
+    with pytest.raises(UserError, match=r"dvc\.lock: is not a dvc\.lock; restore it"):
         runs_here(clone)
 
 

@@ -221,11 +221,11 @@ def test_nothing_goes_where_what_is_kept_cannot_be_told(small: SmallStore, root:
     folder, lock = PREFIX + key_of(kept.folder), kept.stored
     whole = small.objects[folder]
     small.put(folder, whole[:-1], ago(30))
-    with pytest.raises(UserError, match=r"\.dir: is damaged; see `hiar storage verify` before anything is deleted"):
+    with pytest.raises(UserError, match=r"\.dir: is damaged, so nothing is deleted; see `hiar storage verify`"):
         plan(store, root, last=3, best="good", days=1.0)
     small.put(folder, whole, ago(30))
     small.put(lock, kept.lock + b"# altered", ago(30))
-    with pytest.raises(UserError, match=r"\.lock: is damaged; see `hiar storage verify` before anything is deleted"):
+    with pytest.raises(UserError, match=r"\.lock: is damaged, so nothing is deleted; see `hiar storage verify`"):
         plan(store, root, last=3, best="good", days=1.0)
     small.put(lock, kept.lock, ago(30))
     del small.objects[PREFIX + key_of(lost.folder)]  # from a kept run; `verify` reports it
@@ -308,7 +308,7 @@ def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, mon
     assert said("gc", "--last", "1", "--days", "5") == [
         f"run of a, stored {when[old]}: is not kept",
         f"s3://{BUCKET}/hiar: {len(old.names)} objects, {_size(going)}, 0 unfinished uploads would be deleted; "
-        "--delete does it",
+        "add --delete to delete them",
     ]
     assert not [row for row in said("ls", "--last", "1", "--days", "31") if "gc deletes it" in row]
     assert [row for row in said("ls", "--last", "1", "--best", "bad", "--days", "5") if "0.2" in row] == []
@@ -389,7 +389,7 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     said = {damage.key: damage.said for damage in found}
     size = len(small.objects[longer])
     assert said[longer.removeprefix(PREFIX)].startswith(f"is {size} bytes, should be {size - len('more')}: y.bin in ")
-    assert "unless it is of artifacts/model of experiment a" in said[key_of(runs[4].files["x.bin"])]
+    assert "unless it belongs to artifacts/model of experiment a" in said[key_of(runs[4].files["x.bin"])]
     # The list in the project's own cache identifies the files of a folder whose stored list is damaged.
     (root / ".dvc" / "cache" / key_of(runs[4].folder)).parent.mkdir(parents=True)
     members = [{"md5": name, "relpath": path} for path, name in runs[4].files.items()]
@@ -412,7 +412,7 @@ def test_a_list_that_is_not_there_is_told_and_whose_files_it_has(small: SmallSto
         key_of(run.folder): "missing",
         **{key_of(name): "surplus" for name in run.files.values()},
     }
-    assert all("unless it is of artifacts/model of" in damage.said for damage in found if damage.kind == "surplus")
+    assert all("unless it belongs to artifacts/model of" in damage.said for damage in found if damage.kind == "surplus")
 
 
 def test_a_store_is_verified_where_there_is_no_git(small: SmallStore, root: Path, store: Store) -> None:
@@ -487,7 +487,7 @@ def test_links_to_a_report_expire_when_they_are_told_to(
 ) -> None:
     reports = root / "runs" / "mine" / "reports"
     reports.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"index\.html: there is no report; `hiar run mine` first"):
+    with pytest.raises(UserError, match=r"index\.html: there is no report; run `hiar run mine` first"):
         share_report(store, root, "mine", 1)
     (reports / "index.html").write_text("<p>")
     (reports / "run.json").write_text("{}")
@@ -515,9 +515,9 @@ def test_links_to_a_report_expire_when_they_are_told_to(
 @pytest.mark.parametrize(
     ("status", "code", "line"),
     [
-        (403, "AccessDenied", "s3://lab/hiar: access is denied; ask for the right to it, or use other credentials"),
-        (403, "SignatureDoesNotMatch", "s3://lab/hiar: the secret key is not the access key's; set AWS_SECRET"),
-        (404, "NoSuchBucket", "s3://lab/hiar: there is no such bucket; make it, or mend the remote's url"),
+        (403, "AccessDenied", "s3://lab/hiar: access is denied; ask for permission, or use other credentials"),
+        (403, "SignatureDoesNotMatch", "s3://lab/hiar: the secret key does not match the access key; set AWS_SECRET"),
+        (404, "NoSuchBucket", "s3://lab/hiar: there is no such bucket; create it, or fix the remote's url"),
         (403, "RequestTimeTooSkewed", "s3://lab/hiar: the clocks of this machine and of the store differ; set this"),
         (400, "Odd", "s3://lab/hiar: An error occurred (Odd) when calling the ListObjectsV2 operation: of the tests; "),
     ],
@@ -547,7 +547,7 @@ def test_a_remote_is_a_bucket_and_what_is_below_it(root: Path, monkeypatch: pyte
         address = one.client.generate_presigned_url("get_object", one.where("x"))
         assert address.startswith("http://store.example:8333/lab/hiar/x?")
     config.write_text(before)
-    with pytest.raises(UserError, match="is the store up, and the network") as error, asking(named):
+    with pytest.raises(UserError, match="check that the store and the network") as error, asking(named):
         raise EndpointConnectionError(endpoint_url="http://user:hidden@127.0.0.1:9")
     assert "hidden" not in str(error.value)
     for name in ("access_key_id", "secret_access_key"):
@@ -557,7 +557,7 @@ def test_a_remote_is_a_bucket_and_what_is_below_it(root: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         listing(open_store(root))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    with pytest.raises(UserError, match=r"AWS_SECRET_ACCESS_KEY; mend its settings or the AWS_\* variables"):
+    with pytest.raises(UserError, match=r"AWS_SECRET_ACCESS_KEY; fix its settings or the AWS_\* variables"):
         open_store(root)
 
 

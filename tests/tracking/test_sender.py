@@ -133,7 +133,7 @@ def test_a_server_that_is_down_costs_one_line(project: Path, dead_port: int, pro
     wait_until((folder / sender.TROUBLE).exists)
     told = ended(process)
     assert told.count("\n") == 1
-    assert told.startswith("warning: MLflow: not reached (ConnectionRefusedError")
+    assert told.startswith("warning: MLflow: not reachable (ConnectionRefusedError")
     assert str(folder) in told
     (file,) = waiting(folder)
     assert json.loads(file.read_text().splitlines()[-1])["end"] == "FINISHED"
