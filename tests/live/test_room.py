@@ -165,7 +165,7 @@ def test_who_comes_later_gets_the_block_that_is_watched_and_what_has_broken(room
 
 @pytest.mark.parametrize("seed", [-1, 2**63, True, 1.0, "1", None])
 def test_seeds_that_cannot_be(room, seed):
-    with pytest.raises(UserError, match="seed: is no whole number"):
+    with pytest.raises(UserError, match="seed: should be a whole number"):
         room.restart(seed, None, None)
     assert room.seed == SEED
 
