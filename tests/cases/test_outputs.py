@@ -122,7 +122,7 @@ def test_a_stream_is_not_shown_to_people(mistake):
     reader, terminal = os.openpty()
     name = os.ttyname(terminal)
     line = mistake(*STREAM, "nowhere", "--out", name)
-    assert line == f"--out = {name}: is a terminal; name a file, or append a reader, such as | ffplay -"
+    assert line == f"--out = {name}: is a terminal; name a file, or pipe it to a player, such as | ffplay -"
     os.close(reader)
     os.close(terminal)
 
@@ -136,7 +136,7 @@ def lay_out():
     with socket.socket(socket.AF_UNIX) as plug:
         plug.bind("socket")
     return {
-        "": "--out = '': names nothing; name a file, or - for the standard output",
+        "": "--out = '': is empty; name a file, or - for the standard output",
         ".": "--out = .: is a folder; name a file in it",
         "folder": "--out = folder: is a folder; name a file in it",
         "new/": "--out = new/: is a folder; name a file in it",
@@ -219,7 +219,7 @@ def test_what_is_read_and_leads_back_to_itself(mistake, student, project):
     assert mistake(*SAMPLE, "student", "--out", "out").startswith("student/generator.json: cannot be read (Is a dir")
     os.remove("params.yaml")
     os.symlink("params.yaml", "params.yaml")
-    assert mistake("config", "check").startswith(f"params.yaml: {said}; mend that or name another file")
+    assert mistake("config", "check").startswith(f"params.yaml: {said}; fix that or name another file")
     assert mistake(*SCORE, "x.json").startswith(f"params.yaml: {said}")
 
 
@@ -266,7 +266,7 @@ def test_what_is_not_of_the_samples_is_not_deleted_with_them(put, name, mistake)
     put()
     for processes in ((), ("--processes", 2)):
         assert mistake(*SAMPLE, "nowhere", "--out", "out", *processes) == (
-            f"out/{name}: is not of the samples that out holds and would be deleted with them; move it away or choose "
+            f"out/{name}: does not belong to the samples in out and would be deleted with it; move it away or choose "
             "a new folder"
         )
 
@@ -275,7 +275,7 @@ def test_what_is_not_of_an_artifact_is_not_deleted_by_its_stage(mistake):
     folder = Path("artifacts/seed-0/codec")
     shutil.copytree("videos", folder)
     (folder / "notes.txt").write_text("mine")
-    assert mistake("stage", "codec", "--seed", 0).startswith(f"{folder}/notes.txt: is not of the samples that")
+    assert mistake("stage", "codec", "--seed", 0).startswith(f"{folder}/notes.txt: does not belong to the samples")
 
 
 def test_the_examples_of_the_help_leave_samples_that_can_be_made_again(run, student):
