@@ -202,7 +202,7 @@ def _wrong_format(path: Path) -> str | None:
         return None if _has(path, "constants.pkl") else "is not a TorchScript archive"
     if path.name.endswith((".pth", ".pth.tar")):
         # torch.save's archive, or its format before 1.6: a pickle of protocol 2
-        return None if head.startswith(b"\x80\x02") or _has(path, "data.pkl") else "was not written by torch.save"
+        return None if head.startswith(b"\x80\x02") or _has(path, "data.pkl") else "is not a file of torch.save"
     return None
 
 

@@ -101,11 +101,11 @@ def test_archives_are_told_apart_by_what_is_in_them(tmp_path):
     [
         (AMT, b"<!DOCTYPE html><html>", "is a web page"),
         (AMT, b"\n<html lang='en'>", "is a web page"),
-        (AMT, b"\x80\x04\x95", "was not written by torch.save"),
+        (AMT, b"\x80\x04\x95", "is not a file of torch.save"),
         (AMT, b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
-        (AMT, b"\x93NUMPY", "was not written by torch.save"),
-        (AMT, b"", "was not written by torch.save"),
-        ("dreamsim/clip_vitb16_pretrain.pth.tar", b"a tar", "was not written by torch.save"),
+        (AMT, b"\x93NUMPY", "is not a file of torch.save"),
+        (AMT, b"", "is not a file of torch.save"),
+        ("dreamsim/clip_vitb16_pretrain.pth.tar", b"a tar", "is not a file of torch.save"),
         (CLIP, b"\x80\x02}q\x00.", "is not a TorchScript archive"),
         ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"plain", "is not compressed"),
         ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"\x1f\x9d", "is not compressed"),  # not gzip

@@ -68,7 +68,7 @@ def without(weights: Weights, *ends: str) -> Weights:
     ("held", "message"),
     [
         (lambda w: {"generator": without(w, ".norm_q.weight", "head.bias")},
-         r"generator: lacks 7 tensors \((blocks\.\d\.(self|cross)_attn\.norm_q\.weight, ){5}\.\.\.\); it is not"),
+         r"generator: lacks 7 tensors \((blocks\.\d\.(self|cross)_attn\.norm_q\.weight, ){5}\.\.\.\); it is incomplete"),
         (lambda w: {"generator": without(w, "head.modulation")},
          r"lacks 1 tensor \(head\.modulation\); it is incomplete"),
         (lambda w: {"generator": w | {"model.img_emb.proj.0.bias": torch.zeros(2)}},
