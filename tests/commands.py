@@ -12,20 +12,20 @@ from pathlib import Path
 from tests.prepared import Prepared, inherited
 
 ROOT = Path(__file__).parents[1]
-# Variables that a developer's shell may set and tests must not depend on, by prefix.
+# Prefixes of variables that a developer's shell may set and tests must not depend on.
 FOREIGN = ("HIAR_", "MLFLOW_", "PREFECT_")
-# Variables that no library of prepared.py reads on import, by prefix: a forked command may have other values of them.
+# Prefixes of variables that no library of prepared.py reads on import: a forked command may change them.
 LATE = (*FOREIGN, "VBENCH_")
-# Variables that libraries set in the tests' own process on import, by prefix; a command gets the values from before.
+# Prefixes of variables that libraries set in pytest's process on import; a command gets the values from before.
 BY_LIBRARIES = ("LD_LIBRARY_PATH", "TORCH_CPP_LOG_LEVEL", "_TORCHINDUCTOR_")
 STARTED_WITH = {name: value for name, value in os.environ.items() if name.startswith(BY_LIBRARIES)}
 
 
 def environment() -> dict[str, str]:
     """The environment of a command; it imports this project's code from any folder, so that coverage counts it."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith((*FOREIGN, *BY_LIBRARIES))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith((*FOREIGN, *BY_LIBRARIES))}
     project = {"PYTHONPATH": os.fspath(ROOT), "PYTHONSAFEPATH": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return own | STARTED_WITH | project
+    return kept | STARTED_WITH | project
 
 
 def hiar(*arguments: object, folder: Path, code: int = 0, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -29,7 +29,7 @@ from hiar.io.process_group import Ranks
 from hiar.rollout.walk import generate
 
 ROOT = Path(__file__).parents[1]
-HALVED = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv3d", "scaled_dot_product_attention")
+AUTOCAST = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv3d", "scaled_dot_product_attention")
 WALKS = [HIAR, Walk("block_first", "finished", "fused"), BATCHED, SHARED_BATCHED]
 CASES = {
     "init": {"name": "init", "muon": True},
@@ -44,35 +44,35 @@ class Backend(backend_registration._DummyBackendModule):
 
 
 class Elsewhere(TorchDispatchMode):
-    """Allows tensors on the device within the `with` block. waits: where hiar read their values."""
+    """Allows tensors on the device within the `with` block. waits: the places where hiar read their values."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.imagined, self.waits = FakeTensorMode(allow_non_fake_inputs=True), []
+        self.fake, self.waits = FakeTensorMode(allow_non_fake_inputs=True), []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         there = kwargs.get("device")
         if there is not None and torch.device(there).type == "elsewhere":
-            args, kwargs = tree_map(self._without_numbers, (args, kwargs))
-            with self.imagined:
+            args, kwargs = tree_map(self._without_values, (args, kwargs))
+            with self.fake:
                 return func(*args, **kwargs)
         if args and isinstance(args[0], FakeTensor) and args[0].device.type == "elsewhere":
             if func is torch.ops.aten._local_scalar_dense.default:
-                self._wait()
+                self._record_wait()
                 return 1.0
             if there is not None:
-                self._wait()
+                self._record_wait()
                 return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         return func(*args, **kwargs)
 
-    def _without_numbers(self, value: Any) -> Any:
+    def _without_values(self, value: Any) -> Any:
         if isinstance(value, FakeTensor):
             value.constant = None
             return value
-        return self.imagined.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
+        return self.fake.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
 
-    def _wait(self) -> None:
+    def _record_wait(self) -> None:
         frames = [frame for frame in traceback.extract_stack() if f"{ROOT}/hiar/" in frame.filename]
         self.waits.append(f"{Path(frames[-1].filename).name}: {frames[-1].name}" if frames else "not in hiar")
 
@@ -83,20 +83,20 @@ def register() -> torch.device:
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) is made on the host and copied
     register.libraries = [torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")]
     register.libraries[0].fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    for name in HALVED:
-        register.libraries[1].impl(name, halved(getattr(torch.ops.aten, name).default), "AutocastPrivateUse1")
+    for name in AUTOCAST:
+        register.libraries[1].impl(name, autocast_to_bf16(getattr(torch.ops.aten, name).default), "AutocastPrivateUse1")
     return torch.device("elsewhere", 0)
 
 
-def halved(operation: Callable[..., Any]) -> Callable[..., Any]:
+def autocast_to_bf16(operation: Callable[..., Any]) -> Callable[..., Any]:
     def cast(value: Any) -> Any:
         return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    def cast_and_computed(*args: Any, **kwargs: Any) -> Any:
+    def compute_in_bf16(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast("elsewhere", enabled=False):
             return operation(*tree_map(cast, args), **tree_map(cast, kwargs))
 
-    return cast_and_computed
+    return compute_in_bf16
 
 
 class Accelerator:
@@ -143,8 +143,8 @@ def train(device: torch.device, case: dict[str, Any]) -> Tensor:
     return next(roles["student"].module.parameters())
 
 
-def tell(name: str, compute: Callable[[], Tensor]) -> None:
-    """Print a line of JSON: the result's device or the error, and every wait."""
+def report(name: str, compute: Callable[[], Tensor]) -> None:
+    """Print a line of JSON: the device of the result, or the error; and every wait for the device."""
     with Elsewhere() as mode:
         try:
             found = str(compute().device)
@@ -159,6 +159,6 @@ def tell(name: str, compute: Callable[[], Tensor]) -> None:
 if __name__ == "__main__":
     place = register()
     for name, compute in walks(place).items():
-        tell(name, torch.no_grad()(compute))
+        report(name, torch.no_grad()(compute))
     for name, case in CASES.items():
-        tell(name, partial(train, place, case))
+        report(name, partial(train, place, case))

@@ -30,11 +30,11 @@ class GoldenRollout(Rollout):
     def noise(self, cell: Cell) -> Tensor:
         folder = "given/noise" if self.grid.given else "noise"
         known = GOLDEN.get(f"{folder}/{cell.block}/{cell.step}")
-        return super().noise(cell) if known is None else known  # theirs has no noise for given blocks
+        return super().noise(cell) if known is None else known  # the file has no noise for given blocks
 
 
-def names(room: str) -> list[str]:
-    return [name for name in GOLDEN if name.startswith(f"{room}/") and name.count("/") > 1 and "/noise/" not in name]
+def names(group: str) -> list[str]:
+    return [name for name in GOLDEN if name.startswith(f"{group}/") and name.count("/") > 1 and "/noise/" not in name]
 
 
 def window_of(name: str, blocks: int) -> int:
@@ -45,17 +45,17 @@ def window_of(name: str, blocks: int) -> int:
 def rolled_out(
     model: Denoiser, name: str, order: Order, passes: Passes, conventions: Conventions = THEIRS
 ) -> tuple[Tensor, Tensor]:
-    """Our video and theirs, for the rollout that this tensor of the file is the result of."""
+    """Our video and theirs, for the rollout whose result is this tensor of the file."""
     expected = GOLDEN[name]
-    room, _, context, *rest = name.split("/")
-    clip = GOLDEN["given/clip"] if room == "given" else None
+    group, _, context, *rest = name.split("/")
+    clip = GOLDEN["given/clip"] if group == "given" else None
     blocks, exit_step = expected.shape[2] // SIZES["block"], 2 if name.endswith("exit_step_2") else None
     grid = make_grid(
         context,  # type: ignore[arg-type]
         blocks=blocks,
         steps=SIZES["steps"],
         window=window_of(name, blocks),
-        sinks=1 if room == "sinks" else 0,
+        sinks=1 if group == "sinks" else 0,
         given=0 if clip is None else clip.shape[2] // SIZES["block"],
     )
     rollout = GoldenRollout(
@@ -65,7 +65,7 @@ def rolled_out(
         "euler" if "euler" in rest else "sde",
         0,
         range(len(expected)),
-        GOLDEN["given/text" if room == "given" else "text"],
+        GOLDEN["given/text" if group == "given" else "text"],
         conventions=conventions,
     )
     return generate(model, rollout, order, clip, passes=passes, exit_step=exit_step), expected

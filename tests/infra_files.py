@@ -1,4 +1,4 @@
-"""The contents of infra/, read as the tools that use the files would."""
+"""The contents of infra/, read as their tools read them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def deployed(name: str) -> dict[str, Any]:
     return spec["containers"][0]
 
 
-def said(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def execute(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
@@ -100,7 +100,7 @@ def tool(name: str) -> str | None:
 
 
 def unit_command(name: str) -> list[str]:
-    """A unit's command as in the image: programs by name, files in the image's places, the port open to all."""
+    """A unit's command with the paths of the image: programs by name, infra/ in /opt/infra."""
     (line,) = units()[name]["ExecStart"]
     words = [
         word.replace("/opt/hiar/infra", "/opt/infra").replace("/opt/hiar/.venv/bin/", "") for word in shlex.split(line)

@@ -24,19 +24,19 @@ PATIENCE = 240  # seconds, for a loaded machine
 def live(
     *checkpoints: Path, folder: Path, options: tuple[object, ...] = (), settings: Mapping[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Yield the process and its page's address; on exit it is sent Ctrl-C, and its students must have ended with it."""
+    """Yield the process and its page's address; on exit, send Ctrl-C and check that its students ended with it."""
     command = [sys.executable, "-m", "hiar", "live", *map(str, options)]
     if "--port" not in command:
         command += ["--port", "0"]
     for checkpoint in checkpoints:
         command += ["--checkpoint", str(checkpoint)]
-    own = environment() | {"OMP_NUM_THREADS": "1", "HIAR_LIVE_TOKEN": TOKEN, **(settings or {})}
-    with subprocess.Popen(command, cwd=folder, env=own, stdout=subprocess.PIPE, text=True) as process:
+    variables = environment() | {"OMP_NUM_THREADS": "1", "HIAR_LIVE_TOKEN": TOKEN, **(settings or {})}
+    with subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            said = re.fullmatch(r"live: (http://\S+/) \(Ctrl-C ends it\)\n", process.stdout.readline())
-            assert said is not None
-            yield process, said[1]
+            announced = re.fullmatch(r"live: (http://\S+/) \(Ctrl-C ends it\)\n", process.stdout.readline())
+            assert announced is not None
+            yield process, announced[1]
         finally:
             if process.poll() is None:
                 students = children_of(process.pid)
@@ -59,7 +59,7 @@ class Watcher:
         )
         self.blocks: dict[int, list[dict[str, Any]]] = {}
         self.videos: dict[int, bytes] = {}
-        self.say(kind="enter", token=token)
+        self.send(kind="enter", token=token)
 
     def __enter__(self) -> Watcher:
         self.hello = self.until("hello")
@@ -68,11 +68,11 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def say(self, **message: object) -> None:
+    def send(self, **message: object) -> None:
         self.socket.send(json.dumps(message))
 
-    def hear(self) -> dict[str, Any]:
-        """The next message; bytes of videos are kept, those of a block together with its message."""
+    def receive(self) -> dict[str, Any]:
+        """The next message; bytes of videos that come with or before it are kept."""
         while isinstance(data := self.socket.recv(PATIENCE), bytes):
             self._keep(data)
         message: dict[str, Any] = json.loads(data)
@@ -88,18 +88,18 @@ class Watcher:
 
     def until(self, kind: str) -> dict[str, Any]:
         """The next message of this kind; those before it are skipped."""
-        while (message := self.hear())["kind"] != kind:
+        while (message := self.receive())["kind"] != kind:
             pass
         return message
 
     def watch(self, block: int) -> None:
-        """Wait until all students have made the blocks before ``block``, and report what is watched on the way."""
-        said, students = -1.0, range(len(self.hello["students"]))
+        """Wait until all students have made the blocks before ``block``, and report meanwhile what has been watched."""
+        reported, students = -1.0, range(len(self.hello["students"]))
         while min(map(self.made, students)) < block:
-            # Of all students: what only some have made cannot be watched, and the server does not count it.
+            # The minimum over students: what only some have made cannot be watched, and the server does not count it.
             made = min(self.blocks[student][-1]["end"] if student in self.blocks else 0.0 for student in students)
-            if made >= said + self.hello["lead"] / 2:  # like a page, not for every block
-                self.say(kind="watched", seconds=(said := made))
+            if made >= reported + self.hello["lead"] / 2:  # like a page, not for every block
+                self.send(kind="watched", seconds=(reported := made))
             self.until("block")
 
     def made(self, student: int) -> int:
@@ -110,8 +110,8 @@ def memory_of(process: int) -> int:
     """Resident bytes of a process and all its descendants."""
     import psutil
 
-    own = psutil.Process(process)
-    return sum(each.memory_info().rss for each in [own, *own.children(recursive=True)])
+    root = psutil.Process(process)
+    return sum(each.memory_info().rss for each in [root, *root.children(recursive=True)])
 
 
 def children_of(process: int) -> list[int]:

@@ -1,8 +1,8 @@
 """A process that has imported the libraries that take commands seconds to import, and forks for each command.
 
 Each fork imports hiar itself and runs it as `python -m hiar` does, with the folder, the environment variables and the
-pipes that it is given. Only what libraries read on import is inherited; a command that needs other values of that has
-to be started as a process instead (see `inherited`).
+pipes that it is given. Only what libraries read on import is inherited; a command that needs other values there has to
+be started as a process of its own (see `inherited`).
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ class Prepared:
     """The process that forks; it runs one command at a time."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.line, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, os.path.realpath(__file__), str(its.fileno())]
-        quiet = subprocess.DEVNULL
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, os.path.realpath(__file__), str(theirs.fileno())]
+        null = subprocess.DEVNULL
         self.process = subprocess.Popen(
-            command, env=environment, pass_fds=[its.fileno()], stdin=quiet, stdout=quiet, stderr=quiet
+            command, env=environment, pass_fds=[theirs.fileno()], stdin=null, stdout=null, stderr=null
         )
-        its.close()
+        theirs.close()
         atexit.register(self.end)
 
     def run(self, arguments: list[str], folder: Path, environment: Mapping[str, str]) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of `hiar`, once it has ended and nobody can write to them any more."""
+        """Exit code, stdout and stderr of `hiar`, once it and all that inherited its pipes have ended."""
         pipes = [os.pipe() for _ in range(2)]
-        asked = json.dumps([arguments, os.fspath(folder), dict(environment)]).encode()
-        socket.send_fds(self.line, [asked], [end for _, end in pipes])
+        request = json.dumps([arguments, os.fspath(folder), dict(environment)]).encode()
+        socket.send_fds(self.channel, [request], [end for _, end in pipes])
         for _, end in pipes:
             os.close(end)
         with ThreadPoolExecutor() as readers:
             out, err = readers.map(_read, [end for end, _ in pipes])
-        return int(self.line.recv(LARGEST)), out, err
+        return int(self.channel.recv(LARGEST)), out, err
 
     def end(self) -> None:
         """End the process."""
-        self.line.close()
+        self.channel.close()
         self.process.wait()
 
 
@@ -70,23 +70,23 @@ def inherited(environment: Mapping[str, str], late: tuple[str, ...]) -> object:
     return {name: value for name, value in environment.items() if not name.startswith((*late, "PYTEST_"))}, limits
 
 
-def _next(line: socket.socket) -> list[str]:
-    """Fork for each command and return its arguments in the child; the parent stays here until the line is closed."""
+def _next(channel: socket.socket) -> list[str]:
+    """Fork for each command and return its arguments in the child; the parent stays until the channel is closed."""
     while True:
-        asked, pipes, *_ = socket.recv_fds(line, LARGEST, 2)
-        if not asked:
+        request, pipes, *_ = socket.recv_fds(channel, LARGEST, 2)
+        if not request:
             sys.exit()
         if not (child := os.fork()):
             break
         for end in pipes:
             os.close(end)
         _, status = os.waitpid(child, 0)
-        line.send(str(os.waitstatus_to_exitcode(status)).encode())
-    line.close()
+        channel.send(str(os.waitstatus_to_exitcode(status)).encode())
+    channel.close()
     for number, end in enumerate(pipes, 1):
         os.dup2(end, number)
         os.close(end)
-    arguments, folder, environment = json.loads(asked)
+    arguments, folder, environment = json.loads(request)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -1,4 +1,4 @@
-"""The processes of a pipeline in the tests, in a module that they can import."""
+"""The processes of a pipeline, in a module that they can import."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def clips(case: Case) -> list[torch.Tensor | None]:
 
 
 def run_rank(rank: int, ranks: int, neighbours: Neighbours | None, folder: str, cases: list[Case]) -> None:
-    """Run one rank of a pipeline on tiny rollouts; the codec's, the last, writes the blocks that arrive."""
+    """Run one rank of a pipeline on tiny rollouts; the last rank, the codec's, writes the blocks that arrive."""
     torch.set_num_threads(1)
     init = f"file://{folder}/rendezvous"
     dist.init_process_group(

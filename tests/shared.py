@@ -76,9 +76,9 @@ class Silent:
 
 
 class Case(NamedTuple):
-    """A training. wan: the network predicts the flow, else x0 with coordinates; half: computes in bf16.
+    """A training. wan: the network predicts the flow, else x0 with coordinates; half: compute in bf16.
 
-    device: the CPU, or a GPU where there is one; offload: real score and optimiser states are on the host.
+    device: cpu, or cuda where there is a GPU; offload: real score and optimiser states are on the host.
     """
 
     name: str
@@ -130,9 +130,9 @@ def init_roles(case: Case, ranks: Ranks):
         share = noisy_share(sigma)
 
         def loss_of(part: range):
-            own = slice(part.start, part.stop)
-            rows = chosen[own]
-            drawn = (at_levels(STATES, rows, levels[own], 2), STATES[rows, -1], sigma[own], TEXT[rows])
+            chosen_part = slice(part.start, part.stop)
+            rows = chosen[chosen_part]
+            drawn = (at_levels(STATES, rows, levels[chosen_part], 2), STATES[rows, -1], sigma[chosen_part], TEXT[rows])
             drawn = [tensor.to(case.device) for tensor in drawn]
             with accelerator.autocast():
                 loss = ode_regression(role.module, *drawn, BlockCausal(2, 2), 0.2, share)
@@ -205,7 +205,7 @@ def train_case(case: Case, ranks: Ranks) -> dict[str, Tensor]:
 
 
 def run_rank(rank: int, size: int, folder: str, cases: list[Case], state: Case | None) -> None:
-    """Run one of several processes; the first saves what they have trained."""
+    """Run one of several processes; the first saves the results. With a ``state``, see `save_and_load_states`."""
     torch.set_num_threads(1)
     os.environ |= {RENDEZVOUS: f"{folder}/rendezvous", "RANK": str(rank), "WORLD_SIZE": str(size)}
     with joined(runtime(size)) as ranks:
@@ -214,11 +214,11 @@ def run_rank(rank: int, size: int, folder: str, cases: list[Case], state: Case |
             if ranks.leads:
                 save_file(tensors, Path(folder) / f"{number}.safetensors")
         if state is not None:
-            keep_states(state, ranks, Path(folder))
+            save_and_load_states(state, ranks, Path(folder))
 
 
-def keep_states(case: Case, ranks: Ranks, folder: Path) -> None:
-    """Load and save a state of one process; then SIGTERM, a full disk, a missing state and the leader's decisions."""
+def save_and_load_states(case: Case, ranks: Ranks, folder: Path) -> None:
+    """Load and save a state of one process; then try SIGTERM, a full disk, a missing state and `Ranks.told`."""
     roles, _, memory = make(case, ranks)
     step, curve = load_state(folder / "of one", roles, memory, ranks)
     with Saving(folder / "again", roles, memory, ranks=ranks) as saving:

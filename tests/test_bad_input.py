@@ -47,21 +47,21 @@ def contents(folder):
 
 
 @pytest.fixture
-def take(smoke):
+def copy_smoke(smoke):
     """Copies the parameters and trained artifacts of the smoke experiment to a folder, for a test to change."""
 
-    def take(folder):
+    def copy_smoke(folder):
         for name in ("codec", "teacher", "pairs", "init"):
             copy_artifacts(smoke / "artifacts" / "seed-0" / name, folder / "artifacts" / "seed-0" / name)
         shutil.copy(smoke / "params.yaml", folder)
         return folder
 
-    return take
+    return copy_smoke
 
 
 @pytest.fixture
-def work(take, tmp_path):
-    return take(tmp_path / "work")
+def work(copy_smoke, tmp_path):
+    return copy_smoke(tmp_path / "work")
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def artifacts(work):
     ],
     ids=["missing", "truncated"],
 )
-def test_a_shard_that_is_not_whole(work, artifacts, spoil, complaint):
+def test_a_missing_or_truncated_shard_is_refused(work, artifacts, spoil, complaint):
     spoil(artifacts / "pairs" / "00001.safetensors")
     before = contents(work)
     line = mistake("stage", "init", "--seed", 0, folder=work)
@@ -104,7 +104,7 @@ def test_a_shard_that_is_not_whole(work, artifacts, spoil, complaint):
         ),
     ],
 )
-def test_artifacts_of_another_shape_than_the_parameters(work, old, new, command, line):
+def test_artifacts_that_differ_from_the_parameters_are_refused(work, old, new, command, line):
     path = work / "params.yaml"
     text = path.read_text()
     assert text.count(f"  {old}\n") == 1
@@ -135,18 +135,18 @@ def lose_a_matrix(checkpoint):
     ],
     ids=["codec", "width", "matrix"],
 )
-def test_a_checkpoint_of_another_shape(work, artifacts, spoil, line):
+def test_a_checkpoint_that_does_not_fit_its_config_is_refused(work, artifacts, spoil, line):
     spoil(artifacts / "init")
-    write_manifest(artifacts / "init", "checkpoint")  # as a user's own: the old manifest would report any change
+    write_manifest(artifacts / "init", "checkpoint")  # else the old manifest would report the change
     before = contents(work)
-    said = sample(work, "--out", "out")
-    assert said.startswith(f"artifacts/seed-0/init/{line}")
-    assert "again" in said
+    error = sample(work, "--out", "out")
+    assert error.startswith(f"artifacts/seed-0/init/{line}")
+    assert "again" in error
     assert contents(work) == before
     assert not list(work.rglob("*.partial"))
 
 
-def test_what_is_no_checkpoint_and_frames_that_make_no_blocks(work):
+def test_other_artifacts_and_incomplete_blocks_are_refused(work):
     line = sample(work, "--out", "out", checkpoint="pairs")
     assert line.startswith("artifacts/seed-0/pairs/manifest.json: kind = 'pairs': should be 'checkpoint'; name a")
     line = sample(work, "--out", "out", frames=7)
@@ -154,7 +154,7 @@ def test_what_is_no_checkpoint_and_frames_that_make_no_blocks(work):
     assert not list(work.glob("out*"))
 
 
-def test_outputs_below_a_file_and_instead_of_what_is_no_artifact(work, smoke):
+def test_outputs_never_replace_files_that_are_no_artifact(work, smoke):
     (work / "file").write_text("of somebody")
     (work / "folder").mkdir()
     (work / "folder" / "letter.txt").write_text("of somebody")
@@ -196,7 +196,7 @@ def read_only(folder):
             folder.chmod(0o755)
 
 
-def test_a_workspace_that_may_only_be_read(work, artifacts):
+def test_a_read_only_workspace_is_named(work, artifacts):
     before = contents(work)
     with read_only(artifacts):
         line = mistake("stage", "pairs", "--seed", 0, folder=work)
@@ -239,8 +239,8 @@ def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_and_a_stage(disk, take):
-    take(disk)
+def test_a_stage_on_a_full_disk_keeps_the_old_artifact(disk, copy_smoke):
+    copy_smoke(disk)
     pairs = disk / "artifacts" / "seed-0" / "pairs"
     before = contents(disk)
     if disk.is_mount():
@@ -259,7 +259,7 @@ def test_a_full_disk_and_a_stage(disk, take):
     assert contents(pairs).keys() == {"00000.safetensors", "00001.safetensors", "captions.txt", "manifest.json"}
 
 
-def test_a_full_disk_and_videos_that_are_there(disk, work, smoke):
+def test_sampling_on_a_full_disk_keeps_the_old_videos(disk, work, smoke):
     copy_artifacts(smoke / "artifacts" / "seed-0" / "samples" / "init" / "hiar", disk / "out")
     before = contents(disk)
     if disk.is_mount():

@@ -66,7 +66,7 @@ def until(page, condition):
     wait_until(lambda: page.evaluate(condition), lambda: page.wait_for_timeout(20))
 
 
-def test_videos_play_with_nothing_asked_of_the_network(visit):
+def test_videos_play_without_network_requests(visit):
     page = visit()
     until(page, f"{EVERY}(v => v.currentTime > 0.2)")
     assert page.locator("video").count() == 14  # two prompts; true world, teacher, two inits, three students
@@ -82,7 +82,7 @@ def test_videos_start_over_together(visit):
     until(page, f"{EVERY}(v => v.currentTime > 0 && v.currentTime < 0.8 && !v.paused)")
 
 
-def test_one_button_stops_all_and_one_slider_moves_all(visit):
+def test_one_button_pauses_all_and_one_slider_moves_all(visit):
     page = visit()
     page.get_by_role("button", name="Pause").click()
     until(page, f"{EVERY}(v => v.paused && !v.seeking)")

@@ -38,7 +38,7 @@ def spoil(project, old, new):
     "command",
     [[], ["run"], ["stage"], ["sample"], ["stream"], ["live"], ["score"], ["tables"], ["config"], ["config", "show"]],
 )
-def test_help_needs_nothing_heavy(command):
+def test_help_imports_nothing_heavy(command):
     code = (
         "import sys; sys.argv[1:] = {arguments!r}; from hiar.cli import main\n"
         "try: main()\n"
@@ -79,7 +79,7 @@ def test_config_check_and_show_merge_the_experiment(project):
         ("seeds: [0]", "seeds: [0", "is not valid YAML"),
     ],
 )
-def test_parameters_that_are_not_valid(project, old, new, line):
+def test_invalid_parameters_are_named_by_every_command(project, old, new, line):
     spoil(project, old, new)
     for command in (["config", "check"], ["run"], ["stage", "codec", "--seed", 0]):
         assert mistake(*command, folder=project).startswith(f"params.yaml: {line}")
@@ -93,7 +93,7 @@ EXPERIMENTS = {  # an experiment's text, and how the error begins after the file
     "variants:\n  hiar: null\n  'hiar': null": "'hiar': appears twice, in line 2 and in line 3",
     "compare: {init: [hiar, hiar]}": "compare.init = ['hiar', 'hiar']: holds 'hiar' twice, as items 1 and 2",
     "world: {colors: [red, blue, red]}": "world.colors = ['red', 'blue', 'red']: holds 'red' twice, as items 1 and 3",
-    # values that YAML reads differently from people
+    # values that YAML reads differently than people do
     "init: {training: {optimizer: {clip: 6e-3}}}": (
         "init.training.optimizer.clip = '6e-3': YAML reads it as text; write 6.0e-3"
     ),
@@ -133,7 +133,7 @@ EXPERIMENTS = {  # an experiment's text, and how the error begins after the file
 }
 
 
-def test_experiments_that_would_mislead_or_break_down_later(project):
+def test_misleading_or_impossible_values_are_refused_at_once(project):
     """Checked as `hiar config check` does, but in this process: a command per case would take too long."""
     from hiar.workspace import experiment_params
 
@@ -154,7 +154,7 @@ def test_experiments_that_would_mislead_or_break_down_later(project):
         experiment_params(project, "mine")
 
 
-def test_what_yaml_merges_may_be_overridden(project):
+def test_yaml_merge_keys_may_be_overridden(project):
     (project / "experiments" / "mine.yaml").write_text(
         "variants:\n  one: &one {order: diagonal, context: output, level: 1.0, forward_kl: null}\n"
         "  two: &two {<<: *one, context: clean, level: null}\n  three: {<<: *two, order: step_first}\n"
@@ -162,7 +162,7 @@ def test_what_yaml_merges_may_be_overridden(project):
     hiar("config", "check", "mine", folder=project)
 
 
-def test_memory_that_does_not_suffice_is_told_in_a_line(project):
+def test_running_out_of_memory_is_one_error_line(project):
     spoil(project, "size: 64", "size: 4096")
     spoil(project, "radius: 14.0", "radius: 800.0")
     path = project / "params.yaml"
@@ -183,7 +183,7 @@ def test_an_unknown_experiment_is_answered_with_the_closest(project):
     assert line == "experiment 'smok': there is no experiments/smok.yaml; did you mean 'smoke'?"
 
 
-def test_outside_of_a_project(tmp_path):
+def test_outside_a_project_the_missing_params_yaml_is_named(tmp_path):
     assert mistake("run", folder=tmp_path).startswith("params.yaml: no such file")
 
 
@@ -203,54 +203,58 @@ def test_outside_of_a_project(tmp_path):
         ),
     ],
 )
-def test_a_stage_that_cannot_be_called_so(project, arguments, line):
+def test_wrong_arguments_of_a_stage_are_named(project, arguments, line):
     assert mistake("stage", *arguments, folder=project).startswith(line)
 
 
-def test_what_each_stage_is_told(project, monkeypatch):
-    """The options for the walk and for restarting a training; run in this process, because the cases are many."""
+def test_walk_and_restart_options_are_for_the_stages_that_use_them(project, monkeypatch):
+    """Run in this process, because there are many cases."""
     from typer.testing import CliRunner
 
     from hiar.cli.app import app
 
     monkeypatch.chdir(project)
     monkeypatch.setenv("HIAR_TRACKING", "off")
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")  # which the command sets, and would leave behind
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")  # the command sets it; undone after the test
 
-    def said(name, *options):
+    def error_of(name, *options):
         return str(CliRunner().invoke(app, ["stage", name, "--seed", "0", *options]).exception)
 
     sample = ("sample", "--variant", "hiar", "--model")
-    assert said(*sample, "walked") == "--walk: is missing; stage sample needs it"
-    assert said(*sample, "distill", "--walk", "hiar").startswith("--walk = hiar: stage sample has no such option")
-    assert said(*sample, "walked", "--walk", "hier").startswith("variant 'hier': no such variant; did you mean 'hiar'")
-    assert said(*sample, "walked", "--walk", "shared").startswith(
+    assert error_of(*sample, "walked") == "--walk: is missing; stage sample needs it"
+    assert error_of(*sample, "distill", "--walk", "hiar").startswith("--walk = hiar: stage sample has no such option")
+    assert error_of(*sample, "walked", "--walk", "hier").startswith(
+        "variant 'hier': no such variant; did you mean 'hiar'"
+    )
+    assert error_of(*sample, "walked", "--walk", "shared").startswith(
         "artifacts/seed-0/distill/hiar/manifest.json: no such"
     )
     restart = ("--restart-from", "nowhere")
     for name, options in (("codec", ()), ("teacher", ()), ("init", ()), ("distill", ("--variant", "hiar"))):
-        assert "has no such option" not in (line := said(name, *options, *restart))
+        assert "has no such option" not in (line := error_of(name, *options, *restart))
         assert line.startswith(("--restart-from = nowhere: holds no training state", "artifacts/seed-0/"))
     for name, options in (("pairs", ()), ("sample", ("--model", "teacher"))):
-        assert said(name, *options, *restart).startswith(f"--restart-from = nowhere: stage {name} has no such option")
+        assert error_of(name, *options, *restart).startswith(
+            f"--restart-from = nowhere: stage {name} has no such option"
+        )
 
 
 def test_the_processes_of_a_stage_have_its_threads(project, monkeypatch):
-    """Those of a variant's stage have variant_threads, because variants run side by side."""
+    """Stages of a variant have variant_threads instead, because variants run side by side."""
     from hiar import cli
     from hiar.io import ranks
 
     monkeypatch.chdir(project)
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")  # which the command sets, and would leave behind
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")  # the command sets it; undone after the test
     spoil(project, "\n  threads: 1\n  variant_threads: 1\n", "\n  threads: 3\n  variant_threads: 2\n  processes: 2\n")
-    begun = []
-    monkeypatch.setattr(ranks, "launch", lambda command, names, **options: begun.append((len(names), options)))
+    launches = []
+    monkeypatch.setattr(ranks, "launch", lambda command, names, **options: launches.append((len(names), options)))
     for stage in (("pairs",), ("init",), ("distill", "--variant", "hiar")):
         monkeypatch.setattr(sys, "argv", ["hiar", "stage", *stage, "--seed", "0"])
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code == 0
-    assert begun == [(2, {"teller": 0, "threads": threads}) for threads in (3, 3, 2)]
+    assert launches == [(2, {"teller": 0, "threads": threads}) for threads in (3, 3, 2)]
 
 
 SAMPLE = ["sample", "--checkpoint", "x", "--frames", "30", "--prompt", "a disc", "--out", "out"]
@@ -267,12 +271,12 @@ SAMPLE = ["sample", "--checkpoint", "x", "--frames", "30", "--prompt", "a disc",
         (["--stall-seconds", "-0"], "--stall-seconds = -0: should be 1 to 86400"),
     ],
 )
-def test_options_given_twice_and_values_that_no_run_survives(project, arguments, line):
+def test_repeated_options_and_impossible_values_are_refused(project, arguments, line):
     assert mistake(*SAMPLE, *arguments, folder=project).startswith(line)
     assert not (project / "out").exists()
 
 
-def test_a_seed_and_a_length_beyond_what_is_counted_in(project):
+def test_seeds_and_lengths_beyond_64_bits_are_refused(project):
     huge = "1" + "0" * 21
     assert mistake("stage", "codec", "--seed", huge, folder=project).startswith("Invalid value for '--seed'")
     stream = ("stream", "--checkpoint", "x", "--prompt", "a disc", "--out", "v.mp4")
@@ -292,20 +296,20 @@ def sample(project, *arguments):
         (b"a disc\ncaf\xe9\n", "prompts.txt: line 2: byte 10 = 0xe9 is not UTF-8; save the file as UTF-8"),
     ],
 )
-def test_prompt_files_that_cannot_be_used(project, content, line):
+def test_unusable_prompt_files_are_refused(project, content, line):
     (project / "prompts.txt").write_bytes(content)
     assert sample(project, "--prompts", "prompts.txt") == line
     assert not (project / "out").exists()
 
 
-def test_prompts_that_are_not_there_or_given_twice(project):
+def test_exactly_one_source_of_prompts_must_be_given(project):
     assert sample(project, "--prompts", "no.txt").startswith("no.txt: no such file")
     assert sample(project).startswith("--prompt, --prompts: give exactly one")
     assert sample(project, "--prompts", "no.txt", "--prompt", "a disc").startswith("--prompt, --prompts: give exactly")
     assert sample(project, "--prompt", " ").startswith("--prompt = ' ': is empty")
 
 
-def test_a_walk_that_does_not_exist(project):
+def test_unknown_or_unfitting_walk_options_are_refused(project):
     line = sample(project, "--prompt", "a disc", "--order", "diag")
     assert line == "--order = diag: is not one of block_first, step_first, diagonal; choose one of them"
     assert sample(project, "--prompt", "a disc", "--context", "dirty").startswith(
@@ -315,7 +319,7 @@ def test_a_walk_that_does_not_exist(project):
     assert sample(project, "--contxt", "clean").endswith("see `hiar sample --help`")
 
 
-def test_a_workspace_that_cannot_be_written(project):
+def test_a_workspace_that_cannot_be_written_is_named(project):
     (project / "runs").write_text("in the way")
     assert mistake("run", "smoke", folder=project).startswith("runs/smoke/.dvc/tmp: not a directory; ")
 
@@ -347,7 +351,7 @@ def test_ctrl_c_ends_a_command_with_a_line_and_the_code_of_shells(project, monke
 
 
 @pytest.mark.parametrize("error", [RunFailed("it broke\ndown", 3), UserError("a \n mistake")])
-def test_one_of_several_processes_leaves_its_line_to_who_tells_it(project, tmp_path, monkeypatch, capsys, error):
+def test_one_of_several_processes_writes_its_error_to_a_file_instead(project, tmp_path, monkeypatch, capsys, error):
     from hiar import cli, workspace
 
     def fails(*_):
@@ -355,12 +359,12 @@ def test_one_of_several_processes_leaves_its_line_to_who_tells_it(project, tmp_p
 
     monkeypatch.setattr(workspace, "experiment_params", fails)
     monkeypatch.setattr(sys, "argv", ["hiar", "config", "show"])
-    for told in (None, tmp_path / "line"):
-        if told is not None:
-            monkeypatch.setenv("HIAR_ERROR_FILE", str(told))
+    for error_file in (None, tmp_path / "line"):
+        if error_file is not None:
+            monkeypatch.setenv("HIAR_ERROR_FILE", str(error_file))
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code == getattr(error, "exit_code", 2)
         line = " ".join(str(error).split())
-        assert capsys.readouterr().err == (f"error: {line}\n" if told is None else "")
-        assert told is None or told.read_text() == line
+        assert capsys.readouterr().err == (f"error: {line}\n" if error_file is None else "")
+        assert error_file is None or error_file.read_text() == line

@@ -1,4 +1,4 @@
-"""What the pages refer to exists: files, headings, commands with their options, targets of make."""
+"""The pages refer only to what exists: files, headings, commands with their options, targets of make."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def lines() -> set[str]:
     }
 
 
-def test_commands_are_such_as_hiar_takes() -> None:
+def test_hiar_accepts_the_commands_of_the_pages() -> None:
     """Checked with its own parser; nothing is run."""
     root, read = typer.main.get_command(app), set()
     for line in lines():
@@ -68,7 +68,7 @@ def test_commands_are_such_as_hiar_takes() -> None:
     assert {"sample", "stream", "score", "import", "export", "plan", "vbench score", "config show"} <= read
 
 
-def test_targets_are_such_as_make_has() -> None:
+def test_make_has_the_targets_of_the_pages() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {
         name

@@ -1,4 +1,4 @@
-"""Demands of a GPU, tested without one: its tensors are not mixed with the host's, and the host waits for none."""
+"""Rules for GPUs, tested without one: device tensors never meet host tensors, and the host does not wait for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from commands import ROOT, environment
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, dict[str, Any]]:
+def results() -> dict[str, dict[str, Any]]:
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     program = "import hiar.late, runpy, sys; hiar.late.keep_out(); runpy.run_path(sys.argv[1], run_name='__main__')"
     command = [sys.executable, "-c", program, elsewhere.__file__]
@@ -24,11 +24,11 @@ def told() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["decoder", *(walk.name for walk in elsewhere.WALKS)])
-def test_a_walk_is_asked_for_without_a_halt(name: str, told: dict[str, dict[str, Any]]) -> None:
-    assert told[name] == {"name": name, "found": "elsewhere:0", "waits": []}
+def test_a_walk_never_waits_for_the_device(name: str, results: dict[str, dict[str, Any]]) -> None:
+    assert results[name] == {"name": name, "found": "elsewhere:0", "waits": []}
 
 
 @pytest.mark.parametrize("name", elsewhere.CASES)
-def test_an_update_is_waited_for_once_when_all_of_it_is_asked_for(name: str, told: dict[str, dict[str, Any]]) -> None:
-    assert told[name]["found"] == "elsewhere:0"
-    assert set(told[name]["waits"]) == {"parallel.py: read"}
+def test_an_update_waits_for_the_device_only_to_read_its_metrics(name: str, results: dict[str, dict[str, Any]]) -> None:
+    assert results[name]["found"] == "elsewhere:0"
+    assert set(results[name]["waits"]) == {"parallel.py: read"}

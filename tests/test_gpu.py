@@ -1,4 +1,4 @@
-"""What only a GPU can show: results as on a CPU, from its own kernels and number types, without needless waits."""
+"""On a GPU: the results of a CPU, from the GPU's own kernels and number formats, without needless waits."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ def setups(dtype: torch.dtype) -> tuple[Setup, Setup]:
     return here, there
 
 
-def walk_of(setup: Setup, walk: Walk) -> Tensor:
+def video_of(setup: Setup, walk: Walk) -> Tensor:
     rollout = setup.rollout(setup.preset.grid(walk, 6))
     return generate(setup.denoiser, rollout, walk.order, passes=walk.passes).cpu()
 
 
-def away(one: Tensor, other: Tensor) -> float:
+def distance(one: Tensor, other: Tensor) -> float:
     return float((one.float() - other.float()).norm() / other.float().norm())
 
 
 @pytest.mark.parametrize("walk", ALONE, ids=lambda walk: walk.name)
 @torch.no_grad()
-def test_a_walk_shows_what_it_shows_on_a_cpu(walk: Walk) -> None:
+def test_a_walk_gives_the_video_of_a_cpu(walk: Walk) -> None:
     here, there = setups(torch.float32)
-    assert away(walk_of(there, walk), walk_of(here, walk)) < 1e-3
+    assert distance(video_of(there, walk), video_of(here, walk)) < 1e-3
 
 
 @pytest.mark.parametrize("walk", [BATCHED, SELF_FORCING], ids=lambda walk: walk.name)
 @torch.no_grad()
 def test_between_blocks_nothing_waits_for_the_gpu(walk: Walk) -> None:
-    """Noise, positions and levels are copied from the host asynchronously; else each pass would wait for the last."""
+    """Noise, positions and levels are copied from the host asynchronously; else passes would wait for each other."""
     _, there = setups(torch.bfloat16)
     rollout = there.rollout(there.preset.grid(walk, 9))
     blocks = walked(there.denoiser, rollout, walk.order, passes=walk.passes)
@@ -73,7 +73,7 @@ def test_between_blocks_nothing_waits_for_the_gpu(walk: Walk) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_what_is_downloaded_is_what_was_there_then() -> None:
+def test_later_writes_do_not_change_a_download() -> None:
     x = torch.ones(1 << 24, device=GPU)
     arrived = download(x)
     x.fill_(2)
@@ -83,21 +83,21 @@ def test_what_is_downloaded_is_what_was_there_then() -> None:
 
 
 @torch.no_grad()
-def test_several_kernels_are_right_and_each_can_be_chosen() -> None:
+def test_every_kernel_that_works_here_can_be_chosen_and_is_right() -> None:
     found = measure_kernels(96, 480, heads=4, head_dim=64, batch=2, device=GPU, dtype=torch.bfloat16)
     assert "math" in found
     assert 2 <= len(found) <= len(KERNELS)
     _, there = setups(torch.bfloat16)
-    expected = walk_of(there, BATCHED)
+    expected = video_of(there, BATCHED)
     for name in found:
         with using(name):
-            assert away(walk_of(there, BATCHED), expected) < 0.1, name
+            assert distance(video_of(there, BATCHED), expected) < 0.1, name
 
 
 @needs_fp8
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @torch.no_grad()
-def test_fp8_multiplies_numbers_that_it_has_as_they_are(dtype: torch.dtype) -> None:
+def test_fp8_layers_are_accurate_on_numbers_that_fp8_represents(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(64, 32).to(GPU, dtype)
     linear.weight.copy_(torch.randint(-8, 9, (32, 64)))
@@ -106,12 +106,12 @@ def test_fp8_multiplies_numbers_that_it_has_as_they_are(dtype: torch.dtype) -> N
     x[..., 1] = 448.0
     out = Fp8Linear(linear)(x)
     assert out.dtype == dtype
-    assert away(out, linear(x)) < 2 * torch.finfo(torch.bfloat16).eps
+    assert distance(out, linear(x)) < 2 * torch.finfo(torch.bfloat16).eps
 
 
 @needs_fp8
 @torch.no_grad()
-def test_a_pass_in_fp8_stays_near() -> None:
+def test_a_pass_in_fp8_stays_within_the_allowed_error() -> None:
     _, there = setups(torch.bfloat16)
     rollout = there.rollout(there.preset.grid(BATCHED, 6))
     assert 0 < with_fp8(there.denoiser, lambda: full_pass(there.denoiser, rollout, 4)) < ERROR
@@ -130,7 +130,7 @@ def test_compiled_layers_are_right(fp8: bool) -> None:
     torch._dynamo.reset()
 
 
-def test_a_log_has_the_gpus_memory() -> None:
+def test_peak_memory_includes_the_gpus() -> None:
     held = torch.ones(2**26, device=GPU)  # 256 MB
     peak = peak_memory_mb("auto")
     del held
@@ -138,26 +138,26 @@ def test_a_log_has_the_gpus_memory() -> None:
     assert peak_memory_mb("cpu").keys() == {"peak_memory_mb"}
 
 
-def test_a_group_talks_by_nccl_and_can_be_asked_what_it_has_found() -> None:
+def test_a_group_uses_nccl_and_reports_its_status() -> None:
     with joined(runtime(1, device="auto")) as ranks:
         assert ranks.device.type == "cuda"
         assert ranks.sums([1.5, 2.0]) == [1.5, 2.0]
-        ask = found_by(ranks.device)
-        assert ask is not None, "this torch cannot say what NCCL has found"
-        assert ask().name == "SUCCESS"
+        status = found_by(ranks.device)
+        assert status is not None, "this torch cannot say what NCCL has found"
+        assert status().name == "SUCCESS"
 
 
-def test_what_lies_on_the_host_learns_what_lies_on_the_gpu() -> None:
+def test_offloaded_training_gives_the_same_weights() -> None:
     case = Case("distill", wan=True, muon=True, replay=2, steps=2, device="cuda")
     learnt = []
     for offload in (False, True):
         with joined(runtime(1, device="auto")) as ranks:
             weights = train_case(case._replace(offload=offload), ranks)
         learnt.append(torch.cat([weights[name].double().flatten() for name in sorted(weights)]))
-    assert away(learnt[1], learnt[0]) < 1e-6
+    assert distance(learnt[1], learnt[0]) < 1e-6
 
 
-def test_a_network_on_the_host_lies_in_pinned_memory() -> None:
+def test_an_offloaded_network_is_in_pinned_memory() -> None:
     with joined(runtime(1, device="auto")) as ranks:
         network = build(replace(PRESETS["wan-tiny"](), dtype=torch.float32), torch.device("cpu"), 2).denoiser
         shard(network, ranks, offload=True)
@@ -178,11 +178,11 @@ def test_an_optimisers_states_are_on_the_host_between_updates() -> None:
 
 
 @pytest.mark.parametrize("processes", [None, 1], ids=["whole", "sharded"])
-def test_a_distillation_learns_what_it_learns_on_a_cpu(processes: int | None) -> None:
+def test_a_distillation_gives_the_weights_of_a_cpu(processes: int | None) -> None:
     case = Case("distill", wan=True, replay=2, steps=2)
     learnt = []
     for device in ("cpu", "cuda"):
         with joined(runtime(processes, device=device.replace("cuda", "auto"))) as ranks:
             weights = train_case(case._replace(device=device), ranks)
         learnt.append(torch.cat([weights[name].double().flatten() for name in sorted(weights)]))
-    assert away(learnt[1], learnt[0]) < 1e-3
+    assert distance(learnt[1], learnt[0]) < 1e-3

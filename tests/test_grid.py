@@ -49,12 +49,12 @@ def walks(draw: st.DrawFn) -> tuple[Grid, list[Pass]]:
 def legal(grid: Grid, walk: list[Pass]) -> bool:
     """Whether a walk of a finite grid is legal, judged by its whole history.
 
-    A cell is denoised once, after its block's previous step, when its cache has been given exactly the blocks before; a
-    context is written once, in block order, while the latents that it shows are available. A pass does its writes
-    first, and none of the cells that it denoises depends on another one.
+    A cell is denoised once, after its block's previous step, when its cache holds exactly the blocks before it. A
+    context is written once, in block order, while its latents are available. A pass writes before it denoises, and
+    none of the cells that it denoises depends on another one.
     """
     done: list[Cell] = []
-    shown: list[list[int]] = [[] for _ in range(grid.caches)]  # all blocks that each cache was ever given
+    shown: list[list[int]] = [[] for _ in range(grid.caches)]  # all blocks ever written to each cache
 
     def sees_what_it_should(cache: int, n: int) -> bool:
         if grid.window > 1 + grid.sinks:
@@ -119,8 +119,8 @@ def test_a_walk_without_one_of_its_cells_or_with_one_twice_is_not_legal(
 @pytest.mark.parametrize(
     ("context", "order"), [("output", "step_first"), ("finished", "block_first"), ("shared", "block_first")]
 )
-def test_as_many_forward_calls_as_promised(context: str, order: str) -> None:
-    """N blocks, S steps: separate passes write each context that is read in its own call, fused ones none."""
+def test_walks_take_the_promised_number_of_forward_calls(context: str, order: str) -> None:
+    """N blocks, S steps: separate passes write each context that is read in a call of its own, fused ones do not."""
     blocks, steps = 10, 4
     grid = make_grid(context, blocks=blocks, steps=steps, window=3)  # type: ignore[arg-type]
     written = (blocks - 1) * (steps if context == "output" else 1)
@@ -154,7 +154,7 @@ def test_counting_takes_no_longer_for_many_blocks() -> None:
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("order", sorted(ORDERS))
-def test_the_fastest_walk_is_possible_and_gives_the_same_video(order: str, context: str) -> None:
+def test_the_fastest_walk_is_possible(order: str, context: str) -> None:
     if (order, context, "separate") in WALKS:
         fast_order, passes = fastest(context)  # type: ignore[arg-type]
         assert (fast_order, context, passes) in WALKS
@@ -168,8 +168,8 @@ def test_no_walk_has_fewer_forward_calls_than_the_fastest(context: str) -> None:
 
 
 @cases(walks())
-def test_a_cache_is_ended_by_the_last_cell_that_needs_it(case: tuple[Grid, list[Pass]]) -> None:
-    """Not earlier, or its context would be gone; not later: in step_first order only one cache is held at a time."""
+def test_a_cache_ends_with_the_last_cell_that_needs_it(case: tuple[Grid, list[Pass]]) -> None:
+    """Any earlier, its context would be missing; any later, step_first order would hold more than one cache."""
     grid, walk = case
     last: dict[int, Cell] = {}  # by cache
     for step in walk:
@@ -181,7 +181,7 @@ def test_a_cache_is_ended_by_the_last_cell_that_needs_it(case: tuple[Grid, list[
     assert ended == ({} if grid.rule.left else last)
 
 
-def test_a_window_of_sinks_alone_has_no_room_for_the_block_itself() -> None:
+def test_a_window_must_hold_its_sinks_and_the_block_itself() -> None:
     with pytest.raises(ValueError, match="the window must hold the sinks and the block itself"):
         make_grid("output", blocks=3, steps=2, window=2, sinks=2)
 
@@ -203,12 +203,12 @@ def test_finished_context_needs_whole_blocks() -> None:
         list(walk_passes(grid, "step_first"))
 
 
-def test_shared_context_needs_the_next_step_of_the_block_before() -> None:
+def test_shared_context_cannot_be_walked_step_by_step() -> None:
     grid = make_grid("shared", blocks=3, steps=2, window=2)
     assert not legal(grid, list(PASSES["separate"](grid, ORDERS["step_first"](grid))))
 
 
-def test_shared_contexts_of_given_blocks_are_made_among_those_of_the_next_step() -> None:
+def test_shared_contexts_of_given_blocks_need_earlier_blocks_at_the_next_step() -> None:
     grid = make_grid("shared", blocks=3, steps=2, window=2, given=2)
     first, *rest = walk_passes(grid, "block_first")
     assert legal(grid, [first, *rest])
@@ -220,19 +220,19 @@ def test_shared_contexts_of_given_blocks_are_made_among_those_of_the_next_step()
     ("order", "context", "passes"),
     [("step_first", "shared", "separate"), ("step_first", "output", "batched"), ("block_first", "output", "fused")],
 )
-def test_walks_that_cannot_be_are_refused_before_their_first_pass(order: str, context: str, passes: str) -> None:
+def test_impossible_walks_are_refused_before_their_first_pass(order: str, context: str, passes: str) -> None:
     grid = make_grid(context, blocks=3, steps=2, window=2)  # type: ignore[arg-type]
     with pytest.raises(BrokenRule):
         next(walk_passes(grid, order, passes))  # type: ignore[arg-type]
 
 
-def test_steps_of_shared_context_are_not_walked_apart() -> None:
+def test_a_share_of_the_steps_is_refused_for_shared_context() -> None:
     grid = make_grid("shared", blocks=3, steps=4, window=2)
     with pytest.raises(ValueError, match="back to earlier ones"):
         next(walk_passes(grid, "diagonal", "separate", range(2)))
 
 
-def test_diagonals_are_as_many_as_the_paper_says() -> None:
+def test_the_number_of_diagonals_is_the_papers() -> None:
     """N + S - 1 diagonals, one after the other; the cells of one diagonal do not depend on each other."""
     grid = make_grid("output", blocks=6, steps=4, window=3)
     diagonals = [cell.block + cell.step for cell in ORDERS["diagonal"](grid)]

@@ -1,4 +1,4 @@
-"""Environment variables of a launcher: a world of one process is no group, all else is refused in one line."""
+"""A launcher's environment variables: a world of one process is no group; invalid ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hiar.errors import UserError
 from hiar.io.launcher import alone, forget, own_place
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-# Of torchrun, Open MPI, MPICH and its relatives, and MVAPICH2.
+# Of torchrun, Open MPI, MPICH and its derivatives, and MVAPICH2.
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 
@@ -63,29 +63,29 @@ def sample(work: Path, out: str, *options: object, code: int = 0, **settings: st
         ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "http"}, "MASTER_PORT = 'http': is not a number"),
     ],
 )
-def test_variables_that_fit_no_launcher_are_named(work: Path, settings: dict[str, str], line: str) -> None:
-    (said,) = sample(work, "refused", code=2, **settings).splitlines()
-    assert said.startswith(f"error: {line}")
+def test_inconsistent_launcher_variables_are_named(work: Path, settings: dict[str, str], line: str) -> None:
+    (error_line,) = sample(work, "refused", code=2, **settings).splitlines()
+    assert error_line.startswith(f"error: {line}")
     assert not list(work.glob("refused*"))
 
 
 def test_a_world_of_one_is_no_group(work: Path) -> None:
-    left = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    stale = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     sample(work, "alone")
-    sample(work, "one", **left)
+    sample(work, "one", **stale)
     assert (work / "one" / "0000.mp4").read_bytes() == (work / "alone" / "0000.mp4").read_bytes()
 
 
-def test_a_launcher_that_is_not_there_any_more_ends_in_one_line(work: Path) -> None:
+def test_a_launcher_that_has_gone_gives_one_error_line(work: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    (said,) = sample(work, "refused", "--stall-seconds", 1, code=3, **settings).splitlines()
-    assert said.startswith("error: process 1 of 1 lost another one, or waited 1 s for it")
+    (error_line,) = sample(work, "refused", "--stall-seconds", 1, code=3, **settings).splitlines()
+    assert error_line.startswith("error: process 1 of 1 lost another one, or waited 1 s for it")
     assert not list(work.glob("refused*"))
 
 
-def test_a_stage_forgets_a_world_of_one_and_refuses_others(work: Path) -> None:
+def test_a_stage_ignores_a_world_of_one_and_refuses_all_others(work: Path) -> None:
     stage = ("stage", "codec", "--seed", 0)
     for settings, line in (
         ({"RANK": "x"}, "RANK = 'x': is not a number that a launcher sets"),
@@ -96,11 +96,11 @@ def test_a_stage_forgets_a_world_of_one_and_refuses_others(work: Path) -> None:
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE = 4: a stage is one process; start it without"),
     ):
         run = hiar(*stage, folder=work, code=2, HIAR_TRACKING="off", **settings)
-        (said,) = run.stderr.splitlines()
-        assert said.startswith(f"error: {line}")
+        (error_line,) = run.stderr.splitlines()
+        assert error_line.startswith(f"error: {line}")
         assert not (work / "artifacts").exists()
-    left = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "ACCELERATE_USE_FSDP": "true"}
-    hiar(*stage, folder=work, HIAR_TRACKING="off", **left)
+    stale = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "ACCELERATE_USE_FSDP": "true"}
+    hiar(*stage, folder=work, HIAR_TRACKING="off", **stale)
     assert (work / "artifacts" / "seed-0" / "codec" / "manifest.json").exists()
 
 
@@ -112,10 +112,12 @@ def test_a_stage_forgets_a_world_of_one_and_refuses_others(work: Path) -> None:
         (("stream", "--checkpoint", "student", "--prompt", "a red disc", "--out", "v.mp4"), "hiar stream"),
     ],
 )
-def test_commands_that_are_one_process_do_not_start_as_several(work: Path, command: tuple[str, ...], name: str) -> None:
+def test_single_process_commands_refuse_a_launcher(work: Path, command: tuple[str, ...], name: str) -> None:
     settings = {"RANK": "0", "WORLD_SIZE": "2", **MEETING}
-    (said,) = hiar(*command, folder=work, code=2, **settings).stderr.splitlines()
-    assert said == f"error: WORLD_SIZE = 2: {name} is one process; start it without a launcher, or unset WORLD_SIZE"
+    (error_line,) = hiar(*command, folder=work, code=2, **settings).stderr.splitlines()
+    assert (
+        error_line == f"error: WORLD_SIZE = 2: {name} is one process; start it without a launcher, or unset WORLD_SIZE"
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,18 +133,18 @@ def test_commands_that_are_one_process_do_not_start_as_several(work: Path, comma
         (("vbench", "score", "videos", "--out", "out"), "hiar vbench score"),
     ],
 )
-def test_nor_do_those_that_begin_with_files(
+def test_single_process_commands_refuse_a_launcher_before_reading_files(
     command: tuple[str, ...], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are refused before they read the files; run in this process, because the cases are many."""
+    """Run in this process, because there are many cases."""
     for variable, value in {"RANK": "0", "WORLD_SIZE": "2", **MEETING}.items():
         monkeypatch.setenv(variable, value)
-    said = str(CliRunner().invoke(app, command).exception)
-    assert said == f"WORLD_SIZE = 2: {name} is one process; start it without a launcher, or unset WORLD_SIZE"
+    error_line = str(CliRunner().invoke(app, command).exception)
+    assert error_line == f"WORLD_SIZE = 2: {name} is one process; start it without a launcher, or unset WORLD_SIZE"
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def set_launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Sets the given variables of a launcher and removes all others."""
 
     def set_(**variables: str) -> None:
@@ -151,14 +153,14 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setenv(name, value)
 
     for name in (*SIZES, *RANKS, *MEETING):
-        monkeypatch.delenv(name, raising=False)  # so that they are removed after the test too
+        monkeypatch.delenv(name, raising=False)  # so that the test's values are removed after it, too
     return set_
 
 
-def test_the_place_of_a_process_is_what_its_launcher_says(launched: Callable[..., None]) -> None:
+def test_rank_and_world_size_come_from_the_launchers_variables(set_launcher: Callable[..., None]) -> None:
     assert own_place() is None
     for port in ("1", "65535"):
-        launched(RANK="1", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        set_launcher(RANK="1", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         assert own_place() == (1, 2)
     for wrong, line in (
         ({"MASTER_PORT": "0"}, "MASTER_PORT = 0: is not a port"),
@@ -169,24 +171,26 @@ def test_the_place_of_a_process_is_what_its_launcher_says(launched: Callable[...
         ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE = '9"),
         ({"RANK": "١"}, "RANK = '١': is not a number that a launcher sets"),
     ):
-        launched(**{"RANK": "1", "WORLD_SIZE": "2", **MEETING, **wrong})
+        set_launcher(**{"RANK": "1", "WORLD_SIZE": "2", **MEETING, **wrong})
         with pytest.raises(UserError) as error:
             own_place()
         assert str(error.value).startswith(line)
 
 
-def test_one_process_is_one_to_every_library(launched: Callable[..., None]) -> None:
+def test_leftover_launcher_variables_are_removed(set_launcher: Callable[..., None]) -> None:
     """An earlier launcher's variables are removed, whichever it was; a job of several processes is refused."""
-    left = dict.fromkeys(SIZES, "1") | dict.fromkeys(RANKS, "0")
-    launched(**left, **MEETING, ACCELERATE_USE_FSDP="true", TORCHELASTIC_RUN_ID="x", OMP_NUM_THREADS="1")
+    stale = dict.fromkeys(SIZES, "1") | dict.fromkeys(RANKS, "0")
+    set_launcher(**stale, **MEETING, ACCELERATE_USE_FSDP="true", TORCHELASTIC_RUN_ID="x", OMP_NUM_THREADS="1")
     alone("a stage")
-    kept = [name for name in os.environ if name in left or name.startswith(("MASTER_", "ACCELERATE_", "TORCHELASTIC_"))]
+    kept = [
+        name for name in os.environ if name in stale or name.startswith(("MASTER_", "ACCELERATE_", "TORCHELASTIC_"))
+    ]
     assert kept == []
     assert os.environ["OMP_NUM_THREADS"] == "1"
     for name in SIZES:
-        launched(**{name: "2"})
+        set_launcher(**{name: "2"})
         with pytest.raises(UserError, match=f"^{name} = 2: a stage is one process; start it without a launcher"):
             alone("a stage")
-    launched(RANK="1")
+    set_launcher(RANK="1")
     with pytest.raises(UserError, match=r"^RANK = 1: there is no WORLD_SIZE"):
         alone("a stage")

@@ -29,9 +29,7 @@ case "$1 $2" in
         echo "#!$(pwd -P)/.venv/bin/python" > .venv/bin/hiar; chmod +x .venv/bin/hiar;; esac;;
 esac
 """
-SHIM = (
-    "#!/bin/sh\necho 'pyenv: command not found' >&2; exit 127\n"  # as pyenv leaves one for a Python that is not chosen
-)
+SHIM = "#!/bin/sh\necho 'pyenv: command not found' >&2; exit 127\n"  # pyenv's for a version that is not selected
 
 
 class Machine:
@@ -56,8 +54,8 @@ class Machine:
 
     def make(self, *arguments: str, code: int = 0, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [str(self.programs / "make"), *arguments]
-        own = {"PATH": str(self.programs), "HOME": os.environ.get("HOME", "/")}
-        run = subprocess.run(command, cwd=folder or self.project, env=own, capture_output=True, text=True)
+        env = {"PATH": str(self.programs), "HOME": os.environ.get("HOME", "/")}
+        run = subprocess.run(command, cwd=folder or self.project, env=env, capture_output=True, text=True)
         assert run.returncode == code, run.stdout + run.stderr
         return run
 
@@ -99,7 +97,7 @@ def test_the_newest_supported_python_that_runs_is_taken(machine: Machine, python
     assert len(machine.installed) == 2
 
 
-def test_what_is_missing_is_told_with_how_to_get_it(machine: Machine) -> None:
+def test_a_missing_python_or_module_is_named_with_its_remedy(machine: Machine) -> None:
     assert machine.mistake("setup").startswith(
         "none of python3.13 python3.12 python3.11 python3 python is a Python 3.11"
     )
@@ -140,7 +138,7 @@ def test_the_lock_has_what_each_python_needs() -> None:
         for name in locked - {"torch"}:  # which GPU libraries it requires depends on its index
             try:
                 needed = [Requirement(text) for text in requires(name) or []]
-            except PackageNotFoundError:  # for another Python than this one
+            except PackageNotFoundError:  # not needed by this Python
                 continue
             missing |= {
                 f"{one.name} for {name} on {version}"
@@ -150,8 +148,8 @@ def test_the_lock_has_what_each_python_needs() -> None:
         assert missing == set()
 
 
-def test_the_lock_has_what_mlflow_records_gpus_by() -> None:
-    """MLflow mentions the package only on a machine with a GPU, in a warning that is easily missed."""
+def test_the_lock_has_the_package_with_which_mlflow_records_gpus() -> None:
+    """MLflow asks for it only on machines with a GPU, in a warning that is easily missed."""
     from mlflow.system_metrics.metrics import gpu_monitor
 
     (wanted,) = re.findall(r"pip install ([\w-]+)", inspect.getsource(gpu_monitor))
@@ -170,7 +168,7 @@ def pages(machine: Machine) -> Machine:
     return machine
 
 
-def test_a_port_that_cannot_be_had(pages: Machine) -> None:
+def test_a_port_in_use_or_out_of_range_is_named(pages: Machine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = pages.mistake("mlflow", f"PORT={port}")
@@ -179,7 +177,7 @@ def test_a_port_that_cannot_be_had(pages: Machine) -> None:
         assert pages.mistake("mlflow", f"PORT={port}").startswith(f"PORT = {port}: is not a port; give 1 to 65535")
 
 
-def test_records_that_cannot_be_read(pages: Machine) -> None:
+def test_an_unreadable_mlflow_database_is_named_and_kept(pages: Machine) -> None:
     (pages.project / "mlflow.db").write_text("no database, but of somebody" * 10)
     assert pages.mistake("mlflow", f"PORT={free_port()}").startswith(
         "mlflow.db: cannot be read (file is not a database)"
@@ -192,12 +190,12 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def test_what_make_runs_of_the_tests_folder_can_be_imported() -> None:
-    """As make starts it, from the project's folder and without pytest's path."""
+def test_modules_of_tests_that_make_runs_can_be_imported() -> None:
+    """From the project's folder and without pytest's path, as make starts it."""
     modules = sorted(set(re.findall(r"-m (tests\.[\w.]+)", (ROOT / "Makefile").read_text())))
     assert {"tests.chaos", "tests.crash"} < set(modules)
     names = [name if "." in name.removeprefix("tests.") else f"{name}.__main__" for name in modules]
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     program = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
-    run = subprocess.run([sys.executable, "-c", program, *names], cwd=ROOT, env=own, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", program, *names], cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

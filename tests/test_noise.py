@@ -46,8 +46,8 @@ def test_every_part_of_the_key_counts(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("key", [{}, {"step": 2}, {"block": 3}, {"step": 1, "block": 5}])
 @pytest.mark.parametrize("sample", [0, 7])
-def test_noise_is_made_of_the_words_of_its_stream(sample: int, key: dict[str, int]) -> None:
-    """By the Box-Muller transform, here in double precision; so a seed gives the same video in every version."""
+def test_noise_is_the_box_muller_transform_of_its_stream(sample: int, key: dict[str, int]) -> None:
+    """Here in double precision. A seed therefore gives the same video in every version."""
     words = stream("rollout", 3, sample=sample, **key).bit_generator.random_raw(500)
     uniform = (words.view(np.uint32) >> 9) / 2**23
     radius, angle = np.sqrt(-2 * np.log(1 - uniform[:500])), 2 * np.pi * uniform[500:]
@@ -76,7 +76,7 @@ def test_streams_of_all_purposes_begin_differently_and_do_not_overlap() -> None:
     assert len(np.unique(np.concatenate(words))) == 4 * len(cells) > 50_000
 
 
-def test_networks_draw_their_weights_from_purpose_and_seed_and_leave_torch_s_generator_alone() -> None:
+def test_weights_depend_on_purpose_and_seed_and_leave_torchs_generator_alone() -> None:
     before = torch.get_rng_state()
     drawn = {}
     for purpose, seed in itertools.product(("codec weights", "text weights"), (5, 5 + 2**32)):

@@ -17,12 +17,12 @@ from hiar.options import LONGEST_SILENCE, Once, extended_of, level_of, levels_of
 @pytest.mark.parametrize(
     ("text", "level"), [(None, None), ("1", 1.0), ("0", 0.0), ("0.85", 0.85), ("0.8,1.5,2", (0.8, 1.5, 2.0))]
 )
-def test_levels(text: str | None, level: object) -> None:
+def test_a_level_is_one_number_or_several(text: str | None, level: object) -> None:
     assert level_of(text) == level
 
 
 @pytest.mark.parametrize("text", ["2.01", "-0.1", "0.5,3", "nan", "", "0.5,", "half"])
-def test_what_is_no_level(text: str) -> None:
+def test_invalid_levels_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=f"--level = {text}: "):
         level_of(text)
 
@@ -43,26 +43,26 @@ def test_sizes_are_width_and_height() -> None:
             size_of(text)
 
 
-def test_the_longest_and_the_shortest_silence() -> None:
+def test_stall_seconds_have_a_lowest_and_a_highest_value() -> None:
     assert [stall_of(seconds) for seconds in (1.0, LONGEST_SILENCE)] == [1.0, LONGEST_SILENCE]
     for seconds in (0.99, LONGEST_SILENCE + 1, math.inf, math.nan):
         with pytest.raises(UserError, match="--stall-seconds"):
             stall_of(seconds)
 
 
-def test_a_longer_prompt_for_each(tmp_path: Path) -> None:
+def test_extended_prompts_must_be_as_many_as_the_prompts(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_text("a fox on a ridge\na tram in the rain\n")
     assert extended_of(["a fox", "a tram"], path) == ["a fox on a ridge", "a tram in the rain"]
     for prompts in (["a fox"], ["a fox", "a tram", "a bee"]):
-        said = rf"long\.txt: holds 2 prompts for the {len(prompts)} of --prompts; write one a line, in their order"
-        with pytest.raises(UserError, match=said):
+        message = rf"long\.txt: holds 2 prompts for the {len(prompts)} of --prompts; write one a line, in their order"
+        with pytest.raises(UserError, match=message):
             extended_of(prompts, path)
     with pytest.raises(UserError, match="no such file; name a text file with one prompt a line"):
         prompts_of(None, tmp_path)
 
 
-def test_lists_may_be_given_piece_by_piece() -> None:
+def test_only_list_options_may_be_repeated() -> None:
     """All other options may be given only once."""
     app = typer.Typer()
 
@@ -74,15 +74,15 @@ def test_lists_may_be_given_piece_by_piece() -> None:
     ) -> None:
         typer.echo(f"{names} {seed} {fp8}")
 
-    def said(*arguments: str) -> Any:
+    def run(*arguments: str) -> Any:
         return CliRunner().invoke(app, list(arguments))
 
-    assert said("--name", "a", "-n", "b", "--seed", "3").output == "['a', 'b'] 3 False\n"
+    assert run("--name", "a", "-n", "b", "--seed", "3").output == "['a', 'b'] 3 False\n"
     for arguments, line in (
         (("--seed", "3", "--seed=4"), "--seed: is given 2 times (--seed 3, then --seed=4); give it once"),
         (("-s", "3", "--seed=4"), "--seed: is given 2 times (-s 3, then --seed=4); give it once"),
         (("--fp8", "-n", "a", "--fp8"), "--fp8: is given 2 times (--fp8); give it once"),
     ):
-        error = said(*arguments).exception
+        error = run(*arguments).exception
         assert isinstance(error, UserError)
         assert str(error) == line

@@ -18,7 +18,7 @@ TRAINING = (
     "{steps: 1, batch: 4, optimizer: {adamw: {lr: 0.1, betas: [0.9, 0.9], weight_decay: 0.0}, muon: null, warmup: 0, "
     "decay: cosine, clip: 1.0, ema: null, ema_from: 0}}"
 )
-# By experiment ("": the default one): a change; for its ?, the last valid value and the first invalid one; the error.
+# By experiment ("" is the default): a change with a ?, the last valid and first invalid value for it, and the error.
 LIMITS = {
     "": [
         ("seeds: [?]", "9223372036854775807", "", "seeds = []: list should have at least 1 item"),
@@ -183,18 +183,18 @@ def params_of(text: str, name: str = "") -> Params:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_what_is_next_to_the_last_value_is_refused_with_its_line(name: str) -> None:
+def test_the_first_invalid_value_is_refused_with_its_line(name: str) -> None:
     """All cases of an experiment in one test, because each takes milliseconds."""
     tree = experiment_tree(ROOT, name or None)
     answers, expected = [], []
     for change, taken, refused, line in LIMITS[name]:
         parse_params(merge(tree, parse(change.replace("?", taken))), Path("params.yaml"))
-        said = "nothing"
+        error_line = "nothing"
         try:
             parse_params(merge(tree, parse(change.replace("?", refused))), Path("params.yaml"))
         except UserError as error:
-            said = str(error).removeprefix("params.yaml: ")
-        answers.append((change, refused, said[: len(line)]))
+            error_line = str(error).removeprefix("params.yaml: ")
+        answers.append((change, refused, error_line[: len(line)]))
         expected.append((change, refused, line))
     assert answers == expected
 
@@ -208,7 +208,7 @@ def test_what_is_next_to_the_last_value_is_refused_with_its_line(name: str) -> N
         ("world: {radius: -012}", "line 1: -012: YAML reads it as -10"),
     ],
 )
-def test_numbers_that_yaml_reads_as_others(tmp_path: Path, written: str, line: str) -> None:
+def test_numbers_that_yaml_misreads_are_refused(tmp_path: Path, written: str, line: str) -> None:
     (tmp_path / "experiments").mkdir()
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     (tmp_path / "experiments" / "mine.yaml").write_text(written)
@@ -225,7 +225,7 @@ def test_numbers_that_yaml_reads_as_others(tmp_path: Path, written: str, line: s
         ("pairs: {guidance: 1E-2}", "pairs.guidance = '1E-2': YAML reads it as text; write 1.0e-2"),
     ],
 )
-def test_what_is_to_be_written_is_a_number_to_yaml(written: str, whole: str) -> None:
+def test_the_suggested_spelling_is_a_number_to_yaml(written: str, whole: str) -> None:
     with pytest.raises(UserError) as error:
         params_of(written)
     assert str(error.value) == f"params.yaml: {whole}"
@@ -233,13 +233,13 @@ def test_what_is_to_be_written_is_a_number_to_yaml(written: str, whole: str) -> 
 
 
 @pytest.mark.parametrize(("text", "kind"), [("- a", "list"), ("7", "int"), ("", "NoneType")])
-def test_a_file_that_holds_no_sections(tmp_path: Path, text: str, kind: str) -> None:
+def test_a_file_without_sections_is_refused(tmp_path: Path, text: str, kind: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=rf"params\.yaml: should hold a mapping of sections, not {kind}$"):
         load_params(tmp_path / "params.yaml")
 
 
-def test_a_section_of_another_kind_takes_the_place_of_the_whole() -> None:
+def test_a_section_of_another_kind_is_replaced_not_merged() -> None:
     base = {"init": {"kind": "ode", "training": {"steps": 30}}}
     assert merge(base, {"init": {"kind": "adopted", "source": "x"}})["init"] == {"kind": "adopted", "source": "x"}
     assert merge(base, {"init": {"kind": "ode", "training": {"batch": 2}}})["init"] == {
@@ -247,22 +247,22 @@ def test_a_section_of_another_kind_takes_the_place_of_the_whole() -> None:
     }  # fmt: skip
 
 
-def test_what_others_are_compared_with() -> None:
-    """The first distilled variant, else the first init, unless another is named."""
+def test_the_reference_of_comparisons() -> None:
+    """The one that is named, else the first distilled variant, else the first init."""
     assert params_of("").reference == "distill/self-forcing"
     assert params_of("report: {reference: init/hiar}").reference == "init/hiar"
     assert params_of("compare: {distill: []}").reference == "init/self-forcing"
     assert params_of("compare: {distill: [], init: []}").reference is None
 
 
-def test_the_critic_is_warmed_in_whole_steps() -> None:
+def test_critic_warmup_is_rounded_up_to_whole_steps() -> None:
     """Each step has three updates of the critic."""
     for updates, steps in ((0, 0), (1, 1), (45, 15), (46, 16)):
         distill = params_of(f"distill: {{critic_warmup: {updates}}}").distill
         assert (distill.warmup_steps, distill.all_steps) == (steps, steps + 60)
 
 
-def test_stages_of_training_and_sampling_are_shared_out() -> None:
+def test_training_and_sampling_stages_have_several_processes() -> None:
     runtime = params_of("runtime: {processes: 2}").runtime
     shared = ("distill@0-hiar", "init@0", "sample@0-hiar", "sample-teacher@0", "sample-walked@0-hiar-c85")
     assert {runtime.processes_of(stage) for stage in shared} == {2}

@@ -49,9 +49,9 @@ def files_of(stage, kind, imports):
     """The files that a stage imports in this kind of world, without plumbing."""
     entry = f"hiar.stages.{module_of(stage)}"
     every = {entry, *imports.find_upstream_modules(entry)}
-    for room in {"hiar.worlds", "hiar.judges"}:  # each experiment opens one of each
-        if f"{room}.interface" in every:
-            opened = f"{room}.{kind}"
+    for package in {"hiar.worlds", "hiar.judges"}:  # each experiment opens one of each
+        if f"{package}.interface" in every:
+            opened = f"{package}.{kind}"
             inside = imports.find_descendants(opened)
             every |= {opened, *inside, *imports.find_upstream_modules(opened, as_package=True)}
     used = {module for module in every if not PLUMBING.fullmatch(module)}
@@ -73,7 +73,7 @@ def test_the_parameters_of_a_stage_exist(stage):
 
 
 @pytest.mark.parametrize("stage", PIPELINE)
-def test_a_stage_is_called_as_the_command_line_takes_it(stage):
+def test_a_stages_command_gives_exactly_the_options_it_takes(stage):
     _, _, name, *options = PIPELINE[stage]["cmd"].split()
     assert name == module_of(stage)
     given = set(re.findall(r"--(\w+)", " ".join(options)))

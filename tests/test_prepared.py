@@ -1,4 +1,4 @@
-"""Forked commands end like started ones, and commands that need another environment at import are not forked."""
+"""Forked commands end like started ones; commands that need another environment at import are not forked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prepared import inherited
 
 
 @pytest.mark.parametrize("arguments", [["config", "show"], ["no-command"]])
-def test_what_is_forked_ends_as_what_is_started(arguments: list[str], tmp_path: Path) -> None:
+def test_a_forked_command_ends_like_a_started_one(arguments: list[str], tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     command = [sys.executable, "-m", "hiar", *arguments]
     started = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
@@ -23,7 +23,7 @@ def test_what_is_forked_ends_as_what_is_started(arguments: list[str], tmp_path: 
     assert started.stdout + started.stderr
 
 
-def test_what_libraries_have_looked_at_is_what_a_command_is_to_find() -> None:
+def test_variables_and_limits_that_libraries_read_forbid_a_fork() -> None:
     usual = inherited(environment(), LATE)
     assert inherited(environment() | {"HIAR_TRACKING": "off", "PYTEST_CURRENT_TEST": "another"}, LATE) == usual
     assert inherited(environment() | {"OMP_NUM_THREADS": "7"}, LATE) != usual

@@ -1,4 +1,4 @@
-"""`hiar stage` as several processes: what users do to them, and what users see."""
+"""`hiar stage` as several processes: killed, stopped, interrupted, restarted; and what users see."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def wait_for(steps: int, folder: Path, process: subprocess.Popen[str]) -> list[i
     return children(process)
 
 
-def wait(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    def look() -> bool:
-        if found := true():
+def wait(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    def check() -> bool:
+        if found := condition():
             return found
         assert process.poll() is None, process.communicate()[1]
         return False
 
-    wait_until(look)
+    wait_until(check)
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -87,8 +87,8 @@ def test_batches_that_cannot_be_shared_are_refused_before_any_work(work: Path) -
         ({"distill": {"micro_batch": 3}}, "distill.micro_batch = 3: must divide batch = 2"),
     ):
         settings(work, **sections)
-        (said,) = hiar(*DISTILL, folder=work, code=2).stderr.splitlines()
-        assert said.startswith(f"error: params.yaml: {line}")
+        (error_line,) = hiar(*DISTILL, folder=work, code=2).stderr.splitlines()
+        assert error_line.startswith(f"error: params.yaml: {line}")
         settings(work, distill={"micro_batch": 1}, runtime={"processes": None})
     assert not (work / MADE / "distill").exists()
 
@@ -97,11 +97,11 @@ def test_a_port_in_use_is_named(work: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         meeting = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        (said,) = hiar(*INIT, folder=work, code=2, HIAR_TRACKING="off", **meeting).stderr.splitlines()
-    assert said == f"error: MASTER_PORT = {port}: is in use by another program; give the launcher another port"
+        (error_line,) = hiar(*INIT, folder=work, code=2, HIAR_TRACKING="off", **meeting).stderr.splitlines()
+    assert error_line == f"error: MASTER_PORT = {port}: is in use by another program; give the launcher another port"
 
 
-def test_a_process_without_the_artifact_ends_all(work: Path, tmp_path: Path) -> None:
+def test_a_process_without_its_input_ends_all(work: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     shutil.copy(work / "params.yaml", tmp_path / "other")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -118,7 +118,7 @@ def test_a_process_without_the_artifact_ends_all(work: Path, tmp_path: Path) -> 
 
 @pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_processes(work: Path, tmp_path: Path) -> None:
-    """Runs of two processes, one, and two, all but the last killed, equal one uninterrupted run of two."""
+    """Two processes, one, and two, all but the last run killed: equal to one uninterrupted run of two."""
     whole = tmp_path / "whole"
     shutil.copytree(work, whole, ignore=shutil.ignore_patterns("whole"))
     settings(whole, runtime={"processes": 2})
@@ -128,9 +128,9 @@ def test_a_run_goes_on_with_another_number_of_processes(work: Path, tmp_path: Pa
         run = start(work, *DISTILL)
         ranks = wait_for(steps, work, run)
         os.kill(ranks[1] if processes == 2 else run.pid, signal.SIGKILL)
-        said = run.communicate(timeout=PATIENCE)[1].splitlines()
+        lines = run.communicate(timeout=PATIENCE)[1].splitlines()
         if processes == 2:
-            assert said[-1] == "error: process 1 of 2 was killed by SIGKILL; the same command resumes from here"
+            assert lines[-1] == "error: process 1 of 2 was killed by SIGKILL; the same command resumes from here"
     settings(work, runtime={"processes": 2})
     hiar(*DISTILL, folder=work, HIAR_TRACKING="off")
     for name in (
@@ -143,7 +143,7 @@ def test_a_run_goes_on_with_another_number_of_processes(work: Path, tmp_path: Pa
 @pytest.mark.long
 @pytest.mark.parametrize("whom", ["the launcher", "one process"])
 def test_sigterm_saves_a_state_of_all_processes_and_ends_them(whom: str, work: Path, tmp_path: Path) -> None:
-    """As a scheduler sends it: nothing is left running, and the same command continues to the bytes of one process."""
+    """Schedulers send it. Nothing is left running, and the same command continues to the bytes of one process."""
     settings(work, runtime={"processes": 1, "checkpoint_minutes": 60.0}, distill={"steps": 40})
     whole = tmp_path / "whole"
     shutil.copytree(work, whole, ignore=shutil.ignore_patterns("whole"))
@@ -152,9 +152,9 @@ def test_sigterm_saves_a_state_of_all_processes_and_ends_them(whom: str, work: P
     run = start(work, *DISTILL)
     ranks = wait_for(2, work, run)
     os.kill(run.pid if whom == "the launcher" else ranks[1], signal.SIGTERM)
-    said = run.communicate(timeout=PATIENCE)[1]
-    assert run.returncode == 128 + signal.SIGTERM, said
-    assert "error" not in said
+    stderr = run.communicate(timeout=PATIENCE)[1]
+    assert run.returncode == 128 + signal.SIGTERM, stderr
+    assert "error" not in stderr
     assert not [number for number in ranks if Path("/proc", str(number)).exists()]
     assert steps_done(work) > 2
     hiar(*DISTILL, folder=work, HIAR_TRACKING="off")
@@ -185,20 +185,20 @@ def test_samples_of_two_processes_are_those_of_one(smoke: Path, work: Path) -> N
 
 
 @pytest.mark.long
-def test_a_process_that_sleeps_ends_all_within_the_timeout(work: Path) -> None:
+def test_a_stopped_process_ends_all_within_the_timeout(work: Path) -> None:
     settings(work, runtime={"processes": 2, "stall_seconds": 20.0})
     run = start(work, *DISTILL)
     ranks = wait_for(1, work, run)
     os.kill(ranks[1], signal.SIGSTOP)
-    said = run.communicate(timeout=PATIENCE)[1].splitlines()
+    lines = run.communicate(timeout=PATIENCE)[1].splitlines()
     assert run.returncode == 1
-    assert said[-1].startswith("error: process 0 of 2 lost another one, or waited 20 s for it")
+    assert lines[-1].startswith("error: process 0 of 2 lost another one, or waited 20 s for it")
     assert not [number for number in ranks if Path("/proc", str(number)).exists()]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["causal_ode", "consistency"])
-def test_two_processes_make_a_causal_init_of_one_s_bytes(kind: str, work: Path) -> None:
+def test_two_processes_make_the_causal_init_of_one(kind: str, work: Path) -> None:
     """Teacher, trajectories and student; with AdamW and one micro-batch per process."""
     optimizer = {
         "adamw": {"lr": 0.002, "betas": [0.9, 0.99], "weight_decay": 0.0},
@@ -211,10 +211,10 @@ def test_two_processes_make_a_causal_init_of_one_s_bytes(kind: str, work: Path) 
     }
     training = {"steps": 3, "batch": 4, "micro_batch": 2, "optimizer": optimizer}
     pairs = {"count": 7, "solver_steps": 4, "guidance": 1.5, "batch": 2, "shard": 3}
-    own = {"causal_ode": {"pairs": pairs, "sigma_floor": 0.5}, "consistency": {"solver_steps": 4, "guidance": 1.5}}
+    extra = {"causal_ode": {"pairs": pairs, "sigma_floor": 0.5}, "consistency": {"solver_steps": 4, "guidance": 1.5}}
     path = work / "params.yaml"
     tree = yaml.safe_load(path.read_text())
-    tree["init"] = {"kind": kind, "teacher": {"training": training, "sigma_floor": 0.5}, "training": training} | own[
+    tree["init"] = {"kind": kind, "teacher": {"training": training, "sigma_floor": 0.5}, "training": training} | extra[
         kind
     ]
     path.write_text(yaml.safe_dump(tree))
@@ -228,7 +228,7 @@ def test_two_processes_make_a_causal_init_of_one_s_bytes(kind: str, work: Path) 
 
 
 @pytest.mark.long
-def test_torchrun_starts_them_as_well(work: Path) -> None:
+def test_torchrun_can_start_the_processes_too(work: Path) -> None:
     places = {}
     for name in ("torchrun", "own"):
         shutil.rmtree(work / MADE / "init", ignore_errors=True)
@@ -244,7 +244,7 @@ def test_torchrun_starts_them_as_well(work: Path) -> None:
 
 
 @pytest.mark.long
-def test_pairs_of_two_processes_of_which_one_is_killed_twice_are_those_of_one(work: Path, tmp_path: Path) -> None:
+def test_pairs_of_two_processes_killed_twice_are_those_of_one(work: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     settings(work, pairs={"count": 23, "batch": 2, "shard": 4, "solver_steps": 96})
     shutil.rmtree(work / MADE / "pairs")
@@ -256,8 +256,8 @@ def test_pairs_of_two_processes_of_which_one_is_killed_twice_are_those_of_one(wo
         run = start(work, "stage", "pairs", "--seed", 0)
         wait(lambda: len([*partial.glob("0*.safetensors")]) >= shards, run)  # noqa: B023 (at once)
         os.kill(children(run)[1], signal.SIGKILL)
-        said = run.communicate(timeout=PATIENCE)[1].splitlines()
-        assert said[-1] == "error: process 1 of 2 was killed by SIGKILL; the same command resumes from here"
+        lines = run.communicate(timeout=PATIENCE)[1].splitlines()
+        assert lines[-1] == "error: process 1 of 2 was killed by SIGKILL; the same command resumes from here"
         assert partial.exists()
     kept = {path.name: path.stat().st_mtime_ns for path in partial.glob("0*.safetensors")}
     assert 3 <= len(kept) < 6

@@ -49,11 +49,11 @@ def params_of(name: str) -> Params:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_released_recipe_is_there_to_the_number(name: str) -> None:
+def test_an_experiment_has_every_number_of_its_released_recipe(name: str) -> None:
     """One of their steps is a critic update; every fifth, from the first on, is a generator update too."""
     released, params = RECIPES[name], params_of(name)
     distill, ratio = params.distill, params.distill.critic_updates
-    said = {
+    ours = {
         "iterations": distill.steps * ratio,
         "lr": distill.generator.adamw.lr,
         "lr_critic": distill.critic.adamw.lr,
@@ -74,9 +74,9 @@ def test_a_released_recipe_is_there_to_the_number(name: str) -> None:
         "num_training_frames": params.video.frames,
         "context_noise": params.conventions.context_noise,
     }
-    assert said == released
+    assert ours == released
     critic = distill.critic
-    assert (critic.adamw.betas, critic.adamw.weight_decay, critic.clip) == (said["betas"], 0.01, 10.0)
+    assert (critic.adamw.betas, critic.adamw.weight_decay, critic.clip) == (ours["betas"], 0.01, 10.0)
     assert params.schedule.student_shift == released["timestep_shift"]
     assert (distill.windows, distill.replay, distill.critic_warmup, distill.critic_floor) == (1, None, 0, 0)
     assert distill.critic_batch == distill.batch
@@ -87,7 +87,7 @@ def test_a_released_recipe_is_there_to_the_number(name: str) -> None:
     assert (params.init.kind, params.init.source.name) == ("adopted", "ode_init.pt")  # type: ignore[union-attr]
 
 
-def test_longlives_students_see_twelve_frames_the_first_three_among_them() -> None:
+def test_longlive_has_a_window_of_twelve_frames_with_a_sink_block() -> None:
     """Sinks exist in rollouts alone: losses on whole clips under a mask do not have them."""
     tree = experiment_tree(ROOT, "wan2.1-longlive")
     video = params_of("wan2.1-longlive").video
@@ -106,7 +106,26 @@ def test_longlives_students_see_twelve_frames_the_first_three_among_them() -> No
             parse_params(masked, ROOT / "params.yaml")
 
 
-def test_hiar_is_regularised_as_its_configuration_says() -> None:
+def test_causal_forcing_trains_a_causal_teacher_and_distils_its_consistency_first() -> None:
+    """configs/{ar_diffusion_tf,causal_cd,causal_forcing_dmd}_chunkwise.yaml, its README's fewest steps, 64 GPUs."""
+    params, other = params_of("wan2.1-causal-forcing"), params_of("wan2.1-self-forcing")
+    assert params.distill == other.distill
+    init = params.init
+    assert (init.kind, init.solver_steps, init.guidance) == ("consistency", 48, 3.0)  # type: ignore[union-attr]
+    first, second = init.trainings["teacher.training"], init.trainings["training"]
+    assert [one.steps for one in (first, second)] == [2000, 3000]
+    for training in (first, second):
+        optimizer = training.optimizer
+        adamw = (optimizer.adamw.lr, optimizer.adamw.betas, optimizer.adamw.weight_decay)
+        assert (training.batch, adamw, optimizer.clip) == (64, (2.0e-6, (0.0, 0.999), 0.01), 10.0)
+        assert (optimizer.muon, optimizer.warmup, optimizer.decay) == (None, 0, "constant")
+    assert (first.optimizer.ema, second.optimizer.ema) == (None, 0.99)
+    lowest = 5 * 0.001 / (1 + 4 * 0.001)  # of its 1000 levels of shift 5: all have the velocity's own weight
+    assert init.teacher.weighting == "bell" and init.teacher.sigma_floor < lowest  # type: ignore[union-attr]
+    assert (params.schedule.teacher_shift, params.teacher.caption_dropout) == (5.0, 0.0)
+
+
+def test_hiar_has_the_released_regulariser() -> None:
     params = params_of("wan2.1-hiar")
     assert params.compare.distill == ["hiar"]
     assert params.variant("hiar").forward_kl == ForwardKL(weight=0.1, steps=1, attention="causal")
@@ -115,7 +134,7 @@ def test_hiar_is_regularised_as_its_configuration_says() -> None:
     assert params_of("wan2.1-self-forcing").compare.distill == ["self-forcing"]
 
 
-def test_the_init_is_regressed_as_others_do() -> None:
+def test_the_init_has_the_regression_of_other_projects() -> None:
     """Squared error of x0 over blocks that are not clean, no weight average, betas of 0.9 and 0.999.
 
     No level is above 1, so with a floor of 1 all levels have the same weight.
@@ -136,7 +155,7 @@ def test_the_built_in_worlds_recipe_has_the_same_meaning() -> None:
 
 
 def test_no_recipe_takes_more_samples_than_a_purpose_has() -> None:
-    """Otherwise it would train on samples that another purpose holds out or samples with."""
+    """Otherwise it would train on samples that are held out or sampled for another purpose."""
     firsts = sorted(FIRST_CLIP.values())
     room = min(later - first for first, later in pairwise(firsts))
     for path in (ROOT / "experiments").glob("*.yaml"):
@@ -176,7 +195,7 @@ def test_files_are_utf8_and_what_is_merged_stays_as_it_was(tmp_path: Path) -> No
     assert base == {"a": {"b": 1, "c": [2]}}
 
 
-def test_experiments_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+def test_broken_references_between_experiments_are_named(tmp_path: Path) -> None:
     root = project(tmp_path, one="over: two\n", two="over: one\n", three="over: [one]\n", four="over: fiv\n", five="")
     with pytest.raises(UserError, match=r"experiment 'one': there is no .*; run from the project's folder"):
         override_of(root / "nowhere", "one")
@@ -189,7 +208,7 @@ def test_experiments_that_lead_nowhere_are_told(tmp_path: Path) -> None:
             experiment_params(root, name)
 
 
-def test_what_is_run_beside_an_experiment_is_laid_over_it(tmp_path: Path) -> None:
+def test_experiments_run_beside_another_are_laid_over_it(tmp_path: Path) -> None:
     root = project(tmp_path, base="beside: [one, two]\nseeds: [3]\n", one="sample: {videos: 9}\n", two="{}\n")
     assert experiments_beside(root, "base") == ["base+one", "base+two"]
     assert experiments_beside(root, "two+base") == ["two+base+one", "two+base+two"]
@@ -202,7 +221,7 @@ def test_what_is_run_beside_an_experiment_is_laid_over_it(tmp_path: Path) -> Non
             experiments_beside(root, "base")
 
 
-def test_inits_are_compared_beside_each_other() -> None:
+def test_the_experiments_of_inits_differ_only_in_the_init() -> None:
     """The experiments differ in the init alone."""
     names = ["inits", *experiments_beside(ROOT, "inits")]
     compared = [params_of(name) for name in names]
@@ -214,10 +233,10 @@ def test_inits_are_compared_beside_each_other() -> None:
 
 
 @pytest.mark.long
-def test_plan_tells_what_a_released_recipe_takes() -> None:
+def test_plan_reports_the_needs_of_a_released_recipe() -> None:
     # An update takes 64 prompts for the student and 320 for its critic: how often 4096 of each are embedded.
     for name, often in {"wan2.1-hiar": 63 + 313, "wan2.1-self-forcing": 2 + 10}.items():
-        said = hiar("plan", name, "--gpus", "8", "--stage", "init", folder=ROOT).stdout
-        assert "832x480" in said
-        assert f"4096 of distill's at a time: {often} times at most\n" in said
-        assert "\ninit" not in said.split("disk")[0]  # the init is adopted
+        plan = hiar("plan", name, "--gpus", "8", "--stage", "init", folder=ROOT).stdout
+        assert "832x480" in plan
+        assert f"4096 of distill's at a time: {often} times at most\n" in plan
+        assert "\ninit" not in plan.split("disk")[0]  # the init is adopted

@@ -98,7 +98,7 @@ def test_an_euler_step_follows_the_velocity() -> None:
     torch.testing.assert_close(euler_step(x, x - a * velocity, a, b), x - 0.5 * velocity)
 
 
-def test_levels_of_clips_and_of_frames_stand_against_latents() -> None:
+def test_levels_per_clip_and_per_frame_broadcast_against_latents() -> None:
     latents, sigma = torch.zeros(2, 3, 4, 5, 6), torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
     spread = expand(sigma, latents).expand_as(latents)
     assert torch.equal(spread, torch.stack([s.view(1, 4, 1, 1).expand(3, 4, 5, 6) for s in sigma]))

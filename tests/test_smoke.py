@@ -43,7 +43,7 @@ def client(smoke):
     return MlflowClient(f"sqlite:///{smoke.parents[1] / 'mlflow.db'}")
 
 
-def test_the_summary_has_a_row_a_model(smoke):
+def test_the_summary_has_one_row_per_model(smoke):
     params = yaml.safe_load((smoke / "params.yaml").read_text())
     rows = read_summary(load_params(smoke / "params.yaml"), smoke)
     expected = [("teacher", "teacher", None, None)]
@@ -76,8 +76,8 @@ def test_nothing_unfinished_is_left(smoke):
     assert [path for path in smoke.rglob(".*") if path.is_relative_to(smoke / "artifacts")] == []
 
 
-def test_what_a_stage_has_made_is_a_link_into_the_cache(smoke):
-    """So its bytes are on the disk once; an output that the cache had already, from another stage, stays a copy."""
+def test_outputs_are_links_into_the_cache(smoke):
+    """So their bytes are on the disk once; an output that the cache already had from another stage stays a copy."""
     weights = [smoke / "artifacts" / "seed-0" / name / "transformer" for name in ("teacher", "init", "distill/hiar")]
     files = [*chain.from_iterable(folder.glob("*.safetensors") for folder in weights), smoke / "metrics/summary.json"]
     assert len(files) == 4
@@ -90,14 +90,14 @@ def test_a_second_run_runs_no_stage(smoke, client):
     )
     assert status.stdout.strip() == "Data and pipelines are up to date.", status.stderr
     before, runs = stamps(smoke), run_ids(client)
-    said = hiar("run", "smoke", folder=smoke.parents[1]).stdout
-    assert said.startswith("everything is up to date\n")
-    table = [line.split("|")[1].strip() for line in said.splitlines() if line.startswith("|")]
+    output = hiar("run", "smoke", folder=smoke.parents[1]).stdout
+    assert output.startswith("everything is up to date\n")
+    table = [line.split("|")[1].strip() for line in output.splitlines() if line.startswith("|")]
     others = ["HiAR · init", "HiAR", "Self-Forcing · walked as HiAR"]
     assert table[2:8] == [others[0], "Self-Forcing", *others[1:], "Teacher", "True world"]
     assert table[10:] == others
-    assert "Difference to Self-Forcing, 95 % interval over videos" in said
-    assert "runs/smoke/reports/index.html" in said
+    assert "Difference to Self-Forcing, 95 % interval over videos" in output
+    assert "runs/smoke/reports/index.html" in output
     assert stamps(smoke) == before
     assert run_ids(client) == runs
 
@@ -109,7 +109,7 @@ def stamps(workspace):
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-def test_mlflow_has_a_run_a_contender_under_one_parent(smoke, client):
+def test_mlflow_has_a_run_per_stage_and_contender_under_one_parent(smoke, client):
     runs = [client.get_run(run_id) for run_id in run_ids(client)]
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {run.info.run_name: run for run in runs if run is not parent}
@@ -201,7 +201,7 @@ def test_the_teacher_makes_clips_of_its_own_length(smoke, tmp_path):
 
 
 @pytest.mark.long
-def test_after_two_forced_runs_every_object_of_the_cache_is_what_its_name_says(smoke, tmp_path):
+def test_after_two_forced_runs_every_cache_object_matches_its_hash(smoke, tmp_path):
     """Outputs are links into the cache: a stage that wrote into a finished output would change the object."""
     project = tmp_path / "project"
     shutil.copytree(smoke.parents[1], project, symlinks=True)

@@ -57,7 +57,7 @@ def streaming(student: Path, *options: object, out: object = "-") -> Iterator[su
 
 
 def read_fragment(pipe: BinaryIO) -> bytes:
-    """The bytes up to the end of the next fragment, and not one more."""
+    """The bytes up to the end of the next fragment, and no more."""
     data = kind = b""
     while kind != b"mdat":
         head = read_exactly(pipe, 8)
@@ -88,15 +88,15 @@ def frames_of(data: bytes) -> int:
 def ended(process: subprocess.Popen[bytes], code: int) -> str:
     """The last line on stderr of a stream that must end with this exit code."""
     assert process.stderr is not None
-    said = process.stderr.read().decode()
-    assert process.wait() == code, said
-    return last_line(said)
+    stderr = process.stderr.read().decode()
+    assert process.wait() == code, stderr
+    return last_line(stderr)
 
 
-def last_line(said: str) -> str:
+def last_line(stderr: str) -> str:
     """The last line; those before it may only report the walk and its progress."""
-    *others, last = said.splitlines()
-    assert all(line.startswith(("walk: ", "stream: ")) for line in others), said
+    *others, last = stderr.splitlines()
+    assert all(line.startswith(("walk: ", "stream: ")) for line in others), stderr
     return last
 
 
@@ -124,7 +124,7 @@ def test_a_stream_shows_what_sample_makes_until_the_prompt_changes(student: Path
 
 
 def test_the_first_block_can_be_watched_while_the_next_is_written(student: Path) -> None:
-    """While no more is read, no fourth block can be made, because the second does not fit into the pipe."""
+    """Until more is read, no fourth block can be made, because the second does not fit into the pipe."""
     with streaming(student) as process:
         first = read_fragment(process.stdout)
         assert frames_of(first) == BLOCK
@@ -171,7 +171,7 @@ def test_a_reader_that_has_gone_ends_the_stream(student: Path) -> None:
         assert ended(process, 2) == "error: output: broken pipe; its reader has exited; start both again"
 
 
-def test_a_reader_that_ctrl_c_has_ended_too(student: Path) -> None:
+def test_a_stream_whose_reader_ctrl_c_ended_too_ends_well(student: Path) -> None:
     with streaming(student) as process:
         read_to_second_block(process.stdout)
         process.send_signal(signal.SIGINT)

@@ -23,24 +23,24 @@ from hiar.transfer import arrivals, download, lead
         (5, ["ask 0", "ask 1", "ask 2", "have 0", "have 1", "have 2"]),
     ],
 )
-def test_so_many_are_asked_for_before_the_first_is_waited_for(ahead: int, order: list[str]) -> None:
+def test_this_many_transfers_are_requested_ahead(ahead: int, order: list[str]) -> None:
     seen: list[str] = []
 
-    def ask(number: int) -> Callable[[], int]:
+    def request(number: int) -> Callable[[], int]:
         seen.append(f"ask {number}")
         return lambda: seen.append(f"have {number}") or number
 
-    assert list(arrivals(map(ask, range(3)), ahead)) == [0, 1, 2]
+    assert list(arrivals(map(request, range(3)), ahead)) == [0, 1, 2]
     assert seen == order
 
 
-def test_on_a_cpu_what_is_there_is_there() -> None:
+def test_on_a_cpu_a_download_is_the_tensor_itself() -> None:
     x = torch.ones(2)
     assert download(x)() is x
     assert (lead(torch.device("cpu")), lead(torch.device("cuda", 1))) == (0, 1)
 
 
-def test_videos_asked_for_ahead_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requesting_ahead_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_student(tmp_path / "student")
     made = []
     for ahead in (0, 1):

@@ -20,21 +20,21 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_workspace_is_one_runs_at_a_time(root: Path) -> None:
-    for name, said in ((None, root.name), ("smoke", str(root / "runs" / "smoke"))):
+def test_a_workspace_has_one_run_at_a_time(root: Path) -> None:
+    for name, path in ((None, root.name), ("smoke", str(root / "runs" / "smoke"))):
         with sole_use(root, name):
             with (
-                pytest.raises(InUse, match=f"^{said}: another `hiar run` is running here; wait until it ends, or stop"),
+                pytest.raises(InUse, match=f"^{path}: another `hiar run` is running here; wait until it ends, or stop"),
                 sole_use(root, name),
             ):
                 pass
-            with sole_use(root, "other"):  # which nobody uses
+            with sole_use(root, "other"):  # not in use
                 pass
         with sole_use(root, name):
             pass
 
 
-def test_what_a_killed_run_has_left_at_work_is_waited_for(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_waits_for_what_a_killed_run_left_working(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The flow that `hiar run` started outlives it until its stages have ended."""
     with sole_use(root, None) as held:
         assert held is not None
@@ -56,7 +56,7 @@ def test_what_a_killed_run_has_left_at_work_is_waited_for(root: Path, capsys: py
     assert entered == [True]
 
 
-def test_where_there_is_no_project_nothing_is_made(tmp_path: Path) -> None:
+def test_outside_a_project_nothing_is_created(tmp_path: Path) -> None:
     with sole_use(tmp_path, None) as held:
         assert held is None
     assert os.listdir(tmp_path) == []

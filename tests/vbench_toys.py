@@ -58,7 +58,7 @@ def build_environment(folder: Path) -> Path:
     return folder
 
 
-# Stand-ins for the packages of Drift's networks: each one's value for a frame is known from the frame's colours alone.
+# Stand-ins for the packages of Drift's networks: the value of each for a frame follows from the frame's colours.
 # A file `behave` among the weights makes one misbehave.
 NETWORKS = {
     "pyiqa": """
@@ -194,9 +194,9 @@ def build_networks(folder: Path) -> Path:
         (packages / name).mkdir()
         (packages / name / "__init__.py").write_text(content)
     for name, version in (("pyiqa", "0.1"), ("torchmetrics", "1.9"), ("wheel", "1")):
-        told = packages / f"{name}-{version}.dist-info"
-        told.mkdir()
-        (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        info = packages / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     return folder
 
 
@@ -224,7 +224,7 @@ def behave(weights: Path, **orders: str) -> None:
     (weights / "behave.json").write_text(json.dumps(orders))
 
 
-def asked(weights: Path) -> list[dict[str, Any]]:
+def requests_of(weights: Path) -> list[dict[str, Any]]:
     """All requests that the toy received since the last call, one per video."""
     path = weights / "asked.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []

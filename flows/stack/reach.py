@@ -1,6 +1,6 @@
-"""Prefect's server as workers and the watcher reach it: waited for while it is away, and asked for its time.
+"""How workers and the watcher reach Prefect's server: they wait while it is away, and read its clock.
 
-By variables alone and without Prefect's client, which takes its time and memory to load.
+With environment variables alone, and without Prefect's client, which takes long and much memory to load.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from flows.server import NO_CREDENTIALS
 from hiar.errors import UserError, without_password
 
 ANSWER_SECONDS = 5.0
-AWAY_SECONDS = 0.5  # between two looks for one that is away
+AWAY_SECONDS = 0.5  # between two attempts while the server is away
 
 
 def wait_for_server() -> Any:
-    """The answer (httpx) of the server of PREFECT_API_URL, once there is one.
+    """Wait until the server at PREFECT_API_URL answers, and return its httpx.Response.
 
-    Raises UserError for what no waiting mends: no address, another server, another version of Prefect, credentials
-    that are not taken.
+    Raises UserError for what waiting cannot fix: an invalid address, another kind of server, another major version of
+    Prefect, refused credentials.
     """
     import httpx
 
@@ -45,13 +45,13 @@ def wait_for_server() -> Any:
 
 
 def time_of(answer: Any) -> datetime:
-    """What the clock of the server showed when it answered, which may not be what this machine's does."""
+    """The server's clock when it answered, or this machine's, which may differ, if the answer has no date."""
     said = answer.headers.get("date")
     return parsedate_to_datetime(said) if said else datetime.now(UTC)
 
 
 def _check(answer: Any, place: str) -> None:
-    """Raise UserError unless it is the version of a Prefect server that ours works with."""
+    """Raise UserError unless the answer is a Prefect server's version with the same major number as ours."""
     if answer.status_code in (401, 403):
         raise UserError(f"{place}: {NO_CREDENTIALS}")
     found = re.fullmatch(r'"((\d+)\.[\w.+]+)"', answer.text) if answer.is_success else None

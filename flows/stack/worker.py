@@ -1,8 +1,9 @@
-"""`python -m flows.stack.worker --pool POOL --limit N`: a Prefect worker that drains on SIGTERM.
+"""`python -m flows.stack.worker --pool POOL --limit N`: a Prefect worker of processes that drains on SIGTERM.
 
 Prefect's own worker lets its runs finish, however long they take, or abandons them. Here, on SIGTERM, it takes no new
 runs, the current runs get the signal and end their stages, and all is gone within GRACE seconds. If Prefect's worker
-dies, its runs end too and are resumed by the next worker; it does not outlive this process.
+dies, its runs end too and are resumed by the next worker; it does not outlive this process. Further options go to
+`prefect worker start`, as --base-job-template or --with-healthcheck.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.stack.worker")
     parser.add_argument("--pool", required=True)
     parser.add_argument("--limit", required=True)
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
     for name in DATABASES:
         os.environ.pop(name, None)  # a password may be in it, which runs have no use for
     try:
@@ -45,7 +46,7 @@ def main() -> int:
     # With --type it creates the pool if there is none.
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
     worker = subprocess.Popen(
-        [*command, "--pool", options.pool, "--limit", options.limit],
+        [*command, "--pool", options.pool, "--limit", options.limit, *others],
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # signals to the process group reach this process alone
         preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509 (no thread is at work yet)

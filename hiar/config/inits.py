@@ -11,6 +11,9 @@ from hiar.config.section import Count, Digest, File, Positive, Section
 from hiar.config.training import Training, Validation
 from hiar.errors import require
 
+# Of noise levels, beyond the floor: even, or as `losses.flow.bell_weights` has it.
+Weighting = Literal["even", "bell"]
+
 
 class _Made(Section):
     """Properties of every init; dictionaries are keyed by field names."""
@@ -87,6 +90,7 @@ class TeacherForcing(Trained):
 
     kind: Literal["teacher_forcing"]
     sigma_floor: Positive
+    weighting: Weighting = "even"
 
 
 class CausalTeacher(Section):
@@ -94,6 +98,7 @@ class CausalTeacher(Section):
 
     training: Training | None  # null: adopted from ``source``
     sigma_floor: Positive
+    weighting: Weighting = "even"
     source: File | None = None
     source_sha256: Digest | None = None
     weights: str | None = None

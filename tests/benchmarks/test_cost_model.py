@@ -68,12 +68,12 @@ def test_four_gpus_come_near_the_bound_and_keep_below_it():
     assert gains[2] == pytest.approx(2.5, rel=0.02)
 
 
-def test_more_gpus_than_steps_make_more_videos_not_faster_ones():
+def test_more_gpus_than_steps_make_more_videos_but_none_faster():
     preset = PRESETS["wan-1.3b"]()
     four, sixty_four = (estimate(preset, pipelined("fused", 4), 27, gpus) for gpus in (4, 64))
     assert sixty_four.video == four.video
     assert sixty_four.throughput == 16 * four.throughput
 
 
-def test_the_committed_extrapolation_is_that_of_today():
+def test_the_committed_extrapolation_is_up_to_date():
     assert OUT.read_text(encoding="utf-8") == page(PRESETS[PRESET]())

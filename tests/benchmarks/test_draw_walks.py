@@ -39,7 +39,7 @@ def test_every_context_is_drawn_once_and_after_its_block(name: str):
     assert all(call <= denoised[block + 1, step] for (block, step), call in contexts.items())
 
 
-def test_step_first_ends_a_step_before_the_next():
+def test_step_first_finishes_each_step_before_the_next():
     assert [step for _, step, _ in drawn("step_first", "cell")] == sorted(list(range(1, STEPS + 1)) * BLOCKS)
 
 
@@ -49,5 +49,5 @@ def test_both_processes_of_a_pipeline_work_at_the_same_time():
 
 
 @pytest.mark.parametrize("name", CAPTIONS)
-def test_the_committed_picture_is_the_walk_of_today(name: str):
+def test_the_committed_picture_is_up_to_date(name: str):
     assert (FOLDER / f"{name}.svg").read_text(encoding="utf-8") == draw(*CAPTIONS[name])

@@ -16,7 +16,7 @@ from hiar.rollout.walk import generate
 
 @torch.no_grad()
 @pytest.mark.parametrize("walk", ALONE, ids=lambda walk: walk.name)
-def test_operations_of_a_walk_are_those_torch_counts(walk: Walk):
+def test_operations_of_a_walk_equal_torchs_count(walk: Walk):
     """The window fills and slides; the count is proportional to the number of samples."""
     setup = build(PRESETS["wan-tiny"](), torch.device("cpu"), batch=2)
     grid = setup.preset.grid(walk, blocks=5)
@@ -36,7 +36,7 @@ def test_wan_has_its_number_of_weights(name: str, weights: int):
     assert sum(parameter.numel() for parameter in setup.denoiser.parameters()) == weights
 
 
-def test_wan_keeps_what_it_keeps_in_full_precision():
+def test_wan_keeps_modulation_and_norms_in_full_precision():
     denoiser = build(PRESETS["wan-tiny"](), torch.device("cpu"), batch=1).denoiser
     types = {name: parameter.dtype for name, parameter in denoiser.named_parameters()}
     full = {name for name, dtype in types.items() if dtype == torch.float32}
@@ -55,6 +55,6 @@ def test_a_row_of_wan_is_mostly_attention_to_its_window():
 @pytest.mark.parametrize(
     ("walk", "held"), [(HIAR, [4]), (SELF_FORCING, [1]), (SHARED, [4]), (pipelined("fused", 3), [1, 1, 2])]
 )
-def test_caches_a_process_holds(walk: Walk, held: list[int]):
+def test_number_of_caches_that_each_process_holds(walk: Walk, held: list[int]):
     grid = PRESETS["wan-tiny"]().grid(walk, blocks=5)
     assert [caches(grid, passes) for passes in walk.places(grid)] == held

@@ -1,4 +1,4 @@
-"""The benchmark against the other implementation, whose code is not here: a stand-in has the parts that are called."""
+"""The benchmark against the reference implementation, here a stand-in with the parts of its code that are called."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_it_is_built_in_the_presets_shape_and_its_walks_are_timed(checkout: Path):
+def test_the_reference_is_built_in_the_presets_shape_and_timed(checkout: Path):
     setup = build(PRESET, torch.device("cpu"), batch=2)
     with reference(checkout, setup, threads=1) as other:
         seconds = {order: [other.seconds(order, 3)] for order in ("step_first", "block_first")}
@@ -108,7 +108,9 @@ def test_code_that_cannot_be_imported_is_one_line(checkout: Path):
         pass
 
 
-def test_a_folder_or_a_preset_that_will_not_do(checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_or_a_preset_that_does_not_fit_is_one_line(
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     line = ["--preset", "wan-1.3b", "--out", str(tmp_path / "x.json"), "--reference"]
     assert main([*line, str(tmp_path)]) == 2
     assert f"--reference = {tmp_path}: no pipeline/causal_inference.py in it" in capsys.readouterr().err

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.long
-def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_smallest_run_writes_all_figures_and_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "results" / "tiny.json"
     options = ["--preset", "wan-tiny", "--blocks", "4", "--rounds", "1", "--processes", "2", "--out", str(out)]
     subprocess.run([sys.executable, "-m", "benchmarks.rollout", *options], cwd=ROOT, check=True, timeout=600)
@@ -58,7 +58,7 @@ def test_the_smallest_run_leaves_all_that_it_promises(tmp_path: Path, monkeypatc
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++")
-def test_layers_run_compiled_and_in_fp8_where_asked_also_in_other_processes(tmp_path: Path):
+def test_layers_run_compiled_and_in_fp8_in_other_processes_too(tmp_path: Path):
     out = tmp_path / "tiny.json"
     options = ["--preset", "wan-tiny", "--blocks", "2", "--rounds", "1", "--processes", "1", "--out", out]
     assert main([*map(str, options), "--compile", "--fp8"]) == 0
@@ -72,7 +72,7 @@ def test_layers_run_compiled_and_in_fp8_where_asked_also_in_other_processes(tmp_
     assert "linear layers in fp8 (a pass on one block differs by " in page
 
 
-def test_what_is_measured_is_there_after_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_results_are_written_after_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A machine may be taken away before the last round."""
     out, written = tmp_path / "tiny.json", []
 
@@ -106,7 +106,7 @@ def test_a_mistake_is_one_line(options: list[str], words: str, tmp_path: Path, c
     assert not list(tmp_path.iterdir())
 
 
-def test_walks_that_do_not_fit_in_memory_are_told_before_they_start(monkeypatch: pytest.MonkeyPatch):
+def test_walks_that_do_not_fit_in_memory_are_left_out(monkeypatch: pytest.MonkeyPatch):
     setup = build(PRESETS["wan-tiny"](), torch.device("cpu"), batch=1)
     cache = 2 * 2 * 3 * 18 * 32 * 2  # layers, keys and values, blocks, tokens, width, bytes
     monkeypatch.setattr("benchmarks.rollout.free_bytes", lambda device: 2 * cache)

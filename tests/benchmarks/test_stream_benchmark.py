@@ -12,7 +12,7 @@ from students import save_student
 from benchmarks.stream import main
 
 
-def test_a_short_run_leaves_all_that_it_promises(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_writes_all_figures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save_student(tmp_path / "student")
     out = tmp_path / "results" / "stream.json"
     assert main(["--checkpoint", str(tmp_path / "student"), "--blocks", "12", "--out", str(out)]) == 0
@@ -28,7 +28,7 @@ def test_a_short_run_leaves_all_that_it_promises(tmp_path: Path, capfd: pytest.C
     assert "first_frames: seconds" in capfd.readouterr().out
 
 
-def test_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_measurements_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "stream.json")
     assert main(["--blocks", "3", "--out", out]) == 2
     assert capsys.readouterr().err == "error: --blocks = 3: are too few to compare; give at least 6\n"

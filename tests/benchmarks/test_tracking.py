@@ -10,7 +10,7 @@ from benchmarks.tracking import main
 
 
 @pytest.mark.long
-def test_it_measures_every_case(tmp_path):
+def test_every_case_is_measured(tmp_path):
     out = tmp_path / "tracking.json"
     assert main(["--rounds", "1", "--out", str(out)]) == 0
     result = json.loads(out.read_text())

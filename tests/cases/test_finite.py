@@ -1,4 +1,4 @@
-"""Numbers that are not finite are never loaded, kept or shown, and videos that show nothing get no score."""
+"""Numbers that are not finite are never loaded, kept or shown, and videos that show nothing score zero."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def spoil(student, project):
     return spoil
 
 
-def one(value):
+def first_set_to(value):
     """Returns a function that sets the first element of a tensor to ``value``."""
 
     def change(tensor):
@@ -56,8 +56,8 @@ def one(value):
         (CODEC, "scale", CODEC),
     ],
 )
-def test_a_checkpoint_with_weights_that_are_not_finite(path, name, named, value, spoil, mistake):
-    spoil(path, name, one(value))
+def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(path, name, named, value, spoil, mistake):
+    spoil(path, name, first_set_to(value))
     for command in (("sample", "--frames", 6, "--out", "out"), ("stream", "--out", "v.mp4")):
         line = mistake(*command, *PROMPT)
         assert line.startswith(f"{named}: {name}: 1 of ")
@@ -76,7 +76,7 @@ def test_videos_that_overflow_are_not_written(what, processes, spoil, mistake):
     spoil(*OVERFLOWS[what])
     line = mistake("sample", "--frames", 12, "--out", "out", *processes, *PROMPT)
     assert line.startswith(f"video 0000: its {what} are not finite from frame 0 on, so it is not written; ")
-    # with several processes, a film has only its finished frames: none
+    # with several processes, an unfinished video holds finished frames only: none
     assert [path.name for path in Path().rglob("*.mp4") if "videos" not in path.parts] == []
 
 
@@ -89,19 +89,19 @@ def test_streams_that_overflow_are_not_written(what, spoil, mistake):
 
 
 @pytest.fixture
-def work(smoke, project):
+def copy_smoke(smoke, project):
     """Copies the smoke experiment's trained artifacts to the project; returns its parameters."""
 
-    def work():
+    def copy_smoke():
         for name in ("codec", "teacher", "pairs", "init"):
             copy_artifacts(smoke / "artifacts" / "seed-0" / name, project / "artifacts" / "seed-0" / name)
         return load_params(smoke / "params.yaml")
 
-    return work
+    return copy_smoke
 
 
-def test_pairs_that_are_not_finite_are_not_kept(work):
-    params = work()
+def test_pairs_that_are_not_finite_are_not_kept(copy_smoke):
+    params = copy_smoke()
     spec = params.pairs.model_copy(update={"guidance": 1e30})  # more than params.yaml accepts
     with pytest.raises(UserError, match=r"trajectory 0: its state after 1 steps is not finite; lower pairs\.guidance"):
         pairs.run(params.model_copy(update={"pairs": spec}), Path(), 0)
@@ -109,8 +109,8 @@ def test_pairs_that_are_not_finite_are_not_kept(work):
 
 
 @pytest.mark.parametrize(("stage", "tensor"), [("codec", "enter.weight"), ("init", "scale_shift_table")])
-def test_a_last_update_that_overflows_leaves_no_artifact(stage, tensor, work):
-    params = work()
+def test_a_last_update_that_overflows_leaves_no_artifact(stage, tensor, copy_smoke):
+    params = copy_smoke()
     section = getattr(params, stage)
     optimizer = section.training.optimizer
     adamw = optimizer.adamw.model_copy(update={"weight_decay": 1e300})  # more than params.yaml accepts
@@ -118,14 +118,14 @@ def test_a_last_update_that_overflows_leaves_no_artifact(stage, tensor, work):
         update={"steps": 1, "optimizer": optimizer.model_copy(update={"adamw": adamw})}
     )
     spoiled = params.model_copy(update={stage: section.model_copy(update={"training": training})})
-    said = f": {tensor}: .* not finite, as after training that overflowed; train again with a lower learning"
+    line = f": {tensor}: .* not finite, as after training that overflowed; train again with a lower learning"
     before = (Path("artifacts") / "seed-0" / stage / "manifest.json").read_bytes()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=line):
         {"codec": codec, "init": init}[stage].run(spoiled, Path(), 0)
     assert (Path("artifacts") / "seed-0" / stage / "manifest.json").read_bytes() == before
 
 
-def test_videos_of_nothing_say_so(run):
+def test_black_videos_score_zero(run):
     for number in range(3):
         write_mp4(Path(f"videos/{number:04d}.mp4"), torch.zeros(10, 64, 64, 3, dtype=torch.uint8), 12)
     Path("videos/manifest.json").unlink()

@@ -14,7 +14,7 @@ from hiar.io.artifacts import write_manifest
 SAMPLE = ("sample", "--prompt", "a red disc moves left", "--frames", 6, "--out", "out", "--checkpoint", "student")
 HASHED = {"sha256": "x", "size": 1}
 REMEDY = "run the stage that makes it, or name another folder"
-FORCE = 1e309  # an infinity, which other programs may write to JSON
+INFINITY = 1e309  # which other programs may write to JSON
 
 
 def edit(path, **changes):
@@ -32,7 +32,7 @@ def outside(name):
 MANIFESTS = {
     "block 0": ({"block": 0}, "block = 0: input should be greater than or equal to 1"),
     "block -3": ({"block": -3}, "block = -3: input should be greater than or equal to 1"),
-    "block infinite": ({"block": FORCE}, "block = inf: input should be a"),
+    "block infinite": ({"block": INFINITY}, "block = inf: input should be a"),
     "block 1.5": ({"block": 1.5}, "block = 1.5: input should be a valid integer"),
     "block true": ({"block": True}, "block = True: input should be a valid integer"),
     "block huge": ({"block": "9" * 999}, f"block = '{'9' * 99}...: input should be a valid integer"),
@@ -48,7 +48,7 @@ MANIFESTS = {
     "nothing": outside(""),
     "no name": outside("\ud800"),
     "files": ({"files": ["0000.mp4"]}, "files = ['0000.mp4']: input should be a valid dictionary"),
-    "size": ({"files": {"0000.mp4": HASHED | {"size": FORCE}}}, "files.0000.mp4.size = inf: input should be a"),
+    "size": ({"files": {"0000.mp4": HASHED | {"size": INFINITY}}}, "files.0000.mp4.size = inf: input should be a"),
     "size -1": ({"files": {"0000.mp4": HASHED | {"size": -1}}}, "files.0000.mp4.size = -1: input should be greater"),
     "hash": ({"files": {"0000.mp4": HASHED | {"sha256": 1}}}, "files.0000.mp4.sha256 = 1: input should be a valid str"),
     "kind": ({"kind": 7}, "kind = 7: input should be a valid string"),
@@ -56,16 +56,16 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("case", MANIFESTS)
-def test_a_manifest_beside_videos(case, mistake):
-    changes, said = MANIFESTS[case]
+def test_an_invalid_manifest_beside_videos_is_refused(case, mistake):
+    changes, error = MANIFESTS[case]
     edit("videos/manifest.json", **changes)
     line = mistake("score", "videos", "--out", "score.json")
-    assert line.startswith(f"videos/manifest.json: {said}")
+    assert line.startswith(f"videos/manifest.json: {error}")
     assert line.endswith(REMEDY)
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe{}", b"[1]", b"7", b"[" * 100_000, b'{"size": ' + b"9" * 9999 + b"}"])
-def test_a_manifest_that_is_none(text, mistake):
+def test_a_file_that_is_no_manifest_is_refused(text, mistake):
     Path("videos/manifest.json").write_bytes(text)
     assert mistake("score", "videos", "--out", "score.json") == f"videos/manifest.json: is not a manifest; {REMEDY}"
     shutil.copytree("videos", "out")
@@ -73,10 +73,10 @@ def test_a_manifest_that_is_none(text, mistake):
     assert line == f"out/manifest.json: is not a manifest; {REMEDY}"
 
 
-def test_nobody_is_told_to_delete_what_others_made(mistake):
-    """For files that do not match their manifest, even a link or a pipe in place of one."""
+def test_files_unlike_their_manifest_are_refused_without_advice_to_delete_them(mistake):
+    """Even if a link or a pipe is in the place of a file of the manifest."""
     before = Path("videos/0001.mp4").read_bytes()
-    for put, said in (
+    for put, error in (
         (lambda: Path("videos/0001.mp4").write_bytes(before[:-9]), "size = "),
         (lambda: Path("videos/0001.mp4").write_bytes(before[:-9] + bytes(9)), "does not match its manifest"),
         (lambda: os.symlink("/etc", "videos/0001.mp4"), "is not a file, though its manifest lists it"),
@@ -86,13 +86,13 @@ def test_nobody_is_told_to_delete_what_others_made(mistake):
         Path("videos/0001.mp4").unlink(missing_ok=True)
         put()
         line = mistake("score", "videos", "--out", "score.json")
-        assert line.startswith(f"videos/0001.mp4: {said}")
+        assert line.startswith(f"videos/0001.mp4: {error}")
         assert line.endswith("; run the stage that makes it again, or name another folder")
 
 
 @pytest.fixture
-def own(student, project):
-    """A copy of the student; `spoil` changes it and rewrites its manifest, as an attacker would."""
+def spoil_student(student, project):
+    """Changes a copy of the student and rewrites its manifest, as an attacker would."""
     shutil.copytree(student, "student")
 
     def spoil(change):
@@ -134,7 +134,7 @@ PARTS = {
     ),
     "solver steps": (card(solver_steps=0), "generator.json: solver_steps = 0: input should be greater"),
     "seed": (card(seed=-1), "generator.json: seed = -1: input should be greater"),
-    "guidance": (card(guidance=FORCE), "generator.json: guidance = inf: input should be a finite number"),
+    "guidance": (card(guidance=INFINITY), "generator.json: guidance = inf: input should be a finite number"),
     "more": (card(steps=4), "generator.json: steps = 4: unknown parameter; did you mean 'stage'?"),
     "block": (nested("video", block=0), "generator.json: video.block = 0: input should be greater"),
     "clip": (nested("video", frames=16), "generator.json: video.frames = 16: must be a multiple of block = 3"),
@@ -160,11 +160,11 @@ PARTS = {
 
 
 @pytest.mark.parametrize("case", PARTS)
-def test_the_parts_of_a_checkpoint(case, own, mistake):
-    change, said = PARTS[case]
-    own(change)
+def test_invalid_parts_of_a_checkpoint_are_refused(case, spoil_student, mistake):
+    change, error = PARTS[case]
+    spoil_student(change)
     line = mistake(*SAMPLE)
-    assert line.startswith(f"student/{said}")
+    assert line.startswith(f"student/{error}")
     assert "again" in line
 
 
@@ -173,13 +173,13 @@ def test_the_parts_of_a_checkpoint(case, own, mistake):
     [
         ({"settings": ["world.size"]}, "settings = ['world.size']: input should be a valid dictionary"),
         (
-            {"settings": {"world.size": FORCE}, "stage": "codec"},
+            {"settings": {"world.size": INFINITY}, "stage": "codec"},
             "world.size = inf: params.yaml says 64; run stage",
         ),
         ({"stage": 7}, "stage = 7: input should be a valid string"),
     ],
 )
-def test_a_manifest_of_what_a_stage_reads(changes, said, mistake):
+def test_an_invalid_manifest_of_a_stages_input_is_refused(changes, said, mistake):
     folder = Path("artifacts/seed-0/teacher")
     folder.mkdir(parents=True)
     write_manifest(folder, "checkpoint")

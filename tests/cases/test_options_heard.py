@@ -1,4 +1,4 @@
-"""The options of `hiar sample` and `hiar stream` take effect: each does what no other does."""
+"""Every option of `hiar sample` and `hiar stream` takes effect: each has an outcome of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Run = Callable[..., str]
 
 
 @pytest.mark.parametrize("command", ["sample", "stream"])
-def test_every_option_is_heard(command: str, run: Run, mistake: Run, student: Path) -> None:
-    asked = (command, "--checkpoint", student, "--prompt", "a red disc moves left", "--frames", 6, "--out", "out.mp4")
+def test_every_option_takes_effect(command: str, run: Run, mistake: Run, student: Path) -> None:
+    request = (command, "--checkpoint", student, "--prompt", "a red disc moves left", "--frames", 6, "--out", "out.mp4")
     Image.new("RGB", (48, 32)).save("small.png")
     write_mp4(Path("short.mp4"), torch.zeros(2, 64, 64, 3, dtype=torch.uint8), 12)
     lines = {
@@ -33,6 +33,6 @@ def test_every_option_is_heard(command: str, run: Run, mistake: Run, student: Pa
             ("--offload",): "--offload: keeps waiting networks out of a GPU's memory",
         }
     for options, line in lines.items():
-        assert mistake(*asked, *options).startswith(line), options
-    run(*asked, "--image", "small.png", "--resize")
+        assert mistake(*request, *options).startswith(line), options
+    run(*request, "--image", "small.png", "--resize")
     assert Path("out.mp4").exists()

@@ -1,4 +1,4 @@
-"""Outputs that are no regular files, system errors, and folders that hold more than what is replaced."""
+"""Outputs that are no regular files, system errors, and folders that hold more than what would be replaced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def figures(project):
     return check
 
 
-def reading(path):
+def start_reading(path):
     """A thread that reads a pipe to its end, and the list of what it has read."""
     received = []
     thread = threading.Thread(target=lambda: received.append(Path(path).read_bytes()), daemon=True)
@@ -49,11 +49,11 @@ def test_figures_go_to_the_standard_output(run, figures):
 def test_figures_and_streams_go_through_pipes_and_links_to_them(run, figures, student):
     os.mkfifo("pipe")
     os.symlink("pipe", "link")
-    thread, received = reading("pipe")
+    thread, received = start_reading("pipe")
     run(*SCORE, "link")
     thread.join()
     figures(received[0])
-    thread, received = reading("pipe")
+    thread, received = start_reading("pipe")
     run(*STREAM, student, "--out", "link")
     thread.join()
     Path("v.mp4").write_bytes(received[0])
@@ -62,7 +62,7 @@ def test_figures_and_streams_go_through_pipes_and_links_to_them(run, figures, st
     assert Path("link").readlink() == Path("pipe")
 
 
-def test_figures_go_where_a_shell_says(project, figures):
+def test_figures_go_to_process_substitutions_and_appended_files(project, figures):
     """Process substitution, and a file that the shell has opened to append to."""
     command = f"{sys.executable} -m hiar score videos --out >(cat > caught); echo before > log; \
         {sys.executable} -m hiar score videos --out /dev/fd/7 7>> log; wait"
@@ -74,7 +74,7 @@ def test_figures_go_where_a_shell_says(project, figures):
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["file", "nothing yet"])
-def test_a_link_stays_and_what_it_leads_to_is_replaced(there, run, figures, student):
+def test_a_link_stays_and_its_target_is_replaced(there, run, figures, student):
     os.mkdir("elsewhere")
     for name in ("score.json", "v.mp4"):
         os.symlink(f"elsewhere/{name}", name)
@@ -97,7 +97,7 @@ def test_a_link_to_a_folder_stays_and_the_folder_is_replaced(run, student):
     assert os.listdir("disk") == ["out"]
 
 
-def test_a_video_is_as_fine_as_is_asked(run, student):
+def test_crf_decides_the_quality_of_videos(run, student):
     found = []
     for crf in (1, 51):
         run(*STREAM, student, "--out", "v.mp4", "--crf", crf)
@@ -118,7 +118,7 @@ def test_a_device_is_written_to(run, student):
     assert (os.stat("null").st_ino, os.stat("null").st_rdev) == (before.st_ino, before.st_rdev)
 
 
-def test_a_stream_is_not_shown_to_people(mistake):
+def test_a_stream_is_not_written_to_a_terminal(mistake):
     reader, terminal = os.openpty()
     name = os.ttyname(terminal)
     line = mistake(*STREAM, "nowhere", "--out", name)
@@ -127,7 +127,7 @@ def test_a_stream_is_not_shown_to_people(mistake):
     os.close(terminal)
 
 
-def lay_out():
+def make_bad_outputs():
     """Names that cannot be written to, each with its error line."""
     os.mkdir("folder")
     os.symlink("loop", "loop")
@@ -152,15 +152,15 @@ def lay_out():
 
 
 @pytest.mark.parametrize("command", [("score", "nowhere"), (*STREAM, "nowhere")], ids=["score", "stream"])
-def test_a_file_that_cannot_be_is_told_before_any_work(command, mistake):
-    for name, said in lay_out().items():
-        assert mistake(*command, "--out", name) == said
+def test_an_impossible_output_file_is_refused_before_any_work(command, mistake):
+    for name, line in make_bad_outputs().items():
+        assert mistake(*command, "--out", name) == line
 
 
-def test_a_folder_that_cannot_be_is_told_before_any_work(mistake):
-    lay_out()
+def test_an_impossible_output_folder_is_refused_before_any_work(mistake):
+    make_bad_outputs()
     os.mkfifo("pipe")
-    for name, said in {
+    for name, line in {
         "": ".: would be replaced as a whole; choose a folder below it",
         "-": "--out = -: a folder cannot be written to the standard output; name one",
         "videos/..": "videos/..: would be replaced as a whole; choose a folder below it",
@@ -174,13 +174,13 @@ def test_a_folder_that_cannot_be_is_told_before_any_work(mistake):
         "/proc": "/proc: is mounted, so it cannot be replaced as a whole; choose a folder below it",
         "x" * 245: f"{'x' * 245}.old.partial: file name too long; choose a shorter name",
     }.items():
-        assert mistake(*SAMPLE, "nowhere", "--out", name) == said
+        assert mistake(*SAMPLE, "nowhere", "--out", name) == line
         if name not in ("", "-"):
-            assert mistake(*SAMPLE, "nowhere", "--processes", 2, "--out", name) == said
+            assert mistake(*SAMPLE, "nowhere", "--processes", 2, "--out", name) == line
 
 
-def test_what_is_mounted_is_told_before_any_work(mistake):
-    """As a container's volumes are; here on one disk, where device numbers do not reveal it."""
+def test_a_mounted_output_is_refused_before_any_work(mistake):
+    """Such as a container's volume; here on the same disk, so that device numbers do not reveal it."""
     shutil.copytree("videos", "a folder")
     for name in ("kept", "score.json"):
         Path(name).touch()
@@ -189,27 +189,27 @@ def test_what_is_mounted_is_told_before_any_work(mistake):
     try:
         if not mounted:
             pytest.skip("this user may not mount")
-        said = "--out = score.json: is mounted, so it cannot be replaced; name another file"
-        assert mistake("score", "nowhere", "--out", "score.json") == said
-        said = "a folder: is mounted, so it cannot be replaced as a whole; choose a folder below it"
-        assert mistake(*SAMPLE, "nowhere", "--out", "a folder") == said
+        line = "--out = score.json: is mounted, so it cannot be replaced; name another file"
+        assert mistake("score", "nowhere", "--out", "score.json") == line
+        line = "a folder: is mounted, so it cannot be replaced as a whole; choose a folder below it"
+        assert mistake(*SAMPLE, "nowhere", "--out", "a folder") == line
     finally:
         subprocess.run(["umount", "score.json", "a folder"], capture_output=True)
 
 
-def test_what_is_read_and_leads_back_to_itself(mistake, student, project):
+def test_unreadable_inputs_and_link_loops_are_named(mistake, student, project):
     os.symlink("loop", "loop")
     sample = (*SAMPLE[:1], *SAMPLE[3:])
-    said = "cannot be read (Too many levels of symbolic links)"
-    assert mistake(*sample, student, "--prompts", "loop", "--out", "out").startswith(f"loop: {said}; name a text file")
+    loop = "cannot be read (Too many levels of symbolic links)"
+    assert mistake(*sample, student, "--prompts", "loop", "--out", "out").startswith(f"loop: {loop}; name a text file")
     assert mistake(*sample, student, "--prompts", "params.yaml/x", "--out", "out").startswith(
         "params.yaml/x: cannot be read (Not a directory)"
     )
-    assert mistake(*SAMPLE, "loop", "--out", "out").startswith(f"loop/manifest.json: {said}; run the stage")
+    assert mistake(*SAMPLE, "loop", "--out", "out").startswith(f"loop/manifest.json: {loop}; run the stage")
     for name in ("captions.txt", "manifest.json"):
         os.rename(f"videos/{name}", f"{name}.kept")
         os.symlink(name, f"videos/{name}")
-        assert mistake(*SCORE, "x.json").startswith(f"videos/{name}: {said}")
+        assert mistake(*SCORE, "x.json").startswith(f"videos/{name}: {loop}")
         os.replace(f"{name}.kept", f"videos/{name}")
     shutil.copytree(student, "student")
     os.remove("student/generator.json")
@@ -219,11 +219,11 @@ def test_what_is_read_and_leads_back_to_itself(mistake, student, project):
     assert mistake(*SAMPLE, "student", "--out", "out").startswith("student/generator.json: cannot be read (Is a dir")
     os.remove("params.yaml")
     os.symlink("params.yaml", "params.yaml")
-    assert mistake("config", "check").startswith(f"params.yaml: {said}; fix that or name another file")
-    assert mistake(*SCORE, "x.json").startswith(f"params.yaml: {said}")
+    assert mistake("config", "check").startswith(f"params.yaml: {loop}; fix that or name another file")
+    assert mistake(*SCORE, "x.json").startswith(f"params.yaml: {loop}")
 
 
-def test_an_output_that_takes_nothing(project):
+def test_a_full_standard_output_is_one_error_line(project):
     """Python buffers its output until it exits: even then, a full disk is one error line."""
     for command in (["config", "show"], ["score", "videos", "--out", "-"], ["--help"]):
         with open("/dev/full", "w") as full:
@@ -235,9 +235,9 @@ def test_an_output_that_takes_nothing(project):
         assert "Exception" not in run.stderr
 
 
-def test_outputs_whose_reader_or_descriptor_is_gone(project):
+def test_a_closed_output_is_named_and_a_reader_that_leaves_early_is_no_error(project):
     hiar = f"{sys.executable} -m hiar"
-    for command, said in {
+    for command, line in {
         f"{hiar} score nowhere --out - >&-": "--out = -: is not open; name a file",
         f"{hiar} stream --checkpoint nowhere --prompt x --out - >&-": "--out = -: is not open; name a file",
         f"{hiar} score nowhere --out /dev/fd/5 5< params.yaml": "--out = /dev/fd/5: is open for reading only; name a "
@@ -245,7 +245,7 @@ def test_outputs_whose_reader_or_descriptor_is_gone(project):
     }.items():
         script = ["bash", "-o", "pipefail", "-c", command]
         run = subprocess.run(script, env=environment(), capture_output=True, text=True)
-        assert (run.returncode, run.stderr) == (2, f"error: {said}\n")
+        assert (run.returncode, run.stderr) == (2, f"error: {line}\n")
     script = ["bash", "-o", "pipefail", "-c", f"{hiar} config show | true"]  # the reader stops early: no error
     run = subprocess.run(script, env=environment(), capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (1, "")
@@ -261,7 +261,7 @@ def test_outputs_whose_reader_or_descriptor_is_gone(project):
     ],
     ids=["figures", "hidden", "link", "below"],
 )
-def test_what_is_not_of_the_samples_is_not_deleted_with_them(put, name, mistake):
+def test_samples_beside_foreign_files_are_not_replaced(put, name, mistake):
     shutil.copytree("videos", "out")
     put()
     for processes in ((), ("--processes", 2)):
@@ -271,14 +271,14 @@ def test_what_is_not_of_the_samples_is_not_deleted_with_them(put, name, mistake)
         )
 
 
-def test_what_is_not_of_an_artifact_is_not_deleted_by_its_stage(mistake):
+def test_an_artifact_beside_foreign_files_is_not_replaced_by_its_stage(mistake):
     folder = Path("artifacts/seed-0/codec")
     shutil.copytree("videos", folder)
     (folder / "notes.txt").write_text("mine")
     assert mistake("stage", "codec", "--seed", 0).startswith(f"{folder}/notes.txt: does not belong to the samples")
 
 
-def test_the_examples_of_the_help_leave_samples_that_can_be_made_again(run, student):
+def test_samples_scored_as_the_help_shows_can_be_made_again(run, student):
     run(*SAMPLE, student, "--out", "out")
     example = run("score", "--help").split("hiar score out --out ")[1].split()[0]
     assert Path(example).parent == Path()

@@ -57,8 +57,8 @@ def sound_alone(path: Path) -> None:
         container.mux(stream.encode())
 
 
-def test_of_large_frames_fewer_are_held_at_a_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At least one; their number does not change the figures."""
+def test_fewer_large_frames_are_held_at_a_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least one; how many does not change the figures."""
     look, seen = DriftLite.look, []
 
     def counted(self: DriftLite, frames: Tensor, *others: Any) -> Any:
@@ -74,7 +74,7 @@ def test_of_large_frames_fewer_are_held_at_a_time(run: Run, monkeypatch: pytest.
         assert json.loads(Path(f"{frames}.json").read_text()) == json.loads(Path("10.json").read_text())
 
 
-def test_two_profiles_lie_side_by_side_each_with_its_record(run: Run) -> None:
+def test_two_profiles_are_written_side_by_side_with_their_records(run: Run) -> None:
     run("score", "videos", "--profile", "oracle", "--profile", "drift-lite", "--out", OUT)
     result = json.loads(OUT.read_text())
     assert result.keys() == {"oracle", "drift-lite"}
@@ -93,17 +93,17 @@ def test_two_profiles_lie_side_by_side_each_with_its_record(run: Run) -> None:
     assert json.loads(run("score", "videos", "--out", "-")) == {"oracle": result["oracle"]}
 
 
-def test_what_says_of_itself_which_world_it_shows_needs_no_experiment_beside_it(run: Run, project: Path) -> None:
+def test_videos_with_a_manifest_of_their_world_need_no_params_yaml(run: Run, project: Path) -> None:
     """The project's thresholds are then used, and a line says so."""
     with_one = json.loads(run("score", "videos", "--out", "-"))
     (project / "params.yaml").unlink()
-    said = hiar("score", "videos", "--out", OUT, folder=project).stderr
+    stderr = hiar("score", "videos", "--out", OUT, folder=project).stderr
     assert json.loads(OUT.read_text()) == with_one
     assert json.loads(run("score", "videos", "--profile", "oracle", "--out", "-")) == with_one
-    assert f"score videos: with the thresholds of {ROOT / 'params.yaml'}, as there is no params.yaml here" in said
+    assert f"score videos: with the thresholds of {ROOT / 'params.yaml'}, as there is no params.yaml here" in stderr
 
 
-def test_no_order_of_files_shows(run: Run, foreign: Path) -> None:
+def test_the_order_of_files_changes_no_value(run: Run, foreign: Path) -> None:
     run(*LITE, OUT)
     before = {line["sha256"]: line["metrics"] for line in lines()}
     for old, new in (("0000", "9"), ("0002", "0")):
@@ -114,12 +114,12 @@ def test_no_order_of_files_shows(run: Run, foreign: Path) -> None:
     assert {line["sha256"]: line["metrics"] for line in after} == before
 
 
-def test_a_video_that_fails_is_told_and_the_others_are_kept(run: Run, foreign: Path) -> None:
+def test_a_video_that_fails_is_named_and_the_others_are_kept(run: Run, foreign: Path) -> None:
     run(*LITE, "whole.json")
     whole = (foreign / "0001.mp4").read_bytes()
     (foreign / "0001.mp4").write_bytes(whole[:-300])
-    said = run(*LITE, OUT, code=2)
-    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    stderr = run(*LITE, OUT, code=2)
+    (error,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: videos/0001.mp4: is ")
     assert [line["video"] for line in lines()] == ["0000.mp4", "0002.mp4"]
     assert not OUT.exists()
@@ -129,17 +129,17 @@ def test_a_video_that_fails_is_told_and_the_others_are_kept(run: Run, foreign: P
     assert VALUES.read_bytes() == Path("whole.videos.jsonl").read_bytes()
 
 
-def test_videos_that_are_no_mp4_are_told_of(run: Run, foreign: Path) -> None:
-    """Tested beside an error, since for a command that succeeds, `run` returns only the figures."""
+def test_videos_that_are_no_mp4_are_reported_as_left_out(run: Run, foreign: Path) -> None:
+    """Tested together with an error, since `run` returns only stdout for a command that succeeds."""
     (foreign / "0003.mp4").write_bytes(b"of nothing")
     assert "no mp4" not in run(*LITE, OUT, code=2)
     for name in ("0003.webm", "0004.MOV"):  # in capitals, as cameras write it
         (foreign / name).write_bytes(b"of another system")
-    said = run(*LITE, OUT, code=2)
-    assert "videos: videos that are not mp4 are left out (2: 0003.webm, 0004.MOV); convert them" in said
+    stderr = run(*LITE, OUT, code=2)
+    assert "videos: videos that are not mp4 are left out (2: 0003.webm, 0004.MOV); convert them" in stderr
 
 
-def test_what_is_kept_is_taken_and_not_measured_again(run: Run, foreign: Path) -> None:
+def test_kept_values_are_reused_and_changed_videos_measured_again(run: Run, foreign: Path) -> None:
     """An impossible kept value shows that its video is not measured again; a changed video is."""
     run(*LITE, OUT)
     first, *others = lines()
@@ -158,7 +158,7 @@ def test_what_is_kept_is_taken_and_not_measured_again(run: Run, foreign: Path) -
     assert [line["video"] for line in lines()] == ["0000.mp4", "0001.mp4", "0002.mp4"]
 
 
-def test_any_videos_are_scored_where_there_is_no_experiment(run: Run, mistake: Run, foreign: Path) -> None:
+def test_drift_lite_needs_no_experiment(run: Run, mistake: Run, foreign: Path) -> None:
     with_params = run(*LITE, "-")
     Path("params.yaml").write_text("no: experiment\n")
     assert run(*LITE, "-") == with_params
@@ -171,7 +171,7 @@ def test_any_videos_are_scored_where_there_is_no_experiment(run: Run, mistake: R
     assert mistake("score", "videos", "--out", OUT).startswith("--profile: is missing, and neither ")
 
 
-def test_a_changed_profile_is_measured_anew_and_another_one_left(run: Run, project: Path) -> None:
+def test_only_the_profile_that_changed_is_measured_again(run: Run, project: Path) -> None:
     run("score", "videos", "--profile", "oracle", "--profile", "drift-lite", "--out", OUT)
     oracle, lite = lines()[:3], lines()[3:]
     params = project / "params.yaml"
@@ -183,7 +183,7 @@ def test_a_changed_profile_is_measured_anew_and_another_one_left(run: Run, proje
     assert json.loads(OUT.read_text()).keys() == {"oracle"}
 
 
-def test_changed_captions_count_for_the_oracle_alone(run: Run, foreign: Path) -> None:
+def test_a_changed_caption_is_measured_again_by_the_oracle_alone(run: Run, foreign: Path) -> None:
     captions = foreign / "captions.txt"
     captions.write_text("a red disc moves\n" * 3)
     run("score", "videos", "--profile", "oracle", "--profile", "drift-lite", "--out", OUT)
@@ -196,7 +196,7 @@ def test_changed_captions_count_for_the_oracle_alone(run: Run, foreign: Path) ->
     assert [line["metrics"]["saturation_drift"] == 7.0 for line in lines()] == [True, False, True, True, True, True]
 
 
-def test_odd_sizes_and_other_lengths(run: Run, foreign: Path) -> None:
+def test_videos_may_have_odd_sizes_and_different_lengths(run: Run, foreign: Path) -> None:
     for number, frames in enumerate((12, 6, 11)):
         write_mp4(foreign / f"{number:04d}.mp4", flat(frames, 66, 250), (24, 23.976, 24)[number])
     run(*LITE, OUT)
@@ -205,8 +205,8 @@ def test_odd_sizes_and_other_lengths(run: Run, foreign: Path) -> None:
     assert entry["metrics"]["drift_lite"]["mean"] < 1e-6
 
 
-def test_what_a_video_leaves_undefined_is_null_and_counts_for_nobody(run: Run, foreign: Path) -> None:
-    """A change relative to a first part of 0: that of the saturation, for a video that begins in grey."""
+def test_undefined_values_are_null_and_left_out_of_the_means(run: Run, foreign: Path) -> None:
+    """Such as the relative change of the saturation of a video that begins in grey: its first part is 0."""
     write_mp4(foreign / "0000.mp4", torch.cat([flat(5), flat(5) * torch.tensor([2, 1, 0], dtype=torch.uint8)]), 12)
     run(*LITE, OUT)
     assert [one["metrics"]["saturation_vde"] is None for one in lines()] == [True, False, False]
@@ -217,7 +217,7 @@ def test_what_a_video_leaves_undefined_is_null_and_counts_for_nobody(run: Run, f
     )
 
 
-def test_a_video_that_does_not_say_its_length(run: Run, foreign: Path) -> None:
+def test_a_video_without_a_length_in_its_header_is_scored(run: Run, foreign: Path) -> None:
     streamed(foreign / "0001.mp4", 7)
     assert read_head(foreign / "0001.mp4").frames is None
     run(*LITE, OUT)
@@ -245,34 +245,36 @@ def spoil(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]
     ],
     ids=["text", "sound", "truncated", "short", "short, as its frames tell"],
 )
-def test_one_bad_video_among_others(change: Callable[[Path], object], line: str, run: Run, foreign: Path) -> None:
+def test_one_bad_video_is_named_and_the_others_are_kept(
+    change: Callable[[Path], object], line: str, run: Run, foreign: Path
+) -> None:
     change(foreign)
-    said = run(*LITE, OUT, code=2).splitlines()
-    assert said[-1].startswith(f"error: videos/{line}")
-    assert said.count(f"score videos: left out: {said[-1].removeprefix('error: ')}") == 1
-    assert [one["video"] for one in lines()] == ["0000.mp4", "0002.mp4"]
+    output = run(*LITE, OUT, code=2).splitlines()
+    assert output[-1].startswith(f"error: videos/{line}")
+    assert output.count(f"score videos: left out: {output[-1].removeprefix('error: ')}") == 1
+    assert [row["video"] for row in lines()] == ["0000.mp4", "0002.mp4"]
 
 
 @pytest.mark.parametrize(("height", "width"), [(15, 64), (64, 15)])
-def test_videos_too_small_for_optical_flow(height: int, width: int, run: Run, foreign: Path) -> None:
+def test_videos_too_small_for_optical_flow_are_refused(height: int, width: int, run: Run, foreign: Path) -> None:
     for number in range(3):
         write_mp4(foreign / f"{number:04d}.mp4", flat(8, max(16, height), max(16, width)), 12)
     run(*LITE, "-")
     for number in range(3):
         write_mp4(foreign / f"{number:04d}.mp4", flat(8, height, width), 12)
-    said = run(*LITE, OUT, code=2)
-    assert f"videos/0000.mp4: is {width}x{height} pixels, drift-lite needs 16 a side; leave it out" in said
-    assert said.splitlines()[-1] == (  # no result was kept
+    stderr = run(*LITE, OUT, code=2)
+    assert f"videos/0000.mp4: is {width}x{height} pixels, drift-lite needs 16 a side; leave it out" in stderr
+    assert stderr.splitlines()[-1] == (  # no result was kept
         "error: videos: 3 of 3 videos cannot be scored (see above); fix or remove them"
     )
 
 
-def test_several_bad_videos_are_told_each(run: Run, foreign: Path) -> None:
+def test_several_bad_videos_are_each_named(run: Run, foreign: Path) -> None:
     for number in (0, 2):
         write_mp4(foreign / f"{number:04d}.mp4", flat(5), 12)
-    said = run(*LITE, OUT, code=2).splitlines()
-    assert sum("needs 6" in one for one in said) == 2
-    assert said[-1] == (
+    output = run(*LITE, OUT, code=2).splitlines()
+    assert sum("needs 6" in one for one in output) == 2
+    assert output[-1] == (
         "error: videos: 2 of 3 videos cannot be scored (see above); fix or remove them; the others are kept in "
         "out.videos.jsonl"
     )
@@ -304,7 +306,7 @@ def test_several_bad_videos_are_told_each(run: Run, foreign: Path) -> None:
     ],
     ids=["sizes", "faster", "a little faster", "slower", "none"],
 )
-def test_folders_whose_figures_would_mean_nothing(
+def test_folders_of_mixed_sizes_or_rates_or_without_videos_are_refused(
     change: Callable[[Path], object], line: str, mistake: Run, foreign: Path
 ) -> None:
     change(foreign)
@@ -325,7 +327,7 @@ def test_folders_whose_figures_would_mean_nothing(
         (["drift-lite", "drift-lite"], "--profile = drift-lite: is given twice; give it once"),
     ],
 )
-def test_profiles_that_cannot_be_meant(
+def test_unknown_repeated_and_unavailable_profiles_are_refused(
     names: list[str], line: str, mistake: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HIAR_VBENCH", ".none")
@@ -334,17 +336,17 @@ def test_profiles_that_cannot_be_meant(
 
 
 @pytest.mark.parametrize("content", ["no json\n", "[1]\n", '{"video": "0000.mp4"}\n'])
-def test_a_file_of_something_else_is_not_written_to(content: str, mistake: Run) -> None:
+def test_a_file_that_holds_no_kept_results_is_not_written_to(content: str, mistake: Run) -> None:
     VALUES.write_text(content)
     assert mistake(*LITE, OUT) == (
         "out.videos.jsonl: line 1 is not a kept result; move the file away or choose another --out"
     )
 
 
-def test_two_at_once_do_not_mix(run: Run, foreign: Path) -> None:
+def test_two_processes_do_not_write_the_same_results(run: Run, foreign: Path) -> None:
     import fcntl
 
     with VALUES.open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        said = run(*LITE, OUT, code=2)
-    assert "error: out.videos.jsonl: another process is writing it" in said
+        stderr = run(*LITE, OUT, code=2)
+    assert "error: out.videos.jsonl: another process is writing it" in stderr

@@ -31,7 +31,7 @@ def request(*options: object) -> list[str]:
     return ["--checkpoint", "student", *map(str, options)]
 
 
-def test_a_prompt_is_one_line_whatever_breaks_it(project: Path) -> None:
+def test_line_breaks_in_a_prompt_become_spaces(project: Path) -> None:
     text = "".join(f"a red{mark}disc moves left\r\n" for mark in BREAKS[2:])
     (project / "prompts.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     hiar("sample", *request("--prompts", "prompts.txt", "--frames", 3, "--out", "out"), folder=project)
@@ -39,12 +39,12 @@ def test_a_prompt_is_one_line_whatever_breaks_it(project: Path) -> None:
     assert prompts_of("\na red\ndisc\r\n moves  left", None) == ["a red disc moves left"]
 
 
-def test_so_is_one_that_comes_later() -> None:
+def test_line_breaks_in_a_later_prompt_become_spaces() -> None:
     for mark in BREAKS:
         assert change_prompts([f"30=a red{mark}disc moves"], 3, None) == {10: "a red disc moves"}
 
 
-def test_lines_end_at_line_ends_alone() -> None:
+def test_only_lf_and_crlf_end_a_line() -> None:
     text = "".join(f"one{mark}line\n" for mark in BREAKS[1:])
     assert split_lines(text) == [f"one{mark}line" for mark in BREAKS[1:]]
     assert split_lines("one\r\ntwo\n\nfour") == ["one", "two", "", "four"]
@@ -63,7 +63,7 @@ def test_more_frames_than_memory_are_refused_by_arithmetic(
     assert not list(project.glob("big*"))
 
 
-def test_a_stream_of_so_many_begins_at_once(project: Path) -> None:
+def test_a_stream_of_the_most_frames_begins_at_once(project: Path) -> None:
     command = [sys.executable, "-m", "hiar", "stream"]
     options = request("--prompt", "a red disc moves", "--frames", MANY, "--out", "-")
     with subprocess.Popen(
@@ -72,12 +72,12 @@ def test_a_stream_of_so_many_begins_at_once(project: Path) -> None:
         assert process.stdout and process.stderr
         assert len(process.stdout.read(1000)) == 1000
         process.stdout.close()  # its reader has gone
-        said = process.stderr.read().decode()
-    assert f"({MANY // 3 + 3} forward calls for {MANY // 3} blocks in 4 steps)" in said
+        stderr = process.stderr.read().decode()
+    assert f"({MANY // 3 + 3} forward calls for {MANY // 3} blocks in 4 steps)" in stderr
     assert process.returncode == 2
 
 
-def test_names_sort_as_text_for_any_count() -> None:
+def test_names_of_any_number_of_videos_sort_as_text() -> None:
     for count in (3, 10_000, 10_001, 123_456):
         names = [video_name(number, count) for number in (*range(0, count, 997), count - 1)]
         assert names == sorted(names)

@@ -52,13 +52,13 @@ def score(capsys: pytest.CaptureFixture[str]) -> str:
         patch.setattr(sys, "argv", ["hiar", "score", "videos", "--out", "out.json"])
         with pytest.raises(SystemExit) as end:
             main()
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     if end.value.code == 0:
-        assert "error" not in said
+        assert "error" not in stderr
         return json.dumps(json.loads(Path("out.json").read_text())["oracle"]["metrics"])
     assert end.value.code == 2
     assert not Path("out.json").exists()
-    (line,) = [line for line in said.splitlines() if not line.startswith("score ")]
+    (line,) = [line for line in stderr.splitlines() if not line.startswith("score ")]
     return line.removeprefix("error: ")
 
 
@@ -73,11 +73,11 @@ def encode(
     pixels: str = "yuv444p",
     muxer: str = "mp4",
     note: str | None = None,
-    late: int = 0,
+    hidden: int = 0,
     codec: str = "libx264",
     prepare: Callable[[Any, Any], None] = lambda container, stream: None,
 ) -> None:
-    """A video by other software; its first ``late`` frames lie before time 0, as after a cut without re-encoding."""
+    """Write a video as other software does; ``hidden`` frames lie before time 0, as after a lossless cut."""
     options = {"movflags": "+faststart"} if muxer == "mp4" else {}
     with av.open(path, "w", muxer, options=options) as container:
         if note is not None:
@@ -94,7 +94,7 @@ def encode(
             for packet in stream.encode(None if image is None else av.VideoFrame.from_ndarray(image, format="rgb24"))
         ]
         for packet in packets:
-            shift = int(late / 12 / packet.time_base)
+            shift = int(hidden / 12 / packet.time_base)
             packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
             container.mux(packet)
 
@@ -127,7 +127,7 @@ def test_sizes_captions_and_lengths_are_checked_before_a_frame_is_decoded(
     assert score(capsys) == "videos: videos have 3 frames, scoring needs 5; make longer ones"
 
 
-def test_lengths_that_heads_do_not_tell(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lengths_without_a_header_are_checked_while_decoding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, length in enumerate((FRAMES, FRAMES, 12)):
         encode(folder / f"{number:04d}.mp4", CLIPS[number, :length], muxer="matroska")
     assert score(capsys) == "videos/0002.mp4: is 12 frames, 0000.mp4 20 frames; use one length"
@@ -140,7 +140,7 @@ def test_lengths_that_heads_do_not_tell(folder: Path, capsys: pytest.CaptureFixt
     assert good(capsys) == 1
 
 
-def test_a_long_video_in_parts_is_the_whole(tmp_path: Path) -> None:
+def test_parts_of_a_long_video_make_the_whole(tmp_path: Path) -> None:
     video, _ = clips(PARAMS.world, seed=1, first=0, count=1, frames=100)
     write_mp4(tmp_path / "v.mp4", video[0], 12)
     parts = list(read_parts(tmp_path / "v.mp4", 32))
@@ -149,7 +149,9 @@ def test_a_long_video_in_parts_is_the_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", ["{}.mp4", "clip-{}.mp4", "{:02d}.MP4"])
-def test_captions_go_by_number(names: str, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_captions_belong_to_videos_by_number(
+    names: str, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(folder)
     for number, clip in enumerate(CLIPS, start=1):
         write_mp4(folder / names.format(number), clip, 12)
@@ -160,7 +162,7 @@ def test_captions_go_by_number(names: str, tmp_path: Path, folder: Path, capsys:
 @pytest.mark.parametrize(
     ("first", "second"), [("1.mp4", "01.mp4"), ("a.mp4", "A.mp4"), ("B.mp4", "a.mp4"), ("1.mp4", "1.MP4")]
 )
-def test_an_order_that_is_anybodys_guess(
+def test_an_ambiguous_order_of_videos_is_refused(
     first: str, second: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "0001.mp4").rename(folder / first)
@@ -170,7 +172,7 @@ def test_an_order_that_is_anybodys_guess(
     assert line.endswith("number videos with equally many digits, such as 0000.mp4, in the order of their captions")
 
 
-def finder(folder: Path) -> None:
+def add_finder_files(folder: Path) -> None:
     for path in list(folder.iterdir()):
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7" + b"\0" * 20)
     (folder / ".hidden.mp4").write_text("no video")
@@ -195,13 +197,13 @@ def rewrite(folder: Path, change: Callable[[bytes], bytes]) -> None:
         lambda f: rewrite(f, lambda text: text.replace(b" ", b" \v\f\x1c\x1d \xc2\x85", 2).rstrip()),
         lambda f: rename(f, "captions.txt", "Captions.TXT"),
         lambda f: rename(f, "0001.mp4", "0001.MP4"),
-        finder,
+        add_finder_files,
         lambda f: (f / "0003.mp4").mkdir(),
         lambda f: (rename(f, "0002.mp4", "../real"), (f / "0002.mp4").symlink_to("../real")),
     ],
     ids=["bom", "crlf", "blank-end", "U+2028", "odd-spaces", "Captions.TXT", "MP4", "finder", "sub-folder", "link"],
 )
-def test_folders_as_other_systems_leave_them(
+def test_folders_as_other_systems_leave_them_are_scored(
     change: Callable[[Path], object], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(folder)
@@ -224,7 +226,7 @@ def test_folders_as_other_systems_leave_them(
     ],
     ids=["two-captions", "blank-between", "dangling", "utf-16", "empty", "pipe", "loop"],
 )
-def test_folders_that_cannot_be_meant(
+def test_ambiguous_or_broken_folders_are_refused(
     change: Callable[[Path], object], line: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(folder)
@@ -234,7 +236,9 @@ def test_folders_that_cannot_be_meant(
 @pytest.mark.parametrize(
     ("size", "note"), [(64, "0"), (64, "3"), (64, "9" * 5000), (64, "-1"), (64, "1.5"), (64, "64 x"), (384, "384")]
 )
-def test_a_note_that_cannot_be_true(size: int, note: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_enlargement_comment_is_refused(
+    size: int, note: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     encode(folder / "0000.mp4", torch.zeros(2, size, size, 3, dtype=torch.uint8), note=f"enlarged {note} times")
     line = score(capsys)
     assert line.startswith("videos/0000.mp4: comment = 'enlarged ")
@@ -242,8 +246,8 @@ def test_a_note_that_cannot_be_true(size: int, note: str, folder: Path, capsys: 
     assert len(line) < 200
 
 
-def turned(path: Path, matrix: tuple[int, int, int, int]) -> None:
-    """Have players rotate a video by a matrix (a, b, c, d)."""
+def set_rotation(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Write a matrix (a, b, c, d) into a video's header, by which players rotate it."""
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 44
     one, (a, b, c, d) = 1 << 16, matrix
@@ -261,19 +265,21 @@ def turned(path: Path, matrix: tuple[int, int, int, int]) -> None:
     ],
     ids=["clockwise", "counterclockwise", "upside-down", "mirrored"],
 )
-def test_a_video_is_turned_as_its_file_asks(
+def test_a_video_is_rotated_as_its_header_says(
     matrix: tuple[int, int, int, int], stored: Callable[[Tensor], Tensor], tmp_path: Path
 ) -> None:
     encode(tmp_path / "plain.mp4", CLIPS[0])
     encode(tmp_path / "turned.mp4", stored(CLIPS[0]).contiguous())
-    turned(tmp_path / "turned.mp4", matrix)
+    set_rotation(tmp_path / "turned.mp4", matrix)
     assert torch.equal(read_mp4(tmp_path / "turned.mp4"), read_mp4(tmp_path / "plain.mp4"))
 
 
-def test_what_an_edit_list_leaves_out_is_not_missed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_frames_that_an_edit_list_leaves_out_are_not_counted_as_missing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     longer, _ = clips(PARAMS.world, seed=5, first=0, count=3, frames=FRAMES + 7)
     for number, clip in enumerate(longer):
-        encode(folder / f"{number:04d}.mp4", clip, late=7)
+        encode(folder / f"{number:04d}.mp4", clip, hidden=7)
     assert good(capsys) == 1
     shown = read_mp4(folder / "0000.mp4")
     assert len(shown) == FRAMES
@@ -288,29 +294,31 @@ def score_again(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("pixels", ["yuv420p10le", "yuvj420p", "yuv422p"])
-def test_other_kinds_of_pixels(pixels: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_pixel_formats_are_scored(pixels: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         large = CLIPS[number].repeat_interleave(4, 1).repeat_interleave(4, 2)
         encode(folder / f"{number:04d}.mp4", large, pixels=pixels, note="enlarged 4 times")
     assert good(capsys) == 1
 
 
-def with_a_cover(container: Any, stream: Any) -> None:
+def make_cover(container: Any, stream: Any) -> None:
     stream.disposition = Disposition.attached_pic
 
 
-def of_wide_pixels(container: Any, stream: Any) -> None:
+def widen_pixels(container: Any, stream: Any) -> None:
     stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
 
 
-def test_pixels_that_are_not_square_and_a_cover_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    encode(folder / "0000.mp4", CLIPS[0], prepare=of_wide_pixels)
+def test_pixels_that_are_not_square_and_a_lone_cover_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode(folder / "0000.mp4", CLIPS[0], prepare=widen_pixels)
     assert score(capsys) == "videos/0000.mp4: its pixels are 2 times as wide as high; re-encode it with square pixels"
-    encode(folder / "0000.mp4", CLIPS[0, :1], codec="mjpeg", pixels="yuvj444p", prepare=with_a_cover)
+    encode(folder / "0000.mp4", CLIPS[0, :1], codec="mjpeg", pixels="yuvj444p", prepare=make_cover)
     assert score(capsys) == "videos/0000.mp4: is not a video, it holds a cover picture; make it again"
 
 
-def test_sound_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_sound_alone_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with av.open(folder / "0000.mp4", "w") as container:
         stream = container.add_stream("aac", 44100, layout="mono")
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
@@ -320,7 +328,7 @@ def test_sound_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert score(capsys) == "videos/0000.mp4: is not a video, it holds audio; make it again"
 
 
-def test_a_size_that_changes_on_the_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_video_whose_size_changes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(Path(__file__).parent / "data" / "size-changes.mp4", folder / "0000.mp4")
     line = score(capsys)
     assert line == "videos/0000.mp4: changes its size at frame 15 from 64x64 to 32x32 pixels; re-encode it at one size"

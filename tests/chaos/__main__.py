@@ -36,25 +36,25 @@ def main() -> int:
             lab.share()
             print(f"healthy after {lab.start():.0f} s", flush=True)
             clean, whole = lab.undisturbed()
-            if amiss := [*lab.points_amiss(), *lab.store_amiss().splitlines()]:
-                sys.exit("\n".join(amiss))
+            if problems := [*lab.points_amiss(), *lab.store_amiss().splitlines()]:
+                sys.exit("\n".join(problems))
             stored = f"{lab.stored('hiar/dvc')} objects stored, {lab.versions()} students registered"
             print(f"undisturbed: {whole:.0f} s, {len(clean)} outputs, {stored}", flush=True)
             show("round", "killed", "at", "again", "complete", "state", "equal", "points", "store", "left behind")
             for number, part, moment in rounds:
-                begun = time.monotonic()
+                began = time.monotonic()
                 run = lab.fire()
-                lab.wait_for_work(part, begun + moment * whole)
+                lab.wait_for_work(part, began + moment * whole)
                 at = time.monotonic()
                 orphans = lab.kill(part)
                 again = lab.running_again(run, part, at)
                 state = lab.end_of(run)
                 equal = lab.outputs() == clean
-                seconds = (f"{at - begun:.0f} s", f"{again:.0f} s", f"{time.monotonic() - begun:.0f} s")
+                seconds = (f"{at - began:.0f} s", f"{again:.0f} s", f"{time.monotonic() - began:.0f} s")
                 points, store = lab.points_amiss(), lab.store_amiss()
                 different += state != "COMPLETED" or not equal or bool(points or store or orphans)
-                told = ("yes" if equal else "NO", "amiss" if points else "each once", "amiss" if store else "whole")
-                show(str(number), part, *seconds, state, *told, str(orphans or "nothing"))
+                verdicts = ("yes" if equal else "NO", "amiss" if points else "each once", "amiss" if store else "whole")
+                show(str(number), part, *seconds, state, *verdicts, str(orphans or "nothing"))
                 for line in filter(None, (*points, *store.splitlines())):
                     print(f"      {line}", flush=True)
         finally:

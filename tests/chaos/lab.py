@@ -17,7 +17,7 @@ from tests.chaos import points
 from tests.commands import ROOT, environment
 from tests.ports import free_ports
 
-# Alternatives found in each part's command line; the outermost process with one of them is killed.
+# What the command line of each part's process contains; the outermost process that has one of these is killed.
 PARTS = {
     "stage": ("/hiar stage ",),
     "flow": ("-m prefect.engine",),
@@ -25,7 +25,7 @@ PARTS = {
     "prefect": ("-m prefect server start",),
     "mlflow": ("-m mlflow server",),
     "s3": ("weed server",),
-    # SQLite runs inside the servers, each of which writes its own database: both are killed at once.
+    # SQLite runs inside the servers, each with its own database: both are killed at once.
     "database": ("-m prefect server start", "-m mlflow server"),
     "supervisor": ("-m flows.stack.supervisor",),
     "all": ("",),
@@ -111,8 +111,8 @@ class Lab:
                 self._store().delete_objects(Bucket="hiar", Delete={"Objects": names})
         points.forget(self.mlflow)
         deployment = self.get(f"/deployments/name/{wanted}")
-        asked = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
-        return self.send(f"/deployments/{deployment['id']}/create_flow_run", asked)["id"]
+        request = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
+        return self.send(f"/deployments/{deployment['id']}/create_flow_run", request)["id"]
 
     def wait_for_work(self, part, moment):
         """Wait until ``moment``, and then until the part is running: a stage is not always."""
@@ -120,9 +120,9 @@ class Lab:
             time.sleep(0.05)
 
     def kill(self, part):
-        """SIGKILL a part; returns its processes that still live after a stage's time to save a checkpoint."""
+        """SIGKILL a part; returns its processes that outlive a stage's time to save a checkpoint."""
         gone = []
-        while not gone:  # one that ended by itself meanwhile does not count: the next one is killed
+        while not gone:  # a process that has just ended by itself does not count: kill the next one
             found = self.processes(part)
             for victim in found if part in WHOLE else found[:1]:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -130,7 +130,7 @@ class Lab:
                     victim.kill()
                     gone += [victim, *below]
         time.sleep(10)
-        # The runs of a killed worker may go on without it; their ends are reported to whoever waits for them.
+        # The runs of a killed worker may go on without it; their states are reported to those who wait for them.
         _, alive = psutil.wait_procs(gone if part != "worker" else [], timeout=LEAVE - 10)
         left = [process.pid for process in alive]
         if part in ("supervisor", "all"):

@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.machines``: two machines share one experiment: stages run once, results equal.
+"""``python -m tests.chaos.machines``: two machines share an experiment; each stage runs once, with equal results.
 
-Each has its own folder, home and network, in which only the servers of the stack answer; they share a git repository
-and DVC's remote. Needs the right to create network namespaces (root has it).
+Each machine has its own folder, home and network, in which only the stack's servers answer; they share a git
+repository and DVC's remote. Needs the right to create network namespaces (root has it).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> int:
             sockets = folder / "sockets"
             sockets.mkdir()
             ports = [int(lab.settings[name]) for name in ("HIAR_PREFECT_PORT", "HIAR_MLFLOW_PORT", "HIAR_S3_PORT")]
-            begin_passing_on(sockets, ports, outward=False)
+            start_forwarding(sockets, ports, outward=False)
             for machine, pools in POOLS.items():
                 machines[machine] = start_machine(folder / machine, lab, sockets, ports, pools)
             began = time.monotonic()
@@ -91,8 +91,8 @@ def start_machine(
 ) -> subprocess.Popen[bytes]:
     for name in ("home", "clones", "tmp"):
         (folder / name).mkdir(parents=True)
-    own = {name: value for name, value in lab.settings.items() if name != "PYTHONPATH"}
-    own |= {
+    variables = {name: value for name, value in lab.settings.items() if name != "PYTHONPATH"}
+    variables |= {
         "HOME": os.fspath(folder / "home"),
         "TMPDIR": os.fspath(folder / "tmp"),
         "PREFECT_HOME": os.fspath(folder / "home" / "prefect"),
@@ -113,7 +113,7 @@ def start_machine(
         return subprocess.Popen(
             ["unshare", "--net", *map(os.fspath, command)],
             cwd=lab.folder,
-            env=own,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -129,15 +129,15 @@ def inside(sockets: Path, ports: list[int], pools: list[str]) -> int:
         subprocess.Popen([sys.executable, "-m", "flows.stack.worker", "--pool", pool, "--limit", "1"]) for pool in pools
     ]
     signal.signal(signal.SIGTERM, lambda *_: None)
-    begin_passing_on(sockets, ports, outward=True)
+    start_forwarding(sockets, ports, outward=True)
     return max(worker.wait() for worker in workers)
 
 
-def begin_passing_on(sockets: Path, ports: list[int], *, outward: bool) -> None:
-    threading.Thread(target=lambda: asyncio.run(pass_on_all(sockets, ports, outward=outward)), daemon=True).start()
+def start_forwarding(sockets: Path, ports: list[int], *, outward: bool) -> None:
+    threading.Thread(target=lambda: asyncio.run(forward_ports(sockets, ports, outward=outward)), daemon=True).start()
 
 
-async def pass_on_all(sockets: Path, ports: list[int], *, outward: bool) -> None:
+async def forward_ports(sockets: Path, ports: list[int], *, outward: bool) -> None:
     """Connect the ports of two network namespaces by Unix sockets, which do not belong to any network.
 
     outward: from ports here to the sockets; else from the sockets to ports here.

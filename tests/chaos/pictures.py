@@ -1,7 +1,7 @@
 """``python -m tests.chaos.pictures --out docs``: an experiment that the stack starts by cron, and its pages.
 
-Three seeds of `smoke` are deployed and left alone: the schedule fires, the workers run it, its data go to S3 and its
-metrics to MLflow; then Chromium takes the screenshots of docs/operations.md.
+Three seeds of `smoke` are deployed and left alone: the schedule fires, workers run the experiment, its data go to S3
+and its metrics to MLflow; then Chromium takes the screenshots of docs/operations.md.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> int:
                 "?workflowType=machine_learning&viewStateShareKey=contenders",
                 "comparison": compared(lab, contenders),
             }
-            take(pages, arguments.out)
+            take_screenshots(pages, arguments.out)
         finally:
             lab.stop()
     return 0 if state == "COMPLETED" and stored and contenders else 1
@@ -72,11 +72,11 @@ def fired_by_cron(lab: Lab) -> dict[str, str]:
     started: list[dict[str, str]] = []
     while not started:
         time.sleep(0.5)
-        asked = {
+        request = {
             "deployments": {"id": {"any_": [deployment["id"]]}},
             "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}},
         }
-        started = lab.send("/flow_runs/filter", asked)
+        started = lab.send("/flow_runs/filter", request)
         if time.monotonic() > began + 300:
             sys.exit("the schedule of every minute has started no run within 300 s")
     url = f"{lab.api}/deployments/{deployment['id']}/schedules/{made['id']}"
@@ -91,10 +91,10 @@ def fired_by_cron(lab: Lab) -> dict[str, str]:
 
 def contenders_of(lab: Lab) -> list[dict[str, str]]:
     """MLflow's records of the distilled students' samples."""
-    asked = {"experiment_ids": [], "max_results": 100, "filter": "tags.kind = 'contender'"}
+    request = {"experiment_ids": [], "max_results": 100, "filter": "tags.kind = 'contender'"}
     found = httpx.post(f"{lab.mlflow}/api/2.0/mlflow/experiments/search", json={"max_results": 10}, trust_env=False)
-    asked["experiment_ids"] = [one["experiment_id"] for one in found.json()["experiments"]]
-    runs = httpx.post(f"{lab.mlflow}/api/2.0/mlflow/runs/search", json=asked, trust_env=False).json().get("runs", [])
+    request["experiment_ids"] = [one["experiment_id"] for one in found.json()["experiments"]]
+    runs = httpx.post(f"{lab.mlflow}/api/2.0/mlflow/runs/search", json=request, trust_env=False).json().get("runs", [])
     return [one["info"] | {tag["key"]: tag["value"] for tag in one["data"]["tags"]} for one in runs]
 
 
@@ -105,7 +105,7 @@ def compared(lab: Lab, contenders: list[dict[str, str]]) -> str:
     return f"{lab.mlflow}/#/compare-runs?runs={ids}&experiments=[{json.dumps(chosen[0]['experiment_id'])}]"
 
 
-def take(pages: dict[str, str], out: Path) -> None:
+def take_screenshots(pages: dict[str, str], out: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,4 +1,4 @@
-"""Whether MLflow has each update of each training exactly once, as in curves/ of the workspace."""
+"""Check that MLflow has each update of each training exactly once, as in the workspace's curves/."""
 
 import csv
 import time
@@ -29,14 +29,14 @@ def _compare(client, workspace):
     for curve in sorted((workspace / "curves").rglob("*.csv")):
         seed = next(part.removeprefix("seed-") for part in curve.parts if part.startswith("seed-"))
         name = f"{curve.stem} seed {seed}"
-        own = [run for run in runs if run.info.run_name == name and run.data.tags["kind"] != "superseded"]
-        if len(own) != 1:
-            found.append(f"{name}: {len(own)} runs")
+        matching = [run for run in runs if run.info.run_name == name and run.data.tags["kind"] != "superseded"]
+        if len(matching) != 1:
+            found.append(f"{name}: {len(matching)} runs")
             continue
         with curve.open() as file:
             rows = list(csv.DictReader(file))
         for column in (rows[0].keys() if rows else set()) - {"step"}:
-            points = client.get_metric_history(own[0].info.run_id, column)
+            points = client.get_metric_history(matching[0].info.run_id, column)
             has = sorted((point.step, f"{point.value:.6g}") for point in points)
             wanted = [(int(row["step"]), row[column]) for row in rows if row[column]]
             if has != wanted:

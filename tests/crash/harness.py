@@ -28,9 +28,9 @@ def kill_and_resume(
 ) -> dict[str, Any]:
     """Run ``command`` once without a kill, and once per moment with a kill of its whole process group.
 
-    A moment is a fraction, between 0 and 1, of the time that an unkilled run works: while ``out.partial`` exists.
-    Before that, Python only imports, and after it, only exits. Each killed run starts from nothing and is then run
-    again to its end. ``also``: other files that it writes, which are compared too.
+    A moment is a fraction, between 0 and 1, of the time that an unkilled run works, that is, while ``out.partial``
+    exists: before that, Python only imports, and after it, only exits. Each killed run starts from nothing and is then
+    run again to its end. ``also``: other files that it writes, compared too.
 
     Returns ``{"seconds", "clean", "killed": [{"moment", "seconds", "left", "sha256", "different"}, ...]}``: the working
     time of the unkilled run and the SHA-256 over the names and bytes of its outputs; then for every moment the time of
@@ -83,7 +83,7 @@ def _total(hashes: Mapping[str, str]) -> str:
 def _run(
     command: list[str], cwd: Path, env: Mapping[str, str], partial: Path, kill_after: float = math.inf
 ) -> tuple[float, bool]:
-    """Run the command; returns the seconds it worked, and whether the kill after ``kill_after`` hit it working."""
+    """Run the command; returns the seconds it worked, and whether the kill at ``kill_after`` seconds hit it at work."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

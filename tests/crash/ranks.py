@@ -1,4 +1,4 @@
-"""``python -m tests.crash.ranks``: kill processes of a pipeline at random moments; what is left, and how soon."""
+"""``python -m tests.crash.ranks``: kill processes of a pipeline at random moments; print what is left, and when."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def break_a_rank(
         *("--frames", frames, "--processes", ranks, "--stall-seconds", stall_seconds, "--out", folder / "out"),
     ]
     partial = folder / "out.partial"
-    film, video = partial / "unfinished-0000.mp4", partial / "0000.mp4"
+    unfinished, video = partial / "unfinished-0000.mp4", partial / "0000.mp4"
 
-    def begun() -> bool:
+    def has_begun() -> bool:
         if walked:
             return any((partial / ".latents").glob("*.safetensors"))
-        return film.exists() and film.stat().st_size > 0
+        return unfinished.exists() and unfinished.stat().st_size > 0
 
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as log:
         run = subprocess.Popen(
-            [str(word) for word in command], env=dict(environment), stdout=said, stderr=said, stdin=subprocess.DEVNULL
+            [str(word) for word in command], env=dict(environment), stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
-        wait_until(begun, run)
+        wait_until(has_begun, run)
         time.sleep(delay)
         processes = {_rank_of(pid): pid for pid in _children(run.pid)}
         os.kill(processes[rank] if rank >= 0 else run.pid, number)
@@ -64,16 +64,16 @@ def break_a_rank(
         seconds = time.monotonic() - began
         if rank < 0:
             wait_until(lambda: not _alive(processes.values()))
-        said.seek(0)
-        errors = [line for line in said.read().splitlines() if not line.startswith(("walk: ", "sample: "))]
-    playable = len(read_mp4(film if film.exists() else video))
+        log.seek(0)
+        errors = [line for line in log.read().splitlines() if not line.startswith(("walk: ", "sample: "))]
+    playable = len(read_mp4(unfinished if unfinished.exists() else video))
     return Broken(seconds, code, errors, playable, _alive(processes.values()))
 
 
-def wait_until(true: Callable[[], bool], run: subprocess.Popen[bytes] | None = None, seconds: float = 600.0) -> None:
-    """Wait until ``true()``. Raises RuntimeError if the process ``run`` ends first, or it takes too long."""
+def wait_until(ready: Callable[[], bool], run: subprocess.Popen[bytes] | None = None, seconds: float = 600.0) -> None:
+    """Wait until ``ready()``. Raises RuntimeError if the process ``run`` ends first, or it takes too long."""
     deadline = time.monotonic() + seconds
-    while not true():
+    while not ready():
         if (run is not None and run.poll() is not None) or time.monotonic() > deadline:
             raise RuntimeError("the command ended, or went on for too long, before it was to be stopped")
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The harness really kills the whole process group, and tells a good resume from a bad one."""
+"""The harness really kills the whole process group, and distinguishes a good resume from a bad one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_bad_resume_is_found(tmp_path: Path) -> None:
     assert run["different"] == ["out/history.txt", "out/manifest.json"]
 
 
-def test_a_command_that_fails_by_itself_is_told_with_its_output(tmp_path: Path) -> None:
+def test_a_command_that_fails_by_itself_raises_with_its_output(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no such thing"):
         kill_and_resume([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path, {}, [], tmp_path / "out")
 

@@ -40,10 +40,10 @@ def test_a_killed_process_ends_all(student: Path, tmp_path: Path, rank: int) -> 
 
 @pytest.mark.long
 @pytest.mark.parametrize("options", [(), pytest.param(PATIENT, marks=pytest.mark.long)])
-def test_a_kill_while_the_video_is_written_leaves_all_of_it_to_play(
+def test_after_a_kill_while_decoding_the_whole_video_plays(
     student: Path, tmp_path: Path, options: tuple[object, ...]
 ) -> None:
-    """And however the command is resumed, it ends with the folder of an undisturbed run."""
+    """And the command, resumed by one process or by several, ends with the folder of an undisturbed run."""
     frames = 3000
     broken = break_a_rank(student, tmp_path, environment(), RANKS, RANKS, frames=frames, walked=True)
     assert broken.errors == [
@@ -77,7 +77,7 @@ def test_no_process_outlives_its_launcher(student: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.long
-def test_the_same_command_goes_on_and_gives_what_one_process_gives(student: Path, tmp_path: Path) -> None:
+def test_several_processes_give_the_videos_of_one(student: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a {color} disc moves left\n" for color in ("red", "green") * 9))
     common = ("sample", "--checkpoint", student, "--prompts", prompts, "--frames", 12, "--save-latents")
@@ -91,7 +91,7 @@ def test_the_same_command_goes_on_and_gives_what_one_process_gives(student: Path
     assert "error" not in again.stderr
 
 
-def test_processes_that_were_not_started_alike_refuse_each_other(student: Path, tmp_path: Path) -> None:
+def test_processes_started_with_other_options_refuse_each_other(student: Path, tmp_path: Path) -> None:
     """Started as by torchrun, on a port, without our launcher."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -109,7 +109,7 @@ def test_processes_that_were_not_started_alike_refuse_each_other(student: Path, 
         )
         for rank, seed in enumerate((0, 1))
     ]
-    said = [process.communicate(timeout=600)[1] for process in processes]
-    assert said == ["error: process 1: command: differs from that of process 0; start all with the same one\n"] * 2
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    assert errors == ["error: process 1: command: differs from that of process 0; start all with the same one\n"] * 2
     assert [process.returncode for process in processes] == [2, 2]
     assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,7 @@ class Project:
         path = self.folder / "events.log"
         return path.read_text().splitlines() if path.exists() else []
 
-    def begun(self, stage: str) -> int:
+    def times_begun(self, stage: str) -> int:
         return self.events().count(f"begin {stage}")
 
     def dvc(self, *arguments: str) -> str:
@@ -75,15 +75,15 @@ def prefect_server():
 
 
 @pytest.fixture
-def short():
-    """A folder with a path short enough for Unix sockets in it."""
+def short_folder():
+    """A folder whose path is short enough for Unix sockets."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder)
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A user with the S3 store's program but no settings of the stack."""
+def clean_env(tmp_path, monkeypatch):
+    """An environment with the S3 store's program in PATH and without any settings of the stack."""
     for name in [name for name in os.environ if name.startswith(("HIAR_", "PREFECT_", "MLFLOW_", "AWS_"))]:
         monkeypatch.delenv(name)
     weed = tmp_path / "bin" / "weed"

@@ -14,7 +14,7 @@ from flows.comparison import beside_tables
 from hiar.errors import UserError
 
 
-def scored(folder: Path, offset: float, contenders: tuple[str, ...], videos: int = 4) -> Path:
+def scored_workspace(folder: Path, offset: float, contenders: tuple[str, ...], videos: int = 4) -> Path:
     """A workspace with scores of two seeds, higher by ``offset``."""
     rows = [
         {
@@ -39,14 +39,14 @@ def cells(line: str) -> list[str]:
 
 def test_experiments_are_compared_contender_by_contender(tmp_path: Path) -> None:
     both = ("teacher/teacher", "init/hiar", "distill/hiar", "world/world")
-    said = beside_tables(
+    tables = beside_tables(
         {
-            "one": scored(tmp_path / "one", 0.0, both),
-            "one+two": scored(tmp_path / "two", 0.2, both),
-            "one+three": scored(tmp_path / "three", -0.1, ("distill/hiar",)),
+            "one": scored_workspace(tmp_path / "one", 0.0, both),
+            "one+two": scored_workspace(tmp_path / "two", 0.2, both),
+            "one+three": scored_workspace(tmp_path / "three", -0.1, ("distill/hiar",)),
         }
     )
-    lines = said.splitlines()
+    lines = tables.splitlines()
     assert [line for line in lines if line.endswith(", 95 % intervals")] == [
         "init/hiar, 95 % intervals",
         "distill/hiar, 95 % intervals",
@@ -61,19 +61,19 @@ def test_experiments_are_compared_contender_by_contender(tmp_path: Path) -> None
     assert [row[0] for row in differences] == ["one+two"] * 2 + ["one+two", "one+three"] * 2
     assert differences[-1] == ["one+three", "-0.100 ± 0.000", "+0.100 ± 0.000", "2"]
     assert differences[-3] == ["one+three", "-0.100 ± 0.000", "+0.100 ± 0.000", "8"]
-    assert "teacher" not in said
-    assert "world" not in said
-    assert "unshown" not in said
+    assert "teacher" not in tables
+    assert "world" not in tables
+    assert "unshown" not in tables
 
 
-def test_experiments_of_other_videos_cannot_be_compared(tmp_path: Path) -> None:
-    one = scored(tmp_path / "one", 0.0, ("distill/hiar",))
-    two = scored(tmp_path / "two", 0.0, ("distill/hiar",), videos=3)
+def test_experiments_with_different_videos_cannot_be_compared(tmp_path: Path) -> None:
+    one = scored_workspace(tmp_path / "one", 0.0, ("distill/hiar",))
+    two = scored_workspace(tmp_path / "two", 0.0, ("distill/hiar",), videos=3)
     with pytest.raises(UserError, match=r"one\+two, one: cannot be paired|one, one\+two: cannot be paired"):
         beside_tables({"one": one, "one+two": two})
 
 
-def test_a_run_checks_all_before_it_begins_any(project) -> None:
+def test_every_experiment_is_checked_before_any_begins(project) -> None:
     (project.folder / "experiments").mkdir(exist_ok=True)
     (project.folder / "experiments" / "mine.yaml").write_text("beside: [wrong]\n")
     (project.folder / "experiments" / "wrong.yaml").write_text("sample: {frames: 31}\n")
@@ -83,14 +83,14 @@ def test_a_run_checks_all_before_it_begins_any(project) -> None:
     (project.folder / "experiments" / "wrong.yaml").write_text("sample: {frames: 30}\n")
     (project.folder / ".dvcignore").touch()
     (project.folder / "hiar").mkdir()
-    said = hiar("run", "mine", "--dry-run", folder=project.folder).stdout
-    assert re.findall("^mine.*$", said, re.MULTILINE) == ["mine", "mine+wrong"]
-    assert said.count("4 stage(s) would run") == 2
+    output = hiar("run", "mine", "--dry-run", folder=project.folder).stdout
+    assert re.findall("^mine.*$", output, re.MULTILINE) == ["mine", "mine+wrong"]
+    assert output.count("4 stage(s) would run") == 2
     assert not list(project.folder.rglob("beside.md"))
 
 
 @pytest.mark.long
-def test_an_experiment_ends_in_the_comparison_with_those_beside_it(tmp_path: Path) -> None:
+def test_an_experiment_ends_with_a_comparison_to_those_beside_it(tmp_path: Path) -> None:
     """Two small inits; the stages they share run once."""
     copy_project(tmp_path / "project")
     folder = tmp_path / "project"
@@ -99,8 +99,8 @@ def test_an_experiment_ends_in_the_comparison_with_those_beside_it(tmp_path: Pat
     (folder / "experiments" / "init-forced.yaml").write_text(
         "over: init-teacher-forcing\ninit: {training: {steps: 3}}\n"
     )
-    said = hiar("run", "mine", folder=folder, HIAR_TRACKING="off").stdout
-    assert "This comparison: runs/mine/reports/beside.md" in said
+    output = hiar("run", "mine", folder=folder, HIAR_TRACKING="off").stdout
+    assert "This comparison: runs/mine/reports/beside.md" in output
     text = (folder / "runs" / "mine" / "reports" / "beside.md").read_text()
     assert text.count("| mine+init-forced |") == 2 * 3
     made = [folder / "runs" / name / "artifacts" / "seed-0" for name in ("mine", "mine+init-forced")]

@@ -17,7 +17,7 @@ from flows.stack.watcher import SILENCE
 from hiar.errors import UserError
 
 PROJECT = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())
-WHO = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+IDENTITY = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ def repository(tmp_path, monkeypatch):
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "dvc.yaml").write_text("stages: {}\n")
-    for command in (["init", "--quiet"], ["add", "--all"], [*WHO, "commit", "--quiet", "--message", "one"]):
+    for command in (["init", "--quiet"], ["add", "--all"], [*IDENTITY, "commit", "--quiet", "--message", "one"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
     subprocess.run(["git", "remote", "add", "origin", "https://me:hidden@example.org/hiar"], cwd=folder, check=True)
     return folder
 
 
-def test_what_is_stored_is_the_commit_and_the_repository_without_a_password(repository, monkeypatch):
+def test_a_deployment_stores_the_commit_and_the_repository_without_a_password(repository, monkeypatch):
     monkeypatch.chdir(repository)
     assert checkout.describe()["repository"] == "https://example.org/hiar"
     assert PROJECT["pull"] == [
@@ -44,7 +44,7 @@ def test_what_is_stored_is_the_commit_and_the_repository_without_a_password(repo
     ]
 
 
-def test_runs_give_the_signs_of_life_that_the_watcher_goes_by_whoever_started_their_worker():
+def test_heartbeats_of_deployed_runs_are_frequent_enough_for_the_watcher():
     for deployment in PROJECT["deployments"]:
         given = deployment["work_pool"]["job_variables"]["env"]
         assert 2 * int(given["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) < SILENCE["RUNNING"].total_seconds()
@@ -53,7 +53,7 @@ def test_runs_give_the_signs_of_life_that_the_watcher_goes_by_whoever_started_th
 @pytest.mark.parametrize(
     "address", ["ssh://git@example.org/hiar", "git@example.org:hiar", "ssh://git:hidden@example.org/hiar"]
 )
-def test_the_user_whom_ssh_lets_in_is_kept(repository, monkeypatch, address):
+def test_the_ssh_user_of_a_repository_is_kept(repository, monkeypatch, address):
     monkeypatch.chdir(repository)
     subprocess.run(["git", "remote", "set-url", "origin", address], check=True)
     assert checkout.describe()["repository"] == address.replace(":hidden", "")
@@ -70,7 +70,7 @@ def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_
     assert (made / "runs").exists()
     assert checkout.commit_of(made) == commit[:7]
     (made / "notes").write_text("of a run")
-    subprocess.run(["git", *WHO, "tag", "v1"], cwd=made, check=True)
+    subprocess.run(["git", *IDENTITY, "tag", "v1"], cwd=made, check=True)
     assert checkout.commit_of(made) == commit[:7]
     (made / "dvc.yaml").write_text("stages: {changed: null}\n")
     assert checkout.commit_of(made) == f"{commit[:7]}+"
@@ -84,7 +84,7 @@ def test_a_worker_clones_the_commit_once_or_works_in_its_folder(repository, tmp_
         checkout.open_project(repository.as_uri(), commit)
 
 
-def test_a_clone_finds_the_models_that_no_repository_holds(repository, tmp_path, monkeypatch):
+def test_a_clone_has_the_base_models_which_are_not_in_the_repository(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(repository)
     commit = checkout.describe()["commit"]
     monkeypatch.setenv(checkout.MODELS, str(tmp_path / "base"))
@@ -110,7 +110,7 @@ def test_a_clone_finds_the_models_that_no_repository_holds(repository, tmp_path,
         ("git://me:hidden@127.0.0.1:9/x", "0" * 40, "git clone: "),
     ],
 )
-def test_what_cannot_be_cloned_is_one_line_and_leaves_no_clone(repository, tmp_path, address, commit, line):
+def test_a_failed_clone_is_one_line_and_leaves_nothing_behind(repository, tmp_path, address, commit, line):
     with pytest.raises(UserError, match=line) as raised:
         checkout.open_project(address, commit)
     assert "\n" not in str(raised.value)
@@ -118,8 +118,8 @@ def test_what_cannot_be_cloned_is_one_line_and_leaves_no_clone(repository, tmp_p
     assert not (tmp_path / "clones" / commit).exists()
 
 
-def test_a_commit_that_comes_later_is_cloned_then(repository, tmp_path):
-    """A failed attempt leaves no clone, and does not block the next one."""
+def test_a_failed_checkout_does_not_block_the_next_attempt(repository, tmp_path):
+    """As for a commit that has not been pushed yet; the failed attempt leaves no clone."""
     wanted = "0" * 40
     for _ in range(2):
         with pytest.raises(UserError, match="git checkout: "):
@@ -127,16 +127,16 @@ def test_a_commit_that_comes_later_is_cloned_then(repository, tmp_path):
     assert [path.name for path in (tmp_path / "clones").iterdir()] == ["lock"]
 
 
-def test_a_run_whose_project_is_not_there_says_so_and_is_tried_again_where_that_may_help(
+def test_a_run_without_its_project_logs_why_and_crashes_only_if_a_retry_may_help(
     repository, prefect_server, monkeypatch
 ):
-    """Even though its worker reports afterwards that the process exited."""
+    """The state stays, though its worker reports afterwards that the process exited."""
     from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
     from prefect.states import Crashed, Pending
 
-    def said(run):
+    def logged(run):
         return [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))]
 
     with get_client(sync_client=True) as client:
@@ -147,13 +147,13 @@ def test_a_run_whose_project_is_not_there_says_so_and_is_tried_again_where_that_
                 checkout.open_project(address, "0" * 40)
             client.set_flow_run_state(run.id, Crashed(message="Process exited with status code: 1."))
             assert client.read_flow_run(run.id).state.name == state
-            wait_until(partial(said, run))
-            assert said(run) == [str(raised.value)]
+            wait_until(partial(logged, run))
+            assert logged(run) == [str(raised.value)]
             client.delete_flow_run(run.id)
 
 
-def test_a_run_that_is_taken_up_goes_on_with_the_commit_that_it_began_with(repository, prefect_server, monkeypatch):
-    """Even if another one has been deployed meanwhile, with which the next run begins."""
+def test_a_resumed_run_keeps_the_commit_it_began_with(repository, prefect_server, monkeypatch):
+    """Even if another one has been deployed since; the next run begins with that."""
     from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.states import Running
@@ -161,7 +161,7 @@ def test_a_run_that_is_taken_up_goes_on_with_the_commit_that_it_began_with(repos
     def commit(what):
         (repository / "notes").write_text(what)
         subprocess.run(["git", "add", "notes"], cwd=repository, check=True)
-        subprocess.run(["git", *WHO, "commit", "--quiet", "--message", what], cwd=repository, check=True)
+        subprocess.run(["git", *IDENTITY, "commit", "--quiet", "--message", what], cwd=repository, check=True)
         return checkout.head_of(repository)
 
     first, second = commit("first"), commit("second")
@@ -176,15 +176,15 @@ def test_a_run_that_is_taken_up_goes_on_with_the_commit_that_it_began_with(repos
     assert begun == [first, first, second]
 
 
-def test_the_worker_s_address_counts_and_the_commit_s_own_code_comes_first(repository, tmp_path, monkeypatch):
+def test_the_workers_repository_address_and_the_clones_code_take_precedence(repository, tmp_path, monkeypatch):
     commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=repository, text=True).strip()
     monkeypatch.setenv(checkout.REPOSITORY, repository.as_uri())
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
     for place in (tmp_path / "installed", repository):
         place.mkdir(exist_ok=True)
     made = checkout.open_project("https://127.0.0.1:9/of-another-network", commit)["directory"]
-    asked = [sys.executable, "-c", "import sys; print(*sys.path, sep='\\n')"]
-    places = subprocess.check_output(asked, text=True, env=os.environ, cwd=tmp_path).split("\n")
+    command = [sys.executable, "-c", "import sys; print(*sys.path, sep='\\n')"]
+    places = subprocess.check_output(command, text=True, env=os.environ, cwd=tmp_path).split("\n")
     assert places.index(made) < places.index(str(tmp_path / "installed"))
     assert sys.path[0] == made
 

@@ -37,26 +37,26 @@ def test_when_all_is_up_to_date_the_comparison_is_printed_and_prefect_left_alone
     assert "everything is up to date" in run.stdout
     assert "| HiAR " in run.stdout
     assert "reports/index.html" in run.stdout
-    assert project.begun("codec-0") == 1
+    assert project.times_begun("codec-0") == 1
     assert not (project.folder / ".prefect").exists()
     run = hiar(project, "run", "--dry-run", "--force")
     assert "score: forced" in run.stdout
     assert "4 stage(s) would run" in run.stdout
 
 
-def test_a_flow_has_the_settings_that_its_user_gives_it(tmp_path, monkeypatch):
-    own = flow_environment(tmp_path)
-    assert own["PREFECT_HOME"] == str(tmp_path / ".prefect")
-    assert own[DATABASE] == "sqlite+aiosqlite:///.prefect/prefect.db"
+def test_a_users_prefect_settings_take_precedence_over_those_of_the_flow(tmp_path, monkeypatch):
+    environment = flow_environment(tmp_path)
+    assert environment["PREFECT_HOME"] == str(tmp_path / ".prefect")
+    assert environment[DATABASE] == "sqlite+aiosqlite:///.prefect/prefect.db"
     given = {"PREFECT_HOME": str(tmp_path / "mine"), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "7"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    own = flow_environment(tmp_path)
-    assert own.items() >= given.items()
-    assert DATABASE not in own  # the database is in the user's PREFECT_HOME
+    environment = flow_environment(tmp_path)
+    assert environment.items() >= given.items()
+    assert DATABASE not in environment  # the database is in the user's PREFECT_HOME
 
 
-def test_code_of_either_package_that_is_not_what_runs_is_told(tmp_path):
+def test_a_project_whose_code_differs_from_the_running_code_is_refused(tmp_path):
     root = Path(__file__).parents[2]
     for package in ("hiar", "flows"):
         shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -113,35 +113,35 @@ def start(project):
         run.wait()
 
 
-def test_ctrl_c_takes_the_stages_and_the_server_along(project, start):
+def test_ctrl_c_ends_the_stages_and_the_server_too(project, start):
     """A terminal sends it to the whole process group."""
     run = start()
     lock = str(project.folder / ".dvc" / "tmp" / "hiar-run.lock")
     (flow,) = psutil.Process(run.pid).children()
-    assert lock in [file.path for file in flow.open_files()]  # nobody else may begin until the flow has ended
+    assert lock in [file.path for file in flow.open_files()]  # no other run may begin until the flow has ended
     os.killpg(run.pid, signal.SIGINT)
     output, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 130, output
     assert output.splitlines()[-1].startswith("interrupted")
     assert "Traceback" not in output
-    wait_until(lambda: working_in(project.folder) == [])
+    wait_until(lambda: processes_in(project.folder) == [])
 
 
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.long)]
 )
-def test_a_run_that_is_killed_takes_its_stages_along(project, start, number, prefect_server, monkeypatch):
+def test_a_killed_run_leaves_no_stage_running(project, start, number, prefect_server, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     run = start()
     run.send_signal(number)
     output, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == (-number if number == signal.SIGKILL else 128 + number), output
-    wait_until(lambda: working_in(project.folder) == [])
+    wait_until(lambda: processes_in(project.folder) == [])
     project.order("codec-0")
     project.dvc("repro", "codec@0")
 
 
-def test_a_second_signal_does_not_interrupt_what_the_first_one_ends():
+def test_a_second_signal_does_not_interrupt_the_shutdown():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -154,7 +154,7 @@ def test_a_second_signal_does_not_interrupt_what_the_first_one_ends():
             signal.signal(number, handler)
 
 
-def working_in(folder):
+def processes_in(folder):
     """Processes whose working directory is in ``folder``."""
     found = []
     for process in psutil.process_iter():

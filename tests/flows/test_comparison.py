@@ -35,24 +35,24 @@ MODELS = {
 }
 
 
-def rows(said: str) -> list[list[str]]:
+def rows(text: str) -> list[list[str]]:
     """The cells of the first table's rows, without the header and its rule."""
-    lines = next(part for part in said.split("\n\n") if part.startswith("|")).splitlines()[2:]
+    lines = next(part for part in text.split("\n\n") if part.startswith("|")).splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_a_model_is_a_row_over_its_seeds_and_references_come_last(project):
     project.change(seeds=[0, 1], compare={"init": ["hiar"], "distill": ["self-forcing", "hiar"], "walked": []})
     write(project.folder, MODELS)
-    said = comparison_table(project.folder)
-    assert [(row[0], row[1].partition(" ")[0], row[-1]) for row in rows(said)] == [
+    text = comparison_table(project.folder)
+    assert [(row[0], row[1].partition(" ")[0], row[-1]) for row in rows(text)] == [
         ("HiAR · init", "0.250", "8"),
         ("Self-Forcing", "0.600", "8"),
         ("HiAR", "0.650", "8"),
         ("Teacher", "0.850", "8"),
         ("True world", "0.950", "8"),
     ]
-    assert said.endswith("`hiar stage score` writes it.")  # values per video, for the differences
+    assert text.endswith("`hiar stage score` writes it.")  # values per video, for the differences
     videos = [
         {
             "stage": stage,
@@ -78,7 +78,7 @@ def test_a_model_is_a_row_over_its_seeds_and_references_come_last(project):
     assert differences == [(*row, "8") for row in expected] + [(*row, "2") for row in expected]
 
 
-def test_two_are_compared_and_one_is_with_nothing(project):
+def test_missing_differences_are_mentioned_only_if_there_are_two_students(project):
     write(project.folder, MODELS)
     for students, below in ((["self-forcing", "hiar"], True), (["hiar"], False)):
         project.change(seeds=[0, 1], compare={"init": [], "distill": students, "walked": []})

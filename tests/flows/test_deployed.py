@@ -30,17 +30,17 @@ def client():
             client.delete_flow_run(run.id)
 
 
-def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(client, monkeypatch):
-    """As when an experiment is resumed whose worker died; another experiment, or another commit, has its own run.
+def test_a_stage_that_its_experiment_requests_again_is_the_same_run(client, monkeypatch):
+    """As when an experiment whose worker died is resumed; another experiment or commit has its own run.
 
-    The run is given the commit, which a worker without a working folder clones.
+    The run's variables name the commit, which a worker without a working folder clones.
     """
     from prefect import flow
     from prefect.states import Completed
 
     client.create_deployment(flow_id=client.create_flow(deployments.stage), name="stage")
-    asked, commit = [], ["a" * 40]
-    monkeypatch.setattr(deployments, "_wait", lambda run, groups: asked.append(run) or Completed())
+    stage_runs, commit = [], ["a" * 40]
+    monkeypatch.setattr(deployments, "_wait", lambda run, groups: stage_runs.append(run) or Completed())
     monkeypatch.setattr(deployments, "head_of", lambda folder: commit[0])
     monkeypatch.delenv("HIAR_PROJECT", raising=False)
 
@@ -52,19 +52,19 @@ def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(clie
 
     for _ in range(2):
         experiment()
-    ids = [run.id for run in asked]
+    ids = [run.id for run in stage_runs]
     assert (ids[0], ids[3]) == (ids[1], ids[4])
     assert len(set(ids)) == 4
 
     @flow
-    def taken_up():
+    def resumed():
         for _ in range(2):
             deployments._elsewhere("mine", load_params(ROOT / "params.yaml"))("codec@0", False, ProcessGroups())
             commit[0] = "b" * 40
 
-    taken_up()
-    told = [client.read_flow_run(run.id).job_variables for run in asked[-2:]]
-    assert told == [{"env": {checkout.COMMIT: letter * 40}} for letter in "ab"]
+    resumed()
+    variables = [client.read_flow_run(run.id).job_variables for run in stage_runs[-2:]]
+    assert variables == [{"env": {checkout.COMMIT: letter * 40}} for letter in "ab"]
     assert [client.read_flow_run(one).parameters for one in (ids[0], ids[2])] == [
         {"stage": "codec@0", "name": "mine", "force": False},
         {"stage": "teacher@0", "name": "mine", "force": True},
@@ -72,8 +72,8 @@ def test_a_stage_is_one_run_of_its_experiment_however_often_it_is_asked_for(clie
 
 
 @pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
-def test_a_stage_asks_its_pool_for_the_gpus_and_the_memory_that_it_takes(kind, client, monkeypatch):
-    """With the variables of our template for that kind of pool, which puts them where its workers read them."""
+def test_a_stage_requests_its_gpus_and_memory_from_its_pool(kind, client, monkeypatch):
+    """By variables of our template for that kind of pool, which puts them where its workers read them."""
     from prefect import flow
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.states import Completed
@@ -97,9 +97,9 @@ def test_a_stage_asks_its_pool_for_the_gpus_and_the_memory_that_it_takes(kind, c
 
     experiment(parse_params(tree, Path("params.yaml")))
     experiment(load_params(ROOT / "params.yaml"))
-    asked = [client.read_flow_run(run.id).job_variables for run in begun]
-    assert asked[2:] == [{}, {}]
-    for count, variables in zip((1, 8), asked[:2], strict=True):
+    requested = [client.read_flow_run(run.id).job_variables for run in begun]
+    assert requested[2:] == [{}, {}]
+    for count, variables in zip((1, 8), requested[:2], strict=True):
         jsonschema.validate(variables, template["variables"])
         made = apply_values(template["job_configuration"], variables)
         if kind == "process":
@@ -114,7 +114,7 @@ def test_a_stage_asks_its_pool_for_the_gpus_and_the_memory_that_it_takes(kind, c
     client.delete_work_pool(kind)
 
 
-def test_a_run_that_has_just_crashed_may_be_scheduled_again(client, monkeypatch):
+def test_a_run_that_has_just_crashed_is_waited_for_in_case_it_is_rescheduled(client, monkeypatch):
     from prefect import flow
     from prefect.states import Completed, Crashed, Running
 
@@ -131,7 +131,7 @@ def test_a_run_that_has_just_crashed_may_be_scheduled_again(client, monkeypatch)
     assert deployments._wait(run, ProcessGroups()).is_crashed()
 
 
-def test_a_flow_that_ends_does_not_wait_for_stages_that_go_on_without_it(client, monkeypatch):
+def test_a_stopped_flow_does_not_wait_for_stages_that_go_on(client, monkeypatch):
     from prefect import flow
     from prefect.states import Running
 
@@ -144,7 +144,7 @@ def test_a_flow_that_ends_does_not_wait_for_stages_that_go_on_without_it(client,
             waiting.result(60)
 
 
-def test_a_stage_runs_on_devices_of_its_own_as_many_as_it_is_shared_out_to(client, project, tmp_path, monkeypatch):
+def test_a_deployed_stage_has_one_device_per_process(client, project, tmp_path, monkeypatch):
     monkeypatch.setenv("HIAR_DEVICES", "7,8,9")
     monkeypatch.setenv("HIAR_DEVICE_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))

@@ -31,7 +31,7 @@ def flow_of(name):
 
 
 @pytest.mark.parametrize("name", ["nightly", "any", "weekly"])
-def test_parameters_are_those_of_the_flow(name):
+def test_deployed_parameters_are_valid_for_their_flow(name):
     given = DEPLOYMENTS[name]["parameters"]
     assert {**flow_of(name).validate_parameters(given), **given} == flow_of(name).validate_parameters(given)
 
@@ -48,7 +48,7 @@ def test_parameters_are_those_of_the_flow(name):
         ("weekly", {"last": -1}),
     ],
 )
-def test_parameters_that_are_none_are_refused_before_anything_starts(name, given):
+def test_invalid_parameters_are_refused_before_anything_starts(name, given):
     from prefect.exceptions import ParameterBindError, ParameterTypeError, SignatureMismatchError
 
     with pytest.raises((ParameterBindError, ParameterTypeError, SignatureMismatchError)):
@@ -71,13 +71,13 @@ def test_every_stage_of_an_experiment_can_be_deployed(name, tmp_path):
         assert flow_of("stage").validate_parameters({"stage": stage})["stage"] == stage
 
 
-def test_parents_and_stages_have_pools_of_their_own():
+def test_experiments_and_stages_have_different_pools():
     pools = {name: one["work_pool"]["name"] for name, one in DEPLOYMENTS.items()}
     assert pools["stage"] not in (pools["any"], pools["nightly"])
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_its_schedule_makes_runs():
+def test_the_nightly_schedule_makes_runs_at_three():
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
@@ -96,7 +96,7 @@ def test_its_schedule_makes_runs():
     assert {(run.expected_start_time.hour, run.expected_start_time.minute) for run in runs} == {(3, 0)}
 
 
-def test_nothing_is_deleted_from_the_store_but_where_that_is_asked_for(monkeypatch, tmp_path):
+def test_retention_deletes_from_the_store_only_on_request(monkeypatch, tmp_path):
     from flows import deployments
 
     commands = []
@@ -108,8 +108,8 @@ def test_nothing_is_deleted_from_the_store_but_where_that_is_asked_for(monkeypat
     assert commands == [("storage", "gc", "--last", "2"), ("storage", "gc", "--last", "0", "--delete")]
 
 
-def test_what_others_have_committed_since_a_worker_was_cloned_counts_when_it_deletes(monkeypatch, tmp_path):
-    """A branch and a tag of another clone; an unreachable repository stops it before anything is deleted."""
+def test_retention_fetches_branches_and_tags_of_others_before_it_deletes(monkeypatch, tmp_path):
+    """If the repository cannot be reached, nothing is deleted."""
     from flows import deployments
     from hiar.storage.runs import runs_committed
 
@@ -142,8 +142,8 @@ def test_what_others_have_committed_since_a_worker_was_cloned_counts_when_it_del
 
 
 @pytest.fixture
-def heard():
-    """The address of a webhook's receiver, and the messages it has received."""
+def webhook():
+    """The address of a local webhook, and the messages it has received."""
     lines = []
 
     class Listener(http.server.BaseHTTPRequestHandler):
@@ -161,11 +161,11 @@ def heard():
         server.shutdown()
 
 
-def test_somebody_is_told_of_a_failure_and_of_nothing_else(prefect_server, heard, tmp_path):
+def test_the_webhook_is_called_for_failures_only(prefect_server, webhook, tmp_path):
     from prefect import flow
     from prefect.states import Failed
 
-    address, lines = heard
+    address, lines = webhook
     settings = {"PREFECT_API_URL": prefect_server, "HIAR_WEBHOOK": address}
     (block,) = re.findall(r"^```sh\npython - <<'END'\n(.*?)^END\n```$", PAGE, re.DOTALL | re.MULTILINE)
     subprocess.run([sys.executable, "-"], input=block, env=os.environ | settings, cwd=tmp_path, text=True, check=True)

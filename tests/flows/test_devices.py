@@ -1,4 +1,4 @@
-"""Devices: several stages at once on a machine that has several, never two on one, whatever is killed."""
+"""Devices: a machine with several runs several stages at once, never two on one device, whatever is killed."""
 
 import fcntl
 import os
@@ -93,7 +93,7 @@ def test_eight_stages_have_a_device_each_and_a_ninth_takes_that_of_one_that_was_
     wait_until(lambda: devices_of(late) == freed)
 
 
-def test_a_device_is_a_stages_until_that_has_ended_also_when_its_flow_was_killed(tmp_path):
+def test_a_device_stays_taken_until_its_stage_ends_even_if_the_flow_was_killed(tmp_path):
     own = {name: os.environ[name] for name in ("HIAR_DEVICES", "HIAR_DEVICE_LOCKS")}
     flow = subprocess.Popen([sys.executable, "-c", FLOW], cwd=tmp_path, env=environment() | own)
     wait_until((tmp_path / "begun").exists)
@@ -107,7 +107,7 @@ def test_a_device_is_a_stages_until_that_has_ended_also_when_its_flow_was_killed
         assert len(taken) == 8
 
 
-def test_two_that_need_most_of_them_take_turns(hold):
+def test_two_stages_that_need_most_devices_take_turns(hold):
     first, second = hold(5), hold(5)
     wait_until(lambda: devices_of(first[1]) or devices_of(second[1]))
     one, other = (first, second) if devices_of(first[1]) else (second, first)
@@ -118,7 +118,7 @@ def test_two_that_need_most_of_them_take_turns(hold):
     wait_until(lambda: len(devices_of(other[1])) == 5)
 
 
-def test_more_than_there_are_is_all_of_them():
+def test_a_request_for_more_devices_than_exist_takes_all():
     with take_devices(20) as devices:
         assert devices == EIGHT.split(",")
         assert environment_on(devices)["CUDA_VISIBLE_DEVICES"] == EIGHT
@@ -126,13 +126,13 @@ def test_more_than_there_are_is_all_of_them():
 
 
 @pytest.mark.parametrize("names", ["0,0", ",", "0,../1"])
-def test_names_that_are_none_are_refused(names, monkeypatch):
+def test_invalid_device_names_are_refused(names, monkeypatch):
     monkeypatch.setenv("HIAR_DEVICES", names)
     with pytest.raises(UserError, match=r"HIAR_DEVICES = .*: should list each device once"):
         device_names()
 
 
-def test_of_a_machine_without_a_gpu_cores_are_devices(monkeypatch):
+def test_without_a_gpu_cores_are_the_devices(monkeypatch):
     """As many as `hiar run` has single-threaded stages at once, except on large machines."""
     for name in ("HIAR_DEVICES", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
@@ -144,8 +144,8 @@ def test_of_a_machine_without_a_gpu_cores_are_devices(monkeypatch):
     assert environment_on(["cpu"]) == environment_on(["cpu-1", "cpu-0"]) == {}
 
 
-def test_gpus_that_are_hidden_are_no_devices(monkeypatch):
-    """If listed, they would be visible again to stages that were to use the CPU."""
+def test_hidden_gpus_are_no_devices(monkeypatch):
+    """Otherwise stages meant for the CPU would see them again."""
     monkeypatch.delenv("HIAR_DEVICES")
     monkeypatch.setattr("flows.devices._nodes", lambda: [Path("/dev/nvidia0"), Path("/dev/nvidia1")])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -154,7 +154,7 @@ def test_gpus_that_are_hidden_are_no_devices(monkeypatch):
     assert device_names()[0] == "cpu-0"
 
 
-def test_a_device_is_known_by_its_name_whatever_else_a_process_may_see(monkeypatch):
+def test_devices_are_locked_by_name_even_if_processes_list_different_ones(monkeypatch):
     with take_devices(1) as first:
         assert first == ["0"]
         monkeypatch.setenv("HIAR_DEVICES", "3, 0")
@@ -166,7 +166,7 @@ def test_a_device_is_known_by_its_name_whatever_else_a_process_may_see(monkeypat
     assert device_names() == ["6", "7"]
 
 
-def test_locks_are_of_one_user_alone(tmp_path, monkeypatch):
+def test_a_lock_folder_belongs_to_one_user(tmp_path, monkeypatch):
     monkeypatch.delenv("HIAR_DEVICE_LOCKS")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = os.umask(0)
@@ -186,8 +186,8 @@ def test_locks_are_of_one_user_alone(tmp_path, monkeypatch):
         assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_who_chooses_is_alone_meanwhile(tmp_path):
-    """Otherwise two that need several could each take some of what both need, and retry for ever."""
+def test_only_one_process_at_a_time_chooses_devices(tmp_path):
+    """Otherwise two processes could each take some of the devices that both need, and retry for ever."""
     with take_devices(1):
         pass
     with (tmp_path / "locks" / "choosing.lock").open("ab") as choosing:
@@ -204,7 +204,7 @@ def done(future, seconds):
     return bool(wait([future], seconds).done)
 
 
-def test_a_stage_that_is_one_process_takes_one_device_whatever_others_take():
+def test_single_process_stages_take_one_device():
     """So VBench's dimensions run side by side, while trainings and sampling have all devices."""
     runtime = load_params(ROOT / "params.yaml").runtime.model_copy(update={"processes": 8})
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

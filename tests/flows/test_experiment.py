@@ -45,7 +45,7 @@ def test_stages_run_in_order_and_side_by_side_and_never_again(project, monkeypat
     assert project.events() == events
 
 
-def shown(key):
+def artifact_text(key):
     from prefect.artifacts import Artifact
 
     artifact = Artifact.get(key)
@@ -61,8 +61,8 @@ def test_a_run_has_a_name_tags_and_the_comparison_with_its_pictures(project):
 
     with tags("of its user's"):
         assert run_flow() is None
-    assert "HiAR" in shown("default-comparison")
-    assert (project.folder / "reports" / "contact_sheet.png").as_uri() in shown("default-contact-sheet")
+    assert "HiAR" in artifact_text("default-comparison")
+    assert (project.folder / "reports" / "contact_sheet.png").as_uri() in artifact_text("default-contact-sheet")
     with get_client(sync_client=True) as client:
         # The server's runs include those of other tests.
         of_flow = FlowFilter(name=FlowFilterName(any_=["experiment"]))
@@ -93,29 +93,29 @@ def test_an_experiment_has_artifacts_of_its_own_whose_links_open_on_any_machine(
         for folder in (project.folder, workspace):
             (folder / ".dvc").mkdir(exist_ok=True)
             (folder / ".dvc" / "config").write_text(f"[core]\n    no_scm = true\n['remote \"s\"']\n    {settings}")
-        told = []
+        messages = []
         showing = flow(show)
-        showing(workspace, Remote(workspace, "s"), told.append)
-        link = re.search(r"\((http://[^)]*)\)", shown("smoke-1-3b-table1-report"))[1]
+        showing(workspace, Remote(workspace, "s"), messages.append)
+        link = re.search(r"\((http://[^)]*)\)", artifact_text("smoke-1-3b-table1-report"))[1]
         assert httpx.get(link, trust_env=False).text == "<p>the report"
         assert "hidden-from-all" not in link
-        assert "file:" in shown("smoke-1-3b-table1-contact-sheet")  # there is no sheet to store
+        assert "file:" in artifact_text("smoke-1-3b-table1-contact-sheet")  # there is no sheet to store
         away = Remote(workspace, "s")
         away.away = True  # as found by a stage
-        showing(workspace, away, told.append)
-        assert "file:" in shown("smoke-1-3b-table1-report")
-        assert told == []
+        showing(workspace, away, messages.append)
+        assert "file:" in artifact_text("smoke-1-3b-table1-report")
+        assert messages == []
         store.refusal = (403, "AccessDenied")
         (workspace / "reports" / "index.html").write_text("<p>another")
-        showing(workspace, Remote(workspace, "s"), told.append)
-        assert "file:" in shown("smoke-1-3b-table1-report")
-        (line,) = told
+        showing(workspace, Remote(workspace, "s"), messages.append)
+        assert "file:" in artifact_text("smoke-1-3b-table1-report")
+        (line,) = messages
         assert line.startswith(f"the report is not in the store: s3://{BUCKET}/hiar: access is denied")
         store.shutdown()
-    assert "HiAR" in shown("smoke-1-3b-table1-comparison")
+    assert "HiAR" in artifact_text("smoke-1-3b-table1-comparison")
 
 
-def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project, tmp_path_factory, monkeypatch):
+def test_a_mistake_is_not_retried_and_stops_only_the_stages_that_need_it(project, tmp_path_factory, monkeypatch):
     """Outputs of earlier stages are pushed; only students of complete experiments are registered."""
     store, registered = tmp_path_factory.mktemp("remote"), []
     with (project.folder / ".dvc" / "config").open("a") as config:
@@ -125,8 +125,8 @@ def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project, tmp_pat
     failure = run_flow()
     assert failure is not None
     assert (failure.stage, failure.code, str(failure)) == ("distill@0-hiar", 2, "distill@0-hiar: loss is nan")
-    assert project.begun("distill-0-hiar") == 1
-    assert project.begun("score") == 0
+    assert project.times_begun("distill-0-hiar") == 1
+    assert project.times_begun("score") == 0
     assert [stage.name for stage in stale_stages(project.folder)] == ["distill@0-hiar", "score"]
     assert list(store.glob("files/md5/*/*"))
     assert registered == []
@@ -136,7 +136,7 @@ def test_a_mistake_is_not_repeated_and_stops_only_what_needs_it(project, tmp_pat
 
 
 # `python -m flows`, without the half minute before a retry.
-AT_ONCE = """
+WITHOUT_RETRIES = """
 from flows import experiment
 from flows.__main__ import main
 
@@ -147,20 +147,25 @@ raise SystemExit(main())
 
 def test_a_run_ends_with_the_exit_code_of_the_stage_that_failed(project, prefect_server):
     project.order("codec-0", "say error: is out of memory", "exit 5")
-    own = os.environ | {"PREFECT_API_URL": prefect_server, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    run = subprocess.run([sys.executable, "-c", AT_ONCE], cwd=project.folder, env=own, capture_output=True, text=True)
+    environment = os.environ | {
+        "PREFECT_API_URL": prefect_server,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RETRIES], cwd=project.folder, env=environment, capture_output=True, text=True
+    )
     assert run.stderr.splitlines()[-1] == "error: codec@0: is out of memory"
     assert run.returncode == 5
-    assert project.begun("codec-0") == 1
+    assert project.times_begun("codec-0") == 1
 
 
 def test_a_crash_is_tried_again(project):
     project.order("codec-0", "crash-once crashed")
     assert run_flow() is None
-    assert project.begun("codec-0") == 2
+    assert project.times_begun("codec-0") == 2
 
 
-class Noted(Cores):
+class RecordingCores(Cores):
     """Records how many cores each stage requests."""
 
     def __init__(self, count, wanted):
@@ -174,19 +179,19 @@ class Noted(Cores):
 
 def test_force_runs_every_stage_again_each_on_the_cores_of_all_its_processes(project, monkeypatch):
     wanted = []
-    monkeypatch.setattr("flows.experiment.Cores", partial(Noted, wanted=wanted))
+    monkeypatch.setattr("flows.experiment.Cores", partial(RecordingCores, wanted=wanted))
     runtime = load_params(project.folder / "params.yaml").runtime.model_copy(
         update={"threads": 5, "variant_threads": 3, "processes": 2}
     )
     project.change(runtime=runtime.model_dump(mode="json"))
     assert run_flow() is None
     assert run_flow(force=True) is None
-    assert project.begun("codec-0") == project.begun("score") == 2
+    assert project.times_begun("codec-0") == project.times_begun("score") == 2
     assert sorted(wanted) == sorted(2 * [5, 2 * 3, 2 * 3, 5])  # codec, two distillations, score
 
 
-def test_what_another_machine_runs_is_not_run_here_again_though_it_is_forced(project, tmp_path):
-    """If they share no workspace, its outputs are fetched; it waits for no core of this machine."""
+def test_a_forced_stage_that_ran_on_another_machine_is_not_run_here_again(project, tmp_path):
+    """Its outputs are fetched if the machines share no workspace; it takes no core of this machine."""
     from prefect.logging import disable_run_logger
 
     from flows.experiment import run_stage
@@ -199,14 +204,14 @@ def test_what_another_machine_runs_is_not_run_here_again_though_it_is_forced(pro
     (other.folder / ".dvc").mkdir(parents=True)
     for name in ("params.yaml", "dvc.yaml", "stage.py", ".dvc/config"):
         shutil.copy(project.folder / name, other.folder / name)
-    groups, asked, cores = ProcessGroups(), [], Noted(1, [])
+    groups, requests, cores = ProcessGroups(), [], RecordingCores(1, [])
 
     def elsewhere(stage, force, _):
-        asked.append((stage, force))
+        requests.append((stage, force))
         reproduce(other.folder, stage, groups, print, force=force, remote=remote_of(other.folder))
 
     with disable_run_logger():
         found = run_stage.fn(project.folder, "codec@0", True, groups, cores, 1, remote_of(project.folder), elsewhere)
-    assert (found, asked, cores.wanted) == (None, [("codec@0", True)], [0])
-    assert (other.begun("codec-0"), project.begun("codec-0")) == (1, 0)
+    assert (found, requests, cores.wanted) == (None, [("codec@0", True)], [0])
+    assert (other.times_begun("codec-0"), project.times_begun("codec-0")) == (1, 0)
     assert is_current(project.folder, "codec@0")

@@ -24,9 +24,7 @@ def test_a_students_source_is_the_object_that_dvc_stores_its_folder_as(smoke):
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("good", 1), ("drift_lite", -1)])
-def test_the_best_of_a_method_is_the_seed_with_the_most_good_frames_or_where_none_is_told_the_least_drift(
-    metric, sign, smoke, tmp_path
-):
+def test_the_best_seed_has_the_most_good_frames_or_without_that_metric_the_least_drift(metric, sign, smoke, tmp_path):
     (tmp_path / "metrics").mkdir()
     for name in ("params.yaml", "dvc.lock", "metrics/summary.json"):
         shutil.copyfile(smoke / name, tmp_path / name)

@@ -25,24 +25,24 @@ def block_with(words):
 
 
 def shell(text, folder, **settings):
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HIAR_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
-    environment = own | {"PATH": path, "PYTHONPATH": str(ROOT)} | settings
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HIAR_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
+    environment = inherited | {"PATH": path, "PYTHONPATH": str(ROOT)} | settings
     run = subprocess.run(["sh", "-e"], cwd=folder, env=environment, input=text, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
 
-def test_no_block_is_left_out():
+def test_every_code_block_of_the_page_has_a_test():
     heads = ("make stack ", "set -a", "prefect deployment run", "python -", "dvc remote add --default store")
     assert [next((head for head in heads if head in block), block) for block in BLOCKS] == list(heads)
 
 
 def test_a_shell_that_uses_the_stack_finds_its_store(tmp_path):
     keys = open_stack(tmp_path).keys
-    told = 'printf \'%s\n\' "$AWS_ACCESS_KEY_ID" "$PREFECT_API_URL" "$MLFLOW_TRACKING_URI"\n'
-    said = shell("dvc init --quiet --no-scm\n" + block_with("set -a") + told, tmp_path)
-    assert said.splitlines()[-3:] == [
+    show = 'printf \'%s\n\' "$AWS_ACCESS_KEY_ID" "$PREFECT_API_URL" "$MLFLOW_TRACKING_URI"\n'
+    output = shell("dvc init --quiet --no-scm\n" + block_with("set -a") + show, tmp_path)
+    assert output.splitlines()[-3:] == [
         keys["AWS_ACCESS_KEY_ID"],
         "http://127.0.0.1:4200/api",
         "http://127.0.0.1:5000",
@@ -62,7 +62,7 @@ def test_a_remote_of_the_project_is_committed(tmp_path):
 
 
 @pytest.mark.parametrize("line", block_with("prefect deployment run").splitlines())
-def test_what_is_run_by_hand_is_deployed_and_takes_these_parameters(line):
+def test_prefect_deployment_run_commands_name_a_deployment_and_valid_parameters(line):
     from prefect.flows import load_flow_from_entrypoint
 
     words = shlex.split(line, comments=True)
@@ -78,7 +78,7 @@ def test_what_is_run_by_hand_is_deployed_and_takes_these_parameters(line):
     assert set(given) <= set(flow.validate_parameters(given))
 
 
-def test_a_back_up_is_unpacked_where_it_was(tmp_path):
+def test_the_backup_command_restores_the_stack(tmp_path):
     (command,) = re.findall(r"`(tar [^`]*)`", PAGE)
     keys = open_stack(tmp_path).keys
     shell(f"{command}\nmv .hiar old\nmkdir .hiar\ntar -C .hiar -xzf stack.tgz\n", tmp_path)

@@ -48,10 +48,10 @@ def test_empty_lists_of_variants_make_no_stages(project):
     project.change(compare={"init": [], "distill": [], "walked": []})
     assert names(project) == ["codec@0", "score"]
     project.change(compare={"init": ["hiar"], "distill": ["hiar"], "walked": []})
-    assert names(project)[0] == "codec@0"  # more wait for it than for the other that may begin
+    assert names(project)[0] == "codec@0"  # more stages wait for it than for the init, which could also begin
 
 
-def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_follows(project):
+def test_after_dvc_repro_nothing_is_stale_until_a_change_makes_its_stage_and_later_ones_stale(project):
     project.dvc("repro")
     assert names(project) == []
     assert is_current(project.folder, "distill@0-hiar")
@@ -77,8 +77,8 @@ def test_after_dvc_repro_nothing_is_stale_and_a_change_makes_its_stage_and_what_
     assert stale_stages(project.folder)[0].reason == "changed: stage.py; missing: out/codec-0"
 
 
-def test_what_was_made_before_is_told_from_what_has_to_be_computed(project, monkeypatch):
-    """From outside, as of an experiment; of a stage that reads a folder it can be told once the folder is whole."""
+def test_recorded_stages_are_those_whose_outputs_are_in_the_cache(project, monkeypatch):
+    """Seen from another working folder, as for an experiment; a stage that reads a folder needs all its files first."""
     project.dvc("repro")
     monkeypatch.chdir("/")
     before = yaml.safe_load((project.folder / "params.yaml").read_text())["seeds"]
@@ -91,10 +91,10 @@ def test_what_was_made_before_is_told_from_what_has_to_be_computed(project, monk
     students = {"distill@0-hiar", "distill@0-self-forcing"}
     assert recorded_stages(project.folder) == {"codec@0"} | students
     project.dvc("repro", "distill@0-hiar", "distill@0-self-forcing")
-    assert project.begun("codec-0") == 1  # they were not run for that
+    assert project.times_begun("codec-0") == 1  # restored from the cache
     assert recorded_stages(project.folder) == {"codec@0", "score"} | students
     world = md5((project.folder / "metrics" / "world.json").read_bytes()).hexdigest()
-    (project.folder / ".dvc" / "cache" / "files" / "md5" / world[:2] / world[2:]).unlink()  # of two outputs one
+    (project.folder / ".dvc" / "cache" / "files" / "md5" / world[:2] / world[2:]).unlink()  # one of two outputs
     assert recorded_stages(project.folder) == {"codec@0"} | students
     project.change(seeds=[*before, 1])
     assert "codec@1" not in recorded_stages(project.folder)
@@ -104,8 +104,8 @@ def test_what_was_made_before_is_told_from_what_has_to_be_computed(project, monk
     assert recorded_stages(project.folder) == set()
 
 
-def test_of_what_was_made_twice_of_the_same_inputs_the_newest_counts(project):
-    """As DVC has it: what came of the older one is not what would come now."""
+def test_of_two_results_of_the_same_inputs_the_newer_counts(project):
+    """As in DVC: results of the older one are stale."""
     project.order("codec-0", "fill 10")
     project.dvc("repro", "distill@0-hiar")
     assert recorded_stages(project.folder) == {"codec@0", "distill@0-hiar"}
@@ -114,7 +114,7 @@ def test_of_what_was_made_twice_of_the_same_inputs_the_newest_counts(project):
     assert recorded_stages(project.folder) == {"codec@0"}
 
 
-def test_a_reason_is_no_wall_of_names(project):
+def test_a_reason_names_at_most_three_files(project):
     project.dvc("repro")
     paths = [f"in-{number}" for number in range(5)]
     for path in paths:
@@ -134,10 +134,10 @@ def test_a_pipeline_that_dvc_cannot_read_is_a_mistake(project):
 def test_a_stage_s_lines_are_passed_on_without_dvc_s_hints(project):
     lines = []
     project.order("codec-0", "tell CUDA_VISIBLE_DEVICES")
-    for force in (False, False, True):  # what is up to date is run again only if that is asked for
+    for force in (False, False, True):  # a stage that is up to date runs again only if forced
         on, groups = {"CUDA_VISIBLE_DEVICES": "5"}, ProcessGroups()
         reproduce(project.folder, "codec@0", groups, lines.append, force=force, variables=on)
-    assert project.begun("codec-0") == 2
+    assert project.times_begun("codec-0") == 2
     assert lines.count("5") == 2
     assert "at work on codec-0" in lines
     assert not [line for line in lines if "dvc push" in line or "lock file" in line]
@@ -145,7 +145,7 @@ def test_a_stage_s_lines_are_passed_on_without_dvc_s_hints(project):
 
 
 def test_a_mistake_keeps_its_exit_code_and_its_line(project):
-    """Whatever its command is, which DVC names before the code."""
+    """DVC prints the command before the exit code, so the command may contain another "exited with"."""
     pipeline = project.folder / "dvc.yaml"
     pipeline.write_text(pipeline.read_text().replace("codec-${item.seed}\n", "codec-${item.seed} 'exited with 7'\n", 1))
     project.order("codec-0", "say error: params.yaml: codec.patch = 0: should be positive", "exit 2")
@@ -167,7 +167,7 @@ def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code_and_the_signal_is_
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("last_line", "reported"),
     [
         ("bash: line 1: 104 Killed                  hiar codec", False),
         ("/bin/sh: 104 Killed", False),
@@ -175,21 +175,21 @@ def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code_and_the_signal_is_
         ("Killed by a watcher", True),
     ],
 )
-def test_what_a_shell_says_of_a_signal_is_not_taken_for_the_stage_s_words(project, said, told):
-    project.order("codec-0", f"say {said}", "crash-once crashed")
+def test_a_shells_message_about_a_signal_is_not_reported_as_the_stages_last_line(project, last_line, reported):
+    project.order("codec-0", f"say {last_line}", "crash-once crashed")
     with pytest.raises(StageFailure) as failure:
         run(project, "codec@0")
-    assert str(failure.value).endswith(said if told else "at work on codec-0")
+    assert str(failure.value).endswith(last_line if reported else "at work on codec-0")
 
 
-def test_a_failure_of_dvc_itself_is_told(project):
+def test_a_failure_of_dvc_itself_is_reported(project):
     with pytest.raises(StageFailure, match="out/codec-0"):
         run(project, "distill@0-hiar")
 
 
 @pytest.mark.parametrize(("full", "reason"), [(True, "No space left"), (False, "Read-only file system")])
 def test_a_disk_that_dvc_cannot_write_is_a_mistake_and_not_tried_again(project, full, reason):
-    """The stage has ended well; what it made does not fit in DVC's cache, or may not go there."""
+    """The stage itself succeeds; its output does not fit in DVC's cache, or may not be written there."""
     cache = project.folder / "cache"
     cache.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", cache], capture_output=True).returncode:
@@ -227,11 +227,11 @@ def test_a_stage_in_use_is_waited_for_and_not_run_twice(project):
     finally:
         (project.folder / "go").touch()
         other.wait(300)
-    assert project.begun("codec-0") == 1
+    assert project.times_begun("codec-0") == 1
 
 
 def test_a_stage_waits_for_as_long_as_another_command_of_dvc_holds_the_workspace(project):
-    """Which DVC itself does for three seconds."""
+    """DVC itself waits for three seconds only."""
     from dvc.repo import Repo
 
     with Repo(os.fspath(project.folder)) as repo:
@@ -240,20 +240,20 @@ def test_a_stage_waits_for_as_long_as_another_command_of_dvc_holds_the_workspace
         release.start()
         run(project, "codec@0")
         release.join()
-    assert project.begun("codec-0") == 1
+    assert project.times_begun("codec-0") == 1
 
 
-def test_what_a_stage_of_a_killed_run_still_writes_is_waited_for(project, monkeypatch):
-    """It saves a state when its DVC, which holds the locks, has ended."""
+def test_a_stage_of_a_killed_run_that_is_still_writing_is_waited_for(project, monkeypatch):
+    """It saves its state after its DVC, which held the locks, has ended."""
     monkeypatch.setattr("flows.pipeline.BUSY_SECONDS", 0.0)
     project.order("codec-0", "say error: out.partial: another process is writing it; wait for it or stop it", "exit 2")
     lines = []
 
-    def heard(line):
+    def on_line(line):
         lines.append(line)
         if line.startswith("waiting for another"):
             project.order("codec-0")
 
-    reproduce(project.folder, "codec@0", ProcessGroups(), heard)
+    reproduce(project.folder, "codec@0", ProcessGroups(), on_line)
     assert "waiting for another process to finish codec@0" in lines
-    assert project.begun("codec-0") == 2
+    assert project.times_begun("codec-0") == 2

@@ -1,4 +1,4 @@
-"""PostgreSQL's databases, made once and completely; with stand-ins for its programs that record their input."""
+"""PostgreSQL's databases are made once and completely; stand-ins for its programs record their input."""
 
 import os
 import pwd
@@ -12,7 +12,7 @@ from flows.stack.postgres import make_cluster
 from hiar.errors import RunFailed, UserError
 
 PASSWORD = "a word of sixteen letters"
-# Each records its input in the given folder: the password that it is to read, and its standard input.
+# Each records its input in the given folder: the password file that it is to read, or its standard input.
 INITDB = """\
 import pathlib, sys
 options = dict(one.partition("=")[::2] for one in sys.argv[3:])
@@ -45,7 +45,7 @@ def programs(tmp_path, monkeypatch):
     return place
 
 
-def test_databases_are_made_once_behind_a_password_that_lies_nowhere_else(programs, tmp_path):
+def test_databases_are_made_once_and_the_password_file_is_removed(programs, tmp_path):
     folder = tmp_path / "data"
     before = os.umask(0)
     try:
@@ -56,15 +56,15 @@ def test_databases_are_made_once_behind_a_password_that_lies_nowhere_else(progra
     assert (folder / "password").read_text() == PASSWORD
     assert not os.path.exists((folder / "file").read_text())
     assert (folder / "auth").read_text() != "trust"
-    asked = "CREATE DATABASE prefect;\nCREATE DATABASE mlflow;\n"
-    assert (folder / "asked").read_text() == asked
+    statements = "CREATE DATABASE prefect;\nCREATE DATABASE mlflow;\n"
+    assert (folder / "asked").read_text() == statements
     (folder / "begun").unlink()
     make_cluster(folder, PASSWORD)
     assert not (folder / "begun").exists()
-    assert (folder / "asked").read_text() == asked
+    assert (folder / "asked").read_text() == statements
 
 
-def test_what_does_not_come_to_its_end_is_told_and_begun_anew(programs, tmp_path):
+def test_a_failed_setup_is_reported_and_starts_over_next_time(programs, tmp_path):
     folder = tmp_path / "data"
     (programs / "broken").touch()
     for _ in range(2):
@@ -76,7 +76,7 @@ def test_what_does_not_come_to_its_end_is_told_and_begun_anew(programs, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "programs"]
 
 
-def test_what_is_not_installed_is_told(programs, tmp_path, monkeypatch):
+def test_what_is_not_installed_is_named(programs, tmp_path, monkeypatch):
     monkeypatch.setattr(postgres, "find_spec", lambda name: None if name == "psycopg2" else name)
     with pytest.raises(UserError, match="psycopg2 is not installed"):
         make_cluster(tmp_path / "data", PASSWORD)
@@ -86,7 +86,7 @@ def test_what_is_not_installed_is_told(programs, tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
-def test_root_is_told_of_the_folder_that_postgresqls_user_may_not_enter(programs, tmp_path, monkeypatch):
+def test_the_error_names_the_folder_that_user_postgres_may_not_enter(programs, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", os.getuid)
     if os.getuid() != 0:
         pytest.skip("only root may become user postgres")

@@ -61,7 +61,7 @@ def test_stop_ends_the_whole_group_even_what_ignores_sigterm():
     wait_until(lambda: gone(pids[0]))
 
 
-def test_what_a_command_leaves_behind_ends_with_it(tmp_path):
+def test_children_that_a_command_leaves_behind_are_ended(tmp_path):
     note = tmp_path / "pid"
     code = (
         "import subprocess, sys, pathlib\n"
@@ -88,7 +88,7 @@ def gone(pid):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_command_that_prints_nothing_ends_with_the_process_that_started_it(tmp_path, number):
-    """The kernel signals its leader; nobody else is left to do so."""
+    """The kernel signals its leader, since no other process is left to do so."""
     note = tmp_path / "note"
     quiet = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     starter = (
@@ -104,7 +104,7 @@ def test_a_command_that_prints_nothing_ends_with_the_process_that_started_it(tmp
     assert not command.is_running() or command.status() == psutil.STATUS_ZOMBIE
 
 
-PATIENT = """
+SLOW_TO_END = """
 import signal, sys, time
 from pathlib import Path
 def end(*_):
@@ -117,11 +117,11 @@ time.sleep(600)
 """
 
 
-def test_every_group_is_asked_to_end_and_has_the_time_that_it_needs(tmp_path):
+def test_every_group_is_terminated_and_has_the_time_that_it_needs(tmp_path):
     groups, folders = ProcessGroups(), [tmp_path / "one", tmp_path / "other"]
     for folder in folders:
         folder.mkdir()
-    work = [[sys.executable, "-c", PATIENT, folder] for folder in folders]
+    work = [[sys.executable, "-c", SLOW_TO_END, folder] for folder in folders]
     work.append([sys.executable, "-c", "import time; time.sleep(600)"])  # ends at once
     threads = [threading.Thread(target=groups.run, args=(one, tmp_path, os.environ, print)) for one in work]
     for thread in threads:
@@ -133,8 +133,8 @@ def test_every_group_is_asked_to_end_and_has_the_time_that_it_needs(tmp_path):
         thread.join(300)
 
 
-def test_a_group_that_ignores_it_is_killed_when_nobody_is_left(tmp_path):
-    """Its leader does what `stop` does, once the process that would call it is gone."""
+def test_a_group_that_ignores_sigterm_is_killed_after_its_starter_is_gone(tmp_path):
+    """Once the process that would call `stop` is gone, the group's leader does the same."""
     started = (
         "import sys; from flows import leader\n"
         f"leader.GRACE = 0.2; sys.argv[1:] = [sys.executable, '-c', {IGNORES_TERM + '#'!r}]; leader.main()"
@@ -160,9 +160,9 @@ def test_a_stage_finds_the_programs_of_its_own_python_and_the_proxies_of_its_use
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("HIAR_NO_PROXY", "example.org")
-    own = stage_environment()
-    assert shutil.which(other.name, path=own["PATH"]) == sys.executable
-    assert own["PATH"].endswith(os.environ["PATH"])
-    assert own["NO_PROXY"] == own["no_proxy"] == "example.org"
+    environment = stage_environment()
+    assert shutil.which(other.name, path=environment["PATH"]) == sys.executable
+    assert environment["PATH"].endswith(os.environ["PATH"])
+    assert environment["NO_PROXY"] == environment["no_proxy"] == "example.org"
     monkeypatch.delenv("HIAR_NO_PROXY")
     assert stage_environment()["NO_PROXY"] == "*"

@@ -1,4 +1,4 @@
-"""MLflow's pages of a project's runs, for this machine only."""
+"""MLflow's server for a project's runs, on this machine only."""
 
 import ipaddress
 import os
@@ -15,14 +15,14 @@ from hiar.io.files import write_text
 from hiar.tracking.spool import spool_folder
 
 
-def test_pages_are_of_this_machine_and_of_the_project_s_own_database(tmp_path, monkeypatch):
+def test_mlflow_listens_on_loopback_and_reads_the_projects_database(tmp_path, monkeypatch):
     (port,) = free_ports(1)
-    become = []
+    executed = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["records", "--port", str(port)])
-    monkeypatch.setattr(os, "execv", lambda program, command: become.append((program, command)))
+    monkeypatch.setattr(os, "execv", lambda program, command: executed.append((program, command)))
     records.main()
-    ((program, command),) = become
+    ((program, command),) = executed
     assert program == command[0] == sys.executable
     given = dict(zip(command[4::2], command[5::2], strict=False))
     assert ipaddress.ip_address(given["--host"]).is_loopback
@@ -40,14 +40,14 @@ INSERT INTO runs VALUES ('file:///old/mlruns/1/abc'), ('file:///older/mlruns/2/d
 """
 
 
-def test_records_of_a_project_that_was_moved_are_found_and_what_waits_is_passed_on(tmp_path, monkeypatch, capsys):
+def test_records_of_a_moved_project_are_found_and_waiting_ones_are_sent(tmp_path, monkeypatch, capsys):
     (port,) = free_ports(1)
-    started, become = [], []
+    started, executed = [], []
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["records", "--port", str(port)])
     monkeypatch.setattr(records, "start_sender", lambda folder: started.append(folder.resolve()))
-    monkeypatch.setattr(os, "execv", lambda *command: become.append(command))
+    monkeypatch.setattr(os, "execv", lambda *command: executed.append(command))
     with sqlite3.connect("mlflow.db") as database:
         database.executescript(TABLES)
     records.main()
@@ -61,7 +61,7 @@ def test_records_of_a_project_that_was_moved_are_found_and_what_waits_is_passed_
     write_text(spool_folder(tmp_path) / "1.jsonl", "")
     records.main()
     assert started == [spool_folder(tmp_path)]
-    assert len(become) == 2
+    assert len(executed) == 2
 
 
 def test_a_port_in_use_and_a_damaged_database_end_before_anything_starts(tmp_path, monkeypatch, capsys):
@@ -78,7 +78,7 @@ def test_a_port_in_use_and_a_damaged_database_end_before_anything_starts(tmp_pat
             assert capsys.readouterr().err.startswith(f"error: {line}")
 
 
-def test_a_database_that_another_program_writes_is_not_one_to_be_moved_away(tmp_path, monkeypatch, capsys):
+def test_a_locked_database_is_not_reported_as_damaged(tmp_path, monkeypatch, capsys):
     (port,) = free_ports(1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["records", "--port", str(port)])
@@ -88,12 +88,12 @@ def test_a_database_that_another_program_writes_is_not_one_to_be_moved_away(tmp_
         with pytest.raises(SystemExit) as end:
             records.main()
     assert end.value.code == 2
-    said = "error: mlflow.db: cannot be read (database is locked); wait for the program that writes to it\n"
-    assert capsys.readouterr().err == said
+    message = "error: mlflow.db: cannot be read (database is locked); wait for the program that writes to it\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "\u0661"])
-def test_what_is_no_port_ends_before_anything_starts(text, tmp_path, monkeypatch, capsys):
+def test_an_invalid_port_is_refused_before_anything_starts(text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["records", "--port", text])
     with pytest.raises(SystemExit) as end:

@@ -1,4 +1,4 @@
-"""Two copies of a project that share a remote: one fetches what the other has made."""
+"""Copies of a project that share a remote: one fetches what another has made."""
 
 import os
 import shutil
@@ -45,15 +45,15 @@ def run(project, **options):
     return lines
 
 
-def pushed(project):
+def push_everything(project):
     return push(remote_of(project.folder), ProcessGroups(), print)
 
 
 @pytest.fixture
-def another(project, tmp_path_factory):
-    """Makes a copy of the project as on a machine without its outputs and cache."""
+def other_machine(project, tmp_path_factory):
+    """Makes a copy of the project without outputs and cache, as on another machine."""
 
-    def another(*, lock):
+    def other_machine(*, lock):
         folder = tmp_path_factory.mktemp("another")
         for path in project.folder.iterdir():
             if path.is_file() and path.name != "events.log" and (lock or path.name != "dvc.lock"):
@@ -62,14 +62,14 @@ def another(project, tmp_path_factory):
         shutil.copy(project.folder / ".dvc" / "config", folder / ".dvc")
         return type(project)(folder)
 
-    return another
+    return other_machine
 
 
-def test_what_was_made_elsewhere_is_fetched_and_what_is_damaged_there_is_made_again(project, remote, another):
+def test_outputs_made_elsewhere_are_fetched_and_damaged_ones_are_made_again(project, remote, other_machine):
     run(project)
-    assert (project.begun("codec-0"), project.begun("score")) == (1, 1)
+    assert (project.times_begun("codec-0"), project.times_begun("score")) == (1, 1)
     assert len(list(remote.glob("locks/default/*"))) == 1  # for the whole run, not for its stages
-    other = another(lock=False)
+    other = other_machine(lock=False)
     names = [path for place in ("runs", "locks") for path in (remote / place).rglob("*") if path.is_file()]
     for path in names:
         os.utime(path, (0, 0))
@@ -81,7 +81,7 @@ def test_what_was_made_elsewhere_is_fetched_and_what_is_damaged_there_is_made_ag
     assert (other.folder / "dvc.lock").read_text() == (project.folder / "dvc.lock").read_text()
     assert (other.folder / SUMMARY).read_bytes() == (project.folder / SUMMARY).read_bytes()
     damage(remote, project.folder / SUMMARY)
-    third = another(lock=True)
+    third = other_machine(lock=True)
     run(third)
     assert third.events() == ["begin score", "end score"]
     assert (third.folder / SUMMARY).read_bytes() == (project.folder / SUMMARY).read_bytes()
@@ -96,20 +96,20 @@ def damage(remote, copy):
     path.write_bytes(data[:-1] + b"!")
 
 
-def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project, remote):
+def test_an_unreachable_remote_is_reported_and_gets_everything_at_the_next_push(project, remote):
     remote.rmdir()
     remote.write_text("in the way of the folder")
     lines = run(project)
-    assert project.begun("score") == 1
+    assert project.times_begun("score") == 1
     assert len([line for line in lines if line.startswith("remote 'store': ")]) == 2  # tried again at the end
     assert not [line for line in lines if "Traceback" in line]
-    assert not pushed(project)
+    assert not push_everything(project)
     remote.unlink()
-    assert pushed(project)
+    assert push_everything(project)
     for path in (project.folder / ".dvc" / "cache" / "files").rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     shutil.rmtree(project.folder / ".dvc" / "cache" / "files")
-    assert pushed(project)  # objects in the remote are not needed in the cache
+    assert push_everything(project)  # objects in the remote are not needed in the cache
     assert not [line for line in run(project) if line.startswith("remote")]
     locks = list(remote.glob("locks/default/*.lock"))
     assert [path.read_bytes() for path in locks] == [(project.folder / "dvc.lock").read_bytes()]
@@ -117,11 +117,11 @@ def test_a_remote_that_is_away_is_a_line_and_gets_it_all_at_the_next_run(project
     assert run(project) == []
 
 
-def test_from_a_remote_that_may_only_be_read_what_others_have_made_is_fetched_to_the_end(project, remote, another):
-    """Even after a stage could not be pushed, which is reported once."""
+def test_a_read_only_remote_is_still_fetched_from_after_a_failed_push(project, remote, other_machine):
+    """The failed push is reported once."""
     project.change(compare={"init": ["hiar"], "distill": []})
     run(project)
-    other = another(lock=False)
+    other = other_machine(lock=False)
     other.change(codec={"other": 1})
     other.order("codec-0", "fill 50")
     closed = remote / "files" / "md5" / md5(b"codec-0".ljust(50)).hexdigest()[:2]
@@ -134,31 +134,31 @@ def test_from_a_remote_that_may_only_be_read_what_others_have_made_is_fetched_to
             reproduce(other.folder, stage.name, groups, lines.append, remote=remote_there)
     finally:
         subprocess.run(["umount", "-l", closed], check=True)
-    assert other.begun("codec-0") == other.begun("score") == 1
-    assert other.begun("init-hiar") == 0
-    (told,) = [line for line in lines if line.startswith("remote")]
-    assert told.startswith("remote 'store': nothing more is pushed: ")
-    assert pushed(other)  # now that it is allowed
+    assert other.times_begun("codec-0") == other.times_begun("score") == 1
+    assert other.times_begun("init-hiar") == 0
+    (reported,) = [line for line in lines if line.startswith("remote")]
+    assert reported.startswith("remote 'store': nothing more is pushed: ")
+    assert push_everything(other)  # now that it is allowed
 
 
-def test_what_was_deleted_there_since_it_was_pushed_is_pushed_again_after_a_while(project, remote):
-    """`hiar storage gc` in another clone may delete what is not kept yet, before its lock is committed here."""
+def test_objects_deleted_from_the_remote_are_pushed_again_after_a_while(project, remote):
+    """`hiar storage gc` in another clone may delete objects whose lock has not been committed here yet."""
     run(project)
     stored = {path: path.read_bytes() for path in remote.glob("files/md5/*/*")}
     assert stored
     for path in stored:
         path.chmod(0o644)
         path.unlink()
-    noted = project.folder / PUSHED
-    long_ago = noted.stat().st_mtime - PUSHED_SECONDS - 1
-    os.utime(noted, (long_ago, long_ago))
-    assert pushed(project)
+    mark = project.folder / PUSHED
+    long_ago = mark.stat().st_mtime - PUSHED_SECONDS - 1
+    os.utime(mark, (long_ago, long_ago))
+    assert push_everything(project)
     assert {path: path.read_bytes() for path in remote.glob("files/md5/*/*")} == stored
-    assert noted.stat().st_mtime > long_ago  # and the period starts anew
+    assert mark.stat().st_mtime > long_ago  # and the period starts anew
 
 
-def test_what_did_not_all_come_there_is_not_taken_for_pushed(project, remote):
-    """Nor is what changed meanwhile; no record is pushed without its data."""
+def test_a_partial_push_or_a_lock_changed_meanwhile_does_not_count_as_pushed(project, remote):
+    """No record is pushed without its data."""
     project.dvc("repro")
     name = md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
     closed = remote / "files" / "md5" / name[:2]
@@ -166,42 +166,42 @@ def test_what_did_not_all_come_there_is_not_taken_for_pushed(project, remote):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", closed], capture_output=True).returncode:
         pytest.skip("a small file system cannot be mounted here")
     try:
-        assert not pushed(project)
+        assert not push_everything(project)
     finally:
         subprocess.run(["umount", "-l", closed], check=True)
     assert list(remote.glob("files/md5/*/*"))  # the other objects
     assert not list(remote.glob("runs/*/*/*"))
-    lock, told = project.folder / "dvc.lock", []
+    lock, reported = project.folder / "dvc.lock", []
 
-    def tell(line):
-        told.append(line)
+    def report_and_change(line):
+        reported.append(line)
         lock.write_text(lock.read_text() + "# changed\n")
 
     own = remote_of(project.folder)
-    assert push(own, ProcessGroups(), tell)
-    assert told
+    assert push(own, ProcessGroups(), report_and_change)
+    assert reported
     assert not own.has(PUSHED)
     assert len(list(remote.glob("runs/*/*/*"))) == 2
 
 
-def test_what_is_nowhere_is_not_taken_for_pushed(project, remote, capsys):
-    """The rest is pushed, but no lock that would say it is complete; the suggested remedy works."""
+def test_an_object_missing_everywhere_does_not_count_as_pushed(project, remote, capsys):
+    """The rest is pushed, but not the lock, which would claim completeness; the suggested remedy works."""
     project.dvc("repro")
     name = md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
     lost = Path("files", "md5", name[:2], name[2:])
     (project.folder / ".dvc" / "cache" / lost).unlink()
-    assert not pushed(project)
+    assert not push_everything(project)
     assert "1 of 3 objects are neither there nor in DVC's cache; `dvc commit --force`" in capsys.readouterr().out
     assert len(list(remote.glob("files/md5/*/*"))) == 2
     assert not list(remote.glob("locks/*/*"))
     assert not remote_of(project.folder).has(PUSHED)
     project.dvc("commit", "--force")
-    assert pushed(project)
+    assert push_everything(project)
     assert (remote / lost).is_file()
 
 
-def test_what_was_pushed_is_pushed_again_to_another_remote(tmp_path):
-    """Even if only the user's own settings have changed."""
+def test_a_changed_lock_or_config_does_not_count_as_pushed(tmp_path):
+    """Including the user's config.local."""
     (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
     for name in ("dvc.lock", ".dvc/config"):
         (tmp_path / name).write_text("before")
@@ -214,7 +214,7 @@ def test_what_was_pushed_is_pushed_again_to_another_remote(tmp_path):
         assert not remote.has(PUSHED)
 
 
-def test_a_lock_lies_under_the_name_of_its_experiment(tmp_path):
+def test_a_lock_is_stored_under_the_name_of_its_experiment(tmp_path):
     store = SimpleNamespace(fs=LocalFileSystem(), path=str(tmp_path / "remote" / "files" / "md5"))
     (tmp_path / "project" / ".dvc").mkdir(parents=True)
     for folder in ("project/runs/mine", "project", "other/runs/mine"):  # the last is a separate project
@@ -234,8 +234,8 @@ def test_an_error_of_a_remote_is_a_line_without_a_password():
     assert _reason(TimeoutError()) == "TimeoutError"
 
 
-def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote, monkeypatch):
-    """Outputs are links into the cache; stages that run again change none of its objects."""
+def test_stages_that_run_again_change_no_object_in_the_cache(project, remote, monkeypatch):
+    """Though outputs are hard links into it."""
     for size in (10, 50, 100):
         project.order("codec-0", f"fill {size}")
         project.dvc("repro", "--force", "codec@0")
@@ -245,11 +245,11 @@ def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote, mo
     assert len(names) == 3
     assert names == {md5(path.read_bytes()).hexdigest() for path in objects}
     # The remote has the last of the three, and no record of objects that it lacks.
-    assert pushed(project)
+    assert push_everything(project)
     (record,) = [yaml.safe_load(path.read_text()) for path in remote.glob("runs/*/*/*")]
     (kept,) = [path.parent.name + path.name for path in remote.glob("files/md5/*/*")]
     assert record["outs"][0]["md5"] == kept == md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
-    # Other stages, too, get the latest output of the same inputs.
+    # Other stages get the latest output of the same inputs, too.
     monkeypatch.chdir(project.folder)
     with Repo() as repo:
         (stage,) = repo.stage.collect("codec@0")
@@ -258,7 +258,7 @@ def test_the_cache_keeps_what_links_into_it_were_replaced_by(project, remote, mo
 
 
 def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
-    """Even relative ones, from both config files; if nothing has changed, nothing is written."""
+    """Relative ones too, from both config files; nothing is written if nothing has changed."""
     from dvc.config import Config
 
     (project.folder / "experiments").mkdir()
@@ -268,10 +268,10 @@ def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
     local = project.folder / ".dvc" / "config.local"
     local.write_text("['remote \"near\"']\n    jobs = 3\n")
     workspace = open_workspace(project.folder, "small")
-    own = Config(str(workspace / ".dvc"))
-    assert own["core"]["remote"] == "near"
-    assert own["remote"]["near"].items() >= {"url": str(project.folder / "beside"), "jobs": 3}.items()
-    assert Path(own["cache"]["dir"]) == project.folder / ".dvc" / "cache"
+    config_there = Config(str(workspace / ".dvc"))
+    assert config_there["core"]["remote"] == "near"
+    assert config_there["remote"]["near"].items() >= {"url": str(project.folder / "beside"), "jobs": 3}.items()
+    assert Path(config_there["cache"]["dir"]) == project.folder / ".dvc" / "cache"
     assert "beside" not in (workspace / ".dvc" / "config.local").read_text()
     assert str(project.folder) not in (workspace / ".dvc" / "config").read_text()
     assert (workspace / "dvc.yaml").read_bytes() == (project.folder / "dvc.yaml").read_bytes()
@@ -296,7 +296,7 @@ def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
 
 
 def test_stages_that_begin_at_once_open_one_workspace(project):
-    """As on a machine other than the experiment's, whose clone has no workspace yet."""
+    """As on another machine, whose clone has no workspace yet."""
     (project.folder / "experiments").mkdir()
     (project.folder / "experiments" / "small.yaml").write_text("seeds: [1]\n")
     together = threading.Barrier(8)
@@ -309,8 +309,8 @@ def test_stages_that_begin_at_once_open_one_workspace(project):
         assert set(pool.map(begin, range(8))) == {project.folder / "runs" / "small"}
 
 
-def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote, another):
-    """Each of four machines runs one stage of an experiment, with only the remote."""
+def test_a_stage_fetches_the_outputs_it_needs_of_stages_that_ran_elsewhere(project, remote, other_machine):
+    """Four machines that share only the remote run one stage each."""
     groups, lines = ProcessGroups(), []
 
     def run_one(machine, stage):
@@ -321,7 +321,7 @@ def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote
     project.order("codec-0", "fill 1000")
     with (project.folder / "dvc.yaml").open("a") as pipeline:
         pipeline.write("  last:\n    cmd: python stage.py last\n    deps: [out/distill-0-hiar]\n    outs: [out/last]\n")
-    machines = [another(lock=False) for _ in range(4)]
+    machines = [other_machine(lock=False) for _ in range(4)]
     (machines[0].folder / "orders").mkdir()
     shutil.copy(project.folder / "orders" / "codec-0", machines[0].folder / "orders")
     (machines[1].folder / "out").mkdir()
@@ -339,4 +339,4 @@ def test_a_stage_gets_what_it_needs_of_stages_that_ran_elsewhere(project, remote
     assert len(made) == 1000
     here = {path.name for path in (machines[2].folder / "out").iterdir()}
     assert here == {"distill-0-hiar", "last"}  # but not the inputs of its inputs
-    assert not list(remote.glob("locks/*/*"))  # nobody has run the whole experiment
+    assert not list(remote.glob("locks/*/*"))  # no machine has run the whole experiment

@@ -1,4 +1,4 @@
-"""The stack as `make stack` starts it: one process of each part, data and keys that survive kills, and no orphans."""
+"""The stack as `make stack` starts it: one process per part, data survive kills, no orphans, no key in a log."""
 
 import shutil
 import subprocess
@@ -47,7 +47,7 @@ def test_a_second_start_makes_no_second_server(lab):
 
 
 @pytest.mark.parametrize("part", ["s3", "prefect", "mlflow", "worker"])
-def test_what_is_killed_is_started_again(lab, part):
+def test_a_killed_part_is_started_again(lab, part):
     (before,) = lab.processes(part)
     assert lab.kill(part) == []
     lab.start()  # waits until all is healthy
@@ -55,7 +55,7 @@ def test_what_is_killed_is_started_again(lab, part):
     assert after != before
 
 
-def test_the_supervisors_death_leaves_no_process_and_no_data_are_lost(lab, store):
+def test_killing_the_supervisor_leaves_no_process_and_loses_no_data(lab, store):
     store.put_object(Bucket="hiar", Key="kept", Body=b"whole")
     flows = lab.send("/flows/count", {})
     assert lab.kill("supervisor") == []
@@ -63,7 +63,7 @@ def test_the_supervisors_death_leaves_no_process_and_no_data_are_lost(lab, store
     assert lab.send("/flows/count", {}) == flows > 0
 
 
-def test_what_a_stage_had_done_when_its_worker_was_asked_to_end_is_not_done_again(lab):
+def test_a_stage_whose_worker_is_terminated_resumes_without_repeating_steps(lab):
     """As when a pod is evicted: a state is saved, from which the run resumes once a worker is back."""
     longer = lab.folder / "experiments" / "longer.yaml"
     longer.write_text(f"over: smoke\ncodec: {{training: {{steps: {STEPS}}}}}\n")

@@ -1,4 +1,4 @@
-"""A stack from start to end, with small stand-ins for its servers: what is started, prepared and stopped."""
+"""A stack from start to end, with small stand-ins for its servers: starting, preparing and stopping."""
 
 import os
 import signal
@@ -92,13 +92,13 @@ for name in ("S3", "PREFECT", "MLFLOW"):
     server = ThreadingHTTPServer(("127.0.0.1", int(os.environ[f"HIAR_{name}_PORT"])), Answer)
     threading.Thread(target=server.serve_forever).start()
 """
-# Replaces the system's, which not every user may run: it makes no namespace, but starts the given command.
+# In place of the system's, which not every user may run: makes no namespace and starts the given command.
 UNSHARE = '#!/bin/sh\nwhile case "$1" in -*) true ;; *) false ;; esac; do shift; done\nexec "$@"\n'
 
 
 @pytest.fixture
-def small(short, own, monkeypatch):
-    """The folder of a project whose stack has the small servers and its own ports."""
+def small_stack(short_folder, clean_env, monkeypatch):
+    """The folder of a project whose stack runs the stand-ins at ports of its own."""
     write_program(Path(os.environ["PATH"].partition(os.pathsep)[0]) / "unshare", UNSHARE)
     names = [line.partition("=")[0] for line in PORTS.read_text().splitlines() if line.startswith("HIAR_")]
     for name, port in zip(names, free_ports(len(names)), strict=True):
@@ -106,14 +106,14 @@ def small(short, own, monkeypatch):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there, and nobody should connect
-    (short / "servers.py").write_text(PROGRAM)
-    (short / "supervisord.conf").write_text(HEAD + SERVERS)
-    monkeypatch.setattr(control, "CONFIG", short)
+    (short_folder / "servers.py").write_text(PROGRAM)
+    (short_folder / "supervisord.conf").write_text(HEAD + SERVERS)
+    monkeypatch.setattr(control, "CONFIG", short_folder)
     monkeypatch.setattr(control, "HEALTHY_SECONDS", PATIENCE)
-    yield short
+    yield short_folder
     with suppress(FileNotFoundError, psutil.NoSuchProcess):  # left by a failed test
-        supervisor = psutil.Process(int((short / ".hiar" / "stack" / "pid").read_text()))
-        if os.fspath(short) in " ".join(supervisor.cmdline()):
+        supervisor = psutil.Process(int((short_folder / ".hiar" / "stack" / "pid").read_text()))
+        if os.fspath(short_folder) in " ".join(supervisor.cmdline()):
             for one in [*supervisor.children(recursive=True), supervisor]:
                 one.kill()
 
@@ -123,28 +123,28 @@ def write_program(path, text):
     path.chmod(0o755)
 
 
-def test_a_stack_is_begun_once_is_ready_and_ends_when_it_is_told_to(small, monkeypatch, capsys):
-    stack = open_stack(small)
+def test_up_starts_one_ready_stack_and_down_ends_it(small_stack, monkeypatch, capsys):
+    stack = open_stack(small_stack)
     assert up(stack) == 0
     try:
         number = int((stack.folder / "pid").read_text())
         assert os.getsid(number) == number  # Ctrl-C in its starter's terminal does not reach it
-        said = capsys.readouterr().out.splitlines()
-        assert [line.split() for line in said[:3]] == [[name, stack.url(name)] for name in control.SERVERS]
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split() for line in lines[:3]] == [[name, stack.url(name)] for name in control.SERVERS]
         assert up(stack) == 0
         assert capsys.readouterr().out.startswith("the stack is already running\n")
         monkeypatch.setattr(health, "STORE_SECONDS", 0.0)
-        (small / "shut").touch()
+        (small_stack / "shut").touch()
         with pytest.raises(RunFailed, match=r"bucket 'hiar': the store does not serve it \(ClientError\)"):
             up(stack)
-        (small / "shut").unlink()
-        (small / "broken").touch()
+        (small_stack / "shut").unlink()
+        (small_stack / "broken").touch()
         with pytest.raises(RunFailed, match="work pool 'experiments': Prefect's server answers 500"):
             up(stack)
     finally:
         assert down(stack) == 0
     assert control._is_free(stack)
-    events = (small / "events").read_text().splitlines()
+    events = (small_stack / "events").read_text().splitlines()
     assert (events[0], events[-1], events.count("begin")) == ("begin", "end", 1)  # SIGTERM reached its children
     for bucket in BUCKETS:
         refused = events.index(next(one for one in events if one.startswith(f"put /{bucket}/")))
@@ -153,18 +153,18 @@ def test_a_stack_is_begun_once_is_ready_and_ends_when_it_is_told_to(small, monke
         assert any(one.startswith(f"put /{bucket}/") and one.endswith("True") for one in events[refused:])
 
 
-def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_killed(small, monkeypatch):
-    (small / "supervisord.conf").write_text(HEAD)
-    stack = open_stack(small)
+def test_a_stack_that_never_gets_healthy_is_reported_and_one_that_does_not_end_is_killed(small_stack, monkeypatch):
+    (small_stack / "supervisord.conf").write_text(HEAD)
+    stack = open_stack(small_stack)
     monkeypatch.setattr(control, "ENDING_SECONDS", 0.0)
     (stack.folder / "pid").write_text("1\n")  # from before a reboot: the pid now belongs to another process
     known, write = [], control.write_text
     monkeypatch.setattr(control, "write_text", lambda path, text: known.append(path.exists()) or write(path, text))
     with control._lock(stack) as lock:
         with pytest.raises(RunFailed, match=rf"the stack does not stop; kill the process holding {stack.folder}/lock "):
-            (stack.folder / "pid").rename(small / "pid")
+            (stack.folder / "pid").rename(small_stack / "pid")
             down(stack)
-        (small / "pid").rename(stack.folder / "pid")
+        (small_stack / "pid").rename(stack.folder / "pid")
         control._start(stack, lock)
     assert known == [False]
     number = int((stack.folder / "pid").read_text())
@@ -197,13 +197,13 @@ def test_a_stack_that_gets_nowhere_is_told_so_and_one_that_does_not_end_is_kille
         ),
     ],
 )
-def test_a_start_that_fails_is_a_line_and_an_exit_code(unshare, code, said, small):
+def test_a_start_that_fails_is_a_line_and_an_exit_code(unshare, code, said, small_stack):
     place = Path(os.environ["PATH"].partition(os.pathsep)[0])
     write_program(place / "unshare", f"#!/bin/sh\n{unshare}\n")
     ports = {name: value for name, value in os.environ.items() if name.startswith("HIAR_")}
     run = subprocess.run(
         [sys.executable, "-m", "flows.stack", "up"],
-        cwd=small,
+        cwd=small_stack,
         env=environment() | ports,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""A worker of the stack, with a Prefect of a few lines in Prefect's place: when it begins, and what it leaves."""
+"""A worker of the stack, with a few lines in place of Prefect: when it begins, and which processes it leaves."""
 
 import functools
 import http.server
@@ -37,7 +37,7 @@ time.sleep(600)
 """
 
 
-# It starts a run as well, and something else, and then ends by itself, or when it is told to.
+# Starts a run and another process, and ends once there is a file `end`.
 ENDS = """\
 import pathlib, signal, subprocess, sys, time
 pathlib.Path("early").write_text(str(not pathlib.Path("answered").exists()))
@@ -56,13 +56,13 @@ sys.exit(7)
 
 
 class Health(http.server.SimpleHTTPRequestHandler):
-    """Of a server that is starting when it is asked first."""
+    """A server that is still starting at the first request."""
 
-    asked = 0
+    requests = 0
 
     def do_GET(self):
-        Health.asked += 1
-        if Health.asked < 2:
+        Health.requests += 1
+        if Health.requests < 2:
             self.send_error(503)
             return
         Path(self.directory, "answered").touch()
@@ -73,21 +73,21 @@ class Health(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def at_work(folder, program, command=("-m", "flows.stack.worker")):
-    """The process of a worker whose Prefect is a program; its server's folder, and its own, is ``folder``."""
+def running_worker(folder, program, command=("-m", "flows.stack.worker")):
+    """The process of a worker whose Prefect is ``program``; it and its server work in ``folder``."""
     (folder / "prefect").mkdir()
     (folder / "prefect" / "__init__.py").touch()
     (folder / "prefect" / "__main__.py").write_text(program)
     (folder / "api" / "admin").mkdir(parents=True)
     (folder / "api" / "admin" / "version").write_text(f'"{version("prefect")}"')
-    Health.asked = 0
+    Health.requests = 0
     handler = functools.partial(Health, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         settings = dict.fromkeys(DATABASES, "a password in it")
         settings["PREFECT_API_URL"] = f"http://127.0.0.1:{server.server_address[1]}/api"
         settings["PYTHONPATH"] = f"{folder}{os.pathsep}{environment()['PYTHONPATH']}"
-        asked = [sys.executable, *command, "--pool", "stages", "--limit", "2"]
+        asked = [sys.executable, *command, "--pool", "stages", "--limit", "2", "--with-healthcheck"]
         worker = subprocess.Popen(asked, cwd=folder, env=environment() | settings)
         try:
             yield worker
@@ -96,16 +96,16 @@ def at_work(folder, program, command=("-m", "flows.stack.worker")):
             server.shutdown()
 
 
-def is_at_work(number):
+def is_running(number):
     return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
 
 
-def test_a_worker_that_is_asked_to_end_lets_its_runs_end_and_leaves_nothing(tmp_path, own):
-    """Of a Prefect that starts one run, and would start more; neither gets to know where the servers' databases are.
+def test_a_terminated_worker_lets_its_runs_end_and_leaves_no_process(tmp_path, clean_env):
+    """Prefect starts one run and would start more; neither gets the addresses of the servers' databases.
 
-    What a killed run has left, and ends later, is gone then.
+    An orphan that ends later is reaped.
     """
-    with at_work(tmp_path, PREFECT) as worker:
+    with running_worker(tmp_path, PREFECT) as worker:
         wait_until(lambda: (tmp_path / "runs").exists() and (tmp_path / "told").exists())
         below = psutil.Process(worker.pid).children(recursive=True)
         orphan = int((tmp_path / "orphan").read_text())
@@ -114,43 +114,44 @@ def test_a_worker_that_is_asked_to_end_lets_its_runs_end_and_leaves_nothing(tmp_
         assert worker.wait(120) == 0
     left, *told = (tmp_path / "told").read_text().split("\n")
     assert told[:8] == ["worker", "start", "--type", "process", "--pool", "stages", "--limit", "2"]
+    assert told[8] == "--with-healthcheck"  # what is not its own is Prefect's
     assert not set(DATABASES) & set(told)
     assert "PREFECT_API_URL" in told
     assert (tmp_path / "ended").exists()
     assert not (tmp_path / "more").exists()  # nothing was begun meanwhile
     assert int(left) in [one.pid for one in below]
-    assert not [one for one in below if is_at_work(one.pid)]
+    assert not [one for one in below if is_running(one.pid)]
 
 
-def test_a_worker_whose_prefect_ends_ends_like_it_and_leaves_nothing(tmp_path, own):
-    with at_work(tmp_path, ENDS) as worker:
+def test_a_worker_exits_with_the_code_of_its_prefect_and_leaves_no_process(tmp_path, clean_env):
+    with running_worker(tmp_path, ENDS) as worker:
         wait_until((tmp_path / "begun").exists)
         (tmp_path / "end").touch()
         assert worker.wait(120) == 7
-    assert (tmp_path / "early").read_text() == "False"  # Prefect's begins when there is a server to speak to
-    assert (tmp_path / "ended").exists()  # the run was asked to
-    assert not any(is_at_work(int(number)) for number in (tmp_path / "begun").read_text().split())
+    assert (tmp_path / "early").read_text() == "False"  # Prefect starts after its server has answered
+    assert (tmp_path / "ended").exists()  # the run got SIGTERM
+    assert not any(is_running(int(number)) for number in (tmp_path / "begun").read_text().split())
 
 
-def test_a_run_that_does_not_end_is_killed_when_its_time_is_over(tmp_path, own):
+def test_a_run_that_does_not_end_is_killed_after_the_grace_period(tmp_path, clean_env):
     soon = "import sys; from flows.stack import worker; worker.GRACE = 0.5; sys.exit(worker.main())"
     stubborn = ENDS.replace("lambda *_: (pathlib.Path('ended').touch(), sys.exit())", "signal.SIG_IGN")
-    with at_work(tmp_path, stubborn, ("-c", soon)) as worker:
+    with running_worker(tmp_path, stubborn, ("-c", soon)) as worker:
         wait_until((tmp_path / "begun").exists)
         worker.terminate()
         assert worker.wait(60) == 0
-    assert not any(is_at_work(int(number)) for number in (tmp_path / "begun").read_text().split())
+    assert not any(is_running(int(number)) for number in (tmp_path / "begun").read_text().split())
 
 
-def test_prefect_s_worker_does_not_outlive_a_worker_that_is_killed(tmp_path, own, monkeypatch):
-    monkeypatch.setattr(waiting, "PATIENCE", 60.0)  # what is not ended now never is
-    with at_work(tmp_path, ENDS) as worker:
+def test_prefect_s_worker_does_not_outlive_a_worker_that_is_killed(tmp_path, clean_env, monkeypatch):
+    monkeypatch.setattr(waiting, "PATIENCE", 60.0)  # a process that survives this survives for good
+    with running_worker(tmp_path, ENDS) as worker:
         wait_until((tmp_path / "begun").exists)
         (prefect,) = psutil.Process(worker.pid).children()
         below = prefect.children()
         try:
             worker.send_signal(signal.SIGKILL)
-            wait_until(lambda: not is_at_work(prefect.pid))
+            wait_until(lambda: not is_running(prefect.pid))
         finally:
             for one in (*below, prefect):
                 with suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""What goes wrong outside the stages is one line within seconds, exit code 2, before anything runs."""
+"""Troubles outside the stages: one line and exit code 2 before anything runs, or a run that works all the same."""
 
 import http.server
 import os
@@ -19,7 +19,7 @@ PROXIES = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch):
-    """A user who has never heard of Prefect."""
+    """A user without any Prefect settings."""
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         monkeypatch.delenv(name)
 
@@ -29,8 +29,8 @@ def hiar(folder, *arguments, **settings):
     return subprocess.run(command, cwd=folder, env=os.environ | settings, capture_output=True, text=True)
 
 
-def mistake(folder, *arguments, **settings):
-    """The one line that is said."""
+def error_line(folder, *arguments, **settings):
+    """Run `hiar`, which should fail with exit code 2 and one line; return that line without `error: `."""
     run = hiar(folder, *arguments, **settings)
     assert run.returncode == 2, run.stdout + run.stderr
     assert run.stdout == ""
@@ -44,7 +44,7 @@ OLD = {"/old/api/flows/filter": b"[]", "/old/api/admin/version": b'"2.20.9"'}
 
 
 class Foreign(http.server.BaseHTTPRequestHandler):
-    """A server, but not Prefect's; one below /old is, of years ago."""
+    """A server that is not Prefect's; below /old, one of Prefect 2."""
 
     def do_POST(self):
         self.send_response(404 if self.path.startswith("/old/") and self.path not in OLD else 200)
@@ -58,62 +58,62 @@ class Foreign(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def foreign():
+def foreign_server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
 
-def test_a_server_that_does_not_answer_as_one(project, foreign):
-    line = mistake(project.folder, "run", PREFECT_API_URL=f"{DEAD}/api", **PROXIES)
+def test_an_address_without_a_usable_prefect_server_is_refused(project, foreign_server):
+    line = error_line(project.folder, "run", PREFECT_API_URL=f"{DEAD}/api", **PROXIES)
     assert line.startswith(f"PREFECT_API_URL = {DEAD}/api: no Prefect server answers there (")
     assert line.endswith("or unset PREFECT_API_URL for a temporary one")
-    line = mistake(project.folder, "run", PREFECT_API_URL=f"http://me:secret@{foreign}/api")
-    assert line.startswith(f"PREFECT_API_URL = http://{foreign}/api: no Prefect server answers there (")
+    line = error_line(project.folder, "run", PREFECT_API_URL=f"http://me:secret@{foreign_server}/api")
+    assert line.startswith(f"PREFECT_API_URL = http://{foreign_server}/api: no Prefect server answers there (")
     assert "secret" not in line
-    line = mistake(project.folder, "run", PREFECT_API_URL=f"http://{foreign}/old/api")
+    line = error_line(project.folder, "run", PREFECT_API_URL=f"http://{foreign_server}/old/api")
     assert "Found incompatible versions: client: 3." in line
     assert "server: 2.20.9" in line
-    assert mistake(project.folder, "run", PREFECT_API_URL="junk").startswith("PREFECT_API_URL = junk: no Prefect")
-    own = project.folder / "of-prefect"  # where `prefect config set` keeps what it is told
+    assert error_line(project.folder, "run", PREFECT_API_URL="junk").startswith("PREFECT_API_URL = junk: no Prefect")
+    own = project.folder / "of-prefect"  # where `prefect config set` stores settings
     own.mkdir()
     (own / "profiles.toml").write_text(f'active = "own"\n[profiles.own]\nPREFECT_API_URL = "{DEAD}/api"\n')
-    line = mistake(project.folder, "run", PREFECT_HOME=str(own), **PROXIES)
+    line = error_line(project.folder, "run", PREFECT_HOME=str(own), **PROXIES)
     assert line.startswith(f"PREFECT_API_URL = {DEAD}/api: no Prefect server answers there (")
     assert project.events() == []
 
 
 @pytest.mark.parametrize("place", ["", "/old"])
-def test_deployments_are_stored_where_a_server_answers(place, foreign):
-    """Prefect's own command would say so by a traceback."""
-    url = f"http://{foreign}{place}/api"
+def test_deploying_without_a_prefect_server_is_one_line(place, foreign_server):
+    """Prefect's own command would print a traceback."""
+    url = f"http://{foreign_server}{place}/api"
     command = [sys.executable, "-m", "flows.server"]
     run = subprocess.run(command, env=os.environ | {"PREFECT_API_URL": url}, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
     assert run.stderr.startswith(f"error: PREFECT_API_URL = {url}: no Prefect server answers there (")
 
 
-def test_a_temporary_server_that_cannot_start(project):
+def test_a_temporary_server_that_cannot_start_is_one_line(project):
     records = project.folder / ".prefect"
     records.write_text("of somebody")
-    assert mistake(project.folder, "run").startswith(f"{records}: file exists; a file has this name")
+    assert error_line(project.folder, "run").startswith(f"{records}: file exists; a file has this name")
     records.unlink()
     records.mkdir()
     (records / "prefect.db").write_text("no database")
-    line = mistake(project.folder, "run")
+    line = error_line(project.folder, "run")
     assert line.startswith(f"{records}/server.log: Prefect's temporary server does not start (")
     assert "file is not a database" in line
     assert project.events() == []
 
 
 @pytest.mark.parametrize("command", [["hiar", "run"], ["flows.stack", "up"]])
-def test_a_machine_that_does_not_reach_itself(command, project, short):
-    """As in a new name space of networks, whose loopback is down."""
+def test_a_machine_whose_loopback_is_down_gets_the_fix(command, project, short_folder):
+    """As in a new network namespace."""
     apart = ["unshare", "--user", "--map-current-user", "--net"]
     if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("there are no name spaces of networks here")
-    folder = project.folder if command[0] == "hiar" else short
+    folder = project.folder if command[0] == "hiar" else short_folder
     run = subprocess.run([*apart, sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (2, "")
     assert (
@@ -122,7 +122,7 @@ def test_a_machine_that_does_not_reach_itself(command, project, short):
     )
 
 
-# A server that ends as one does whose port another has taken, so many times.
+# A sitecustomize with which the first servers end as if their port had been taken.
 TAKEN = """
 import os
 import sys
@@ -165,23 +165,23 @@ def test_a_temporary_server_whose_port_is_taken_meanwhile_is_started_once_more(t
 
 
 @pytest.mark.long
-def test_dead_proxies_a_path_of_odd_letters_and_a_second_run_beside(project, tmp_path):
-    """Three at once, since a flow takes its time."""
+def test_a_run_works_behind_dead_proxies_in_an_odd_path_and_refuses_a_second_run(project, tmp_path):
+    """Three in one test, since a flow takes long."""
     folder = tmp_path / "below" / "a b?c#d%20e"
     shutil.copytree(project.folder, folder, ignore=lambda *_: {"below"})
     (folder / "orders").mkdir()
     (folder / "orders" / "codec-0").write_text("touch started\nwait go\n")
     command = [sys.executable, "-m", "hiar", "run"]
     environment = os.environ | PROXIES
-    with (tmp_path / "said").open("w") as said:
-        first = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
+    with (tmp_path / "said").open("w") as log:
+        first = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     try:
         while not (folder / "started").exists():
             assert first.poll() is None, (tmp_path / "said").read_text()
             time.sleep(0.02)
         before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
         for options in ([], ["--dry-run"], ["--force"]):
-            assert mistake(folder, "run", *options) == (
+            assert error_line(folder, "run", *options) == (
                 "a b?c#d%20e: another `hiar run` is running here; wait until it ends, or stop it"
             )
         assert {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()} == before
@@ -189,12 +189,12 @@ def test_dead_proxies_a_path_of_odd_letters_and_a_second_run_beside(project, tmp
         (folder / "go").touch()
         code = first.wait()
     assert code == 0, (tmp_path / "said").read_text()
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # all that is kept is kept inside
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing is written outside the project
     assert (folder / ".prefect" / "prefect.db").exists()
 
 
-def test_a_project_without_git(project):
-    """As an archive of it is unpacked; git that comes later counts again."""
+def test_a_project_runs_without_git(project):
+    """As unpacked from an archive; git is used again once there is a repository."""
     config = project.folder / ".dvc" / "config"
     config.write_text("[core]\n    analytics = false\n")
     local = project.folder / ".dvc" / "config.local"
@@ -211,7 +211,7 @@ def test_a_project_without_git(project):
     assert "autostage = false" in local.read_text()
 
 
-def test_a_project_whose_code_is_not_what_runs(project):
+def test_a_project_whose_code_differs_from_the_running_code_is_refused(project):
     """A copy of the project, with the .venv of the one it was copied from."""
     root = Path(__file__).parents[2]
     for package in ("hiar", "flows"):
@@ -220,5 +220,5 @@ def test_a_project_whose_code_is_not_what_runs(project):
     assert "would run" in hiar(project.folder, "run", "--dry-run", **elsewhere).stdout
     with (project.folder / "hiar" / "noise.py").open("a") as file:
         file.write("# changed here\n")
-    line = mistake(project.folder, "run", "--dry-run", **elsewhere)
+    line = error_line(project.folder, "run", "--dry-run", **elsewhere)
     assert line.startswith(f"{project.folder}/hiar: differs from {root}/hiar, whose code this `hiar` runs; install the")

@@ -1,4 +1,4 @@
-"""The watcher takes up what died, a bounded number of times, and touches nothing else."""
+"""The watcher reschedules dead runs, a bounded number of times, and touches nothing else."""
 
 import http.server
 import json
@@ -26,7 +26,7 @@ def nothing():
 
 @pytest.fixture
 def lab():
-    """A server's client, and what makes a run of a deployment that is in a state, ``above`` being what began it."""
+    """A client, and functions that make runs in given states (``above``: the parent run), read states, and beat."""
     from prefect import flow, task
     from prefect.client.orchestration import get_client
     from prefect.states import Scheduled
@@ -49,15 +49,15 @@ def lab():
             return client.read_flow_run(run).state.name
 
         def beat(run, ahead=0):
-            """A sign of life, by a clock that is so many seconds ahead; when the server heard of it."""
+            """Send a heartbeat by a clock that is ``ahead`` seconds ahead; returns when the server received it."""
             event = {"event": watcher.HEARTBEAT, "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"}}
-            told = event | {"id": str(uuid4()), "occurred": (datetime.now(UTC) + timedelta(seconds=ahead)).isoformat()}
-            before, heard = watcher.last_heartbeat(client, run, datetime.now(UTC)), []
-            client._client.post("/events", json=[told]).raise_for_status()
+            sent = event | {"id": str(uuid4()), "occurred": (datetime.now(UTC) + timedelta(seconds=ahead)).isoformat()}
+            before, times = watcher.last_heartbeat(client, run, datetime.now(UTC)), []
+            client._client.post("/events", json=[sent]).raise_for_status()
             wait_until(
-                lambda: heard.append(watcher.last_heartbeat(client, run, datetime.now(UTC))) or heard[-1] != before
+                lambda: times.append(watcher.last_heartbeat(client, run, datetime.now(UTC))) or times[-1] != before
             )
-            return heard[-1]
+            return times[-1]
 
         yield SimpleNamespace(client=client, run=run, state=state, beat=beat)
         for made in client.read_flow_runs():
@@ -68,7 +68,7 @@ def look(lab, seconds):
     return watcher.look(lab.client, AGO, datetime.now(UTC) + timedelta(seconds=seconds))
 
 
-def test_only_what_was_silent_for_long_is_taken_up(lab):
+def test_only_runs_that_were_silent_for_long_are_rescheduled(lab):
     from prefect.states import Completed, Failed, Pending, Running
 
     runs = {state.name: lab.run(state) for state in (Running(), Pending(), Failed())}
@@ -83,7 +83,7 @@ def test_only_what_was_silent_for_long_is_taken_up(lab):
     assert lab.state(runs["Pending"]) == "AwaitingRetry"
 
 
-def test_a_run_whose_worker_died_before_it_could_cancel_it_is_cancelled_and_not_taken_up(lab):
+def test_a_run_whose_worker_died_before_it_could_cancel_it_is_cancelled(lab):
     from prefect.states import Cancelling, Running
 
     dead, alone = lab.run(Running(), Cancelling()), lab.run(Running(), Cancelling(), deployed=False)
@@ -94,8 +94,8 @@ def test_a_run_whose_worker_died_before_it_could_cancel_it_is_cancelled_and_not_
     assert look(lab, 80) == []
 
 
-def test_the_stages_of_an_experiment_that_is_cancelled_are_cancelled_with_it(lab):
-    """And none of another one, or that has ended."""
+def test_stages_of_a_cancelled_experiment_are_cancelled_too(lab):
+    """But none that has ended, or belongs to another experiment."""
     from prefect.states import Cancelling, Completed, Pending, Running
 
     parents = lab.run(Running(), Cancelling()), lab.run(Running())
@@ -109,7 +109,7 @@ def test_the_stages_of_an_experiment_that_is_cancelled_are_cancelled_with_it(lab
     assert look(lab, 0) == []
 
 
-def test_silence_before_the_server_or_the_watcher_was_up_counts_for_nothing(lab):
+def test_silence_before_the_server_was_up_does_not_count(lab):
     from prefect.states import Running
 
     run = lab.run(Running())
@@ -119,7 +119,7 @@ def test_silence_before_the_server_or_the_watcher_was_up_counts_for_nothing(lab)
     assert watcher.look(lab.client, now - timedelta(seconds=75), now)
 
 
-def test_what_its_worker_says_crashed_is_scheduled_at_once_but_not_for_ever(lab, monkeypatch):
+def test_a_crashed_run_is_rescheduled_at_once_but_not_for_ever(lab, monkeypatch):
     from prefect.states import Crashed, Running
 
     run = lab.run(Running(), Crashed())
@@ -136,7 +136,7 @@ def test_what_its_worker_says_crashed_is_scheduled_at_once_but_not_for_ever(lab,
     assert lab.state(again) == "Crashed"
 
 
-def test_what_crashes_before_it_begins_is_not_tried_for_ever_but_may_wait_for_a_machine_as_long_as_it_likes(lab):
+def test_a_run_that_crashes_before_it_begins_is_given_up_but_a_pending_one_may_wait_for_ever(lab):
     from prefect.states import Crashed, Pending
 
     ends, waits = lab.run(), lab.run()
@@ -163,7 +163,7 @@ def test_a_cluster_may_let_runs_wait_longer_for_a_machine(said, seconds, lab, mo
 
 
 @pytest.mark.parametrize("said", ["", "0", "15m", "1e3", "-5"])
-def test_a_wait_that_is_none_is_refused_in_a_line(said):
+def test_an_invalid_pending_time_is_refused_in_one_line(said):
     from commands import environment
 
     command = [sys.executable, "-m", "flows.stack.watcher"]
@@ -173,24 +173,24 @@ def test_a_wait_that_is_none_is_refused_in_a_line(said):
 
 
 @pytest.mark.parametrize(("first", "ahead"), [(0, 600), (600, -600)])
-def test_a_run_that_gives_signs_of_life_is_at_work_until_its_last_one_is_long_ago(first, ahead, lab):
-    """Whatever the clock of its worker shows, and of the one that it had first."""
+def test_a_run_counts_as_alive_until_its_last_heartbeat_is_long_ago(first, ahead, lab):
+    """Whatever the clocks of its worker and of its first worker show."""
     from prefect.states import Running
 
     run, other = lab.run(Running()), lab.run(Running())
     begun = max(lab.client.read_flow_run(one).state.timestamp for one in (run, other))
     lab.beat(run, first)
-    heard = lab.beat(run, ahead)
-    assert heard > begun
-    late = watcher.SILENCE["RUNNING"] + (heard - begun) / 2
+    last_heartbeat = lab.beat(run, ahead)
+    assert last_heartbeat > begun
+    late = watcher.SILENCE["RUNNING"] + (last_heartbeat - begun) / 2
     done = watcher.look(lab.client, AGO, begun + late)
     assert [str(other) in line for line in done] == [True, True]
     assert (lab.state(run), lab.state(other)) == ("Running", "AwaitingRetry")
-    watcher.look(lab.client, AGO, heard + late)
+    watcher.look(lab.client, AGO, last_heartbeat + late)
     assert lab.state(run) == "AwaitingRetry"
 
 
-def test_what_crashed_long_ago_or_belongs_to_nobody_or_has_gone_on_meanwhile_is_left(lab, monkeypatch):
+def test_old_crashes_runs_without_a_deployment_and_resumed_runs_are_left_alone(lab, monkeypatch):
     from prefect.states import Crashed, Pending, Running
 
     run, alone = lab.run(Running(), Crashed()), lab.run(Running(), Crashed(), deployed=False)
@@ -207,7 +207,7 @@ def test_what_crashed_long_ago_or_belongs_to_nobody_or_has_gone_on_meanwhile_is_
     assert lab.state(begins) == "Running"
 
 
-# The watcher's loop, of which each look says since when the server is up.
+# The watcher's loop; each look prints since when the server has been up.
 LOOP = """
 import sys
 from flows.stack import watcher
@@ -219,7 +219,7 @@ sys.exit(watcher.main())
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """A Prefect server as the watcher asks for it: its clock can be moved, and it can be away or shut."""
+    """A Prefect server as far as the watcher uses it: status, version and clock can be set."""
 
     moved, status, version = 0.0, 200, ""
 
@@ -239,7 +239,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    """What a Prefect server says, which may be changed, and the environment of who is sent there."""
+    """The handler of a Prefect server, whose answers may be changed, and the environment that leads there."""
     import prefect
     from commands import environment
 
@@ -251,8 +251,8 @@ def server():
         server.shutdown()
 
 
-def test_the_watcher_counts_from_when_the_server_came_back_or_its_clock_jumped_and_ends_when_it_is_told_to(server):
-    """Its clock jumps as the machine sleeps, or is set back."""
+def test_the_watcher_counts_from_the_servers_return_or_clock_jump_and_ends_on_sigterm(server):
+    """Its clock jumps forward, as after the machine's sleep, and back."""
     command = [sys.executable, "-c", LOOP]
     process = subprocess.Popen(command, env=server.environment, stdout=subprocess.PIPE, text=True)
     try:
@@ -272,7 +272,7 @@ def test_the_watcher_counts_from_when_the_server_came_back_or_its_clock_jumped_a
         process.kill()
         process.stdout.close()
     assert line.startswith("the server does not answer: ")
-    assert len(set(before)) == len(set(after)) == 1  # as long as it is there, since it was there first
+    assert len(set(before)) == len(set(after)) == 1  # the time stays the same while the server answers
     first, back, woke, set_back = (datetime.fromisoformat(one.strip()) for one in (before[0], after[0], *moved))
     assert set_back < first < back < woke - timedelta(minutes=59)
 
@@ -287,8 +287,8 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_what_no_waiting_mends_is_a_line(trouble, server):
-    """Of the watcher, which asks as workers do."""
+def test_a_server_that_waiting_cannot_fix_is_one_line(trouble, server):
+    """Shown by the watcher; workers check their server in the same way."""
     answers, settings, line = TROUBLES[trouble]
     for name, value in answers.items():
         setattr(server, name, value)
@@ -304,7 +304,7 @@ def test_what_no_waiting_mends_is_a_line(trouble, server):
 @pytest.mark.parametrize(
     ("seconds", "said"), [(600, "s behind that of Prefect's"), (-600, "s ahead of that of Prefect's")]
 )
-def test_a_worker_whose_clock_is_not_the_server_s_begins_nothing(seconds, said, server):
+def test_a_worker_whose_clock_is_off_begins_nothing(seconds, said, server):
     server.moved = seconds
     command = [sys.executable, "-m", "flows.stack.worker", "--pool", "stages", "--limit", "1"]
     run = subprocess.run(command, env=server.environment, capture_output=True, text=True)

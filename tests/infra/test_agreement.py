@@ -1,4 +1,4 @@
-"""Several files of infra/ agree about the same thing, and what they start exists."""
+"""The files of infra/ agree with each other, and what they start exists."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from infra_files import (
 
 WORKERS = ("experiments", "worker")
 COMPOSED = (*WORKERS, "worker-gpu")
+OURS = ["python", "-m", "flows.stack.worker"]  # of processes, which it ends when it is ended
+PREFECTS = ["prefect", "worker", "start"]  # of jobs, which go on without their worker
 
 
 def open_to_all(words: list[str]) -> list[str]:
@@ -56,8 +58,9 @@ def test_a_server_is_started_alike_everywhere(name: str) -> None:
 
 def test_a_worker_is_started_alike_everywhere() -> None:
     def option(words: list[str]) -> dict[str, str]:
-        assert words[:3] == ["prefect", "worker", "start"]
-        return dict(word.split("=", 1) for word in words[3:] if "=" in word)
+        assert words[:3] in (OURS, PREFECTS)
+        kind = {"--type": "process"} if words[:3] == OURS else {}
+        return kind | dict(word.split("=", 1) for word in words[3:] if "=" in word)
 
     parents, cpu, gpu = (option(compose()["services"][name]["command"]) for name in COMPOSED)
     pods, unit = [option(deployed(name)["args"]) for name in WORKERS], option(unit_command("worker"))
@@ -71,8 +74,8 @@ def test_a_worker_is_started_alike_everywhere() -> None:
         assert template.stem == words["--type"], "the template is another type's than the worker"
 
 
-def test_a_server_of_prefect_makes_its_pages_where_it_may_write() -> None:
-    """Otherwise it only logs the failure, and serves everything but its pages."""
+def test_prefect_servers_build_their_pages_in_a_writable_folder() -> None:
+    """Otherwise the server only logs the failure, and serves everything but its pages."""
     given = environments()
     assert compose()["services"]["prefect"]["volumes"] == ["prefect:/data"]
     assert deployed("prefect")["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
@@ -84,8 +87,8 @@ def test_a_server_of_prefect_makes_its_pages_where_it_may_write() -> None:
         assert pages.parent == Path(home or ""), place
 
 
-def test_what_dies_is_taken_up_where_processes_run_the_flows() -> None:
-    """A Kubernetes pool reports a lost run itself, and resumes none; the death of a process is reported by nobody."""
+def test_a_watcher_runs_wherever_flows_run_and_gets_their_heartbeats() -> None:
+    """A Kubernetes pool reports a lost run but resumes none; nobody reports the death of a process."""
     (of_cluster,) = [
         pod["containers"][0]
         for one in manifests()
@@ -115,7 +118,7 @@ def images(tree: Any) -> set[str]:
     return own | {name for one in tree.values() for name in images(one)}
 
 
-def test_images_are_the_same_and_none_floats() -> None:
+def test_image_tags_agree_and_are_pinned() -> None:
     (kustomize,) = [
         one
         for one in yaml.safe_load_all((KUBERNETES / "kustomization.yaml").read_text())
@@ -136,8 +139,8 @@ def test_images_are_the_same_and_none_floats() -> None:
     assert {f"{one['repository']}:{one.get('tag') or one['prefectTag']}" for one in named} == {tag}
 
 
-def test_charts_start_our_image_where_only_restricted_pods_are_let_in() -> None:
-    """The charts' defaults start a script of another image, and keep capabilities that the namespace refuses."""
+def test_helm_charts_start_our_image_in_restricted_pods() -> None:
+    """The charts' defaults start a script of another image, and keep capabilities that the namespace forbids."""
     (line,) = re.findall(r"^ENTRYPOINT (.*)$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
     server, worker, mlflow = (
         yaml.safe_load((INFRA / "helm" / f"{name}.yaml").read_text())
@@ -154,9 +157,9 @@ def test_charts_start_our_image_where_only_restricted_pods_are_let_in() -> None:
     assert part_of == server["server"]["podLabels"] == worker["worker"]["podLabels"] == mlflow["extraPodLabels"]
     (known,) = policies["servers"]["podSelector"]["matchExpressions"]
     assert {server["nameOverride"], mlflow["fullnameOverride"]} == set(known["values"])
-    told = (INFRA / "README.md").read_text()
+    readme = (INFRA / "README.md").read_text()
     for secret in (server["secret"]["name"], mlflow["backendStore"]["existingDatabaseSecret"]["name"]):
-        assert f"create secret generic {secret} " in told
+        assert f"create secret generic {secret} " in readme
 
 
 def in_a_container(name: str, value: str) -> str:
@@ -168,7 +171,7 @@ def in_a_container(name: str, value: str) -> str:
     return value.replace("/opt/hiar/infra", "/opt/infra").replace("/var/lib/hiar/prefect", "/data")
 
 
-def test_a_variable_has_one_value_but_for_places() -> None:
+def test_a_variable_has_one_value_apart_from_addresses_and_paths() -> None:
     """Values differ between files only because containers find servers by name, and machines on loopback."""
     values: dict[str, set[str]] = {}
     for place, variables in environments().items():
@@ -179,7 +182,7 @@ def test_a_variable_has_one_value_but_for_places() -> None:
     assert {"AWS_ENDPOINT_URL", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PGHOST"} <= set(values)
 
 
-def test_variables_are_known_to_whom_they_are_given() -> None:
+def test_prefect_and_mlflow_know_the_variables_they_are_given() -> None:
     """A misspelt one would be ignored silently."""
     import mlflow.environment_variables as mlflow_settings
     from prefect.settings import get_current_settings
@@ -194,7 +197,7 @@ def test_variables_are_known_to_whom_they_are_given() -> None:
                 assert hasattr(mlflow_settings, name) or name == "MLFLOW_FLASK_SERVER_SECRET_KEY", f"{place}: {name}"
 
 
-def test_selectors_meet_what_they_select() -> None:
+def test_selectors_match_the_labels_of_their_pods() -> None:
     labels = {}
     for one in manifests():
         if one["kind"] in ("Deployment", "StatefulSet"):
@@ -205,7 +208,7 @@ def test_selectors_meet_what_they_select() -> None:
             assert one["spec"]["selector"].items() <= labels[one["metadata"]["name"]].items()
 
 
-def test_each_long_running_part_is_watched() -> None:
+def test_each_long_running_part_has_a_health_check() -> None:
     for name in ("postgres", "store", "prefect", "mlflow", *WORKERS):
         assert "healthcheck" in compose()["services"][name], name
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(deployed(name)), name
@@ -223,7 +226,7 @@ def commands() -> list[list[str]]:
     return found
 
 
-def test_command_lines_are_such_as_their_programs_take() -> None:
+def test_command_lines_are_valid_for_their_programs() -> None:
     """Each program's own parser checks them; nothing is started."""
     import mlflow.cli
     import typer
@@ -237,6 +240,8 @@ def test_command_lines_are_such_as_their_programs_take() -> None:
     read = set()
     for given in commands():
         words = given[given.index("hiar") :] if "hiar" in given else given
+        if words[:3] == OURS:  # which passes its options on
+            words = [*PREFECTS, *words[3:]]
         if words[0] == "prefect":
             start, bound, *_ = prefect.parse_args(words[1:], print_error=False, exit_on_error=False)
             assert start.__name__ == "start" and bound.arguments
@@ -249,7 +254,7 @@ def test_command_lines_are_such_as_their_programs_take() -> None:
     assert read == started | {("hiar", "run"), ("hiar", "stage")}
 
 
-def test_the_experiment_of_the_gpu_jobs_exists_and_fits_what_they_ask_for() -> None:
+def test_the_experiment_of_the_gpu_jobs_uses_the_gpus_they_request() -> None:
     text = yaml.safe_load((ROOT / "experiments" / "wan2.1-1.3b.yaml").read_text())
     gpus = {
         spec["containers"][0]["resources"]["requests"]["nvidia.com/gpu"]
@@ -267,17 +272,17 @@ def test_the_docker_pool_finds_what_compose_made() -> None:
     assert variables["networks"]["default"] == [f"{tree['name']}_default"]
     of_every_host = [one for one in tree["services"]["worker"]["volumes"] if "${" not in one]
     assert [one.removeprefix(f"{tree['name']}_") for one in variables["volumes"]["default"]] == of_every_host
-    told = (INFRA / "README.md").read_text()
+    readme = (INFRA / "README.md").read_text()
     for name, value in variables["env"]["default"].items():
         assert not value.startswith("{{") or (
-            name in SECRETS and name.lower().replace("_", "-") in value and name in told
+            name in SECRETS and name.lower().replace("_", "-") in value and name in readme
         )
 
 
-def test_base_models_are_where_workers_are_told() -> None:
+def test_all_workers_have_the_base_models_in_one_place() -> None:
     """In one place, since checkpoints refer to them there; set only if this machine has a folder of them."""
     commands = {name: " ".join(one.get("command", [])) for name, one in compose()["services"].items()}
-    workers = [compose()["services"][name] for name, line in commands.items() if line.startswith("prefect worker")]
+    workers = [compose()["services"][name] for name, line in commands.items() if "worker" in line.split(" --")[0]]
     assert len(workers) == 3
     for worker in workers:
         assert worker["environment"]["HIAR_MODELS"] == "${HIAR_MODELS:+/models}"

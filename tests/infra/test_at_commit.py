@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from infra_files import INFRA, said
+from infra_files import INFRA, execute
 
 NAMES = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t"}
 
@@ -38,11 +38,11 @@ def git(*words: str, folder: Path) -> str:
 
 def at_commit(work: Path, repository: object, commit: str, *words: str) -> subprocess.CompletedProcess[str]:
     settings = {"HIAR_WORK": str(work), "HIAR_REPOSITORY": str(repository), "HIAR_COMMIT": commit}
-    return said([str(INFRA / "at-commit"), *words], env={**os.environ, **settings})
+    return execute([str(INFRA / "at-commit"), *words], env={**os.environ, **settings})
 
 
-def tell(folder: str = "") -> list[str]:
-    """A command that prints the commit whose code it runs, and where."""
+def print_commit(folder: str = "") -> list[str]:
+    """A command that prints the number of the commit whose code it runs, and its working folder."""
     program = "import os, told; print(told.COMMIT, os.path.basename(os.getcwd()))"
     return [*(["-C", folder] if folder else []), sys.executable, "-c", program]
 
@@ -50,12 +50,12 @@ def tell(folder: str = "") -> list[str]:
 def test_each_commit_runs_its_own_code(tmp_path: Path, repository: tuple[Path, list[str]]) -> None:
     folder, hashes = repository
     for number, commit in enumerate(hashes, 1):
-        assert at_commit(tmp_path, folder, commit, *tell()).stdout == f"{number} {commit}\n"
-    assert at_commit(tmp_path, folder, hashes[0], *tell("runs")).stdout == "1 runs\n"
+        assert at_commit(tmp_path, folder, commit, *print_commit()).stdout == f"{number} {commit}\n"
+    assert at_commit(tmp_path, folder, hashes[0], *print_commit("runs")).stdout == "1 runs\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(hashes)
 
 
-def test_what_a_run_left_is_there_for_the_next(tmp_path: Path, repository: tuple[Path, list[str]]) -> None:
+def test_a_clone_is_reused_with_the_files_of_earlier_runs(tmp_path: Path, repository: tuple[Path, list[str]]) -> None:
     folder, (commit, _) = repository
     at_commit(tmp_path, folder, commit, "sh", "-c", "echo half > state")
     assert at_commit(tmp_path, "/nowhere", commit, "cat", "state").stdout == "half\n"
@@ -67,7 +67,7 @@ def test_nodes_that_begin_at_once_share_one_clone(tmp_path: Path, repository: tu
     settings = {"HIAR_WORK": str(tmp_path), "HIAR_REPOSITORY": str(folder), "HIAR_COMMIT": commit}
     nodes = [
         subprocess.Popen(
-            [INFRA / "at-commit", *tell()], env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True
+            [INFRA / "at-commit", *print_commit()], env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True
         )
         for _ in range(4)
     ]
@@ -75,14 +75,16 @@ def test_nodes_that_begin_at_once_share_one_clone(tmp_path: Path, repository: tu
     assert [path.name for path in tmp_path.iterdir()] == [commit]
 
 
-def test_a_clone_finds_the_models_that_no_repository_holds(tmp_path: Path, repository: tuple[Path, list[str]]) -> None:
+def test_a_clone_has_the_base_models_which_are_not_in_the_repository(
+    tmp_path: Path, repository: tuple[Path, list[str]]
+) -> None:
     folder, (commit, _) = repository
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "prompts.txt").write_text("a fox\n")
     settings = {"HIAR_WORK": str(tmp_path / "work"), "HIAR_REPOSITORY": str(folder), "HIAR_COMMIT": commit}
     for models, code in (("nowhere", 2), ("base", 0), ("base", 0)):
         own = {**os.environ, **settings, "HIAR_MODELS": models}
-        read = said([str(INFRA / "at-commit"), "cat", "models/prompts.txt"], env=own, cwd=tmp_path)
+        read = execute([str(INFRA / "at-commit"), "cat", "models/prompts.txt"], env=own, cwd=tmp_path)
         assert (read.returncode, read.stdout) == (code, "" if code else "a fox\n")
     assert [path.name for path in (tmp_path / "base").iterdir()] == ["prompts.txt"]
 

@@ -1,4 +1,4 @@
-"""`infra/bucket.py` sends a store no more requests than it needs. The stores here answer as AWS does."""
+"""`infra/bucket.py` sends a store only the requests it needs. The stores here answer as AWS does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from infra_files import INFRA, said
+from infra_files import INFRA, execute
 
 DENIED = "<Error><Code>AccessDenied</Code><Message>not for you</Message></Error>"
 
@@ -19,15 +19,15 @@ DENIED = "<Error><Code>AccessDenied</Code><Message>not for you</Message></Error>
 def store(allowed: dict[tuple[str, str], int], starting: int = 0) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
     """A store's address, and its requests: method, path, body. It refuses those that are not ``allowed``.
 
-    starting: how many first requests it cannot answer yet.
+    starting: the number of first requests that it answers with 500.
     """
-    asked: list[tuple[str, str, str]] = []
+    requests: list[tuple[str, str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-            asked.append((self.command, self.path, body))
-            status = allowed.get((self.command, self.path), 403) if len(asked) > starting else 500
+            requests.append((self.command, self.path, body))
+            status = allowed.get((self.command, self.path), 403) if len(requests) > starting else 500
             text = b"" if status == 200 or self.command == "HEAD" else DENIED.encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
@@ -42,7 +42,7 @@ def store(allowed: dict[tuple[str, str], int], starting: int = 0) -> Iterator[tu
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         server.server_close()
@@ -62,21 +62,21 @@ def store(allowed: dict[tuple[str, str], int], starting: int = 0) -> Iterator[tu
 def test_a_bucket_is_made_only_where_it_is_missing(
     allowed: dict[tuple[str, str], int], region: str, methods: list[str], code: int
 ) -> None:
-    with store(allowed) as (address, asked):
+    with store(allowed) as (address, requests):
         own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": region}
-        made = said([sys.executable, str(INFRA / "bucket.py"), "b"], env=own | keys | {"AWS_ENDPOINT_URL": address})
+        made = execute([sys.executable, str(INFRA / "bucket.py"), "b"], env=own | keys | {"AWS_ENDPOINT_URL": address})
     assert made.returncode == code, made.stderr
-    assert [method for method, *_ in asked] == methods
+    assert [method for method, *_ in requests] == methods
     assert [line.split(":")[0] for line in made.stderr.splitlines()] == ["error"] * code
-    assert all((region in body) == (region != "us-east-1") for method, _, body in asked if method == "PUT")
+    assert all((region in body) == (region != "us-east-1") for method, _, body in requests if method == "PUT")
 
 
-def test_a_store_that_is_about_to_start_is_waited_for() -> None:
-    with store({("HEAD", "/b"): 200}, starting=1) as (address, asked):
+def test_a_store_that_is_still_starting_is_waited_for() -> None:
+    with store({("HEAD", "/b"): 200}, starting=1) as (address, requests):
         own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         own |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "x"}
         own |= {"AWS_ENDPOINT_URL": address, "AWS_MAX_ATTEMPTS": "1"}  # boto would otherwise retry
-        made = said([sys.executable, str(INFRA / "bucket.py"), "b"], env=own)
+        made = execute([sys.executable, str(INFRA / "bucket.py"), "b"], env=own)
     assert (made.returncode, made.stderr) == (0, "")
-    assert [method for method, *_ in asked] == ["HEAD", "HEAD"]
+    assert [method for method, *_ in requests] == ["HEAD", "HEAD"]

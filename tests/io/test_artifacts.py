@@ -1,4 +1,4 @@
-"""Artifact folders are complete or absent, whenever the writer is killed; what is read is checked."""
+"""Artifact folders are complete or absent, whenever the writer is killed; contents are checked when read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ fork = multiprocessing.get_context("fork")
 
 
 def fill(folder: Path, text: str, stop_after: int = 9) -> None:
-    """Write a small artifact, resuming: what its state marks as done is not written again."""
+    """Write a small artifact; resumed, it does not write again what its state marks as done."""
     with unfinished(folder, {"text": text}) as partial:
         state = partial / ".state"
         state.touch()
@@ -74,7 +74,7 @@ def test_a_folder_appears_whole_under_its_name_and_leaves_nothing_beside(tmp_pat
     assert [path.name for path in folder.parent.iterdir()] == ["codec"]
 
 
-def test_an_exception_leaves_the_old_folder_and_what_was_done(tmp_path: Path) -> None:
+def test_an_exception_leaves_the_old_folder_and_the_partial_one(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     fill(folder, "old")
     with pytest.raises(ZeroDivisionError), unfinished(folder, {"text": "new"}) as partial:
@@ -86,7 +86,7 @@ def test_an_exception_leaves_the_old_folder_and_what_was_done(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("second", [{"steps": 2, "world": [1]}, {"steps": 3, "world": [1]}, {"steps": 2}])
-def test_work_is_taken_up_again_exactly_under_an_equal_key(second: dict[str, object], tmp_path: Path) -> None:
+def test_work_is_resumed_only_under_an_equal_key(second: dict[str, object], tmp_path: Path) -> None:
     first = {"world": [1], "steps": 2}
     with pytest.raises(ZeroDivisionError), unfinished(tmp_path / "out", first) as partial:
         write_text(partial / "done", "1")
@@ -96,8 +96,8 @@ def test_work_is_taken_up_again_exactly_under_an_equal_key(second: dict[str, obj
 
 
 def test_killed_at_any_operation_the_next_run_ends_as_an_unkilled_one(memory_disk: Path) -> None:
-    """A run is killed once at every operation that changes the file system, while it replaces an old folder and clears
-    away what another run left unfinished. Then either of the two runs is repeated.
+    """A run replaces an old folder and sets aside another run's unfinished one. It is killed once at every operation
+    that changes the file system, and then either of the two runs is repeated.
     """
     after = memory_disk / "after"
     folder = memory_disk / "work" / "out"
@@ -134,7 +134,7 @@ def test_killed_at_any_operation_the_next_run_ends_as_an_unkilled_one(memory_dis
                 assert read_manifest(folder.with_name("out.old.partial"), "toy")["text"] == "old"
             fill(folder, text)
             assert tree(folder) == tree(after / text)
-            # The first run's work is resumed or set aside.
+            # The other run's work is resumed or set aside.
             beside = [name for name in os.listdir(folder.parent) if name != "out"]
             assert all(re.fullmatch(r"out\.aside-\d\.partial", name) for name in beside)
             others = [*folder.parent.glob("*.partial/a.txt"), folder / "a.txt"]
@@ -142,7 +142,7 @@ def test_killed_at_any_operation_the_next_run_ends_as_an_unkilled_one(memory_dis
     assert moment > 30
 
 
-def test_debris_of_a_killed_save_is_cleared_when_work_is_taken_up(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_save_are_removed_on_resuming(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with pytest.raises(ZeroDivisionError), unfinished(folder, {}) as partial:
         (partial / "model").mkdir()
@@ -155,8 +155,8 @@ def test_debris_of_a_killed_save_is_cleared_when_work_is_taken_up(tmp_path: Path
     assert tree(folder) == {}
 
 
-def test_whoever_the_umask_lets_may_read(tmp_path: Path) -> None:
-    """Including files of safetensors, which removes these rights, and those begun by a killed run."""
+def test_files_are_as_readable_as_the_umask_allows(tmp_path: Path) -> None:
+    """Including files by safetensors, which restricts their rights, and those begun by a killed run."""
     old = os.umask(0o027)
     try:
         with unfinished(tmp_path / "made", {}) as folder:
@@ -193,7 +193,9 @@ def test_a_second_writer_is_refused_until_the_first_dies(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", [".", "..", "taken", "file", "file/below"])
-def test_what_is_no_artifact_is_not_replaced(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_or_folder_that_is_no_artifact_is_not_replaced(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_text(Path("taken/thesis.txt"), "years of work")
     write_text(Path("file"), "too")
@@ -249,7 +251,7 @@ def test_a_file_size_limit_is_one_line_with_a_remedy(write: Callable[[Path], Non
 
 
 def test_a_place_without_permission_is_one_line_with_a_remedy(tmp_path: Path) -> None:
-    """Under root, which permissions do not stop, as another user."""
+    """Run as another user if this one is root, whom permissions do not stop."""
     locked = tmp_path / "locked"
     locked.mkdir()
     tmp_path.chmod(0o755)
@@ -282,9 +284,7 @@ def test_json_is_the_same_bytes_whatever_the_order_and_refuses_nan(tmp_path: Pat
 
 
 @pytest.mark.parametrize("end", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_file_that_is_given_up_leaves_the_old_one_and_nothing_beside(
-    tmp_path: Path, end: type[BaseException]
-) -> None:
+def test_an_abandoned_file_leaves_the_old_one_and_nothing_else(tmp_path: Path, end: type[BaseException]) -> None:
     (tmp_path / "x.txt").write_text("old")
     with pytest.raises(end), atomic_file(tmp_path / "x.txt") as temporary:
         temporary.write_text("half")
@@ -330,10 +330,10 @@ def test_damage_is_named_with_a_remedy(damage: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_large_file_is_read_once_for_as_long_as_its_size_and_time_stay(
+def test_a_large_file_is_read_again_only_if_its_size_or_time_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By any process: its hash is recorded in the user's cache. Small files are read each time."""
+    """Its hash is recorded in the user's cache, for all processes. Small files are read each time."""
     monkeypatch.setenv("HIAR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(manifests, "LARGE", 1000)
     folder = tmp_path / "out"

@@ -12,8 +12,8 @@ from commands import environment
 
 from hiar.io.cpu import settle_cpu
 
-# How trainings use memory; each step frees all of it: one more tensor of 1 MB per step, then the same three of 8 MB,
-# counted in the second half. Prints the page faults of both.
+# Allocates as trainings do and frees everything after each step: first one more tensor of 1 MB per step, then the same
+# three of 8 MB, counted in the second half. Prints the page faults of both.
 MORE, SAME = 40, 40
 TRAIN = f"""
 import resource, torch
@@ -35,7 +35,7 @@ print(more, faults() - before)
 PAGES = 256  # in 1 MB
 
 
-def test_a_command_computes_in_as_many_threads_as_it_is_told_and_else_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_as_requested_else_omp_num_threads_else_one(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -52,7 +52,7 @@ def test_a_command_computes_in_as_many_threads_as_it_is_told_and_else_in_one(mon
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose malloc is told what to keep")
-def test_memory_that_each_step_gives_back_is_not_the_systems_again_unless_malloc_is_told_so() -> None:
+def test_memory_freed_by_a_step_stays_in_the_process_unless_malloc_is_set_otherwise() -> None:
     def faults(**variables: str) -> tuple[int, int]:
         run = subprocess.run(
             [sys.executable, "-c", TRAIN], env=environment() | variables, capture_output=True, check=True

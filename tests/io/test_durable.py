@@ -1,4 +1,4 @@
-"""A named file is on the disk: after a power cut it has the old content or the new, and is never empty."""
+"""Files are synced before they get their names: after a power cut a file is old or new, and never empty."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from hiar.vbench.records import open_records
 
 @pytest.fixture
 def renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names given to files and folders by rename calls.
+    """The names that rename calls gave to files and folders.
 
-    Fails if a name was given before everything below it was synced, or if the parent of a renamed folder has not been
-    synced since.
+    Fails if anything below a name was not synced before, or if the parent of a renamed folder was not synced after.
     """
     synced: set[int] = set()
     names: list[str] = []
@@ -56,21 +55,21 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     assert not open_folders
 
 
-def test_a_file(tmp_path: Path, renamed: list[str]) -> None:
+def test_a_file_is_synced_before_it_is_named(tmp_path: Path, renamed: list[str]) -> None:
     write_text(tmp_path / "params.yaml", "seeds: [0]\n")
     write_shard(tmp_path / "00000.safetensors", {"states": torch.ones(2)}, {})
     join_shards([tmp_path / "00000.safetensors"], "states", tmp_path / "whole.safetensors")
     assert renamed == ["params.yaml", "00000.safetensors", "whole.safetensors"]
 
 
-def test_a_state_of_training(tmp_path: Path, renamed: list[str]) -> None:
+def test_a_training_state_is_synced_before_it_is_named(tmp_path: Path, renamed: list[str]) -> None:
     value = torch.ones(2)
     digest = write_part(temporary_state(tmp_path, 3), 0, {"value": value})
     publish(tmp_path, Index(step=3, curve=[], files=[digest], tensors={"value": layout_of(value, None)}))
     assert renamed[-1] == "state-00000003"
 
 
-def test_an_artifact(tmp_path: Path, renamed: list[str]) -> None:
+def test_an_artifact_is_synced_before_it_is_named(tmp_path: Path, renamed: list[str]) -> None:
     with unfinished(tmp_path / "pairs", {}) as folder:
         (folder / "captions.txt").write_text("a fox\n")  # a writer that syncs nothing
         (folder / "more").mkdir()
@@ -79,15 +78,15 @@ def test_an_artifact(tmp_path: Path, renamed: list[str]) -> None:
     assert renamed[-1] == "pairs"
 
 
-def test_the_clips_of_a_video(tmp_path: Path, renamed: list[str]) -> None:
+def test_clips_are_synced_before_they_are_named(tmp_path: Path, renamed: list[str]) -> None:
     video = film(tmp_path / "film.mp4", 12, 0)
     cut(video, [range(8), range(4, 12)], 4, tmp_path / "clips" / "of the film")
     sync(tmp_path / "clips")  # only for this test: if the name is lost, the video is cut again
     assert renamed[-1] == "of the film"
 
 
-def test_results_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is on the disk before the next one begins, which may take minutes."""
+def test_each_kept_result_is_synced_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one may take minutes."""
     synced: dict[int, int] = {}
     fsync = os.fsync
 

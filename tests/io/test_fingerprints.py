@@ -1,4 +1,4 @@
-"""Fingerprints: which changes they detect, and that files are not read twice."""
+"""Fingerprints: which changes they detect, and that no file is read twice."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "new" / "cache"
 
 
-def _spoil_unseen(path: Path) -> None:
+def _change_unseen(path: Path) -> None:
     """Change a byte, but neither size nor modification time."""
     state = path.stat()
     path.write_bytes(b"W" + path.read_bytes()[1:])
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def test_it_is_of_names_and_contents_alone(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_names_and_contents_alone(model: Path, cache: Path, tmp_path: Path) -> None:
     before = fingerprint(model, cache)
     copy = tmp_path / "elsewhere" / "model"
     shutil.copytree(model, copy)
@@ -52,7 +52,7 @@ def test_it_is_of_names_and_contents_alone(model: Path, cache: Path, tmp_path: P
     assert fingerprint([model / "config.json"], cache) != fingerprint([model / "weights.safetensors"], cache)
 
 
-def test_it_is_the_same_in_whichever_order_a_disk_tells_files(
+def test_a_fingerprint_does_not_depend_on_the_order_of_directory_entries(
     model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = fingerprint(model, cache)
@@ -62,7 +62,7 @@ def test_it_is_the_same_in_whichever_order_a_disk_tells_files(
     assert fingerprint(model, tmp_path / "other cache") == before
 
 
-def test_it_follows_links(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_follows_links(model: Path, cache: Path, tmp_path: Path) -> None:
     (model / "vae").mkdir()
     (model / "vae" / "config.json").write_text("[]")
     linked = tmp_path / "links" / "model"
@@ -72,11 +72,9 @@ def test_it_follows_links(model: Path, cache: Path, tmp_path: Path) -> None:
     assert fingerprint(linked, cache) == fingerprint(model, cache)
 
 
-def test_a_file_is_read_once_and_again_only_when_asked(
-    model: Path, cache: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_is_read_again_only_on_request(model: Path, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = fingerprint(model, cache)
-    _spoil_unseen(model / "weights.safetensors")
+    _change_unseen(model / "weights.safetensors")
     (cache / LOCK).unlink()
     capfd.readouterr()
     assert fingerprint(model, cache) == before
@@ -89,7 +87,7 @@ def test_a_file_is_read_once_and_again_only_when_asked(
 
 
 @pytest.mark.parametrize(("content", "later"), [(b"Weights" + b"weights" * 999, 1), (b"weights", 0)])
-def test_a_file_of_another_size_or_time_is_read_anew(model: Path, cache: Path, content: bytes, later: int) -> None:
+def test_a_file_of_another_size_or_time_is_read_again(model: Path, cache: Path, content: bytes, later: int) -> None:
     path = model / "weights.safetensors"
     before, at = fingerprint(model, cache), path.stat().st_mtime_ns
     path.write_bytes(content)
@@ -109,7 +107,7 @@ def test_a_file_is_remembered_by_its_whole_path(cache: Path, tmp_path: Path, mon
     assert found[0] != found[1]
 
 
-def test_a_file_that_changes_while_it_is_read_is_told(
+def test_a_file_that_changes_while_it_is_read_is_refused(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = fingerprints._parts
@@ -123,10 +121,10 @@ def test_a_file_that_changes_while_it_is_read_is_told(
         fingerprint(model, cache)
 
 
-def test_several_at_once_agree_and_lose_nothing(
+def test_concurrent_fingerprints_agree_and_read_each_file_once(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """None of them reads what another has just read; a line reports the waiting."""
+    """Each waits for what another one is reading, and says so in a line."""
     read, done = fingerprints._read, []
 
     def slow(path: Path, *others: object) -> object:
@@ -141,11 +139,11 @@ def test_several_at_once_agree_and_lose_nothing(
     assert found[2] == found[3]
     assert sorted(done) == ["config.json", "weights.safetensors"]
     assert f"{cache}: another process is writing; waiting for it" in capfd.readouterr().err
-    _spoil_unseen(model / "weights.safetensors")
+    _change_unseen(model / "weights.safetensors")
     assert [fingerprint(place, cache) for place in places] == found
 
 
-def test_what_cannot_be_read_is_one_line(model: Path, cache: Path) -> None:
+def test_a_missing_or_empty_folder_is_one_line(model: Path, cache: Path) -> None:
     with pytest.raises(UserError, match=r"^[^\n]*nothing: no such file or folder; name an existing model$"):
         fingerprint(model / "nothing", cache)
     (model / "empty").mkdir()
@@ -153,8 +151,8 @@ def test_what_cannot_be_read_is_one_line(model: Path, cache: Path) -> None:
         fingerprint(model / "empty", cache)
 
 
-def test_of_a_cache_that_cannot_be_used_the_line_names_the_variable_that_moves_it(model: Path, tmp_path: Path) -> None:
-    """Such as when the home folder is no folder, or its cache cannot be written."""
+def test_the_error_about_an_unusable_cache_names_hiar_cache(model: Path, tmp_path: Path) -> None:
+    """As when the home folder is a file, or the cache cannot be written."""
     (tmp_path / "home").write_text("no folder")
     cache = tmp_path / "cache"
     (cache / LOCK).mkdir(parents=True)
@@ -171,10 +169,10 @@ def test_a_broken_record_is_one_line(model: Path, cache: Path, content: str) -> 
         fingerprint(model, cache)
 
 
-def test_the_cache_is_where_it_is_asked_to_be_and_a_user_without_a_home_is_told(
+def test_the_cache_folder_is_configurable_and_a_missing_home_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a container whose user has an id but no name."""
+    """As for a container's user who has an id but no name."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("HIAR_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

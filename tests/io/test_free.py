@@ -1,4 +1,4 @@
-"""Available memory is what is free, not the total, and exactly that much fits."""
+"""Free memory, not the total, is what a model must fit in, to the byte."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def test_what_is_free_fits_and_a_byte_more_does_not(monkeypatch: pytest.MonkeyPa
         free.require_memory("model", 1001)
 
 
-def test_of_the_host_it_is_what_programs_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Including the page cache, which ``free`` leaves out."""
-    told = SimpleNamespace(total=80, available=43, free=3, used=37)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: told)
+def test_free_host_memory_includes_the_page_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which psutil counts as ``available`` and not as ``free``."""
+    memory = SimpleNamespace(total=80, available=43, free=3, used=37)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert free.free_bytes(torch.device("cpu")) == 43
 
 
-def test_of_a_gpu_it_is_what_others_leave_and_what_torch_keeps_unused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, told in {"mem_get_info": (3, 80), "memory_reserved": 50, "memory_allocated": 10}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: told)
+def test_free_gpu_memory_includes_what_torch_keeps_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"mem_get_info": (3, 80), "memory_reserved": 50, "memory_allocated": 10}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert free.free_bytes(torch.device("cuda")) == 43

@@ -1,4 +1,4 @@
-"""A run's hardware, as it is reported and divided among processes, and its peak memory there."""
+"""A run's hardware as reported: GPUs, cores and peak memory; and that proxies are bypassed for this machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hiar.io.loopback import past_proxies
 
 
 def test_gpus_are_named_where_a_run_may_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"is_available": True, "device_count": 2, "get_device_name": "NVIDIA H200"}
-    for name, value in told.items():
+    answers = {"is_available": True, "device_count": 2, "get_device_name": "NVIDIA H200"}
+    for name, value in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     assert hardware("auto") == hardware("cuda") == "2x NVIDIA H200"
     assert hardware("cpu").endswith(f", {os.cpu_count()} cores")
@@ -27,7 +27,7 @@ def test_gpus_are_named_where_a_run_may_use_them(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system keeps no process to some cores")
 def test_cores_are_those_that_a_process_may_use() -> None:
-    """As in a container, which may have fewer than the machine."""
+    """A container may have fewer than its machine."""
     code = "import os\nfrom hiar.io.cores import process_cores\nos.sched_setaffinity(0, {CORE})\nprint(process_cores())"
     code = code.replace("CORE", str(min(os.sched_getaffinity(0))))
     assert subprocess.check_output([sys.executable, "-c", code], env=environment(), text=True) == "1\n"
@@ -42,7 +42,7 @@ def test_this_machine_is_reached_past_every_proxy() -> None:
     assert past_proxies({})["no_proxy"].split(",") == ["localhost", "127.0.0.1", "::1"]
 
 
-def test_on_a_cpu_it_is_the_hosts_and_no_gpus() -> None:
+def test_peak_memory_on_a_cpu_is_the_hosts_alone() -> None:
     held = torch.ones(2**25)  # 128 MB
     now = psutil.Process().memory_info().rss / 2**20
     peak = peak_memory_mb("cpu")
@@ -52,7 +52,7 @@ def test_on_a_cpu_it_is_the_hosts_and_no_gpus() -> None:
     assert peak_memory_mb("cpu")["peak_memory_mb"] >= peak["peak_memory_mb"]  # the peak so far, not the current value
 
 
-def test_a_gpus_is_beside_it_unless_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_gpu_memory_is_reported_only_if_the_gpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 5 * 2**30)

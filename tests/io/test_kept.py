@@ -1,4 +1,4 @@
-"""Results kept one by one: valid lines are reused after a kill, by one process at a time, and nothing else is."""
+"""Results kept one by one: only whole, valid lines are reused after a kill, and one process writes at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hiar.io.kept import keeping, read_kept
 FIELDS = ("video", "good")
 
 
-def test_what_a_kill_cut_off_is_made_again(tmp_path: Path) -> None:
+def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
     with keeping(path):
         pass
@@ -30,7 +30,7 @@ def test_what_a_kill_cut_off_is_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ['{"video": 1}', '{"video": 1, "good": 2, "more": 3}', "[]", "1", "", "{"])
-def test_what_is_no_result_with_these_fields_is_not_taken_for_one(tmp_path: Path, line: str) -> None:
+def test_a_line_that_is_no_result_with_these_fields_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "kept.jsonl"
     path.write_text(f'{{"video": 0, "good": 1}}\n{line}\n')
     with pytest.raises(UserError, match=r"kept\.jsonl: line 2 is not a kept result; move the file away"):

@@ -29,7 +29,7 @@ class Slow(io.RawIOBase):
         return len(part)
 
 
-def test_all_is_written_to_what_takes_a_part_at_a_time() -> None:
+def test_all_is_written_in_spite_of_partial_writes() -> None:
     slow = Slow()
     write_all(slow, b"ten bytes.")
     assert slow.taken == b"ten bytes."
@@ -50,8 +50,8 @@ def test_a_descriptor_stays_open_and_is_written_at_once() -> None:
     os.close(reader)
 
 
-def test_without_a_standard_output_its_number_is_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a shell has closed it, Python gives its number to the next file. Other descriptors remain valid."""
+def test_a_closed_standard_output_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a shell has closed it, the next file that Python opens gets its number. Other descriptors remain valid."""
     reader, writer = os.pipe()
     monkeypatch.setattr(sys, "stdout", None)
     for name in ("-", "/dev/fd/1"):
@@ -62,8 +62,8 @@ def test_without_a_standard_output_its_number_is_somebody_else_s(monkeypatch: py
     os.close(reader)
 
 
-def test_a_descriptor_of_links_and_other_folders(tmp_path: Path) -> None:
-    """Links to links, one of them relative; in other folders, a number is a file's name."""
+def test_links_to_a_descriptor_are_followed(tmp_path: Path) -> None:
+    """Also links to links, and relative ones; in other folders a number is a file's name."""
     reader, writer = os.pipe()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "first").symlink_to(f"/proc/self/fd/{writer}")
@@ -75,7 +75,7 @@ def test_a_descriptor_of_links_and_other_folders(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_pipes_and_devices_are_streams_and_people_see_terminals(tmp_path: Path) -> None:
+def test_pipes_are_streams_and_terminals_are_recognised(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     assert [is_stream(tmp_path / name) for name in ("file", "pipe", "nothing yet")] == [False, True, False]

@@ -1,4 +1,4 @@
-"""How a training process finds its place: alone, in a group, on a GPU, or nowhere."""
+"""How a training process finds its place, alone or in a group, and its GPU; which error it ends with."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     forget()
 
 
-def runtime(**asked: object) -> Runtime:
-    return RUNTIME.model_copy(update={"device": "cpu"} | asked)
+def runtime(**changes: object) -> Runtime:
+    return RUNTIME.model_copy(update={"device": "cpu"} | changes)
 
 
-def test_a_process_that_nobody_started_as_one_of_several_is_alone() -> None:
+def test_a_process_without_a_launcher_is_alone() -> None:
     with joined(runtime()) as ranks:
         assert ranks == ALONE
         assert (ranks.leads, ranks.told(True), ranks.told(False), ranks.votes(True, False)) == (
@@ -49,10 +49,10 @@ def test_a_process_that_nobody_started_as_one_of_several_is_alone() -> None:
         pass
 
 
-class Slower(Ranks):
+class WithSlowerPeer(Ranks):
     """One of two processes; the other does five units of work, one between two beats, and is then done."""
 
-    overs: ClassVar[list[float]] = []  # at each beat, whether this one has reported that it is done
+    overs: ClassVar[list[float]] = []  # at each beat, whether this process has reported that it is done
 
     def gather(self, own: Tensor) -> Tensor:
         if own.dtype is torch.uint8:  # an error message
@@ -63,10 +63,12 @@ class Slower(Ranks):
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["well", "broken"])
-def test_whoever_is_done_takes_part_until_the_last_one_is(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So a process without work never waits longer than from one beat of another to the next, even after an error."""
-    monkeypatch.setattr(Slower, "overs", [])
-    heard: list[int] = []
+def test_a_finished_process_takes_part_until_the_last_one_has_finished(
+    broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a process without work never waits longer than between two beats of another, even after an error."""
+    monkeypatch.setattr(WithSlowerPeer, "overs", [])
+    beats: list[int] = []
 
     def work(beat: Callable[[int], None]) -> None:
         beat(3)
@@ -75,12 +77,12 @@ def test_whoever_is_done_takes_part_until_the_last_one_is(broken: bool, monkeypa
         beat(3)
 
     with pytest.raises(UserError, match="video 0004") if broken else nullcontext():
-        Slower(0, 2).together(work, heard.append)
-    assert heard == ([4, 1, 1, 1, 1, 0] if broken else [4, 4, 1, 1, 1, 0])
-    assert Slower.overs == ([0, 1, 1, 1, 1, 1] if broken else [0, 0, 1, 1, 1, 1])
+        WithSlowerPeer(0, 2).together(work, beats.append)
+    assert beats == ([4, 1, 1, 1, 1, 0] if broken else [4, 4, 1, 1, 1, 0])
+    assert WithSlowerPeer.overs == ([0, 1, 1, 1, 1, 1] if broken else [0, 0, 1, 1, 1, 1])
 
 
-class Mistaken(Ranks):
+class WithFailedPeers(Ranks):
     """One of three processes; the other two have failed."""
 
     def gather(self, own: Tensor) -> Tensor:
@@ -88,35 +90,35 @@ class Mistaken(Ranks):
         return torch.stack([own, *others])
 
 
-def test_of_several_mistakes_a_process_tells_its_own_or_the_first() -> None:
-    with pytest.raises(UserError, match=r"^a$"), Mistaken(0, 3).agreed():
+def test_of_several_errors_a_process_raises_its_own_or_the_first() -> None:
+    with pytest.raises(UserError, match=r"^a$"), WithFailedPeers(0, 3).agreed():
         raise UserError("a")
-    with pytest.raises(UserError, match=r"^process 1: b$"), Mistaken(0, 3).agreed():
+    with pytest.raises(UserError, match=r"^process 1: b$"), WithFailedPeers(0, 3).agreed():
         pass
 
 
-def test_alone_there_is_nobody_to_wait_for() -> None:
-    heard: list[int] = []
-    ALONE.together(lambda beat: beat(7), heard.append)
-    assert heard == [7, 0]
+def test_a_single_process_waits_for_no_other() -> None:
+    beats: list[int] = []
+    ALONE.together(lambda beat: beat(7), beats.append)
+    assert beats == [7, 0]
 
 
-def test_what_breaks_in_a_group_of_one_is_nobody_elses_loss() -> None:
-    """Whatever the error's text."""
+def test_an_error_in_a_group_of_one_is_not_taken_for_a_lost_process() -> None:
+    """Even if its text sounds like one."""
     with pytest.raises(RuntimeError, match="connection of its own"), joined(runtime(processes=1)) as ranks:
         assert (ranks.size, ranks.mesh is None) == (1, False)
         raise RuntimeError("connection of its own")
     torch.distributed.destroy_process_group()
 
 
-def test_libraries_take_a_process_of_a_group_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launchers_variables_are_hidden_from_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "ACCELERATE_USE_FSDP": "true"}.items():
         monkeypatch.setenv(name, value)
     with joined(runtime(processes=1)):
         assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"} & os.environ.keys()
 
 
-def test_a_process_whose_others_are_not_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_whose_peers_are_missing_ends_with_exit_code_3(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -131,7 +133,9 @@ def test_a_process_whose_others_are_not_there_says_so(monkeypatch: pytest.Monkey
     assert str(lost.value).endswith("; if no process died, raise runtime.stall_seconds in params.yaml")
 
 
-def test_a_port_of_another_program_is_told_by_the_process_that_was_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_of_another_program_is_reported_by_the_process_that_should_listen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
@@ -140,7 +144,7 @@ def test_a_port_of_another_program_is_told_by_the_process_that_was_to_listen(mon
             pass
 
 
-def test_each_process_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

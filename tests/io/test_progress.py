@@ -21,14 +21,14 @@ def lines(capsys):
     return [line.split(" in ")[0] for line in capsys.readouterr().err.splitlines()]
 
 
-def test_the_last_count_is_told_once(eager, capsys):
+def test_the_last_count_is_printed_once(eager, capsys):
     with Progress("work", 3) as bar:
         for _ in range(3):
             bar.advance()
     assert lines(capsys) == ["work: 1/3", "work: 2/3", "work: 3/3"]
 
 
-def test_a_quick_run_is_told_at_its_end(capsys, monkeypatch):
+def test_a_quick_run_is_printed_at_its_end(capsys, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 3600.0)  # never due, even on a busy machine
     with Progress("work", 3) as bar:
         for _ in range(3):
@@ -36,19 +36,19 @@ def test_a_quick_run_is_told_at_its_end(capsys, monkeypatch):
     assert lines(capsys) == ["work: 3/3"]
 
 
-def test_a_resumed_run_with_nothing_left_is_told(eager, capsys):
+def test_a_resumed_run_with_nothing_left_is_printed(eager, capsys):
     with Progress("work", 3, start=3):
         pass
     assert lines(capsys) == ["work: 3/3"]
 
 
-def test_a_failure_tells_no_end(capsys):
+def test_a_failure_prints_no_last_count(capsys):
     with pytest.raises(RuntimeError), Progress("work", 3):
         raise RuntimeError
     assert lines(capsys) == []
 
 
-def test_without_an_end_the_rate_is_told(eager, capsys):
+def test_without_an_end_the_rate_is_printed(eager, capsys):
     with Progress("work", None, unit="frames") as bar:
         bar.advance(3, {"latency": 0.25})
         bar.advance(3)
@@ -57,7 +57,7 @@ def test_without_an_end_the_rate_is_told(eager, capsys):
     assert re.fullmatch(r"work: 6 frames in 00:00, \d+\.\d frames/s", last)
 
 
-def test_the_time_that_is_left_is_told_until_there_is_none(eager, capsys):
+def test_the_remaining_time_is_printed_until_there_is_none(eager, capsys):
     with Progress("work", 3, unit="frames") as bar:
         bar.advance(2)
         bar.advance(1)
@@ -79,7 +79,7 @@ def test_on_a_terminal_a_bar_goes_on_from_where_it_was(monkeypatch):
     assert re.match(r"work:  90%\|.*\| 9/10 \[", last)
 
 
-def test_what_an_earlier_run_has_done_counts_for_neither_rate_nor_time(eager, capsys, monkeypatch):
+def test_work_of_an_earlier_run_counts_for_neither_rate_nor_time(eager, capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with Progress("work", 100, start=50, unit="clips") as bar:

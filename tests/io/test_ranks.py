@@ -1,4 +1,4 @@
-"""A launcher passes SIGTERM on and ends last; what it reports of ranks that end by themselves."""
+"""A launcher passes SIGTERM on and ends last; if a rank ends by itself, it reports the cause and ends the others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def terminate_when_ready(folder: Path) -> None:
 
 @pytest.mark.parametrize("end", [str(ENDED), "deaf", "0"])
 def test_sigterm_is_passed_on_and_all_are_waited_for(end: str, tmp_path: Path) -> None:
-    """Ranks that do not end by the signal had finished already: then nothing is reported."""
+    """Ranks that end with 0 had finished already: then nothing is raised."""
     thread = threading.Thread(target=terminate_when_ready, args=(tmp_path,))
     thread.start()
     command = [sys.executable, "-c", RANK, str(tmp_path), end]
@@ -63,7 +63,7 @@ def test_sigterm_is_passed_on_and_all_are_waited_for(end: str, tmp_path: Path) -
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-TOLD = """
+REPORTS = """
 import os, pathlib, sys, time
 
 rank = int(os.environ["RANK"])
@@ -92,7 +92,7 @@ sys.exit(int(code))
         ((f"{LOST}:lost another", "0:"), 1, RunFailed, "lost another"),
     ],
 )
-def test_the_first_cause_is_told_though_another_ends_sooner(
+def test_the_cause_is_reported_even_if_another_rank_ends_first(
     said: tuple[str, str],
     teller: int,
     error: type[Exception],
@@ -101,17 +101,17 @@ def test_the_first_cause_is_told_though_another_ends_sooner(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """In a rank's own words, if it left any; only one rank's other output is shown."""
+    """In the rank's own words, if it left any. Only the teller's standard error is shown."""
     monkeypatch.setattr(ranks, "SETTLE", 60.0)  # long enough for a busy machine
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     with pytest.raises(error, match=f"^{re.escape(line)}$"):
-        launch([sys.executable, "-c", TOLD, *said], ["one", "two"], teller=teller, threads=3)
+        launch([sys.executable, "-c", REPORTS, *said], ["one", "two"], teller=teller, threads=3)
     assert capfd.readouterr().err == f"seen of {teller}\n"
     assert Path("threads").read_text() == "5"  # as set by the user
 
 
-LEFT = """
+WITH_CHILD = """
 import os, pathlib, subprocess, sys, time
 
 if os.environ["RANK"] == "0":
@@ -125,12 +125,12 @@ sys.exit(1)
 """
 
 
-def test_what_a_rank_has_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_of_a_rank_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "SETTLE", 0.0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with pytest.raises(RunFailed, match=r"^two ended with exit code 1: threads 3$"):
-        launch([sys.executable, "-c", LEFT], ["one", "two"], teller=0, threads=3)
+        launch([sys.executable, "-c", WITH_CHILD], ["one", "two"], teller=0, threads=3)
     child = int(Path("child").read_text())
     wait_until(lambda: not is_alive(child))
 

@@ -18,7 +18,7 @@ from hiar.io.reading import _shrink, read_head, read_parts
 
 
 def pictures(path: Path, *streams: Sequence[tuple[int, int]], note: str = "") -> Path:
-    """A file of video streams, each of grey frames of the given heights and widths; players choose the last one."""
+    """A file with a video stream of grey frames per list of (height, width); players choose the last stream."""
     with av.open(path, "w") as container:
         container.metadata["comment"] = note
         made = []
@@ -49,7 +49,7 @@ def test_all_frames_are_of_one_size(tmp_path: Path, other: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64)])
-def test_a_video_was_enlarged_by_what_divides_both_its_sides(tmp_path: Path, height: int, width: int) -> None:
+def test_a_recorded_enlargement_must_divide_both_sides(tmp_path: Path, height: int, width: int) -> None:
     head = read_head(pictures(tmp_path / "v.mp4", [(height, width)], note="enlarged 32 times"))
     assert (head.height, head.width) == (height // 32, width // 32)
     cannot = pictures(tmp_path / "cannot.mp4", [(height, width)], note="enlarged 48 times")
@@ -66,7 +66,7 @@ def test_of_several_videos_in_a_file_the_one_that_players_choose_is_read(tmp_pat
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 192])
 def test_a_pixel_is_the_mean_of_what_it_was_enlarged_to(scale: int) -> None:
-    """Rounded to the nearest level, halves up; even for white, which has the largest sum."""
+    """Rounded to the nearest level, halves up; white has the largest sum."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (2 * scale, 3 * scale, 3), np.uint8)
     pixels[:scale, :scale] = 255

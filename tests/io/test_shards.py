@@ -72,8 +72,8 @@ def test_any_changed_bit_is_found(place: float, shard: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"), [(b'field 8\\": \\"8', b'field 8\\": \\"7'), (b'"dtype":"F32"', b'"dtype":"I32"')]
 )
-def test_what_is_said_of_the_tensors_is_covered_too(shard: Path, old: bytes, new: bytes) -> None:
-    """The metadata, and the dtypes, with which the same bytes would be other numbers."""
+def test_changed_metadata_and_dtypes_are_found(shard: Path, old: bytes, new: bytes) -> None:
+    """With another dtype the same bytes would be other numbers."""
     whole = shard.read_bytes()
     assert whole.count(old) in (1, 2)
     other = shard.with_name("other")
@@ -109,7 +109,7 @@ def test_only_whole_shards_count_as_complete(tmp_path: Path) -> None:
     assert complete_shards(tmp_path) == [0, 3]
 
 
-def test_joined_shards_are_one_of_all_rows(tmp_path: Path) -> None:
+def test_joined_shards_equal_one_shard_of_all_rows(tmp_path: Path) -> None:
     """Byte for byte, with one shard in memory at a time."""
     rows = torch.randn(7, 3, 5, generator=torch.Generator().manual_seed(0))
     paths = [shard_path(tmp_path, index) for index in range(3)]
@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_the_old_shard(small_disk: Path) -> None:
     assert [entry.name for entry in small_disk.iterdir()] == ["00000.safetensors"]
 
 
-def test_a_full_disk_leaves_what_was_joined_before(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_leaves_the_old_joined_shard(tmp_path: Path, small_disk: Path) -> None:
     out, paths = small_disk / "joined.safetensors", [shard_path(tmp_path, index) for index in range(2)]
     for size in (4, 1 << 17):
         for path in paths:
@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_what_was_joined_before(tmp_path: Path, small_disk: P
     assert [entry.name for entry in small_disk.iterdir()] == [out.name]
 
 
-def test_rows_are_read_as_of_the_whole_tensor_and_only_they(tmp_path: Path) -> None:
+def test_stored_rows_are_indexed_like_the_whole_tensor(tmp_path: Path) -> None:
     whole = torch.randn(7, 2, 3)
     for index, part in enumerate(whole.split(3)):
         write_shard(shard_path(tmp_path, index), {"states": part}, {})
@@ -174,8 +174,8 @@ def test_rows_are_read_as_of_the_whole_tensor_and_only_they(tmp_path: Path) -> N
         StoredRows(tmp_path, "states", shards=3)
 
 
-def test_what_a_manifest_has_checked_is_not_read_again(tmp_path: Path) -> None:
-    """It could be hundreds of gigabytes, in each process of each stage; files that are no shards are still refused."""
+def test_shards_that_a_manifest_has_checked_are_not_read_again(tmp_path: Path) -> None:
+    """Each process of each stage would read hundreds of gigabytes; files that are no shards are still refused."""
     whole = torch.randn(4, 3)
     for index, part in enumerate(whole.split(2)):
         write_shard(shard_path(tmp_path, index), {"states": part}, {})

@@ -1,4 +1,4 @@
-"""A process whose GPU waits for another one in vain reports it and ends: here its main thread sleeps instead."""
+"""A process whose GPU waits for another one in vain reports it and ends. Here its main thread sleeps instead."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ with silence.heard(lambda: SimpleNamespace(name=next(answers)), lambda found: f"
 """
 
 
-@pytest.mark.parametrize("told", ["to the launcher", "on the standard error"])
-def test_who_waits_in_vain_says_so_in_a_line_and_ends_as_one_that_lost_another(told: str, tmp_path: Path) -> None:
-    own = environment() | ({ERROR_FILE: os.fspath(tmp_path / "error")} if told == "to the launcher" else {})
+@pytest.mark.parametrize("channel", ["to the launcher", "on the standard error"])
+def test_a_process_that_waits_in_vain_says_so_in_one_line_and_exits_as_lost(channel: str, tmp_path: Path) -> None:
+    own = environment() | ({ERROR_FILE: os.fspath(tmp_path / "error")} if channel == "to the launcher" else {})
     done = subprocess.run([sys.executable, "-c", WAITING], env=own, capture_output=True, text=True, timeout=300)
     assert done.returncode == LOST
     line = "lost another one (NCCL: TIMEOUT)"
-    if told == "to the launcher":
+    if channel == "to the launcher":
         assert ((tmp_path / "error").read_text(), done.stderr) == (line, "")
     else:
         assert done.stderr == f"error: {line}\n"
 
 
-def test_what_is_found_after_the_body_ends_nothing() -> None:
-    """As when communicators are destroyed; and errors of the body are raised unchanged."""
+def test_a_failure_found_after_the_body_is_ignored() -> None:
+    """As when communicators are destroyed. Errors of the body are raised unchanged."""
 
     def broken() -> None:
         raise AssertionError("asked after the end")
@@ -50,7 +50,7 @@ def test_what_is_found_after_the_body_ends_nothing() -> None:
         pass
 
 
-def test_on_a_cpu_waits_raise_and_nobody_is_asked() -> None:
+def test_on_a_cpu_nothing_is_polled() -> None:
     assert found_by(torch.device("cpu")) is None
     with heard(None, str):
         pass

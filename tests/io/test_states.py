@@ -1,4 +1,4 @@
-"""States on disk: any rows of what several processes wrote, and an error line if anything has changed since."""
+"""States on disk: any rows of what several processes wrote can be read, and damage is an error of one line."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_file_that_is_lost_or_altered_is_named(number: int, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": "0"}', '{"step": 4,', "\xff", "[" * 100_000])
-def test_what_is_no_index_is_named(text: str, tmp_path: Path) -> None:
+def test_an_invalid_index_is_named(text: str, tmp_path: Path) -> None:
     place = write(tmp_path, 4)
     (place / INDEX).write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"state\.json: is not the index of a state; remove .*state-00000004: "):
@@ -108,7 +108,7 @@ def test_a_number_changed_in_the_index_is_found(tmp_path: Path) -> None:
         read_index(place)
 
 
-def test_the_newest_is_the_one_of_most_steps_and_only_whole_ones_count(tmp_path: Path) -> None:
+def test_the_newest_state_has_the_most_steps_and_incomplete_ones_do_not_count(tmp_path: Path) -> None:
     assert newest(tmp_path) is None
     for step in (99_999_999, 7, 100_000_000):
         write(tmp_path, step)
@@ -124,14 +124,14 @@ def test_the_newest_is_the_one_of_most_steps_and_only_whole_ones_count(tmp_path:
     }
 
 
-def test_a_step_that_is_saved_again_takes_the_place_of_itself(tmp_path: Path) -> None:
+def test_a_step_that_is_saved_again_replaces_its_state(tmp_path: Path) -> None:
     write(tmp_path, 4)
     place = write(tmp_path, 4)
     assert [*tmp_path.iterdir()] == [place]
     check_files(place, read_index(place), range(3))
 
 
-def test_a_kill_while_an_old_state_goes_leaves_nothing_under_its_name(
+def test_a_kill_while_an_old_state_is_deleted_leaves_nothing_under_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(path: Path) -> None:

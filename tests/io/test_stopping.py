@@ -13,11 +13,11 @@ from hiar.io.stopping import asked_to_stop
 
 
 @pytest.fixture
-def own() -> Iterator[list[int]]:
-    """The signals received by a handler that was installed before."""
-    heard: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
-    yield heard
+def received_outside() -> Iterator[list[int]]:
+    """The signals that a handler installed earlier has received."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    yield received
     signal.signal(signal.SIGTERM, before)
 
 
@@ -25,23 +25,23 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_request_is_noted_and_afterwards_all_is_as_before(own: list[int]) -> None:
+def test_sigterm_sets_the_flag_and_the_old_handler_is_restored(received_outside: list[int]) -> None:
     with pytest.raises(ZeroDivisionError), asked_to_stop() as stop:
         assert not stop()
         terminate()
         assert stop()
         raise ZeroDivisionError
-    assert own == []
+    assert received_outside == []
     terminate()
-    assert own == [signal.SIGTERM]
+    assert received_outside == [signal.SIGTERM]
 
 
-def test_a_thread_leaves_it_to_the_main_one(own: list[int]) -> None:
-    def asked() -> bool:
+def test_outside_the_main_thread_the_old_handler_stays(received_outside: list[int]) -> None:
+    def stopped() -> bool:
         with asked_to_stop() as stop:
             terminate()
             return stop()
 
     with ThreadPoolExecutor(1) as pool:
-        assert not pool.submit(asked).result()
-    assert own == [signal.SIGTERM]
+        assert not pool.submit(stopped).result()
+    assert received_outside == [signal.SIGTERM]

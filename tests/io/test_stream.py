@@ -22,7 +22,7 @@ BLOCK = 3
 
 
 def blocks(count: int) -> list[Tensor]:
-    """A bright bar moving over a dark ground, uint8 (BLOCK, HEIGHT, WIDTH, 3) each."""
+    """Blocks of a bright bar moving over a dark ground, each uint8 (BLOCK, HEIGHT, WIDTH, 3)."""
     frames = torch.full((count * BLOCK, HEIGHT, WIDTH, 3), 30, dtype=torch.uint8)
     for number, frame in enumerate(frames):
         frame[:, 2 * number % WIDTH :][:, :8] = torch.tensor([220, 60, 90], dtype=torch.uint8)
@@ -70,7 +70,7 @@ def test_everything_added_so_far_plays(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["v.mp4"]
 
 
-def test_a_fragment_a_block_and_nothing_else(stream: bytes) -> None:
+def test_each_block_is_one_fragment(stream: bytes) -> None:
     assert [kind for kind, _ in boxes(stream)] == [b"ftyp", b"moov", *[b"moof", b"mdat"] * 4]
 
 
@@ -98,7 +98,7 @@ def test_a_pipe_gets_each_block_as_it_is_added(stream: bytes) -> None:
     assert received == stream
 
 
-def test_an_output_that_takes_little_at_a_time(stream: bytes) -> None:
+def test_an_output_with_partial_writes_gets_the_whole_stream(stream: bytes) -> None:
     class Narrow(io.RawIOBase):
         def __init__(self) -> None:
             self.received = b""
@@ -117,7 +117,7 @@ def test_an_output_that_takes_little_at_a_time(stream: bytes) -> None:
     assert output.received == stream
 
 
-def test_a_file_is_replaced_when_there_are_frames(tmp_path: Path) -> None:
+def test_a_file_is_replaced_only_once_there_are_frames(tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     path.write_text("of before")
     with open_stream(path, HEIGHT, WIDTH, FPS) as add:
@@ -143,7 +143,7 @@ def test_a_named_pipe_is_written_to_not_replaced(stream: bytes, tmp_path: Path) 
     assert path.is_fifo()
 
 
-def test_a_reader_that_has_gone() -> None:
+def test_a_reader_that_has_gone_is_reported() -> None:
     reader, writer = os.pipe()
     with open(writer, "wb", buffering=0) as outlet, open_stream(outlet, HEIGHT, WIDTH, FPS) as add:
         first, second = blocks(2)
@@ -154,7 +154,7 @@ def test_a_reader_that_has_gone() -> None:
     assert isinstance(raised.value.__cause__, BrokenPipeError)
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("of somebody")
     for path, error in ((tmp_path, errno.EISDIR), (tmp_path / "file" / "v.mp4", errno.EEXIST)):
         with open_stream(path, HEIGHT, WIDTH, FPS) as add, pytest.raises(UserError, match=os.strerror(error).lower()):
@@ -162,7 +162,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_disk_that_is_full_in_the_end(small_disk: Path) -> None:
+def test_blocks_written_before_the_disk_was_full_can_be_played(small_disk: Path) -> None:
     path = small_disk / "v.mp4"
     noise = torch.randint(0, 256, (BLOCK, 128, 128, 3), dtype=torch.uint8)
     added = 0

@@ -50,7 +50,7 @@ def test_a_video_comes_back_at_its_size_with_little_lost(height: int, width: int
     assert psnr(back, video) > least
 
 
-def test_the_file_is_what_browsers_play_and_people_can_watch(tmp_path: Path) -> None:
+def test_a_file_plays_in_browsers_and_is_enlarged(tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     write_mp4(path, moving_disc(5, 64, 64), 12)
     with av.open(path) as container:
@@ -78,7 +78,7 @@ write_mp4(pathlib.Path(sys.argv[2]), frames, 12)
     assert (tmp_path / "here.mp4").read_bytes() == (tmp_path / "there.mp4").read_bytes()
 
 
-def test_what_cannot_be_read_is_named_with_a_remedy(tmp_path: Path) -> None:
+def test_a_file_that_is_no_whole_video_is_named_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.mp4: no such video; "):
         read_mp4(tmp_path / "none.mp4")
     write_mp4(tmp_path / "v.mp4", moving_disc(30, 64, 64), 12)

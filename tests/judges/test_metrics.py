@@ -38,7 +38,7 @@ def test_the_true_world_is_perfect(params, true_clips):
     assert (metrics["smoothed_speed"] < fast).all()
 
 
-def test_a_video_that_goes_wrong_half_way(params, true_clips):
+def test_a_video_that_breaks_half_way_is_half_good(params, true_clips):
     frames, captions = true_clips
     broken = frames.clone()
     random = torch.Generator().manual_seed(0)
@@ -72,8 +72,8 @@ def test_a_fading_background_shifts(params, true_clips):
     assert shift.tolist() == pytest.approx([3**0.5 * middle_to_middle] * VIDEOS, rel=0.05)
 
 
-def test_borders_are_those_of_a_first_block_of_its_own(params):
-    """Five frames in the first block, three in each later one: a video that jumps only there jumps only at borders."""
+def test_borders_follow_a_first_block_of_another_size(params):
+    """Five frames in the first block, three in each later one; the video jumps at these borders alone."""
     levels = torch.arange(20)
     for border in (5, 8, 11, 14, 17):
         levels[border:] += 9
@@ -86,8 +86,8 @@ def test_borders_are_those_of_a_first_block_of_its_own(params):
     assert open_judge(params.world, few, 5, BLOCK).least_frames == motion.LEAST_FRAMES
 
 
-def test_every_name_is_the_measure_that_it_says(params):
-    """Two videos of ten frames with a hand-made judgement in which every measure has a different value."""
+def test_every_metric_is_what_its_name_says(params):
+    """On two videos of ten frames, with a made-up judgement in which every measure has another value."""
     random = torch.Generator().manual_seed(0)
     frames = torch.randint(256, (2, 10, 12, 12, 3), dtype=torch.uint8, generator=random)
     score, world = params.score, params.world

@@ -62,7 +62,7 @@ def test_a_frame_is_judged_alike_alone_and_among_many() -> None:
     torch.testing.assert_close(together.residual[-1:], alone.residual, atol=1e-4, rtol=0)
 
 
-def test_the_right_thing_with_pixel_noise_is_good_and_its_residual_is_the_noise() -> None:
+def test_a_true_clip_with_pixel_noise_is_good_and_its_residual_is_the_noise() -> None:
     video, captions = clips(DEFAULT, seed=2, first=0, count=20, frames=3)
     noise = 0.05 * 255 * torch.randn(video.shape, generator=torch.Generator().manual_seed(0))
     noisy = (video + noise).round().clamp(0, 255).to(torch.uint8)
@@ -90,7 +90,7 @@ def test_a_blank_frame_is_not_good_even_in_the_captioned_colour() -> None:
         assert torch.isfinite(judgement.position).all()
 
 
-def test_a_shape_stands_out_from_half_of_the_least_contrast_on() -> None:
+def test_a_shape_is_visible_from_half_of_the_least_contrast_on() -> None:
     world = DEFAULT.model_copy(update={"backgrounds": ["black"]})
     batch, colors = scenes(world, seed=0, first=0, count=20), color_table(world.colors)
     contrasts = (colors - background_table(world.backgrounds)).norm(dim=1)
@@ -101,7 +101,7 @@ def test_a_shape_stands_out_from_half_of_the_least_contrast_on() -> None:
         assert judge(world, dim, captions).visible.float().mean() == (factor > 1)
 
 
-def test_a_wrong_colour_shape_or_background_is_told() -> None:
+def test_a_wrong_colour_shape_or_background_is_detected() -> None:
     world = DEFAULT.model_copy(update={"caption_dropout": 0.0})
     batch = scenes(world, seed=3, first=0, count=1)
     video = render(world, batch, 3)
@@ -118,13 +118,13 @@ def test_a_wrong_colour_shape_or_background_is_told() -> None:
         for names, true in ((world.colors, color), (world.shapes, shape), (world.backgrounds, background))
     )
 
-    def told(color: str, shape: str, background: str) -> Judgement:
+    def judged(color: str, shape: str, background: str) -> Judgement:
         return judge(world, video, [f"a {color} {shape.replace('_', ' ')} moves on a {background} background"])
 
-    assert _good(told(color, shape, background)).all()
-    assert (told(other_color, shape, background).color_error > COLOR).all()
-    assert not told(color, other_shape, background).shape_right.any()
-    assert (told(color, shape, other_background).background_error > 0.1).all()
+    assert _good(judged(color, shape, background)).all()
+    assert (judged(other_color, shape, background).color_error > COLOR).all()
+    assert not judged(color, other_shape, background).shape_right.any()
+    assert (judged(color, shape, other_background).background_error > 0.1).all()
     free = judge(world, video, [f"a {color} {shape.replace('_', ' ')} moves"])
     assert (free.background_error < 0.02).all()
 

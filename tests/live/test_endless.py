@@ -1,4 +1,4 @@
-"""`hiar live` for long and under stress: memory, a killed server, viewers that come and go, floods."""
+"""`hiar live` for ten minutes and under stress: memory, a killed server, viewers that come and go, floods."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine (apt-get install chromium)")
-def test_ten_minutes(students, tmp_path, monkeypatch):
+def test_ten_minutes_without_stalls_or_growing_memory(students, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     out = tmp_path / "live.json"
-    asked = [f"--checkpoint={folder}" for folder in students]
-    assert main([*asked, "--minutes", "10", "--out", str(out), "--picture", str(tmp_path / "live.png")]) == 0
+    checkpoints = [f"--checkpoint={folder}" for folder in students]
+    assert main([*checkpoints, "--minutes", "10", "--out", str(out), "--picture", str(tmp_path / "live.png")]) == 0
     seen = json.loads(out.read_text())
     assert seen["ranges"] == 1
     assert seen["longest_buffer"] < 30
@@ -54,23 +54,23 @@ def test_ten_minutes(students, tmp_path, monkeypatch):
 
 def test_students_end_with_their_server(students, tmp_path):
     with live(*students, folder=tmp_path) as (process, address):
-        own = children_of(process.pid)
-        assert len(own) == 2
+        processes = children_of(process.pid)
+        assert len(processes) == 2
         with Watcher(address) as viewer:
             viewer.watch(2)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            wait_until(lambda: not any(Path(f"/proc/{each}").exists() for each in own))
+            wait_until(lambda: not any(Path(f"/proc/{each}").exists() for each in processes))
 
 
-def test_a_student_that_is_killed_is_told_of_and_the_other_goes_on(students, tmp_path):
+def test_a_killed_student_is_reported_and_the_other_goes_on(students, tmp_path):
     with live(*students, folder=tmp_path) as (process, address), Watcher(address) as viewer:
         viewer.watch(2)
         psutil.Process(children_of(process.pid)[1]).kill()
         broken = viewer.until("broken")
         before = viewer.made(broken["student"] ^ 1)
         while viewer.made(broken["student"] ^ 1) < before + 20:
-            viewer.say(kind="watched", seconds=viewer.blocks[broken["student"] ^ 1][-1]["end"])
+            viewer.send(kind="watched", seconds=viewer.blocks[broken["student"] ^ 1][-1]["end"])
             viewer.until("block")
 
 
@@ -78,8 +78,8 @@ def test_viewers_that_come_and_go_leave_nothing(students, tmp_path):
     draw = random.Random(0)
     with live(*students, folder=tmp_path) as (process, address), Watcher(address) as stays:
         stays.watch(260)  # by now a full minute is kept
-        own, here = psutil.Process(process.pid), []
-        settled = memory_of(process.pid), own.num_fds(), own.num_threads()
+        server, here = psutil.Process(process.pid), []
+        settled = memory_of(process.pid), server.num_fds(), server.num_threads()
         for number in range(300):
             if here and (len(here) == 20 or draw.random() < 0.5):
                 leaving = here.pop(draw.randrange(len(here)))
@@ -92,17 +92,17 @@ def test_viewers_that_come_and_go_leave_nothing(students, tmp_path):
         for each in here:
             each.socket.close()
         stays.watch(stays.made(0) + 20)
-        wait_until(lambda: own.num_fds() <= settled[1])
+        wait_until(lambda: server.num_fds() <= settled[1])
         assert memory_of(process.pid) <= FLAT * settled[0]
 
 
-def test_floods(students, tmp_path):
-    """A thousand messages from one viewer, as many requests, and more viewers than allowed: the others go on."""
+def test_floods_do_not_stop_other_viewers(students, tmp_path):
+    """A thousand messages from one viewer, as many requests, and more viewers than allowed."""
     with live(*students, folder=tmp_path) as (_, address), Watcher(address) as stays:
         stays.watch(4)
         with Watcher(address) as flood, ThreadPoolExecutor(32) as pool:
             for _ in range(1000):
-                flood.say(kind="prompt", text=OTHER)
+                flood.send(kind="prompt", text=OTHER)
             answers = list(pool.map(lambda _: _status(address), range(1000)))
             assert set(answers) <= {200, 503, None}
             assert 200 in answers
@@ -113,7 +113,7 @@ def test_floods(students, tmp_path):
         with pytest.raises(ConnectionClosed) as refused:
             for _ in range(40):
                 crowd.append(Watcher(address))
-                crowd[-1].hear()
+                crowd[-1].receive()
         assert refused.value.rcvd.code == 4429
         stays.watch(stays.made(0) + 8)
         for each in crowd:
@@ -149,7 +149,7 @@ def test_the_page_says_that_the_server_has_gone_and_comes_back(students, tmp_pat
             page.get_by_label("Token").fill(TOKEN)
             page.keyboard.press("Enter")
             until(plays)
-            # A viewer who pauses while others watch resumes where they are, and does not buffer all that came since.
+            # A viewer who pauses while others watch resumes where they are, without buffering everything in between.
             page.get_by_role("button", name="Pause").click()
             with Watcher(address) as ahead:
                 ahead.watch(ahead.until("block")["block"] + 400)

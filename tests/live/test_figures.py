@@ -1,4 +1,4 @@
-"""The figures shown while a video plays: of its last frame, and of the last two seconds."""
+"""The figures shown while a video plays, of its last frame and of its last two seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def source(tmp_path_factory):
     return load_generator(folder)
 
 
-def test_the_judge_looks_back_two_seconds_and_is_asked_by_the_prompt_of_each_block(source, tmp_path):
+def test_the_judge_sees_the_last_two_seconds_and_the_prompt_of_each_block(source, tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     figures = open_figures(source, tmp_path / "params.yaml")
     videos, captions = clips(source.card.world, seed=3, first=0, count=2, frames=60)
@@ -34,10 +34,10 @@ def test_the_judge_looks_back_two_seconds_and_is_asked_by_the_prompt_of_each_blo
     good = []
     for start in range(0, len(pictures), BLOCK):
         part = pictures[start : start + BLOCK]
-        told = figures(prompts[start], part)
-        assert told["saturation"] == pytest.approx(saturation(part[None])[0, -1].item())
-        assert told["sharpness"] == pytest.approx(sharpness(part[None])[0, -1].item())
-        good.append(told.get("good"))
+        values = figures(prompts[start], part)
+        assert values["saturation"] == pytest.approx(saturation(part[None])[0, -1].item())
+        assert values["sharpness"] == pytest.approx(sharpness(part[None])[0, -1].item())
+        good.append(values.get("good"))
     blocks = TWO_SECONDS // BLOCK
     assert good[0] is None  # too short for the judge
     assert good[1:10] == [1.0] * 9
@@ -47,7 +47,7 @@ def test_the_judge_looks_back_two_seconds_and_is_asked_by_the_prompt_of_each_blo
     assert good[10 + 2 * blocks :] == [1.0] * (20 - blocks)
 
 
-def test_without_params_nobody_judges(source, tmp_path):
+def test_without_params_there_is_no_judge(source, tmp_path):
     figures = open_figures(source, tmp_path / "params.yaml")
     for _ in range(4):
         assert figures("a red disc moves", torch.zeros(BLOCK, 64, 64, 3, dtype=torch.uint8)) == {

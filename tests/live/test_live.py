@@ -57,7 +57,7 @@ def address(students, tmp_path_factory):
 def latents_of(
     folder: Path, prompt: str, changes: dict[int, str], seed: int, blocks: int, renew: bool = False
 ) -> list[str]:
-    """Hashes of the blocks of `hiar stream`, which equal those of `hiar sample` (tests/stages/test_stream.py)."""
+    """Hashes of the blocks that `hiar stream` makes, the same as `hiar sample`'s (tests/stages/test_stream.py)."""
     source = load_generator(folder)
     walk = source.card.walk
     assert walk is not None
@@ -65,14 +65,14 @@ def latents_of(
     return [hashlib.sha256(latent.float().numpy().tobytes()).hexdigest() for latent in islice(made, blocks)]
 
 
-def test_students_show_the_same_prompts_and_noise_as_elsewhere(address, students):
+def test_latents_equal_those_of_hiar_stream(address, students):
     with Watcher(address) as viewer:
         assert [student["name"] for student in viewer.hello["students"]] == ["hiar", "forcing"]
         viewer.watch(6)
-        viewer.say(kind="prompt", text=OTHER)
+        viewer.send(kind="prompt", text=OTHER)
         change = viewer.until("prompt")["block"]
         viewer.watch(change + 4)
-        viewer.say(kind="restart", seed=9, order=None, context=None)
+        viewer.send(kind="restart", seed=9, order=None, context=None)
         begun = viewer.until("restart")["block"]
         viewer.watch(begun + 4)
         for number, folder in enumerate(students):
@@ -87,12 +87,12 @@ def test_students_show_the_same_prompts_and_noise_as_elsewhere(address, students
         assert set(figures) == {"saturation", "sharpness", "good", "visible"}
 
 
-def test_where_it_is_asked_for_contexts_are_renewed_as_the_prompt_changes(students, tmp_path):
+def test_contexts_are_renewed_at_a_prompt_change_on_request(students, tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     options = ("--prompt", PROMPT, "--lead", LEAD, "--seed", SEED, "--renew")
     with live(students[1], folder=tmp_path, options=options) as (_, address), Watcher(address) as viewer:
         viewer.watch(4)
-        viewer.say(kind="prompt", text=OTHER)
+        viewer.send(kind="prompt", text=OTHER)
         change = viewer.until("prompt")["block"]
         viewer.watch(change + 4)
         made = [block["latent"] for block in viewer.blocks[0]]
@@ -103,7 +103,7 @@ def test_where_it_is_asked_for_contexts_are_renewed_as_the_prompt_changes(studen
     assert made[change + 1] != kept[change + 1]
 
 
-def test_who_comes_later_begins_where_the_others_are_and_nothing_is_made_for_nobody(address):
+def test_a_late_viewer_joins_the_others_and_nothing_is_made_without_viewers(address):
     with Watcher(address) as viewer:
         viewer.watch(8)
     with Watcher(address) as viewer:
@@ -115,7 +115,7 @@ def test_who_comes_later_begins_where_the_others_are_and_nothing_is_made_for_nob
         with av.open(io.BytesIO(viewer.videos[0])) as video:
             assert next(video.decode(video=0)).time == pytest.approx(viewer.blocks[0][0]["start"])
         time.sleep(1.0)
-        viewer.say(kind="prompt", text=OTHER)
+        viewer.send(kind="prompt", text=OTHER)
         viewer.until("taken")
         for blocks in viewer.blocks.values():
             assert blocks[-1]["end"] <= start + LEAD + BLOCK_SECONDS
@@ -123,7 +123,7 @@ def test_who_comes_later_begins_where_the_others_are_and_nothing_is_made_for_nob
         assert viewer.hello["watched"] == start
 
 
-def test_what_cannot_be_is_answered_and_all_goes_on(address):
+def test_invalid_messages_are_answered_and_the_video_goes_on(address):
     with Watcher(address) as viewer:
         for text, line in (
             ("a red elephant moves", "elephant"),
@@ -132,12 +132,12 @@ def test_what_cannot_be_is_answered_and_all_goes_on(address):
             (None, "prompt: is empty"),
             ("<script>alert(1)</script>", "unknown word"),
         ):
-            viewer.say(kind="prompt", text=text)
+            viewer.send(kind="prompt", text=text)
             assert line in viewer.until("refused")["line"]
         for seed, order, context in ((-1, None, None), (0.5, None, None), (0, "up", None), (0, None, ["x"])):
-            viewer.say(kind="restart", seed=seed, order=order, context=context)
+            viewer.send(kind="restart", seed=seed, order=order, context=context)
             assert viewer.until("refused")["line"]
-        viewer.say(kind="restart", seed=0, order="step_first", context="finished")
+        viewer.send(kind="restart", seed=0, order="step_first", context="finished")
         assert "--order = step_first" in viewer.until("refused")["line"]
         for data in (
             b"\x00\x01",
@@ -152,34 +152,34 @@ def test_what_cannot_be_is_answered_and_all_goes_on(address):
         for _ in range(6):
             assert "message: is" in viewer.until("refused")["line"]
         for seconds in (1e300, 10**400, -1, None):
-            viewer.say(kind="watched", seconds=seconds)
+            viewer.send(kind="watched", seconds=seconds)
         viewer.socket.send('{"kind": "watched", "seconds": NaN}')
-        viewer.say(kind="prompt", text="\ud800 \x00 \x1b[31m")
+        viewer.send(kind="prompt", text="\ud800 \x00 \x1b[31m")
         viewer.until("refused")
-        viewer.say(kind="prompt", text=PROMPT)
+        viewer.send(kind="prompt", text=PROMPT)
         viewer.until("taken")
         viewer.socket.send("x" * 100_000)  # larger than the limit per message
         with pytest.raises(ConnectionClosed):
             while True:
-                viewer.hear()
+                viewer.receive()
     with Watcher(address) as viewer:
         viewer.watch(viewer.until("block")["block"] + 4)
 
 
-def test_who_may_come_in(address):
+def test_wrong_tokens_origins_and_hosts_are_turned_away(address):
     assert ipaddress.ip_address(urlsplit(address).hostname).is_loopback  # no other machines, unless requested
     for token in ("", "wrong", None, TOKEN[:-1], TOKEN + "!", "\ud800"):
         with pytest.raises(ConnectionClosed) as closed:
-            Watcher(address, token=token).hear()  # type: ignore[arg-type]
+            Watcher(address, token=token).receive()  # type: ignore[arg-type]
         assert closed.value.rcvd.code == 4401
     for origin in ("http://elsewhere.example", f"{address[:-1]}.example", "null"):
         with pytest.raises(InvalidStatus):
             Watcher(address, origin=origin)
-    asked = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     for host, code in (("elsewhere.example", 403), ("localhost", 101), ("[::1]:1", 101)):
         connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=PATIENCE)
         connection.request(
-            "GET", "/live", headers=asked | {"Host": host, "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+            "GET", "/live", headers=upgrade | {"Host": host, "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
         )
         assert connection.getresponse().status == code
         connection.close()
@@ -189,16 +189,16 @@ def test_who_may_come_in(address):
         assert refused.value.code == code
 
 
-def test_the_page_is_used_by_no_other_and_uses_no_other(address):
-    """By its headers: only own files, no embedding in frames, and no guessing of content types."""
+def test_the_pages_headers_allow_no_foreign_sources_and_no_embedding(address):
+    """Nor the guessing of content types."""
     for name in ("", "live.js", "live.css"):
         with urllib.request.urlopen(address + name) as answer:
-            said = dict(answer.headers)
-        policy = dict(one.split(maxsplit=1) for one in said["content-security-policy"].split(";"))
+            headers = dict(answer.headers)
+        policy = dict(one.split(maxsplit=1) for one in headers["content-security-policy"].split(";"))
         assert {source for sources in policy.values() for source in sources.split()} <= OWN_SOURCES
         assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
-        assert said["x-content-type-options"] == "nosniff"
-        assert "server" not in said
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "server" not in headers
 
 
 def test_the_last_minute_is_saved_with_its_card(address):
@@ -223,7 +223,7 @@ def test_the_last_minute_is_saved_with_its_card(address):
         saved("2.mp4")
 
 
-def test_commands_that_cannot_be_start_no_student(students, tmp_path, monkeypatch):
+def test_invalid_commands_start_no_student(students, tmp_path, monkeypatch):
     def served(*checkpoints, host="127.0.0.1", port=0, prompt=None):
         serve(checkpoints, prompt, 0, host, port, 1.0, print)
 
@@ -251,32 +251,32 @@ def test_commands_that_cannot_be_start_no_student(students, tmp_path, monkeypatc
         served(students[0], host="0.0.0.0", prompt="an elephant")
 
 
-def test_the_first_prompt_is_the_seeds_where_none_is_given(students, monkeypatch):
-    asked = []
+def test_without_a_prompt_the_first_one_is_drawn_from_the_seed(students, monkeypatch):
+    calls = []
 
     async def note(_, prompt, seed, *rest):
-        asked.append((prompt, seed))
+        calls.append((prompt, seed))
 
     monkeypatch.setattr(serving, "_serve", note)
     world = load_generator(students[0]).world
     for seed in (0, 7):
         serve(students[:1], None, seed, "127.0.0.1", 0, 1.0, print)
-    assert asked == [(world.prompts(seed=seed, first=FIRST_CLIP["sample"], count=1)[0], seed) for seed in (0, 7)]
-    assert asked[0][0] != asked[1][0]
+    assert calls == [(world.prompts(seed=seed, first=FIRST_CLIP["sample"], count=1)[0], seed) for seed in (0, 7)]
+    assert calls[0][0] != calls[1][0]
 
 
-def test_who_listens_everywhere_names_the_machine(students, monkeypatch):
-    told = []
+def test_a_server_on_all_addresses_shows_the_machines_name(students, monkeypatch):
+    addresses = []
 
     async def note(*arguments):
-        told.append(urlsplit(next(one for one in arguments if str(one).startswith("http"))))
+        addresses.append(urlsplit(next(one for one in arguments if str(one).startswith("http"))))
 
     monkeypatch.setattr(serving, "_serve", note)
     monkeypatch.setenv("HIAR_LIVE_TOKEN", TOKEN)
     for host, named in (("0.0.0.0", socket.gethostname()), ("127.0.0.1", "127.0.0.1")):
         serve(students[:1], PROMPT, 0, host, 0, 1.0, print)
-        assert told[-1].hostname == named.lower()
-        assert told[-1].port
+        assert addresses[-1].hostname == named.lower()
+        assert addresses[-1].port
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ def until(page, condition):
 EVERY = "document.querySelectorAll('video').length == 2 && [...document.querySelectorAll('video')].every"
 
 
-def test_the_page_plays_and_asks_and_stays_within_its_window(page):
+def test_the_page_plays_changes_prompts_and_fits_its_window(page):
     page.get_by_label("Token").fill("wrong")
     page.keyboard.press("Enter")
     until(page, "document.getElementById('state').textContent == 'This token is wrong.'")

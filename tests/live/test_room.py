@@ -1,4 +1,4 @@
-"""What viewers share, without a server: who is sent what, and what is kept of the last minute."""
+"""The room that viewers share, without a server: what each is sent, and what is kept of the last minute."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def room(checkpoint):
-    """Two students with a video requested, none of which is made yet."""
+    """A room with two students, which have been asked for a video and have made nothing yet."""
     header = fragments(64, 64, FPS)[0]
     students = [Student(name, checkpoint, load_card(checkpoint), header=header) for name in ("one", "other")]
     opened = Room(students, Timeline(BLOCK, BLOCK, FPS, lead=1.0), PROMPT, SEED)
@@ -54,7 +54,7 @@ def block_of(number, prompt=PROMPT, pictures=BLOCK):
     return {"kind": "block", "block": number, "prompt": prompt, "pictures": pictures, "latent": f"hash {number}"}
 
 
-def heard(viewer):
+def outbox_of(viewer):
     """The contents of a viewer's outbox: the kinds of messages, and the first byte of binary ones."""
     return [
         one["kind"] if isinstance(one, dict) else one[0]
@@ -62,7 +62,7 @@ def heard(viewer):
     ]
 
 
-def test_a_minute_is_kept_whole_and_no_block_more(checkpoint):
+def test_the_last_minute_is_kept_and_no_block_more(checkpoint):
     student = Student("one", checkpoint, load_card(checkpoint))
     for number in range(400):
         student.keep(block_of(number, pictures=7), b"", FPS)
@@ -85,7 +85,7 @@ def test_the_video_of_a_minute_begins_with_it(checkpoint):
     assert levels == pytest.approx([level for level in (40, 80, 120) for _ in range(BLOCK)], abs=3)
 
 
-def test_the_card_of_a_minute_has_its_own_videos_and_prompts_alone(room):
+def test_the_card_of_a_minute_lists_only_its_own_videos_and_prompts(room):
     student = room.students[0]
 
     def make(first, stop, prompt):
@@ -123,7 +123,7 @@ def test_the_card_of_a_minute_has_its_own_videos_and_prompts_alone(room):
     assert [one["seed"] for one in minute_card(room, student)["videos"]] == [5, 9]
 
 
-def test_who_does_not_keep_up_is_left_behind_and_sent_nothing_with_a_gap(room):
+def test_a_viewer_that_falls_behind_gets_no_messages_after_a_gap(room):
     slow, quick = Viewer(asyncio.Queue(2)), Viewer()
     room.viewers |= {slow, quick}
     for _ in range(4):
@@ -134,8 +134,8 @@ def test_who_does_not_keep_up_is_left_behind_and_sent_nothing_with_a_gap(room):
     assert (slow.outbox.qsize(), quick.outbox.qsize(), quick.behind) == (1, 5, False)
 
 
-def test_what_is_suggested_is_what_samples_show(room):
-    """Prompts of samples, whose clips no training has seen; each is there once and valid."""
+def test_suggested_prompts_are_those_of_samples(room):
+    """Whose clips no training has seen. Each is listed once and valid."""
     suggested = room.greeting()["suggestions"]
     samples = students.world_of(room.students).prompts(seed=0, first=FIRST_CLIP["sample"], count=20)
     assert suggested == list(dict.fromkeys(samples))[: len(suggested)]
@@ -144,7 +144,7 @@ def test_what_is_suggested_is_what_samples_show(room):
         room.change(prompt)
 
 
-def test_students_begin_when_somebody_comes(room):
+def test_students_begin_when_the_first_viewer_comes(room):
     asleep = Room(room.students, Timeline(BLOCK, BLOCK, FPS, lead=1.0), PROMPT, SEED)
     asleep.begin(PROMPT, SEED, None, None)
     assert asleep.timeline.until == 0
@@ -152,7 +152,7 @@ def test_students_begin_when_somebody_comes(room):
     assert asleep.timeline.until == FPS // BLOCK  # blocks of one second, the lead
 
 
-def test_who_comes_later_gets_the_block_that_is_watched_and_what_has_broken(room):
+def test_a_late_viewer_gets_the_watched_block_and_broken_students(room):
     for number in range(4):
         for student in room.students:
             student.keep(block_of(number), b"data", FPS)
@@ -160,17 +160,17 @@ def test_who_comes_later_gets_the_block_that_is_watched_and_what_has_broken(room
     room.watched(2.5 * BLOCK / FPS)
     room.students[1].line = "other: has ended"
     room.enter(viewer := Viewer())
-    assert heard(viewer) == ["hello", 0, "block", 0, "block", 0, 1, "block", 1, "block", 1, "broken"]
+    assert outbox_of(viewer) == ["hello", 0, "block", 0, "block", 0, 1, "block", 1, "block", 1, "broken"]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, True, 1.0, "1", None])
-def test_seeds_that_cannot_be(room, seed):
+def test_invalid_seeds_are_refused(room, seed):
     with pytest.raises(UserError, match="seed: should be a whole number"):
         room.restart(seed, None, None)
     assert room.seed == SEED
 
 
-def test_what_is_asked_for_is_one_line_and_not_endless(room):
+def test_prompts_are_trimmed_and_limited_and_the_history_is_bounded(room):
     room.restart(2**63 - 1, None, None)
     room.change(f"{OTHER}\n".ljust(2000))
     assert room.prompt == room.history[-1]["prompt"] == OTHER
@@ -183,13 +183,13 @@ def test_what_is_asked_for_is_one_line_and_not_endless(room):
     assert len(room.history) < 250
 
 
-def test_a_walk_that_cannot_be_changes_nothing(room):
+def test_an_invalid_walk_or_prompt_changes_nothing(room):
     before = list(room.history)
     with pytest.raises(UserError, match="--order = step_first"):
         room.restart(5, "step_first", "finished")
     with pytest.raises(UserError, match="elephant"):
         room.begin("an elephant", 5, None, None)
-    # Possible only for the first: the second was trained to wait for finished blocks.
+    # Possible for the first student only: the second was trained to wait for finished blocks.
     waits = Walk(order="block_first", context="finished")
     room.students[1].card = room.students[1].card.model_copy(update={"walk": waits})
     with pytest.raises(UserError, match="--order = step_first"):
@@ -197,7 +197,7 @@ def test_a_walk_that_cannot_be_changes_nothing(room):
     assert (room.prompt, room.seed, room.order, list(room.history)) == (PROMPT, SEED, None, before)
 
 
-def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
+def test_a_prompt_holds_from_the_first_block_that_no_student_has_begun(room):
     quick = Walk(order="block_first", context="finished")
     room.students[1].card = room.students[1].card.model_copy(update={"walk": quick})
     begun = [blocks_ahead(student.card, student.card.walk) for student in room.students]
@@ -210,16 +210,16 @@ def test_a_prompt_holds_from_a_block_that_no_student_has_begun(room):
     assert room.history[-1]["seconds"] == room.timeline.until * BLOCK / FPS > room.timeline.watched
 
 
-def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
-    """The room's progress is the least of the students that still work."""
+def test_a_broken_student_is_reported_and_holds_up_nobody(room, tmp_path):
+    """The room has made as much as the slowest student that still works."""
     fragment = bytes(range(256)) * 2**9  # as large as fragments of large frames
     for name, count in (("one", 2), ("other", 5)):
-        with (tmp_path / name).open("wb", buffering=0) as said:
+        with (tmp_path / name).open("wb", buffering=0) as file:
             for number in range(count):
-                write_message(said, block_of(number, f"{PROMPT} \N{MIDDLE DOT}"), fragment)
+                write_message(file, block_of(number, f"{PROMPT} \N{MIDDLE DOT}"), fragment)
             if name == "one":
-                write_message(said, {"kind": "refused", "line": "no"})
-                write_message(said, {"kind": "broken", "line": "one: is out of memory"})
+                write_message(file, {"kind": "refused", "line": "no"})
+                write_message(file, {"kind": "broken", "line": "one: is out of memory"})
     room.viewers.add(viewer := Viewer())
 
     async def follow(number):
@@ -241,13 +241,13 @@ def test_one_that_breaks_says_why_and_keeps_nobody_waiting(room, tmp_path):
     assert room.timeline.made == 5 * BLOCK / FPS
     kept = {(piece.message["prompt"], piece.data) for student in room.students for piece in student.pieces}
     assert kept == {(f"{PROMPT} \N{MIDDLE DOT}", fragment)}
-    assert heard(viewer) == [*2 * ["block", 0], "refused", "broken", *5 * ["block", 1], "broken"]
+    assert outbox_of(viewer) == [*2 * ["block", 0], "refused", "broken", *5 * ["block", 1], "broken"]
     lines = [student.line for student in room.students]
     assert lines == ["one: is out of memory", "other: its process has ended; start `hiar live` again"]
     room.change(OTHER)  # no student is left to receive it
 
 
-def test_students_are_ended_whether_they_hear_of_it_or_not(room, monkeypatch):
+def test_students_are_ended_even_if_they_do_not_read_their_input(room, monkeypatch):
     monkeypatch.setattr(students, "ENDING_SECONDS", 0.5)
 
     async def ended(*command):
@@ -261,7 +261,7 @@ def test_students_are_ended_whether_they_hear_of_it_or_not(room, monkeypatch):
     assert asyncio.run(ended("sleep", "600")) == [-signal.SIGKILL] * 2
 
 
-def test_a_teacher_makes_no_endless_video(checkpoint, tmp_path):
+def test_a_teacher_is_refused(checkpoint, tmp_path):
     teacher = load_generator(checkpoint)
     card = teacher.card.model_copy(update={"stage": "teacher", "variant": None, "walk": None})
     (tmp_path / "teacher").mkdir()
@@ -271,7 +271,7 @@ def test_a_teacher_makes_no_endless_video(checkpoint, tmp_path):
         find_students([checkpoint, tmp_path / "teacher"])
 
 
-def test_students_that_cannot_be_shown_together(checkpoint, tmp_path):
+def test_students_that_cannot_be_shown_together_are_refused(checkpoint, tmp_path):
     def saved(name, **overrides):
         save_student(tmp_path / name, **overrides)
         return tmp_path / name

@@ -1,4 +1,4 @@
-"""Who may use the page, and how much: the server's application in this process, without running students."""
+"""Who may use the page, and how much: the server's application, in this process and without running students."""
 
 from __future__ import annotations
 
@@ -75,60 +75,58 @@ async def _until(condition: Callable[[], bool]) -> None:
     await asyncio.sleep(0.01)  # lets tasks that are ready run
 
 
-def ended(viewer: WebSocketTestSession) -> int:
+def close_code(viewer: WebSocketTestSession) -> int:
     """The code with which the server closes the connection, after any remaining messages."""
-    while (message := viewer.portal.call(_hear, viewer))["type"] != "websocket.close":
+    while (message := viewer.portal.call(_receive, viewer))["type"] != "websocket.close":
         pass
     return cast(int, message["code"])
 
 
-async def _hear(viewer: WebSocketTestSession) -> Any:
+async def _receive(viewer: WebSocketTestSession) -> Any:
     async with asyncio.timeout(PATIENCE):
         return await viewer._send_rx.receive()
 
 
-def test_as_many_as_may_come_and_another_once_one_has_left(
-    room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_viewers_are_limited_until_one_leaves(room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MOST_VIEWERS", 2)
     with entered(client, room):
         with entered(client, room), connect(client) as third:
-            assert ended(third) == server.FULL
+            assert close_code(third) == server.FULL
         with entered(client, room):
             assert len(room.viewers) == 2
     assert not room.viewers
 
 
-def test_who_does_not_keep_up_is_sent_away_to_come_again(
+def test_a_viewer_that_falls_behind_is_disconnected(
     room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rooms, "BEHIND", 4)  # fewer messages than are sent at once
     with connect(client) as viewer:
         viewer.send_json({"kind": "enter", "token": TOKEN})
         assert viewer.receive_json()["kind"] == "hello"
-        client.portal.call(_say_all_at_once, room)  # type: ignore[union-attr]
-        assert ended(viewer) == server.BEHIND_CODE
+        client.portal.call(_change_prompt_often, room)  # type: ignore[union-attr]
+        assert close_code(viewer) == server.BEHIND_CODE
         assert not room.viewers
 
 
-async def _say_all_at_once(room: Room) -> None:
+async def _change_prompt_often(room: Room) -> None:
     for _ in range(9):
         room.change(PROMPT)
 
 
-def test_who_gives_no_token_in_time_is_not_waited_for(
+def test_a_viewer_without_a_token_in_time_is_disconnected(
     room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "ENTRY_SECONDS", 0.05)
-    for said in ([], [{"kind": "enter", "token": "wrong"}], [{"kind": "watched", "token": TOKEN}]):
+    for messages in ([], [{"kind": "enter", "token": "wrong"}], [{"kind": "watched", "token": TOKEN}]):
         with connect(client) as viewer:
-            for message in said:
+            for message in messages:
                 viewer.send_json(message)
-            assert ended(viewer) == server.WRONG_TOKEN
+            assert close_code(viewer) == server.WRONG_TOKEN
     assert not room.viewers
 
 
-def test_the_last_minute_is_for_those_who_know_the_token(room: Room, client: TestClient) -> None:
+def test_the_last_minute_requires_the_token(room: Room, client: TestClient) -> None:
     for given in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer wrong"}):
         assert client.get("/minute/0.json", headers=given).status_code == 401
     known = {"Authorization": f"Bearer {TOKEN}"}
@@ -143,7 +141,7 @@ def test_the_last_minute_is_for_those_who_know_the_token(room: Room, client: Tes
     assert open_to_all.get("/minute/0.json").json()["blocks"] == [0, 0]
 
 
-def test_a_wrong_token_costs_time_and_the_right_one_none(
+def test_a_wrong_token_is_delayed_and_the_right_one_is_not(
     room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited, sleep = [], asyncio.sleep
@@ -158,7 +156,7 @@ def test_a_wrong_token_costs_time_and_the_right_one_none(
     assert waited.count(3600.0) == 1
     with connect(client) as viewer:
         viewer.send_json({"kind": "enter", "token": "wrong"})
-        assert ended(viewer) == server.WRONG_TOKEN
+        assert close_code(viewer) == server.WRONG_TOKEN
     assert waited.count(3600.0) == 2
     assert client.get("/minute/0.json", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
     with entered(client, room):
@@ -168,14 +166,14 @@ def test_a_wrong_token_costs_time_and_the_right_one_none(
 @pytest.mark.parametrize(
     ("host", "code"), [("localhost:1", 200), ("[::1]:1", 200), ("[::2]", 421), ("localhost.elsewhere.example", 421)]
 )
-def test_no_names_but_those_of_this_machine_are_answered(
+def test_only_hosts_that_name_this_machine_are_answered(
     client: TestClient, host: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "ENTRY_SECONDS", 0.0)
     assert client.get("/", headers={"Host": host}).status_code == code
     refused = nullcontext() if code == 200 else pytest.raises(WebSocketDisconnect)
     with refused, client.websocket_connect("/live", headers={"host": host}) as viewer:
-        assert ended(viewer) == server.WRONG_TOKEN
+        assert close_code(viewer) == server.WRONG_TOKEN
 
 
 @pytest.mark.parametrize(
@@ -187,17 +185,17 @@ def test_no_names_but_those_of_this_machine_are_answered(
         ("null", False),
     ],
 )
-def test_no_page_but_our_own_may_talk(
+def test_only_our_own_page_may_connect(
     client: TestClient, origin: str, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "ENTRY_SECONDS", 0.0)
     headers = {"host": "127.0.0.1:8765", "origin": origin}
     refused = nullcontext() if own else pytest.raises(WebSocketDisconnect)
     with refused, client.websocket_connect("/live", headers=headers) as viewer:
-        assert ended(viewer) == server.WRONG_TOKEN
+        assert close_code(viewer) == server.WRONG_TOKEN
 
 
-def test_more_messages_than_are_read_wait_as_long_as_the_rate_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_beyond_a_burst_are_read_at_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that advances by sleeping: after a burst, each message takes 1 / RATE seconds."""
     now = [100.0]
 

@@ -1,4 +1,4 @@
-"""The server's own limits on clients and requests, with an application that only answers."""
+"""The server's own limits on clients and messages, with a trivial application."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def echoing(address: str) -> ClientConnection:
     return connect(f"ws://{address}/echo", proxy=None, open_timeout=PATIENCE)
 
 
-def asked(address: str, **headers: str) -> HTTPResponse:
+def get_page(address: str, **headers: str) -> HTTPResponse:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     answer: HTTPResponse = opener.open(urllib.request.Request(f"http://{address}/", headers=headers), timeout=PATIENCE)
     return answer
 
 
-def test_nobody_is_who_a_header_says_and_the_server_does_not_say_what_it_is(address: str) -> None:
-    with asked(address, **{"X-Forwarded-For": "192.0.2.9", "X-Forwarded-Proto": "https"}) as answer:
+def test_forwarded_headers_are_ignored_and_no_server_header_is_sent(address: str) -> None:
+    with get_page(address, **{"X-Forwarded-For": "192.0.2.9", "X-Forwarded-Proto": "https"}) as answer:
         assert json.load(answer) == "127.0.0.1"
         assert "server" not in answer.headers
 
 
-def test_a_viewers_message_has_a_largest_size(address: str) -> None:
+def test_a_message_above_the_largest_size_closes_the_connection(address: str) -> None:
     with echoing(address) as viewer:
         viewer.send("x" * serving.LARGEST_MESSAGE)
         assert json.loads(viewer.recv(PATIENCE)) == serving.LARGEST_MESSAGE
@@ -78,13 +78,13 @@ def test_a_viewers_message_has_a_largest_size(address: str) -> None:
     assert closed.value.rcvd.code == 1009
 
 
-def test_more_connections_than_there_may_be_are_turned_away(address: str) -> None:
+def test_connections_beyond_the_limit_are_answered_503(address: str) -> None:
     with ExitStack() as viewers:
         for _ in range(MOST - 1):
             viewers.enter_context(echoing(address))
         with pytest.raises(HTTPError, match="503"):
-            asked(address)
+            get_page(address)
     with ExitStack() as viewers:
         viewers.enter_context(echoing(address)).send("x")
-        with asked(address) as answer:
+        with get_page(address) as answer:
             assert answer.status == 200

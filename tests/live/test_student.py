@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-# A library that prints while a checkpoint is loaded, as some do.
+# Prints while a checkpoint is loaded, as some libraries do.
 TALKS = """
 import os
 import sys
@@ -48,59 +48,59 @@ sys.addaudithook(talk)
 """
 
 
-async def started(checkpoint, folder):
+async def start_student(checkpoint, folder):
     talking = folder / "talking"
     talking.mkdir()
     (talking / "sitecustomize.py").write_text(TALKS.format(checkpoint=str(checkpoint)))
-    own = environment()
-    asked = {"checkpoint": checkpoint, "number": 0, "crf": 20, "params": folder / "params.yaml"}
-    options = [str(part) for name, value in asked.items() for part in (f"--{name}", value)]
+    base = environment()
+    given = {"checkpoint": checkpoint, "number": 0, "crf": 20, "params": folder / "params.yaml"}
+    options = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "hiar.live", *options),
         cwd=folder,
-        env=own | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{talking}:{own['PYTHONPATH']}"},
+        env=base | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{talking}:{base['PYTHONPATH']}"},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
 
 
-def test_it_makes_what_it_may_and_ends_with_its_input(checkpoint, tmp_path):
-    """Ctrl-C in a terminal reaches it too, but the server decides when it ends."""
+def test_a_student_makes_the_blocks_it_may_and_ends_with_its_input(checkpoint, tmp_path):
+    """Ctrl-C in a terminal reaches it as well, but does not end it: the server does."""
 
     async def command():
-        process = await started(checkpoint, tmp_path)
-        said = [await read_message(process.stdout)]
+        process = await start_student(checkpoint, tmp_path)
+        messages = [await read_message(process.stdout)]
         process.send_signal(signal.SIGINT)
         for command in (RESTART, {"do": "prompt", "text": "an elephant", "block": 1}, {"do": "until", "block": 2}):
             process.stdin.write(command_line(command))
-        said += [await read_message(process.stdout) for _ in range(3)]
+        messages += [await read_message(process.stdout) for _ in range(3)]
         memory = psutil.Process(process.pid).memory_info().rss
         process.stdin.close()
         rest = await process.stdout.read()
-        return said, memory, rest, await process.stderr.read(), await process.wait()
+        return messages, memory, rest, await process.stderr.read(), await process.wait()
 
-    said, memory, rest, complaints, code = asyncio.run(asyncio.wait_for(command(), PATIENCE))
-    assert [message["kind"] for message, _ in said] == ["ready", "refused", "block", "block"]
-    assert "elephant" in said[1][0]["line"]
+    messages, memory, rest, complaints, code = asyncio.run(asyncio.wait_for(command(), PATIENCE))
+    assert [message["kind"] for message, _ in messages] == ["ready", "refused", "block", "block"]
+    assert "elephant" in messages[1][0]["line"]
     source = load_generator(checkpoint)
     made = clean_blocks(source, source.card.walk, stream_rollout(source, PROMPT, {}, source.card.walk, None, 3))
     hashes = [hashlib.sha256(latent.float().numpy().tobytes()).hexdigest() for latent in islice(made, 2)]
-    assert [message["latent"] for message, _ in said[2:]] == hashes
-    assert said[-1][0]["memory"] == pytest.approx(memory, rel=0.2)
+    assert [message["latent"] for message, _ in messages[2:]] == hashes
+    assert messages[-1][0]["memory"] == pytest.approx(memory, rel=0.2)
     assert (rest, code) == (b"", 0)
     assert b"Traceback" not in complaints
     assert b"a line of a library" in complaints
 
 
-def test_what_cannot_be_loaded_is_told_in_a_line(checkpoint, tmp_path):
+def test_a_checkpoint_that_cannot_be_loaded_is_one_line(checkpoint, tmp_path):
     (weights,) = (checkpoint / "codec").glob("*.safetensors")
     content = weights.read_bytes()
 
     async def command():
-        process = await started(checkpoint, tmp_path)
-        said = await read_message(process.stdout)
-        return said, await process.stderr.read(), await process.wait()
+        process = await start_student(checkpoint, tmp_path)
+        message = await read_message(process.stdout)
+        return message, await process.stderr.read(), await process.wait()
 
     weights.write_bytes(content[:-1])
     try:
@@ -113,7 +113,7 @@ def test_what_cannot_be_loaded_is_told_in_a_line(checkpoint, tmp_path):
     assert b"Traceback" not in complaints
 
 
-def test_one_of_several_that_cannot_be_loaded_is_told_and_all_end(checkpoint, tmp_path, monkeypatch):
+def test_one_student_that_cannot_be_loaded_is_reported_and_all_end(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     shutil.copytree(checkpoint, tmp_path / "damaged")
     (weights,) = (tmp_path / "damaged" / "codec").glob("*.safetensors")

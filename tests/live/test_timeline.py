@@ -20,7 +20,7 @@ from hiar.live.timeline import Timeline
 )
 def test_never_more_than_the_lead_and_a_block_ahead_of_what_is_watched(first, more, fps, lead, acts):
     line = Timeline(first, first + more, fps, lead)
-    pictures = [first + more] * 2_000  # frames of each block, as in its videos
+    pictures = [first + more] * 2_000  # frames of each block
     pictures[line.restart()] = first
     for act in acts:
         if act == "restart":
@@ -37,7 +37,7 @@ def test_never_more_than_the_lead_and_a_block_ahead_of_what_is_watched(first, mo
                 assert line.seconds(block) == pytest.approx(sum(pictures[:block]) / fps)
 
 
-def test_nothing_is_made_while_nobody_goes_on():
+def test_nothing_is_made_while_the_watched_time_stands_still():
     line = Timeline(3, 3, 12, 1.0)
     line.restart()
     assert line.watch(0.0)

@@ -42,7 +42,7 @@ def student(tmp_path_factory):
     [("step_first", "output"), ("diagonal", "input"), ("block_first", "finished"), ("block_first", "shared")],
 )
 @pytest.mark.parametrize("renew", [False, True], ids=["kept", "renewed"])
-def test_changes_while_it_is_made(student, order, context, renew):
+def test_a_video_changed_while_it_is_made_equals_one_with_known_changes(student, order, context, renew):
     walk = Walk(order=order, context=context)
     ahead = blocks_ahead(student.card, walk)
     walking = begin(student, PROMPT, 5, order, context, FIRST, renew)
@@ -61,15 +61,15 @@ def test_changes_while_it_is_made(student, order, context, renew):
     decode = decoding(student)
     for number, ((prompt, latent, pictures), expected) in enumerate(zip(made, known, strict=True)):
         assert prompt == next((changes[start] for start in sorted(changes, reverse=True) if start <= number), PROMPT)
-        if renew:  # a walk with a known end has fewer blocks in its last passes
+        if renew:  # equal to rounding: a walk with a known end has fewer blocks in its last passes
             assert relative_error(latent, expected) < 1e-5
         else:
             assert torch.equal(latent, expected)
             assert torch.equal(pictures, decode(expected))
 
 
-def test_a_change_could_not_come_sooner(student):
-    """The block before the first one that a change may affect has begun already: a change cannot show in it."""
+def test_a_change_comes_as_soon_as_the_walk_allows(student):
+    """Earlier blocks have begun already."""
     walk = Walk(order="step_first", context="output")
     ahead = blocks_ahead(student.card, walk)
     assert ahead == student.card.schedule.student_steps - 1
@@ -85,8 +85,8 @@ def test_prompts_that_no_block_needs_are_forgotten(student):
     assert len(walking.prompts) < 13
 
 
-def test_what_a_block_takes_to_be_decoded_has_to_be_free_and_no_more(student, monkeypatch):
-    """While a video is made, it is decoded block by block; longer parts would need more memory than there is."""
+def test_only_the_memory_to_decode_one_block_has_to_be_free(student, monkeypatch):
+    """A live video is decoded block by block; longer parts would need more memory than there is."""
     walk = student.card.walk
     walked = walk_bytes(student, stream_rollout(student, PROMPT, {}, walk, None, 0), *fastest(walk.context))
     block, part = (decode_bytes(student, frames)[0] for frames in (student.card.video.block, student.codec.chunk))
@@ -100,14 +100,14 @@ def test_what_a_block_takes_to_be_decoded_has_to_be_free_and_no_more(student, mo
             begin(student, PROMPT, 0, None, None, 0)
 
 
-def test_what_cannot_be_walked_is_refused(student):
+def test_an_impossible_walk_or_prompt_is_refused(student):
     with pytest.raises(UserError, match="--order = step_first: finished context needs"):
         begin(student, PROMPT, 0, "step_first", "finished", 0)
     with pytest.raises(UserError, match="left"):  # known words in an unknown order
         begin(student, "moves left a red disc", 0, None, None, 0)
 
 
-def test_what_is_asked_while_a_student_rests_does_not_pile_up(student):
+def test_commands_do_not_pile_up_while_a_student_rests(student):
     making = _Making(student, ExitStack())
     restart = {"do": "restart", "block": 4, "prompt": PROMPT, "seed": 0, "order": None, "context": None, "renew": False}
     for number in range(50):
@@ -125,10 +125,10 @@ def test_what_is_asked_while_a_student_rests_does_not_pile_up(student):
 
 
 @pytest.mark.parametrize("ahead", [0, 1], ids=["CPU", "GPU"])
-def test_what_is_asked_while_blocks_may_be_made_holds_from_its_block_on(student, ahead, monkeypatch):
-    """A student that may make many blocks does not wait until it rests to receive a prompt.
+def test_a_prompt_sent_while_blocks_are_made_holds_from_its_block_on(student, ahead, monkeypatch):
+    """A student reads prompts between blocks, not only once it has made all blocks that it may.
 
-    Before it rests it sends the blocks made ahead: here the last of six, after which nothing more is requested.
+    Before it rests it sends the blocks made ahead: here the last of six.
     """
     monkeypatch.setattr("hiar.live.student.lead", lambda device: ahead)
     restart = {"do": "restart", "block": 0, "prompt": PROMPT, "seed": 0, "order": None, "context": None, "renew": False}
@@ -148,28 +148,28 @@ def test_what_is_asked_while_blocks_may_be_made_holds_from_its_block_on(student,
     _make(student, commands, outlet, lambda pictures: b"", figures)
     assert shown == 4 * [PROMPT] + [OTHER, THIRD]
 
-    async def heard():
+    async def messages():
         inlet = asyncio.StreamReader()
         inlet.feed_data(outlet.getvalue())
         return [(await read_message(inlet))[0] for _ in range(6)]
 
-    told = asyncio.run(heard())
+    blocks = asyncio.run(messages())
     walk = student.card.walk
     changes = {4: OTHER, 5: THIRD}
     known = islice(clean_blocks(student, walk, stream_rollout(student, PROMPT, changes, walk, None, 0)), 6)
     hashes = [hashlib.sha256(latent.float().numpy().tobytes()).hexdigest() for latent in known]
-    assert [(one["block"], one["latent"]) for one in told] == list(enumerate(hashes))
+    assert [(one["block"], one["latent"]) for one in blocks] == list(enumerate(hashes))
 
 
-def test_a_new_video_has_the_room_of_the_one_before(student, monkeypatch):
-    """The caches of both may not fit on a GPU together, and free memory is checked before the first block."""
+def test_the_memory_of_a_video_is_free_before_the_next_begins(student, monkeypatch):
+    """Both videos' caches together may not fit on a GPU, and free memory is checked before the first block."""
     held, making = [], _Making(student, ExitStack())
 
-    def noting(*asked):
+    def recording(*arguments):
         held.append(live_tensor_bytes())
-        return begin(*asked)
+        return begin(*arguments)
 
-    monkeypatch.setattr("hiar.live.student.begin", noting)
+    monkeypatch.setattr("hiar.live.student.begin", recording)
     for seed in range(2):
         making.take(
             {

@@ -81,7 +81,7 @@ def test_a_mixture_is_split_between_its_modes() -> None:
 
 
 def test_particles_split_evenly_between_two_modes() -> None:
-    """A generator of 256 free points that start in between turns into both modes, with their spread."""
+    """256 free points that start between the modes end on both, with their spread."""
     random = torch.Generator().manual_seed(0)
     points = torch.randn(256, 2, generator=random, requires_grad=True)
     target = Mixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.3)
@@ -113,7 +113,7 @@ class Scaled:
         return self.scale * x * sigma.view(-1, 1, 1, 1, 1) + text.view(-1, 1, 1, 1, 1)
 
 
-def test_scores_are_taken_of_the_noised_video_and_the_real_one_is_guided() -> None:
+def test_both_scores_see_the_noised_video_and_only_the_real_one_is_guided() -> None:
     random = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 2, 3, 2, 2, 2, generator=random)
     sigma, text, no_text = torch.tensor([0.3, 0.8]), torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 0.5])

@@ -1,6 +1,6 @@
 """DMD and the critic's loss equal those of Self-Forcing's training code on the same networks, noise and levels.
 
-``SELF_FORCING_CODE`` names a checkout of it; its formulas are also written out here and need none.
+``SELF_FORCING_CODE`` names a checkout of it; its formulas are also written out here, which needs no checkout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIDES = ["formulas", "code"]
 
 
 class Score:
-    """A network with the interface of its losses: clips (B, F, C, H, W), a time step per frame; returns (None, x0)."""
+    """A network as its losses call it: clips (B, F, C, H, W), a time step per frame; returns (None, x0)."""
 
     def __init__(self, network: Denoiser) -> None:
         self.network = network
@@ -43,7 +43,7 @@ class Score:
 
 @pytest.fixture(scope="module")
 def code() -> dict[str, Any]:
-    """The modules of its code that the losses need, without its packages' other imports."""
+    """The modules of Self-Forcing's code that the losses need, without its packages' other imports."""
     if CODE is None:
         pytest.skip("SELF_FORCING_CODE names no checkout of Self-Forcing")
     packages = {
@@ -62,8 +62,8 @@ def code() -> dict[str, Any]:
         pytest.skip(f"Self-Forcing's code needs {error.name}, which is not installed here")
 
 
-def job_of_theirs(code: dict[str, Any], real: Denoiser, fake: Denoiser, generated: Tensor) -> SimpleNamespace:
-    """The attributes that the methods of its DMD class read; levels and rollout are fixed instead of drawn."""
+def dmd_job(code: dict[str, Any], real: Denoiser, fake: Denoiser, generated: Tensor) -> SimpleNamespace:
+    """The attributes that the methods of Self-Forcing's DMD class read; levels and rollout are fixed, not drawn."""
     scheduler = code["utils.scheduler"].FlowMatchScheduler(shift=SHIFT, sigma_min=0.0, extra_one_step=True)
     scheduler.set_timesteps(1000, training=True)
     scheduler.alphas_cumprod = None
@@ -112,12 +112,12 @@ def noised(clips: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_dmd(side: str, request: pytest.FixtureRequest) -> None:
+def test_dmd_loss_and_gradient_equal_self_forcings(side: str, request: pytest.FixtureRequest) -> None:
     real, fake, clips, text, no_text = networks()
     clips.requires_grad_()
     if side == "code":
         code = request.getfixturevalue("code")
-        job = job_of_theirs(code, real, fake, clips)
+        job = dmd_job(code, real, fake, clips)
         torch.manual_seed(7)
         theirs, _ = code["model.dmd"].DMD.compute_distribution_matching_loss(
             job, clips, {"text": text}, {"text": no_text}
@@ -141,12 +141,12 @@ def test_dmd(side: str, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_the_critics_loss(side: str, request: pytest.FixtureRequest) -> None:
+def test_critic_loss_and_gradient_equal_self_forcings(side: str, request: pytest.FixtureRequest) -> None:
     real, fake, clips, text, _ = networks()
     weights = list(fake.transformer.blocks.parameters())
     if side == "code":
         code = request.getfixturevalue("code")
-        job = job_of_theirs(code, real, fake, clips)
+        job = dmd_job(code, real, fake, clips)
         torch.manual_seed(7)
         theirs, _ = code["model.dmd"].DMD.critic_loss(job, clips.shape[:2], {"text": text}, {}, None)
     else:

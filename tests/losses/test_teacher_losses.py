@@ -1,4 +1,4 @@
-"""Flow matching, ODE regression and forward KL: their formulas, and what they must not depend on."""
+"""Flow matching, ODE regression and forward KL against their formulas, and how their levels are drawn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_denoiser
 
-from hiar.losses.flow import flow_matching, stratified_sigmas, velocity_error
+from hiar.losses.flow import bell_weights, flow_matching, stratified_sigmas, velocity_error
 from hiar.losses.forward_kl import forward_kl
 from hiar.losses.regression import block_levels, ode_regression
 from hiar.models.attention import Bidirectional, BlockCausal
@@ -34,7 +34,7 @@ def test_flow_matching_is_the_velocitys_error() -> None:
 
 
 @torch.no_grad()
-def test_nearly_clean_levels_weigh_no_more_than_the_floor_does() -> None:
+def test_levels_below_the_floor_are_weighted_like_the_floor() -> None:
     model = tiny_denoiser("flow")
     x0, noise, sigma = STATES[:, 0], STATES[:, 1], torch.tensor([0.02, 0.9])
     level = expand(sigma, x0)
@@ -52,10 +52,23 @@ def test_flow_matching_sees_the_attention_it_is_given() -> None:
     assert not torch.isclose(*losses, rtol=1e-5)
 
 
-def test_the_error_of_the_velocity_is_that_of_x0_over_the_level() -> None:
+def test_velocity_error_is_the_x0_error_divided_by_the_level() -> None:
     x0_hat, x0 = torch.tensor([[2.0, 0.0], [1.0, 5.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     error = velocity_error(x0_hat, x0, torch.tensor([[0.1], [0.8]]), floor=0.5)
     assert error.item() == pytest.approx(((1 / 0.5) ** 2 + (4 / 0.8) ** 2) / 4)
+
+
+def test_bell_weights_are_those_of_causal_forcings_schedule() -> None:
+    """Its 1000 levels of shift 5, whose weights have mean 1: most at a half, none at pure noise."""
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    levels = 5 * t / (1 + 4 * t)
+    weights = bell_weights(levels, 5.0)
+    bell = (-2 * (levels - 0.5) ** 2).exp()
+    torch.testing.assert_close(weights, (bell - bell[-1]) * 1000 / (bell - bell[-1]).sum())
+    assert weights[-1] == pytest.approx(0, abs=1e-6)
+    half, high = bell_weights(torch.tensor([0.5, 5 / 6]), 5.0).tolist()
+    assert (round(half, 1), round(high, 1)) == (2.1, 1.0)
+    assert bell_weights(torch.tensor([0.5]), 1.0).item() < half  # even levels are near a half more often
 
 
 def test_training_levels_cover_every_stratum() -> None:
@@ -64,7 +77,7 @@ def test_training_levels_cover_every_stratum() -> None:
     assert sorted((10 * sigma).int().tolist()) == list(range(10))
     assert not torch.equal(sigma, sigma.sort().values)
     within = torch.cat([10 * stratified_sigmas(10, 1.0, np.random.default_rng(n)) % 1 for n in range(200)])
-    assert within.mean().item() == pytest.approx(0.5, abs=0.03)  # anywhere in its stratum
+    assert within.mean().item() == pytest.approx(0.5, abs=0.03)  # uniform within its stratum
     assert within.std().item() == pytest.approx(12**-0.5, abs=0.02)
 
 
@@ -95,7 +108,7 @@ def test_forward_kl_sees_the_attention_it_is_given() -> None:
     assert not torch.isclose(bidirectional, causal, rtol=1e-5)
 
 
-def shown(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def regression_inputs(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first trajectories with each block at its level, their clean ends, and the blocks' sigmas."""
     rows = torch.arange(len(levels))
     return at_levels(STATES, rows, levels, STATES.shape[3] // levels.shape[1]), STATES[rows, -1], SIGMAS[levels]
@@ -111,7 +124,7 @@ def test_regression_shows_each_block_at_its_level_and_scores_the_noisy_ones() ->
     sigma = SIGMAS[levels].repeat_interleave(2, dim=1)
     error = ((model(x, sigma, TEXT, CAUSAL) - STATES[:, -1]) / expand(sigma, x).clamp(min=0.2)).square()
     expected = torch.cat([error[b, :, 2 * n : 2 * n + 2] for b, n in ((0, 0), (0, 2), (1, 0), (1, 1))]).mean()
-    loss = ode_regression(model, *shown(levels), TEXT, CAUSAL, floor=0.2)
+    loss = ode_regression(model, *regression_inputs(levels), TEXT, CAUSAL, floor=0.2)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
 
 
@@ -124,13 +137,13 @@ def test_regression_scores_a_single_noisy_frame_in_full() -> None:
     x[:, :, 4] = STATES[:1, 1, :, 4]
     seen = model(x, SIGMAS[levels], TEXT[:1], alone)[:, :, 4]
     expected = ((seen - STATES[:1, 3, :, 4]) / SIGMAS[1]).square().mean()
-    loss = ode_regression(model, *shown(levels), TEXT[:1], alone, floor=0.2)
+    loss = ode_regression(model, *regression_inputs(levels), TEXT[:1], alone, floor=0.2)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
 
 
 def test_regression_survives_an_all_clean_draw() -> None:
     levels = torch.full((2, 3), 3)
-    assert ode_regression(tiny_denoiser(), *shown(levels), TEXT, CAUSAL, floor=0.2) == 0
+    assert ode_regression(tiny_denoiser(), *regression_inputs(levels), TEXT, CAUSAL, floor=0.2) == 0
 
 
 def test_levels_of_blocks_are_independent_and_cover_all() -> None:

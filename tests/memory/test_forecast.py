@@ -85,7 +85,7 @@ def case(name: str) -> tuple[Sizes, Any, Config]:
     return sizes, params.variant(variant), models.student | shape
 
 
-def counted(sizes: Sizes, variant: Any, config: Config) -> dict[str, int]:
+def measured_peaks(sizes: Sizes, variant: Any, config: Config) -> dict[str, int]:
     """Peak bytes of the same phases, measured on real tensors and whole networks."""
     student, critic, real = (make_network(sizes.params, config, None, trained) for trained in (True, True, False))
     forget()  # so that both runs compute positions
@@ -95,16 +95,16 @@ def counted(sizes: Sizes, variant: Any, config: Config) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name not in QUICK)) for name in CASES])
-def test_activations_are_those_that_are_counted(name: str) -> None:
+def test_planned_activations_equal_measured_ones(name: str) -> None:
     """To 1 %: plans extrapolate from two and three layers, and tensors are freed in slightly different orders."""
     sizes, variant, config = case(name)
     distill = partial(imagine, lambda count, *n: steps.distill(count, sizes, variant, *n), sizes)
     planned = distill([config, config], [config])
-    assert planned == pytest.approx(counted(sizes, variant, config), rel=0.01)
+    assert planned == pytest.approx(measured_peaks(sizes, variant, config), rel=0.01)
 
 
 @pytest.mark.parametrize("settings", [ADAM, MUON, ADAM.model_copy(update={"ema": 0.5})])
-def test_a_role_takes_what_is_counted(settings: Optimizer) -> None:
+def test_planned_bytes_of_a_role_equal_measured_ones(settings: Optimizer) -> None:
     sizes, _, config = case("HiAR with a regulariser")
     with torch.device("meta"):
         planned = networks.role_bytes(make_role(make_network(sizes.params, config, trained=True), settings, 1))
@@ -120,7 +120,7 @@ def test_a_role_takes_what_is_counted(settings: Optimizer) -> None:
 
 
 @pytest.mark.parametrize("kind", inits.KINDS)
-def test_an_init_takes_what_is_counted(kind: str) -> None:
+def test_planned_activations_of_an_init_equal_measured_ones(kind: str) -> None:
     sizes, _, config = case(QUICK)
     update, frozen = inits.KINDS[kind]
     planned = imagine(lambda count, *n: update(count, sizes, *n), sizes, [config], [config] * frozen)
@@ -131,20 +131,20 @@ def test_an_init_takes_what_is_counted(kind: str) -> None:
     assert planned == pytest.approx(count.peaks, rel=0.01)
 
 
-def test_layers_that_are_computed_anew_for_backward_keep_less() -> None:
+def test_checkpointed_layers_keep_fewer_activations() -> None:
     sizes, _, config = case(QUICK)
     most = []
     for checkpointing in (False, True):
         runtime = sizes.params.runtime.model_copy(update={"checkpointing": checkpointing})
-        own = replace(sizes, params=sizes.params.model_copy(update={"runtime": runtime}))
+        changed = replace(sizes, params=sizes.params.model_copy(update={"runtime": runtime}))
         with imagined():
             count = Counting()
-            inits.KINDS["ode"].update(count, own, make_network(own.params, config, 3, trained=True))
+            inits.KINDS["ode"].update(count, changed, make_network(changed.params, config, 3, trained=True))
         most.append(max(count.peaks.values()))
     assert most[0] > 1.5 * most[1]
 
 
-def test_networks_that_serve_others_are_in_half_and_keep_nothing_for_backward() -> None:
+def test_frozen_networks_are_in_bf16_and_need_no_gradients() -> None:
     sizes, _, config = case(QUICK)
     with torch.device("meta"):
         serving = make_network(sizes.params, config, 1)
@@ -152,8 +152,8 @@ def test_networks_that_serve_others_are_in_half_and_keep_nothing_for_backward() 
     assert not any(parameter.requires_grad for parameter in serving.parameters())
 
 
-def test_of_causal_trajectories_the_update_of_their_teacher_is_planned() -> None:
-    """It sees clean and noisy blocks together and so needs more than the regression after it."""
+def test_causal_ode_is_planned_by_its_teachers_larger_update() -> None:
+    """The teacher sees clean and noisy blocks together and so needs more than the regression after it."""
     sizes, _, config = case(QUICK)
     most = {}
     for kind in ("ode", "causal_ode"):
@@ -162,7 +162,7 @@ def test_of_causal_trajectories_the_update_of_their_teacher_is_planned() -> None
     assert most["causal_ode"] > most["ode"]
 
 
-def test_what_is_alive_as_a_phase_begins_counts_though_it_goes_at_once() -> None:
+def test_tensors_alive_at_the_start_of_a_phase_count_towards_its_peak() -> None:
     count, weights = Counting(), torch.ones(500)
     with count:
         before = torch.zeros(1000)
@@ -174,13 +174,13 @@ def test_what_is_alive_as_a_phase_begins_counts_though_it_goes_at_once() -> None
     assert count.peaks == {"first": 4000, "second": 80}  # without weights, which existed before
 
 
-def test_what_several_tensors_share_takes_its_bytes_once() -> None:
+def test_shared_storage_is_counted_once() -> None:
     tied, other = nn.Linear(8, 4), torch.zeros(2, 3)
     assert storage_bytes({"a": [other, other.T], "b": (other[:1], None, 5)}) == 24
     assert network_bytes(tied) == network_bytes(nn.ModuleList([tied, tied])) == network_bytes(tied, tied) == 4 * 36
 
 
-def test_the_disk_has_what_is_planned(smoke: Path) -> None:
+def test_planned_disk_use_equals_the_files_written(smoke: Path) -> None:
     """Except headers, manifests and videos."""
     models = networks.open_models(load_params(smoke / "params.yaml"))
     planned, made = disk(models), smoke / "artifacts" / "seed-0"
@@ -210,7 +210,7 @@ def test_the_disk_has_what_is_planned(smoke: Path) -> None:
     assert disk(changed)["states of a training"] == (3 + 1 + 1) * state
 
 
-def test_trajectories_of_a_causal_teacher_take_what_as_many_pairs_do() -> None:
+def test_a_causal_teachers_trajectories_take_as_much_disk_each_as_pairs() -> None:
     params = experiment_params(ROOT, "inits+init-causal-ode")
     assert isinstance(params.init, CausalOde) and params.init.pairs is not None
     planned = disk(networks.open_models(params))
@@ -218,7 +218,7 @@ def test_trajectories_of_a_causal_teacher_take_what_as_many_pairs_do() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "CausVid"])  # it has no rollout
-def test_rings_take_what_is_counted(name: str) -> None:
+def test_planned_rings_equal_measured_ones(name: str) -> None:
     sizes, variant, config = case(name)
     params = sizes.params
     grid = steps.training_grid(params, variant, params.schedule.student_steps)
@@ -265,7 +265,7 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     roots = 3 * (learned - config["num_layers"] * 4 * layer)  # of student, critic and real score, in fp32
     assert distill["all", "gathered layers"] == roots + 2 * 2 * layer
     assert distill["all", "whole gradients"] == gradients
-    # If the real score has wider layers, two of those are the most gathered at a time, beside the ends of all networks.
+    # With wider layers in the real score, the most gathered at a time are two of those, beside all networks' roots.
     models, wide = networks.open_models(params), config | {"ffn_dim": 3 * config["ffn_dim"]}
     wider = forecast.forecast(replace(models, real=wide), "distill", params.variant("self-forcing"), 1, 3)
     more = {e.what: e.bytes for e in wider.entries if e.role == "all"}
@@ -286,7 +286,7 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     assert sample["text encoder", "parameters"] == network_bytes(world.outline("text_encoder", params))
 
 
-def test_sampling_takes_a_walk_of_a_student_that_learns_nothing() -> None:
+def test_sampling_is_planned_as_a_walk_of_a_frozen_student() -> None:
     sizes, variant, config = case(QUICK)
     two = replace(sizes, batch=2)
     sample = planned_entries(sizes.params, "sample", batch=2)
@@ -294,8 +294,8 @@ def test_sampling_takes_a_walk_of_a_student_that_learns_nothing() -> None:
     assert sample["rings", "keys and values"] + sample["activations", "phase"] == peaks["walk"]
 
 
-def test_what_lies_on_the_host_is_there_and_not_on_the_gpu() -> None:
-    """An offloaded real score leaves only two gathered layers on the GPU; networks are sharded either way, over one."""
+def test_offloaded_entries_are_on_the_host_and_not_on_the_gpu() -> None:
+    """An offloaded real score leaves two gathered layers on the GPU; networks are sharded either way, here over one."""
     params = load_params(ROOT / "params.yaml")
     tree = read_yaml(ROOT / "params.yaml")
 
@@ -331,7 +331,7 @@ def no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_steps")
-def test_one_gpu_gathers_where_a_process_is_asked_for_and_holds_networks_whole_where_none_is() -> None:
+def test_one_gpu_shards_and_gathers_only_with_processes_1() -> None:
     """`runtime.processes: 1` shards over one GPU, with gathered layers and whole gradients on top."""
     tree = read_yaml(ROOT / "params.yaml")
     found = {}
@@ -350,7 +350,7 @@ def test_each_tensor_in_pinned_memory_takes_a_power_of_two(gpus: int, weight: in
     assert networks.pinned_bytes(nn.Linear(5, 3), gpus) == weight + bias
 
 
-def test_an_update_may_be_the_fullest_phase_where_its_states_come_from_the_host() -> None:
+def test_with_offloaded_states_an_update_may_be_the_fullest_phase() -> None:
     peaks = {"rollout": 60, "backward": 90, forecast.UPDATE: 100}
     assert forecast._activations(peaks, 20) == [forecast.Entry("activations", forecast.UPDATE, 100)]
     rings = [forecast.Entry("rings", "keys and values", 20), forecast.Entry("activations", "backward", 70)]
@@ -358,7 +358,7 @@ def test_an_update_may_be_the_fullest_phase_where_its_states_come_from_the_host(
 
 
 @pytest.mark.usefixtures("no_steps")
-def test_in_an_update_the_states_of_one_role_are_there_at_a_time() -> None:
+def test_an_update_holds_the_offloaded_states_of_one_role_at_a_time() -> None:
     tree = merge(read_yaml(ROOT / "params.yaml"), {"runtime": {"offload": ["optimizers"]}})
     params = parse_params(merge(tree, {"distill": {"critic": {"muon": None}}}), Path("roles that differ"))
     found = forecast.forecast(networks.open_models(params), "distill", params.variant("causvid"), 1)
@@ -369,7 +369,7 @@ def test_in_an_update_the_states_of_one_role_are_there_at_a_time() -> None:
 
 @pytest.mark.usefixtures("no_steps")
 @pytest.mark.parametrize("frames", [12, 96])
-def test_videos_that_were_made_together_are_decoded_one_after_the_other(frames: int) -> None:
+def test_videos_of_a_batch_are_decoded_one_at_a_time(frames: int) -> None:
     """Regardless of their length, a few latent frames at a time."""
     tree = merge(read_yaml(ROOT / "params.yaml"), {"sample": {"frames": frames}})
     models = networks.open_models(parse_params(tree, Path("sampled")))
@@ -387,7 +387,7 @@ def test_videos_that_were_made_together_are_decoded_one_after_the_other(frames: 
 
 
 @pytest.mark.usefixtures("no_steps")
-def test_of_the_papers_recipe_the_real_score_is_in_bf16_and_a_codec_is_there_for_later_windows() -> None:
+def test_the_papers_recipe_has_a_bf16_real_score_and_a_codec_only_for_later_windows() -> None:
     """By the published size: 14,288,491,584 parameters, few of which stay in fp32."""
     recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
     params = parse_params(merge(recipe, {"distill": {"windows": 2, "critic_batch": 128}}), Path("two windows"))
@@ -406,8 +406,10 @@ def test_of_the_papers_recipe_the_real_score_is_in_bf16_and_a_codec_is_there_for
 
 def test_an_init_holds_the_causal_teacher_that_it_learns_from() -> None:
     params = load_params(ROOT / "params.yaml")
-    own = read_yaml(ROOT / "experiments" / "init-consistency.yaml")
-    other = parse_params(merge(read_yaml(ROOT / "params.yaml"), {"init": own["init"]}), Path("init-consistency"))
+    consistency = read_yaml(ROOT / "experiments" / "init-consistency.yaml")
+    other = parse_params(
+        merge(read_yaml(ROOT / "params.yaml"), {"init": consistency["init"]}), Path("init-consistency")
+    )
     alone = planned_entries(params, "init")
     assert {role for role, _ in alone} == {"student", "activations"}  # and no layers of other networks
     held = planned_entries(other, "init", gpus=2)
@@ -429,7 +431,7 @@ def test_later_windows_that_are_encoded_anew_are_in_the_plan(tmp_path: Path) -> 
     sizes, variant = replace(models.sizes, batch=1), two.variant("self-forcing")
     distill = partial(imagine, lambda count, *n: steps.distill(count, sizes, variant, *n), sizes)
     planned = distill([models.student, models.student], [models.student])
-    assert planned == pytest.approx(counted(sizes, variant, models.student), rel=0.01)
+    assert planned == pytest.approx(measured_peaks(sizes, variant, models.student), rel=0.01)
     assert planned["later windows re-encoded"] > planned["rollout"]
 
 
@@ -446,7 +448,7 @@ def test_the_dearest_variant_has_the_most_caches_and_the_regulariser() -> None:
         assert dearest(params.model_copy(update={"compare": compare}))[1] == "hiar"
 
 
-def test_a_plan_fits_up_to_the_part_of_a_gpu_that_can_be_used() -> None:
+def test_a_plan_fits_up_to_the_usable_part_of_a_gpu() -> None:
     entries = (forecast.Entry("student", "parameters", 60), forecast.Entry("activations", "walk", 30))
     found = forecast.Forecast("sample", entries)
     assert found.total == 90
@@ -508,8 +510,8 @@ def test_checkpointing_and_more_gpus_take_less() -> None:
     needed = found["saving"].total / forecast.USABLE
     models = networks.open_models(params)
     assert advice(models, found["plain"], variant, 16, 1, 1.01 * found["plain"].total / forecast.USABLE) == "fits"
-    said = advice(models, found["plain"], variant, 16, 1, 1.01 * needed)
-    assert said == "does not fit; with runtime.checkpointing: true it does"
+    advised = advice(models, found["plain"], variant, 16, 1, 1.01 * needed)
+    assert advised == "does not fit; with runtime.checkpointing: true it does"
     assert "does not fit, even with every option" in advice(models, found["plain"], variant, 16, 1, 1000)
 
 
@@ -531,11 +533,13 @@ def test_the_papers_recipe_fits_eight_gpus_of_80_gb(recipe: str) -> None:
     assert recipe.count("  fits\n") == 1
 
 
-def test_what_cannot_be_planned_is_told(tmp_path: Path) -> None:
-    def said(*args: Any) -> str:
+def test_unplanned_stages_and_missing_base_models_are_refused_in_one_line(tmp_path: Path) -> None:
+    def stderr(*args: Any) -> str:
         return hiar("plan", *args, folder=ROOT, code=2).stderr
 
-    assert said("--stage", "codec").startswith("error: --stage = codec: is not planned; give pairs, init, distill, sam")
+    assert stderr("--stage", "codec").startswith(
+        "error: --stage = codec: is not planned; give pairs, init, distill, sam"
+    )
     other = tmp_path / "experiments"
     other.mkdir()
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())

@@ -1,4 +1,4 @@
-"""Host memory of a training: networks that stay where they were read, and states that are being written."""
+"""Host memory of a training: networks that stay where they were loaded, and states that are being written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def recipe() -> Models:
     return open_models(experiment_params(ROOT, "wan2.1-1.3b"))
 
 
-def test_a_distillation_holds_what_it_copied_and_a_state_or_at_last_its_student(recipe: Models) -> None:
+def test_distillation_holds_its_sources_and_a_state_or_finally_its_student(recipe: Models) -> None:
     """The state is that of the disk's plan; each process holds its part."""
     params = recipe.sizes.params
     student = network_bytes(make_meta(params, recipe.student, half=False))
@@ -32,7 +32,7 @@ def test_a_distillation_holds_what_it_copied_and_a_state_or_at_last_its_student(
     assert most(eight) == 3 * student
 
 
-def test_a_teacher_that_is_the_real_score_is_on_the_gpu_and_an_init_keeps_its_own_alone() -> None:
+def test_a_teacher_used_as_real_score_has_no_host_copy_and_an_init_has_only_its_teachers() -> None:
     params = parse_params(merge(read_yaml(ROOT / "params.yaml"), {"distill": {"real_score": None}}), Path("own"))
     models = open_models(params)
     assert [*host(models, "distill", 1)] == ["init", STATE, RESULT]

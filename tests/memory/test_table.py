@@ -1,4 +1,4 @@
-"""What a plan says: the first change of settings that fits, and figures that add up."""
+"""The text of a plan: the first change of settings that fits, and figures that add up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hiar.worlds.interface import FIRST_CLIP
 # Quick to plan: the arithmetic is the same for steps of any size.
 SMALL = {"video": {"frames": 6, "window": 6}, "schedule": {"student_steps": 2}, "model": {"patch": 4, "layers": 2}}
 CHECKPOINTING = {"runtime": {"checkpointing": True}}
-AWAY = {"runtime": {"offload": ["optimizers"]}}
+OFFLOADED = {"runtime": {"offload": ["optimizers"]}}
 GB = 1e9
 
 
@@ -41,93 +41,95 @@ def models_of(*overrides: dict[str, object]) -> Models:
 
 
 @lru_cache
-def planned(saving: bool, stage: str, batch: int, gpus: int, away: bool = False) -> Forecast:
-    models = models_of(*[CHECKPOINTING] * saving, *[AWAY] * away)
+def planned(saving: bool, stage: str, batch: int, gpus: int, offloaded: bool = False) -> Forecast:
+    models = models_of(*[CHECKPOINTING] * saving, *[OFFLOADED] * offloaded)
     return forecast(models, stage, models.sizes.params.variant("self-forcing"), batch, gpus)
 
 
-def total(saving: bool, stage: str, batch: int, gpus: int = 1, away: bool = False) -> int:
-    return planned(saving, stage, batch, gpus, away).total
+def total(saving: bool, stage: str, batch: int, gpus: int = 1, offloaded: bool = False) -> int:
+    return planned(saving, stage, batch, gpus, offloaded).total
 
 
-def advised(enough_for: int, saving: bool, stage: str, batch: int, gpus: int = 1, away: bool = False) -> str:
+def advised(enough_for: int, saving: bool, stage: str, batch: int, gpus: int = 1, offloaded: bool = False) -> str:
     """The advice for GPUs with just enough memory for this many bytes."""
-    models = models_of(*[CHECKPOINTING] * saving, *[AWAY] * away)
+    models = models_of(*[CHECKPOINTING] * saving, *[OFFLOADED] * offloaded)
     variant = models.sizes.params.variant("self-forcing")
-    return advice(models, planned(saving, stage, batch, gpus, away), variant, batch, gpus, (enough_for + 1) / USABLE)
+    return advice(
+        models, planned(saving, stage, batch, gpus, offloaded), variant, batch, gpus, (enough_for + 1) / USABLE
+    )
 
 
 @pytest.fixture
-def once(monkeypatch: pytest.MonkeyPatch) -> None:
+def cached_forecasts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches forecasts: each takes a second, and several cases need the same ones."""
 
-    def known(models: Models, stage: str, variant: Variant, batch: int, gpus: int) -> Forecast:
+    def cached(models: Models, stage: str, variant: Variant, batch: int, gpus: int) -> Forecast:
         assert variant == models.sizes.params.variant("self-forcing")
         runtime = models.sizes.params.runtime
         assert runtime.offload in ([], ["optimizers"])
         return planned(runtime.checkpointing, stage, batch, gpus, bool(runtime.offload))
 
-    monkeypatch.setattr(table, "forecast", known)
+    monkeypatch.setattr(table, "forecast", cached)
 
 
-@pytest.mark.usefixtures("once")
-def test_of_the_ways_that_make_a_training_fit_the_first_is_told() -> None:
+@pytest.mark.usefixtures("cached_forecasts")
+def test_the_first_change_that_makes_a_training_fit_is_advised() -> None:
     """Each includes those before it: checkpointing, fewer samples at a time, host memory, more GPUs."""
     done = "runtime.checkpointing: true, 1 sample at a time"
     ways = {
         total(False, "init", 2): "fits",
         total(True, "init", 2): "does not fit; with runtime.checkpointing: true it does",
         total(True, "init", 1): f"does not fit; with {done} it does",
-        total(True, "init", 1, away=True): f"does not fit; with {done}, runtime.offload: [optimizers] it does",
+        total(True, "init", 1, offloaded=True): f"does not fit; with {done}, runtime.offload: [optimizers] it does",
         total(True, "init", 1, 8, True): f"does not fit; with {done}, runtime.offload: [optimizers], 8 GPUs it does",
     }
     assert sorted(ways, reverse=True) == [*ways]
     assert {enough: advised(enough, False, "init", 2) for enough in ways} == ways
 
 
-@pytest.mark.usefixtures("once")
-def test_only_what_is_not_done_already_is_advised() -> None:
-    most = total(True, "init", 1, MANY, away=True)
+@pytest.mark.usefixtures("cached_forecasts")
+def test_options_already_in_use_are_not_advised() -> None:
+    most = total(True, "init", 1, MANY, offloaded=True)
     half = MANY // 2
-    assert advised(most, False, "init", 1, half, away=True) == (
+    assert advised(most, False, "init", 1, half, offloaded=True) == (
         f"does not fit; with runtime.checkpointing: true, {MANY} GPUs it does"
     )
-    assert advised(most, True, "init", 1, half, away=True) == f"does not fit; with {MANY} GPUs it does"
+    assert advised(most, True, "init", 1, half, offloaded=True) == f"does not fit; with {MANY} GPUs it does"
     none = "does not fit, even with every option: use GPUs with more memory, or a shorter clip or window"
-    assert advised(most - 2, True, "init", 1, MANY, away=True) == none
+    assert advised(most - 2, True, "init", 1, MANY, offloaded=True) == none
     alone = total(False, "pairs", 1)  # whose networks are not sharded
     assert advised(alone, False, "pairs", 2) == "does not fit; with 1 sample at a time it does"
     assert advised(alone - 2, False, "pairs", 1) == none
 
 
-def test_a_distillation_can_have_its_real_score_and_all_states_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever of them is already there, and in any order."""
+def test_offloading_real_score_and_optimizers_is_advised_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of them is offloaded already, and in any order."""
 
     def made(models: Models, stage: str, variant: Variant, batch: int, gpus: int) -> Forecast:
-        away = {"real_score": 30, "optimizers": 20}
-        total = 100 - sum(away[one] for one in models.sizes.params.runtime.offload)
+        offloaded = {"real_score": 30, "optimizers": 20}
+        total = 100 - sum(offloaded[one] for one in models.sizes.params.runtime.offload)
         return Forecast(stage, (Entry("all", "parameters", total),))
 
     monkeypatch.setattr(table, "forecast", made)
 
-    def said(enough_for: int, *offload: str) -> str:
+    def advice_for(enough_for: int, *offload: str) -> str:
         models = models_of(CHECKPOINTING, {"runtime": {"processes": 1, "offload": [*offload]}})
         variant = models.sizes.params.variant("self-forcing")
         return advice(models, made(models, "distill", variant, 1, MANY), variant, 1, MANY, (enough_for + 1) / USABLE)
 
     way = "does not fit; with runtime.offload: [real_score, optimizers] it does"
-    assert said(50) == said(50, "optimizers") == said(50, "real_score") == way
+    assert advice_for(50) == advice_for(50, "optimizers") == advice_for(50, "real_score") == way
     for both in (["real_score", "optimizers"], ["optimizers", "real_score"]):
-        assert said(50, *both) == "fits"
-        assert said(48, *both).startswith("does not fit, even with every option")
+        assert advice_for(50, *both) == "fits"
+        assert advice_for(48, *both).startswith("does not fit, even with every option")
 
 
-def test_what_lies_on_the_host_is_told_and_not_added() -> None:
-    said = list(lines(models_of(AWAY), ("init",), 1, 1, 80 * GB))
-    (host,) = [line for line in said if line.endswith("  on the host")]
+def test_host_entries_are_listed_but_not_added_to_the_total() -> None:
+    printed = list(lines(models_of(OFFLOADED), ("init",), 1, 1, 80 * GB))
+    (host,) = [line for line in printed if line.endswith("  on the host")]
     states = planned(False, "init", 1, 1, True).host
     assert [(e.role, e.what, f"{e.bytes / GB:.2f}") for e in states] == [tuple(host.split()[:3])]
-    (whole,) = [line for line in said if line.startswith("  all") and line.endswith("  fits")]
+    (whole,) = [line for line in printed if line.startswith("  all") and line.endswith("  fits")]
     assert float(whole.split()[1]) == pytest.approx(planned(False, "init", 1, 1, True).total / GB, abs=0.005)
 
 
@@ -146,28 +148,28 @@ def test_a_plan_says_how_often_prompts_are_embedded() -> None:
         for purpose, count in counts.items():
             for number in range(0, count, 64):
                 prompts(range(FIRST_CLIP[purpose] + number, FIRST_CLIP[purpose] + min(number + 64, count)))
-        _, told = islice(lines(open_models(params), ("distill",), 1, 1, 80 * GB), 2)
-        assert told.endswith(f": {len(loads)} times at most")
+        _, line = islice(lines(open_models(params), ("distill",), 1, 1, 80 * GB), 2)
+        assert line.endswith(f": {len(loads)} times at most")
 
 
-def test_a_plan_says_what_embeddings_take_also_of_others_captions() -> None:
-    """Without prompt file and base model, each sample and pair may have another prompt, of the full length."""
+def test_a_plan_says_what_embeddings_take_also_with_foreign_pairs() -> None:
+    """Without prompt file and base model, each sample and pair may have its own prompt of the full length."""
     recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
     recipe = merge(recipe, {"runtime": {"processes": None}})
     recipe = merge(recipe, {"distill": {"steps": 2, "critic_warmup": 1, "batch": 2, "critic_batch": 4}})
     for source, count in ((None, 10), ("models/pairs", 10), ("models/pairs", 7)):
         pairs = {"pairs": {"source": source, "count": count}}
         models = open_models(parse_params(merge(recipe, pairs), Path("recipe")))
-        *_, told = islice(lines(models, (), 1, 1, 80 * GB), 3)
+        *_, line = islice(lines(models, (), 1, 1, 80 * GB), 3)
         prompts = (1 + 2) * 2 + (1 + 2) * 5 * 4 + count
-        assert told.startswith(f"their embeddings: up to {prompts * 512 * 4096 * 2 / GB:.2f} GB of {prompts} prompts")
+        assert line.startswith(f"their embeddings: up to {prompts * 512 * 4096 * 2 / GB:.2f} GB of {prompts} prompts")
 
 
 def test_a_plan_adds_up() -> None:
-    said = list(lines(models_of(), ("init", "pairs"), 2, 3, 80 * GB))
-    assert "2 sample(s) a GPU at a time; 3 GPUs of 80 GB, of which 90% may be filled" in said[0]
+    printed = list(lines(models_of(), ("init", "pairs"), 2, 3, 80 * GB))
+    assert "2 sample(s) a GPU at a time; 3 GPUs of 80 GB, of which 90% may be filled" in printed[0]
     parts: list[list[float]] = []
-    for line in said:
+    for line in printed:
         if figures := re.fullmatch(r"  (\S.{30})(.{9})(  fits)?", line):
             name, size = figures[1].strip(), float(figures[2])
             if name != "all":
@@ -183,19 +185,19 @@ def test_an_init_that_is_adopted_is_not_planned() -> None:
     models = models_of()
     params = models.sizes.params.model_copy(update={"init": Adopted.model_construct(kind="adopted")})
     models = replace(models, sizes=replace(models.sizes, params=params))
-    said = "\n".join(lines(models, ("init", "pairs"), 1, 1, 80 * GB))
-    assert "\ninit, GB a GPU" not in said
-    assert "\npairs, GB a GPU" in said
+    printed = "\n".join(lines(models, ("init", "pairs"), 1, 1, 80 * GB))
+    assert "\ninit, GB a GPU" not in printed
+    assert "\npairs, GB a GPU" in printed
 
 
-def test_what_the_command_is_asked_for_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hiar_plan_follows_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
-    def said(*options: str) -> str:
+    def output_of(*options: str) -> str:
         return CliRunner().invoke(app, ["plan", "--stage", "pairs", *options]).output
 
-    asked = said("--gpus", "3", "--memory", "0.5", "--micro-batch", "5")
-    assert "\npairs, GB a GPU" in asked
-    assert "\nsample" not in asked
-    assert "5 sample(s) a GPU at a time; 3 GPUs of 0.5 GB, of which" in asked
-    assert "1 sample(s) a GPU at a time; 1 GPU of 80 GB, of which" in said()
+    printed = output_of("--gpus", "3", "--memory", "0.5", "--micro-batch", "5")
+    assert "\npairs, GB a GPU" in printed
+    assert "\nsample" not in printed
+    assert "5 sample(s) a GPU at a time; 3 GPUs of 0.5 GB, of which" in printed
+    assert "1 sample(s) a GPU at a time; 1 GPU of 80 GB, of which" in output_of()

@@ -13,7 +13,7 @@ def steps(levels):
     return torch.tensor(levels, dtype=torch.uint8)[None, :, None, None, None].expand(1, len(levels), 8, 8, 3)
 
 
-def test_jumps_at_borders_show():
+def test_jumps_at_block_borders_raise_border_jump():
     smooth, jumping = steps(list(range(0, 36, 3))), steps([0, 3, 6, 30, 33, 36, 60, 63, 66, 90, 93, 96])
     assert border_jump(changes(smooth), BLOCK).item() == pytest.approx(1)
     assert border_jump(changes(jumping), BLOCK).item() == pytest.approx((24 + 0.25) / (3 + 0.25))
@@ -26,11 +26,11 @@ def test_changes_are_means_of_all_pixels_and_colours():
     torch.testing.assert_close(changes(frames), sums.double() / (9 * 7 * 3), rtol=1e-6, atol=0)
 
 
-def test_jumps_inside_blocks_do_not():
+def test_jumps_inside_blocks_lower_border_jump():
     assert border_jump(changes(steps([0, 30, 60, 63, 93, 123])), BLOCK).item() < 0.2
 
 
-def test_nothing_to_compare_is_one():
+def test_border_jump_is_1_with_nothing_to_compare():
     assert border_jump(changes(steps([7] * 9)), BLOCK).item() == 1  # still
     assert border_jump(changes(steps([0, 9, 99])), BLOCK).item() == 1  # one block
     assert border_jump(changes(steps([0, 9, 99])), 1).item() == 1  # borders only
@@ -51,6 +51,6 @@ def test_a_first_block_may_be_longer():
     assert border_jump(change, 3, 9).item() == pytest.approx((7 + 0.25) / 0.25)
 
 
-def test_the_true_world_has_no_borders():
+def test_the_true_world_has_no_jumps_at_borders():
     frames, _ = clips(DEFAULT, seed=0, first=0, count=64, frames=60)
     assert border_jump(changes(frames), BLOCK).mean().item() == pytest.approx(1, abs=0.03)

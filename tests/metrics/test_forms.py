@@ -16,7 +16,7 @@ def test_vde_weighs_early_parts_most_and_is_relative_to_the_first():
     assert vde(MEANS).item() == pytest.approx((4 * 1 + 3 * 3 + 2 * 2 + 1 * 1) / 2)
 
 
-def test_vde_of_nothing_is_nothing_and_of_what_begins_at_nothing_undefined():
+def test_vde_of_zeros_is_0_and_is_undefined_if_only_the_first_is_0():
     values = vde(torch.tensor([[0.0, 0, 0], [0, 1, 0]]))
     assert values[0] == 0
     assert values[1].isnan()
@@ -53,6 +53,6 @@ def test_every_form_is_under_its_name():
     assert {name: found[name].item() for name in expected} == pytest.approx(expected)
 
 
-def test_a_share_is_of_the_mean_size_and_0_of_nothing():
+def test_a_share_is_relative_to_the_mean_magnitude_and_0_for_zeros():
     values = share(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([[2.0, 4.0], [-2.0, 2.0], [0.0, 0.0]]))
     assert values.tolist() == pytest.approx([1 / 3, 1 / 2, 0])

@@ -20,14 +20,14 @@ def test_one_misread_frame_does_not_move_the_object():
     assert smoothed_speed(position).item() == pytest.approx(1, rel=0.1)
 
 
-def test_jitter_counts_a_third_at_most():
+def test_smoothing_reduces_jitter_to_a_third():
     shaking = torch.zeros(1, 300, 2)
     shaking[..., 0] = torch.randn(300, generator=torch.Generator().manual_seed(0))
     raw = shaking.diff(dim=1).norm(dim=-1).mean()
     assert smoothed_speed(shaking).item() < raw / 3
 
 
-def test_short_videos():
+def test_speed_needs_at_least_4_frames():
     assert smoothed_speed(straight((2.0, 0.0), frames=4)).item() == pytest.approx(2)
     with pytest.raises(ValueError, match="at least 4 frames"):
         smoothed_speed(straight((2.0, 0.0), frames=3))
@@ -44,4 +44,4 @@ def test_hops_are_counted_per_hundred_steps():
 def test_dynamic_asks_for_half_the_slowest_speed():
     moves = dynamic(torch.tensor([0.7, 0.75, 3.0]), slowest=1.5)
     assert moves.tolist() == [0, 1, 1]
-    assert moves.dtype == torch.float64  # a mean is taken of it
+    assert moves.dtype == torch.float64  # its mean is taken later

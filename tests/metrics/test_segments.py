@@ -16,7 +16,7 @@ def test_parts_that_do_not_divide_the_frames_cover_all_of_them_once():
     assert torch.allclose(segment_centres(7, 3) * 7 - 0.5, means[0])
 
 
-def test_too_few_frames():
+def test_fewer_frames_than_segments_are_refused():
     with pytest.raises(ValueError, match="3 frames cannot be cut into 5 segments"):
         segment_means(torch.zeros(1, 3), 5)
 

@@ -29,9 +29,9 @@ def inputs(frames: int = FRAMES, batch: int = 2) -> tuple[torch.Tensor, torch.Te
 def test_bidirectional_is_diffusers_own_forward() -> None:
     denoiser = tiny_denoiser()
     x, _, text = inputs()
-    own = copy.deepcopy(denoiser.transformer)
-    plain = type(own).from_config(own.config)
-    plain.load_state_dict(own.state_dict())
+    original = copy.deepcopy(denoiser.transformer)
+    plain = type(original).from_config(original.config)
+    plain.load_state_dict(original.state_dict())
     sigma = torch.tensor([0.3, 0.9])
     velocity = plain(x, 1000 * sigma, text, return_dict=False)[0]
     x0 = denoiser(x, sigma, text, Bidirectional())
@@ -40,7 +40,7 @@ def test_bidirectional_is_diffusers_own_forward() -> None:
 
 
 @torch.no_grad()
-def test_levels_keep_their_precision_where_words_are_in_bf16() -> None:
+def test_levels_keep_their_precision_beside_text_in_bf16() -> None:
     """Two levels that round to the same bf16 number."""
     denoiser = tiny_denoiser()
     denoiser.cast(torch.bfloat16)
@@ -63,7 +63,7 @@ def test_gradients_reach_a_blocks_own_keys_and_not_those_of_its_context() -> Non
 
 
 @torch.no_grad()
-def test_one_network_takes_every_length_and_size_after_another() -> None:
+def test_one_network_handles_clips_of_changing_length_and_size() -> None:
     """Also two with the same number of tokens, and when called as in diffusers, without an attention mode."""
     used = tiny_denoiser()
     random = torch.Generator().manual_seed(4)
@@ -95,8 +95,10 @@ def test_one_block_wide_mask_is_bidirectional(prediction: str, coordinates: bool
 @torch.no_grad()
 @pytest.mark.parametrize(("prediction", "coordinates"), [("flow", False), ("x0", True)])
 @pytest.mark.parametrize("window", [1, 2, 3, 4])
-def test_cached_is_masked(window: int, prediction: str, coordinates: bool) -> None:
-    """Block by block with rings = the whole sequence under the mask, also where the window slides."""
+def test_blockwise_forwards_with_rings_equal_one_masked_forward(
+    window: int, prediction: str, coordinates: bool
+) -> None:
+    """Also where the window slides."""
     denoiser = tiny_denoiser(prediction, coordinates)
     x, _, text = inputs(frames=14)
     levels = torch.linspace(0.1, 0.9, 7)
@@ -151,7 +153,7 @@ def test_the_last_norm_is_not_rounded_in_half_precision() -> None:
 
 
 @torch.no_grad()
-def test_positions_have_no_end() -> None:
+def test_rotary_positions_are_relative_and_unbounded() -> None:
     """Only distances count, even beyond the 1,024 frames of Wan's table and before its start."""
     denoiser = tiny_denoiser()
     table = denoiser.positions[0].table

@@ -85,7 +85,7 @@ def test_a_third_number_of_blocks_makes_no_more_graphs() -> None:
 @pytest.mark.long
 @needs_compiler
 @torch.no_grad()
-def test_what_is_sampled_with_compiled_layers_is_the_same_but_for_rounding(source: Generator) -> None:
+def test_sampling_with_compiled_layers_differs_only_by_rounding(source: Generator) -> None:
     expected = sample_latents(source, PROMPTS, 24, WALK, 0, range(2))
     with computing(source.denoiser, Choice("math", Compiled(1.0, 0.0, 1.0))):
         out = sample_latents(source, PROMPTS, 24, WALK, 0, range(2))
@@ -95,7 +95,7 @@ def test_what_is_sampled_with_compiled_layers_is_the_same_but_for_rounding(sourc
 
 
 @needs_compiler
-def test_it_is_measured_and_taken_where_it_pays_and_is_right(
+def test_compilation_is_chosen_only_where_it_pays_and_is_accurate(
     source: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout = make_rollout(source, source.embed(PROMPTS), WALK, None, 0, range(2))
@@ -115,10 +115,8 @@ def test_it_is_measured_and_taken_where_it_pays_and_is_right(
     assert where_it_pays(source.denoiser, forward) is None
 
 
-def test_layers_in_fp8_may_differ_by_more_than_the_type_around_them(
-    source: Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They may differ by fp8's own error; otherwise mere rounding in another order would have them refused."""
+def test_compiled_fp8_layers_may_differ_by_fp8s_error(source: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise mere rounding in another order would have them refused."""
     monkeypatch.setattr(module, "compiled", partial(compiled, backend="eager"))
     monkeypatch.setattr(module, "GAIN", 0.0)
     monkeypatch.setattr(module, "ERROR", -1.0)  # refuses even equal results
@@ -148,7 +146,7 @@ def test_layers_that_cannot_be_compiled_stay_as_they_are(source: Generator, monk
         ("block_first", "shared", 2, 38 + 4),
     ],
 )
-def test_work_is_told_in_calls_of_the_usual_size(
+def test_work_is_counted_in_calls_of_the_usual_size(
     source: Generator, order: Order, context: Context, rows: int, calls: int
 ) -> None:
     walk = Walk(order=order, context=context)
@@ -158,7 +156,7 @@ def test_work_is_told_in_calls_of_the_usual_size(
     assert work(walk, make_rollout(source, source.embed(PROMPTS), walk, None, 0, range(2))) == (rows, math.inf)
 
 
-def test_a_run_goes_on_with_the_choice_it_was_begun_with(source: Generator, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_first_choice(source: Generator, tmp_path: Path) -> None:
     rollout = make_rollout(source, source.embed(PROMPTS), WALK, 24, 0, range(2))
     assert settle(tmp_path, source, WALK, rollout, 1) == Choice(None, None)
     assert settle(tmp_path, source, WALK, rollout, 1) == Choice(None, None)

@@ -43,7 +43,7 @@ class Analytic:
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.7, 1.0, 3.0])
-def test_guidance_leads_from_the_unconditional_estimate_through_the_conditional_one(guidance: float) -> None:
+def test_guidance_extrapolates_from_unconditional_through_conditional(guidance: float) -> None:
     network, no_text = Analytic(), torch.randn(1, 5, 8, generator=RANDOM).expand(2, -1, -1)
     conditional = 0.1 * X + (SIGMA + TEXT.mean(dim=(1, 2))).view(-1, 1, 1, 1, 1)
     unconditional = 0.1 * X + (SIGMA + no_text.mean(dim=(1, 2))).view(-1, 1, 1, 1, 1)
@@ -55,7 +55,7 @@ def test_guidance_leads_from_the_unconditional_estimate_through_the_conditional_
 
 @torch.no_grad()
 @pytest.mark.parametrize("prediction", ["flow", "x0"])
-def test_levels_are_told_in_wan_s_timesteps_a_clip_s_or_a_frame_s(prediction: str) -> None:
+def test_levels_become_wans_timesteps_per_clip_or_per_frame(prediction: str) -> None:
     network = tiny_denoiser(prediction)
     out = network.transformer(X, 1000 * SIGMA, TEXT, return_dict=False)[0]
     expected = out if prediction == "x0" else X - SIGMA.view(-1, 1, 1, 1, 1) * out
@@ -70,7 +70,7 @@ def test_levels_are_told_in_wan_s_timesteps_a_clip_s_or_a_frame_s(prediction: st
 
 
 @torch.no_grad()
-def test_a_network_with_coordinates_takes_the_place_of_each_pixel_behind_the_latent() -> None:
+def test_coordinates_are_appended_to_the_latents_channels() -> None:
     network = tiny_denoiser("x0", coordinates=True)
     assert network.channels == 3
     rows = torch.tensor([-1, -1 / 3, 1 / 3, 1])[:, None].expand(4, 6)
@@ -93,7 +93,7 @@ def test_a_forward_that_fails_leaves_no_plan_behind() -> None:
 
 
 @torch.no_grad()
-def test_half_precision_spares_what_wan_keeps_whole() -> None:
+def test_half_precision_leaves_wans_fp32_parameters() -> None:
     network = tiny_denoiser()
     network.cast(torch.bfloat16)
     assert network.dtype == torch.bfloat16
@@ -111,13 +111,13 @@ def test_half_precision_spares_what_wan_keeps_whole() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("prediction", ["flow", "x0"])
-def test_under_autocast_estimates_are_of_the_type_of_what_they_are_seen_in(prediction: str) -> None:
+def test_under_autocast_estimates_keep_the_latents_dtype(prediction: str) -> None:
     network = tiny_denoiser(prediction)
     with torch.autocast("cpu", torch.bfloat16):
         assert network(X, SIGMA, TEXT, Bidirectional()).dtype == torch.float32
 
 
-def test_a_new_denoiser_is_the_one_of_its_settings_and_its_seed() -> None:
+def test_a_new_denoiser_follows_its_settings_and_seed() -> None:
     one, again, other = (build_denoiser(MODEL, 3, seed) for seed in (4, 4, 5))
     assert (one.prediction, one.coordinates, one.channels) == ("x0", True, 3)
     config = one.transformer.config

@@ -29,7 +29,7 @@ def _linear(dtype: torch.dtype = torch.bfloat16) -> tuple[nn.Linear, Fp8Linear]:
     return linear, Fp8Linear(linear)
 
 
-def test_numbers_that_fp8_has_are_multiplied_exactly() -> None:
+def test_numbers_representable_in_fp8_are_multiplied_exactly() -> None:
     linear, _ = _linear(torch.float32)
     linear.weight.copy_(torch.randint(-8, 9, (32, 64)).float())
     linear.weight[:, 0] = 448.0  # the largest fp8 number, so that nothing is scaled
@@ -39,7 +39,7 @@ def test_numbers_that_fp8_has_are_multiplied_exactly() -> None:
 
 
 def test_every_token_and_every_output_has_a_scale_of_its_own() -> None:
-    """One that is a thousand times larger costs the others no precision."""
+    """A token or output a thousand times larger costs the others no precision."""
     linear, rounded = _linear()
     x = torch.randn(4, 64, dtype=torch.bfloat16)
     before = rounded(x)
@@ -62,7 +62,7 @@ def test_a_token_of_zeros_gives_the_bias() -> None:
         torch.set_flush_denormal(False)
 
 
-def test_only_layers_are_rounded_and_only_sizes_that_gpus_take(tmp_path: Path) -> None:
+def test_only_linear_layers_of_blocks_with_supported_sizes_become_fp8(tmp_path: Path) -> None:
     save_student(tmp_path / "student")
     transformer = load_generator(tmp_path / "student").denoiser.transformer
     outside = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
@@ -76,7 +76,7 @@ def test_only_layers_are_rounded_and_only_sizes_that_gpus_take(tmp_path: Path) -
     assert not in_fp8(odd)
 
 
-def test_a_video_stays_near_and_the_plan_tells_it(tmp_path: Path) -> None:
+def test_fp8_changes_a_video_little_and_is_part_of_the_number_format(tmp_path: Path) -> None:
     save_student(tmp_path / "student")
     walk = Walk(order="step_first", context="output")
     source = load_generator(tmp_path / "student")
@@ -89,7 +89,7 @@ def test_a_video_stays_near_and_the_plan_tells_it(tmp_path: Path) -> None:
     assert 0 < (out - expected).norm() < 0.2 * expected.norm()
 
 
-def test_what_changes_too_much_or_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp8_that_changes_too_much_or_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     monkeypatch.setattr(plan, "ERROR", 0.001)
@@ -109,6 +109,6 @@ def test_a_machine_that_cannot_multiply_fp8_refuses_it_in_one_line(tmp_path: Pat
     save_student(tmp_path / "student")
     request = ("--checkpoint", "student", "--prompt", PROMPTS[0], "--frames", 12, "--fp8", "--out")
     for command, out in (("sample", "out"), ("stream", "v.mp4")):
-        said = hiar(command, *request, out, folder=tmp_path, code=2).stderr
-        assert said == "error: --fp8: needs a Hopper GPU or newer, here: none; leave it out\n"
+        stderr = hiar(command, *request, out, folder=tmp_path, code=2).stderr
+        assert stderr == "error: --fp8: needs a Hopper GPU or newer, here: none; leave it out\n"
     assert [path.name for path in tmp_path.iterdir()] == ["student"]

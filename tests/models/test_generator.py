@@ -65,7 +65,7 @@ def folder(generator: Generator, tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def test_a_generator_comes_back_as_it_was(generator: Generator, folder: Path) -> None:
+def test_a_saved_generator_is_loaded_unchanged(generator: Generator, folder: Path) -> None:
     loaded = load_generator(folder)
     assert loaded.card == generator.card
     prompts = ["a red disc moves", ""]
@@ -76,18 +76,18 @@ def test_a_generator_comes_back_as_it_was(generator: Generator, folder: Path) ->
     assert not any(p.requires_grad for network in (loaded.denoiser, loaded.text) for p in network.parameters())
 
 
-def test_the_transformer_is_saved_as_diffusers_own(folder: Path) -> None:
+def test_the_transformer_is_saved_in_diffusers_format(folder: Path) -> None:
     files = {path.name for path in (folder / "transformer").iterdir()}
     assert files == {"config.json", "diffusion_pytorch_model.safetensors"}
     assert json.loads((folder / "transformer" / "config.json").read_text())["_class_name"] == "WanTransformer3DModel"
 
 
-def test_words_are_embedded_in_what_the_denoiser_computes_in(generator: Generator) -> None:
+def test_prompts_are_embedded_in_the_denoisers_dtype(generator: Generator) -> None:
     generator.denoiser.cast(torch.bfloat16)
     assert generator.embed(["a red disc moves"]).dtype == generator.embed_nothing().dtype == torch.bfloat16
 
 
-def test_capitals_and_full_stops_are_nothing_to_the_words(generator: Generator) -> None:
+def test_capitals_and_punctuation_do_not_change_embeddings(generator: Generator) -> None:
     plain, written, other = generator.embed(["a red disc moves", "A Red disc, moves.", "a blue disc moves"])
     assert torch.equal(plain, written)
     assert not torch.equal(plain, other)
@@ -106,7 +106,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def respell(path: Path, old: str | None, new: str) -> None:
+def rename_tensor(path: Path, old: str | None, new: str) -> None:
     """Rename a tensor in the file, or add one under a new name where ``old`` is None."""
     tensors = load_file(path)
     tensors[new] = torch.zeros(1) if old is None else tensors.pop(old)
@@ -134,11 +134,11 @@ def edit(path: Path, **changes: object) -> None:
             r"text_encoder: cannot be loaded",
         ),
         (
-            lambda f: respell(f / "transformer" / "diffusion_pytorch_model.safetensors", "proj_out.bias", "more"),
+            lambda f: rename_tensor(f / "transformer" / "diffusion_pytorch_model.safetensors", "proj_out.bias", "more"),
             r"transformer: cannot be loaded \(missing weights: proj_out\.bias\)",
         ),
         (
-            lambda f: respell(f / "transformer" / "diffusion_pytorch_model.safetensors", None, "more"),
+            lambda f: rename_tensor(f / "transformer" / "diffusion_pytorch_model.safetensors", None, "more"),
             r"transformer: cannot be loaded \(unexpected weights: more\)",
         ),
         (
@@ -163,7 +163,7 @@ def test_damage_is_named_in_one_line(folder: Path, damage, message: str) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_words_the_model_has_never_read(generator: Generator) -> None:
+def test_unknown_words_and_long_prompts_are_refused(generator: Generator) -> None:
     with pytest.raises(UserError, match=r"prompt 'a rde disc': .*the word 'rde'; did you mean 'red'\?"):
         generator.embed(["a rde disc"])
     with pytest.raises(UserError, match=r"has 13 words; the model reads at most 12"):
@@ -186,7 +186,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(first["transformer.proj_out.weight"], other["transformer.proj_out.weight"])
 
 
-def test_words_are_drawn_from_the_seed_alone() -> None:
+def test_word_embeddings_depend_on_the_seed_alone() -> None:
     first, again, other = (open_world(DEFAULT).new_text(MODEL, seed=seed).state_dict() for seed in (5, 5, 6))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["words.weight"], other["words.weight"])

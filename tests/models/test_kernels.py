@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_cpu_has_two_and_both_are_right(dtype: torch.dtype):
+def test_a_cpu_has_two_correct_kernels(dtype: torch.dtype):
     found = kernels.measure_kernels(6, 30, heads=2, head_dim=12, batch=2, device=CPU, dtype=dtype)
     assert set(found) == {"flash", "math"}
     assert list(found.values()) == sorted(found.values())
@@ -29,7 +29,7 @@ def test_a_kernel_that_is_wrong_is_not_chosen_however_fast(monkeypatch: pytest.M
     assert set(kernels.measure_kernels(6, 30, 2, 12, 1, CPU, torch.float32)) == {"math"}
 
 
-def test_the_chosen_kernel_comes_first_and_others_take_what_it_does_not():
+def test_the_chosen_kernel_comes_first_and_others_are_its_fallback():
     inputs = [torch.randn(1, 5, 2, 12, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     expected = attend(*inputs)
     with kernels.using("cudnn"):  # not available on any CPU

@@ -20,26 +20,26 @@ METRICS = ("musiq", "clip_iqa", "dinov2", "lpips", "saturation", "sharpness")
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def toys(tmp_path_factory):
     """An environment with toy networks, and files in place of their weights."""
     folder = tmp_path_factory.mktemp("drift")
     return build_networks(folder / "venv"), lay_weights(folder / "weights", "drift")
 
 
 @pytest.fixture
-def here(places, monkeypatch):
-    environment, weights = places
+def installed(toys, monkeypatch):
+    environment, weights = toys
     monkeypatch.setenv("HIAR_VBENCH", str(environment))
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(weights))
     return environment, weights
 
 
 @pytest.fixture(scope="module")
-def drift(places):
+def drift(toys):
     """The profile; its networks run until these tests end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HIAR_VBENCH", str(places[0]))
-        patch.setenv("VBENCH_CACHE_DIR", str(places[1]))
+        patch.setenv("HIAR_VBENCH", str(toys[0]))
+        patch.setenv("VBENCH_CACHE_DIR", str(toys[1]))
         return open_profile()
 
 
@@ -55,12 +55,12 @@ def measured(profile, frames):
 
 
 def slope(course):
-    """The trend of the five parts' means, computed in another way than by the code."""
+    """The slope of the five segments' means, computed in another way than by the code."""
     means = [part.mean() for part in np.array_split(np.asarray(course, np.float64), 5)]
     return np.polyfit(segment_centres(len(course), 5).numpy(), means, 1)[0]
 
 
-def test_each_metric_has_its_networks_known_course(drift):
+def test_each_metric_follows_its_toy_networks_known_series(drift):
     number = torch.arange(60)
     red, green, blue = 40 + 2 * number, 200 - 3 * number, number**2 // 16
     found = measured(drift, colored(red, green, blue))
@@ -120,10 +120,10 @@ def test_parts_and_batches_give_the_same_bits(drift):
         assert all(torch.equal(torch.cat([one[name] for one in found], dim=1), whole[name]) for name in METRICS)
 
 
-def test_the_record_names_files_versions_and_device(drift, places):
+def test_the_record_names_files_versions_and_device(drift, toys):
     record = drift.record
     held = {one["file"]: one["sha256"] for one in record["models"]}
-    assert held == {name: hashlib.sha256((places[1] / name).read_bytes()).hexdigest() for name in FILES}
+    assert held == {name: hashlib.sha256((toys[1] / name).read_bytes()).hexdigest() for name in FILES}
     assert record["environment"] == {"pyiqa": "0.1", "torchmetrics": "1.9"}
     assert record["device"] == ("cuda" if torch.cuda.is_available() else "cpu")  # the toys use our torch
     assert record["metrics"].keys() == record["weights"].keys() == set(METRICS)
@@ -131,9 +131,9 @@ def test_the_record_names_files_versions_and_device(drift, places):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(False, True), (True, False)])
-def test_networks_run_where_their_own_torch_sees_a_gpu(ours, theirs, here, monkeypatch):
+def test_networks_run_where_their_own_torch_sees_a_gpu(ours, theirs, installed, monkeypatch):
     """Their torch may be built for CPUs although ours is not, and vice versa."""
-    place = next(here[0].glob("lib/python3*/site-packages")) / "zz-gpu.pth"
+    place = next(installed[0].glob("lib/python3*/site-packages")) / "zz-gpu.pth"
     place.write_text(f"import torch; torch.cuda.is_available = lambda: {theirs}\n")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: ours)
     device_of.cache_clear()
@@ -144,7 +144,7 @@ def test_networks_run_where_their_own_torch_sees_a_gpu(ours, theirs, here, monke
         device_of.cache_clear()
 
 
-def test_a_value_that_is_none_is_told(drift):
+def test_a_value_that_is_not_finite_is_refused(drift):
     with pytest.raises(RunFailed, match="musiq of a frame is not finite"):
         measured(drift, torch.zeros(6, 64, 64, 3, dtype=torch.uint8))
     frames = torch.full((6, 64, 64, 3), 90, dtype=torch.uint8)
@@ -154,7 +154,7 @@ def test_a_value_that_is_none_is_told(drift):
             measured(drift, frames)
 
 
-def test_no_secret_goes_to_the_networks(here, monkeypatch):
+def test_no_secret_goes_to_the_networks(installed, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not theirs")
     profile = open_profile()
     measured(profile, colored(*torch.arange(18).view(3, 6)))
@@ -163,20 +163,20 @@ def test_no_secret_goes_to_the_networks(here, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("order", "said"),
+    ("order", "message"),
     [("connect", "nothing is downloaded while it scores"), ("lack", "belongs to another model.*encoder.layer.0")],
 )
-def test_networks_that_cannot_be_trusted_do_not_run(order, said, here):
-    behave = here[1] / "behave"
+def test_networks_that_connect_or_lack_weights_fail(order, message, installed):
+    behave = installed[1] / "behave"
     behave.write_text(order)
     try:
-        with pytest.raises(RunFailed, match=rf"^drift: its process failed \(.*{said}"):
+        with pytest.raises(RunFailed, match=rf"^drift: its process failed \(.*{message}"):
             measured(open_profile(), colored(*torch.arange(18).view(3, 6)))
     finally:
         behave.unlink()
 
 
-def test_networks_that_are_killed_are_told_with_the_signal(here):
+def test_killed_networks_are_reported_with_their_signal(installed):
     profile = open_profile()
     measured(profile, video := colored(*torch.arange(18).view(3, 6)))
     profile.observer._networks._process.kill()
@@ -184,8 +184,8 @@ def test_networks_that_are_killed_are_told_with_the_signal(here):
         measured(profile, video)
 
 
-def test_what_is_missing_or_another_file_is_told_before_anything_starts(here, monkeypatch, tmp_path):
-    environment, weights = here
+def test_missing_or_wrong_files_are_refused_before_anything_starts(installed, monkeypatch, tmp_path):
+    environment, weights = installed
     musiq = weights / FILES[0]
     content = musiq.read_bytes()
     musiq.write_bytes(content + b"\0")

@@ -51,7 +51,7 @@ def checkers(amplitudes, side=32):
 
 @pytest.mark.parametrize("frames", [60, 59, 6])
 @pytest.mark.parametrize("rise", [0.5, -0.4])
-def test_a_known_slope_of_saturation(frames, rise):
+def test_saturation_trend_equals_a_known_slope(frames, rise):
     levels = 0.45 + rise * ((torch.arange(frames) + 0.5) / frames - 0.5)
     metrics = scored(of_saturation(levels))
     assert metrics["saturation"] == pytest.approx(0.45, rel=0.01)
@@ -61,7 +61,7 @@ def test_a_known_slope_of_saturation(frames, rise):
 
 
 @pytest.mark.parametrize("frames", [60, 59])
-def test_a_known_slope_of_sharpness(frames):
+def test_sharpness_trend_equals_a_known_slope(frames):
     amplitudes = torch.cat(
         [torch.full((len(part),), 20 + 10 * n) for n, part in enumerate(torch.arange(frames).tensor_split(5))]
     )
@@ -102,7 +102,7 @@ def test_a_reversed_video_drifts_the_other_way():
     assert back["ssim"] == pytest.approx(forth["ssim"], rel=1e-12)
 
 
-def test_a_video_that_jumps_every_third_frame():
+def test_a_video_that_jumps_every_third_frame_has_no_drift():
     one, other = texture(1), texture(2)
     metrics = scored(torch.stack([one if number // 3 % 2 == 0 else other for number in range(31)]))
     there, back = scored(torch.stack([one, *[other] * 5])), scored(torch.stack([other, *[one] * 5]))
@@ -115,7 +115,7 @@ def test_a_video_that_jumps_every_third_frame():
         assert metrics[f"{name}_drift"] == pytest.approx(0, abs=1e-9)
 
 
-def test_similarity_is_seen_at_256_pixels_and_flow_at_half_of_that():
+def test_ssim_is_measured_at_256_pixels_and_flow_at_128():
     noise = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (2, 256, 256, 3), dtype=torch.uint8, generator=noise)
     frames = frames[[0, 1, 0, 1, 0, 1]]
@@ -129,21 +129,21 @@ def test_similarity_is_seen_at_256_pixels_and_flow_at_half_of_that():
     assert metrics["flow"] == pytest.approx((3 * forth + 2 * back) / 5)
 
 
-def test_a_record_is_the_same_in_any_order():
+def test_a_records_hash_does_not_depend_on_the_order_of_keys():
     one, other = ({"version": 1, "weights": {"a": 1, "b": 2}}, {"weights": {"b": 2, "a": 1}, "version": 1})
     hashes = {Profile("x", DriftLite(), record).record_hash for record in (one, other)}
     assert len(hashes) == 1
     assert Profile("x", DriftLite(), one | {"version": 2}).record_hash not in hashes
 
 
-def test_odd_sizes():
+def test_videos_of_odd_sizes_are_measured():
     for height, width in ((17, 63), (65, 31), (301, 203)):
         metrics = scored(of_saturation([0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8, 0.9, 0.9], height, width))
         assert metrics["saturation_segment_3"] == pytest.approx(0.6)
         assert metrics["saturation_first_last"] == pytest.approx(0.7)
 
 
-def test_growing_damage_is_in_its_order():
+def test_the_score_grows_with_the_damage():
     clean = moving(30).float()
     random = torch.Generator().manual_seed(0)
     noise = torch.randn(clean.shape, generator=random)
@@ -187,7 +187,7 @@ def test_parts_and_batches_give_the_same_bits():
         assert all(torch.equal(alone[name][0], together[name][number]) for name in alone)
 
 
-def test_courses_of_any_source_are_aggregated():
+def test_series_of_any_source_are_aggregated():
     courses = {name: torch.ones(2, 30) for name in RECIPE.weights}
     courses["ssim"] = torch.linspace(0.5, 1.5, 30).expand(2, -1)
     metrics = drift_metrics(RECIPE, courses)
@@ -206,7 +206,7 @@ def test_the_record_names_what_made_a_result():
     assert (record["segments"], record["models"]) == (5, [])
 
 
-def test_flow_keeps_to_the_cores_that_are_ours():
+def test_opencv_uses_as_many_threads_as_torch():
     cv2.setNumThreads(torch.get_num_threads() + 1)
     open_profile()
     assert cv2.getNumThreads() == torch.get_num_threads()

@@ -43,7 +43,7 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def here(weights, monkeypatch):
+def installed_weights(weights, monkeypatch):
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(weights))
     return weights
 
@@ -58,11 +58,11 @@ def frames_of(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 171), (240, 416)])
-def test_values_are_those_of_the_libraries(here, tmp_path, height, width):
+def test_values_are_those_of_the_libraries(installed_weights, tmp_path, height, width):
     torch.set_num_threads(1)
     frames = frames_of(height, width)
     np.save(tmp_path / "frames.npy", frames.numpy())
-    expected = json.loads(libraries("call", here, tmp_path / "frames.npy").splitlines()[-1])
+    expected = json.loads(libraries("call", installed_weights, tmp_path / "frames.npy").splitlines()[-1])
     found = open_profile().observer.look(frames[None], None, [""])
     for name in ("musiq", "clip_iqa"):
         assert found[name][0].tolist() == expected[name], name
@@ -71,18 +71,18 @@ def test_values_are_those_of_the_libraries(here, tmp_path, height, width):
     assert len(set(expected["musiq"])) == 7
 
 
-def test_weights_of_another_model_are_not_filled_up_at_random(here):
+def test_weights_of_another_model_are_not_filled_up_at_random(installed_weights):
     from safetensors.torch import load_file, save_file
 
-    path = here / "dinov2-base" / "model.safetensors"
+    path = installed_weights / "dinov2-base" / "model.safetensors"
     whole = path.read_bytes()
     lacking = load_file(path)
     lacking.pop("encoder.layer.3.mlp.fc1.weight")
     save_file(lacking, path, metadata={"format": "pt"})
-    approve(here, "dinov2-base/model.safetensors")
+    approve(installed_weights, "dinov2-base/model.safetensors")
     try:
         with pytest.raises(RunFailed, match=r"belongs to another model.*encoder\.layer\.3\.mlp\.fc1\.weight"):
             open_profile().observer.look(frames_of(64, 64)[None], None, [""])
     finally:
         path.write_bytes(whole)
-        approve(here, "dinov2-base/model.safetensors")
+        approve(installed_weights, "dinov2-base/model.safetensors")

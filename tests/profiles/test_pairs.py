@@ -46,7 +46,7 @@ def test_flow_of_known_length_and_direction():
     assert pairs.warp_error(one, other, -flow) > 0.05
 
 
-def test_what_leaves_the_frame_does_not_count_unless_all_does():
+def test_pixels_that_leave_the_frame_do_not_count_unless_all_do():
     one, other = texture(32, 40), texture(32, 40, seed=1)
     away = np.full((32, 40, 2), 1000, np.float32)
     assert pairs.warp_error(one, other, away) == pytest.approx(np.abs(one.astype(float) - other).mean() / 255)
@@ -77,7 +77,7 @@ def test_grey_is_luma():
     assert pairs.grey_of(colors).tolist() == [[76, 150, 29, 0]]
 
 
-def test_what_comes_from_the_very_edge_counts_and_what_comes_from_beyond_does_not():
+def test_pixels_from_the_edge_count_and_those_from_beyond_do_not():
     size = (4, 4)
     for axis in (0, 1):
         for step, edge in ((1, 3), (-1, 0)):

@@ -56,7 +56,7 @@ def test_higher_values_are_higher_up():
     assert y0 > y1
 
 
-def test_what_is_outside_of_a_given_range_is_drawn_at_its_end():
+def test_values_outside_of_a_given_range_are_drawn_at_its_end():
     assert [Axis(1, 3, 0, 100).at(value) for value in (0, 1, 2, 3, 9)] == [0, 0, 50, 100, 100]
     assert [Axis(1, 100, 0, 100, log=True).at(value) for value in (-5, 0.1, 10, 1e3)] == pytest.approx([0, 0, 50, 100])
 
@@ -101,6 +101,6 @@ def test_names_are_escaped_and_notes_kept():
     assert ET.fromstring(svg).find("circle/title").text == "1 < 2"
 
 
-def test_nothing_to_draw():
+def test_a_chart_of_nothing_is_refused():
     with pytest.raises(ValueError, match="chart: nothing to draw"):
         line_chart("chart", "x", [Line("line", "c0", [])])

@@ -1,4 +1,4 @@
-"""The report's columns: what profiles and dimensions add, and that "better" means the same everywhere."""
+"""The report's columns: those that profiles and dimensions add, and which direction is better."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ QUALITY, SEMANTIC = (
 
 @pytest.mark.parametrize("world", ["shapes", "wan"])
 def test_the_papers_tables_and_the_report_mean_the_same_by_better(world: str) -> None:
-    """Except for speed, where the report has no better direction."""
+    """Where the report has a better direction: for speed it has none."""
     columns = [*METRICS, *drift_columns(list(DRIFT)), *vbench_columns(list(DIMENSIONS))]
     ways = {column.key: column.better for column in columns}
     measures = yaml.safe_load((ROOT / TABLES).read_text())["measures"][world].values()
-    said = {one["metric"]: one["better"] for one in measures}
-    told = {metric: ways[metric] for metric in said if ways.get(metric) is not None}
-    assert said.items() >= told.items()
-    assert len(told) >= 4
+    papers = {one["metric"]: one["better"] for one in measures}
+    ours = {metric: ways[metric] for metric in papers if ways.get(metric) is not None}
+    assert papers.items() >= ours.items()
+    assert len(ours) >= 4
 
 
 def test_a_true_video_is_better_than_a_damaged_one_in_every_column_that_says_so() -> None:
-    """Damaged: it fades into noise of another colour, blocks are shifted, and the end shows nothing."""
+    """Damaged: fades into noise of another colour, with shifted blocks and an empty end."""
     params = load_params(ROOT / "params.yaml")
     true, captions = clips(params.world, seed=3, first=0, count=4, frames=30)
     damage = torch.arange(30).div(29).view(1, -1, 1, 1, 1)
@@ -63,7 +63,7 @@ def test_a_true_video_is_better_than_a_damaged_one_in_every_column_that_says_so(
         ([], []),
     ],
 )
-def test_wholes_are_columns_where_all_that_they_are_made_of_are(dimensions: list[str], more: list[str]) -> None:
+def test_totals_are_columns_only_with_all_of_their_dimensions(dimensions: list[str], more: list[str]) -> None:
     keys = [column.key for column in vbench_columns(dimensions)]
     assert keys == [f"vbench_{name}" for name in (*dimensions, *more)]
 

@@ -1,4 +1,4 @@
-"""Charts along the videos: each part is at its middle, in seconds of its own model's videos."""
+"""Charts along the videos: each part is drawn at its middle, in seconds of its model's videos."""
 
 import re
 import xml.etree.ElementTree as ET

@@ -24,14 +24,14 @@ def scores(seeds):
     }
 
 
-def shown(table):
+def cells_of(table):
     return {row.series.name: [(cell.mean, cell.error, cell.shaded) for cell in row.cells] for row in table.rows}
 
 
-def test_each_student_against_the_reference():
+def test_each_student_is_compared_with_the_reference():
     (table,) = difference_tables(METRICS, scores([0]), STUDENTS, "distill/other")
     assert table.caption == "Difference to other, 95 % interval over videos"
-    assert shown(table) == {
+    assert cells_of(table) == {
         "hiar": [("+0.103", "0.004", True), ("+0.000", "1.837", False)],
         "same": [("+0.000", "0.000", False), ("+0.000", "0.000", False)],
     }
@@ -45,7 +45,7 @@ def test_large_differences_have_as_few_decimals_as_large_figures():
         for name, videos in scores([0]).items()
     }
     (table,) = difference_tables(METRICS[:1], large, STUDENTS, "distill/other")
-    assert shown(table)["hiar"] == [("+103.0", "4.1", True)]
+    assert cells_of(table)["hiar"] == [("+103.0", "4.1", True)]
 
 
 def test_several_seeds_have_a_table_of_their_own():
@@ -53,21 +53,21 @@ def test_several_seeds_have_a_table_of_their_own():
     assert [row.n for row in videos.rows] == [12, 12]
     assert [row.n for row in seeds.rows] == [3, 3]
     assert seeds.caption.endswith("95 % interval over training seeds")
-    assert shown(videos)["other"][0] == ("-0.105", "0.002", True)
-    assert shown(seeds)["other"][0] == ("-0.105", "0.005", True)
+    assert cells_of(videos)["other"][0] == ("-0.105", "0.002", True)
+    assert cells_of(seeds)["other"][0] == ("-0.105", "0.005", True)
 
 
-def test_one_student_of_a_single_seed_and_video_has_no_interval_beside_those_that_have():
+def test_a_single_seed_and_video_have_no_interval():
     of = scores([0, 1])
     for name in ("distill/hiar", "distill/other"):
         of[f"{name}-once"] = {(0, 0): of[name][0, 0]}
     once = {f"distill/{name}-once": Series(f"{name}-once", "", "c0") for name in ("hiar", "other")}
     (table,) = difference_tables(METRICS[:1], of, once, "distill/other-once")
-    assert shown(table) == {"hiar-once": [("+0.100", "", False)]}
+    assert cells_of(table) == {"hiar-once": [("+0.100", "", False)]}
     assert [row.n for row in table.rows] == [1]
 
 
-def test_a_row_counts_the_videos_of_what_has_an_interval():
+def test_a_row_counts_the_videos_of_the_metrics_with_an_interval():
     """The first metric may be defined for a single video only, as VBench's dimensions are for few prompts."""
     few = scores([0])
     for videos in few.values():
@@ -76,7 +76,7 @@ def test_a_row_counts_the_videos_of_what_has_an_interval():
                 del metrics["good"]
     (table,) = difference_tables(METRICS, few, STUDENTS, "distill/other")
     assert [row.n for row in table.rows] == [4, 4]
-    assert shown(table)["hiar"][0] == ("+0.100", "", False)
+    assert cells_of(table)["hiar"][0] == ("+0.100", "", False)
 
 
 def test_ninth_students_take_the_first_ones_colour():

@@ -19,7 +19,7 @@ def course(speeds, both=None, first=10):
     ]
 
 
-def test_a_line_a_student_and_mode_and_how_both_go_together():
+def test_each_student_and_mode_has_a_line_and_the_modes_a_correlation():
     falls = [3.0, 2.0, 1.5, 1.4]
     seeds = {0: course(falls, [3.1, 2.2, 1.4, 1.3]), 1: course(falls, [3.0, 1.0, 1.5, 1.0])}
     drawn = dynamics(METRICS, {WITHOUT: seeds, HIAR: {0: course(falls)}})
@@ -29,17 +29,17 @@ def test_a_line_a_student_and_mode_and_how_both_go_together():
     assert speed.svg.count("dashed") == 1
     assert "Speed: HiAR without forward-KL, as it walks, HiAR, as it walks, HiAR without forward-KL, bidir" in speed.svg
     assert drawn.legend == [WITHOUT, HIAR]
-    [(series, said)] = drawn.together
+    [(series, text)] = drawn.together
     assert series == WITHOUT
     found = correlation(seeds, "smoothed_speed", BOTH_WAYS + "smoothed_speed")
-    assert said == (
+    assert text == (
         f"r = {found.mean:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]; "
         f"by seed {found.seeds[0]:.3f}, {found.seeds[1]:.3f}"
     )
     assert found.seeds[0] > 0.98 > found.seeds[1] > 0.8
 
 
-def test_only_what_all_seeds_were_validated_at_is_drawn():
+def test_only_steps_at_which_all_seeds_were_validated_are_drawn():
     apart = {0: course([1.0, 3.0, 5.0, 6.0]), 1: course([4.0, 2.0, 8.0], first=20)}
     [_, speed] = dynamics(METRICS, {HIAR: apart}).charts
     points = speed.svg.split('points="')[1].split('"')[0].split()
@@ -48,14 +48,14 @@ def test_only_what_all_seeds_were_validated_at_is_drawn():
     assert points[0].split(",")[1] == points[1].split(",")[1]  # (3 + 4) / 2 and (5 + 2) / 2
 
 
-def test_seeds_that_went_alike_are_drawn_as_one_of_them():
+def test_equal_seeds_are_drawn_like_one():
     both, alone = ({seed: course([3.0, 2.5, 1.0]) for seed in range(seeds)} for seeds in (2, 1))
     assert dynamics(METRICS, {HIAR: both}).charts == dynamics(METRICS, {HIAR: alone}).charts
 
 
 def test_one_training_seed_has_no_interval_and_no_validation_no_chart():
     seeds = {0: course([3.0, 2.0, 1.0], [2.0, 1.5, 0.9])}
-    [(series, said)] = dynamics(METRICS, {WITHOUT: {0: course([3.0, 2.0])}, HIAR: seeds}).together
+    [(series, text)] = dynamics(METRICS, {WITHOUT: {0: course([3.0, 2.0])}, HIAR: seeds}).together
     assert series == HIAR
-    assert said == "r = 0.999; one training seed, so no interval"
+    assert text == "r = 0.999; one training seed, so no interval"
     assert dynamics(METRICS, {}).charts == dynamics(METRICS, {}).together == []

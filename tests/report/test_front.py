@@ -49,8 +49,8 @@ def test_levels_of_the_front():
 
 
 @pytest.mark.parametrize("other", [{"forward_kl": None}, {"order": "diagonal"}])
-def test_a_line_is_of_students_that_were_trained_alike_but_for_the_level(other):
-    """Two levels make no line, and a student with another difference in training joins none."""
+def test_a_line_joins_students_that_differ_in_the_level_alone(other):
+    """A line needs three levels; a student with another difference in training joins none."""
     plain = experiment_params(ROOT, "front").model_dump(mode="json")
     tree = plain | {"compare": plain["compare"] | {"init": [], "distill": ["hiar", "c85", "c70"], "walked": []}}
     alike = levels_compared(parse_params(tree, "mine.yaml"))
@@ -79,7 +79,7 @@ def test_bands_lie_inside_the_chart_and_equal_values_have_one_too():
     assert {float(y) for y in re.findall('<circle[^>]* cy="(.*?)"', flat.svg)} == {(TOP + HEIGHT - BOTTOM) / 2}
 
 
-def test_a_chart_a_metric_with_a_dot_a_level():
+def test_each_metric_has_a_chart_with_a_dot_per_level():
     levels = levels_compared(experiment_params(ROOT, "front"))
     (good,) = front([one for one in METRICS if one.key in ("good", "hops")], scores(levels), levels)
     assert (good.title, good.note) == ("Good frames", "higher is better")

@@ -1,4 +1,4 @@
-"""Time, memory and machine from logs, in words."""
+"""Time, memory and hardware from the stages' logs, as text."""
 
 import json
 
@@ -16,7 +16,7 @@ def log(started, seconds, memory, hardware="a CPU", resumed=False, threads=2):
     }
 
 
-def written(folder, **logs):
+def write_and_read(folder, **logs):
     for name, content in logs.items():
         path = folder / f"{name.replace('__', '/')}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,8 +24,8 @@ def written(folder, **logs):
     return read_logs(folder)
 
 
-def test_stages_are_told_in_the_order_in_which_they_ran(tmp_path):
-    logs = written(
+def test_stages_are_listed_in_the_order_in_which_they_ran(tmp_path):
+    logs = write_and_read(
         tmp_path,
         score=log(3, 4.4, 900),
         seed_0__codec=log(1, 65.4, 1023.6, resumed=True),
@@ -45,23 +45,23 @@ def test_stages_are_told_in_the_order_in_which_they_ran(tmp_path):
     }
 
 
-def test_a_gpus_memory_is_told_beside_the_hosts(tmp_path):
+def test_a_gpus_memory_is_shown_beside_the_hosts(tmp_path):
     on_gpu = log(2, 1, 3000, "a GPU") | {"peak_gpu_memory_mb": 40 * 1024, "peak_gpu_memory_kept_mb": 60 * 1024}
-    logs = written(tmp_path, codec=log(1, 1, 5000), teacher=on_gpu)
+    logs = write_and_read(tmp_path, codec=log(1, 1, 5000), teacher=on_gpu)
     assert [one.memory for one in stage_logs(logs)] == ["4.9 GB", "2.9 GB, GPU 40.0 GB"]
     facts = dict(machine_facts(logs))
     assert (facts["Highest memory"], facts["Highest memory of a GPU"]) == ("4.9 GB", "40.0 GB")
 
 
-def test_stages_that_began_together_are_told_by_name(tmp_path):
-    """Independent of the order in which a folder lists its files."""
+def test_stages_that_began_together_are_listed_by_name(tmp_path):
+    """Whatever the order in which the folder lists its files."""
     names = [f"seed-{number}" for number in (3, 0, 7, 1, 6, 2, 5, 4)]
-    assert [one["name"] for one in written(tmp_path, **{name: log(1, 1, 1) for name in names})] == sorted(names)
+    assert [one["name"] for one in write_and_read(tmp_path, **{name: log(1, 1, 1) for name in names})] == sorted(names)
 
 
 def test_a_log_that_a_kill_has_cut_off_is_left_out(tmp_path):
-    (tmp_path / ".codec.json.tmp").write_text(json.dumps(log(1, 1, 1)))  # one that was being written
-    assert [one["name"] for one in written(tmp_path, codec=log(1, 1, 1), init='{"stage": "in', score="[1]")] == [
+    (tmp_path / ".codec.json.tmp").write_text(json.dumps(log(1, 1, 1)))  # was being written
+    assert [one["name"] for one in write_and_read(tmp_path, codec=log(1, 1, 1), init='{"stage": "in', score="[1]")] == [
         "codec"
     ]
     assert machine_facts(read_logs(tmp_path / "none")) == []

@@ -13,7 +13,7 @@ def test_empty_cells_are_left_out(tmp_path):
     assert [(point.x, point.y) for point in curve["dmd"]] == [(1, 0.5)]
 
 
-def test_a_chart_a_column_with_a_line_a_file(tmp_path):
+def test_each_column_has_a_chart_with_a_line_per_file(tmp_path):
     names = ("one", "two", "missing")
     for name, column in zip(names, ("loss", "loss"), strict=False):
         (tmp_path / f"{name}.csv").write_text(f"step,{column},{name}\n0,1,2\n1,2,3\n")

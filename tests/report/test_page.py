@@ -11,8 +11,8 @@ from jinja2 import UndefinedError
 from hiar.report import page
 
 
-def test_a_name_that_the_page_does_not_have_is_no_blank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a misspelt part would silently be missing from every report."""
+def test_an_undefined_name_in_the_template_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise every report would silently lack a misspelt part."""
     known = cast(Any, SimpleNamespace(title="<HiAR>", __dataclass_fields__={"title": None}))
     for template, shown in (("{{ title }}", "&lt;HiAR&gt;"), ("{{ titel }}", None)):
         monkeypatch.setattr(page, "resource", {"page.html.jinja": template}.get)

@@ -68,7 +68,7 @@ def test_every_claim_has_a_verdict(table):
     assert {one.verdict for one in two.claims} == {"undecided"}
 
 
-def test_the_same_in_every_form(table):
+def test_csv_markdown_and_html_show_the_same_figures(table):
     figures = list(csv.DictReader(io.StringIO(figures_csv([table]))))
     assert len(figures) == 12
     drift = next(one for one in figures if (one["row"], one["metric"]) == ("output level, t_(j+1)", "saturation_drift"))
@@ -87,7 +87,7 @@ def test_the_same_in_every_form(table):
             assert part in text
 
 
-def test_what_is_not_there_is_said():
+def test_missing_measures_and_contenders_are_stated():
     scored = scores(leave_out=["shape_right", "smoothed_speed"])
     scored["distill/causvid"] = scored["distill/self-forcing"]
     known = read_table(ROOT / TABLES, "table1", "shapes")
@@ -127,7 +127,7 @@ def test_on_wan_the_metrics_are_the_papers():
     assert [one.verdict for one in table.claims] == ["holds", "holds", "fails", "fails", "fails"]
 
 
-def test_a_figure_of_all_videos_together_counts_once_a_seed():
+def test_a_figure_of_all_videos_together_counts_once_per_seed():
     scored = scores()
     rows = [
         {

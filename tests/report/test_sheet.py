@@ -23,7 +23,7 @@ def test_moments_are_of_the_longest_video_from_its_first_frame_to_its_last():
     long, short = cells(sheet, 2, 5)
     assert [int(cell.mean()) for cell in long] == [0, 50, 100, 150, 200]
     assert [int(cell.mean()) for cell in short[:2]] == [0, 50]
-    # The first empty cell says when the video ended, the others nothing.
+    # The first empty cell says when the video ended; the others are blank.
     assert (short[2] != EMPTY).any()
     assert (short[2][0, 0] == EMPTY).all()
     for cell in short[3:]:
@@ -32,7 +32,7 @@ def test_moments_are_of_the_longest_video_from_its_first_frame_to_its_last():
 
 
 def test_times_are_in_seconds():
-    """The same frames at another rate have other times, and nothing else differs."""
+    """The same frames at another rate differ in the times alone."""
     slow, fast = (contact_sheet("a prompt", [("long", video(21))], 5, fps) for fps in (4, 8))
     foot = HEAD + CELL + GAP
     assert np.array_equal(slow[:foot], fast[:foot])
@@ -48,7 +48,7 @@ def test_times_are_those_of_the_frames_shown_and_of_the_end():
     assert np.array_equal(cells(one, 2, 5)[1][2], cells(other, 2, 5)[1][2])
 
 
-def test_a_moment_is_the_nearest_frame_and_what_ends_there_is_over():
+def test_a_moment_shows_the_nearest_frame_unless_the_video_has_ended():
     sheet = contact_sheet("", [("short", video(7)), ("long", video(12)), ("shorter", video(4))], 4, 4)
     short, long, shorter = cells(sheet, 3, 4)
     assert [int(cell.mean()) for cell in long] == [0, 40, 70, 110]  # the frames nearest to 0, 3.67, 7.33 and 11
@@ -57,7 +57,7 @@ def test_a_moment_is_the_nearest_frame_and_what_ends_there_is_over():
     assert (shorter[1][0, 0] == EMPTY).all()
 
 
-def test_what_is_finer_than_a_cell_is_averaged() -> None:
+def test_detail_finer_than_a_cell_is_averaged() -> None:
     """Stripes one pixel wide become grey; subsampling would make them a pattern."""
     stripes = torch.zeros(1, 3 * CELL, 3 * CELL, 3, dtype=torch.uint8)
     stripes[:, :, ::3] = 240

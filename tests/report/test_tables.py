@@ -43,7 +43,7 @@ def test_references_do_not_compete():
     assert [row.reference for row in one.rows] == [False, False, True]
 
 
-def test_a_student_that_shows_nothing_leads_nowhere():
+def test_a_student_that_mostly_shows_nothing_is_never_the_best():
     def figures(drift, visible):
         return {
             "drift": {"mean": drift, "se": 0.01, "n": 4},

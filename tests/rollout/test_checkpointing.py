@@ -73,7 +73,7 @@ def rollout_gradients(checkpointing: bool, order: Order, context: Context, passe
     ("order", "context", "passes", "sinks"),
     [*((*kind, 0) for kind in WALKS), (*WALKS[0], 1), (*WALKS[4], 1), (*WALKS[9], 2)],
 )
-def test_a_rollouts_gradients_are_the_plain_ones_to_the_bit(
+def test_rollout_gradients_are_bitwise_equal_with_and_without_checkpointing(
     order: Order, context: Context, passes: Passes, sinks: int
 ) -> None:
     for exit_step in range(STEPS):
@@ -84,12 +84,12 @@ def test_a_rollouts_gradients_are_the_plain_ones_to_the_bit(
         assert torch.equal(again, plain)
 
 
-def test_of_a_layer_a_rollout_keeps_little_more_than_its_input() -> None:
+def test_a_checkpointed_rollout_keeps_less_than_a_third_for_backward() -> None:
     assert kept_bytes(True) < kept_bytes(False) / 3
 
 
 @pytest.mark.parametrize(("order", "context"), [("step_first", "output"), ("block_first", "finished")])
-def test_so_are_those_of_rollouts_of_several_windows(order: Order, context: Context) -> None:
+def test_gradients_over_several_windows_are_bitwise_equal(order: Order, context: Context) -> None:
     roll_out = SelfRollout(
         block_shape=SHAPE,
         windows=3,
@@ -106,7 +106,7 @@ def test_so_are_those_of_rollouts_of_several_windows(order: Order, context: Cont
         assert torch.equal(*found)
 
 
-def test_so_are_those_taken_while_the_walk_goes_on() -> None:
+def test_gradients_taken_during_the_walk_are_bitwise_equal() -> None:
     """Recomputation leaves nothing behind that later blocks would see."""
     found = []
     for checkpointing in (False, True):
@@ -115,18 +115,20 @@ def test_so_are_those_taken_while_the_walk_goes_on() -> None:
         rollout = Rollout(grid, step_sigmas(STEPS, 5.0), SHAPE, "sde", 7, range(2), TEXT)
         videos = []
         for _, block in walk(model, rollout, "block_first", grad_step=STEPS - 1):
-            block.square().sum().backward(retain_graph=True)  # they share the prompt's keys
+            block.square().sum().backward(retain_graph=True)  # blocks share the prompt's keys
             videos.append(block.detach())
-        found.append(torch.cat([*(v.flatten() for v in videos), *(p.grad.flatten() for p in used(model))]))
+        found.append(
+            torch.cat([*(v.flatten() for v in videos), *(p.grad.flatten() for p in parameters_with_gradients(model))])
+        )
     assert torch.equal(*found)
 
 
-def used(model: Denoiser) -> list[Any]:
+def parameters_with_gradients(model: Denoiser) -> list[Any]:
     return [parameter for parameter in model.parameters() if parameter.grad is not None]
 
 
 @pytest.mark.parametrize("attention", [Bidirectional(), BlockCausal(2, 2)])
-def test_so_are_those_of_whole_clips(attention: Attention) -> None:
+def test_gradients_of_whole_clips_are_bitwise_equal(attention: Attention) -> None:
     x = torch.randn(2, 3, 8, 4, 4, generator=torch.Generator().manual_seed(1))
     found = []
     for checkpointing in (False, True):

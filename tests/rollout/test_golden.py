@@ -44,7 +44,7 @@ def test_every_tensor_has_its_test() -> None:
 
 
 @pytest.mark.parametrize("name", names("bidirectional"))
-def test_a_forward_of_the_teacher(model: Denoiser, name: str) -> None:
+def test_bidirectional_forwards_equal_the_public_ones(model: Denoiser, name: str) -> None:
     x, sigma = GOLDEN["bidirectional/x"], torch.full((2,), float(name.rsplit("/", 1)[1]) / TIMESTEP_SCALE)
     x0 = model(x, sigma, GOLDEN["text"], Bidirectional())
     expected = x0_from_velocity(x, GOLDEN[name], sigma.view(-1, 1, 1, 1, 1))
@@ -52,7 +52,7 @@ def test_a_forward_of_the_teacher(model: Denoiser, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names("masked"))
-def test_a_masked_forward(model: Denoiser, name: str) -> None:
+def test_masked_forwards_equal_the_public_ones(model: Denoiser, name: str) -> None:
     x = GOLDEN["masked/x"]
     sigma = (GOLDEN["masked/timesteps"] / TIMESTEP_SCALE).repeat_interleave(SIZES["block"], dim=1)
     x0 = model(x, sigma, GOLDEN["text"], BlockCausal(SIZES["block"], window_of(name, blocks=7)))
@@ -61,7 +61,7 @@ def test_a_masked_forward(model: Denoiser, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*names("rollout"), *names("given"), *names("sinks")])
-def test_rollouts_in_every_order_and_kind_of_passes(model: Denoiser, name: str) -> None:
+def test_rollouts_equal_the_public_ones_in_every_order_and_kind_of_passes(model: Denoiser, name: str) -> None:
     if "finished" in name:
         walks: list[tuple[Order, Passes]] = [("block_first", "separate"), ("block_first", "fused")]
     else:
@@ -72,7 +72,7 @@ def test_rollouts_in_every_order_and_kind_of_passes(model: Denoiser, name: str) 
 
 
 @pytest.mark.parametrize("name", ["given/step_first/output/window_3", *names("sinks")])
-def test_our_own_conventions_are_others(model: Denoiser, name: str) -> None:
+def test_our_default_conventions_differ_from_the_public_ones(model: Denoiser, name: str) -> None:
     """Ours show given blocks at the context's level and rotate sinks with the window; the conventions are a setting."""
     ours, theirs = rolled_out(model, name, name.split("/")[1], "separate", OURS)  # type: ignore[arg-type]
     assert relative_error(ours, theirs) > 100 * WITHIN

@@ -1,4 +1,4 @@
-"""Output context at a level c, from clean over output to input: the same video in every order, and the formula."""
+"""Output context at level c (0: clean, 1: output, 2: input): the same video in every order, and the formula."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_order_gives_one_video(level: ContextLevel, renoise: Renoise) -> N
 @torch.no_grad()
 @pytest.mark.parametrize("renoise", ["sde", "euler"])
 @pytest.mark.parametrize("level", LEVELS)
-def test_contexts_are_the_estimates_with_that_share_of_their_noise(level: ContextLevel, renoise: Renoise) -> None:
+def test_contexts_at_level_c_equal_the_formula(level: ContextLevel, renoise: Renoise) -> None:
     """Compared with a rollout without caches, with the contexts' noise written out."""
     model = tiny_denoiser()
     rollout = at_level(level, renoise=renoise)
@@ -83,7 +83,7 @@ def written_out(model: Any, rollout: Rollout, levels: tuple[float, ...]) -> Tens
 
 
 @torch.no_grad()
-def test_the_marks_are_clean_context_hiar_and_input_context() -> None:
+def test_levels_0_1_and_2_are_clean_output_and_input_context() -> None:
     model = tiny_denoiser()
     contexts: tuple[Context, ...] = ("output", "clean", "input")
     hiar, clean, noisy = (generate(model, make_rollout(context), "diagonal") for context in contexts)
@@ -100,7 +100,7 @@ def test_the_marks_are_clean_context_hiar_and_input_context() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("level", [0.85, (1.7, 0.6)])
-def test_the_noise_of_clean_contexts_is_none_of_theirs(level: ContextLevel) -> None:
+def test_context_noise_does_not_apply_to_contexts_at_a_level(level: ContextLevel) -> None:
     model, rollout = tiny_denoiser(), at_level(level)
     noisy = dataclasses.replace(rollout, conventions=OURS.model_copy(update={"context_noise": 0.1}))
     video = generate(model, rollout, "diagonal")
@@ -109,7 +109,7 @@ def test_the_noise_of_clean_contexts_is_none_of_theirs(level: ContextLevel) -> N
 
 @torch.no_grad()
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_walk_can_be_imagined(level: ContextLevel) -> None:
+def test_a_walk_runs_on_tensors_without_values(level: ContextLevel) -> None:
     """`hiar plan` walks on tensors without values, so a walk must not branch on any value."""
     with imagined():
         assert generate(tiny_denoiser(), at_level(level), "diagonal").shape == (2, 3, 6 * BLOCK, 4, 4)

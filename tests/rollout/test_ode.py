@@ -37,7 +37,7 @@ def test_states_are_those_of_euler_s_method_under_guidance() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("window", [1, 2, 3])
-def test_a_causal_teacher_walks_each_block_behind_the_ends_of_those_before_it(window: int) -> None:
+def test_a_causal_teacher_solves_each_block_after_the_ends_of_earlier_ones(window: int) -> None:
     """Compared with forwards on the whole clip so far, with and without text, after the same clean blocks."""
     random = torch.Generator().manual_seed(0)
     noise, text = torch.randn(2, 3, 6, 4, 4, generator=random), torch.randn(2, 5, 8, generator=random)

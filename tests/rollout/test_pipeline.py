@@ -75,19 +75,19 @@ def walk_or_leave(model: Denoiser, walked: list[Rollout], links: SharedMemory, *
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_places_of_a_pipeline_may_be_threads(ranks: int) -> None:
+def test_ranks_of_a_pipeline_may_be_threads(ranks: int) -> None:
     """As above, but in one process, where coverage and `make mutants` see the code of each rank."""
     models = [tiny_denoiser() for _ in range(ranks)]
     with line_of(ranks + 1) as line, ThreadPoolExecutor(ranks) as pool:
         links = [SharedMemory(rank, ranks, ends, 20.0) for rank, ends in enumerate(line)]
         for case in CASES:
-            places = [
+            futures = [
                 pool.submit(walk_or_leave, models[rank], rollouts(case), links[rank], case.passes, clips(case))
                 for rank in range(ranks)
             ]
             blocks = list(finished_blocks(rollouts(case), links[ranks]))
-            for place in places:
-                place.result()
+            for future in futures:
+                future.result()
             for rollout, clip in zip(rollouts(case), clips(case), strict=True):
                 with torch.no_grad():
                     expected = generate(models[0], rollout, "step_first", clip)[:, :, case.given * BLOCK :]
@@ -101,16 +101,16 @@ def test_a_pipeline_may_have_one_batch_only() -> None:
     (rollout, *_), model = rollouts(CASES[0]), tiny_denoiser()
     with line_of(2) as line, ThreadPoolExecutor(1) as pool:
         first, codec = (SharedMemory(rank, 1, ends, 20.0) for rank, ends in enumerate(line))
-        place = pool.submit(walk_or_leave, model, [rollout], first)
+        future = pool.submit(walk_or_leave, model, [rollout], first)
         video = torch.cat(list(finished_blocks([rollout], codec)), dim=2)
-        place.result()
+        future.result()
     with torch.no_grad():
         assert relative_error(video, generate(model, rollout, "step_first")) < 1e-5
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [range(2), range(1, 2)])
-def test_a_place_holds_no_more_the_longer_it_walks(steps: range) -> None:
+def test_memory_of_a_rank_does_not_grow_with_the_walk(steps: range) -> None:
     grid = make_grid("output", blocks=140, steps=2, window=3)
     rollout = Rollout(grid, step_sigmas(2, 5.0), SHAPE, "sde", 7, range(1), torch.zeros(1, 5, 8))
     alive, model = {}, tiny_denoiser()
@@ -121,7 +121,7 @@ def test_a_place_holds_no_more_the_longer_it_walks(steps: range) -> None:
     assert alive[130] <= alive[80]
 
 
-def test_a_pipeline_needs_an_end() -> None:
+def test_a_pipeline_refuses_an_endless_rollout() -> None:
     (rollout, *_) = rollouts(CASES[0])
     endless = dataclasses.replace(rollout, grid=dataclasses.replace(rollout.grid, blocks=None))
     with line_of(2) as line, pytest.raises(ValueError, match="a number of blocks"):
@@ -129,7 +129,7 @@ def test_a_pipeline_needs_an_end() -> None:
 
 
 @given(st.integers(1, 12).flatmap(lambda steps: st.tuples(st.just(steps), st.integers(1, steps))))
-def test_every_step_has_one_place_and_shares_differ_by_one_at_most(case: tuple[int, int]) -> None:
+def test_every_step_has_one_rank_and_shares_differ_by_at_most_one(case: tuple[int, int]) -> None:
     steps, ranks = case
     shares = split_steps(steps, ranks)
     assert [step for share in shares for step in share] == list(range(steps))

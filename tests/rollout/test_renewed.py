@@ -30,7 +30,7 @@ def rollout_of(context: Context, window: int = 3, blocks: int | None = BLOCKS, *
     return Rollout(grid, step_sigmas(STEPS, 5.0), SHAPE, "sde", 7, range(2), FIRST, changes)
 
 
-def made(blocks: Any, count: int = BLOCKS) -> Tensor:
+def joined(blocks: Any, count: int = BLOCKS) -> Tensor:
     numbers, latents = zip(*islice(blocks, count), strict=True)
     assert list(numbers) == list(range(numbers[0], numbers[0] + len(numbers)))
     return torch.cat(latents, dim=2)
@@ -42,7 +42,7 @@ def test_after_a_change_nothing_of_the_old_prompt_is_seen(given: int) -> None:
     """Each block of Self-Forcing's walk depends only on the clean blocks of its window, all under its own prompt."""
     model, rollout = tiny_denoiser(), rollout_of("finished", given=given)
     clip = CLIP if given else None
-    videos = made(walk_renewed(model, rollout, "block_first", clip), BLOCKS - given)
+    videos = joined(walk_renewed(model, rollout, "block_first", clip), BLOCKS - given)
     latents = [*(clip.split(BLOCK, dim=2) if clip is not None else ()), *videos.split(BLOCK, dim=2)]
     for start, end, text in ((given, 3, FIRST), (3, 6, SECOND), (6, BLOCKS, THIRD)):
         seen = latents[max(0, start - 2) : start]
@@ -60,18 +60,18 @@ def test_after_a_change_nothing_of_the_old_prompt_is_seen(given: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("sinks", [0, 1])
 @pytest.mark.parametrize("context", ["output", "input", "clean", "shared", "finished"])
-def test_every_order_renews_alike(context: Context, sinks: int) -> None:
+def test_every_order_renews_contexts_alike(context: Context, sinks: int) -> None:
     model, rollout = tiny_denoiser(), rollout_of(context, sinks=sinks)
-    plain = made(walk(model, rollout, fastest(context)[0]))
+    plain = joined(walk(model, rollout, fastest(context)[0]))
     orders: list[Order] = ["block_first"] if context == "finished" else ["diagonal"]
     orders += {"output": ["step_first", "block_first"], "input": ["step_first"], "clean": ["step_first"]}.get(
         context, []
     )
-    videos = [made(walk_renewed(model, rollout, order)) for order in orders]
+    videos = [joined(walk_renewed(model, rollout, order)) for order in orders]
     order, passes = fastest(context)
-    videos.append(made(walk_renewed(model, rollout, order, passes=passes)))
+    videos.append(joined(walk_renewed(model, rollout, order, passes=passes)))
     endless = replace(rollout, grid=replace(rollout.grid, blocks=None))
-    videos.append(made(walk_renewed(model, endless, order, passes=passes)))
+    videos.append(joined(walk_renewed(model, endless, order, passes=passes)))
     for video in videos:
         assert relative_error(video, videos[0]) < 1e-5
         assert relative_error(video[:, :, : 3 * BLOCK], plain[:, :, : 3 * BLOCK]) < 1e-5
@@ -80,20 +80,20 @@ def test_every_order_renews_alike(context: Context, sinks: int) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("context", ["output", "finished"])
-def test_without_context_there_is_nothing_to_renew(context: Context) -> None:
-    """So the video is that of the plain walk."""
+def test_without_context_the_video_is_that_of_the_plain_walk(context: Context) -> None:
+    """A window of one block leaves nothing to renew."""
     model, rollout = tiny_denoiser(), rollout_of(context, window=1)
     order = fastest(context)[0]
-    assert relative_error(made(walk_renewed(model, rollout, order)), made(walk(model, rollout, order))) < 1e-6
+    assert relative_error(joined(walk_renewed(model, rollout, order)), joined(walk(model, rollout, order))) < 1e-6
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("passes", ["separate", "batched"])
-def test_nothing_is_computed_that_a_change_makes_void(passes: Passes) -> None:
+def test_nothing_is_computed_that_a_prompt_change_discards(passes: Passes) -> None:
     """Each part takes as many forward calls as a walk of its blocks with the first ones given."""
     model, rollout, calls = tiny_denoiser(), rollout_of("output"), []
     model.transformer.proj_out.register_forward_hook(lambda *_: calls.append(1))
-    made(walk_renewed(model, rollout, "diagonal", passes=passes))
+    joined(walk_renewed(model, rollout, "diagonal", passes=passes))
     parts = [replace(rollout.grid, blocks=blocks, given=given) for blocks, given in ((3, 0), (5, 2), (4, 2))]
     assert len(calls) == sum(count_passes(part, "diagonal", passes) for part in parts)
 
@@ -102,17 +102,17 @@ def test_nothing_is_computed_that_a_change_makes_void(passes: Passes) -> None:
 def test_a_clip_whose_end_changes_the_prompt_is_shown_with_the_new_one() -> None:
     model = tiny_denoiser()
     rollout = replace(rollout_of("output", given=2), changes={2: SECOND})
-    renewed, plain = (made(walking(model, rollout, "step_first", CLIP), 6) for walking in (walk_renewed, walk))
+    renewed, plain = (joined(walking(model, rollout, "step_first", CLIP), 6) for walking in (walk_renewed, walk))
     assert torch.equal(renewed, plain)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("context", "noise"), [("output", 0.0), ("finished", 0.1)])
-def test_they_are_shown_as_the_method_shows_what_it_has_made(context: Context, noise: float) -> None:
+def test_renewed_contexts_are_shown_like_generated_ones(context: Context, noise: float) -> None:
     """At the method's level, with the noise of clean contexts, even where given clips are shown clean."""
     model, rollout = tiny_denoiser(), rollout_of(context)
     shown = [
-        made(walk_renewed(model, replace(rollout, conventions=one), fastest(context)[0]))
+        joined(walk_renewed(model, replace(rollout, conventions=one), fastest(context)[0]))
         for one in (
             Conventions(given="level", sinks="turn", context_noise=noise),
             Conventions(given="clean", sinks="turn", context_noise=noise),
@@ -122,7 +122,7 @@ def test_they_are_shown_as_the_method_shows_what_it_has_made(context: Context, n
 
 
 @torch.no_grad()
-def test_caches_of_the_old_prompt_make_room() -> None:
+def test_caches_of_the_old_prompt_are_freed() -> None:
     """Before and after a change, only the caches of one window are held."""
     model, rollout = tiny_denoiser(), rollout_of("output", blocks=None)
     held = [live_tensor_bytes() for _ in islice(walk_renewed(model, rollout, "diagonal", passes="batched"), 9)]

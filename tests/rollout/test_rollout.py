@@ -1,4 +1,4 @@
-"""Rollouts: the same numbers in every order, in cached and masked form, and so the same gradients."""
+"""Rollouts: the same numbers in every order, in cached and masked form, and the same gradients."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ WALKS: list[tuple[Context, Order, Order, Passes]] = [
 @torch.no_grad()
 @pytest.mark.parametrize(("context", "order", "fast_order", "passes"), WALKS)
 @pytest.mark.parametrize(("window", "sinks", "given"), [(3, 0, 0), (2, 0, 1), (4, 2, 0), (1, 0, 0), (4, 1, 3)])
-def test_fused_and_batched_passes_are_the_separate_ones(
+def test_fused_and_batched_passes_equal_separate_ones(
     context: Context, order: Order, fast_order: Order, passes: Passes, window: int, sinks: int, given: int
 ) -> None:
     """One forward call on several cells = one per cell, with a sliding window, with sinks, and after given clips."""
@@ -161,11 +161,11 @@ def test_a_prompt_is_embedded_once_and_forgotten_when_no_block_shows_it(monkeypa
     """Also while unfinished blocks still show the previous one."""
     embed, texts, held = cell.condition, [], []
 
-    def noted(model: Denoiser, text: torch.Tensor, sigmas: torch.Tensor) -> Conditioning:
+    def recorded(model: Denoiser, text: torch.Tensor, sigmas: torch.Tensor) -> Conditioning:
         texts.append(text)
         return embed(model, text, sigmas)
 
-    monkeypatch.setattr(cell, "condition", noted)
+    monkeypatch.setattr(cell, "condition", recorded)
     plain = make_rollout(blocks=30, batch=1)
     rollout = dataclasses.replace(plain, changes={block: block * plain.text for block in range(3, 30, 3)})
     memory = Memory(tiny_denoiser(), rollout)
@@ -248,7 +248,7 @@ def test_self_forcing_continues_a_clip() -> None:
 
 @pytest.mark.parametrize("renoise", ["sde", "euler"])
 def test_a_given_block_is_shown_as_the_walk_would_show_it(renoise: Renoise) -> None:
-    """From the noise that it would begin with, step by step, re-noised with the noise of each step's own cell."""
+    """Step by step from its initial noise, re-noised with the noise of each step's cell."""
     rollout = make_rollout(context="output", given=2, renoise=renoise)
     x0, before = torch.ones(2, *SHAPE), rollout.noise(Cell(1, 0))
     for step in range(STEPS):
@@ -285,15 +285,15 @@ def test_a_video_shorter_than_its_window_does_not_depend_on_it(blocks: int, sink
 
 
 @torch.no_grad()
-def test_step_by_step_one_cache_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_first_holds_one_cache_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the last step, when blocks are finished, the caches of earlier steps are gone."""
     memories = []
 
-    def kept(model: Denoiser, rollout: Rollout, recorded: bool = False) -> Memory:
+    def recorded_memory(model: Denoiser, rollout: Rollout, recorded: bool = False) -> Memory:
         memories.append(Memory(model, rollout, recorded))
         return memories[-1]
 
-    monkeypatch.setattr(walking, "Memory", kept)
+    monkeypatch.setattr(walking, "Memory", recorded_memory)
     rollout = make_rollout("output")
     for order, held in (("step_first", 1), ("block_first", rollout.grid.caches)):
         *_, full = [
@@ -304,7 +304,7 @@ def test_step_by_step_one_cache_is_held_at_a_time(monkeypatch: pytest.MonkeyPatc
 
 
 @torch.no_grad()
-def test_of_a_cache_that_is_dropped_nothing_stays() -> None:
+def test_a_dropped_cache_frees_its_memory() -> None:
     rings, key = Rings(2, window=3, sinks=2), torch.zeros(1, 4, 2, 8)
     before = live_tensor_bytes()
     for block in range(5):

@@ -56,7 +56,7 @@ def test_a_silent_neighbour_is_given_up(pair: tuple[SharedMemory, SharedMemory])
         inbox.take()
 
 
-def test_a_neighbour_that_ends_is_missed_at_once_and_what_it_sent_is_there(
+def test_blocks_of_an_ended_neighbour_arrive_before_peer_lost(
     pair: tuple[SharedMemory, SharedMemory],
 ) -> None:
     first, last = pair

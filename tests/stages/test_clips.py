@@ -39,7 +39,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _numbers(frames: Tensor) -> list[int]:
-    """The numbers of these frames in the clip, by their brightness."""
+    """The positions of these frames in the clip, by their brightness."""
     return [round(float(frame.float().mean()) / 5) for frame in frames]
 
 
@@ -47,7 +47,7 @@ def _numbers(frames: Tensor) -> list[int]:
     ("block", "most", "taken"),
     [(3, 9, 45), (3, 2, 21), (1, 99, 49), (13, 1, 49), (12, 5, 45)],  # 50 frames make 13 latent frames
 )
-def test_the_last_whole_blocks_are_taken_and_the_rest_told(
+def test_the_last_whole_blocks_of_a_clip_are_used_and_the_rest_reported(
     clip: Path, block: int, most: int, taken: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     frames = read_clip(clip, 48, 64, block, most, False, pixel_frames)
@@ -76,7 +76,7 @@ def test_another_size_is_refused_or_cut_to_the_middle(clip: Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (20, 120), (90, 30), (7, 200)])
-def test_pictures_are_scaled_until_they_cover_and_stay_centred(height: int, width: int) -> None:
+def test_pictures_are_scaled_to_cover_and_cropped_to_the_centre(height: int, width: int) -> None:
     ramps = torch.stack([torch.linspace(0, 255, 60).repeat(40, 1), torch.linspace(0, 255, 40)[:, None].repeat(1, 60)])
     frames = torch.cat([ramps, ramps[:1]]).round().to(torch.uint8).movedim(0, -1)[None]
     out = fitted(frames, height, width, resize=True, what=HERE)
@@ -109,7 +109,7 @@ def test_an_image_is_read_as_it_is_shown(tmp_path: Path) -> None:
     assert read_image(tmp_path / "glass.png", 1, 2, resize=False)[0, 0].tolist() == [[0, 0, 0], [200, 100, 50]]
 
 
-def test_a_picture_that_would_fill_the_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_beyond_the_limit_of_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
     with pytest.raises(UserError, match=r"a.png: is not a readable picture \(.*exceeds limit.*\); save it as"):
@@ -117,7 +117,7 @@ def test_a_picture_that_would_fill_the_memory_is_one_line(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
-def test_what_is_no_image_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_missing_or_unreadable_image_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UserError, match=r"^[^\n]*a.png: no such picture; name another$"):
         read_image(tmp_path / "a.png", 2, 3, resize=False)
     (tmp_path / "a.png").write_bytes(content)
@@ -129,7 +129,7 @@ ORDERS = [("block_first", "finished"), ("step_first", "output"), ("diagonal", "i
 
 
 @pytest.mark.parametrize(("order", "context"), ORDERS)
-def test_a_clip_is_gone_on_from_as_its_latents_are(tmp_path: Path, order: Order, context: Context) -> None:
+def test_continuing_a_clip_equals_continuing_its_latents(tmp_path: Path, order: Order, context: Context) -> None:
     """Three blocks given as a video, the rest generated: equals the rollout that is given the encoded blocks."""
     save_student(tmp_path / "student")
     student = load_generator(tmp_path / "student")
@@ -152,7 +152,7 @@ def test_a_clip_is_gone_on_from_as_its_latents_are(tmp_path: Path, order: Order,
         assert len(read_mp4(tmp_path / "streamed.mp4")) == 15
 
 
-def test_an_image_stands_still_for_a_block(tmp_path: Path) -> None:
+def test_an_image_becomes_one_still_block(tmp_path: Path) -> None:
     save_student(tmp_path / "student")
     student = load_generator(tmp_path / "student")
     frames, _ = student.world.clips(seed=1, first=0, count=1, frames=1)
@@ -164,7 +164,7 @@ def test_an_image_stands_still_for_a_block(tmp_path: Path) -> None:
     assert torch.equal(given, student.codec.encode(to_video(frames.repeat(1, 3, 1, 1, 1))))
 
 
-def test_what_cannot_be_gone_on_from_is_refused(tmp_path: Path, clip: Path) -> None:
+def test_clips_that_cannot_be_continued_are_refused(tmp_path: Path, clip: Path) -> None:
     save_student(tmp_path / "student")
     student = load_generator(tmp_path / "student")
     request = Request(tmp_path / "student", ["a red disc moves left"], 9)

@@ -23,7 +23,7 @@ from hiar.stages.common import Paths, sample_world, stage, tail_mean, write_curv
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
 
-def begun(workspace: Path, params: Params, seed: int = 0) -> bool:
+def resumes(workspace: Path, params: Params, seed: int = 0) -> bool:
     """Begin a stage and leave it unfinished; returns whether it found the work of an earlier attempt."""
     paths = Paths(workspace, seed)
     parents = {"codec": (Paths(workspace, 0).codec, "codec")}
@@ -59,18 +59,18 @@ def make_codec(workspace: Path, weights: str) -> None:
 
 
 @pytest.mark.parametrize("change", [of_other_parameters, of_another_parent, of_other_code])
-def test_whatever_decides_an_artifact_decides_whether_it_is_gone_on_with(
+def test_work_is_resumed_only_with_the_same_parameters_parents_and_code(
     change: Callable[[Params, Path, pytest.MonkeyPatch], Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = smoke_params()
     make_codec(tmp_path, "weights")
-    assert [begun(tmp_path, params) for _ in range(2)] == [False, True]
+    assert [resumes(tmp_path, params) for _ in range(2)] == [False, True]
     changed = change(params, tmp_path, monkeypatch)
-    assert [begun(tmp_path, changed) for _ in range(2)] == [False, True]
+    assert [resumes(tmp_path, changed) for _ in range(2)] == [False, True]
 
 
 @pytest.mark.parametrize("what", ["parameters", "code"])
-def test_what_is_changed_under_a_stage_gives_no_name_to_what_it_made_and_costs_nothing(
+def test_a_change_during_a_stage_leaves_no_artifact_and_loses_no_work(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise DVC, which hashes inputs after the run, would record the changed ones as those of the artifact."""
@@ -100,7 +100,7 @@ def test_what_is_changed_under_a_stage_gives_no_name_to_what_it_made_and_costs_n
     assert (out / "weights").read_text() == "of hours"
 
 
-def test_variants_run_side_by_side_have_their_own_threads(tmp_path: Path) -> None:
+def test_stages_of_variants_have_variant_threads(tmp_path: Path) -> None:
     params = smoke_params(runtime={"threads": 2, "variant_threads": 1})
     before = torch.get_num_threads()
     try:
@@ -113,14 +113,14 @@ def test_variants_run_side_by_side_have_their_own_threads(tmp_path: Path) -> Non
         torch.set_num_threads(before)
 
 
-def test_prompts_of_samples_leave_out_what_samples_do_and_not_what_training_does() -> None:
+def test_prompts_of_samples_have_the_samples_caption_dropout() -> None:
     params = smoke_params(world={"caption_dropout": 0.9}, sample={"caption_dropout": 0.0})
-    asked = {"seed": 0, "first": FIRST_CLIP["sample"], "count": 20}
-    own, trained = sample_world(params).prompts(**asked), open_world(params.world).prompts(**asked)
-    assert sum(map(len, own)) > sum(map(len, trained))
+    numbers = {"seed": 0, "first": FIRST_CLIP["sample"], "count": 20}
+    sampled, trained = sample_world(params).prompts(**numbers), open_world(params.world).prompts(**numbers)
+    assert sum(map(len, sampled)) > sum(map(len, trained))
 
 
-def test_a_figure_is_the_mean_of_the_last_tenth_of_what_was_measured() -> None:
+def test_a_figure_is_the_mean_of_the_last_tenth_of_its_values() -> None:
     curve: list[dict[str, float]] = [{"step": float(step), "loss": float(step)} for step in range(29)]
     assert tail_mean(curve, "loss") == 27.5
     assert tail_mean(curve[:9], "loss") == 8.0
@@ -138,11 +138,11 @@ def test_curves_have_all_columns_and_figures_six_digits(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics/seed-0/init.json").read_text()) == {"loss": 12.3457, "count": 3}
 
 
-def test_a_log_tells_when_a_stage_began_and_what_it_took(tmp_path: Path) -> None:
+def test_a_log_has_the_start_duration_and_peak_memory_of_a_stage(tmp_path: Path) -> None:
     began, now = time.monotonic() - 5000, datetime.now(UTC)
     write_log(tmp_path, "seed-0/init", smoke_params(), began, stage="init", seed=0, resumed=True)
-    said = json.loads((tmp_path / "logs/seed-0/init.json").read_text())
-    assert 5000 <= said["seconds"] < 6000
-    assert 4900 < (now - datetime.fromisoformat(said["started"])).total_seconds() < 5100
-    assert psutil.Process().memory_info().rss * 0.9 < said["peak_memory_mb"] * 2**20 < psutil.virtual_memory().total
-    assert (said["stage"], said["seed"], said["variant"], said["resumed"]) == ("init", 0, None, True)
+    log = json.loads((tmp_path / "logs/seed-0/init.json").read_text())
+    assert 5000 <= log["seconds"] < 6000
+    assert 4900 < (now - datetime.fromisoformat(log["started"])).total_seconds() < 5100
+    assert psutil.Process().memory_info().rss * 0.9 < log["peak_memory_mb"] * 2**20 < psutil.virtual_memory().total
+    assert (log["stage"], log["seed"], log["variant"], log["resumed"]) == ("init", 0, None, True)

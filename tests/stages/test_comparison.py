@@ -47,7 +47,7 @@ def test_the_samples_of_a_walked_student_depend_on_the_walk():
         ({"init": [], "distill": []}, None, None),
     ],
 )
-def test_the_reference_is_the_one_named_or_the_first_that_is_distilled(compare, asked, reference):
+def test_the_reference_is_the_named_model_or_the_first_distilled_one(compare, asked, reference):
     assert params(compare=compare, report={"reference": asked}).reference == reference
 
 
@@ -74,30 +74,30 @@ def test_the_reference_is_the_one_named_or_the_first_that_is_distilled(compare, 
         ({"compare": {"walked": [WALKED, WALKED]}}, "compare.walked = "),
     ],
 )
-def test_comparisons_that_cannot_be(changes, line):
+def test_invalid_comparisons_are_refused(changes, line):
     with pytest.raises(UserError) as caught:
         params(**changes)
     assert str(caught.value).startswith(f"mine.yaml: {line}")
 
 
-def test_videos_are_as_large_as_the_world_and_alike_as_far_as_their_files_say(tmp_path):
+def test_headers_of_videos_must_match_the_world_and_each_other(tmp_path):
     def frames(*heads, least=30):
         return check_heads(tmp_path, dict(zip(map(Path, ("0.mp4", "1.mp4")), heads, strict=True)), (48, 64), least)
 
-    head, unsaid = Head(64, 48, 30, 12.0), Head(64, 48, None, None)
-    assert (frames(head, head), frames(head, unsaid), frames(unsaid, head)) == (30, 30, None)
+    head, unknown = Head(64, 48, 30, 12.0), Head(64, 48, None, None)
+    assert (frames(head, head), frames(head, unknown), frames(unknown, head)) == (30, 30, None)
     with pytest.raises(UserError, match="videos have 30 frames, scoring needs 31; make longer ones"):
         frames(head, head, least=31)
     with pytest.raises(UserError, match=r"videos are 48x64 pixels, the world 64x48; use the params\.yaml"):
         frames(Head(48, 64, 30, 12.0), head)
     for other in (Head(64, 47, 30, 12.0), Head(63, 48, 30, 12.0), Head(64, 48, 29, 12.0), Head(64, 48, 31, 12.0)):
-        said = rf"1\.mp4: is {other.frames} frames of {other.width}x{other.height}, 0\.mp4 30 frames of 64x48; use"
-        with pytest.raises(UserError, match=said):
+        line = rf"1\.mp4: is {other.frames} frames of {other.width}x{other.height}, 0\.mp4 30 frames of 64x48; use"
+        with pytest.raises(UserError, match=line):
             frames(head, other)
 
 
 @pytest.mark.parametrize("lengths", [(4, 4, 3), (4, 4, 5)])
-def test_a_video_that_turns_out_to_be_of_another_length_is_told(lengths, tmp_path):
+def test_a_length_that_differs_only_when_decoded_is_named(lengths, tmp_path):
     """Such as a video whose header does not give its length."""
     paths = [tmp_path / f"{number}.mp4" for number in range(len(lengths))]
     for path, length in zip(paths, lengths, strict=True):

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_make_the_videos_of_one_also_where_one_of_them_was_killed(folder: Path) -> None:
+def test_two_copies_make_the_videos_of_one_process_even_after_a_kill(folder: Path) -> None:
     command = [sys.executable, "-m", "hiar", *map(str, REQUEST), "--copies", "2", "--out", "two"]
     run = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
     latents = folder / "two.partial" / ".latents"
@@ -48,9 +48,9 @@ def test_two_make_the_videos_of_one_also_where_one_of_them_was_killed(folder: Pa
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True).stdout
     os.kill(int(listed.split()[1]), signal.SIGKILL)
     assert "process 1 of 2 was killed by SIGKILL" in run.communicate(timeout=300)[1]
-    said = hiar(*REQUEST, "--copies", 2, "--out", "two", folder=folder).stderr
-    assert "copies: 2 batch(es) of videos are split over 2 processes" in said
-    assert "sample: 60/60 frames" in said
+    output = hiar(*REQUEST, "--copies", 2, "--out", "two", folder=folder).stderr
+    assert "copies: 2 batch(es) of videos are split over 2 processes" in output
+    assert "sample: 60/60 frames" in output
     one, two = folder / "one", folder / "two"
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     for name in ("captions.txt", "prompts.jsonl"):
@@ -74,24 +74,24 @@ def test_two_make_the_videos_of_one_also_where_one_of_them_was_killed(folder: Pa
         ),
     ],
 )
-def test_copies_that_cannot_be_are_refused(
+def test_impossible_copies_are_refused(
     options: tuple[object, ...], variables: dict[str, str], line: str, folder: Path
 ) -> None:
-    said = hiar(*REQUEST, *options, "--out", "out", folder=folder, code=2, **variables).stderr
-    assert line in said
-    assert said.count("\n") == 1
+    stderr = hiar(*REQUEST, *options, "--out", "out", folder=folder, code=2, **variables).stderr
+    assert line in stderr
+    assert stderr.count("\n") == 1
     assert not list(folder.glob("out*"))
 
 
 @pytest.mark.parametrize("started", [1, 3])
-def test_as_many_are_to_be_started_as_copies_are_asked_for(started: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_must_start_one_process_per_copy(started: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": 0, "WORLD_SIZE": started, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(UserError, match=rf"^--copies = 2: the launcher has started {started} process"), _share(2, 9.0):
         pass
 
 
-def test_copies_that_were_not_started_alike_refuse_each_other(folder: Path) -> None:
+def test_copies_started_with_other_options_refuse_each_other(folder: Path) -> None:
     """Started by a launcher such as torchrun, on machines that may differ."""
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
     command = [sys.executable, "-m", "hiar", *map(str, REQUEST), "--copies", "2", "--out", "unlike"]
@@ -105,7 +105,7 @@ def test_copies_that_were_not_started_alike_refuse_each_other(folder: Path) -> N
         )
         for rank in range(2)
     ]
-    said = [run.communicate(timeout=300)[1].splitlines()[-1] for run in runs]
-    assert said == ["error: process 1: command: differs from that of process 0; start all with the same one"] * 2
+    lines = [run.communicate(timeout=300)[1].splitlines()[-1] for run in runs]
+    assert lines == ["error: process 1: command: differs from that of process 0; start all with the same one"] * 2
     assert [run.returncode for run in runs] == [2, 2]
     assert not list(folder.glob("unlike*"))

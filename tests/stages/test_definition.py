@@ -19,7 +19,7 @@ def test_each_world_has_code_of_its_own(stage: str) -> None:
     assert code_hash(stage, "shapes") != code_hash(stage, "wan")
 
 
-def test_fields_that_came_or_went_since_are_differences(tmp_path: Path) -> None:
+def test_added_and_removed_fields_are_differences(tmp_path: Path) -> None:
     settings = settings_of("teacher", PARAMS, None)
     manifest: dict[str, Any] = {"kind": "checkpoint", "stage": "teacher", "settings": settings}
     check_fits(tmp_path, manifest, PARAMS, {})
@@ -33,13 +33,13 @@ def test_fields_that_came_or_went_since_are_differences(tmp_path: Path) -> None:
             check_fits(tmp_path, manifest | {"settings": settings | {name: changed}}, PARAMS, {})
 
 
-def test_samples_of_a_student_that_walks_as_another_depend_on_how_that_walks() -> None:
+def test_samples_of_a_walked_student_depend_on_the_variant_it_walks_as() -> None:
     settings = settings_of("sample-walked", PARAMS, "hiar/self-forcing")
     assert settings["variants.self-forcing"] == PARAMS.variants["self-forcing"].model_dump(mode="json")
     assert None not in settings.values()
 
 
-def test_a_parent_of_another_content_is_stale_and_one_that_is_not_asked_for_is_not(tmp_path: Path) -> None:
+def test_an_artifact_with_a_changed_parent_is_stale_if_that_parent_is_checked(tmp_path: Path) -> None:
     manifest: dict[str, Any] = {"kind": "checkpoint", "stage": "init", "parents": {"teacher": "ab", "pairs": "cd"}}
     check_fits(tmp_path, manifest, PARAMS, {"teacher": "ab"})
     with pytest.raises(UserError, match=r"parents\.pairs = cd: the pairs has changed since; run stage init again"):

@@ -1,4 +1,4 @@
-"""Drift among the scores of samples: which videos it uses, and what happens to those it cannot measure."""
+"""Drift as a score of samples: which videos it uses, and what happens to those it cannot measure."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ def films(folder: Path, *greys: int, frames: int = 4) -> list[Path]:
 
 
 @pytest.mark.parametrize(("height", "width"), [(15, 64), (64, 15)])
-def test_either_side_may_be_too_small(height: int, width: int) -> None:
+def test_a_world_with_one_side_too_small_is_refused(height: int, width: int) -> None:
     check_sizes([PROFILE], max(16, height), max(16, width))
-    said = f"^score.profiles: grey-level needs 16 pixels a side, the world has {width}x{height}; leave it out"
-    with pytest.raises(UserError, match=said):
+    line = f"^score.profiles: grey-level needs 16 pixels a side, the world has {width}x{height}; leave it out"
+    with pytest.raises(UserError, match=line):
         check_sizes([PROFILE], height, width)
 
 
-def test_what_a_video_leaves_undefined_counts_for_nobody(tmp_path: Path) -> None:
+def test_undefined_values_are_left_out_of_the_means(tmp_path: Path) -> None:
     found = drift_of_samples(tmp_path, films(tmp_path, 0, 60, 120), [PROFILE], None)
     names = ["grey_level", "grey_level_floor", "grey_level_light_trend"]
-    assert [list(own) for own in found.values] == [names[:2], names, names]
+    assert [list(row) for row in found.values] == [names[:2], names, names]
     assert list(found.metrics) == names
     score, _, trend = found.metrics.values()
     assert (score["n"], trend["n"]) == (3, 2)
     assert score["mean"] == pytest.approx(60, abs=2)
     assert trend["mean"] == pytest.approx(90, abs=2)
-    assert not any(math.isnan(value) for own in found.values for value in own.values())
+    assert not any(math.isnan(value) for row in found.values for value in row.values())
     assert found.facts == {"grey-level": {"made by": "tests"}}
 
 
@@ -78,7 +78,7 @@ def test_a_video_that_cannot_be_measured_is_named_and_the_others_are_kept(tmp_pa
 
 
 @pytest.mark.parametrize(("pixels", "parts"), [(5 * 16 * 32, [4]), (2 * 16 * 32, [2, 2]), (16 * 32 - 1, [1] * 4)])
-def test_so_many_pixels_are_held_at_a_time_and_a_frame_at_least(
+def test_parts_hold_a_limited_number_of_pixels_and_at_least_one_frame(
     pixels: int, parts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(profile_values, "PIXELS", pixels)
@@ -87,7 +87,7 @@ def test_so_many_pixels_are_held_at_a_time_and_a_frame_at_least(
     assert observer.parts == parts
 
 
-def test_progress_has_an_end_where_all_videos_say_their_length(
+def test_progress_has_a_total_only_if_all_headers_give_a_length(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = films(tmp_path, 60, 90)

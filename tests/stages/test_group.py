@@ -41,7 +41,7 @@ def run(what: Callable[[int, int, str, float], None], work: list[float], place: 
     assert [process.exitcode for process in processes] == [0] * len(work)
 
 
-def test_who_is_done_waits_for_blocks_that_are_still_under_way(tmp_path: Path) -> None:
+def test_finished_processes_wait_beyond_the_stall_limit_for_working_ones(tmp_path: Path) -> None:
     run(take_part, [0.0, 1.5 * STALL_SECONDS, 0.0], tmp_path / "place")
 
 
@@ -54,7 +54,7 @@ def leave(rank: int, ranks: int, place: str, seconds: float) -> None:
             os._exit(0)
 
 
-def test_who_waits_for_one_that_has_ended_says_so(tmp_path: Path) -> None:
+def test_a_process_that_waits_for_a_dead_one_fails(tmp_path: Path) -> None:
     run(leave, [0.0, 0.0], tmp_path / "place")
 
 
@@ -64,19 +64,19 @@ UNLIKE = {name: ALIKE | other for name, other in OTHERS.items()}
 
 
 def compare(rank: int, ranks: int, place: str, seconds: float) -> None:
-    """A process that compares its options with the others' (the last one's differ), and writes down the errors."""
+    """A process that compares its options with the others' (the last one's differ), and writes the errors to a file."""
     os.environ[RENDEZVOUS] = place
-    said = {}
+    errors = {}
     with group(rank, ranks, torch.device("cpu"), STALL_SECONDS):
         for name, theirs in ({"nothing": dict(reversed(ALIKE.items()))} | UNLIKE).items():
             try:
                 check_alike(theirs if rank == ranks else ALIKE, torch.device("cpu"))
             except UserError as error:
-                said[name] = str(error)
-    Path(f"{place}-{rank}.json").write_text(json.dumps(said))
+                errors[name] = str(error)
+    Path(f"{place}-{rank}.json").write_text(json.dumps(errors))
 
 
-def test_every_process_is_told_which_was_started_with_something_else(tmp_path: Path) -> None:
+def test_every_process_names_the_one_that_was_started_differently(tmp_path: Path) -> None:
     """Another checkpoint, other code or other options; the same options in another order are no difference."""
     run(compare, [0.0, 0.0, 0.0], tmp_path / "place")
     for rank in range(3):
@@ -85,20 +85,20 @@ def test_every_process_is_told_which_was_started_with_something_else(tmp_path: P
         }
 
 
-def test_a_process_more_than_there_are_gpus_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    for count, number, said in (
+    for count, number, line in (
         (2, 1, None),
         (2, 2, "there are 2; use at most 1"),
         (1, 1, "there are 1; leave it out"),
     ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         monkeypatch.setenv("LOCAL_RANK", str(number))
-        if said is None:
+        if line is None:
             assert own_device() == torch.device("cuda", number)
         else:
-            with pytest.raises(UserError, match=f"--processes: each needs its own GPU, .*; {said}"):
+            with pytest.raises(UserError, match=f"--processes: each needs its own GPU, .*; {line}"):
                 own_device()
     assert chosen == [1]

@@ -22,7 +22,7 @@ from hiar.io.artifacts import read_manifest, write_manifest
 from hiar.io.shards import read_shard, write_shard
 from hiar.io.states import newest
 from hiar.losses.consistency import causal_consistency
-from hiar.losses.flow import stratified_sigmas
+from hiar.losses.flow import bell_weights, stratified_sigmas
 from hiar.losses.regression import forced_regression, ode_regression
 from hiar.losses.teacher_forcing import forced_flow_matching
 from hiar.models.attention import BlockCausal, TeacherForced
@@ -39,7 +39,7 @@ from hiar.stages.pairs import Trajectories, load_pairs, pair_captions
 from hiar.tracking.stage import Run
 
 MADE = Path("artifacts", "seed-0")
-SEED = 7  # of all draws; not 0, which is also used where a seed is forgotten
+SEED = 7  # of all draws; not 0, so that a forgotten seed is noticed
 WEIGHTS = MADE / "init" / "transformer" / "diffusion_pytorch_model.safetensors"
 OPTIMIZER = {
     "adamw": {"lr": 0.002, "betas": [0.9, 0.99], "weight_decay": 0.0},
@@ -65,8 +65,8 @@ SMALL = {
 CAUSVID = {"order": "block_first", "context": "finished", "level": None, "forward_kl": None, "forcing": "diffusion"}
 
 
-def asked(smoke: Path, kind: str, source: str | None = None, **changes: Any) -> Params:
-    """Params of an init of this kind; ``source``: of the pairs."""
+def init_params(smoke: Path, kind: str, source: str | None = None, **changes: Any) -> Params:
+    """Parameters with an init of this kind; ``source``: of the pairs."""
     others = {"variants": {"causvid": CAUSVID}, "pairs": {"source": source}}
     tree = merge(read_yaml(smoke / "params.yaml"), SMALL | others)
     return parse_params(merge(tree, {"init": {"kind": kind} | KINDS[kind] | changes}), Path("params.yaml"))
@@ -84,7 +84,7 @@ def work(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_makes_a_student_that_distils(kind: str, smoke: Path, work: Path) -> None:
-    params = asked(smoke, kind)
+    params = init_params(smoke, kind)
     init.run(params, work, 0)
     made, teacher = load_generator(work / MADE / "init"), load_generator(work / MADE / "teacher")
     assert (made.card.stage, made.card.walk) == ("init", None)
@@ -97,11 +97,11 @@ def test_every_kind_makes_a_student_that_distils(kind: str, smoke: Path, work: P
         assert load_generator(work / MADE / "distill" / variant).card.walk is not None
 
 
-def test_what_is_done_of_several_trainings_is_not_done_again(
+def test_finished_trainings_and_shards_are_not_repeated(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stage interrupted before its last training ends with the same bytes as an undisturbed one."""
-    params = asked(smoke, "causal_ode")
+    params = init_params(smoke, "causal_ode")
     init.run(params, work, 0)
     undisturbed = load_file(work / WEIGHTS)
     shutil.rmtree(work / MADE / "init")
@@ -117,11 +117,11 @@ def test_what_is_done_of_several_trainings_is_not_done_again(
     monkeypatch.setattr(teacher_forcing, "_train", interrupted)
     solve, solved = causal_ode._solve, []
 
-    def noted(job: Job, teacher: Denoiser, spec: CausalPairs, numbers: range) -> Tensor:
+    def recorded(job: Job, teacher: Denoiser, spec: CausalPairs, numbers: range) -> Tensor:
         solved.append(numbers)
         return solve(job, teacher, spec, numbers)
 
-    monkeypatch.setattr(causal_ode, "_solve", noted)
+    monkeypatch.setattr(causal_ode, "_solve", recorded)
     init.run(params, work, 0)
     assert solved == [range(3, 5)]
     assert all(torch.equal(undisturbed[name], value) for name, value in load_file(work / WEIGHTS).items())
@@ -129,7 +129,7 @@ def test_what_is_done_of_several_trainings_is_not_done_again(
 
 def test_causal_trajectories_are_the_causal_teachers(smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the student starts from its weights. A trajectory depends only on its number, not on batches and shards."""
-    params, seen = asked(smoke, "causal_ode"), {}
+    params, seen = init_params(smoke, "causal_ode"), {}
 
     def regress(job: Job, start: Denoiser, pairs: Trajectories, *others: object) -> Trained:
         seen.update(start=start, pairs=pairs, states=pairs.states[torch.arange(5)])
@@ -151,7 +151,7 @@ def test_causal_trajectories_are_the_causal_teachers(smoke: Path, work: Path, mo
     assert relative_error(bidirectional, states) > 0.01
 
 
-def test_the_regression_is_of_the_pairs_from_all_their_levels(
+def test_the_regression_draws_pairs_and_a_level_for_each_block(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each block has its own level, possibly the clean one; each update draws its own trajectories."""
@@ -169,10 +169,10 @@ def test_the_regression_is_of_the_pairs_from_all_their_levels(
     assert len(calls) == 2 * 2
     for number, (x, x0, sigma, text, attention, floor, _) in enumerate(calls):
         step, part = divmod(number, 2)
-        own = slice(2 * part, 2 * part + 2)
+        half = slice(2 * part, 2 * part + 2)
         random = stream("init batch", SEED, step=step)
-        rows = torch.from_numpy(random.integers(16, size=4))[own]
-        levels = torch.from_numpy(random.integers(5, size=(4, 5)))[own]
+        rows = torch.from_numpy(random.integers(16, size=4))[half]
+        levels = torch.from_numpy(random.integers(5, size=(4, 5)))[half]
         states = pairs.states[rows]
         assert torch.equal(x0, states[:, -1])
         for sample, block in itertools.product(range(2), range(5)):
@@ -183,17 +183,17 @@ def test_the_regression_is_of_the_pairs_from_all_their_levels(
         assert (attention, floor) == (BlockCausal(3, 5), 0.3)
 
 
-def test_pairs_that_came_with_clips_are_regressed_behind_them(
+def test_pairs_with_clips_are_regressed_with_the_clips_as_context(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The student starts from the causal teacher's weights; whatever learns from clean videos learns from the clips."""
+    """The student starts from the causal teacher, which learns from the clips instead of the pairs' clean ends."""
     folder, calls, started, clean = work / MADE / "pairs", [], [], []
-    said = {name: read_manifest(folder, "pairs")[name] for name in ("count", "shard", "sigmas")}
+    facts = {name: read_manifest(folder, "pairs")[name] for name in ("count", "shard", "sigmas")}
     for path in folder.glob("*.safetensors"):
         held = read_shard(path)
         clips = normals("measuring", int(path.stem), range(len(held["states"])), held["states"].shape[2:])
         write_shard(path, held | {"clips": clips[:, None]}, {"first": "0"})
-    write_manifest(folder, "pairs", clips=True, **said)
+    write_manifest(folder, "pairs", clips=True, **facts)
 
     def spy(student: Denoiser, *rest: object) -> Tensor:
         calls.append(rest)
@@ -210,7 +210,7 @@ def test_pairs_that_came_with_clips_are_regressed_behind_them(
     monkeypatch.setattr(ode, "forced_regression", spy)
     monkeypatch.setattr(causal_ode, "regress", regress)
     monkeypatch.setattr(teacher_forcing, "forced_flow_matching", forced)
-    params = asked(smoke, "causal_ode", pairs=None, training=TRAINING | {"micro_batch": 2}, source="theirs")
+    params = init_params(smoke, "causal_ode", pairs=None, training=TRAINING | {"micro_batch": 2}, source="theirs")
     init.run(params, work, 0)
     pairs, generator = load_pairs(folder), load_generator(work / MADE / "teacher")
     assert pairs.clips is not None
@@ -221,10 +221,10 @@ def test_pairs_that_came_with_clips_are_regressed_behind_them(
     assert len(calls) == 2 * 2
     for number, (x, x0, clip, sigma, text, attention, floor) in enumerate(calls):
         step, part = divmod(number, 2)
-        own = slice(2 * part, 2 * part + 2)
+        half = slice(2 * part, 2 * part + 2)
         random = stream("init batch", SEED, step=step)
-        rows = torch.from_numpy(random.integers(16, size=4))[own]
-        levels = torch.from_numpy(random.integers(4, size=(4, 5)))[own]  # no clean level: it is the target
+        rows = torch.from_numpy(random.integers(16, size=4))[half]
+        levels = torch.from_numpy(random.integers(4, size=(4, 5)))[half]  # no clean level: it is the target
         states = pairs.states[rows]
         assert torch.equal(x0, states[:, -1])
         assert torch.equal(clip, everything[rows])
@@ -236,11 +236,11 @@ def test_pairs_that_came_with_clips_are_regressed_behind_them(
         assert (attention, floor) == (TeacherForced(3, 5), 0.5)
 
 
-def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
+def test_consistency_uses_the_causal_teacher_and_the_clean_ends_of_the_pairs(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, started, told = [], {}, []
-    params = asked(smoke, "consistency", training=TRAINING | {"steps": 3, "micro_batch": 2})
+    calls, started, logged = [], {}, []
+    params = init_params(smoke, "consistency", training=TRAINING | {"steps": 3, "micro_batch": 2})
 
     def causal_teacher(job: Job, spec: CausalTeacher) -> Denoiser:
         started["teacher"] = teacher_forcing.causal_teacher(job, spec)
@@ -252,25 +252,25 @@ def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
 
     monkeypatch.setattr(consistency, "causal_teacher", causal_teacher)
     monkeypatch.setattr(consistency, "causal_consistency", spy)
-    monkeypatch.setattr(Run, "log", lambda run, step, metrics: told.append(set(metrics)))
+    monkeypatch.setattr(Run, "log", lambda run, step, metrics: logged.append(set(metrics)))
     init.run(params, work, 0)
     # Both trainings belong to one run, so their curves have different names.
-    assert {"causal_teacher_loss", "causal_teacher_grad_norm"} <= told[0]
-    assert {"loss", "grad_norm"} <= told[-1]
-    assert not any({"causal_teacher_loss", "loss"} <= names for names in told)
+    assert {"causal_teacher_loss", "causal_teacher_grad_norm"} <= logged[0]
+    assert {"loss", "grad_norm"} <= logged[-1]
+    assert not any({"causal_teacher_loss", "loss"} <= names for names in logged)
     pairs, generator = load_pairs(work / MADE / "pairs"), load_generator(work / MADE / "teacher")
     teacher = started["teacher"]
     assert len(calls) == 3 * 2
     for number, call in enumerate(calls):
         step, part = divmod(number, 2)
-        own = slice(2 * part, 2 * part + 2)
-        student, average, asked_of, x0, noise, sigmas, places, text, nothing, guidance, attention = call
+        half = slice(2 * part, 2 * part + 2)
+        student, average, solver, x0, noise, sigmas, places, text, nothing, guidance, attention = call
         random = stream("init batch", SEED, step=step)
-        rows = torch.from_numpy(random.integers(16, size=4))[own]
-        assert asked_of is teacher
+        rows = torch.from_numpy(random.integers(16, size=4))[half]
+        assert solver is teacher
         assert torch.equal(x0, pairs.states[rows][:, -1])
-        assert torch.equal(noise, normals("init noise", SEED, range(4), x0.shape[1:], step=step)[own])
-        assert torch.equal(places, torch.from_numpy(random.integers(8, size=(4, 5)))[own])
+        assert torch.equal(noise, normals("init noise", SEED, range(4), x0.shape[1:], step=step)[half])
+        assert torch.equal(places, torch.from_numpy(random.integers(8, size=(4, 5)))[half])
         levels = step_sigmas(4, params.schedule.student_shift)
         assert torch.equal(sigmas, solver_sigmas(levels, 2, params.schedule.teacher_shift))
         assert torch.equal(text, generator.embed([pairs.captions[row] for row in rows]))
@@ -278,19 +278,19 @@ def test_consistency_is_asked_of_the_causal_teacher_on_the_ends_of_the_pairs(
         assert (guidance, attention) == (1.5, TeacherForced(3, 5))
         # Both start from the causal teacher's weights; the average then copies those of the first update.
         if step == 0:
-            for own in (student, average):
-                assert all(torch.equal(own[name], value) for name, value in teacher.state_dict().items())
+            for weights in (student, average):
+                assert all(torch.equal(weights[name], value) for name, value in teacher.state_dict().items())
         if step == 2:
             assert any(not torch.equal(student[name], value) for name, value in average.items())
     kept = load_generator(work / MADE / "init").denoiser.state_dict()
     assert any(not torch.equal(kept[name], value) for name, value in calls[-1][1].items())
 
 
-def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
+def test_a_causal_teacher_learns_from_clean_ends_with_caption_dropout(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every block has its own level, and a batch is spread over all levels."""
-    calls, params = [], asked(smoke, "teacher_forcing", training=TRAINING | {"micro_batch": 2})
+    calls, params = [], init_params(smoke, "teacher_forcing", training=TRAINING | {"micro_batch": 2})
 
     def spy(model: Denoiser, *rest: object) -> Tensor:
         calls.append(rest)
@@ -301,33 +301,36 @@ def test_a_causal_teacher_learns_from_the_ends_of_the_pairs_and_from_no_caption(
         params.model_copy(update={"teacher": params.teacher.model_copy(update={"caption_dropout": share})})
         for share in (0.25, 1.0)  # a quarter drops other rows in one half of the batch than in the other
     )
-    for one, dropped in ((params, False), (some, False), (always, True)):
+    bell = some.model_copy(update={"init": some.init.model_copy(update={"weighting": "bell"})})
+    for one, dropped in ((params, False), (bell, False), (always, True)):
         calls.clear()
         spec = one.init
         init.run(one, work, 0)
         pairs, generator = load_pairs(work / MADE / "pairs"), load_generator(work / MADE / "teacher")
         assert len(calls) == 2 * 2
-        for number, (x0, noise, sigma, text, attention, floor) in enumerate(calls):
+        for number, (x0, noise, sigma, text, attention, floor, weights) in enumerate(calls):
             step, part = divmod(number, 2)
-            own = slice(2 * part, 2 * part + 2)
+            half = slice(2 * part, 2 * part + 2)
             random = stream("causal teacher batch", SEED, step=step)
-            rows = torch.from_numpy(random.integers(16, size=4))[own]
-            lost = (random.random(4) < one.teacher.caption_dropout)[own]
+            rows = torch.from_numpy(random.integers(16, size=4))[half]
+            lost = (random.random(4) < one.teacher.caption_dropout)[half]
             levels = stratified_sigmas(20, one.schedule.teacher_shift, random)
             captions = ["" if drop else pairs.captions[row] for drop, row in zip(lost, rows, strict=True)]
             assert torch.equal(x0, pairs.states[rows][:, -1])
-            assert torch.equal(noise, normals("causal teacher noise", SEED, range(4), x0.shape[1:], step=step)[own])
-            assert torch.equal(sigma, levels.view(4, 5)[own])
+            assert torch.equal(noise, normals("causal teacher noise", SEED, range(4), x0.shape[1:], step=step)[half])
+            assert torch.equal(sigma, levels.view(4, 5)[half])
             assert torch.equal(text, generator.embed(captions))
             assert (attention, floor) == (TeacherForced(3, 5), spec.sigma_floor)  # type: ignore[union-attr]
+            belled = bell_weights(sigma, one.schedule.teacher_shift)
+            assert torch.equal(weights, belled) if one is bell else weights is None
             assert all(lost) or not dropped
         shutil.rmtree(work / MADE / "init")
 
 
-def test_causal_trajectories_that_are_not_finite_are_told(
+def test_causal_trajectories_that_are_not_finite_are_named(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = asked(smoke, "causal_ode")
+    params = init_params(smoke, "causal_ode")
     pairs = params.init.pairs.model_copy(update={"guidance": 1e30})  # type: ignore[union-attr]
     spoiled = params.model_copy(update={"init": params.init.model_copy(update={"pairs": pairs})})
     with pytest.raises(UserError, match=r"init\.pairs: trajectory 0: its state after 1 .* lower init\.pairs\.guidance"):
@@ -362,14 +365,14 @@ def test_micro_batches_of_the_regression_are_weighted_by_the_whole_batchs_noisy_
     share = (torch.cat(sigmas) > 0).float().mean()
     assert len(sigmas) == 2
     assert shares == (share, share)
-    assert all((sigma > 0).float().mean() != share for sigma in sigmas)  # otherwise the test shows nothing
+    assert all((sigma > 0).float().mean() != share for sigma in sigmas)  # otherwise the test proves nothing
 
 
-def test_a_causal_teachers_state_is_nobodys_to_restart_from(
+def test_a_causal_teachers_state_cannot_be_restarted_from(
     smoke: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not the student's: it is neither offered when a loss is not finite, nor accepted as one of its states."""
-    params, losses = asked(smoke, "consistency"), iter((1.0, math.nan))
+    params, losses = init_params(smoke, "consistency"), iter((1.0, math.nan))
     runtime = params.runtime.model_copy(update={"checkpoint_minutes": 1e-9})
     params = params.model_copy(update={"runtime": runtime})
     forced = teacher_forcing.forced_flow_matching
@@ -426,7 +429,7 @@ def test_a_causal_teachers_state_is_nobodys_to_restart_from(
         ("consistency", {"sigma_floor": 0.5}, "init.sigma_floor = 0.5: unknown parameter"),
     ],
 )
-def test_inits_that_cannot_be_are_told_by_field(kind: str, changes: dict[str, Any], line: str) -> None:
+def test_invalid_inits_are_refused_by_field(kind: str, changes: dict[str, Any], line: str) -> None:
     tree = read_yaml(Path(__file__).parents[2] / "params.yaml")
     own = tree["init"] if kind == "ode" else {"kind": kind} | KINDS[kind]
     with pytest.raises(UserError) as error:

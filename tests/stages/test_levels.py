@@ -45,13 +45,13 @@ def test_a_variants_level_reaches_the_rollout_by_the_card(student, tmp_path, lev
     assert rollout.levels[5:].tolist() == pytest.approx(shown)
 
 
-def test_a_card_from_before_there_were_levels_means_the_output_level(student, tmp_path):
-    said = json.loads((student / CARD).read_text())
-    assert said["walk"].pop("level") == 1.0
-    (tmp_path / CARD).write_text(json.dumps(said))
+def test_a_card_without_a_level_means_the_output_level(student, tmp_path):
+    card = json.loads((student / CARD).read_text())
+    assert card["walk"].pop("level") == 1.0
+    (tmp_path / CARD).write_text(json.dumps(card))
     assert load_card(tmp_path).walk == Walk(order="step_first", context="output", level=1.0)
-    said["walk"] = {"order": "block_first", "context": "clean"}  # the name it had before
-    (tmp_path / CARD).write_text(json.dumps(said))
+    card["walk"] = {"order": "block_first", "context": "clean"}  # the former name of finished context
+    (tmp_path / CARD).write_text(json.dumps(card))
     assert load_card(tmp_path).walk == Walk(order="block_first", context="finished", level=None)
 
 
@@ -66,7 +66,7 @@ def test_a_card_from_before_there_were_levels_means_the_output_level(student, tm
         ({"level": 0.5, "context": "input"}, "variants.mine.level = 0.5: the level of input context is fixed"),
     ],
 )
-def test_levels_that_cannot_be(variant, line):
+def test_invalid_levels_of_variants_are_refused(variant, line):
     with pytest.raises(UserError) as caught:
         params(**variant)
     assert str(caught.value).startswith(f"mine.yaml: {line}")
@@ -81,7 +81,7 @@ def test_levels_that_cannot_be(variant, line):
         ((None, None, (0.5, 1.0, 1.0)), (0.5, 1.0, 1.0)),
     ],
 )
-def test_a_walk_is_as_trained_unless_told_otherwise(student, asked, level):
+def test_a_walk_is_as_trained_unless_requested_otherwise(student, asked, level):
     card = load_card(student)
     trained = card.model_copy(update={"walk": Walk(order="step_first", context="output", level=0.85)})
     assert walk_asked(trained, *asked).level == level
@@ -89,7 +89,7 @@ def test_a_walk_is_as_trained_unless_told_otherwise(student, asked, level):
     assert walk_asked(clean, None, "output").level == 1.0
 
 
-def test_levels_asked_for_that_cannot_be(student):
+def test_invalid_requested_walks_and_levels_are_refused(student):
     card = load_card(student)
     with pytest.raises(UserError, match=r"--level = \(0\.5, 0\.5\): give one number, or 3, one for each"):
         walk_asked(card, None, None, (0.5, 0.5))
@@ -111,12 +111,12 @@ def test_levels_asked_for_that_cannot_be(student):
         ("nan", "--level = nan: should be 0 to 2; 0 is clean, 1 the step's output level, 2 its input level"),
     ],
 )
-def test_levels_on_the_command_line(student, level, line):
-    said = hiar(
+def test_invalid_levels_on_the_command_line_are_refused(student, level, line):
+    run = hiar(
         *("sample", "--checkpoint", student, "--prompt", "a red disc moves", "--frames", 6, "--out", "out"),
         *("--level", level),
         folder=student,
         code=2,
     )
-    assert said.stderr == f"error: {line}\n"
+    assert run.stderr == f"error: {line}\n"
     assert not (student / "out").exists()

@@ -1,4 +1,4 @@
-"""Networks that take turns on a GPU: only the working one is there, and the results are the same as without."""
+"""Networks that take turns on a GPU: only the working one is there, and the results do not change."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def turns(checkpoint: Path) -> Turns:
 
 
 @torch.no_grad()
-def _watched(source: Generator) -> tuple[Tensor, Tensor]:
+def _streamed(source: Generator) -> tuple[Tensor, Tensor]:
     """Latents and frames of a stream whose prompt changes."""
     rollout = stream_rollout(source, PROMPT, {2: "a blue disc moves up"}, HIAR, 12, 0)
     way = way_of(source, HIAR, rollout, together=True)
@@ -82,14 +82,14 @@ def _watched(source: Generator) -> tuple[Tensor, Tensor]:
     return torch.cat(blocks, dim=1), torch.cat(pictures)
 
 
-def test_a_stream_goes_to_and_fro_between_denoiser_and_codec(checkpoint: Path, turns: Turns) -> None:
-    offloaded = _watched(turns.source)
+def test_a_stream_alternates_between_denoiser_and_codec(checkpoint: Path, turns: Turns) -> None:
+    offloaded = _streamed(turns.source)
     assert turns.worked == ["text", *["denoiser", "codec"] * 4]
-    for one, other in zip(offloaded, _watched(load_generator(checkpoint)), strict=True):
+    for one, other in zip(offloaded, _streamed(load_generator(checkpoint)), strict=True):
         assert torch.equal(one, other)
 
 
-def test_samples_take_a_turn_a_batch(checkpoint: Path, turns: Turns) -> None:
+def test_samples_take_one_turn_per_batch(checkpoint: Path, turns: Turns) -> None:
     made = sample_latents(turns.source, [PROMPT], 6, HIAR, 0, range(1))
     pictures = torch.cat(list(decoded(turns.source, made[0])))
     assert turns.worked == ["text", "denoiser", "codec"]
@@ -98,7 +98,7 @@ def test_samples_take_a_turn_a_batch(checkpoint: Path, turns: Turns) -> None:
     assert torch.equal(pictures, torch.cat(list(decoded(source, made[0]))))
 
 
-def test_a_picture_to_begin_with_is_encoded_in_turn(turns: Turns, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_given_picture_is_encoded_in_the_codecs_turn(turns: Turns, checkpoint: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     turns.source.embed([PROMPT])  # leaves the text encoder at THERE
     given_latents(turns.source, Request(checkpoint, [PROMPT], 9, image=tmp_path / "a.png"))
@@ -111,7 +111,7 @@ def test_a_teacher_takes_its_turn_after_both_prompts(turns: Turns) -> None:
     assert turns.worked == ["text", "denoiser"]
 
 
-def test_decoding_has_the_room_of_the_weights_that_wait(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_may_use_the_memory_of_waiting_weights(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
     source = turns.source
     rollout = make_rollout(source, source.embed([PROMPT]), HIAR, 24, 0, [0])
     denoiser, codec = source.weights()
@@ -140,11 +140,11 @@ def test_weights_that_do_not_fit_are_refused_with_the_remedy(checkpoint: Path, m
         placed(source, gpu, offload=True)
 
 
-def test_without_a_gpu_or_with_processes_there_is_no_offloading(checkpoint: Path, tmp_path: Path) -> None:
+def test_offload_is_refused_without_a_gpu_or_with_processes(checkpoint: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"^--offload: keeps waiting networks out of a GPU's memory"):
             sample_prompts(Request(checkpoint, [PROMPT], 6, offload=True), tmp_path / "out", save_latents=False)
-    asked = ("--checkpoint", checkpoint, "--prompt", PROMPT, "--frames", 6, "--out", "out", "--processes", 2)
-    said = hiar("sample", *asked, "--offload", folder=tmp_path, code=2).stderr
-    assert said == "error: --offload: with --processes each network stays on its GPU; leave one of them out\n"
+    request = ("--checkpoint", checkpoint, "--prompt", PROMPT, "--frames", 6, "--out", "out", "--processes", 2)
+    stderr = hiar("sample", *request, "--offload", folder=tmp_path, code=2).stderr
+    assert stderr == "error: --offload: with --processes each network stays on its GPU; leave one of them out\n"
     assert not list(tmp_path.iterdir())

@@ -43,7 +43,7 @@ class Echo(Ranks):
 
 
 def params_of(**changes: Any) -> Params:
-    """Params with a teacher's shift and a guidance of pairs that differ from the other shifts and guidances."""
+    """Parameters whose teacher_shift and pairs.guidance differ from all other shifts and guidances."""
     spec = {"count": 11, "batch": 2, "shard": 3, "guidance": 2.5} | changes
     return smoke_params(pairs=spec, schedule={"teacher_shift": 2.0})
 
@@ -68,7 +68,7 @@ def make(whole: Path, folder: Path, rank: int) -> None:
     pairs._make_shards(work, load_generator(Paths(whole, 0).teacher), 0, captions)
 
 
-def test_each_step_of_the_solver_is_a_sign_of_life(whole: Path) -> None:
+def test_every_solver_step_sends_a_heartbeat(whole: Path) -> None:
     """So no process waits longer than one step, however many trajectories are solved together."""
     params, teacher, beats = params_of(), load_generator(Paths(whole, 0).teacher), []
     pairs.solve(params, teacher, 0, [0, 1], pairs.pair_captions(params, 0, range(2)), lambda: beats.append(1))
@@ -76,7 +76,7 @@ def test_each_step_of_the_solver_is_a_sign_of_life(whole: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_trajectory_is_the_guided_flow_from_its_number(whole: Path) -> None:
+def test_a_trajectory_is_the_guided_flow_from_its_numbers_noise(whole: Path) -> None:
     """Euler steps on the teacher's levels, from the number's noise and caption; states at the student's are kept."""
     params, teacher = params_of(), load_generator(Paths(whole, 0).teacher)
     own, numbers = pairs.load_pairs(Paths(whole, 0).pairs), [0, 4, 10]
@@ -96,7 +96,7 @@ def test_a_trajectory_is_the_guided_flow_from_its_number(whole: Path) -> None:
     assert figures["latent_std"] == pytest.approx(float(own.states[torch.arange(3)][:, -1].std()), rel=1e-4)
 
 
-def test_processes_take_turns_of_shards_and_leave_what_one_leaves(
+def test_two_processes_alternate_shards_and_leave_the_files_of_one(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = shards(Paths(whole, 0).pairs)
@@ -109,7 +109,7 @@ def test_processes_take_turns_of_shards_and_leave_what_one_leaves(
     assert "pairs: " in capsys.readouterr().err
 
 
-def test_only_shards_that_are_not_whole_are_made_again(whole: Path, tmp_path: Path) -> None:
+def test_only_missing_or_damaged_shards_are_made_again(whole: Path, tmp_path: Path) -> None:
     expected = shards(Paths(whole, 0).pairs)
     for name, content in expected.items():
         (tmp_path / name).write_bytes(content)
@@ -140,7 +140,7 @@ def workspace(whole: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_imported_pairs_take_the_place_of_our_own(whole: Path, foreign: Path, workspace: Path) -> None:
+def test_imported_pairs_replace_our_own(whole: Path, foreign: Path, workspace: Path) -> None:
     source, schedule = workspace / "theirs", params_of().schedule
     import_pairs(foreign, source, schedule.student_shift, shard=4)
     pairs.run(params_of(source=source), workspace, 0)
@@ -159,7 +159,7 @@ def test_imported_pairs_take_the_place_of_our_own(whole: Path, foreign: Path, wo
     assert len(pairs.load_pairs(source).states) == 11  # the source stays in its place
 
 
-def test_imported_pairs_may_lie_at_levels_that_follow_no_shift(foreign: Path, workspace: Path) -> None:
+def test_imported_pairs_may_have_levels_that_follow_no_shift(foreign: Path, workspace: Path) -> None:
     source, levels = workspace / "theirs", (1.0, 0.757, 0.522, 0.1)
     import_pairs(foreign, source, levels, shard=4)
     params = params_of(source=source)
@@ -168,7 +168,7 @@ def test_imported_pairs_may_lie_at_levels_that_follow_no_shift(foreign: Path, wo
     assert pairs.load_pairs(Paths(workspace, 0).pairs).sigmas.tolist() == pytest.approx([*levels, 0])
 
 
-def test_of_more_levels_than_the_student_has_its_own_are_taken(foreign: Path, workspace: Path) -> None:
+def test_of_imported_levels_the_students_are_selected(foreign: Path, workspace: Path) -> None:
     source, levels = workspace / "theirs", (1.0, 0.757, 0.522, 0.1)
     import_pairs(foreign, source, levels, shard=4)
     params = params_of(source=source)
@@ -187,7 +187,7 @@ def test_of_more_levels_than_the_student_has_its_own_are_taken(foreign: Path, wo
     assert len(shards(Paths(workspace, 0).pairs)) == len(shards(source)) == 3
 
 
-def test_clips_come_along_with_the_pairs(foreign: Path, workspace: Path) -> None:
+def test_clips_are_imported_with_their_pairs(foreign: Path, workspace: Path) -> None:
     """With all of their levels, and with some of them."""
     source, levels, everyone = workspace / "theirs", (1.0, 0.757, 0.522), torch.arange(11)
     import_pairs(foreign, source, levels, shard=4, clip_last=True)
@@ -202,7 +202,7 @@ def test_clips_come_along_with_the_pairs(foreign: Path, workspace: Path) -> None
         assert torch.equal(ours.clips[everyone], theirs.clips[everyone])
 
 
-def test_pairs_that_serve_the_regulariser_alone_have_levels_of_their_own(foreign: Path, workspace: Path) -> None:
+def test_pairs_for_the_regulariser_alone_may_have_other_levels(foreign: Path, workspace: Path) -> None:
     """HiAR's pairs have shift 8, its student shift 5: their levels share only the start of the first step.
 
     Whatever reads more of their levels refuses them, even if they were accepted for something that reads fewer.
@@ -233,10 +233,10 @@ def test_pairs_that_serve_the_regulariser_alone_have_levels_of_their_own(foreign
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])
-def test_an_interrupted_start_with_imported_pairs_is_begun_again(
+def test_an_interrupted_stage_with_imported_pairs_starts_again(
     links: bool, foreign: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By then its files are hard links to the source, which must not be overwritten; on other disks, copies."""
+    """By then its files are hard links to the source, which must not be overwritten; on another disk, copies."""
     source, made = workspace / "theirs", Paths(workspace, 0).pairs
     import_pairs(foreign, source, params_of().schedule.student_shift, shard=4)
     expected = shards(source)
@@ -285,7 +285,7 @@ def test_a_trajectory_that_is_not_finite_is_named_and_whole_shards_are_kept(
     assert "pairs: 11/11 in " in capsys.readouterr().err
 
 
-def test_pairs_that_the_disk_has_no_room_for_are_not_begun(
+def test_pairs_are_not_begun_without_enough_disk_space(
     whole: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an interrupted run has already written needs no more space."""
@@ -309,16 +309,16 @@ def test_pairs_that_the_disk_has_no_room_for_are_not_begun(
     assert shards(Paths(workspace, 0).pairs) == shards(Paths(whole, 0).pairs)
 
 
-def test_pairs_that_are_not_as_many_as_they_say_are_refused(whole: Path, tmp_path: Path) -> None:
-    said = read_manifest(Paths(whole, 0).pairs, "pairs")
-    facts = {name: said[name] for name in ("count", "shard", "sigmas")}
+def test_pairs_that_do_not_match_their_count_are_refused(whole: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(Paths(whole, 0).pairs, "pairs")
+    facts = {name: manifest[name] for name in ("count", "shard", "sigmas")}
     shutil.copytree(Paths(whole, 0).pairs, tmp_path / "pairs")
     captions = tmp_path / "pairs" / pairs.CAPTIONS
     lines = captions.read_text().splitlines(keepends=True)
-    for count, told, held in ((10, 10, "11 trajectories"), (11, 10, "10 captions"), (10, 11, "11 captions")):
-        captions.write_text("".join(lines[:told]))
+    for count, kept, found in ((10, 10, "11 trajectories"), (11, 10, "10 captions"), (10, 11, "11 captions")):
+        captions.write_text("".join(lines[:kept]))
         write_manifest(tmp_path / "pairs", "pairs", **facts | {"count": count})
-        with pytest.raises(UserError, match=rf"pairs: holds {held}, not {count}; run the pairs stage again"):
+        with pytest.raises(UserError, match=rf"pairs: holds {found}, not {count}; run the pairs stage again"):
             pairs.load_pairs(tmp_path / "pairs")
 
 

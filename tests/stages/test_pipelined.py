@@ -41,7 +41,7 @@ PROMPTS = ["a red disc moves left", "a blue disc moves up"]
         ),
     ],
 )
-def test_what_cannot_be_shared_out_is_refused_by_the_first_process(
+def test_impossible_pipelines_are_refused_before_they_start(
     tmp_path: Path, stage: str, options: tuple[object, ...], words: str
 ) -> None:
     save_student(tmp_path / "student")
@@ -53,7 +53,7 @@ def test_what_cannot_be_shared_out_is_refused_by_the_first_process(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes have a GPU each here")
-def test_more_processes_than_cores_are_told_of_before_they_start(
+def test_more_processes_than_cores_give_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_student(tmp_path / "student")
@@ -62,8 +62,8 @@ def test_more_processes_than_cores_are_told_of_before_they_start(
     pipelined.plan_processes(request, 2)
     assert capsys.readouterr().err == ""
     pipelined.plan_processes(request, 3)
-    said = "walk: 3 processes share 2 core(s); --processes 2 is faster here\n"
-    assert capsys.readouterr().err == said
+    warning = "walk: 3 processes share 2 core(s); --processes 2 is faster here\n"
+    assert capsys.readouterr().err == warning
 
 
 def test_in_bf16_a_video_is_the_same_but_for_rounding(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A walk needs the memory that was predicted for it, and one that does not fit is refused before it begins."""
+"""A walk needs the predicted memory, and one that does not fit is refused before it begins."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BYTES = {"diagonal": 100, "step_first": 40, "block_first": 100}
 @pytest.mark.parametrize(
     ("order", "context"), [("step_first", "output"), ("block_first", "finished"), ("block_first", "shared")]
 )
-def test_caches_take_what_was_predicted(tmp_path: Path, order: Order, context: Context) -> None:
+def test_caches_take_the_predicted_bytes(tmp_path: Path, order: Order, context: Context) -> None:
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     walk = Walk(order=order, context=context)
@@ -55,7 +55,7 @@ def test_caches_take_what_was_predicted(tmp_path: Path, order: Order, context: C
 @torch.no_grad()
 @pytest.mark.parametrize("blocks", [1, 2, 3, 5, 24])
 @pytest.mark.parametrize(("order", "passes"), [("diagonal", "batched"), ("step_first", "fused")])
-def test_caches_of_short_videos_are_no_larger_than_these(
+def test_caches_hold_no_more_blocks_than_the_video_has(
     tmp_path: Path, blocks: int, order: Order, passes: Passes
 ) -> None:
     save_student(tmp_path / "student")
@@ -76,7 +76,7 @@ def test_caches_of_short_videos_are_no_larger_than_these(
 
 
 @torch.no_grad()
-def test_a_walk_takes_what_was_predicted(tmp_path: Path) -> None:
+def test_a_walk_takes_the_predicted_memory(tmp_path: Path) -> None:
     """Caches and activations, counted while the same walk runs on real tensors."""
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
@@ -96,10 +96,10 @@ def test_a_walk_takes_what_was_predicted(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, int], None]:
-    """Sets how many bytes may be used, and how many decoding needs, of which 30 are kept between two blocks.
+def limit_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, int], None]:
+    """Sets the bytes that are free and those that decoding needs, 30 of which are kept between two blocks.
 
-    A video needs 100 batched and 40 step by step, of which each cache has 10.
+    A video needs 100 batched and 40 step by step, of which each cache takes 10.
     """
 
     def set_bytes(free: float, decoding: int) -> None:
@@ -111,22 +111,22 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, int], None]:
     return set_bytes
 
 
-def test_where_memory_is_short_fewer_videos_are_made_at_a_time_then_step_by_step(
-    tmp_path: Path, short: Callable[[float, int], None]
+def test_with_little_memory_fewer_videos_are_made_at_a_time_then_step_by_step(
+    tmp_path: Path, limit_memory: Callable[[float, int], None]
 ) -> None:
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     rollout = make_rollout(source, source.embed(["a red disc moves left"]), HIAR, 24, 0, [0])
-    short(1e12, 0)
+    limit_memory(1e12, 0)
     assert way_of(source, HIAR, rollout, 5) == Way("diagonal", "batched", 5)
     for free, videos in ((500, 5), (299, 2), (100, 1)):
-        short(free, 100)
+        limit_memory(free, 100)
         assert way_of(source, HIAR, rollout, 5) == Way("diagonal", "batched", videos, 100)
-    short(99, 0)
+    limit_memory(99, 0)
     assert way_of(source, HIAR, rollout, 5) == Way("step_first", "fused", 2, 40)
     assert way_of(source, HIAR, rollout, 5, beside=2).videos == 1  # processes share what is free
     for free, decoding in ((130, 80), (150, 110)):  # walk + decoder state, decoding + caches
-        short(free, decoding)
+        limit_memory(free, decoding)
         assert way_of(source, HIAR, rollout, together=True) == Way("diagonal", "batched", 1, 100)
     for free, decoding, together, needed in (
         (39, 0, False, 40),
@@ -134,36 +134,34 @@ def test_where_memory_is_short_fewer_videos_are_made_at_a_time_then_step_by_step
         (129, 80, True, 130),
         (149, 110, True, 150),
     ):
-        short(free, decoding)
+        limit_memory(free, decoding)
         figures = f"{needed / GB:.3g} GB, {free / GB:.3g} GB are free to use"
         with pytest.raises(UserError, match=f"the rest of a video takes are {figures}; ask for a smaller"):
             way_of(source, HIAR, rollout, together=together)
     finished = Walk(order="block_first", context="finished")  # waits for finished blocks: no cheaper way exists
-    short(99, 0)
+    limit_memory(99, 0)
     with pytest.raises(UserError, match="GB are free to use"):
         way_of(source, finished, make_rollout(source, rollout.text, finished, 24, 0, [0]), 5)
     settled = settled_way(tmp_path, Way("step_first", "fused", 1, 40))
     assert settled_way(tmp_path, Way("diagonal", "batched", 5)) == settled
 
 
-def test_a_stream_decodes_a_block_at_a_time_and_samples_a_part(
-    tmp_path: Path, short: Callable[[float, int], None], monkeypatch: pytest.MonkeyPatch
+def test_a_stream_decodes_one_block_at_a_time_and_sampling_one_part(
+    tmp_path: Path, limit_memory: Callable[[float, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     rollout = make_rollout(source, source.embed(["a red disc moves left"]), HIAR, 24, 0, [0])
     block, part = source.card.video.block, source.codec.chunk
     assert block < part
-    short(500, 0)
+    limit_memory(500, 0)
     monkeypatch.setattr(fitting, "decode_bytes", lambda source, frames: (frames * 100, 0))
     assert way_of(source, HIAR, rollout, together=True).videos == 1
     with pytest.raises(UserError, match=rf"{part * 100 / GB:.3g} GB, .* GB are free to use"):
         way_of(source, HIAR, rollout)
 
 
-def test_caches_that_do_not_fit_are_told_for_all_videos_and_for_those_of_a_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_caches_that_do_not_fit_are_refused_with_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     text = source.embed(["a red disc moves left", "a blue disc moves up"])
@@ -177,12 +175,14 @@ def test_caches_that_do_not_fit_are_told_for_all_videos_and_for_those_of_a_proce
             check_memory(source, rollout, caches)
 
 
-def test_videos_made_with_little_memory_are_the_same(tmp_path: Path, short: Callable[[float, int], None]) -> None:
+def test_videos_made_with_little_memory_are_the_same(
+    tmp_path: Path, limit_memory: Callable[[float, int], None]
+) -> None:
     save_student(tmp_path / "student")
     request = Request(tmp_path / "student", ["a red disc moves left", "a blue disc moves up"], 12)
     made = []
     for free in (1e12, 40):
-        short(free, 0)
+        limit_memory(free, 0)
         out = tmp_path / f"{free}"
         sample_prompts(request, out, save_latents=True)
         made.append(load_file(out / "latents.safetensors")["latents"])
@@ -192,17 +192,15 @@ def test_videos_made_with_little_memory_are_the_same(tmp_path: Path, short: Call
 def test_a_window_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path) -> None:
     save_student(tmp_path / "student", video={"window": 999_999_999})
     request = ("--checkpoint", "student", "--prompt", "a red disc moves left", "--out", "out")
-    said = hiar("stream", *request, folder=tmp_path, code=2).stderr
-    assert said.startswith("error: video.window = 999999999: the caches of 999999999 frames and the rest of a video ")
-    assert " GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window" in said
-    assert said.count("\n") == 1
+    stderr = hiar("stream", *request, folder=tmp_path, code=2).stderr
+    assert stderr.startswith("error: video.window = 999999999: the caches of 999999999 frames and the rest of a video ")
+    assert " GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window" in stderr
+    assert stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     hiar("sample", *request, "--frames", 9, folder=tmp_path)  # 9 frames are three blocks, however large the window
 
 
-def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_latents_and_one_part_of_the_pictures_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     latent = 4 * 6 * math.prod(source.latent_size)
@@ -217,11 +215,11 @@ def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
     check(2 * latent + pictures, 500 * latent)
     check(800 * latent, 500 * latent, batch=400)
     check(latent + pictures, latent, batch=400, count=1)
-    for memory, disk, said in (
+    for memory, disk, line in (
         (2 * latent + pictures - 1, 500 * latent, r"2 video\(s\) at a time take"),
         (2 * latent + pictures, 500 * latent - 1, "the latents take"),
     ):
-        with pytest.raises(UserError, match=rf"^--frames = 6: {said} .* GB.*; ask for fewer"):
+        with pytest.raises(UserError, match=rf"^--frames = 6: {line} .* GB.*; ask for fewer"):
             check(memory, disk)
     check(2 * latent + pictures, 1000 * latent, kept=True)  # on disk twice: in parts, and as one file
     with pytest.raises(UserError, match="the latents take"):
@@ -234,29 +232,29 @@ def test_room_is_needed_for_all_latents_and_for_the_pictures_of_a_part(
     check(2 * latent + pictures, 499 * latent)
 
 
-def test_the_line_tells_how_many_forward_calls_there_are(tmp_path: Path) -> None:
+def test_the_plan_line_has_the_number_of_forward_calls(tmp_path: Path) -> None:
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     walk = Walk(order="step_first", context="output")
     rollout = make_rollout(source, source.embed(["a red disc moves left"]), walk, 30, 0, [0])
     way = Way("diagonal", "batched", 1)
-    said = plan_line(source, walk, rollout, Choice(), way)
-    assert "batched passes (13 forward calls for 10 blocks in 4 steps)" in said
-    said = plan_line(source, walk, rollout, Choice(), way, 2)
-    assert "batched passes (11 forward calls in each of 2 process(es) for 10 blocks in 4 steps)" in said
-    said = plan_line(source, walk, rollout, Choice(), way, 3)  # one of the processes has two steps
-    assert "batched passes (11 forward calls in each of 3 process(es) for 10 blocks in 4 steps)" in said
+    line = plan_line(source, walk, rollout, Choice(), way)
+    assert "batched passes (13 forward calls for 10 blocks in 4 steps)" in line
+    line = plan_line(source, walk, rollout, Choice(), way, 2)
+    assert "batched passes (11 forward calls in each of 2 process(es) for 10 blocks in 4 steps)" in line
+    line = plan_line(source, walk, rollout, Choice(), way, 3)  # one of the processes has two steps
+    assert "batched passes (11 forward calls in each of 3 process(es) for 10 blocks in 4 steps)" in line
 
 
-def test_the_line_tells_what_the_caches_of_a_way_take(tmp_path: Path) -> None:
+def test_the_plan_line_has_the_size_of_the_caches(tmp_path: Path) -> None:
     """Step by step, one cache exists at a time."""
     save_student(tmp_path / "student")
     source = load_generator(tmp_path / "student")
     rollout = make_rollout(source, source.embed(["a red disc moves left"]), HIAR, 30, 0, [0])
     one = ring_bytes(source, rollout.grid, 1, 1)
     for way, caches in ((Way("diagonal", "batched", 5), 5 * rollout.grid.caches), (Way("step_first", "fused", 5), 5)):
-        said = plan_line(source, HIAR, rollout, Choice(), way)
-        assert f"caches: {caches * one / GB:.3g} GB for 5 video(s) at a time" in said
+        line = plan_line(source, HIAR, rollout, Choice(), way)
+        assert f"caches: {caches * one / GB:.3g} GB for 5 video(s) at a time" in line
     assert rollout.grid.caches > 1
 
 

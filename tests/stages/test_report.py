@@ -88,7 +88,7 @@ def test_both_seeds_are_pooled(text, params, workspace):
     assert "Pooled over 2 training seeds: the mean of their means" in text
 
 
-def test_the_true_worlds_row_is_of_both_seeds_too(text, params, workspace):
+def test_the_true_worlds_row_pools_both_seeds_too(text, params, workspace):
     truth = json.loads((workspace / "metrics" / "world.json").read_text())
     row = re.search(r"<tr class=\"reference\"><th scope=\"row\"><span[^>]*></span>True world.*?</tr>", text, re.DOTALL)[
         0
@@ -97,12 +97,12 @@ def test_the_true_worlds_row_is_of_both_seeds_too(text, params, workspace):
     assert f"<td>{params.sample.videos * 2}</td>" in row
 
 
-def test_what_was_run_is_told_first(text):
+def test_the_page_lists_seeds_and_videos(text):
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
     assert (facts["Seeds"], facts["Videos a model"]) == ("0, 1", str(VIDEOS))
 
 
-def test_tables_of_all_frames_of_each_part_and_of_differences(text, params):
+def test_the_page_has_tables_of_all_frames_of_parts_and_of_differences(text, params):
     captions = re.findall("<caption>(.*?)</caption>", text)
     assert captions[:4] == [
         "All parts of the videos together",
@@ -119,7 +119,7 @@ def test_tables_of_all_frames_of_each_part_and_of_differences(text, params):
     assert [' class="reference"' in row for row in rows] == [False] * 5 + [True] * 2
 
 
-def test_what_is_compared_is_told_in_words_and_seconds(text, params):
+def test_the_page_describes_the_comparison_in_words_and_seconds(text, params):
     """Clips of 15 frames and rollouts of 30, at 12 frames per second; the teacher makes clips."""
     assert "trained on clips of 15 frames (1.25 s), rolled out for 30 (2.5 s)" in text
     assert "clips of 1.25 s; these rollouts go on for\n    2.5 s" in text
@@ -129,9 +129,9 @@ def test_what_is_compared_is_told_in_words_and_seconds(text, params):
         1:
     ]
     definitions = re.search('<dl class="definitions">(.*?)</dl>', text, re.DOTALL)[1]
-    said = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", definitions))
-    assert {"Good frames", "Saturation drift", "Border jump"} < said.keys()
-    assert said["Good frames"].startswith("Share of frames that show what the caption asks for")
+    explained = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", definitions))
+    assert {"Good frames", "Saturation drift", "Border jump"} < explained.keys()
+    assert explained["Good frames"].startswith("Share of frames that show what the caption asks for")
     (course,) = (svg for svg in re.findall("<svg.*?</svg>", text, re.DOTALL) if 'aria-label="Good frames:' in svg)
     across = [
         [float(place.split(",")[0]) for place in line.split()]
@@ -149,7 +149,7 @@ def test_each_training_has_its_own_curve(text):
         assert (len(drawn), len(set(drawn))) == (6, lines)
 
 
-def test_code_with_changes_is_told_from_its_commit():
+def test_a_commit_with_local_changes_is_marked():
     made = report._Made.model_validate({"code": {"commit": "0123456789abcdef", "dirty": True}})
     clean = report._Made.model_validate({"code": {"commit": "0123456789abcdef", "dirty": False}})
     assert report._commits([made]) == ["0123456789 + changes"]
@@ -172,21 +172,21 @@ def test_parameters_times_and_curves_are_shown(text):
     ]
 
 
-def test_motion_over_training_in_both_modes(text):
+def test_the_page_shows_motion_over_training_in_both_modes(text):
     section = re.search(r'<section id="validation".*?</section>', text, re.DOTALL)[0]
     assert section.count("<polyline") == 2
-    (said,) = re.findall("<li>(HiAR without forward-KL: .*?)</li>", section)
-    assert said == "HiAR without forward-KL: r = 0.957 [0.852, 0.988]; by seed 0.952, 0.961"
+    (correlation,) = re.findall("<li>(HiAR without forward-KL: .*?)</li>", section)
+    assert correlation == "HiAR without forward-KL: r = 0.957 [0.852, 0.988]; by seed 0.952, 0.961"
 
 
-def test_times_of_the_stages_before_it_are_shown(workspace, params, text):
+def test_the_report_shows_the_times_of_earlier_stages_but_not_its_own(workspace, params, text):
     assert '<th scope="row">score</th>' in text
     report.run(params, workspace)  # the first run left a log
     assert (workspace / "logs" / "report.json").exists()
     assert '<th scope="row">report</th>' not in (workspace / "reports" / "index.html").read_text()
 
 
-def test_what_was_run_is_told_to_programs_too(workspace, params):
+def test_run_json_has_seeds_commits_and_stages(workspace, params):
     run = json.loads((workspace / "reports" / "run.json").read_text())
     assert run["seeds"] == params.seeds
     assert len(run["commits"]) == 1
@@ -194,7 +194,7 @@ def test_what_was_run_is_told_to_programs_too(workspace, params):
     assert all(stage["hardware"] and stage["seconds"] >= 0 for stage in run["stages"])
 
 
-def test_the_contact_sheet_has_a_row_a_model(workspace, params):
+def test_the_contact_sheet_has_one_row_per_model(workspace, params):
     sheet = np.asarray(Image.open(workspace / "reports" / "contact_sheet.png"))
     rows, foot = divmod(len(sheet) - HEAD, CELL + GAP)
     assert foot == FOOT
@@ -247,7 +247,7 @@ def test_scores_of_another_experiment_are_refused(workspace, params, tmp_path):
     assert not (tmp_path / "reports").exists()
 
 
-def test_scores_that_say_nothing_of_a_column_are_refused(workspace, params, tmp_path):
+def test_scores_without_a_column_of_the_page_are_refused(workspace, params, tmp_path):
     (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
     shutil.copytree(workspace / "metrics", tmp_path / "metrics")
     path = tmp_path / "metrics" / "summary.json"
@@ -263,10 +263,10 @@ def test_scores_that_say_nothing_of_a_column_are_refused(workspace, params, tmp_
         report.run(params, tmp_path)
 
 
-def test_what_is_of_no_single_video_is_compared_over_the_seeds(workspace, params, tmp_path):
+def test_metrics_without_values_per_video_are_compared_over_seeds(workspace, params, tmp_path):
     """VBench's Semantic has one value per seed: its row of differences comes from the two seeds' values."""
     names = [name for name, one in DIMENSIONS.items() if one.group == SEMANTIC]
-    asked = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
+    extended = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
     (tmp_path / "artifacts").symlink_to(workspace / "artifacts")
     shutil.copytree(workspace / "metrics", tmp_path / "metrics")
     rows = read_summary(params, workspace)
@@ -274,15 +274,15 @@ def test_what_is_of_no_single_video_is_compared_over_the_seeds(workspace, params
         better = 0.2 + 0.01 * row["seed"] if row["variant"] == "hiar" and row["stage"] == "distill" else 0.1
         row["metrics"] |= {f"vbench_{name}": {"mean": better, "se": None, "n": 3} for name in (*names, SEMANTIC)}
     (tmp_path / "metrics" / "summary.json").write_text(json.dumps(nested(rows)))
-    report.run(asked, tmp_path)
+    report.run(extended, tmp_path)
     page = (tmp_path / "reports" / "index.html").read_text()
     assert page.count("VBench Semantic") >= 3  # all videos, differences over videos and over seeds
     assert "+0.105" in page  # of .1 and .11
     assert "vbench_total" not in page
 
 
-def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, tmp_path):
-    """And the curves of the stages that all students share are shown beside theirs."""
+def test_the_page_says_when_there_is_one_seed_or_one_student(workspace, params, tmp_path):
+    """It also shows the curves of the stages that all students share."""
     for name in ("artifacts", "metrics"):
         (tmp_path / name).symlink_to(workspace / name)
     for stage in ("codec", "teacher", "init"):
@@ -307,7 +307,7 @@ def test_one_seed_and_one_student_are_told_as_what_they_are(workspace, params, t
     assert re.findall('<span class="key (.*?)"></span>(.*?) ?</li>', codec) == [("c0", "seed 0"), ("c1", "seed 1")]
 
 
-def test_what_an_experiment_asks_for_beyond_the_plain_comparison_is_shown(tmp_path):
+def test_the_page_shows_profiles_walked_students_and_the_papers_table(tmp_path):
     """Drift, students walked at other levels, and the page with the paper's table."""
     level = {"order": "step_first", "context": "output", "forward_kl": None}
     walked = {f"c{share}": level | {"level": share / 100} for share in (50, 85)}
@@ -324,15 +324,15 @@ def test_what_an_experiment_asks_for_beyond_the_plain_comparison_is_shown(tmp_pa
         },
     )
     plain = parse_params(tree, "plain.yaml")
-    asked = parse_params(merge(tree, {"score": {"profiles": ["drift-lite"]}}), "mine.yaml")
-    sampled_workspace(tmp_path, asked)
+    extended = parse_params(merge(tree, {"score": {"profiles": ["drift-lite"]}}), "mine.yaml")
+    sampled_workspace(tmp_path, extended)
     score.run(plain, tmp_path)
     with pytest.raises(UserError, match="lacks drift_lite, drift_lite_floor; run `hiar stage score` again"):
-        report.run(asked, tmp_path)
-    score.run(asked, tmp_path)
-    report.run(asked, tmp_path)
+        report.run(extended, tmp_path)
+    score.run(extended, tmp_path)
+    report.run(extended, tmp_path)
     text = (tmp_path / "reports" / "index.html").read_text()
-    summary = {(row["stage"], row["variant"]): row["metrics"] for row in read_summary(asked, tmp_path)}
+    summary = {(row["stage"], row["variant"]): row["metrics"] for row in read_summary(extended, tmp_path)}
     row = re.search(r"HiAR · walked as c85</th>.*?</tr>", text, re.DOTALL)[0]
     assert f"<td>{summary['walked', 'hiar/c85']['drift_lite']['mean']:.3f}" in row.replace(' class="shaded"', "")
     heads = re.findall('<th scope="col" title[^>]*>([^<]*?) *<', text)

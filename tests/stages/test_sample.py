@@ -1,4 +1,4 @@
-"""What identifies a folder of samples, what a teacher's clip is, and which requests either of them refuses."""
+"""What identifies a folder of samples, how a teacher's clip is made, and which requests are refused."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def teacher(student: Generator) -> Generator:
     return replace(student, card=student.card.model_copy(update=changed))
 
 
-def test_whatever_decides_the_videos_decides_whether_an_unfinished_folder_is_gone_on_with(
+def test_the_key_of_unfinished_samples_covers_all_that_decides_the_videos(
     checkpoint: Path, student: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_student(tmp_path / "other", seed=1)
-    asked, given = Request(checkpoint, PROMPTS, 12), torch.zeros(1, *student.block_shape)
+    usual, given = Request(checkpoint, PROMPTS, 12), torch.zeros(1, *student.block_shape)
     half = load_generator(checkpoint)
     half.denoiser.cast(torch.bfloat16)
     world = student.card.world.model_copy(update={"size": 32})
     small = replace(student, card=student.card.model_copy(update={"world": world}))
 
-    def key(request: Request = asked, source: Generator = student, given: Any = None, latents: bool = False) -> str:
+    def key(request: Request = usual, source: Generator = student, given: Any = None, latents: bool = False) -> str:
         walk, _ = check_request(source, request)
         return json.dumps(sample_key(source, request, walk, given, latents), sort_keys=True)
 
@@ -73,7 +73,7 @@ def test_whatever_decides_the_videos_decides_whether_an_unfinished_folder_is_gon
         key(source=half),
         key(source=small),
         *(
-            key(replace(asked, **changed))
+            key(replace(usual, **changed))
             for changed in (
                 {"checkpoint": tmp_path / "other"},
                 {"prompts": PROMPTS[::-1]},
@@ -98,9 +98,9 @@ def test_a_teachers_clip_is_the_end_of_its_guided_flow(teacher: Generator) -> No
     """Euler steps from the noise of each video's number, at the teacher's levels."""
     frames, card = teacher.card.video.frames, teacher.card
     assert card.schedule.teacher_shift != card.schedule.student_shift
-    told: list[int] = []
-    clips = sample_latents(teacher, PROMPTS, frames, None, 7, range(3, 5), told.append)
-    assert len(told) == 4 and sum(told) == 2 * frames and max(told) - min(told) <= 1  # an equal share after each step
+    done: list[int] = []
+    clips = sample_latents(teacher, PROMPTS, frames, None, 7, range(3, 5), done.append)
+    assert len(done) == 4 and sum(done) == 2 * frames and max(done) - min(done) <= 1  # an equal share after each step
     text, nothing = teacher.embed(PROMPTS), teacher.embed_nothing().expand(2, -1, -1)
     x = normals("clip noise", 7, range(3, 5), (4, frames, 8, 8))
     for now, then in pairwise(step_sigmas(4, card.schedule.teacher_shift)):
@@ -109,7 +109,7 @@ def test_a_teachers_clip_is_the_end_of_its_guided_flow(teacher: Generator) -> No
     torch.testing.assert_close(clips, x, rtol=1e-4, atol=1e-4)
 
 
-def test_what_a_teacher_cannot_be_asked_for(teacher: Generator, checkpoint: Path) -> None:
+def test_requests_that_a_teacher_cannot_meet_are_refused(teacher: Generator, checkpoint: Path) -> None:
     frames = teacher.card.video.frames
     request = Request(checkpoint, PROMPTS, frames)
     assert check_request(teacher, request) == (None, frames)
@@ -127,13 +127,13 @@ def test_the_nearest_number_of_frames_is_named(frames: int, nearest: int, studen
         check_request(student, Request(checkpoint, PROMPTS, frames))
 
 
-def test_what_generated_the_videos_is_noted(checkpoint: Path, tmp_path: Path) -> None:
-    """Long prompts written for the short ones, or the captions themselves."""
+def test_the_manifest_says_which_prompts_generated_the_videos(checkpoint: Path, tmp_path: Path) -> None:
+    """Extended prompts with short captions beside them, or the captions themselves."""
     request = Request(checkpoint, PROMPTS, 3, seed=5)
-    for changed, noted in (({}, "short"), ({"captions": PROMPTS[::-1]}, "extended")):
-        sample_prompts(replace(request, **changed), tmp_path / noted, save_latents=False)
-        facts = read_manifest(tmp_path / noted, "samples")
-        assert (facts["generated_with"], facts["seed"]) == (noted, 5)
+    for changed, source in (({}, "short"), ({"captions": PROMPTS[::-1]}, "extended")):
+        sample_prompts(replace(request, **changed), tmp_path / source, save_latents=False)
+        facts = read_manifest(tmp_path / source, "samples")
+        assert (facts["generated_with"], facts["seed"]) == (source, 5)
 
 
 def test_frames_that_are_not_finite_are_named_by_their_number(
@@ -187,7 +187,7 @@ class Echo(Ranks):
         return torch.stack([own] * self.size)
 
 
-def test_processes_take_turns_of_batches_and_leave_what_one_leaves(
+def test_two_processes_alternate_batches_and_leave_the_files_of_one(
     student: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts, walk = [*PROMPTS, *PROMPTS, PROMPTS[0]], student.card.walk
@@ -210,7 +210,7 @@ def test_processes_take_turns_of_batches_and_leave_what_one_leaves(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_batches_whose_latents_are_there_are_decoded_and_not_made_again(student: Generator, tmp_path: Path) -> None:
+def test_batches_with_stored_latents_are_only_decoded(student: Generator, tmp_path: Path) -> None:
     """Latents of any precision are stored in float32."""
     made = torch.randn(2, 4, 6, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
     write_latents(tmp_path, 1, made)
@@ -221,7 +221,7 @@ def test_batches_whose_latents_are_there_are_decoded_and_not_made_again(student:
     assert not torch.equal(latents[:2], made.float())
 
 
-def test_each_part_of_a_video_is_a_sign_of_life(student: Generator, tmp_path: Path) -> None:
+def test_every_decoded_part_sends_a_heartbeat(student: Generator, tmp_path: Path) -> None:
     """So no process waits longer than one part, however long the videos of a batch are."""
     frames, beats = 2 * student.codec.chunk, []
     write_latents(tmp_path, 0, torch.zeros(2, 4, frames, 8, 8))
@@ -229,12 +229,12 @@ def test_each_part_of_a_video_is_a_sign_of_life(student: Generator, tmp_path: Pa
     assert len(beats) == 4
 
 
-def test_processes_hear_of_each_other_with_each_part_that_is_decoded(student: Generator, tmp_path: Path) -> None:
-    heard: dict[int, int] = {}
+def test_processes_exchange_signals_with_every_decoded_part(student: Generator, tmp_path: Path) -> None:
+    exchanges: dict[int, int] = {}
 
     class Counted(Echo):
         def gather(self, own: Tensor) -> Tensor:
-            heard[parts] = heard.get(parts, 0) + 1
+            exchanges[parts] = exchanges.get(parts, 0) + 1
             return super().gather(own)
 
     for parts in (1, 3):
@@ -242,13 +242,13 @@ def test_processes_hear_of_each_other_with_each_part_that_is_decoded(student: Ge
         folder.mkdir()
         write_latents(folder, 0, torch.zeros(2, 4, frames, 8, 8))
         sample.make_videos(folder, student, PROMPTS, frames, student.card.walk, 3, 2, "sample", ranks=Counted(0, 2))
-    assert heard[3] == heard[1] + 2 * (3 - 1)
+    assert exchanges[3] == exchanges[1] + 2 * (3 - 1)
 
 
-def test_all_processes_stop_at_the_first_mistake(student: Generator, tmp_path: Path) -> None:
+def test_all_processes_stop_at_the_first_error(student: Generator, tmp_path: Path) -> None:
     """A process without a batch left learns of another's error, and leaves nothing that looks complete."""
 
-    class Told(Ranks):
+    class FailingPeer(Ranks):
         turns = 0
 
         def gather(self, own: Tensor) -> Tensor:
@@ -261,5 +261,5 @@ def test_all_processes_stop_at_the_first_mistake(student: Generator, tmp_path: P
 
     prompts, walk = [*PROMPTS, *PROMPTS, PROMPTS[0]], student.card.walk
     with pytest.raises(UserError, match="process 0: video 0004: its latents are not finite"):
-        sample.make_videos(tmp_path, student, prompts, 6, walk, 3, 1, "sample", ranks=Told(1, 2))
+        sample.make_videos(tmp_path, student, prompts, 6, walk, 3, 1, "sample", ranks=FailingPeer(1, 2))
     assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["0001.mp4", "0003.mp4"]

@@ -15,8 +15,8 @@ from hiar.stages import looking, score
 from hiar.stages.comparison import read_summary
 from hiar.stages.profiles import score_folder
 
-ISSUE = {"good", "residual", "smoothed_speed", "saturation_drift", "sharpness_drift", "background_shift", "border_jump"}
-ALIKE = {"good": 0, "residual": 0.01, "smoothed_speed": 0.02, "saturation_drift": 0.001, "border_jump": 0.02}
+BASIC = {"good", "residual", "smoothed_speed", "saturation_drift", "sharpness_drift", "background_shift", "border_jump"}
+TOLERANCES = {"good": 0, "residual": 0.01, "smoothed_speed": 0.02, "saturation_drift": 0.001, "border_jump": 0.02}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def samples(tmp_path, params):
     return folder
 
 
-def test_summary_has_a_row_a_model_and_seed(workspace, params):
+def test_the_summary_has_one_row_per_model_and_seed(workspace, params):
     rows = read_summary(params, workspace)
     keys = [(row["seed"], row["stage"], row["variant"], row["order"], row["context"]) for row in rows]
     one_seed = [
@@ -62,13 +62,13 @@ def test_summary_has_a_row_a_model_and_seed(workspace, params):
     assert keys == [(seed, *rest) for seed in params.seeds for rest in one_seed]
     for row in rows:
         assert set(row) == {"stage", "variant", "order", "context", "seed", "metrics"}
-        assert row["metrics"].keys() >= ISSUE
+        assert row["metrics"].keys() >= BASIC
         assert all(
             set(summary) == {"mean", "se", "n"} and summary["n"] == VIDEOS for summary in row["metrics"].values()
         )
 
 
-def test_summary_tells_fading_videos_from_true_ones(workspace, params):
+def test_scores_distinguish_fading_videos_from_true_ones(workspace, params):
     rows = read_summary(params, workspace)
     truth = json.loads((workspace / "metrics" / "world.json").read_text())
     for row in rows:
@@ -80,12 +80,12 @@ def test_summary_tells_fading_videos_from_true_ones(workspace, params):
         elif row["stage"] == "distill":
             # These samples are the world's own clips, and h264 loses next to nothing.
             true = truth[row["seed"]]["metrics"]
-            for name, within in ALIKE.items():
+            for name, within in TOLERANCES.items():
                 assert metrics[name]["mean"] == pytest.approx(true[name]["mean"], abs=within), name
     assert [row["seed"] for row in truth] == params.seeds
 
 
-def test_every_video_has_a_line_and_the_summaries_are_theirs(workspace, params):
+def test_every_video_has_a_line_and_summaries_are_means_over_them(workspace, params):
     lines = [json.loads(line) for line in (workspace / "metrics" / "videos.jsonl").read_text().splitlines()]
     keys = ["stage", "variant", "order", "context", "seed"]
     assert all(list(line) == [*keys, "video", "metrics"] for line in lines)
@@ -127,7 +127,7 @@ def test_only_what_is_compared_is_scored(workspace, params, tmp_path):
     assert found == {("teacher", "teacher", "seed-1"), ("init", "hiar", "seed-1"), ("init", "self-forcing", "seed-1")}
 
 
-def test_an_experiment_is_judged_by_its_own_world_whatever_its_samples_say(params, workspace, tmp_path):
+def test_an_experiment_is_judged_by_its_own_world_not_its_samples_manifests(params, workspace, tmp_path):
     """For instance after a change of a parameter that affects no video: all rows are measured in the same way."""
     alone = params.model_copy(
         update={"seeds": [0], "compare": params.compare.model_copy(update={"init": [], "distill": []})}
@@ -162,7 +162,7 @@ def test_folder_is_scored_with_or_without_a_manifest(params, tmp_path, project):
     assert out.read_bytes() == with_manifest
 
 
-def test_the_folders_own_world_counts(params, tmp_path, project):
+def test_a_folder_is_judged_by_the_world_in_its_manifest(params, tmp_path, project):
     world = params.world.model_dump(mode="json") | {"size": 128, "radius": 20.0}
     own = small_params(world=world, video=params.video.model_dump(mode="json") | {"block": 5})
     folder = samples(tmp_path, own)
@@ -176,7 +176,7 @@ def test_the_folders_own_world_counts(params, tmp_path, project):
         score_folder(folder, [], tmp_path / "score.json", project)
 
 
-def test_other_captions_are_judged_by(params, tmp_path, project):
+def test_videos_are_judged_by_the_captions_in_their_folder(params, tmp_path, project):
     folder = samples(tmp_path, params)
     (folder / MANIFEST).unlink()
     captions = [
@@ -211,7 +211,7 @@ def shorten_video(folder):
         (shorten_video, False, "0001.mp4: is 12 frames of 64x64, 0000.mp4 30 frames of 64x64"),
     ],
 )
-def test_bad_folders_are_named_and_nothing_is_written(spoil, manifest, message, params, tmp_path, project):
+def test_bad_folders_are_refused_and_nothing_is_written(spoil, manifest, message, params, tmp_path, project):
     folder = samples(tmp_path, params)
     if not manifest:
         (folder / MANIFEST).unlink()
@@ -224,7 +224,7 @@ def test_bad_folders_are_named_and_nothing_is_written(spoil, manifest, message, 
     assert not out.exists()
 
 
-def test_videos_of_a_world_that_nobody_tells_are_for_a_profile_of_any_videos(params, tmp_path):
+def test_videos_of_an_unknown_world_need_a_profile_for_any_videos(params, tmp_path):
     folder = samples(tmp_path, params)
     (folder / MANIFEST).unlink()
     elsewhere, remedy = (
@@ -250,7 +250,7 @@ def test_parts_and_batches_change_nothing(params, monkeypatch):
             torch.testing.assert_close(torch.cat([one[name] for one in alone]), values, rtol=1e-4, atol=1e-6)
 
 
-def test_a_first_block_of_its_own_is_in_the_protocol(params, tmp_path):
+def test_the_protocol_has_a_first_block_of_another_size(params, tmp_path):
     for first, expected in ((9, 9), (None, 12)):
         world = params.world.model_dump(mode="json")
         write_manifest(tmp_path, "samples", world=world, first_block=first, block=12)
@@ -270,32 +270,32 @@ def test_as_many_frames_as_the_judge_needs_are_enough(params, capsys):
         score.score([[video[1:]] for video in videos], captions, judge, "mine")
 
 
-def test_what_is_taken_over_and_what_goes_is_told(params, tmp_path, project, capsys):
+def test_reused_and_dropped_results_are_reported(params, tmp_path, project, capsys):
     folder, out = samples(tmp_path, params), tmp_path / "score.json"
     (folder / MANIFEST).unlink()
     for number in range(VIDEOS):
         (folder / f"{number:04d}.mp4").rename(folder / f"{number + 9}.mp4")
     score_folder(folder, [], out, project)
-    said = capsys.readouterr().err
-    assert f"score {folder}: captions go to videos by number: 9.mp4 comes before 10.mp4" in said
-    assert "scored already" not in said
+    stderr = capsys.readouterr().err
+    assert f"score {folder}: captions go to videos by number: 9.mp4 comes before 10.mp4" in stderr
+    assert "scored already" not in stderr
     frames, _ = true_clips(params, seed=1, frames=FRAMES)
     for number in (11, 10):
         write_mp4(folder / f"{number}.mp4", frames[number - 9], 12)
     score_folder(folder, [], out, project)
-    said = capsys.readouterr().err
-    assert f"score {folder}: 1 of 3 videos are scored already" in said
-    assert "score.videos.jsonl: 2 results dropped, of videos or profiles that have changed (10.mp4 first)" in said
+    stderr = capsys.readouterr().err
+    assert f"score {folder}: 1 of 3 videos are scored already" in stderr
+    assert "score.videos.jsonl: 2 results dropped, of videos or profiles that have changed (10.mp4 first)" in stderr
     score_folder(folder, ["drift-lite"], out, project)
     assert " results dropped" not in capsys.readouterr().err  # the oracle's results are kept
 
 
-def test_no_folder(tmp_path, project):
+def test_a_missing_folder_is_named(tmp_path, project):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         score_folder(tmp_path / "nowhere", [], tmp_path / "score.json", project)
 
 
-def test_videos_too_short_for_the_segments(params, tmp_path, project):
+def test_videos_too_short_for_the_segments_are_refused(params, tmp_path, project):
     folder = tmp_path / "samples"
     frames, captions = true_clips(params, seed=0, frames=3)
     write_samples(folder, frames, captions, params)
@@ -347,13 +347,13 @@ def test_drift_is_a_score_of_an_experiment(workspace, tmp_path, capsys):
     (folder / "0001.mp4").write_bytes((folder / "0002.mp4").read_bytes())
     write_manifest(folder, "samples", world=params.world.model_dump(mode="json"), block=params.video.block)
     score.run(params, work)
-    told = capsys.readouterr().err
-    assert f"score {folder}: 3 of 3 videos are scored already" in told  # the second has become the third
-    assert "hiar.jsonl: 1 results dropped, of videos or profiles that have changed" in told
-    assert told.count("3 of 3 videos are scored already") == len(params.compare.students) + 1
+    stderr = capsys.readouterr().err
+    assert f"score {folder}: 3 of 3 videos are scored already" in stderr  # the second has become the third
+    assert "hiar.jsonl: 1 results dropped, of videos or profiles that have changed" in stderr
+    assert stderr.count("3 of 3 videos are scored already") == len(params.compare.students) + 1
 
 
-def test_a_profile_that_cannot_be_is_told_first(tmp_path, monkeypatch):
+def test_an_impossible_profile_is_refused_before_scoring(tmp_path, monkeypatch):
     monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="make vbench"):
         score.run(by_profile("drift"), tmp_path)
@@ -363,7 +363,7 @@ def test_a_profile_that_cannot_be_is_told_first(tmp_path, monkeypatch):
         score.run(small, tmp_path)
 
 
-def test_videos_too_short_for_a_profile(tmp_path):
+def test_videos_too_short_for_a_profile_are_refused(tmp_path):
     params = by_profile("drift-lite")
     short = params.model_copy(update={"sample": params.sample.model_copy(update={"frames": 5})})
     sampled_workspace(tmp_path, short)

@@ -45,7 +45,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return stored, solved
 
 
-def test_they_are_those_that_would_be_stored(both: tuple[Path, Path]) -> None:
+def test_solved_pairs_equal_stored_ones(both: tuple[Path, Path]) -> None:
     stored, solved = both
     params = smoke_params(pairs={"count": 11, "batch": 2, "shard": 3})
     own, theirs = open_pairs(params, stored, 0, CPU), open_pairs(not_stored(params), solved, 0, CPU)
@@ -55,13 +55,13 @@ def test_they_are_those_that_would_be_stored(both: tuple[Path, Path]) -> None:
     torch.testing.assert_close(theirs.states[rows], own.states[rows], rtol=0, atol=1e-5)
     assert theirs.states[rows].std() > 0.1
     assert list(Paths(solved, 0).pairs.glob("*.safetensors")) == []
-    said = [json.loads((folder / "metrics" / "seed-0" / "pairs.json").read_text()) for folder in both]
-    assert said[1]["count"] == 11
-    assert said[1]["latent_std"] == pytest.approx(said[0]["latent_std"], rel=0.2)  # measured on other trajectories
+    stats = [json.loads((folder / "metrics" / "seed-0" / "pairs.json").read_text()) for folder in both]
+    assert stats[1]["count"] == 11
+    assert stats[1]["latent_std"] == pytest.approx(stats[0]["latent_std"], rel=0.2)  # measured on other trajectories
 
 
 @pytest.mark.parametrize(("kept_in", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_states_may_be_kept_in_half_the_bytes(
+def test_states_may_be_stored_in_half_precision(
     kept_in: str, dtype: torch.dtype, both: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """Rounded once, after solving; states that are solved when they are drawn are rounded in the same way."""
@@ -82,12 +82,12 @@ def test_states_may_be_kept_in_half_the_bytes(
     assert 2 * disk(open_models(half))["pairs"] == disk(open_models(full))["pairs"]
 
 
-def test_they_read_like_a_tensor_and_are_solved_once_for_what_is_asked_first() -> None:
+def test_solved_rows_read_like_a_tensor_and_keep_the_last_request() -> None:
     states = torch.randn(9, 5, 2, 6, 3, 3)
-    asked: list[list[int]] = []
+    solved: list[list[int]] = []
 
     def solve(numbers: Sequence[int]) -> Tensor:
-        asked.append(list(numbers))
+        solved.append(list(numbers))
         return states[list(numbers)]
 
     rows = SolvedRows(9, solve)
@@ -96,14 +96,14 @@ def test_they_read_like_a_tensor_and_are_solved_once_for_what_is_asked_first() -
     assert torch.equal(pairs.at_levels(rows, chosen, torch.tensor([[0, 4]] * 4), 3)[:, :, :3], states[chosen, 0, :, :3])
     assert torch.equal(rows[chosen, :2], states[chosen, :2])
     assert torch.equal(rows[chosen], states[chosen])
-    assert asked == [[4, 1, 8]]
+    assert solved == [[4, 1, 8]]
     assert torch.equal(rows[torch.tensor([8, 2])], states[[8, 2]])
-    assert asked[1:] == [[2]]  # rows still in memory are not solved again
+    assert solved[1:] == [[2]]  # rows still in memory are not solved again
     assert torch.equal(rows[chosen], states[chosen])
-    assert asked[2:] == [[4, 1]]  # and rows that were not in the last request are dropped
+    assert solved[2:] == [[4, 1]]  # and rows that were not in the last request are dropped
 
 
-def test_a_training_is_the_one_on_stored_pairs(smoke: Path, tmp_path: Path) -> None:
+def test_training_on_solved_pairs_equals_training_on_stored_ones(smoke: Path, tmp_path: Path) -> None:
     """Up to rounding: init by regression, and HiAR with its regulariser."""
     params = load_params(smoke / "params.yaml")
     shutil.copytree(smoke / MADE / "teacher", tmp_path / MADE / "teacher")
@@ -124,7 +124,7 @@ def curve(workspace: Path, stage: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_who_needs_stored_ones_says_so(both: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_needs_stored_pairs_is_refused_without_them(both: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pairs: stores no trajectories; write pairs\.stored: true and run the pairs"):
         pairs.load_pairs(Paths(both[1], 0).pairs)
     tree = smoke_params().model_dump(mode="json")
@@ -136,7 +136,9 @@ def test_who_needs_stored_ones_says_so(both: tuple[Path, Path], tmp_path: Path) 
         parse_params(tree, Path("params.yaml"))
 
 
-def test_a_teacher_that_makes_none_is_told_before_it_is_trained_on(both: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_teacher_without_finite_trajectories_is_refused_before_training(
+    both: tuple[Path, Path], tmp_path: Path
+) -> None:
     """And a trajectory that is not finite is named when it is drawn."""
     save_student(Paths(tmp_path, 0).teacher)
     params = not_stored(smoke_params(pairs={"count": 11, "batch": 2, "shard": 3}))
@@ -147,7 +149,7 @@ def test_a_teacher_that_makes_none_is_told_before_it_is_trained_on(both: tuple[P
         open_pairs(spoiled, both[1], 0, CPU).states[torch.tensor([7, 2])]
 
 
-def test_a_plan_has_their_teacher_and_no_room_on_the_disk() -> None:
+def test_a_plan_counts_the_teacher_of_solved_pairs_and_no_disk_space() -> None:
     small: dict[str, Any] = {"model": {"layers": 1}, "video": {"frames": 6, "window": 6}}
     params = smoke_params(**small, pairs={"batch": 1})
     for stage in ("init", "distill"):

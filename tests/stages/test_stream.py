@@ -66,7 +66,7 @@ def test_the_blocks_are_those_of_sample(student: Generator, order: str, context:
         assert relative_error(latents, expected) < 1e-5
 
 
-def test_a_clip_comes_first_in_blocks(student: Generator) -> None:
+def test_a_given_clip_comes_first_block_by_block(student: Generator) -> None:
     walk, clip = Walk(order="step_first", context="output"), torch.randn(1, *student.block_shape).repeat(1, 1, 2, 1, 1)
     rollout = stream_rollout(student, PROMPT, {}, walk, 4 * BLOCK, 5, clip)
     blocks = list(clean_blocks(student, walk, rollout, clip))
@@ -74,14 +74,14 @@ def test_a_clip_comes_first_in_blocks(student: Generator) -> None:
     assert torch.equal(torch.cat(blocks[:2], dim=1), clip[0])
 
 
-def test_a_change_shows_from_its_block_on(student: Generator) -> None:
+def test_a_change_of_the_prompt_shows_from_its_block_on(student: Generator) -> None:
     walk = Walk(order="step_first", context="output")
     one, other = (list(islice(blocks_of(student, changes, walk), 6)) for changes in ({}, {3: OTHER}))
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(one[:3], other[:3], strict=True))
     assert all(relative_error(a, b) > 0.05 for a, b in zip(one[3:], other[3:], strict=True))
 
 
-def test_where_contexts_are_renewed_a_change_takes_another_course(student: Generator) -> None:
+def test_renewed_contexts_change_the_video_after_a_prompt_change(student: Generator) -> None:
     walk = Walk(order="step_first", context="output")
     rollout = stream_rollout(student, PROMPT, {3: OTHER}, walk, 6 * BLOCK, 5)
     plain, renewed = (list(clean_blocks(student, walk, rollout, renew=renew)) for renew in (False, True))
@@ -118,13 +118,13 @@ def test_four_hundred_blocks_in_constant_memory(student: Generator) -> None:
         ("9=", "is not FRAME=PROMPT; write one like"),
     ],
 )
-def test_changes_that_cannot_be_made(change: str, line: str) -> None:
+def test_invalid_changes_of_the_prompt_are_refused(change: str, line: str) -> None:
     with pytest.raises(UserError) as refused:
         change_prompts([f"6={PROMPT}", change], BLOCK, 30)
     assert str(refused.value).startswith(f"--change = {change}: {line}")
 
 
-def test_changes_are_counted_in_blocks() -> None:
+def test_changes_at_frames_become_changes_at_blocks() -> None:
     assert change_prompts([f" 6 = {OTHER} ", f"900={PROMPT}"], BLOCK, None) == {2: OTHER, 300: PROMPT}
 
 
@@ -140,7 +140,7 @@ def refuse(checkpoint: Path, tmp_path: Path, **changed: object) -> str:
     return str(refused.value)
 
 
-def test_what_is_refused_leaves_the_file_of_before(folder: Path, tmp_path: Path) -> None:
+def test_a_refused_stream_leaves_the_old_file(folder: Path, tmp_path: Path) -> None:
     assert refuse(folder, tmp_path, prompts=["a red disk moves"]).startswith("prompt 'a red disk moves': unknown word")
     assert refuse(folder, tmp_path, changes=["6=a red disk moves"]).startswith("prompt 'a red disk moves': unknown")
     assert refuse(folder, tmp_path, changes=[f"7={OTHER}"]).startswith(f"--change = 7={OTHER}: frame 7 is inside a")
@@ -182,12 +182,12 @@ def test_caches_and_decoding_have_to_fit_together(
     assert "GB are free to use; ask for a smaller --size" in refuse(folder, tmp_path, frames=12)
 
 
-def test_a_stream_is_renewed_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+def test_renew_changes_the_video_and_is_refused_without_a_change(folder: Path, tmp_path: Path) -> None:
     request = ("stream", "--checkpoint", folder, "--prompt", PROMPT, "--frames", 12)
-    said = hiar(*request, "--renew", "--out", "out.mp4", folder=tmp_path, code=2).stderr
-    assert said == "error: --renew: applies where the prompt changes; give a --change, or leave it out\n"
-    said = hiar(*request, "--resize", "--out", "out.mp4", folder=tmp_path, code=2).stderr
-    assert said == "error: --resize: applies to --video or --image; give one of them, or leave it out\n"
+    stderr = hiar(*request, "--renew", "--out", "out.mp4", folder=tmp_path, code=2).stderr
+    assert stderr == "error: --renew: applies where the prompt changes; give a --change, or leave it out\n"
+    stderr = hiar(*request, "--resize", "--out", "out.mp4", folder=tmp_path, code=2).stderr
+    assert stderr == "error: --resize: applies to --video or --image; give one of them, or leave it out\n"
     videos = []
     for name, options in (("plain", ()), ("renewed", ("--renew",))):
         hiar(*request, "--change", f"6={OTHER}", *options, "--out", f"{name}.mp4", folder=tmp_path)
@@ -196,13 +196,15 @@ def test_a_stream_is_renewed_where_that_is_asked_for(folder: Path, tmp_path: Pat
     assert not torch.equal(videos[0], videos[1])
 
 
-def test_a_stream_has_as_many_frames_as_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stream_has_the_requested_number_of_frames(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stream(Request(folder, [PROMPT], 12), [], tmp_path / "v.mp4")
     assert len(read_mp4(tmp_path / "v.mp4")) == 12
     assert capsys.readouterr().err.splitlines()[-1].startswith("stream: 12/12 frames in ")
 
 
-def test_a_second_interruption_interrupts() -> None:
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interruptions() as interrupted:
         signal.raise_signal(signal.SIGINT)

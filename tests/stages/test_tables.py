@@ -56,12 +56,12 @@ def mistake(*arguments, folder):
     return line.removeprefix("error: ")
 
 
-def test_the_tables_of_an_experiment(project):
-    said = hiar("tables", "table2", folder=project).stdout.splitlines()
+def test_tables_of_an_experiment_are_written(project):
+    lines = hiar("tables", "table2", folder=project).stdout.splitlines()
     folder = "runs/table2/reports"
-    assert said[:4] == [f"{folder}/{name}" for name in ("tables.html", "tables.md", "tables.csv", "claims.csv")]
-    assert "table2: input-level context costs quality: holds" in said
-    assert "table2: output-level context drifts less than clean: undecided" in said
+    assert lines[:4] == [f"{folder}/{name}" for name in ("tables.html", "tables.md", "tables.csv", "claims.csv")]
+    assert "table2: input-level context costs quality: holds" in lines
+    assert "table2: output-level context drifts less than clean: undecided" in lines
     assert "| 0.6160 [0.6" in (project / folder / "tables.md").read_text()
     (project / folder / "run.json").write_text('{"commits": ["abc"], "stages": [{"sec')  # truncated by a kill
     hiar("tables", "table2", "--out", "all", folder=project)
@@ -75,7 +75,7 @@ def test_the_tables_of_an_experiment(project):
     }
 
 
-def test_what_has_no_table_or_was_not_run_or_has_changed(project):
+def test_experiments_without_a_table_not_run_or_changed_are_refused(project):
     before = sorted(project.rglob("*"))
     assert mistake("tables", "table2", "front", folder=project) == (
         "experiment 'front': report.table = null: belongs to no table of the paper; name one that does"
@@ -91,8 +91,8 @@ def test_what_has_no_table_or_was_not_run_or_has_changed(project):
     assert sorted(project.rglob("*")) == before
 
 
-def test_an_experiment_whose_parameters_name_files_is_the_one_that_was_run_until_one_of_them_changes(tmp_path):
-    """As every Wan experiment's do: the contents of the files were recorded when it was run."""
+def test_a_change_in_a_file_named_in_the_parameters_makes_a_run_outdated(tmp_path):
+    """Every Wan experiment names files; a run records their contents."""
     copy_project(tmp_path)
     name = "wan-tiny+table1"
     workspace = open_workspace(tmp_path, name)
@@ -110,7 +110,7 @@ def test_an_experiment_whose_parameters_name_files_is_the_one_that_was_run_until
         table_of(name, partial(run_params, tmp_path), tmp_path)
 
 
-def test_any_parameter_that_has_changed_since_makes_another_experiment(project):
+def test_any_changed_parameter_makes_a_run_outdated(project):
     params = experiment_params(project, "table2")
     assert table_of("table2", lambda _: params, project).experiment == "table2"
     other = params.model_copy(update={"score": params.score.model_copy(update={"hop": params.score.hop / 2})})
@@ -118,7 +118,7 @@ def test_any_parameter_that_has_changed_since_makes_another_experiment(project):
         table_of("table2", lambda _: other, project)
 
 
-def test_what_was_run_is_told_as_far_as_it_is_known(project):
+def test_a_table_has_the_facts_of_its_run_that_are_known(project):
     workspace, params_of = project / "runs" / "table2", partial(experiment_params, project)
     tables = project / "experiments" / "paper" / "tables.yaml"
     tables.write_text(tables.read_text().replace("Table 2:", "Table II:"))  # the project's own tables
@@ -147,7 +147,7 @@ def test_what_was_run_is_told_as_far_as_it_is_known(project):
         }
 
 
-def test_a_table_is_in_the_metrics_of_the_experiments_own_world(project):
+def test_a_table_uses_the_metrics_of_the_experiments_world(project):
     name = "wan2.1-1.3b+table2"
     source, workspace = project / "runs" / "table2", project / "runs" / name
     (workspace / "metrics").mkdir(parents=True)
@@ -161,7 +161,7 @@ def test_a_table_is_in_the_metrics_of_the_experiments_own_world(project):
     assert [column.metric for column in found.columns] == [*ours.values()]
 
 
-def test_on_wan_semantic_is_of_all_videos_together_and_no_experiment_is_beside(project):
+def test_on_wan_semantic_is_of_all_videos_and_causal_forcing_is_left_open(project):
     """Semantic comes from the summary, since a single video has none."""
     name = "wan2.1-1.3b+table1+vbench"
     params, workspace = experiment_params(project, name), project / "runs" / name
@@ -184,11 +184,11 @@ def test_on_wan_semantic_is_of_all_videos_together_and_no_experiment_is_beside(p
     assert "Causal Forcing, which needs an experiment of its own in this world." in as_markdown([table])
 
 
-def test_a_row_may_be_of_an_experiment_that_is_run_beside(project):
+def test_a_row_may_come_from_an_experiment_run_beside(project):
     """Until it has been run, the row says how to run it; if its parameters have changed since, it is refused."""
     names = {"table1": ("causvid", "self-forcing", "hiar"), "table1+causal-forcing": ("self-forcing", "hiar")}
 
-    def ran(name, shift):
+    def write_run(name, shift):
         workspace = project / "runs" / name
         (workspace / "metrics").mkdir(parents=True)
         (workspace / "reports").mkdir()
@@ -203,11 +203,11 @@ def test_a_row_may_be_of_an_experiment_that_is_run_beside(project):
         ]
         (workspace / "metrics" / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    ran("table1", 0.5)
+    write_run("table1", 0.5)
     hiar("tables", "table1", folder=project)
     text = (project / "runs" / "table1" / "reports" / "tables.md").read_text()
     assert "Not trained here: Causal Forcing, which needs hiar run table1+causal-forcing." in text
-    ran("table1+causal-forcing", 0.7)
+    write_run("table1+causal-forcing", 0.7)
     table = table_of("table1", partial(experiment_params, project), project)
     figures = {line.name: line.figures[0].ours.mean for line in table.lines}
     assert figures == pytest.approx({"CausVid": 0.515, "Self-Forcing": 0.515, "Causal Forcing": 0.715, "HiAR": 0.515})
@@ -238,8 +238,8 @@ def test_tables_of_a_whole_run(tmp_path):
     name = "smoke+table2+tiny"
     (tmp_path / "project" / "experiments" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     hiar("run", name, folder=tmp_path / "project")
-    said = hiar("tables", name, folder=tmp_path / "project").stdout
-    assert said.count(": undecided\n") + said.count(": holds\n") + said.count(": fails\n") == 5
+    output = hiar("tables", name, folder=tmp_path / "project").stdout
+    assert output.count(": undecided\n") + output.count(": holds\n") + output.count(": fails\n") == 5
     text = (tmp_path / "project" / "runs" / name / "reports" / "tables.md").read_text()
     assert "Videos: 4 of 30 latent frames, 2 training lengths." in text
     assert 'href="tables.html"' in (tmp_path / "project" / "runs" / name / "reports" / "index.html").read_text()

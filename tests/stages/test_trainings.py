@@ -39,7 +39,7 @@ UPDATES = 6  # in each stage
 TRAINING = {"steps": UPDATES, "batch": 2}
 
 
-class Seen(NamedTuple):
+class Recorded(NamedTuple):
     """A distillation: weights before it, roles after it, and rollouts' samples, by whether they train the student."""
 
     before: dict[str, dict[str, Tensor]]
@@ -72,26 +72,26 @@ def run(name: str, params: Params, workspace: Path) -> bytes:
     return (workspace / "curves" / f"seed-{SEED}" / f"{name}.csv").read_bytes()
 
 
-def watched(params: Params, workspace: Path) -> Seen:
+def distil_and_record(params: Params, workspace: Path) -> Recorded:
     """Distil, and record what is trained."""
-    seen, roll_out = Seen({}, {}, {True: [], False: []}), SelfRollout.__call__
+    recorded, roll_out = Recorded({}, {}, {True: [], False: []}), SelfRollout.__call__
 
     def rolled_out(self: SelfRollout, *given: Any) -> Tensor:
         *_, samples, _, learn, _ = given
-        seen.samples[learn].extend(samples)
+        recorded.samples[learn].extend(samples)
         return roll_out(self, *given)
 
     def trained(label: str, steps: int, step: Any, roles: dict[str, Role], *others: Any, **options: Any) -> Any:
         for name, role in roles.items():
-            seen.before[name] = {key: value.clone() for key, value in role.module.state_dict().items()}
-        seen.roles.update(roles)
+            recorded.before[name] = {key: value.clone() for key, value in role.module.state_dict().items()}
+        recorded.roles.update(roles)
         return train(label, steps, step, roles, *others, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distill, "train", trained)
         patch.setattr(SelfRollout, "__call__", rolled_out)
         run("distill/hiar", params, workspace)
-    return seen
+    return recorded
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +108,14 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seen(parents: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+def recorded(parents: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """A distillation with a replay."""
     workspace = tmp_path_factory.mktemp("seen") / "work"
-    return watched(params_of(), Path(shutil.copytree(parents, workspace)))
+    return distil_and_record(params_of(), Path(shutil.copytree(parents, workspace)))
 
 
-def test_what_lies_on_the_host_is_what_the_runtime_says(
-    parents: Path, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_runtime_decides_what_is_offloaded(
+    parents: Path, recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     placed: list[tuple[bool, torch.dtype]] = []
 
@@ -125,14 +125,14 @@ def test_what_lies_on_the_host_is_what_the_runtime_says(
 
     monkeypatch.setattr(distill, "shard", sharded)
     runtime = {"processes": 1, "offload": ["real_score", "optimizers"]}
-    away = watched(params_of(runtime=runtime), Path(shutil.copytree(parents, tmp_path / "work")))
+    away = distil_and_record(params_of(runtime=runtime), Path(shutil.copytree(parents, tmp_path / "work")))
     assert placed == [(True, torch.float32)]
     assert [role.offloaded for role in away.roles.values()] == [True, True]
-    assert [role.offloaded for role in seen.roles.values()] == [False, False]
+    assert [role.offloaded for role in recorded.roles.values()] == [False, False]
 
 
 @pytest.mark.parametrize("processes", [None, 1])
-def test_a_real_score_of_its_own_is_frozen_in_the_type_that_training_computes_in(
+def test_a_separate_real_score_is_frozen_in_the_precision_of_training(
     processes: int | None, parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored: list[Denoiser] = []
@@ -144,73 +144,73 @@ def test_a_real_score_of_its_own_is_frozen_in_the_type_that_training_computes_in
     shutil.rmtree(Paths(work, SEED).pairs)
     AcceleratorState._reset_state(True)  # accelerate otherwise allows one precision per process
     pairs.run(params, work, SEED)
-    seen = watched(params, work)
+    recorded = distil_and_record(params, work)
     AcceleratorState._reset_state(True)
     assert {one.dtype for one in scored} == {torch.bfloat16}
     assert not any(weight.requires_grad for weight in scored[0].parameters())
-    assert {weight.dtype for role in seen.roles.values() for weight in role.module.parameters()} == {torch.float32}
+    assert {weight.dtype for role in recorded.roles.values() for weight in role.module.parameters()} == {torch.float32}
 
 
-def test_the_student_begins_as_the_init_and_the_critic_as_the_teacher(parents: Path, seen: Seen) -> None:
+def test_the_student_begins_as_the_init_and_the_critic_as_the_teacher(parents: Path, recorded: Recorded) -> None:
     paths = Paths(parents, SEED)
     for role, folder in (("student", paths.init), ("critic", paths.teacher)):
         weights = load_generator(folder).denoiser.state_dict()
-        assert all(torch.equal(seen.before[role][name], value) for name, value in weights.items())
+        assert all(torch.equal(recorded.before[role][name], value) for name, value in weights.items())
 
 
-def test_the_rates_of_both_fall_to_nothing_with_their_last_updates(seen: Seen) -> None:
+def test_both_learning_rates_decay_to_zero_with_the_last_update(recorded: Recorded) -> None:
     """Also for a critic that first warms up alone and takes several updates per student update."""
-    taken = {}
-    for name, role in seen.roles.items():
+    updates = {}
+    for name, role in recorded.roles.items():
         (optimizer,) = role.optimizers
-        (taken[name],) = {int(state["step"]) for state in optimizer.state.values()}
-        assert lr_factor(role.settings, taken[name] - 1, role.steps) > 0
-        assert lr_factor(role.settings, taken[name], role.steps) == pytest.approx(0)
-    assert taken["critic"] > 2 * taken["student"] > 0
+        (updates[name],) = {int(state["step"]) for state in optimizer.state.values()}
+        assert lr_factor(role.settings, updates[name] - 1, role.steps) > 0
+        assert lr_factor(role.settings, updates[name], role.steps) == pytest.approx(0)
+    assert updates["critic"] > 2 * updates["student"] > 0
 
 
-def test_no_sample_serves_both_or_twice(parents: Path, tmp_path: Path) -> None:
+def test_no_sample_is_used_twice_or_by_both_student_and_critic(parents: Path, tmp_path: Path) -> None:
     """Without replay the critic has its own rollouts; student and critic each use their own prompts."""
-    seen = watched(params_of(replay=None), Path(shutil.copytree(parents, tmp_path / "work")))
-    for purpose, numbers in (("distill", seen.samples[True]), ("critic", seen.samples[False])):
+    recorded = distil_and_record(params_of(replay=None), Path(shutil.copytree(parents, tmp_path / "work")))
+    for purpose, numbers in (("distill", recorded.samples[True]), ("critic", recorded.samples[False])):
         assert len(numbers) == len({*numbers}) > 0
         assert all(0 <= number - FIRST_CLIP[purpose] < 1000 for number in numbers)
 
 
 @pytest.mark.parametrize("name", ["codec", "teacher"])
-def test_every_update_is_of_clips_and_noise_that_none_before_has_seen(
+def test_every_update_uses_new_clips_and_noise(
     name: str, parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
+    recorded: list[int] = []
     noise: list[Tensor] = []
     clips, module = Shapes.clips, {"codec": codec, "teacher": teacher}[name]
 
-    def noted(world: Shapes, *, first: int, count: int, **asked: int) -> tuple[Tensor, list[str]]:
-        seen.extend(range(first, first + count))
-        return clips(world, first=first, count=count, **asked)
+    def record_clips(world: Shapes, *, first: int, count: int, **others: int) -> tuple[Tensor, list[str]]:
+        recorded.extend(range(first, first + count))
+        return clips(world, first=first, count=count, **others)
 
-    def drawn_of(*asked: Any, **places: int) -> Tensor:
-        rows = normals(*asked, **places)
+    def record_noise(*others: Any, **places: int) -> Tensor:
+        rows = normals(*others, **places)
         noise.extend(rows)
         return rows
 
     workspace = Path(shutil.copytree(parents, tmp_path / "work"))
     shutil.rmtree(Paths(workspace, SEED).root / name)
-    monkeypatch.setattr(Shapes, "clips", noted)
-    monkeypatch.setattr(module, "normals", drawn_of)
+    monkeypatch.setattr(Shapes, "clips", record_clips)
+    monkeypatch.setattr(module, "normals", record_noise)
     run(name, params_of(), workspace)
     drawn = UPDATES * TRAINING["batch"]
-    trained = [number for number in seen if FIRST_CLIP["training"] <= number < FIRST_CLIP["held-out"]]
+    trained = [number for number in recorded if FIRST_CLIP["training"] <= number < FIRST_CLIP["held-out"]]
     assert len({*trained[-drawn:]}) == drawn  # before them, the codec's initial weights were fitted to some clips
     assert len(torch.stack(noise).unique(dim=0)) == len(noise) == drawn
 
 
-def test_the_true_worlds_videos_are_of_the_samples_prompts(
+def test_true_videos_have_the_prompts_of_the_samples(
     parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(truth, "BATCH", 2)
-    params, asked = params_of(), {"seed": SEED, "first": FIRST_CLIP["sample"], "count": 5}
-    assert truth.write_true_videos(params, parents, SEED, 5, tmp_path) == sample_world(params).prompts(**asked)
+    params, numbers = params_of(), {"seed": SEED, "first": FIRST_CLIP["sample"], "count": 5}
+    assert truth.write_true_videos(params, parents, SEED, 5, tmp_path) == sample_world(params).prompts(**numbers)
 
 
 @pytest.mark.parametrize("name", ["teacher", "init"])
@@ -237,7 +237,7 @@ def test_a_student_with_sinks_is_validated_in_both_modes(parents: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", ["codec", "teacher", "init", "distill/hiar"])
-def test_states_are_kept_as_the_parameters_say_and_gone_on_from(name: str, parents: Path, tmp_path: Path) -> None:
+def test_states_are_kept_as_the_parameters_say_and_resumed(name: str, parents: Path, tmp_path: Path) -> None:
     one, other = (Path(shutil.copytree(parents, tmp_path / place)) for place in ("undisturbed", "interrupted"))
     for workspace in (one, other):
         shutil.rmtree(Paths(workspace, SEED).root / name, ignore_errors=True)

@@ -71,15 +71,15 @@ def manifest(workspace: Path) -> dict[str, object]:
     return json.loads((workspace / "artifacts" / "seed-0" / "codec" / "manifest.json").read_text())
 
 
-def test_what_was_begun_with_other_settings_is_set_aside_and_can_be_gone_on_with(
+def test_training_begun_with_other_settings_is_set_aside_and_can_be_resumed(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = workspace / "artifacts" / "seed-0"
     steps, other = done(place / "codec.partial"), params_of(lr=0.003)
     codec.run(other, workspace, 0)
     aside = place / "codec.aside-1.partial"
-    told = [line for line in capsys.readouterr().err.splitlines() if "codec.partial" in line]
-    assert told == [
+    messages = [line for line in capsys.readouterr().err.splitlines() if "codec.partial" in line]
+    assert messages == [
         f"{place / 'codec.partial'}: was started with other settings (settings.codec.training.optimizer.adamw.lr); "
         f"it is kept as {aside}"
     ]
@@ -99,7 +99,7 @@ def test_what_was_begun_with_other_settings_is_set_aside_and_can_be_gone_on_with
     assert rows(workspace / "curves" / "seed-0" / "codec.csv")[:steps] == taken_up[:steps]
 
 
-def test_a_state_is_taken_up_from_the_folder_that_is_now_set_aside(workspace: Path) -> None:
+def test_restarting_from_the_unfinished_folder_itself_sets_it_aside(workspace: Path) -> None:
     place = workspace / "artifacts" / "seed-0"
     steps = done(place / "codec.partial")
     codec.run(params_of(lr=0.003), workspace, 0, restart_from=place / "codec.partial")
@@ -107,13 +107,13 @@ def test_a_state_is_taken_up_from_the_folder_that_is_now_set_aside(workspace: Pa
     assert done(place / "codec.aside-1.partial") == steps
 
 
-def test_a_state_of_other_networks_is_one_line(workspace: Path) -> None:
+def test_a_state_of_other_networks_is_refused(workspace: Path) -> None:
     partial = workspace / "artifacts" / "seed-0" / "codec.partial"
     with pytest.raises(UserError, match=r"state-\d+: belongs to other networks or optimisers .*train from scratch"):
         codec.run(params_of(width=16), workspace, 0, restart_from=partial)
 
 
-def test_a_state_of_its_own_is_not_overwritten(workspace: Path, tmp_path: Path) -> None:
+def test_restarting_does_not_overwrite_an_existing_state(workspace: Path, tmp_path: Path) -> None:
     place = workspace / "artifacts" / "seed-0"
     other = Path(shutil.copytree(place / "codec.partial", tmp_path / "other.partial"))
     (state(other) / "state.json").write_bytes(b"another")
@@ -123,7 +123,7 @@ def test_a_state_of_its_own_is_not_overwritten(workspace: Path, tmp_path: Path) 
     assert (state(place / "codec.partial") / "state.json").read_bytes() == before
 
 
-def test_a_state_of_another_folder_of_the_same_name_is_another(workspace: Path, tmp_path: Path) -> None:
+def test_states_of_folders_with_the_same_name_are_not_confused(workspace: Path, tmp_path: Path) -> None:
     partial, folder = workspace / "artifacts" / "seed-0" / "codec.partial", tmp_path / "taken up"
     for _ in range(2):
         with opened_state(partial) as found:
@@ -137,7 +137,7 @@ def test_a_state_of_another_folder_of_the_same_name_is_another(workspace: Path, 
         take_up(found, other, folder)
 
 
-def test_the_same_settings_go_on_and_lose_nothing(workspace: Path, tmp_path: Path) -> None:
+def test_the_same_settings_resume_to_the_same_bytes(workspace: Path, tmp_path: Path) -> None:
     codec.run(params_of(), workspace, 0)
     log = json.loads((workspace / "logs" / "seed-0" / "codec.json").read_text())
     assert log["resumed"] is True
@@ -146,7 +146,7 @@ def test_the_same_settings_go_on_and_lose_nothing(workspace: Path, tmp_path: Pat
     assert (workspace / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()
 
 
-def test_restart_from_what_holds_no_state_is_told_before_any_work(tmp_path: Path) -> None:
+def test_restarting_from_a_folder_without_a_state_is_refused_before_any_work(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     for name in (".", "nothing"):
         run = hiar("stage", "codec", "--seed", 0, "--restart-from", name, folder=tmp_path, code=2, HIAR_TRACKING="off")
@@ -157,7 +157,7 @@ def test_restart_from_what_holds_no_state_is_told_before_any_work(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
-def test_code_that_decides_nothing_may_be_edited_meanwhile(tmp_path: Path) -> None:
+def test_edits_of_code_that_decides_nothing_keep_the_code_hash(tmp_path: Path) -> None:
     for name in ("hiar", "dvc.yaml"):
         source = ROOT / name
         if source.is_dir():
@@ -220,14 +220,14 @@ def test_parents_that_were_made_with_other_parameters_are_refused_field_by_field
 def test_a_parent_that_was_made_from_another_one_is_refused(smoke: Path, tmp_path: Path) -> None:
     copy_artifacts(smoke / "artifacts" / "seed-0", tmp_path / "artifacts" / "seed-0")
     path = tmp_path / "artifacts" / "seed-0" / "init" / "manifest.json"
-    told = json.loads(path.read_text())
-    told["parents"]["teacher"] = "0" * 64
-    path.write_text(json.dumps(told))
+    content = json.loads(path.read_text())
+    content["parents"]["teacher"] = "0" * 64
+    path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"init/manifest\.json: parents\.teacher = 0+: the teacher has changed since"):
         distill.run(load_params(smoke / "params.yaml"), tmp_path, 0, "hiar")
 
 
-def test_a_student_s_card_says_what_it_was_trained_with(smoke: Path) -> None:
+def test_a_students_card_says_what_it_was_trained_with(smoke: Path) -> None:
     params = load_params(smoke / "params.yaml")
     card = load_generator(smoke / "artifacts" / "seed-0" / "init").card
     other = changed(changed(params, "schedule", student_shift=2.0), "conventions", sinks="stay")
@@ -238,7 +238,7 @@ def test_a_student_s_card_says_what_it_was_trained_with(smoke: Path) -> None:
     assert trained.world == card.world
 
 
-def test_precision_is_the_card_s_wherever_a_checkpoint_generates(
+def test_checkpoints_generate_in_the_precision_of_their_card(
     smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = smoke / "artifacts" / "seed-0"

@@ -61,7 +61,7 @@ def validated(parents):
     return whole / MADE / "distill" / VARIANT
 
 
-def test_no_weight_and_no_figure_is_another_one(smoke, validated):
+def test_validation_changes_no_weight_and_no_figure(smoke, validated):
     without = smoke / MADE / "distill" / VARIANT
     assert (validated / TRANSFORMER).read_bytes() == (without / TRANSFORMER).read_bytes()
     for name in (f"metrics/seed-0/distill/{VARIANT}.json", f"curves/seed-0/distill/{VARIANT}.csv"):
@@ -76,7 +76,7 @@ def test_every_fourth_update_and_the_last_are_measured_in_both_modes(validated):
     assert taken[0].metrics["residual"] != taken[0].metrics[BOTH_WAYS + "residual"]
 
 
-def test_which_is_better():
+def test_better_depends_on_the_metric_and_ties_keep_the_first():
     def better(metric, one, other):
         return validation._goodness(one, metric) > validation._goodness(other, metric)
 
@@ -88,15 +88,15 @@ def test_which_is_better():
 
 
 def test_the_best_is_a_checkpoint_of_its_own(validated, smoke):
-    """Lower residuals are better; its videos, generated again, have the measured value."""
+    """Lower residuals are better; its manifest has the update and the value."""
     taken = read_validations(validated)
     best = min(taken, key=lambda one: one.metrics["residual"])
-    said = read_manifest(validated / validation.BEST, "checkpoint")
-    assert (said["updates"], said["metric"], said["value"]) == (best.step, "residual", best.metrics["residual"])
+    kept = read_manifest(validated / validation.BEST, "checkpoint")
+    assert (kept["updates"], kept["metric"], kept["value"]) == (best.step, "residual", best.metrics["residual"])
     whole = read_manifest(validated, "checkpoint")
     assert "validation/scores.jsonl" in whole["files"]
     for name in ("parents", "settings", "stage", "seed", "variant"):
-        assert said[name] == whole[name]
+        assert kept[name] == whole[name]
     student = load_generator(validated / validation.BEST)
     assert student.card.walk.context == "finished"
     last = (validated / TRANSFORMER).read_bytes()
@@ -182,7 +182,7 @@ def test_a_training_that_was_killed_twice_goes_on_to_the_same_validations(parent
     assert {path.name for path in again.rglob("*")} == {path.name for path in validated.rglob("*")}
 
 
-def test_an_init_is_validated_as_it_would_be_walked_by_default(parents, tmp_path):
+def test_an_init_is_validated_with_the_default_walk(parents, tmp_path):
     params, workspace = parents
     work = Path(shutil.copytree(workspace, tmp_path / "work", ignore=shutil.ignore_patterns("init")))
     init.run(with_validation(params, "init", every=10, bidirectional=False), work, 0)
@@ -195,7 +195,7 @@ def test_an_init_is_validated_as_it_would_be_walked_by_default(parents, tmp_path
     ).read_bytes()
 
 
-def test_of_an_init_with_two_trainings_the_student_s_is_validated(parents, tmp_path):
+def test_of_an_init_with_two_trainings_only_the_students_is_validated(parents, tmp_path):
     """Its causal teacher is not validated; saving the best in between does not change the training."""
     params, workspace = parents
     weights = []
@@ -252,7 +252,7 @@ def test_a_metric_that_cannot_tell_the_best_is_refused_before_training(parents, 
         ("distill", {"metrics": "good"}, r"distill\.validation\.metrics = 'good': unknown parameter; did you mean"),
     ],
 )
-def test_settings_that_cannot_be(stage, changes, said):
+def test_invalid_settings_of_validation_are_refused(stage, changes, said):
     tree = small_params().model_dump(mode="json")
     tree[stage]["validation"] = SETTINGS | {"prompts": 2} | changes
     tree["runtime"]["processes"] = 2
@@ -271,11 +271,11 @@ def test_curves_and_videos_are_recorded(parents, tmp_path, monkeypatch):
     (spool,) = (work / ".hiar" / "spool" / "local").glob("*.jsonl")
     events = [json.loads(line) for line in spool.read_text().splitlines()]
     taken = {one.step: one.metrics for one in read_validations(work / MADE / "distill" / "hiar")}
-    told = {
+    sent = {
         one["step"]: one["metrics"] for one in events if any("validation/" in name for name in one.get("metrics", ()))
     }
-    assert told.keys() == taken.keys()
-    for step, metrics in told.items():
+    assert sent.keys() == taken.keys()
+    for step, metrics in sent.items():
         assert metrics["validation/good"] == taken[step]["good"]
         assert metrics["validation/bidirectional/residual"] == taken[step]["bidirectional/residual"]
         assert not [name for name in metrics if "segment" in name]

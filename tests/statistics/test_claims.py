@@ -9,7 +9,7 @@ from hiar.statistics.claims import TABLES, Claim, judged, read_table, verdict
 from hiar.statistics.intervals import Interval
 from hiar.workspace import experiment_params
 
-SAID = yaml.safe_load((ROOT / TABLES).read_text())
+REGISTERED = yaml.safe_load((ROOT / TABLES).read_text())
 ABOVE, BELOW, AROUND = Interval(2.0, 1.0, 3.0, 3), Interval(-2.0, -3.0, -1.0, 3), Interval(0.0, -1.0, 1.0, 3)
 
 
@@ -25,7 +25,7 @@ ABOVE, BELOW, AROUND = Interval(2.0, 1.0, 3.0, 3), Interval(-2.0, -3.0, -1.0, 3)
         (None, 1, "higher", "undecided"),
     ],
 )
-def test_the_rule(interval, seeds, direction, expected):
+def test_verdict_needs_three_seeds_and_an_interval_that_excludes_0(interval, seeds, direction, expected):
     assert verdict(interval, dict.fromkeys(range(seeds), 1.0), direction) == expected
 
 
@@ -43,14 +43,14 @@ def scores(*speeds):
 
 def test_a_claim_is_judged_by_seeds_and_not_by_videos():
     moves_more = Claim("moves more", "speed", "distill/hiar", "distill/other", "higher")
-    said, difference, _, seeds = judged(scores(0.9, 1.0, 1.1), moves_more)
-    assert (said, difference, seeds) == ("holds", pytest.approx(1.0), 3)
+    outcome, difference, _, seeds = judged(scores(0.9, 1.0, 1.1), moves_more)
+    assert (outcome, difference, seeds) == ("holds", pytest.approx(1.0), 3)
     assert judged(scores(-0.9, -1.0, -1.1), moves_more)[0] == "fails"
     assert judged(scores(0.1, 1.0, 1.9), moves_more)[0] == "undecided"  # each seed alone is clear
     assert judged(scores(0.9, 1.0), moves_more)[0] == "undecided"
 
 
-@pytest.mark.parametrize("name", SAID["tables"])
+@pytest.mark.parametrize("name", REGISTERED["tables"])
 def test_each_table_has_an_experiment_that_compares_its_rows(name):
     params = experiment_params(ROOT, name)
     assert params.report.table == name
@@ -64,7 +64,7 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
         assert other.init != params.init
     assert params.sample.caption_dropout == 0
     assert params.sample.frames == 16 * params.video.frames
-    for other in SAID["tables"]:
+    for other in REGISTERED["tables"]:
         assert experiment_params(ROOT, other).sample == params.sample  # shared stages
 
 
@@ -88,11 +88,11 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
         (lambda t: t["rows"][1].update(lacks="x"), "table1.rows.1.lacks = 'x': give it or a contender"),
     ],
 )
-def test_tables_that_are_not_valid(tmp_path, spoil, message):
-    said = copy.deepcopy(SAID)
-    spoil(said["tables"]["table1"])
+def test_invalid_tables_are_refused_with_the_field_and_a_hint(tmp_path, spoil, message):
+    document = copy.deepcopy(REGISTERED)
+    spoil(document["tables"]["table1"])
     path = tmp_path / "tables.yaml"
-    path.write_text(yaml.safe_dump(said))
+    path.write_text(yaml.safe_dump(document))
     with pytest.raises(UserError) as caught:
         read_table(path, "table1", "shapes")
     assert message in str(caught.value)
@@ -103,35 +103,35 @@ def test_tables_that_are_not_valid(tmp_path, spoil, message):
     ("spoil", "message"),
     [
         (
-            lambda said: said["measures"]["wan"].update(Drifts=said["measures"]["wan"].pop("Drift")),
+            lambda document: document["measures"]["wan"].update(Drifts=document["measures"]["wan"].pop("Drift")),
             "did you mean 'Drift'",
         ),
         (
-            lambda said: [
-                said["tables"]["table1"]["columns"].append("Smoothnes"),
-                *(row["paper"].update(Smoothnes=0.5) for row in said["tables"]["table1"]["rows"]),
+            lambda document: [
+                document["tables"]["table1"]["columns"].append("Smoothnes"),
+                *(row["paper"].update(Smoothnes=0.5) for row in document["tables"]["table1"]["rows"]),
             ],
             "tables.table1.columns = 'Smoothnes': did you mean 'Smoothness'?",
         ),
         (
-            lambda said: said["measures"].pop("shapes"),
+            lambda document: document["measures"].pop("shapes"),
             "measures: has no entry for a world of kind 'shapes'; add its metrics",
         ),
     ],
 )
-def test_figures_that_nothing_stands_for(tmp_path, spoil, message):
-    said = copy.deepcopy(SAID)
-    spoil(said)
+def test_figures_without_a_measure_are_refused(tmp_path, spoil, message):
+    document = copy.deepcopy(REGISTERED)
+    spoil(document)
     path = tmp_path / "tables.yaml"
-    path.write_text(yaml.safe_dump(said))
+    path.write_text(yaml.safe_dump(document))
     with pytest.raises(UserError) as caught:
         read_table(path, "table1", "shapes")
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_a_metric_that_is_better_the_other_way_round_turns_the_claim():
-    claims = {world: read_table(ROOT / TABLES, "table2", world).claims for world in SAID["measures"]}
+def test_a_claims_direction_is_reversed_for_a_metric_of_opposite_sense():
+    claims = {world: read_table(ROOT / TABLES, "table2", world).claims for world in REGISTERED["measures"]}
     jumps = {world: next(one for one in found if "jumps at" in one.says) for world, found in claims.items()}
     assert {world: (one.metric, one.direction) for world, one in jumps.items()} == {
         "shapes": ("border_jump", "higher"),

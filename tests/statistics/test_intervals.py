@@ -8,14 +8,14 @@ TRIALS, VIDEOS = 2000, 128
 
 def gaussian(random):
     """Differences of two samples whose means differ by 0.3 and that correlate by 0.7, and the true mean."""
-    one, own = random.standard_normal((2, TRIALS, VIDEOS))
-    return (0.7 * one + np.sqrt(0.51) * own + 0.3) - one, 0.3
+    one, noise = random.standard_normal((2, TRIALS, VIDEOS))
+    return (0.7 * one + np.sqrt(0.51) * noise + 0.3) - one, 0.3
 
 
 def slopes(random):
     """Differences of absolute values of two such samples of mean 0, one scaled by 1.5, and the true mean."""
-    one, own = random.standard_normal((2, TRIALS, VIDEOS))
-    return 1.5 * np.abs(0.7 * one + np.sqrt(0.51) * own) - np.abs(one), 0.5 * np.sqrt(2 / np.pi)
+    one, noise = random.standard_normal((2, TRIALS, VIDEOS))
+    return 1.5 * np.abs(0.7 * one + np.sqrt(0.51) * noise) - np.abs(one), 0.5 * np.sqrt(2 / np.pi)
 
 
 def good_frames(random):
@@ -45,7 +45,7 @@ def test_the_interval_over_seeds_covers_where_that_over_videos_does_not():
     assert np.mean(covered["videos"]) < 0.3
 
 
-def test_of_several_seeds_the_videos_error_is_that_inside_them():
+def test_the_error_over_videos_is_taken_within_each_seed():
     groups = {0: np.array([1.0, 2.0, 3.0]), 5: np.array([11.0, 12.0, 16.0])}
     interval = over_videos(groups)
     assert (interval.mean, interval.n) == (7.5, 6)
@@ -56,7 +56,7 @@ def test_of_several_seeds_the_videos_error_is_that_inside_them():
     assert alone.half == pytest.approx(4.3026527 / np.sqrt(3))
 
 
-def test_too_few_to_tell():
+def test_too_few_values_have_no_interval():
     assert over_videos({0: np.array([1.0])}) is None
     assert over_videos({0: np.array([1.0]), 1: np.array([1.0, 2.0, 3.0])}) is None
     assert over_videos({0: np.array([1.0, 2.0])}).half == pytest.approx(12.7062047 / 2)  # t of 1 degree of freedom
@@ -65,5 +65,5 @@ def test_too_few_to_tell():
 
 
 @pytest.mark.parametrize(("low", "high", "sign"), [(0.1, 0.2, 1), (-0.2, -0.1, -1), (-0.1, 0.1, 0), (0.0, 0.1, 0)])
-def test_the_side_of_zero(low, high, sign):
+def test_sign_is_0_unless_the_interval_excludes_zero(low, high, sign):
     assert Interval((low + high) / 2, low, high, 3).sign == sign

@@ -16,13 +16,13 @@ def compared(scores, one="distill/hiar", other="distill/other"):
     return estimate(differences(scores, one, other, "speed"))
 
 
-def written(tmp_path, rows):
+def write_scores(tmp_path, rows):
     path = tmp_path / "videos.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     return path
 
 
-def two(seeds=(0, 1), videos=8):
+def two_contenders(seeds=(0, 1), videos=8):
     """Rows of two contenders; videos differ by far more than the contenders do."""
     random, rows = np.random.default_rng(0), []
     for seed in seeds:
@@ -34,8 +34,8 @@ def two(seeds=(0, 1), videos=8):
 
 
 def test_differences_are_taken_video_by_video_whatever_the_order_of_rows(tmp_path):
-    rows = two()
-    scores = read_scores(written(tmp_path, rows))
+    rows = two_contenders()
+    scores = read_scores(write_scores(tmp_path, rows))
     found = compared(scores)
     assert found.seeds == {0: pytest.approx(1.05, abs=0.05), 1: pytest.approx(2.05, abs=0.05)}
     assert found.mean == pytest.approx(np.mean(list(found.seeds.values())))
@@ -44,15 +44,17 @@ def test_differences_are_taken_video_by_video_whatever_the_order_of_rows(tmp_pat
     assert found.training.n == 2
     assert found.training.half > 5  # two seeds with a difference of 1: t = 12.7 times a standard error of 0.5
     turned = [one for one in rows if one["variant"] == "hiar"] + [one for one in rows[::-1] if one["variant"] != "hiar"]
-    shuffled = read_scores(written(tmp_path, turned))
+    shuffled = read_scores(write_scores(tmp_path, turned))
     assert compared(shuffled).videos == found.videos
     alone = estimate(values_of(scores, "distill/hiar", "speed")), estimate(values_of(scores, "distill/other", "speed"))
     assert alone[0].mean - alone[1].mean == pytest.approx(found.mean)
     assert min(one.videos.half for one in alone) > 1
     for of in (scores, shuffled):
         speeds = {seed: list(values) for seed, values in values_of(of, "distill/other", "speed").items()}
-        own = [one for one in rows if one["variant"] == "other"]
-        assert speeds == {seed: [one["metrics"]["speed"] for one in own if one["seed"] == seed] for seed in (0, 1)}
+        other_rows = [one for one in rows if one["variant"] == "other"]
+        assert speeds == {
+            seed: [one["metrics"]["speed"] for one in other_rows if one["seed"] == seed] for seed in (0, 1)
+        }
     back = compared(scores, "distill/other", "distill/hiar")
     assert back.videos.low == pytest.approx(-found.videos.high)
 
@@ -61,8 +63,8 @@ def test_seeds_weigh_alike_however_many_videos_they_have():
     assert estimate({0: np.array([1.0, 1.0, 1.0, 1.0]), 1: np.array([3.0, 3.0]), 2: np.array([8.0])}).mean == 4
 
 
-def test_one_training_seed_says_nothing_of_another(tmp_path):
-    found = compared(read_scores(written(tmp_path, two(seeds=[3]))))
+def test_one_training_seed_has_no_interval_over_trainings(tmp_path):
+    found = compared(read_scores(write_scores(tmp_path, two_contenders(seeds=[3]))))
     assert found.training is None
     assert found.videos is not None
 
@@ -81,34 +83,34 @@ def test_one_training_seed_says_nothing_of_another(tmp_path):
     ],
 )
 def test_what_cannot_be_paired_is_refused(tmp_path, spoil, message):
-    scores = read_scores(written(tmp_path, spoil(two())))
+    scores = read_scores(write_scores(tmp_path, spoil(two_contenders())))
     with pytest.raises(UserError) as caught:
         compared(scores)
     assert message in str(caught.value)
 
 
-def test_videos_that_a_metric_is_not_defined_of_are_left_out(tmp_path):
+def test_videos_without_the_metric_are_left_out(tmp_path):
     """VBench scores a dimension on some prompts only; they have to be the same for both contenders."""
-    rows = two()
+    rows = two_contenders()
     for one in rows:
         if one["video"] % 2:
             del one["metrics"]["speed"]
         one["metrics"]["other"] = 0.0
-    scores = read_scores(written(tmp_path, rows))
+    scores = read_scores(write_scores(tmp_path, rows))
     assert {seed: len(values) for seed, values in values_of(scores, "distill/hiar", "speed").items()} == {0: 4, 1: 4}
     found = compared(scores)
-    even = [one for one in two() if one["video"] % 2 == 0]
-    assert found == compared(read_scores(written(tmp_path, even)))
+    even = [one for one in two_contenders() if one["video"] % 2 == 0]
+    assert found == compared(read_scores(write_scores(tmp_path, even)))
     del rows[0]["metrics"]["speed"]
     with pytest.raises(
         UserError, match=r"^distill/other, distill/hiar: cannot be paired, video 0 of seed 0 is only in"
     ):
-        compared(read_scores(written(tmp_path, rows)))
+        compared(read_scores(write_scores(tmp_path, rows)))
     for one in rows:
         if one["seed"]:
             one["metrics"].pop("speed", None)
     with pytest.raises(UserError, match="was not scored for speed; known: other"):
-        compared(read_scores(written(tmp_path, rows)))
+        compared(read_scores(write_scores(tmp_path, rows)))
 
 
 @pytest.mark.parametrize(
@@ -122,16 +124,16 @@ def test_videos_that_a_metric_is_not_defined_of_are_left_out(tmp_path):
         (json.dumps(row("other", 0, 0, 1.0)), "line 2: video 0 of distill/other, seed 0, appears twice"),
     ],
 )
-def test_a_file_that_is_none_of_scores(tmp_path, text, message):
-    path = written(tmp_path, [row("other", 0, 0, 1.0)])
+def test_invalid_rows_are_refused_with_their_line(tmp_path, text, message):
+    path = write_scores(tmp_path, [row("other", 0, 0, 1.0)])
     path.write_text(path.read_text() + text + "\n")
     with pytest.raises(UserError) as caught:
         read_scores(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
-def test_what_has_no_values_by_video_is_added_seed_by_seed(tmp_path):
-    scores = read_scores(written(tmp_path, [row("hiar", seed, 0, 1.0) for seed in (0, 1)]))
+def test_metrics_without_values_per_video_are_added_per_seed(tmp_path):
+    scores = read_scores(write_scores(tmp_path, [row("hiar", seed, 0, 1.0) for seed in (0, 1)]))
     scores["distill/hiar"][0, 0]["semantic"] = 0.5  # only this seed has values by video
     summary = {"stage": "distill", "variant": "hiar", "metrics": {"speed": {"mean": 2.0}, "semantic": {"mean": 0.75}}}
     add_wholes(scores, [summary | {"seed": seed} for seed in (0, 1)])
@@ -145,7 +147,7 @@ def test_what_has_no_values_by_video_is_added_seed_by_seed(tmp_path):
     }
 
 
-def test_no_file_and_one_that_is_no_text(tmp_path):
+def test_a_missing_or_undecodable_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"videos\.jsonl: cannot be read; run `hiar stage score` first"):
         read_scores(tmp_path / "videos.jsonl")
     (tmp_path / "videos.jsonl").write_bytes(json.dumps(row("hiar", 0, 0, 1.0)).encode() + b"\xff\n")

@@ -1,4 +1,4 @@
-"""Reading validations, and the correlation of two courses over several trainings."""
+"""Reading validations, and the correlation of two metrics over several trainings."""
 
 import json
 
@@ -10,19 +10,19 @@ from hiar.errors import UserError
 from hiar.statistics.validations import SCORES, Validated, correlation, read_validations
 
 
-def taken(one, other):
+def validations(one, other):
     return [Validated(10 * step, {"a": a, "b": b}) for step, (a, b) in enumerate(zip(one, other, strict=True))]
 
 
-def courses(seed, points=12):
+def curves(seed, points=12):
     random = np.random.default_rng(seed)
     fall = np.linspace(3, 1, points)
     return fall + 0.2 * random.standard_normal(points), fall + 0.4 * random.standard_normal(points)
 
 
-def test_r_of_each_seed_and_an_interval_of_their_z():
-    seeds = {seed: courses(seed) for seed in range(3)}
-    found = correlation({seed: taken(*both) for seed, both in seeds.items()}, "a", "b")
+def test_correlation_is_r_per_seed_with_an_interval_of_fishers_z():
+    seeds = {seed: curves(seed) for seed in range(3)}
+    found = correlation({seed: validations(*both) for seed, both in seeds.items()}, "a", "b")
     each = [stats.pearsonr(*both).statistic for both in seeds.values()]
     assert [*found.seeds.values()] == pytest.approx(each)
     z = np.arctanh(each)
@@ -31,25 +31,25 @@ def test_r_of_each_seed_and_an_interval_of_their_z():
     assert found.interval[0] < found.mean < found.interval[1] < 1
 
 
-def test_one_training_has_no_interval_and_equal_courses_an_r_of_1():
-    one, other = courses(0)
-    assert correlation({7: taken(one, other)}, "a", "b").interval is None
-    found = correlation({0: taken(one, 2 * one), 1: taken(one, -one)}, "a", "b")
+def test_one_training_has_no_interval_and_proportional_curves_an_r_of_1():
+    one, other = curves(0)
+    assert correlation({7: validations(one, other)}, "a", "b").interval is None
+    found = correlation({0: validations(one, 2 * one), 1: validations(one, -one)}, "a", "b")
     assert [*found.seeds.values()] == pytest.approx([1, -1])
     assert found.mean == pytest.approx(0)
 
 
-def test_what_cannot_be_correlated_is_left_open():
-    one, other = courses(0)
+def test_too_few_constant_or_missing_values_have_no_correlation():
+    one, other = curves(0)
     assert correlation({}, "a", "b") is None
-    assert correlation({0: taken(one[:2], other[:2])}, "a", "b") is None
-    assert correlation({0: taken(one[:3], other[:3])}, "a", "b") is not None
-    assert correlation({0: taken(one, other), 1: taken(one[:2], other[:2])}, "a", "b") is None
-    assert correlation({0: taken(one, np.ones(12))}, "a", "b") is None
-    assert correlation({0: taken(one, other)}, "a", "c") is None
+    assert correlation({0: validations(one[:2], other[:2])}, "a", "b") is None
+    assert correlation({0: validations(one[:3], other[:3])}, "a", "b") is not None
+    assert correlation({0: validations(one, other), 1: validations(one[:2], other[:2])}, "a", "b") is None
+    assert correlation({0: validations(one, np.ones(12))}, "a", "b") is None
+    assert correlation({0: validations(one, other)}, "a", "c") is None
 
 
-def test_reading(tmp_path):
+def test_validations_are_read_and_broken_files_refused(tmp_path):
     assert read_validations(tmp_path) == []
     path = tmp_path / SCORES
     path.parent.mkdir()

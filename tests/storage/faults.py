@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 store that injects faults of networks and stores into connections, drawn with a seed."""
+"""A proxy in front of an S3 store that injects faults of networks and stores, drawn with a seed."""
 
 from __future__ import annotations
 

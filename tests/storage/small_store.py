@@ -21,8 +21,8 @@ MOST_DELETED = 1000  # keys per request, as in Amazon's S3
 class SmallStore(ThreadingHTTPServer):
     """One bucket, which tests also fill and read directly, without requests.
 
-    page: entries per page of a listing. refusal: the status and code with which every request is answered. held: what
-    it does not delete. context: the TLS context with its certificate, for https.
+    page: entries per page of a listing. refusal: the status and code with which it answers every request. undeletable:
+    keys that it refuses to delete. context: the TLS context with its certificate, for https.
     """
 
     daemon_threads = True
@@ -31,14 +31,14 @@ class SmallStore(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answer)
         self.page, self.refusal = page, (0, "")
         self.context = context
-        self.held: set[str] = set()
+        self.undeletable: set[str] = set()
         self.tokens: list[str | None] = []  # the session token of each request
         self.objects: dict[str, bytes] = {}
         self.modified: dict[str, datetime] = {}
         self.kinds: dict[str, str] = {}  # MIME types
         self.uploads: dict[str, tuple[str, datetime]] = {}  # by upload id: key, and when it began
         self.parts: dict[str, dict[int, bytes]] = {}
-        self.sent: list[tuple[str, int]] = []  # uploads and their parts: key, and the part's number or 0
+        self.sent: list[tuple[str, int]] = []  # objects and parts it received: key, and the part's number or 0
         self.deleted: list[str] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -85,7 +85,7 @@ class _Answer(BaseHTTPRequestHandler):
                 "ListPartsResult", "Part", sorted(held), lambda one: {"PartNumber": one, "ETag": tag_of(held[one])}
             )
         elif self.key in self.server.objects:
-            self._say(200, self.server.objects[self.key], self.server.kinds.get(self.key, "application/xml"))
+            self._respond(200, self.server.objects[self.key], self.server.kinds.get(self.key, "application/xml"))
         else:
             self._refuse(404, "NoSuchKey")
 
@@ -93,7 +93,7 @@ class _Answer(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers["Content-Length"]))
         if "partNumber" in self.query:
             self.server.parts[self.query["uploadId"]][int(self.query["partNumber"])] = data
-            self._say(200, b"", tag=tag_of(data))
+            self._respond(200, b"", tag=tag_of(data))
         else:
             self._keep(data, self.headers["Content-Type"])
 
@@ -104,16 +104,16 @@ class _Answer(BaseHTTPRequestHandler):
         elif "uploads" in self.query:
             self.server.kinds[self.key] = self.headers["Content-Type"]
             root = "InitiateMultipartUploadResult"
-            self._say(200, f"<{root}>{_xml({'UploadId': self.server.begin(self.key)})}</{root}>".encode())
+            self._respond(200, f"<{root}>{_xml({'UploadId': self.server.begin(self.key)})}</{root}>".encode())
         else:
             number, kind = self.query["uploadId"], self.server.kinds.get(self.key, "")
-            told = [int(one) for one in re.findall("<PartNumber>(.*?)</PartNumber>", text)]
-            if self._keep(b"".join(self.server.parts[number][one] for one in told), kind):
+            numbers = [int(one) for one in re.findall("<PartNumber>(.*?)</PartNumber>", text)]
+            if self._keep(b"".join(self.server.parts[number][one] for one in numbers), kind):
                 del self.server.uploads[number]
 
     def do_DELETE(self) -> None:
         del self.server.uploads[self.query["uploadId"]]
-        self._say(204, b"")
+        self._respond(204, b"")
 
     def parse_request(self) -> bool:
         if not super().parse_request():
@@ -144,27 +144,27 @@ class _Answer(BaseHTTPRequestHandler):
         key, begun = self.server.uploads[number]
         return {"Key": key, "UploadId": number, "Initiated": _time(begun)}
 
-    def _list(self, root: str, name: str, held: Sequence[Any], told: Callable[[Any], dict[str, object]]) -> None:
+    def _list(self, root: str, name: str, held: Sequence[Any], fields_of: Callable[[Any], dict[str, object]]) -> None:
         """Answer with a page of ``held``; in all kinds of lists, the marker is the number of entries before it."""
         markers = ("continuation-token", "upload-id-marker", "part-number-marker")
         first = int(next((self.query[one] for one in markers if self.query.get(one)), "0"))
         after = first + self.server.page
-        text = "".join(f"<{name}>{_xml(told(one))}</{name}>" for one in held[first:after])
+        text = "".join(f"<{name}>{_xml(fields_of(one))}</{name}>" for one in held[first:after])
         if after < len(held):
             nexts = ("NextContinuationToken", "NextKeyMarker", "NextUploadIdMarker", "NextPartNumberMarker")
             text += "<IsTruncated>true</IsTruncated>" + _xml(dict.fromkeys(nexts, after))
-        self._say(200, f"<{root}>{text}</{root}>".encode())
+        self._respond(200, f"<{root}>{text}</{root}>".encode())
 
     def _delete(self, keys: Sequence[str]) -> None:
         if len(keys) > MOST_DELETED:
             self._refuse(400, "MalformedXML")
             return
         for key in keys:
-            if key not in self.server.held:
+            if key not in self.server.undeletable:
                 self.server.objects.pop(key, None)
                 self.server.deleted.append(key)
-        kept = [_xml({"Key": key, "Code": "AccessDenied"}) for key in keys if key in self.server.held]
-        self._say(200, f"<DeleteResult>{''.join(f'<Error>{one}</Error>' for one in kept)}</DeleteResult>".encode())
+        kept = [_xml({"Key": key, "Code": "AccessDenied"}) for key in keys if key in self.server.undeletable]
+        self._respond(200, f"<DeleteResult>{''.join(f'<Error>{one}</Error>' for one in kept)}</DeleteResult>".encode())
 
     def _keep(self, data: bytes, kind: str) -> bool:
         """Store an object, unless the request forbids overwriting and it exists; returns whether it was stored."""
@@ -173,10 +173,10 @@ class _Answer(BaseHTTPRequestHandler):
             return False
         self.server.put(self.key, data)
         self.server.kinds[self.key] = kind
-        self._say(200, b"<CompleteMultipartUploadResult/>", tag=tag_of(data))
+        self._respond(200, b"<CompleteMultipartUploadResult/>", tag=tag_of(data))
         return True
 
-    def _say(self, status: int, body: bytes, kind: str = "application/xml", tag: str | None = None) -> None:
+    def _respond(self, status: int, body: bytes, kind: str = "application/xml", tag: str | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -186,7 +186,7 @@ class _Answer(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _refuse(self, status: int, code: str) -> None:
-        self._say(status, f"<Error><Code>{code}</Code><Message>of the tests</Message></Error>".encode())
+        self._respond(status, f"<Error><Code>{code}</Code><Message>of the tests</Message></Error>".encode())
 
 
 def _time(when: datetime) -> str:

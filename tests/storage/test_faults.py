@@ -1,4 +1,4 @@
-"""A store behind a failing network: failures are reported and retried, and nothing broken is taken as complete."""
+"""A store behind a failing network: failures are reported, commands can be repeated, and no broken data is accepted."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ def faults(server, request):
 
 
 @pytest.fixture
-def behind(lab, client, faults, tmp_path):
+def lab_behind_faults(lab, client, faults, tmp_path):
     """The lab's project with another bucket, which it reaches through the proxy; and direct access to that bucket."""
     bucket = make_bucket(client, re.sub(r"[^a-z0-9]+", "-", tmp_path.name.lower()).strip("-"))
     folder = tmp_path / "project"
@@ -39,7 +39,7 @@ def behind(lab, client, faults, tmp_path):
 
 
 def repeat(lab, command):
-    """Run a command until it succeeds, as later runs would; returns how often it failed."""
+    """Repeat a command until it succeeds, as later runs would; returns how often it failed."""
     for attempt in range(ATTEMPTS):
         done = lab.attempt(*command)
         if done.returncode == 0 and "remote 'store': " not in done.stdout:
@@ -52,8 +52,8 @@ def repeat(lab, command):
 @pytest.mark.parametrize(
     "faults", [pytest.param({"kinds": (kind,), "share": 0.4}, id=kind) for kind in KINDS] + [{}], indirect=True
 )
-def test_what_is_pushed_and_fetched_is_whole(behind, faults):
-    lab, direct = behind
+def test_pushed_and_fetched_data_are_complete_despite_faults(lab_behind_faults, faults):
+    lab, direct = lab_behind_faults
     repeat(lab, PUSH)
     assert faults.done
     config = lab.folder / ".dvc" / "config"
@@ -74,12 +74,12 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
-def test_a_store_that_is_full_keeps_what_it_has_and_gets_the_rest_later(behind, faults):
-    lab, _ = behind
+def test_a_full_store_keeps_what_it_has_and_gets_the_rest_later(lab_behind_faults, faults):
+    lab, _ = lab_behind_faults
     faults.share, faults.full = 0.0, True
-    said = lab.command(*PUSH, code=1)
+    output = lab.command(*PUSH, code=1)
     assert re.search(
-        r"^remote 'store': .*; going on without it, the next run pushes what is missing", said, re.MULTILINE
+        r"^remote 'store': .*; going on without it, the next run pushes what is missing", output, re.MULTILINE
     )
     assert faults.done["full"]
     faults.full = False
@@ -87,7 +87,7 @@ def test_a_store_that_is_full_keeps_what_it_has_and_gets_the_rest_later(behind, 
     assert "35 objects, 0 damaged" in lab.storage("verify")
 
 
-def test_an_upload_in_parts_comes_through(faults, bucket, client, environment, tmp_path):
+def test_a_multipart_upload_survives_faults(faults, bucket, client, environment, tmp_path):
     import boto3
     from botocore.config import Config
 

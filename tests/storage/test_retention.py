@@ -17,16 +17,16 @@ def runs(lab):
     return lab
 
 
-def test_what_is_kept_and_what_goes(runs, client):
+def test_gc_deletes_only_runs_that_nothing_keeps(runs, client):
     """The committed run is level 1; level 0.5 is the best, 4 the last and in the working tree."""
     before = runs.stored(client)
     rows = runs.storage("ls", "--last", "1", "--days", "0").splitlines()
     assert [re.split("  +", row)[-1] for row in rows if row.startswith("default")].count("- (gc deletes it)") == 2
     assert re.search(r" 0 objects, .* would be deleted", runs.storage("gc", "--last", "1"))  # everything is recent
-    said = runs.storage("gc", "--last", "1", "--days", "0")
+    output = runs.storage("gc", "--last", "1", "--days", "0")
     assert runs.stored(client) == before
     # Levels 2 and 3 have 30 files, manifest, .dir, summary, record and lock each; a commit references level 1.
-    assert f" {2 * 35} objects" in said
+    assert f" {2 * 35} objects" in output
     assert f" {2 * 35} objects" in runs.storage("gc", "--last", "1", "--days", "0", "--delete")
     assert len(runs.stored(client)) == len(before) - 2 * 35
     assert "0 damaged" in runs.storage("verify")

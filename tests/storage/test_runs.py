@@ -1,4 +1,4 @@
-"""Which objects are referenced, as far as can be tested without a store."""
+"""Which objects a clone's commits and working tree reference, as far as can be tested without a store."""
 
 import subprocess
 from pathlib import Path
@@ -39,36 +39,36 @@ def clone(tmp_path):
     return tmp_path
 
 
-def named(runs):
+def referenced(runs):
     return {(run.experiment, out["md5"][0]) for run in runs for out in run.outs()}
 
 
-def test_every_commit_of_every_branch_names_what_it_needs(clone):
-    assert named(runs_committed(clone)) == {("default", "a"), ("default", "b"), ("x", "c")}
+def test_locks_of_all_commits_of_all_branches_count(clone):
+    assert referenced(runs_committed(clone)) == {("default", "a"), ("default", "b"), ("x", "c")}
     lock(clone / "runs" / "y" / "dvc.lock", "c")
-    assert named(runs_here(clone)) == {("default", "d"), ("y", "c")}
+    assert referenced(runs_here(clone)) == {("default", "d"), ("y", "c")}
 
 
-def test_what_a_merge_alone_brings_is_named(clone):
-    """As when two branches have run the same experiment, and it was run again on the merge of both."""
+def test_a_lock_that_only_a_merge_commit_has_counts(clone):
+    """As when two branches ran the same experiment, and it ran again on their merge."""
     git(clone, "checkout", "--quiet", "--force", "main")
     git(clone, "merge", "--quiet", "--no-ff", "--no-commit", "two")
     lock(clone / "dvc.lock", "d")
     git(clone, "commit", "--quiet", "--all", "--message", "merge")
-    assert ("default", "d") in named(runs_committed(clone))
+    assert ("default", "d") in referenced(runs_committed(clone))
 
 
-def test_what_takes_the_place_of_another_experiment_is_named(clone):
-    """If one file is deleted and a similar one added, git reports a rename unless told not to."""
+def test_a_lock_that_git_takes_for_a_rename_counts(clone):
+    """As git does by default if one file is deleted and a similar one added."""
     git(clone, "checkout", "--quiet", "--force", "two")
     git(clone, "rm", "--quiet", "runs/x/dvc.lock")
     lock(clone / "runs" / "y" / "dvc.lock", "d")
     git(clone, "add", "--all")
     git(clone, "commit", "--quiet", "--message", "another")
-    assert {("x", "c"), ("y", "d")} <= named(runs_committed(clone))
+    assert {("x", "c"), ("y", "d")} <= referenced(runs_committed(clone))
 
 
-def test_a_clone_without_history_is_not_taken_for_all_there_is(clone, tmp_path):
+def test_a_shallow_clone_is_refused(clone, tmp_path):
     shallow = tmp_path / "shallow"
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{clone}", str(shallow)], check=True)
     with pytest.raises(UserError, match="git fetch --unshallow"):
@@ -80,19 +80,19 @@ def test_a_clone_without_history_is_not_taken_for_all_there_is(clone, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"- a", b"stages: 3", b"stages: [", b"\xff\xfe", b"a: !!python/object x"]
 )
-def test_a_lock_that_is_none(clone, content):
+def test_an_invalid_lock_is_refused(clone, content):
     (clone / "dvc.lock").write_bytes(content)
     with pytest.raises(UserError, match=r"dvc\.lock: is not a dvc\.lock; restore it"):
         runs_here(clone)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b'[{"md5": "a"}]', b"null"])
-def test_a_damaged_list_of_a_folder_s_files(data):
+def test_a_damaged_folder_list_has_no_members(data):
     assert members(data) is None
 
 
-def test_a_project_without_a_remote(clone):
+def test_a_project_without_a_remote_is_one_line(clone):
     (clone / ".dvc").mkdir()
-    said = hiar("storage", "verify", folder=clone, code=2).stderr
-    assert said.startswith("error: .dvc/config: names no remote; add one, as in dvc remote add --default store s3://")
-    assert "Traceback" not in said
+    line = hiar("storage", "verify", folder=clone, code=2).stderr
+    assert line.startswith("error: .dvc/config: names no remote; add one, as in dvc remote add --default store s3://")
+    assert "Traceback" not in line

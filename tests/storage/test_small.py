@@ -1,4 +1,4 @@
-"""What is kept, deleted and damaged, and the requests for that: fast tests with a small store."""
+"""What gc keeps and deletes, what verify finds, uploads and reports: fast tests with a small store."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def ago(days: float) -> datetime:
     return NOW - timedelta(days=days)
 
 
-class Made:
+class StoredRun:
     """A run's objects in a store: keys by kind, and its dvc.lock."""
 
     def __init__(
@@ -96,8 +96,10 @@ class Made:
             return name
 
         files = {name: f"{what} {name}".encode() for name in ("x.bin", "y.bin")} | {"shared": b"of all runs"}
-        told = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-        files["manifest.json"] = json.dumps({"files": told}).encode()
+        entries = {
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+        }
+        files["manifest.json"] = json.dumps({"files": entries}).encode()
         self.files = {name: keep(data) for name, data in files.items()}
         members = [{"md5": name, "relpath": path} for path, name in self.files.items()]
         self.folder = keep(json.dumps(members).encode(), ".dir")
@@ -114,8 +116,8 @@ class Made:
         # Words that another YAML version than DVC's reads as other types.
         words = {"params.yaml": {"precision": "no", "mode": "off", "time": "12:30:45"}}
         record = {"cmd": f"make {what}", "params": words, "outs": outs}
-        self.record = small.put(f"{PREFIX}{record_key(record)}", written(record), when)
-        self.lock = written({"schema": "2.0", "stages": {"make": record}})
+        self.record = small.put(f"{PREFIX}{record_key(record)}", as_yaml(record), when)
+        self.lock = as_yaml({"schema": "2.0", "stages": {"make": record}})
         digest = hashlib.sha256(self.lock).hexdigest()
         self.stored = small.put(f"{PREFIX}locks/{experiment}/{digest}.lock", self.lock, when)
 
@@ -127,7 +129,7 @@ class Made:
         return objects | {one.removeprefix(PREFIX) for one in (self.record, self.stored)}
 
 
-def written(value: Any) -> bytes:
+def as_yaml(value: Any) -> bytes:
     from dvc.utils.serialize import dumps_yaml
 
     return dumps_yaml(value).encode()
@@ -140,24 +142,24 @@ def record_key(record: dict[str, Any]) -> str:
 
 
 def reasons(found: Plan) -> dict[str, str]:
-    """Why each run is kept, by the name of what it made."""
+    """Why each run is kept, by its name."""
     return {kept.run.stages["make"]["cmd"].removeprefix("make "): kept.why for kept in found.runs}
 
 
-def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> None:
-    """Objects that are recent, shared, referenced by a commit or the working tree, or not ours are kept."""
+def test_gc_deletes_exactly_what_nothing_keeps(small: SmallStore, root: Path, store: Store) -> None:
+    """It keeps objects that are recent, shared, not ours, or referenced by a commit or the working tree."""
     tagged, best, third, fourth = (
-        Made(small, *one) for one in (("1", 0.1, 30), ("2", 0.9, 20), ("3", 0.2, 15), ("4", "none", 10))
+        StoredRun(small, *one) for one in (("1", 0.1, 30), ("2", 0.9, 20), ("3", 0.2, 15), ("4", "none", 10))
     )
-    last, other = Made(small, "5", 0.3, 5), Made(small, "6", 0.05, 40, experiment="b")
-    here, recent = Made(small, "7", 0.0, 50), Made(small, "8", 0.0, 0.5, experiment="c")
-    older = Made(small, "9", 0.99, 3, experiment="c")
+    last, other = StoredRun(small, "5", 0.3, 5), StoredRun(small, "6", 0.05, 40, experiment="b")
+    here, recent = StoredRun(small, "7", 0.0, 50), StoredRun(small, "8", 0.0, 0.5, experiment="c")
+    older = StoredRun(small, "9", 0.99, 3, experiment="c")
     del small.objects[here.stored]
     (root / "dvc.lock").write_bytes(tagged.lock)
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "one")
     # A branch's run, pushed by another clone, whose lock was deleted; other runs of its experiment remain.
-    branch = Made(small, "10", 0.0, 50)
+    branch = StoredRun(small, "10", 0.0, 50)
     git(root, "checkout", "--quiet", "-b", "branch")
     committed = root / "runs" / "a" / "dvc.lock"
     committed.parent.mkdir(parents=True)
@@ -174,17 +176,17 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     # A stage that has just ended, whose output was stored long ago: only its record references it.
     named = small.put(f"{PREFIX}{key_of('e' * 32)}", b"old", ago(90))
     made = {"cmd": "make early", "outs": [{"path": "early", "md5": "e" * 32}]}
-    record = small.put(f"{PREFIX}{record_key(made)}", written(made), ago(0.1))
+    record = small.put(f"{PREFIX}{record_key(made)}", as_yaml(made), ago(0.1))
     # This record has one output that is kept and one that is not, so it is useless.
     made = {"cmd": "make both", "outs": [{"path": "x", "md5": last.summary}, {"path": "y", "md5": third.summary}]}
-    useless = small.put(f"{PREFIX}{record_key(made)}", written(made), ago(30))
+    useless = small.put(f"{PREFIX}{record_key(made)}", as_yaml(made), ago(30))
     old, young = small.begin(f"{PREFIX}large", ago(2)), small.begin(f"{PREFIX}large", ago(0.5))
     elsewhere = small.begin("elsewhere/large", ago(90))
 
     found = plan(store, root, last=1, best="good", days=1.0)
-    said = reasons(found)
-    assert all(re.fullmatch(r"commit [0-9a-f]{7,10}", said.pop(name)) for name in ("1", "10"))
-    assert said == {
+    found_reasons = reasons(found)
+    assert all(re.fullmatch(r"commit [0-9a-f]{7,10}", found_reasons.pop(name)) for name in ("1", "10"))
+    assert found_reasons == {
         "2": "best good", "3": "", "4": "", "5": "last 1", "6": "last 1, best good", "7": "here", "8": "last 1, recent",
         "9": "best good",
     }  # fmt: skip
@@ -216,8 +218,8 @@ def test_what_is_kept_and_why(small: SmallStore, root: Path, store: Store) -> No
     assert plan(store, root, last=1, best="good", days=1.0).delete == {}
 
 
-def test_nothing_goes_where_what_is_kept_cannot_be_told(small: SmallStore, root: Path, store: Store) -> None:
-    kept, lost = Made(small, "1", 0.1, 30), Made(small, "2", 0.2, 20)
+def test_gc_deletes_nothing_if_a_folder_list_or_lock_is_damaged(small: SmallStore, root: Path, store: Store) -> None:
+    kept, lost = StoredRun(small, "1", 0.1, 30), StoredRun(small, "2", 0.2, 20)
     folder, lock = PREFIX + key_of(kept.folder), kept.stored
     whole = small.objects[folder]
     small.put(folder, whole[:-1], ago(30))
@@ -232,9 +234,9 @@ def test_nothing_goes_where_what_is_kept_cannot_be_told(small: SmallStore, root:
     assert not set(plan(store, root, last=3, best="good", days=1.0).delete) & kept.names
 
 
-def test_what_a_run_has_named_since_it_was_looked_at_stays(small: SmallStore, root: Path, store: Store) -> None:
-    """For instance by a run that fetches old results: it uploads no object again, only its records and its lock."""
-    taken, whole, unused, _ = (Made(small, str(good), good / 10, 30 - good) for good in range(4))
+def test_objects_referenced_since_the_plan_was_made_are_kept(small: SmallStore, root: Path, store: Store) -> None:
+    """As by a run that reuses old results: it uploads only its records and its lock."""
+    taken, whole, unused, _ = (StoredRun(small, str(good), good / 10, 30 - good) for good in range(4))
     found = plan(store, root, last=1, best="good", days=1.0)
     assert taken.names | whole.names | unused.names <= found.delete.keys()
     small.put(taken.record, small.objects[taken.record])
@@ -247,19 +249,19 @@ def test_what_a_run_has_named_since_it_was_looked_at_stays(small: SmallStore, ro
     assert not unused.names & left
 
 
-def test_what_a_store_does_not_delete_is_told_and_still_named(small: SmallStore, root: Path, store: Store) -> None:
-    """One object of several: the store reports it in the answer of a request that succeeds."""
-    old, _ = Made(small, "1", 0.1, 30), Made(small, "2", 0.2, 20)
-    small.held = {old.record}
+def test_a_refused_deletion_is_reported_and_its_objects_are_kept(small: SmallStore, root: Path, store: Store) -> None:
+    """The store reports one of several objects, in the answer to a request that succeeds."""
+    old, _ = StoredRun(small, "1", 0.1, 30), StoredRun(small, "2", 0.2, 20)
+    small.undeletable = {old.record}
     found = plan(store, root, last=1, best="good", days=1.0)
     with pytest.raises(UserError, match=r"^s3://lab/hiar: 1 objects were not deleted \(AccessDenied\)"):
         delete(store, found)
     assert {PREFIX + key_of(old.files["x.bin"]), old.record} <= small.objects.keys()
 
 
-def test_gc_deletes_when_it_is_told_to_and_verify_has_an_exit_code(small: SmallStore, root: Path) -> None:
-    Made(small, "1", 0.1, 30)
-    best, recent = Made(small, "2", 0.2, 20), Made(small, "3", 0.0, 0.5)
+def test_gc_deletes_only_on_request_and_verify_exits_with_1_on_damage(small: SmallStore, root: Path) -> None:
+    StoredRun(small, "1", 0.1, 30)
+    best, recent = StoredRun(small, "2", 0.2, 20), StoredRun(small, "3", 0.0, 0.5)
     before = set(small.objects)
     assert " 7 objects, " in hiar("storage", "gc", "--last", "0", folder=root).stdout
     assert set(small.objects) == before
@@ -271,13 +273,11 @@ def test_gc_deletes_when_it_is_told_to_and_verify_has_an_exit_code(small: SmallS
     assert "14 objects, 1 damaged" in hiar("storage", "verify", folder=root, code=1).stdout
 
 
-def test_the_best_run_of_an_experiment_is_so_by_what_it_was_scored_by(
-    small: SmallStore, root: Path, store: Store
-) -> None:
+def test_the_best_run_is_chosen_by_the_metric_it_was_scored_by(small: SmallStore, root: Path, store: Store) -> None:
     """Less drift is better, whether by default or on request."""
     for number, drift in enumerate((0.7, 0.5, 0.9)):
-        Made(small, f"lite {number}", drift, 30 - number, metric="drift_lite")
-        Made(small, f"good {number}", drift, 30 - number, "b")
+        StoredRun(small, f"lite {number}", drift, 30 - number, metric="drift_lite")
+        StoredRun(small, f"good {number}", drift, 30 - number, "b")
     for best, others in ((None, "best good"), ("drift_lite", "")):
         assert reasons(plan(store, root, last=0, best=best, days=1.0)) == {
             "lite 0": "", "lite 1": "best drift_lite", "lite 2": "", "good 0": "", "good 1": "", "good 2": others,
@@ -287,14 +287,18 @@ def test_the_best_run_of_an_experiment_is_so_by_what_it_was_scored_by(
 def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last run is the worst of its experiment; `ls` and `gc` agree on what gc deletes."""
     monkeypatch.chdir(root)
-    old, best, last = Made(small, "1", 0.1, 30), Made(small, "2", 0.23456, 20), Made(small, "3", "none", 10)
+    old, best, last = (
+        StoredRun(small, "1", 0.1, 30),
+        StoredRun(small, "2", 0.23456, 20),
+        StoredRun(small, "3", "none", 10),
+    )
 
-    def said(*arguments: str) -> list[str]:
+    def output_lines(*arguments: str) -> list[str]:
         run = CliRunner().invoke(app, ["storage", *arguments])
         assert run.exit_code == 0, run.exception
         return run.output.splitlines()
 
-    head, *rows, total = said("ls", "--last", "1", "--days", "5")
+    head, *rows, total = output_lines("ls", "--last", "1", "--days", "5")
     assert re.split("  +", head) == ["experiment", "stored", "figure", "stages", "kept as"]
     when = {made: f"{ago(days):%Y-%m-%d %H:%M}" for made, days in ((old, 30), (best, 20), (last, 10))}
     assert [re.split("  +", row) for row in rows] == [
@@ -305,28 +309,28 @@ def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, mon
     whole = sum(map(len, small.objects.values()))
     assert total == f"s3://{BUCKET}/hiar: {len(small.objects)} objects, {_size(whole)}"
     going = sum(len(small.objects[PREFIX + key]) for key in old.names)
-    assert said("gc", "--last", "1", "--days", "5") == [
+    assert output_lines("gc", "--last", "1", "--days", "5") == [
         f"run of a, stored {when[old]}: is not kept",
         f"s3://{BUCKET}/hiar: {len(old.names)} objects, {_size(going)}, 0 unfinished uploads would be deleted; "
         "add --delete to delete them",
     ]
-    assert not [row for row in said("ls", "--last", "1", "--days", "31") if "gc deletes it" in row]
-    assert [row for row in said("ls", "--last", "1", "--best", "bad", "--days", "5") if "0.2" in row] == []
-    worse = said("gc", "--last", "1", "--best", "bad", "--days", "5")
+    assert not [row for row in output_lines("ls", "--last", "1", "--days", "31") if "gc deletes it" in row]
+    assert [row for row in output_lines("ls", "--last", "1", "--best", "bad", "--days", "5") if "0.2" in row] == []
+    worse = output_lines("gc", "--last", "1", "--best", "bad", "--days", "5")
     assert [row for row in worse if "is not kept" in row] == [
         f"run of a, stored {when[run]}: is not kept" for run in (best, old)
     ]
-    assert said("gc", "--remote", "twin")[0].startswith(
+    assert output_lines("gc", "--remote", "twin")[0].startswith(
         f"s3://{BUCKET}/twin: 0 objects, 0 B, 0 unfinished uploads would"
     )
 
 
-def test_three_runs_and_what_a_run_of_a_week_has_stored_are_kept_where_nobody_says_otherwise(
+def test_by_default_three_runs_and_objects_of_a_week_are_kept(
     small: SmallStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)
     for number, days in enumerate((40, 30, 20, 19)):
-        Made(small, str(number), number / 10, days)
+        StoredRun(small, str(number), number / 10, days)
     small.put(f"{PREFIX}{key_of('f' * 32)}", b"of a run under way", ago(7))
     run = CliRunner().invoke(app, ["storage", "gc"])
     first, total = run.output.splitlines()
@@ -337,14 +341,14 @@ def test_three_runs_and_what_a_run_of_a_week_has_stored_are_kept_where_nobody_sa
 @pytest.mark.parametrize(
     ("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1.5e9, "1.5 GB"), (2e15, "2e+03 TB")]
 )
-def test_bytes_are_told_in_units_of_a_thousand(count: float, said: str) -> None:
+def test_sizes_are_in_units_of_a_thousand(count: float, said: str) -> None:
     assert _size(count) == said
 
 
-def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Store) -> None:
-    """In a store whose listing has several pages; including damage that only a manifest reveals."""
+def test_every_kind_of_damage_is_found(small: SmallStore, root: Path, store: Store) -> None:
+    """In a store whose listing has several pages, including damage that only a manifest reveals."""
     small.page = 3
-    runs = [Made(small, str(number), 0.1, 1) for number in range(7)]
+    runs = [StoredRun(small, str(number), 0.1, 1) for number in range(7)]
     assert verify(store, root) == ([], len(small.objects))
     keys = [PREFIX + key_of(run.files["x.bin"]) for run in runs]
     whole = small.objects[keys[1]]
@@ -366,10 +370,10 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     small.put("elsewhere/x", b"of another project")
     small.begin(f"{PREFIX}large")
     found, count = verify(store, root)
-    told = {damage.key: damage.kind for damage in found}
+    kinds = {damage.key: damage.kind for damage in found}
     lost = {key.removeprefix(PREFIX): "surplus" for key in surplus}
     lost |= {key_of(runs[4].files[name]): "surplus" for name in ("x.bin", "y.bin", "manifest.json")}
-    assert told == {
+    assert kinds == {
         **lost,
         keys[0].removeprefix(PREFIX): "missing",
         keys[1].removeprefix(PREFIX): "truncated",
@@ -384,18 +388,20 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
         report.removeprefix(PREFIX): "altered",
         "large": "unfinished",
     }
-    assert [(damage.key, damage.kind) for damage in found] == sorted(told.items())
+    assert [(damage.key, damage.kind) for damage in found] == sorted(kinds.items())
     assert count == len(small.objects) - 1
-    said = {damage.key: damage.said for damage in found}
+    messages = {damage.key: damage.said for damage in found}
     size = len(small.objects[longer])
-    assert said[longer.removeprefix(PREFIX)].startswith(f"is {size} bytes, should be {size - len('more')}: y.bin in ")
-    assert "unless it belongs to artifacts/model of experiment a" in said[key_of(runs[4].files["x.bin"])]
-    # The list in the project's own cache identifies the files of a folder whose stored list is damaged.
+    assert messages[longer.removeprefix(PREFIX)].startswith(
+        f"is {size} bytes, should be {size - len('more')}: y.bin in "
+    )
+    assert "unless it belongs to artifacts/model of experiment a" in messages[key_of(runs[4].files["x.bin"])]
+    # If a folder's stored list is damaged, the copy in the project's cache identifies its files.
     (root / ".dvc" / "cache" / key_of(runs[4].folder)).parent.mkdir(parents=True)
     members = [{"md5": name, "relpath": path} for path, name in runs[4].files.items()]
     (root / ".dvc" / "cache" / key_of(runs[4].folder)).write_text(json.dumps(members))
     again = {damage.key: damage.kind for damage in verify(store, root)[0]}
-    assert told.items() - again.items() == {
+    assert kinds.items() - again.items() == {
         (key_of(runs[4].files[name]), "surplus") for name in ("x.bin", "y.bin", "manifest.json")
     }
     (root / ".dvc" / "cache").rename(root / "elsewhere")
@@ -404,8 +410,10 @@ def test_every_kind_of_damage_is_told(small: SmallStore, root: Path, store: Stor
     assert {damage.key: damage.kind for damage in verify(store, root)[0]} == again
 
 
-def test_a_list_that_is_not_there_is_told_and_whose_files_it_has(small: SmallStore, root: Path, store: Store) -> None:
-    run = Made(small, "1", 0.1, 1)
+def test_a_missing_folder_list_is_reported_and_its_files_are_attributed(
+    small: SmallStore, root: Path, store: Store
+) -> None:
+    run = StoredRun(small, "1", 0.1, 1)
     del small.objects[PREFIX + key_of(run.folder)]
     found, _ = verify(store, root)
     assert {damage.key: damage.kind for damage in found} == {
@@ -415,8 +423,8 @@ def test_a_list_that_is_not_there_is_told_and_whose_files_it_has(small: SmallSto
     assert all("unless it belongs to artifacts/model of" in damage.said for damage in found if damage.kind == "surplus")
 
 
-def test_a_store_is_verified_where_there_is_no_git(small: SmallStore, root: Path, store: Store) -> None:
-    Made(small, "1", 0.1, 1)
+def test_a_store_is_verified_without_git(small: SmallStore, root: Path, store: Store) -> None:
+    StoredRun(small, "1", 0.1, 1)
     shutil.rmtree(root / ".git")
     assert verify(store, root) == ([], len(small.objects))
 
@@ -424,11 +432,11 @@ def test_a_store_is_verified_where_there_is_no_git(small: SmallStore, root: Path
 def test_bytes_whose_md5_fits_are_compared_with_the_manifest_s_sha256(
     small: SmallStore, root: Path, store: Store
 ) -> None:
-    """For files made to collide: the manifest reveals what neither name nor size does."""
-    run = Made(small, "1", 0.1, 1)
+    """As for files made to collide, which neither name nor size reveals."""
+    run = StoredRun(small, "1", 0.1, 1)
     data = small.objects[PREFIX + key_of(run.files["x.bin"])]
-    told = {"files": {"x.bin": {"size": len(data), "sha256": "0" * 64}}}
-    manifest = json.dumps(told).encode()
+    listed = {"files": {"x.bin": {"size": len(data), "sha256": "0" * 64}}}
+    manifest = json.dumps(listed).encode()
     names = run.files | {"manifest.json": hashlib.md5(manifest).hexdigest()}
     small.put(PREFIX + key_of(names["manifest.json"]), manifest)
     members = json.dumps([{"md5": name, "relpath": path} for path, name in names.items()]).encode()
@@ -447,7 +455,7 @@ def test_bytes_whose_md5_fits_are_compared_with_the_manifest_s_sha256(
     assert damage.said.startswith("its SHA-256 is not its manifest's: x.bin in artifacts/model of experiment default")
 
 
-def test_an_upload_goes_on_with_the_parts_that_are_not_there(small: SmallStore, store: Store, tmp_path: Path) -> None:
+def test_an_upload_resumes_with_the_missing_parts(small: SmallStore, store: Store, tmp_path: Path) -> None:
     """Even if the file has changed since, and another upload with the same prefix has begun."""
     small.page = 2
     path = tmp_path / "large"
@@ -470,7 +478,7 @@ def test_an_upload_goes_on_with_the_parts_that_are_not_there(small: SmallStore, 
     assert len(small.objects[f"{PREFIX}at-once"]) == 41
 
 
-def test_what_no_number_of_parts_holds_is_refused(
+def test_a_file_too_large_for_the_allowed_parts_is_refused(
     small: SmallStore, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "MOST_PARTS", 3)
@@ -482,7 +490,7 @@ def test_what_no_number_of_parts_holds_is_refused(
     assert upload(store, path, "large", "text/x", part=10)
 
 
-def test_links_to_a_report_expire_when_they_are_told_to(
+def test_links_to_a_report_expire_after_the_given_days(
     small: SmallStore, root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports = root / "runs" / "mine" / "reports"
@@ -496,9 +504,9 @@ def test_links_to_a_report_expire_when_they_are_told_to(
     assert all("X-Amz-Expires=43200&" in f"{link}&" for link in links.values())
     monkeypatch.chdir(root)
     run = CliRunner().invoke(app, ["storage", "report", "mine", "--days", "0.5"])
-    told = dict(line.split(": ") for line in run.output.splitlines())
-    assert told.keys() == links.keys()
-    assert all("X-Amz-Expires=43200&" in f"{link}&" for link in told.values())
+    shown = dict(line.split(": ") for line in run.output.splitlines())
+    assert shown.keys() == links.keys()
+    assert all("X-Amz-Expires=43200&" in f"{link}&" for link in shown.values())
     digest = hashlib.sha256(b"<p>").hexdigest()
     key = f"{PREFIX}reports/mine/{digest}/index.html"
     assert small.objects[key] == b"<p>"
@@ -522,7 +530,7 @@ def test_links_to_a_report_expire_when_they_are_told_to(
         (400, "Odd", "s3://lab/hiar: An error occurred (Odd) when calling the ListObjectsV2 operation: of the tests; "),
     ],
 )
-def test_what_a_store_refuses_is_a_line(small: SmallStore, store: Store, status: int, code: str, line: str) -> None:
+def test_a_refusal_of_the_store_is_one_line(small: SmallStore, store: Store, status: int, code: str, line: str) -> None:
     small.refusal = (status, code)
     with pytest.raises(UserError) as error:
         listing(store)

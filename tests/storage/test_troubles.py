@@ -1,4 +1,4 @@
-"""What a store, its settings or the network refuse is one line, which holds no secret."""
+"""What a store, its settings or the network refuse is one line without secrets."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from storage.conftest import SECRET
 pytestmark = pytest.mark.long
 
 NOBODY = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere"}
-# What signs requests believes that it is an hour earlier.
+# Sets the clock by which requests are signed back by an hour.
 LATE = """
 import datetime
 import botocore.compat
@@ -39,8 +39,8 @@ TROUBLES = {
 
 
 @pytest.fixture
-def there(lab, monkeypatch):
-    """The lab, with a report to show and a clock that is late, for those who import it."""
+def lab_with_report(lab, monkeypatch):
+    """The lab, with a report to share and a sitecustomize that sets the clock back."""
     report = lab.folder / "runs" / "shown" / "reports" / "index.html"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text("<html></html>")
@@ -50,18 +50,18 @@ def there(lab, monkeypatch):
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_it_is_a_line(there, trouble):
+def test_a_trouble_is_one_line_without_secrets(lab_with_report, trouble):
     arguments, settings, line = TROUBLES[trouble]
-    said = there.storage(*arguments, code=2, **settings)
-    assert re.fullmatch(r"error: [^\n]+\n", said), said
-    assert line in said
-    assert SECRET not in said
-    assert "hidden" not in said
+    output = lab_with_report.storage(*arguments, code=2, **settings)
+    assert re.fullmatch(r"error: [^\n]+\n", output), output
+    assert line in output
+    assert SECRET not in output
+    assert "hidden" not in output
 
 
 @pytest.mark.parametrize("settings", [{"AWS_SECRET_ACCESS_KEY": "hidden-wrong"}, NOBODY])
-def test_a_push_that_is_refused(lab, settings):
-    said = lab.command(sys.executable, "-m", "flows.remote", "push", code=1, **settings)
-    assert re.fullmatch(r"remote 'store': [^\n]+; going on without it, the next run pushes[^\n]+\n", said), said
-    assert SECRET not in said
-    assert "hidden" not in said
+def test_a_refused_push_is_one_line_without_secrets(lab, settings):
+    output = lab.command(sys.executable, "-m", "flows.remote", "push", code=1, **settings)
+    assert re.fullmatch(r"remote 'store': [^\n]+; going on without it, the next run pushes[^\n]+\n", output), output
+    assert SECRET not in output
+    assert "hidden" not in output

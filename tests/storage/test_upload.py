@@ -15,7 +15,7 @@ def store(bucket, client):
     return Store(client, bucket, "uploads/")
 
 
-def test_an_interrupted_upload_goes_on_with_the_part_that_is_missing(store, tmp_path, monkeypatch):
+def test_an_interrupted_upload_resumes_with_the_missing_part(store, tmp_path, monkeypatch):
     path = tmp_path / "large"
     path.write_bytes(bytes(range(256)) * (12 << 12))  # 12 MB: three parts
     sent = []
@@ -40,7 +40,7 @@ def test_an_interrupted_upload_goes_on_with_the_part_that_is_missing(store, tmp_
 
 
 @pytest.mark.parametrize("size", [10, PART + 10])
-def test_what_another_has_written_stays(store, tmp_path, size):
+def test_an_existing_object_is_not_overwritten(store, tmp_path, size):
     path = tmp_path / "mine"
     path.write_bytes(b"m" * size)
     key = f"taken-{size}"

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.long
 KINDS = ("missing", "truncated", "altered", "surplus", "unfinished")
 
 
-def test_a_clean_store_is_clean(lab, client):
+def test_verify_accepts_an_undamaged_store(lab, client):
     keys = lab.stored(client)
     assert sum(bool(OBJECT.fullmatch(key)) for key in keys) == 33  # 30 files, their manifest and .dir, the summary
     assert sum(bool(RECORD.fullmatch(key)) for key in keys) == 1
@@ -49,8 +49,8 @@ def test_every_one_of_25_damages_is_found(lab, client, seed):
             uploads.append((key, client.create_multipart_upload(Bucket=lab.bucket, Key=key)["UploadId"]))
         expected[key.removeprefix("hiar/")] = kind
     try:
-        said = lab.storage("verify", code=1)
-        found = {key: kind for kind, key in re.findall(rf"^({'|'.join(KINDS)}) +(\S+): ", said, re.MULTILINE)}
+        output = lab.storage("verify", code=1)
+        found = {key: kind for kind, key in re.findall(rf"^({'|'.join(KINDS)}) +(\S+): ", output, re.MULTILINE)}
         assert found == expected
     finally:
         for key, data in before.items():

@@ -1,4 +1,4 @@
-"""Each MLflow operation, done twice, by two at once, or after a crash, has the same result as once."""
+"""MLflow operations have the same result if repeated, done by two at once, or resumed after a crash."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def experiment(client: MlflowClient, project: Path) -> str:
 
 
 def described(params: Params, workspace: Path, stage: str = "distill", work: str | None = "work") -> dict[str, Any]:
-    told = describe(identity_of(stage, 0, "hiar"), params, workspace)
-    return told | {"work": work, "began": 2_000_000_000_000}
+    description = describe(identity_of(stage, 0, "hiar"), params, workspace)
+    return description | {"work": work, "began": 2_000_000_000_000}
 
 
-def test_a_run_whose_maker_died_or_was_not_alone_is_made_whole(
+def test_a_run_left_half_made_or_made_twice_is_completed(
     params: Params, workspace: Path, client: MlflowClient, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = described(params, workspace)
@@ -70,7 +70,7 @@ def test_a_run_whose_maker_died_or_was_not_alone_is_made_whole(
     assert [one.info.run_id for one in client.search_runs([experiment], "tags.kind = 'contender'")] == first
 
 
-def test_an_experiment_is_as_well_as_the_worst_that_counts(
+def test_a_parents_status_is_the_worst_of_its_runs_that_count(
     params: Params, workspace: Path, client: MlflowClient, experiment: str
 ) -> None:
     parent = mlflow.open_parent(client, experiment, described(params, workspace))
@@ -87,7 +87,7 @@ def test_an_experiment_is_as_well_as_the_worst_that_counts(
         assert client.get_run(parent).info.status == expected
 
 
-def test_facts_are_those_of_the_training_and_the_newest_maker_is_named(
+def test_tags_are_the_trainings_and_cached_runs_link_to_the_newest_maker(
     params: Params, workspace: Path, client: MlflowClient, experiment: str
 ) -> None:
     run = described(params, workspace)
@@ -108,7 +108,7 @@ def test_facts_are_those_of_the_training_and_the_newest_maker_is_named(
     assert mlflow.history(client, cached, "good") == {0: 0.4, 1: 0.3}  # the latest by time, in any order of arrival
 
 
-def test_the_view_that_people_are_shown_is_of_contenders_and_ours_again(
+def test_the_shared_view_shows_contenders_and_is_restored(
     params: Params, workspace: Path, client: MlflowClient, experiment: str, project: Path
 ) -> None:
     (name,) = [name for name in client.get_experiment(experiment).tags if name.startswith("mlflow.sharedViewState")]
@@ -118,8 +118,11 @@ def test_the_view_that_people_are_shown_is_of_contenders_and_ours_again(
     assert client.get_experiment(experiment).tags[name] == before
     parent = mlflow.open_parent(client, experiment, described(params, workspace))
     for stage, variant in (("distill", "hiar"), ("codec", None)):
-        told = describe(identity_of(stage, 0, variant), params, workspace) | {"work": None, "began": 2_000_000_000_000}
-        mlflow.open_run(client, experiment, parent, told)
+        description = describe(identity_of(stage, 0, variant), params, workspace) | {
+            "work": None,
+            "began": 2_000_000_000_000,
+        }
+        mlflow.open_run(client, experiment, parent, description)
     shown = client.search_runs([experiment], json.loads(before)["searchFilter"])
     assert [run.info.run_name for run in shown] == ["hiar seed 0"]
 
@@ -127,14 +130,14 @@ def test_the_view_that_people_are_shown_is_of_contenders_and_ours_again(
 def test_a_workspace_has_its_name_wherever_it_is_seen_from(
     params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stages refer to their workspace from inside."""
+    """Stages refer to their workspace from inside it."""
     for folder, name in ((project, "default"), (workspace, "named")):
         monkeypatch.chdir(folder)
         for seen in (folder, Path()):
             assert describe(identity_of("codec", 0, None), params, seen)["experiment"] == name
 
 
-def test_files_of_runs_lie_in_the_project_but_for_a_server_which_has_a_place_of_its_own(
+def test_artifacts_are_stored_in_the_project_or_where_the_server_keeps_them(
     client: MlflowClient, experiment: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert client.get_experiment(experiment).artifact_location == (project / "mlruns").as_uri()
@@ -143,17 +146,17 @@ def test_files_of_runs_lie_in_the_project_but_for_a_server_which_has_a_place_of_
     assert str(project / "mlruns") not in elsewhere.artifact_location
 
 
-def test_a_server_is_asked_at_its_port_and_with_its_users_patience(
+def test_a_server_is_tried_at_its_port_and_with_the_users_timeout(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
-    asked = []
+    addresses = []
     with monkeypatch.context() as patch, socket.socket() as connection:
-        patch.setattr(socket, "create_connection", lambda address, timeout: asked.append(address) or connection)
+        patch.setattr(socket, "create_connection", lambda address, timeout: addresses.append(address) or connection)
         for uri in ("https://example.org/x", "http://example.org", "http://example.org:5000", "sqlite:///x.db"):
             mlflow.knock(uri)
-    assert asked == [("example.org", 443), ("example.org", 80), ("example.org", 5000)]
+    assert addresses == [("example.org", 443), ("example.org", 80), ("example.org", 5000)]
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_DISABLE_TELEMETRY"):
         monkeypatch.setenv(name, "")
@@ -163,7 +166,7 @@ def test_a_server_is_asked_at_its_port_and_with_its_users_patience(
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
-def test_a_server_has_one_folder_whatever_its_password_and_wherever_one_stands(
+def test_a_server_has_one_spool_whatever_the_password_and_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = {}
@@ -174,10 +177,10 @@ def test_a_server_has_one_folder_whatever_its_password_and_wherever_one_stands(
             monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
             folders[place, uri] = spool_folder(tmp_path)
     assert len({folder for (_, uri), folder in folders.items() if uri.startswith("https")}) == 1
-    assert len(set(folders.values())) == 4  # a relative path is another file in another folder
+    assert len(set(folders.values())) == 4  # a relative path names another file in another folder
 
 
-def test_what_a_run_is_searched_by(params: Params, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tags_that_runs_are_searched_by(params: Params, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     walked = describe(identity_of("sample-walked", 0, "hiar/self-forcing"), params, workspace)
     assert (walked["tags"]["order"], walked["tags"]["context"]) == ("block_first", "finished")
     assert (walked["tags"]["stage"], walked["tags"]["seed"]) == ("walked", "0")
@@ -186,9 +189,9 @@ def test_what_a_run_is_searched_by(params: Params, workspace: Path, monkeypatch:
     assert dimension["tags"]["kind"] == "stage"  # not a contender, so comparisons leave it out
     assert "method" not in dimension["tags"]
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
-    for dirty, said in ((True, "abc with changes"), (False, "abc")):
+    for dirty, tag in ((True, "abc with changes"), (False, "abc")):
         monkeypatch.setattr(identity, "code_version", lambda dirty=dirty: {"commit": "abc", "dirty": dirty})
-        assert describe(identity_of("codec", 0, None), params, workspace)["tags"]["commit"] == said
+        assert describe(identity_of("codec", 0, None), params, workspace)["tags"]["commit"] == tag
 
 
 def test_records_of_others_in_the_database_are_left_alone(client: MlflowClient, experiment: str, project: Path) -> None:
@@ -204,7 +207,7 @@ def test_records_of_others_in_the_database_are_left_alone(client: MlflowClient, 
     assert client.get_run(ours).info.artifact_uri == f"{old}-of-others/1/x"
 
 
-def test_a_file_kept_twice_is_the_last_and_an_error_of_zero_is_one(
+def test_a_file_kept_twice_is_the_last_one_and_a_zero_error_is_recorded(
     params: Params, project: Path, workspace: Path, send: Send, tmp_path: Path
 ) -> None:
     writer = Writer(tmp_path / "spool", {})
@@ -236,7 +239,7 @@ def test_a_file_of_another_disk_is_kept_too(tmp_path: Path) -> None:
     assert (kept(writer.path) / "v").read_text() == "video"
 
 
-def test_a_run_that_has_ended_is_not_opened_again_by_a_sign_of_life(
+def test_a_run_that_has_ended_is_not_reopened_by_a_heartbeat(
     params: Params, project: Path, workspace: Path, client: MlflowClient, send: Send
 ) -> None:
     """Its stage has recorded its end, but not closed its file yet."""
@@ -253,7 +256,7 @@ def test_a_run_that_has_ended_is_not_opened_again_by_a_sign_of_life(
     assert waiting(spool_folder(project)) == []
 
 
-def test_figures_name_the_model_they_are_of_and_each_part_of_the_video(
+def test_figures_carry_their_models_hash_and_a_value_per_part_of_the_video(
     params: Params, workspace: Path, client: MlflowClient, send: Send
 ) -> None:
     contents = {}
@@ -276,8 +279,8 @@ def test_figures_name_the_model_they_are_of_and_each_part_of_the_video(
     assert mlflow.history(client, runs["distill"].info.run_id, "segments/good")[12] == 0.25
 
 
-def test_what_waits_is_waited_for_no_longer_than_told(project: Path) -> None:
-    """If the sender reports trouble, not at all; otherwise until it has sent everything."""
+def test_drain_waits_no_longer_than_given(project: Path) -> None:
+    """Not at all if the sender reports trouble, otherwise until it has sent everything."""
     folder = spool_folder(project)
     Writer(folder, {}).close()
 

@@ -68,18 +68,18 @@ def test_students_in_a_store_that_others_reach_are_registered_at_an_experiments_
     write_json(workspace / "metrics" / "summary.json", summary)
     lock = {"stages": {"all": {"outs": [{"path": path, "md5": md5} for path, md5 in outs.items()]}}}
     write_text(workspace / "dvc.lock", json.dumps(lock))
-    told = 0
+    expected = 0
     for url, students in (("/mnt/store", 0), ("s3://store/dvc", len(params.compare.distill))):
         write_text(workspace / ".dvc" / "config", f"[core]\nremote = r\n['remote \"r\"']\nurl = {url}\n")
         remote = remote_of(workspace)
         assert remote is not None
         remote.note(PUSHED, remote.state())  # by a run that was killed before the rest
         store_and_register(remote, ProcessGroups(), print, complete=False)
-        assert len(waiting(spool_folder(project))) == told
-        told += students
+        assert len(waiting(spool_folder(project))) == expected
+        expected += students
         for _ in range(2):
             store_and_register(remote, ProcessGroups(), print)
-            assert len(waiting(spool_folder(project))) == told
+            assert len(waiting(spool_folder(project))) == expected
     send()
     found = {one.name: one.source for one in Records(project).client.search_model_versions()}
     assert found == {

@@ -1,4 +1,4 @@
-"""The sender as the process that stages start: a stage only writes lines, whatever happens to MLflow."""
+"""The sender as the process that stages start; a stage itself only writes lines, whatever happens to MLflow."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ print("mlflow" in sys.modules, "torch" in sys.modules, flush=True)
 """
 
 
-def stage(
+def start_stage(
     workspace: Path, variant: str, steps: int = 1, seconds: float = 0.0, **settings: str
 ) -> subprocess.Popen[str]:
     """Start a stage and wait until it is in its body; it ends when its standard input is closed."""
@@ -61,7 +61,7 @@ def stage(
     return process
 
 
-def ended(process: subprocess.Popen[str]) -> str:
+def end_stage(process: subprocess.Popen[str]) -> str:
     """End a stage; returns its standard error, and checks success and that neither MLflow nor torch was imported."""
     out, err = process.communicate("", timeout=600)
     assert (process.returncode, out) == (0, "False False\n"), err
@@ -83,7 +83,7 @@ def sender_of(folder: Path) -> int:
     raise AssertionError("nobody sends")
 
 
-def is_sent(folder: Path) -> bool:
+def has_sender(folder: Path) -> bool:
     """Whether a folder has a sender."""
     if (lock := take_lock(folder)) is None:
         return True
@@ -91,19 +91,19 @@ def is_sent(folder: Path) -> bool:
     return False
 
 
-def dismiss(folder: Path) -> None:
+def kill_sender(folder: Path) -> None:
     """End the sender of a folder, and wait until it is gone."""
     os.kill(sender_of(folder), signal.SIGKILL)
-    wait_until(lambda: not is_sent(folder))
+    wait_until(lambda: not has_sender(folder))
 
 
 def test_two_stages_at_once_whose_sender_is_killed_lose_and_double_nothing(project: Path) -> None:
-    stages = {variant: stage(project, variant, 400, 2.0) for variant in ("hiar", "self-forcing")}
+    stages = {variant: start_stage(project, variant, 400, 2.0) for variant in ("hiar", "self-forcing")}
     folder = spool_folder(project)
-    dismiss(folder)  # while it connects, or after
-    dismiss(folder)  # the one started since by a stage
+    kill_sender(folder)  # while it connects, or after
+    kill_sender(folder)  # the one started since by a stage
     for process in stages.values():
-        assert ended(process) == ""
+        assert end_stage(process) == ""
     drain(folder, 600.0)
     assert waiting(folder) == []
     records = Records(project)
@@ -113,7 +113,7 @@ def test_two_stages_at_once_whose_sender_is_killed_lose_and_double_nothing(proje
         assert records.points(name, "loss") == [(step, 1 / (step + 1)) for step in range(400)]
         assert records.points(name, "critic") == [(step, float(step)) for step in range(400)]
     assert (folder / LOG).read_text() == ""
-    dismiss(folder)
+    kill_sender(folder)
 
 
 @pytest.fixture
@@ -128,26 +128,28 @@ def test_a_server_that_is_down_costs_one_line(project: Path, dead_port: int, pro
     """A server on this machine is contacted without the proxy."""
     proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), f"http://127.0.0.1:{dead_port}")
     uri = f"http://somebody:secret@localhost:{dead_port}"
-    process = stage(project, "hiar", MLFLOW_TRACKING_URI=uri, **(proxies if proxied else {}))
+    process = start_stage(project, "hiar", MLFLOW_TRACKING_URI=uri, **(proxies if proxied else {}))
     (folder,) = (project / ".hiar" / "spool").iterdir()
     wait_until((folder / sender.TROUBLE).exists)
-    told = ended(process)
-    assert told.count("\n") == 1
-    assert told.startswith("warning: MLflow: not reachable (ConnectionRefusedError")
-    assert str(folder) in told
+    stderr = end_stage(process)
+    assert stderr.count("\n") == 1
+    assert stderr.startswith("warning: MLflow: not reachable (ConnectionRefusedError")
+    assert str(folder) in stderr
     (file,) = waiting(folder)
     assert json.loads(file.read_text().splitlines()[-1])["end"] == "FINISHED"
-    assert "secret" not in told + "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+    assert "secret" not in stderr + "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
     assert "secret" not in str(folder)
-    dismiss(folder)
+    kill_sender(folder)
 
 
-def test_off_is_off(project: Path) -> None:
-    assert ended(stage(project, "hiar", HIAR_TRACKING="off")) == ""
+def test_tracking_off_records_nothing(project: Path) -> None:
+    assert end_stage(start_stage(project, "hiar", HIAR_TRACKING="off")) == ""
     assert not (project / ".hiar").exists()
 
 
-def test_a_server_that_never_answers_is_away(params: Params, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_wait_for_a_server_that_never_answers(
+    params: Params, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
@@ -165,7 +167,7 @@ def test_without_mlflow_installed_records_wait(
 
 
 def left_after_one_attempt(params: Params, project: Path) -> Path:
-    """The folder of a stage whose records a sender has given up on."""
+    """The spool of a stage whose records a sender has given up on."""
     folder = spool_folder(project)
     folder.mkdir(parents=True)
     with take_lock(folder):
@@ -193,23 +195,23 @@ def test_a_sender_ends_with_its_folder(project: Path) -> None:
     folder.mkdir(parents=True)
     process = subprocess.Popen([sys.executable, "-m", "hiar.tracking.sender", folder], env=environment())
     wait_until(lambda: holds(process.pid, folder / LOCK))
-    own = psutil.Process().nice()
-    assert psutil.Process(process.pid).nice() > own or own == 19  # stages come first
+    niceness = psutil.Process().nice()
+    assert psutil.Process(process.pid).nice() > niceness or niceness == 19  # stages come first
     shutil.rmtree(project / ".hiar")
     assert process.wait(600) == 0
 
 
-def test_a_sender_is_of_the_stage_s_own_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if the working directory is a clone of another version, and other code comes first on the import path."""
+def test_a_sender_runs_the_stages_own_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the working folder is a clone of another version, whose code comes first on the import path."""
     (project / "hiar" / "__init__.py").write_text("raise SystemExit('another version')")
     monkeypatch.chdir(project)
     monkeypatch.setenv("PYTHONPATH", str(project))
     folder = spool_folder(project)
     folder.mkdir(parents=True)
     spool.start_sender(folder)
-    wait_until(lambda: is_sent(folder) or "another version" in (folder / LOG).read_text())
+    wait_until(lambda: has_sender(folder) or "another version" in (folder / LOG).read_text())
     assert (folder / LOG).read_text() == ""
-    dismiss(folder)
+    kill_sender(folder)
 
 
 def holds(process: int, path: Path) -> bool:
@@ -250,7 +252,7 @@ class Clock(SimpleNamespace):
     strftime = staticmethod(time.strftime)
 
 
-def test_a_server_that_is_away_is_asked_ever_more_seldom_but_never_forgotten(
+def test_an_unreachable_server_is_tried_ever_more_rarely_but_never_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock((tmp_path / sender.TROUBLE).exists)
@@ -286,8 +288,8 @@ def test_a_sender_waits_for_a_server_as_long_as_a_stage_is_at_work(
     assert clock.now > ended + sender.PATIENCE_SECONDS
 
 
-def test_what_is_written_as_a_sender_ends_is_sent_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its stage has seen that the lock is taken, and relies on that sender."""
+def test_records_written_as_a_sender_ends_are_sent_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their stage has seen that the lock is taken, and relies on that sender."""
     served = []
 
     class Ending(sender.Sender):
@@ -306,7 +308,9 @@ def test_what_is_written_as_a_sender_ends_is_sent_by_it(tmp_path: Path, monkeypa
     assert served == [[], [tmp_path / "late.jsonl"]]
 
 
-def test_what_nobody_sends_any_more_is_seen_to(params: Params, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drain_starts_a_sender_for_abandoned_records_unless_there_is_trouble(
+    params: Params, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = spool_folder(project)
     folder.mkdir(parents=True)
     with take_lock(folder), tracked("codec", 0, None, params, project):
@@ -320,7 +324,7 @@ def test_what_nobody_sends_any_more_is_seen_to(params: Params, project: Path, mo
     drain(folder, 600.0)
     assert waiting(folder) == []
     assert Records(project).status() == {"codec seed 0": "FINISHED"}
-    dismiss(folder)
+    kill_sender(folder)
 
 
 class Server:
@@ -364,12 +368,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.long
-def test_a_server_that_is_away_meanwhile_ends_with_every_point_and_file(
+def test_a_server_that_was_killed_meanwhile_ends_with_every_point(
     project: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = 3000
     server.start()
-    process = stage(project, "hiar", steps, 60.0, MLFLOW_TRACKING_URI=server.uri)
+    process = start_stage(project, "hiar", steps, 60.0, MLFLOW_TRACKING_URI=server.uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     wait_until(lambda: "loss" in metrics_of(server.uri))
     server.kill()
@@ -377,13 +381,13 @@ def test_a_server_that_is_away_meanwhile_ends_with_every_point_and_file(
     wait_until((folder / sender.TROUBLE).exists)
     assert process.poll() is None
     server.start()
-    assert ended(process) == ""
+    assert end_stage(process) == ""
     wait_until(lambda: waiting(folder) == [])
     records = Records(server.uri)
     assert records.points("hiar seed 0", "loss") == [(step, 1 / (step + 1)) for step in range(steps)]
     assert records.status() == {"hiar seed 0": "FINISHED"}
     assert len(records.parents) == 1
-    dismiss(folder)
+    kill_sender(folder)
 
 
 def metrics_of(uri: str) -> set[str]:

@@ -34,7 +34,7 @@ from tests.tracking.records import Records
 Send = Callable[[], None]
 
 
-def test_a_stage_leaves_parameters_metrics_files_and_facts(
+def test_a_stage_records_parameters_metrics_files_and_tags(
     params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
@@ -47,7 +47,7 @@ def test_a_stage_leaves_parameters_metrics_files_and_facts(
         run.artifact(workspace / "v.mp4")
         (workspace / "v.mp4").rename(workspace / "renamed.mp4")  # as an artifact is renamed once complete
         at_work.round()
-        deadline = time.monotonic() + 600  # until another thread has first measured the machine
+        deadline = time.monotonic() + 600  # for another thread to measure the machine
         while not any(name.startswith("system/") for name in Records(project).run("hiar seed 3").data.metrics):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -95,7 +95,7 @@ ROWS = [row("teacher", "teacher", 0.9), row("init", "hiar", 0.2), row("distill",
 ROWS += [row("distill", "self-forcing", 0.5)]
 
 
-def test_contenders_compare_as_runs_that_meet_training_samples_and_scores(
+def test_a_contenders_training_samples_and_scores_are_one_run(
     params: Params, project: Path, workspace: Path, send: Send
 ) -> None:
     for variant in ("hiar", "self-forcing"):
@@ -137,9 +137,7 @@ def test_scores_computed_again_count_once_unless_they_differ(
     assert "se/good" not in records.run("hiar seed 0").data.metrics
 
 
-def test_what_came_from_the_cache_names_the_run_that_made_it(
-    params: Params, project: Path, workspace: Path, send: Send
-) -> None:
+def test_a_cached_result_names_the_run_that_made_it(params: Params, project: Path, workspace: Path, send: Send) -> None:
     with tracked("init", 0, None, params, project, "work") as run:
         run.tag("content", "abc")
     with tracked("sample-init", 0, "hiar", params, workspace) as run:
@@ -153,7 +151,7 @@ def test_what_came_from_the_cache_names_the_run_that_made_it(
     assert "trained by" not in maker.data.tags
 
 
-def test_stages_of_equal_parameters_share_a_parent_that_is_as_well_as_its_worst(
+def test_stages_of_equal_parameters_share_a_parent_with_the_worst_status(
     params: Params, project: Path, workspace: Path, send: Send
 ) -> None:
     with pytest.raises(ZeroDivisionError), tracked("teacher", 0, None, params, workspace, "work"):
@@ -174,7 +172,7 @@ def test_stages_of_equal_parameters_share_a_parent_that_is_as_well_as_its_worst(
     assert len(records.stages) == 4
 
 
-def test_all_experiments_of_a_project_lie_in_one_place_unless_told_otherwise(
+def test_a_project_has_one_mlflow_experiment_unless_another_is_named(
     params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tracked("codec", 0, None, params, project, "work"):
@@ -202,7 +200,7 @@ with tracked("distill", 0, "hiar", load_params(Path(sys.argv[1])), Path(sys.argv
 """
 
 
-def test_a_stage_that_is_killed_and_goes_on_has_one_run_and_each_step_once(
+def test_a_killed_and_resumed_stage_has_one_run_and_each_step_once(
     params: Params, project: Path, workspace: Path, send: Send
 ) -> None:
     command = [sys.executable, "-c", KILLED, str(PARAMS_FILE), str(workspace)]
@@ -223,7 +221,7 @@ def test_a_stage_that_is_killed_and_goes_on_has_one_run_and_each_step_once(
     assert [step for step, _ in records.points("hiar seed 0", "late")] == list(range(3, 10))
 
 
-def test_other_work_under_the_same_parameters_has_a_run_of_its_own(
+def test_other_code_with_the_same_parameters_has_its_own_run(
     params: Params, project: Path, workspace: Path, send: Send
 ) -> None:
     for code in ("before", "after"):
@@ -237,7 +235,7 @@ def test_other_work_under_the_same_parameters_has_a_run_of_its_own(
     assert sorted(run.data.metrics["loss"] for run in Records(project).stages) == [5.0, 6.0]
 
 
-def test_a_sender_that_died_before_it_cleared_away_doubles_nothing(
+def test_a_sender_that_died_before_it_cleaned_up_duplicates_nothing(
     params: Params, project: Path, workspace: Path, send: Send, tmp_path: Path
 ) -> None:
     (workspace / "v.mp4").write_bytes(b"video")
@@ -261,10 +259,10 @@ def test_a_sender_that_died_before_it_cleared_away_doubles_nothing(
     assert waiting(spool_folder(project)) == []
 
 
-def test_a_sender_that_dies_as_it_clears_away_leaves_nothing_that_no_other_finds(
+def test_what_a_sender_leaves_if_it_dies_cleaning_up_is_removed_by_the_next(
     params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise files of a stage whose lines are gone would stay for ever."""
+    """Otherwise a stage's files would stay for ever once its lines are gone."""
     (workspace / "v.mp4").write_bytes(b"video")
     folder = spool_folder(project)
     folder.mkdir(parents=True)
@@ -284,7 +282,7 @@ def test_a_sender_that_dies_as_it_clears_away_leaves_nothing_that_no_other_finds
     assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
-def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_speaks(
+def test_a_run_without_heartbeats_is_closed_and_reopened_by_the_next_one(
     params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tracked("distill", 0, "hiar", params, workspace, "work"):
@@ -293,11 +291,11 @@ def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_spea
         records = Records(project)
         run_id = records.stages[0].info.run_id
         for age, status in ((SILENT_SECONDS - 60, "RUNNING"), (SILENT_SECONDS + 60, "KILLED")):
-            said = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() - age))
-            records.client.set_tag(run_id, "heartbeat", said)
+            heartbeat = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() - age))
+            records.client.set_tag(run_id, "heartbeat", heartbeat)
             with tracked("codec", 0, None, params, project, "work"):
                 pass
-            hide(project, workspace, send)
+            send_all_but_the_first(project, workspace, send)
             assert Records(project).run("hiar seed 0").info.status == status
         with monkeypatch.context() as patch:
             patch.setattr(sender, "BEAT_SECONDS", 3600.0)
@@ -309,8 +307,8 @@ def test_a_run_that_fell_silent_elsewhere_is_closed_and_opens_again_when_it_spea
         assert {run.info.status for run in Records(project).parents} == {"RUNNING", "FINISHED"}
 
 
-def hide(project: Path, workspace: Path, send: Send) -> None:
-    """A round of a sender that does not see the first file, as on another machine."""
+def send_all_but_the_first(project: Path, workspace: Path, send: Send) -> None:
+    """A round of a sender that does not see the first file, as if on another machine."""
     first = waiting(spool_folder(project))[0]
     aside = first.with_suffix(".aside")
     first.rename(aside)
@@ -318,7 +316,7 @@ def hide(project: Path, workspace: Path, send: Send) -> None:
     aside.rename(first)
 
 
-def test_what_mlflow_refuses_does_not_hold_up_the_rest(
+def test_records_that_mlflow_refuses_do_not_hold_up_the_rest(
     params: Params, project: Path, workspace: Path, send: Send, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with tracked("distill", 0, "hiar", params, workspace, "work") as run:
@@ -337,7 +335,7 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(
     assert "left out" in capsys.readouterr().out
 
 
-def test_a_database_that_breaks_on_the_way_is_told_and_loses_nothing(
+def test_a_database_that_breaks_meanwhile_is_reported_and_loses_nothing(
     params: Params,
     project: Path,
     workspace: Path,
@@ -365,7 +363,7 @@ def test_a_database_that_breaks_on_the_way_is_told_and_loses_nothing(
     assert Records(project).points("codec seed 0", "loss") == [(0, 1.0)]
 
 
-def test_what_a_sender_could_not_send_it_sends_once_the_database_is_mended(
+def test_a_sender_sends_the_rest_once_the_database_is_repaired(
     params: Params, project: Path, workspace: Path, send: Send
 ) -> None:
     at_work = sender.Sender(spool_folder(project))
@@ -384,10 +382,10 @@ def test_what_a_sender_could_not_send_it_sends_once_the_database_is_mended(
     assert waiting(spool_folder(project)) == []
 
 
-def test_what_waits_is_sent_in_the_order_in_which_it_was_written(
+def test_waiting_records_are_sent_in_the_order_written(
     params: Params, project: Path, workspace: Path, send: Send
 ) -> None:
-    """For a repeated step the first value counts, for results the last: even if both are waiting."""
+    """Of a repeated step the first value counts, of results the last, even if both are waiting."""
     for value in (1.0, 2.0, 3.0):
         with tracked("codec", 0, None, params, workspace, "work") as run:
             run.log(0, {"loss": np.float32(value)})  # whatever type computed it
@@ -431,10 +429,10 @@ def test_events_have_their_time_in_milliseconds(tmp_path: Path) -> None:
     assert began - 1 <= json.loads(writer.path.read_text())["time"] <= ended + 1
 
 
-def test_a_file_has_its_name_from_when_it_is_locked(
+def test_a_file_is_locked_before_it_gets_its_name(
     params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sender takes an unlocked file for that of a dead stage, and would end its run."""
+    """A sender takes an unlocked file for a dead stage's, and would end its run."""
     rename, held = Path.rename, []
 
     def watched(path: Path, target: Path) -> Path:
@@ -458,7 +456,7 @@ Sender(Path(sys.argv[1]).resolve()).round()
 
 
 def test_records_go_with_a_project_that_is_moved_or_copied(params: Params, project: Path, tmp_path: Path) -> None:
-    """To and from a path that would cut or garble a URI; nothing is created at the old place."""
+    """Also to and from a path that would cut or garble a URI; nothing is created at the old place."""
 
     def record(folder: Path, stage: str) -> None:
         (folder / stage).write_text("figures")
@@ -494,7 +492,9 @@ def test_records_go_with_a_project_that_is_moved_or_copied(params: Params, proje
     assert sorted(path.name for path in tmp_path.iterdir()) == [odd.name, copy.name]
 
 
-def test_a_kept_file_is_as_it_was(params: Params, project: Path, workspace: Path, send: Send) -> None:
+def test_an_artifact_is_kept_as_it_was_when_recorded(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
     (workspace / "v").write_text("before")
     with tracked("codec", 0, None, params, workspace, "work") as run:
         run.artifact(workspace / "v")
@@ -504,10 +504,10 @@ def test_a_kept_file_is_as_it_was(params: Params, project: Path, workspace: Path
     assert (kept(file) / "v").read_text() == "before"
 
 
-def test_what_a_stage_writes_in_its_last_moment_is_sent(
+def test_lines_that_a_stage_writes_as_it_ends_are_sent(
     params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends just when everything it has written so far has been read."""
+    """The stage ends just after everything it had written was read."""
     at_work = sender.Sender(spool_folder(project))
     with ExitStack() as stage:
         run = stage.enter_context(tracked("codec", 0, None, params, workspace))

@@ -29,14 +29,14 @@ def windows_of(videos: Tensor) -> Tensor:
     return torch.cat([torch.stack(video.split(FRAMES, dim=1)) for video in videos])
 
 
-def drawn(rollouts: int, windows: int) -> Tensor:
+def random_videos(rollouts: int, windows: int) -> Tensor:
     return torch.randn(rollouts, 3, windows * FRAMES, 2, 3, generator=torch.Generator().manual_seed(5))
 
 
 @torch.no_grad()
 def test_a_later_window_begins_with_the_last_picture_of_its_first_latent_frame(autoencoder: AutoencoderKLWan) -> None:
     mean, std = (torch.tensor(one).view(1, 3, 1, 1, 1) for one in (MEAN, STD))
-    videos = drawn(rollouts=2, windows=3)
+    videos = random_videos(rollouts=2, windows=3)
     pictures = autoencoder.decode(videos * std + mean).sample
     expected = videos.clone()
     for first in (FRAMES, 2 * FRAMES):
@@ -48,8 +48,8 @@ def test_a_later_window_begins_with_the_last_picture_of_its_first_latent_frame(a
     assert (found - windows_of(videos)).abs().amax() > 0.1
 
 
-def test_its_first_block_passes_no_gradients_on(autoencoder: AutoencoderKLWan) -> None:
-    windows = windows_of(drawn(rollouts=2, windows=2)).requires_grad_()
+def test_the_first_block_of_a_later_window_passes_no_gradients(autoencoder: AutoencoderKLWan) -> None:
+    windows = windows_of(random_videos(rollouts=2, windows=2)).requires_grad_()
     as_clips(windows, 2, BLOCK, WanCodec(autoencoder)).sum().backward()
     learned = torch.ones_like(windows)
     learned[1::2, :, :BLOCK] = 0
@@ -58,10 +58,10 @@ def test_its_first_block_passes_no_gradients_on(autoencoder: AutoencoderKLWan) -
 
 
 @pytest.mark.parametrize("per_rollout", [1, 2])
-def test_the_loss_of_a_later_window_is_the_mean_over_what_learns(
+def test_the_loss_of_a_later_window_is_the_mean_over_learned_frames(
     per_rollout: int, autoencoder: AutoencoderKLWan
 ) -> None:
-    windows = windows_of(drawn(rollouts=3, windows=2)).requires_grad_()
+    windows = windows_of(random_videos(rollouts=3, windows=2)).requires_grad_()
     gradient = torch.randn(windows.shape, generator=torch.Generator().manual_seed(6))
     codec = WanCodec(autoencoder)
     weights = frame_weights(windows, per_rollout, BLOCK, codec)
@@ -77,9 +77,9 @@ def test_the_loss_of_a_later_window_is_the_mean_over_what_learns(
     torch.testing.assert_close(found, expected)
 
 
-def test_in_half_precision_the_codec_computes_in_full(autoencoder: AutoencoderKLWan) -> None:
+def test_the_codec_computes_in_fp32_on_bf16_windows(autoencoder: AutoencoderKLWan) -> None:
     """Windows in bf16 are decoded in fp32 and rounded once."""
-    windows = windows_of(drawn(rollouts=1, windows=2)).bfloat16()
+    windows = windows_of(random_videos(rollouts=1, windows=2)).bfloat16()
     found = as_clips(windows, 2, BLOCK, WanCodec(autoencoder))
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, as_clips(windows.float(), 2, BLOCK, WanCodec(autoencoder)).bfloat16())
@@ -89,7 +89,7 @@ def test_pictures_are_decoded_a_few_at_a_time(autoencoder: AutoencoderKLWan) -> 
     """Memory does not grow with the length of the rollout."""
     codec, peaks = WanCodec(autoencoder), []
     for windows in (2, 5):
-        count, latents = Counting(), windows_of(drawn(rollouts=1, windows=windows))
+        count, latents = Counting(), windows_of(random_videos(rollouts=1, windows=windows))
         with count, count.phase("encoding anew"):
             as_clips(latents, windows, BLOCK, codec)
         peaks.append(count.peaks["encoding anew"])
@@ -97,9 +97,9 @@ def test_pictures_are_decoded_a_few_at_a_time(autoencoder: AutoencoderKLWan) -> 
 
 
 @pytest.mark.parametrize("windows", [1, 3])
-def test_where_every_latent_frame_is_a_picture_windows_stay_as_they_are(
+def test_windows_are_unchanged_if_single_or_if_each_latent_frame_is_a_picture(
     windows: int, autoencoder: AutoencoderKLWan
 ) -> None:
-    made = windows_of(drawn(rollouts=2, windows=windows))
+    made = windows_of(random_videos(rollouts=2, windows=windows))
     assert as_clips(made, windows, BLOCK, PatchCodec(patch=1, channels=3, width=4, depth=1)) is made
     assert as_clips(made, 1, BLOCK, WanCodec(autoencoder)) is made

@@ -57,7 +57,7 @@ GENERATOR = Optimizer(
     ema=0.15,
     ema_from=0,
 )
-FOLLOWER = Optimizer(
+CRITIC_OPTIMIZER = Optimizer(
     adamw=AdamW(lr=2e-3, betas=(0.3, 0.8), weight_decay=0.3),
     muon=None,
     warmup=3,
@@ -79,7 +79,7 @@ SETTINGS = Distill(
     replay=2,
     levels=Levels(shift=1.5, lowest=0.1, highest=0.8),
     generator=GENERATOR,
-    critic=FOLLOWER,
+    critic=CRITIC_OPTIMIZER,
 )
 HIAR = Variant(order="step_first", context="output", level=1.0, forward_kl=None)
 LOWERED = Variant(order="step_first", context="output", level=(0.8, 0.0), forward_kl=None)
@@ -97,13 +97,13 @@ def _leave_no_precision() -> Iterator[None]:
 
 
 class Prompts:
-    """Text embeddings that differ for each sample; asked: the samples of each call, in order."""
+    """Text embeddings that differ for each sample; calls: the samples of each, in order."""
 
     def __init__(self) -> None:
-        self.asked: list[range] = []
+        self.calls: list[range] = []
 
     def __call__(self, samples: range) -> Tensor:
-        self.asked.append(samples)
+        self.calls.append(samples)
         return normals("measuring", 0, samples, (5, 8))
 
 
@@ -138,7 +138,7 @@ def make_job(
 
 
 def write_out(job: Distillation) -> WrittenOut:
-    """The reference with copies of the job's networks, its settings and its keys; it keeps its own state."""
+    """The reference with copies of the job's networks, its settings and its seed; it keeps its own state."""
     settings, roll_out = job.settings, job.roll_out
     return WrittenOut(
         student=Learner(copy.deepcopy(job.student.module), settings.generator, settings.steps),  # type: ignore[arg-type]
@@ -206,7 +206,7 @@ def assert_same_weights(actual: Tensor, expected: Tensor, rate: float) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_steps_are_the_ones_written_out(case: str) -> None:
+def test_every_step_equals_the_reference(case: str) -> None:
     """Metrics, weights, averages, replay and prompts after every step of a whole run."""
     job = make_job(**CASES[case])
     expected, settings, exits = write_out(job), job.settings, set()
@@ -228,12 +228,12 @@ def test_steps_are_the_ones_written_out(case: str) -> None:
     assert exits == {0, 1, 2}
     assert expected.student.updates == settings.steps
     assert expected.student.averaged > 0
-    assert job.prompts.asked == expected.prompts.asked  # type: ignore[attr-defined]
+    assert job.prompts.calls == expected.prompts.calls  # type: ignore[attr-defined]
     assert (job.replay == {}) == (settings.replay is None)
     assert all(parameter.grad is None for parameter in job.teacher.parameters())
 
 
-def test_while_the_critic_warms_up_the_student_stays_as_it_is() -> None:
+def test_the_student_is_unchanged_while_the_critic_warms_up() -> None:
     """Three warm-up updates of the critic take two steps of two; the generator's schedule begins after them."""
     job = make_job(critic_warmup=3)
     first, averaged = weights(job, "student"), flat(kept(job.student).parameters())
@@ -330,7 +330,7 @@ def test_pairs_are_drawn_before_a_rollout_is_held_for_backward() -> None:
             return len(states)
 
         def __getitem__(self, part: Any) -> Tensor:
-            self.rollouts_before.append(len(cast(Prompts, job.prompts).asked))
+            self.rollouts_before.append(len(cast(Prompts, job.prompts).calls))
             return states[part]
 
     job = dataclasses.replace(job, pairs=Pairs(Rows(), others[0], others[1].__getitem__))
@@ -381,17 +381,17 @@ def test_diffusion_forcing_denoises_clean_videos_noised_block_by_block() -> None
 
 
 @pytest.mark.parametrize("replay", [2, None])
-def test_the_level_of_the_context_is_drawn_for_an_update(replay: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drawn_context_level_holds_for_a_whole_update(replay: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One level for all its micro-batches, within the bounds; the critic's fresh rollouts have their own draws."""
     drawn = HIAR.model_copy(update={"drawn": (0.25, 0.75)})
     job = make_job(drawn, replay=replay, micro_batch=1, critic_updates=2)
     roll_out, levels = SelfRollout.__call__, list[float | None]()
 
-    def noted(*arguments: Any, **options: Any) -> Tensor:
+    def recorded(*arguments: Any, **options: Any) -> Tensor:
         levels.append(arguments[-1])
         return roll_out(*arguments, **options)
 
-    monkeypatch.setattr(SelfRollout, "__call__", noted)
+    monkeypatch.setattr(SelfRollout, "__call__", recorded)
     for step in range(2):
         distillation_step(job, step)
     expected: list[float] = []
@@ -417,29 +417,29 @@ def test_later_windows_are_learned_from_as_clips(replay: int | None, monkeypatch
     for name in ("score_difference", "flow_matching"):
         computed = getattr(distillation, name)
 
-        def noted(*arguments: Any, computed: Any = computed) -> Any:
+        def recorded(*arguments: Any, computed: Any = computed) -> Any:
             seen.append(next(one for one in arguments if isinstance(one, Tensor)))
             return computed(*arguments)
 
-        monkeypatch.setattr(distillation, name, noted)
+        monkeypatch.setattr(distillation, name, recorded)
     made: list[Tensor] = []
     roll_out, loss = SelfRollout.__call__, distillation.dmd_loss
-    weighed: list[Tensor] = []
+    frame_weights: list[Tensor] = []
 
-    def rolled_out(*arguments: Any) -> Tensor:
+    def recorded_rollout(*arguments: Any) -> Tensor:
         made.append(roll_out(*arguments))
         return made[-1]
 
-    def weighing(windows: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
-        weighed.append(weights)
+    def recorded_loss(windows: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
+        frame_weights.append(weights)
         return loss(windows, gradient, weights)
 
-    monkeypatch.setattr(SelfRollout, "__call__", rolled_out)
-    monkeypatch.setattr(distillation, "dmd_loss", weighing)
+    monkeypatch.setattr(SelfRollout, "__call__", recorded_rollout)
+    monkeypatch.setattr(distillation, "dmd_loss", recorded_loss)
     distillation_step(job, 0)
-    assert weighed
-    assert not any(weights[1::2, : VIDEO.block].any() for weights in weighed)
-    assert all(weights[:, VIDEO.block :].all() and weights[::2].all() for weights in weighed)
+    assert frame_weights
+    assert not any(weights[1::2, : VIDEO.block].any() for weights in frame_weights)
+    assert all(weights[:, VIDEO.block :].all() and weights[::2].all() for weights in frame_weights)
     clips = [as_clips(windows, 2, VIDEO.block, codec) for windows in made]
     assert not torch.equal(clips[0][1, :, 0], made[0][1, :, 0])
     assert torch.equal(seen[0], clips[0])
@@ -463,7 +463,7 @@ def test_under_diffusion_forcing_nothing_is_rolled_out(replay: int | None) -> No
         assert torch.equal(job.replay["text"], text)
     else:
         distillation_step(job, 0)
-    assert job.prompts.asked == []  # type: ignore[attr-defined]
+    assert job.prompts.calls == []  # type: ignore[attr-defined]
     assert all(not torch.equal(weights(job, role), before[role]) for role in before)
     other = make_job(CAUSVID, replay=replay)
     student_step(other, lambda _: (windows_of(other), text), [range(2)], 0)
@@ -482,7 +482,7 @@ def test_diffusion_forcing_needs_pairs() -> None:
         distillation_step(job, 0)
 
 
-def test_in_half_precision_every_forward_is_autocast_and_weights_stay_whole() -> None:
+def test_in_bf16_every_forward_is_autocast_and_weights_stay_fp32() -> None:
     variant = with_forward_kl(TWO_WAYS)
     job, samples = make_job(variant, "bf16", critic_updates=1), range(STUDENT, STUDENT + 2)
     expected, text = write_out(job), Prompts()(samples)
@@ -502,7 +502,7 @@ def test_in_half_precision_every_forward_is_autocast_and_weights_stay_whole() ->
         assert metrics[name] == pytest.approx(full[name], rel=0.02)
 
 
-def test_a_replay_lies_in_memory_as_a_state_gives_it_back() -> None:
+def test_a_replay_is_contiguous_like_one_read_from_a_state() -> None:
     """Some processors round convolutions differently for another memory layout."""
     replay: dict[str, Tensor] = {}
     for number in range(2):

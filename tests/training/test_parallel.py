@@ -49,7 +49,7 @@ def alone(case: Case, processes: int | None) -> Weights:
         return train_case(case, ranks)
 
 
-def away(one: Weights, other: Weights) -> float:
+def largest_difference(one: Weights, other: Weights) -> float:
     """The largest difference; that of metrics is relative to the largest metric, if above 1."""
     assert one.keys() == other.keys()
     scale = {"curve": max(1.0, float(one["curve"].abs().max()))}
@@ -60,7 +60,7 @@ def same(one: Weights, other: Weights) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def stored(folder: Path) -> Weights:
+def stored_tensors(folder: Path) -> Weights:
     """All tensors of the newest state, unsharded."""
     place = newest(folder)
     assert place is not None
@@ -69,7 +69,7 @@ def stored(folder: Path) -> Weights:
     return {name: state.read(name) for name in index.tensors}
 
 
-def trained(case: Case, steps: int, folder: Path) -> None:
+def save_trained_state(case: Case, steps: int, folder: Path) -> None:
     """Train in one process with sharded networks, and save a state in ``folder``."""
     with joined(runtime(1)) as ranks:
         roles, step, memory = make(case, ranks)
@@ -78,41 +78,41 @@ def trained(case: Case, steps: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes, launched once, leave results of the cases and states."""
     folder = tmp_path_factory.mktemp("two")
-    trained(STATE, 1, folder / "of one")
+    save_trained_state(STATE, 1, folder / "of one")
     run_ranks(2, folder, FEW, STATE)
     return folder
 
 
 @pytest.fixture(scope="module")
-def of_two(together: Path) -> list[Weights]:
+def results_of_two(two_processes: Path) -> list[Weights]:
     """The results of the cases trained by two processes."""
-    return [load_file(together / f"{number}.safetensors") for number in range(len(FEW))]
+    return [load_file(two_processes / f"{number}.safetensors") for number in range(len(FEW))]
 
 
 @pytest.mark.parametrize("number", range(len(FEW)))
-def test_two_processes_are_one_that_takes_two_micro_batches(number: int, of_two: list[Weights]) -> None:
-    assert same(alone(FEW[number], 1), of_two[number])
+def test_two_processes_equal_one_with_two_micro_batches(number: int, results_of_two: list[Weights]) -> None:
+    assert same(alone(FEW[number], 1), results_of_two[number])
 
 
 @pytest.mark.parametrize("case", [FEW[0], FEW[2]])
-def test_sharded_networks_learn_what_whole_ones_learn_whatever_the_micro_batches(case: Case) -> None:
+def test_sharded_and_whole_networks_learn_the_same_with_any_micro_batches(case: Case) -> None:
     whole = alone(case, None)
-    assert away(whole, alone(case, 1)) < 1e-6
-    assert away(whole, alone(case._replace(micro_batch=None), None)) < 1e-6
+    assert largest_difference(whole, alone(case, 1)) < 1e-6
+    assert largest_difference(whole, alone(case._replace(micro_batch=None), None)) < 1e-6
 
 
-def test_what_is_computed_in_half_precision_learns_what_whole_networks_do_but_for_its_rounding() -> None:
+def test_in_bf16_sharded_and_whole_networks_differ_by_less_than_its_rounding() -> None:
     case = Case("init", wan=True, steps=3)
     whole, half = alone(case._replace(half=True), None), alone(case._replace(half=True), 1)
-    rounding = away(alone(case, None), whole)
-    assert 0 < away(whole, half) < rounding
+    rounding = largest_difference(alone(case, None), whole)
+    assert 0 < largest_difference(whole, half) < rounding
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_layers_are_gathered_in_what_they_are_computed_in(half: bool) -> None:
+def test_layers_are_gathered_in_their_compute_dtype(half: bool) -> None:
     """Modules that Wan keeps in full precision stay in it, and so does everything outside the layers."""
     with joined(runtime(1, half)) as ranks:
         network, seen = tiny_denoiser(), dict[str, torch.dtype]()
@@ -133,19 +133,19 @@ def test_layers_are_gathered_in_what_they_are_computed_in(half: bool) -> None:
 
 
 @pytest.mark.parametrize("case", [FEW[0], FEW[2], FEW[3], FEW[4]])
-def test_what_lies_on_the_host_changes_no_bit(case: Case) -> None:
+def test_offloading_changes_no_bit(case: Case) -> None:
     assert same(alone(case, 1), alone(case._replace(offload=True), 1))
 
 
-def test_of_a_network_on_the_host_nothing_stays_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_unit_of_an_offloaded_network_is_offloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of its units is sharded with torch's CPUOffloadPolicy, and those of other networks are not."""
     policies = []
 
-    def noted(*arguments: Any, offload_policy: OffloadPolicy, **options: Any) -> Any:
+    def recorded(*arguments: Any, offload_policy: OffloadPolicy, **options: Any) -> Any:
         policies.append(type(offload_policy))
         return fully_shard(*arguments, offload_policy=offload_policy, **options)
 
-    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", noted)
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", recorded)
     with joined(runtime(1)) as ranks:
         for offload in (False, True):
             shard(tiny_denoiser(), ranks, offload=offload)
@@ -155,7 +155,7 @@ def test_of_a_network_on_the_host_nothing_stays_elsewhere(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("processes", [None, 1])
-def test_an_optimisers_states_are_away_between_updates(
+def test_offloaded_optimiser_states_are_on_the_host_between_updates(
     processes: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The meta device stands for the host: what has been moved there cannot be moved back."""
@@ -204,27 +204,29 @@ def test_muon_of_sharded_matrices_is_that_of_whole_ones() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", [*ALL, Case("init", muon=True)], ids=str)
-def test_twenty_steps(case: Case, tmp_path: Path) -> None:
+def test_twenty_steps_agree_on_one_two_and_four_processes(case: Case, tmp_path: Path) -> None:
     """One and two processes agree bitwise; with AdamW, whole networks to 1e-6 and four processes to 1e-5."""
     bound = (1e-6, 1e-5) if not case.muon else (MUON, MUON)
-    one, trained = alone(case, 1), {}
+    one, by_size = alone(case, 1), {}
     for size in (2, 4):
         (tmp_path / str(size)).mkdir()
         run_ranks(size, tmp_path / str(size), [case._replace(micro_batch=4 // size)])
-        trained[size] = load_file(tmp_path / str(size) / "0.safetensors")
-    assert same(one, trained[2])
-    assert away(one, alone(case, None)) < bound[0]
-    assert away(one, trained[4]) < bound[1]
+        by_size[size] = load_file(tmp_path / str(size) / "0.safetensors")
+    assert same(one, by_size[2])
+    assert largest_difference(one, alone(case, None)) < bound[0]
+    assert largest_difference(one, by_size[4]) < bound[1]
 
 
-def test_each_process_writes_its_rows_and_any_number_of_processes_reads_them(together: Path, tmp_path: Path) -> None:
+def test_each_process_writes_its_rows_and_any_number_of_processes_reads_them(
+    two_processes: Path, tmp_path: Path
+) -> None:
     """One process's state, loaded and saved by two, is the same; so are the states of trainings with one and two."""
-    assert same(stored(together / "of one"), stored(together / "again"))
-    place = newest(together / "again")
+    assert same(stored_tensors(two_processes / "of one"), stored_tensors(two_processes / "again"))
+    place = newest(two_processes / "again")
     assert place is not None
     files = [load_file(path) for path in sorted(place.glob("*.safetensors"))]
     assert len(files) == 2
-    whole = stored(together / "of one")
+    whole = stored_tensors(two_processes / "of one")
     for name, rows in read_index(place).tensors.items():
         if rows.rows is None:
             assert name in files[0]
@@ -232,15 +234,15 @@ def test_each_process_writes_its_rows_and_any_number_of_processes_reads_them(tog
         else:
             assert [len(file[name]) if name in file else 0 for file in files] == rows.rows
             assert sum(rows.rows) == len(whole[name])
-    trained(STATE, 3, tmp_path)
-    assert same(stored(tmp_path), stored(together / "stopped"))
+    save_trained_state(STATE, 3, tmp_path)
+    assert same(stored_tensors(tmp_path), stored_tensors(two_processes / "stopped"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_damage_to_the_file_of_either_process_is_seen_by_one_that_reads_both(
-    rank: int, together: Path, tmp_path: Path
+    rank: int, two_processes: Path, tmp_path: Path
 ) -> None:
-    place = Path(shutil.copytree(together / "again", tmp_path / "again")) / "state-00000001"
+    place = Path(shutil.copytree(two_processes / "again", tmp_path / "again")) / "state-00000001"
     path = place / f"{rank:05d}.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
@@ -250,29 +252,29 @@ def test_damage_to_the_file_of_either_process_is_seen_by_one_that_reads_both(
             load_state(tmp_path / "again", roles, memory)
 
 
-def test_sigterm_of_one_process_is_a_state_of_all_at_the_same_step(together: Path) -> None:
+def test_sigterm_of_one_process_is_a_state_of_all_at_the_same_step(two_processes: Path) -> None:
     """The second one gets the signal in the third step; both end as a single process would."""
-    ended = [json.loads((together / f"ended-{rank}.json").read_text()) for rank in range(2)]
+    ended = [json.loads((two_processes / f"ended-{rank}.json").read_text()) for rank in range(2)]
     assert ended == [{"code": 128 + signal.SIGTERM, "steps": 3}] * 2
-    place = newest(together / "stopped")
+    place = newest(two_processes / "stopped")
     assert place is not None
-    assert [path.name for path in (together / "stopped").iterdir()] == ["state-00000003"]
+    assert [path.name for path in (two_processes / "stopped").iterdir()] == ["state-00000003"]
     with joined(runtime(None)) as ranks:
         roles, _, memory = make(STATE, ranks)
-        steps, curve = load_state(together / "stopped", roles, memory)
+        steps, curve = load_state(two_processes / "stopped", roles, memory)
     assert steps == 3
     assert [row["step"] for row in curve] == [0, 1, 2]
 
 
-def test_a_part_that_one_process_cannot_write_ends_both_and_leaves_the_state_before(together: Path) -> None:
-    said = [(together / f"full-{rank}.txt").read_text() for rank in range(2)]
-    assert "00001.safetensors: is a directory" in said[1]
-    assert said[0] == f"process 1: {said[1]}"
-    assert [path.name for path in (together / "full").iterdir()] == ["state-00000001"]
+def test_a_part_that_one_process_cannot_write_ends_both_and_leaves_the_state_before(two_processes: Path) -> None:
+    errors = [(two_processes / f"full-{rank}.txt").read_text() for rank in range(2)]
+    assert "00001.safetensors: is a directory" in errors[1]
+    assert errors[0] == f"process 1: {errors[1]}"
+    assert [path.name for path in (two_processes / "full").iterdir()] == ["state-00000001"]
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "said"),
+    ("gigabytes", "message"),
     [
         ([80, 80, 80], None),
         ([79.6, 85.0, 80], None),  # nominally the same size
@@ -283,7 +285,7 @@ def test_a_part_that_one_process_cannot_write_ends_both_and_leaves_the_state_bef
         ),
     ],
 )
-def test_gpus_of_different_sizes_are_refused_by_every_process(gigabytes: list[float], said: str | None) -> None:
+def test_gpus_of_different_sizes_are_refused_by_every_process(gigabytes: list[float], message: str | None) -> None:
     memories = [int(size * 1e9) for size in gigabytes]
 
     class Devices(Ranks):
@@ -294,24 +296,24 @@ def test_gpus_of_different_sizes_are_refused_by_every_process(gigabytes: list[fl
             return torch.tensor(memories)
 
     for rank, memory in enumerate(memories):
-        if said is None:
+        if message is None:
             check_sizes(Devices(rank, 3), memory)
         else:
-            with pytest.raises(UserError, match=f"^{said}"):
+            with pytest.raises(UserError, match=f"^{message}"):
                 check_sizes(Devices(rank, 3), memory)
 
 
-def test_processes_that_see_different_states_refuse_to_go_on(together: Path) -> None:
+def test_processes_that_see_different_states_refuse_to_go_on(two_processes: Path) -> None:
     for rank in range(2):
-        said = (together / f"apart-{rank}.txt").read_text()
-        assert "process 1 resumes at step 0, process 0 at 1; start all in one shared folder" in said
+        error = (two_processes / f"apart-{rank}.txt").read_text()
+        assert "process 1 resumes at step 0, process 0 at 1; start all in one shared folder" in error
 
 
-def test_what_the_first_process_decides_holds_for_all(together: Path) -> None:
-    assert [json.loads((together / f"told-{rank}.json").read_text()) for rank in range(2)] == [[True, False]] * 2
+def test_what_the_first_process_decides_holds_for_all(two_processes: Path) -> None:
+    assert [json.loads((two_processes / f"told-{rank}.json").read_text()) for rank in range(2)] == [[True, False]] * 2
 
 
-def test_a_state_goes_on_sharded_and_whole(tmp_path: Path) -> None:
+def test_a_state_resumes_in_sharded_and_whole_runs(tmp_path: Path) -> None:
     """A sharded run's state continues to the same weights in both; a whole run's state continues in a sharded run."""
     case, ended = Case("init", muon=True, steps=4), {}
     for first in (1, None):
@@ -327,16 +329,16 @@ def test_a_state_goes_on_sharded_and_whole(tmp_path: Path) -> None:
                 assert load_state(folder, roles, {}) == (2, [])
                 again = tmp_path / "again" / f"{first} {then}"
                 save_state(again, 2, roles, {}, [])
-                assert same(stored(folder), stored(again))
+                assert same(stored_tensors(folder), stored_tensors(again))
                 for number in range(2, 4):
                     step(number)
                 save_state(again, 4, roles, {}, [])
-                ended[first, then] = stored(again)
-    assert away_of_states(ended[1, 1], ended[1, None]) < MUON
-    assert away_of_states(ended[1, 1], ended[None, 1]) < MUON
+                ended[first, then] = stored_tensors(again)
+    assert largest_weight_difference(ended[1, 1], ended[1, None]) < MUON
+    assert largest_weight_difference(ended[1, 1], ended[None, 1]) < MUON
 
 
-def away_of_states(one: Weights, other: Weights) -> float:
+def largest_weight_difference(one: Weights, other: Weights) -> float:
     assert one.keys() == other.keys()
     return max(float((one[key].float() - other[key].float()).abs().max()) for key in one if "/module/" in key)
 
@@ -376,7 +378,7 @@ CHANGES = {
 def test_a_state_of_other_networks_or_optimisers_is_named_and_nothing_is_loaded(
     change: str, first_state: Path, tmp_path: Path
 ) -> None:
-    tensors, (name, changed, reason) = stored(first_state), CHANGES[change]
+    tensors, (name, changed, reason) = stored_tensors(first_state), CHANGES[change]
     old = tensors.pop(name, None)
     tensors |= {} if changed is None else {name: changed(old)}
     files = [write_part(temporary_state(tmp_path, 1), 0, tensors)]
@@ -391,7 +393,7 @@ def test_a_state_of_other_networks_or_optimisers_is_named_and_nothing_is_loaded(
     assert same(before, roles["student"].module.state_dict())
 
 
-def test_micro_batches_are_dealt_in_turn_and_all_of_them() -> None:
+def test_micro_batches_are_dealt_in_turn_in_equal_shares() -> None:
     assert deal(8, 2, Ranks(1, 2)) == [range(2, 4), range(6, 8)]
     assert deal(8, None, Ranks(1, 2)) == [range(4, 8)]
     assert deal(8, None, ALONE) == [range(8)]

@@ -69,7 +69,7 @@ def test_windows_are_the_rollout_cut_in_time(order: Order, context: Context, exi
 
 @torch.no_grad()
 @pytest.mark.parametrize(("order", "context"), KINDS)
-def test_an_exit_is_what_a_whole_rollout_sees_at_that_step(order: Order, context: Context) -> None:
+def test_an_exit_returns_the_x0_of_a_whole_rollout_at_that_step(order: Order, context: Context) -> None:
     """At every step, including the last, where it is the video itself."""
     roll_out, seen = make_self_rollout(order, context), {}
     grid = make_grid(context, blocks=4, steps=STEPS, window=2)
@@ -86,7 +86,7 @@ def test_an_exit_is_what_a_whole_rollout_sees_at_that_step(order: Order, context
 
 
 @pytest.mark.parametrize("exit_step", [0, 1])
-def test_shared_context_is_at_the_exit_what_it_is_in_a_whole_rollout(exit_step: int) -> None:
+def test_with_shared_context_an_exit_equals_the_whole_rollout(exit_step: int) -> None:
     """Its context is left by the next step, so the steps after the exit must not be cut off."""
     windows, _ = rolled_out(make_self_rollout("block_first", "shared"), exit_step, learn=True)
     grid = make_grid("shared", blocks=4, steps=STEPS, window=2)
@@ -165,7 +165,7 @@ def test_half_precision_keeps_levels_and_latents_in_full() -> None:
     assert (windows - full).abs().mean() < 0.1 * full.abs().mean()
 
 
-def test_a_level_that_is_drawn_takes_the_place_of_the_walks_own() -> None:
+def test_a_drawn_level_replaces_that_of_the_variant() -> None:
     own, drawn = make_self_rollout(), make_self_rollout()
     lower = dataclasses.replace(own, variant=own.variant.model_copy(update={"level": 0.5}))
     student = tiny_denoiser()

@@ -93,7 +93,7 @@ def test_a_state_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     assert load_state(tmp_path, {"role": role}, {})[0] == 3
 
 
-def test_the_newest_states_stay_and_any_of_them_can_be_gone_on_from(tmp_path: Path) -> None:
+def test_the_newest_states_are_kept_and_each_can_be_resumed(tmp_path: Path) -> None:
     role, memory = make_role(tiny_denoiser(), SETTINGS, 12), {}  # type: ignore[var-annotated]
     step, kept_weights = make_step(role, memory), {}
 
@@ -111,7 +111,7 @@ def test_the_newest_states_stay_and_any_of_them_can_be_gone_on_from(tmp_path: Pa
         shutil.rmtree(states(tmp_path)[0])
 
 
-def test_milestones_stay_whatever_the_clock_says(tmp_path: Path) -> None:
+def test_milestones_are_saved_and_kept_regardless_of_the_clock(tmp_path: Path) -> None:
     """Milestones are saved even if no state is due by time, and kept beside the newest states if every step is."""
     for minutes, found in ((60, [8, 4]), (1e-9, [11, 10, 8, 4])):
         role, memory, folder = make_role(tiny_denoiser(), SETTINGS, 12), {}, tmp_path / str(minutes)  # type: ignore[var-annotated]
@@ -120,9 +120,7 @@ def test_milestones_stay_whatever_the_clock_says(tmp_path: Path) -> None:
         assert [int(path.name.removeprefix("state-")) for path in states(folder)] == found
 
 
-def test_what_is_saved_is_the_state_of_its_step_however_long_writing_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slowly_written_state_is_that_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Updates continue in place while a state is written; the next state waits for it."""
     role, memory = make_role(tiny_denoiser(), SETTINGS, 9), {}  # type: ignore[var-annotated]
     step, may_write = make_step(role, memory), threading.Event()
@@ -216,15 +214,15 @@ def test_a_damaged_state_is_named(name: str, tmp_path: Path) -> None:
 def test_a_state_of_another_network_is_named_on_one_line(tmp_path: Path) -> None:
     run(tmp_path, 6, stop=2)
     other = make_role(tiny_denoiser(coordinates=True), SETTINGS, 6)
-    told = r"other networks .*role/module/transformer\.patch_embedding.* is float32 \[.*\], and not float32 \["
-    with pytest.raises(UserError, match=told) as caught:
+    message = r"other networks .*role/module/transformer\.patch_embedding.* is float32 \[.*\], and not float32 \["
+    with pytest.raises(UserError, match=message) as caught:
         load_state(tmp_path, {"role": other}, {})
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(tmp_path)) + 330
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
         (
             lambda name, value: {} if name.endswith("/1/exp_avg") else {name: value},
@@ -242,7 +240,7 @@ def test_a_state_of_another_network_is_named_on_one_line(tmp_path: Path) -> None
 )
 def test_a_state_that_lacks_something_or_holds_more_is_refused(
     change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
-    said: str,
+    reason: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -254,7 +252,7 @@ def test_a_state_that_lacks_something_or_holds_more_is_refused(
     save_state(tmp_path, 1, {"role": role}, {}, [])
     before = role.module.weight.clone()
     role.module.weight.data.zero_()
-    with pytest.raises(UserError, match=rf"belongs to other networks or optimisers \(.*{said}"):
+    with pytest.raises(UserError, match=rf"belongs to other networks or optimisers \(.*{reason}"):
         load_state(tmp_path, {"role": role}, {})
     assert before.any() and not role.module.weight.any()  # nothing of it was loaded
 
@@ -266,7 +264,7 @@ def test_training_checkpoints_as_it_goes(tmp_path: Path) -> None:
     assert load_state(tmp_path, {"role": role}, {})[0] == 3  # none after the last step, which makes the artifact
 
 
-def test_every_step_is_logged_told_and_in_the_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_step_is_logged_and_in_progress_bar_and_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also without memory from step to step; a resumed run counts and logs from its state's step on."""
     logged: list[tuple[int, dict[str, float]]] = []
 
@@ -307,13 +305,11 @@ def test_sigterm_leaves_a_state_from_which_the_run_goes_on_to_the_same_end(tmp_p
     assert all(torch.equal(a, b) for a, b in zip(again.module.parameters(), whole[0].module.parameters(), strict=True))
 
 
-def test_states_are_begun_after_their_minutes_and_have_names_once_they_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_states_are_begun_when_due_and_appear_once_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, begun, seen = [0.0], [], []
     begin = Saving.begin
 
-    def noted(saving: Saving, step: int, curve: list[dict[str, float]]) -> None:
+    def recorded(saving: Saving, step: int, curve: list[dict[str, float]]) -> None:
         begin(saving, step, curve)
         assert saving.under_way is not None
         begun.append((step, saving.under_way.part))
@@ -325,7 +321,7 @@ def test_states_are_begun_after_their_minutes_and_have_names_once_they_are_writt
         clock[0] += 50
         return {"loss": 0.0}
 
-    monkeypatch.setattr(Saving, "begin", noted)
+    monkeypatch.setattr(Saving, "begin", recorded)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 8)
     train("test", 8, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=2)
@@ -347,7 +343,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path
     assert load_state(tmp_path, {"role": role}, {})[0] == 3
 
 
-def test_without_a_state_a_loss_that_is_not_finite_sends_nobody_back_to_one(tmp_path: Path) -> None:
+def test_without_a_state_a_loss_that_is_not_finite_advises_to_start_anew(tmp_path: Path) -> None:
     role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
     with pytest.raises(UserError, match=r"loss = nan at step 0; .* and start over$"):
         train("test", 3, lambda _: {"loss": math.nan}, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
@@ -426,7 +422,7 @@ def test_the_average_starts_from_the_first_weights_and_follows(tmp_path: Path) -
     torch.testing.assert_close(average, expected)
 
 
-def test_the_first_average_is_a_copy_and_a_late_one_leaves_out_what_came_before() -> None:
+def test_the_first_average_is_a_copy_and_a_late_one_ignores_earlier_weights() -> None:
     """Checked after each update; if averaging would begin after the end, the last weights are kept.
 
     A late average has its full decay at once, like the released code's, which begins at step 200 there.
@@ -449,7 +445,7 @@ def test_the_first_average_is_a_copy_and_a_late_one_leaves_out_what_came_before(
         assert not kept(role).weight.requires_grad
 
 
-def test_an_update_clips_scales_every_optimiser_and_forgets_the_gradient() -> None:
+def test_an_update_clips_schedules_every_optimiser_and_clears_gradients() -> None:
     role = make_role(tiny_denoiser(), SETTINGS.model_copy(update={"clip": 0.5}), 10)
     peaks = [0.001, 0.01]
     for step, factor in ((0, 1 / 3), (1, 2 / 3), (2, 1.0), (6, 0.5)):
@@ -490,7 +486,7 @@ def test_the_rate_of_every_update() -> None:
     assert lr_factor(cosine, 2, 2) == 1  # a run that is only its warm-up
 
 
-def test_without_a_decay_no_average_is_kept() -> None:
+def test_no_average_is_kept_without_ema() -> None:
     role = make_role(tiny_denoiser(), SETTINGS.model_copy(update={"ema": None}), 10)
     assert role.average is None
     assert kept(role) is role.module

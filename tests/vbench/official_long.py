@@ -1,7 +1,7 @@
 """VBench-Long's own functions on clips and on videos of their first frames; runs in VBench's environment.
 
 python -I official_long.py WORKER.PY WEIGHTS HOME CLIPS FIRSTS OUT. CLIPS holds NAME/NAME_000.mp4 and so on, FIRSTS
-NAME.mp4. Its package imports what cuts videos, which is not installed and not called here.
+NAME.mp4. Its package imports libraries that cut videos, which are not installed and not called here.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ pieces = [str(path) for path in sorted(Path(clips).glob("*/*.mp4"))]
 
 
 class Dinov2(torch.nn.Module):
-    """Has the interface of torch.hub's."""
+    """DINOv2 with the interface of torch.hub's."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ class Dinov2(torch.nn.Module):
         return self.model(pictures).last_hidden_state[:, 0]
 
 
-def compared(dimension):
+def compare_first_frames(dimension):
     if dimension == "subject_consistency":
         return subject_consistency.subject_consistency_dinov2(Dinov2(), videos, device, False)
     model, preprocess = dreamsim(pretrained=True, device="cpu", cache_dir=f"{home}/dreamsim")
@@ -63,7 +63,7 @@ for dimension, script in scripts.items():
     entries = Path(home, "entries.json")
     entries.write_text(json.dumps([{"prompt_en": "a", "dimension": [dimension], "video_list": pieces}]))
     submodules = init_submodules([dimension], local=True)[dimension]
-    mean_across, across = compared(dimension)
+    mean_across, across = compare_first_frames(dimension)
     within, records = getattr(script, f"compute_{dimension}")(str(entries), device, submodules)
     _, _, means = utils.reorganize_clips_results(records)
     _, found = utils.fuse_inclip_clip2clip(

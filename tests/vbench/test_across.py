@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 from transformers import Dinov2Config, Dinov2Model
-from vbench_toys import asked, build_networks, lay_weights
+from vbench_toys import build_networks, lay_weights, requests_of
 
 from hiar.errors import UserError
 from hiar.io.video import write_mp4
@@ -22,7 +22,7 @@ TABLE = {0.0: 0.0, 0.5: 0.8, 1.0: 1.0}
 
 
 def blue(path, *levels, frames=8):
-    """A video at 4 frames per second with ``frames`` frames per level, 0 to 1; only the first has it in full."""
+    """A video at 4 frames per second with ``frames`` frames per level (0 to 1), only the first of them in full."""
     video = torch.zeros(len(levels) * frames, 64, 96, 3)
     video[..., 2] = 0.2 * torch.tensor(levels).repeat_interleave(frames)[:, None, None]
     video[::frames] *= 5
@@ -31,7 +31,7 @@ def blue(path, *levels, frames=8):
     return path
 
 
-def test_a_value_of_both_branches():
+def test_a_value_is_the_mean_of_both_branches():
     assert both_branches(0.9, 0.75, TABLE) == pytest.approx((0.9 + 0.9) / 2)
     assert both_branches(0.6, 0.5, TABLE) == pytest.approx((0.6 + 0.8) / 2)
     assert both_branches(0.6, 0.25, TABLE) == pytest.approx((0.6 + 0.4) / 2)
@@ -39,7 +39,7 @@ def test_a_value_of_both_branches():
     assert both_branches(0.6, None, TABLE) == both_branches(0.6, 0.0, TABLE) == 0.6
 
 
-def test_pictures_are_alike_to_the_one_before_and_to_the_first():
+def test_likeness_is_to_the_previous_and_to_the_first_picture():
     angles = (0.2, 0.3, 0.7, 0.2 + 3)
     found = likeness(torch.tensor([[cos(one), torch.tensor(one).sin()]]) for one in angles)
     pairs = [(cos(0.1), cos(0.1)), (cos(0.4), cos(0.5)), (0, 0)]  # opposite features count as 0, like orthogonal ones
@@ -77,7 +77,7 @@ def weights(tmp_path):
     return folder
 
 
-def test_a_long_video_that_changes_between_its_clips_loses_by_it(environment, weights, tmp_path):
+def test_a_long_video_that_changes_between_its_clips_scores_lower(environment, weights, tmp_path):
     """Values within clips are the toy's, a file's size."""
     videos, out = tmp_path / "videos", tmp_path / "out"
     blue(videos / "0.mp4", 0.1, 0.9, 0.5)
@@ -91,12 +91,12 @@ def test_a_long_video_that_changes_between_its_clips_loses_by_it(environment, we
         return score_folder(videos, dimensions, out, protocol="vbench-long", **where | options)
 
     scores = score(SUBJECT, BACKGROUND)
-    told = asked(weights)
+    calls = requests_of(weights)
     assert not scores.failed
     alike = {"0.mp4": (2 * cos(0.8) + cos(0.4) + cos(0.4)) / 4, "1.mp4": 1.0, "2.mp4": None}
     alike["3.mp4"] = alike["0.mp4"]
     for dimension in BRANCHES:
-        sizes = [one["value"] for one in told if one["dimension"] == dimension]
+        sizes = [one["value"] for one in calls if one["dimension"] == dimension]
         within = {"0.mp4": sum(sizes[:3]) / 3, "1.mp4": sum(sizes[3:5]) / 2, "2.mp4": sizes[5]}
         within["3.mp4"] = within["0.mp4"]
         result = json.loads((out / f"{dimension}.json").read_text())
@@ -107,7 +107,7 @@ def test_a_long_video_that_changes_between_its_clips_loses_by_it(environment, we
         assert {*BRANCHES[dimension].files} < {*result["weights"]}
     before = (out / f"{SUBJECT}.json").read_bytes()
     assert score(SUBJECT).values[SUBJECT] == scores.values[SUBJECT]
-    assert asked(weights) == []
+    assert requests_of(weights) == []
     assert (out / f"{SUBJECT}.json").read_bytes() == before
     score(SUBJECT, within_clips=True)
     alone = json.loads((out / f"{SUBJECT}.json").read_text())
@@ -116,14 +116,14 @@ def test_a_long_video_that_changes_between_its_clips_loses_by_it(environment, we
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("- 1\n", "is not VBench-Long's table"),
         ("a: b\n", "is not VBench-Long's table"),
         ("0.5: 0.5\n", "does not map 0 and 1"),
     ],
 )
-def test_what_is_no_table_is_told(content, said, tmp_path):
+def test_an_invalid_mapping_table_is_refused(content, message, tmp_path):
     (tmp_path / "table.yaml").write_text(content)
-    with pytest.raises(UserError, match=rf"^{tmp_path}/table.yaml: {said}.*`hiar vbench fetch`"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/table.yaml: {message}.*`hiar vbench fetch`"):
         read_table(tmp_path / "table.yaml")

@@ -122,8 +122,8 @@ def test_still_videos_are_those_of_vbenchs_filter(scale, samples, environment, w
     approve(own, name)
     command = [environment.python, "-I", HERE / "official_filter.py", WORKER, own, folder, tmp_path]
     subprocess.run(command, check=True)
-    told = json.loads((tmp_path / "filtered.json").read_text())
-    theirs = {os.path.basename(path) for one in told.values() for path in one["static_path"]}
+    report = json.loads((tmp_path / "filtered.json").read_text())
+    theirs = {os.path.basename(path) for one in report.values() for path in one["static_path"]}
     scores = score_folder(folder, ["temporal_flickering"], tmp_path / "out", weights=own, static_filter=True)
     if scale:
         assert theirs == set()
@@ -173,7 +173,7 @@ def official_long(environment, weights, long_videos, tmp_path_factory):
 
 
 def test_both_branches_of_long_videos_are_vbench_longs_own(weights, long_videos, official_long, tmp_path):
-    """Except its mean, which counts each clip. It batches frames in its networks, so the last digits differ."""
+    """Except the mean, where VBench-Long counts each clip. It batches frames, so the last digits differ."""
     scores = score_folder(
         long_videos, BRANCHES, tmp_path, weights=weights, prompts=long_videos / "prompts.json", protocol="vbench-long"
     )

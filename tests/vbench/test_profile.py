@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from commands import hiar
-from vbench_toys import asked, behave, film
+from vbench_toys import behave, film, requests_of
 
 FLICKERING, IMAGING = "temporal_flickering", "imaging_quality"
 
@@ -31,15 +31,15 @@ def score(films, toy, weights, tmp_path):
     return run
 
 
-def line_of(run):
+def last_error(run):
     *_, line = run.stderr.splitlines()
     return line.removeprefix("error: ")
 
 
-def test_beside_another_profile_and_again(score, tmp_path, weights):
+def test_vbench_beside_another_profile_is_scored_once(score, tmp_path, weights):
     options = ("--profile", "vbench", "--profile", "drift-lite", "-d", FLICKERING, "-d", IMAGING)
     score(*options)
-    assert len(asked(weights)) == 6
+    assert len(requests_of(weights)) == 6
     found = json.loads((tmp_path / "score.json").read_text())
     assert [*found] == ["drift-lite", "vbench"]
     assert found["drift-lite"]["videos"] == found["vbench"]["videos"] == 3
@@ -58,12 +58,12 @@ def test_beside_another_profile_and_again(score, tmp_path, weights):
     assert len((tmp_path / "score.videos.jsonl").read_text().splitlines()) == 3  # drift-lite's
     before = (tmp_path / "score.json").read_bytes()
     score(*options)
-    assert asked(weights) == []
+    assert requests_of(weights) == []
     assert (tmp_path / "score.json").read_bytes() == before
 
 
-def test_by_itself_nothing_else_is_asked_of_the_videos(score, tmp_path):
-    """They may have several sizes and lengths, and belong to no world."""
+def test_vbench_alone_takes_videos_of_any_size_and_length(score, tmp_path):
+    """The videos may have several sizes and lengths, and belong to no world."""
     film(tmp_path / "videos" / "0002.mp4", 20, 7)
     score("--profile", "vbench-long", "-d", FLICKERING)
     found = json.loads((tmp_path / "score.json").read_text())
@@ -71,36 +71,36 @@ def test_by_itself_nothing_else_is_asked_of_the_videos(score, tmp_path):
     assert not (tmp_path / "score.videos.jsonl").exists()
 
 
-def test_without_a_dimension_all_are_taken_that_run_and_suit_the_videos(score, tmp_path):
-    """Without weights, the one that needs none; for videos that suit none, none."""
+def test_by_default_all_dimensions_that_run_and_suit_the_videos_are_scored(score, tmp_path):
+    """Without weights, the one that needs none; videos that suit none are refused."""
     (tmp_path / "none").mkdir()
     none = {"VBENCH_CACHE_DIR": str(tmp_path / "none")}
     score("--profile", "vbench", **none)
     found = json.loads((tmp_path / "score.json").read_text())["vbench"]
     assert [*found["metrics"]] == [f"vbench_{FLICKERING}"]
     (tmp_path / "videos" / "captions.txt").write_text("A person is riding a bike\n" * 3)
-    assert line_of(score("--profile", "vbench", code=2, **none)) == (
+    assert last_error(score("--profile", "vbench", code=2, **none)) == (
         "videos: no dimension of VBench runs here and suits its videos; see `hiar vbench doctor`"
     )
 
 
-def test_a_dimension_that_breaks_down_leaves_what_the_others_gave(score, tmp_path, weights):
+def test_a_failing_dimension_keeps_the_values_of_the_others(score, tmp_path, weights):
     behave(weights, **{IMAGING: "raise"})
-    said = line_of(score("--profile", "vbench", "-d", FLICKERING, "-d", IMAGING, code=1))
-    assert said.startswith(f"{IMAGING}: no value; {IMAGING}: ")
+    error = last_error(score("--profile", "vbench", "-d", FLICKERING, "-d", IMAGING, code=1))
+    assert error.startswith(f"{IMAGING}: no value; {IMAGING}: ")
     assert not (tmp_path / "score.json").exists()
     behave(weights)
-    asked(weights)
+    requests_of(weights)
     score("--profile", "vbench", "-d", FLICKERING, "-d", IMAGING)
-    assert {one["dimension"] for one in asked(weights)} == {IMAGING}
+    assert {one["dimension"] for one in requests_of(weights)} == {IMAGING}
 
 
-def test_what_vbench_refuses_is_told_before_others_are_asked(score, tmp_path, weights):
+def test_vbench_refuses_before_other_profiles_score(score, tmp_path, weights):
     both = ("--profile", "drift-lite", "--profile", "vbench")
     (tmp_path / "videos" / "captions.txt").write_text("a bird\na bee\n")
-    assert "captions.txt" in line_of(score(*both, code=2))
+    assert "captions.txt" in last_error(score(*both, code=2))
     (tmp_path / "videos" / "captions.txt").write_text("a bird\na bee\na bear\n")
-    assert line_of(score(*both, "-d", "color", code=2)).startswith("color: ")
+    assert last_error(score(*both, "-d", "color", code=2)).startswith("color: ")
     assert not [*tmp_path.glob("score*")]
 
 
@@ -124,6 +124,6 @@ def test_what_vbench_refuses_is_told_before_others_are_asked(score, tmp_path, we
         ),
     ],
 )
-def test_what_cannot_be_meant(score, tmp_path, options, out, line):
-    assert line_of(score(*options, out=out, code=2)) == line
+def test_contradictory_options_are_refused(score, tmp_path, options, out, line):
+    assert last_error(score(*options, out=out, code=2)) == line
     assert not [*tmp_path.glob("score*")]

@@ -2,7 +2,7 @@
 
 import pytest
 from sampled import small_params
-from vbench_toys import asked, behave, film
+from vbench_toys import behave, film, requests_of
 
 from hiar.errors import RunFailed
 from hiar.io.artifacts import write_manifest
@@ -38,7 +38,7 @@ def caption(folder, *captions):
 
 @pytest.fixture
 def score(samples, params, toy, weights, tmp_path, monkeypatch):
-    """Runs stage vbench for dimensions and returns what the scores contain of it."""
+    """Runs stage vbench for dimensions and returns its part of the scores."""
     monkeypatch.setenv("HIAR_VBENCH", str(toy))
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(weights))
     monkeypatch.setenv("HIAR_TRACKING", "off")
@@ -52,7 +52,7 @@ def score(samples, params, toy, weights, tmp_path, monkeypatch):
     return run
 
 
-def test_a_mean_is_vbenchs_own_and_that_of_its_videos_values(score, samples, weights):
+def test_a_mean_is_vbenchs_own_over_the_values_of_its_videos(score, samples, weights):
     found = score(FLICKERING, IMAGING)
     sizes = [path.stat().st_size / 1e5 for path in sorted(samples.glob("*.mp4"))]
     names = [f"vbench_{name}" for name in (FLICKERING, IMAGING)]
@@ -65,12 +65,12 @@ def test_a_mean_is_vbenchs_own_and_that_of_its_videos_values(score, samples, wei
         assert found.metrics[name]["se"] == pytest.approx(spread / 3**0.5 / unit, rel=1e-4)
     assert found.facts[IMAGING]["weights"].keys() == {"pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"}
     assert {one["protocol"] for one in found.facts.values()} == {"vbench"}
-    assert len(asked(weights)) == 6
+    assert len(requests_of(weights)) == 6
     assert score(FLICKERING, IMAGING) == found
-    assert asked(weights) == []
+    assert requests_of(weights) == []
 
 
-def test_videos_of_any_length_are_scored_by_the_protocol_that_is_asked_for(score, samples, params, tmp_path):
+def test_videos_of_any_length_are_scored_by_the_protocol_in_the_params(score, samples, params, tmp_path):
     asks = params.score.model_copy(update={"vbench_protocol": "vbench-long"})
     vbench.run(params.model_copy(update={"score": asks}), tmp_path, 0, FLICKERING)
     (teacher,) = contenders(params)
@@ -78,13 +78,13 @@ def test_videos_of_any_length_are_scored_by_the_protocol_that_is_asked_for(score
     assert found.facts[FLICKERING]["protocol"] == "vbench-long"
 
 
-def test_one_dimension_that_breaks_down_fails_the_scores(score, weights):
+def test_a_failing_dimension_fails_the_scores(score, weights):
     behave(weights, **{IMAGING: "raise"})
     with pytest.raises(RunFailed, match=r"samples/teacher: no value; imaging_quality: .*no such luck"):
         score(FLICKERING, IMAGING)
 
 
-def test_a_dimension_is_of_the_videos_of_its_prompts_alone(score, samples):
+def test_a_dimension_covers_only_videos_of_its_prompts(score, samples):
     """If all prompts are from VBench's suite: the stop sign is only for temporal_flickering."""
     caption(samples, "a bench", "In a still frame, a stop sign", "a bench")
     found = score(FLICKERING, IMAGING)
@@ -102,7 +102,7 @@ def result(**by_video):
     return {"value": 0.01 + sum(known) / len(known), "by_video": by_video} | facts
 
 
-def test_totals_are_of_the_values_and_of_each_video_that_has_all_they_take():
+def test_totals_are_of_the_values_and_of_each_video_that_has_all_dimensions():
     quality = [name for name, one in DIMENSIONS.items() if one.group == "quality"]
     results = {name: result(a=0.5, b=0.7, c=0.8, d=None) for name in quality}
     results["imaging_quality"] = result(a=50.0, b=70.0, c=None)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from commands import environment as shell
 from commands import hiar
-from vbench_toys import asked, behave, film, lay_weights
+from vbench_toys import behave, film, lay_weights, requests_of
 from waiting import wait_until
 
 from hiar.errors import UserError
@@ -72,25 +72,25 @@ def test_values_of_each_video_and_their_mean(score, videos, weights, tmp_path, m
     found = result(tmp_path, FLICKERING)
     assert found["by_video"] == each
     assert (found["prompts"], found["protocol"], found["videos"], found["of"]) == ("own", "vbench", 3, 3)
-    told = asked(weights)
-    assert [one["entry"]["prompt_en"] for one in told[:3]] == ["a bird", "a bee", "100% of a bear/cub"]
+    calls = requests_of(weights)
+    assert [one["entry"]["prompt_en"] for one in calls[:3]] == ["a bird", "a bee", "100% of a bear/cub"]
     # what VBench reads from names is kept, and nothing looks like a pattern to OpenCV
-    assert {one["name"] for one in told} == {"a bird-0.mp4", "a bee-0.mp4", "100  of a bear cub-0.mp4"}
-    assert all(one["isolated"] for one in told)  # its import path has nothing of our environment
-    assert not any("AWS_SECRET_ACCESS_KEY" in one["variables"] for one in told)
+    assert {one["name"] for one in calls} == {"a bird-0.mp4", "a bee-0.mp4", "100  of a bear cub-0.mp4"}
+    assert all(one["isolated"] for one in calls)  # its import path has nothing of our environment
+    assert not any("AWS_SECRET_ACCESS_KEY" in one["variables"] for one in calls)
 
 
-def test_what_is_done_is_not_done_again(score, videos, weights, tmp_path):
+def test_scored_videos_are_not_scored_again(score, videos, weights, tmp_path):
     first = score(videos, FLICKERING)
-    assert len(asked(weights)) == 3
+    assert len(requests_of(weights)) == 3
     assert score(videos, FLICKERING) == first
-    assert asked(weights) == []
+    assert requests_of(weights) == []
     for number in (3, 4):  # two files with the same film and prompt
         film(videos / f"000{number}.mp4", 4, 77)
     with (videos / "captions.txt").open("a") as file:
         file.write("a beetle\na beetle\n")
     score(videos, FLICKERING)
-    assert [os.path.basename(one["video"]) for one in asked(weights)] in (["0003.mp4"], ["0004.mp4"])
+    assert [os.path.basename(one["video"]) for one in requests_of(weights)] in (["0003.mp4"], ["0004.mp4"])
     assert len(set(list(result(tmp_path, FLICKERING)["by_video"].values())[3:])) == 1
     for number in (3, 4):
         (videos / f"000{number}.mp4").unlink()
@@ -98,7 +98,7 @@ def test_what_is_done_is_not_done_again(score, videos, weights, tmp_path):
     (videos / "0000.mp4").rename(videos / "0003.mp4")  # now the last one, with another prompt
     (videos / "captions.txt").write_text("a bee\n100% of a bear/cub\na beetle\n")
     score(videos, FLICKERING)
-    assert sorted(os.path.basename(one["video"]) for one in asked(weights)) == ["0001.mp4", "0003.mp4"]
+    assert sorted(os.path.basename(one["video"]) for one in requests_of(weights)) == ["0001.mp4", "0003.mp4"]
     assert result(tmp_path, FLICKERING)["by_video"]["0001.mp4"] == size(videos / "0001.mp4")
 
 
@@ -107,13 +107,13 @@ def test_other_weights_score_anew_and_lose_nothing(score, videos, weights, tmp_p
 
     score(videos, SMOOTH)
     old = (tmp_path / "out" / f"{SMOOTH}.jsonl").read_text()
-    asked(weights)
+    requests_of(weights)
     import torch
 
     torch.save({"other": 1}, weights / "amt_model" / "amt-s.pth")
     approve(weights, "amt_model/amt-s.pth")
     score(videos, SMOOTH)
-    assert len(asked(weights)) == 3
+    assert len(requests_of(weights)) == 3
     assert "other weights" in capsys.readouterr().err
     assert (tmp_path / "out" / f"{SMOOTH}.aside-1.jsonl").read_text() == old
     torch.save({"third": 1}, weights / "amt_model" / "amt-s.pth")
@@ -123,26 +123,26 @@ def test_other_weights_score_anew_and_lose_nothing(score, videos, weights, tmp_p
     assert "other device, weights; it is set aside as" in capsys.readouterr().err
     assert [(tmp_path / "out" / f"{SMOOTH}.aside-{n}.jsonl").read_text() for n in (1, 2)] == [old, new]
     assert result(tmp_path, SMOOTH)["device"] == "cuda"
-    assert {one["device"] for one in asked(weights)} == {"cuda:12"}
+    assert {one["device"] for one in requests_of(weights)} == {"cuda:12"}
     score(videos, SMOOTH, devices=["cuda:3"])  # another GPU of the same kind
-    assert asked(weights) == []
+    assert requests_of(weights) == []
 
 
 def test_dimensions_are_scored_side_by_side_each_on_a_device(score, videos, weights, tmp_path):
     behave(weights, **{FLICKERING: "meet", SMOOTH: "meet"})
     scores = score(videos, FLICKERING, SMOOTH, IMAGING, devices=["cuda:0", "cuda:1"])
     assert list(scores.values) == [FLICKERING, SMOOTH, IMAGING]
-    each = {name: {one["device"] for one in told} for name, told in by_dimension(asked(weights)).items()}
+    each = {name: {one["device"] for one in calls} for name, calls in by_dimension(requests_of(weights)).items()}
     assert each[FLICKERING] | each[SMOOTH] == {"cuda:0", "cuda:1"}
     assert [len(used) for used in each.values()] == [1, 1, 1]
     assert result(tmp_path, SMOOTH)["device"] == "cuda"
 
 
-def by_dimension(told):
-    return {name: [one for one in told if one["dimension"] == name] for name in {one["dimension"] for one in told}}
+def by_dimension(calls):
+    return {name: [one for one in calls if one["dimension"] == name] for name in {one["dimension"] for one in calls}}
 
 
-def test_what_fails_ends_what_runs_beside_it():
+def test_a_failing_task_ends_those_that_run_beside_it():
     begun = []
 
     def work(task, device, workers):
@@ -166,17 +166,17 @@ def test_what_fails_ends_what_runs_beside_it():
 def test_another_version_scores_anew(toy, videos, weights, tmp_path, capsys):
     own = shutil.copytree(toy, tmp_path / "venv", symlinks=True)
     score_folder(videos, [FLICKERING], tmp_path / "out", environment=own, weights=weights)
-    asked(weights)
+    requests_of(weights)
     place = next(own.glob("lib/python3*/site-packages")) / "vbench-9.dist-info"
     place.mkdir()
     (place / "METADATA").write_text("Metadata-Version: 2.1\nName: vbench\nVersion: 9\n")
     score_folder(videos, [FLICKERING], tmp_path / "out", environment=own, weights=weights)
-    assert len(asked(weights)) == 3
+    assert len(requests_of(weights)) == 3
     assert "other versions" in capsys.readouterr().err
     assert result(tmp_path, FLICKERING)["versions"] == {"vbench": "9"}
 
 
-def test_all_that_suits_prompts_of_their_own(score, videos, weights):
+def test_own_prompts_are_scored_in_all_dimensions_that_suit_them(score, videos, weights):
     """Dimensions that need the suite's annotations are left out; those that need only the prompt are not."""
     found = {name for name, one in DIMENSIONS.items() if not one.described}
     values = score(videos).values
@@ -191,7 +191,7 @@ def test_all_that_suits_prompts_of_their_own(score, videos, weights):
 
 
 @pytest.mark.parametrize(
-    ("order", "said"),
+    ("order", "message"),
     [
         ("raise", "no such luck"),
         ("shell", "nothing is downloaded while it scores"),
@@ -201,17 +201,17 @@ def test_all_that_suits_prompts_of_their_own(score, videos, weights):
         ("left out", "ZeroDivisionError"),
     ],
 )
-def test_a_dimension_that_fails_leaves_the_others(score, videos, weights, tmp_path, order, said):
+def test_a_dimension_that_fails_leaves_the_others(score, videos, weights, tmp_path, order, message):
     behave(weights, **{SMOOTH: order})
     scores = score(videos, FLICKERING, SMOOTH, DEGREE)
     assert set(scores.values) == {FLICKERING, DEGREE}
-    assert said in scores.failed[SMOOTH]
+    assert message in scores.failed[SMOOTH]
     assert "a line that VBench prints" in (tmp_path / "out" / "logs" / f"{SMOOTH}.log").read_text()
     assert not (tmp_path / "out" / f"{SMOOTH}.json").exists()
-    asked(weights)
+    requests_of(weights)
     behave(weights)
     assert set(score(videos, FLICKERING, SMOOTH, DEGREE).values) == {FLICKERING, SMOOTH, DEGREE}
-    assert {one["dimension"] for one in asked(weights)} == {SMOOTH}
+    assert {one["dimension"] for one in requests_of(weights)} == {SMOOTH}
 
 
 def test_a_killed_dimension_goes_on_from_its_last_chunk(score, films, weights, tmp_path):
@@ -227,30 +227,30 @@ def test_a_killed_dimension_goes_on_from_its_last_chunk(score, films, weights, t
     with (tmp_path / "out" / f"{FLICKERING}.jsonl").open("a") as file:
         file.write('{"key": "cut off he')  # as left by a kill
     behave(weights)
-    asked(weights)
+    requests_of(weights)
     assert score(many, FLICKERING).values[FLICKERING] == pytest.approx(size(films / "0000.mp4"))
-    assert [one["entry"]["prompt_en"] for one in asked(weights)] == [f"bird {number}" for number in range(32, 40)]
+    assert [one["entry"]["prompt_en"] for one in requests_of(weights)] == [f"bird {number}" for number in range(32, 40)]
     assert score(many, FLICKERING).failed == {}
-    assert asked(weights) == []
+    assert requests_of(weights) == []
 
 
-def test_the_worker_ends_with_who_asked(toy, weights, videos, tmp_path):
+def test_the_worker_ends_with_its_parent(toy, weights, videos, tmp_path):
     behave(weights, **{FLICKERING: "hang"})
     command = [sys.executable, "-m", "hiar", "vbench", "score", videos, "--out", tmp_path / "out", "-d", FLICKERING]
-    asker = subprocess.Popen(
+    parent = subprocess.Popen(
         [*map(str, command), "--environment", str(toy), "--weights", str(weights)],
         env=shell(),
         stderr=subprocess.DEVNULL,
     )
     try:
         wait_until(lambda: (weights / "asked.jsonl").exists() and (weights / "asked.jsonl").read_text().endswith("\n"))
-        [told] = asked(weights)
+        [call] = requests_of(weights)
         with pytest.raises(UserError, match="another process is scoring"):
             score_folder(videos, [FLICKERING], tmp_path / "out", environment=toy, weights=weights)
     finally:
-        asker.kill()
-        asker.wait()
-    wait_until(lambda: not is_alive(told["pid"]))
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not is_alive(call["pid"]))
 
 
 def is_alive(pid):
@@ -267,11 +267,11 @@ def test_videos_named_by_the_suite_go_to_the_dimensions_of_their_prompts(score, 
         film(folder / f"{name}.mp4", 4, number)
     scores = score(folder)
     assert set(scores.values) == {FLICKERING, IMAGING, "appearance_style", "overall_consistency"}
-    told = asked(weights)
-    assert [one["name"] for one in told if one["dimension"] == IMAGING] == ["a bench-0.mp4"] * 2 + [
+    calls = requests_of(weights)
+    assert [one["name"] for one in calls if one["dimension"] == IMAGING] == ["a bench-0.mp4"] * 2 + [
         "the bund, oil painting-0.mp4"
     ]
-    [style] = [one for one in told if one["dimension"] == "appearance_style"]
+    [style] = [one for one in calls if one["dimension"] == "appearance_style"]
     assert style["entry"]["auxiliary_info"] == {"appearance_style": {"appearance_style": "oil painting"}}
     found = result(tmp_path, IMAGING)
     assert (found["prompts"], found["videos"], found["of"]) == ("suite", 3, 10)
@@ -280,12 +280,12 @@ def test_videos_named_by_the_suite_go_to_the_dimensions_of_their_prompts(score, 
         score(folder, "human_action")
 
 
-def test_prompts_longer_than_a_name_may_be(score, videos, weights, tmp_path):
+def test_prompts_longer_than_a_file_name_are_scored(score, videos, weights, tmp_path):
     prompts = tmp_path / "prompts.json"
     long = "a very long bird " * 40
     prompts.write_text(json.dumps({"0000.mp4": long, "0001.mp4": long + "!", "0002.mp4": "a bee", "more.mp4": "x"}))
     score(videos, FLICKERING, prompts=prompts)
-    assert [one["entry"]["prompt_en"] for one in asked(weights)] == [long.strip(), long + "!", "a bee"]
+    assert [one["entry"]["prompt_en"] for one in requests_of(weights)] == [long.strip(), long + "!", "a bee"]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_clips_hold_the_frames_of_their_part(tmp_path):
             assert nearest == number
 
 
-def test_clips_are_all_there_or_none(tmp_path):
+def test_clips_are_written_completely_or_not_at_all(tmp_path):
     video = film(tmp_path / "film.mp4", 19, 0)
     place = tmp_path / "clips" / "film"
     with pytest.raises(UserError, match=r"film\.mp4: is truncated \(19 of 27 frames\)"):
@@ -354,7 +354,7 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     (folder / "captions.txt").write_text("a bird\na bee\na bird\n")
     scores = score(folder, FLICKERING)
     clips = {}
-    for one in asked(weights):
+    for one in requests_of(weights):
         clips.setdefault(os.path.dirname(one["video"]), []).append(one["value"])
     assert [len(values) for values in clips.values()] == [3, 4, 6]
     means = [sum(values) / len(values) for values in clips.values()]
@@ -366,17 +366,17 @@ def test_long_videos_are_means_of_their_own_clips(score, weights, tmp_path):
     # as many clips as before, but of another film
     film(folder / "a_film_1.mp4", 27, seed=99)
     score(folder, FLICKERING)
-    told = asked(weights)
-    assert len(told) == 4
+    calls = requests_of(weights)
+    assert len(calls) == 4
     anew = result(tmp_path, FLICKERING)["by_video"]
-    assert anew["a_film_1.mp4"] == pytest.approx(sum(one["value"] for one in told) / 4) != means[1]
+    assert anew["a_film_1.mp4"] == pytest.approx(sum(one["value"] for one in calls) / 4) != means[1]
     assert (anew["a_film_0.mp4"], anew["a_film_2.mp4"]) == pytest.approx((means[0], means[2]))
     (folder / "captions.txt").write_text("a bird\na bee\na bear\n")  # other prompts are scored anew
     score(folder, FLICKERING)
-    assert {one["entry"]["prompt_en"] for one in asked(weights)} == {"a bear"}
+    assert {one["entry"]["prompt_en"] for one in requests_of(weights)} == {"a bear"}
 
 
-def test_that_a_long_videos_consistency_is_within_its_clips_alone_is_asked_for_and_kept(score, videos, tmp_path):
+def test_consistency_within_clips_alone_is_an_option_and_recorded(score, videos, tmp_path):
     """VBench-Long's published values also have a part across clips."""
     with pytest.raises(UserError, match=r"^subject_consistency_across_clips: .*`hiar vbench score --within-clips`$"):
         score(videos, "subject_consistency", FLICKERING, protocol="vbench-long")
@@ -396,10 +396,10 @@ def test_clips_of_a_suites_prompt_are_as_long_as_any_of_its_dimensions_asks(scor
     folder = tmp_path / "suite"
     film(folder / "the bund, oil painting-0.mp4", 44, 0)  # eleven seconds
     score(folder, IMAGING)
-    assert len(asked(weights)) == 2
+    assert len(requests_of(weights)) == 2
     film(folder / "a bird-0.mp4", 44, 1)
     score(folder, IMAGING, prompts=captions(tmp_path, "a bird", "the bund, oil painting"))
-    assert len(asked(weights)) == 2 * 6
+    assert len(requests_of(weights)) == 2 * 6
 
 
 def captions(folder, *lines):
@@ -407,7 +407,7 @@ def captions(folder, *lines):
     return folder / "captions.txt"
 
 
-def test_clips_of_another_film_are_not_taken_for_its_own(score, weights, tmp_path):
+def test_clips_of_another_film_are_not_reused(score, weights, tmp_path):
     """If old clips are still there, as after a kill."""
     folder = tmp_path / "long"
     film(folder / "film.mp4", 20, 0)
@@ -416,27 +416,27 @@ def test_clips_of_another_film_are_not_taken_for_its_own(score, weights, tmp_pat
         first = score(folder, FLICKERING).values
         film(folder / "film.mp4", 20, 99)
         again = score(folder, FLICKERING).values
-    told = [one["value"] for one in asked(weights)]
-    assert (len(told), first) == (6, {FLICKERING: pytest.approx(sum(told[:3]) / 3)})
-    assert again == {FLICKERING: pytest.approx(sum(told[3:]) / 3)}
-    assert told[:3] != told[3:]
+    scored = [one["value"] for one in requests_of(weights)]
+    assert (len(scored), first) == (6, {FLICKERING: pytest.approx(sum(scored[:3]) / 3)})
+    assert again == {FLICKERING: pytest.approx(sum(scored[3:]) / 3)}
+    assert scored[:3] != scored[3:]
 
 
-def test_a_dimension_that_has_a_value_for_no_video_has_none(score, videos, tmp_path):
-    """Such as `color`, if VBench finds its object in no video; they are not scored again."""
+def test_a_dimension_without_a_value_for_any_video_fails(score, videos, tmp_path):
+    """Such as `color`, if VBench finds its object in no video; videos are not scored again."""
     score(videos, FLICKERING)
     kept = tmp_path / "out" / f"{FLICKERING}.jsonl"
     head, *lines = map(json.loads, kept.read_text().splitlines())
     for fields, failed in ((lines[0]["fields"], None), (None, "VBench gives a value for none of the 3 videos")):
-        said = [head, lines[0] | {"fields": fields}, *(line | {"fields": None} for line in lines[1:])]
-        kept.write_text("".join(f"{json.dumps(line, sort_keys=True)}\n" for line in said))
+        rows = [head, lines[0] | {"fields": fields}, *(line | {"fields": None} for line in lines[1:])]
+        kept.write_text("".join(f"{json.dumps(line, sort_keys=True)}\n" for line in rows))
         scores = score(videos, FLICKERING)
         assert (failed or "") in scores.failed.get(FLICKERING, "")
         assert (scores.failed == {}) == (failed is None)
         assert scores.values == ({} if failed else {FLICKERING: fields["video_results"]})
 
 
-def test_a_value_of_other_videos_does_not_stay(score, videos, weights, tmp_path):
+def test_a_value_of_other_videos_is_removed(score, videos, weights, tmp_path):
     score(videos, SMOOTH)
     film(videos / "0001.mp4", 5, seed=99)
     behave(weights, **{SMOOTH: "raise"})
@@ -444,7 +444,7 @@ def test_a_value_of_other_videos_does_not_stay(score, videos, weights, tmp_path)
     assert not (tmp_path / "out" / f"{SMOOTH}.json").exists()
 
 
-def test_who_uses_clips_keeps_them(tmp_path):
+def test_clips_are_removed_by_their_last_user(tmp_path):
     with clip_folder(tmp_path) as clips:
         with clip_folder(tmp_path):
             clips.mkdir()
@@ -452,12 +452,12 @@ def test_who_uses_clips_keeps_them(tmp_path):
     assert not clips.exists()
 
 
-def test_which_prompts_generated_the_videos_is_noted(score, videos, weights, tmp_path, capsys):
-    noted = [("short", {"generated_with": "short"}), ("extended", {"generated_with": "extended"}), ("unknown", [])]
-    for said, manifest in noted:
+def test_which_prompts_generated_the_videos_is_recorded(score, videos, weights, tmp_path, capsys):
+    cases = [("short", {"generated_with": "short"}), ("extended", {"generated_with": "extended"}), ("unknown", [])]
+    for expected, manifest in cases:
         (videos / "manifest.json").write_text(json.dumps(manifest))
         score(videos, FLICKERING)
-        assert result(tmp_path, FLICKERING)["generated_with"] == said
+        assert result(tmp_path, FLICKERING)["generated_with"] == expected
     (videos / "captions.txt").write_text("a bench\na bird\na bench\n")
     score(videos, FLICKERING)
     assert "'a bird' is not one of the suite's prompts (1 of 3 are not): each dimension scores all videos" in (
@@ -466,12 +466,12 @@ def test_which_prompts_generated_the_videos_is_noted(score, videos, weights, tmp
     assert result(tmp_path, FLICKERING)["videos"] == 3
 
 
-def test_both_lengths_in_a_folder_need_a_word(score, videos, weights):
+def test_short_and_long_videos_in_one_folder_need_a_protocol(score, videos, weights):
     film(videos / "0002.mp4", 20, 5)
     with pytest.raises(UserError, match=r"0002.mp4: is 5.0 s long, .*choose --protocol"):
         score(videos, FLICKERING)
     score(videos, FLICKERING, protocol="vbench")
-    assert len(asked(weights)) == 3
+    assert len(requests_of(weights)) == 3
 
 
 def test_means_over_frames_and_over_videos():
@@ -496,7 +496,7 @@ def test_means_over_frames_and_over_videos():
     )
 
 
-def test_chunks_keep_order_and_part_long_entries():
+def test_chunks_keep_the_order_and_split_long_entries():
     entries = [{"prompt_en": "a", "video_list": [1, 2, 3]}, {"prompt_en": "b", "video_list": [4, 5]}]
     found = list(chunks(entries, 2))
     assert [[one["video_list"] for one in chunk] for chunk in found] == [[[1, 2]], [[3], [4]], [[5]]]
@@ -517,13 +517,13 @@ def command(toy, tmp_path_factory):
     return run
 
 
-def line(run):
-    said = [one for one in run.stderr.splitlines() if one.startswith("error: ")][-1]
+def last_error(run):
+    error = [one for one in run.stderr.splitlines() if one.startswith("error: ")][-1]
     assert "Traceback" not in run.stderr
-    return said
+    return error
 
 
-def test_the_commands(command, films, tmp_path):
+def test_the_vbench_commands(command, films, tmp_path):
     assert "1 of 20 run here" in command("doctor").stdout
     assert command("prompts", "human_action").stdout.splitlines() == ["A person is riding a bike"] * 5
     assert command("prompts", "--names", IMAGING).stdout.splitlines()[5:] == [
@@ -541,7 +541,7 @@ def test_the_commands(command, films, tmp_path):
     run = command("score", films, "--out", tmp_path / "out", "--extended", "--weights", weights, code=1)
     assert [text.split()[0] for text in run.stdout.splitlines()[:4]] == [FLICKERING, IMAGING, "quality", "semantic"]
     assert "total                   open" in run.stdout
-    assert f"{SMOOTH}: no value" in line(run)
+    assert f"{SMOOTH}: no value" in last_error(run)
     assert "dynamic_degree: cannot run here and is left out" in run.stderr
     assert result(tmp_path, FLICKERING)["generated_with"] == "extended"
     (weights / "behave.json").unlink()
@@ -549,7 +549,7 @@ def test_the_commands(command, films, tmp_path):
     found = result(tmp_path, FLICKERING)
     assert (found["generated_with"], found["device"]) == ("short", "cuda")
     filtered = ("score", films, "--out", tmp_path / "out", "--static-filter", "--weights", weights)
-    assert line(command(*filtered, code=2)).startswith("error: --static-filter: is for ")
+    assert last_error(command(*filtered, code=2)).startswith("error: --static-filter: is for ")
     lay_weights(weights, SUBJECT)
     alone = ("-d", SUBJECT, "--protocol", "vbench-long", "--within-clips", "--weights", weights)
     command("score", films, "--out", tmp_path / "long", *alone)
@@ -580,39 +580,41 @@ def test_totals_and_the_leaderboards_archive(tmp_path):
         (out / "scene.json").write_text(json.dumps(facts | {"value": 0.4, "by_video": {}} | other))
         with pytest.raises(UserError, match=f"{next(iter(other))} = .* they cannot be totalled"):
             read_results(out)
-    assert "cannot be totalled" in line(hiar("vbench", "totals", out, folder=tmp_path, code=2))
+    assert "cannot be totalled" in last_error(hiar("vbench", "totals", out, folder=tmp_path, code=2))
     (out / "scene.json").write_text(json.dumps(facts | {"value": 0.4, "by_video": {}, "prompts": "own"}))
     (out / f"{FLICKERING}.json").unlink()
-    assert "takes only those" in line(
+    assert "takes only those" in last_error(
         hiar("vbench", "totals", out, "--strict-leaderboard", tmp_path / "no.zip", folder=tmp_path, code=2)
     )
     assert not (tmp_path / "no.zip").exists()
 
 
-def test_bad_input_is_one_line(command, films, weights, tmp_path):
+def test_bad_input_is_refused_in_one_line(command, films, weights, tmp_path):
     out = tmp_path / "out"
     unknown = command("score", films, "--out", out, "-d", "image_quality", code=2)
-    assert "did you mean 'imaging_quality'?" in line(unknown)
-    assert "did you mean 'scene'?" in line(command("doctor", "scenes", code=2))
+    assert "did you mean 'imaging_quality'?" in last_error(unknown)
+    assert "did you mean 'scene'?" in last_error(command("doctor", "scenes", code=2))
     missing = hiar("vbench", "score", films, "--out", out, "--environment", tmp_path / "none", folder=tmp_path, code=2)
-    assert "make vbench" in line(missing)
+    assert "make vbench" in last_error(missing)
     (weights / "amt_model" / "amt-s.pth").write_bytes(b"\x80\x02}q\x00.")
     wrong = command("score", films, "--out", out, "-d", SMOOTH, "--weights", weights, code=2)
-    assert "is not the file you approved" in line(wrong)
+    assert "is not the file you approved" in last_error(wrong)
     assert "is not the file you approved" in command("fetch", "amt_model/amt-s.pth", "--weights", weights).stdout
     few = tmp_path / "few.txt"
     few.write_text("a bird\n")
-    assert "holds 1 prompts for the 3 videos" in line(command("score", films, "--out", out, "--prompts", few, code=2))
-    assert "is not one of VBench's weights" in line(command("fetch", "--approve", "amt-s.pth", code=2))
-    assert "no file is named" in line(command("fetch", "--approve", code=2))
-    assert "protocol = best" in line(command("score", films, "--out", out, "--protocol", "best", code=2))
-    assert "device = tpu" in line(command("score", films, "--out", out, "--device", "tpu", code=2))
+    assert "holds 1 prompts for the 3 videos" in last_error(
+        command("score", films, "--out", out, "--prompts", few, code=2)
+    )
+    assert "is not one of VBench's weights" in last_error(command("fetch", "--approve", "amt-s.pth", code=2))
+    assert "no file is named" in last_error(command("fetch", "--approve", code=2))
+    assert "protocol = best" in last_error(command("score", films, "--out", out, "--protocol", "best", code=2))
+    assert "device = tpu" in last_error(command("score", films, "--out", out, "--device", "tpu", code=2))
     assert not out.exists()
 
 
-def test_what_does_not_fit_is_told_before_anything_is_scored(score, videos, weights, tmp_path):
-    def refused(said, *dimensions, **options):
-        with pytest.raises(UserError, match=said):
+def test_unsuitable_input_is_refused_before_anything_is_scored(score, videos, weights, tmp_path):
+    def refused(message, *dimensions, **options):
+        with pytest.raises(UserError, match=message):
             score(videos, *dimensions, **options)
 
     refused("appearance_style: needs the suite's annotations", "appearance_style")
@@ -625,13 +627,13 @@ def test_what_does_not_fit_is_told_before_anything_is_scored(score, videos, weig
     (weights / "clip_model" / "ViT-B-32.pt").unlink()
     refused("background_consistency: .*ViT-B-32.pt: is missing", FLICKERING, "background_consistency")
     table = tmp_path / "prompts.json"
-    for content, said in [
+    for content, message in [
         ("[]", "is not an object"),
         ("{", "is not JSON"),
         ('{"0000.mp4": "a"}', "no prompt for 0001.mp4"),
     ]:
         table.write_text(content)
-        refused(said, FLICKERING, prompts=table)
+        refused(message, FLICKERING, prompts=table)
     refused("none.txt: cannot be read", FLICKERING, prompts=tmp_path / "none.txt")
     (videos / "captions.txt").unlink()
     refused("0000.mp4: is not named after a prompt", FLICKERING)
@@ -639,4 +641,4 @@ def test_what_does_not_fit_is_told_before_anything_is_scored(score, videos, weig
     (videos / "0001.mp4").write_bytes((videos / "0001.mp4").read_bytes()[:300])
     refused("0001.mp4: is not a readable video", FLICKERING)
     assert not (tmp_path / "out").exists()
-    assert asked(weights) == []
+    assert requests_of(weights) == []

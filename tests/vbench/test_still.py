@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from vbench_toys import SUITE, asked, build_networks, film, lay_weights
+from vbench_toys import SUITE, build_networks, film, lay_weights, requests_of
 
 from hiar.errors import RunFailed, UserError
 from hiar.vbench.dimensions import FLICKERING, STATIC_FILTER
@@ -59,14 +59,14 @@ def test_the_first_five_that_are_still_are_scored_and_no_more_are_looked_at(scor
     assert found["by_video"].keys() == expected
     assert (found["videos"], found["of"], found["static_filter"]) == (6, 10, True)
     assert "raft_model/models/raft-things.pth" in found["weights"]
-    told = asked(weights)
-    assert {Path(one["video"]).name for one in told if one["dimension"] == FLICKERING} == expected
-    seen = [Path(one["video"]).name for one in told if one["dimension"] != FLICKERING]
+    calls = requests_of(weights)
+    assert {Path(one["video"]).name for one in calls if one["dimension"] == FLICKERING} == expected
+    seen = [Path(one["video"]).name for one in calls if one["dimension"] != FLICKERING]
     assert sorted(seen) == sorted([f"{SIGN}-{sample}.mp4" for sample in order[: order.index(still[-1]) + 1]] + few)
-    said = capsys.readouterr().err
-    assert f"1 of 2 prompts have fewer than 5 still videos, such as '{BENCH}'" in said
+    stderr = capsys.readouterr().err
+    assert f"1 of 2 prompts have fewer than 5 still videos, such as '{BENCH}'" in stderr
     assert score().values == scores.values
-    assert asked(weights) == []  # neither filter nor scoring is repeated
+    assert requests_of(weights) == []  # neither filter nor scoring is repeated
 
 
 def test_videos_of_captions_are_taken_in_the_order_that_vbenchs_names_would_have(score, weights, tmp_path):
@@ -78,15 +78,15 @@ def test_videos_of_captions_are_taken_in_the_order_that_vbenchs_names_would_have
     assert {*result(tmp_path)["by_video"]} == {f"{sample:04d}.mp4" for sample in (0, 1, 10, 11, 2)}
 
 
-def test_of_long_videos_clips_are_filtered(score, weights, tmp_path):
+def test_each_clip_of_a_long_video_is_filtered(score, weights, tmp_path):
     film(tmp_path / "videos" / f"{SIGN}-0.mp4", 40, 0)
     with suppress(RunFailed):  # a clip's number of bytes cannot be chosen
         score(protocol="vbench-long")
-    clips = [one for one in asked(weights) if one["dimension"] != FLICKERING]
+    clips = [one for one in requests_of(weights) if one["dimension"] != FLICKERING]
     assert len(clips) == 5
 
 
-def test_what_it_is_not_for_is_told(score, environment, weights, tmp_path):
+def test_the_filter_refuses_other_prompts_and_missing_weights(score, environment, weights, tmp_path):
     film(tmp_path / "videos" / "0000.mp4", 4, 0)
     (tmp_path / "videos" / "captions.txt").write_text("a bird\n")
     with pytest.raises(UserError, match=r"^--static-filter: is for temporal_flickering of VBench's own prompts"):

@@ -28,14 +28,14 @@ def test_a_prompt_with_two_entries_is_generated_once_for_both(suite):
     assert wanted(suite, ["scene"]) == {}
 
 
-def test_a_prompt_takes_what_its_most_demanding_dimension_does():
+def test_a_prompt_gets_the_samples_of_its_most_demanding_dimension():
     entries = [Entry("a", (FLICKERING,), {}), Entry("a", ("scene",), {})]
     assert wanted(entries, DIMENSIONS) == wanted(entries[::-1], DIMENSIONS) == {"a": 25}
     assert wanted(entries, ["scene"]) == {"a": 5}
     assert known_dimensions(["scene", FLICKERING, "scene"]) == ["scene", FLICKERING]
 
 
-def test_a_line_a_video(suite):
+def test_prompt_lines_are_one_per_video(suite):
     lines = list(prompt_lines(wanted(suite, ["human_action", "imaging_quality"])))
     assert lines == ["a bench"] * 5 + ["A person is riding a bike"] * 5 + ["the bund, oil painting"] * 5
 
@@ -64,7 +64,7 @@ def test_other_names_are_no_prompts(stem):
 
 
 @pytest.mark.parametrize("content", ["{", "[]x", '[{"dimension": []}]', '{"a": 1}', "[1]"])
-def test_a_broken_suite_is_the_environments(tmp_path, content):
+def test_a_broken_suite_is_refused(tmp_path, content):
     path = tmp_path / "VBench_full_info.json"
     path.write_text(content)
     with pytest.raises(UserError, match="is not VBench's prompt suite"):
@@ -72,7 +72,7 @@ def test_a_broken_suite_is_the_environments(tmp_path, content):
 
 
 @pytest.mark.skipif(not (default_folder() / ".ready").exists(), reason="VBench's environment is not built: make vbench")
-def test_the_packages_own_suite():
+def test_the_installed_suite_has_the_published_counts():
     found = find_environment(default_folder()).suite
     suite = read_suite(found)
     assert len(suite) == len(json.loads(found.read_text())) == 946

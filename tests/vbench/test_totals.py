@@ -20,11 +20,11 @@ def test_totals_are_those_of_the_leaderboards_script(case):
         assert totals(case["dimensions"])[:3] == strict[:3]
 
 
-def test_there_are_sixty_cases_twenty_with_gaps():
+def test_the_golden_file_has_sixty_cases_twenty_with_gaps():
     assert (len(GOLDEN), sum(bool(case["missing"]) for case in GOLDEN)) == (60, 20)
 
 
-def test_four_parts_quality_one_part_semantic():
+def test_the_total_is_four_parts_quality_and_one_part_semantic():
     raw = {
         name: one.low + {"quality": 0.846, "semantic": 0.723}[one.group] * (one.high - one.low)
         for name, one in DIMENSIONS.items()
@@ -32,7 +32,7 @@ def test_four_parts_quality_one_part_semantic():
     assert totals(raw)[:3] == pytest.approx((0.846, 0.723, 0.8214), abs=1e-12)
 
 
-def test_what_is_missing_leaves_its_figures_open():
+def test_a_missing_dimension_leaves_its_totals_open():
     values = dict.fromkeys(DIMENSIONS, 0.5)
     whole = totals(values)
     del values["scene"]

@@ -22,7 +22,7 @@ def folder_of(tmp_path, *names, frames=4):
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff"])
-def test_a_line_a_video_in_the_order_of_their_numbers(tmp_path, start):
+def test_captions_are_one_line_per_video_in_numeric_order(tmp_path, start):
     folder = folder_of(tmp_path, "10.mp4", "9.mp4", "2.mp4")
     (folder / "captions.txt").write_text(f"{start}a bird\n\na  bee\r\na bear\n", encoding="utf-8")
     found = read_videos(folder, [])
@@ -33,7 +33,7 @@ def test_a_line_a_video_in_the_order_of_their_numbers(tmp_path, start):
     ]
 
 
-def test_a_file_of_prompts_comes_before_captions(tmp_path):
+def test_a_file_of_prompts_takes_precedence_over_captions(tmp_path):
     folder = folder_of(tmp_path, "0.mp4")
     (folder / "captions.txt").write_text("a bird\n")
     (tmp_path / "prompts.json").write_text("\ufeff" + json.dumps({"0.mp4": " a  bee "}), encoding="utf-8")
@@ -41,7 +41,7 @@ def test_a_file_of_prompts_comes_before_captions(tmp_path):
     assert found.prompt == "a bee"
 
 
-def test_videos_of_one_prompt_are_its_samples_and_five_are_looked_at(tmp_path, capsys):
+def test_videos_of_one_prompt_are_its_samples_and_five_are_chosen(tmp_path, capsys):
     folder = folder_of(tmp_path, *(f"{number}.mp4" for number in range(7)))
     (folder / "captions.txt").write_text("a bench\n" * 7)
     videos = read_videos(folder, ENTRIES)
@@ -57,7 +57,7 @@ def test_videos_of_one_prompt_are_its_samples_and_five_are_looked_at(tmp_path, c
     assert [video.sample for video, _ in chosen] == [0, 4]
 
 
-def test_what_macos_leaves_is_no_video_and_a_name_that_vbench_does_not_read_is_refused(tmp_path):
+def test_finder_files_are_ignored_and_names_that_vbench_does_not_read_refused(tmp_path):
     folder = folder_of(tmp_path, "0.mp4")
     (folder / "captions.txt").write_text("a bird\n")
     (folder / "._0.mp4").write_bytes(b"of the Finder")
@@ -68,8 +68,8 @@ def test_what_macos_leaves_is_no_video_and_a_name_that_vbench_does_not_read_is_r
         read_videos(folder, [])
 
 
-def test_the_length_of_a_video_that_does_not_say_it(tmp_path):
-    """As written by `hiar stream`: its header was written before any frame."""
+def test_the_length_of_a_video_without_one_in_its_header(tmp_path):
+    """As written by `hiar stream`, whose header precedes all frames."""
     header, fragment_of = fragments(32, 48, 4)
     folder = tmp_path / "videos"
     folder.mkdir()

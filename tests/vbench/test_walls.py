@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from vbench_toys import asked, film
+from vbench_toys import film, requests_of
 
 from hiar.vbench.asking import lend, open_environ
 from hiar.vbench.runner import score_folder
@@ -24,7 +24,7 @@ SECRETS = (
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_no_secret_goes_where_code_of_others_runs(monkeypatch, name):
+def test_no_secret_goes_to_third_party_code(monkeypatch, name):
     monkeypatch.setenv(name, "not theirs")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     found = open_environ()
@@ -44,7 +44,7 @@ def test_no_secret_goes_where_code_of_others_runs(monkeypatch, name):
         ("socket.connect", (None, ("2001:db8::1", 443, 0, 0))),
     ],
 )
-def test_what_reaches_for_a_network_is_refused(event, details):
+def test_network_access_is_refused(event, details):
     with pytest.raises(ConnectionRefusedError, match="nothing is downloaded while it scores"):
         stay_offline(event, details)
 
@@ -59,11 +59,11 @@ def test_what_reaches_for_a_network_is_refused(event, details):
         ("open", ("wget", "r", 0)),
     ],
 )
-def test_all_else_goes_on(event, details):
+def test_everything_else_is_allowed(event, details):
     stay_offline(event, details)
 
 
-def test_folders_may_be_named_from_where_one_is(toy, weights, tmp_path, monkeypatch):
+def test_folders_may_be_relative_paths(toy, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     film(Path("videos/0000.mp4"), 4, 0)
     Path("videos/captions.txt").write_text("a bird\n")
@@ -71,8 +71,8 @@ def test_folders_may_be_named_from_where_one_is(toy, weights, tmp_path, monkeypa
         Path("videos"), ["motion_smoothness"], Path("out"), environment=toy, weights=weights.relative_to(tmp_path)
     )
     assert scores.failed == {}
-    [told] = asked(weights)
-    assert told["video"] == str(tmp_path / "videos" / "0000.mp4")
+    [call] = requests_of(weights)
+    assert call["video"] == str(tmp_path / "videos" / "0000.mp4")
     Path("file.pth").write_bytes(b"net")
     lend(Path("home"), Path("file.pth"))
     assert Path("home/hub/checkpoints/file.pth").read_bytes() == b"net"

@@ -35,12 +35,12 @@ def test_each_dimension_says_what_it_lacks(environment, tmp_path):
     with pytest.raises(UserError, match=r"^background_consistency: .*ViT-B-32.pt: is missing"):
         require_runnable(examine(environment, tmp_path, ["temporal_flickering", "background_consistency"]))
     for name, more in (("background_consistency", 0), ("overall_consistency", 1), ("subject_consistency", 3)):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as caught:
             require_runnable(examine(environment, tmp_path, [name]))
-        assert str(told.value).endswith(f" (and {more} more: `hiar vbench doctor`)") == (more > 0)
+        assert str(caught.value).endswith(f" (and {more} more: `hiar vbench doctor`)") == (more > 0)
 
 
-def test_with_all_in_place_twelve_run_and_the_hashes_are_told(environment, tmp_path):
+def test_with_all_weights_twelve_dimensions_run_and_hashes_are_reported(environment, tmp_path):
     findings = examine(environment, lay_weights(tmp_path))
     assert [one.dimension for one in findings if one.problems] == [
         "object_class", "multiple_objects", "color", "spatial_relationship",
@@ -49,7 +49,7 @@ def test_with_all_in_place_twelve_run_and_the_hashes_are_told(environment, tmp_p
     assert amt.weights == {AMT: hashlib.sha256((tmp_path / AMT).read_bytes()).hexdigest()}
 
 
-def laid(folder, name):
+def unapproved_file(folder, name):
     """A file that torch can load but that is not approved."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,8 +57,8 @@ def laid(folder, name):
     return path
 
 
-def test_a_file_without_published_hash_waits_for_its_user(tmp_path):
-    path = laid(tmp_path, AMT)
+def test_a_file_without_a_published_hash_needs_approval(tmp_path):
+    path = unapproved_file(tmp_path, AMT)
     assert "its publisher gives no hash" in inspect(tmp_path, AMT).problem
     assert approve(tmp_path, AMT) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert inspect(tmp_path, AMT).problem is None
@@ -66,23 +66,23 @@ def test_a_file_without_published_hash_waits_for_its_user(tmp_path):
     assert "is not the file you approved" in inspect(tmp_path, AMT).problem
 
 
-def test_a_file_with_published_hash_is_that_file(tmp_path):
-    laid(tmp_path, MUSIQ)
+def test_a_file_with_a_published_hash_must_match_it(tmp_path):
+    unapproved_file(tmp_path, MUSIQ)
     assert "should be 358bb6af" in inspect(tmp_path, MUSIQ).problem
     approve(tmp_path, MUSIQ)  # for users who insist
     assert inspect(tmp_path, MUSIQ).problem is None
 
 
-def test_published_first_digits_are_enough(tmp_path, monkeypatch):
-    digest = hashlib.sha256(laid(tmp_path, MUSIQ).read_bytes()).hexdigest()
-    for said, fits in ((digest[:8], True), (digest, True), (digest[1:9], False)):
-        monkeypatch.setitem(WEIGHTS, MUSIQ, WEIGHTS[MUSIQ]._replace(sha256=said))
+def test_the_first_digits_of_a_hash_are_enough(tmp_path, monkeypatch):
+    digest = hashlib.sha256(unapproved_file(tmp_path, MUSIQ).read_bytes()).hexdigest()
+    for published, fits in ((digest[:8], True), (digest, True), (digest[1:9], False)):
+        monkeypatch.setitem(WEIGHTS, MUSIQ, WEIGHTS[MUSIQ]._replace(sha256=published))
         assert (inspect(tmp_path, MUSIQ).problem is None) == fits
 
 
-def test_archives_are_told_apart_by_what_is_in_them(tmp_path):
+def test_archives_are_distinguished_by_their_content(tmp_path):
     """Weights in both formats of torch.save, and a TorchScript network; neither kind is taken for the other."""
-    amt, clip = laid(tmp_path, AMT), laid(tmp_path, CLIP)
+    amt, clip = unapproved_file(tmp_path, AMT), unapproved_file(tmp_path, CLIP)
     script = torch.jit.script(torch.nn.Linear(2, 2))
     for old in (True, False):
         torch.save({"a": torch.zeros(2)}, amt, _use_new_zipfile_serialization=not old)
@@ -93,11 +93,11 @@ def test_archives_are_told_apart_by_what_is_in_them(tmp_path):
     for path, name in ((amt, AMT), (clip, CLIP)):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.txt", "neither")
-        assert "is no " in inspect(tmp_path, name).problem
+        assert "is not " in inspect(tmp_path, name).problem
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         (AMT, b"<!DOCTYPE html><html>", "is a web page"),
         (AMT, b"\n<html lang='en'>", "is a web page"),
@@ -111,17 +111,17 @@ def test_archives_are_told_apart_by_what_is_in_them(tmp_path):
         ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"\x1f\x9d", "is not compressed"),  # not gzip
     ],
 )
-def test_another_format_is_neither_loaded_nor_approved(tmp_path, name, content, said):
-    path = laid(tmp_path, name)
+def test_another_format_is_neither_loaded_nor_approved(tmp_path, name, content, message):
+    path = unapproved_file(tmp_path, name)
     path.write_bytes(content)
-    assert said in inspect(tmp_path, name).problem
-    with pytest.raises(UserError, match=said):
+    assert message in inspect(tmp_path, name).problem
+    with pytest.raises(UserError, match=message):
         approve(tmp_path, name)
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"a": 1}'])
-def test_a_spoilt_list_of_approvals_is_told(tmp_path, content):
-    laid(tmp_path, AMT)
+def test_a_broken_list_of_approvals_is_refused(tmp_path, content):
+    unapproved_file(tmp_path, AMT)
     (tmp_path / "approved.json").write_text(content)
     with pytest.raises(UserError, match=r"approved.json: .*approve the files again"):
         inspect(tmp_path, AMT)
@@ -163,7 +163,7 @@ def served(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_fetched_is_whole_and_right_or_nothing_changes(served, environment, tmp_path, monkeypatch):
+def test_a_fetched_file_is_complete_and_right_or_nothing_changes(served, environment, tmp_path, monkeypatch):
     folder, address = served
     archives, weights = tmp_path / "archives", tmp_path / "weights"
     archives.mkdir()
@@ -179,7 +179,7 @@ def test_fetched_is_whole_and_right_or_nothing_changes(served, environment, tmp_
     assert place == weights / AMT
     assert place.read_bytes() == content
     place.write_bytes(b"mine")
-    for facts, said in [
+    for facts, message in [
         ({"sha256": "0" * 64}, "SHA-256"),
         ({"sha256": digest[1:9]}, "SHA-256"),
         ({"sha256": digest, "size": size + 1}, "should be"),
@@ -190,13 +190,13 @@ def test_fetched_is_whole_and_right_or_nothing_changes(served, environment, tmp_
         ({"member": "models/raft-things.pth"}, "has no models/raft-things.pth"),
     ]:
         source(**facts)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             fetch(weights, AMT, environment, archives)
         assert place.read_bytes() == b"mine"
         assert [path.name for path in place.parent.iterdir()] == [place.name]
 
 
-def test_a_member_of_an_archive(served, environment, tmp_path, monkeypatch):
+def test_a_member_of_an_archive_is_fetched(served, environment, tmp_path, monkeypatch):
     folder, address = served
     with zipfile.ZipFile(folder / "models.zip", "w") as archive:
         archive.writestr("models/raft-things.pth", b"flow")
@@ -213,8 +213,8 @@ def test_an_archive_of_several_files_is_fetched_once(served, toy, tmp_path, monk
             assert name.endswith(member)
             archive.writestr(member, name)
             monkeypatch.setitem(WEIGHTS, name, WEIGHTS[name]._replace(url=f"{address}/one.zip"))
-    asked, download = [], fetching._download
-    monkeypatch.setattr(fetching, "_download", lambda url, to: (asked.append(url), download(url, to)))
+    downloaded, download = [], fetching._download
+    monkeypatch.setattr(fetching, "_download", lambda url, to: (downloaded.append(url), download(url, to)))
     weights = tmp_path / "weights"
     monkeypatch.setattr(
         "sys.argv", ["hiar", "vbench", "fetch", *names, "--weights", str(weights), "--environment", str(toy)]
@@ -223,11 +223,11 @@ def test_an_archive_of_several_files_is_fetched_once(served, toy, tmp_path, monk
         cli.main()
     assert ended.value.code == 0
     assert [(weights / name).read_text() for name in names] == names
-    assert asked == [f"{address}/one.zip"]
+    assert downloaded == [f"{address}/one.zip"]
     assert [path.name for path in weights.iterdir()] == ["dreamsim"]  # the archive is removed
 
 
-def test_what_a_package_holds_needs_no_network(environment, tmp_path, monkeypatch):
+def test_a_file_inside_a_package_needs_no_network(environment, tmp_path, monkeypatch):
     name = "ViCLIP/bpe_simple_vocab_16e6.txt.gz"
     packages = tmp_path / "packages"
     (packages / "clip").mkdir(parents=True)
@@ -239,6 +239,6 @@ def test_what_a_package_holds_needs_no_network(environment, tmp_path, monkeypatc
 
 def test_approvals_are_kept_side_by_side(tmp_path):
     for name in (AMT, RAFT):
-        laid(tmp_path, name)
+        unapproved_file(tmp_path, name)
         approve(tmp_path, name)
     assert set(json.loads((tmp_path / "approved.json").read_text())) == {AMT, RAFT}

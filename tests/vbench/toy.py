@@ -59,10 +59,10 @@ def judged(dimension, video, entry, order, folder, device):
     if order == "not a number":
         value = float("nan")
     with (folder / "asked.jsonl").open("a") as asked:
-        told = {"dimension": dimension, "video": target, "name": os.path.basename(video), "value": value}
+        call = {"dimension": dimension, "video": target, "name": os.path.basename(video), "value": value}
         asked.write(
             json.dumps(
-                told
+                call
                 | {
                     "device": str(device),
                     "entry": entry,

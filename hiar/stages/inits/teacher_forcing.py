@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hiar.config import CausalTeacher, TeacherForcing, Training
 from hiar.io.shards import read_shard, write_shard
-from hiar.losses.flow import stratified_sigmas
+from hiar.losses.flow import bell_weights, stratified_sigmas
 from hiar.losses.teacher_forcing import forced_flow_matching
 from hiar.models.attention import TeacherForced
 from hiar.models.denoiser import Denoiser
@@ -29,7 +29,7 @@ WEIGHTS = "weights.safetensors"  # of a fully trained causal teacher
 
 def make(job: Job, spec: TeacherForcing) -> Trained:
     """The causal teacher itself as the student: it then takes a student's few steps, for which it was not trained."""
-    return _train(job, "init", spec.training, spec.sigma_floor)
+    return _train(job, "init", spec, spec.training)
 
 
 def causal_teacher(job: Job, spec: CausalTeacher) -> Denoiser:
@@ -47,7 +47,7 @@ def causal_teacher(job: Job, spec: CausalTeacher) -> Denoiser:
         weights = read_shard(made)
     else:
         log = _Prefixed(job.work.run, "causal_teacher")
-        weights = dict(_train(job, "init: causal teacher", spec.training, spec.sigma_floor, folder, log).weights)
+        weights = dict(_train(job, "init: causal teacher", spec, spec.training, folder, log).weights)
         if ranks.leads:
             write_shard(made, weights, {})
     teacher = clone(job.teacher.denoiser).eval().requires_grad_(False).to(job.device)
@@ -56,9 +56,14 @@ def causal_teacher(job: Job, spec: CausalTeacher) -> Denoiser:
 
 
 def _train(
-    job: Job, name: str, training: Training, floor: float, folder: Path | None = None, log: Log | None = None
+    job: Job,
+    name: str,
+    spec: TeacherForcing | CausalTeacher,
+    training: Training,
+    folder: Path | None = None,
+    log: Log | None = None,
 ) -> Trained:
-    params, video = job.params, job.params.video
+    params, video, shift = job.params, job.params.video, job.params.schedule.teacher_shift
     student = clone(job.teacher.denoiser).checkpoint(params.runtime.checkpointing).to(job.device)
     role = new_role(job.work, student, training.optimizer, training.steps)
     attention, blocks = TeacherForced(video.block, video.window_blocks), video.frames // video.block
@@ -68,7 +73,7 @@ def _train(
         clean = Clean.drawn(job, random, training.batch, "causal teacher noise", step)
         # As for the bidirectional teacher: guidance needs its prediction without a caption.
         dropped = random.random(training.batch) < params.teacher.caption_dropout
-        sigmas = stratified_sigmas(training.batch * blocks, params.schedule.teacher_shift, random)
+        sigmas = stratified_sigmas(training.batch * blocks, shift, random)
         sigmas = sigmas.view(training.batch, blocks).to(job.device)
 
         def loss_at(part: range) -> Tensor:
@@ -77,8 +82,10 @@ def _train(
             text = job.teacher.embed(
                 ["" if drop else caption for drop, caption in zip(dropped[own], captions, strict=True)]
             )
+            sigma = sigmas[own]
+            weights = bell_weights(sigma, shift) if spec.weighting == "bell" else None
             with job.work.accelerator.autocast():
-                return forced_flow_matching(student, x0, noise, sigmas[own], text, attention, floor)
+                return forced_flow_matching(student, x0, noise, sigma, text, attention, spec.sigma_floor, weights)
 
         return loss_at
 

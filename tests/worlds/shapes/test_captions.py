@@ -1,4 +1,4 @@
-"""The captions' language."""
+"""The language of captions."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def test_parsing_a_caption_gives_what_the_scene_says(world: ShapesWorld, seed: i
     assert all(set(text.split()) <= known and len(text.split()) <= 11 for text in texts)
 
 
-def test_colour_and_shape_are_always_named_and_the_rest_as_often_as_asked() -> None:
+def test_colour_and_shape_are_always_named_and_the_rest_by_caption_dropout() -> None:
     world = DEFAULT.model_copy(update={"caption_dropout": 0.25})
-    asked = [parse_caption(world, text) for text in captions(world, seed=0, first=0, count=1000)]
+    parsed = [parse_caption(world, text) for text in captions(world, seed=0, first=0, count=1000)]
     for field in ("speed", "direction", "background"):
-        named = sum(getattr(one, field) is not None for one in asked)
+        named = sum(getattr(one, field) is not None for one in parsed)
         assert 690 < named < 810
-    assert {one.speed for one in asked} == {None, "slowly", "quickly"}
-    assert {one.direction for one in asked} == {None, "left", "right", "up", "down"}
+    assert {one.speed for one in parsed} == {None, "slowly", "quickly"}
+    assert {one.direction for one in parsed} == {None, "left", "right", "up", "down"}
 
 
 def test_words_tell_the_motion() -> None:
     world = DEFAULT.model_copy(update={"caption_dropout": 0.0})
     batch = scenes(world, seed=0, first=0, count=200)
     towards = {"right": (1, 0), "down": (0, 1), "left": (-1, 0), "up": (0, -1)}
-    for asked, (x, y) in zip(facts(world, batch), batch.velocity.tolist(), strict=True):
-        assert asked.direction is not None
-        along = x * towards[asked.direction][0] + y * towards[asked.direction][1]
+    for fact, (x, y) in zip(facts(world, batch), batch.velocity.tolist(), strict=True):
+        assert fact.direction is not None
+        along = x * towards[fact.direction][0] + y * towards[fact.direction][1]
         speed = (x * x + y * y) ** 0.5
         assert along >= speed * 0.707
-        assert asked.speed == ("quickly" if speed >= sum(DEFAULT.speed) / 2 else "slowly")
+        assert fact.speed == ("quickly" if speed >= sum(DEFAULT.speed) / 2 else "slowly")
 
 
 def test_captions_are_those_of_the_clips() -> None:
@@ -69,7 +69,7 @@ def test_vocabulary_is_stable_and_without_repetition() -> None:
         ("", "not a sentence"),
     ],
 )
-def test_what_is_not_of_this_world_is_refused(text: str, complaint: str) -> None:
+def test_captions_of_other_worlds_are_refused(text: str, complaint: str) -> None:
     with pytest.raises(UserError) as error:
         parse_caption(DEFAULT, text)
     assert complaint in str(error.value)

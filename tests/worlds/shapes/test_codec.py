@@ -74,7 +74,7 @@ def test_a_latent_frame_is_a_picture() -> None:
     assert world.seconds(60) == 7.5
 
 
-def test_a_new_codec_is_of_its_seed_and_of_nothing_else() -> None:
+def test_a_new_codec_depends_on_its_seed_alone() -> None:
     """Its weights and the clips for fitting its encoder depend on the seed alone."""
     world, settings = open_world(DEFAULT), smoke_params().codec
     assert settings is not None

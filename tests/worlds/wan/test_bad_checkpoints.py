@@ -68,7 +68,7 @@ def without(weights: Weights, *ends: str) -> Weights:
     ("held", "message"),
     [
         (lambda w: {"generator": without(w, ".norm_q.weight", "head.bias")},
-         r"generator: lacks 7 tensors \((blocks\.\d\.(self|cross)_attn\.norm_q\.weight, ){5}\.\.\.\); it is incomplete"),
+         r"generator: lacks 7 tensors \((blocks\.\d\.(self|cross)_attn\.norm_q\.weight, ){5}\.{3}\); it is incomplete"),
         (lambda w: {"generator": without(w, "head.modulation")},
          r"lacks 1 tensor \(head\.modulation\); it is incomplete"),
         (lambda w: {"generator": w | {"model.img_emb.proj.0.bias": torch.zeros(2)}},
@@ -95,12 +95,14 @@ def without(weights: Weights, *ends: str) -> Weights:
         (lambda w: torch.zeros(3), r"\.pt: holds Tensor, not state dicts"),
     ],
 )  # fmt: skip
-def test_students_that_do_not_fit(tiny, tmp_path: Path, held: Callable[[Weights], Any], message: str) -> None:  # type: ignore[no-untyped-def]
+def test_students_that_do_not_fit_are_refused(
+    tiny, tmp_path: Path, held: Callable[[Weights], Any], message: str
+) -> None:  # type: ignore[no-untyped-def]
     torch.save(held(tiny.weights), tmp_path / "student.pt")
     refused(message, lambda: open_source(tmp_path / "student.pt", base=tiny.config))
 
 
-def test_weights_that_are_not_there(tiny, good: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_missing_sets_of_weights_are_refused(tiny, good: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     message = r"student\.pt: weights = generator_ema: it holds generator; choose weights = generator"
     refused(message, lambda: open_source(good / "student.pt", weights="generator_ema", base=tiny.config))
     refused(r"weights = generator: .*is a folder", lambda: open_source(good / "original", weights="generator"))
@@ -108,14 +110,14 @@ def test_weights_that_are_not_there(tiny, good: Path, tmp_path: Path) -> None:  
     refused(r"is safetensors, which holds one", lambda: open_source(tmp_path / "one.safetensors", weights="generator"))
 
 
-def test_heads_that_nothing_tells(good: Path) -> None:
+def test_a_student_of_unknown_head_size_needs_a_base(good: Path) -> None:
     refused(
         r"dim = 96: is not a multiple of Wan's 128 a head; name its --base", lambda: open_source(good / "student.pt")
     )
 
 
 @pytest.mark.parametrize(
-    ("end", "untold"),
+    ("end", "fields"),
     [
         ("text_embedding.0.weight", "text_dim"),
         ("time_embedding.0.weight", "freq_dim"),
@@ -124,9 +126,11 @@ def test_heads_that_nothing_tells(good: Path) -> None:
         ("patch_embedding.weight", "dim, in_channels, out_channels, patch_size"),
     ],
 )
-def test_sizes_that_nothing_tells(tiny, tmp_path: Path, end: str, untold: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_student_without_the_tensors_that_tell_its_sizes_is_refused(
+    tiny, tmp_path: Path, end: str, fields: str
+) -> None:  # type: ignore[no-untyped-def]
     torch.save({"generator": without(tiny.weights, end)}, tmp_path / "student.pt")
-    refused(rf"lacks the tensors that show {untold}; ", lambda: open_source(tmp_path / "student.pt"))
+    refused(rf"lacks the tensors that show {fields}; ", lambda: open_source(tmp_path / "student.pt"))
 
 
 def cut(path: Path, size: int) -> None:
@@ -162,7 +166,7 @@ def cut_save_file(path: Path, weights: Weights, size: int) -> None:
         (lambda p, w: p.mkdir(), r"is neither a folder of diffusers .* nor of the original Wan .*; name such a folder"),
     ],
 )  # fmt: skip
-def test_files_that_are_no_checkpoints(tiny, tmp_path: Path, write: Write, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_files_that_are_no_checkpoints_are_refused(tiny, tmp_path: Path, write: Write, message: str) -> None:  # type: ignore[no-untyped-def]
     write(tmp_path / "student.pt", tiny.weights)
     refused(rf"student\.pt: {message}", lambda: open_source(tmp_path / "student.pt", base=tiny.config))
 
@@ -210,19 +214,21 @@ SECOND = "diffusion_pytorch_model-00002-of-00005.safetensors"
          r"config\.json: (model_type = 'i2v'|image_dim = 1280): .*name a text-to-video transformer of Wan 2\.1"),
     ],
 )  # fmt: skip
-def test_folders_that_are_not_whole(good: Path, tmp_path: Path, layout: str, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_incomplete_or_inconsistent_folders_are_refused(
+    good: Path, tmp_path: Path, layout: str, damage, message: str
+) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path / layout
     shutil.copytree(good / layout, folder)
     damage(folder)
     refused(message, lambda: load_transformer(folder))
 
 
-def test_names_that_no_file_can_have() -> None:
+def test_impossible_file_names_are_refused() -> None:
     for read in (open_source, open_text_encoder, open_autoencoder):
         refused(r"a: cannot be read \(File name too long\); fix", lambda read=read: read(Path("a" * 300)))  # type: ignore[misc]
 
 
-def test_folders_of_other_models(good: Path, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_folders_of_other_models_are_refused(good: Path, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
     save_file({"patch_embedding.bias": torch.zeros(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
     refused(r"_class_name = 'AutoencoderKLWan': should be WanTransformer3DModel", lambda: open_source(tmp_path))
@@ -242,7 +248,7 @@ def test_folders_of_other_models(good: Path, tiny, tmp_path: Path) -> None:  # t
         refused(line, lambda layout=layout: open_source(tmp_path / layout))  # type: ignore[misc]
 
 
-def test_tensors_that_only_look_like_plain_ones() -> None:
+def test_tensor_subclasses_are_refused() -> None:
     """Such as the tensors of a sharded training, of which each process holds a part."""
 
     class Sharded(Tensor):
@@ -254,7 +260,9 @@ def test_tensors_that_only_look_like_plain_ones() -> None:
     )
 
 
-def test_what_was_saved_from_a_gpu_is_read_without_one(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_checkpoint_saved_from_a_gpu_is_read_without_one(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
         torch.save({"generator": tiny.weights}, tmp_path / "student.pt")
@@ -264,7 +272,7 @@ def test_what_was_saved_from_a_gpu_is_read_without_one(tiny, tmp_path: Path, mon
         assert torch.equal(found, tiny.weights["head.head.bias"])
 
 
-def test_no_room_is_told_before_anything_is_written(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_too_little_disk_space_is_refused_before_anything_is_written(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     def never() -> Tensor:
         raise AssertionError("read")
 
@@ -279,7 +287,7 @@ def test_no_room_is_told_before_anything_is_written(tiny, tmp_path: Path) -> Non
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_disk_that_fails_leaves_no_file(good: Path, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(good: Path, tmp_path: Path) -> None:
     found = open_source(good / "diffusers")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
@@ -292,7 +300,7 @@ def test_a_disk_that_fails_leaves_no_file(good: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_not_finite(tiny, good: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_weights_that_are_not_finite_are_refused(tiny, good: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     broken = tiny.weights | {"head.head.bias": torch.full((16,), torch.nan)}
     torch.save({"generator": broken}, tmp_path / "student.pt")
     found = open_source(tmp_path / "student.pt", base=tiny.config)

@@ -80,7 +80,7 @@ def test_parts_give_the_latents_of_the_whole_clip(
     assert torch.equal(codec.encode(video), ours)
 
 
-def test_videos_in_turns_do_not_see_each_other(codec: WanCodec) -> None:
+def test_interleaved_videos_do_not_affect_each_other(codec: WanCodec) -> None:
     latents = _normal(2, 16, 4, 2, 3)
     alone = []
     for video in latents.split(1):
@@ -116,14 +116,14 @@ def test_decoding_takes_what_was_predicted(codec: WanCodec) -> None:
     assert 0 < left < most
 
 
-def test_other_types_are_computed_in(base: Path, codec: WanCodec) -> None:
+def test_the_codec_computes_in_bf16(base: Path, codec: WanCodec) -> None:
     latents = _normal(1, 16, 2, 2, 3)
     video = load_codec(base).to(torch.bfloat16).decoding()(latents.bfloat16())
     assert video.dtype == torch.bfloat16
     assert (video - codec.decoding()(latents)).abs().mean() < 0.02
 
 
-def test_frames_and_pictures_are_counted_alike() -> None:
+def test_latent_and_pixel_frame_counts_invert_each_other() -> None:
     assert [pixel_frames(frames) for frames in (1, 2, 21)] == [1, 5, 81]
     assert all(latent_frames(pixel_frames(frames)) == frames for frames in range(1, 50))
 

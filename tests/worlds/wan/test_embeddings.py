@@ -57,14 +57,14 @@ def cache(filled: Path, tmp_path: Path) -> Path:
     return shutil.copytree(filled, tmp_path / "cache")
 
 
-def _spoil_unseen(path: Path) -> None:
+def _corrupt_unnoticed(path: Path) -> None:
     """Corrupt a file, keeping its size and modification time."""
     state = path.stat()
     path.write_bytes(bytes(state.st_size))
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def _held(folder: Path) -> Counter[str]:
+def _key_counts(folder: Path) -> Counter[str]:
     """How often each key is in the shards of a folder."""
     keys: Counter[str] = Counter()
     for path in folder.glob("*.safetensors"):
@@ -92,7 +92,7 @@ class Dying(list[str]):
             yield prompt
 
 
-def test_it_holds_what_the_encoder_makes(base: Path, filled: Path) -> None:
+def test_cached_embeddings_equal_the_encoders(base: Path, filled: Path) -> None:
     wanted = [PROMPTS[13], PROMPTS[2], PROMPTS[13], PROMPTS[19]]
     found = embed(PROMPTS, base, filled, FLOAT)
     rows = found.read(wanted)
@@ -105,7 +105,7 @@ def test_it_holds_what_the_encoder_makes(base: Path, filled: Path) -> None:
     assert all(row[length - 1].any() and not row[length:].any() for row, length in zip(rows, lengths, strict=True))
 
 
-def test_valid_rows_alone_are_kept_in_their_own_type(base: Path, tmp_path: Path) -> None:
+def test_only_valid_rows_are_stored_in_the_requested_dtype(base: Path, tmp_path: Path) -> None:
     found = embed(PROMPTS[:3], base, tmp_path, torch.bfloat16)
     assert found.read(PROMPTS[:1]).dtype == torch.bfloat16
     (path,) = found.folder.glob("*.safetensors")
@@ -115,7 +115,7 @@ def test_valid_rows_alone_are_kept_in_their_own_type(base: Path, tmp_path: Path)
     assert held == {(length, 32) for length in lengths}
 
 
-def test_what_embeddings_will_take_is_told_before_any_is_made(base: Path, tmp_path: Path) -> None:
+def test_the_size_of_embeddings_is_estimated_before_any_is_made(base: Path, tmp_path: Path) -> None:
     """To a token per prompt if tokenizer and prompts exist; else as if each had all the tokens that Wan reads."""
     prompts = [
         "A fox.",
@@ -127,15 +127,15 @@ def test_what_embeddings_will_take_is_told_before_any_is_made(base: Path, tmp_pa
     with safe_open(shard, framework="pt") as file:
         rows = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 (not a mapping)
     width, made = rows[0].shape[1] * rows[0].element_size(), sum(row.nbytes for row in rows)
-    told = embedding_bytes(base, prompts)
-    assert made <= len(prompts) * told < made + len(prompts) * width
+    estimate = embedding_bytes(base, prompts)
+    assert made <= len(prompts) * estimate < made + len(prompts) * width
     assert embedding_bytes(base, []) == MAX_TOKENS * width
     assert embedding_bytes(tmp_path / "Wan2.1-T2V-1.3B", prompts) == 512 * 4096 * 2
 
 
-def test_the_encoder_is_needed_for_what_is_missing_only(text: Path, cache: Path) -> None:
+def test_the_encoder_is_loaded_only_for_missing_prompts(text: Path, cache: Path) -> None:
     first = embed(PROMPTS, text, cache, FLOAT).read(PROMPTS)
-    _spoil_unseen(text / "text_encoder" / "model.safetensors")
+    _corrupt_unnoticed(text / "text_encoder" / "model.safetensors")
     assert torch.equal(embed(PROMPTS, text, cache, FLOAT).read(PROMPTS), first)
     with pytest.raises(UserError, match=r"text_encoder/model.safetensors: is truncated"):
         embed([*PROMPTS, "another"], text, cache, FLOAT)
@@ -170,7 +170,7 @@ def test_without_a_gpu_an_encoder_stored_in_bf16_is_not_doubled(
     assert torch.equal(cached.encode(PROMPTS[:1]), pad(load_text_encoder(text, dtype=computed).rows(PROMPTS[:1])))
 
 
-def test_another_encoder_or_type_has_its_own(text: Path, cache: Path) -> None:
+def test_another_encoder_tokenizer_or_dtype_has_its_own_cache(text: Path, cache: Path) -> None:
     folders = {embed(PROMPTS[:1], text, cache, dtype).folder for dtype in (FLOAT, torch.bfloat16)}
     config = text / "text_encoder" / "config.json"
     config.write_text(config.read_text() + "\n")
@@ -181,22 +181,22 @@ def test_another_encoder_or_type_has_its_own(text: Path, cache: Path) -> None:
     assert len(folders) == 4
 
 
-def test_work_that_was_broken_off_is_gone_on_with(base: Path, filled: Path, tmp_path: Path) -> None:
+def test_interrupted_embedding_is_resumed(base: Path, filled: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         embed(Dying(PROMPTS, after=18), base, tmp_path, FLOAT)
     (folder,) = (path for path in (tmp_path / "embeddings").iterdir() if path.is_dir())
     debris = folder / ".0123.safetensors.tmp"
     debris.write_bytes(b"half a shard")
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
-    assert _held(folder).total() == 16  # two shards of eight; two prompts are lost
+    assert _key_counts(folder).total() == 16  # two shards of eight; two prompts are lost
     found = embed(PROMPTS, base, tmp_path, FLOAT)
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert not debris.exists()
-    assert set(_held(folder).values()) == {1}
+    assert set(_key_counts(folder).values()) == {1}
     assert torch.equal(found.read(PROMPTS), Embeddings(next(filled.glob("embeddings/*/"))).read(PROMPTS))
 
 
-def test_prompts_of_a_length_share_a_batch_and_their_order_is_not_in_a_shards_name(base: Path, tmp_path: Path) -> None:
+def test_prompts_are_batched_by_length_and_their_order_does_not_change_the_shard(base: Path, tmp_path: Path) -> None:
     encoder, lengths = load_text_encoder(base), []
     rows = encoder.rows
     encoder.rows = lambda prompts: lengths.extend(map(len, prompts)) or rows(prompts)  # type: ignore[method-assign]
@@ -211,7 +211,7 @@ def test_several_at_once_share_the_work(base: Path, filled: Path, tmp_path: Path
     lists = [PROMPTS, PROMPTS[::-1], PROMPTS[5:] * 2]
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda prompts: embed(prompts, base, tmp_path, FLOAT), lists))
-    held = _held(found[0].folder)
+    held = _key_counts(found[0].folder)
     assert len(held) == len(PROMPTS)
     assert set(held.values()) == {1}
     rows = [one.read(PROMPTS[5:]) for one in found]
@@ -220,7 +220,7 @@ def test_several_at_once_share_the_work(base: Path, filled: Path, tmp_path: Path
     assert relative_error(rows[0], Embeddings(next(filled.glob("embeddings/*/"))).read(PROMPTS[5:])) < 1e-6
 
 
-def test_of_several_that_ask_for_the_same_one_loads_an_encoder(
+def test_of_concurrent_calls_for_the_same_prompts_one_loads_an_encoder(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with the processes of a stage, each of which has memory for one encoder of 11 GB at best."""
@@ -254,7 +254,7 @@ def test_only_the_rows_asked_for_are_read(base: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 100, -1])
-def test_a_truncated_shard_is_one_line_and_deleting_it_helps(base: Path, cache: Path, size: int) -> None:
+def test_a_truncated_shard_is_refused_in_one_line_and_deleting_it_helps(base: Path, cache: Path, size: int) -> None:
     path = sorted(cache.glob("embeddings/*/*.safetensors"))[0]
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match=r"^[^\n]*: is truncated or not a shard \([^\n]*\); delete it, [^\n]*again$"):
@@ -266,7 +266,7 @@ def test_a_truncated_shard_is_one_line_and_deleting_it_helps(base: Path, cache: 
     assert embed(PROMPTS, base, cache, FLOAT).read(PROMPTS).isfinite().all()
 
 
-def test_what_is_missing_is_one_line(base: Path, cache: Path) -> None:
+def test_missing_embeddings_are_refused_in_one_line(base: Path, cache: Path) -> None:
     found = embed(PROMPTS, base, cache, FLOAT)
     assert "another" not in found
     assert "a ?" in embed(["a ?"], base, cache, FLOAT)

@@ -64,7 +64,7 @@ def weights_of(base: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="session")
 def released(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student as the training codes release it: the base's weights, wrapped, as EMA, and others as generator."""
+    """A student as the training codes release it: the base's weights, wrapped, as EMA; other weights as generator."""
     from hiar.worlds.wan.formats.names import to_original
 
     state = {f"model._fsdp_wrapped_module.{to_original(name)}": value for name, value in weights_of(base).items()}
@@ -77,8 +77,8 @@ def released(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def student(released: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The released student, imported with HiAR's walk; tests only read it."""
     folder = tmp_path_factory.mktemp("imported") / "student"
-    told = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no", "window": 9}
-    import_checkpoint(released, base, folder, "hiar", "generator_ema", told)
+    options = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no", "window": 9}
+    import_checkpoint(released, base, folder, "hiar", "generator_ema", options)
     return folder
 
 
@@ -104,33 +104,33 @@ def test_a_released_student_is_imported_sampled_and_streamed(
     streamed = read_mp4(tmp_path / "stream.mp4")
     assert streamed.shape == video.shape
     assert (streamed.float() - video.float()).abs().mean() < 2  # two h264 files of the same frames
-    said = run("models", "im", released, "--base", base)
-    assert "weights        generator and generator_ema" in said and "--weights generator_ema --out" in said
-    assert f"SHA-256        {hashlib.sha256(released.read_bytes()).hexdigest()}\n" in said
-    said = run("import", released, "--base", base, "--as", "hiar", *SIZE, "--out", "other", code=2)
-    assert "holds generator, generator_ema: several sets of weights" in said
+    printed = run("models", "im", released, "--base", base)
+    assert "weights        generator and generator_ema" in printed and "--weights generator_ema --out" in printed
+    assert f"SHA-256        {hashlib.sha256(released.read_bytes()).hexdigest()}\n" in printed
+    printed = run("import", released, "--base", base, "--as", "hiar", *SIZE, "--out", "other", code=2)
+    assert "holds generator, generator_ema: several sets of weights" in printed
     half = torch.load(released, weights_only=True)
     half["generator"].popitem()
     torch.save(half, "half.pt")
     assert "half.pt: generator: lacks" in run("models", "half.pt", "--base", base, code=2)
 
 
-def test_of_several_checkpoints_those_that_can_be_read_are_told(
+def test_readable_checkpoints_are_described_beside_unreadable_ones(
     released: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["hiar", "models", "none.pt", str(released), "neither.pt", "--base", str(base)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    told, lines = capsys.readouterr()
+    printed, lines = capsys.readouterr()
     assert ended.value.code == 2
-    assert told.startswith(f"{released}\n") and "generator and generator_ema" in told
+    assert printed.startswith(f"{released}\n") and "generator and generator_ema" in printed
     assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in lines.splitlines()] == [
         "error none.pt",
         "error neither.pt",
     ]
 
 
-def test_every_option_of_an_import_is_heard(run: Callable[..., str], released: Path, base: Path) -> None:
+def test_every_option_of_an_import_is_used(run: Callable[..., str], released: Path, base: Path) -> None:
     """Each value differs from every preset's, and all are given, so no preset is needed."""
     walk = ("--order", "diagonal", "--context", "clean", "--block", 2, "--window", 8, "--sinks", 1)
     schedule = ("--steps", 6, "--shift", 7.5, "--renoise", "euler", "--fps", 10)
@@ -145,7 +145,7 @@ def test_every_option_of_an_import_is_heard(run: Callable[..., str], released: P
 
 
 @pytest.mark.parametrize(
-    ("told", "schedule", "words"),
+    ("options", "schedule", "words"),
     [
         ({}, (3, None, (1.0, 0.757, 0.522)), "3, at 1, 0.757, 0.522, sde"),
         ({"steps": 4}, (4, 8.0, None), "4, shift 8, sde"),  # CausVid's other student
@@ -153,11 +153,11 @@ def test_every_option_of_an_import_is_heard(run: Callable[..., str], released: P
         ({"levels": (1.0, 0.5)}, (2, None, (1.0, 0.5)), "2, at 1, 0.5, sde"),
     ],
 )
-def test_causvids_steps_follow_no_shift(
-    released: Path, base: Path, tmp_path: Path, told: dict[str, Any], schedule: object, words: str
+def test_causvids_levels_follow_no_shift_unless_steps_are_given(
+    released: Path, base: Path, tmp_path: Path, options: dict[str, Any], schedule: object, words: str
 ) -> None:
-    told |= {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no"}
-    import_checkpoint(released, base, tmp_path / "im", "causvid", "generator", told)
+    options |= {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no"}
+    import_checkpoint(released, base, tmp_path / "im", "causvid", "generator", options)
     card = load_card(tmp_path / "im")
     assert (card.schedule.student_steps, card.schedule.student_shift, card.schedule.student_levels) == schedule
     assert card.walk == Walk(order="block_first", context="finished")
@@ -168,19 +168,19 @@ def test_levels_stand_for_steps_and_shift(run: Callable[..., str], released: Pat
     request = ("import", released, "--weights", "generator", "--base", base, *SIZE, "--out", "im")
     walk = ("--order", "diagonal", "--context", "clean", "--block", 3, "--window", 9, "--sinks", 0, "--renoise", "sde")
     for also in ("--steps", "--shift"):
-        said = run(*request, *walk, "--levels", "1,0.7,0.5", also, 3, code=2)
-        assert said == f"error: --levels: sets the number of steps and their noise levels; leave out {also}"
+        error = run(*request, *walk, "--levels", "1,0.7,0.5", also, 3, code=2)
+        assert error == f"error: --levels: sets the number of steps and their noise levels; leave out {also}"
     run(*request, *walk, "--levels", "1,0.7,0.5")
     run("sample", "--checkpoint", "im", "--prompt", PROMPT, "--frames", 3, "--out", "three")
     assert read_mp4(Path("three/0000.mp4")).shape == (9, 32, 48, 3)
 
 
-def test_what_a_file_does_not_tell_of_itself_its_base_does(run: Callable[..., str], released: Path, base: Path) -> None:
+def test_a_base_supplies_what_a_file_lacks(run: Callable[..., str], released: Path, base: Path) -> None:
     torch.save({"generator": torch.load(released, weights_only=True)["generator"]}, "one.pt")
     assert "name its --base" in run("models", "one.pt", code=2)
-    said = run("models", "one.pt", "one.pt", "--base", base)
-    assert said.count("one.pt\n") == 2
-    assert "heads" in said
+    printed = run("models", "one.pt", "one.pt", "--base", base)
+    assert printed.count("one.pt\n") == 2
+    assert "heads" in printed
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def test_what_a_file_does_not_tell_of_itself_its_base_does(run: Callable[..., st
 def test_presets_are_the_released_students(
     released: Path, base: Path, tmp_path: Path, preset: str, walk: object
 ) -> None:
-    told = {"height": 480, "width": 832, "frames_per_second": 16, "precision": "bf16"}
-    import_checkpoint(released, base, tmp_path / "im", preset, "generator", told)
+    options = {"height": 480, "width": 832, "frames_per_second": 16, "precision": "bf16"}
+    import_checkpoint(released, base, tmp_path / "im", preset, "generator", options)
     card = load_card(tmp_path / "im")
     assert card.walk is not None
     assert (card.walk.order, card.walk.context) == walk
@@ -207,11 +207,11 @@ def test_presets_are_the_released_students(
     assert (card.stage, card.variant) == ("distill", preset)
 
 
-def test_steps_that_are_given_take_the_place_of_a_presets_levels(released: Path, base: Path, tmp_path: Path) -> None:
-    told = {"height": 480, "width": 832, "frames_per_second": 16, "precision": "bf16"}
+def test_given_steps_replace_a_presets_levels(released: Path, base: Path, tmp_path: Path) -> None:
+    options = {"height": 480, "width": 832, "frames_per_second": 16, "precision": "bf16"}
     schedules = []
     for out, given in (("own", {}), ("given", {"steps": 4, "shift": 5.0})):
-        import_checkpoint(released, base, tmp_path / out, "causvid", "generator", told | given)
+        import_checkpoint(released, base, tmp_path / out, "causvid", "generator", options | given)
         schedules.append(load_card(tmp_path / out).schedule)
     own, given = schedules
     assert own.student_levels is not None
@@ -233,7 +233,7 @@ def test_any_size_that_the_codec_allows(run: Callable[..., str], student: Path) 
 WALKS: list[tuple[Order, Context]] = [("step_first", "output"), ("diagonal", "input"), ("block_first", "finished")]
 
 
-def test_a_clip_is_gone_on_from_in_every_order(
+def test_a_clip_is_continued_in_every_order(
     run: Callable[..., str], released: Path, base: Path, tmp_path: Path
 ) -> None:
     """Three blocks given as a video, two more generated: equals the rollout that is given the encoded blocks."""
@@ -259,7 +259,7 @@ def test_a_clip_is_gone_on_from_in_every_order(
         assert relative_error(latents, expected) < 1e-5, (order, context)
 
 
-def test_extended_prompts_are_generated_and_short_ones_told(run: Callable[..., str], student: Path) -> None:
+def test_extended_prompts_are_generated_and_short_ones_are_the_captions(run: Callable[..., str], student: Path) -> None:
     Path("short.txt").write_text("A fox.\nA tram.\n")
     Path("long.txt").write_text(f"{PROMPT}\nRain runs down a tram window at night.\n")
     request = ("sample", "--checkpoint", student, "--frames", 3, "--save-latents")
@@ -273,12 +273,12 @@ def test_extended_prompts_are_generated_and_short_ones_told(run: Callable[..., s
     ]
     assert Path("both/latents.safetensors").read_bytes() == Path("long/latents.safetensors").read_bytes()
     Path("long.txt").write_text(f"{PROMPT}\n")
-    said = run(*request, "--prompts", "short.txt", "--extended", "long.txt", "--out", "none", code=2)
-    assert said.startswith("error: long.txt: holds 1 prompts for the 2 of --prompts")
+    error = run(*request, "--prompts", "short.txt", "--extended", "long.txt", "--out", "none", code=2)
+    assert error.startswith("error: long.txt: holds 1 prompts for the 2 of --prompts")
 
 
 @pytest.mark.parametrize("form", ["self-forcing", "wan", "diffusers"])
-def test_what_is_exported_comes_back_bit_by_bit(
+def test_an_exported_student_is_imported_again_bit_by_bit(
     run: Callable[..., str], student: Path, base: Path, tmp_path: Path, form: str
 ) -> None:
     out = "there.pt" if form == "self-forcing" else "there"
@@ -308,8 +308,8 @@ def test_golden_weights_give_their_forwards_and_rollouts(
     """The golden file's weights as a released .pt, imported over a base of their sizes."""
     theirs = tmp_path / "base"
     shutil.copytree(base, theirs)
-    said = json.loads((theirs / "transformer" / "config.json").read_text())
-    (theirs / "transformer" / "config.json").write_text(json.dumps(said | tiny.config))
+    settings = json.loads((theirs / "transformer" / "config.json").read_text())
+    (theirs / "transformer" / "config.json").write_text(json.dumps(settings | tiny.config))
     torch.save({"generator_ema": {f"model.{name}": value for name, value in tiny.weights.items()}}, "golden.pt")
     run("import", "golden.pt", "--base", theirs, "--as", "hiar", *SIZE, "--out", "im")
     card = load_card(tmp_path / "im")
@@ -328,7 +328,7 @@ def test_golden_weights_give_their_forwards_and_rollouts(
     assert all(torch.equal(again[f"model.{name}"], value) for name, value in tiny.weights.items())
 
 
-def test_what_cannot_be_imported_is_one_line_and_writes_nothing(
+def test_a_refused_import_is_one_line_and_writes_nothing(
     run: Callable[..., str], released: Path, base: Path, tmp_path: Path
 ) -> None:
     held = torch.load(released, weights_only=True)
@@ -353,27 +353,27 @@ def test_what_cannot_be_imported_is_one_line_and_writes_nothing(
         (released, (*hiar, "--height", 40), "height = 40: "),
         (released, (*hiar, "--renoise", "ode"), "renoise = 'ode'"),
     ):
-        said = run("import", source, "--base", base, "--width", 48, "--out", "im", *options, code=2)
-        assert words in said, said
-        assert said.startswith("error: ")
+        error = run("import", source, "--base", base, "--width", 48, "--out", "im", *options, code=2)
+        assert words in error, error
+        assert error.startswith("error: ")
     assert not Path("ran").exists()
     assert not list(Path().glob("im*"))
-    said = run("import", released, "--base", tmp_path / "gone", *hiar, "--out", "im", code=2)
-    assert "gone" in said and "nothing is downloaded" in said
+    error = run("import", released, "--base", tmp_path / "gone", *hiar, "--out", "im", code=2)
+    assert "gone" in error and "nothing is downloaded" in error
     for command in (("sample", "--frames", 3), ("stream",)):
-        said = run(*command, "--checkpoint", released, "--prompt", PROMPT, "--out", "im.mp4", code=2)
-        assert f"{released}: is a file; name a folder, such as `hiar import` makes" in said
+        error = run(*command, "--checkpoint", released, "--prompt", PROMPT, "--out", "im.mp4", code=2)
+        assert f"{released}: is a file; name a folder, such as `hiar import` makes" in error
 
 
-def test_what_cannot_be_exported_is_one_line_and_writes_nothing(run: Callable[..., str], student: Path) -> None:
+def test_a_refused_export_is_one_line_and_writes_nothing(run: Callable[..., str], student: Path) -> None:
     Path("there").mkdir()
     for arguments, words in (
         ((student, "--to", "onnx", "--out", "x"), "--to = onnx: is not an export format"),
         ((student, "--to", "wan", "--out", "there"), "--out = there: exists already"),
         (("nowhere", "--to", "wan", "--out", "x"), "nowhere/generator.json: no such file"),
     ):
-        said = run("export", *arguments, code=2)
-        assert words in said, said
+        error = run("export", *arguments, code=2)
+        assert words in error, error
     assert [path.name for path in Path().iterdir()] == ["there"]
     assert list(Path("there").iterdir()) == []
     shutil.copytree(student, "altered")
@@ -401,20 +401,20 @@ def test_links_of_an_export_lead_to_its_base_however_that_is_named(
 
 
 @pytest.mark.parametrize("form", ["diffusers", "wan"])
-def test_an_export_after_one_that_was_interrupted_is_as_if_there_had_been_none(
+def test_an_export_after_an_interrupted_one_equals_an_undisturbed_one(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     links: list[Path] = []
     link = Path.symlink_to
 
-    def link_and_press(path: Path, target: Path) -> None:
+    def link_then_interrupt(path: Path, target: Path) -> None:
         link(path, target)
         links.append(path)
         if len(links) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "symlink_to", link_and_press)
+        patch.setattr(Path, "symlink_to", link_then_interrupt)
         export_checkpoint(student, "diffusers", tmp_path / "there")
     assert not (tmp_path / "there").exists()
     for name in ("there", "undisturbed"):
@@ -423,20 +423,20 @@ def test_an_export_after_one_that_was_interrupted_is_as_if_there_had_been_none(
 
 
 @pytest.mark.parametrize("before", ["generator", "generator_ema"])
-def test_an_import_after_one_that_was_interrupted_is_as_if_there_had_been_none(
+def test_an_import_after_an_interrupted_one_equals_an_undisturbed_one(
     released: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
-    told = {"height": 32, "width": 48, "frames_per_second": 8, "precision": "no", "shift": 3.0, "sinks": 1}
+    options = {"height": 32, "width": 48, "frames_per_second": 8, "precision": "no", "shift": 3.0, "sinks": 1}
 
-    def press(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(exchange, "save_card", press)
-        import_checkpoint(released, base, tmp_path / "im", "hiar", before, told)
+        patch.setattr(exchange, "save_card", interrupt)
+        import_checkpoint(released, base, tmp_path / "im", "hiar", before, options)
     assert not (tmp_path / "im").exists()
     for name in ("im", "undisturbed", "im"):  # the last one replaces an existing one
-        import_checkpoint(released, base, tmp_path / name, "hiar", "generator_ema", told)
+        import_checkpoint(released, base, tmp_path / name, "hiar", "generator_ema", options)
     weights = Path("transformer", "diffusion_pytorch_model.safetensors")
     assert (tmp_path / "im" / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()
     card = load_card(tmp_path / "im")

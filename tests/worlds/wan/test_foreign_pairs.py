@@ -45,7 +45,7 @@ def write_lmdb(folder: Path) -> Path:
     return folder
 
 
-def test_the_clip_behind_the_end_of_a_trajectory_is_no_state_of_it(tmp_path: Path) -> None:
+def test_a_clip_after_a_trajectory_is_not_one_of_its_states(tmp_path: Path) -> None:
     """Causal-Forcing's pairs end in the data's clip: the clean state is the one before, at levels of one step less."""
     source = write_files(tmp_path / "source")
     run = hiar("import-pairs", source, "--shift", 5, "--clip-last", "--shard", 2, "--out", "pairs", folder=tmp_path)
@@ -89,9 +89,10 @@ def test_clean_videos_are_pairs_of_one_state(shape: tuple[int, ...], tmp_path: P
 
 
 def test_a_folder_of_files_comes_with_every_state_in_its_place(tmp_path: Path) -> None:
-    said = import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", levels=8.0, shard=2)
+    summary = import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", levels=8.0, shard=2)
     assert (
-        said == "5 pairs of 2x3x4x6 (channels, frames, height, width) in float32, at levels 1, 0.96, 0.8889, 0.7273, 0"
+        summary
+        == "5 pairs of 2x3x4x6 (channels, frames, height, width) in float32, at levels 1, 0.96, 0.8889, 0.7273, 0"
     )
     pairs = load_pairs(tmp_path / "pairs")
     assert sorted(path.name for path in (tmp_path / "pairs").glob("*.safetensors")) == [
@@ -106,21 +107,21 @@ def test_a_folder_of_files_comes_with_every_state_in_its_place(tmp_path: Path) -
     torch.testing.assert_close(pairs.sigmas, warp(torch.tensor([1, 0.75, 0.5, 0.25, 0]), 8.0))
 
 
-def test_levels_that_follow_no_shift_are_told_one_by_one(tmp_path: Path) -> None:
+def test_levels_that_follow_no_shift_are_given_one_by_one(tmp_path: Path) -> None:
     source = write_files(tmp_path / "source")
     with pytest.raises(UserError, match=r"--levels = 1,0\.757: .*source has 5 states a trajectory; give 4 levels"):
         import_pairs(source, tmp_path / "pairs", levels=(1.0, 0.757), shard=2)
     assert not (tmp_path / "pairs").exists()
-    said = import_pairs(source, tmp_path / "pairs", levels=(1.0, 0.757, 0.522, 0.1), shard=2)
-    assert said.endswith("at levels 1, 0.757, 0.522, 0.1, 0")
+    summary = import_pairs(source, tmp_path / "pairs", levels=(1.0, 0.757, 0.522, 0.1), shard=2)
+    assert summary.endswith("at levels 1, 0.757, 0.522, 0.1, 0")
     assert load_pairs(tmp_path / "pairs").sigmas.tolist() == pytest.approx([1, 0.757, 0.522, 0.1, 0])
 
 
-def test_an_lmdb_comes_by_the_numbers_of_its_rows(tmp_path: Path) -> None:
+def test_an_lmdb_is_imported_in_the_numeric_order_of_its_rows(tmp_path: Path) -> None:
     source = write_lmdb(tmp_path / "source")
     (source / "lock.mdb").unlink()
-    said = import_pairs(source / "data.mdb", tmp_path / "pairs", levels=5.0, shard=4)
-    assert said.startswith("11 pairs of 2x3x4x6 (channels, frames, height, width) in float16, at levels 1, 0.9375, ")
+    summary = import_pairs(source / "data.mdb", tmp_path / "pairs", levels=5.0, shard=4)
+    assert summary.startswith("11 pairs of 2x3x4x6 (channels, frames, height, width) in float16, at levels 1, 0.9375, ")
     pairs = load_pairs(tmp_path / "pairs")
     states = pairs.states[torch.arange(11)]
     assert states.dtype == torch.float32
@@ -131,7 +132,7 @@ def test_an_lmdb_comes_by_the_numbers_of_its_rows(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "00002.safetensors").read_bytes() == (
         tmp_path / "pairs" / "00002.safetensors"
     ).read_bytes()
-    assert [path.name for path in source.iterdir()] == ["data.mdb"]  # where others read, nothing is written
+    assert [path.name for path in source.iterdir()] == ["data.mdb"]  # nothing is written into the source
 
 
 class Code:
@@ -174,13 +175,13 @@ def test_a_file_that_is_no_pair_is_named_and_nothing_is_left(case: str, tmp_path
     made, line = FILES[case]
     folder = write_files(tmp_path / "source")
     torch.save(made(), folder / "00002.pt")
-    with pytest.raises(UserError, match=line) as told:
+    with pytest.raises(UserError, match=line) as caught:
         import_pairs(folder, tmp_path / "pairs", levels=8.0, shard=2)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "pairs").exists()
 
 
-def test_what_was_begun_with_other_options_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_failed_import_with_other_options_leaves_no_trace(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "source")
     whole = (folder / "00003.pt").read_bytes()
     (folder / "00003.pt").write_bytes(whole[:100])
@@ -193,7 +194,7 @@ def test_what_was_begun_with_other_options_is_in_nobodys_way(tmp_path: Path) -> 
     assert shards == ["00000.safetensors", "00001.safetensors"]
 
 
-def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:
+def test_sources_without_pairs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other" / "data.mdb").parent.mkdir()
     (tmp_path / "other" / "data.mdb").write_bytes(pickle.dumps("no LMDB") * 2000)
@@ -202,9 +203,9 @@ def test_what_holds_no_pairs_is_named(tmp_path: Path) -> None:
         "empty": "holds no .pt file and no data.mdb; name a folder of pairs",
         "other": "data.mdb: is damaged or not an LMDB (",
     }.items():
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as caught:
             import_pairs(tmp_path / name, tmp_path / "pairs", levels=8.0, shard=2)
-        assert line in str(told.value)
+        assert line in str(caught.value)
 
 
 ROWS = {
@@ -243,25 +244,25 @@ def test_a_truncated_lmdb_is_refused_before_it_is_mapped(tmp_path: Path) -> None
             import_pairs(file, tmp_path / "pairs", levels=8.0, shard=2)
 
 
-def test_the_command_says_what_came(tmp_path: Path) -> None:
+def test_the_command_prints_what_it_imported(tmp_path: Path) -> None:
     write_files(tmp_path / "source")
     run = hiar("import-pairs", "source", "--out", "pairs", "--shard", 4, "--shift", 3, folder=tmp_path)
     assert run.stdout.startswith("pairs: 5 pairs of 2x3x4x6 ")
     torch.testing.assert_close(load_pairs(tmp_path / "pairs").sigmas, warp(torch.tensor([1, 0.75, 0.5, 0.25, 0]), 3.0))
     assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 2  # one of four pairs and one of one
-    (said,) = hiar("import-pairs", "nowhere", "--out", "pairs", folder=tmp_path, code=2).stderr.splitlines()
-    assert said == "error: nowhere: is neither a folder of .pt files nor an LMDB; name one"
+    (error,) = hiar("import-pairs", "nowhere", "--out", "pairs", folder=tmp_path, code=2).stderr.splitlines()
+    assert error == "error: nowhere: is neither a folder of .pt files nor an LMDB; name one"
 
 
-def test_pairs_go_out_as_files_bit_by_bit(tmp_path: Path) -> None:
+def test_pairs_are_exported_as_files_bit_by_bit(tmp_path: Path) -> None:
     """Each file is what HiAR's loader reads: one prompt, one trajectory in a batch of one, frames before channels."""
     import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", levels=8.0, shard=2)
     export_pairs(tmp_path / "pairs", "hiar", tmp_path / "out")
     files = sorted((tmp_path / "out").glob("*"))
     assert len(files) == len(PROMPTS)
     for path, prompt, states in zip(files, PROMPTS, THEIRS, strict=True):
-        ((told, written),) = torch.load(path, weights_only=True).items()
-        assert told == " ".join(prompt.split())
+        ((caption, written),) = torch.load(path, weights_only=True).items()
+        assert caption == " ".join(prompt.split())
         assert torch.equal(written, states[None])
         assert written.dtype == torch.float32
     import_pairs(tmp_path / "out", tmp_path / "again", levels=8.0, shard=2)
@@ -269,7 +270,7 @@ def test_pairs_go_out_as_files_bit_by_bit(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
-def test_pairs_go_out_as_rows_of_an_lmdb(tmp_path: Path) -> None:
+def test_pairs_are_exported_as_rows_of_an_lmdb(tmp_path: Path) -> None:
     """Rows as Self-Forcing reads them: by number, with their shape in ``latents_shape``."""
     import_pairs(write_files(tmp_path / "source"), tmp_path / "pairs", levels=8.0, shard=2)
     export_pairs(tmp_path / "pairs", "self-forcing", tmp_path / "out")
@@ -283,7 +284,7 @@ def test_pairs_go_out_as_rows_of_an_lmdb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["hiar", "self-forcing"])
-def test_of_an_export_that_was_interrupted_nothing_is_in_the_next(form: str, tmp_path: Path) -> None:
+def test_nothing_of_an_interrupted_export_is_in_the_next(form: str, tmp_path: Path) -> None:
     """Even if the next has fewer pairs."""
     states = torch.stack(THEIRS).transpose(2, 3)
 
@@ -309,7 +310,7 @@ def test_an_export_needs_the_room_of_its_type(tmp_path: Path, monkeypatch: pytes
     write_pairs(PROMPTS[:1], lambda: iter([states]), "self-forcing", tmp_path / "out")
 
 
-def test_what_cannot_go_out_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_refused_export_leaves_nothing(tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.mkdir()
     torch.save({"a fox": 1e5 * THEIRS[0][None]}, large / "00000.pt")

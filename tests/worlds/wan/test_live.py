@@ -22,14 +22,14 @@ PROMPT, OTHER = "A red fox trots along a snowy ridge at dawn.", "Der Fuchs legt 
 pytestmark = pytest.mark.long
 
 
-def test_videos_begin_again_on_one_time_line(base: Path, tmp_path: Path) -> None:
+def test_a_restarted_video_continues_the_time_line(base: Path, tmp_path: Path) -> None:
     weights = load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
     from hiar.worlds.wan.formats.names import to_original
 
     released = tmp_path / "student.safetensors"
     save_file({to_original(name): value for name, value in weights.items()}, released)
-    told = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no", "window": 9}
-    import_checkpoint(released, base, tmp_path / "student", "hiar", None, told)
+    request = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no", "window": 9}
+    import_checkpoint(released, base, tmp_path / "student", "hiar", None, request)
     cache = {"HIAR_CACHE": os.environ["HIAR_CACHE"]}
     options = ("--prompt", PROMPT, "--lead", 2)
     with (
@@ -37,15 +37,15 @@ def test_videos_begin_again_on_one_time_line(base: Path, tmp_path: Path) -> None
         Watcher(address) as viewer,
     ):
         viewer.watch(5)
-        viewer.say(kind="prompt", text=OTHER)
+        viewer.send(kind="prompt", text=OTHER)
         change = viewer.until("prompt")
         viewer.watch(change["block"] + 2)
-        viewer.say(kind="restart", seed=3, order=None, context=None)
+        viewer.send(kind="restart", seed=3, order=None, context=None)
         begun = viewer.until("restart")
         viewer.watch(begun["block"] + 5)
     blocks = viewer.blocks[0]
-    for told_of in (change, begun):
-        assert blocks[told_of["block"]]["start"] == pytest.approx(told_of["seconds"])
+    for event in (change, begun):
+        assert blocks[event["block"]]["start"] == pytest.approx(event["seconds"])
     pictures = [12] * len(blocks)
     pictures[0] = pictures[begun["block"]] = 9
     assert [block["pictures"] for block in blocks] == pictures

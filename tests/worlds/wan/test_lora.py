@@ -32,21 +32,21 @@ def weights_of(base: Path) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def updates(base: Path) -> dict[str, Tensor]:
     """The adapter's tensors by the original's names, as peft saves them for a network under FSDP."""
-    random, held, said = torch.Generator().manual_seed(0), weights_of(base), {}
+    random, held, adapter = torch.Generator().manual_seed(0), weights_of(base), {}
     for layer in LAYERS:
         rows, columns = held[str(to_diffusers(f"{layer}.weight"))].shape
         name = f"base_model.model.{layer.replace('.', '._fsdp_wrapped_module.', 2)}"
-        said[f"{name}.lora_A.weight"] = torch.randn(RANK, columns, generator=random)
-        said[f"{name}.lora_B.weight"] = torch.randn(rows, RANK, generator=random)
-    return said
+        adapter[f"{name}.lora_A.weight"] = torch.randn(RANK, columns, generator=random)
+        adapter[f"{name}.lora_B.weight"] = torch.randn(rows, RANK, generator=random)
+    return adapter
 
 
-def written(said: dict[str, Any], folder: Path, form: str = "pt") -> Path:
+def write_adapter(adapter: dict[str, Any], folder: Path, form: str = "pt") -> Path:
     path = folder / f"lora.{form}"
     if form == "safetensors":
-        save_file(said, path)
+        save_file(adapter, path)
     else:
-        torch.save(said, path)
+        torch.save(adapter, path)
     return path
 
 
@@ -57,9 +57,9 @@ def test_an_imported_student_has_its_adapters_update(
     form: str, entry: str | None, updates: dict[str, Tensor], base: Path, tmp_path: Path
 ) -> None:
     """W + scale B A in the adapter's layers, every other tensor unchanged; the card is LongLive's."""
-    path = written({entry: updates, "step": 3} if entry else updates, tmp_path, form)
-    told = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no"}
-    import_checkpoint(base, base, tmp_path / "out", "longlive", None, told, (path, SCALE))
+    path = write_adapter({entry: updates, "step": 3} if entry else updates, tmp_path, form)
+    options = {"height": 32, "width": 48, "frames_per_second": 16, "precision": "no"}
+    import_checkpoint(base, base, tmp_path / "out", "longlive", None, options, (path, SCALE))
     card = load_card(tmp_path / "out")
     assert card.walk is not None
     assert (card.walk.order, card.walk.context, card.schedule.student_steps) == ("block_first", "finished", 4)
@@ -81,11 +81,11 @@ def test_an_imported_student_has_its_adapters_update(
 
 
 def test_the_command_takes_an_adapter_and_its_scale(updates: dict[str, Tensor], base: Path, tmp_path: Path) -> None:
-    path, told = written(updates, tmp_path), ("--height", 32, "--width", 48, "--precision", "no")
-    hiar("import", base, "--base", base, "--as", "longlive", *told, "--out", "plain", folder=tmp_path)
+    path, options = write_adapter(updates, tmp_path), ("--height", 32, "--width", 48, "--precision", "no")
+    hiar("import", base, "--base", base, "--as", "longlive", *options, "--out", "plain", folder=tmp_path)
     adapter = ("--lora", path, "--lora-scale", SCALE)
-    told = (*told, "--sinks-turn")
-    hiar("import", base, "--base", base, "--as", "longlive", *told, *adapter, "--out", "added", folder=tmp_path)
+    options = (*options, "--sinks-turn")
+    hiar("import", base, "--base", base, "--as", "longlive", *options, *adapter, "--out", "added", folder=tmp_path)
     assert [load_card(tmp_path / name).conventions.sinks for name in ("plain", "added")] == ["stay", "turn"]
     plain, added = weights_of(tmp_path / "plain"), weights_of(tmp_path / "added")
     expected = add_lora(read_sharded(base / "transformer", "diffusion_pytorch_model"), path, SCALE)
@@ -111,8 +111,8 @@ def test_names_of_diffusers_and_of_one_adapter_among_several_are_known(
         theirs[f"transformer.{bare(key).removesuffix('.weight')}.{factor}.default.weight"] = value
     tensors = read_sharded(base / "transformer", "diffusion_pytorch_model")
     one, other = (
-        add_lora(tensors, written(said, tmp_path, form), SCALE)
-        for said, form in ((updates, "pt"), (theirs, "safetensors"))
+        add_lora(tensors, write_adapter(adapter, tmp_path, form), SCALE)
+        for adapter, form in ((updates, "pt"), (theirs, "safetensors"))
     )
     for layer in LAYERS:
         name = str(to_diffusers(f"{layer}.weight"))
@@ -127,7 +127,7 @@ def test_half_precision_is_rounded_once(updates: dict[str, Tensor], base: Path, 
     save_file({name: value.bfloat16() for name, value in weights_of(base).items()}, half / "model.safetensors")
     tensors = read_sharded(half, "model")
     halves = {name: value.bfloat16() for name, value in updates.items()}
-    added = add_lora(tensors, written(halves, tmp_path), SCALE)
+    added = add_lora(tensors, write_adapter(halves, tmp_path), SCALE)
     name = str(to_diffusers(f"{LAYERS[0]}.weight"))
     (a, b) = (value.float() for key, value in halves.items() if bare(key) == name)
     assert stored[name].dtype is torch.float32
@@ -135,7 +135,7 @@ def test_half_precision_is_rounded_once(updates: dict[str, Tensor], base: Path, 
 
 
 def without(end: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    return lambda said: {name: value for name, value in said.items() if not name.endswith(end)}
+    return lambda adapter: {name: value for name, value in adapter.items() if not name.endswith(end)}
 
 
 @pytest.mark.parametrize(
@@ -143,34 +143,34 @@ def without(end: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     [
         (without("q.lora_B.weight"), r"has only one of lora_A and lora_B of blocks\.0\.attn1\.to_q\.weight; copy it"),
         (
-            lambda said: {name.replace("blocks.0.", "blocks.7."): value for name, value in said.items()},
+            lambda adapter: {name.replace("blocks.0.", "blocks.7."): value for name, value in adapter.items()},
             r"blocks\.7\.attn1\.to_q\.weight: is not a weight of the source's transformer; name the model it was",
         ),
         (
-            lambda said: {name: value[:, :-1] if "lora_A" in name else value for name, value in said.items()},
+            lambda adapter: {name: value[:, :-1] if "lora_A" in name else value for name, value in adapter.items()},
             r"blocks\.0\.attn1\.to_q\.weight: lora_A \[3, 47\] and lora_B \[48, 3\] for a weight \[48, 48\]; name",
         ),
         (
-            lambda said: {name: value[:, :-1] if "lora_B" in name else value for name, value in said.items()},
+            lambda adapter: {name: value[:, :-1] if "lora_B" in name else value for name, value in adapter.items()},
             r"blocks\.0\.attn1\.to_q\.weight: lora_A \[3, 48\] and lora_B \[48, 2\] for a weight \[48, 48\]; name",
         ),
         (
-            lambda said: {name.replace("lora_A", "lora_down"): value for name, value in said.items()},
+            lambda adapter: {name.replace("lora_A", "lora_down"): value for name, value in adapter.items()},
             r"lora_down\.weight, which is not peft's lora_A or lora_B; save the adapter with peft",
         ),
-        (lambda said: {"generator_lora": [said]}, r"generator_lora is not a dense tensor but list"),
+        (lambda adapter: {"generator_lora": [adapter]}, r"generator_lora is not a dense tensor but list"),
     ],
     ids=["half", "other depth", "other width", "other rank", "other program", "no tensors"],
 )
-def test_what_is_no_adapter_of_this_model_is_refused(
+def test_adapters_that_do_not_fit_the_model_are_refused(
     spoil: Spoil,
     line: str,
     updates: dict[str, Tensor],
     base: Path,
     tmp_path: Path,
 ) -> None:
-    said = {name.replace("_fsdp_wrapped_module.", ""): value for name, value in updates.items()}
-    path = written(spoil(said), tmp_path)
+    adapter = {name.replace("_fsdp_wrapped_module.", ""): value for name, value in updates.items()}
+    path = write_adapter(spoil(adapter), tmp_path)
     with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: .*{line}"):
         add_lora(read_sharded(base / "transformer", "diffusion_pytorch_model"), path, 1.0)
 

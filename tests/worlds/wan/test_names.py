@@ -28,7 +28,7 @@ def test_the_table_is_diffusers_own_at_the_real_sizes(sizes: dict[str, int], cou
     )
 
 
-def test_which_names_are_whose() -> None:
+def test_original_and_diffusers_names_are_distinguished() -> None:
     assert to_original("blocks.0.norm2.weight") == "blocks.0.norm3.weight"
     strangers = (
         "blocks.0.norm2.weight",

@@ -69,7 +69,7 @@ def test_the_transformer_loads_what_we_write(tmp_path: Path) -> None:
     assert configs[0] == configs[1]
 
 
-def test_the_text_encoder_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_converted_text_encoder_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # called on import
     encoder = original("t5").T5Encoder(90, 32, 24, 64, 4, 2, 32, shared_pos=False).eval()
     torch.save(encoder.state_dict(), tmp_path / "t5.pth")
@@ -81,7 +81,7 @@ def test_the_text_encoder_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert relative_error(ours(words).last_hidden_state, encoder(words)) < 1e-5
 
 
-def test_the_autoencoder_is_its_own(tmp_path: Path) -> None:
+def test_the_converted_autoencoder_computes_the_same(tmp_path: Path) -> None:
     pytest.importorskip("einops", reason="the original's autoencoder needs einops")
     autoencoder = original("vae").WanVAE_(dim=8, z_dim=16, temperal_downsample=[False, True, True]).eval()
     torch.save(autoencoder.state_dict(), tmp_path / "vae.pth")

@@ -1,4 +1,4 @@
-"""Outlines of Wan's networks: the published ones by a folder's name, and only what is there of an existing folder."""
+"""Outlines of Wan's networks: published ones by a folder's name, existing ones by the files of their folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_published_model_is_known_by_its_folders_name(size: str, published: fl
     assert billions(base, TEXT) == pytest.approx(5.68, rel=0.01)  # of UMT5-XXL, the encoder
 
 
-def test_a_model_that_is_there_is_told_by_its_own_configurations(tmp_path: Path) -> None:
+def test_an_existing_model_is_outlined_by_its_own_configurations(tmp_path: Path) -> None:
     base = tmp_path / "Wan2.1-T2V-1.3B"
     make_tiny_wan(base, seed=0)
     for part, folder in ((TRANSFORMER, "transformer"), (TEXT, "text_encoder"), (CODEC, "vae")):
@@ -36,7 +36,7 @@ def test_a_model_that_is_there_is_told_by_its_own_configurations(tmp_path: Path)
 
 @pytest.mark.parametrize("part", get_args(Part))
 def test_a_folder_that_lacks_a_part_is_not_taken_for_the_published_one(part: Part, tmp_path: Path) -> None:
-    """It may hold another model, for which a plan of the published one would be wrong."""
+    """The folder may hold another model, for which a plan of the published one would be wrong."""
     base = tmp_path / "Wan2.1-T2V-1.3B"
     base.mkdir()
     with pytest.raises(UserError, match=r"config\.json: no such file; copy the base model there"):

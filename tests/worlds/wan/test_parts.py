@@ -92,7 +92,7 @@ def autoencoder() -> AutoencoderKLWan:
     return AutoencoderKLWan(base_dim=8, z_dim=16).eval()
 
 
-def test_the_text_encoder(encoder: UMT5EncoderModel, tmp_path: Path) -> None:
+def test_the_original_text_encoder_is_converted(encoder: UMT5EncoderModel, tmp_path: Path) -> None:
     state = {name: one for name, one in encoder.state_dict().items() if name != "encoder.embed_tokens.weight"}
     original = renamed(state, TEXT)
     assert "blocks.1.ffn.gate.0.weight" in original
@@ -121,7 +121,7 @@ def test_the_text_encoder(encoder: UMT5EncoderModel, tmp_path: Path) -> None:
         open_text_encoder(tmp_path / "t5.pth")
 
 
-def test_the_autoencoder(autoencoder: AutoencoderKLWan, tmp_path: Path) -> None:
+def test_the_original_autoencoder_is_converted(autoencoder: AutoencoderKLWan, tmp_path: Path) -> None:
     original = renamed(autoencoder.state_dict(), VIDEO)
     assert "decoder.upsamples.4.shortcut.weight" in original
     assert "decoder.middle.1.to_qkv.weight" in original
@@ -143,7 +143,7 @@ def test_the_autoencoder(autoencoder: AutoencoderKLWan, tmp_path: Path) -> None:
         open_autoencoder(tmp_path / "vae.pth")
 
 
-def test_one_for_the_other(encoder: UMT5EncoderModel, tmp_path: Path) -> None:
+def test_files_of_other_networks_are_refused(encoder: UMT5EncoderModel, tmp_path: Path) -> None:
     torch.save({"decoder.upsamples.x.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"holds no UMT5 encoder of the original Wan \(but decoder\.upsamples"):
         open_text_encoder(tmp_path / "other.pth")

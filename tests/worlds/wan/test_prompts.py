@@ -27,7 +27,7 @@ def test_a_line_is_a_prompt(tmp_path: Path) -> None:
         (None, "no such file; name a text file with one prompt a line"),
     ],
 )
-def test_what_is_no_prompt_file_is_one_line(tmp_path: Path, content: bytes | None, line: str) -> None:
+def test_invalid_prompt_files_are_refused_in_one_line(tmp_path: Path, content: bytes | None, line: str) -> None:
     path = tmp_path / "prompts.txt"
     if content is not None:
         path.write_bytes(content)

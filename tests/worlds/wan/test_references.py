@@ -23,7 +23,7 @@ PLACES: list[tuple[Part, str]] = [
 
 
 @pytest.mark.parametrize(("part", "place"), PLACES)
-def test_a_file_that_is_another_now_is_noticed(base: Path, tmp_path: Path, part: Part, place: str) -> None:
+def test_a_changed_file_of_the_base_is_noticed(base: Path, tmp_path: Path, part: Part, place: str) -> None:
     shutil.copytree(base, tmp_path / "base")
     refer(tmp_path / "part", tmp_path / "base", part)
     for _, other in PLACES:
@@ -36,7 +36,7 @@ def test_a_file_that_is_another_now_is_noticed(base: Path, tmp_path: Path, part:
         locate(tmp_path / "part")
 
 
-def test_a_base_is_found_from_everywhere_and_a_note_that_is_none_is_told(
+def test_a_base_is_found_from_any_folder_and_an_invalid_reference_refused(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -53,7 +53,7 @@ def test_a_base_is_found_from_everywhere_and_a_note_that_is_none_is_told(
         refer(tmp_path / "part", tmp_path, CODEC)
 
 
-def test_what_people_name_in_the_place_of_a_base_is_told_with_what_to_do(base: Path, tmp_path: Path) -> None:
+def test_folders_mistaken_for_a_base_are_refused_with_the_fix(base: Path, tmp_path: Path) -> None:
     """A hub cache, whose files are links in its newest snapshot; the original's folder; a bare name."""
     cache, original = tmp_path / "models--Wan-AI--Wan2.1", tmp_path / "Wan2.1-T2V-1.3B"
     snapshot = cache / "snapshots" / "0fad"

@@ -103,8 +103,8 @@ with joined(Runtime.model_validate_json(sys.argv[2])) as ranks:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_large_network_is_sharded_out_of_its_file_a_block_at_a_time(tmp_path: Path) -> None:
-    """A network of 57 GB in fp32, computed in bf16, is never whole in memory, in either dtype."""
+def test_a_large_network_is_sharded_from_its_file_block_by_block(tmp_path: Path) -> None:
+    """So a network of 57 GB in fp32, computed in bf16, is never whole in memory, in either dtype."""
     sizes = {"num_attention_heads": 4, "attention_head_dim": 128, "ffn_dim": 1024, "num_layers": 8, "text_dim": 32}
     with torch.device("meta"):
         network = WanTransformer3DModel(**sizes)
@@ -123,7 +123,9 @@ def test_a_large_network_is_sharded_out_of_its_file_a_block_at_a_time(tmp_path: 
     assert most < held + 0.15 * size
 
 
-def test_what_does_not_fit_is_refused_before_it_is_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_that_do_not_fit_in_memory_are_refused_before_they_are_read(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(free, "free_bytes", lambda device: 1000)
     in_full = partial(load_transformer, dtype=torch.float32)
     for load, folder in ((in_full, base / "transformer"), (load_text_encoder, base)):

@@ -117,10 +117,10 @@ def test_diffusers_to_original_and_back(folder: Path, tmp_path: Path) -> None:
 
 
 def test_parameters_are_counted_whatever_their_types(folder: Path, mixed: dict[str, Tensor]) -> None:
-    said = dict(describe(folder / "diffusers", None))
-    assert said["transformer"].endswith(f", {sum(one.numel() for one in mixed.values()):,} parameters")
-    assert said["stored"].endswith(" GB of bfloat16, float32")
-    assert "SHA-256" not in said  # only files have one
+    description = dict(describe(folder / "diffusers", None))
+    assert description["transformer"].endswith(f", {sum(one.numel() for one in mixed.values()):,} parameters")
+    assert description["stored"].endswith(" GB of bfloat16, float32")
+    assert "SHA-256" not in description  # only files have one
 
 
 def test_heads_of_files_are_those_that_diffusers_writes(folder: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_the_legacy_format_bare_state_dicts_and_views(tiny, tmp_path: Path) -> N
         assert (tmp_path / "student.pt").stat().st_size < 1.2 * 4 * flat.numel()
 
 
-def test_a_file_holds_a_tensor_alone_and_a_set_once(folder: Path, tmp_path: Path) -> None:
+def test_a_file_stores_views_compactly_and_equal_sets_once(folder: Path, tmp_path: Path) -> None:
     """Whatever storage the tensor was a view of, and whatever its strides."""
     part, turned = torch.zeros(10**6)[:16], torch.arange(6.0).view(2, 3).t()
     views = {"proj_out.bias": part, "proj_out.weight": turned}
@@ -184,14 +184,14 @@ def test_a_students_file_is_mapped_and_not_read(folder: Path, tiny) -> None:  # 
     assert (found.kind, str(folder / "student.pt") in mapped) == ("pt", True)
 
 
-def test_what_is_written_is_told_to_its_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_of_writing_reaches_its_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """In whole megabytes; the last one is not full."""
     stored = {"proj_out.bias": Stored((600_000,), torch.float32, lambda: torch.zeros(600_000))}
     write_model(stored, {}, tmp_path, "model")
     write_student({"generator": stored}, tmp_path / "student.pt")
-    told = capfd.readouterr().err
+    stderr = capfd.readouterr().err
     for name in (tmp_path.name, "student.pt"):
-        assert f"writing {name}: 3/3 MB in" in told
+        assert f"writing {name}: 3/3 MB in" in stderr
 
 
 def test_prefixes_in_every_order_keep_every_bit(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_prefixes_in_every_order_keep_every_bit(tmp_path: Path) -> None:
         assert same(loaded(open_source(tmp_path / "student.pt", base=config)), expected)
 
 
-def test_as_stored_or_cast_as_diffusers_casts(folder: Path, mixed: dict[str, Tensor]) -> None:
+def test_weights_are_loaded_as_stored_or_cast_like_diffusers(folder: Path, mixed: dict[str, Tensor]) -> None:
     theirs = WanTransformer3DModel.from_pretrained(folder / "diffusers", torch_dtype=torch.bfloat16)
     for name in ("diffusers", "original"):
         ours = load_transformer(folder / name, torch.bfloat16)
@@ -254,7 +254,7 @@ def test_training_leaves_the_file_alone(folder: Path) -> None:
     assert torch.equal(open_source(folder / "original").tensors["proj_out.bias"].load(), before)
 
 
-def test_files_can_be_read_by_whom_the_umask_lets(tiny, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_file_permissions_follow_the_umask(tiny, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     found = open_source(folder / "diffusers")
     old = os.umask(0o027)
     try:

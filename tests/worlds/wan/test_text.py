@@ -110,7 +110,7 @@ def test_tokens_are_those_of_the_file(base: Path) -> None:
         assert token_ids(ours, prompt) == cut, prompt
 
 
-def test_a_file_that_says_how_to_pad_and_cut_is_read_without(base: Path, broken: Path) -> None:
+def test_padding_and_truncation_in_a_tokenizer_file_are_ignored(base: Path, broken: Path) -> None:
     """The library saves such a file if the tokenizer has been used before."""
     path = broken / "tokenizer" / "tokenizer.json"
     saved = Tokenizer.from_file(str(path))
@@ -138,7 +138,7 @@ def test_a_prompt_does_not_see_the_others_of_its_batch(encoder: TextEncoder) -> 
         assert relative_error(encoder.rows([prompt])[0], rows) < 1e-6
 
 
-def test_a_long_prompt_is_cut_and_told_where(base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_long_prompt_is_cut_and_the_place_reported(base: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ids = token_ids(load_tokenizer(base), " ".join(["panda"] * 10_000))
     assert len(ids) == MAX_TOKENS
     (line,) = capfd.readouterr().err.splitlines()
@@ -160,7 +160,7 @@ def test_without_ftfy_nothing_is_encoded(base: Path, monkeypatch: pytest.MonkeyP
         load_text_encoder(base)
 
 
-def test_what_is_no_text_is_refused() -> None:
+def test_invalid_unicode_is_refused() -> None:
     with pytest.raises(UserError, match=r"^prompt 'a\\udce9b': character 1 is a lone surrogate; give it in UTF-8$"):
         clean("a\udce9b")
 
@@ -178,7 +178,7 @@ def test_weights_that_are_not_exactly_the_encoders_are_refused(broken: Path, edi
         load_text_encoder(broken)
 
 
-def test_weights_that_are_not_finite_are_told_with_the_first_prompt(broken: Path) -> None:
+def test_weights_that_are_not_finite_are_refused_with_the_first_prompt(broken: Path) -> None:
     weights = load_file(broken / WEIGHTS)
     weights["encoder.final_layer_norm.weight"][0] = torch.nan
     save_file(weights, broken / WEIGHTS, {"format": "pt"})
@@ -187,14 +187,14 @@ def test_weights_that_are_not_finite_are_told_with_the_first_prompt(broken: Path
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"model": 3}', "version https://git-lfs.github.com/spec/v1"])
-def test_a_broken_tokenizer_is_one_line(broken: Path, content: str) -> None:
+def test_a_broken_tokenizer_is_refused_in_one_line(broken: Path, content: str) -> None:
     (broken / "tokenizer" / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"^[^\n]*tokenizer\.json: is not a tokenizer \([^\n]*\); copy it again$"):
         load_text_encoder(broken)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"d_model": "4096"}'])
-def test_an_encoder_that_does_not_say_its_width_is_one_line(tmp_path: Path, content: str) -> None:
+def test_an_encoder_without_a_width_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "text_encoder").mkdir()
     (tmp_path / "text_encoder" / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json: d_model = .*: should be a number; copy it again$"):
@@ -211,6 +211,6 @@ def test_a_tokenizer_of_another_model_is_refused(base: Path, broken: Path) -> No
         load_text_encoder(broken)
 
 
-def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_base_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read .*name a Wan2.1 base model's folder"):
         load_text_encoder(tmp_path)

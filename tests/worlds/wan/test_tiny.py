@@ -66,7 +66,7 @@ def test_its_tokenizer_spells_any_text(base: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("bars", [True, False])
-def test_libraries_speak_again_as_they_did(bars: bool) -> None:
+def test_quiet_restores_the_libraries_verbosity(bars: bool) -> None:
     before = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
     try:
         diffusers_logging.set_verbosity_info()

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from shared import runtime
 from tiny import relative_error
 from transformers import PreTrainedTokenizerFast
-from vbench_toys import asked, behave, build_environment, lay_weights
+from vbench_toys import behave, build_environment, lay_weights, requests_of
 
 from hiar.config import Params
 from hiar.config.section import VBenchDimension
@@ -104,8 +104,8 @@ def test_every_stage_leaves_what_it_should(chain: Path, params: Params) -> None:
     for model in ("init", "distill"):
         for variant in params.compare.distill:
             folder = root / "samples" / model / variant
-            said = read_manifest(folder, "samples")
-            assert (said["first_block"], said["block"], said["world"]["kind"]) == (9, 12, "wan")
+            manifest = read_manifest(folder, "samples")
+            assert (manifest["first_block"], manifest["block"], manifest["world"]["kind"]) == (9, 12, "wan")
             assert read_mp4(folder / "0000.mp4").shape == (4 * (9 - 1) + 1, 64, 96, 3)
     summary = read_summary(params, chain)
     assert len(summary) == 5
@@ -122,14 +122,14 @@ def test_a_base_is_adopted_by_reference(chain: Path) -> None:
     assert [path.name for path in (root / "codec").iterdir() if path.name != "manifest.json"] == ["reference.json"]
 
 
-def test_a_model_says_which_parts_are_its_own_and_whose_the_others_are(chain: Path) -> None:
+def test_a_model_is_described_with_its_own_parts_and_those_of_its_base(chain: Path) -> None:
     """With a hash that distinguishes two bases of the same name."""
     student, teacher = (chain / "artifacts" / "seed-0" / name for name in ("distill/hiar", "teacher"))
-    said, of_teacher = (dict(describe_model(folder, None, verify=False)) for folder in (student, teacher))
+    of_student, of_teacher = (dict(describe_model(folder, None, verify=False)) for folder in (student, teacher))
     base = load_generator(teacher).world.base
-    assert re.fullmatch(r"its own, [0-9.e-]+ GB", said["transformer"])
+    assert re.fullmatch(r"its own, [0-9.e-]+ GB", of_student["transformer"])
     for part in ("text_encoder", "codec"):
-        assert said[part] == of_teacher[part]
+        assert of_student[part] == of_teacher[part]
     hashes = [re.fullmatch(rf"that of {base}, SHA-256 ([0-9a-f]{{64}})", one)[1] for one in map(of_teacher.get, PARTS)]
     assert len(set(hashes)) == 3
 
@@ -147,10 +147,10 @@ def test_a_student_is_validated_while_it_trains(chain: Path, params: Params, tmp
         _run("distill", parse_params(tree, Path("watched")), tmp_path, seed=0, variant="hiar")
     student, without = (place / "artifacts" / "seed-0" / "distill" / "hiar" for place in (tmp_path, chain))
     assert (student / WEIGHTS).read_bytes() == (without / WEIGHTS).read_bytes()
-    taken = read_validations(student)
-    assert [one.step for one in taken] == [2, 4, 5]
-    assert all({"saturation_drift", "bidirectional/saturation_drift"} <= one.metrics.keys() for one in taken)
-    best = min(taken, key=lambda one: one.metrics["saturation_drift"])
+    validations = read_validations(student)
+    assert [one.step for one in validations] == [2, 4, 5]
+    assert all({"saturation_drift", "bidirectional/saturation_drift"} <= one.metrics.keys() for one in validations)
+    best = min(validations, key=lambda one: one.metrics["saturation_drift"])
     assert read_manifest(student / "best", "checkpoint")["updates"] == best.step
     assert len(list((student / "best").rglob("reference.json"))) == 2
     assert load_generator(student / "best").card.walk == load_generator(without).card.walk
@@ -169,9 +169,9 @@ def test_the_teacher_samples_as_diffusers_pipeline_does(teacher: Generator, base
     pipeline = WanPipeline.from_pretrained(base, tokenizer=tokenizer)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler.register_to_config(flow_shift=card.schedule.teacher_shift)
-    told: list[int] = []
-    ours = sample_latents(teacher, PROMPTS, card.video.frames, None, 7, range(2), told.append)
-    assert len(told) == card.solver_steps and sum(told) == 2 * card.video.frames
+    progress: list[int] = []
+    ours = sample_latents(teacher, PROMPTS, card.video.frames, None, 7, range(2), progress.append)
+    assert len(progress) == card.solver_steps and sum(progress) == 2 * card.video.frames
     noise = normals("clip noise", 7, range(2), ours.shape[1:])
     theirs = pipeline(
         PROMPTS,
@@ -201,17 +201,17 @@ def test_another_model_may_be_the_real_score(teacher: Generator, base: Path, tmp
         folder = tmp_path / field / "transformer"
         folder.mkdir(parents=True)
         write_diffusers(*_of_sizes(**{"text_dim": own["text_dim"], field: value}), folder)
-        said = re.escape(
+        message = re.escape(
             f"distill.real_score = {folder.parent}: {field} = {value}, the teacher's is {own[field]}; name"
         )
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             distill._load_real_score(teacher, folder.parent, None, FULL)
     with pytest.raises(UserError, match=r"transformer: SHA-256 = .*: params\.yaml says distill\.real_score_sha256"):
         distill._load_real_score(teacher, base, "0" * 64, FULL)
 
 
 @torch.no_grad()
-def test_a_real_score_in_bf16_is_what_autocast_makes_of_it_in_full(teacher: Generator, base: Path) -> None:
+def test_a_bf16_real_score_equals_the_fp32_one_under_autocast_up_to_rounding(teacher: Generator, base: Path) -> None:
     full, half = (distill._load_real_score(teacher, base, None, dtype) for dtype in (FULL, torch.bfloat16))
     assert (full.dtype, half.dtype) == (torch.float32, torch.bfloat16)
     x = normals("measuring", 0, range(2), (16, 3, 8, 12))
@@ -225,7 +225,7 @@ def test_a_real_score_in_bf16_is_what_autocast_makes_of_it_in_full(teacher: Gene
     assert relative_error(scores[0], scores[1]) < 2 * rounding
 
 
-def test_sharded_it_is_the_same_and_its_file_stays_as_it_was(teacher: Generator, base: Path) -> None:
+def test_a_sharded_real_score_is_the_same_and_its_file_unchanged(teacher: Generator, base: Path) -> None:
     """In any dtype: shards are read from the memory-mapped file."""
     file = base / WEIGHTS
     before = file.read_bytes()
@@ -260,7 +260,7 @@ def test_init_learns_the_same_in_micro_batches(
     assert max(float((one - parts[name]).abs().max()) for name, one in whole.items()) < 1e-5
 
 
-def test_distillation_asks_the_real_score_that_is_named(chain: Path, params: Params, tmp_path: Path) -> None:
+def test_distillation_loads_the_named_real_score(chain: Path, params: Params, tmp_path: Path) -> None:
     shutil.copytree(chain, tmp_path / "work")
     named = params.distill.model_copy(update={"real_score": tmp_path / "gone"})
     with pytest.raises(UserError, match=r"gone/transformer"):
@@ -272,29 +272,29 @@ def test_an_experiment_ends_in_vbenchs_figures(
 ) -> None:
     """With a toy in place of VBench, whose values are file sizes."""
     names = ["imaging_quality", "temporal_flickering"]
-    asked_for = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
+    with_vbench = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
     monkeypatch.setenv("HIAR_TRACKING", "off")
     monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "venv"))
     with pytest.raises(UserError, match="venv: holds no environment of VBench; build it with `make vbench`"):
-        _run("vbench", asked_for, chain, seed=0, dimension="imaging_quality")
+        _run("vbench", with_vbench, chain, seed=0, dimension="imaging_quality")
     with pytest.raises(
         UserError, match="dimension 'imaging_qualty': is not one of VBench's; did you mean 'imaging_quality'"
     ):
-        _run("vbench", asked_for, chain, seed=0, dimension="imaging_qualty")
+        _run("vbench", with_vbench, chain, seed=0, dimension="imaging_qualty")
     build_environment(tmp_path / "venv")
     weights = lay_weights(tmp_path / "weights", *names)
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(weights))
     work = tmp_path / "work"
     shutil.copytree(chain, work)
     with pytest.raises(UserError, match=r"vbench/imaging_quality/manifest\.json: no such file"):
-        _run("score", asked_for, work)
+        _run("score", with_vbench, work)
     for _ in range(2):
         for name in names:
-            _run("vbench", asked_for, work, seed=0, dimension=name)
-        _run("score", asked_for, work)
+            _run("vbench", with_vbench, work, seed=0, dimension=name)
+        _run("score", with_vbench, work)
     samples = work / "artifacts" / "seed-0" / "samples"
-    assert len(asked(weights)) == 2 * 5 * 2  # dimensions, contenders, videos: none in the second run
-    for row in read_summary(asked_for, work):
+    assert len(requests_of(weights)) == 2 * 5 * 2  # dimensions, contenders, videos: none in the second run
+    for row in read_summary(with_vbench, work):
         folder = samples / row["stage"] / ("" if row["stage"] == "teacher" else row["variant"])
         sizes = [path.stat().st_size / 1e7 for path in sorted(folder.glob("*.mp4"))]
         assert row["metrics"]["vbench_imaging_quality"]["mean"] == pytest.approx(sum(sizes) / 2)
@@ -302,24 +302,24 @@ def test_an_experiment_ends_in_vbenchs_figures(
     lines = [json.loads(line) for line in (work / "metrics" / "videos.jsonl").read_text().splitlines()]
     assert all(line["metrics"].keys() >= {"vbench_temporal_flickering", "border_jump"} for line in lines)
     mean = sum(line["metrics"]["vbench_imaging_quality"] for line in lines if line["stage"] == "teacher") / 2
-    assert mean == pytest.approx(read_summary(asked_for, work)[0]["metrics"]["vbench_imaging_quality"]["mean"])
+    assert mean == pytest.approx(read_summary(with_vbench, work)[0]["metrics"]["vbench_imaging_quality"]["mean"])
     made = json.loads((work / "metrics" / "vbench.json").read_text())
     assert made["seed-0/samples/teacher"]["imaging_quality"]["weights"].keys() == {
         "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"
     }
-    _run("report", asked_for, work)
+    _run("report", with_vbench, work)
     assert "VBench imaging quality" in (work / "reports" / "index.html").read_text()
     behave(weights, temporal_flickering="raise")
     shutil.rmtree(work / ".hiar" / "vbench")
     with pytest.raises(RunFailed, match="samples/teacher: no value; temporal_flickering: "):
-        _run("vbench", asked_for, work, seed=0, dimension="temporal_flickering")
+        _run("vbench", with_vbench, work, seed=0, dimension="temporal_flickering")
     variant = params.compare.distill[0]
     again = params.model_copy(update={"sample": params.sample.model_copy(update={"frames": 6})})
     _run("sample", again, work, seed=0, model="distill", variant=variant)
     with pytest.raises(
         UserError, match=f"was made from other samples of distill/{variant} than the present ones; run `hiar st"
     ):
-        _run("score", asked_for, work)
+        _run("score", with_vbench, work)
 
 
 def test_an_experiment_ends_in_the_papers_quality(
@@ -327,23 +327,23 @@ def test_an_experiment_ends_in_the_papers_quality(
 ) -> None:
     """All seven dimensions give VBench's Quality, of all videos and of each."""
     names = [name for name, one in DIMENSIONS.items() if one.group == "quality"]
-    asked_for = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
+    with_vbench = params.model_copy(update={"score": params.score.model_copy(update={"vbench": names})})
     monkeypatch.setenv("HIAR_TRACKING", "off")
     monkeypatch.setenv("HIAR_VBENCH", str(build_environment(tmp_path / "venv")))
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(lay_weights(tmp_path / "weights", *names)))
     work = tmp_path / "work"
     shutil.copytree(chain, work)
     for name in names:
-        _run("vbench", asked_for, work, seed=0, dimension=name)
-    _run("score", asked_for, work)
-    for row in read_summary(asked_for, work):
+        _run("vbench", with_vbench, work, seed=0, dimension=name)
+    _run("score", with_vbench, work)
+    for row in read_summary(with_vbench, work):
         values = {name: row["metrics"][f"vbench_{name}"]["mean"] for name in names}
         assert row["metrics"]["vbench_quality"]["mean"] == pytest.approx(totals(values).quality)
         assert "vbench_total" not in row["metrics"]
     line = json.loads((work / "metrics" / "videos.jsonl").read_text().splitlines()[1])
     own = totals({name: line["metrics"][f"vbench_{name}"] for name in names}).quality
     assert line["metrics"]["vbench_quality"] == pytest.approx(own)
-    _run("report", asked_for, work)
+    _run("report", with_vbench, work)
     assert "VBench Quality" in (work / "reports" / "index.html").read_text()
 
 
@@ -351,12 +351,12 @@ def test_dimensions_are_vbenchs() -> None:
     assert get_args(VBenchDimension) == tuple(DIMENSIONS)
 
 
-def test_an_init_may_be_somebody_elses(
+def test_an_init_may_be_a_released_file(
     chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In place of the regression: a released file, used as the experiment says; then it is distilled.
+    """A released file in place of the regression; distillation then starts from it.
 
-    Files left by an interrupted start with a source in several files are not part of it.
+    The index that an interrupted import of a source in several files left is not part of it.
     """
     monkeypatch.setenv("HIAR_TRACKING", "off")
     made = chain / "artifacts" / "seed-0" / "init"
@@ -367,16 +367,16 @@ def test_an_init_may_be_somebody_elses(
     other = merge(adopted, {"init": {"source_sha256": "0" * 64}})
     with pytest.raises(UserError, match=r"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = 0000"):
         _run("init", parse_params(merge(params.model_dump(mode="json"), other), Path("mine.yaml")), work, seed=0)
-    asked = parse_params(merge(params.model_dump(mode="json"), adopted), Path("mine.yaml"))
+    adopting = parse_params(merge(params.model_dump(mode="json"), adopted), Path("mine.yaml"))
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("hiar.stages.init.save_card", interrupted)
-        _run("init", asked, work, seed=0)
+        _run("init", adopting, work, seed=0)
     (work / "artifacts" / "seed-0" / "init.partial" / f"{WEIGHTS}.index.json").write_text('{"weight_map": {}}')
-    _run("init", asked, work, seed=0)
+    _run("init", adopting, work, seed=0)
     assert sorted(path.name for path in (work / "artifacts/seed-0/init" / WEIGHTS).parent.iterdir()) == [
         "config.json",
         Path(WEIGHTS).name,
@@ -386,13 +386,13 @@ def test_an_init_may_be_somebody_elses(
     before = load_generator(made).denoiser.state_dict()
     assert all(torch.equal(before[name], value) for name, value in init.denoiser.state_dict().items())
     assert read_manifest(work / "artifacts/seed-0/init", "checkpoint")["source"] == "ode_init.pt"
-    _run("distill", asked, work, seed=0, variant="self-forcing")
+    _run("distill", adopting, work, seed=0, variant="self-forcing")
 
 
-def test_the_causal_teacher_of_an_init_may_be_somebody_elses(
+def test_the_causal_teacher_of_an_init_may_be_a_released_file(
     chain: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Consistency with such a teacher: at a learning rate of 0 the student stays as in the file."""
+    """Consistency with such a teacher: at a learning rate of 1e-30 the student stays as in the file."""
     monkeypatch.setenv("HIAR_TRACKING", "off")
     export_checkpoint(chain / "artifacts" / "seed-0" / "distill" / "hiar", "self-forcing", tmp_path / "ar_diffusion.pt")
     training = params.init.model_dump(mode="json")["training"] | {"steps": 2, "batch": 2}
@@ -456,8 +456,8 @@ def test_a_changed_prompt_is_a_changed_parameter(tmp_path: Path) -> None:
     (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
 
     def pinned() -> list[str]:
-        said = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")
-        return [said[name]["prompts_sha256"] for name in files]
+        written = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")
+        return [written[name]["prompts_sha256"] for name in files]
 
     before = pinned()
     assert before == [file_hash(file) for file in files.values()] == pinned()
@@ -500,8 +500,8 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(
     (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
 
     def pinned() -> tuple[str | None, str | None]:
-        said = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")
-        return said["init"].get("source_sha256"), said["distill"].get("real_score_sha256")
+        written = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")
+        return written["init"].get("source_sha256"), written["distill"].get("real_score_sha256")
 
     large.write_text("one")
     assert pinned()[0] is None  # left to the stage, with a warning before the first one runs
@@ -518,22 +518,22 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(
     assert [now == then for now, then in zip(pinned(), before, strict=True)] == [True, False]
     save_student(init, base, 2)
     assert pinned()[0] != before[0]
-    said = rf"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = {before[0]}; restore the file"
-    with pytest.raises(UserError, match=said):
+    message = rf"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = {before[0]}; restore the file"
+    with pytest.raises(UserError, match=message):
         require_content(init, before[0], "init.source_sha256")
     causal = read_yaml(ROOT / "experiments" / "init-consistency.yaml")["init"]
     tree["init"] = causal | {"teacher": {"training": None, "sigma_floor": 0.5, "source": "models/ode_init.pt"}}
     (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
-    said = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")["init"]["teacher"]["source_sha256"]
-    require_content(init, said, "init.teacher.source_sha256")
-    said = read_yaml(tmp_path / "runs" / "wan-tiny" / "params.yaml")["pairs"]["source_sha256"]
-    require_content(manifest, said, "pairs.source_sha256")
+    digest = read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")["init"]["teacher"]["source_sha256"]
+    require_content(init, digest, "init.teacher.source_sha256")
+    digest = read_yaml(tmp_path / "runs" / "wan-tiny" / "params.yaml")["pairs"]["source_sha256"]
+    require_content(manifest, digest, "pairs.source_sha256")
     tree["pairs"]["source_sha256"] = before[0]  # set by the user, though it is not the file's hash
     (tmp_path / "experiments" / "wan-tiny.yaml").write_text(yaml.safe_dump(tree))
     assert read_yaml(open_workspace(tmp_path, "wan-tiny") / "params.yaml")["pairs"]["source_sha256"] == before[0]
 
 
-def test_weights_that_cannot_be_adopted_are_told_before_the_first_stage(base: Path, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_adopted_are_refused_before_the_first_stage(base: Path, tmp_path: Path) -> None:
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "experiments").mkdir()
@@ -561,7 +561,7 @@ def test_weights_that_cannot_be_adopted_are_told_before_the_first_stage(base: Pa
         opened(**adopted, weights="generator_ema")
 
 
-def test_what_long_videos_are_scored_by_is_looked_for_before_the_first_stage(
+def test_what_scoring_long_videos_needs_is_checked_before_the_first_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("params.yaml", "dvc.yaml"):
@@ -582,9 +582,7 @@ def test_what_long_videos_are_scored_by_is_looked_for_before_the_first_stage(
         opened(21)  # 81 pictures, 5.06 s
 
 
-def test_an_embedding_does_not_depend_on_who_was_computed_beside_it(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_embedding_does_not_depend_on_its_batch(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = (ROOT / "experiments" / "prompts.txt").read_text().splitlines()
     found = []
     for cache in ("alone", "together"):
@@ -612,7 +610,7 @@ def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.fixture
-def of_prompts(params: Params, tmp_path: Path) -> Params:
+def with_forty_prompts(params: Params, tmp_path: Path) -> Params:
     """The experiment, with forty prompts of its own."""
     path = tmp_path / "prompts.txt"
     path.write_text("".join(f"A red fox number {number} trots along a snowy ridge.\n" for number in range(40)))
@@ -620,20 +618,20 @@ def of_prompts(params: Params, tmp_path: Path) -> Params:
 
 
 def test_a_training_loads_the_text_encoder_once_for_many_prompts(
-    chain: Path, of_prompts: Params, loads: list[Path], monkeypatch: pytest.MonkeyPatch
+    chain: Path, with_forty_prompts: Params, loads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is as large as the trained network; embeddings do not depend on how many samples are requested at a time."""
+    """The encoder is as large as the trained network; embeddings do not depend on the samples per request."""
     monkeypatch.setattr(distill, "AHEAD", 4)
     teacher = load_generator(chain / "artifacts" / "seed-0" / "teacher")
-    teacher = replace(teacher, card=teacher.card.model_copy(update={"world": of_prompts.world}))
-    spec = of_prompts.distill
+    teacher = replace(teacher, card=teacher.card.model_copy(update={"world": with_forty_prompts.world}))
+    spec = with_forty_prompts.distill
     last = spec.all_steps * spec.batch
     assert (last, spec.critic_rollouts) == (10, 0)
     prompts, first = distill.Prompts(teacher, 0, spec), FIRST_CLIP["distill"]
     found = [prompts(range(first + number, first + number + 2)) for number in range(0, last, 2)]
     assert len(loads) == 3
     held = Embeddings(next((cache_folder() / "embeddings").iterdir()))
-    lines = open_world(of_prompts.world).prompts(seed=0, first=first, count=40)  # all of them, in the order of drawing
+    lines = open_world(with_forty_prompts.world).prompts(seed=0, first=first, count=40)  # all, in the order of drawing
     assert [line in held for line in lines] == [number < last for number in range(40)]  # none that is never drawn
     assert torch.equal(torch.cat(found), teacher.embed(lines[:last]))
     assert len(loads) == 3
@@ -660,16 +658,16 @@ def test_prompts_are_the_lines_of_the_file_for_their_purpose(params: Params, tmp
     (tmp_path / "sample.txt").write_text("a\nb\n")
     world = params.world.model_copy(update={"prompts": tmp_path / "train.txt"})
     sample = params.sample.model_copy(update={"prompts": tmp_path / "sample.txt"})
-    asked = params.model_copy(update={"world": world, "sample": sample})
+    changed = params.model_copy(update={"world": world, "sample": sample})
     drawn = open_world(world).prompts(seed=0, first=FIRST_CLIP["pairs"] + 1, count=3)
     assert drawn == ["two", "three", "one"]
-    assert sample_world(asked).prompts(seed=5, first=FIRST_CLIP["sample"], count=3) == ["a", "b", "a"]
+    assert sample_world(changed).prompts(seed=5, first=FIRST_CLIP["sample"], count=3) == ["a", "b", "a"]
     without = open_world(params.world.model_copy(update={"prompts": None}))
     with pytest.raises(UserError, match=r"world\.prompts: is null; name a text file"):
         without.prompts(seed=0, first=FIRST_CLIP["pairs"], count=1)
 
 
-def test_of_a_file_that_is_there_each_prompt_is_kept_once(params: Params, tmp_path: Path) -> None:
+def test_repeated_prompts_of_a_file_are_kept_once(params: Params, tmp_path: Path) -> None:
     path = tmp_path / "train.txt"
     world = open_world(params.world.model_copy(update={"prompts": path}))
     assert world.kept(7)[0] == 7
@@ -691,7 +689,7 @@ def test_a_plan_may_be_the_first_to_ask_for_the_tiny_base(
     assert all(value.isfinite().all() for value in load_transformer(world.base / "transformer").state_dict().values())
 
 
-def test_a_student_and_its_critic_learn_on_a_file_in_orders_of_their_own(params: Params, tmp_path: Path) -> None:
+def test_student_and_critic_read_a_prompt_file_in_different_orders(params: Params, tmp_path: Path) -> None:
     """Each pass has all lines in a shuffled order, different for each pass, each seed, and the critic."""
     lines = [f"line {number}" for number in range(40)]
     (tmp_path / "train.txt").write_text("".join(f"{line}\n" for line in lines))
@@ -708,7 +706,7 @@ def test_a_student_and_its_critic_learn_on_a_file_in_orders_of_their_own(params:
     assert turn("pairs", 1) == turn("sample", 0) == turn("validation", 0) == lines
 
 
-@pytest.mark.parametrize(("said", "used"), [(None, NEGATIVE_PROMPT), ("", ""), ("blurred", "blurred")])
-def test_guidance_leads_away_from_what_is_said_also_from_nothing(said: str | None, used: str, params: Params) -> None:
-    world = params.world.model_copy(update={"negative_prompt": said})
+@pytest.mark.parametrize(("given", "used"), [(None, NEGATIVE_PROMPT), ("", ""), ("blurred", "blurred")])
+def test_the_negative_prompt_defaults_to_wans_and_may_be_empty(given: str | None, used: str, params: Params) -> None:
+    world = params.world.model_copy(update={"negative_prompt": given})
     assert open_world(world).negative_prompt == used
