@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import traceback
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -49,8 +50,9 @@ class Elsewhere(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.fake, self.waits = FakeTensorMode(allow_non_fake_inputs=True), []
+        self.waiting: types.FrameType | None = None  # the call that read the last value
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         there = kwargs.get("device")
         if there is not None and torch.device(there).type == "elsewhere":
@@ -73,8 +75,12 @@ class Elsewhere(TorchDispatchMode):
         return self.fake.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
 
     def _record_wait(self) -> None:
-        frames = [frame for frame in traceback.extract_stack() if f"{ROOT}/hiar/" in frame.filename]
-        self.waits.append(f"{Path(frames[-1].filename).name}: {frames[-1].name}" if frames else "not in hiar")
+        own = (frame for frame, _ in traceback.walk_stack(None) if f"{ROOT}/hiar/" in frame.f_code.co_filename)
+        frame = next(own, None)
+        if frame is None or frame is not self.waiting:  # a tolist() asks here for one value after the other
+            place = frame and f"{Path(frame.f_code.co_filename).name}: {frame.f_code.co_name}"
+            self.waits.append(place or "not in hiar")
+        self.waiting = frame
 
 
 def register() -> torch.device:

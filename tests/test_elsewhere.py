@@ -29,6 +29,7 @@ def test_a_walk_never_waits_for_the_device(name: str, results: dict[str, dict[st
 
 
 @pytest.mark.parametrize("name", elsewhere.CASES)
-def test_an_update_waits_for_the_device_only_to_read_its_metrics(name: str, results: dict[str, dict[str, Any]]) -> None:
+def test_an_update_waits_for_the_device_once_to_read_its_metrics(name: str, results: dict[str, dict[str, Any]]) -> None:
+    """There are two updates of an init, or one of the student after two of its critic."""
     assert results[name]["found"] == "elsewhere:0"
-    assert set(results[name]["waits"]) == {"parallel.py: read"}
+    assert results[name]["waits"] == ["parallel.py: read"] * (2 if name == "init" else 3)

@@ -79,7 +79,7 @@ def test_viewers_that_come_and_go_leave_nothing(students, tmp_path):
     with live(*students, folder=tmp_path) as (process, address), Watcher(address) as stays:
         stays.watch(260)  # by now a full minute is kept
         server, here = psutil.Process(process.pid), []
-        settled = memory_of(process.pid), server.num_fds(), server.num_threads()
+        settled = memory_of(process.pid), server.num_fds()
         for number in range(300):
             if here and (len(here) == 20 or draw.random() < 0.5):
                 leaving = here.pop(draw.randrange(len(here)))

@@ -325,17 +325,18 @@ def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, mon
     )
 
 
-def test_by_default_three_runs_and_objects_of_a_week_are_kept(
+def test_by_default_three_runs_and_objects_of_two_weeks_are_kept(
     small: SmallStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)
     for number, days in enumerate((40, 30, 20, 19)):
         StoredRun(small, str(number), number / 10, days)
-    small.put(f"{PREFIX}{key_of('f' * 32)}", b"of a run under way", ago(7))
+    small.put(f"{PREFIX}{key_of('f' * 32)}", b"of a run under way", ago(13))
+    small.put(f"{PREFIX}{key_of('e' * 32)}", b"of a run given up", ago(15))
     run = CliRunner().invoke(app, ["storage", "gc"])
     first, total = run.output.splitlines()
     assert first == f"run of a, stored {ago(40):%Y-%m-%d %H:%M}: is not kept"
-    assert " 7 objects, " in total
+    assert " 8 objects, " in total
 
 
 @pytest.mark.parametrize(

@@ -328,8 +328,7 @@ def test_a_refused_export_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=line):
             export_pairs(tmp_path / "pairs", form, tmp_path / out)
         assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match=r"00000\.pt|manifest"):
+    with pytest.raises(UserError, match=r"large/manifest\.json: no such file"):
         export_pairs(large, "hiar", tmp_path / "out")
-    run = hiar("export-pairs", "pairs", "--to", "hiar", "--out", "out", folder=tmp_path)
-    assert not run.stderr.strip() or "export" in run.stderr
+    hiar("export-pairs", "pairs", "--to", "hiar", "--out", "out", folder=tmp_path)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000.pt"]
