@@ -39,11 +39,11 @@ $(READY): pyproject.toml requirements.lock | unmoved
 			$$python -c 'import ensurepip, venv' >/dev/null 2>&1 || { bare=$$python; continue; }; \
 			echo "installing into $(VENV) with $$python, once: about two minutes"; exec $$python -m venv $(VENV); \
 		done; \
-		if [ "$$bare" ]; then echo "error: $$bare: has no module venv; apt-get install $$bare-venv, or its like"; \
+		if [ "$$bare" ]; then echo "error: $$bare: has no module venv; install it (apt-get install $$bare-venv)"; \
 		else echo "error: none of $(PYTHON) is a Python $(SUPPORTED) that runs; install one (apt-get install" \
 			"python3 python3-venv, or pyenv install 3.13), or name it: make PYTHON=/path/to/python"; fi >&2; exit 2; }
-	@$(BIN)/python -c '$(FITS)' || { echo "error: $(VENV): is of another Python than $(SUPPORTED); remove it" \
-		"(rm -r $(VENV)), make builds it anew" >&2; exit 2; }
+	@$(BIN)/python -c '$(FITS)' || { echo "error: $(VENV): is not of Python $(SUPPORTED); remove it" \
+		"(rm -r $(VENV)), and make rebuilds it" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(call COMPILE,$(VENV))
@@ -52,7 +52,7 @@ $(READY): pyproject.toml requirements.lock | unmoved
 # The programs in .venv contain its path: after a move they do not start, and in a copy they run the original's code.
 unmoved:
 	@test ! -e $(BIN)/hiar || head -n 3 $(BIN)/hiar | grep -qF "$$(pwd -P)/$(VENV)/" || { echo "error: $(VENV): was" \
-		"made in another folder, whose code it runs; remove it (rm -r $(VENV)), make builds it anew" >&2; exit 2; }
+		"made in another folder, whose code it runs; remove it (rm -r $(VENV)), and make rebuilds it" >&2; exit 2; }
 
 VBENCH_PYTHON ?= python3.11
 VBENCH := .venv-vbench
@@ -62,7 +62,7 @@ vbench: $(VBENCH)/.ready ## create .venv-vbench, VBench's own environment (two m
 
 $(VBENCH)/.ready: requirements-vbench.txt
 	@$(VBENCH_PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-		echo "error: $(VBENCH_PYTHON): is no Python 3.11 with venv, which VBench 0.1.5 needs; install one (apt-get install" \
+		echo "error: $(VBENCH_PYTHON): is not a Python 3.11 with venv, which VBench 0.1.5 needs; install one (apt-get install" \
 		"python3.11-venv, or pyenv install 3.11), or name it: make vbench VBENCH_PYTHON=/path/to/python" >&2; exit 2; }
 	@test -x $(VBENCH)/bin/python || $(VBENCH_PYTHON) -m venv $(VBENCH)
 	$(VBENCH)/bin/python -m pip install --quiet --no-compile torch==2.13.0
@@ -115,7 +115,7 @@ audit: $(READY) ## check every locked package for known vulnerabilities (where p
 browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; } \
-		|| echo "no chromium and no way to install it here: the browser test will skip"
+		|| echo "no chromium and no way to install it here: the browser test will be skipped"
 
 crash-test: $(READY) ## kill stages that train or generate, and processes of a pipeline, at random moments; what remains must be correct
 	$(BIN)/python -m tests.crash

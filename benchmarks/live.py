@@ -116,7 +116,7 @@ def serving(checkpoints: Sequence[Path], lead: float) -> Iterator[tuple[subproce
             assert process.stdout is not None
             said = re.match(r"live: (\S+)", process.stdout.readline())
             if said is None:
-                raise UserError("--checkpoint: cannot be shown, as the line above says")
+                raise UserError("--checkpoint: cannot be shown; see the line above")
             yield process, said[1]
         finally:
             if process.poll() is None:

@@ -52,7 +52,7 @@ def _run(name: str | None, force: bool) -> int:
     try:
         state = experiment(name=name, force=force, return_state=True)
     except (HTTPError, PrefectException) as error:
-        return _fail(f"Prefect's server: {type(error).__name__}: {error}; the same command goes on from here", 1)
+        return _fail(f"Prefect's server: {type(error).__name__}: {error}; the same command resumes from here", 1)
     logging.getLogger("prefect").setLevel(logging.WARNING)  # else its last message would follow our last line
     if state.is_completed():
         return 0

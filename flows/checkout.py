@@ -119,9 +119,9 @@ def _commit_of_run(deployed: str) -> str:
 
 def _clone(repository: str, commit: str) -> Path:
     if not repository or repository.startswith("-"):
-        raise UserError(f"{REPOSITORY}: is not set, and the deployment knows no repository; set it, or {PROJECT}")
+        raise UserError(f"{REPOSITORY}: is not set, and the deployment names no repository; set it, or {PROJECT}")
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise UserError(f"commit = {commit}: is none; deploy again from a clone of the project")
+        raise UserError(f"commit = {commit}: is not a commit hash; deploy again from a clone of the project")
     folder = Path(os.environ.get(CLONES) or Path.home() / ".cache" / "hiar" / "clones")
     clone = folder / commit
     with writing(folder):
@@ -142,7 +142,7 @@ def _clone(repository: str, commit: str) -> Path:
                 partial.rename(clone)
             if (models := os.environ.get(MODELS)) and not (clone / "models").exists():
                 if not Path(models).is_dir():
-                    raise UserError(f"{MODELS} = {models}: is no folder; name that of the base models")
+                    raise UserError(f"{MODELS} = {models}: is not a folder; name the folder of the base models")
                 (clone / "models").symlink_to(Path(models).resolve())
     return clone
 
@@ -152,7 +152,7 @@ def _git(*arguments: str, folder: Path | None = None) -> str:
     run = subprocess.run(["git", *arguments], cwd=folder, env=own, check=False, capture_output=True, text=True)
     if run.returncode != 0:
         said = _without_password(" ".join(run.stderr.split()))[:300]
-        raise UserError(f"git {arguments[0]}: {said}; mend that and run again")
+        raise UserError(f"git {arguments[0]}: {said}; fix that and run again")
     return run.stdout.strip()
 
 

@@ -68,8 +68,8 @@ def check_code(root: Path) -> None:
         ]
         if codes[0] != codes[1]:
             raise UserError(
-                f"{own / package}: differs from {here / package}, whose code this `hiar` runs; set the project up "
-                "(rm -r .venv where it was copied, then make setup) and use its own, .venv/bin/hiar"
+                f"{own / package}: differs from {here / package}, whose code this `hiar` runs; install the project "
+                "here (rm -r .venv if it was copied, then make setup) and use .venv/bin/hiar"
             )
 
 
@@ -79,7 +79,7 @@ def _run_experiment(root: Path, name: str | None, held: int | None, dry_run: boo
     if dry_run:
         kept = set() if force or not stages else recorded_stages(workspace)
         for stage in stages:
-            print(f"{stage.name}: {stage.reason}" + "; was made before, comes from DVC's cache" * (stage.name in kept))
+            print(f"{stage.name}: {stage.reason}" + "; made before, restored from DVC's cache" * (stage.name in kept))
         there = sum(stage.name in kept for stage in stages)
         print(f"{len(stages)} stage(s) would run" + f", {there} of them from DVC's cache" * (there > 0))
         return 0

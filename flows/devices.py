@@ -33,7 +33,7 @@ def device_names() -> list[str]:
     if given := os.environ.get(DEVICES) or visible:
         names = [name.strip() for name in given.split(",") if name.strip()]
         if not names or len(set(names)) < len(names) or any("/" in name for name in names):
-            raise UserError(f"{DEVICES} = {given}: should name each device once; give its names, as in 0,1,2,3")
+            raise UserError(f"{DEVICES} = {given}: should list each device once, as in 0,1,2,3")
         return names
     nodes = _nodes() if visible is None else []  # if it is empty, GPUs are hidden on purpose
     count = sum(path.name[6:].isdecimal() for path in nodes)

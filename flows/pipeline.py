@@ -165,7 +165,7 @@ def reproduce(
             return
         if not any(words in line for line in tail for words in BUSY):
             raise _failure(workspace, stage, code, list(tail))
-        on_line(f"waiting until the other process is done with {stage}")
+        on_line(f"waiting for another process to finish {stage}")
         time.sleep(BUSY_SECONDS)
 
 
@@ -187,7 +187,7 @@ def _failure(workspace: Path, stage: str, code: int, lines: list[str]) -> StageF
         said = [line for line in said if not _shell_s_word(line, code - 128)]
     words = said[-1].removeprefix("error: ").removeprefix("ERROR: ") if said else "no message"
     if signal_name:
-        words = f"was ended by {signal_name}; the last it said: {words}"
+        words = f"was killed by {signal_name}; its last line: {words}"
     return StageFailure(stage, code, f"{stage}: {words}{places}")
 
 
@@ -197,7 +197,7 @@ def _places(workspace: Path) -> str:
     for folder in (workspace, cache_of(workspace)):
         there = next(path for path in (folder, *folder.parents) if path.exists())
         told.append(f"{folder} ({shutil.disk_usage(there).free / 1e6:.1f} MB free)")
-    return f"; DVC writes to {' and '.join(told)}: make room there, or get permission, and run again"
+    return f"; DVC writes to {' and '.join(told)}: free some space there, or get permission, and run again"
 
 
 def _signal_name(code: int) -> str | None:
@@ -217,7 +217,7 @@ def _shell_s_word(line: str, ended_by: int) -> bool:
 def _reason(changes: list[Any] | None) -> str:
     """DVC's status of a stage in words, as in "changed: params.yaml; missing: artifacts/seed-0/codec"."""
     if not changes:
-        return "needs a stage that runs"
+        return "depends on a stage that will run"
     states: dict[str, list[str]] = {}
     for change in changes:
         if not isinstance(change, dict):

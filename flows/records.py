@@ -28,7 +28,7 @@ def main() -> NoReturn:
             views = view_paths(Path.cwd())
         except sqlite3.Error as error:
             in_use = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            remedy = "wait for the program that writes to it" if in_use else "mend it, or move it away to begin anew"
+            remedy = "wait for the program that writes to it" if in_use else "repair it, or move it away to start over"
             raise UserError(f"mlflow.db: cannot be read ({error}); {remedy}") from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -44,7 +44,7 @@ def main() -> NoReturn:
 def free_port(text: str) -> int:
     """The port, checked. Raises UserError if it is not a port number, is in use, or this user may not listen on it."""
     if not (text.isascii() and text.isdecimal() and 1 <= int(text[:6]) <= 65535):
-        raise UserError(f"PORT = {text}: is no port; give one of 1 to 65535, as in make mlflow PORT=5001")
+        raise UserError(f"PORT = {text}: is not a port; give 1 to 65535, as in make mlflow PORT=5001")
     port = int(text)
     try:
         socket.create_server((HOST, port)).close()

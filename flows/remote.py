@@ -202,7 +202,7 @@ def _push(repo: Any, name: str, stages: Sequence[str]) -> None:
     if result.failed:
         raise OSError(f"{len(result.failed)} of {len(result.failed) + len(result.transferred)} objects not stored")
     if nowhere:
-        remedy = "`dvc commit --force` in the workspace puts what lies there back into the cache"
+        remedy = "`dvc commit --force` in the workspace puts its files back into the cache"
         raise OSError(f"{len(nowhere)} of {len(wanted)} objects are neither there nor in DVC's cache; {remedy}")
     _copy_records(repo.cache.legacy, records, of_these)
     if not stages and made:

@@ -21,9 +21,7 @@ from hiar.io.loopback import check_loopback
 ANSWER_SECONDS = 5.0  # how long an idle server may take to answer
 BAD_START = 3  # exit code of a server that ends before it serves
 ATTEMPTS = 2  # of a temporary server to start; Prefect tries without end, since another may have taken its port
-NO_CREDENTIALS = (
-    "the server does not take the credentials; set PREFECT_API_AUTH_STRING to its PREFECT_SERVER_API_AUTH_STRING"
-)
+NO_CREDENTIALS = "the server rejects the credentials; set PREFECT_API_AUTH_STRING to its PREFECT_SERVER_API_AUTH_STRING"
 OWN_NO_PROXY = "HIAR_NO_PROXY"  # what the stages get as NO_PROXY, where the flow itself uses no proxy at all
 
 
@@ -88,7 +86,7 @@ def _start_temporary() -> None:
 
         def attempt() -> Any:
             if next(left, None) is None:  # later ones would print to the user's terminal
-                raise RuntimeError(f"{ATTEMPTS} processes have ended")
+                raise RuntimeError(f"{ATTEMPTS} processes exited")
             return run()
 
         server._run_uvicorn_command = attempt  # type: ignore[method-assign]
@@ -104,7 +102,7 @@ def _start_temporary() -> None:
         ended = process is not None and process.poll() is not None
         reason = _last_error(log) if ended else _reason(failures[0])
         raise UserError(
-            f"{log}: Prefect's temporary server does not start ({reason}); mend that, remove {log.parent} if it is "
+            f"{log}: Prefect's temporary server does not start ({reason}); fix that, remove {log.parent} if it is "
             "damaged, or set PREFECT_API_URL to a server of your own"
         )
 

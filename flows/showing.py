@@ -54,7 +54,7 @@ def show(workspace: Path, remote: Remote | None, tell: Callable[[str], None]) ->
     if remote is not None and not remote.away and remote.url.startswith("s3://"):
         try:
             links |= _shared(remote, root, name)
-            said = f"From the store; opens for {DAYS:g} days, `hiar storage report` makes another"
+            said = f"From the store; works for {DAYS:g} days, `hiar storage report` makes a new link"
         except UserError as error:
             tell(f"the report is not in the store: {error}")
     for file, ending in NAMES.items():

@@ -60,7 +60,7 @@ def level_of(text: str | None) -> ContextLevel | None:
     """``--level``: one number, or several separated by commas. Raises UserError for anything but 0 to 2."""
     if text is None:
         return None
-    shares = _numbers("--level", text, "is no number; write one such as 0.85, or several like 0.8,1,1")
+    shares = _numbers("--level", text, "is not a number; write one such as 0.85, or several like 0.8,1,1")
     if not all(0 <= share <= 2 for share in shares):
         raise UserError(f"--level = {text}: should be 0 to 2; 0 is clean, 1 the step's output level, 2 its input level")
     return shares[0] if len(shares) == 1 else shares
@@ -70,9 +70,9 @@ def levels_of(text: str | None) -> tuple[float, ...] | None:
     """``--levels``: noise levels separated by commas. Raises UserError unless they fall from 1 and stay above 0."""
     if text is None:
         return None
-    levels = _numbers("--levels", text, "is no list of numbers; write one such as 1,0.757,0.522")
+    levels = _numbers("--levels", text, "is not a list of numbers; write one such as 1,0.757,0.522")
     if levels[0] != 1 or not all(above > below for above, below in pairwise((*levels, 0.0))):
-        raise UserError(f"--levels = {text}: should fall from 1, the noise that a step starts from, and end above 0")
+        raise UserError(f"--levels = {text}: should decrease from 1, pure noise, and end above 0")
     return levels
 
 
@@ -130,11 +130,11 @@ def size_of(text: str | None) -> tuple[int, int] | None:
         return None
     width, _, height = text.lower().replace("×", "x").partition("x")
     if not (width.isascii() and height.isascii() and width.isdecimal() and height.isdecimal()):
-        raise UserError(f"--size = {text}: is no width and height; write them like 832x480")
+        raise UserError(f"--size = {text}: is not a width and height; write them like 832x480")
     return int(height), int(width)
 
 
 def _choice(option: str, value: str | None, choices: tuple[str, ...]) -> str | None:
     if value is not None and value not in choices:
-        raise UserError(f"{option} = {value}: is none of {', '.join(choices)}; choose one of them")
+        raise UserError(f"{option} = {value}: is not one of {', '.join(choices)}; choose one of them")
     return value

@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's folder or name the file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that or name another file") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix that or name another file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except BrokenRule as error:
@@ -104,9 +104,9 @@ def _misread(kind: str, value: object) -> str | None:
             mantissa, e, exponent = value.strip().lower().partition("e")
             point, sign = "" if "." in mantissa else ".0", "" if exponent[:1] in ("", "-", "+") else "+"
             plain = f"{mantissa}{point}{e}{sign}{exponent}"
-        return f"is text to YAML; write {plain}"
+        return f"YAML reads it as text; write {plain}"
     if kind == "literal_error" and isinstance(value, bool):
-        return "is true or false to YAML, as on, off, yes and no are; write the word in quotes"
+        return "YAML reads on, off, yes and no as true or false; write the word in quotes"
     return None
 
 

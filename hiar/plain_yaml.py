@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
         for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
             line = key.start_mark.line + 1
             if key.value in lines:
-                remedy = f"is there twice, in line {lines[key.value]} and in line {line}; leave one of them out"
+                remedy = f"appears twice, in line {lines[key.value]} and in line {line}; remove one"
                 raise BrokenRule(f"'{key.value}'", key.value, remedy)
             lines[key.value] = line
         return node
@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
         place = f"line {node.start_mark.line + 1}: {node.value[:40]}"
         if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ODD_NUMBER.fullmatch(node.value):
             meant = super().construct_object(node, deep)
-            raise BrokenRule(place, node.value, f"is {meant} to YAML; write the number without leading zeros or colons")
+            raise BrokenRule(place, node.value, f"YAML reads it as {meant}; write it without leading zeros or colons")
         try:
             return super().construct_object(node, deep)
         except ValueError as error:  # a number of thousands of digits, a date that does not exist

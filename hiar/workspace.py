@@ -62,7 +62,7 @@ def _overrides(root: Path, part: str, above: tuple[str, ...] = ()) -> dict[str, 
     if under is None:
         return tree
     if not isinstance(under, str) or under in (part, *above):
-        remedy = "leads back to itself; leave it out" if under in (part, *above) else "should be the name of one file"
+        remedy = "leads back here; leave it out" if under in (part, *above) else "should be the name of one file"
         raise UserError(f"{path}: {OVER} = {under!r}: {remedy}")
     return merge(_overrides(root, under, (*above, part)), tree)
 
@@ -79,7 +79,7 @@ def experiments_beside(root: Path, name: str | None) -> list[str]:
         path = override_of(root, part)
         listed = read_yaml(path).get(BESIDE, [])
         if not isinstance(listed, list) or not all(isinstance(other, str) for other in listed):
-            raise UserError(f"{path}: {BESIDE} = {listed!r}: should be a list of names of files of this folder")
+            raise UserError(f"{path}: {BESIDE} = {listed!r}: should be a list of names of files in this folder")
         for other in listed:
             override_of(root, other)
         if not {*listed} & {*parts[place + 1 :]}:
@@ -179,7 +179,7 @@ def _pin_files(tree: dict[str, Any], workspace: Path) -> None:
         if (path := workspace / name / part).exists():
             settings[said] = content(path)
         else:
-            tell(f"{path}: is not there, and the stage that reads it will need it ({field} of the parameters)")
+            tell(f"{path}: is missing, and the stage that reads it will need it ({field} in the parameters)")
 
     pin(tree["world"], "prompts", file_hash)
     pin(tree["sample"], "prompts", file_hash)
@@ -198,7 +198,7 @@ def _settings(root: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise UserError(f"{root / '.dvc' / 'config'}: {' '.join(str(error).split())}; mend it") from None
+        raise UserError(f"{root / '.dvc' / 'config'}: {' '.join(str(error).split())}; fix it") from None
 
 
 def _share_settings(root: Path, workspace: Path) -> None:
@@ -273,9 +273,9 @@ def sole_use(root: Path, name: str | None) -> Iterator[int | None]:
             )
         place = workspace.resolve().name if name is None else workspace
         if not _lock(alone):
-            raise InUse(f"{place}: another `hiar run` is at work here; wait until it ends, or stop it")
+            raise InUse(f"{place}: another `hiar run` is running here; wait until it ends, or stop it")
         if not _lock(shared):
-            tell(f"{place}: a run that was killed is about to end here; waiting for it")
+            tell(f"{place}: a killed run is still shutting down here; waiting for it")
             fcntl.flock(shared, fcntl.LOCK_EX)
         os.set_inheritable(shared.fileno(), True)
         yield shared.fileno()

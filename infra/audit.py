@@ -14,7 +14,7 @@ def verdict(report: dict[str, Any]) -> tuple[int, list[str]]:
     """The exit code, and the lines to print, for a report of pip-audit."""
     packages = report["dependencies"]
     lines = [
-        f"{one['name']} {one['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'no version'}"
+        f"{one['name']} {one['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version'}"
         for one in packages
         for found in one.get("vulns", [])
     ]
@@ -23,17 +23,17 @@ def verdict(report: dict[str, Any]) -> tuple[int, list[str]]:
         return 1, lines
     if skipped or not packages:
         return 2, [
-            f"error: {len(skipped)} of {len(packages)} packages were not looked up (the first: "
-            f"{', '.join(skipped[:3]) or 'none'}): the index that answers here knows no vulnerabilities; run "
+            f"error: {len(skipped)} of {len(packages)} packages were not checked (the first: "
+            f"{', '.join(skipped[:3]) or 'none'}): the package index used here has no vulnerability data; run "
             "`make audit` where pypi.org answers"
         ]
-    return 0, [f"{len(packages)} packages looked up: none is known to be vulnerable"]
+    return 0, [f"{len(packages)} packages checked: no known vulnerabilities"]
 
 
 if __name__ == "__main__":
     text = sys.stdin.read()
     if not text.strip():
-        sys.stderr.write("error: pip-audit gave no report; .venv-audit/log says why\n")
+        sys.stderr.write("error: pip-audit gave no report; see .venv-audit/log\n")
         sys.exit(2)
     code, told = verdict(json.loads(text))
     (sys.stderr if code else sys.stdout).write("\n".join(told) + "\n")

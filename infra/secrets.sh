@@ -4,7 +4,7 @@
 set -eu
 
 file=$(cd "$(dirname "$0")" && pwd)/.env
-[ ! -e "$file" ] || { echo "error: $file: is there already, and servers may use it; remove it first to begin anew" >&2; exit 2; }
+[ ! -e "$file" ] || { echo "error: $file: exists already, and servers may use it; remove it first to start over" >&2; exit 2; }
 
 new() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 

@@ -141,7 +141,7 @@ def test_a_checkpoint_that_does_not_fit_its_config_is_refused(work, artifacts, s
     before = contents(work)
     error = sample(work, "--out", "out")
     assert error.startswith(f"artifacts/seed-0/init/{line}")
-    assert "anew" in error
+    assert "again" in error
     assert contents(work) == before
     assert not list(work.rglob("*.partial"))
 
@@ -162,7 +162,7 @@ def test_outputs_never_replace_files_that_are_no_artifact(work, smoke):
     below = "not a directory; a part of this path is a file; choose another place"
     assert sample(work, "--out", "file/out") == f"file/out: {below}"
     line = sample(work, "--out", "folder")
-    assert line.startswith("folder: holds files but no manifest.json, so it is no artifact to replace; choose")
+    assert line.startswith("folder: holds files but no manifest.json, so it is not an artifact to replace; choose")
     videos = smoke / "artifacts" / "seed-0" / "samples" / "distill" / "hiar"
     assert mistake("score", videos, "--out", "file/score.json", folder=work) == f"file/score.json: {below}"
     assert contents(work) == before

@@ -88,22 +88,24 @@ def test_invalid_parameters_are_named_by_every_command(project, old, new, line):
 
 EXPERIMENTS = {  # an experiment's text, and how the error begins after the file's name
     # duplicates
-    "seeds: [0, 0]": "seeds = [0, 0]: holds 0 twice, at places 1 and 2; leave one of them out",
-    "sample: {frames: 30}\nscore: {hop: 8.0}\nsample: {videos: 8}": "'sample': is there twice, in line 1 and in line 3",
-    "variants:\n  hiar: null\n  'hiar': null": "'hiar': is there twice, in line 2 and in line 3",
-    "compare: {init: [hiar, hiar]}": "compare.init = ['hiar', 'hiar']: holds 'hiar' twice, at places 1 and 2",
-    "world: {colors: [red, blue, red]}": "world.colors = ['red', 'blue', 'red']: holds 'red' twice, at places 1 and 3",
+    "seeds: [0, 0]": "seeds = [0, 0]: holds 0 twice, as items 1 and 2; remove one",
+    "sample: {frames: 30}\nscore: {hop: 8.0}\nsample: {videos: 8}": "'sample': appears twice, in line 1 and in line 3",
+    "variants:\n  hiar: null\n  'hiar': null": "'hiar': appears twice, in line 2 and in line 3",
+    "compare: {init: [hiar, hiar]}": "compare.init = ['hiar', 'hiar']: holds 'hiar' twice, as items 1 and 2",
+    "world: {colors: [red, blue, red]}": "world.colors = ['red', 'blue', 'red']: holds 'red' twice, as items 1 and 3",
     # values that YAML reads differently than people do
     "init: {training: {optimizer: {clip: 6e-3}}}": (
-        "init.training.optimizer.clip = '6e-3': is text to YAML; write 6.0e-3"
+        "init.training.optimizer.clip = '6e-3': YAML reads it as text; write 6.0e-3"
     ),
-    "init: {training: {optimizer: {clip: '.5'}}}": "init.training.optimizer.clip = '.5': is text to YAML; write .5",
+    "init: {training: {optimizer: {clip: '.5'}}}": (
+        "init.training.optimizer.clip = '.5': YAML reads it as text; write .5"
+    ),
     "seeds: ['1.5']": "seeds.0 = '1.5': input should be a valid integer",
     "runtime: {precision: 1}": "runtime.precision = 1: input should be 'no'",
-    "seeds: [1e3]": "seeds.0 = '1e3': is text to YAML; write 1000",
-    "seeds: [010]": "line 1: 010: is 8 to YAML; write the number without leading zeros or colons",
-    "sample: {frames: 1:30}": "line 1: 1:30: is 90 to YAML; write",
-    "runtime: {precision: no}": "runtime.precision = False: is true or false to YAML",
+    "seeds: [1e3]": "seeds.0 = '1e3': YAML reads it as text; write 1000",
+    "seeds: [010]": "line 1: 010: YAML reads it as 8; write it without leading zeros or colons",
+    "sample: {frames: 1:30}": "line 1: 1:30: YAML reads it as 90; write",
+    "runtime: {precision: no}": "runtime.precision = False: YAML reads on, off, yes and no as true or false",
     "seeds: 2026-99-99": "line 1: 2026-99-99: cannot be read (month must be in 1..12)",
     f"seeds: [{'9' * 5000}]": f"line 1: {'9' * 40}: cannot be read (Exceeds the limit",
     f"seeds: {'[' * 3000}": "a section: is nested too deeply",
@@ -112,8 +114,8 @@ EXPERIMENTS = {  # an experiment's text, and how the error begins after the file
         "teacher.training.optimizer.adamw.betas.1 = 1.0: input should be less than 1"
     ),
     "runtime: {threads: 100000}": "runtime.threads = 100000: should be at most 1024; give the number of cores",
-    "runtime: {offload: [real_score]}": "runtime.offload = ['real_score']: a real score on the host is sharded; set "
-    "runtime.processes, which may be 1, or leave it out",
+    "runtime: {offload: [real_score]}": "runtime.offload = ['real_score']: an offloaded real score is sharded; set "
+    "runtime.processes (1 will do), or leave it out",
     "runtime: {offload: [critic]}": "runtime.offload.0 = 'critic': input should be 'real_score' or 'optimizers'",
     "variants: {hiar: {drawn: [1.0, 0.5]}}": "variants.hiar.drawn = [1.0, 0.5]: should be bounds of output",
     "variants: {self-forcing: {drawn: [0.0, 1.0]}}": "variants.self-forcing.drawn = [0.0, 1.0]: should be bounds",
@@ -309,9 +311,9 @@ def test_exactly_one_source_of_prompts_must_be_given(project):
 
 def test_unknown_or_unfitting_walk_options_are_refused(project):
     line = sample(project, "--prompt", "a disc", "--order", "diag")
-    assert line == "--order = diag: is none of block_first, step_first, diagonal; choose one of them"
+    assert line == "--order = diag: is not one of block_first, step_first, diagonal; choose one of them"
     assert sample(project, "--prompt", "a disc", "--context", "dirty").startswith(
-        "--context = dirty: is none of finished, clean,"
+        "--context = dirty: is not one of finished, clean,"
     )
     assert sample(project, "--prompt", "a disc", "--resize").startswith("--resize: applies to --video or --image; ")
     assert sample(project, "--contxt", "clean").endswith("see `hiar sample --help`")
@@ -325,7 +327,7 @@ def test_a_workspace_that_cannot_be_written_is_named(project):
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        (["config", "show"], "interrupted; the same command goes on from here\n"),
+        (["config", "show"], "interrupted; the same command resumes from here\n"),
         (["stream", "--checkpoint", "x", "--prompt", "a disc", "--out", "v.mp4"], "interrupted\n"),
         (["live", "--checkpoint", "x"], "interrupted\n"),
     ],

@@ -56,7 +56,10 @@ def sample(work: Path, out: str, *options: object, code: int = 0, **settings: st
             "WORLD_SIZE = '0': is not a number that a launcher sets; start all processes",
         ),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "one", **MEETING}, "LOCAL_RANK = 'one': is not a number that"),
-        ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "99999"}, "MASTER_PORT = 99999: is no port; give"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "99999"},
+            "MASTER_PORT = 99999: is not a port; give",
+        ),
         ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "http"}, "MASTER_PORT = 'http': is not a number"),
     ],
 )
@@ -160,8 +163,8 @@ def test_rank_and_world_size_come_from_the_launchers_variables(set_launcher: Cal
         set_launcher(RANK="1", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         assert own_place() == (1, 2)
     for wrong, line in (
-        ({"MASTER_PORT": "0"}, "MASTER_PORT = 0: is no port"),
-        ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536: is no port"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT = 0: is not a port"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536: is not a port"),
         ({"RANK": "2"}, "RANK = 2: WORLD_SIZE = 2, ranks go from 0 to 1"),
         ({"LOCAL_RANK": "2"}, "LOCAL_RANK = 2: WORLD_SIZE = 2, ranks go from 0 to 1"),
         ({"MASTER_ADDR": ""}, "RANK = 1, WORLD_SIZE = 2: are set as by a launcher, but there is no MASTER_ADDR"),

@@ -107,7 +107,7 @@ def test_a_missing_python_or_module_is_named_with_its_remedy(machine: Machine) -
     assert "apt-get install python3 python3-venv" in line
     assert line.endswith("or name it: make PYTHON=/path/to/python")
     machine.add("python3.12", (3, 12), bare=True)  # as Debian's is
-    assert machine.mistake("setup") == "python3.12: has no module venv; apt-get install python3.12-venv, or its like"
+    assert machine.mistake("setup") == "python3.12: has no module venv; install it (apt-get install python3.12-venv)"
     assert "none of python3.10 is a Python 3.11 to 3.13 that runs" in machine.mistake("setup", "PYTHON=python3.10")
     assert not (machine.project / ".venv").exists()
     machine.add("python3.11", (3, 11))
@@ -119,11 +119,13 @@ def test_an_environment_of_another_python_or_another_place_is_not_used(machine: 
     machine.make("setup")
     shutil.copytree(machine.project, tmp_path / "copy", symlinks=True)
     line = machine.mistake("demo", folder=tmp_path / "copy")
-    assert line == ".venv: was made in another folder, whose code it runs; remove it (rm -r .venv), make builds it anew"
+    assert (
+        line == ".venv: was made in another folder, whose code it runs; remove it (rm -r .venv), and make rebuilds it"
+    )
     machine.add("python3.9", (3, 9))
     shutil.copy(machine.programs / "python3.9", machine.project / ".venv" / "bin" / "python")
     (machine.project / "requirements.lock").touch()
-    assert machine.mistake("setup").startswith(".venv: is of another Python than 3.11 to 3.13; remove it")
+    assert machine.mistake("setup").startswith(".venv: is not of Python 3.11 to 3.13; remove it")
 
 
 def test_the_lock_has_what_each_python_needs() -> None:
@@ -172,7 +174,7 @@ def test_a_port_in_use_or_out_of_range_is_named(pages: Machine) -> None:
         line = pages.mistake("mlflow", f"PORT={port}")
     assert re.fullmatch(rf"PORT = {port}: address already in use; choose another, as in make mlflow PORT=\d+", line)
     for port in ("http", "0", "65536", "9" * 30, "-1"):
-        assert pages.mistake("mlflow", f"PORT={port}").startswith(f"PORT = {port}: is no port; give one of 1 to 65535")
+        assert pages.mistake("mlflow", f"PORT={port}").startswith(f"PORT = {port}: is not a port; give 1 to 65535")
 
 
 def test_an_unreadable_mlflow_database_is_named_and_kept(pages: Machine) -> None:

@@ -39,7 +39,7 @@ def test_sizes_are_width_and_height() -> None:
     assert size_of(None) is None
     assert {size_of(text) for text in ("832x480", "832X480", "832×480")} == {(480, 832)}
     for text in ("832", "x480", "832x", "832x480x3", "-8x8", "８x8", "8.0x8"):
-        with pytest.raises(UserError, match=f"--size = {text}: is no width and height"):
+        with pytest.raises(UserError, match=f"--size = {text}: is not a width and height"):
             size_of(text)
 
 

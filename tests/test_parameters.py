@@ -39,19 +39,19 @@ LIMITS = {
         ("world: {radius: ?}", "14.0", ".inf", "world.radius = inf: input should be a finite number"),
         ("sample: {videos: ?}", "8", "8.0", "sample.videos = 8.0: input should be a valid integer"),
         ("runtime: {checkpointing: ?}", "true", "1", "runtime.checkpointing = 1: input should be a valid boolean"),
-        ("runtime: {device: ?}", "cpu", "on", "runtime.device = True: is true or false to YAML"),
-        ("pairs: {guidance: ?}", "1.5e+3", "1.5e3", "pairs.guidance = '1.5e3': is text to YAML; write 1.5e+3"),
-        ("pairs: {guidance: ?}", "1.0e+3", "1e3", "pairs.guidance = '1e3': is text to YAML; write 1.0e+3"),
+        ("runtime: {device: ?}", "cpu", "on", "runtime.device = True: YAML reads on, off, yes and no as true or false"),
+        ("pairs: {guidance: ?}", "1.5e+3", "1.5e3", "pairs.guidance = '1.5e3': YAML reads it as text; write 1.5e+3"),
+        ("pairs: {guidance: ?}", "1.0e+3", "1e3", "pairs.guidance = '1e3': YAML reads it as text; write 1.0e+3"),
         # a student's levels: by a shift, or listed
         ("schedule: {student_shift: ?}", "0.1", "null", "schedule.student_shift = None: give either the shift of even"),
         ("schedule: {student_levels: ?}", "null", "[1, 0.7, 0.5, 0.1]", "schedule.student_shift = 4.0: give either"),
         *(("schedule: {student_shift: null, student_levels: ?}", "[1.0, 0.7, 0.5, 0.1]", refused,
            f"schedule.student_levels = {line}")
           for refused, line in (
-              ("[1.0, 0.7, 0.5]", "(1.0, 0.7, 0.5): must be student_steps = 4 falling numbers"),
-              ("[0.9, 0.7, 0.5, 0.1]", "(0.9, 0.7, 0.5, 0.1): must be student_steps = 4 falling numbers"),
-              ("[1.0, 0.7, 0.7, 0.1]", "(1.0, 0.7, 0.7, 0.1): must be student_steps = 4 falling numbers"),
-              ("[1.0, 0.7, 0.5, 0.0]", "(1.0, 0.7, 0.5, 0.0): must be student_steps = 4 falling numbers"),
+              ("[1.0, 0.7, 0.5]", "(1.0, 0.7, 0.5): must be student_steps = 4 decreasing numbers"),
+              ("[0.9, 0.7, 0.5, 0.1]", "(0.9, 0.7, 0.5, 0.1): must be student_steps = 4 decreasing numbers"),
+              ("[1.0, 0.7, 0.7, 0.1]", "(1.0, 0.7, 0.7, 0.1): must be student_steps = 4 decreasing numbers"),
+              ("[1.0, 0.7, 0.5, 0.0]", "(1.0, 0.7, 0.5, 0.0): must be student_steps = 4 decreasing numbers"),
           )),
         # names and hashes
         ("sample: {prompts_sha256: ?}", "0a" * 32, "0a" * 32 + "a", "sample.prompts_sha256 = '0a"),
@@ -95,11 +95,11 @@ LIMITS = {
         ("codec: {channels: ?}", "192", "193", "codec.channels = 193: cannot exceed 3 patch^2"),
         ("codec: {patch: ?}", "8", "12", "codec.patch = 12: must divide world.size = 64"),
         ("model: {patch: ?}", "4", "3", "model.patch = 3: must divide the 8 latent pixels a side"),
-        ("codec: ?", "{noise: 0.5}", "null", "codec = None: is missing; the built-in world adopts none"),
-        ("model: ?", "{layers: 1}", "null", "model = None: is missing; the built-in world adopts none"),
+        ("codec: ?", "{noise: 0.5}", "null", "codec = None: is missing; the built-in world has no base"),
+        ("model: ?", "{layers: 1}", "null", "model = None: is missing; the built-in world has no base"),
         ("teacher: {training: ?}", "{steps: 1}", "null", "teacher.training = None: is missing; the built-in world"),
-        ("init: {training: ?}", "{steps: 1}", "null", "init.training = None: give one; somebody else's student is"),
-        ("init: ?", "{kind: ode}", "{kind: adopted, source: x}", "init.source = 'x': the world trains its own; give"),
+        ("init: {training: ?}", "{steps: 1}", "null", "init.training = None: is missing; give it, or for an imported"),
+        ("init: ?", "{kind: ode}", "{kind: adopted, source: x}", "init.source = 'x': the world trains its own; use"),
         ("sample: {prompts: ?}", "null", "x.txt", "sample.prompts = PosixPath('x.txt'): the world makes its own"),
         # methods
         *((f"variants: {{x: {{order: ?, context: {context}, level: null, forward_kl: null}}}}", taken, refused,
@@ -113,7 +113,7 @@ LIMITS = {
         *((f"variants: {{x: {{order: diagonal, context: {context}, level: ?, forward_kl: null}}}}", taken, refused,
            f"variants.x.level = {line}")
           for context, taken, refused, line in (
-              ("input", "null", "0.0", "0.0: the level of input context is given by its name; write null"),
+              ("input", "null", "0.0", "0.0: the level of input context is fixed; write null"),
               ("output", "0.0", "null", "None: 0 is clean, 1.0 the step's output level"),
               ("output", "2.0", "2.1", "2.1: should be a number from 0 to 2"),
               ("output", "0", "-0.1", "-0.1: should be a number from 0 to 2"),
@@ -133,16 +133,16 @@ LIMITS = {
         ("report: {reference: ?}", "init/hiar", "distill/shared", "report.reference = 'distill/shared': is not"),
         # training
         ("pairs: {solver_steps: ?}", "28", "26", "pairs.solver_steps = 26: must be a multiple of"),
-        ("pairs: {stored: ?, source: x}", "true", "false", "pairs.stored = False: somebody else's pairs are; write"),
+        ("pairs: {stored: ?, source: x}", "true", "false", "pairs.stored = False: imported pairs are stored; write"),
         ("distill: {levels: {lowest: ?, highest: 0.5}}", "0.4", "0.5",
-         "distill.levels.lowest = 0.5: should be under highest = 0.5"),
+         "distill.levels.lowest = 0.5: should be below highest = 0.5"),
         ("teacher: {training: {micro_batch: ?}}", "16", "15", "teacher.training.micro_batch = 15: must divide batch ="),
         ("distill: {micro_batch: ?}", "4", "3", "distill.micro_batch = 3: must divide batch = 16"),
         ("distill: {micro_batch: ?}", "8", "16", "distill.micro_batch = 16: must divide critic_batch = 32, of which"),
         ("distill: {critic_batch: 30, replay: ?}", "4", "null", "distill.critic_batch = 30: without a replay, must be"),
         # processes, which get equal shares of every batch
         *((f"{{runtime: {{processes: ?}}, {more}}}", taken, refused,
-           f"runtime.processes = {refused}: cannot take equal shares of the batch of {line}")
+           f"runtime.processes = {refused}: cannot evenly split the batch of {line}")
           for more, taken, refused, line in (
               ("distill: {replay: 4}", "16", "32", "distill: 16, in micro-batches of 1 or more"),
               ("distill: {replay: null}", "8", "16", "distill, of its critic: 32, in micro-batches of 4 or more"),
@@ -168,7 +168,7 @@ LIMITS = {
     "wan-tiny": [
         ("world: {height: ?}", "48", "24", "world.height = 24: input should be a multiple of 16"),
         ("world: {width: ?}", "48", "24", "world.width = 24: input should be a multiple of 16"),
-        ("teacher: {training: ?}", "null", TRAINING, "teacher.training = '...': is the base model's own; write null"),
+        ("teacher: {training: ?}", "null", TRAINING, "teacher.training = '...': comes from the base model; write null"),
         ("sample: {prompts: ?}", "x.txt", "null", "sample.prompts = None: name a text file with one prompt a line"),
         ("sample: {caption_dropout: ?}", "0.0", "0.1", "sample.caption_dropout = 0.1: prompts from a file are used"),
         ("init: {kind: adopted, source: x, validation: ?}", "null", f"{{{WATCHED}, prompts: 2, frames: 9}}",
@@ -202,10 +202,10 @@ def test_the_first_invalid_value_is_refused_with_its_line(name: str) -> None:
 @pytest.mark.parametrize(
     ("written", "line"),
     [
-        ("seeds: [0_1]", "line 1: 0_1: is 1 to YAML; write the number without leading zeros or colons"),
-        ("video:\n  frames: 15\n  block: 1:5", "line 3: 1:5: is 65 to YAML"),
-        ("world: {radius: 1:30.5}", "line 1: 1:30.5: is 90.5 to YAML"),
-        ("world: {radius: -012}", "line 1: -012: is -10 to YAML"),
+        ("seeds: [0_1]", "line 1: 0_1: YAML reads it as 1; write it without leading zeros or colons"),
+        ("video:\n  frames: 15\n  block: 1:5", "line 3: 1:5: YAML reads it as 65"),
+        ("world: {radius: 1:30.5}", "line 1: 1:30.5: YAML reads it as 90.5"),
+        ("world: {radius: -012}", "line 1: -012: YAML reads it as -10"),
     ],
 )
 def test_numbers_that_yaml_misreads_are_refused(tmp_path: Path, written: str, line: str) -> None:
@@ -220,9 +220,9 @@ def test_numbers_that_yaml_misreads_are_refused(tmp_path: Path, written: str, li
 @pytest.mark.parametrize(
     ("written", "whole"),
     [
-        ("pairs: {guidance: '.5'}", "pairs.guidance = '.5': is text to YAML; write .5"),
-        ("pairs: {guidance: '2.5'}", "pairs.guidance = '2.5': is text to YAML; write 2.5"),
-        ("pairs: {guidance: 1E-2}", "pairs.guidance = '1E-2': is text to YAML; write 1.0e-2"),
+        ("pairs: {guidance: '.5'}", "pairs.guidance = '.5': YAML reads it as text; write .5"),
+        ("pairs: {guidance: '2.5'}", "pairs.guidance = '2.5': YAML reads it as text; write 2.5"),
+        ("pairs: {guidance: 1E-2}", "pairs.guidance = '1E-2': YAML reads it as text; write 1.0e-2"),
     ],
 )
 def test_the_suggested_spelling_is_a_number_to_yaml(written: str, whole: str) -> None:

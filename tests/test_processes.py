@@ -82,7 +82,7 @@ def test_batches_that_cannot_be_shared_are_refused_before_any_work(work: Path) -
     for sections, line in (
         (
             {"runtime": {"processes": 3}},
-            "runtime.processes = 3: cannot take equal shares of the batch of init.training",
+            "runtime.processes = 3: cannot evenly split the batch of init.training",
         ),
         ({"distill": {"micro_batch": 3}}, "distill.micro_batch = 3: must divide batch = 2"),
     ):
@@ -130,7 +130,7 @@ def test_a_run_goes_on_with_another_number_of_processes(work: Path, tmp_path: Pa
         os.kill(ranks[1] if processes == 2 else run.pid, signal.SIGKILL)
         lines = run.communicate(timeout=PATIENCE)[1].splitlines()
         if processes == 2:
-            assert lines[-1] == "error: process 1 of 2 was ended by SIGKILL; the same command goes on from here"
+            assert lines[-1] == "error: process 1 of 2 was killed by SIGKILL; the same command resumes from here"
     settings(work, runtime={"processes": 2})
     hiar(*DISTILL, folder=work, HIAR_TRACKING="off")
     for name in (
@@ -171,7 +171,7 @@ def test_samples_of_two_processes_are_those_of_one(smoke: Path, work: Path) -> N
     run = start(work, *command)
     wait(lambda: any((work / made / "hiar.partial").glob("*.mp4")), run)
     os.kill(children(run)[1], signal.SIGKILL)
-    assert "process 1 of 2 was ended by SIGKILL" in run.communicate(timeout=PATIENCE)[1]
+    assert "process 1 of 2 was killed by SIGKILL" in run.communicate(timeout=PATIENCE)[1]
     hiar(*command, folder=work, HIAR_TRACKING="off")
     settings(work, runtime={"processes": None})
     one = work / "one"
@@ -257,7 +257,7 @@ def test_pairs_of_two_processes_killed_twice_are_those_of_one(work: Path, tmp_pa
         wait(lambda: len([*partial.glob("0*.safetensors")]) >= shards, run)  # noqa: B023 (at once)
         os.kill(children(run)[1], signal.SIGKILL)
         lines = run.communicate(timeout=PATIENCE)[1].splitlines()
-        assert lines[-1] == "error: process 1 of 2 was ended by SIGKILL; the same command goes on from here"
+        assert lines[-1] == "error: process 1 of 2 was killed by SIGKILL; the same command resumes from here"
         assert partial.exists()
     kept = {path.name: path.stat().st_mtime_ns for path in partial.glob("0*.safetensors")}
     assert 3 <= len(kept) < 6

@@ -200,7 +200,7 @@ def test_broken_references_between_experiments_are_named(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"experiment 'one': there is no .*; run from the project's folder"):
         override_of(root / "nowhere", "one")
     for name, line in {
-        "one": r"two\.yaml: over = 'one': leads back to itself; leave it out",
+        "one": r"two\.yaml: over = 'one': leads back here; leave it out",
         "three": r"three\.yaml: over = \['one'\]: should be the name of one file",
         "four": r"experiment 'fiv': there is no .*fiv\.yaml; did you mean 'five'",
     }.items():

@@ -168,7 +168,7 @@ def test_a_reader_that_has_gone_ends_the_stream(student: Path) -> None:
     with streaming(student) as process:
         read_fragment(process.stdout)
         process.stdout.close()
-        assert ended(process, 2) == "error: output: broken pipe; its reader has gone, start both again"
+        assert ended(process, 2) == "error: output: broken pipe; its reader has exited; start both again"
 
 
 def test_a_stream_whose_reader_ctrl_c_ended_too_ends_well(student: Path) -> None:
@@ -185,4 +185,4 @@ def test_video_is_not_written_to_a_terminal(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "hiar", "stream", "--checkpoint", "none", "--prompt", PROMPT, "--out", "-"]
         run = subprocess.run(command, env=environment(), stdout=stdout, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2
-    assert run.stderr == "error: --out = -: is a terminal; name a file, or append a reader, such as | ffplay -\n"
+    assert run.stderr == "error: --out = -: is a terminal; name a file, or pipe it to a player, such as | ffplay -\n"

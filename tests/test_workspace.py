@@ -24,7 +24,7 @@ def test_a_workspace_has_one_run_at_a_time(root: Path) -> None:
     for name, path in ((None, root.name), ("smoke", str(root / "runs" / "smoke"))):
         with sole_use(root, name):
             with (
-                pytest.raises(InUse, match=f"^{path}: another `hiar run` is at work here; wait until it ends, or stop"),
+                pytest.raises(InUse, match=f"^{path}: another `hiar run` is running here; wait until it ends, or stop"),
                 sole_use(root, name),
             ):
                 pass
@@ -47,7 +47,7 @@ def test_a_run_waits_for_what_a_killed_run_left_working(root: Path, capsys: pyte
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(run)
-        wait_until(lambda: "a run that was killed is about to end here" in capsys.readouterr().err)
+        wait_until(lambda: "a killed run is still shutting down here" in capsys.readouterr().err)
         with pytest.raises(InUse), sole_use(root, None):  # a second one that waits is refused
             pass
         assert not entered

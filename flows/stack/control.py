@@ -50,7 +50,7 @@ def up(stack: Stack) -> int:
     while not all(state == RUNNING for state in _states(stack).values()):
         _check_time(stack, "a worker or the watcher", began)
     if lock is None:
-        print("the stack is at work already")
+        print("the stack is already running")
     for server in SERVERS:
         print(f"{server:8} {stack.url(server)}")
     print(f"healthy after {time.monotonic() - began:.0f} s; keys in {stack.folder / 'secrets.env'}, logs beside it")
@@ -64,7 +64,7 @@ def down(stack: Stack) -> int:
     """
     with _lock(stack) as lock:
         if lock is not None:
-            print("the stack is not at work")
+            print("the stack is not running")
             return 0
     with suppress(Exception):  # if it is just starting, or damaged, it is killed below
         _supervisor(stack).shutdown()
@@ -73,7 +73,7 @@ def down(stack: Stack) -> int:
         if time.monotonic() > end:
             _kill(stack)
         time.sleep(0.2)
-    print("the stack has ended; its data stay in " + os.fspath(stack.folder))
+    print("the stack has stopped; its data stay in " + os.fspath(stack.folder))
     return 0
 
 
@@ -82,13 +82,13 @@ def _kill(stack: Stack) -> None:
         os.kill(int((stack.folder / "pid").read_text()), signal.SIGKILL)
     except FileNotFoundError:  # its start was interrupted
         lock = stack.folder / "lock"
-        raise RunFailed(f"the stack does not end; kill whoever holds {lock} (fuser {lock} tells who)") from None
+        raise RunFailed(f"the stack does not stop; kill the process holding {lock} (fuser {lock} shows it)") from None
 
 
 def status(stack: Stack) -> int:
     """Print the state of each program and whether each server answers; return the exit code, 0 if all is well."""
     if _is_free(stack):
-        print("the stack is not at work; make stack starts it")
+        print("the stack is not running; start it with make stack")
         return 1
     healthy = {server: is_healthy(stack, server) for server in SERVERS}
     states = _states(stack)
@@ -96,7 +96,7 @@ def status(stack: Stack) -> int:
         said = f"{stack.url(name)} {'answers' if healthy[name] else 'does not answer'}" if name in healthy else ""
         print(f"{name:12} {state:10} {said}".rstrip())
     if full := shutil.disk_usage(stack.folder).free < LEAST_FREE:
-        print(f"{stack.folder}: the disk is full; free some space, what has stopped goes on by itself")
+        print(f"{stack.folder}: the disk is full; free some space; what has stopped restarts by itself")
     return 0 if not full and all(healthy.values()) and all(state == RUNNING for state in states.values()) else 1
 
 
@@ -106,7 +106,7 @@ def _start(stack: Stack, lock: int) -> None:
     if shutil.which(contained[0]) is None or subprocess.call([*contained, "true"], stderr=subprocess.DEVNULL) != 0:
         raise UserError(
             "unshare: cannot create a PID namespace here, without which a killed server's processes would live on; "
-            "install util-linux, allow user name spaces (sysctl kernel.unprivileged_userns_clone=1), or use infra/"
+            "install util-linux, allow user namespaces (sysctl kernel.unprivileged_userns_clone=1), or use infra/"
         )
     environment = environment_of(stack, len(device_names()))
     if stack.postgres:
@@ -156,7 +156,7 @@ def _wait(stack: Stack, server: str, began: float) -> None:
 def _check_time(stack: Stack, what: str, began: float) -> None:
     """Wait a little. Raises RunFailed when the stack has ended, or has taken too long."""
     if _is_free(stack):
-        raise RunFailed(f"the stack ended while it started: {_last_line(stack.folder / 'logs' / 'start.log')}")
+        raise RunFailed(f"the stack stopped while starting: {_last_line(stack.folder / 'logs' / 'start.log')}")
     if time.monotonic() > began + HEALTHY_SECONDS:
         logs = stack.folder / "logs"
         raise RunFailed(f"{what}: not healthy after {HEALTHY_SECONDS:.0f} s; see {logs}, then make stack-down")
@@ -165,7 +165,7 @@ def _check_time(stack: Stack, what: str, began: float) -> None:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "it printed nothing"
 
 
 def _states(stack: Stack) -> dict[str, str]:

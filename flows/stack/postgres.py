@@ -42,8 +42,8 @@ def make_cluster(folder: Path, password: str) -> None:
     for above in reversed(folder.absolute().parents) if run_as() else ():
         if subprocess.call([*run_as(), "test", "-x", above], cwd="/") != 0:
             raise UserError(
-                f"HIAR_STACK_DATABASE = postgresql: run by root it works as user postgres, who may not enter {above}; "
-                f"chmod o+x {above}, or work as another user"
+                f"HIAR_STACK_DATABASE = postgresql: under root it runs as user postgres, who cannot enter {above}; "
+                f"chmod o+x {above}, or run as another user"
             )
     if folder.exists():
         return
@@ -69,4 +69,4 @@ def _run(*command: str, said: str = "") -> None:
         [*run_as(), *command], check=False, cwd="/", input=said, capture_output=True, text=True, env=own
     )
     if run.returncode != 0:
-        raise RunFailed(f"{command[0]}: {(run.stderr.strip().splitlines() or ['it said nothing'])[-1][:300]}")
+        raise RunFailed(f"{command[0]}: {(run.stderr.strip().splitlines() or ['it printed nothing'])[-1][:300]}")

@@ -35,7 +35,7 @@ def wait_for_server() -> Any:
         try:
             answer = httpx.get(f"{url}/admin/version", auth=(user, password), timeout=ANSWER_SECONDS)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL):
-            raise UserError(f"{place}: is no address; give a Prefect server's, as in http://HOST:4200/api") from None
+            raise UserError(f"{place}: is not a URL; give a Prefect server's, as in http://HOST:4200/api") from None
         except httpx.TransportError:
             answer = None
         if answer is not None and not answer.is_server_error:
@@ -59,4 +59,4 @@ def _check(answer: Any, place: str) -> None:
         raise UserError(f"{place}: no Prefect server answers there; give the address of one, which ends with /api")
     own = version("prefect")
     if found[2] != own.partition(".")[0]:
-        raise UserError(f"{place}: the server is Prefect {found[1]}, and here is {own}; use one version for both")
+        raise UserError(f"{place}: the server runs Prefect {found[1]}, this machine {own}; use one version on both")

@@ -69,14 +69,14 @@ def open_stack(project: Path) -> Stack:
     """
     folder = project.resolve() / ".hiar" / "stack"
     if len(os.fsencode(folder / "supervisor.sock")) > 100:
-        raise UserError(f"{folder}: is too long a name for a Unix socket (100 bytes); move the project up")
+        raise UserError(f"{folder}: path is too long for a Unix socket (100 bytes); move the project to a shorter one")
     with writing(folder):
         for name in ("s3", "logs", "prefect"):
             (folder / name).mkdir(parents=True, exist_ok=True)
     # With another database than before, runs that were interrupted when the machine went down would be lost.
     kind = os.environ.get("HIAR_STACK_DATABASE") or ("postgresql" if (folder / "postgres").is_dir() else "sqlite")
     if kind not in ("sqlite", "postgresql"):
-        raise UserError(f"HIAR_STACK_DATABASE = {kind}: is no database of the stack; give sqlite or postgresql")
+        raise UserError(f"HIAR_STACK_DATABASE = {kind}: is not a database of the stack; give sqlite or postgresql")
     ports, postgres = read_ports(_last_ports(folder) | {**os.environ}), kind == "postgresql"
     if not postgres:
         del ports["HIAR_POSTGRES_PORT"]
@@ -89,7 +89,7 @@ def read_ports(environment: Mapping[str, str]) -> dict[str, int]:
     for name, default in _variables(PORTS).items():
         text = environment.get(name) or default
         if not (text.isascii() and text.isdecimal() and 1 <= int(text[:6]) <= 65535):
-            raise UserError(f"{name} = {text}: is no port; give one of 1 to 65535, as in make stack {name}={default}")
+            raise UserError(f"{name} = {text}: is not a port; give 1 to 65535, as in make stack {name}={default}")
         found[name] = int(text)
     return found
 
@@ -109,7 +109,7 @@ def check_ports(ports: Mapping[str, int]) -> None:
     for name, port in ports.items():
         for number in (port, port + GRPC) if name.startswith("HIAR_S3") else (port,):
             if number in taken:
-                raise UserError(f"{name} = {port}: meets {taken[number]} at {number}; choose another")
+                raise UserError(f"{name} = {port}: collides with {taken[number]} on port {number}; choose another")
             taken[number] = name
             try:
                 socket.create_server((HOST, number)).close()

@@ -73,7 +73,7 @@ def watch() -> NoReturn:
                     time.sleep(LOOK_SECONDS)
         except (HTTPError, PrefectException, OSError) as error:
             if up_since is not None:
-                print(f"the server is away: {type(error).__name__}", flush=True)
+                print(f"the server does not answer: {type(error).__name__}", flush=True)
             up_since = None
             wait_for_server()
 
@@ -84,7 +84,7 @@ def pending_silence() -> timedelta:
     if said is None:
         return SILENCE["PENDING"]
     if not re.fullmatch(r"[0-9]{1,6}", said) or int(said) < 1:
-        raise UserError(f"{PENDING} = {said}: should be seconds, 1 to 999999; unset it for 110")
+        raise UserError(f"{PENDING} = {said}: should be 1 to 999999 seconds; unset it for 110")
     return timedelta(seconds=int(said))
 
 
@@ -208,7 +208,7 @@ def _schedule(client: Any, run: Any) -> list[str]:
     """Schedule a crashed run, so that the next free worker takes it."""
     from prefect.states import Scheduled
 
-    client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry", message="taken up by the watcher"))
+    client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry", message="rescheduled by the watcher"))
     return [f"{run.name} ({run.id}): scheduled again after attempt {run.run_count}"]
 
 

@@ -121,8 +121,8 @@ def _check_clock(answer: Any) -> None:
     if abs(ahead) > SKEW:
         told = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} that of Prefect's server"
         raise UserError(
-            f"the clock of this machine is {told}, so that runs would begin at other times; set it, as by "
-            "timedatectl set-ntp true"
+            f"the clock of this machine is {told}, so runs would start at the wrong time; set it, for "
+            "example with timedatectl set-ntp true"
         )
 
 

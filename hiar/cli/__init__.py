@@ -48,7 +48,7 @@ def main() -> NoReturn:
         code = _fail(line)
     if code == INTERRUPTED:
         goes_on = sys.argv[1:2] not in (["stream"], ["live"])
-        print("interrupted" + "; the same command goes on from here" * goes_on, file=sys.stderr)
+        print("interrupted" + "; the same command resumes from here" * goes_on, file=sys.stderr)
     sys.exit(code or 0)
 
 

@@ -87,7 +87,7 @@ def gc(
             print(f"run of {kept.run.experiment}, stored {kept.run.modified:%Y-%m-%d %H:%M}: is not kept")
     what = f"{len(found.delete)} objects, {_size(sum(found.delete.values()))}, {len(found.uploads)} unfinished uploads"
     if not delete:
-        print(f"{store.url}: {what} would be deleted; --delete does it")
+        print(f"{store.url}: {what} would be deleted; add --delete to delete them")
         return
     delete_planned(store, found)
     print(f"{store.url}: {what} deleted")

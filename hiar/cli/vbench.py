@@ -102,7 +102,7 @@ def fetch(
     names = [known_weight(name) for name in files or WEIGHTS]
     if approve:
         if not files:
-            raise UserError("--approve: names no file; name each that you trust")
+            raise UserError("--approve: no file is named; name each that you trust")
         for name in names:
             print(f"{name}: approved, SHA-256 {approve_file(place, name)}")
         return

@@ -222,7 +222,7 @@ def stream(
     (text,) = prompts_of(prompt, None)
     target = output_of("--out", out)
     if is_terminal(target):
-        raise UserError(f"--out = {out}: is a terminal; name a file, or append a reader, such as | ffplay -")
+        raise UserError(f"--out = {out}: is a terminal; name a file, or pipe it to a player, such as | ffplay -")
 
     if renew and not change:
         raise UserError("--renew: applies where the prompt changes; give a --change, or leave it out")

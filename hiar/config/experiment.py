@@ -166,7 +166,7 @@ class Params(Section):
             not whole,
             "runtime.offload",
             self.runtime.offload,
-            "a real score on the host is sharded; set runtime.processes, which may be 1, or leave it out",
+            "an offloaded real score is sharded; set runtime.processes (1 will do), or leave it out",
         )
 
     def _check_lengths(self) -> None:
@@ -190,7 +190,7 @@ class Params(Section):
     def _check_pairs(self) -> None:
         """The trajectories to learn from are made or given, and solvers visit the student's levels."""
         if isinstance(self.init, CausalOde):
-            remedy = "the causal teacher's are made here; give their numbers, or somebody else's pairs as pairs.source"
+            remedy = "is missing; give the settings of the causal teacher's pairs, or import pairs with pairs.source"
             require(self.init.pairs is not None or self.pairs.source is not None, "init.pairs", None, remedy)
         solvers = {"pairs.solver_steps": self.pairs.solver_steps}
         solvers |= {f"init.{field}": steps for field, steps in self.init.solvers.items()}
@@ -254,17 +254,17 @@ class Params(Section):
         watched = (("init.validation", self.init.validation), ("distill.validation", spec.validation))
         batches += [(f"{name}, its prompts", one.prompts, 1) for name, one in watched if one]
         for name, batch, size in batches:
-            remedy = f"cannot take equal shares of the batch of {name}: {batch}, in micro-batches of {size} or more"
+            remedy = f"cannot evenly split the batch of {name}: {batch}, in micro-batches of {size} or more; change one"
             require(batch % (size * processes) == 0, "runtime.processes", processes, remedy)
 
     def _check_trained(self) -> None:
         """Rules where codec, text encoder and teacher are trained here."""
         own = (("codec", self.codec), ("model", self.model), ("teacher.training", self.teacher.training))
         for field, section in own:
-            require(section is not None, field, None, "is missing; the built-in world adopts none, give its numbers")
+            require(section is not None, field, None, "is missing; the built-in world has no base, give its settings")
         assert self.world.kind == "shapes" and self.codec and self.model
         for field, (source, _) in self.init.sources.items():
-            require(False, f"init.{field}", str(source), "the world trains its own; give another kind of init, as ode")
+            require(False, f"init.{field}", str(source), "the world trains its own; use another kind of init, like ode")
         require(self.sample.prompts is None, "sample.prompts", self.sample.prompts, "the world makes its own; use null")
         size, latent = self.world.size, self.world.size // self.codec.patch
         require(size % self.codec.patch == 0, "codec.patch", self.codec.patch, f"must divide world.size = {size}")
@@ -280,7 +280,7 @@ class Params(Section):
         assert self.world.kind == "wan"
         adopted = (("codec", self.codec), ("model", self.model), ("teacher.training", self.teacher.training))
         for field, section in adopted:
-            require(section is None, field, "...", "is the base model's own; write null")
+            require(section is None, field, "...", "comes from the base model; write null")
         dropout = self.sample.caption_dropout
         require(dropout == 0, "sample.caption_dropout", dropout, "prompts from a file are used unchanged; use 0")
         require(self.sample.prompts is not None, "sample.prompts", None, "name a text file with one prompt a line")

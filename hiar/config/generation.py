@@ -146,7 +146,7 @@ class Schedule(Section):
                 len(levels) == steps and levels[0] == 1 and falling,
                 "student_levels",
                 levels,
-                f"must be student_steps = {steps} falling numbers, the first of them 1, the last one above 0",
+                f"must be student_steps = {steps} decreasing numbers, the first 1 and the last above 0",
             )
         return self
 

@@ -65,7 +65,7 @@ class Trained(_Made):
     @field_validator("training", mode="before")
     @classmethod
     def _there(cls, training: Any) -> Any:
-        remedy = "give one; somebody else's student is kind: adopted, with its source"
+        remedy = "is missing; give it, or for an imported student use kind: adopted with its source"
         require(training is not None, "", training, remedy)
         return training
 

@@ -81,7 +81,7 @@ def require_level(context: Context, level: float | tuple[float, ...] | None) -> 
         )
         require(level is not None, "level", level, remedy)
     else:
-        require(level is None, "level", level, f"the level of {context} context is given by its name; write null")
+        require(level is None, "level", level, f"the level of {context} context is fixed; write null")
 
 
 def _shares(level: object) -> object:
@@ -103,7 +103,7 @@ def _distinct(items: Sequence[object]) -> Sequence[object]:
     first: dict[object, int] = {}
     for place, item in enumerate(items, start=1):
         if item in first:
-            remedy = f"holds {item!r} twice, at places {first[item]} and {place}; leave one of them out"
+            remedy = f"holds {item!r} twice, as items {first[item]} and {place}; remove one"
             raise BrokenRule("", items, remedy)
         first[item] = place
     return items

@@ -96,8 +96,8 @@ class Pairs(Section):
 
     @model_validator(mode="after")
     def _stored(self) -> Self:
-        require(self.stored or self.source is None, "stored", self.stored, "somebody else's pairs are; write true")
-        remedy = "somebody else's pairs keep their type; write null"
+        require(self.stored or self.source is None, "stored", self.stored, "imported pairs are stored; write true")
+        remedy = "imported pairs keep their type; write null"
         require(self.kept_in is None or self.source is None, "kept_in", self.kept_in, remedy)
         return self
 
@@ -121,7 +121,7 @@ class Levels(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        require(self.lowest < self.highest, "lowest", self.lowest, f"should be under highest = {self.highest}")
+        require(self.lowest < self.highest, "lowest", self.lowest, f"should be below highest = {self.highest}")
         return self
 
 

@@ -125,7 +125,7 @@ def _check_replaceable(folder: Path, kind: str | None) -> None:
         return
     if not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{folder}: holds files but no {MANIFEST}, so it is no artifact to replace; choose a new folder"
+            f"{folder}: holds files but no {MANIFEST}, so it is not an artifact to replace; choose a new folder"
         )
     manifest = load_manifest(folder)
     if kind is not None and manifest["kind"] != kind:
@@ -133,8 +133,8 @@ def _check_replaceable(folder: Path, kind: str | None) -> None:
     for path in _entries(folder):
         if str(path.relative_to(folder)) not in (*manifest["files"], MANIFEST):
             raise UserError(
-                f"{path}: is not of the {manifest['kind']} that {folder} holds and would be deleted with them; move it "
-                "away or choose a new folder"
+                f"{path}: does not belong to the {manifest['kind']} in {folder} and would be deleted with it; "
+                "move it away or choose a new folder"
             )
 
 
@@ -214,7 +214,7 @@ def _set_aside(partial: Path, old: str | None, new: str) -> None:
     os.rename(partial, aside)
     changed = _differences(json.loads(old), json.loads(new)) if old else ["unknown"]
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    tell(f"{partial}: was begun with other settings ({', '.join(changed[:3])}{more}); it is kept as {aside}")
+    tell(f"{partial}: was started with other settings ({', '.join(changed[:3])}{more}); it is kept as {aside}")
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -27,13 +27,13 @@ _REMEDIES = {
     errno.EEXIST: "a file has this name; choose another",
     errno.EISDIR: "a folder has this name; choose another",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOENT: "make the folder it is to lie in or choose another place",
+    errno.ENOENT: "create its parent folder or choose another place",
     errno.ELOOP: "the link leads back to itself; choose another place",
     errno.EBUSY: "it is mounted or in use; choose another place",
-    errno.EPIPE: "its reader has gone, start both again",
+    errno.EPIPE: "its reader has exited; start both again",
     errno.EBADF: "it is not open for writing; choose another place",
 }
-_REMEDY = "mend that or choose another place"  # of every other error of the system
+_REMEDY = "fix that or choose another place"  # of every other error of the system
 
 
 def file_hash(path: Path) -> str:

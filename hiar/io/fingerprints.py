@@ -61,7 +61,7 @@ def cache_locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
             held.enter_context(locked(folder, lock))
         except UserError as error:
             reason = str(error).partition(";")[0]
-            raise UserError(f"{reason}; mend that, or {ELSEWHERE}") from None
+            raise UserError(f"{reason}; fix that, or {ELSEWHERE}") from None
         yield
 
 
@@ -69,8 +69,8 @@ def require_content(path: Path, content: str | None, field: str) -> None:
     """Raise UserError unless the fingerprint of ``path`` is ``content``, the value of ``field``; None allows any."""
     if content is not None and (found := fingerprint(path, cache_folder())) != content:
         raise UserError(
-            f"{path}: SHA-256 = {found}: params.yaml says {field} = {content}; bring it back, or run the experiment "
-            "with `hiar run`, which takes it as it is"
+            f"{path}: SHA-256 = {found}: params.yaml says {field} = {content}; restore the file, or use `hiar run`, "
+            "which renews the hashes that it filled in"
         )
 
 
@@ -119,7 +119,7 @@ def _remember(path: Path, file: Path, record: _Record) -> None:
     records = _load(path)
     old = records.get(_key(file))
     if old and old.sha256 != record.sha256 and (old.size, old.mtime_ns) == (record.size, record.mtime_ns):
-        tell(f"{file}: has other content than before, though its size and time are the same")
+        tell(f"{file}: its content has changed, though its size and time have not")
     write_json(path, _Records.dump_python(records | {_key(file): record}))
 
 
@@ -146,7 +146,7 @@ def _state(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file or folder; name one of a model") from None
+        raise UserError(f"{path}: no such file or folder; name an existing model") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name another") from None
 
@@ -160,7 +160,7 @@ def _read(path: Path, progress: Progress) -> _Record:
         done += len(part)
     record = _Record(size=before.st_size, mtime_ns=before.st_mtime_ns, sha256=digest.hexdigest())
     if done != record.size or not record.is_of(_state(path)):
-        raise UserError(f"{path}: changed while it was read; wait until it is written and run again")
+        raise UserError(f"{path}: changed while it was read; wait until it is complete and run again")
     return record
 
 
@@ -184,6 +184,6 @@ def _load(path: Path) -> dict[str, _Record]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that, or {ELSEWHERE}") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix that, or {ELSEWHERE}") from None
     except ValidationError:
-        raise UserError(f"{path}: is no record of fingerprints; delete it, files are then read anew") from None
+        raise UserError(f"{path}: is not a record of fingerprints; delete it, files are then read again") from None

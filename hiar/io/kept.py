@@ -28,7 +28,7 @@ def read_kept(path: Path, fields: Collection[str]) -> list[dict[str, Any]]:
         except ValueError:
             result = None
         if not (isinstance(result, dict) and result.keys() == set(fields)):
-            raise UserError(f"{path}: line {number} is no kept result; move the file away or choose another --out")
+            raise UserError(f"{path}: line {number} is not a kept result; move the file away or choose another --out")
         results.append(result)
     return results
 

@@ -38,7 +38,7 @@ def own_place() -> tuple[int, int] | None:
                 f"{' and no '.join(missing)}; {_remedy('RANK', 'WORLD_SIZE')}"
             )
         if not 1 <= _number("MASTER_PORT", 0) <= 65535:
-            raise UserError(f"MASTER_PORT = {os.environ['MASTER_PORT']}: is no port; give one of 1 to 65535")
+            raise UserError(f"MASTER_PORT = {os.environ['MASTER_PORT']}: is not a port; give 1 to 65535")
     return rank, size
 
 

@@ -25,4 +25,4 @@ def check_loopback() -> None:
             socket.create_connection(server.getsockname(), timeout=5).close()
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise UserError(f"127.0.0.1: {reason}; this machine does not reach itself: ip link set lo up") from None
+        raise UserError(f"127.0.0.1: {reason}: this machine cannot reach itself; run ip link set lo up") from None

@@ -144,7 +144,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_file():
-            line = f"{folder}: is a file; name a folder, which `hiar import` makes of others' weights"
+            line = f"{folder}: is a file; name a folder, such as `hiar import` makes from a weights file"
             raise UserError(line) from None
         raise UserError(f"{path}: no such file, so the folder is missing or unfinished; {remedy}") from None
     except OSError as error:
@@ -153,7 +153,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not a manifest; {remedy}") from None
     for name in facts(folder, manifest, _Common).files:
         if not _is_inside(name):
-            raise UserError(f"{path}: files: {name!r} is no file in this folder; {remedy}")
+            raise UserError(f"{path}: files: {name!r} is not a file in this folder; {remedy}")
     return manifest
 
 
@@ -185,7 +185,7 @@ def _check_size(path: Path, size: int) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
     if not stat.S_ISREG(state.st_mode):
-        raise UserError(f"{path}: is no file, though its manifest says so; {_REMEDY}")
+        raise UserError(f"{path}: is not a file, though its manifest lists it; {_REMEDY}")
     if state.st_size != size:
         raise UserError(f"{path}: size = {state.st_size} bytes: should be {size}; {_REMEDY}")
 
@@ -197,4 +197,4 @@ def _check_hash(path: Path, sha256: str, known: str | None) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
     if found != sha256:
-        raise UserError(f"{path}: is not what its manifest says (SHA-256 differs); {_REMEDY}")
+        raise UserError(f"{path}: does not match its manifest (SHA-256 differs); {_REMEDY}")

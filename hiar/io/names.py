@@ -29,7 +29,7 @@ def tell_of_others(folder: Path) -> None:
     others = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in OTHERS and path.name[0] != ".")
     if others:
         named = ", ".join(others[:3]) + (", ..." if others[3:] else "")
-        tell(f"{folder}: videos that are no mp4 are left out ({len(others)}: {named}); convert them")
+        tell(f"{folder}: videos that are not mp4 are left out ({len(others)}: {named}); convert them")
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
@@ -43,7 +43,7 @@ def in_order(paths: Iterable[Path]) -> list[Path]:
         first, second = _key(one.stem), _key(other.stem)
         if first >= second or _key(one.stem.casefold()) == _key(other.stem.casefold()):
             raise UserError(
-                f"{other}: may come before or after {one.name}; give videos names of one width, such as "
+                f"{other}: its order beside {one.name} is ambiguous; number videos with equally many digits, such as "
                 f"{video_name(0, 1)}, in the order of their captions"
             )
     return ordered

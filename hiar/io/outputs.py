@@ -30,7 +30,7 @@ def output_of(option: str, name: str) -> Output:
     mounted file, a socket, a descriptor that is not open for writing, and a link that leads back to itself.
     """
     if not name:
-        raise UserError(f"{option} = '': names nothing; name a file, or - for the standard output")
+        raise UserError(f"{option} = '': is empty; name a file, or - for the standard output")
     path = Path(name)
     number = STDOUT if name == "-" else _own_descriptor(path)
     if number is not None:
@@ -44,7 +44,7 @@ def output_of(option: str, name: str) -> Output:
             raise UserError(f"{option} = {name}: is a socket; name a file or a pipe")
         if mode and not stat.S_ISREG(mode):
             if not os.access(path, os.W_OK):
-                raise UserError(f"{option} = {name}: may not be written; get permission or choose another place")
+                raise UserError(f"{option} = {name}: is not writable; get permission or choose another place")
             return path
         file = followed(path)
         if is_mounted(file):

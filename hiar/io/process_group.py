@@ -141,7 +141,7 @@ def joined(runtime: Runtime) -> Iterator[Ranks]:
         )
     half, remedy = (
         runtime.precision == "bf16",
-        "last state; where none is gone, raise runtime.stall_seconds in params.yaml",
+        "last state; if no process died, raise runtime.stall_seconds in params.yaml",
     )
     with gathered(place or (0, 1), runtime.device, runtime.stall_seconds, remedy, half) as ranks:
         yield ranks
@@ -158,7 +158,7 @@ def gathered(
     def lost(reason: str) -> str:
         return (
             f"process {rank} of {size} lost another one, or waited {stall_seconds:g} s for it ({reason}); the same "
-            f"command goes on from the {remedy}"
+            f"command resumes from the {remedy}"
         )
 
     try:
@@ -199,7 +199,7 @@ def check_sizes(ranks: Ranks, memory: int) -> None:
     if most > SAME_SIZE * least:
         raise UserError(
             f"process {every.index(least)}: its GPU has {least / 1e9:.3g} GB, that of process {every.index(most)} "
-            f"{most / 1e9:.3g} GB, and all take equal shares; start them on GPUs of one size (CUDA_VISIBLE_DEVICES)"
+            f"{most / 1e9:.3g} GB, and all get equal shares; choose GPUs of one size (CUDA_VISIBLE_DEVICES)"
         )
 
 
@@ -226,7 +226,7 @@ def _own_device(asked: str) -> torch.device:
         return torch.device("cpu")
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= count:
-        remedy = f"start {count}, by runtime.processes in params.yaml or --copies"
-        raise UserError(f"process {number} of this machine: each takes a GPU, and here are {count}; {remedy}")
+        remedy = f"start {count}, with runtime.processes in params.yaml or --copies"
+        raise UserError(f"process {number} on this machine: each needs its own GPU, and there are {count}; {remedy}")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)

@@ -146,7 +146,7 @@ def _cause(codes: Sequence[int | None], names: Sequence[str], place: Path) -> Ex
     """The first cause: a signal, otherwise a rank's own message, otherwise that of a rank that lost another."""
     for name, code in zip(names, codes, strict=True):
         if code is not None and code < 0:
-            return RunFailed(f"{name} was ended by {signal.Signals(-code).name}; the same command goes on from here")
+            return RunFailed(f"{name} was killed by {signal.Signals(-code).name}; the same command resumes from here")
     broken = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
     broken.sort(key=lambda rank: codes[rank] == LOST)
     rank, code = broken[0], codes[broken[0]]

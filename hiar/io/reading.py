@@ -65,7 +65,7 @@ def read_parts(path: Path, frames: int = PART) -> Iterator[Tensor]:
         for frame in video.container.decode(video.stream):
             if (frame.width, frame.height) != size:
                 found = f"from {size[0]}x{size[1]} to {frame.width}x{frame.height} pixels"
-                raise UserError(f"{path}: changes its size at frame {done} {found}; make all its frames alike")
+                raise UserError(f"{path}: changes its size at frame {done} {found}; re-encode it at one size")
             if not done:
                 turn = _turn(path, frame)
             part.append(_turned(_shrink(_rgb(convert, frame), video.scale), *turn))
@@ -84,21 +84,23 @@ def _opened(path: Path) -> Iterator[_Video]:
     """The open video of a file, its header checked; errors of decoding in the body become UserErrors too."""
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"{path}: is no regular file; name a video")
+            raise UserError(f"{path}: is not a regular file; name a video")
         # An open file, so that ffmpeg takes no name for a protocol. A stream may end with an incomplete fragment, which
         # is dropped; if the number of frames is known, missing frames are an error.
         with path.open("rb") as file, av.open(file, options={"fflags": "+discardcorrupt"}) as container:
             streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
             if not streams:
                 held = " and ".join(sorted({_kind(one) for one in container.streams})) or "nothing"
-                raise UserError(f"{path}: is no video, it holds {held}; make it again")
+                raise UserError(f"{path}: is not a video, it holds {held}; make it again")
             best = container.streams.best("video")
             stream = next((one for one in streams if one is best), streams[0])
             if not stream.codec_context:
-                raise UserError(f"{path}: is no video that can be read (unknown codec); make it again")
+                raise UserError(f"{path}: is not a readable video (unknown codec); make it again")
             shape = stream.sample_aspect_ratio
             if shape not in (None, 0, 1):
-                raise UserError(f"{path}: its pixels are {shape} times as wide as high; make them square")
+                raise UserError(
+                    f"{path}: its pixels are {shape} times as wide as high; re-encode it with square pixels"
+                )
             width, height = stream.codec_context.width, stream.codec_context.height
             scale = _factor(path, container.metadata.get("comment", ""), width, height)
             rate = stream.guessed_rate and float(stream.guessed_rate)
@@ -108,7 +110,7 @@ def _opened(path: Path) -> Iterator[_Video]:
         raise UserError(f"{path}: no such video; name another") from None
     except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: is no video that can be read ({reason}); make it again") from None
+        raise UserError(f"{path}: is not a readable video ({reason}); make it again") from None
 
 
 def _kind(stream: Stream) -> str:
@@ -124,7 +126,7 @@ def _factor(path: Path, note: str, width: int, height: int) -> int:
     if not 1 <= factor <= WATCHABLE or width % factor or height % factor:
         said = note if len(note) < 40 else f"{note[:36]} ..."
         pixels = f"{width}x{height} pixels"
-        raise UserError(f"{path}: comment = '{said}': cannot be true of {pixels}; delete the comment or make it again")
+        raise UserError(f"{path}: comment = '{said}': does not fit {pixels}; delete the comment or make it again")
     return factor
 
 
@@ -172,7 +174,7 @@ def _turn(path: Path, frame: VideoFrame) -> tuple[bool, bool, bool]:
         return False, d < 0, a < 0
     if b and c and not a and not d:
         return True, b < 0, c < 0
-    raise UserError(f"{path}: is turned by {frame.rotation} degrees; turn its frames by 0, 90, 180 or 270")
+    raise UserError(f"{path}: is rotated by {frame.rotation} degrees; rotate its frames by 0, 90, 180 or 270")
 
 
 def _turned(pixels: Pixels, swapped: bool, upside_down: bool, mirrored: bool) -> Pixels:

@@ -81,7 +81,7 @@ def read_shard(path: Path) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is truncated or no shard ({error}); delete it and {remedy}") from None
+        raise UserError(f"{path}: is truncated or not a shard ({error}); delete it and {remedy}") from None
     if not whole:
         raise UserError(f"{path}: is corrupt (its checksum differs); delete it and {remedy}")
     return tensors

@@ -133,7 +133,7 @@ def parse_index(text: bytes, place: Path) -> Index:
         sha256 = content.pop("sha256")
         index = Index.model_validate(content)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError, ValidationError):
-        raise UserError(f"{place / INDEX}: is no index of a state; {_remedy(place)}") from None
+        raise UserError(f"{place / INDEX}: is not the index of a state; {_remedy(place)}") from None
     if sha256 != _hash(content):
         raise UserError(f"{place / INDEX}: is damaged (its SHA-256 differs); {_remedy(place)}")
     return index
@@ -208,4 +208,4 @@ def _hash(content: Mapping[str, Any]) -> str:
 
 
 def _remedy(place: Path) -> str:
-    return f"remove {place}: training goes on from an older state beside it, or anew where there is none"
+    return f"remove {place}: training resumes from an older state beside it, or starts over if there is none"

@@ -82,7 +82,7 @@ class Room:
     def restart(self, seed: object, order: object, context: object) -> None:
         """`begin` with a viewer's unchecked values. Raises UserError if they are not valid."""
         if not (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MOST_SEED):
-            raise UserError(f"seed: is no whole number from 0 to {MOST_SEED}; give one")
+            raise UserError(f"seed: should be a whole number from 0 to {MOST_SEED}")
         if not all(value is None or isinstance(value, str) for value in (order, context)):
             raise UserError("order, context: should be words; choose from the lists")
         self.begin(self.prompt, seed, *walk_of(order, context))  # type: ignore[arg-type]

@@ -97,7 +97,7 @@ class OwnNames:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             else:
-                await PlainTextResponse("this is no host of that name", 421)(scope, receive, send)
+                await PlainTextResponse("unknown host name", 421)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -156,7 +156,7 @@ async def _read(room: Room, viewer: Viewer, read: Callable[[], Awaitable[dict[st
                 case "restart":
                     room.restart(message.get("seed"), message.get("order"), message.get("context"))
                 case _:
-                    raise UserError("message: is of no kind that is known; load the page again")
+                    raise UserError("message: unknown kind; reload the page")
         except UserError as error:
             viewer.send({"kind": "refused", "line": " ".join(str(error).split())})
 
@@ -180,7 +180,7 @@ def _paced(socket: WebSocket) -> Callable[[], Awaitable[dict[str, Any]]]:
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
-            raise UserError("message: is no JSON object in text; load the page again")
+            raise UserError("message: is not a JSON object in text; reload the page")
         return message
 
     return read

@@ -98,7 +98,7 @@ def own_prompt(world: World, seed: int) -> str:
         return world.prompts(seed=seed, first=FIRST_CLIP["sample"], count=1)[0]
     except UserError as error:
         reason = str(error).partition(";")[0]
-        raise UserError(f"--prompt: is not given, and the world's own are not here ({reason}); give one") from None
+        raise UserError(f"--prompt: is missing, and the world's prompts cannot be read ({reason}); give one") from None
 
 
 def _token(host: str) -> str | None:
@@ -108,8 +108,8 @@ def _token(host: str) -> str | None:
         raise UserError(f"{TOKEN}: has {len(token)} characters; give it at least {SHORTEST_TOKEN}")
     if token is None and host not in OWN:
         raise UserError(
-            f"--host = {host}: can be reached from elsewhere; set {TOKEN} to what viewers must give, at least "
-            f"{SHORTEST_TOKEN} characters, such as of `openssl rand -hex 16`"
+            f"--host = {host}: is reachable from other machines; set {TOKEN} to what viewers must give, at least "
+            f"{SHORTEST_TOKEN} characters, such as from `openssl rand -hex 16`"
         )
     return token
 

@@ -82,7 +82,7 @@ def find_students(checkpoints: Sequence[Path]) -> list[Student]:
         ):
             if own != other:
                 raise UserError(
-                    f"--checkpoint = {folder}: has another {what} than {checkpoints[0]}; show it on a page of its own"
+                    f"--checkpoint = {folder}: its {what} is not that of {checkpoints[0]}; show it on a page of its own"
                 )
     names = [folder.resolve().name for folder in checkpoints]
     if len(set(names)) < len(names):

@@ -132,7 +132,7 @@ def distill(
     with count:
         with count.phase("rollout"), sizes.autocast():
             windows = roll_out(learn=True)
-        with count.phase("later windows encoded anew"):
+        with count.phase("later windows re-encoded"):
             windows = clips_of(windows)
         with count.phase("scores"), sizes.autocast():
             gradient = score_difference(real, critic, windows, noise, sigma, text, text, spec.guidance)

@@ -30,7 +30,7 @@ def lines(models: Models, stages: tuple[str, ...], batch: int, gpus: int, memory
     spec = params.distill
     turns = -(-spec.all_steps * spec.batch // AHEAD) + -(-spec.critic_rollouts // AHEAD)
     often = f", {AHEAD} of distill's at a time: {turns} times at most" if world.base is not None else ""
-    yield f"text encoder: {models.text / GB:.2f} GB while prompts are embedded that were not embedded before{often}"
+    yield f"text encoder: {models.text / GB:.2f} GB while new prompts are embedded{often}"
     foreign = params.pairs.source is not None  # their captions are not from a file of ours
     own = 0 if foreign else params.pairs.count
     prompts, kept = world.kept(own + spec.all_steps * spec.batch + spec.critic_rollouts)

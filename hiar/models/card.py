@@ -79,10 +79,10 @@ def load_card(folder: Path) -> Card:
         raise UserError(f"{path}: no such file; name a checkpoint folder, such as artifacts/seed-0/init") from None
     except OSError as error:
         if folder.is_file():
-            line = f"{folder}: is a file; name a folder, which `hiar import` makes of others' weights"
+            line = f"{folder}: is a file; name a folder, such as `hiar import` makes from a weights file"
             raise UserError(line) from None
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a checkpoint folder") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; make the checkpoint anew") from None
+        raise UserError(f"{path}: is not UTF-8 text; make the checkpoint again") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, Card)}; make the checkpoint anew") from None
+        raise UserError(f"{path}: {explain(error, Card)}; make the checkpoint again") from None

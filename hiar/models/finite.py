@@ -15,6 +15,6 @@ def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
         if not tensor.isfinite().all():
             broken = int((~tensor.isfinite()).sum())
             raise UserError(
-                f"{what}: {name}: {broken} of {tensor.numel()} values are not finite, as after a training that "
-                "overflowed; train anew with a lower learning rate"
+                f"{what}: {name}: {broken} of {tensor.numel()} values are not finite, as after training that "
+                "overflowed; train again with a lower learning rate"
             )

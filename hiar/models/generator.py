@@ -155,15 +155,15 @@ def load_generator(folder: Path, dtype: torch.dtype = torch.float32) -> Generato
             "in_channels",
             shape.in_channels,
             codec.channels + 2 * card.coordinates,
-            "the codec beside it and the card make",
+            "should match the codec beside it and the card:",
         ),
-        ("out_channels", shape.out_channels, codec.channels, "the codec beside it makes"),
-        ("text_dim", shape.text_dim, text.dim, "the text encoder beside it makes"),
+        ("out_channels", shape.out_channels, codec.channels, "should match the codec beside it:"),
+        ("text_dim", shape.text_dim, text.dim, "should match the text encoder beside it:"),
     ):
         if found != wanted:
             raise UserError(
                 f"{folder / TRANSFORMER / 'config.json'}: {field} = {found}: {why} "
-                f"{wanted}; the parts are not of one checkpoint, make it anew"
+                f"{wanted}; the parts are not of one checkpoint, make it again"
             )
     generator = Generator(card, Denoiser(transformer, card.prediction, card.coordinates), text, codec).frozen()
     _check_patches(folder, generator)
@@ -173,7 +173,7 @@ def load_generator(folder: Path, dtype: torch.dtype = torch.float32) -> Generato
 def _check_patches(folder: Path, generator: Generator) -> None:
     """Raise UserError unless the world's pictures divide into whole latent pixels, and these into whole tokens."""
     world, patch = generator.world, generator.denoiser.transformer.config.patch_size[1:]
-    remedy = "make the checkpoint anew"
+    remedy = "make the checkpoint again"
     try:
         _, height, width = generator.latent_size
     except BrokenRule as error:
@@ -181,7 +181,7 @@ def _check_patches(folder: Path, generator: Generator) -> None:
     else:
         if height % patch[0] == width % patch[1] == 0:
             return
-        remedy = f"makes {height}x{width} latent pixels, no whole tokens of {patch[0]}x{patch[1]}; {remedy}"
+        remedy = f"{height}x{width} latent pixels do not divide into tokens of {patch[0]}x{patch[1]}; {remedy}"
     raise UserError(f"{folder / CARD}: world: {world.width}x{world.height} pixels: {remedy}")
 
 

@@ -37,7 +37,7 @@ def load_model(kind: type[Model], folder: Path) -> Model:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: cannot be loaded ({reason}); "
-            "the checkpoint is missing, truncated or of another shape, make it anew"
+            "the checkpoint is missing, truncated or of another shape; make it again"
         ) from None
     require_finite(model.state_dict(), str(folder))
     return model

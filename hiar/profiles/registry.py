@@ -32,7 +32,7 @@ def open_profiles(
             world = "" if judge else ", as no params.yaml names the world of the videos"
             raise UserError(f"--profile = {name}: unknown here{world}; {suggest(name, [*known, *PROTOCOLS])}")
         if name in names[:place]:
-            raise UserError(f"--profile = {name}: is given twice; give each once")
+            raise UserError(f"--profile = {name}: is given twice; give it once")
     return [known[name]() for name in names] if names else [judging()]
 
 

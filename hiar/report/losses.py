@@ -56,7 +56,7 @@ def read_curve(path: Path) -> dict[str, list[Point]]:
                 values = {name: float(cell) for name, cell in row.items() if cell}
             except (KeyError, TypeError, ValueError):
                 raise UserError(
-                    f"{path}: line {number}: is not numbers under '{STEP}' and other names; run its stage again"
+                    f"{path}: line {number}: should hold numbers in column '{STEP}' and the others; run its stage again"
                 ) from None
             for name, value in values.items():
                 columns.setdefault(name, []).append(Point(step, value))

@@ -30,7 +30,7 @@ def given_latents(source: Generator, request: Request) -> Tensor | None:
     if request.clip is not None and request.image is not None:
         raise UserError("--video, --image: give one of the two")
     if source.card.stage == "teacher":
-        raise UserError("--video, --image: the teacher makes whole clips and goes on from none; leave them out")
+        raise UserError("--video, --image: the teacher generates whole clips and cannot continue one; leave them out")
     world, codec, video = source.world, source.codec, source.card.video
     size = world.height, world.width
     if request.clip is not None:
@@ -44,7 +44,7 @@ def given_latents(source: Generator, request: Request) -> Tensor | None:
         latents = codec.encode(to_video(frames[None]).to(source.device)).to(source.denoiser.dtype)
     if request.frames is not None and latents.shape[2] >= request.frames:
         what = request.clip or request.image
-        raise UserError(f"--frames = {request.frames}: {what} gives {latents.shape[2]} of them; ask for more")
+        raise UserError(f"--frames = {request.frames}: {what} already gives {latents.shape[2]}; ask for more")
     return latents
 
 
@@ -64,7 +64,7 @@ def read_clip(
         pictures += len(part)
     frames = pictures_of(min(most, whole_blocks(pictures, block, path, pictures_of)) * block)
     if left := pictures - frames:
-        tell(f"{path}: of its {pictures} pictures the first {left} are left out; the last {frames} are whole blocks")
+        tell(f"{path}: of its {pictures} pictures the first {left} are skipped; the last {frames} make whole blocks")
     return torch.stack(list(kept)[-frames:])
 
 
@@ -83,7 +83,7 @@ def read_image(path: Path, height: int, width: int, resize: bool) -> Tensor:
         raise UserError(f"{path}: no such picture; name another") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UserError(f"{path}: is no picture that can be read ({reason}); save it as PNG or JPEG") from None
+        raise UserError(f"{path}: is not a readable picture ({reason}); save it as PNG or JPEG") from None
     pixels = torch.frombuffer(bytearray(flat.tobytes()), dtype=torch.uint8)
     return fitted(pixels.view(1, flat.height, flat.width, 3), height, width, resize, path)
 

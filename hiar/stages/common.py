@@ -213,7 +213,7 @@ def write_metrics(workspace: Path, place: str, metrics: Mapping[str, float]) -> 
     """Write metrics/<place>.json: the final metrics of a stage. Raises UserError for one that is not finite."""
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise UserError(f"{place}: {name} = {value}: should be finite; lower the learning rate and start anew")
+            raise UserError(f"{place}: {name} = {value}: should be finite; lower the learning rate and start over")
     write_json(
         workspace / "metrics" / f"{place}.json", {name: float(f"{value:.6g}") for name, value in metrics.items()}
     )

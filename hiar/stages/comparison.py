@@ -64,7 +64,7 @@ def levels_compared(params: Params) -> dict[str, dict[float, str]]:
         variant = params.variant(name)
         kind = f"{variant.order}, {variant.forward_kl}"
         if isinstance(variant.level, float):
-            lines.setdefault(trained.setdefault(kind, f"{name} and its like, trained at c"), {})[variant.level] = (
+            lines.setdefault(trained.setdefault(kind, f"variants like {name}, trained at c"), {})[variant.level] = (
                 f"distill/{name}"
             )
             lines.setdefault(f"{name}, walked at c", {})[variant.level] = f"distill/{name}"
@@ -171,7 +171,7 @@ def check_heads(folder: Path, heads: Mapping[Path, Head], size: tuple[int, int],
         raise UserError(too_short(folder, first.frames, least))
     for path, head in heads.items():
         if head[:2] != first[:2] or (first.frames and head.frames and head.frames != first.frames):
-            raise UserError(f"{path}: is {_geometry(head)}, {name.name} {_geometry(first)}; make them alike")
+            raise UserError(f"{path}: is {_geometry(head)}, {name.name} {_geometry(first)}; use one size and length")
     return first.frames
 
 
@@ -184,7 +184,7 @@ def read_videos(paths: Sequence[Path]) -> Iterator[Iterator[Tensor]]:
     for path in paths:
         yield _counted(path, lengths)
         if lengths[-1] != lengths[0]:
-            raise UserError(f"{path}: is {lengths[-1]} frames, {paths[0].name} {lengths[0]} frames; make them alike")
+            raise UserError(f"{path}: is {lengths[-1]} frames, {paths[0].name} {lengths[0]}; use one length")
 
 
 def too_short(source: Path | str, frames: int, least: int) -> str:

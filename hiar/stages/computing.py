@@ -38,7 +38,7 @@ class Choice(NamedTuple):
     compiled: Compiled | None = None
 
     def __str__(self) -> str:
-        layers = "layers as they are"
+        layers = "uncompiled layers"
         if self.compiled:
             gain, first_call = self.compiled.gain, self.compiled.first_call
             layers = f"compiled layers ({gain:.2f} times as fast, {first_call:.0f} s to compile)"
@@ -58,7 +58,7 @@ def choose(source: Generator, walk: Walk, rollout: Rollout, rollouts: int = 1) -
     if text.device.type == "cpu" or not rollouts:
         return Choice(kernel)
     rows, calls = work(walk, rollout)
-    tell("walk: choosing what computes fastest here; for long runs layers are compiled, which may take minutes")
+    tell("walk: timing what is fastest here; for long runs layers are compiled, which may take minutes")
     with using(kernel):
         forward = full_pass(source.denoiser, rollout, rows)
         return Choice(kernel, where_it_pays(source.denoiser, forward, rollouts * calls))

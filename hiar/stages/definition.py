@@ -56,7 +56,7 @@ def unchanged(stage: str, world: str, variant: str | None, workspace: Path) -> I
 
     code, settings = code_hash(stage, world), parameters()
     yield
-    remedy = f"changed while stage {stage} ran; bring it back, and run again, which resumes from what it has saved"
+    remedy = f"changed while stage {stage} ran; restore it, and run again to resume from the saved state"
     for field, before, now in _differences("", settings, parameters()):
         raise UserError(f"{path}: {field.removeprefix('.')} = {now!r}: was {before!r}, and {remedy}")
     if code_hash(stage, world) != code:
@@ -76,7 +76,7 @@ def check_fits(folder: Path, manifest: Mapping[str, Any], params: Params, conten
             raise UserError(f"{path}: {field} = {value!r}: params.yaml says {wanted!r}; {again}, or set it back")
     for name, content in made.parents.items():
         if contents.get(name, content) != content:
-            raise UserError(f"{path}: parents.{name} = {content[:12]}: there is another {name} now; {again}")
+            raise UserError(f"{path}: parents.{name} = {content[:12]}: the {name} has changed since; {again}")
 
 
 class _Made(Facts):

@@ -30,7 +30,7 @@ def own_device() -> torch.device:
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= count:
         remedy = f"use at most {count - 1}" if count > 1 else "leave it out"
-        raise UserError(f"--processes: each takes a GPU, and so does the one that decodes; here are {count}; {remedy}")
+        raise UserError(f"--processes: each needs its own GPU, and so does decoding; there are {count}; {remedy}")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -47,7 +47,7 @@ def group(rank: int, ranks: int, device: torch.device, stall_seconds: float) -> 
     def lost(reason: str) -> str:
         return (
             f"process {rank} of {ranks} lost another one, or waited {stall_seconds:g} s for it ({reason}); videos "
-            "under way play up to their last block, the same command goes on from the last whole batch"
+            "under way play up to their last block, the same command resumes from the last whole batch"
         )
 
     try:
@@ -86,7 +86,7 @@ def check_alike(key: dict[str, Any], device: torch.device, gather: Callable[[Ten
     for other, theirs in enumerate(everyone):
         for name, start in zip(digests, range(0, len(own), 32), strict=True):
             if not torch.equal(theirs[start : start + 32], everyone[0][start : start + 32]):
-                raise UserError(f"process {other}: {name}: not that of process 0; start all processes alike")
+                raise UserError(f"process {other}: {name}: differs from that of process 0; start all with the same one")
 
 
 def _everyones(own: Tensor) -> Tensor:

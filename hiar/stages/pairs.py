@@ -117,7 +117,7 @@ def _adopt(work: Stage, source: Path, teacher: Generator, workspace: Path, seed:
     found = tuple(pairs.states[torch.tensor([0])].shape[1:])
     if found[1:] != wanted[1:]:
         axes = "(states, channels, frames, height, width)"
-        raise UserError(f"{where}: has trajectories {found} {axes}, the experiment's are {wanted}; name others")
+        raise UserError(f"{where}: has trajectories {found} {axes}, the experiment's are {wanted}; name other pairs")
     levels = student_sigmas(schedule)
     same = (levels[:, None] - pairs.sigmas).abs() < SAME_LEVEL  # (ours, theirs)
     own = bool(same.any(dim=1).all())
@@ -165,7 +165,7 @@ def require_levels(params: Params, sigmas: Tensor, count: int, where: str) -> No
     same = len(sigmas) > min(count, len(levels) - 1)
     if not (same and torch.allclose(sigmas[:count], levels[:count], rtol=0, atol=SAME_LEVEL)):
         theirs, ours = (", ".join(f"{sigma:.6g}" for sigma in one.tolist()) for one in (sigmas, levels))
-        remedy = "change schedule.student_shift or student_levels, or name others"
+        remedy = "change schedule.student_shift or student_levels, or name other pairs"
         raise UserError(f"{where}: its levels are {theirs}, the student's {ours}; {remedy}")
 
 

@@ -55,21 +55,21 @@ def plan_processes(request: Request, ranks: int) -> None:
     """`check_processes` before any process is started; warns if there are more than cores to run them."""
     check_processes(request, ranks)
     if ranks > (cores := process_cores()) and not torch.cuda.is_available():
-        tell(f"walk: {ranks} processes wait for each other on {cores} core(s); --processes {cores} is faster here")
+        tell(f"walk: {ranks} processes share {cores} core(s); --processes {cores} is faster here")
 
 
 def check_processes(request: Request, ranks: int) -> None:
     """Raise UserError if the steps of a request's walk cannot be split over ``ranks`` processes."""
     card = load_card(request.checkpoint)
     if request.offload:
-        raise UserError("--offload: processes keep their networks where they work; leave it or --processes out")
+        raise UserError("--offload: with --processes each network stays on its GPU; leave one of them out")
     if card.stage == "teacher":
         raise UserError("--processes: the teacher is bidirectional and has no steps to split; leave it out")
     walk = walk_asked(card, request.order, request.context, request.level)
     reason = rule_of(walk.context).bound
     if reason:
         raise UserError(
-            f"--processes = {ranks}: {reason}, so its steps cannot be shared out; leave it out, or use --order "
+            f"--processes = {ranks}: {reason}, so its steps cannot be split; leave it out, or use --order "
             "diagonal --context output"
         )
     steps = card.schedule.student_steps

@@ -36,14 +36,14 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offl
     and if fp8 is not available or changes the output too much.
     """
     if offload and device.type != "cuda":
-        raise UserError("--offload: keeps networks out of a GPU's memory while they wait, here is none; leave it out")
+        raise UserError("--offload: keeps waiting networks out of a GPU's memory, but there is no GPU; leave it out")
     card, content = load_card(checkpoint), content_hash(checkpoint)
     student = card.stage != "teacher"
     half = card.precision == "bf16" and student
     if half and device.type == "cpu" and not multiplies_bf16():
         tell(
-            f"{checkpoint} computes in bf16, for which this processor has no instructions; imported with `hiar import "
-            "--precision no` it would be several times as fast here"
+            f"{checkpoint} computes in bf16, for which this processor has no instructions; import it with `hiar "
+            "import --precision no` to run several times as fast here"
         )
     source = placed(load_generator(checkpoint, torch.bfloat16 if half else torch.float32), device, offload)
     source.content = content
@@ -52,7 +52,7 @@ def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offl
             raise UserError("--fp8: a teacher computes as it was trained; leave it out")
         if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
             found = _name(device) if device.type == "cuda" else "none"
-            raise UserError(f"--fp8: needs a GPU from Hopper on, here is {found}; leave it out")
+            raise UserError(f"--fp8: needs a Hopper GPU or newer, here: {found}; leave it out")
         error = round_to_fp8(source)
         tell(f"fp8: a pass differs by {error:.1%}")
     if device.type == "cuda":
@@ -106,7 +106,7 @@ def round_to_fp8(source: Generator) -> float:
         error = with_fp8(source.denoiser, partial(full_pass, source.denoiser, rollout))
     except (RuntimeError, ValueError) as refusal:
         reason = " ".join(str(refusal).split())[:200]
-        raise UserError(f"--fp8: torch cannot multiply such numbers here ({reason}); leave it out") from None
+        raise UserError(f"--fp8: torch cannot multiply fp8 matrices here ({reason}); leave it out") from None
     if not in_fp8(source.denoiser):
         raise UserError(f"--fp8: no linear layer has sizes that are multiples of {MULTIPLE}; leave it out")
     if not error <= ERROR:

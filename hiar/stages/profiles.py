@@ -55,7 +55,7 @@ def score_folder(
     names, by_vbench = split_profiles(names, dimensions)
     kept = _kept_by(out)
     if by_vbench and kept is None:
-        raise UserError(f"--profile = {by_vbench[0]}: keeps values in a folder beside the figures; give --out a file")
+        raise UserError(f"--profile = {by_vbench[0]}: keeps its values beside the file of figures; give --out a file")
     if by_vbench and names:
         check_folder(folder, dimensions)  # before hours are spent on the other profiles
     found = _score_by_us(folder, names, kept, workspace) if names or not by_vbench else {}
@@ -81,7 +81,7 @@ def _score_by_us(folder: Path, names: Sequence[str], kept: Path | None, workspac
         world = open_world(captioned.world)
         check_heads(folder, heads, (world.height, world.width), captioned.judge().least_frames)
         if pair := by_number(paths):
-            tell(f"score {folder}: captions go to videos by their numbers, {pair[0].name} comes before {pair[1].name}")
+            tell(f"score {folder}: captions go to videos by number: {pair[0].name} comes before {pair[1].name}")
     _check_alike(heads)
     values = kept and kept.with_name(f"{kept.name}.videos.jsonl")
     videos = [
@@ -108,11 +108,11 @@ def _world_of(folder: Path, names: Sequence[str], params: Path) -> Protocol | No
         return None
     if not known and not os.path.lexists(params):
         raise UserError(
-            f"--profile: is not given, and neither {folder / MANIFEST} nor a params.yaml here says of what world the "
-            "videos are; name one for any videos, such as drift-lite"
+            f"--profile: is missing, and neither {folder / MANIFEST} nor a params.yaml here names the videos' world; "
+            "name one that suits any video, such as drift-lite"
         )
     if not os.path.lexists(params):
-        tell(f"score {folder}: by the thresholds of {PARAMS}, as there is no params.yaml here")
+        tell(f"score {folder}: with the thresholds of {PARAMS}, as there is no params.yaml here")
         params = PARAMS
     read = load_params(params)
     settle_cpu(read.runtime.threads)
@@ -156,7 +156,7 @@ def _check_lengths(paths: Sequence[Path], results: Sequence[Mapping[str, Any]]) 
     for path, result in zip(paths, results, strict=True):
         if result["frames"] != first:
             lengths = f"{result['frames']} frames, {paths[0].name} {first} frames"
-            raise UserError(f"{path}: is {lengths}; make them alike")
+            raise UserError(f"{path}: is {lengths}; use one length")
 
 
 def _refuse(folder: Path, failed: Mapping[Path, str], count: int, values: Path | None) -> None:
@@ -164,7 +164,7 @@ def _refuse(folder: Path, failed: Mapping[Path, str], count: int, values: Path |
         raise UserError(*failed.values())
     others = f"; the others are kept in {values}" if values and len(failed) < count else ""
     raise UserError(
-        f"{folder}: {len(failed)} of {count} videos cannot be scored, as told above; mend or remove them{others}"
+        f"{folder}: {len(failed)} of {count} videos cannot be scored (see above); fix or remove them{others}"
     )
 
 

@@ -79,7 +79,7 @@ def sample_prompts(
                     choice = settle(folder, source, walk, rollout(first), 1 + len(others) // ranks.size)
                     tell(plan_line(source, walk, rollout(first), choice, way))
                     if ranks.size > 1:
-                        tell(f"copies: {1 + len(others)} batch(es) of videos are dealt to {ranks.size} processes")
+                        tell(f"copies: {1 + len(others)} batch(es) of videos are split over {ranks.size} processes")
         if walk is not None:  # as the first process chose it
             way = settled_way(folder, way)
             choice = settle(folder, source, walk, rollout(range(1)), 1)
@@ -113,7 +113,7 @@ def _share(copies: int | None, stall_seconds: float) -> Iterator[Ranks]:
     place = own_place() or (0, 1)
     if place[1] != copies:
         raise UserError(f"--copies = {copies}: the launcher has started {place[1]} process(es); give that number")
-    remedy = "last whole batch; where none is gone, raise --stall-seconds"
+    remedy = "last whole batch; if no process died, raise --stall-seconds"
     with gathered(place, "auto", stall_seconds, remedy) as ranks:
         yield ranks
 
@@ -130,11 +130,11 @@ def check_request(source: Generator, request: Request) -> tuple[Walk | None, int
     if source.card.stage == "teacher":
         if request.order or request.context or request.level is not None:
             raise UserError(
-                "--order, --context, --level: the teacher is bidirectional, it walks no grid; leave them out"
+                "--order, --context, --level: the teacher is bidirectional and walks no grid; leave them out"
             )
         if frames != source.card.video.frames:
             raise UserError(
-                f"--frames = {frames}: the teacher makes clips of {source.card.video.frames} frames; ask for those"
+                f"--frames = {frames}: the teacher makes clips of {source.card.video.frames} frames; use that number"
             )
         return None, frames
     walk = walk_asked(source.card, request.order, request.context, request.level)

@@ -51,7 +51,7 @@ def take_up(state: Mapping[str, BufferedReader], source: Path, folder: Path) -> 
         known = restarted_from(folder)
         if known is None or known["sha256"] != origin["sha256"]:
             raise UserError(
-                f"--restart-from = {source}: {folder} has a state of its own to go on from; leave the option out, "
+                f"--restart-from = {source}: {folder} has its own state to resume from; leave the option out, "
                 "or move that folder away"
             )
         return

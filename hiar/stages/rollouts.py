@@ -29,7 +29,7 @@ def walk_asked(card: Card, order: Order | None, context: Context | None, level: 
     asked: dict[str, Any] = {"order": order or trained.order, "context": context or trained.context}
     if level is not None:
         if asked["context"] != "output":
-            raise UserError(f"--level: the level of {asked['context']} context is given by its name; leave it out")
+            raise UserError(f"--level: the level of {asked['context']} context is fixed; leave it out")
         asked["level"] = level
     elif asked["context"] == trained.context:
         asked["level"] = trained.level

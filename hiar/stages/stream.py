@@ -142,7 +142,7 @@ def change_prompts(changes: Sequence[str], block: int, frames: int | None) -> di
             raise UserError(f"--change = {change}: is not FRAME=PROMPT; write one like '{20 * block}=a red disc moves'")
         frame = int(number)
         if frame == 0:
-            raise UserError(f"--change = {change}: is no change at the first frame; give this prompt with --prompt")
+            raise UserError(f"--change = {change}: frame 0 is where the video starts; give this prompt with --prompt")
         if frame % block:
             borders = [border for border in (frame - frame % block, frame - frame % block + block) if border > 0]
             raise UserError(
@@ -150,9 +150,9 @@ def change_prompts(changes: Sequence[str], block: int, frames: int | None) -> di
                 f"use {' or '.join(map(str, borders))}"
             )
         if frames is not None and frame >= frames:
-            raise UserError(f"--change = {change}: the video ends before, after {frames} frames; raise --frames")
+            raise UserError(f"--change = {change}: the video ends earlier, after {frames} frames; raise --frames")
         if frame // block in prompts:
-            raise UserError(f"--change = {change}: frame {frame} has another prompt already; leave one of them out")
+            raise UserError(f"--change = {change}: frame {frame} already has another prompt; leave one of them out")
         prompts[frame // block] = prompt
     return prompts
 

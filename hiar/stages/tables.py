@@ -68,7 +68,7 @@ def _scores(experiment: str, params: Params, workspace: Path) -> Scores:
     """The scores of an experiment that was run. Raises UserError if its parameters have changed since."""
     if load_params(workspace / "params.yaml") != params:
         raise UserError(
-            f"{workspace / 'params.yaml'}: is not what experiment '{experiment}' says now; "
+            f"{workspace / 'params.yaml'}: differs from experiment '{experiment}' as it is now; "
             f"run `hiar run {experiment}` again"
         )
     scores = read_scores(workspace / VIDEOS)

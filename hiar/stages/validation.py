@@ -68,8 +68,8 @@ def validation(
     known = [name for name in judge.columns if name in HIGHER]
     if settings.metric not in known:
         raise UserError(
-            f"params.yaml: {work.name}.validation.metric = {settings.metric!r}: is none of the {judge.name}'s "
-            f"metrics of which higher or lower values are better; {suggest(settings.metric, known)}"
+            f"params.yaml: {work.name}.validation.metric = {settings.metric!r}: is not a metric of the "
+            f"{judge.name} of which higher or lower values are better; {suggest(settings.metric, known)}"
         )
     deal(settings.prompts, None, work.ranks)
     return partial(_validate, _Job(work, settings, source, role, judge, steps))

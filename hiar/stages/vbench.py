@@ -97,7 +97,7 @@ def _result(contender: Contender, dimension: str, workspace: Path) -> Mapping[st
     of = read_manifest(folder, KIND).get("parents", {}).get(name)
     if of != content_hash(contender.samples(workspace)):
         again = f"run `hiar stage vbench --seed {contender.seed} --dimension {dimension}`"
-        raise UserError(f"{folder}: is not of the samples of {name} that are there now; {again} again")
+        raise UserError(f"{folder}: was made from other samples of {name} than the present ones; {again} again")
     result: Mapping[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     return result
 

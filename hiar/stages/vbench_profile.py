@@ -26,7 +26,7 @@ def split_profiles(names: Sequence[str], dimensions: Sequence[str]) -> tuple[lis
     ours, vbench = ([name for name in names if (name in PROTOCOLS) is chosen] for chosen in (False, True))
     for place, name in enumerate(vbench):
         if name in vbench[:place]:
-            raise UserError(f"--profile = {name}: is given twice; give each once")
+            raise UserError(f"--profile = {name}: is given twice; give it once")
     if dimensions and not vbench:
         with_it = " or ".join(PROTOCOLS)
         raise UserError(f"--dimension = {dimensions[0]}: is VBench's; give --profile {with_it} too, or leave it out")
@@ -47,7 +47,7 @@ def score_by_vbench(folder: Path, protocol: str, dimensions: Sequence[str], kept
     if scores.failed:
         raise RunFailed(f"{', '.join(scores.failed)}: no value; {next(iter(scores.failed.values()))}")
     if not scores.values:
-        raise UserError(f"{folder}: no dimension of VBench's runs here and suits its videos; `hiar vbench doctor`")
+        raise UserError(f"{folder}: no dimension of VBench runs here and suits its videos; see `hiar vbench doctor`")
     results = {name: json.loads((kept / f"{name}.json").read_text(encoding="utf-8")) for name in scores.values}
     videos = sorted({video for result in results.values() for video in result["by_video"]})
     figures, first = figures_of(results, videos), next(iter(results.values()))

@@ -151,5 +151,5 @@ def _require(finite: Tensor, number: int, what: str, first: int) -> None:
     if not finite.all():
         raise UserError(
             f"video {number:04d}: its {what} are not finite from frame {first + int(finite.int().argmin())} on, so it "
-            "is not written; walk as the checkpoint was trained to, or train it anew"
+            "is not written; use the order and context it was trained with, or train it again"
         )

@@ -98,7 +98,7 @@ class _Table(Section):
             known = claim.figure in self.columns
             require(known, f"{field}.figure", claim.figure, suggest(claim.figure, self.columns))
             for name in (claim.of, claim.than):
-                require(name in contenders, field, name, f"is in no row; {suggest(name, contenders)}")
+                require(name in contenders, field, name, f"is not in any row; {suggest(name, contenders)}")
         return self
 
 

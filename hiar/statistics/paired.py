@@ -49,7 +49,7 @@ def read_scores(path: Path) -> Scores:
         known = scores.setdefault(name, {})
         if video in known:
             raise UserError(
-                f"{path}: line {number}: video {video[1]} of {name}, seed {video[0]}, is there twice; "
+                f"{path}: line {number}: video {video[1]} of {name}, seed {video[0]}, appears twice; "
                 "run `hiar stage score` again"
             )
         known[video] = metrics
@@ -130,6 +130,6 @@ def _row(path: Path, number: int, line: str) -> tuple[str, Video, dict[str, floa
         return f"{row['stage']}/{row['variant']}", (int(row["seed"]), int(row["video"])), metrics
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{path}: line {number}: is no row of scores ({type(error).__name__}: {error}); "
+            f"{path}: line {number}: is not a row of scores ({type(error).__name__}: {error}); "
             "run `hiar stage score` again"
         ) from None

@@ -48,7 +48,7 @@ def read_validations(folder: Path) -> list[Validated]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [Validated(int(one["step"]), {k: float(v) for k, v in one["metrics"].items()}) for one in lines]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is no table of validations ({error}); train this student anew") from None
+        raise UserError(f"{path}: is not a table of validations ({error}); train this student again") from None
 
 
 def correlation(validations: Mapping[int, Sequence[Validated]], one: str, other: str) -> Correlation | None:

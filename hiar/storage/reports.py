@@ -21,7 +21,7 @@ def share_report(store: Store, root: Path, experiment: str | None, days: float) 
     folder = (root if experiment is None else root / "runs" / experiment) / "reports"
     if not (folder / "index.html").is_file():
         raise UserError(
-            f"{folder / 'index.html'}: there is no report; `hiar run {experiment or ''}`".rstrip("` ") + "` first"
+            f"{folder / 'index.html'}: there is no report; run `hiar run {experiment or ''}`".rstrip("` ") + "` first"
         )
     with asking(store):  # some stores make a bucket that is written to
         store.client.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix, MaxKeys=1)

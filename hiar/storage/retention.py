@@ -71,7 +71,7 @@ def plan(store: Store, root: Path, *, last: int, best: str | None, days: float) 
     listed = listing(store)
     stored, damaged = runs_stored(store, listed)
     if damaged:
-        raise UserError(f"{store.url}/{damaged[0]}: is damaged; see `hiar storage verify` before anything is deleted")
+        raise UserError(f"{store.url}/{damaged[0]}: is damaged, so nothing is deleted; see `hiar storage verify`")
     named = [*runs_committed(root), *runs_here(root)]
     since = datetime.now(UTC) - timedelta(days=days)
     runs = [Kept(run, run.place) for run in named if not any(run.stages == one.stages for one in stored)]
@@ -135,7 +135,7 @@ def _inside(store: Store, keys: Iterable[str]) -> set[str]:
     for key, data in zip(folders, each(lambda key: content(store, key), folders), strict=True):
         entries = members(data)
         if entries is None:
-            raise UserError(f"{store.url}/{key}: is damaged; see `hiar storage verify` before anything is deleted")
+            raise UserError(f"{store.url}/{key}: is damaged, so nothing is deleted; see `hiar storage verify`")
         found |= {key_of(name) for _, name in entries}
     return found
 

@@ -71,7 +71,7 @@ def runs_committed(root: Path) -> list[Run]:
     Raises UserError without git or a repository, and in a shallow clone.
     """
     if _git(root, "rev-parse", "--is-shallow-repository").strip() != "false":
-        raise UserError(f"{root}: is a clone without its history, whose commits name more; git fetch --unshallow first")
+        raise UserError(f"{root}: is a shallow clone, missing commits may name more; run git fetch --unshallow")
     log = ["log", "--all", "--raw", "--no-abbrev", "--no-renames", "-m", "--format=commit %h"]
     found, commit = {}, ""
     for line in _git(root, *log, "--", "dvc.lock", "runs/*/dvc.lock").splitlines():
@@ -110,7 +110,7 @@ def stages_of(data: bytes, place: object) -> dict[str, Any]:
         if not isinstance(stages, dict):
             raise ValueError
     except (YAMLFileCorruptedError, ValueError, LookupError, TypeError):
-        raise UserError(f"{place}: is no dvc.lock; restore it (git checkout), or run the experiment again") from None
+        raise UserError(f"{place}: is not a dvc.lock; restore it (git checkout), or run the experiment again") from None
     return stages
 
 
@@ -132,5 +132,5 @@ def _git(root: Path, *arguments: str) -> str:
         run = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
-        raise UserError(f"{root}: git does not tell which commits there are ({reason}); run this in a clone") from None
+        raise UserError(f"{root}: git cannot list the commits ({reason}); run this in a clone") from None
     return run.stdout

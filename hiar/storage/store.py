@@ -17,13 +17,13 @@ from hiar.errors import UserError, suggest, without_password
 READERS = 16  # concurrent requests
 PIECE = 1 << 20  # bytes that are read at a time
 REMEDIES = {
-    "NoSuchBucket": "there is no such bucket; make it, or mend the remote's url",
+    "NoSuchBucket": "there is no such bucket; create it, or fix the remote's url",
     "InvalidAccessKeyId": "the store does not know the access key; set AWS_ACCESS_KEY_ID, or AWS_PROFILE",
-    "SignatureDoesNotMatch": "the secret key is not the access key's; set AWS_SECRET_ACCESS_KEY",
-    "AccessDenied": "access is denied; ask for the right to it, or use other credentials",
-    "403": "access is denied; ask for the right to it, or use other credentials",
+    "SignatureDoesNotMatch": "the secret key does not match the access key; set AWS_SECRET_ACCESS_KEY",
+    "AccessDenied": "access is denied; ask for permission, or use other credentials",
+    "403": "access is denied; ask for permission, or use other credentials",
     "ExpiredToken": "the credentials have expired; get new ones",
-    "RequestTimeTooSkewed": "the clocks of this machine and of the store differ; set this one's",
+    "RequestTimeTooSkewed": "the clocks of this machine and of the store differ; set this machine's",
 }
 CREDENTIALS = "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 
@@ -70,7 +70,7 @@ def open_store(root: Path, name: str | None = None) -> Store:
     try:
         config = DvcConfig(os.fspath(root / ".dvc"))
     except ConfigError as error:
-        raise UserError(f"{root / '.dvc' / 'config'}: {' '.join(str(error).split())}; mend it") from None
+        raise UserError(f"{root / '.dvc' / 'config'}: {' '.join(str(error).split())}; fix it") from None
     remotes = config["remote"]
     name = name or config["core"].get("remote")
     if name is None:
@@ -78,7 +78,7 @@ def open_store(root: Path, name: str | None = None) -> Store:
             f"{root / '.dvc' / 'config'}: names no remote; add one, as in dvc remote add --default store s3://BUCKET/hiar"
         )
     if name not in remotes:
-        raise UserError(f"remote '{name}': {root / '.dvc' / 'config'} names no such; {suggest(name, remotes)}")
+        raise UserError(f"remote '{name}': {root / '.dvc' / 'config'} has no such remote; {suggest(name, remotes)}")
     remote = remotes[name]
     found = re.fullmatch(r"s3://([^/]+)/?(.*?)/*", remote["url"])
     if found is None:
@@ -103,7 +103,7 @@ def open_store(root: Path, name: str | None = None) -> Store:
             ),
         )
     except (BotoCoreError, ValueError) as error:
-        raise UserError(f"remote '{name}': {_words(error)}; mend its settings or the AWS_* variables") from None
+        raise UserError(f"remote '{name}': {_words(error)}; fix its settings or the AWS_* variables") from None
     bucket, prefix = found.groups()
     return Store(client, bucket, f"{prefix}/" if prefix else "")
 
@@ -126,10 +126,10 @@ def asking(store: Store) -> Iterator[None]:
         raise UserError(f"{store.url}: {CREDENTIALS}") from None
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code"))
-        remedy = REMEDIES.get(code, f"{_words(error)}; mend that and run again")
+        remedy = REMEDIES.get(code, f"{_words(error)}; fix that and run again")
         raise UserError(f"{store.url}: {remedy}") from None
     except BotoCoreError as error:
-        raise UserError(f"{store.url}: {_words(error)}; is the store up, and the network?") from None
+        raise UserError(f"{store.url}: {_words(error)}; check that the store and the network are up") from None
 
 
 def listing(store: Store) -> dict[str, Stored]:

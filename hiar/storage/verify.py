@@ -79,8 +79,8 @@ def verify(store: Store, root: Path) -> tuple[list[Damage], int]:
     known = {damage.key for damage in found.damages}
     for key in listed.keys() - known:
         if key not in found.expected and not any(kind.fullmatch(key) for kind in (RECORD, REPORT, LOCK)):
-            what = "no run names it" if OBJECT.fullmatch(key) else "is nothing that a run leaves"
-            what += f", unless it is of {found.unknown[0]}, whose list is damaged" if found.unknown else ""
+            what = "no run names it" if OBJECT.fullmatch(key) else "is not something that a run writes"
+            what += f", unless it belongs to {found.unknown[0]}, whose list is damaged" if found.unknown else ""
             found.damages.append(Damage("surplus", key, what))
             known.add(key)
     _read_objects(store, found, [key for key in listed if key not in known])
@@ -101,7 +101,7 @@ def _name_all(store: Store, root: Path, found: Inventory) -> None:
     for key, data in zip(records, each(lambda key: content(store, key), records), strict=True):
         record = _record(key, data)
         if record is None:
-            found.damages.append(_damaged(found, key, "is not the record that its name says"))
+            found.damages.append(_damaged(found, key, "is not the record that its name promises"))
         else:
             for out in outs_of(record):
                 found.name(out, f"the record of {record['cmd']}")

@@ -110,7 +110,7 @@ def _close(writer: Writer) -> None:
     folder = writer.path.parent
     _see_to_sender(folder)
     if reason := trouble(folder):
-        _warn(f"not reached ({reason}); records wait in {folder} and are sent once it is")
+        _warn(f"not reachable ({reason}); records wait in {folder} and are sent once it is")
 
 
 def _see_to_sender(folder: Path) -> None:

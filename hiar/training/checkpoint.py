@@ -144,7 +144,7 @@ def load_state(
         except (RuntimeError, ValueError, LookupError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{place}: is of other networks or optimisers ({reason}); train anew, without this state"
+                f"{place}: belongs to other networks or optimisers ({reason}); remove this state and train from scratch"
             ) from None
     return index.step, index.curve
 
@@ -156,7 +156,7 @@ def _check_alike(folder: Path, step: int, ranks: Ranks) -> None:
         if other != steps[0]:
             raise UserError(
                 f"{folder}: process {rank} resumes at step {other}, process 0 at {steps[0]}; start all in one "
-                "folder that they share"
+                "shared folder"
             )
 
 
@@ -210,7 +210,7 @@ def _check_names(layouts: Mapping[str, Layout], roles: Mapping[str, Role]) -> No
             if missing := complete - found:
                 raise ValueError(f"{prefix}{number}/{min(missing)} is missing")
     if left:
-        raise ValueError(f"{min(left)} is of none of {', '.join(roles)}")
+        raise ValueError(f"{min(left)} belongs to none of {', '.join(roles)}")
 
 
 def _check_layout(name: str, found: Layout, own: Tensor) -> None:

@@ -90,7 +90,7 @@ def _check_finite(label: str, step: int, metrics: Metrics, saving: Saving, resta
     if not broken:
         return
     saving.finish()
-    advice = "lower the learning rate or the clip and start anew"
+    advice = "lower the learning rate or the clip and start over"
     if restarts and newest(saving.folder) is not None:
-        advice += f"; to go on from the last good state instead: hiar stage ... --restart-from {saving.folder.parent}"
+        advice += f"; to resume from the last good state instead: hiar stage ... --restart-from {saving.folder.parent}"
     raise UserError(f"{label}: {broken[0]} = {metrics[broken[0]]} at step {step}; {advice}")

@@ -37,8 +37,8 @@ def deal(batch: int, micro_batch: int | None, ranks: Ranks) -> list[range]:
     if size == 0 or batch % (size * ranks.size):
         cut = f"in micro-batches of {micro_batch} " if micro_batch else ""
         raise UserError(
-            f"a batch of {batch} {cut}cannot be dealt to {ranks.size} processes in equal shares; start another number "
-            "of processes, or change the batch in params.yaml"
+            f"a batch of {batch} {cut}cannot be split equally over {ranks.size} processes; start another number of "
+            "processes, or change the batch in params.yaml"
         )
     starts = range(ranks.rank * size, batch, size * ranks.size)
     return [range(start, start + size) for start in starts]

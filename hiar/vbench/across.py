@@ -67,9 +67,9 @@ def read_table(path: Path) -> Table:
         table = {float(value): float(becomes) for value, becomes in found.items()}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: is no table of VBench-Long ({reason}); `hiar vbench fetch` brings it") from None
+        raise UserError(f"{path}: is not VBench-Long's table ({reason}); get it with `hiar vbench fetch`") from None
     if {0.0, 1.0} - table.keys():
-        raise UserError(f"{path}: does not lead from 0 to 1; `hiar vbench fetch` brings VBench-Long's")
+        raise UserError(f"{path}: does not map 0 and 1; get VBench-Long's with `hiar vbench fetch`")
     return table
 
 

@@ -80,7 +80,7 @@ def ask(
                     worker.stdin.flush()
                 if (yield from _answers(worker.stdout, numbers)):
                     return
-                raise RunFailed(f"{dimension}: {how_ended(worker.wait(), log)}; what it printed is in {log}")
+                raise RunFailed(f"{dimension}: {how_ended(worker.wait(), log)}; see its output in {log}")
             finally:
                 worker.kill()
 
@@ -119,7 +119,7 @@ def how_ended(code: int, log: Path) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" * (name == "SIGKILL")
-        return f"its process was ended by {name}{hint}"
+        return f"its process was killed by {name}{hint}"
     printed = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return f"its process failed ({printed[-1].strip()[:300] if printed else f'exit code {code}'})"
 

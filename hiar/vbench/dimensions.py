@@ -86,7 +86,7 @@ def known_dimensions(names: Iterable[str]) -> list[str]:
     named = list(dict.fromkeys(names))
     for name in named:
         if name not in DIMENSIONS:
-            raise UserError(f"dimension '{name}': is none of VBench's; {suggest(name, DIMENSIONS)}")
+            raise UserError(f"dimension '{name}': is not one of VBench's; {suggest(name, DIMENSIONS)}")
     return named
 
 

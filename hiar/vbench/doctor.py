@@ -16,10 +16,10 @@ from hiar.vbench.weights import Held, inspect, weights_folder
 
 # How to get packages that `make vbench` does not install.
 _BUILT = {
-    "detectron2": "is on no package registry, build it: pip install git+https://github.com/facebookresearch/"
+    "detectron2": "is not on a package registry; build it with pip install git+https://github.com/facebookresearch/"
     "detectron2 in that environment"
 }
-_MADE = "should be: remove the environment and build it anew, `make vbench`"
+_MADE = "should be; remove the environment and rebuild it with `make vbench`"
 
 
 class Needs(NamedTuple):
@@ -60,7 +60,7 @@ def known_names(names: Iterable[str]) -> list[str]:
     named = list(dict.fromkeys(names))
     for name in named:
         if name not in NEEDS:
-            raise UserError(f"'{name}': is none of VBench's dimensions, nor {DRIFT}; {suggest(name, NEEDS)}")
+            raise UserError(f"'{name}': is neither one of VBench's dimensions nor {DRIFT}; {suggest(name, NEEDS)}")
     return named
 
 
@@ -93,7 +93,7 @@ def _files(names: Iterable[str]) -> Iterable[str]:
 def _finding(environment: Environment, name: str, held: Iterable[Held]) -> Finding:
     held = list(held)
     packages = [
-        f"package {package} is not in {environment.packages}; it {_BUILT.get(package, _MADE)}"
+        f"package {package} is not in {environment.packages}, and {_BUILT.get(package, _MADE)}"
         for package in NEEDS[name].packages
         if not environment.has(package)
     ]

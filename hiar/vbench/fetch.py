@@ -33,7 +33,7 @@ def fetch(folder: Path, name: str, environment: Environment, archives: Path) -> 
             raise UserError(f"{known.url}: gives {temporary.stat().st_size} bytes: should be {known.size}; try again")
         found = file_hash(temporary)
         if not found.startswith(known.sha256):
-            raise UserError(f"{known.url}: SHA-256 {found}: should be {known.sha256}; it is not kept, try again")
+            raise UserError(f"{known.url}: SHA-256 {found}: should be {known.sha256}; it was discarded, try again")
     return path
 
 

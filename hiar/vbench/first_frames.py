@@ -80,7 +80,7 @@ def load_dinov2(weights: str, device: Any) -> Callable[[Any], Any]:
     loaded: Any = Dinov2Model.from_pretrained(place, local_files_only=True, output_loading_info=True)
     model, strange = loaded[0].eval().to(device), {name: keys for name, keys in loaded[1].items() if keys}
     if strange:  # what is missing would be drawn at random
-        raise SystemExit(f"dinov2-base/model.safetensors is of another model: {strange}")
+        raise SystemExit(f"dinov2-base/model.safetensors belongs to another model: {strange}")
     mean, spread = (torch.tensor(one, device=device).view(3, 1, 1) for one in (MEAN, SPREAD))
     return lambda square: model((square - mean) / spread).last_hidden_state[:, 0]
 

@@ -50,7 +50,7 @@ class Networks:
         values: dict[str, list[float]] = self._ask({"shape": list(shape), "before": before}, pixels)["values"]
         for name, found in values.items():
             if not all(map(math.isfinite, found)):
-                raise RunFailed(f"{DRIFT}: {name} of a frame is not finite; its weights are broken, fetch them anew")
+                raise RunFailed(f"{DRIFT}: {name} of a frame is not finite; its weights are broken; fetch them again")
         return values
 
     def _ask(self, head: Mapping[str, Any], pixels: bytes) -> dict[str, Any]:

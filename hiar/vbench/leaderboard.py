@@ -29,7 +29,7 @@ def read_results(out: Path) -> dict[str, dict[str, Any]]:
                 found = json.loads(path.read_text(encoding="utf-8"))
                 results[name] = {field: found[field] for field in ("value", "videos", "of", "by_video", *_SHARED)}
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: is no result of a dimension ({error}); score it again") from None
+                raise UserError(f"{path}: is not a dimension's result ({error}); score it again") from None
     if not results:
         raise UserError(f"{out}: holds no result of VBench; name the --out of `hiar vbench score`")
     first = next(iter(results))
@@ -37,8 +37,8 @@ def read_results(out: Path) -> dict[str, dict[str, Any]]:
         for field in _SHARED:
             if result[field] != results[first][field]:
                 raise UserError(
-                    f"{out}: {field} = {result[field]} of {name}, {results[first][field]} of {first}: they make no "
-                    "total; score both alike, in a folder for each"
+                    f"{out}: {field} = {result[field]} of {name}, {results[first][field]} of {first}: they cannot be "
+                    "totalled; score both with the same settings, or in separate folders"
                 )
     return results
 
@@ -50,7 +50,7 @@ def write_archive(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for name, result in results.items():
         if result["prompts"] != "suite":
-            raise UserError(f"{name}: its videos are not of VBench's prompts: the leaderboard takes no others")
+            raise UserError(f"{name}: its videos are not of VBench's prompts; the leaderboard takes only those")
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, result in results.items():
             videos = [{"video_path": video, "video_results": value} for video, value in result["by_video"].items()]

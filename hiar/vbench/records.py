@@ -90,7 +90,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
             return found
     except ValueError:
         pass
-    raise UserError(f"{path}: holds lines that are no records; delete it, or choose another --out")
+    raise UserError(f"{path}: holds lines that are not records; delete it, or choose another --out")
 
 
 def _difference(old: Any, new: dict[str, Any]) -> str:

@@ -66,13 +66,13 @@ def score_folder(
     """
     named = None if dimensions is None else known_dimensions(dimensions)
     if protocol not in (None, *PROTOCOLS):
-        raise UserError(f"--protocol = {protocol}: is none of {', '.join(PROTOCOLS)}; choose one of them")
+        raise UserError(f"--protocol = {protocol}: is not one of {', '.join(PROTOCOLS)}; choose one of them")
     for device in devices:
         if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
-            raise UserError(f"--device = {device}: is no device of VBench's; give cpu, cuda or cuda:N")
+            raise UserError(f"--device = {device}: is not a device that VBench knows; give cpu, cuda or cuda:N")
     kind, *others = sorted({device.partition(":")[0] for device in devices})
     if others:
-        raise UserError(f"--device = {', '.join(devices)}: are of two kinds, whose values differ; give GPUs or cpu")
+        raise UserError(f"--device = {', '.join(devices)}: GPUs and CPUs give different values; give only one kind")
     where = find_environment(environment or default_folder())
     weights = weights or weights_folder()
     suite = read_suite(where.suite)
@@ -161,8 +161,8 @@ def _check_suitable(names: Iterable[str], videos: Sequence[Video], standard: boo
             known = {entry.prompt for entry in suite}
             other = next(video for video in videos if video.prompt not in known)
             raise UserError(
-                f"{name}: compares with what VBench's suite says beside its prompts, and '{other.prompt[:60]}' of "
-                f"{other.path.name} is none of them; leave the dimension out, or sample `hiar vbench prompts`"
+                f"{name}: needs the suite's annotations of its prompts, and '{other.prompt[:60]}' of "
+                f"{other.path.name} is not one of them; leave the dimension out, or sample `hiar vbench prompts`"
             )
         if standard and not chosen_videos(name, videos, suite):
             raise UserError(f"{name}: none of the videos is of its prompts; `hiar vbench prompts {name}` lists them")

@@ -32,7 +32,7 @@ def read_suite(path: Path) -> list[Entry]:
         return [Entry(one["prompt_en"], tuple(one["dimension"]), one.get("auxiliary_info", {})) for one in entries]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: is no prompt suite of VBench ({error}); build its environment anew: rm -r "
+            f"{path}: is not VBench's prompt suite ({error}); rebuild its environment: rm -r "
             "the environment, then `make vbench`"
         ) from None
 

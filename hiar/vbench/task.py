@@ -67,7 +67,7 @@ def leave_value(task: Task, device: str, workers: Workers) -> float | RunFailed:
     write_json(task.result, result)
     if counts["videos"] < counts["of"]:
         of = f"{counts['videos']} of the suite's {counts['of']} videos"
-        tell(f"{task.dimension}: {of}: no figure for a leaderboard")
+        tell(f"{task.dimension}: {of}, so its value is not comparable with the leaderboard")
     return value
 
 
@@ -104,7 +104,7 @@ def _records(task: Task, device: str, workers: Workers) -> dict[str, list[dict[s
                 known[piece.video].append(fields)
     if not any(known.values()):
         where = records_path(task.out, task.dimension)
-        raise RunFailed(f"{task.dimension}: VBench gives none of the {len(known)} videos a value; see {where}")
+        raise RunFailed(f"{task.dimension}: VBench gives a value for none of the {len(known)} videos; see {where}")
     return known
 
 

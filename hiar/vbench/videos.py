@@ -43,13 +43,13 @@ def read_videos(folder: Path, suite: Iterable[Entry], prompts: Path | None = Non
     that is no video.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: is no folder; name one with videos")
+        raise UserError(f"{folder}: is not a folder; name one with videos")
     paths = sorted(mp4_files(folder))
     if not paths:
         raise UserError(f"{folder}: holds no video; VBench scores *.mp4")
     for path in paths:
         if path.suffix != ".mp4":
-            raise UserError(f"{path}: VBench reads names that end in .mp4, in small letters; rename it")
+            raise UserError(f"{path}: VBench reads only names that end in .mp4, in lower case; rename it")
     source = prompts or (folder / CAPTIONS if (folder / CAPTIONS).is_file() else None)
     if source is None:
         named = _by_name(paths, suite)
@@ -82,8 +82,8 @@ def is_standard(videos: Sequence[Video], suite: Iterable[Entry]) -> bool:
     others = [video for video in videos if video.prompt not in known]
     if others and len(others) < len(videos):
         tell(
-            f"{others[0].path}: '{others[0].prompt[:60]}' is none of the suite's prompts, as {len(others)} of "
-            f"{len(videos)}: each dimension looks at all videos"
+            f"{others[0].path}: '{others[0].prompt[:60]}' is not one of the suite's prompts ({len(others)} of "
+            f"{len(videos)} are not): each dimension scores all videos"
         )
     return not others
 
@@ -98,7 +98,7 @@ def protocol_of(videos: Sequence[Video]) -> str:
         one, other = found[LONG], found["vbench"]
         raise UserError(
             f"{one.path}: is {one.seconds:.1f} s long, {other.path.name} is {other.seconds:.1f}: videos of "
-            f"{LONG_SECONDS:g} s and more have a protocol of their own; choose one, --protocol vbench or vbench-long"
+            f"{LONG_SECONDS:g} s and more have their own protocol; choose --protocol vbench or vbench-long"
         )
     return next(iter(found))
 
@@ -113,7 +113,7 @@ def _length(path: Path) -> tuple[int, float]:
         rate = stream.average_rate
         frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
     if not rate or not frames:
-        raise UserError(f"{path}: does not say how many frames it shows in a second; make it again")
+        raise UserError(f"{path}: states no frame rate or length; make it again")
     return frames, float(rate)
 
 
@@ -126,7 +126,7 @@ def _by_name(paths: Iterable[Path], suite: Iterable[Entry]) -> dict[Path, tuple[
             close = suggest(path.stem.rpartition("-")[0] or path.stem, prompts)
             hint = f" ({close})" if close.startswith("did") else ""
             raise UserError(
-                f"{path}: is not named by a prompt of VBench's suite, like 'PROMPT-0.mp4'{hint}; rename it, or say "
+                f"{path}: is not named after a prompt of VBench's suite, as in 'PROMPT-0.mp4'{hint}; rename it, or say "
                 "what the videos show: --prompts FILE"
             )
         named[path] = found
@@ -156,10 +156,10 @@ def _by_table(paths: Iterable[Path], source: Path, text: str) -> dict[Path, str]
     try:
         table = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{source}: is no JSON ({error}); write an object of prompts by file name") from None
+        raise UserError(f"{source}: is not JSON ({error}); write an object of prompts by file name") from None
     if not isinstance(table, Mapping) or not all(isinstance(prompt, str) for prompt in table.values()):
-        raise UserError(f'{source}: is no object of prompts by file name; write {{"0000.mp4": "a prompt"}}')
+        raise UserError(f'{source}: is not an object of prompts by file name; write {{"0000.mp4": "a prompt"}}')
     for path in paths:
         if not table.get(path.name):
-            raise UserError(f"{source}: has no prompt for {path.name}; add it, or take the video away")
+            raise UserError(f"{source}: has no prompt for {path.name}; add it, or remove the video")
     return {path: one_line(table[path.name]) for path in paths}

@@ -149,7 +149,7 @@ def inspect(folder: Path, name: str) -> Held:
         remedy = f"copy it back, or `hiar vbench fetch --approve {name}` if you trust this one"
         return Held(name, path, found, f"{path}: SHA-256 {found}: is not the file you approved; {remedy}")
     remedy = f"compare it with its source and `hiar vbench fetch --approve {name}`"
-    return Held(name, path, found, f"{path}: SHA-256 {found}: its publisher names no hash to check; {remedy}")
+    return Held(name, path, found, f"{path}: SHA-256 {found}: its publisher gives no hash to check; {remedy}")
 
 
 def approved(folder: Path) -> dict[str, str]:
@@ -160,9 +160,9 @@ def approved(folder: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and approve files anew") from None
+        raise UserError(f"{path}: cannot be read ({error}); delete it and approve the files again") from None
     if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
-        raise UserError(f"{path}: is no table of hashes by name; delete it and approve files anew")
+        raise UserError(f"{path}: is not a table of hashes by name; delete it and approve the files again")
     return found
 
 
@@ -184,7 +184,7 @@ def approve(folder: Path, name: str) -> str:
 def known_weight(name: str) -> str:
     """The name itself. Raises UserError for one that is no weight of VBench or Drift."""
     if name not in WEIGHTS:
-        raise UserError(f"file '{name}': is none of VBench's weights; {suggest(name, WEIGHTS)}")
+        raise UserError(f"file '{name}': is not one of VBench's weights; {suggest(name, WEIGHTS)}")
     return name
 
 
@@ -199,10 +199,10 @@ def _wrong_format(path: Path) -> str | None:
     if path.suffix == ".gz":
         return None if head.startswith(b"\x1f\x8b") else "is not compressed with gzip"
     if path.suffix == ".pt":
-        return None if _has(path, "constants.pkl") else "is no TorchScript archive"
+        return None if _has(path, "constants.pkl") else "is not a TorchScript archive"
     if path.name.endswith((".pth", ".pth.tar")):
         # torch.save's archive, or its format before 1.6: a pickle of protocol 2
-        return None if head.startswith(b"\x80\x02") or _has(path, "data.pkl") else "is no file of torch.save"
+        return None if head.startswith(b"\x80\x02") or _has(path, "data.pkl") else "is not a file of torch.save"
     return None
 
 

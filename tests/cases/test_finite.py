@@ -118,7 +118,7 @@ def test_a_last_update_that_overflows_leaves_no_artifact(stage, tensor, copy_smo
         update={"steps": 1, "optimizer": optimizer.model_copy(update={"adamw": adamw})}
     )
     spoiled = params.model_copy(update={stage: section.model_copy(update={"training": training})})
-    line = f": {tensor}: .* not finite, as after a training that overflowed; train anew with a lower learning"
+    line = f": {tensor}: .* not finite, as after training that overflowed; train again with a lower learning"
     before = (Path("artifacts") / "seed-0" / stage / "manifest.json").read_bytes()
     with pytest.raises(UserError, match=line):
         {"codec": codec, "init": init}[stage].run(spoiled, Path(), 0)

@@ -25,7 +25,7 @@ def edit(path, **changes):
 def outside(name):
     return (
         {"files": {name: HASHED}},
-        f"files: {name!r} is no file in this folder; {REMEDY}",
+        f"files: {name!r} is not a file in this folder; {REMEDY}",
     )
 
 
@@ -78,9 +78,9 @@ def test_files_unlike_their_manifest_are_refused_without_advice_to_delete_them(m
     before = Path("videos/0001.mp4").read_bytes()
     for put, error in (
         (lambda: Path("videos/0001.mp4").write_bytes(before[:-9]), "size = "),
-        (lambda: Path("videos/0001.mp4").write_bytes(before[:-9] + bytes(9)), "is not what its manifest says"),
-        (lambda: os.symlink("/etc", "videos/0001.mp4"), "is no file, though its manifest says so"),
-        (lambda: os.mkfifo("videos/0001.mp4"), "is no file, though its manifest says so"),
+        (lambda: Path("videos/0001.mp4").write_bytes(before[:-9] + bytes(9)), "does not match its manifest"),
+        (lambda: os.symlink("/etc", "videos/0001.mp4"), "is not a file, though its manifest lists it"),
+        (lambda: os.mkfifo("videos/0001.mp4"), "is not a file, though its manifest lists it"),
         (lambda: None, "cannot be read (No such file or directory)"),
     ):
         Path("videos/0001.mp4").unlink(missing_ok=True)
@@ -125,7 +125,7 @@ def nested(section, **changes):
 PARTS = {
     "not UTF-8": (
         lambda f: (f / "generator.json").write_bytes(b"\xff\xfe"),
-        "generator.json: is not UTF-8 text; make the checkpoint anew",
+        "generator.json: is not UTF-8 text; make the checkpoint again",
     ),
     "no JSON": (lambda f: (f / "generator.json").write_text("{"), "generator.json: invalid JSON"),
     "deep": (
@@ -140,7 +140,7 @@ PARTS = {
     "clip": (nested("video", frames=16), "generator.json: video.frames = 16: must be a multiple of block = 3"),
     "world": (
         nested("world", size=63),
-        "generator.json: world: 63x63 pixels: is no multiple of the codec's patch",
+        "generator.json: world: 63x63 pixels: is not a multiple of the codec's patch",
     ),
     "codec list": (
         lambda f: (f / "codec" / "config.json").write_text("[]"),
@@ -165,7 +165,7 @@ def test_invalid_parts_of_a_checkpoint_are_refused(case, spoil_student, mistake)
     spoil_student(change)
     line = mistake(*SAMPLE)
     assert line.startswith(f"student/{error}")
-    assert "anew" in line
+    assert "again" in line
 
 
 @pytest.mark.parametrize(

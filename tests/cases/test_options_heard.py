@@ -28,7 +28,10 @@ def test_every_option_takes_effect(command: str, run: Run, mistake: Run, student
         ("--order", "diagonal", "--context", "finished"): "--order = diagonal: ",
     }
     if not torch.cuda.is_available():
-        lines |= {("--fp8",): "--fp8: needs a GPU", ("--offload",): "--offload: keeps networks out of a GPU's memory"}
+        lines |= {
+            ("--fp8",): "--fp8: needs a Hopper GPU",
+            ("--offload",): "--offload: keeps waiting networks out of a GPU's memory",
+        }
     for options, line in lines.items():
         assert mistake(*request, *options).startswith(line), options
     run(*request, "--image", "small.png", "--resize")

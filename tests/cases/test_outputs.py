@@ -122,7 +122,7 @@ def test_a_stream_is_not_written_to_a_terminal(mistake):
     reader, terminal = os.openpty()
     name = os.ttyname(terminal)
     line = mistake(*STREAM, "nowhere", "--out", name)
-    assert line == f"--out = {name}: is a terminal; name a file, or append a reader, such as | ffplay -"
+    assert line == f"--out = {name}: is a terminal; name a file, or pipe it to a player, such as | ffplay -"
     os.close(reader)
     os.close(terminal)
 
@@ -136,7 +136,7 @@ def make_bad_outputs():
     with socket.socket(socket.AF_UNIX) as plug:
         plug.bind("socket")
     return {
-        "": "--out = '': names nothing; name a file, or - for the standard output",
+        "": "--out = '': is empty; name a file, or - for the standard output",
         ".": "--out = .: is a folder; name a file in it",
         "folder": "--out = folder: is a folder; name a file in it",
         "new/": "--out = new/: is a folder; name a file in it",
@@ -219,7 +219,7 @@ def test_unreadable_inputs_and_link_loops_are_named(mistake, student, project):
     assert mistake(*SAMPLE, "student", "--out", "out").startswith("student/generator.json: cannot be read (Is a dir")
     os.remove("params.yaml")
     os.symlink("params.yaml", "params.yaml")
-    assert mistake("config", "check").startswith(f"params.yaml: {loop}; mend that or name another file")
+    assert mistake("config", "check").startswith(f"params.yaml: {loop}; fix that or name another file")
     assert mistake(*SCORE, "x.json").startswith(f"params.yaml: {loop}")
 
 
@@ -266,7 +266,7 @@ def test_samples_beside_foreign_files_are_not_replaced(put, name, mistake):
     put()
     for processes in ((), ("--processes", 2)):
         assert mistake(*SAMPLE, "nowhere", "--out", "out", *processes) == (
-            f"out/{name}: is not of the samples that out holds and would be deleted with them; move it away or choose "
+            f"out/{name}: does not belong to the samples in out and would be deleted with it; move it away or choose "
             "a new folder"
         )
 
@@ -275,7 +275,7 @@ def test_an_artifact_beside_foreign_files_is_not_replaced_by_its_stage(mistake):
     folder = Path("artifacts/seed-0/codec")
     shutil.copytree("videos", folder)
     (folder / "notes.txt").write_text("mine")
-    assert mistake("stage", "codec", "--seed", 0).startswith(f"{folder}/notes.txt: is not of the samples that")
+    assert mistake("stage", "codec", "--seed", 0).startswith(f"{folder}/notes.txt: does not belong to the samples")
 
 
 def test_samples_scored_as_the_help_shows_can_be_made_again(run, student):

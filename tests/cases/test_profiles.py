@@ -100,7 +100,7 @@ def test_videos_with_a_manifest_of_their_world_need_no_params_yaml(run: Run, pro
     stderr = hiar("score", "videos", "--out", OUT, folder=project).stderr
     assert json.loads(OUT.read_text()) == with_one
     assert json.loads(run("score", "videos", "--profile", "oracle", "--out", "-")) == with_one
-    assert f"score videos: by the thresholds of {ROOT / 'params.yaml'}, as there is no params.yaml here" in stderr
+    assert f"score videos: with the thresholds of {ROOT / 'params.yaml'}, as there is no params.yaml here" in stderr
 
 
 def test_the_order_of_files_changes_no_value(run: Run, foreign: Path) -> None:
@@ -136,7 +136,7 @@ def test_videos_that_are_no_mp4_are_reported_as_left_out(run: Run, foreign: Path
     for name in ("0003.webm", "0004.MOV"):  # in capitals, as cameras write it
         (foreign / name).write_bytes(b"of another system")
     stderr = run(*LITE, OUT, code=2)
-    assert "videos: videos that are no mp4 are left out (2: 0003.webm, 0004.MOV); convert them" in stderr
+    assert "videos: videos that are not mp4 are left out (2: 0003.webm, 0004.MOV); convert them" in stderr
 
 
 def test_kept_values_are_reused_and_changed_videos_measured_again(run: Run, foreign: Path) -> None:
@@ -168,7 +168,7 @@ def test_drift_lite_needs_no_experiment(run: Run, mistake: Run, foreign: Path) -
         "--profile = oracle: unknown here, as no params.yaml names the world of the videos; "
         "known: drift-lite, drift, vbench, vbench-long"
     )
-    assert mistake("score", "videos", "--out", OUT).startswith("--profile: is not given, and neither ")
+    assert mistake("score", "videos", "--out", OUT).startswith("--profile: is missing, and neither ")
 
 
 def test_only_the_profile_that_changed_is_measured_again(run: Run, project: Path) -> None:
@@ -231,8 +231,8 @@ def spoil(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (spoil("0001.mp4", lambda f: f.write_text("no video")), "0001.mp4: is no video that can be read"),
-        (spoil("0001.mp4", sound_alone), "0001.mp4: is no video, it holds audio; make it again"),
+        (spoil("0001.mp4", lambda f: f.write_text("no video")), "0001.mp4: is not a readable video"),
+        (spoil("0001.mp4", sound_alone), "0001.mp4: is not a video, it holds audio; make it again"),
         (spoil("0001.mp4", lambda f: f.write_bytes(f.read_bytes()[:2000])), "0001.mp4: is "),
         (
             spoil("0001.mp4", lambda f: write_mp4(f, flat(5), 12)),
@@ -265,7 +265,7 @@ def test_videos_too_small_for_optical_flow_are_refused(height: int, width: int, 
     stderr = run(*LITE, OUT, code=2)
     assert f"videos/0000.mp4: is {width}x{height} pixels, drift-lite needs 16 a side; leave it out" in stderr
     assert stderr.splitlines()[-1] == (  # no result was kept
-        "error: videos: 3 of 3 videos cannot be scored, as told above; mend or remove them"
+        "error: videos: 3 of 3 videos cannot be scored (see above); fix or remove them"
     )
 
 
@@ -275,7 +275,7 @@ def test_several_bad_videos_are_each_named(run: Run, foreign: Path) -> None:
     output = run(*LITE, OUT, code=2).splitlines()
     assert sum("needs 6" in one for one in output) == 2
     assert output[-1] == (
-        "error: videos: 2 of 3 videos cannot be scored, as told above; mend or remove them; the others are kept in "
+        "error: videos: 2 of 3 videos cannot be scored (see above); fix or remove them; the others are kept in "
         "out.videos.jsonl"
     )
 
@@ -323,8 +323,8 @@ def test_folders_of_mixed_sizes_or_rates_or_without_videos_are_refused(
         ),
         (["vbench"], ".none: holds no environment of VBench; build it with `make vbench` (two minutes, 1.6 GB)"),
         (["looks"], "--profile = looks: unknown here; known: oracle, drift-lite, drift, vbench, vbench-long"),
-        (["vbench", "drift-lite", "vbench"], "--profile = vbench: is given twice; give each once"),
-        (["drift-lite", "drift-lite"], "--profile = drift-lite: is given twice; give each once"),
+        (["vbench", "drift-lite", "vbench"], "--profile = vbench: is given twice; give it once"),
+        (["drift-lite", "drift-lite"], "--profile = drift-lite: is given twice; give it once"),
     ],
 )
 def test_unknown_repeated_and_unavailable_profiles_are_refused(
@@ -339,7 +339,7 @@ def test_unknown_repeated_and_unavailable_profiles_are_refused(
 def test_a_file_that_holds_no_kept_results_is_not_written_to(content: str, mistake: Run) -> None:
     VALUES.write_text(content)
     assert mistake(*LITE, OUT) == (
-        "out.videos.jsonl: line 1 is no kept result; move the file away or choose another --out"
+        "out.videos.jsonl: line 1 is not a kept result; move the file away or choose another --out"
     )
 
 

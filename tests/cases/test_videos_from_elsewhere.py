@@ -110,14 +110,14 @@ def test_sizes_captions_and_lengths_are_checked_before_a_frame_is_decoded(
 ) -> None:
     for path in folder.glob("*.mp4"):
         cut(path)
-    assert score(capsys) == "videos: 3 of 3 videos cannot be scored, as told above; mend or remove them"
+    assert score(capsys) == "videos: 3 of 3 videos cannot be scored (see above); fix or remove them"
     caption(folder, [*CAPTIONS[:2], "a red cow moves"])
     assert "unknown word 'cow'" in score(capsys)
     caption(folder, CAPTIONS[:3])
     write_mp4(folder / "0002.mp4", CLIPS[2, :12], 12)
-    assert score(capsys).startswith("videos/0002.mp4: is 12 frames of 64x64, 0000.mp4 20 frames of 64x64; make")
+    assert score(capsys).startswith("videos/0002.mp4: is 12 frames of 64x64, 0000.mp4 20 frames of 64x64; use")
     encode(folder / "0002.mp4", torch.zeros(2, 128, 96, 3, dtype=torch.uint8))
-    assert score(capsys).startswith("videos/0002.mp4: is 2 frames of 96x128, 0000.mp4 20 frames of 64x64; make")
+    assert score(capsys).startswith("videos/0002.mp4: is 2 frames of 96x128, 0000.mp4 20 frames of 64x64; use")
     encode(folder / "0000.mp4", torch.zeros(2, 1080, 1920, 3, dtype=torch.uint8), pixels="yuv420p")
     cut(folder / "0000.mp4")
     assert score(capsys).startswith("videos: videos are 1920x1080 pixels, the world 64x64; use")
@@ -130,9 +130,9 @@ def test_sizes_captions_and_lengths_are_checked_before_a_frame_is_decoded(
 def test_lengths_without_a_header_are_checked_while_decoding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, length in enumerate((FRAMES, FRAMES, 12)):
         encode(folder / f"{number:04d}.mp4", CLIPS[number, :length], muxer="matroska")
-    assert score(capsys) == "videos/0002.mp4: is 12 frames, 0000.mp4 20 frames; make them alike"
+    assert score(capsys) == "videos/0002.mp4: is 12 frames, 0000.mp4 20 frames; use one length"
     encode(folder / "0000.mp4", CLIPS[0, :12], muxer="matroska")
-    assert score(capsys) == "videos/0001.mp4: is 20 frames, 0000.mp4 12 frames; make them alike"
+    assert score(capsys) == "videos/0001.mp4: is 20 frames, 0000.mp4 12 frames; use one length"
     encode(folder / "0000.mp4", CLIPS[0], muxer="matroska")
     encode(folder / "0002.mp4", CLIPS[2, :4], muxer="matroska")
     assert score(capsys) == "videos/0002.mp4: has 4 frames, oracle needs 5; make it longer or leave it out"
@@ -168,8 +168,8 @@ def test_an_ambiguous_order_of_videos_is_refused(
     (folder / "0001.mp4").rename(folder / first)
     (folder / "0002.mp4").rename(folder / second)
     line = score(capsys)
-    assert "may come before or after" in line
-    assert line.endswith("give videos names of one width, such as 0000.mp4, in the order of their captions")
+    assert "is ambiguous" in line
+    assert line.endswith("number videos with equally many digits, such as 0000.mp4, in the order of their captions")
 
 
 def add_finder_files(folder: Path) -> None:
@@ -217,9 +217,12 @@ def test_folders_as_other_systems_leave_them_are_scored(
         (lambda f: rewrite(f, lambda text: text.replace(b"\n", b"\n\n", 1)), "captions.txt: holds an empty line"),
         (lambda f: (f / "0003.mp4").symlink_to("nowhere"), "holds 3 captions for 4 videos"),
         (lambda f: rewrite(f, lambda text: text.decode().encode("utf-16")), "captions.txt: is not UTF-8"),
-        (lambda f: (f / "0002.mp4").write_bytes(b""), "0002.mp4: is no video that can be read"),
-        (lambda f: (rename(f, "0002.mp4", "real"), os.mkfifo(f / "0002.mp4")), "0002.mp4: is no regular file"),
-        (lambda f: (rename(f, "0002.mp4", "x"), (f / "0002.mp4").symlink_to("0002.mp4")), "0002.mp4: is no video"),
+        (lambda f: (f / "0002.mp4").write_bytes(b""), "0002.mp4: is not a readable video"),
+        (lambda f: (rename(f, "0002.mp4", "real"), os.mkfifo(f / "0002.mp4")), "0002.mp4: is not a regular file"),
+        (
+            lambda f: (rename(f, "0002.mp4", "x"), (f / "0002.mp4").symlink_to("0002.mp4")),
+            "0002.mp4: is not a readable video",
+        ),
     ],
     ids=["two-captions", "blank-between", "dangling", "utf-16", "empty", "pipe", "loop"],
 )
@@ -239,7 +242,7 @@ def test_an_impossible_enlargement_comment_is_refused(
     encode(folder / "0000.mp4", torch.zeros(2, size, size, 3, dtype=torch.uint8), note=f"enlarged {note} times")
     line = score(capsys)
     assert line.startswith("videos/0000.mp4: comment = 'enlarged ")
-    assert line.endswith(f": cannot be true of {size}x{size} pixels; delete the comment or make it again")
+    assert line.endswith(f": does not fit {size}x{size} pixels; delete the comment or make it again")
     assert len(line) < 200
 
 
@@ -310,9 +313,9 @@ def test_pixels_that_are_not_square_and_a_lone_cover_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encode(folder / "0000.mp4", CLIPS[0], prepare=widen_pixels)
-    assert score(capsys) == "videos/0000.mp4: its pixels are 2 times as wide as high; make them square"
+    assert score(capsys) == "videos/0000.mp4: its pixels are 2 times as wide as high; re-encode it with square pixels"
     encode(folder / "0000.mp4", CLIPS[0, :1], codec="mjpeg", pixels="yuvj444p", prepare=make_cover)
-    assert score(capsys) == "videos/0000.mp4: is no video, it holds a cover picture; make it again"
+    assert score(capsys) == "videos/0000.mp4: is not a video, it holds a cover picture; make it again"
 
 
 def test_a_file_of_sound_alone_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,10 +325,10 @@ def test_a_file_of_sound_alone_is_refused(folder: Path, capsys: pytest.CaptureFi
         sound.sample_rate = 44100
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
-    assert score(capsys) == "videos/0000.mp4: is no video, it holds audio; make it again"
+    assert score(capsys) == "videos/0000.mp4: is not a video, it holds audio; make it again"
 
 
 def test_a_video_whose_size_changes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(Path(__file__).parent / "data" / "size-changes.mp4", folder / "0000.mp4")
     line = score(capsys)
-    assert line == "videos/0000.mp4: changes its size at frame 15 from 64x64 to 32x32 pixels; make all its frames alike"
+    assert line == "videos/0000.mp4: changes its size at frame 15 from 64x64 to 32x32 pixels; re-encode it at one size"

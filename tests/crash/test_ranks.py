@@ -32,7 +32,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_process_ends_all(student: Path, tmp_path: Path, rank: int) -> None:
     broken = break_a_rank(student, tmp_path, environment(), rank, RANKS)
     name = "the process that decodes" if rank == RANKS else f"process {rank} of {RANKS}"
-    assert broken.errors == [f"error: {name} was ended by SIGKILL; the same command goes on from here"]
+    assert broken.errors == [f"error: {name} was killed by SIGKILL; the same command resumes from here"]
     assert broken.code == 1
     assert broken.frames > 0
     assert broken.survivors == []
@@ -46,7 +46,9 @@ def test_after_a_kill_while_decoding_the_whole_video_plays(
     """And the command, resumed by one process or by several, ends with the folder of an undisturbed run."""
     frames = 3000
     broken = break_a_rank(student, tmp_path, environment(), RANKS, RANKS, frames=frames, walked=True)
-    assert broken.errors == ["error: the process that decodes was ended by SIGKILL; the same command goes on from here"]
+    assert broken.errors == [
+        "error: the process that decodes was killed by SIGKILL; the same command resumes from here"
+    ]
     assert broken.frames == frames
     assert broken.survivors == []
     request = ("sample", "--checkpoint", student, "--prompt", "a red disc moves left", "--frames", frames)
@@ -109,6 +111,6 @@ def test_processes_started_with_other_options_refuse_each_other(student: Path, t
         for rank, seed in enumerate((0, 1))
     ]
     errors = [process.communicate(timeout=600)[1] for process in processes]
-    assert errors == ["error: process 1: command: not that of process 0; start all processes alike\n"] * 2
+    assert errors == ["error: process 1: command: differs from that of process 0; start all with the same one\n"] * 2
     assert [process.returncode for process in processes] == [2, 2]
     assert list(tmp_path.iterdir()) == []

@@ -88,7 +88,7 @@ def test_a_clone_has_the_base_models_which_are_not_in_the_repository(repository,
     monkeypatch.chdir(repository)
     commit = checkout.describe()["commit"]
     monkeypatch.setenv(checkout.MODELS, str(tmp_path / "base"))
-    with pytest.raises(UserError, match=r"HIAR_MODELS = .*base: is no folder; name that of the base models"):
+    with pytest.raises(UserError, match=r"HIAR_MODELS = .*base: is not a folder; name the folder of the base models"):
         checkout.open_project(repository.as_uri(), commit)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "prompts.txt").write_text("a fox\n")

@@ -177,6 +177,6 @@ def test_the_webhook_is_called_for_failures_only(prefect_server, webhook, tmp_pa
     experiment("whole", "", return_state=True)
     end = time.monotonic() + 300
     while not lines and time.monotonic() < end:  # the trigger takes effect with a delay
-        experiment("smoke", "codec@0: was ended by SIGKILL", return_state=True)
+        experiment("smoke", "codec@0: was killed by SIGKILL", return_state=True)
         time.sleep(2)
-    assert {line["text"] for line in lines} == {"smoke 1a2b3c4 failed: codec@0: was ended by SIGKILL"}
+    assert {line["text"] for line in lines} == {"smoke 1a2b3c4 failed: codec@0: was killed by SIGKILL"}

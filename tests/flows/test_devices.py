@@ -128,7 +128,7 @@ def test_a_request_for_more_devices_than_exist_takes_all():
 @pytest.mark.parametrize("names", ["0,0", ",", "0,../1"])
 def test_invalid_device_names_are_refused(names, monkeypatch):
     monkeypatch.setenv("HIAR_DEVICES", names)
-    with pytest.raises(UserError, match=r"HIAR_DEVICES = .*: should name each device once"):
+    with pytest.raises(UserError, match=r"HIAR_DEVICES = .*: should list each device once"):
         device_names()
 
 

@@ -68,7 +68,7 @@ def test_after_dvc_repro_nothing_is_stale_until_a_change_makes_its_stage_and_lat
     stages = {stage.name: stage for stage in stale_stages(project.folder)}
     assert set(stages) == {"distill@0-hiar", "distill@0-self-forcing", "score"}
     assert stages["distill@0-hiar"].reason == "changed: params.yaml"
-    assert stages["score"].reason == "needs a stage that runs"
+    assert stages["score"].reason == "depends on a stage that will run"
     assert stages["distill@0-hiar"].needs == set()  # codec is up to date: nobody would run it
     assert stages["score"].needs == {"distill@0-hiar", "distill@0-self-forcing"}
     with (project.folder / "stage.py").open("a") as file:
@@ -163,7 +163,7 @@ def test_a_stage_killed_by_a_signal_has_the_shell_s_exit_code_and_the_signal_is_
     with pytest.raises(StageFailure) as failure:
         run(project, "codec@0")
     assert failure.value.code == 128 + 9
-    assert str(failure.value) == "codec@0: was ended by SIGKILL; the last it said: at work on codec-0"
+    assert str(failure.value) == "codec@0: was killed by SIGKILL; its last line: at work on codec-0"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_disk_that_dvc_cannot_write_is_a_mistake_and_not_tried_again(project, 
     assert failure.value.code == 2
     assert "\n" not in str(failure.value)
     assert f"DVC writes to {project.folder} (" in str(failure.value)
-    assert re.search(rf" and {cache} \(0\.[01] MB free\): make room there, or get permission", str(failure.value))
+    assert re.search(rf" and {cache} \(0\.[01] MB free\): free some space there, or get permission", str(failure.value))
 
 
 def test_a_stage_in_use_is_waited_for_and_not_run_twice(project):
@@ -251,9 +251,9 @@ def test_a_stage_of_a_killed_run_that_is_still_writing_is_waited_for(project, mo
 
     def on_line(line):
         lines.append(line)
-        if line.startswith("waiting until"):
+        if line.startswith("waiting for another"):
             project.order("codec-0")
 
     reproduce(project.folder, "codec@0", ProcessGroups(), on_line)
-    assert "waiting until the other process is done with codec@0" in lines
+    assert "waiting for another process to finish codec@0" in lines
     assert project.times_begun("codec-0") == 2

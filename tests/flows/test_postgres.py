@@ -102,6 +102,6 @@ def test_the_error_names_the_folder_that_user_postgres_may_not_enter(programs, t
             folder.chmod(0o711)
     closed.chmod(0o700)
     for folder in (closed / "within" / "data", closed / "data"):
-        with pytest.raises(UserError, match=rf"user postgres, who may not enter {closed}; chmod o\+x {closed}, or"):
+        with pytest.raises(UserError, match=rf"user postgres, who cannot enter {closed}; chmod o\+x {closed}, or"):
             make_cluster(folder, PASSWORD)
     assert [path for path in closed.rglob("*") if path.name != "within"] == []

@@ -99,4 +99,4 @@ def test_an_invalid_port_is_refused_before_anything_starts(text, tmp_path, monke
     with pytest.raises(SystemExit) as end:
         records.main()
     assert end.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: PORT = {text}: is no port; give one of 1 to 65535")
+    assert capsys.readouterr().err.startswith(f"error: PORT = {text}: is not a port; give 1 to 65535")

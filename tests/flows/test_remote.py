@@ -291,7 +291,7 @@ def test_a_workspace_has_the_remotes_of_its_project(project, tmp_path):
         assert Config(str(workspace / ".dvc"))["core"]["remote"] == "near"
         assert Config(str(workspace / ".dvc"))["remote"]["near"]["jobs"] == 3
     config.write_text("[core\n")
-    with pytest.raises(UserError, match=r"\.dvc/config: .*; mend it"):
+    with pytest.raises(UserError, match=r"\.dvc/config: .*; fix it"):
         open_workspace(project.folder, "small")
 
 

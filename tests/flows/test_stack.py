@@ -26,7 +26,7 @@ from hiar.errors import RunFailed, UserError
 
 @pytest.mark.parametrize("value", ["0", "65536", "http", "-1", "8e3", "١"])
 def test_an_invalid_port_is_refused(value):
-    with pytest.raises(UserError, match=r"HIAR_S3_PORT = .*: is no port; .*make stack HIAR_S3_PORT=8333"):
+    with pytest.raises(UserError, match=r"HIAR_S3_PORT = .*: is not a port; .*make stack HIAR_S3_PORT=8333"):
         read_ports({"HIAR_S3_PORT": value})
 
 
@@ -36,7 +36,7 @@ def test_an_empty_port_setting_means_the_default():
 
 def test_two_servers_at_one_port_are_refused():
     (port,) = free_ports(1)
-    with pytest.raises(UserError, match=f"HIAR_B_PORT = {port}: meets HIAR_A_PORT at {port}"):
+    with pytest.raises(UserError, match=f"HIAR_B_PORT = {port}: collides with HIAR_A_PORT on port {port}"):
         check_ports({"HIAR_A_PORT": port, "HIAR_B_PORT": port})
 
 
@@ -110,13 +110,13 @@ def test_a_restarted_stack_keeps_its_ports_and_its_database(short_folder, monkey
 
 
 def test_a_folder_too_long_for_a_socket_is_refused(tmp_path):
-    with pytest.raises(UserError, match="too long a name for a Unix socket"):
+    with pytest.raises(UserError, match="path is too long for a Unix socket"):
         open_stack(tmp_path / os.fspath("x" * 90))
 
 
 def test_the_s3_stores_second_port_is_checked_too():
     (second,) = free_ports(1)
-    with pytest.raises(UserError, match=f"HIAR_X_PORT = {second}: meets HIAR_S3_PORT at {second}"):
+    with pytest.raises(UserError, match=f"HIAR_X_PORT = {second}: collides with HIAR_S3_PORT on port {second}"):
         check_ports({"HIAR_S3_PORT": second - 10000, "HIAR_X_PORT": second})
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -164,7 +164,7 @@ def test_programs_get_their_settings_and_the_password_only_in_database_addresses
 
 def test_an_unknown_database_and_a_missing_s3_program_are_refused(short_folder, clean_env, monkeypatch):
     monkeypatch.setenv("HIAR_STACK_DATABASE", "mysql")
-    with pytest.raises(UserError, match="HIAR_STACK_DATABASE = mysql: is no database of the stack"):
+    with pytest.raises(UserError, match="HIAR_STACK_DATABASE = mysql: is not a database of the stack"):
         open_stack(short_folder)
     monkeypatch.setenv("HIAR_STACK_DATABASE", "")
     stack = open_stack(short_folder)
@@ -179,9 +179,9 @@ def test_a_stopped_stack_and_one_that_ends_while_it_starts_are_reported(short_fo
     stack = open_stack(short_folder)
     assert status(stack) == 1
     assert down(stack) == 0
-    assert capsys.readouterr().out == ("the stack is not at work; make stack starts it\nthe stack is not at work\n")
+    assert capsys.readouterr().out == ("the stack is not running; start it with make stack\nthe stack is not running\n")
     (stack.folder / "logs" / "start.log").write_text("one\nunshare: no\n\n")
-    with pytest.raises(RunFailed, match=r"the stack ended while it started: unshare: no$"):
+    with pytest.raises(RunFailed, match=r"the stack stopped while starting: unshare: no$"):
         control._check_time(stack, "s3", time.monotonic())
 
 

@@ -132,7 +132,7 @@ def test_up_starts_one_ready_stack_and_down_ends_it(small_stack, monkeypatch, ca
         lines = capsys.readouterr().out.splitlines()
         assert [line.split() for line in lines[:3]] == [[name, stack.url(name)] for name in control.SERVERS]
         assert up(stack) == 0
-        assert capsys.readouterr().out.startswith("the stack is at work already\n")
+        assert capsys.readouterr().out.startswith("the stack is already running\n")
         monkeypatch.setattr(health, "STORE_SECONDS", 0.0)
         (small_stack / "shut").touch()
         with pytest.raises(RunFailed, match=r"bucket 'hiar': the store does not serve it \(ClientError\)"):
@@ -161,7 +161,7 @@ def test_a_stack_that_never_gets_healthy_is_reported_and_one_that_does_not_end_i
     known, write = [], control.write_text
     monkeypatch.setattr(control, "write_text", lambda path, text: known.append(path.exists()) or write(path, text))
     with control._lock(stack) as lock:
-        with pytest.raises(RunFailed, match=rf"the stack does not end; kill whoever holds {stack.folder}/lock "):
+        with pytest.raises(RunFailed, match=rf"the stack does not stop; kill the process holding {stack.folder}/lock "):
             (stack.folder / "pid").rename(small_stack / "pid")
             down(stack)
         (small_stack / "pid").rename(stack.folder / "pid")
@@ -193,7 +193,7 @@ def test_a_stack_that_never_gets_healthy_is_reported_and_one_that_does_not_end_i
         (
             'case "$*" in *supervisord*) echo unshare: no; exit 3 ;; esac',
             1,
-            "error: the stack ended while it started: ",
+            "error: the stack stopped while starting: ",
         ),
     ],
 )

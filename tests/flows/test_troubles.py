@@ -118,7 +118,7 @@ def test_a_machine_whose_loopback_is_down_gets_the_fix(command, project, short_f
     assert (run.returncode, run.stdout) == (2, "")
     assert (
         run.stderr
-        == "error: 127.0.0.1: network is unreachable; this machine does not reach itself: ip link set lo up\n"
+        == "error: 127.0.0.1: network is unreachable: this machine cannot reach itself; run ip link set lo up\n"
     )
 
 
@@ -182,7 +182,7 @@ def test_a_run_works_behind_dead_proxies_in_an_odd_path_and_refuses_a_second_run
         before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
         for options in ([], ["--dry-run"], ["--force"]):
             assert error_line(folder, "run", *options) == (
-                "a b?c#d%20e: another `hiar run` is at work here; wait until it ends, or stop it"
+                "a b?c#d%20e: another `hiar run` is running here; wait until it ends, or stop it"
             )
         assert {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()} == before
     finally:
@@ -221,4 +221,4 @@ def test_a_project_whose_code_differs_from_the_running_code_is_refused(project):
     with (project.folder / "hiar" / "noise.py").open("a") as file:
         file.write("# changed here\n")
     line = error_line(project.folder, "run", "--dry-run", **elsewhere)
-    assert line.startswith(f"{project.folder}/hiar: differs from {root}/hiar, whose code this `hiar` runs; set the")
+    assert line.startswith(f"{project.folder}/hiar: differs from {root}/hiar, whose code this `hiar` runs; install the")

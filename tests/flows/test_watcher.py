@@ -169,7 +169,7 @@ def test_an_invalid_pending_time_is_refused_in_one_line(said):
     command = [sys.executable, "-m", "flows.stack.watcher"]
     run = subprocess.run(command, env=environment() | {watcher.PENDING: said}, capture_output=True, text=True)
     assert run.returncode == 2
-    assert run.stderr == f"error: {watcher.PENDING} = {said}: should be seconds, 1 to 999999; unset it for 110\n"
+    assert run.stderr == f"error: {watcher.PENDING} = {said}: should be 1 to 999999 seconds; unset it for 110\n"
 
 
 @pytest.mark.parametrize(("first", "ahead"), [(0, 600), (600, -600)])
@@ -271,18 +271,18 @@ def test_the_watcher_counts_from_the_servers_return_or_clock_jump_and_ends_on_si
     finally:
         process.kill()
         process.stdout.close()
-    assert line.startswith("the server is away: ")
+    assert line.startswith("the server does not answer: ")
     assert len(set(before)) == len(set(after)) == 1  # the time stays the same while the server answers
     first, back, woke, set_back = (datetime.fromisoformat(one.strip()) for one in (before[0], after[0], *moved))
     assert set_back < first < back < woke - timedelta(minutes=59)
 
 
 TROUBLES = {
-    "credentials": ({"status": 401}, {}, "the server does not take the credentials; set PREFECT_API_AUTH_STRING to"),
-    "another version": ({"version": "2.20.9"}, {}, "the server is Prefect 2.20.9, and here is 3."),
+    "credentials": ({"status": 401}, {}, "the server rejects the credentials; set PREFECT_API_AUTH_STRING to"),
+    "another version": ({"version": "2.20.9"}, {}, "the server runs Prefect 2.20.9, this machine 3."),
     "another server": ({"version": "welcome"}, {}, "no Prefect server answers there; give the address of one"),
-    "no address": ({}, {"PREFECT_API_URL": "junk"}, "PREFECT_API_URL = junk: is no address; give a Prefect server's"),
-    "none": ({}, {"PREFECT_API_URL": ""}, "PREFECT_API_URL = : is no address; give a Prefect server's"),
+    "no address": ({}, {"PREFECT_API_URL": "junk"}, "PREFECT_API_URL = junk: is not a URL; give a Prefect server's"),
+    "none": ({}, {"PREFECT_API_URL": ""}, "PREFECT_API_URL = : is not a URL; give a Prefect server's"),
 }
 
 
@@ -310,4 +310,4 @@ def test_a_worker_whose_clock_is_off_begins_nothing(seconds, said, server):
     run = subprocess.run(command, env=server.environment, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1), run.stderr
     assert said in run.stderr
-    assert "set it, as by timedatectl set-ntp true" in run.stderr
+    assert "set it, for example with timedatectl set-ntp true" in run.stderr

@@ -156,12 +156,12 @@ def test_an_audit_that_skipped_packages_or_gave_no_report_fails() -> None:
     skipped = {"name": "c", "skip_reason": "Dependency not found"}
     assert audit({"dependencies": [good]})[0] == 0
     assert audit({"dependencies": [good, skipped]})[0] == 2
-    assert audit({"dependencies": [bad, skipped]}) == (1, ["b 2: CVE-1, mended in 3"])
+    assert audit({"dependencies": [bad, skipped]}) == (1, ["b 2: CVE-1, fixed in 3"])
     assert audit({"dependencies": []})[0] == 2
     for report, code, line in (
         ({"dependencies": [good]}, 0, ""),
-        ({"dependencies": [bad]}, 1, "b 2: CVE-1, mended in 3"),
-        ({"dependencies": [skipped]}, 2, "error: 1 of 1 packages were not looked up"),
+        ({"dependencies": [bad]}, 1, "b 2: CVE-1, fixed in 3"),
+        ({"dependencies": [skipped]}, 2, "error: 1 of 1 packages were not checked"),
         (None, 2, "error: pip-audit gave no report"),
     ):
         text = "\n" if report is None else json.dumps(report)

@@ -310,7 +310,7 @@ def test_a_manifest_is_deterministic_and_follows_contents_through_parents(tmp_pa
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing file": (lambda f: (f / "a.txt").unlink(), r"a\.txt: cannot be read"),
     "truncated": (lambda f: (f / "a.txt").write_text("t"), r"a\.txt: size = 1 bytes: should be 7"),
-    "altered": (lambda f: (f / "deep/c.txt").write_text("y" * 12), r"c\.txt: is not what its manifest says"),
+    "altered": (lambda f: (f / "deep/c.txt").write_text("y" * 12), r"c\.txt: does not match its manifest"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: no such file"),
     "half a manifest": (lambda f: (f / "manifest.json").write_text('{"kind": "to'), "is not a manifest"),
     "a list": (lambda f: (f / "manifest.json").write_text("[1]"), "is not a manifest"),
@@ -353,12 +353,12 @@ def test_a_large_file_is_read_again_only_if_its_size_or_time_changes(
     state = spoil(large)
     read_manifest(folder, "toy")  # not read again
     os.utime(large, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-    with pytest.raises(UserError, match=r"out/large: is not what its manifest says \(SHA-256 differs\)"):
+    with pytest.raises(UserError, match=r"out/large: does not match its manifest \(SHA-256 differs\)"):
         read_manifest(folder, "toy")
     large.write_bytes(b"x" * 1000)
     read_manifest(folder, "toy")
     spoil(small)
-    with pytest.raises(UserError, match=r"out/small: is not what its manifest says \(SHA-256 differs\)"):
+    with pytest.raises(UserError, match=r"out/small: does not match its manifest \(SHA-256 differs\)"):
         read_manifest(folder, "toy")
     large.unlink()
     with pytest.raises(UserError, match=r"out/large: cannot be read \(No such file or directory\)"):

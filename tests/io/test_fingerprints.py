@@ -82,7 +82,7 @@ def test_a_file_is_read_again_only_on_request(model: Path, cache: Path, capfd: p
     assert not (cache / LOCK).exists()  # nothing is written, since the cache may be read-only
     after = fingerprint(model, cache, verify=True)
     assert after != before
-    assert "weights.safetensors: has other content than before, though its size and time" in capfd.readouterr().err
+    assert "weights.safetensors: its content has changed, though its size and time" in capfd.readouterr().err
     assert fingerprint(model, cache) == after
 
 
@@ -117,7 +117,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         os.utime(path, ns=(1, 1))
 
     monkeypatch.setattr(fingerprints, "_parts", changing)
-    with pytest.raises(UserError, match=r"config\.json: changed while it was read; wait until it is written"):
+    with pytest.raises(UserError, match=r"config\.json: changed while it was read; wait until it is complete"):
         fingerprint(model, cache)
 
 
@@ -144,7 +144,7 @@ def test_concurrent_fingerprints_agree_and_read_each_file_once(
 
 
 def test_a_missing_or_empty_folder_is_one_line(model: Path, cache: Path) -> None:
-    with pytest.raises(UserError, match=r"^[^\n]*nothing: no such file or folder; name one of a model$"):
+    with pytest.raises(UserError, match=r"^[^\n]*nothing: no such file or folder; name an existing model$"):
         fingerprint(model / "nothing", cache)
     (model / "empty").mkdir()
     with pytest.raises(UserError, match=r"^[^\n]*empty: holds no files; name a folder with a model$"):
@@ -157,7 +157,7 @@ def test_the_error_about_an_unusable_cache_names_hiar_cache(model: Path, tmp_pat
     cache = tmp_path / "cache"
     (cache / LOCK).mkdir(parents=True)
     for place, line in ((tmp_path / "home", f"home/{RECORDS}: cannot be read"), (cache, f"{LOCK}: is a directory")):
-        with pytest.raises(UserError, match=rf"{line}[^\n]*; mend that, or set HIAR_CACHE to a folder of your own$"):
+        with pytest.raises(UserError, match=rf"{line}[^\n]*; fix that, or set HIAR_CACHE to a folder of your own$"):
             fingerprint(model, place)
 
 
@@ -165,7 +165,7 @@ def test_the_error_about_an_unusable_cache_names_hiar_cache(model: Path, tmp_pat
 def test_a_broken_record_is_one_line(model: Path, cache: Path, content: str) -> None:
     cache.mkdir(parents=True)
     (cache / RECORDS).write_text(content)
-    with pytest.raises(UserError, match=rf"^[^\n]*{RECORDS}: is no record of fingerprints; delete it, [^\n]*$"):
+    with pytest.raises(UserError, match=rf"^[^\n]*{RECORDS}: is not a record of fingerprints; delete it, [^\n]*$"):
         fingerprint(model, cache)
 
 

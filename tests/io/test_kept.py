@@ -33,7 +33,7 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
 def test_a_line_that_is_no_result_with_these_fields_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "kept.jsonl"
     path.write_text(f'{{"video": 0, "good": 1}}\n{line}\n')
-    with pytest.raises(UserError, match=r"kept\.jsonl: line 2 is no kept result; move the file away"):
+    with pytest.raises(UserError, match=r"kept\.jsonl: line 2 is not a kept result; move the file away"):
         read_kept(path, FIELDS)
 
 

@@ -130,7 +130,7 @@ def test_a_process_whose_peers_are_missing_ends_with_exit_code_3(monkeypatch: py
     ):
         pass
     assert lost.value.exit_code == 3
-    assert str(lost.value).endswith("; where none is gone, raise runtime.stall_seconds in params.yaml")
+    assert str(lost.value).endswith("; if no process died, raise runtime.stall_seconds in params.yaml")
 
 
 def test_a_port_of_another_program_is_reported_by_the_process_that_should_listen(
@@ -154,6 +154,8 @@ def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPa
     assert _own_device("cuda") == torch.device("cuda", 1)
     assert _own_device("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match=r"^process 2 of this machine: each takes a GPU, and here are 2; start 2"):
+    with pytest.raises(
+        UserError, match=r"^process 2 on this machine: each needs its own GPU, and there are 2; start 2"
+    ):
         _own_device("auto")
     assert chosen == [0, 1]

@@ -43,7 +43,7 @@ def pictures(path: Path, *streams: Sequence[tuple[int, int]], note: str = "") ->
 def test_all_frames_are_of_one_size(tmp_path: Path, other: tuple[int, int]) -> None:
     assert len(next(read_parts(pictures(tmp_path / "same.mkv", [(32, 32)] * 3)))) == 3
     changes = pictures(tmp_path / "changes.mkv", [(32, 32), (32, 32), other])
-    line = f"changes its size at frame 2 from 32x32 to {other[1]}x{other[0]} pixels; make all its frames alike"
+    line = f"changes its size at frame 2 from 32x32 to {other[1]}x{other[0]} pixels; re-encode it at one size"
     with pytest.raises(UserError, match=line):
         list(read_parts(changes))
 
@@ -53,7 +53,7 @@ def test_a_recorded_enlargement_must_divide_both_sides(tmp_path: Path, height: i
     head = read_head(pictures(tmp_path / "v.mp4", [(height, width)], note="enlarged 32 times"))
     assert (head.height, head.width) == (height // 32, width // 32)
     cannot = pictures(tmp_path / "cannot.mp4", [(height, width)], note="enlarged 48 times")
-    line = re.escape(f"comment = 'enlarged 48 times': cannot be true of {width}x{height} pixels")
+    line = re.escape(f"comment = 'enlarged 48 times': does not fit {width}x{height} pixels")
     with pytest.raises(UserError, match=line):
         read_head(cannot)
 

@@ -187,7 +187,7 @@ def test_shards_that_a_manifest_has_checked_are_not_read_again(tmp_path: Path) -
     assert torch.equal(rows[torch.tensor([0, 1, 2])], whole[:3])
     for broken, said in (
         (data[:-4], "is truncated"),
-        (b"no shard", "is truncated or no shard"),
+        (b"no shard", "is truncated or not a shard"),
         (None, "no such shard"),
     ):
         path.unlink()

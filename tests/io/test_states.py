@@ -96,7 +96,7 @@ def test_a_file_that_is_lost_or_altered_is_named(number: int, tmp_path: Path) ->
 def test_an_invalid_index_is_named(text: str, tmp_path: Path) -> None:
     place = write(tmp_path, 4)
     (place / INDEX).write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"state\.json: is no index of a state; remove .*state-00000004: "):
+    with pytest.raises(UserError, match=r"state\.json: is not the index of a state; remove .*state-00000004: "):
         read_index(place)
 
 

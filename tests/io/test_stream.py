@@ -149,7 +149,7 @@ def test_a_reader_that_has_gone_is_reported() -> None:
         first, second = blocks(2)
         add(first)
         os.close(reader)
-        with pytest.raises(UserError, match="output: broken pipe; its reader has gone, start both again") as raised:
+        with pytest.raises(UserError, match="output: broken pipe; its reader has exited; start both again") as raised:
             add(second)
     assert isinstance(raised.value.__cause__, BrokenPipeError)
 

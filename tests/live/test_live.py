@@ -233,7 +233,7 @@ def test_invalid_commands_start_no_student(students, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such file; name a checkpoint folder"):
         served(tmp_path)
     for host in ("0.0.0.0", "::", "192.0.2.1", ""):
-        with pytest.raises(UserError, match=f"--host = {host}: can be reached from elsewhere; set HIAR_LIVE_TOKEN"):
+        with pytest.raises(UserError, match=f"--host = {host}: is reachable from other machines; set HIAR_LIVE_TOKEN"):
             served(students[0], host=host)
         monkeypatch.setenv("HIAR_LIVE_TOKEN", "")  # the same as none
     with pytest.raises(UserError, match="--checkpoint: is given 5 times"):

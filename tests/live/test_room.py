@@ -165,7 +165,7 @@ def test_a_late_viewer_gets_the_watched_block_and_broken_students(room):
 
 @pytest.mark.parametrize("seed", [-1, 2**63, True, 1.0, "1", None])
 def test_invalid_seeds_are_refused(room, seed):
-    with pytest.raises(UserError, match="seed: is no whole number"):
+    with pytest.raises(UserError, match="seed: should be a whole number"):
         room.restart(seed, None, None)
     assert room.seed == SEED
 

@@ -432,7 +432,7 @@ def test_later_windows_that_are_encoded_anew_are_in_the_plan(tmp_path: Path) -> 
     distill = partial(imagine, lambda count, *n: steps.distill(count, sizes, variant, *n), sizes)
     planned = distill([models.student, models.student], [models.student])
     assert planned == pytest.approx(measured_peaks(sizes, variant, models.student), rel=0.01)
-    assert planned["later windows encoded anew"] > planned["rollout"]
+    assert planned["later windows re-encoded"] > planned["rollout"]
 
 
 def test_wans_text_encoder_is_read_in_bf16() -> None:

@@ -110,5 +110,5 @@ def test_a_machine_that_cannot_multiply_fp8_refuses_it_in_one_line(tmp_path: Pat
     request = ("--checkpoint", "student", "--prompt", PROMPTS[0], "--frames", 12, "--fp8", "--out")
     for command, out in (("sample", "out"), ("stream", "v.mp4")):
         stderr = hiar(command, *request, out, folder=tmp_path, code=2).stderr
-        assert stderr == "error: --fp8: needs a GPU from Hopper on, here is none; leave it out\n"
+        assert stderr == "error: --fp8: needs a Hopper GPU or newer, here: none; leave it out\n"
     assert [path.name for path in tmp_path.iterdir()] == ["student"]

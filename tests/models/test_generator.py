@@ -123,7 +123,7 @@ def edit(path: Path, **changes: object) -> None:
         (lambda f: (f / "generator.json").unlink(), r"generator\.json: no such file; name a checkpoint folder"),
         (
             lambda f: edit(f / "generator.json", stage="oracle"),
-            r"generator\.json: stage = 'oracle': .*make the checkpoint anew",
+            r"generator\.json: stage = 'oracle': .*make the checkpoint again",
         ),
         (
             lambda f: truncate(f / "transformer" / "diffusion_pytorch_model.safetensors"),
@@ -147,11 +147,11 @@ def edit(path: Path, **changes: object) -> None:
         ),
         (
             lambda f: edit(f / "generator.json", coordinates=False),
-            r"in_channels = 6: the codec beside it and the card make 4",
+            r"in_channels = 6: should match the codec beside it and the card: 4",
         ),
         (
             lambda f: build_word_encoder(vocabulary(DEFAULT), MODEL.text_length, 16, seed=0).save(f / "text_encoder"),
-            r"text_dim = 8: the text encoder beside it makes 16",
+            r"text_dim = 8: should match the text encoder beside it: 16",
         ),
         (lambda f: truncate(f / "codec" / "codec.safetensors"), r"codec\.safetensors: does not fit"),
     ],

@@ -164,7 +164,7 @@ def test_no_secret_goes_to_the_networks(installed, monkeypatch):
 
 @pytest.mark.parametrize(
     ("order", "message"),
-    [("connect", "nothing is downloaded while it scores"), ("lack", "is of another model.*encoder.layer.0")],
+    [("connect", "nothing is downloaded while it scores"), ("lack", "belongs to another model.*encoder.layer.0")],
 )
 def test_networks_that_connect_or_lack_weights_fail(order, message, installed):
     behave = installed[1] / "behave"
@@ -180,7 +180,7 @@ def test_killed_networks_are_reported_with_their_signal(installed):
     profile = open_profile()
     measured(profile, video := colored(*torch.arange(18).view(3, 6)))
     profile.observer._networks._process.kill()
-    with pytest.raises(RunFailed, match=r"^drift: its process was ended by SIGKILL \(out of memory\?\)$"):
+    with pytest.raises(RunFailed, match=r"^drift: its process was killed by SIGKILL \(out of memory\?\)$"):
         measured(profile, video)
 
 
@@ -207,5 +207,7 @@ def test_missing_or_wrong_files_are_refused_before_anything_starts(installed, mo
 
 def test_doctor_knows_drift_beside_the_dimensions():
     assert known_names(["drift", "scene", "drift"]) == ["drift", "scene"]
-    with pytest.raises(UserError, match=r"'drfit': is none of VBench's dimensions, nor drift; did you mean 'drift'?"):
+    with pytest.raises(
+        UserError, match=r"'drfit': is neither one of VBench's dimensions nor drift; did you mean 'drift'?"
+    ):
         known_names(["drfit"])

@@ -81,7 +81,7 @@ def test_weights_of_another_model_are_not_filled_up_at_random(installed_weights)
     save_file(lacking, path, metadata={"format": "pt"})
     approve(installed_weights, "dinov2-base/model.safetensors")
     try:
-        with pytest.raises(RunFailed, match=r"is of another model.*encoder\.layer\.3\.mlp\.fc1\.weight"):
+        with pytest.raises(RunFailed, match=r"belongs to another model.*encoder\.layer\.3\.mlp\.fc1\.weight"):
             open_profile().observer.look(frames_of(64, 64)[None], None, [""])
     finally:
         path.write_bytes(whole)

@@ -30,7 +30,7 @@ def scores(levels):
 def test_levels_of_the_front():
     levels = levels_compared(experiment_params(ROOT, "front"))
     assert levels == {
-        "hiar and its like, trained at c": {
+        "variants like hiar, trained at c": {
             1.0: "distill/hiar",
             0.85: "distill/c85",
             0.7: "distill/c70",

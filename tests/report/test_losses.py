@@ -36,5 +36,5 @@ def test_no_file_no_section(tmp_path):
 def test_broken_tables_are_named(tmp_path, text, line):
     path = tmp_path / "curve.csv"
     path.write_text(text)
-    with pytest.raises(UserError, match=rf"curve\.csv: line {line}: is not numbers"):
+    with pytest.raises(UserError, match=rf"curve\.csv: line {line}: should hold numbers"):
         read_curve(path)

@@ -112,7 +112,7 @@ def test_an_image_is_read_as_it_is_shown(tmp_path: Path) -> None:
 def test_a_picture_beyond_the_limit_of_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
-    with pytest.raises(UserError, match=r"a.png: is no picture that can be read \(.*exceeds limit.*\); save it as"):
+    with pytest.raises(UserError, match=r"a.png: is not a readable picture \(.*exceeds limit.*\); save it as"):
         read_image(tmp_path / "a.png", 8, 8, resize=False)
 
 
@@ -121,7 +121,7 @@ def test_a_missing_or_unreadable_image_is_refused(tmp_path: Path, content: bytes
     with pytest.raises(UserError, match=r"^[^\n]*a.png: no such picture; name another$"):
         read_image(tmp_path / "a.png", 2, 3, resize=False)
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(UserError, match=r"^[^\n]*a.png: is no picture that can be read \([^\n]*\); save it as"):
+    with pytest.raises(UserError, match=r"^[^\n]*a.png: is not a readable picture \([^\n]*\); save it as"):
         read_image(tmp_path / "a.png", 2, 3, resize=False)
 
 
@@ -171,14 +171,14 @@ def test_clips_that_cannot_be_continued_are_refused(tmp_path: Path, clip: Path) 
     large = {"clip": clip, "resize": True}
     for changed, words in (
         ({"clip": clip}, "has 64x48 pixels: should have 64x64; resize it, or add --resize"),
-        (large | {"frames": 9}, "--frames = 9: .* gives 12 of them; ask for more"),
-        (large | {"frames": 12}, "--frames = 12: .* gives 12 of them; ask for more"),
+        (large | {"frames": 9}, "--frames = 9: .* already gives 12; ask for more"),
+        (large | {"frames": 12}, "--frames = 12: .* already gives 12; ask for more"),
         (large | {"image": clip}, "--video, --image: give one of the two"),
         ({"clip": tmp_path / "nowhere.mp4"}, "nowhere.mp4: no such"),
-        ({"image": clip}, "is no picture that can be read"),
+        ({"image": clip}, "is not a readable picture"),
     ):
         with pytest.raises(UserError, match=words):
             given_latents(student, replace(request, **changed))  # type: ignore[arg-type]
     teacher = replace(student, card=student.card.model_copy(update={"stage": "teacher"}))
-    with pytest.raises(UserError, match="--video, --image: the teacher makes whole clips and goes on from none"):
+    with pytest.raises(UserError, match="--video, --image: the teacher generates whole clips and cannot continue one"):
         given_latents(teacher, replace(request, clip=clip))

@@ -90,7 +90,7 @@ def test_a_change_during_a_stage_leaves_no_artifact_and_loses_no_work(
                 monkeypatch.setattr(definition, "code_hash", lambda *_: "of another branch")
 
     field = r"params\.yaml: codec\.training\.steps = 31: was 20, and" if what == "parameters" else "/hiar: the code has"
-    with pytest.raises(UserError, match=rf"{field} changed while stage codec ran; bring it back, and run again"):
+    with pytest.raises(UserError, match=rf"{field} changed while stage codec ran; restore it, and run again"):
         run()
     assert not out.exists()
     path.write_text(before)

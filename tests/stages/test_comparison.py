@@ -91,7 +91,7 @@ def test_headers_of_videos_must_match_the_world_and_each_other(tmp_path):
     with pytest.raises(UserError, match=r"videos are 48x64 pixels, the world 64x48; use the params\.yaml"):
         frames(Head(48, 64, 30, 12.0), head)
     for other in (Head(64, 47, 30, 12.0), Head(63, 48, 30, 12.0), Head(64, 48, 29, 12.0), Head(64, 48, 31, 12.0)):
-        line = rf"1\.mp4: is {other.frames} frames of {other.width}x{other.height}, 0\.mp4 30 frames of 64x48; make"
+        line = rf"1\.mp4: is {other.frames} frames of {other.width}x{other.height}, 0\.mp4 30 frames of 64x48; use"
         with pytest.raises(UserError, match=line):
             frames(head, other)
 
@@ -102,6 +102,6 @@ def test_a_length_that_differs_only_when_decoded_is_named(lengths, tmp_path):
     paths = [tmp_path / f"{number}.mp4" for number in range(len(lengths))]
     for path, length in zip(paths, lengths, strict=True):
         write_mp4(path, torch.zeros(length, 16, 16, 3, dtype=torch.uint8), 12)
-    with pytest.raises(UserError, match=rf"2\.mp4: is {lengths[2]} frames, 0\.mp4 4 frames; make them alike"):
+    with pytest.raises(UserError, match=rf"2\.mp4: is {lengths[2]} frames, 0\.mp4 4; use one length"):
         for parts in read_videos(paths):
             assert sum(len(part) for part in parts) in lengths

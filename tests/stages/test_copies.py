@@ -47,9 +47,9 @@ def test_two_copies_make_the_videos_of_one_process_even_after_a_kill(folder: Pat
     wait_until(lambda: any(latents.glob("*.safetensors")) or run.poll() is not None)
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True).stdout
     os.kill(int(listed.split()[1]), signal.SIGKILL)
-    assert "process 1 of 2 was ended by SIGKILL" in run.communicate(timeout=300)[1]
+    assert "process 1 of 2 was killed by SIGKILL" in run.communicate(timeout=300)[1]
     output = hiar(*REQUEST, "--copies", 2, "--out", "two", folder=folder).stderr
-    assert "copies: 2 batch(es) of videos are dealt to 2 processes" in output
+    assert "copies: 2 batch(es) of videos are split over 2 processes" in output
     assert "sample: 60/60 frames" in output
     one, two = folder / "one", folder / "two"
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
@@ -106,6 +106,6 @@ def test_copies_started_with_other_options_refuse_each_other(folder: Path) -> No
         for rank in range(2)
     ]
     lines = [run.communicate(timeout=300)[1].splitlines()[-1] for run in runs]
-    assert lines == ["error: process 1: command: not that of process 0; start all processes alike"] * 2
+    assert lines == ["error: process 1: command: differs from that of process 0; start all with the same one"] * 2
     assert [run.returncode for run in runs] == [2, 2]
     assert not list(folder.glob("unlike*"))

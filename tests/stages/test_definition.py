@@ -42,5 +42,5 @@ def test_samples_of_a_walked_student_depend_on_the_variant_it_walks_as() -> None
 def test_an_artifact_with_a_changed_parent_is_stale_if_that_parent_is_checked(tmp_path: Path) -> None:
     manifest: dict[str, Any] = {"kind": "checkpoint", "stage": "init", "parents": {"teacher": "ab", "pairs": "cd"}}
     check_fits(tmp_path, manifest, PARAMS, {"teacher": "ab"})
-    with pytest.raises(UserError, match=r"parents\.pairs = cd: there is another pairs now; run stage init again"):
+    with pytest.raises(UserError, match=r"parents\.pairs = cd: the pairs has changed since; run stage init again"):
         check_fits(tmp_path, manifest, PARAMS, {"teacher": "ab", "pairs": "ce"})

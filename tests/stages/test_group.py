@@ -81,7 +81,7 @@ def test_every_process_names_the_one_that_was_started_differently(tmp_path: Path
     run(compare, [0.0, 0.0, 0.0], tmp_path / "place")
     for rank in range(3):
         assert json.loads((tmp_path / f"place-{rank}.json").read_text()) == {
-            name: f"process 2: {name}: not that of process 0; start all processes alike" for name in UNLIKE
+            name: f"process 2: {name}: differs from that of process 0; start all with the same one" for name in UNLIKE
         }
 
 
@@ -89,12 +89,16 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    for count, number, line in ((2, 1, None), (2, 2, "here are 2; use at most 1"), (1, 1, "here are 1; leave it out")):
+    for count, number, line in (
+        (2, 1, None),
+        (2, 2, "there are 2; use at most 1"),
+        (1, 1, "there are 1; leave it out"),
+    ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         monkeypatch.setenv("LOCAL_RANK", str(number))
         if line is None:
             assert own_device() == torch.device("cuda", number)
         else:
-            with pytest.raises(UserError, match=f"--processes: each takes a GPU, .*; {line}"):
+            with pytest.raises(UserError, match=f"--processes: each needs its own GPU, .*; {line}"):
                 own_device()
     assert chosen == [1]

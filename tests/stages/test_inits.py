@@ -378,11 +378,11 @@ def test_a_causal_teachers_state_cannot_be_restarted_from(
     forced = teacher_forcing.forced_flow_matching
     with monkeypatch.context() as patch:
         patch.setattr(teacher_forcing, "forced_flow_matching", lambda *given: next(losses) * forced(*given))
-        with pytest.raises(UserError, match=r"causal teacher: loss = nan at step 1; .* and start anew$"):
+        with pytest.raises(UserError, match=r"causal teacher: loss = nan at step 1; .* and start over$"):
             init.run(params, work, 0)
     state = newest(work / MADE / "init.partial" / teacher_forcing.CAUSAL_TEACHER)
     assert state is not None
-    with pytest.raises(UserError, match=r"is of other networks or optimisers .* is missing"):
+    with pytest.raises(UserError, match=r"belongs to other networks or optimisers .* is missing"):
         init.run(params, work, 0, state)
 
 
@@ -390,12 +390,16 @@ def test_a_causal_teachers_state_cannot_be_restarted_from(
     ("kind", "changes", "line"),
     [
         ("ode", {"kind": "od"}, "init.kind = 'od': there is no such kind; known: adopted, ode, teacher_forcing"),
-        ("ode", {"training": None}, "init.training = None: give one; somebody else's student is kind: adopted"),
+        (
+            "ode",
+            {"training": None},
+            "init.training = None: is missing; give it, or for an imported student use kind: adopted",
+        ),
         ("consistency", {"solver_steps": 6}, "init.solver_steps = 6: must be a multiple of schedule.student_steps = 4"),
         (
             "causal_ode",
             {"pairs": None},
-            "init.pairs = None: the causal teacher's are made here; give their numbers, or somebody else's pairs as",
+            "init.pairs = None: is missing; give the settings of the causal teacher's pairs, or import pairs with",
         ),
         (
             "causal_ode",

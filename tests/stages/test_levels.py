@@ -63,7 +63,7 @@ def test_a_card_without_a_level_means_the_output_level(student, tmp_path):
         ({"level": []}, "variants.mine.level = []: should be a number from 0 to 2, or a list of such"),
         ({"level": None}, "variants.mine.level = None: 0 is clean, 1.0 the step's output level, 2.0 its input"),
         ({"level": [0.8, 1.0]}, "variants.mine.level = (0.8, 1.0): give one number, or 3: one for each of"),
-        ({"level": 0.5, "context": "input"}, "variants.mine.level = 0.5: the level of input context is given by its"),
+        ({"level": 0.5, "context": "input"}, "variants.mine.level = 0.5: the level of input context is fixed"),
     ],
 )
 def test_invalid_levels_of_variants_are_refused(variant, line):
@@ -97,7 +97,7 @@ def test_invalid_requested_walks_and_levels_are_refused(student):
         walk_asked(card, None, "finished")
     with pytest.raises(UserError, match="--context = clean: is a step's x0 prediction, for the other order"):
         walk_asked(card, "block_first", "clean")
-    with pytest.raises(UserError, match="--level: the level of clean context is given by its name; leave it out"):
+    with pytest.raises(UserError, match="--level: the level of clean context is fixed; leave it out"):
         walk_asked(card, None, "clean", 0.5)
     two = Schedule(teacher_shift=4.0, student_shift=4.0, student_steps=2, renoise="sde")
     assert walk_asked(card.model_copy(update={"schedule": two}), None, None, (0.5,)).level == (0.5,)
@@ -106,7 +106,7 @@ def test_invalid_requested_walks_and_levels_are_refused(student):
 @pytest.mark.parametrize(
     ("level", "line"),
     [
-        ("much", "--level = much: is no number; write one such as 0.85, or several like 0.8,1,1"),
+        ("much", "--level = much: is not a number; write one such as 0.85, or several like 0.8,1,1"),
         ("2.2", "--level = 2.2: should be 0 to 2; 0 is clean, 1 the step's output level, 2 its input level"),
         ("nan", "--level = nan: should be 0 to 2; 0 is clean, 1 the step's output level, 2 its input level"),
     ],

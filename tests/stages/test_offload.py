@@ -142,9 +142,9 @@ def test_weights_that_do_not_fit_are_refused_with_the_remedy(checkpoint: Path, m
 
 def test_offload_is_refused_without_a_gpu_or_with_processes(checkpoint: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match=r"^--offload: keeps networks out of a GPU's memory"):
+        with pytest.raises(UserError, match=r"^--offload: keeps waiting networks out of a GPU's memory"):
             sample_prompts(Request(checkpoint, [PROMPT], 6, offload=True), tmp_path / "out", save_latents=False)
     request = ("--checkpoint", checkpoint, "--prompt", PROMPT, "--frames", 6, "--out", "out", "--processes", 2)
     stderr = hiar("sample", *request, "--offload", folder=tmp_path, code=2).stderr
-    assert stderr == "error: --offload: processes keep their networks where they work; leave it or --processes out\n"
+    assert stderr == "error: --offload: with --processes each network stays on its GPU; leave one of them out\n"
     assert not list(tmp_path.iterdir())

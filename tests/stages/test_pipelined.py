@@ -25,14 +25,14 @@ PROMPTS = ["a red disc moves left", "a blue disc moves up"]
         (
             "distill",
             ("--processes", 2, "--order", "block_first", "--context", "shared"),
-            "--processes = 2: shared context goes from later steps back to earlier ones, so its steps cannot be shared "
-            "out; leave it out, or use --order diagonal --context output",
+            "--processes = 2: shared context goes from later steps back to earlier ones, so its steps cannot be "
+            "split; leave it out, or use --order diagonal --context output",
         ),
         (
             "distill",
             ("--processes", 2, "--order", "block_first", "--context", "finished"),
             "--processes = 2: finished context waits for whole blocks, so its steps cannot be "
-            "shared out; leave it out, or use --order diagonal --context output",
+            "split; leave it out, or use --order diagonal --context output",
         ),
         (
             "teacher",
@@ -62,7 +62,7 @@ def test_more_processes_than_cores_give_a_warning(
     pipelined.plan_processes(request, 2)
     assert capsys.readouterr().err == ""
     pipelined.plan_processes(request, 3)
-    warning = "walk: 3 processes wait for each other on 2 core(s); --processes 2 is faster here\n"
+    warning = "walk: 3 processes share 2 core(s); --processes 2 is faster here\n"
     assert capsys.readouterr().err == warning
 
 

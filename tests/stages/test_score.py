@@ -229,7 +229,7 @@ def test_videos_of_an_unknown_world_need_a_profile_for_any_videos(params, tmp_pa
     (folder / MANIFEST).unlink()
     elsewhere, remedy = (
         tmp_path / "no project",
-        "--profile: is not given, .*; name one for any videos, such as drift-lite$",
+        "--profile: is missing, .*; name one that suits any video, such as drift-lite$",
     )
     with pytest.raises(UserError, match=remedy):
         score_folder(folder, [], tmp_path / "score.json", elsewhere)
@@ -277,7 +277,7 @@ def test_reused_and_dropped_results_are_reported(params, tmp_path, project, caps
         (folder / f"{number:04d}.mp4").rename(folder / f"{number + 9}.mp4")
     score_folder(folder, [], out, project)
     stderr = capsys.readouterr().err
-    assert f"score {folder}: captions go to videos by their numbers, 9.mp4 comes before 10.mp4" in stderr
+    assert f"score {folder}: captions go to videos by number: 9.mp4 comes before 10.mp4" in stderr
     assert "scored already" not in stderr
     frames, _ = true_clips(params, seed=1, frames=FRAMES)
     for number in (11, 10):

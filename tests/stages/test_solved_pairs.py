@@ -129,10 +129,10 @@ def test_what_needs_stored_pairs_is_refused_without_them(both: tuple[Path, Path]
         pairs.load_pairs(Paths(both[1], 0).pairs)
     tree = smoke_params().model_dump(mode="json")
     tree["pairs"] |= {"stored": False, "source": "models/pairs"}
-    with pytest.raises(UserError, match=r"pairs\.stored = False.*somebody else's pairs are; write true"):
+    with pytest.raises(UserError, match=r"pairs\.stored = False.*imported pairs are stored; write true"):
         parse_params(tree, Path("params.yaml"))
     tree["pairs"] |= {"stored": True, "kept_in": "bf16"}
-    with pytest.raises(UserError, match=r"pairs\.kept_in = 'bf16'.*somebody else's pairs keep their type; write null"):
+    with pytest.raises(UserError, match=r"pairs\.kept_in = 'bf16'.*imported pairs keep their type; write null"):
         parse_params(tree, Path("params.yaml"))
 
 

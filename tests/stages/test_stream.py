@@ -110,9 +110,9 @@ def test_four_hundred_blocks_in_constant_memory(student: Generator) -> None:
     [
         ("10=" + OTHER, "frame 10 is inside a block of 3 frames; use 9 or 12"),
         ("2=" + OTHER, "frame 2 is inside a block of 3 frames; use 3"),
-        ("0=" + OTHER, "is no change at the first frame; give this prompt with --prompt"),
-        ("30=" + OTHER, "the video ends before, after 30 frames; raise --frames"),
-        ("6=" + OTHER, "frame 6 has another prompt already; leave one of them out"),
+        ("0=" + OTHER, "frame 0 is where the video starts; give this prompt with --prompt"),
+        ("30=" + OTHER, "the video ends earlier, after 30 frames; raise --frames"),
+        ("6=" + OTHER, "frame 6 already has another prompt; leave one of them out"),
         ("-3=" + OTHER, "is not FRAME=PROMPT; write one like '60=a red disc moves'"),
         (OTHER, "is not FRAME=PROMPT; write one like"),
         ("9=", "is not FRAME=PROMPT; write one like"),

@@ -86,7 +86,7 @@ def test_experiments_without_a_table_not_run_or_changed_are_refused(project):
     experiment = project / "experiments" / "table2.yaml"
     experiment.write_text(experiment.read_text().replace("videos: 128", "videos: 64"))
     assert mistake("tables", "table2", folder=project) == (
-        "runs/table2/params.yaml: is not what experiment 'table2' says now; run `hiar run table2` again"
+        "runs/table2/params.yaml: differs from experiment 'table2' as it is now; run `hiar run table2` again"
     )
     assert sorted(project.rglob("*")) == before
 
@@ -106,7 +106,7 @@ def test_a_change_in_a_file_named_in_the_parameters_makes_a_run_outdated(tmp_pat
     assert f"{name}: HiAR drifts less than Self-Forcing: undecided" in hiar("tables", name, folder=tmp_path).stdout
     with (tmp_path / "experiments" / "prompts.txt").open("a") as prompts:
         prompts.write("A prompt more.\n")
-    with pytest.raises(UserError, match=r"is not what experiment 'wan-tiny\+table1' says now"):
+    with pytest.raises(UserError, match=r"differs from experiment 'wan-tiny\+table1' as it is now"):
         table_of(name, partial(run_params, tmp_path), tmp_path)
 
 
@@ -114,7 +114,7 @@ def test_any_changed_parameter_makes_a_run_outdated(project):
     params = experiment_params(project, "table2")
     assert table_of("table2", lambda _: params, project).experiment == "table2"
     other = params.model_copy(update={"score": params.score.model_copy(update={"hop": params.score.hop / 2})})
-    with pytest.raises(UserError, match="is not what experiment 'table2' says now"):
+    with pytest.raises(UserError, match="differs from experiment 'table2' as it is now"):
         table_of("table2", lambda _: other, project)
 
 
@@ -216,7 +216,7 @@ def test_a_row_may_come_from_an_experiment_run_beside(project):
     experiment = project / "experiments" / "causal-forcing.yaml"
     experiment.write_text(experiment.read_text() + "sample: {videos: 64}\n")
     assert mistake("tables", "table1", folder=project) == (
-        "runs/table1+causal-forcing/params.yaml: is not what experiment 'table1+causal-forcing' says now; "
+        "runs/table1+causal-forcing/params.yaml: differs from experiment 'table1+causal-forcing' as it is now; "
         "run `hiar run table1+causal-forcing` again"
     )
 

@@ -80,7 +80,7 @@ def test_training_begun_with_other_settings_is_set_aside_and_can_be_resumed(
     aside = place / "codec.aside-1.partial"
     messages = [line for line in capsys.readouterr().err.splitlines() if "codec.partial" in line]
     assert messages == [
-        f"{place / 'codec.partial'}: was begun with other settings (settings.codec.training.optimizer.adamw.lr); "
+        f"{place / 'codec.partial'}: was started with other settings (settings.codec.training.optimizer.adamw.lr); "
         f"it is kept as {aside}"
     ]
     assert done(aside) == steps
@@ -109,7 +109,7 @@ def test_restarting_from_the_unfinished_folder_itself_sets_it_aside(workspace: P
 
 def test_a_state_of_other_networks_is_refused(workspace: Path) -> None:
     partial = workspace / "artifacts" / "seed-0" / "codec.partial"
-    with pytest.raises(UserError, match=r"state-\d+: is of other networks or optimisers .*train anew"):
+    with pytest.raises(UserError, match=r"state-\d+: belongs to other networks or optimisers .*train from scratch"):
         codec.run(params_of(width=16), workspace, 0, restart_from=partial)
 
 
@@ -118,7 +118,7 @@ def test_restarting_does_not_overwrite_an_existing_state(workspace: Path, tmp_pa
     other = Path(shutil.copytree(place / "codec.partial", tmp_path / "other.partial"))
     (state(other) / "state.json").write_bytes(b"another")
     before = (state(place / "codec.partial") / "state.json").read_bytes()
-    with pytest.raises(UserError, match=r"has a state of its own to go on from; leave the option out"):
+    with pytest.raises(UserError, match=r"has its own state to resume from; leave the option out"):
         codec.run(params_of(), workspace, 0, restart_from=other)
     assert (state(place / "codec.partial") / "state.json").read_bytes() == before
 
@@ -132,7 +132,7 @@ def test_states_of_folders_with_the_same_name_are_not_confused(workspace: Path, 
     other = Path(shutil.copytree(partial, tmp_path / "elsewhere" / partial.name))
     index = state(other) / "state.json"
     index.write_text(index.read_text() + "\n")
-    with opened_state(other) as found, pytest.raises(UserError, match="has a state of its own to go on from"):
+    with opened_state(other) as found, pytest.raises(UserError, match="has its own state to resume from"):
         assert found is not None
         take_up(found, other, folder)
 
@@ -223,7 +223,7 @@ def test_a_parent_that_was_made_from_another_one_is_refused(smoke: Path, tmp_pat
     content = json.loads(path.read_text())
     content["parents"]["teacher"] = "0" * 64
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"init/manifest\.json: parents\.teacher = 0+: there is another teacher now"):
+    with pytest.raises(UserError, match=r"init/manifest\.json: parents\.teacher = 0+: the teacher has changed since"):
         distill.run(load_params(smoke / "params.yaml"), tmp_path, 0, "hiar")
 
 

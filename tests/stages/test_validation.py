@@ -225,9 +225,9 @@ def test_of_an_init_with_two_trainings_only_the_students_is_validated(parents, t
     [
         (
             {"metric": "goods"},
-            r"params\.yaml: distill\.validation\.metric = 'goods': is none of the oracle's.*did you mean 'good'",
+            r"params\.yaml: distill\.validation\.metric = 'goods': is not a metric of the oracle.*did you mean 'good'",
         ),
-        ({"metric": "dynamic"}, r"validation\.metric = 'dynamic': is none"),
+        ({"metric": "dynamic"}, r"validation\.metric = 'dynamic': is not a metric"),
     ],
 )
 def test_a_metric_that_cannot_tell_the_best_is_refused_before_training(parents, tmp_path, changes, said):
@@ -247,7 +247,7 @@ def test_a_metric_that_cannot_tell_the_best_is_refused_before_training(parents, 
         (
             "init",
             {"prompts": 3},
-            r"runtime\.processes = 2: .*equal shares of the batch of init\.validation, its prompts: 3",
+            r"runtime\.processes = 2: .*cannot evenly split the batch of init\.validation, its prompts: 3",
         ),
         ("distill", {"metrics": "good"}, r"distill\.validation\.metrics = 'good': unknown parameter; did you mean"),
     ],

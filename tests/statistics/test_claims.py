@@ -75,9 +75,9 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
             lambda t: t["claims"][0].update(figure="Drif"),
             "Self-Forcing.figure = 'Drif': did you mean 'Drift'?",
         ),
-        (lambda t: t["claims"][0].update(of="distill/hair"), "is in no row; did you mean 'distill/hiar'?"),
-        (lambda t: t["claims"][0].update(than="distill/hair"), "is in no row; did you mean 'distill/hiar'?"),
-        (lambda t: t["claims"][0].update(than=t["rows"][2]["name"]), "is in no row; "),
+        (lambda t: t["claims"][0].update(of="distill/hair"), "is not in any row; did you mean 'distill/hiar'?"),
+        (lambda t: t["claims"][0].update(than="distill/hair"), "is not in any row; did you mean 'distill/hiar'?"),
+        (lambda t: t["claims"][0].update(than=t["rows"][2]["name"]), "is not in any row; "),
         (lambda t: t["claims"][0].update({"is": "larger"}), "table1.claims.0.is = 'larger': input should be 'higher'"),
         (lambda t: t["rows"][1]["paper"].pop("Drift"), "]: give Quality, Semantic, Dynamic, Drift"),
         (

@@ -116,12 +116,12 @@ def test_videos_without_the_metric_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"stage": "distill"', "line 2: is no row of scores (JSONDecodeError"),
-        ("[1]", "line 2: is no row of scores (TypeError"),
-        (json.dumps(row("hiar", 0, 0, "fast")), "line 2: is no row of scores (ValueError"),
-        (json.dumps(row("hiar", 0, 0, 1.0) | {"metrics": 3}), "line 2: is no row of scores (AttributeError"),
-        (json.dumps(row("other", 0, 0, 2.0)), "line 2: video 0 of distill/other, seed 0, is there twice"),
-        (json.dumps(row("other", 0, 0, 1.0)), "line 2: video 0 of distill/other, seed 0, is there twice"),
+        ('{"stage": "distill"', "line 2: is not a row of scores (JSONDecodeError"),
+        ("[1]", "line 2: is not a row of scores (TypeError"),
+        (json.dumps(row("hiar", 0, 0, "fast")), "line 2: is not a row of scores (ValueError"),
+        (json.dumps(row("hiar", 0, 0, 1.0) | {"metrics": 3}), "line 2: is not a row of scores (AttributeError"),
+        (json.dumps(row("other", 0, 0, 2.0)), "line 2: video 0 of distill/other, seed 0, appears twice"),
+        (json.dumps(row("other", 0, 0, 1.0)), "line 2: video 0 of distill/other, seed 0, appears twice"),
     ],
 )
 def test_invalid_rows_are_refused_with_their_line(tmp_path, text, message):

@@ -58,5 +58,5 @@ def test_validations_are_read_and_broken_files_refused(tmp_path):
     assert read_validations(tmp_path) == [Validated(5, {"good": 0.5}), Validated(10, {"good": 1.0})]
     for broken in ("{", '{"step": 5}\n', '{"step": 5, "metrics": [1]}\n', "[]\n"):
         path.write_text(broken)
-        with pytest.raises(UserError, match=r"scores\.jsonl: is no table of validations .*train this student anew"):
+        with pytest.raises(UserError, match=r"scores\.jsonl: is not a table of validations .*train this student again"):
             read_validations(tmp_path)

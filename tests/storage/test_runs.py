@@ -82,7 +82,7 @@ def test_a_shallow_clone_is_refused(clone, tmp_path):
 )
 def test_an_invalid_lock_is_refused(clone, content):
     (clone / "dvc.lock").write_bytes(content)
-    with pytest.raises(UserError, match=r"dvc\.lock: is no dvc\.lock; restore it"):
+    with pytest.raises(UserError, match=r"dvc\.lock: is not a dvc\.lock; restore it"):
         runs_here(clone)
 
 

@@ -223,11 +223,11 @@ def test_gc_deletes_nothing_if_a_folder_list_or_lock_is_damaged(small: SmallStor
     folder, lock = PREFIX + key_of(kept.folder), kept.stored
     whole = small.objects[folder]
     small.put(folder, whole[:-1], ago(30))
-    with pytest.raises(UserError, match=r"\.dir: is damaged; see `hiar storage verify` before anything is deleted"):
+    with pytest.raises(UserError, match=r"\.dir: is damaged, so nothing is deleted; see `hiar storage verify`"):
         plan(store, root, last=3, best="good", days=1.0)
     small.put(folder, whole, ago(30))
     small.put(lock, kept.lock + b"# altered", ago(30))
-    with pytest.raises(UserError, match=r"\.lock: is damaged; see `hiar storage verify` before anything is deleted"):
+    with pytest.raises(UserError, match=r"\.lock: is damaged, so nothing is deleted; see `hiar storage verify`"):
         plan(store, root, last=3, best="good", days=1.0)
     small.put(lock, kept.lock, ago(30))
     del small.objects[PREFIX + key_of(lost.folder)]  # from a kept run; `verify` reports it
@@ -312,7 +312,7 @@ def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, mon
     assert output_lines("gc", "--last", "1", "--days", "5") == [
         f"run of a, stored {when[old]}: is not kept",
         f"s3://{BUCKET}/hiar: {len(old.names)} objects, {_size(going)}, 0 unfinished uploads would be deleted; "
-        "--delete does it",
+        "add --delete to delete them",
     ]
     assert not [row for row in output_lines("ls", "--last", "1", "--days", "31") if "gc deletes it" in row]
     assert [row for row in output_lines("ls", "--last", "1", "--best", "bad", "--days", "5") if "0.2" in row] == []
@@ -396,7 +396,7 @@ def test_every_kind_of_damage_is_found(small: SmallStore, root: Path, store: Sto
     assert messages[longer.removeprefix(PREFIX)].startswith(
         f"is {size} bytes, should be {size - len('more')}: y.bin in "
     )
-    assert "unless it is of artifacts/model of experiment a" in messages[key_of(runs[4].files["x.bin"])]
+    assert "unless it belongs to artifacts/model of experiment a" in messages[key_of(runs[4].files["x.bin"])]
     # If a folder's stored list is damaged, the copy in the project's cache identifies its files.
     (root / ".dvc" / "cache" / key_of(runs[4].folder)).parent.mkdir(parents=True)
     members = [{"md5": name, "relpath": path} for path, name in runs[4].files.items()]
@@ -421,7 +421,7 @@ def test_a_missing_folder_list_is_reported_and_its_files_are_attributed(
         key_of(run.folder): "missing",
         **{key_of(name): "surplus" for name in run.files.values()},
     }
-    assert all("unless it is of artifacts/model of" in damage.said for damage in found if damage.kind == "surplus")
+    assert all("unless it belongs to artifacts/model of" in damage.said for damage in found if damage.kind == "surplus")
 
 
 def test_a_store_is_verified_without_git(small: SmallStore, root: Path, store: Store) -> None:
@@ -496,7 +496,7 @@ def test_links_to_a_report_expire_after_the_given_days(
 ) -> None:
     reports = root / "runs" / "mine" / "reports"
     reports.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"index\.html: there is no report; `hiar run mine` first"):
+    with pytest.raises(UserError, match=r"index\.html: there is no report; run `hiar run mine` first"):
         share_report(store, root, "mine", 1)
     (reports / "index.html").write_text("<p>")
     (reports / "run.json").write_text("{}")
@@ -524,9 +524,9 @@ def test_links_to_a_report_expire_after_the_given_days(
 @pytest.mark.parametrize(
     ("status", "code", "line"),
     [
-        (403, "AccessDenied", "s3://lab/hiar: access is denied; ask for the right to it, or use other credentials"),
-        (403, "SignatureDoesNotMatch", "s3://lab/hiar: the secret key is not the access key's; set AWS_SECRET"),
-        (404, "NoSuchBucket", "s3://lab/hiar: there is no such bucket; make it, or mend the remote's url"),
+        (403, "AccessDenied", "s3://lab/hiar: access is denied; ask for permission, or use other credentials"),
+        (403, "SignatureDoesNotMatch", "s3://lab/hiar: the secret key does not match the access key; set AWS_SECRET"),
+        (404, "NoSuchBucket", "s3://lab/hiar: there is no such bucket; create it, or fix the remote's url"),
         (403, "RequestTimeTooSkewed", "s3://lab/hiar: the clocks of this machine and of the store differ; set this"),
         (400, "Odd", "s3://lab/hiar: An error occurred (Odd) when calling the ListObjectsV2 operation: of the tests; "),
     ],
@@ -556,7 +556,7 @@ def test_a_remote_is_a_bucket_and_what_is_below_it(root: Path, monkeypatch: pyte
         address = one.client.generate_presigned_url("get_object", one.where("x"))
         assert address.startswith("http://store.example:8333/lab/hiar/x?")
     config.write_text(before)
-    with pytest.raises(UserError, match="is the store up, and the network") as error, asking(named):
+    with pytest.raises(UserError, match="check that the store and the network") as error, asking(named):
         raise EndpointConnectionError(endpoint_url="http://user:hidden@127.0.0.1:9")
     assert "hidden" not in str(error.value)
     for name in ("access_key_id", "secret_access_key"):
@@ -566,7 +566,7 @@ def test_a_remote_is_a_bucket_and_what_is_below_it(root: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         listing(open_store(root))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    with pytest.raises(UserError, match=r"AWS_SECRET_ACCESS_KEY; mend its settings or the AWS_\* variables"):
+    with pytest.raises(UserError, match=r"AWS_SECRET_ACCESS_KEY; fix its settings or the AWS_\* variables"):
         open_store(root)
 
 

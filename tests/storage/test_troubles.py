@@ -20,9 +20,9 @@ botocore.compat.get_current_datetime = lambda *given, **named: now(*given, **nam
 """
 LATELY = {"PYTHONPATH": f"late{os.pathsep}{ROOT}"}
 NOWHERE = "s3://no-such-bucket/hiar: there is no such bucket"
-CLOCKS = "the clocks of this machine and of the store differ; set this one's"
+CLOCKS = "the clocks of this machine and of the store differ; set this machine's"
 TROUBLES = {
-    "wrong secret": (["ls"], {"AWS_SECRET_ACCESS_KEY": "hidden-wrong"}, "secret key is not the access key's"),
+    "wrong secret": (["ls"], {"AWS_SECRET_ACCESS_KEY": "hidden-wrong"}, "secret key does not match the access key"),
     "unknown key": (["verify"], {"AWS_ACCESS_KEY_ID": "nobody"}, "does not know the access key"),
     "nobody": (["gc"], NOBODY, "there are no credentials; set AWS_ACCESS_KEY_ID"),
     "no bucket to list": (["ls", "--remote", "nowhere"], {}, NOWHERE),
@@ -31,10 +31,10 @@ TROUBLES = {
     "no bucket for a report": (["report", "shown", "--remote", "nowhere"], {}, NOWHERE),
     "another time": (["ls"], LATELY, CLOCKS),
     "another time for a report": (["report", "shown"], LATELY, CLOCKS),
-    "away": (["ls", "--remote", "away"], {}, "is the store up, and the network?"),
+    "away": (["ls", "--remote", "away"], {}, "check that the store and the network are up"),
     "another kind": (["ls", "--remote", "disk"], {}, "url = /tmp: is not on S3"),
-    "misspelt": (["ls", "--remote", "stoer"], {}, "names no such; did you mean 'store'?"),
-    "no report": (["report"], {}, "reports/index.html: there is no report; `hiar run` first"),
+    "misspelt": (["ls", "--remote", "stoer"], {}, "has no such remote; did you mean 'store'?"),
+    "no report": (["report"], {}, "reports/index.html: there is no report; run `hiar run` first"),
 }
 
 

@@ -133,7 +133,7 @@ def test_a_server_that_is_down_costs_one_line(project: Path, dead_port: int, pro
     wait_until((folder / sender.TROUBLE).exists)
     stderr = end_stage(process)
     assert stderr.count("\n") == 1
-    assert stderr.startswith("warning: MLflow: not reached (ConnectionRefusedError")
+    assert stderr.startswith("warning: MLflow: not reachable (ConnectionRefusedError")
     assert str(folder) in stderr
     (file,) = waiting(folder)
     assert json.loads(file.read_text().splitlines()[-1])["end"] == "FINISHED"

@@ -313,7 +313,7 @@ def test_processes_that_cannot_share_both_batches_are_refused(changes: dict[str,
     settings = SETTINGS.model_copy(update=changes)
     check_batches(settings, Ranks(0, 1))
     with pytest.raises(
-        UserError, match=rf"^a batch of {batch} (in micro-batches of \d )?cannot be dealt to 2 processes"
+        UserError, match=rf"^a batch of {batch} (in micro-batches of \d )?cannot be split equally over 2 processes"
     ):
         check_batches(settings, Ranks(0, 2))
 

@@ -278,10 +278,10 @@ def test_a_part_that_one_process_cannot_write_ends_both_and_leaves_the_state_bef
     [
         ([80, 80, 80], None),
         ([79.6, 85.0, 80], None),  # nominally the same size
-        ([80, 40, 80], "process 1: its GPU has 40 GB, that of process 0 80 GB, and all take equal shares; start"),
+        ([80, 40, 80], "process 1: its GPU has 40 GB, that of process 0 80 GB, and all get equal shares; choose"),
         (
             [24, 80, 141],
-            "process 0: its GPU has 24 GB, that of process 2 141 GB, and all take equal shares",
+            "process 0: its GPU has 24 GB, that of process 2 141 GB, and all get equal shares",
         ),
     ],
 )
@@ -306,7 +306,7 @@ def test_gpus_of_different_sizes_are_refused_by_every_process(gigabytes: list[fl
 def test_processes_that_see_different_states_refuse_to_go_on(two_processes: Path) -> None:
     for rank in range(2):
         error = (two_processes / f"apart-{rank}.txt").read_text()
-        assert "process 1 resumes at step 0, process 0 at 1; start all in one folder that they share" in error
+        assert "process 1 resumes at step 0, process 0 at 1; start all in one shared folder" in error
 
 
 def test_what_the_first_process_decides_holds_for_all(two_processes: Path) -> None:
@@ -358,9 +358,17 @@ CHANGES = {
     "another type": (WEIGHT, lambda weight: weight.half(), rf"{WEIGHT} is float16 .*, and not float32"),
     "a missing weight": (WEIGHT, None, f"{WEIGHT} is missing"),
     "a missing moment": (MOMENT, None, f"{MOMENT} is missing"),
-    "a surplus weight": (f"{WEIGHT}s", lambda _: torch.ones(2), f"{WEIGHT}s is of none of student"),
-    "a surplus role": ("critic/module/weight", lambda _: torch.ones(2), "critic/module/weight is of none of student"),
-    "a surplus optimiser": ("student/optimizer/1/0/step", lambda _: torch.tensor(1.0), "optimizer/1/0/step is of none"),
+    "a surplus weight": (f"{WEIGHT}s", lambda _: torch.ones(2), f"{WEIGHT}s belongs to none of student"),
+    "a surplus role": (
+        "critic/module/weight",
+        lambda _: torch.ones(2),
+        "critic/module/weight belongs to none of student",
+    ),
+    "a surplus optimiser": (
+        "student/optimizer/1/0/step",
+        lambda _: torch.tensor(1.0),
+        "optimizer/1/0/step belongs to none",
+    ),
     "a surplus parameter": ("student/optimizer/0/999/exp_avg", lambda _: torch.ones(2), ""),
     "no number": ("student/optimizer/0/-/exp_avg", lambda _: torch.ones(2), ""),
 }
@@ -378,7 +386,9 @@ def test_a_state_of_other_networks_or_optimisers_is_named_and_nothing_is_loaded(
     publish(tmp_path, Index(step=1, curve=[], files=files, tensors=layouts))
     roles, _, _ = make(Case("init", steps=2), ALONE)
     before = {name: value.clone() for name, value in roles["student"].module.state_dict().items()}
-    with pytest.raises(UserError, match=rf"is of other networks or optimisers \(.*{reason}.*\); train anew"):
+    with pytest.raises(
+        UserError, match=rf"belongs to other networks or optimisers \(.*{reason}.*\); remove this state and train from"
+    ):
         load_state(tmp_path, roles, {})
     assert same(before, roles["student"].module.state_dict())
 
@@ -388,9 +398,7 @@ def test_micro_batches_are_dealt_in_turn_in_equal_shares() -> None:
     assert deal(8, None, Ranks(1, 2)) == [range(4, 8)]
     assert deal(8, None, ALONE) == [range(8)]
     for batch, micro_batch, size in ((8, 4, 3), (8, None, 3), (2, None, 4), (8, 3, 1)):
-        with pytest.raises(
-            UserError, match=f"a batch of {batch} .*cannot be dealt to {size} processes in equal shares"
-        ):
+        with pytest.raises(UserError, match=f"a batch of {batch} .*cannot be split equally over {size} processes"):
             deal(batch, micro_batch, Ranks(0, size))
 
 

@@ -148,7 +148,7 @@ def test_a_slowly_written_state_is_that_of_its_step(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     ("loss", "error", "line"),
-    [(None, KeyboardInterrupt, None), (math.nan, UserError, "to go on from the last good state")],
+    [(None, KeyboardInterrupt, None), (math.nan, UserError, "to resume from the last good state")],
 )
 def test_a_state_under_way_is_finished_whatever_ends_the_run(
     loss: float | None, error: type[BaseException], line: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -198,7 +198,9 @@ def test_a_damaged_state_is_named(name: str, tmp_path: Path) -> None:
     flipped = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
     for damaged in (flipped, whole[:-10], b""):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"{name}: is (damaged|no index of a state).*; remove .*state-00000002: "):
+        with pytest.raises(
+            UserError, match=rf"{name}: is (damaged|not the index of a state).*; remove .*state-00000002: "
+        ):
             load_state(tmp_path, {"role": role}, {})
     path.unlink()
     with pytest.raises(UserError, match=rf"{name}: no such file or directory; remove .*state-00000002: "):
@@ -228,7 +230,7 @@ def test_a_state_of_another_network_is_named_on_one_line(tmp_path: Path) -> None
         ),
         (
             lambda name, value: {name: value, name.replace("role", "other"): value},
-            "other/average/.* is of none of role",
+            "other/average/.* belongs to none of role",
         ),
         (
             lambda name, value: {name: value[..., :1] if "avg" in name else value},
@@ -250,7 +252,7 @@ def test_a_state_that_lacks_something_or_holds_more_is_refused(
     save_state(tmp_path, 1, {"role": role}, {}, [])
     before = role.module.weight.clone()
     role.module.weight.data.zero_()
-    with pytest.raises(UserError, match=rf"is of other networks or optimisers \(.*{reason}"):
+    with pytest.raises(UserError, match=rf"belongs to other networks or optimisers \(.*{reason}"):
         load_state(tmp_path, {"role": role}, {})
     assert before.any() and not role.module.weight.any()  # nothing of it was loaded
 
@@ -343,7 +345,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_state_kept(tmp_path: Path
 
 def test_without_a_state_a_loss_that_is_not_finite_advises_to_start_anew(tmp_path: Path) -> None:
     role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 4)
-    with pytest.raises(UserError, match=r"loss = nan at step 0; .* and start anew$"):
+    with pytest.raises(UserError, match=r"loss = nan at step 0; .* and start over$"):
         train("test", 3, lambda _: {"loss": math.nan}, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
 
 

@@ -117,7 +117,11 @@ def test_a_long_video_that_changes_between_its_clips_scores_lower(environment, w
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("- 1\n", "is no table of VBench-Long"), ("a: b\n", "is no table"), ("0.5: 0.5\n", "does not lead from 0 to 1")],
+    [
+        ("- 1\n", "is not VBench-Long's table"),
+        ("a: b\n", "is not VBench-Long's table"),
+        ("0.5: 0.5\n", "does not map 0 and 1"),
+    ],
 )
 def test_an_invalid_mapping_table_is_refused(content, message, tmp_path):
     (tmp_path / "table.yaml").write_text(content)

@@ -80,7 +80,7 @@ def test_by_default_all_dimensions_that_run_and_suit_the_videos_are_scored(score
     assert [*found["metrics"]] == [f"vbench_{FLICKERING}"]
     (tmp_path / "videos" / "captions.txt").write_text("A person is riding a bike\n" * 3)
     assert last_error(score("--profile", "vbench", code=2, **none)) == (
-        "videos: no dimension of VBench's runs here and suits its videos; `hiar vbench doctor`"
+        "videos: no dimension of VBench runs here and suits its videos; see `hiar vbench doctor`"
     )
 
 
@@ -115,12 +115,12 @@ def test_vbench_refuses_before_other_profiles_score(score, tmp_path, weights):
         (
             ("--profile", "vbench"),
             "-",
-            "--profile = vbench: keeps values in a folder beside the figures; give --out a file",
+            "--profile = vbench: keeps its values beside the file of figures; give --out a file",
         ),
         (
             ("--profile", "vbench", "--profile", "drift-lite", "-d", "flickering"),
             "score.json",
-            "dimension 'flickering': is none of VBench's; did you mean 'temporal_flickering'?",
+            "dimension 'flickering': is not one of VBench's; did you mean 'temporal_flickering'?",
         ),
     ],
 )

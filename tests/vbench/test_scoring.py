@@ -275,7 +275,7 @@ def test_videos_named_by_the_suite_go_to_the_dimensions_of_their_prompts(score, 
     assert style["entry"]["auxiliary_info"] == {"appearance_style": {"appearance_style": "oil painting"}}
     found = result(tmp_path, IMAGING)
     assert (found["prompts"], found["videos"], found["of"]) == ("suite", 3, 10)
-    assert "no figure for a leaderboard" in capsys.readouterr().err
+    assert "not comparable with the leaderboard" in capsys.readouterr().err
     with pytest.raises(UserError, match="human_action: none of the videos is of its prompts"):
         score(folder, "human_action")
 
@@ -427,7 +427,7 @@ def test_a_dimension_without_a_value_for_any_video_fails(score, videos, tmp_path
     score(videos, FLICKERING)
     kept = tmp_path / "out" / f"{FLICKERING}.jsonl"
     head, *lines = map(json.loads, kept.read_text().splitlines())
-    for fields, failed in ((lines[0]["fields"], None), (None, "VBench gives none of the 3 videos a value")):
+    for fields, failed in ((lines[0]["fields"], None), (None, "VBench gives a value for none of the 3 videos")):
         rows = [head, lines[0] | {"fields": fields}, *(line | {"fields": None} for line in lines[1:])]
         kept.write_text("".join(f"{json.dumps(line, sort_keys=True)}\n" for line in rows))
         scores = score(videos, FLICKERING)
@@ -460,7 +460,7 @@ def test_which_prompts_generated_the_videos_is_recorded(score, videos, weights, 
         assert result(tmp_path, FLICKERING)["generated_with"] == expected
     (videos / "captions.txt").write_text("a bench\na bird\na bench\n")
     score(videos, FLICKERING)
-    assert "'a bird' is none of the suite's prompts, as 1 of 3: each dimension looks at all videos" in (
+    assert "'a bird' is not one of the suite's prompts (1 of 3 are not): each dimension scores all videos" in (
         capsys.readouterr().err
     )
     assert result(tmp_path, FLICKERING)["videos"] == 3
@@ -468,7 +468,7 @@ def test_which_prompts_generated_the_videos_is_recorded(score, videos, weights, 
 
 def test_short_and_long_videos_in_one_folder_need_a_protocol(score, videos, weights):
     film(videos / "0002.mp4", 20, 5)
-    with pytest.raises(UserError, match=r"0002.mp4: is 5.0 s long, .*choose one, --protocol"):
+    with pytest.raises(UserError, match=r"0002.mp4: is 5.0 s long, .*choose --protocol"):
         score(videos, FLICKERING)
     score(videos, FLICKERING, protocol="vbench")
     assert len(requests_of(weights)) == 3
@@ -578,12 +578,12 @@ def test_totals_and_the_leaderboards_archive(tmp_path):
     }
     for other in ({"protocol": "vbench-long"}, {"generated_with": "extended"}, {"prompts": "own"}):
         (out / "scene.json").write_text(json.dumps(facts | {"value": 0.4, "by_video": {}} | other))
-        with pytest.raises(UserError, match=f"{next(iter(other))} = .* they make no total"):
+        with pytest.raises(UserError, match=f"{next(iter(other))} = .* they cannot be totalled"):
             read_results(out)
-    assert "make no total" in last_error(hiar("vbench", "totals", out, folder=tmp_path, code=2))
+    assert "cannot be totalled" in last_error(hiar("vbench", "totals", out, folder=tmp_path, code=2))
     (out / "scene.json").write_text(json.dumps(facts | {"value": 0.4, "by_video": {}, "prompts": "own"}))
     (out / f"{FLICKERING}.json").unlink()
-    assert "takes no others" in last_error(
+    assert "takes only those" in last_error(
         hiar("vbench", "totals", out, "--strict-leaderboard", tmp_path / "no.zip", folder=tmp_path, code=2)
     )
     assert not (tmp_path / "no.zip").exists()
@@ -605,8 +605,8 @@ def test_bad_input_is_refused_in_one_line(command, films, weights, tmp_path):
     assert "holds 1 prompts for the 3 videos" in last_error(
         command("score", films, "--out", out, "--prompts", few, code=2)
     )
-    assert "is none of VBench's weights" in last_error(command("fetch", "--approve", "amt-s.pth", code=2))
-    assert "names no file" in last_error(command("fetch", "--approve", code=2))
+    assert "is not one of VBench's weights" in last_error(command("fetch", "--approve", "amt-s.pth", code=2))
+    assert "no file is named" in last_error(command("fetch", "--approve", code=2))
     assert "protocol = best" in last_error(command("score", films, "--out", out, "--protocol", "best", code=2))
     assert "device = tpu" in last_error(command("score", films, "--out", out, "--device", "tpu", code=2))
     assert not out.exists()
@@ -617,28 +617,28 @@ def test_unsuitable_input_is_refused_before_anything_is_scored(score, videos, we
         with pytest.raises(UserError, match=message):
             score(videos, *dimensions, **options)
 
-    refused("appearance_style: compares with", "appearance_style")
+    refused("appearance_style: needs the suite's annotations", "appearance_style")
     for device in ("tpu", "cuda:", "cuda:1 x", "cpu:0"):
-        refused(f"device = {device}: is no device", FLICKERING, devices=["cpu", device])
-    refused("device = cpu, cuda:0: are of two kinds", FLICKERING, devices=["cpu", "cuda:0"])
-    refused("protocol = best: is none of vbench, vbench-long", FLICKERING, protocol="best")
+        refused(f"device = {device}: is not a device", FLICKERING, devices=["cpu", device])
+    refused("device = cpu, cuda:0: GPUs and CPUs give different values", FLICKERING, devices=["cpu", "cuda:0"])
+    refused("protocol = best: is not one of vbench, vbench-long", FLICKERING, protocol="best")
     (weights / "amt_model" / "amt-s.pth").write_bytes(b"<!DOCTYPE html>")
     refused("motion_smoothness: .*is a web page", FLICKERING, SMOOTH)
     (weights / "clip_model" / "ViT-B-32.pt").unlink()
     refused("background_consistency: .*ViT-B-32.pt: is missing", FLICKERING, "background_consistency")
     table = tmp_path / "prompts.json"
     for content, message in [
-        ("[]", "is no object"),
-        ("{", "is no JSON"),
+        ("[]", "is not an object"),
+        ("{", "is not JSON"),
         ('{"0000.mp4": "a"}', "no prompt for 0001.mp4"),
     ]:
         table.write_text(content)
         refused(message, FLICKERING, prompts=table)
     refused("none.txt: cannot be read", FLICKERING, prompts=tmp_path / "none.txt")
     (videos / "captions.txt").unlink()
-    refused("0000.mp4: is not named by a prompt", FLICKERING)
+    refused("0000.mp4: is not named after a prompt", FLICKERING)
     (videos / "captions.txt").write_text("a bird\na bee\na bear\n")
     (videos / "0001.mp4").write_bytes((videos / "0001.mp4").read_bytes()[:300])
-    refused("0001.mp4: is no video", FLICKERING)
+    refused("0001.mp4: is not a readable video", FLICKERING)
     assert not (tmp_path / "out").exists()
     assert requests_of(weights) == []

@@ -67,7 +67,7 @@ def test_other_names_are_no_prompts(stem):
 def test_a_broken_suite_is_refused(tmp_path, content):
     path = tmp_path / "VBench_full_info.json"
     path.write_text(content)
-    with pytest.raises(UserError, match="is no prompt suite"):
+    with pytest.raises(UserError, match="is not VBench's prompt suite"):
         read_suite(path)
 
 

@@ -64,7 +64,7 @@ def test_finder_files_are_ignored_and_names_that_vbench_does_not_read_refused(tm
     (folder / "folder.mp4").mkdir()
     assert [one.path.name for one in read_videos(folder, [])] == ["0.mp4"]
     (folder / "0.mp4").rename(folder / "0.MP4")
-    with pytest.raises(UserError, match=r"0\.MP4: VBench reads names that end in \.mp4"):
+    with pytest.raises(UserError, match=r"0\.MP4: VBench reads only names that end in \.mp4"):
         read_videos(folder, [])
 
 

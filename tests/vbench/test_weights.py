@@ -59,7 +59,7 @@ def unapproved_file(folder, name):
 
 def test_a_file_without_a_published_hash_needs_approval(tmp_path):
     path = unapproved_file(tmp_path, AMT)
-    assert "its publisher names no hash" in inspect(tmp_path, AMT).problem
+    assert "its publisher gives no hash" in inspect(tmp_path, AMT).problem
     assert approve(tmp_path, AMT) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert inspect(tmp_path, AMT).problem is None
     torch.save({"a": torch.ones(2)}, path)
@@ -86,14 +86,14 @@ def test_archives_are_distinguished_by_their_content(tmp_path):
     script = torch.jit.script(torch.nn.Linear(2, 2))
     for old in (True, False):
         torch.save({"a": torch.zeros(2)}, amt, _use_new_zipfile_serialization=not old)
-        assert "its publisher names no hash" in inspect(tmp_path, AMT).problem
-    assert "is no TorchScript archive" in inspect(tmp_path, CLIP).problem
+        assert "its publisher gives no hash" in inspect(tmp_path, AMT).problem
+    assert "is not a TorchScript archive" in inspect(tmp_path, CLIP).problem
     script.save(clip)
     assert "SHA-256" in inspect(tmp_path, CLIP).problem
     for path, name in ((amt, AMT), (clip, CLIP)):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.txt", "neither")
-        assert "is no " in inspect(tmp_path, name).problem
+        assert "is not " in inspect(tmp_path, name).problem
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,12 @@ def test_archives_are_distinguished_by_their_content(tmp_path):
     [
         (AMT, b"<!DOCTYPE html><html>", "is a web page"),
         (AMT, b"\n<html lang='en'>", "is a web page"),
-        (AMT, b"\x80\x04\x95", "is no file of torch.save"),
+        (AMT, b"\x80\x04\x95", "is not a file of torch.save"),
         (AMT, b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
-        (AMT, b"\x93NUMPY", "is no file of torch.save"),
-        (AMT, b"", "is no file of torch.save"),
-        ("dreamsim/clip_vitb16_pretrain.pth.tar", b"a tar", "is no file of torch.save"),
-        (CLIP, b"\x80\x02}q\x00.", "is no TorchScript archive"),
+        (AMT, b"\x93NUMPY", "is not a file of torch.save"),
+        (AMT, b"", "is not a file of torch.save"),
+        ("dreamsim/clip_vitb16_pretrain.pth.tar", b"a tar", "is not a file of torch.save"),
+        (CLIP, b"\x80\x02}q\x00.", "is not a TorchScript archive"),
         ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"plain", "is not compressed"),
         ("ViCLIP/bpe_simple_vocab_16e6.txt.gz", b"\x1f\x9d", "is not compressed"),  # not gzip
     ],
@@ -123,7 +123,7 @@ def test_another_format_is_neither_loaded_nor_approved(tmp_path, name, content, 
 def test_a_broken_list_of_approvals_is_refused(tmp_path, content):
     unapproved_file(tmp_path, AMT)
     (tmp_path / "approved.json").write_text(content)
-    with pytest.raises(UserError, match=r"approved.json: .*approve files anew"):
+    with pytest.raises(UserError, match=r"approved.json: .*approve the files again"):
         inspect(tmp_path, AMT)
 
 

@@ -23,7 +23,7 @@ function connect() {
       at("token").focus();
       return say(sessionStorage.getItem("token") ? "This token is wrong." : "This page needs a token.", true);
     }
-    say(CLOSED[code] ?? "The server is not there. Trying again.", true);
+    say(CLOSED[code] ?? "The server does not answer. Trying again.", true);
     setTimeout(connect, AGAIN);
   });
 }
@@ -133,14 +133,14 @@ function ask(message) {
 function tick() {
   if (!hello) return;
   const alive = players.filter(({ gone }) => !gone);
-  if (!alive.length) return say("No student is left; see the lines above.", true);
+  if (!alive.length) return say("All students have stopped; the reasons are below their videos.", true);
   started = started || startTogether(alive, hello.watched, hello.fps);
   if (!started) return;
   const reached = keepTogether(alive, paused, hello.lead);
   tell({ kind: "watched", seconds: reached });
   charts.draw(reached, notes, hello.students.map(({ name }) => name));
   const slow = cards.filter(({ rate }) => rate < hello.fps).length > 0;
-  say(paused ? "Paused; nothing is generated." : slow ? `Playing at ${clock(reached)}; slower than ${hello.fps} frames/s here.` : `Playing at ${clock(reached)}.`, false, true);
+  say(paused ? "Paused; nothing new is generated unless others watch." : slow ? `Playing at ${clock(reached)}; slower than ${hello.fps} frames/s here.` : `Playing at ${clock(reached)}.`, false, true);
   cards.forEach(({ figures, last, rate, made, video }, i) => {
     if (!last || players[i].gone) return;
     figures.Block.textContent = last.number;
@@ -151,7 +151,7 @@ function tick() {
   });
   if (asked?.seconds != null && reached >= asked.seconds) {
     const latency = ((performance.now() - asked.at) / 1000).toFixed(1);
-    answer(`From your prompt to its picture: ${latency} s, of which up to ${hello.lead} s was made already.`);
+    answer(`From your prompt to its picture: ${latency} s, of which up to ${hello.lead} s was already generated.`);
     for (const { figures } of cards) figures.Latency.textContent = `${latency} s`;
     asked = null;
   }
@@ -167,7 +167,7 @@ async function saveMinute(number, name) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
-  return answer("Saved, with its card beside it.");
+  return answer("Saved: the video, and a JSON file of how it was made.");
 }
 
 function suggestion(text) {

@@ -71,13 +71,13 @@ class Shapes:
         """Nothing to read: no folder refers to a base."""
 
     def check_foreign(self, source: Path, weights: str | None) -> None:
-        raise UserError(f"{source}: nobody else has checkpoints of the built-in world; import one of Wan")
+        raise UserError(f"{source}: no other project has checkpoints of the built-in world; import one of Wan")
 
     def bring_in(self, source: Path, weights: str | None, folder: Path, lora: Lora | None = None) -> None:
         self.check_foreign(source, weights)
 
     def send_out(self, folder: Path, form: str, out: Path) -> None:
-        raise UserError(f"--to = {form}: nobody else reads checkpoints of the built-in world; export one of Wan")
+        raise UserError(f"--to = {form}: no other project reads checkpoints of the built-in world; export one of Wan")
 
     def outline(self, part: Part, params: config.Params, folder: Path | None = None) -> nn.Module:
         from diffusers.models.transformers.transformer_wan import WanTransformer3DModel

@@ -82,7 +82,7 @@ class PatchCodec(nn.Module):
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a latent frame. Raises BrokenRule when a side is no multiple of a patch's."""
-        remedy = f"is no multiple of the codec's patch of {self.patch} pixels"
+        remedy = f"is not a multiple of the codec's patch of {self.patch} pixels"
         for field, pixels in (("height", height), ("width", width)):
             require(pixels % self.patch == 0, field, pixels, remedy)
         return height // self.patch, width // self.patch
@@ -135,11 +135,11 @@ class PatchCodec(nn.Module):
             ) from None
         except ValidationError as error:
             raise UserError(
-                f"{config}: is not a codec's configuration ({explain(error, _Config)}); make the codec anew"
+                f"{config}: is not a codec's configuration ({explain(error, _Config)}); make the codec again"
             ) from None
         except (SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{weights}: does not fit {CONFIG} ({reason}); make the codec anew") from None
+            raise UserError(f"{weights}: does not fit {CONFIG} ({reason}); make the codec again") from None
         require_finite(codec.state_dict(), str(weights))
         return codec
 

@@ -74,7 +74,7 @@ class WordEncoder(ModelMixin, ConfigMixin):
     def _number(self, word: str, caption: str) -> int:
         if word not in self.index:
             remedy = suggest(word, self.index)
-            raise UserError(f"prompt '{caption}': the model has never read the word '{word}'; {remedy}")
+            raise UserError(f"prompt '{caption}': the model does not know the word '{word}'; {remedy}")
         return self.index[word]
 
 

@@ -54,7 +54,9 @@ class Wan:
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"prompt {prompt[:40]!a}: character {error.start} is no text; give it in UTF-8") from None
+            raise UserError(
+                f"prompt {prompt[:40]!a}: character {error.start} is a lone surrogate; give it in UTF-8"
+            ) from None
 
     def prompts(self, *, seed: int, first: int, count: int) -> list[str]:
         """The lines of the file in order, beginning again after the last one.
@@ -185,7 +187,7 @@ def _base(folder: Path) -> Path:
     """The base model that a part of a checkpoint refers to."""
     base = locate(folder)
     if base is None:
-        raise UserError(f"{folder}: refers to no base model; make the checkpoint anew, or import it again")
+        raise UserError(f"{folder}: refers to no base model; make the checkpoint or import it again")
     return base
 
 
@@ -209,7 +211,7 @@ def _lines(path: Path, content: str | None, changed: int) -> list[str]:
     lines = list(PromptFile(path))
     if content is not None and (found := file_hash(path)) != content:
         raise UserError(
-            f"{path}: SHA-256 = {found}: params.yaml says {content}; bring the file back, or run the experiment with "
-            "`hiar run`, which takes it as it is"
+            f"{path}: SHA-256 = {found}: params.yaml says {content}; restore the file, or use `hiar run`, which renews "
+            "the hashes that it filled in"
         )
     return lines

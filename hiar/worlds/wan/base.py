@@ -31,7 +31,7 @@ def convert_base(source: Path, out: Path) -> None:
     """
     transformer = open_source(source)
     if transformer.kind != "wan":
-        raise UserError(f"{source}: is in diffusers' layout already; name it as it is")
+        raise UserError(f"{source}: is in diffusers' layout already; use it as it is")
     tokenizer = source / TOKENIZER
     if not (tokenizer / "tokenizer.json").is_file():
         raise UserError(f"{tokenizer / 'tokenizer.json'}: no such file; copy the whole folder of the original Wan2.1")

@@ -159,7 +159,7 @@ def load_codec(base: Path) -> WanCodec:
         )
     for name in ("latents_mean", "latents_std"):
         if len(config[name]) != config.z_dim:
-            raise UserError(f"{path}: {name}: has {len(config[name])} numbers: z_dim is {config.z_dim}; copy it anew")
+            raise UserError(f"{path}: {name}: has {len(config[name])} numbers: z_dim is {config.z_dim}; copy it again")
     codec = WanCodec(autoencoder).eval()
     codec.base = base
     return codec

@@ -199,7 +199,7 @@ def _digest(rows: Tensor) -> str:
     return hashlib.sha256(rows.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
-_REMEDY = "delete it, its prompts are then embedded anew"
+_REMEDY = "delete it, its prompts are then embedded again"
 
 
 @contextmanager
@@ -209,9 +209,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         with safe_open(path, framework="pt") as file:
             digests = json.loads(file.metadata()["hiar"])["metadata"]
             if sorted(digests) != sorted(file.keys()):
-                raise ValueError("its header is of another shard")
+                raise ValueError("its header belongs to another shard")
             yield file, digests
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is truncated or no shard ({error}); {_REMEDY}") from None
+        raise UserError(f"{path}: is truncated or not a shard ({error}); {_REMEDY}") from None

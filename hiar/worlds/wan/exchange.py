@@ -24,7 +24,7 @@ LINKED = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "vae")  
 def open_foreign(source: Path, weights: str | None, base: Path) -> Found:
     """A foreign transformer of the base's size. Raises UserError when the source holds none, or an incomplete one."""
     if weights is not None and weights not in get_args(Weights):
-        raise UserError(f"--weights = {weights}: is no set of weights; {suggest(weights, get_args(Weights))}")
+        raise UserError(f"--weights = {weights}: is not a set of weights; {suggest(weights, get_args(Weights))}")
     [folder] = folders_of(base, TRANSFORMER)
     wanted = read_config(folder / "config.json", {})
     return open_source(source, weights=weights, base=wanted)  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def send_out(folder: Path, base: Path, form: str, out: Path) -> None:
     self-forcing: one file with ``generator`` and ``generator_ema``, both with our kept weights.
     """
     if form not in FORMS:
-        raise UserError(f"--to = {form}: is no form that is written; {suggest(form, FORMS)}")
+        raise UserError(f"--to = {form}: is not an export format; {suggest(form, FORMS)}")
     if out.exists():
         raise UserError(f"--out = {out}: exists already; remove it or choose another name")
     found = open_source(folder)

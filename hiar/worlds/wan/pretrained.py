@@ -47,7 +47,7 @@ def load_pretrained(kind: type[Model], folder: Path, **options: Any) -> Model:
     except Exception as error:  # the libraries raise any kind on files that anybody may have written
         reason = " ".join(str(error).split())[:SHOWN]
         raise UserError(
-            f"{folder}: cannot be loaded ({reason}); it is incomplete, truncated or of another model, copy it anew"
+            f"{folder}: cannot be loaded ({reason}); it is incomplete, truncated or of another model; copy it again"
         ) from None
     network: Model = model
     return network.eval().requires_grad_(False)

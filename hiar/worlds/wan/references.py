@@ -60,16 +60,16 @@ def referred(folder: Path, verify: bool = False) -> tuple[Path, str] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix that") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, _Reference)}; make the checkpoint anew") from None
+        raise UserError(f"{path}: {explain(error, _Reference)}; make the checkpoint again") from None
     base = Path(said.base)
     if not base.is_dir():
-        raise UserError(f"{path}: base = {said.base}: no such folder; bring the base model back, or mend the path here")
+        raise UserError(f"{path}: base = {said.base}: no such folder; restore the base model, or fix the path here")
     if fingerprint(folders_of(base, said.part), cache_folder(), verify) != said.content:
         raise UserError(
-            f"{path}: base = {said.base}: its {said.part} is another now; bring the one back that the checkpoint was "
-            "made with, or make the checkpoint anew"
+            f"{path}: base = {said.base}: its {said.part} has changed; restore the one that the checkpoint was "
+            "made with, or make the checkpoint again"
         )
     return base, said.content
 
@@ -91,7 +91,7 @@ def _instead(base: Path) -> str:
     if (base.parent / "transformer").is_dir():
         return f"{base} is a part of a base; name {base.parent}"
     if (base / ORIGINAL).exists():
-        return f"{base} is in the original's layout; `hiar base {base} --out NEW` makes a base of it, once"
+        return f"{base} is in the original's layout; convert it once with `hiar base {base} --out NEW`"
     if not base.exists():
-        return "name a base model of Wan2.1 in diffusers' layout, a folder of this machine: nothing is fetched"
+        return "name a base model of Wan2.1 in diffusers' layout, a folder on this machine: nothing is downloaded"
     return "name a base model of Wan2.1 in diffusers' layout"

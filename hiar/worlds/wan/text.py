@@ -68,7 +68,7 @@ class TextEncoder(nn.Module):
             if not rows.isfinite().all():
                 raise UserError(
                     f"prompt '{_short(prompt)}': its embedding is not finite, so the text encoder's weights are broken "
-                    f"or overflow in {self.model.dtype}; copy them anew, or encode in bfloat16 or float32"
+                    f"or overflow in {self.model.dtype}; copy them again, or encode in bfloat16 or float32"
                 )
         return embeddings
 
@@ -91,7 +91,7 @@ def load_text_encoder(base: Path, device: torch.device | str = "cpu", dtype: tor
     if tokenizer.get_vocab_size() > model.config.vocab_size:
         raise UserError(
             f"{folder / 'config.json'}: vocab_size = {model.config.vocab_size}: the tokenizer beside it has "
-            f"{tokenizer.get_vocab_size()} tokens; the two are not of one model, copy both anew"
+            f"{tokenizer.get_vocab_size()} tokens; they are not of one model; copy both again"
         )
     device = torch.device(device)
     if device.type != "cpu" and (free := free_bytes(device)) < needed:
@@ -108,7 +108,7 @@ def encoder_width(base: Path) -> int:
     path = base / "text_encoder" / "config.json"
     width = read_json(path).get("d_model")
     if not isinstance(width, int):
-        raise UserError(f"{path}: d_model = {width!r}: should be a number; copy it anew")
+        raise UserError(f"{path}: d_model = {width!r}: should be a number; copy it again")
     return width
 
 
@@ -138,7 +138,7 @@ def load_tokenizer(base: Path) -> Tokenizer:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a Wan2.1 base model's folder") from None
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path}: is no tokenizer ({' '.join(str(error).split())}); copy it anew") from None
+        raise UserError(f"{path}: is not a tokenizer ({' '.join(str(error).split())}); copy it again") from None
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
     return tokenizer
@@ -152,7 +152,7 @@ def token_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
         cut = max(end for _, end in encoding.offsets)
         read, left = text[:cut], text[cut:]
         tell(
-            f"prompt '{_short(text)}': is longer than the {MAX_TOKENS} tokens that Wan reads; it ends for Wan at word "
+            f"prompt '{_short(text)}': is longer than the {MAX_TOKENS} tokens that Wan reads, up to word "
             f"{len(read.split())} of {len(text.split())}, '... {read[-_SHOWN:]}'; '{_short(left.lstrip())}' is left out"
         )
     return list(encoding.ids)
@@ -168,7 +168,7 @@ def clean(prompt: str) -> str:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"prompt {_short(prompt)!a}: character {error.start} is half of one or no text; give it in UTF-8"
+            f"prompt {_short(prompt)!a}: character {error.start} is a lone surrogate; give it in UTF-8"
         ) from None
     # Twice: prompts from the web are sometimes escaped twice.
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
@@ -189,7 +189,7 @@ def _require_ftfy() -> ModuleType:
         import ftfy
     except ImportError:
         raise UserError(
-            "ftfy: is not installed, and without it some prompts are read otherwise than Wan was trained on; "
+            "ftfy: is not installed, and without it some prompts are encoded differently from Wan's training; "
             "in the project, pip install '.[wan]'"
         ) from None
     module: ModuleType = ftfy

@@ -68,9 +68,9 @@ def without(weights: Weights, *ends: str) -> Weights:
     ("held", "message"),
     [
         (lambda w: {"generator": without(w, ".norm_q.weight", "head.bias")},
-         r"generator: lacks 7 tensors \((blocks\.\d\.(self|cross)_attn\.norm_q\.weight, ){5}\.\.\.\); it is not"),
+         r"generator: lacks 7 tensors \((blocks\.\d\.(self|cross)_attn\.norm_q\.weight, ){5}\.{3}\); it is incomplete"),
         (lambda w: {"generator": without(w, "head.modulation")},
-         r"lacks 1 tensor \(head\.modulation\); it is not complete"),
+         r"lacks 1 tensor \(head\.modulation\); it is incomplete"),
         (lambda w: {"generator": w | {"model.img_emb.proj.0.bias": torch.zeros(2)}},
          r"has a surplus of 1 tensor \(img_emb\.proj\.0\.bias\); name a checkpoint of the same model"),
         (lambda w: {"generator": w | {"blocks.0.ffn.2.weight": torch.zeros(96, 80)}},
@@ -84,15 +84,15 @@ def without(weights: Weights, *ends: str) -> Weights:
          r"holds generator, generator_ema, critic: several sets of weights; choose weights = generator or"),
         (lambda w: {"generator": {}}, r"holds generator, but no generator"),
         (lambda w: {"generator": {**w, "step": 3}},
-         r"generator: step is no dense tensor but int; save the weights alone"),
+         r"generator: step is not a dense tensor but int; save the weights alone"),
         (lambda w: {"generator": {**w, "head.head.bias": torch.zeros(16, dtype=torch.int64)}},
          r"head\.head\.bias is of type torch\.int64; take a checkpoint in F32, F16, BF16"),
         (lambda w: {"generator": {"a.weight": torch.zeros(2)}}, r"holds no transformer of Wan \(but a\.weight\)"),
         (lambda w: {"generator": {"a\nb": torch.zeros(2)}}, r"holds a tensor named 'a\\nb'; name a checkpoint of Wan"),
-        (lambda w: {"generator": {"a": torch.zeros(2, device="meta")}}, r"a is no dense tensor"),
-        (lambda w: {"generator": {"a": torch.zeros(2, 2).to_sparse()}}, r"a is no dense tensor"),
+        (lambda w: {"generator": {"a": torch.zeros(2, device="meta")}}, r"a is not a dense tensor"),
+        (lambda w: {"generator": {"a": torch.zeros(2, 2).to_sparse()}}, r"a is not a dense tensor"),
         (lambda w: {"a\nb": w, 3: w}, r"holds 'a\\nb', 3, but no generator"),
-        (lambda w: torch.zeros(3), r"\.pt: holds Tensor, no state dicts"),
+        (lambda w: torch.zeros(3), r"\.pt: holds Tensor, not state dicts"),
     ],
 )  # fmt: skip
 def test_students_that_do_not_fit_are_refused(
@@ -111,7 +111,9 @@ def test_missing_sets_of_weights_are_refused(tiny, good: Path, tmp_path: Path) -
 
 
 def test_a_student_of_unknown_head_size_needs_a_base(good: Path) -> None:
-    refused(r"dim = 96: is no multiple of Wan's 128 a head; name its --base", lambda: open_source(good / "student.pt"))
+    refused(
+        r"dim = 96: is not a multiple of Wan's 128 a head; name its --base", lambda: open_source(good / "student.pt")
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_a_student_without_the_tensors_that_tell_its_sizes_is_refused(
     tiny, tmp_path: Path, end: str, fields: str
 ) -> None:  # type: ignore[no-untyped-def]
     torch.save({"generator": without(tiny.weights, end)}, tmp_path / "student.pt")
-    refused(rf"lacks the tensors that tell {fields}; ", lambda: open_source(tmp_path / "student.pt"))
+    refused(rf"lacks the tensors that show {fields}; ", lambda: open_source(tmp_path / "student.pt"))
 
 
 def cut(path: Path, size: int) -> None:
@@ -156,12 +158,12 @@ def cut_save_file(path: Path, weights: Weights, size: int) -> None:
         (lambda p, w: p.write_bytes(b"PK\x03\x04" + bytes(100)), r"is truncated or damaged"),
         (lambda p, w: cut_save(p, {"generator": w}, zipped=True), r"is truncated or damaged"),
         (lambda p, w: cut_save(p, w, zipped=False), r"is truncated or damaged"),
-        (lambda p, w: cut_save_file(p, w, 10**6), r"is truncated or no safetensors file"),
-        (lambda p, w: cut_save_file(p, w, 1000), r"is truncated or no safetensors file"),
+        (lambda p, w: cut_save_file(p, w, 10**6), r"is truncated or not a safetensors file"),
+        (lambda p, w: cut_save_file(p, w, 1000), r"is truncated or not a safetensors file"),
         (lambda p, w: save_file(w | {"head.head.bias": torch.zeros(16, dtype=torch.uint8)}, p),
          r"head\.head\.bias is of type U8"),
-        (lambda p, w: os.mkfifo(p), r"is no regular file; name a checkpoint"),
-        (lambda p, w: p.mkdir(), r"is no folder of diffusers .*, nor of the original Wan .*; name such a folder"),
+        (lambda p, w: os.mkfifo(p), r"is not a regular file; name a checkpoint"),
+        (lambda p, w: p.mkdir(), r"is neither a folder of diffusers .* nor of the original Wan .*; name such a folder"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_checkpoints_are_refused(tiny, tmp_path: Path, write: Write, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -194,14 +196,14 @@ SECOND = "diffusion_pytorch_model-00002-of-00005.safetensors"
     ("damage", "message"),
     [
         (lambda f: (f / SECOND).unlink(), rf"lacks 1 of 5 files \({SECOND}\); copy or download it again"),
-        (lambda f: (f / INDEX).unlink(), rf"{INDEX}: no such file, but parts of what it lists"),
+        (lambda f: (f / INDEX).unlink(), rf"{INDEX}: is missing, though parts that it lists"),
         (lambda f: cut(f / SECOND, 10**5), rf"{SECOND}: is truncated"),
         (lambda f: save_file({"a": torch.zeros(2)}, f / SECOND), rf"{SECOND}: does not hold what {INDEX} says"),
         (lambda f: edit(f / INDEX, weight_map=json.loads((f / INDEX).read_text())["weight_map"] | {"a": SECOND}),
          rf"{SECOND}: does not hold what {INDEX} says \(a\)"),
         (lambda f: save_file(load_file(f / SECOND) | {"a": torch.zeros(2)}, f / SECOND),
          rf"{SECOND}: does not hold what {INDEX} says \(a\)"),
-        (lambda f: edit(f / INDEX, weight_map={"a": "../a.safetensors"}), r"weight_map: should name a file beside it"),
+        (lambda f: edit(f / INDEX, weight_map={"a": "../a.safetensors"}), r"weight_map: should name a file in its"),
         (lambda f: (f / "config.json").write_text("[1]"), r"config\.json: should hold a JSON object, not list"),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json: is not JSON"),
         (lambda f: edit(f / "config.json", num_layers=30),
@@ -223,7 +225,7 @@ def test_incomplete_or_inconsistent_folders_are_refused(
 
 def test_impossible_file_names_are_refused() -> None:
     for read in (open_source, open_text_encoder, open_autoencoder):
-        refused(r"a: cannot be read \(File name too long\); mend", lambda read=read: read(Path("a" * 300)))  # type: ignore[misc]
+        refused(r"a: cannot be read \(File name too long\); fix", lambda read=read: read(Path("a" * 300)))  # type: ignore[misc]
 
 
 def test_folders_of_other_models_are_refused(good: Path, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -238,7 +240,7 @@ def test_folders_of_other_models_are_refused(good: Path, tiny, tmp_path: Path) -
     refused(message, lambda: open_source(good / "diffusers", base=other))
     refused(r"num_layers = 3: the base has 40", lambda: open_source(good / "original", base=checked({}, "base")))
     for layout, changes, line in (
-        ("original", {"num_heads": 5}, r"num_heads = 5: should divide dim = 96; mend it"),
+        ("original", {"num_heads": 5}, r"num_heads = 5: should divide dim = 96; fix it"),
         ("diffusers", {"attention_head_dim": 25}, r"attention_head_dim = 25: input should be a multiple of 2"),
     ):
         shutil.copytree(good / layout, tmp_path / layout)
@@ -253,7 +255,7 @@ def test_tensor_subclasses_are_refused() -> None:
         pass
 
     refused(
-        r"there: a is no dense tensor but Sharded; save the weights alone",
+        r"there: a is not a dense tensor but Sharded; save the weights alone",
         lambda: stored_state({"a": torch.zeros(2).as_subclass(Sharded)}, "there"),
     )
 

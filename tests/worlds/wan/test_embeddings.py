@@ -249,7 +249,7 @@ def test_only_the_rows_asked_for_are_read(base: Path, cache: Path) -> None:
         kept = data[start + first : start + end]
         path.write_bytes(data[:start] + bytes(first) + kept + bytes(len(data) - start - end))
     assert torch.equal(found.read(PROMPTS[:1]), before)
-    with pytest.raises(UserError, match=r"^[^\n]*: is corrupt \(a checksum differs\); delete it, [^\n]*anew$"):
+    with pytest.raises(UserError, match=r"^[^\n]*: is corrupt \(a checksum differs\); delete it, [^\n]*again$"):
         found.read(PROMPTS[1:2])
 
 
@@ -257,10 +257,10 @@ def test_only_the_rows_asked_for_are_read(base: Path, cache: Path) -> None:
 def test_a_truncated_shard_is_refused_in_one_line_and_deleting_it_helps(base: Path, cache: Path, size: int) -> None:
     path = sorted(cache.glob("embeddings/*/*.safetensors"))[0]
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(UserError, match=r"^[^\n]*: is truncated or no shard \([^\n]*\); delete it, [^\n]*anew$"):
+    with pytest.raises(UserError, match=r"^[^\n]*: is truncated or not a shard \([^\n]*\); delete it, [^\n]*again$"):
         embed(PROMPTS, base, cache, FLOAT)
     write_shard(path, {"00": torch.zeros(1)}, {"01": ""})
-    with pytest.raises(UserError, match=r"its header is of another shard\); delete it"):
+    with pytest.raises(UserError, match=r"its header belongs to another shard\); delete it"):
         Embeddings(path.parent)
     path.unlink()
     assert embed(PROMPTS, base, cache, FLOAT).read(PROMPTS).isfinite().all()

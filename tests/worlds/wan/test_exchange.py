@@ -225,7 +225,7 @@ def test_any_size_that_the_codec_allows(run: Callable[..., str], student: Path) 
     for size, words in (
         ("40x32", "--size = 40x32: width = 40: input should be a multiple of 16"),
         ("0x32", "--size = 0x32: width = 0: input should be greater than or equal to 16"),
-        ("big", "--size = big: is no width and height; write them like 832x480"),
+        ("big", "--size = big: is not a width and height; write them like 832x480"),
     ):
         assert words in run(*request, "--size", size, "--out", "none", code=2)
 
@@ -348,7 +348,7 @@ def test_a_refused_import_is_one_line_and_writes_nothing(
         (released, hiar, "choose weights = generator or generator_ema"),
         (released, ("--as", "hyar"), "--as = hyar: is not a known kind of student; did you mean 'hiar'?"),
         (released, (), "--block, --window, --sinks, --shift, --steps, --renoise, --order, --context: cannot be read"),
-        (released, (*hiar, "--weights", "ema"), "--weights = ema: is no set of weights"),
+        (released, (*hiar, "--weights", "ema"), "--weights = ema: is not a set of weights"),
         (released, (*hiar, "--block", 4), "must be a multiple of block = 4"),
         (released, (*hiar, "--height", 40), "height = 40: "),
         (released, (*hiar, "--renoise", "ode"), "renoise = 'ode'"),
@@ -359,16 +359,16 @@ def test_a_refused_import_is_one_line_and_writes_nothing(
     assert not Path("ran").exists()
     assert not list(Path().glob("im*"))
     error = run("import", released, "--base", tmp_path / "gone", *hiar, "--out", "im", code=2)
-    assert "gone" in error and "nothing is fetched" in error
+    assert "gone" in error and "nothing is downloaded" in error
     for command in (("sample", "--frames", 3), ("stream",)):
         error = run(*command, "--checkpoint", released, "--prompt", PROMPT, "--out", "im.mp4", code=2)
-        assert f"{released}: is a file; name a folder, which `hiar import` makes" in error
+        assert f"{released}: is a file; name a folder, such as `hiar import` makes" in error
 
 
 def test_a_refused_export_is_one_line_and_writes_nothing(run: Callable[..., str], student: Path) -> None:
     Path("there").mkdir()
     for arguments, words in (
-        ((student, "--to", "onnx", "--out", "x"), "--to = onnx: is no form that is written"),
+        ((student, "--to", "onnx", "--out", "x"), "--to = onnx: is not an export format"),
         ((student, "--to", "wan", "--out", "there"), "--out = there: exists already"),
         (("nowhere", "--to", "wan", "--out", "x"), "nowhere/generator.json: no such file"),
     ):
@@ -380,7 +380,7 @@ def test_a_refused_export_is_one_line_and_writes_nothing(run: Callable[..., str]
     weights = Path("altered", "transformer", "diffusion_pytorch_model.safetensors")
     data = weights.read_bytes()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(UserError, match=r"safetensors: is not what its manifest says \(SHA-256 differs\)"):
+    with pytest.raises(UserError, match=r"safetensors: does not match its manifest \(SHA-256 differs\)"):
         export_checkpoint(Path("altered"), "wan", Path("x"))
     assert not Path("x").exists()
 
@@ -453,7 +453,7 @@ def test_a_base_that_is_another_now_is_refused(
     config = tmp_path / "base" / "vae" / "config.json"
     config.write_text(config.read_text() + "\n")
     request = ("--checkpoint", "im", "--prompt", PROMPT, "--frames", 9, "--out", "videos")
-    assert "its codec is another now" in run("sample", *request, code=2)
+    assert "its codec has changed" in run("sample", *request, code=2)
     config.write_text(config.read_text()[:-1])
     weights = tmp_path / "base" / "vae" / "diffusion_pytorch_model.safetensors"
     before, data = weights.stat(), bytearray(weights.read_bytes())
@@ -461,7 +461,7 @@ def test_a_base_that_is_another_now_is_refused(
     weights.write_bytes(data)
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert "to sample it" in run("models", "im")  # size and time are unchanged
-    assert "its codec is another now" in run("models", "im", "--verify", code=2)
+    assert "its codec has changed" in run("models", "im", "--verify", code=2)
     shutil.rmtree(tmp_path / "base")
-    assert "no such folder; bring the base model back" in run("sample", *request, code=2)
+    assert "no such folder; restore the base model" in run("sample", *request, code=2)
     assert not Path("videos").exists()

@@ -157,11 +157,14 @@ FILES = {
     "two in one": (lambda: {"x": torch.stack(THEIRS[:2])}, r"00002\.pt: 'x': has the shape \(2, 5, 3, 2, 4, 6\)"),
     "no number": (
         lambda: {"x": spoiled(THEIRS[0], "nan")[None]},
-        r"00002\.pt: 'x': has states that are not finite; take",
+        r"00002\.pt: 'x': has states that are not finite; remove",
     ),
     "no finite one": (lambda: {"x": spoiled(THEIRS[0], "-inf")[None]}, r"00002\.pt: 'x': has states that are not fin"),
     "whole numbers": (lambda: {"x": THEIRS[0][None].long()}, r"00002\.pt: 'x': is of type torch\.int64; give fp16"),
-    "no tensor": (lambda: {"prompt": "a fox", "latents": THEIRS[0]}, r"00002\.pt: 'prompt': is no prompt with a traj"),
+    "no tensor": (
+        lambda: {"prompt": "a fox", "latents": THEIRS[0]},
+        r"00002\.pt: 'prompt': should be a prompt with a traj",
+    ),
     "no dictionary": (lambda: THEIRS[0], r"00002\.pt: should hold a dictionary of prompts"),
     "an empty one": (dict, r"00002\.pt: should hold a dictionary of prompts"),
 }
@@ -196,9 +199,9 @@ def test_sources_without_pairs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "data.mdb").parent.mkdir()
     (tmp_path / "other" / "data.mdb").write_bytes(pickle.dumps("no LMDB") * 2000)
     for name, line in {
-        "nowhere": "is no folder of .pt files and no LMDB; name one",
+        "nowhere": "is neither a folder of .pt files nor an LMDB; name one",
         "empty": "holds no .pt file and no data.mdb; name a folder of pairs",
-        "other": "data.mdb: is damaged, or no LMDB (",
+        "other": "data.mdb: is damaged or not an LMDB (",
     }.items():
         with pytest.raises(UserError) as caught:
             import_pairs(tmp_path / name, tmp_path / "pairs", levels=8.0, shard=2)
@@ -208,13 +211,13 @@ def test_sources_without_pairs_are_refused(tmp_path: Path) -> None:
 ROWS = {
     "a missing row": (b"latents_7_data", None, r"latents_7_data: it or its prompt is missing, of 11"),
     "a missing prompt": (b"prompts_7_data", None, r"latents_7_data: it or its prompt is missing, of 11"),
-    "a short row": (b"latents_7_data", b"12", r"latents_7_data: has 2 bytes, and \(5, 3, 2, 4, 6\) of fp16 are 1440"),
-    "a prompt that is no text": (b"prompts_7_data", b"\xff", r"latents_7_data: its prompt is no UTF-8 text"),
+    "a short row": (b"latents_7_data", b"12", r"latents_7_data: has 2 bytes, \(5, 3, 2, 4, 6\) in fp16 takes 1440"),
+    "a prompt that is no text": (b"prompts_7_data", b"\xff", r"latents_7_data: its prompt is not UTF-8"),
     "no shape": (b"latents_shape", None, r"latents_shape = b'': should be six numbers \(pairs, states, frames"),
     "a shape of words": (b"latents_shape", b"11 5 3 2 4 x", r"latents_shape = b'11 5 3 2 4 x': should be six numbers"),
     "a negative shape": (b"latents_shape", b"11 5 3 2 4 -6", r"latents_shape = b'11 5 3 2 4 -6': should be six"),
     "a shape of nothing": (b"latents_shape", b"11 5 3 2 0 6", r"latents_shape = b'11 5 3 2 0 6': should be six"),
-    "a huge shape": (b"latents_shape", b"11 5 3 2 4 999999999", r"has 1440 bytes, and \(5, 3, 2, 4, 999999999\)"),
+    "a huge shape": (b"latents_shape", b"11 5 3 2 4 999999999", r"has 1440 bytes, \(5, 3, 2, 4, 999999999\)"),
 }
 
 
@@ -237,7 +240,7 @@ def test_a_truncated_lmdb_is_refused_before_it_is_mapped(tmp_path: Path) -> None
     whole = file.read_bytes()
     for size in (0, 100, 4096, 8192, len(whole) - 1):
         file.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"data\.mdb: is (truncated|damaged, or no LMDB)"):
+        with pytest.raises(UserError, match=r"data\.mdb: is (truncated|damaged or not an LMDB)"):
             import_pairs(file, tmp_path / "pairs", levels=8.0, shard=2)
 
 
@@ -248,7 +251,7 @@ def test_the_command_prints_what_it_imported(tmp_path: Path) -> None:
     torch.testing.assert_close(load_pairs(tmp_path / "pairs").sigmas, warp(torch.tensor([1, 0.75, 0.5, 0.25, 0]), 3.0))
     assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 2  # one of four pairs and one of one
     (error,) = hiar("import-pairs", "nowhere", "--out", "pairs", folder=tmp_path, code=2).stderr.splitlines()
-    assert error == "error: nowhere: is no folder of .pt files and no LMDB; name one"
+    assert error == "error: nowhere: is neither a folder of .pt files nor an LMDB; name one"
 
 
 def test_pairs_are_exported_as_files_bit_by_bit(tmp_path: Path) -> None:
@@ -317,9 +320,9 @@ def test_a_refused_export_leaves_nothing(tmp_path: Path) -> None:
         (
             "self-forcing",
             "out",
-            r"pair 0 \('a fox'\): is out of the range of float16, which an LMDB has; use --to hiar$",
+            r"pair 0 \('a fox'\): is out of the range of float16, in which an LMDB stores; use --to hiar$",
         ),
-        ("hair", "out", "--to = hair: is no form that is written; did you mean 'hiar'"),
+        ("hair", "out", "--to = hair: is not an export format; did you mean 'hiar'"),
         ("hiar", "there", "--out = .*there: exists already; remove it or choose another name$"),
     ):
         with pytest.raises(UserError, match=line):

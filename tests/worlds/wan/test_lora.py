@@ -141,10 +141,10 @@ def without(end: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (without("q.lora_B.weight"), r"has but one of lora_A and lora_B of blocks\.0\.attn1\.to_q\.weight; copy it"),
+        (without("q.lora_B.weight"), r"has only one of lora_A and lora_B of blocks\.0\.attn1\.to_q\.weight; copy it"),
         (
             lambda adapter: {name.replace("blocks.0.", "blocks.7."): value for name, value in adapter.items()},
-            r"blocks\.7\.attn1\.to_q\.weight: is no weight of the source's transformer; name the model it was trained",
+            r"blocks\.7\.attn1\.to_q\.weight: is not a weight of the source's transformer; name the model it was",
         ),
         (
             lambda adapter: {name: value[:, :-1] if "lora_A" in name else value for name, value in adapter.items()},
@@ -156,9 +156,9 @@ def without(end: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         ),
         (
             lambda adapter: {name.replace("lora_A", "lora_down"): value for name, value in adapter.items()},
-            r"lora_down\.weight, which is no lora_A or lora_B of peft's; save the adapter with it",
+            r"lora_down\.weight, which is not peft's lora_A or lora_B; save the adapter with peft",
         ),
-        (lambda adapter: {"generator_lora": [adapter]}, r"generator_lora is no dense tensor but list"),
+        (lambda adapter: {"generator_lora": [adapter]}, r"generator_lora is not a dense tensor but list"),
     ],
     ids=["half", "other depth", "other width", "other rank", "other program", "no tensors"],
 )

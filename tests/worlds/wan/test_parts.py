@@ -189,7 +189,7 @@ def test_an_original_folder_becomes_a_base(base: Path, tmp_path: Path, monkeypat
     published = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0, "solver_order": 2}
     assert published.items() <= scheduler.config.items()
 
-    for place, words in ((tmp_path / "out", "is in diffusers' layout already; name it as it is"), (theirs, "exists")):
+    for place, words in ((tmp_path / "out", "is in diffusers' layout already; use it as it is"), (theirs, "exists")):
         with pytest.raises(UserError, match=words):
             convert_base(place, tmp_path / "out")
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"again: needs 0.00\d+ GB, 0.0001 GB"):

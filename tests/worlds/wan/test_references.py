@@ -32,7 +32,7 @@ def test_a_changed_file_of_the_base_is_noticed(base: Path, tmp_path: Path, part:
     assert locate(tmp_path / "part") == tmp_path / "base"
     with (tmp_path / "base" / place).open("a") as file:
         file.write("\n")
-    with pytest.raises(UserError, match=rf"its {part} is another now; bring the one back"):
+    with pytest.raises(UserError, match=rf"its {part} has changed; restore the one"):
         locate(tmp_path / "part")
 
 
@@ -47,7 +47,7 @@ def test_a_base_is_found_from_any_folder_and_an_invalid_reference_refused(
     assert locate(tmp_path / "elsewhere") is None  # a part that is there itself, not by reference
     note = tmp_path / "part" / REFERENCE
     note.write_text(json.dumps(json.loads(note.read_text()) | {"weights": "generator"}))
-    with pytest.raises(UserError, match=r"reference\.json: weights = 'generator': unknown parameter; .*anew"):
+    with pytest.raises(UserError, match=r"reference\.json: weights = 'generator': unknown parameter; .*again"):
         locate(tmp_path / "part")
     with pytest.raises(UserError, match=r"vae: no such folder; name a base model of Wan2\.1"):
         refer(tmp_path / "part", tmp_path, CODEC)
@@ -69,8 +69,8 @@ def test_folders_mistaken_for_a_base_are_refused_with_the_fix(base: Path, tmp_pa
     for named, words in (
         (cache, f"is a cache of models; name {snapshot}"),
         (snapshot / "transformer", f"transformer is a part of a base; name {snapshot}"),
-        (original, f"`hiar base {original} --out NEW` makes a base of it"),
-        (Path("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"), "a folder of this machine: nothing is fetched"),
+        (original, f"convert it once with `hiar base {original} --out NEW`"),
+        (Path("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"), "a folder on this machine: nothing is downloaded"),
     ):
         with pytest.raises(UserError, match=re.escape(words)):
             refer(tmp_path / "part", named, TRANSFORMER)

@@ -278,7 +278,7 @@ def test_an_experiment_ends_in_vbenchs_figures(
     with pytest.raises(UserError, match="venv: holds no environment of VBench; build it with `make vbench`"):
         _run("vbench", with_vbench, chain, seed=0, dimension="imaging_quality")
     with pytest.raises(
-        UserError, match="dimension 'imaging_qualty': is none of VBench's; did you mean 'imaging_quality'"
+        UserError, match="dimension 'imaging_qualty': is not one of VBench's; did you mean 'imaging_quality'"
     ):
         _run("vbench", with_vbench, chain, seed=0, dimension="imaging_qualty")
     build_environment(tmp_path / "venv")
@@ -316,7 +316,9 @@ def test_an_experiment_ends_in_vbenchs_figures(
     variant = params.compare.distill[0]
     again = params.model_copy(update={"sample": params.sample.model_copy(update={"frames": 6})})
     _run("sample", again, work, seed=0, model="distill", variant=variant)
-    with pytest.raises(UserError, match=f"is not of the samples of distill/{variant} that are there now; run `hiar st"):
+    with pytest.raises(
+        UserError, match=f"was made from other samples of distill/{variant} than the present ones; run `hiar st"
+    ):
         _run("score", with_vbench, work)
 
 
@@ -466,10 +468,10 @@ def test_a_changed_prompt_is_a_changed_parameter(tmp_path: Path) -> None:
     here = params.world.model_copy(update={"prompts": files["world"]})
     assert open_world(here).prompts(seed=0, first=0, count=1) == ["a fox"]
     files["world"].write_text("a bear\n")
-    with pytest.raises(UserError, match=rf"world\.txt: SHA-256 = .*: params.yaml says {world}; bring the file back"):
+    with pytest.raises(UserError, match=rf"world\.txt: SHA-256 = .*: params.yaml says {world}; restore the file"):
         open_world(here).prompts(seed=0, first=0, count=1)
     files["world"].unlink()
-    with pytest.raises(UserError, match=r"^--prompt: is not given, and .* \(.*world\.txt: no such file\); give one$"):
+    with pytest.raises(UserError, match=r"^--prompt: is missing, and .* \(.*world\.txt: no such file\); give one$"):
         serving.own_prompt(open_world(here), 0)
 
 
@@ -503,7 +505,7 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(
 
     large.write_text("one")
     assert pinned()[0] is None  # left to the stage, with a warning before the first one runs
-    assert "models/ode_init.pt: is not there, and the stage that reads it will need it" in capsys.readouterr().err
+    assert "models/ode_init.pt: is missing, and the stage that reads it will need it" in capsys.readouterr().err
     save_student(init, base, 1)
     before = pinned()
     assert "ode_init" not in capsys.readouterr().err
@@ -516,7 +518,7 @@ def test_other_weights_in_a_named_file_are_a_changed_parameter(
     assert [now == then for now, then in zip(pinned(), before, strict=True)] == [True, False]
     save_student(init, base, 2)
     assert pinned()[0] != before[0]
-    message = rf"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = {before[0]}; bring it back"
+    message = rf"ode_init\.pt: SHA-256 = .*: params\.yaml says init\.source_sha256 = {before[0]}; restore the file"
     with pytest.raises(UserError, match=message):
         require_content(init, before[0], "init.source_sha256")
     causal = read_yaml(ROOT / "experiments" / "init-consistency.yaml")["init"]

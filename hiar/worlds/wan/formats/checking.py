@@ -27,7 +27,7 @@ def require_exact(found: Shapes, wanted: Shapes, where: str, spelled: Callable[[
     The message counts the missing or surplus names and lists the first five, as ``spelled`` in the file.
     """
     for names, wrong, remedy in (
-        ([name for name in wanted if name not in found], "lacks", "it is not complete, copy or download it again"),
+        ([name for name in wanted if name not in found], "lacks", "it is incomplete, copy or download it again"),
         ([name for name in found if name not in wanted], "has a surplus of", "name a checkpoint of the same model"),
     ):
         if names:

@@ -91,7 +91,7 @@ def read_config(path: Path, shapes: Shapes) -> Config:
         return checked(said, str(path))
     original = _validated(_Original, said, str(path))
     if original.dim % original.num_heads:
-        raise UserError(f"{path}: num_heads = {original.num_heads}: should divide dim = {original.dim}; mend it")
+        raise UserError(f"{path}: num_heads = {original.num_heads}: should divide dim = {original.dim}; fix it")
     config = {ours: getattr(original, theirs) for ours, theirs in _ORIGINAL.items()}
     config["attention_head_dim"] = original.dim // original.num_heads
     seen = sizes(shapes)
@@ -171,9 +171,9 @@ def settle(shapes: Shapes, where: str, said: Config | None, base: Config | None)
         return known
     wanted = {"num_layers", "dim", "in_channels", "out_channels", "patch_size", "text_dim", "freq_dim", "ffn_dim"}
     if unknown := sorted(wanted - seen.keys()):
-        raise UserError(f"{where}: lacks the tensors that tell {', '.join(unknown)}; copy or download it again")
+        raise UserError(f"{where}: lacks the tensors that show {', '.join(unknown)}; copy or download it again")
     if seen["dim"] % HEAD_DIM:
-        raise UserError(f"{where}: dim = {seen['dim']}: is no multiple of Wan's {HEAD_DIM} a head; name its --base")
+        raise UserError(f"{where}: dim = {seen['dim']}: is not a multiple of Wan's {HEAD_DIM} a head; name its --base")
     heads = {"num_attention_heads": seen["dim"] // HEAD_DIM, "attention_head_dim": HEAD_DIM}
     return checked(seen | heads, where)
 

@@ -35,7 +35,7 @@ def add_lora(tensors: Mapping[str, Stored], path: Path, scale: float) -> dict[st
     for name, (a, b) in factors.items():
         if name not in tensors:
             raise UserError(
-                f"{path}: {name}: is no weight of the source's transformer; name the model it was trained on"
+                f"{path}: {name}: is not a weight of the source's transformer; name the model it was trained on"
             )
         weight = tensors[name]
         if (b.shape[:1] + a.shape[1:], a.shape[0]) != (weight.shape, b.shape[1]):
@@ -59,11 +59,11 @@ def _factors(path: Path) -> dict[str, tuple[Stored, Stored]]:
     for bare, found in names.unwrap(held, str(path)).items():
         parts = _FACTOR.fullmatch(_WRAPPERS.sub("", bare).lstrip("."))
         if parts is None:
-            raise UserError(f"{path}: holds {found}, which is no lora_A or lora_B of peft's; save the adapter with it")
+            raise UserError(f"{path}: holds {found}, which is not peft's lora_A or lora_B; save the adapter with peft")
         layer = f"{parts[1]}.weight"
         halves.setdefault(names.to_diffusers(layer) or layer, {})[parts[2]] = held[found]
     if half := [name for name, pair in halves.items() if len(pair) < 2]:
-        raise UserError(f"{path}: has but one of lora_A and lora_B of {', '.join(half[:SHOWN])}; copy it again")
+        raise UserError(f"{path}: has only one of lora_A and lora_B of {', '.join(half[:SHOWN])}; copy it again")
     return {name: (pair["A"], pair["B"]) for name, pair in halves.items()}
 
 

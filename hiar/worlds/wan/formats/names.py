@@ -76,7 +76,7 @@ def unwrap(names: Iterable[str], where: str) -> dict[str, str]:
         bare = strip_prefixes(name)
         if bare in found:
             raise UserError(
-                f"{where}: holds {bare} twice, as {found[bare]} and as {name}; save it anew with one of them"
+                f"{where}: holds {bare} twice, as {found[bare]} and as {name}; save it again with one of them"
             )
         found[bare] = name
     return found

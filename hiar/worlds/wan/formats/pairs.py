@@ -50,13 +50,13 @@ def foreign_pairs(source: Path) -> Iterator[ForeignPair]:
         if found != wanted:
             raise UserError(f"{pair.where}: is {found}, and {first.where} is {wanted}; import pairs of one kind")
         if not pair.states.isfinite().all():
-            raise UserError(f"{pair.where}: has states that are not finite; take it out")
+            raise UserError(f"{pair.where}: has states that are not finite; remove it")
         yield pair
 
 
 def _of_files(folder: Path) -> Iterator[ForeignPair]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: is no folder of .pt files and no LMDB; name one")
+        raise UserError(f"{folder}: is neither a folder of .pt files nor an LMDB; name one")
     paths = sorted(folder.glob("*.pt"))
     if not paths:
         raise UserError(f"{folder}: holds no .pt file and no {DATA}; name a folder of pairs")
@@ -67,7 +67,7 @@ def _of_files(folder: Path) -> Iterator[ForeignPair]:
         for prompt, value in held.items():
             where = f"{path}: {prompt!r:.60}"
             if not isinstance(prompt, str) or not isinstance(value, Tensor):
-                raise UserError(f"{where}: is no prompt with a trajectory, but a {type(value).__name__}; take it out")
+                raise UserError(f"{where}: should be a prompt with a trajectory, not {type(value).__name__}; remove it")
             if value.ndim != 6 or value.shape[0] != 1:
                 raise UserError(f"{where}: has the shape {tuple(value.shape)}, not (1, {AXES}); name a folder of pairs")
             yield ForeignPair(where, prompt, _ours(where, value[0]))
@@ -83,10 +83,10 @@ def _of_lmdb(path: Path) -> Iterator[ForeignPair]:
             latents = rows.get(f"latents_{number}_data".encode())
             prompt = rows.get(f"prompts_{number}_data".encode())
             if latents is None or prompt is None:
-                raise UserError(f"{where}: it or its prompt is missing, of {count}; copy the LMDB again")
+                raise UserError(f"{where}: it or its prompt is missing, of {count} pairs; copy the LMDB again")
             if len(latents) != 2 * size:
                 raise UserError(
-                    f"{where}: has {len(latents)} bytes, and {tuple(shape)} of fp16 are {2 * size}; copy it again"
+                    f"{where}: has {len(latents)} bytes, {tuple(shape)} in fp16 takes {2 * size}; copy it again"
                 )
             states = torch.frombuffer(bytearray(latents), dtype=torch.float16).reshape(shape)
             yield ForeignPair(where, _text(where, bytes(prompt)), _ours(where, states))
@@ -117,14 +117,17 @@ def _opened(path: Path) -> Iterator[lmdb.Environment]:
                 raise UserError(f"{file}: is truncated ({file.stat().st_size} of {needed} bytes); copy it again")
             yield environment
     except lmdb.Error as error:
-        raise UserError(f"{file}: is damaged, or no LMDB ({error}); copy it again") from None
+        raise UserError(f"{file}: is damaged or not an LMDB ({error}); copy it again") from None
 
 
 def _shape(path: Path, text: bytes) -> list[int]:
     """The numbers of ``latents_shape``: pairs, then the shape of one. Five mean clean videos, of one state each."""
     numbers = [int(word) for word in text.split() if word.isdigit() and len(word) < 10]
     if len(numbers) not in {5, 6} or len(text.split()) != len(numbers) or 0 in numbers:
-        raise UserError(f"{path}: latents_shape = {text[:60]!r}: should be six numbers (pairs, {AXES}); copy it again")
+        raise UserError(
+            f"{path}: latents_shape = {text[:60]!r}: should be six numbers (pairs, {AXES}), or five without states; "
+            "copy it again"
+        )
     return [numbers[0], *[1] * (6 - len(numbers)), *numbers[1:]]
 
 
@@ -132,7 +135,7 @@ def _text(where: str, prompt: bytes) -> str:
     try:
         return prompt.decode()
     except UnicodeDecodeError:
-        raise UserError(f"{where}: its prompt is no UTF-8 text; copy the LMDB again") from None
+        raise UserError(f"{where}: its prompt is not UTF-8; copy the LMDB again") from None
 
 
 def _ours(where: str, states: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def write_pairs(captions: Sequence[str], shards: Callable[[], Iterator[Tensor]],
     Raises UserError when ``form`` is unknown, ``out`` exists, the disk is too full, or float16 cannot hold a state.
     """
     if form not in FORMS:
-        raise UserError(f"--to = {form}: is no form that is written; {suggest(form, FORMS)}")
+        raise UserError(f"--to = {form}: is not an export format; {suggest(form, FORMS)}")
     if out.exists():
         raise UserError(f"--out = {out}: exists already; remove it or choose another name")
     first = next(shards())
@@ -67,7 +67,7 @@ def _write_lmdb(captions: Sequence[str], pairs: Iterator[Tensor], folder: Path, 
                 latents = states.half()
                 if not latents.isfinite().all():
                     where = f"pair {number} ({caption!r:.60})"
-                    raise UserError(f"{where}: is out of the range of float16, which an LMDB has; use --to hiar")
+                    raise UserError(f"{where}: is out of the range of float16, in which an LMDB stores; use --to hiar")
                 with environment.begin(write=True) as rows:
                     if number == 0:
                         shape = (len(captions), *latents.shape)

@@ -77,7 +77,7 @@ def _open_folder(folder: Path, base: Config | None) -> Found:
         folder = folder / "transformer"
     if not (folder / CONFIG).exists():
         raise UserError(
-            f"{folder}: is no folder of diffusers (transformer/{CONFIG}), nor of the original Wan ({CONFIG}); "
+            f"{folder}: is neither a folder of diffusers (transformer/{CONFIG}) nor of the original Wan ({CONFIG}); "
             "name such a folder, a .safetensors or a .pt"
         )
     kind: Kind = "wan" if is_original_config(read_json(folder / CONFIG)) else "diffusers"
@@ -122,7 +122,7 @@ def _choose(held: Any, path: str, weights: Weights | None) -> tuple[Mapping[str,
 def _entries(held: Any, path: str) -> Mapping[Any, Any]:
     """The entries of a .pt, by name; a bare state dict counts as ``model``."""
     if not isinstance(held, Mapping) or not held:
-        raise UserError(f"{path}: holds {type(held).__name__}, no state dicts; name a checkpoint of a generator")
+        raise UserError(f"{path}: holds {type(held).__name__}, not state dicts; name a checkpoint of a generator")
     return {"model": held} if all(isinstance(value, Tensor) for value in held.values()) else held
 
 

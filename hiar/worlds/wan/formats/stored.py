@@ -52,7 +52,7 @@ def read_file(path: Path) -> dict[str, Stored] | Any:
         if not path.exists():
             raise UserError(f"{path}: no such file; name a checkpoint")
         if not path.is_file():
-            raise UserError(f"{path}: is no regular file; name a checkpoint")
+            raise UserError(f"{path}: is not a regular file; name a checkpoint")
         with path.open("rb") as file:
             head = file.read(len(_POINTER))
     if not head:
@@ -73,7 +73,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
             file = safe_open(path, framework="pt")
             heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
-        raise UserError(f"{path}: is truncated or no safetensors file ({_short(error)}); {_AGAIN}") from None
+        raise UserError(f"{path}: is truncated or not a safetensors file ({_short(error)}); {_AGAIN}") from None
     for name, head in heads.items():
         _require_plain(name, _TYPES.get(head.get_dtype(), head.get_dtype()), str(path))
     return {
@@ -90,11 +90,11 @@ def read_sharded(folder: Path, stem: str) -> dict[str, Stored]:
     index, single = folder / f"{stem}{INDEX}", folder / f"{stem}.safetensors"
     if not index.exists():
         if not single.exists() and any(folder.glob(f"{stem}-*-of-*.safetensors")):
-            raise UserError(f"{index}: no such file, but parts of what it lists; {_AGAIN}")
+            raise UserError(f"{index}: is missing, though parts that it lists are here; {_AGAIN}")
         return read_safetensors(single)
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(_is_plain(place) for place in places.values()):
-        raise UserError(f"{index}: weight_map: should name a file beside it for each tensor; {_AGAIN}")
+        raise UserError(f"{index}: weight_map: should name a file in its folder for each tensor; {_AGAIN}")
     files = sorted(set(places.values()))
     if lost := [name for name in files if not (folder / name).exists()]:
         raise UserError(f"{folder}: lacks {len(lost)} of {len(files)} files ({_first(lost)}); {_AGAIN}")
@@ -127,7 +127,7 @@ def stored_state(state: Mapping[Any, Any], where: str) -> dict[str, Stored]:
     for name, value in state.items():
         plain = type(value) in (Tensor, Parameter) and value.layout is torch.strided and value.device.type == "cpu"
         if not plain:
-            raise UserError(f"{where}: {name} is no dense tensor but {type(value).__name__}; save the weights alone")
+            raise UserError(f"{where}: {name} is not a dense tensor but {type(value).__name__}; save the weights alone")
         _require_plain(name, value.dtype, where)
     return {name: Stored(tuple(value.shape), value.dtype, value.detach) for name, value in state.items()}
 
@@ -142,7 +142,7 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or _short(error)
         raise UserError(
-            f"{error.filename or path}: cannot be read ({reason}); mend that or name another place"
+            f"{error.filename or path}: cannot be read ({reason}); fix that or name another place"
         ) from None
 
 

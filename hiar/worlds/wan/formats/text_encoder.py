@@ -63,7 +63,7 @@ def read_state(path: Path) -> dict[str, Stored]:
     """
     held = read_file(path)
     if not isinstance(held, Mapping) or not held:
-        raise UserError(f"{path}: holds {type(held).__name__}, no state dict; name the file of the original Wan")
+        raise UserError(f"{path}: holds {type(held).__name__}, not a state dict; name the file of the original Wan")
     whole = all(isinstance(one, Stored) for one in held.values())
     state = dict(held) if whole else stored_state(held, str(path))
     return {bare: state[name] for bare, name in unwrap(state, str(path)).items()}
