@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 import pytest
 from commands import environment
 from ports import free_ports
+from supervisor import loggers
 from waiting import wait_until
 
 from flows.stack import control, health
 from flows.stack.__main__ import main as stack_main
 from flows.stack.control import down, status
 from flows.stack.settings import DATABASES, PASSWORD, check_ports, environment_of, note_ports, open_stack, read_ports
-from flows.stack.supervisor import Log, loggers
+from flows.stack.supervisor import Log
 from flows.stack.watcher import SILENCE
 from hiar.errors import RunFailed, UserError
 
