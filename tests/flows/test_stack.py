@@ -3,6 +3,7 @@
 import http.server
 import ipaddress
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -14,12 +15,14 @@ from urllib.parse import urlsplit
 import pytest
 from commands import environment
 from ports import free_ports
+from supervisor import loggers
 from waiting import wait_until
 
 from flows.stack import control, health
 from flows.stack.__main__ import main as stack_main
 from flows.stack.control import down, status
 from flows.stack.settings import DATABASES, PASSWORD, check_ports, environment_of, note_ports, open_stack, read_ports
+from flows.stack.supervisor import Log
 from flows.stack.watcher import SILENCE
 from hiar.errors import RunFailed, UserError
 
@@ -306,3 +309,21 @@ def test_the_supervisor_outlives_a_full_disk_and_logs_again_once_there_is_room(s
             supervisor.wait()
     finally:
         subprocess.run(["umount", "-l", short_folder], check=True)
+
+
+def test_a_log_whose_folder_is_lost_and_restored_is_written_again(tmp_path):
+    """It can be neither rotated nor reopened meanwhile, and its stream is closed."""
+    place = tmp_path / "logs" / "one.log"
+    place.parent.mkdir()
+    log = Log(str(place), maxBytes=16)
+
+    def write(text):
+        log.emit(loggers.LogRecord(loggers.LevelsByName.INFO, text))
+
+    shutil.rmtree(place.parent)
+    for _ in range(2):
+        write("a line longer than the file may be")
+    place.parent.mkdir()
+    for text in ("reopens", "is kept"):
+        write(text)
+    assert "is kept" in place.read_text()

@@ -41,6 +41,8 @@ def test_flow_of_known_length_and_direction():
     flow = np.zeros((32, 40, 2), np.float32)
     flow[..., 0], flow[..., 1] = 3, 4
     assert pairs.magnitude(flow) == pytest.approx(100 * 5 / 32)
+    half = np.where(np.arange(32)[:, None, None] < 16, flow, 0)  # the mean of lengths, not the root of mean squares
+    assert pairs.magnitude(half) == pytest.approx(100 * 2.5 / 32)
     other = np.roll(one, (4, 3), axis=(0, 1))
     assert pairs.warp_error(one, other, flow) == 0
     assert pairs.warp_error(one, other, -flow) > 0.05

@@ -2,18 +2,20 @@
 
 import json
 import shutil
+import sys
 from math import cos
+from types import ModuleType
 
 import pytest
 import torch
 from torch.nn.functional import interpolate
 from transformers import Dinov2Config, Dinov2Model
-from vbench_toys import build_networks, lay_weights, requests_of
+from vbench_toys import DECORD, build_networks, lay_weights, requests_of
 
 from hiar.errors import UserError
 from hiar.io.video import write_mp4
 from hiar.vbench.across import BRANCHES, both_branches, read_table
-from hiar.vbench.first_frames import likeness, open_dinov2
+from hiar.vbench.first_frames import likeness, open_branch, open_dinov2
 from hiar.vbench.runner import score_folder
 from hiar.vbench.weights import approve
 
@@ -59,6 +61,22 @@ def test_dinov2_sees_the_middle_of_the_picture_at_256_pixels(tmp_path):
         expected = model((resized[..., 16:240, 80:304] - mean) / spread).pooler_output
         found = open_dinov2("cpu", str(tmp_path), "")(picture)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_returns_the_records_of_its_own_videos(tmp_path, monkeypatch):
+    """The worker makes one call for every 32 videos."""
+    decord = ModuleType("decord")
+    exec(DECORD, vars(decord))
+    monkeypatch.setitem(sys.modules, "decord", decord)
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path / "dinov2-base")
+    steps = []
+    score = open_branch(SUBJECT, "cpu", str(tmp_path), "", lambda: steps.append(1))
+    for name in ("0.mp4", "1.mp4"):
+        path = str(blue(tmp_path / name, 0.5, frames=2))
+        (record,) = score([{"video_list": [path]}])
+        assert record["video_path"] == path
+    assert len(steps) == 2
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,9 @@ def test_the_original_text_encoder_is_converted(encoder: UMT5EncoderModel, tmp_p
     original = renamed(state, TEXT)
     assert "blocks.1.ffn.gate.0.weight" in original
     torch.save(original, tmp_path / "t5.pth")
+    drawn = torch.get_rng_state()
     found = open_text_encoder(tmp_path / "t5.pth")
+    assert torch.equal(torch.get_rng_state(), drawn)  # no weights are initialised: of UMT5-XXL, 23 GB
     out = tmp_path / "text_encoder"
     out.mkdir()
     write_model(found.tensors, found.config, out, text_encoder.STEM, shard=20_000)
@@ -126,7 +128,9 @@ def test_the_original_autoencoder_is_converted(autoencoder: AutoencoderKLWan, tm
     assert "decoder.upsamples.4.shortcut.weight" in original
     assert "decoder.middle.1.to_qkv.weight" in original
     torch.save(original, tmp_path / "vae.pth")
+    drawn = torch.get_rng_state()
     found = open_autoencoder(tmp_path / "vae.pth")
+    assert torch.equal(torch.get_rng_state(), drawn)  # nor are any here
     out = tmp_path / "vae"
     out.mkdir()
     write_model(found.tensors, found.config, out, sources.STEM)

@@ -128,6 +128,7 @@ def test_a_model_is_described_with_its_own_parts_and_those_of_its_base(chain: Pa
     of_student, of_teacher = (dict(describe_model(folder, None, verify=False)) for folder in (student, teacher))
     base = load_generator(teacher).world.base
     assert re.fullmatch(r"its own, [0-9.e-]+ GB", of_student["transformer"])
+    assert re.fullmatch(r"\d+ solver steps, guidance [\d.]+; bidirectional", of_teacher["walk"])
     for part in ("text_encoder", "codec"):
         assert of_student[part] == of_teacher[part]
     hashes = [re.fullmatch(rf"that of {base}, SHA-256 ([0-9a-f]{{64}})", one)[1] for one in map(of_teacher.get, PARTS)]
