@@ -20,10 +20,7 @@ KUBERNETES = INFRA / "kubernetes"
 
 NAMES = {"prefect": "PREFECT", "mlflow": "MLFLOW", "store": "S3"}
 PORTS = dict(line.split("=") for line in (INFRA / "stack" / "ports.env").read_text().splitlines() if line[0] != "#")
-SERVERS = {
-    name: int(PORTS[f"HIAR_{part}_PORT"])
-    for name, part in {"prefect": "PREFECT", "mlflow": "MLFLOW", "store": "S3"}.items()
-}
+SERVERS = {name: int(PORTS[f"HIAR_{part}_PORT"]) for name, part in NAMES.items()}
 POOLS = {one["work_pool"]["name"] for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
 SECRETS = {  # what infra/secrets.sh writes
     "PGPASSWORD",

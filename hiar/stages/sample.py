@@ -27,9 +27,7 @@ from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
 from hiar.stages.common import Paths, sample_world, stage
 from hiar.stages.fitting import Way, check_frames
-from hiar.stages.plan import (
-    load_sampler,
-)
+from hiar.stages.plan import load_sampler
 from hiar.stages.rollouts import make_rollout
 from hiar.stages.videos import (
     batches,
