@@ -107,10 +107,15 @@ def make_videos(
 
     Batches are dealt to the processes, which work in rounds of one batch each, so that all stop after the first error.
     Complete batches and videos are not made again.
+
+    Progress counts half a frame when its latent is there, and the other half when its pictures are written: in large
+    worlds decoding takes as long as walking.
     """
     every, whole = batches(len(prompts), batch), frames * len(prompts)
     todo = missing_batches(folder, len(prompts), batch, ranks)
-    missing = ranks.sums([frames * sum(len(every[index]) for index in todo)])[0]
+    own = [number for index in range(ranks.rank, len(every), ranks.size) for number in every[index]]
+    unwritten = sum(not (folder / video_name(number, len(prompts))).exists() for number in own)
+    halves = int(ranks.sums([frames * (sum(len(every[index]) for index in todo) + unwritten)])[0])
 
     def make(index: int, advance: Callable[[int], None]) -> None:
         with writing(folder):
@@ -120,10 +125,16 @@ def make_videos(
                 latents = sample_latents(source, asked, frames, walk, seed, numbers, advance, given, way)
                 write_latents(folder, index, latents)
             if index < len(every):
-                write_videos(folder, source, index, every[index], len(prompts), crf, lambda: advance(0))
+                write_videos(folder, source, index, every[index], len(prompts), crf, advance)
 
-    with Progress(label, whole, whole - int(missing), unit="frames") if ranks.leads else nullcontext() as progress:
-        heard = progress.advance if progress else lambda count: None
+    with Progress(label, whole, whole - halves // 2, unit="frames") if ranks.leads else nullcontext() as progress:
+
+        def heard(count: int) -> None:
+            nonlocal halves
+            before, halves = halves, halves - count
+            if progress:
+                progress.advance(before // 2 - halves // 2)
+
         for first in range(0, len(every), ranks.size):
             ranks.together(partial(make, first + ranks.rank), heard)
     if ranks.leads:

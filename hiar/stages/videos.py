@@ -56,17 +56,18 @@ def write_videos(
     numbers: range,
     count: int,
     crf: int = CRF,
-    beat: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda frames: None,
 ) -> None:
     """Write the missing videos of a batch, out of ``count`` in all, from its stored latents.
 
-    beat: called after each part of a video.
+    advance: called after each part of a video with the number of its latent frames.
     """
 
     def parts(latent: Tensor, number: int) -> Iterator[Tensor]:
-        for part in decoded(source, latent, number):
-            yield part
-            beat()
+        of = latent.split(source.codec.chunk, dim=1)
+        for pictures, frames in zip(decoded(source, latent, number), of, strict=True):
+            yield pictures
+            advance(frames.shape[1])
 
     latents = read_shard(shard_path(folder / SCRATCH, index))["latents"]
     for number, latent in zip(numbers, latents, strict=True):

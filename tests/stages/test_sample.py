@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from hiar.errors import UserError
 from hiar.io.artifacts import content_hash, read_manifest
 from hiar.io.process_group import ALONE, Ranks
+from hiar.io.progress import Progress
 from hiar.io.shards import read_shard
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
@@ -239,12 +241,35 @@ def test_batches_with_stored_latents_are_only_decoded(student: Generator, tmp_pa
     assert not torch.equal(latents[:2], made.float())
 
 
-def test_every_decoded_part_sends_a_heartbeat(student: Generator, tmp_path: Path) -> None:
+def test_every_decoded_part_is_reported_with_its_frames(student: Generator, tmp_path: Path) -> None:
     """So no process waits longer than one part, however long the videos of a batch are."""
-    frames, beats = 2 * student.codec.chunk, []
-    write_latents(tmp_path, 0, torch.zeros(2, 4, frames, 8, 8))
-    write_videos(tmp_path, student, 0, range(2), 2, beat=lambda: beats.append(1))
-    assert len(beats) == 4
+    chunk, done = student.codec.chunk, []
+    write_latents(tmp_path, 0, torch.zeros(2, 4, chunk + 3, 8, 8))
+    write_videos(tmp_path, student, 0, range(2), 2, advance=done.append)
+    assert done == [chunk, 3] * 2
+
+
+def test_half_of_a_frame_is_done_with_its_latent_and_half_with_its_pictures(
+    student: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    class Recorded(Progress):
+        def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
+            counts.append(self.done)
+            super().advance(count, metrics)
+            counts.append(self.done)
+
+    def make() -> list[int]:
+        counts.clear()
+        sample.make_videos(tmp_path, student, PROMPTS[:1], 6, student.card.walk, 3, 1, "sample")
+        return sorted({*counts})
+
+    monkeypatch.setattr(sample, "Progress", Recorded)
+    assert make() == [0, 2, 3, 6]  # two blocks of three frames, then their pictures
+    assert make() == [6]
+    (tmp_path / "0000.mp4").unlink()
+    assert make() == [3, 6]
 
 
 def test_processes_exchange_signals_with_every_decoded_part(student: Generator, tmp_path: Path) -> None:
