@@ -89,14 +89,19 @@ def test_latents_equal_those_of_hiar_stream(address, students):
 
 
 def test_contexts_are_renewed_at_a_prompt_change_on_request(students, tmp_path):
+    """Another checkpoint takes the student's place meanwhile, and is not shown."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(students[1], folder := tmp_path / "forcing")
     options = ("--prompt", PROMPT, "--lead", LEAD, "--seed", SEED, "--renew")
-    with live(students[1], folder=tmp_path, options=options) as (_, address), Watcher(address) as viewer:
+    with live(folder, folder=tmp_path, options=options) as (_, address), Watcher(address) as viewer:
         viewer.watch(4)
+        shutil.rmtree(folder)
+        save_student(folder, "block_first", "finished", seed=1)
         viewer.send(kind="prompt", text=OTHER)
         change = viewer.until("prompt")["block"]
         viewer.watch(change + 4)
         made = [block["latent"] for block in viewer.blocks[0]]
+    assert latents_of(folder, PROMPT, {}, SEED, 1) != made[:1]
     renewed, kept = (
         latents_of(students[1], PROMPT, {change: OTHER}, SEED, len(made), renew) for renew in (True, False)
     )
