@@ -9,6 +9,7 @@ import sqlite3
 import tempfile
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,18 @@ def test_a_parents_status_is_the_worst_of_its_runs_that_count(
 def test_a_run_that_never_had_a_heartbeat_is_silent_since_its_start(client: MlflowClient, experiment: str) -> None:
     """As when its sender was killed just after it had made the run."""
     now, runs = round(time.time() * 1000), []
+    long_ago = now - 2000 * mlflow.SILENT_SECONDS
+    parent_at_work = client.create_run(experiment, start_time=long_ago).info.run_id
     for age in (mlflow.SILENT_SECONDS - 60, mlflow.SILENT_SECONDS + 60):
         parent, alone = (client.create_run(experiment, start_time=now - 1000 * age).info.run_id for _ in range(2))
         tags = {"mlflow.parentRunId": parent}
         runs.append((client.create_run(experiment, start_time=now - 1000 * age, tags=tags).info.run_id, parent, alone))
+    tags = {"mlflow.parentRunId": parent_at_work, "heartbeat": datetime.now(UTC).isoformat(timespec="seconds")}
+    client.create_run(experiment, start_time=long_ago, tags=tags)
     mlflow.close_silent(client, experiment)
     found = [[client.get_run(run).info.status for run in three] for three in runs]
     assert found == [["RUNNING", "RUNNING", "RUNNING"], ["KILLED", "KILLED", "FINISHED"]]
+    assert client.get_run(parent_at_work).info.status == "RUNNING"  # though it has no heartbeat of its own
 
 
 def test_an_experiment_that_another_machine_makes_meanwhile_is_used(
