@@ -29,6 +29,8 @@ RECORD = re.compile(r"runs/([0-9a-f]{2})/(\1[0-9a-f]{62})/([0-9a-f]{64})")
 LOCK = re.compile(r"locks/([^/]+)/([0-9a-f]{64})\.lock")
 REPORT = re.compile(r"reports/([^/]+)/([0-9a-f]{64})/([^/]+)")
 NAME = re.compile(r"[0-9a-f]{32}(\.dir)?")
+# A commit, or a lock in it, in git's log with -z: without that, names with an umlaut are in quotes.
+CHANGE = re.compile(r"commit ([0-9a-f]+)\0|:\d+ \d+ [0-9a-f]+ ([0-9a-f]+) [AM]\0([^\0]*dvc\.lock)\0")
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,15 @@ def runs_committed(root: Path) -> list[Run]:
     """
     if _git(root, "rev-parse", "--is-shallow-repository").strip() != "false":
         raise UserError(f"{root}: is a shallow clone, missing commits may name more; run git fetch --unshallow")
-    log = ["log", "--all", "--raw", "--no-abbrev", "--no-renames", "-m", "--format=commit %h"]
+    log = ["log", "-z", "--all", "--raw", "--no-abbrev", "--no-renames", "-m", "--format=commit %h"]
     found, commit = {}, ""
-    for line in _git(root, *log, "--", "dvc.lock", "runs/*/dvc.lock").splitlines():
-        if line.startswith("commit "):
-            commit = line.removeprefix("commit ")[:10]
-        elif match := re.fullmatch(r":\d+ \d+ [0-9a-f]+ ([0-9a-f]+) [AM]\t(.*dvc\.lock)", line):
-            blob, path = match.groups()
+    for match in CHANGE.finditer(_git(root, *log, "--", "dvc.lock", "runs/*/dvc.lock")):
+        begun, blob, path = match.groups()
+        if begun:
+            commit = begun[:10]
+        elif blob not in found:
             name = Path(path).parent.name or DEFAULT
-            if blob not in found:
-                found[blob] = Run(
-                    name, f"commit {commit}", stages_of(_git(root, "cat-file", "blob", blob).encode(), path)
-                )
+            found[blob] = Run(name, f"commit {commit}", stages_of(_git(root, "cat-file", "blob", blob).encode(), path))
     return list(found.values())
 
 
@@ -129,7 +128,9 @@ def members(data: bytes) -> list[tuple[str, str]] | None:
 
 def _git(root: Path, *arguments: str) -> str:
     try:
-        run = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
         raise UserError(f"{root}: git cannot list the commits ({reason}); run this in a clone") from None

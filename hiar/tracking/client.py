@@ -142,9 +142,13 @@ def _open(
 
 def _find(client: Any, experiment: str, tags: Mapping[str, str]) -> list[Any]:
     """The runs that have these tags, oldest first."""
-    quoted = {key: f'"{value}"' if "'" in value else f"'{value}'" for key, value in tags.items()}
-    query = " and ".join(f"tags.`{key}` = {value}" for key, value in quoted.items())
+    query = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items())
     return list(client.search_runs([experiment], query, order_by=["attributes.start_time ASC"], max_results=PAGE))
+
+
+def _quoted(value: str) -> str:
+    """A text in a query of MLflow: an experiment's name may have a quotation mark of one kind."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def _log_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
@@ -192,7 +196,7 @@ def register(client: Any, run_id: str, run: Mapping[str, Any], source: str, alia
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    known = [one for one in client.search_model_versions(f"name = '{name}'") if one.source == source]
+    known = [one for one in client.search_model_versions(f"name = {_quoted(name)}") if one.source == source]
     tags = {**run["tags"], "params": run["digest"]}
     version = known[0] if known else client.create_model_version(name, source, run_id, tags)
     for alias in aliases:

@@ -14,8 +14,27 @@ CHUNK = 2**20  # bytes read at a time
 SYSTEM_SECONDS = 5.0  # between samples of processor, memory, disk, network and GPUs
 
 
+def discard(path: Path) -> None:
+    """Remove a spool file and, first, the folder of its files."""
+    remove(kept(path))
+    remove(path)
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """The event of a line; none where a crash of the machine has left something else, which would block the rest."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        print(f"left out: a line of {len(line)} bytes that is no record", flush=True)
+        return {}
+    return event
+
+
 class Replay:
-    """A spool file and how much of it is sent. ``parent``: the id of its experiment's run, once that is open."""
+    """A spool file and how much of it is sent. ``parent``: the id of its experiment's run, once that is open.
+
+    Raises ValueError if the file does not begin with a record.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +68,7 @@ class Replay:
             self.beat(client)
         while lines := self._read():
             for line in lines:
-                self._send(client, experiment, json.loads(line))
+                self._send(client, experiment, _event(line))
             self._flush(client)
             self._offset += sum(map(len, lines))
         if alive:
@@ -67,8 +86,7 @@ class Replay:
 
     def discard(self) -> None:
         """Remove the file and its folder, once all is sent."""
-        remove(kept(self.path))
-        remove(self.path)
+        discard(self.path)
 
     def _read(self) -> list[bytes]:
         """The next complete lines, without one that a crash cut off."""

@@ -16,7 +16,7 @@ from hiar.errors import without_password
 from hiar.io.files import remove, write_text
 from hiar.tracking import client as mlflow
 from hiar.tracking.records import follow_project, records_uri
-from hiar.tracking.replay import Replay
+from hiar.tracking.replay import Replay, discard
 from hiar.tracking.spool import TROUBLE, take_lock, waiting
 
 NICE = 10
@@ -76,9 +76,13 @@ class Sender:
 
     def round(self) -> bool:
         """Send everything there is now; return whether there was anything to do."""
-        paths = waiting(self.folder)
-        for path in paths:
-            self.replays.setdefault(path, Replay(path))
+        for path in waiting(self.folder):
+            if path not in self.replays:
+                try:
+                    self.replays[path] = Replay(path)
+                except ValueError:  # a crash of the machine has lost its beginning, which says whose records they are
+                    print(f"left out: {path}: begins with no record", flush=True)
+                    discard(path)
         if not self.replays:
             return False
         if self.client is None:

@@ -103,9 +103,9 @@ def test_a_clone_has_the_base_models_which_are_not_in_the_repository(repository,
     [
         ("", "0" * 40, "HIAR_REPOSITORY: is not set"),
         ("--upload-pack=touch", "0" * 40, "HIAR_REPOSITORY: is not set"),
-        ("here", "main", "commit = main: is none"),
-        ("here", "0" * 7, "commit = 0000000: is none"),  # a short hash may become ambiguous
-        ("here", f"{'0' * 40} --force", "commit = 0+ --force: is none"),
+        ("here", "main", "commit = main: is not a commit hash"),
+        ("here", "0" * 7, "commit = 0000000: is not a commit hash"),  # a short hash may become ambiguous
+        ("here", f"{'0' * 40} --force", "commit = 0+ --force: is not a commit hash"),
         ("file:///nowhere/at/all", "0" * 40, "git clone: "),
         ("git://me:hidden@127.0.0.1:9/x", "0" * 40, "git clone: "),
     ],

@@ -141,6 +141,44 @@ def test_a_killed_run_leaves_no_stage_running(project, start, number, prefect_se
     project.dvc("repro", "codec@0")
 
 
+# A flow that goes on whatever it is asked, and so does what it started.
+STUBBORN = """
+import pathlib, signal, subprocess, sys, time
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "600"])
+pathlib.Path("told.new").write_text(" ".join([str(child.pid), *sys.argv[1:]]))
+pathlib.Path("told.new").rename("told")
+time.sleep(600)
+"""
+IMPATIENT = """
+import pathlib, sys
+from flows import command
+command.STOPPING_SECONDS = 1
+sys.exit(command._run_flow(pathlib.Path(sys.argv[1]), "mine", True, None))
+"""
+
+
+def test_a_flow_that_does_not_stop_in_time_is_killed_with_all_that_it_started(tmp_path):
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "__init__.py").touch()
+    (tmp_path / "flows" / "__main__.py").write_text(STUBBORN)
+    environment = os.environ | {"PYTHONSAFEPATH": ""}  # so that each finds the flows of its own folder
+    command = [sys.executable, "-c", IMPATIENT, tmp_path]
+    run = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment)
+    try:
+        wait_until((tmp_path / "told").exists)
+        number, *told = (tmp_path / "told").read_text().split()
+        assert told == ["--force", "--", "mine"]
+        child = psutil.Process(int(number))
+        run.terminate()
+        assert run.wait(60) == 128 + signal.SIGKILL
+    finally:
+        run.kill()
+    psutil.wait_procs([child], timeout=60)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_second_signal_does_not_interrupt_the_shutdown():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}

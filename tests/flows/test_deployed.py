@@ -12,10 +12,13 @@ import jsonschema
 import pytest
 import yaml
 from commands import ROOT
+from waiting import wait_until
 
 from flows import checkout, deployments
+from flows.pipeline import MISTAKE, StageFailure
 from flows.processes import ProcessGroups, Stopped
 from hiar.parameters import load_params, parse_params
+from hiar.workspace import sole_use
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -33,10 +36,11 @@ def client():
 def test_a_stage_that_its_experiment_requests_again_is_the_same_run(client, monkeypatch):
     """As when an experiment whose worker died is resumed; another experiment or commit has its own run.
 
-    The run's variables name the commit, which a worker without a working folder clones.
+    The run's variables name the commit, which a worker without a working folder clones. If it does not complete, the
+    experiment's stage fails.
     """
     from prefect import flow
-    from prefect.states import Completed
+    from prefect.states import Cancelled, Completed, Failed
 
     client.create_deployment(flow_id=client.create_flow(deployments.stage), name="stage")
     stage_runs, commit = [], ["a" * 40]
@@ -69,6 +73,31 @@ def test_a_stage_that_its_experiment_requests_again_is_the_same_run(client, monk
         {"stage": "codec@0", "name": "mine", "force": False},
         {"stage": "teacher@0", "name": "mine", "force": True},
     ]
+
+    @flow
+    def failing():
+        for state, said in ((Failed(message="codec@0: loss is nan"), "codec@0: loss is nan"), (Cancelled(), None)):
+            monkeypatch.setattr(deployments, "_wait", lambda run, groups, state=state: state)
+            with pytest.raises(StageFailure) as failure:
+                deployments._elsewhere("mine", load_params(ROOT / "params.yaml"))("codec@0", False, ProcessGroups())
+            assert str(failure.value) == (said or "codec@0: ended as Cancelled")
+            assert failure.value.code == MISTAKE  # it has been tried again there, and is not here
+
+    failing()
+
+
+def test_an_experiment_waits_while_another_run_has_its_workspace(project, monkeypatch):
+    attempts, begun = [], []
+    monkeypatch.setattr(deployments, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(deployments, "sole_use", lambda *given: attempts.append(given) or sole_use(*given))
+    monkeypatch.setattr(deployments, "bring_up_to_date", lambda *given: begun.append(given))
+    with ThreadPoolExecutor(1) as pool:
+        with sole_use(project.folder, None):
+            waiting = pool.submit(deployments.experiment, force=True, return_state=True)
+            wait_until(lambda: len(attempts) > 2)
+            assert not begun
+        assert waiting.result(60).is_completed()
+    assert begun == [(project.folder, True, None)]
 
 
 @pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])

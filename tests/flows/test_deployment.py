@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.stack import health
 from hiar.workspace import experiment_tree
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,20 @@ def test_every_stage_of_an_experiment_can_be_deployed(name, tmp_path):
 def test_experiments_and_stages_have_different_pools():
     pools = {name: one["work_pool"]["name"] for name, one in DEPLOYMENTS.items()}
     assert pools["stage"] not in (pools["any"], pools["nightly"])
+    assert {*pools.values()} == health.POOLS.keys()  # that `make stack` makes
+
+
+def test_a_command_that_fails_ends_its_flow_with_its_line(tmp_path, monkeypatch):
+    from prefect.logging import disable_run_logger
+
+    from flows import deployments
+
+    monkeypatch.chdir(tmp_path)
+    with disable_run_logger():
+        assert deployments._hiar("--help") is None
+        failed = deployments._hiar("storage", "verify")
+    assert failed.is_failed()
+    assert failed.message.startswith(".dvc/config: names no remote; add one")
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -184,6 +184,18 @@ def test_a_partial_push_or_a_lock_changed_meanwhile_does_not_count_as_pushed(pro
     assert len(list(remote.glob("runs/*/*/*"))) == 2
 
 
+def test_a_push_that_fails_at_the_end_marks_the_remote_as_away(tmp_path):
+    """So that no link of the run leads there."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    remote = nowhere\n")
+    own, lines = remote_of(tmp_path), []
+    assert not push(own, ProcessGroups(), lines.append)
+    (line,) = lines
+    assert line.startswith("remote 'nowhere': nothing more is pushed: ")
+    assert own.away
+    assert not own.has(PUSHED)
+
+
 def test_an_object_missing_everywhere_does_not_count_as_pushed(project, remote, capsys):
     """The rest is pushed, but not the lock, which would claim completeness; the suggested remedy works."""
     project.dvc("repro")

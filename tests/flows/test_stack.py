@@ -126,6 +126,8 @@ def test_the_s3_stores_second_port_is_checked_too():
         line = rf"HIAR_S3_PORT = {port - 10000}: address already in use \(at {port}\)"
         with pytest.raises(UserError, match=line):
             check_ports({"HIAR_S3_PORT": port - 10000})
+    with pytest.raises(UserError, match=r"HIAR_S3_PORT = 65530: .* \(at 75530\); choose another"):
+        check_ports({"HIAR_S3_PORT": 65530})
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

@@ -1,5 +1,6 @@
 """A worker of the stack, with a few lines in place of Prefect: when it begins, and which processes it leaves."""
 
+import base64
 import functools
 import http.server
 import os
@@ -17,6 +18,7 @@ import waiting
 from commands import environment
 from waiting import wait_until
 
+from flows.stack.reach import wait_for_server
 from flows.stack.settings import DATABASES
 
 PREFECT = """\
@@ -156,6 +158,29 @@ def test_prefect_s_worker_does_not_outlive_a_worker_that_is_killed(tmp_path, cle
             for one in (*below, prefect):
                 with suppress(psutil.NoSuchProcess):
                     one.kill()
+
+
+def test_a_server_is_asked_for_its_version_with_its_user_and_password(monkeypatch):
+    """Of which the password may have a colon."""
+    asked = []
+
+    class Guarded(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, base64.b64decode(self.headers["Authorization"].removeprefix("Basic "))))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f'"{version("prefect")}"'.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_address[1]}/api")
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:one:two")
+        wait_for_server()
+        server.shutdown()
+    assert asked == [("/api/admin/version", b"me:one:two")]
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(120, "behind"), (-120, "ahead of")])

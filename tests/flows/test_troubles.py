@@ -44,10 +44,11 @@ OLD = {"/old/api/flows/filter": b"[]", "/old/api/admin/version": b'"2.20.9"'}
 
 
 class Foreign(http.server.BaseHTTPRequestHandler):
-    """A server that is not Prefect's; below /old, one of Prefect 2."""
+    """A server that is not Prefect's; below /old, one of Prefect 2; below /closed, one that knows nobody."""
 
     def do_POST(self):
-        self.send_response(404 if self.path.startswith("/old/") and self.path not in OLD else 200)
+        old = 404 if self.path.startswith("/old/") and self.path not in OLD else 200
+        self.send_response(401 if self.path.startswith("/closed/") else old)
         self.end_headers()
         self.wfile.write(OLD.get(self.path, b"<html>welcome</html>"))
 
@@ -84,14 +85,21 @@ def test_an_address_without_a_usable_prefect_server_is_refused(project, foreign_
     assert project.events() == []
 
 
-@pytest.mark.parametrize("place", ["", "/old"])
-def test_deploying_without_a_prefect_server_is_one_line(place, foreign_server):
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("", "no Prefect server answers there ("),
+        ("/old", "no Prefect server answers there ("),
+        ("/closed", "the server rejects the credentials; set PREFECT_API_AUTH_STRING to its"),
+    ],
+)
+def test_deploying_without_a_prefect_server_is_one_line(place, said, foreign_server):
     """Prefect's own command would print a traceback."""
     url = f"http://{foreign_server}{place}/api"
     command = [sys.executable, "-m", "flows.server"]
     run = subprocess.run(command, env=os.environ | {"PREFECT_API_URL": url}, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
-    assert run.stderr.startswith(f"error: PREFECT_API_URL = {url}: no Prefect server answers there (")
+    assert run.stderr.startswith(f"error: PREFECT_API_URL = {url}: {said}")
 
 
 def test_a_temporary_server_that_cannot_start_is_one_line(project):

@@ -83,6 +83,9 @@ def test_an_exception_leaves_the_old_folder_and_the_partial_one(tmp_path: Path) 
     assert read_manifest(folder, "toy")["text"] == "old"
     with unfinished(folder, {"text": "new"}) as partial:
         assert (partial / "a.txt").read_text() == "half"
+    with pytest.raises(ZeroDivisionError), unfinished(tmp_path / "nothing", {}):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == ["out"]  # nothing was written, so nothing is left
 
 
 @pytest.mark.parametrize("second", [{"steps": 2, "world": [1]}, {"steps": 3, "world": [1]}, {"steps": 2}])
@@ -156,10 +159,16 @@ def test_temporary_files_of_a_killed_save_are_removed_on_resuming(tmp_path: Path
 
 
 def test_files_are_as_readable_as_the_umask_allows(tmp_path: Path) -> None:
-    """Including files by safetensors, which restricts their rights, and those begun by a killed run."""
+    """Including files by safetensors, which restricts their rights, and those begun by a killed run.
+
+    A file elsewhere that an artifact has a link to keeps its rights.
+    """
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.touch(0o600)
     old = os.umask(0o027)
     try:
         with unfinished(tmp_path / "made", {}) as folder:
+            (folder / "link").symlink_to(elsewhere)
             save_file({"a": torch.ones(1)}, folder / "weights.safetensors")
             write_shard(folder / "shard.safetensors", {"a": torch.ones(1)}, {})
             write_text(folder / "sub" / "text", "")
@@ -168,6 +177,7 @@ def test_files_are_as_readable_as_the_umask_allows(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*") if path.is_file()}
+    assert (modes.pop("elsewhere"), modes.pop("link")) == ("0o600", "0o600")
     assert modes == dict.fromkeys(("weights.safetensors", "shard.safetensors", "text", "alone"), "0o640")
 
 
@@ -305,6 +315,18 @@ def test_a_manifest_is_deterministic_and_follows_contents_through_parents(tmp_pa
     assert manifest["parents"] == {"toy": content_hash(tmp_path / "two")}
     assert manifest["seed"] == 3
     assert str(tmp_path) not in (tmp_path / "child/manifest.json").read_text()
+
+
+def test_a_manifest_lists_every_file_but_scratch(tmp_path: Path) -> None:
+    """Manifests of folders in it too; and in a hidden folder as in any other."""
+    folder = tmp_path / ".hidden" / "out"
+    for name in ("a.txt", "deep/manifest.json", "deep/.scratch", ".scratch/b.txt"):
+        write_text(folder / name, name)
+    write_manifest(folder, "toy", text="x")
+    assert read_manifest(folder, "toy")["files"].keys() == {"a.txt", "deep/manifest.json"}
+    with pytest.raises(ValueError, match=r"facts of a manifest cannot be called code, files$"):
+        write_manifest(folder, "toy", files={}, code="of somebody")
+    assert read_manifest(folder, "toy")["text"] == "x"
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -47,6 +47,9 @@ def test_a_fingerprint_depends_on_names_and_contents_alone(model: Path, cache: P
     (copy / ".git" / "config").write_text("hidden too")
     assert fingerprint(copy, cache) == before
     assert fingerprint(copy, tmp_path / "other cache") == before
+    hidden = tmp_path / ".cache" / "model"  # as other programs keep models
+    shutil.copytree(model, hidden)
+    assert fingerprint(hidden, cache) == before
     (copy / "weights.safetensors").rename(copy / "other.safetensors")
     assert fingerprint(copy, cache) != before
     assert fingerprint([model / "config.json"], cache) != fingerprint([model / "weights.safetensors"], cache)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hiar.errors import UserError
+from hiar.io.reading import read_head
 from hiar.io.video import read_mp4, write_mp4
 
 
@@ -61,6 +62,12 @@ def test_a_file_plays_in_browsers_and_is_enlarged(tmp_path: Path) -> None:
         assert (stream.frames, stream.average_rate) == (5, 12)
     data = path.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")  # a browser can play before it has the whole file
+
+
+@pytest.mark.parametrize("fps", [12.5, 24000 / 1001, 30000 / 1001])
+def test_a_rate_that_is_no_whole_number_is_kept(fps: float, tmp_path: Path) -> None:
+    write_mp4(tmp_path / "v.mp4", moving_disc(5, 64, 64), fps)
+    assert read_head(tmp_path / "v.mp4").rate == pytest.approx(fps, rel=1e-9)
 
 
 def test_bytes_are_the_same_in_every_process(tmp_path: Path) -> None:

@@ -68,6 +68,16 @@ def test_a_lock_that_git_takes_for_a_rename_counts(clone):
     assert {("x", "c"), ("y", "d")} <= referenced(runs_committed(clone))
 
 
+def test_a_lock_whose_name_git_would_quote_counts(clone):
+    """Otherwise gc would delete what a commit references."""
+    for name, experiment in (("b", "größe"), ("c", 'a "b"')):
+        lock(clone / "runs" / experiment / "dvc.lock", name)
+        (clone / "runs" / experiment / "dvc.lock").open("a").write("# another content\n")
+    git(clone, "add", "--all")
+    git(clone, "commit", "--quiet", "--message", "odd names")
+    assert {("größe", "b"), ('a "b"', "c"), ("default", "d"), ("x", "c")} <= referenced(runs_committed(clone))
+
+
 def test_a_shallow_clone_is_refused(clone, tmp_path):
     shallow = tmp_path / "shallow"
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{clone}", str(shallow)], check=True)

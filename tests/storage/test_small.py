@@ -173,9 +173,12 @@ def test_gc_deletes_exactly_what_nothing_keeps(small: SmallStore, root: Path, st
     fresh = small.put(f"{PREFIX}{key_of('f' * 32)}", b"of a run under way", ago(0.9))
     theirs = small.put("elsewhere/files/md5/ab/" + "c" * 30, b"of another project", ago(90))
     note = small.put(f"{PREFIX}notes.txt", b"of somebody", ago(90))
-    # A stage that has just ended, whose output was stored long ago: only its record references it.
-    named = small.put(f"{PREFIX}{key_of('e' * 32)}", b"old", ago(90))
-    made = {"cmd": "make early", "outs": [{"path": "early", "md5": "e" * 32}]}
+    # A stage that has just ended, whose outputs were stored long ago: only its record references them.
+    files = {"e" * 32: b"old", "d" * 32: b"as old, in a folder"}
+    members = json.dumps([{"md5": "d" * 32, "relpath": "x"}]).encode()
+    files[folder := f"{hashlib.md5(members).hexdigest()}.dir"] = members
+    named = {small.put(f"{PREFIX}{key_of(name)}", data, ago(90)) for name, data in files.items()}
+    made = {"cmd": "make early", "outs": [{"path": "early", "md5": "e" * 32}, {"path": "whole", "md5": folder}]}
     record = small.put(f"{PREFIX}{record_key(made)}", as_yaml(made), ago(0.1))
     # This record has one output that is kept and one that is not, so it is useless.
     made = {"cmd": "make both", "outs": [{"path": "x", "md5": last.summary}, {"path": "y", "md5": third.summary}]}
@@ -207,7 +210,7 @@ def test_gc_deletes_exactly_what_nothing_keeps(small: SmallStore, root: Path, st
         fresh,
         theirs,
         note,
-        named,
+        *named,
         record,
         tagged.stored,
         best.stored,

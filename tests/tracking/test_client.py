@@ -8,6 +8,8 @@ import socket
 import sqlite3
 import tempfile
 import threading
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,34 @@ def test_a_parents_status_is_the_worst_of_its_runs_that_count(
         assert client.get_run(parent).info.status == expected
 
 
+def test_a_run_that_never_had_a_heartbeat_is_silent_since_its_start(client: MlflowClient, experiment: str) -> None:
+    """As when its sender was killed just after it had made the run."""
+    now, runs = round(time.time() * 1000), []
+    long_ago = now - 2000 * mlflow.SILENT_SECONDS
+    parent_at_work = client.create_run(experiment, start_time=long_ago).info.run_id
+    for age in (mlflow.SILENT_SECONDS - 60, mlflow.SILENT_SECONDS + 60):
+        parent, alone = (client.create_run(experiment, start_time=now - 1000 * age).info.run_id for _ in range(2))
+        tags = {"mlflow.parentRunId": parent}
+        runs.append((client.create_run(experiment, start_time=now - 1000 * age, tags=tags).info.run_id, parent, alone))
+    tags = {"mlflow.parentRunId": parent_at_work, "heartbeat": datetime.now(UTC).isoformat(timespec="seconds")}
+    client.create_run(experiment, start_time=long_ago, tags=tags)
+    mlflow.close_silent(client, experiment)
+    found = [[client.get_run(run).info.status for run in three] for three in runs]
+    assert found == [["RUNNING", "RUNNING", "RUNNING"], ["KILLED", "KILLED", "FINISHED"]]
+    assert client.get_run(parent_at_work).info.status == "RUNNING"  # though it has no heartbeat of its own
+
+
+def test_an_experiment_that_another_machine_makes_meanwhile_is_used(
+    client: MlflowClient, experiment: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, asked = client.get_experiment_by_name, []
+    monkeypatch.setattr(
+        client, "get_experiment_by_name", lambda name: asked.append(name) or (find(name) if len(asked) > 1 else None)
+    )
+    assert mlflow.open_experiment(client, project, "hiar") == experiment
+    assert len(asked) == 2
+
+
 def test_tags_are_the_trainings_and_cached_runs_link_to_the_newest_maker(
     params: Params, workspace: Path, client: MlflowClient, experiment: str
 ) -> None:
@@ -156,7 +186,11 @@ def test_a_server_is_tried_at_its_port_and_with_the_users_timeout(
         patch.setattr(socket, "create_connection", lambda address, timeout: addresses.append(address) or connection)
         for uri in ("https://example.org/x", "http://example.org", "http://example.org:5000", "sqlite:///x.db"):
             mlflow.knock(uri)
-    assert addresses == [("example.org", 443), ("example.org", 80), ("example.org", 5000)]
+        patch.setenv("http_proxy", "http://proxy.example:3128")
+        for others in ("elsewhere.example", "example.org"):  # through the proxy, which is not asked, and past it
+            patch.setenv("no_proxy", others)
+            mlflow.knock("http://example.org:5001")
+    assert addresses == [("example.org", port) for port in (443, 80, 5000, 5001)]
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_DISABLE_TELEMETRY"):
         monkeypatch.setenv(name, "")
@@ -198,11 +232,16 @@ def test_records_of_others_in_the_database_are_left_alone(client: MlflowClient, 
     old = "file:///where/it/was/mlruns"
     theirs = client.create_experiment("hiarchy", artifact_location="file:///of/theirs/mlruns")
     ours = client.create_run(experiment).info.run_id
+    own = {
+        place: client.create_experiment(f"hiar/{number}", artifact_location=place)
+        for number, place in enumerate(("s3://store/mlruns", "file:///chosen/by/the/user"))
+    }
     with sqlite3.connect(project / "mlflow.db") as database:
         database.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'hiar'", (old,))
         database.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (f"{old}-of-others/1/x", ours))
     follow_project(project)
     assert client.get_experiment(theirs).artifact_location == "file:///of/theirs/mlruns"
+    assert [client.get_experiment(number).artifact_location for number in own.values()] == [*own]
     assert client.get_experiment(experiment).artifact_location == (project / "mlruns").as_uri()
     assert client.get_run(ours).info.artifact_uri == f"{old}-of-others/1/x"
 

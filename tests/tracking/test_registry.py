@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from flows import command
 from flows.processes import ProcessGroups
 from flows.remote import PUSHED, remote_of
 from flows.storing import store_and_register
@@ -55,8 +58,21 @@ def test_a_student_is_a_version_of_its_method_in_the_registry(
     assert versions["2"].tags["commit"] == trained.data.tags["commit"]
 
 
-def test_students_in_a_store_that_others_reach_are_registered_at_an_experiments_end(
+def test_a_student_of_an_experiment_with_a_quotation_mark_in_its_name_is_registered_once(
     params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    odd = workspace.rename(workspace.with_name("it's"))
+    for alias in ("seed-0", "best"):
+        with tracked("distill", 0, "hiar", params, odd) as run:
+            run.model("s3://store/files/md5/aa/0.dir", [alias])
+        send()
+    (model,) = Records(project).client.search_registered_models()
+    assert model.name == "it's hiar"
+    assert {alias: str(version) for alias, version in model.aliases.items()} == {"seed-0": "1", "best": "1"}
+
+
+def test_at_an_experiments_end_scores_are_recorded_and_students_in_a_store_that_others_reach_registered(
+    params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copyfile(PARAMS_FILE, workspace / "params.yaml")
     summary: dict[str, Any] = {}
@@ -68,7 +84,12 @@ def test_students_in_a_store_that_others_reach_are_registered_at_an_experiments_
     write_json(workspace / "metrics" / "summary.json", summary)
     lock = {"stages": {"all": {"outs": [{"path": path, "md5": md5} for path, md5 in outs.items()]}}}
     write_text(workspace / "dvc.lock", json.dumps(lock))
-    expected = 0
+    monkeypatch.setattr(command, "SENDING_SECONDS", 0.0)
+    for complete, setting, recorded in ((False, "", 0), (True, "off", 0), (True, "", len(outs))):
+        monkeypatch.setenv("HIAR_TRACKING", setting)
+        command._pass_on_records(workspace, complete)  # the scores, but not those of an earlier run after a failure
+        assert len(waiting(spool_folder(project))) == recorded
+    expected = len(outs)
     for url, students in (("/mnt/store", 0), ("s3://store/dvc", len(params.compare.distill))):
         write_text(workspace / ".dvc" / "config", f"[core]\nremote = r\n['remote \"r\"']\nurl = {url}\n")
         remote = remote_of(workspace)

@@ -282,6 +282,24 @@ def test_what_a_sender_leaves_if_it_dies_cleaning_up_is_removed_by_the_next(
     assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
+def test_what_a_crash_of_the_machine_has_garbled_does_not_hold_up_the_rest(
+    params: Params, project: Path, workspace: Path, send: Send, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As zeros, which some file systems leave; or nothing at all."""
+    folder = spool_folder(project)
+    for number, data in enumerate((b"", bytes(100), b'{"run": {"collection')):
+        (folder / f"0-{number}.jsonl").write_bytes(data)
+    with tracked("codec", 0, None, params, workspace, "work") as run:
+        run.log(0, {"loss": 1.0})
+        with waiting(folder)[-1].open("ab") as file:
+            file.write(bytes(100) + b"\n")
+        run.log(1, {"loss": 2.0})
+    send()
+    assert Records(project).points("codec seed 0", "loss") == [(0, 1.0), (1, 2.0)]
+    assert waiting(folder) == []
+    assert capsys.readouterr().out.count("left out: ") == 4
+
+
 def test_a_run_without_heartbeats_is_closed_and_reopened_by_the_next_one(
     params: Params, project: Path, workspace: Path, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
