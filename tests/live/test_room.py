@@ -247,6 +247,30 @@ def test_a_broken_student_is_reported_and_holds_up_nobody(room, tmp_path):
     room.change(OTHER)  # no student is left to receive it
 
 
+def test_a_student_that_waited_for_a_broken_one_goes_on(room, tmp_path):
+    """It has made all that it may, so it sends nothing more from which the room could learn how much is made."""
+    (tmp_path / "empty").touch()
+    slow, quick = room.students
+    for student, count in ((slow, 2), (quick, 4)):
+        for number in range(count):
+            student.keep(block_of(number), b"", FPS)
+    room.timeline.made = slow.made
+    room.watched(quick.made)
+    assert room.timeline.watched == slow.made
+    before = room.timeline.until
+
+    async def ends():
+        pipe = asyncio.subprocess.PIPE
+        slow.process = await asyncio.create_subprocess_exec("cat", tmp_path / "empty", stdin=pipe, stdout=pipe)
+        await room._follow(0)
+        await slow.process.wait()
+
+    asyncio.run(ends())
+    room.watched(quick.made)
+    assert room.timeline.watched == quick.made
+    assert room.timeline.until > before
+
+
 def test_students_are_ended_even_if_they_do_not_read_their_input(room, monkeypatch):
     monkeypatch.setattr(students, "ENDING_SECONDS", 0.5)
 
