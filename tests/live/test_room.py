@@ -301,10 +301,10 @@ def test_students_that_cannot_be_shown_together_are_refused(checkpoint, tmp_path
         return tmp_path / name
 
     smaller = saved("smaller", world={"radius": 12.0})
-    with pytest.raises(UserError, match=r"smaller: has another world than .*student; show it on a page of its own"):
+    with pytest.raises(UserError, match=r"smaller: its world is not that of .*student; show it on a page of its own"):
         find_students([checkpoint, smaller])
     longer = saved("longer", video={"block": 5})
-    with pytest.raises(UserError, match=r"longer: has another video\.block than .*student"):
+    with pytest.raises(UserError, match=r"longer: its video\.block is not that of .*student"):
         find_students([checkpoint, longer])
     namesake = tmp_path / "elsewhere" / "student"
     shutil.copytree(checkpoint, namesake)
