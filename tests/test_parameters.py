@@ -262,6 +262,14 @@ def test_critic_warmup_is_rounded_up_to_whole_steps() -> None:
         assert (distill.warmup_steps, distill.all_steps) == (steps, steps + 60)
 
 
+def test_a_critic_without_a_replay_has_rollouts_of_its_own() -> None:
+    """Each spans several of its windows; the batches are those of every update, of the warm-up's too."""
+    distill = "distill: {critic_warmup: 9, critic_updates: 3, critic_batch: 8, windows: 2, batch: 4, replay: ?}"
+    fresh, replayed = (params_of(distill.replace("?", replay)).distill for replay in ("null", "4"))
+    assert (fresh.all_steps, fresh.critic_rollouts) == (63, 63 * 3 * 4)
+    assert replayed.critic_rollouts == 0
+
+
 def test_training_and_sampling_stages_have_several_processes() -> None:
     runtime = params_of("runtime: {processes: 2}").runtime
     shared = ("distill@0-hiar", "init@0", "sample@0-hiar", "sample-teacher@0", "sample-walked@0-hiar-c85")

@@ -133,7 +133,7 @@ def report(
 def _size(count: float) -> str:
     """A number of bytes in a readable unit."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:  # three digits of more would be 1e+03
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

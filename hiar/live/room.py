@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -186,15 +185,18 @@ class Room:
                 self._send(message)
                 return
             piece = student.keep(message, data, self.timeline.fps)
-            self.timeline.made = min(each.made for each in self._working() or [student])
+            self._count_made(student)
             for viewer in self.viewers:
                 _send(viewer, number, piece)
 
         await follow(student, heard)
+        self._count_made(student)  # those that waited for it go on: none may have another block to send
         self._send({"kind": "broken", "student": number, "line": student.line})
 
-    def _working(self) -> Sequence[Student]:
-        return [student for student in self.students if student.line is None]
+    def _count_made(self, latest: Student) -> None:
+        """Note how much the slowest student that still works has made; if none does, the ``latest`` one."""
+        working = [student for student in self.students if student.line is None]
+        self.timeline.made = min(student.made for student in working or [latest])
 
 
 def _send(viewer: Viewer, number: int, piece: Piece) -> None:

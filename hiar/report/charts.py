@@ -93,8 +93,8 @@ def thin(points: Sequence[Point], count: int = POINTS) -> list[Point]:
 
 def tick_label(value: float) -> str:
     """A short decimal: 0, 0.25, 12, 3k."""
-    if abs(value) >= 1000:
-        return f"{value / 1000:g}k"
+    if abs(value) >= 999.5:  # three digits of more would be 1e+03
+        return f"{round(value) / 1000:g}k"
     return f"{value:.3g}"
 
 

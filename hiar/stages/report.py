@@ -86,7 +86,7 @@ def run(params: Params, workspace: Path) -> None:
         seed=seed,
         height=world.height,
         width=world.width,
-        training_seconds=params.video.frames / fps,
+        training_seconds=world.seconds(params.video.frames),
         longest_seconds=max(seconds.values()),
         columns=[*([TRUTH] if truth else []), *models],
         wall=wall,
@@ -214,12 +214,12 @@ def _pool(rows: list[dict[str, Any]]) -> Figures:
 
 
 def _lead(params: Params) -> str:
-    world, fps = open_world(params.world), params.world.frames_per_second
+    world = open_world(params.world)
     trained, rolled = params.video.frames, params.sample.frames
     return (
         f"A teacher, the students initialised from it, and what distillation made of them, on {world.name} "
         f"of {world.width}×{world.height} pixels. Same prompts, same noise; trained on clips of {trained} frames "
-        f"({trained / fps:.3g} s), rolled out for {rolled} ({rolled / fps:.3g} s)."
+        f"({world.seconds(trained):.3g} s), rolled out for {rolled} ({world.seconds(rolled):.3g} s)."
     )
 
 

@@ -283,6 +283,23 @@ def test_a_server_on_all_addresses_shows_the_machines_name(students, monkeypatch
         serve(students[:1], PROMPT, 0, host, 0, 1.0, print)
         assert addresses[-1].hostname == named.lower()
         assert addresses[-1].port
+    assert serving._address("::1", 8765) == "http://[::1]:8765/"  # in brackets, or the port would be a part of it
+
+
+@pytest.mark.parametrize(("host", "loopback"), [("127.0.0.1", True), ("0.0.0.0", False)])
+def test_other_names_are_refused_only_where_this_machine_alone_is_served(students, monkeypatch, host, loopback):
+    async def start(found, *_):
+        found[0].pictures = (3, 3)
+
+    def served(room, token, *, loopback):
+        raise UserError(f"{token}, loopback = {loopback}")
+
+    monkeypatch.setattr(serving, "start_all", start)
+    monkeypatch.setattr(serving.Room, "open", lambda room: None)
+    monkeypatch.setattr(serving, "application", served)
+    monkeypatch.setenv("HIAR_LIVE_TOKEN", TOKEN)
+    with pytest.raises(UserError, match=f"^{TOKEN}, loopback = {loopback}$"):
+        serve(students[:1], PROMPT, 0, host, 0, 1.0, print)
 
 
 @pytest.fixture

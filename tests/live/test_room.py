@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -106,6 +108,10 @@ def test_the_card_of_a_minute_lists_only_its_own_videos_and_prompts(room):
         room.change(PROMPT)
     card = minute_card(room, student)
     assert (card["blocks"], card["trained_seed"]) == ([0, begun + 1], 0)
+    assert (card["stage"], card["world"], card["frames_per_second"]) == ("distill", "shapes", FPS)
+    assert [card["contexts_renewed"], minute_card(replace(room, renew=True), student)["contexts_renewed"]] == [
+        *(False, True),
+    ]
     assert [(one["from_block"], one["seed"], one["walk"]["order"]) for one in card["videos"]] == [
         (0, SEED, "step_first"),
         (begun, 5, "block_first"),
@@ -208,6 +214,56 @@ def test_a_prompt_holds_from_the_first_block_that_no_student_has_begun(room):
         room.students.reverse()
     room.restart(0, None, None)
     assert room.history[-1]["seconds"] == room.timeline.until * BLOCK / FPS > room.timeline.watched
+    room.restart(0, "block_first", "finished")  # by which no walk has begun a block beyond the one just finished
+    assert room.change(PROMPT) == room.timeline.until
+
+
+def commands_to(student):
+    """The commands that a student's process is told from now on."""
+    student.process = SimpleNamespace(stdin=io.BytesIO())
+    return lambda: [json.loads(line) for line in student.process.stdin.getvalue().splitlines()]
+
+
+def test_students_are_told_what_viewers_ask_for(room):
+    told = [commands_to(student) for student in room.students]
+    begun = room.timeline.until
+    room.restart(3, "block_first", "finished")
+    change = room.change(OTHER)
+    room.timeline.made = 1.0
+    room.watched(0.5)
+    for commands in told:
+        assert commands() == [
+            {
+                "do": "restart",
+                "block": begun,
+                "renew": False,
+                "prompt": PROMPT,
+                "seed": 3,
+                "order": "block_first",
+                "context": "finished",
+            },
+            {"do": "prompt", "text": OTHER, "block": change},
+            {"do": "until", "block": begun + FPS // BLOCK // 2},
+        ]
+
+
+def test_a_page_is_greeted_with_what_holds_now(room):
+    """Not with what held when the room was opened."""
+    room.restart(3, "block_first", "finished")
+    room.change(OTHER)
+    for number in range(4):
+        for student in room.students:
+            student.keep(block_of(number), b"", FPS)
+    room.timeline.made = 1.0
+    room.watched(0.5)
+    hello = room.greeting()
+    now = {"prompt": OTHER, "seed": 3, "order": "block_first", "context": "finished", "watched": 0.5}
+    fixed = {"width": 64, "height": 64, "fps": FPS, "block": BLOCK, "lead": 1.0, "longest": 2000}
+    assert hello.items() >= (now | fixed).items()
+    assert [one["walk"] for one in hello["students"]] == 2 * [
+        {"order": "block_first", "context": "finished", "level": None}
+    ]
+    assert [note["kind"] for note in hello["history"]] == ["restart", "restart", "prompt"]
 
 
 def test_a_broken_student_is_reported_and_holds_up_nobody(room, tmp_path):
@@ -247,6 +303,30 @@ def test_a_broken_student_is_reported_and_holds_up_nobody(room, tmp_path):
     room.change(OTHER)  # no student is left to receive it
 
 
+def test_a_student_that_waited_for_a_broken_one_goes_on(room, tmp_path):
+    """It has made all that it may, so it sends nothing more from which the room could learn how much is made."""
+    (tmp_path / "empty").touch()
+    slow, quick = room.students
+    for student, count in ((slow, 2), (quick, 4)):
+        for number in range(count):
+            student.keep(block_of(number), b"", FPS)
+    room.timeline.made = slow.made
+    room.watched(quick.made)
+    assert room.timeline.watched == slow.made
+    before = room.timeline.until
+
+    async def ends():
+        pipe = asyncio.subprocess.PIPE
+        slow.process = await asyncio.create_subprocess_exec("cat", tmp_path / "empty", stdin=pipe, stdout=pipe)
+        await room._follow(0)
+        await slow.process.wait()
+
+    asyncio.run(ends())
+    room.watched(quick.made)
+    assert room.timeline.watched == quick.made
+    assert room.timeline.until > before
+
+
 def test_students_are_ended_even_if_they_do_not_read_their_input(room, monkeypatch):
     monkeypatch.setattr(students, "ENDING_SECONDS", 0.5)
 
@@ -277,10 +357,10 @@ def test_students_that_cannot_be_shown_together_are_refused(checkpoint, tmp_path
         return tmp_path / name
 
     smaller = saved("smaller", world={"radius": 12.0})
-    with pytest.raises(UserError, match=r"smaller: has another world than .*student; show it on a page of its own"):
+    with pytest.raises(UserError, match=r"smaller: its world is not that of .*student; show it on a page of its own"):
         find_students([checkpoint, smaller])
     longer = saved("longer", video={"block": 5})
-    with pytest.raises(UserError, match=r"longer: has another video\.block than .*student"):
+    with pytest.raises(UserError, match=r"longer: its video\.block is not that of .*student"):
         find_students([checkpoint, longer])
     namesake = tmp_path / "elsewhere" / "student"
     shutil.copytree(checkpoint, namesake)
@@ -289,3 +369,4 @@ def test_students_that_cannot_be_shown_together_are_refused(checkpoint, tmp_path
     third = shutil.copytree(checkpoint, tmp_path / "third")
     three = [checkpoint, namesake, third]
     assert [one.name for one in find_students(three)] == [str(folder) for folder in three]
+    assert len(find_students(2 * [checkpoint, third])) == 4  # as many as are shown side by side

@@ -123,6 +123,11 @@ def test_a_viewer_without_a_token_in_time_is_disconnected(
             for message in messages:
                 viewer.send_json(message)
             assert close_code(viewer) == server.WRONG_TOKEN
+    monkeypatch.setattr(server, "ENTRY_SECONDS", float(PATIENCE))
+    for text in ("no json", "[]"):  # answered at once
+        with connect(client) as viewer:
+            viewer.send_text(text)
+            assert close_code(viewer) == server.WRONG_TOKEN
     assert not room.viewers
 
 
@@ -174,6 +179,13 @@ def test_only_hosts_that_name_this_machine_are_answered(
     refused = nullcontext() if code == 200 else pytest.raises(WebSocketDisconnect)
     with refused, client.websocket_connect("/live", headers={"host": host}) as viewer:
         assert close_code(viewer) == server.WRONG_TOKEN
+
+
+def test_other_machines_may_call_this_one_by_any_name(room: Room) -> None:
+    """Where the page is for them: then they need the token."""
+    with TestClient(application(room, TOKEN, loopback=False), base_url="http://lab.example:8765") as client:
+        assert client.get("/").status_code == 200
+        assert client.get("/minute/0.json", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from itertools import islice
 
 import psutil
 import pytest
+import torch
 from commands import environment
 from live_server import PATIENCE
 from students import save_student
 
 from hiar.errors import UserError
+from hiar.live.student import _device as own_device
 from hiar.live.students import Student, end_all, start_all
 from hiar.live.wire import command_line, read_message
 from hiar.models.card import load_card
@@ -91,6 +93,16 @@ def test_a_student_makes_the_blocks_it_may_and_ends_with_its_input(checkpoint, t
     assert (rest, code) == (b"", 0)
     assert b"Traceback" not in complaints
     assert b"a line of a library" in complaints
+
+
+def test_students_have_gpus_of_their_own_while_there_are_enough(monkeypatch):
+    used = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    assert [own_device(number).index for number in range(4)] == [device.index for device in used] == [0, 1, 2, 0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_device(1).type == "cpu"
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_one_line(checkpoint, tmp_path):

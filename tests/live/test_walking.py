@@ -8,6 +8,7 @@ import io
 import queue
 from contextlib import ExitStack
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,6 +123,65 @@ def test_commands_do_not_pile_up_while_a_student_rests(student):
     )  # the new video's first block: no walk begins with another one
     assert [command["do"] for command in making.pending] == ["restart", "prompt"]
     assert making.pending[1]["block"] == 4
+
+
+def test_a_new_video_walks_as_it_was_asked_to(student):
+    making = _Making(student, ExitStack(), block=4)
+    asked = {"prompt": OTHER, "seed": 8, "order": "block_first", "context": "finished", "renew": False}
+    making.take({"do": "restart", "block": 4, **asked})
+    making.prepare(lambda line: None)
+    walking = making.walking
+    assert walking is not None
+    assert walking.first == 4
+    walk = Walk(order="block_first", context="finished")
+    assert walking.walk == walk
+    made = walking.next_block()()
+    (known,) = islice(clean_blocks(student, walk, stream_rollout(student, OTHER, {}, walk, None, 8)), 1)
+    assert made.prompt == OTHER
+    assert torch.equal(made.latent, known.float())
+
+
+class Resting(queue.SimpleQueue):
+    """Commands to a student, which calls ``rest`` before it waits for one."""
+
+    def __init__(self, rest):
+        self.rest = rest
+
+    def get(self):
+        if self.empty():
+            self.rest()
+        return super().get()
+
+
+@pytest.mark.parametrize("ahead", [0, 1], ids=["CPU", "GPU"])
+def test_a_blocks_seconds_are_those_in_which_it_was_made(student, ahead, monkeypatch):
+    """Not those for which the student rested, nor those in which the one before was made. With a clock of its own."""
+    now, taken, outlet = [100.0], iter([2.0, 3.0, 5.0]), io.BytesIO()
+    monkeypatch.setattr("hiar.live.student.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("hiar.live.student.lead", lambda device: ahead)
+
+    def encode(pictures):
+        now[0] += next(taken)
+        return b""
+
+    def rest():
+        """Half an hour passes after the second block; the third is the last one."""
+        commands.put({"do": "until", "block": 3} if now[0] == 105.0 else None)
+        now[0] += 1800.0
+
+    commands = Resting(rest)
+    commands.put(
+        {"do": "restart", "block": 0, "prompt": PROMPT, "seed": 0, "order": None, "context": None, "renew": False}
+    )
+    commands.put({"do": "until", "block": 2})
+    _make(student, commands, outlet, encode, lambda prompt, pictures: {})
+
+    async def seconds():
+        inlet = asyncio.StreamReader()
+        inlet.feed_data(outlet.getvalue())
+        return [(await read_message(inlet))[0]["seconds"] for _ in range(3)]
+
+    assert asyncio.run(seconds()) == [2.0, 3.0, 5.0]
 
 
 @pytest.mark.parametrize("ahead", [0, 1], ids=["CPU", "GPU"])

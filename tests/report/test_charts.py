@@ -4,7 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiar.report.charts import BOTTOM, HEIGHT, LEFT, POINTS, RIGHT, TOP, WIDTH, Axis, Line, Point, line_chart, thin
+from hiar.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    POINTS,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axis,
+    Line,
+    Point,
+    line_chart,
+    thin,
+    tick_label,
+)
 
 FINITE = st.floats(-1e6, 1e6, allow_subnormal=False)
 EDGE = 0.051  # coordinates are written with one decimal
@@ -84,6 +98,14 @@ def test_ticks_are_few_and_inside(low, span):
     slack = 1e-6 * max(abs(low), span)
     assert 1 <= len(ticks) <= 11
     assert all(low - slack <= tick <= low + span + slack for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.0, "0"), (0.25, "0.25"), (999.4, "999"), (999.6, "1k"), (-2500.0, "-2.5k"), (12345.6, "12.346k")],
+)
+def test_ticks_are_labelled_without_powers_of_ten(value, said):
+    assert tick_label(value) == said
 
 
 def test_long_lines_are_thinned_without_moving_their_mean():

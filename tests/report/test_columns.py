@@ -9,7 +9,7 @@ from sampled import ROOT
 
 from hiar.judges.interface import open_judge
 from hiar.parameters import load_params
-from hiar.report.columns import DRIFT, METRICS, drift_columns, vbench_columns
+from hiar.report.columns import DRIFT, METRICS, drift_columns, rank, vbench_columns
 from hiar.statistics.claims import TABLES
 from hiar.vbench.dimensions import DIMENSIONS
 from hiar.worlds.shapes.render import clips
@@ -29,6 +29,10 @@ def test_the_papers_tables_and_the_report_mean_the_same_by_better(world: str) ->
     ours = {metric: ways[metric] for metric in papers if ways.get(metric) is not None}
     assert papers.items() >= ours.items()
     assert len(ours) >= 4
+    # A ranking has the same direction; where the report has none, larger is first.
+    assert {key: "lower" if rank(key, 1.0) > rank(key, 2.0) else "higher" for key in ways} == {
+        key: better or "higher" for key, better in ways.items()
+    }
 
 
 def test_a_true_video_is_better_than_a_damaged_one_in_every_column_that_says_so() -> None:

@@ -43,6 +43,21 @@ def test_parts_are_at_their_middles_in_seconds():
     assert "HiAR, part 2 of 5: 0.500 ± 0.100" in re.findall("<title>(.*?)</title>", good.svg)
 
 
+def test_each_part_has_its_own_value_and_error():
+    rising = {f"good_segment_{part}": {"mean": part / 10, "se": part / 100, "n": 2} for part in range(1, 6)}
+    walked = Series("HiAR, walked", "", "c1", dashed=True)
+    (good,) = along_the_video(
+        {LONG: rising, walked: figures(0.5, None)}, dict.fromkeys((LONG, walked), 10.0), 5, ["good"]
+    )
+    line, other = ET.fromstring(good.svg).findall("polyline")
+    heights = [(HEIGHT - BOTTOM - float(place.split(",")[1])) for place in line.get("points").split()]
+    assert heights == pytest.approx([part / 10 * (HEIGHT - BOTTOM - TOP) for part in range(1, 6)], abs=0.051)
+    assert re.findall("<title>HiAR, (.*?)</title>", good.svg)[:5] == [
+        f"part {part} of 5: {part / 10:.3f} ± {part / 100:.3f}" for part in range(1, 6)
+    ]
+    assert ["dashed" in one.get("class") for one in (line, other)] == [False, True]
+
+
 def test_only_what_the_judge_shows_along_the_video_is_drawn():
     drawn = along_the_video({LONG: figures(0.5, 0.1)}, {LONG: 10.0}, 5, ["saturation_shift"])
     assert [one.title for one in drawn] == ["Saturation shift"]

@@ -99,12 +99,34 @@ def test_missing_measures_and_contenders_are_stated():
         assert "Not measured here: Semantic, Dynamic, Rating." in text
         assert "Causal Forcing, which needs a run." in text
         assert "0.615" in text  # the paper's figure is shown all the same
+    place = next(number for number, line in enumerate(table.lines) if line.lacks)
+    rows = [one for one in csv.DictReader(io.StringIO(figures_csv([table]))) if one["row"] == table.lines[place].name]
+    assert [{name: one[name] for name in ("ours", "low", "high", "seeds", "rank", "paper_rank")} for one in rows] == (
+        len(table.columns) * [dict.fromkeys(("ours", "low", "high", "seeds", "rank", "paper_rank"), "")]
+    )
+    papers = {one["stands_for"]: float(one["paper"]) for one in rows}
+    assert papers.items() <= known.rows[place].paper.items()
     missing = table.lines[2].figures[0]
     assert (missing.ours, missing.our_rank, missing.paper_rank) == (None, None, None)
     trained = ["hiar-causal-fkl", "hiar-fkl-2", "hiar-fkl-4", "hiar-no-fkl"]
     others = scores() | {f"distill/{name}": scores()["distill/hiar"] for name in trained}
     with pytest.raises(UserError, match="contender 'walked/self-forcing/hiar': has no scores"):
         beside("table3", read_table(ROOT / TABLES, "table3", "shapes"), others, [])
+
+
+def test_one_training_seed_has_the_interval_of_its_videos_and_equal_figures_one_rank():
+    alone = scores(seeds=1)
+    alone["distill/hiar"] = alone["distill/self-forcing"]
+    table = beside("table2", TABLE2, alone, [])
+    quality, *_, drift = zip(*(line.figures for line in table.lines), strict=True)
+    assert sorted(figure.our_rank for figure in quality) == [1, 2, 2]
+    assert sorted(figure.our_rank for figure in drift) == [1, 2, 2]
+    for figure in quality:
+        assert (figure.ours.training, figure.interval.n) == (None, 3)
+    for one in csv.DictReader(io.StringIO(figures_csv([table]))):
+        assert float(one["low"]) < float(one["ours"]) < float(one["high"])
+    for one in csv.DictReader(io.StringIO(claims_csv([table]))):
+        assert (one["low"], one["high"], one["seeds"], one["verdict"]) == ("", "", "1", "undecided")
 
 
 def test_on_wan_the_metrics_are_the_papers():

@@ -43,8 +43,9 @@ def scores(*speeds):
 
 def test_a_claim_is_judged_by_seeds_and_not_by_videos():
     moves_more = Claim("moves more", "speed", "distill/hiar", "distill/other", "higher")
-    outcome, difference, _, seeds = judged(scores(0.9, 1.0, 1.1), moves_more)
+    outcome, difference, interval, seeds = judged(scores(0.9, 1.0, 1.1), moves_more)
     assert (outcome, difference, seeds) == ("holds", pytest.approx(1.0), 3)
+    assert (interval.n, interval.half) == (3, pytest.approx(4.3026527 * 0.1 / 3**0.5))  # t of 2 degrees of freedom
     assert judged(scores(-0.9, -1.0, -1.1), moves_more)[0] == "fails"
     assert judged(scores(0.1, 1.0, 1.9), moves_more)[0] == "undecided"  # each seed alone is clear
     assert judged(scores(0.9, 1.0), moves_more)[0] == "undecided"

@@ -343,7 +343,16 @@ def test_by_default_three_runs_and_objects_of_two_weeks_are_kept(
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1.5e9, "1.5 GB"), (2e15, "2e+03 TB")]
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (999_400, "999 kB"),
+        (999_600, "1 MB"),
+        (1.5e9, "1.5 GB"),
+        (2e15, "2e+03 TB"),
+    ],
 )
 def test_sizes_are_in_units_of_a_thousand(count: float, said: str) -> None:
     assert _size(count) == said

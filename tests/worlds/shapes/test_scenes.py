@@ -56,6 +56,22 @@ def test_a_scene_depends_on_seed_and_index_alone(seed: int, first: int, count: i
         assert torch.equal(getattr(together, field.name)[-1:], getattr(last, field.name))
 
 
+def test_what_happens_in_a_scene_is_drawn_independently() -> None:
+    """Else some clips would never be seen, such as green squares, or slow shapes that start on the left."""
+    world = PANNING.model_copy(update={"caption_dropout": 0.5})
+    batch = scenes(world, seed=0, first=0, count=1000)
+    start = (batch.start - batch.low) / (batch.high - batch.low)
+    angle = torch.atan2(batch.velocity[:, 1], batch.velocity[:, 0])
+    named = torch.stack([batch.shape, batch.color, batch.background], dim=1)
+    drawn = [named, start, batch.velocity.norm(dim=1, keepdim=True), angle[:, None], batch.pan[:, None]]
+    drawn += [batch.phase[:, None], batch.told]
+    correlations = torch.corrcoef(torch.cat([one.double() for one in drawn], dim=1).T).fill_diagonal_(0)
+    assert correlations.abs().max() < 0.2  # six standard deviations
+    for values, count in zip(named.T, (len(world.shapes), len(world.colors), len(world.backgrounds)), strict=True):
+        shares = values.bincount(minlength=count) / len(values)
+        assert (shares - 1 / count).abs().max() < 0.1
+
+
 def test_seeds_and_indices_give_different_scenes() -> None:
     starts = torch.cat([scenes(DEFAULT, seed=seed, first=0, count=100).start for seed in (0, 1)])
     assert len(starts.unique(dim=0)) == 200

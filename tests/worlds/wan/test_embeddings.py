@@ -170,6 +170,19 @@ def test_without_a_gpu_an_encoder_stored_in_bf16_is_not_doubled(
     assert torch.equal(cached.encode(PROMPTS[:1]), pad(load_text_encoder(text, dtype=computed).rows(PROMPTS[:1])))
 
 
+def test_embeddings_of_one_device_are_not_read_for_another(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may have another type there."""
+    monkeypatch.setenv("HIAR_CACHE", str(tmp_path / "cache"))
+    cached = CachedText(base)
+    cached.prepare(PROMPTS[:1])
+    known = cached.known
+    assert cached.to("cpu").known is known is not None
+    assert cached.to("meta").known is None
+    assert cached.device.type == "meta"
+
+
 def test_another_encoder_tokenizer_or_dtype_has_its_own_cache(text: Path, cache: Path) -> None:
     folders = {embed(PROMPTS[:1], text, cache, dtype).folder for dtype in (FLOAT, torch.bfloat16)}
     config = text / "text_encoder" / "config.json"

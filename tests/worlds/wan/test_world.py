@@ -111,7 +111,11 @@ def test_every_stage_leaves_what_it_should(chain: Path, params: Params) -> None:
     assert len(summary) == 5
     assert all(row["metrics"].keys() >= {"saturation_drift", "border_jump"} for row in summary)
     assert json.loads((chain / "metrics" / "world.json").read_text()) == []
-    assert "<video" in (chain / "reports" / "index.html").read_text()
+    page = (chain / "reports" / "index.html").read_text()
+    assert "<video" in page
+    # Clips and rollouts of 33 pictures, at 16 a second: nothing goes on for longer than the clips.
+    assert "trained on clips of 9 frames (2.06 s), rolled out for 9 (2.06 s)" in page
+    assert "these rollouts go on" not in page
 
 
 def test_a_base_is_adopted_by_reference(chain: Path) -> None:
