@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,15 +17,17 @@ from students import save_attentive_student, save_student, smoke_params
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.artifacts import content_hash, read_manifest
+from hiar.io.artifacts import content_hash, partial_of, read_manifest
 from hiar.io.process_group import ALONE, Ranks
 from hiar.io.shards import read_shard
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.schedule import step_sigmas
-from hiar.stages import prompted, sample
+from hiar.stages import computing, fitting, prompted, sample
 from hiar.stages.common import Paths
+from hiar.stages.computing import Choice
+from hiar.stages.fitting import Way
 from hiar.stages.prompted import check_request, sample_key, sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
@@ -226,6 +230,40 @@ def test_two_processes_alternate_batches_and_leave_the_files_of_one(
     assert make("shared", Echo(0, 2)) == whole
     assert "sample: 30/30 frames" in capsys.readouterr().err  # counts those of other processes and of earlier runs
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_further_process_makes_its_videos_as_the_first_one_has_settled(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many at a time, in that order and with that kernel; only the first process ends the folder."""
+    walked, chosen = [], []
+
+    @contextmanager
+    def second(copies: int | None, stall_seconds: float) -> Iterator[Ranks]:
+        assert copies == 2
+        yield Echo(1, 2)
+
+    def walk(*given: Any, passes: str) -> Any:
+        walked.append((given[2], passes, len(given[1].samples)))
+        return walk_grid(*given, passes=passes)
+
+    def compute(denoiser: Any, choice: Choice) -> Any:
+        chosen.append(choice)
+        return computing.computing(denoiser, choice)
+
+    walk_grid = sample.walk_grid
+    monkeypatch.setattr(prompted, "_share", second)
+    monkeypatch.setattr(sample, "walk_grid", walk)
+    monkeypatch.setattr(prompted, "computing", compute)
+    folder = partial_of(tmp_path / "out")
+    folder.mkdir()
+    (folder / fitting.SETTLED).write_text(json.dumps(Way("step_first", "fused", 1)))
+    (folder / computing.SETTLED).write_text(json.dumps(Choice("math")))
+    sample_prompts(Request(checkpoint, [*PROMPTS, *PROMPTS], 6), tmp_path / "out", save_latents=True, copies=2)
+    assert walked == [("step_first", "fused", 1)] * 2  # alone, it would walk diagonals, two videos at a time
+    assert chosen == [Choice("math")]
+    made = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert made == {"0001.mp4", "0003.mp4"}
 
 
 def test_batches_with_stored_latents_are_only_decoded(student: Generator, tmp_path: Path) -> None:
