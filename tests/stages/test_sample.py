@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +17,10 @@ from students import save_attentive_student, save_student, smoke_params
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.artifacts import content_hash, partial_of, read_manifest
+from hiar.io.artifacts import content_hash, partial_of, read_manifest, write_manifest
 from hiar.io.process_group import ALONE, Ranks
 from hiar.io.shards import read_shard
+from hiar.models.card import CARD
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
@@ -31,7 +32,7 @@ from hiar.stages.fitting import Way
 from hiar.stages.prompted import check_request, sample_key, sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
-from hiar.stages.videos import decoding, write_latents, write_videos
+from hiar.stages.videos import decoding, film_path, write_latents, write_videos
 
 PROMPTS = ["a red disc moves left", "a blue wide bar moves"]
 
@@ -169,8 +170,16 @@ def test_frames_that_are_not_finite_are_named_by_their_number(
             yield number, latent
 
     monkeypatch.setattr(sample, "walk_grid", spoiled)
-    with pytest.raises(UserError, match=r"^video 0006: its latents are not finite from frame 7 on"):
-        sample_latents(student, PROMPTS, 12, student.card.walk, 0, range(5, 7))
+    for given in (None, torch.zeros(1, *student.block_shape)):  # whose frames count, too
+        with pytest.raises(UserError, match=r"^video 0006: its latents are not finite from frame 7 on"):
+            sample_latents(student, PROMPTS, 12, student.card.walk, 0, range(5, 7), given=given)
+
+
+def test_frames_that_are_given_count_as_done(student: Generator) -> None:
+    done: list[int] = []
+    given = torch.zeros(1, *student.block_shape).repeat(1, 1, 2, 1, 1)
+    sample_latents(student, PROMPTS, 12, student.card.walk, 0, range(2), done.append, given)
+    assert done == [12, 6, 6]
 
 
 def test_pictures_that_are_not_finite_are_named_by_their_number(
@@ -232,6 +241,51 @@ def test_two_processes_alternate_batches_and_leave_the_files_of_one(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_copies_on_one_machine_share_its_memory(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def begin(*_: Any, way: Way, **options: Any) -> None:
+        begun.append(way)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prompted, "make_videos", begin)
+    monkeypatch.setattr(prompted, "_share", lambda *_: nullcontext(Echo(0, 2)))
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: 400 / fitting.USABLE)
+    monkeypatch.setattr(fitting, "decode_bytes", lambda source, frames: (0, 0))
+    monkeypatch.setattr(fitting, "walk_bytes", lambda *_: 100)
+    monkeypatch.setattr(fitting, "ring_bytes", lambda source, grid, videos, caches=4: 10 * videos * caches)
+    with pytest.raises(KeyboardInterrupt):
+        sample_prompts(Request(checkpoint, PROMPTS * 5, 6), tmp_path / "out", save_latents=False, copies=2)
+    assert begun == [Way("diagonal", "batched", 2, 100)]  # alone, it would make four of its five at a time
+
+
+def test_a_teachers_clips_are_not_resumed_with_another_number_at_a_time(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by fewer or more copies: latents that are stored would be taken for those of other videos."""
+    teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
+    card = json.loads((teacher / CARD).read_text())
+    (teacher / CARD).write_text(json.dumps(card | {"stage": "teacher", "walk": None, "solver_steps": 1}))
+    write_manifest(teacher, "checkpoint", stage="teacher", seed=0, variant=None)
+    request = Request(teacher, [*PROMPTS, PROMPTS[0]], card["video"]["frames"])
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prompted, "BATCH", 1)
+        patch.setattr(prompted, "write_captions", interrupted)
+        sample_prompts(request, tmp_path / "out", save_latents=True)
+    capsys.readouterr()
+    sample_prompts(request, tmp_path / "out", save_latents=True)
+    assert "was started with other settings (batch); it is kept as" in capsys.readouterr().err
+    sample_prompts(request, tmp_path / "undisturbed", save_latents=True)
+    one, other = (read_shard(tmp_path / name / "latents.safetensors")["latents"] for name in ("out", "undisturbed"))
+    assert torch.equal(one, other)
+
+
 def test_a_further_process_makes_its_videos_as_the_first_one_has_settled(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,11 +324,14 @@ def test_batches_with_stored_latents_are_only_decoded(student: Generator, tmp_pa
     """Latents of any precision are stored in float32."""
     made = torch.randn(2, 4, 6, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
     write_latents(tmp_path, 1, made)
+    unfinished = film_path(tmp_path, 2, 4)  # of processes that were interrupted
+    unfinished.write_bytes(b"half a film")
     sample.make_videos(tmp_path, student, [*PROMPTS, *PROMPTS], 6, student.card.walk, 3, 2, "sample")
     latents = read_shard(tmp_path / "latents.safetensors")["latents"]
     assert latents.dtype == torch.float32
     assert torch.equal(latents[2:], made.float())
     assert not torch.equal(latents[:2], made.float())
+    assert not unfinished.exists()
 
 
 def test_every_decoded_part_sends_a_heartbeat(student: Generator, tmp_path: Path) -> None:

@@ -305,6 +305,19 @@ def test_sigterm_leaves_a_state_from_which_the_run_goes_on_to_the_same_end(tmp_p
     assert all(torch.equal(a, b) for a, b in zip(again.module.parameters(), whole[0].module.parameters(), strict=True))
 
 
+def test_sigterm_in_the_last_step_lets_the_run_end(tmp_path: Path) -> None:
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 2)
+
+    def step(number: int) -> dict[str, float]:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 0.0}
+
+    curve = train("t", 2, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
+    assert [point["step"] for point in curve] == [0, 1]
+    assert list(tmp_path.iterdir()) == []  # the artifact is next: nobody resumes from a state of the end
+
+
 def test_states_are_begun_when_due_and_appear_once_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, begun, seen = [0.0], [], []
     begin = Saving.begin
