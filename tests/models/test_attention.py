@@ -122,6 +122,16 @@ def test_blockwise_forwards_with_rings_equal_one_masked_forward(
 
 
 @torch.no_grad()
+def test_positions_are_those_of_each_clips_size() -> None:
+    """One network may see clips of several lengths and shapes, one after the other."""
+    used, (x, sigma, text) = tiny_denoiser(), inputs()
+    for one in (x, x[:, :, :6], x[..., :2], x[..., :2].transpose(3, 4), x):
+        fresh = tiny_denoiser()
+        levels = sigma[:, : one.shape[2]]
+        assert torch.equal(*(network(one, levels, text, BlockCausal(BLOCK, 3)) for network in (used, fresh)))
+
+
+@torch.no_grad()
 def test_places_of_an_endless_video_take_constant_memory() -> None:
     """Also the shifts of sinks, a new one for each block; those of long ago are computed again."""
     places = Places(tiny_denoiser(), (BLOCK, 2, 2), torch.device("cpu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from commands import hiar
 from students import save_student
 
 from hiar.io.progress import Progress
+from hiar.io.reading import read_head
 from hiar.io.video import read_mp4
 from hiar.models.card import CARD, Walk, load_card
 from hiar.models.generator import load_generator
@@ -71,6 +73,20 @@ def test_a_later_batch_is_collected_behind_its_clip(tmp_path: Path, capsys: pyte
         "unfinished-0017.mp4": 9,
     }
     assert "sample: 18/18 frames" in capsys.readouterr().err
+
+
+def test_the_film_of_a_batch_has_the_worlds_height_width_and_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = SimpleNamespace(height=32, width=48, frames_per_second=16)
+    source = SimpleNamespace(world=world, card=SimpleNamespace(video=SimpleNamespace(block=3)))
+    monkeypatch.setattr(pipelined, "decoding", lambda *_: lambda latent: torch.zeros(3, 32, 48, 3, dtype=torch.uint8))
+    with Progress("sample", 6) as progress:
+        arrivals = iter(torch.zeros(2, 1, 4, 3, 4, 6))
+        pipelined._collect(tmp_path, source, arrivals, range(1), 1, 6, None, progress)  # type: ignore[arg-type]
+    (path,) = tmp_path.iterdir()
+    assert read_mp4(path).shape == (6, 32, 48, 3)
+    assert read_head(path).rate == 16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes have a GPU each here")

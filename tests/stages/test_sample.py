@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,21 +20,24 @@ from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.io.artifacts import content_hash, partial_of, read_manifest, write_manifest
+from hiar.io.free import GB
 from hiar.io.process_group import ALONE, Ranks
 from hiar.io.shards import read_shard
-from hiar.models.card import CARD
+from hiar.models.card import CARD, walk_of
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.schedule import step_sigmas
 from hiar.stages import computing, fitting, prompted, sample
-from hiar.stages.common import Paths
+from hiar.stages.common import Paths, sample_world
 from hiar.stages.computing import Choice
 from hiar.stages.fitting import Way
 from hiar.stages.prompted import check_request, sample_key, sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
 from hiar.stages.videos import decoding, film_path, write_latents, write_videos
+from hiar.worlds.interface import FIRST_CLIP
+from hiar.worlds.wan.codec import pixel_frames
 
 PROMPTS = ["a red disc moves left", "a blue wide bar moves"]
 
@@ -199,16 +204,58 @@ def test_pictures_that_are_not_finite_are_named_by_their_number(
     decode(torch.zeros(4, 3, 8, 8))
     with pytest.raises(UserError, match=r"^video 0006: its pixels are not finite from frame 4 on"):
         decode(torch.zeros(4, 2, 8, 8))
+    parts.clear()
+    monkeypatch.setattr(type(student.codec), "pictures", staticmethod(pixel_frames))  # several for a latent frame
+    decode = decoding(student, 6)
+    decode(torch.zeros(4, 3, 8, 8))
+    with pytest.raises(UserError, match=r"^video 0006: its pixels are not finite from frame 10 on"):
+        decode(torch.zeros(4, 2, 8, 8))
 
 
 def test_a_walked_student_walks_as_the_other_variant(tmp_path: Path) -> None:
-    params = smoke_params(sample={"videos": 1, "frames": 6, "batch": 1}, report={"videos": 1})
-    save_student(Paths(tmp_path, 0).distilled("hiar"))
-    sample.run(params, tmp_path, 0, "walked", "hiar", "self-forcing")
-    made = read_manifest(Paths(tmp_path, 0).samples("walked", "hiar/self-forcing"), "samples")
+    params = smoke_params(sample={"videos": 3, "frames": 6, "batch": 2}, report={"videos": 1})
+    paths = Paths(tmp_path, 1)
+    save_student(paths.distilled("hiar"))
+    sample.run(params, tmp_path, 1, "walked", "hiar", "self-forcing")
+    folder = paths.samples("walked", "hiar/self-forcing")
+    made = read_manifest(folder, "samples")
     assert (made["model"], made["variant"], made["frames"]) == ("walked", "hiar/self-forcing", 6)
     walk = params.variant("self-forcing")
     assert (made["order"], made["context"]) == (walk.order, walk.context) != ("step_first", "output")
+    student, first = load_generator(paths.distilled("hiar")), FIRST_CLIP["sample"]
+    prompts = sample_world(params).prompts(seed=1, first=first, count=3)
+    assert (folder / "captions.txt").read_text().splitlines() == prompts
+    expected = sample_latents(student, prompts, 6, walk_of(walk), 1, range(3))
+    torch.testing.assert_close(read_shard(folder / "latents.safetensors")["latents"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_all_videos_and_no_more_than_a_batch_at_a_time_must_fit(
+    checkpoint: Path, student: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is made, by the command and by the stage, which keeps the latents."""
+    monkeypatch.setattr(prompted, "BATCH", 2)
+    latent = 4 * 6 * math.prod(student.latent_size)
+    params = smoke_params(sample={"videos": 3, "frames": 6, "batch": 2}, report={"videos": 1})
+    shutil.copytree(checkpoint, Paths(tmp_path, 1).distilled("hiar"))
+    request = Request(checkpoint, [*PROMPTS, PROMPTS[0]], 6)
+    for field, free, make in (
+        ("--frames", 3 * latent, lambda: sample_prompts(request, tmp_path / "out", save_latents=False)),
+        ("params.yaml: sample.frames", 6 * latent, lambda: sample.run(params, tmp_path, 1, "distill", "hiar")),
+    ):
+        room = SimpleNamespace(total=10**12, used=0, free=free - 1)
+        monkeypatch.setattr("shutil.disk_usage", lambda place, room=room: room)
+        with pytest.raises(UserError, match=rf"^{field} = 6: the latents take {free / GB:.3g} GB, .* on the disk"):
+            make()
+    assert not [*tmp_path.rglob("*.mp4")]
+
+
+def test_the_manifest_has_the_pictures_of_the_first_block_and_of_the_others(
+    student: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which differ for Wan: scores look for jumps at the borders of blocks."""
+    monkeypatch.setattr(type(student.codec), "pictures", staticmethod(pixel_frames))
+    facts = sample.describe(student, student.card.walk, 6)
+    assert (facts["first_block"], facts["block"], facts["frames"]) == (9, 12, 6)
 
 
 class Echo(Ranks):
@@ -324,13 +371,14 @@ def test_batches_with_stored_latents_are_only_decoded(student: Generator, tmp_pa
     """Latents of any precision are stored in float32."""
     made = torch.randn(2, 4, 6, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
     write_latents(tmp_path, 1, made)
-    unfinished = film_path(tmp_path, 2, 4)  # of processes that were interrupted
-    unfinished.write_bytes(b"half a film")
     sample.make_videos(tmp_path, student, [*PROMPTS, *PROMPTS], 6, student.card.walk, 3, 2, "sample")
     latents = read_shard(tmp_path / "latents.safetensors")["latents"]
     assert latents.dtype == torch.float32
     assert torch.equal(latents[2:], made.float())
     assert not torch.equal(latents[:2], made.float())
+    unfinished = film_path(tmp_path, 2, 4)  # of a process that was killed once the video was complete
+    unfinished.write_bytes(b"a film")
+    sample.make_videos(tmp_path, student, [*PROMPTS, *PROMPTS], 6, student.card.walk, 3, 2, "sample")
     assert not unfinished.exists()
 
 

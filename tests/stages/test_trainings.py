@@ -49,11 +49,15 @@ TRAINING = {"steps": UPDATES, "batch": 2}
 
 
 class Recorded(NamedTuple):
-    """A distillation: weights before it, roles after it, and rollouts' samples, by whether they train the student."""
+    """A distillation: weights before it, roles after it, and rollouts' samples, by whether they train the student.
+
+    texts: the embedded prompts of all samples.
+    """
 
     before: dict[str, dict[str, Tensor]]
     roles: dict[str, Role]
     samples: dict[bool, list[int]]
+    texts: list[tuple[range, Tensor]]
 
 
 def params_of(runtime: dict[str, Any] | None = None, **changes: Any) -> Params:
@@ -83,11 +87,13 @@ def run(name: str, params: Params, workspace: Path) -> bytes:
 
 def distil_and_record(params: Params, workspace: Path) -> Recorded:
     """Distil, and record what is trained."""
-    recorded, roll_out = Recorded({}, {}, {True: [], False: []}), SelfRollout.__call__
+    recorded, roll_out = Recorded({}, {}, {True: [], False: []}, []), SelfRollout.__call__
 
     def rolled_out(self: SelfRollout, *given: Any) -> Tensor:
-        *_, samples, _, learn, _ = given
+        _, text, seed, samples, _, learn, _ = given
+        assert seed == SEED
         recorded.samples[learn].extend(samples)
+        recorded.texts.append((samples, text))
         return roll_out(self, *given)
 
     def trained(label: str, steps: int, step: Any, roles: dict[str, Role], *others: Any, **options: Any) -> Any:
@@ -192,6 +198,18 @@ def test_no_sample_is_used_twice_or_by_both_student_and_critic(parents: Path, tm
     for purpose, numbers in (("distill", recorded.samples[True]), ("critic", recorded.samples[False])):
         assert len(numbers) == len({*numbers}) > 0
         assert all(0 <= number - FIRST_CLIP[purpose] < 1000 for number in numbers)
+    source = load_generator(Paths(parents, SEED).teacher)
+    for samples, text in recorded.texts:
+        prompts = source.world.prompts(seed=SEED, first=samples.start, count=len(samples))
+        assert torch.equal(text, source.embed(prompts))
+
+
+def test_pairs_have_the_noise_and_captions_of_their_seed(parents: Path) -> None:
+    made = pairs.load_pairs(Paths(parents, SEED).pairs)
+    starts = made.states[torch.arange(4)][:, 0]
+    assert torch.equal(starts, normals("pairs noise", SEED, range(4), starts.shape[1:]))
+    world = load_generator(Paths(parents, SEED).teacher).world
+    assert made.captions == world.prompts(seed=SEED, first=FIRST_CLIP["pairs"], count=4)
 
 
 @pytest.mark.parametrize("name", ["codec", "teacher"])
