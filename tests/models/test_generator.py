@@ -155,6 +155,10 @@ def edit(path: Path, **changes: object) -> None:
             r"text_dim = 8: should match the text encoder beside it: 16",
         ),
         (lambda f: truncate(f / "codec" / "codec.safetensors"), r"codec\.safetensors: does not fit"),
+        (
+            lambda f: edit(f / "generator.json", world=DEFAULT.model_dump(mode="json") | {"size": 72}),
+            r"generator\.json: world: 72x72 pixels: 9x9 latent pixels do not divide into tokens of 8x8; make the",
+        ),
     ],
 )
 def test_damage_is_named_in_one_line(folder: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
