@@ -7,6 +7,7 @@ import io
 import json
 import math
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +32,11 @@ from hiar.parameters import merge, parse_params
 from hiar.stages import codec, distill, init, pairs, teacher, truth
 from hiar.stages.common import Paths, sample_world
 from hiar.stages.inits import job
+from hiar.stages.solved_pairs import open_pairs
 from hiar.statistics.validations import BOTH_WAYS, read_validations
 from hiar.training.loop import train
 from hiar.training.parallel import shard
-from hiar.training.role import Role, lr_factor
+from hiar.training.role import Role, kept, lr_factor
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.interface import FIRST_CLIP
 from hiar.worlds.shapes import Shapes
@@ -83,6 +85,27 @@ def run(name: str, params: Params, workspace: Path) -> bytes:
     else:
         {"codec": codec, "teacher": teacher, "init": init}[name].run(params, workspace, SEED)
     return (workspace / "curves" / f"seed-{SEED}" / f"{name}.csv").read_bytes()
+
+
+def record_networks(module: Any, patch: pytest.MonkeyPatch) -> dict[str, tuple[Any, Any]]:
+    """Of each role that a stage trains, once it has: its average, and its network after the last update."""
+    found: dict[str, tuple[Any, Any]] = {}
+
+    def trained(label: str, steps: int, step: Any, roles: dict[str, Role], *others: Any, **options: Any) -> Any:
+        curve = train(label, steps, step, roles, *others, **options)
+        found.update({name: (deepcopy(kept(role)), deepcopy(role.module)) for name, role in roles.items()})
+        return curve
+
+    patch.setattr(module, "train", trained)
+    return found
+
+
+def assert_averaged(*networks: Any) -> None:
+    """The first network, which was saved, is the second one, the average, and not the third, the last."""
+    saved, average, last = (network.state_dict() for network in networks)
+    assert saved.keys() == average.keys() == last.keys()
+    assert all(torch.equal(saved[name], value) for name, value in average.items())
+    assert any(not torch.equal(saved[name], value) for name, value in last.items())
 
 
 def distil_and_record(params: Params, workspace: Path) -> Recorded:
@@ -210,6 +233,9 @@ def test_pairs_have_the_noise_and_captions_of_their_seed(parents: Path) -> None:
     assert torch.equal(starts, normals("pairs noise", SEED, range(4), starts.shape[1:]))
     world = load_generator(Paths(parents, SEED).teacher).world
     assert made.captions == world.prompts(seed=SEED, first=FIRST_CLIP["pairs"], count=4)
+    rows = torch.tensor([3, 1])  # solved when they are drawn, they are the same
+    solved = open_pairs(merged(params_of(), {"pairs": {"stored": False}}), parents, SEED, torch.device("cpu"))
+    torch.testing.assert_close(solved.states[rows], made.states[rows], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["codec", "teacher"])
@@ -280,6 +306,7 @@ def test_the_teacher_learns_as_its_own_section_says(
     shutil.rmtree(paths.teacher)
     monkeypatch.setattr(teacher, "flow_matching", spy)
     monkeypatch.setattr(WordEncoder, "encode", encoded)
+    networks = record_networks(teacher, monkeypatch)
     run("teacher", params, workspace)
     world, coder, dropped = Shapes(params.world), PatchCodec.load(paths.codec), set()
     assert len(calls) == len(captions) == 2 * 2
@@ -296,7 +323,10 @@ def test_the_teacher_learns_as_its_own_section_says(
         assert (checkpointing, attention, floor) == (True, Bidirectional(), 0.3)
         dropped |= {*lost.tolist()}
     assert dropped == {True, False}
-    card = load_generator(paths.teacher).card
+    made = load_generator(paths.teacher)
+    for name, network in (("denoiser", made.denoiser), ("text", made.text)):
+        assert_averaged(network, *(one[name] for one in networks["teacher"]))
+    card = made.card
     assert (card.guidance, card.solver_steps, card.schedule, card.seed) == (2.5, 6, params.schedule, SEED)
 
 
@@ -312,6 +342,7 @@ def test_the_codec_learns_from_noise_of_any_strength_and_is_measured_on_other_cl
         return loss(coder, video, noise)
 
     monkeypatch.setattr(PatchCodec, "loss", spy)
+    networks = record_networks(codec, monkeypatch)
     run("codec", params, tmp_path)
     assert len(seen) == 2 * 2
     for number, noise in enumerate(seen):
@@ -323,6 +354,7 @@ def test_the_codec_learns_from_noise_of_any_strength_and_is_measured_on_other_cl
         seed=SEED, first=FIRST_CLIP["held-out"], count=codec.HELD_OUT_CLIPS, frames=params.video.frames
     )
     video, coder = to_video(frames), PatchCodec.load(Paths(tmp_path, SEED).codec)
+    assert_averaged(coder, *networks["codec"])
     with torch.no_grad():
         error = (coder.decode(coder.encode(video)).clamp(-1, 1) - video).square().mean()
     figures = json.loads((tmp_path / "metrics" / f"seed-{SEED}" / "codec.json").read_text())
@@ -332,19 +364,14 @@ def test_the_codec_learns_from_noise_of_any_strength_and_is_measured_on_other_cl
 def test_the_init_checkpoints_its_layers_if_the_runtime_says_so(
     parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-
-    def trained(label: str, steps: int, step: Any, roles: dict[str, Role], *others: Any, **options: Any) -> Any:
-        found.extend(role.module.checkpointing for role in roles.values())
-        return train(label, steps, step, roles, *others, **options)
-
-    monkeypatch.setattr(job, "train", trained)
+    networks = record_networks(job, monkeypatch)
     for checkpointing in (True, False):
         workspace = Path(shutil.copytree(parents, tmp_path / str(checkpointing)))
         shutil.rmtree(Paths(workspace, SEED).init)
         params = merged(params_of({"checkpointing": checkpointing}), {"init": {"training": {"steps": 1}}})
         run("init", params, workspace)
-    assert found == [True, False]
+        _, student = networks["student"]
+        assert student.checkpointing == checkpointing
 
 
 @pytest.mark.parametrize("name", ["teacher", "init"])
