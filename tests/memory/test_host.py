@@ -10,7 +10,7 @@ from commands import ROOT
 from hiar.memory.counting import network_bytes
 from hiar.memory.disk import disk
 from hiar.memory.host import RESULT, STATE, host, most
-from hiar.memory.networks import Models, make_meta, open_models
+from hiar.memory.networks import Models, make_meta, meta_role, open_models, role_bytes
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.workspace import experiment_params
 
@@ -40,3 +40,13 @@ def test_a_teacher_used_as_real_score_has_no_host_copy_and_an_init_has_only_its_
     assert [*init] == ["teacher", STATE, RESULT]
     weights = network_bytes(make_meta(params, models.student, half=False))
     assert weights < 2 * init[STATE] < 4.1 * weights  # with the average, and Muon's one or AdamW's two moments
+
+
+def test_of_an_init_with_two_trainings_one_state_at_a_time_is_in_memory() -> None:
+    """The causal teacher is trained before the student."""
+    kind = {"init": read_yaml(ROOT / "experiments" / "init-consistency.yaml")["init"]}
+    models = open_models(parse_params(merge(read_yaml(ROOT / "params.yaml"), kind), Path("two trainings")))
+    *others, last = models.sizes.params.init.trainings.values()
+    assert others
+    held = role_bytes(meta_role(models, last.optimizer))
+    assert host(models, "init", 1)[STATE] == sum(held.values()) - held["gradients"]

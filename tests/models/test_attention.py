@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
-from tiny import relative_error, tiny_denoiser
+from tiny import live_tensor_bytes, relative_error, tiny_denoiser
 
 from hiar.models.attention import Bidirectional, BlockCausal, Row
-from hiar.models.blockwise import Places, condition, forward_blocks
+from hiar.models.blockwise import NEAR, Places, condition, forward_blocks
 from hiar.models.denoiser import Denoiser
 from hiar.models.rings import RecordedRings, Rings
 from hiar.models.rotary import rotate, rotations
@@ -119,6 +119,30 @@ def test_blockwise_forwards_with_rings_equal_one_masked_forward(
         for n in range(7)
     ]
     assert relative_error(torch.cat(blocks, dim=2), masked) < 1e-5
+
+
+@torch.no_grad()
+def test_positions_are_those_of_each_clips_size() -> None:
+    """One network may see clips of several lengths and shapes, one after the other."""
+    used, (x, sigma, text) = tiny_denoiser(), inputs()
+    for one in (x, x[:, :, :6], x[..., :2], x[..., :2].transpose(3, 4), x):
+        fresh = tiny_denoiser()
+        levels = sigma[:, : one.shape[2]]
+        assert torch.equal(*(network(one, levels, text, BlockCausal(BLOCK, 3)) for network in (used, fresh)))
+
+
+@torch.no_grad()
+def test_places_of_an_endless_video_take_constant_memory() -> None:
+    """Also the shifts of sinks, a new one for each block; those of long ago are computed again."""
+    places = Places(tiny_denoiser(), (BLOCK, 2, 2), torch.device("cpu"))
+    first, alive = (places.of(0), places.shift(0)), []
+    for block in range(3 * NEAR):
+        places.of(block), places.shift(block)
+        if block in (NEAR, 3 * NEAR - 1):
+            alive.append(live_tensor_bytes())
+    assert alive[1] <= alive[0]
+    assert torch.equal(places.of(0), first[0])
+    assert torch.equal(places.shift(0), first[1])
 
 
 @torch.no_grad()

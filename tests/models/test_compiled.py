@@ -115,6 +115,14 @@ def test_compilation_is_chosen_only_where_it_pays_and_is_accurate(
     assert where_it_pays(source.denoiser, forward) is None
 
 
+def test_the_gain_is_how_much_faster_compiled_layers_are(source: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "compiled", partial(compiled, backend="eager"))
+    found = iter([(torch.tensor([3.0, 4.0]), 2.0), (torch.tensor([3.0, 4.5]), 0.5)])  # eager layers come first
+    monkeypatch.setattr(module, "timed", lambda *_: next(found))
+    made = module.measure_compiled(source.denoiser, lambda: torch.zeros(1))
+    assert (made.gain, made.error) == (4.0, pytest.approx(0.1))
+
+
 def test_compiled_fp8_layers_may_differ_by_fp8s_error(source: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise mere rounding in another order would have them refused."""
     monkeypatch.setattr(module, "compiled", partial(compiled, backend="eager"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 from shape_worlds import DEFAULT
 
@@ -154,6 +155,10 @@ def edit(path: Path, **changes: object) -> None:
             r"text_dim = 8: should match the text encoder beside it: 16",
         ),
         (lambda f: truncate(f / "codec" / "codec.safetensors"), r"codec\.safetensors: does not fit"),
+        (
+            lambda f: edit(f / "generator.json", world=DEFAULT.model_dump(mode="json") | {"size": 72}),
+            r"generator\.json: world: 72x72 pixels: 9x9 latent pixels do not divide into tokens of 8x8; make the",
+        ),
     ],
 )
 def test_damage_is_named_in_one_line(folder: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -161,6 +166,19 @@ def test_damage_is_named_in_one_line(folder: Path, damage, message: str) -> None
     with pytest.raises(UserError, match=message) as caught:
         load_generator(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_loading_leaves_the_librarys_verbosity_as_it_was(folder: Path) -> None:
+    before = logging.get_verbosity()
+    try:
+        logging.set_verbosity_info()
+        load_generator(folder)
+        truncate(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+        with pytest.raises(UserError, match="transformer: cannot be loaded"):
+            load_generator(folder)
+        assert logging.get_verbosity() == logging.INFO
+    finally:
+        logging.set_verbosity(before)
 
 
 def test_unknown_words_and_long_prompts_are_refused(generator: Generator) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from hiar.models import kernels
+from hiar.models import kernels, timing
 from hiar.models.attention import attend
 
 CPU = torch.device("cpu")
@@ -27,6 +29,18 @@ def test_a_kernel_that_is_wrong_is_not_chosen_however_fast(monkeypatch: pytest.M
 
     monkeypatch.setattr(kernels, "attend", attention)
     assert set(kernels.measure_kernels(6, 30, 2, 12, 1, CPU, torch.float32)) == {"math"}
+
+
+def test_a_call_takes_the_median_of_its_times_after_the_warm_up(monkeypatch: pytest.MonkeyPatch):
+    clock, took = [0.0], iter([100.0, 50.0, 3.0, 1.0, 9.0, 2.0, 4.0])
+
+    def call() -> torch.Tensor:
+        clock[0] += next(took)
+        return torch.tensor(clock[0])
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    out, seconds = timing.timed(call, warm=2, counted=5)
+    assert (out.item(), seconds) == (169.0, 3.0)
 
 
 def test_the_chosen_kernel_comes_first_and_others_are_its_fallback():

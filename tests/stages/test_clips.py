@@ -152,7 +152,7 @@ def test_continuing_a_clip_equals_continuing_its_latents(tmp_path: Path, order: 
         assert len(read_mp4(tmp_path / "streamed.mp4")) == 15
 
 
-def test_an_image_becomes_one_still_block(tmp_path: Path) -> None:
+def test_an_image_becomes_one_still_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_student(tmp_path / "student")
     student = load_generator(tmp_path / "student")
     frames, _ = student.world.clips(seed=1, first=0, count=1, frames=1)
@@ -162,6 +162,19 @@ def test_an_image_becomes_one_still_block(tmp_path: Path) -> None:
     assert given is not None
     assert given.shape[2] == student.card.video.block
     assert torch.equal(given, student.codec.encode(to_video(frames.repeat(1, 3, 1, 1, 1))))
+    monkeypatch.setattr(type(student.codec), "pictures", staticmethod(pixel_frames))
+    longer = replace(request, frames=15)  # a block of nine pictures, each of which this codec makes a latent frame
+    given = given_latents(student, longer)
+    assert given is not None
+    assert given.shape[2] == 9
+
+
+def test_a_student_that_sees_one_block_continues_one(clip: Path, tmp_path: Path) -> None:
+    save_student(tmp_path / "student", video={"window": 3})
+    student = load_generator(tmp_path / "student")
+    given = given_latents(student, Request(tmp_path / "student", ["a red disc moves left"], 9, clip=clip, resize=True))
+    assert given is not None
+    assert given.shape[2] == student.card.video.block == 3
 
 
 def test_clips_that_cannot_be_continued_are_refused(tmp_path: Path, clip: Path) -> None:

@@ -15,7 +15,7 @@ from students import save_student
 from tiny import relative_error
 from waiting import wait_until
 
-from hiar.errors import UserError
+from hiar.errors import RunFailed, UserError
 from hiar.io.artifacts import read_manifest
 from hiar.io.shards import read_shard
 from hiar.stages.prompted import _share
@@ -88,6 +88,16 @@ def test_a_launcher_must_start_one_process_per_copy(started: int, monkeypatch: p
     for name, value in {"RANK": 0, "WORLD_SIZE": started, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(UserError, match=rf"^--copies = 2: the launcher has started {started} process"), _share(2, 9.0):
+        pass
+
+
+def test_copies_wait_for_each_other_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy whose neighbour never comes."""
+    place = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1)[0]}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with pytest.raises(RunFailed, match=r"process 0 of 2 lost another one, or waited 1 s for it"), _share(2, 1.0):
         pass
 
 

@@ -109,6 +109,28 @@ def test_two_processes_alternate_shards_and_leave_the_files_of_one(
     assert "pairs: " in capsys.readouterr().err
 
 
+def test_a_process_without_a_batch_left_takes_part_in_every_round(whole: Path, tmp_path: Path) -> None:
+    """Otherwise the others would wait for it in vain."""
+    rounds = []
+
+    class OfBusier(Echo):
+        def gather(self, own: Tensor) -> Tensor:
+            others = super().gather(own)
+            if own.dtype == torch.int64:  # numbers of rounds
+                others[0] += 2
+            return others
+
+        def together(self, *given: Any) -> None:
+            rounds.append(1)
+            super().together(*given)
+
+    work = Stage("pairs", params_of(), tmp_path, Run(), Accelerator(cpu=True), {}, {}, {}, OfBusier(1, 2))
+    captions = pairs.pair_captions(work.params, 0, range(11))
+    pairs._make_shards(work, load_generator(Paths(whole, 0).teacher), 0, captions)
+    assert len(rounds) == 3 + 2
+    assert list(shards(tmp_path)) == ["00001.safetensors", "00003.safetensors"]
+
+
 def test_only_missing_or_damaged_shards_are_made_again(whole: Path, tmp_path: Path) -> None:
     expected = shards(Paths(whole, 0).pairs)
     for name, content in expected.items():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from commands import hiar
 from students import save_student
 
+from hiar.io.progress import Progress
+from hiar.io.reading import read_head
+from hiar.io.video import read_mp4
 from hiar.models.card import CARD, Walk, load_card
 from hiar.models.generator import load_generator
 from hiar.stages import pipelined
@@ -50,6 +54,39 @@ def test_impossible_pipelines_are_refused_before_they_start(
     request = ("--checkpoint", "student", "--prompt", PROMPTS[0], "--frames", 12, "--out", "out")
     assert hiar("sample", *request, *options, folder=tmp_path, code=2).stderr == f"error: {words}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_later_batch_is_collected_behind_its_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under the numbers of its videos; blocks of the next batch are left."""
+    save_student(tmp_path / "student")
+    source = load_generator(tmp_path / "student")
+    given, *blocks = torch.randn(5, *source.block_shape, generator=torch.Generator().manual_seed(1)).split([1, 2, 2])
+    out = tmp_path / "out"
+    out.mkdir()
+    with Progress("sample", 18, 0, unit="frames") as progress:
+        arrivals = iter([*blocks, blocks[0]])
+        latents = pipelined._collect(out, source, arrivals, range(16, 18), 18, 9, given, progress)
+    assert torch.equal(latents, torch.cat([given.expand(2, -1, -1, -1, -1), *blocks], dim=2))
+    assert len(list(arrivals)) == 1
+    assert {path.name: len(read_mp4(path)) for path in out.iterdir()} == {
+        "unfinished-0016.mp4": 9,
+        "unfinished-0017.mp4": 9,
+    }
+    assert "sample: 18/18 frames" in capsys.readouterr().err
+
+
+def test_the_film_of_a_batch_has_the_worlds_height_width_and_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = SimpleNamespace(height=32, width=48, frames_per_second=16)
+    source = SimpleNamespace(world=world, card=SimpleNamespace(video=SimpleNamespace(block=3)))
+    monkeypatch.setattr(pipelined, "decoding", lambda *_: lambda latent: torch.zeros(3, 32, 48, 3, dtype=torch.uint8))
+    with Progress("sample", 6) as progress:
+        arrivals = iter(torch.zeros(2, 1, 4, 3, 4, 6))
+        pipelined._collect(tmp_path, source, arrivals, range(1), 1, 6, None, progress)  # type: ignore[arg-type]
+    (path,) = tmp_path.iterdir()
+    assert read_mp4(path).shape == (6, 32, 48, 3)
+    assert read_head(path).rate == 16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes have a GPU each here")

@@ -78,7 +78,7 @@ def test_caches_hold_no_more_blocks_than_the_video_has(
 @torch.no_grad()
 def test_a_walk_takes_the_predicted_memory(tmp_path: Path) -> None:
     """Caches and activations, counted while the same walk runs on real tensors."""
-    save_student(tmp_path / "student")
+    save_student(tmp_path / "student", model={"layers": 4})  # counted are two and three
     source = load_generator(tmp_path / "student")
     text = source.embed(["a red disc moves left", "a blue disc moves up"])
     for way in (("diagonal", "batched"),):
@@ -230,6 +230,10 @@ def test_all_latents_and_one_part_of_the_pictures_must_fit(tmp_path: Path, monke
     scratch.mkdir(parents=True)
     (scratch / "00000.safetensors").write_bytes(bytes(latent))
     check(2 * latent + pictures, 499 * latent)
+    scratch = tmp_path / "out" / "further" / ".latents"  # a stage names the unfinished folder itself
+    scratch.mkdir(parents=True)
+    (scratch / "00000.safetensors").write_bytes(bytes(latent))
+    check(2 * latent + pictures, 498 * latent)
 
 
 def test_the_plan_line_has_the_number_of_forward_calls(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,20 +19,26 @@ from students import save_attentive_student, save_student, smoke_params
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.artifacts import content_hash, read_manifest
+from hiar.io.artifacts import content_hash, partial_of, read_manifest, write_manifest
+from hiar.io.free import GB
 from hiar.io.process_group import ALONE, Ranks
 from hiar.io.progress import Progress
 from hiar.io.shards import read_shard
+from hiar.models.card import CARD, walk_of
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
 from hiar.schedule import step_sigmas
-from hiar.stages import prompted, sample
-from hiar.stages.common import Paths
+from hiar.stages import computing, fitting, prompted, sample
+from hiar.stages.common import Paths, sample_world
+from hiar.stages.computing import Choice
+from hiar.stages.fitting import Way
 from hiar.stages.prompted import check_request, sample_key, sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
-from hiar.stages.videos import decoding, write_latents, write_videos
+from hiar.stages.videos import decoding, film_path, write_latents, write_videos
+from hiar.worlds.interface import FIRST_CLIP
+from hiar.worlds.wan.codec import pixel_frames
 
 PROMPTS = ["a red disc moves left", "a blue wide bar moves"]
 
@@ -167,8 +176,16 @@ def test_frames_that_are_not_finite_are_named_by_their_number(
             yield number, latent
 
     monkeypatch.setattr(sample, "walk_grid", spoiled)
-    with pytest.raises(UserError, match=r"^video 0006: its latents are not finite from frame 7 on"):
-        sample_latents(student, PROMPTS, 12, student.card.walk, 0, range(5, 7))
+    for given in (None, torch.zeros(1, *student.block_shape)):  # whose frames count, too
+        with pytest.raises(UserError, match=r"^video 0006: its latents are not finite from frame 7 on"):
+            sample_latents(student, PROMPTS, 12, student.card.walk, 0, range(5, 7), given=given)
+
+
+def test_frames_that_are_given_count_as_done(student: Generator) -> None:
+    done: list[int] = []
+    given = torch.zeros(1, *student.block_shape).repeat(1, 1, 2, 1, 1)
+    sample_latents(student, PROMPTS, 12, student.card.walk, 0, range(2), done.append, given)
+    assert done == [12, 6, 6]
 
 
 def test_pictures_that_are_not_finite_are_named_by_their_number(
@@ -188,16 +205,58 @@ def test_pictures_that_are_not_finite_are_named_by_their_number(
     decode(torch.zeros(4, 3, 8, 8))
     with pytest.raises(UserError, match=r"^video 0006: its pixels are not finite from frame 4 on"):
         decode(torch.zeros(4, 2, 8, 8))
+    parts.clear()
+    monkeypatch.setattr(type(student.codec), "pictures", staticmethod(pixel_frames))  # several for a latent frame
+    decode = decoding(student, 6)
+    decode(torch.zeros(4, 3, 8, 8))
+    with pytest.raises(UserError, match=r"^video 0006: its pixels are not finite from frame 10 on"):
+        decode(torch.zeros(4, 2, 8, 8))
 
 
 def test_a_walked_student_walks_as_the_other_variant(tmp_path: Path) -> None:
-    params = smoke_params(sample={"videos": 1, "frames": 6, "batch": 1}, report={"videos": 1})
-    save_student(Paths(tmp_path, 0).distilled("hiar"))
-    sample.run(params, tmp_path, 0, "walked", "hiar", "self-forcing")
-    made = read_manifest(Paths(tmp_path, 0).samples("walked", "hiar/self-forcing"), "samples")
+    params = smoke_params(sample={"videos": 3, "frames": 6, "batch": 2}, report={"videos": 1})
+    paths = Paths(tmp_path, 1)
+    save_student(paths.distilled("hiar"))
+    sample.run(params, tmp_path, 1, "walked", "hiar", "self-forcing")
+    folder = paths.samples("walked", "hiar/self-forcing")
+    made = read_manifest(folder, "samples")
     assert (made["model"], made["variant"], made["frames"]) == ("walked", "hiar/self-forcing", 6)
     walk = params.variant("self-forcing")
     assert (made["order"], made["context"]) == (walk.order, walk.context) != ("step_first", "output")
+    student, first = load_generator(paths.distilled("hiar")), FIRST_CLIP["sample"]
+    prompts = sample_world(params).prompts(seed=1, first=first, count=3)
+    assert (folder / "captions.txt").read_text().splitlines() == prompts
+    expected = sample_latents(student, prompts, 6, walk_of(walk), 1, range(3))
+    torch.testing.assert_close(read_shard(folder / "latents.safetensors")["latents"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_all_videos_and_no_more_than_a_batch_at_a_time_must_fit(
+    checkpoint: Path, student: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is made, by the command and by the stage, which keeps the latents."""
+    monkeypatch.setattr(prompted, "BATCH", 2)
+    latent = 4 * 6 * math.prod(student.latent_size)
+    params = smoke_params(sample={"videos": 3, "frames": 6, "batch": 2}, report={"videos": 1})
+    shutil.copytree(checkpoint, Paths(tmp_path, 1).distilled("hiar"))
+    request = Request(checkpoint, [*PROMPTS, PROMPTS[0]], 6)
+    for field, free, make in (
+        ("--frames", 3 * latent, lambda: sample_prompts(request, tmp_path / "out", save_latents=False)),
+        ("params.yaml: sample.frames", 6 * latent, lambda: sample.run(params, tmp_path, 1, "distill", "hiar")),
+    ):
+        room = SimpleNamespace(total=10**12, used=0, free=free - 1)
+        monkeypatch.setattr("shutil.disk_usage", lambda place, room=room: room)
+        with pytest.raises(UserError, match=rf"^{field} = 6: the latents take {free / GB:.3g} GB, .* on the disk"):
+            make()
+    assert not [*tmp_path.rglob("*.mp4")]
+
+
+def test_the_manifest_has_the_pictures_of_the_first_block_and_of_the_others(
+    student: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which differ for Wan: scores look for jumps at the borders of blocks."""
+    monkeypatch.setattr(type(student.codec), "pictures", staticmethod(pixel_frames))
+    facts = sample.describe(student, student.card.walk, 6)
+    assert (facts["first_block"], facts["block"], facts["frames"]) == (9, 12, 6)
 
 
 class Echo(Ranks):
@@ -230,6 +289,85 @@ def test_two_processes_alternate_batches_and_leave_the_files_of_one(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_copies_on_one_machine_share_its_memory(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def begin(*_: Any, way: Way, **options: Any) -> None:
+        begun.append(way)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prompted, "make_videos", begin)
+    monkeypatch.setattr(prompted, "_share", lambda *_: nullcontext(Echo(0, 2)))
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: 400 / fitting.USABLE)
+    monkeypatch.setattr(fitting, "decode_bytes", lambda source, frames: (0, 0))
+    monkeypatch.setattr(fitting, "walk_bytes", lambda *_: 100)
+    monkeypatch.setattr(fitting, "ring_bytes", lambda source, grid, videos, caches=4: 10 * videos * caches)
+    with pytest.raises(KeyboardInterrupt):
+        sample_prompts(Request(checkpoint, PROMPTS * 5, 6), tmp_path / "out", save_latents=False, copies=2)
+    assert begun == [Way("diagonal", "batched", 2, 100)]  # alone, it would make four of its five at a time
+
+
+def test_a_teachers_clips_are_not_resumed_with_another_number_at_a_time(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by fewer or more copies: latents that are stored would be taken for those of other videos."""
+    teacher = Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
+    card = json.loads((teacher / CARD).read_text())
+    (teacher / CARD).write_text(json.dumps(card | {"stage": "teacher", "walk": None, "solver_steps": 1}))
+    write_manifest(teacher, "checkpoint", stage="teacher", seed=0, variant=None)
+    request = Request(teacher, [*PROMPTS, PROMPTS[0]], card["video"]["frames"])
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prompted, "BATCH", 1)
+        patch.setattr(prompted, "write_captions", interrupted)
+        sample_prompts(request, tmp_path / "out", save_latents=True)
+    capsys.readouterr()
+    sample_prompts(request, tmp_path / "out", save_latents=True)
+    assert "was started with other settings (batch); it is kept as" in capsys.readouterr().err
+    sample_prompts(request, tmp_path / "undisturbed", save_latents=True)
+    one, other = (read_shard(tmp_path / name / "latents.safetensors")["latents"] for name in ("out", "undisturbed"))
+    assert torch.equal(one, other)
+
+
+def test_a_further_process_makes_its_videos_as_the_first_one_has_settled(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many at a time, in that order and with that kernel; only the first process ends the folder."""
+    walked, chosen = [], []
+
+    @contextmanager
+    def second(copies: int | None, stall_seconds: float) -> Iterator[Ranks]:
+        assert copies == 2
+        yield Echo(1, 2)
+
+    def walk(*given: Any, passes: str) -> Any:
+        walked.append((given[2], passes, len(given[1].samples)))
+        return walk_grid(*given, passes=passes)
+
+    def compute(denoiser: Any, choice: Choice) -> Any:
+        chosen.append(choice)
+        return computing.computing(denoiser, choice)
+
+    walk_grid = sample.walk_grid
+    monkeypatch.setattr(prompted, "_share", second)
+    monkeypatch.setattr(sample, "walk_grid", walk)
+    monkeypatch.setattr(prompted, "computing", compute)
+    folder = partial_of(tmp_path / "out")
+    folder.mkdir()
+    (folder / fitting.SETTLED).write_text(json.dumps(Way("step_first", "fused", 1)))
+    (folder / computing.SETTLED).write_text(json.dumps(Choice("math")))
+    sample_prompts(Request(checkpoint, [*PROMPTS, *PROMPTS], 6), tmp_path / "out", save_latents=True, copies=2)
+    assert walked == [("step_first", "fused", 1)] * 2  # alone, it would walk diagonals, two videos at a time
+    assert chosen == [Choice("math")]
+    made = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert made == {"0001.mp4", "0003.mp4"}
+
+
 def test_batches_with_stored_latents_are_only_decoded(student: Generator, tmp_path: Path) -> None:
     """Latents of any precision are stored in float32."""
     made = torch.randn(2, 4, 6, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -239,6 +377,10 @@ def test_batches_with_stored_latents_are_only_decoded(student: Generator, tmp_pa
     assert latents.dtype == torch.float32
     assert torch.equal(latents[2:], made.float())
     assert not torch.equal(latents[:2], made.float())
+    unfinished = film_path(tmp_path, 2, 4)  # of a process that was killed once the video was complete
+    unfinished.write_bytes(b"a film")
+    sample.make_videos(tmp_path, student, [*PROMPTS, *PROMPTS], 6, student.card.walk, 3, 2, "sample")
+    assert not unfinished.exists()
 
 
 def test_every_decoded_part_is_reported_with_its_frames(student: Generator, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from hiar.io.video import open_stream, read_mp4
 from hiar.models.card import Walk
 from hiar.models.generator import Generator, load_generator
 from hiar.stages import fitting
+from hiar.stages import stream as streaming
 from hiar.stages.prompted import sample_prompts
 from hiar.stages.request import Request
 from hiar.stages.sample import sample_latents
@@ -202,6 +205,17 @@ def test_a_stream_has_the_requested_number_of_frames(
     stream(Request(folder, [PROMPT], 12), [], tmp_path / "v.mp4")
     assert len(read_mp4(tmp_path / "v.mp4")) == 12
     assert capsys.readouterr().err.splitlines()[-1].startswith("stream: 12/12 frames in ")
+
+
+def test_progress_shows_the_seconds_of_the_first_and_of_the_last_block(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    clock = iter([100.0, 105.0, 107.0, 108.0, 112.0])  # the start, and the end of each block
+    monkeypatch.setattr(streaming, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(streaming.Progress, "advance", lambda _, *given: shown.append(given))
+    stream(Request(folder, [PROMPT], 12), [], tmp_path / "v.mp4")
+    assert shown == [(BLOCK, {"first block (s)": 5.0, "block (s)": last}) for last in (5.0, 2.0, 1.0, 4.0)]
 
 
 def test_a_second_ctrl_c_interrupts_at_once() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,19 +21,27 @@ from torch import Tensor
 from hiar.config import Params
 from hiar.io.artifacts import write_manifest
 from hiar.io.states import states
+from hiar.io.video import read_mp4
+from hiar.losses.flow import flow_matching, stratified_sigmas
+from hiar.models.attention import Bidirectional
 from hiar.models.denoiser import Denoiser
 from hiar.models.generator import load_generator
-from hiar.noise import normals
+from hiar.models.pixels import to_frames, to_video
+from hiar.noise import normals, stream
 from hiar.parameters import merge, parse_params
 from hiar.stages import codec, distill, init, pairs, teacher, truth
 from hiar.stages.common import Paths, sample_world
+from hiar.stages.inits import job
+from hiar.stages.solved_pairs import open_pairs
 from hiar.statistics.validations import BOTH_WAYS, read_validations
 from hiar.training.loop import train
 from hiar.training.parallel import shard
-from hiar.training.role import Role, lr_factor
+from hiar.training.role import Role, kept, lr_factor
 from hiar.training.self_rollout import SelfRollout
 from hiar.worlds.interface import FIRST_CLIP
 from hiar.worlds.shapes import Shapes
+from hiar.worlds.shapes.codec import PatchCodec
+from hiar.worlds.shapes.text import WordEncoder
 
 OPTIMIZER = {"warmup": 1, "decay": "cosine", "muon": None}
 DISTILL = {"windows": 1, "steps": 4, "critic_warmup": 4, "generator": OPTIMIZER, "critic": OPTIMIZER}
@@ -40,11 +51,15 @@ TRAINING = {"steps": UPDATES, "batch": 2}
 
 
 class Recorded(NamedTuple):
-    """A distillation: weights before it, roles after it, and rollouts' samples, by whether they train the student."""
+    """A distillation: weights before it, roles after it, and rollouts' samples, by whether they train the student.
+
+    texts: the embedded prompts of all samples.
+    """
 
     before: dict[str, dict[str, Tensor]]
     roles: dict[str, Role]
     samples: dict[bool, list[int]]
+    texts: list[tuple[range, Tensor]]
 
 
 def params_of(runtime: dict[str, Any] | None = None, **changes: Any) -> Params:
@@ -72,13 +87,36 @@ def run(name: str, params: Params, workspace: Path) -> bytes:
     return (workspace / "curves" / f"seed-{SEED}" / f"{name}.csv").read_bytes()
 
 
+def record_networks(module: Any, patch: pytest.MonkeyPatch) -> dict[str, tuple[Any, Any]]:
+    """Of each role that a stage trains, once it has: its average, and its network after the last update."""
+    found: dict[str, tuple[Any, Any]] = {}
+
+    def trained(label: str, steps: int, step: Any, roles: dict[str, Role], *others: Any, **options: Any) -> Any:
+        curve = train(label, steps, step, roles, *others, **options)
+        found.update({name: (deepcopy(kept(role)), deepcopy(role.module)) for name, role in roles.items()})
+        return curve
+
+    patch.setattr(module, "train", trained)
+    return found
+
+
+def assert_averaged(*networks: Any) -> None:
+    """The first network, which was saved, is the second one, the average, and not the third, the last."""
+    saved, average, last = (network.state_dict() for network in networks)
+    assert saved.keys() == average.keys() == last.keys()
+    assert all(torch.equal(saved[name], value) for name, value in average.items())
+    assert any(not torch.equal(saved[name], value) for name, value in last.items())
+
+
 def distil_and_record(params: Params, workspace: Path) -> Recorded:
     """Distil, and record what is trained."""
-    recorded, roll_out = Recorded({}, {}, {True: [], False: []}), SelfRollout.__call__
+    recorded, roll_out = Recorded({}, {}, {True: [], False: []}, []), SelfRollout.__call__
 
     def rolled_out(self: SelfRollout, *given: Any) -> Tensor:
-        *_, samples, _, learn, _ = given
+        _, text, seed, samples, _, learn, _ = given
+        assert seed == SEED
         recorded.samples[learn].extend(samples)
+        recorded.texts.append((samples, text))
         return roll_out(self, *given)
 
     def trained(label: str, steps: int, step: Any, roles: dict[str, Role], *others: Any, **options: Any) -> Any:
@@ -124,11 +162,13 @@ def test_the_runtime_decides_what_is_offloaded(
         placed.append((offload, network.dtype))
 
     monkeypatch.setattr(distill, "shard", sharded)
-    runtime = {"processes": 1, "offload": ["real_score", "optimizers"]}
+    runtime = {"processes": 1, "offload": ["real_score", "optimizers"], "checkpointing": True}
     away = distil_and_record(params_of(runtime=runtime), Path(shutil.copytree(parents, tmp_path / "work")))
     assert placed == [(True, torch.float32)]
     assert [role.offloaded for role in away.roles.values()] == [True, True]
     assert [role.offloaded for role in recorded.roles.values()] == [False, False]
+    for one, saving in ((away, True), (recorded, False)):
+        assert [role.module.checkpointing for role in one.roles.values()] == [saving, saving]
 
 
 @pytest.mark.parametrize("processes", [None, 1])
@@ -156,6 +196,12 @@ def test_the_student_begins_as_the_init_and_the_critic_as_the_teacher(parents: P
     for role, folder in (("student", paths.init), ("critic", paths.teacher)):
         weights = load_generator(folder).denoiser.state_dict()
         assert all(torch.equal(recorded.before[role][name], value) for name, value in weights.items())
+    spec = params_of().distill
+    assert spec.generator != spec.critic
+    assert {name: role.settings for name, role in recorded.roles.items()} == {
+        "student": spec.generator,
+        "critic": spec.critic,
+    }
 
 
 def test_both_learning_rates_decay_to_zero_with_the_last_update(recorded: Recorded) -> None:
@@ -175,6 +221,21 @@ def test_no_sample_is_used_twice_or_by_both_student_and_critic(parents: Path, tm
     for purpose, numbers in (("distill", recorded.samples[True]), ("critic", recorded.samples[False])):
         assert len(numbers) == len({*numbers}) > 0
         assert all(0 <= number - FIRST_CLIP[purpose] < 1000 for number in numbers)
+    source = load_generator(Paths(parents, SEED).teacher)
+    for samples, text in recorded.texts:
+        prompts = source.world.prompts(seed=SEED, first=samples.start, count=len(samples))
+        assert torch.equal(text, source.embed(prompts))
+
+
+def test_pairs_have_the_noise_and_captions_of_their_seed(parents: Path) -> None:
+    made = pairs.load_pairs(Paths(parents, SEED).pairs)
+    starts = made.states[torch.arange(4)][:, 0]
+    assert torch.equal(starts, normals("pairs noise", SEED, range(4), starts.shape[1:]))
+    world = load_generator(Paths(parents, SEED).teacher).world
+    assert made.captions == world.prompts(seed=SEED, first=FIRST_CLIP["pairs"], count=4)
+    rows = torch.tensor([3, 1])  # solved when they are drawn, they are the same
+    solved = open_pairs(merged(params_of(), {"pairs": {"stored": False}}), parents, SEED, torch.device("cpu"))
+    torch.testing.assert_close(solved.states[rows], made.states[rows], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["codec", "teacher"])
@@ -211,6 +272,106 @@ def test_true_videos_have_the_prompts_of_the_samples(
     monkeypatch.setattr(truth, "BATCH", 2)
     params, numbers = params_of(), {"seed": SEED, "first": FIRST_CLIP["sample"], "count": 5}
     assert truth.write_true_videos(params, parents, SEED, 5, tmp_path) == sample_world(params).prompts(**numbers)
+    paths = sorted(tmp_path.iterdir())
+    assert [path.name for path in paths] == [f"{number:04d}.mp4" for number in range(5)]
+    frames, _ = sample_world(params).clips(**numbers, frames=params.sample.frames)
+    codec = PatchCodec.load(Paths(parents, SEED).codec)
+    expected = to_frames(codec.decode(codec.encode(to_video(frames)))).float()
+    for number, path in enumerate(paths):
+        away = (read_mp4(path).float() - expected).abs().flatten(1).mean(1)
+        assert int(away.argmin()) == number
+
+
+def test_the_teacher_learns_as_its_own_section_says(
+    parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of other sections, which are often the same, all differ from its own here."""
+    calls: list[Any] = []
+    captions: list[list[str]] = []
+    training = TRAINING | {"steps": 2, "batch": 4, "micro_batch": 2}
+    own = {"caption_dropout": 0.5, "sigma_floor": 0.3, "guidance": 2.5, "solver_steps": 6, "training": training}
+    params = merged(params_of({"checkpointing": True}), {"teacher": own, "schedule": {"teacher_shift": 2.5}})
+    encode = WordEncoder.encode
+
+    def spy(denoiser: Denoiser, *given: Any) -> Tensor:
+        calls.append((denoiser.checkpointing, *given))
+        return flow_matching(denoiser, *given)
+
+    def encoded(text: WordEncoder, said: list[str]) -> Tensor:
+        captions.append(said)
+        return encode(text, said)
+
+    workspace = Path(shutil.copytree(parents, tmp_path / "work"))
+    paths = Paths(workspace, SEED)
+    shutil.rmtree(paths.teacher)
+    monkeypatch.setattr(teacher, "flow_matching", spy)
+    monkeypatch.setattr(WordEncoder, "encode", encoded)
+    networks = record_networks(teacher, monkeypatch)
+    run("teacher", params, workspace)
+    world, coder, dropped = Shapes(params.world), PatchCodec.load(paths.codec), set()
+    assert len(calls) == len(captions) == 2 * 2
+    for number, (checkpointing, x0, noise, sigma, _, attention, floor) in enumerate(calls):
+        step, part = divmod(number, 2)
+        half = slice(2 * part, 2 * part + 2)
+        random = stream("teacher batch", SEED, step=step)
+        lost = (random.random(4) < 0.5)[half]
+        frames, said = world.clips(seed=SEED, first=4 * step + 2 * part, count=2, frames=params.video.frames)
+        assert captions[number] == ["" if drop else one for drop, one in zip(lost, said, strict=True)]
+        assert torch.equal(x0, coder.encode(to_video(frames)))
+        assert torch.equal(noise, normals("teacher noise", SEED, range(4), x0.shape[1:], step=step)[half])
+        assert torch.equal(sigma, stratified_sigmas(4, 2.5, random)[half])
+        assert (checkpointing, attention, floor) == (True, Bidirectional(), 0.3)
+        dropped |= {*lost.tolist()}
+    assert dropped == {True, False}
+    made = load_generator(paths.teacher)
+    for name, network in (("denoiser", made.denoiser), ("text", made.text)):
+        assert_averaged(network, *(one[name] for one in networks["teacher"]))
+    card = made.card
+    assert (card.guidance, card.solver_steps, card.schedule, card.seed) == (2.5, 6, params.schedule, SEED)
+
+
+def test_the_codec_learns_from_noise_of_any_strength_and_is_measured_on_other_clips(
+    parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = merged(params_of(), {"codec": {"noise": 0.4, "training": {"steps": 2, "batch": 4, "micro_batch": 2}}})
+    seen: list[Tensor] = []
+    loss = PatchCodec.loss
+
+    def spy(coder: PatchCodec, video: Tensor, noise: Tensor) -> Tensor:
+        seen.append(noise)
+        return loss(coder, video, noise)
+
+    monkeypatch.setattr(PatchCodec, "loss", spy)
+    networks = record_networks(codec, monkeypatch)
+    run("codec", params, tmp_path)
+    assert len(seen) == 2 * 2
+    for number, noise in enumerate(seen):
+        step, part = divmod(number, 2)
+        strength = 0.4 * torch.from_numpy(stream("codec batch", SEED, step=step).random(4)).float()
+        drawn = normals("codec noise", SEED, range(4), noise.shape[1:], step=step)
+        torch.testing.assert_close(noise, (strength.view(-1, 1, 1, 1, 1) * drawn)[2 * part : 2 * part + 2])
+    frames, _ = Shapes(params.world).clips(
+        seed=SEED, first=FIRST_CLIP["held-out"], count=codec.HELD_OUT_CLIPS, frames=params.video.frames
+    )
+    video, coder = to_video(frames), PatchCodec.load(Paths(tmp_path, SEED).codec)
+    assert_averaged(coder, *networks["codec"])
+    with torch.no_grad():
+        error = (coder.decode(coder.encode(video)).clamp(-1, 1) - video).square().mean()
+    figures = json.loads((tmp_path / "metrics" / f"seed-{SEED}" / "codec.json").read_text())
+    assert figures == {"psnr": pytest.approx(20 * math.log10(2 / math.sqrt(error)), rel=1e-4)}  # the range is 2
+
+
+def test_the_init_checkpoints_its_layers_if_the_runtime_says_so(
+    parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = record_networks(job, monkeypatch)
+    for checkpointing in (True, False):
+        workspace = Path(shutil.copytree(parents, tmp_path / str(checkpointing)))
+        shutil.rmtree(Paths(workspace, SEED).init)
+        params = merged(params_of({"checkpointing": checkpointing}), {"init": {"training": {"steps": 1}}})
+        run("init", params, workspace)
+        _, student = networks["student"]
+        assert student.checkpointing == checkpointing
 
 
 @pytest.mark.parametrize("name", ["teacher", "init"])

@@ -142,6 +142,8 @@ def test_the_same_settings_resume_to_the_same_bytes(workspace: Path, tmp_path: P
     log = json.loads((workspace / "logs" / "seed-0" / "codec.json").read_text())
     assert log["resumed"] is True
     codec.run(params_of(), tmp_path / "undisturbed", 0)
+    log = json.loads((tmp_path / "undisturbed" / "logs" / "seed-0" / "codec.json").read_text())
+    assert log["resumed"] is False
     weights = Path("artifacts", "seed-0", "codec", "codec.safetensors")
     assert (workspace / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()
 

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hiar.config import AdamW, Muon, Optimizer
 from hiar.errors import UserError
+from hiar.io.process_group import Ranks
 from hiar.io.states import newest, states, write_part
 from hiar.models.attention import Bidirectional
 from hiar.training import checkpoint, loop, muon
@@ -303,6 +304,33 @@ def test_sigterm_leaves_a_state_from_which_the_run_goes_on_to_the_same_end(tmp_p
     assert [point["step"] for point in curve] == [0, 1, 2, 3, 4]
     assert curve == whole[1]
     assert all(torch.equal(a, b) for a, b in zip(again.module.parameters(), whole[0].module.parameters(), strict=True))
+
+
+def test_a_failed_process_of_several_waits_for_no_other(tmp_path: Path) -> None:
+    """The state being written is left: the others may not know of the failure."""
+
+    class Deserted(Ranks):
+        def gather(self, own: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("nobody answers")
+
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 2)
+    with pytest.raises(KeyboardInterrupt), Saving(tmp_path, {"role": role}, {}, ranks=Deserted(1, 2)) as saving:
+        saving.begin(1, [])
+        raise KeyboardInterrupt
+    assert newest(tmp_path) is None
+
+
+def test_sigterm_in_the_last_step_lets_the_run_end(tmp_path: Path) -> None:
+    role = make_role(torch.nn.Linear(2, 1), SETTINGS.model_copy(update={"muon": None}), 2)
+
+    def step(number: int) -> dict[str, float]:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 0.0}
+
+    curve = train("t", 2, step, {"role": role}, tmp_path, Silent(), checkpoint_minutes=60)
+    assert [point["step"] for point in curve] == [0, 1]
+    assert list(tmp_path.iterdir()) == []  # the artifact is next: nobody resumes from a state of the end
 
 
 def test_states_are_begun_when_due_and_appear_once_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
