@@ -57,8 +57,11 @@ def test_without_arguments_the_help_is_shown():
 
 def test_config_check_and_show_merge_the_experiment(project):
     assert "valid" in hiar("config", "check", folder=project).stdout
-    (project / "experiments" / "mine.yaml").write_text("sample: {frames: 90}\n")
-    assert "valid" in hiar("config", "check", "mine", folder=project).stdout
+    (project / "experiments" / "mine.yaml").write_text(
+        "seeds: [3, 4]\nsample: {frames: 90}\ncompare: {init: [hiar], distill: [hiar, shared], walked: []}\n"
+    )
+    checked = hiar("config", "check", "mine", folder=project).stdout
+    assert checked == "mine: valid; 2 seed(s), 3 students compared\n"
     assert "  frames: 90\n" in hiar("config", "show", "mine", folder=project).stdout
     (project / "experiments" / "mine.yaml").write_text("sample: {frames: 91}\n")
     assert mistake("config", "show", "mine", folder=project).startswith("experiments/mine.yaml: sample.frames = 91: ")

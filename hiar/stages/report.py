@@ -58,7 +58,8 @@ def run(params: Params, workspace: Path) -> None:
     fps = world.frames_per_second
     models = {_series(params, one): one for one in contenders(params) if one.seed == seed}
     folders = {series: one.samples(workspace) for series, one in models.items()}
-    made = [facts(folder, read_manifest(folder, SAMPLES), _Made) for folder in folders.values()]
+    every = [one.samples(workspace) for one in contenders(params)]
+    made = [facts(folder, read_manifest(folder, SAMPLES), _Made) for folder in every]
     _check_prompts(params, workspace)
     prompts, wall = _wall(params, workspace, seed, folders)
     first_row = {series: read_mp4(folder / video_name(0, params.sample.videos)) for series, folder in folders.items()}

@@ -184,6 +184,8 @@ def test_the_report_shows_the_times_of_earlier_stages_but_not_its_own(workspace,
     report.run(params, workspace)  # the first run left a log
     assert (workspace / "logs" / "report.json").exists()
     assert '<th scope="row">report</th>' not in (workspace / "reports" / "index.html").read_text()
+    run = json.loads((workspace / "reports" / "run.json").read_text())
+    assert "report" not in {stage["name"] for stage in run["stages"]}
 
 
 def test_run_json_has_seeds_commits_and_stages(workspace, params):
@@ -192,6 +194,22 @@ def test_run_json_has_seeds_commits_and_stages(workspace, params):
     assert len(run["commits"]) == 1
     assert {"seed-0/distill/hiar", "score"} <= {stage["name"] for stage in run["stages"]}
     assert all(stage["hardware"] and stage["seconds"] >= 0 for stage in run["stages"])
+
+
+def test_the_commits_are_those_of_all_seeds_samples(workspace, params, tmp_path):
+    """A second seed may have been added when there were other commits."""
+    shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
+    (tmp_path / "metrics").symlink_to(workspace / "metrics")
+    manifest = tmp_path / "artifacts" / "seed-1" / "samples" / "distill" / "hiar" / "manifest.json"
+    said = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(said | {"code": {"commit": "f" * 40, "dirty": False}}))
+    report.run(params, tmp_path)
+    before, after = (
+        json.loads((folder / "reports" / "run.json").read_text())["commits"] for folder in (workspace, tmp_path)
+    )
+    assert after == sorted([*before, 10 * "f"])
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", (tmp_path / "reports" / "index.html").read_text()))
+    assert facts["Commit"] == ", ".join(after)
 
 
 def test_the_contact_sheet_has_one_row_per_model(workspace, params):

@@ -436,6 +436,21 @@ def test_a_dimension_without_a_value_for_any_video_fails(score, videos, tmp_path
         assert scores.values == ({} if failed else {FLICKERING: fields["video_results"]})
 
 
+@pytest.mark.parametrize("line", ["not JSON", "[1]", '{"key": "of no video"}'])
+def test_a_file_of_anything_else_is_neither_read_nor_changed(score, videos, weights, tmp_path, line):
+    score(videos, FLICKERING)
+    kept = tmp_path / "out" / f"{FLICKERING}.jsonl"
+    head, *_ = kept.read_text().splitlines()
+    kept.write_text(f"{head}\n{line}\n")
+    requests_of(weights)
+    with pytest.raises(
+        UserError, match=rf"{FLICKERING}\.jsonl: holds lines that are not records; delete it, or choose"
+    ):
+        score(videos, FLICKERING)
+    assert kept.read_text() == f"{head}\n{line}\n"
+    assert requests_of(weights) == []
+
+
 def test_a_value_of_other_videos_is_removed(score, videos, weights, tmp_path):
     score(videos, SMOOTH)
     film(videos / "0001.mp4", 5, seed=99)
@@ -581,6 +596,10 @@ def test_totals_and_the_leaderboards_archive(tmp_path):
         with pytest.raises(UserError, match=f"{next(iter(other))} = .* they cannot be totalled"):
             read_results(out)
     assert "cannot be totalled" in last_error(hiar("vbench", "totals", out, folder=tmp_path, code=2))
+    for broken in ("{", "[]", json.dumps(facts)):
+        (out / "scene.json").write_text(broken)
+        with pytest.raises(UserError, match=r"scene\.json: is not a dimension's result \(.*\); score it again"):
+            read_results(out)
     (out / "scene.json").write_text(json.dumps(facts | {"value": 0.4, "by_video": {}, "prompts": "own"}))
     (out / f"{FLICKERING}.json").unlink()
     assert "takes only those" in last_error(

@@ -21,6 +21,7 @@ from tiny import relative_error
 from transformers import PreTrainedTokenizerFast
 from vbench_toys import behave, build_environment, lay_weights, requests_of
 
+from hiar import config
 from hiar.config import Params
 from hiar.config.section import VBenchDimension
 from hiar.errors import RunFailed, UserError
@@ -562,6 +563,8 @@ def test_weights_that_cannot_be_adopted_are_refused_before_the_first_stage(base:
     opened(**adopted, weights="generator_ema")
     opened(**learnt | {"teacher": teacher | {"weights": "generator"}})
     student.write_bytes(student.read_bytes()[:-100])
+    gone = config.WanWorld.model_validate(tree["world"] | {"base": str(tmp_path / "gone")})
+    open_world(gone).check_foreign(student, None)  # without the base, its sizes are not known: the stage refuses
     with pytest.raises(UserError, match=r"student\.pt"):
         opened(**adopted, weights="generator_ema")
 
