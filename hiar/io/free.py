@@ -26,7 +26,7 @@ def require_memory(what: str, needed: int) -> None:
     free = free_bytes(torch.device("cpu"))
     if needed > free:
         raise UserError(
-            f"{what}: takes {needed / GB:.3g} GB of memory, {free / GB:.3g} GB are free; end other programs, or use a "
+            f"{what}: takes {gigabytes(needed)} of memory, {gigabytes(free)} are free; end other programs, or use a "
             "machine with more"
         )
 
@@ -42,10 +42,10 @@ def require_room(folder: Path, nbytes: int) -> None:
     free = free_on_disk(folder)
     if nbytes > free:
         raise UserError(
-            f"{folder}: needs {_told(nbytes)}, {_told(free)} are free; free some space or choose another place"
+            f"{folder}: needs {gigabytes(nbytes)}, {gigabytes(free)} are free; free some space or choose another place"
         )
 
 
-def _told(nbytes: int) -> str:
-    """Gigabytes with three significant digits or more, never in scientific notation."""
+def gigabytes(nbytes: float) -> str:
+    """A size in gigabytes with three significant digits or more, never in scientific notation."""
     return f"{nbytes / GB:.0f} GB" if nbytes >= 100 * GB else f"{nbytes / GB:.3g} GB"

@@ -12,7 +12,7 @@ from hiar.config import Conventions, Schedule, Video, WanWorld
 from hiar.contexts import context_words
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import check_folder, content_hash, read_manifest, unfinished, write_manifest
-from hiar.io.free import GB
+from hiar.io.free import gigabytes
 from hiar.models.card import CARD, Card, Walk, load_card, save_card
 from hiar.parameters import explain
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Lora, World, describe_foreign, open_world
@@ -112,7 +112,7 @@ def describe_model(path: Path, base: Path | None, verify: bool) -> list[tuple[st
         ("steps", f"{schedule.student_steps}, {_levels(schedule)}, {schedule.renoise}"),
         ("computes in", "bf16" if card.precision == "bf16" else "fp32"),
         *((name, _part(path / name, world)) for name in (TRANSFORMER, TEXT, CODEC)),
-        ("size", f"{size / GB:.3g} GB"),
+        ("size", gigabytes(size)),
         ("content", content_hash(path)),
     ]
     if source := manifest.get("source"):
@@ -150,7 +150,7 @@ def _part(folder: Path, world: World) -> str:
     """Where a part of a checkpoint is, with its size, or with its hash if it is the base's."""
     found = world.referred(folder)
     if found is None:
-        return f"its own, {sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / GB:.3g} GB"
+        return f"its own, {gigabytes(sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()))}"
     base, content = found
     return f"that of {base}, SHA-256 {content}"
 

@@ -15,7 +15,7 @@ from hiar.errors import UserError
 from hiar.grid import Grid, fastest
 from hiar.io.artifacts import partial_of
 from hiar.io.files import write_text
-from hiar.io.free import GB, free_bytes, free_on_disk
+from hiar.io.free import free_bytes, free_on_disk, gigabytes
 from hiar.memory.sampling import decode_bytes, walk_bytes
 from hiar.models.card import Walk
 from hiar.models.generator import Generator
@@ -46,7 +46,7 @@ class Way(NamedTuple):
     @property
     def told(self) -> str:
         """The memory of one video, for the line that shows all choices; empty if it was not counted."""
-        return "" if self.memory is None else f", which take {self.memory / GB:.3g} GB each in all"
+        return "" if self.memory is None else f", which take {gigabytes(self.memory)} each in all"
 
 
 def settled_way(folder: Path, way: Way | None) -> Way:
@@ -100,7 +100,7 @@ def _too_much(source: Generator, grid: Grid, needed: int, free: int) -> UserErro
     remedy = "give --offload, or " if source.device.type == "cuda" and source.turns is None else ""
     return UserError(
         f"video.window = {video.window}: the caches of {grid.slots * video.block} frames and the rest of a video "
-        f"takes are {needed / GB:.3g} GB, {free / GB:.3g} GB are free to use; {remedy}ask for a smaller "
+        f"takes are {gigabytes(needed)}, {gigabytes(free)} are free to use; {remedy}ask for a smaller "
         "--size, or take a checkpoint with a shorter window, or a device with more memory"
     )
 
@@ -120,8 +120,8 @@ def check_memory(source: Generator, rollout: Rollout, caches: int | None = None)
     if needed > free:
         raise UserError(
             f"video.window = {video.window}: the caches of {rollout.grid.slots * video.block} frames take "
-            f"{needed / GB:.3g} GB for {videos} video(s) "
-            f"at a time, {free / GB:.3g} GB are free; give fewer prompts at a time or more memory"
+            f"{gigabytes(needed)} for {videos} video(s) "
+            f"at a time, {gigabytes(free)} are free; give fewer prompts at a time or more memory"
         )
 
 
@@ -141,9 +141,9 @@ def check_frames(
     # Latents that an interrupted run left are on the disk already.
     held = [path for folder in (out, partial_of(out)) for path in (folder / SCRATCH).glob("*")]
     room = free_on_disk(out) + sum(path.stat().st_size for path in held)
-    memory = f"{at_once} video(s) at a time take {needed / GB:.3g} GB of memory, {free / GB:.3g} GB are free"
+    memory = f"{at_once} video(s) at a time take {gigabytes(needed)} of memory, {gigabytes(free)} are free"
     written = count * latent * (2 if kept else 1)
-    disk = f"the latents take {written / GB:.3g} GB, {room / GB:.3g} GB are free on the disk"
+    disk = f"the latents take {gigabytes(written)}, {gigabytes(room)} are free on the disk"
     for short, what in ((needed > free, memory), (written > room, disk)):
         if short:
             raise UserError(f"{field} = {frames}: {what}; ask for fewer, or watch one video with `hiar stream`")

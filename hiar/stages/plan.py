@@ -14,7 +14,7 @@ from hiar.errors import UserError
 from hiar.grid import count_passes
 from hiar.io.artifacts import content_hash
 from hiar.io.cpu import multiplies_bf16
-from hiar.io.free import GB, free_bytes
+from hiar.io.free import free_bytes, gigabytes
 from hiar.io.progress import tell
 from hiar.models.card import Walk, load_card
 from hiar.models.fp8 import CAPABILITY, ERROR, MULTIPLE, in_fp8, with_fp8
@@ -67,7 +67,7 @@ def placed(source: Generator, device: torch.device, offload: bool) -> Generator:
     if device.type == "cuda" and needed > free:
         remedy = "" if offload else "give --offload, or "
         raise UserError(
-            f"the checkpoint's weights take {needed / GB:.3g} GB, {free / GB:.3g} GB of the GPU's memory are free; "
+            f"the checkpoint's weights take {gigabytes(needed)}, {gigabytes(free)} of the GPU's memory are free; "
             f"{remedy}take a GPU with more memory"
         )
     return replace(source, turns=device) if offload else source.to(device)
@@ -134,7 +134,7 @@ def plan_line(
         calls = f" ({count} forward calls{each} for {grid.blocks} blocks in {grid.steps} steps)"
     return (
         f"walk: {order}, {context_words(walk.context, walk.level)}, {passes} passes{calls}; "
-        f"caches: {ring_bytes(source, grid, way.videos, way.caches(grid)) / GB:.3g} GB for {way.videos} video(s) at a "
+        f"caches: {gigabytes(ring_bytes(source, grid, way.videos, way.caches(grid)))} for {way.videos} video(s) at a "
         f"time{way.told}; {_name(device)}, {number_format(source)}, {choice}"
     )
 

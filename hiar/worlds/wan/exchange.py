@@ -9,7 +9,7 @@ from typing import get_args
 from hiar.errors import UserError, suggest
 from hiar.io.artifacts import unfinished
 from hiar.io.files import file_hash, writing
-from hiar.io.free import GB, require_room
+from hiar.io.free import gigabytes, require_room
 from hiar.worlds.interface import TRANSFORMER, Lora
 from hiar.worlds.wan.formats.configs import read_config
 from hiar.worlds.wan.formats.lora import add_lora
@@ -87,7 +87,7 @@ def describe(source: Path, base: Path | None) -> list[tuple[str, str]]:
             f"{config['num_layers']} layers, {config['num_attention_heads']} heads of "
             f"{config['attention_head_dim']}, {parameters:,} parameters",
         ),
-        ("stored", f"{sum(one.nbytes for one in tensors) / GB:.3g} GB of {', '.join(types)}"),
+        ("stored", f"{gigabytes(sum(one.nbytes for one in tensors))} of {', '.join(types)}"),
         *([("weights", " and ".join(sets))] if chosen else []),
         *([("SHA-256", file_hash(source))] if source.is_file() else []),
         ("to sample it", f"hiar import SOURCE --base WAN --as self-forcing (or hiar){chosen} --out DIR"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiar.errors import UserError
-from hiar.io.free import GB, free_bytes, require_memory
+from hiar.io.free import free_bytes, gigabytes, require_memory
 from hiar.io.progress import tell
 from hiar.late import let_in
 from hiar.worlds.wan.formats.stored import read_json, read_sharded
@@ -96,7 +96,7 @@ def load_text_encoder(base: Path, device: torch.device | str = "cpu", dtype: tor
     device = torch.device(device)
     if device.type != "cpu" and (free := free_bytes(device)) < needed:
         tell(
-            f"embed: the text encoder takes {needed / GB:.3g} GB, {free / GB:.3g} GB of the GPU's memory are free: it "
+            f"embed: the text encoder takes {gigabytes(needed)}, {gigabytes(free)} of the GPU's memory are free: it "
             "computes on the CPU"
         )
         device = torch.device("cpu")
