@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from hashlib import md5
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ import pytest
 from waiting import wait_until
 
 from flows.__main__ import _end
-from flows.command import DATABASE, check_code, flow_environment
+from flows.command import DATABASE, check_code, flow_environment, run_experiment
 from hiar.errors import UserError
 
 HIAR = [sys.executable, "-m", "hiar"]
@@ -30,7 +31,7 @@ def no_server(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def test_when_all_is_up_to_date_the_comparison_is_printed_and_prefect_left_alone(project):
+def test_when_all_is_up_to_date_the_comparison_is_printed_and_prefect_left_alone(project, capsys):
     project.dvc("repro")
     run = hiar(project, "run")
     assert run.returncode == 0, run.stderr
@@ -41,7 +42,16 @@ def test_when_all_is_up_to_date_the_comparison_is_printed_and_prefect_left_alone
     assert not (project.folder / ".prefect").exists()
     run = hiar(project, "run", "--dry-run", "--force")
     assert "score: forced" in run.stdout
-    assert "4 stage(s) would run" in run.stdout
+    assert run.stdout.splitlines()[-1] == "4 stage(s) would run"  # none of them from a cache
+    (project.folder / "dvc.lock").unlink()
+    name = md5((project.folder / "out" / "distill-0-hiar").read_bytes()).hexdigest()
+    (project.folder / ".dvc" / "cache" / "files" / "md5" / name[:2] / name[2:]).unlink()
+    capsys.readouterr()
+    assert run_experiment(project.folder, None, dry_run=True) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    kept = {line.partition(":")[0] for line in lines if line.endswith("; made before, restored from DVC's cache")}
+    assert kept == {"codec@0", "distill@0-self-forcing"}
+    assert last == "4 stage(s) would run, 2 of them from DVC's cache"
 
 
 def test_a_users_prefect_settings_take_precedence_over_those_of_the_flow(tmp_path, monkeypatch):

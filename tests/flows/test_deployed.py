@@ -94,7 +94,8 @@ def test_an_experiment_waits_while_another_run_has_its_workspace(project, monkey
     with ThreadPoolExecutor(1) as pool:
         with sole_use(project.folder, None):
             waiting = pool.submit(deployments.experiment, force=True, return_state=True)
-            wait_until(lambda: len(attempts) > 2)
+            wait_until(lambda: len(attempts) > 2 or waiting.done())
+            assert not waiting.done()
             assert not begun
         assert waiting.result(60).is_completed()
     assert begun == [(project.folder, True, None)]
