@@ -197,7 +197,7 @@ def test_missing_or_wrong_files_are_refused_before_anything_starts(installed, mo
     musiq.write_bytes(content)
     package = next(environment.glob("lib/python3*/site-packages/torchmetrics"))
     package.rename(tmp_path / "aside")
-    with pytest.raises(UserError, match=r"^drift: package torchmetrics is not in .*; it should be: .*make vbench"):
+    with pytest.raises(UserError, match=r"^drift: package torchmetrics is not in .*, and should be; .*make vbench`$"):
         open_profile()
     (tmp_path / "aside").rename(package)
     monkeypatch.setenv("HIAR_VBENCH", str(tmp_path / "none"))

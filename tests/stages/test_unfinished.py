@@ -16,6 +16,7 @@ from sampled import small_params
 
 from hiar.config import Params
 from hiar.errors import UserError
+from hiar.io.artifacts import write_manifest
 from hiar.io.states import newest, read_index
 from hiar.models.generator import load_generator
 from hiar.parameters import load_params
@@ -250,6 +251,7 @@ def test_checkpoints_generate_in_the_precision_of_their_card(
         source.card = source.card.model_copy(update={"precision": "bf16"})
         (tmp_path / name).mkdir()
         source.save(tmp_path / name)
+        write_manifest(tmp_path / name, "checkpoint")
     for arithmetic in (True, False):
         monkeypatch.setattr(plan, "multiplies_bf16", lambda arithmetic=arithmetic: arithmetic)
         assert load_sampler(tmp_path / "init", torch.device("cpu")).denoiser.dtype == torch.bfloat16

@@ -658,6 +658,6 @@ def test_unsuitable_input_is_refused_before_anything_is_scored(score, videos, we
     refused("0000.mp4: is not named after a prompt", FLICKERING)
     (videos / "captions.txt").write_text("a bird\na bee\na bear\n")
     (videos / "0001.mp4").write_bytes((videos / "0001.mp4").read_bytes()[:300])
-    refused("0001.mp4: is not a readable video", FLICKERING)
+    refused("0001.mp4: is not a video, it holds data", FLICKERING)
     assert not (tmp_path / "out").exists()
     assert requests_of(weights) == []
