@@ -84,7 +84,9 @@ LIVE := artifacts/seed-0/distill
 live: $(READY) ## after `make demo`: HiAR and Self-Forcing side by side, endless, on http://127.0.0.1:8765 (LIVE_PORT=...)
 	@$(BIN)/hiar live --checkpoint $(LIVE)/hiar --checkpoint $(LIVE)/self-forcing --port '$(LIVE_PORT)' --open
 
+# Where Python may write no bytecode (PYTHONDONTWRITEBYTECODE), each of the tests' commands would compile all of hiar/.
 test: $(READY) lint types browser ## lint, types, import layers, then every test
+	@$(BIN)/python -m compileall -qq hiar flows
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 # Not a part of `make test`: under coverage each of its hundreds of processes takes 1.4 times as long to start.

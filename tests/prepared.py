@@ -14,12 +14,16 @@ import json
 import os
 import resource
 import runpy
+import select
+import signal
 import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, Any
 
 LIBRARIES = (
     *("torch.distributed", "torch.nn.attention", "accelerate", "safetensors.torch", "pydantic", "yaml", "typer", "av"),
@@ -27,10 +31,51 @@ LIBRARIES = (
     *("PIL.Image", "jinja2", "filelock", "psutil"),
 )
 LARGEST = 1 << 20  # bytes that a command with its variables may take
+NUMBER = struct.Struct("i")  # a process ID, then its exit code
+
+
+class Forked(subprocess.Popen[str]):
+    """A running command. It is no child of this process, but is waited for, signalled and read from like one."""
+
+    def __init__(self, arguments: Sequence[str], status: int, pipes: Sequence[IO[str] | None]) -> None:
+        self.args, self.stdin, self.returncode = arguments, None, None
+        self.stdout, self.stderr = pipes
+        self._child_created = False  # else subprocess would reap it
+        self._status = open(status, "rb", buffering=0)  # noqa: SIM115 (closed with this object)
+        self.pid = self._read_number()
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._status], [], [], 0)[0]:
+            self.returncode = self._read_number()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = self._read_number()
+        return self.returncode
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: A002
+        """What it writes to the pipes until all that inherited them have ended; with a timeout, until it has ended."""
+        assert input is None
+        with ThreadPoolExecutor() as readers:
+            texts = [readers.submit(pipe.read) if pipe else None for pipe in (self.stdout, self.stderr)]
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()  # else the readers would not end
+                raise
+            out, err = [text.result() if text else None for text in texts]
+        return out, err
+
+    def _read_number(self) -> int:
+        number: int = NUMBER.unpack(self._status.read(NUMBER.size))[0]
+        return number
 
 
 class Prepared:
-    """The process that forks; it runs one command at a time."""
+    """The process that forks."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -42,26 +87,31 @@ class Prepared:
         theirs.close()
         atexit.register(self.end)
 
-    def run(self, arguments: list[str], folder: Path, environment: Mapping[str, str]) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of `hiar`, once it and all that inherited its pipes have ended."""
-        pipes = [os.pipe() for _ in range(2)]
-        request = json.dumps([arguments, os.fspath(folder), dict(environment)]).encode()
-        socket.send_fds(self.channel, [request], [end for _, end in pipes])
-        for _, end in pipes:
+    def start(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], *outputs: Any, session: bool
+    ) -> Forked:
+        """Start `hiar`. outputs: files for stdout and stderr, or subprocess.PIPE; session: in a session of its own."""
+        ours, theirs, opened = [], [], []
+        for output in outputs:
+            if output == subprocess.PIPE:
+                reading, writing = os.pipe()
+                opened.append(writing)
+                ours.append(open(reading, encoding="utf-8"))  # noqa: SIM115 (closed by who reads)
+            else:
+                writing = output.fileno()
+                ours.append(None)
+            theirs.append(writing)
+        status, writing = os.pipe()
+        request = json.dumps([list(arguments), os.fspath(folder), dict(environment), session]).encode()
+        socket.send_fds(self.channel, [request], [*theirs, writing])
+        for end in (*opened, writing):
             os.close(end)
-        with ThreadPoolExecutor() as readers:
-            out, err = readers.map(_read, [end for end, _ in pipes])
-        return int(self.channel.recv(LARGEST)), out, err
+        return Forked(arguments, status, ours)
 
     def end(self) -> None:
         """End the process."""
         self.channel.close()
         self.process.wait()
-
-
-def _read(end: int) -> str:
-    with open(end, encoding="utf-8") as pipe:
-        return pipe.read()
 
 
 def inherited(environment: Mapping[str, str], late: tuple[str, ...]) -> object:
@@ -72,21 +122,32 @@ def inherited(environment: Mapping[str, str], late: tuple[str, ...]) -> object:
 
 def _next(channel: socket.socket) -> list[str]:
     """Fork for each command and return its arguments in the child; the parent stays until the channel is closed."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     while True:
-        request, pipes, *_ = socket.recv_fds(channel, LARGEST, 2)
+        request, ends, *_ = socket.recv_fds(channel, LARGEST, 3)
         if not request:
             sys.exit()
-        if not (child := os.fork()):
+        if not os.fork():
             break
+        for end in ends:
+            os.close(end)
+    channel.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    *pipes, status = ends
+    arguments, folder, environment, session = json.loads(request)
+    if child := os.fork():
         for end in pipes:
             os.close(end)
-        _, status = os.waitpid(child, 0)
-        channel.send(str(os.waitstatus_to_exitcode(status)).encode())
-    channel.close()
+        os.write(status, NUMBER.pack(child))
+        _, ended = os.waitpid(child, 0)
+        os.write(status, NUMBER.pack(os.waitstatus_to_exitcode(ended)))
+        os._exit(0)
+    os.close(status)
+    if session:
+        os.setsid()
     for number, end in enumerate(pipes, 1):
         os.dup2(end, number)
         os.close(end)
-    arguments, folder, environment = json.loads(request)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import environment, hiar
+from commands import start as started
 from waiting import wait_until
 
 from hiar.io.states import newest
@@ -42,13 +43,7 @@ def settings(folder: Path, **sections: dict[str, object]) -> None:
 
 
 def start(folder: Path, *command: object, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "hiar", *map(str, command)],
-        cwd=folder,
-        env=environment() | {"HIAR_TRACKING": "off"} | variables,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return started(*command, folder=folder, stderr=subprocess.PIPE, **{"HIAR_TRACKING": "off"} | variables)
 
 
 def steps_done(folder: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import os
 import pty
 import re
 import signal
@@ -19,7 +20,7 @@ from typing import BinaryIO
 import av
 import pytest
 import torch
-from commands import environment, hiar
+from commands import ROOT, environment, hiar, start
 from safetensors.torch import load_file
 from students import save_attentive_student
 from torch import Tensor
@@ -47,11 +48,16 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def streaming(student: Path, *options: object, out: object = "-") -> Iterator[subprocess.Popen[bytes]]:
     """A running endless stream, killed at the end."""
     arguments = ("--checkpoint", student, "--prompt", PROMPT, "--out", out, *options)
-    command = [sys.executable, "-m", "hiar", "stream", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0, "pipesize": PIPE}
-    with subprocess.Popen(command, env=environment(), **pipes) as process:  # type: ignore[call-overload]
+    pipes = [os.pipe() for _ in range(2)]
+    for reading, _ in pipes:
+        fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE)
+    with open(pipes[0][1], "w") as stdout, open(pipes[1][1], "w") as stderr:
+        process = start("stream", *arguments, folder=ROOT, stdout=stdout, stderr=stderr)
+    readers = [open(reading, "rb", buffering=0) for reading, _ in pipes]  # noqa: SIM115 (closed with the process)
+    process.stdout, process.stderr = readers  # type: ignore[assignment]
+    with process:
         try:
-            yield process
+            yield process  # type: ignore[misc]
         finally:
             process.kill()
 

@@ -126,18 +126,26 @@ def check_memory(source: Generator, rollout: Rollout, caches: int | None = None)
 
 
 def check_frames(
-    source: Generator, frames: int, count: int, batch: int, out: Path, kept: bool, field: str = "--frames"
+    source: Generator,
+    frames: int,
+    count: int,
+    batch: int,
+    out: Path,
+    kept: bool,
+    field: str = "--frames",
+    beside: int = 1,
 ) -> None:
     """Raise UserError if ``count`` videos of ``frames`` frames, ``batch`` at a time, do not fit in memory or on disk.
 
     A batch's latents are complete in memory before they are written, and all are on the disk before the videos; if they
-    are ``kept``, once more as one file. ``field``: the option or parameter that sets the frames.
+    are ``kept``, once more as one file. ``field``: the option or parameter that sets the frames. beside: how many
+    processes share the host's memory.
     """
     at_once = min(count, batch)
     latent = frames * 4 * math.prod(source.latent_size)
     part = source.codec.pictures(min(frames, source.codec.chunk))
     shown = part * 3 * source.world.height * source.world.width * (4 + 4 + 1)  # floats, their copy, bytes
-    needed, free = at_once * latent + max(at_once * latent, shown), psutil.virtual_memory().available
+    needed, free = at_once * latent + max(at_once * latent, shown), psutil.virtual_memory().available // beside
     # Latents that an interrupted run left are on the disk already.
     held = [path for folder in (out, partial_of(out)) for path in (folder / SCRATCH).glob("*")]
     room = free_on_disk(out) + sum(path.stat().st_size for path in held)

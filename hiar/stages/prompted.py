@@ -52,7 +52,7 @@ def sample_prompts(
             read_manifest(request.checkpoint, "checkpoint")
             source = load_asked(request, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
             walk, frames = check_request(source, request)
-            check_frames(source, frames, len(prompts), most, out, save_latents)
+            check_frames(source, frames, len(prompts), most, out, save_latents, beside=ranks.size)
             given = given_latents(source, request)
         key = sample_key(source, request, walk, given, save_latents)
         if ranks.size > 1:

@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.commands import start
+
 from .stages import STAGES, crash, make_workspace
 
 ROW = "{:<8} {:>9} {:>10}  {:<44} {:<6} {}"
@@ -24,7 +26,7 @@ def main() -> int:
         make_workspace(Path(folder))
         show("stage", "moment", "killed at", "last file then", "equal", "SHA-256 of all outputs")
         for stage in STAGES:
-            result = crash(Path(folder), stage, arguments.moments, arguments.seed)
+            result = crash(Path(folder), stage, arguments.moments, arguments.seed, start)
             show(stage, "none", f"({result['seconds']:.2f} s)", "", "", result["clean"])
             for run in result["killed"]:
                 different += bool(run["different"])

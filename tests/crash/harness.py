@@ -12,21 +12,17 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+Start = Callable[[IO[str]], subprocess.Popen[Any]]
 POLL_SECONDS = 0.002
 EARLIER = 0.7  # if a run ends before its kill, the next attempt kills at this fraction of the time
 
 
-def kill_and_resume(
-    command: list[str],
-    cwd: Path,
-    env: Mapping[str, str],
-    moments: Sequence[float],
-    out: Path,
-    also: Sequence[Path] = (),
-) -> dict[str, Any]:
-    """Run ``command`` once without a kill, and once per moment with a kill of its whole process group.
+def kill_and_resume(start: Start, moments: Sequence[float], out: Path, also: Sequence[Path] = ()) -> dict[str, Any]:
+    """Run a command once without a kill, and once per moment with a kill of its whole process group.
+
+    start: starts the command, with the given file as its output, in a session of its own.
 
     A moment is a fraction, between 0 and 1, of the time that an unkilled run works, that is, while ``out.partial``
     exists: before that, Python only imports, and after it, only exits. Each killed run starts from nothing and is then
@@ -45,17 +41,17 @@ def kill_and_resume(
             _remove(path)
 
     start_afresh()
-    clean_seconds, _ = _run(command, cwd, env, partial)
+    clean_seconds, _ = _run(start, partial)
     clean, killed = file_hashes(paths), []
     for moment in moments:
         seconds, in_time = moment * clean_seconds, False
         while not in_time:  # a machine that was busy may be faster now
             start_afresh()
-            seconds, in_time = _run(command, cwd, env, partial, seconds)
+            seconds, in_time = _run(start, partial, seconds)
             if not in_time:
                 seconds *= EARLIER
         left = _newest(partial)
-        _run(command, cwd, env, partial)
+        _run(start, partial)
         resumed = file_hashes(paths)
         different = sorted(name for name in clean | resumed if clean.get(name) != resumed.get(name))
         killed.append(
@@ -80,14 +76,10 @@ def _total(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
 
 
-def _run(
-    command: list[str], cwd: Path, env: Mapping[str, str], partial: Path, kill_after: float = math.inf
-) -> tuple[float, bool]:
+def _run(start: Start, partial: Path, kill_after: float = math.inf) -> tuple[float, bool]:
     """Run the command; returns the seconds it worked, and whether the kill at ``kill_after`` seconds hit it at work."""
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+        process = start(output)
         try:
             began = _wait(process, partial.exists)
             ended = _wait(process, lambda: not partial.exists(), began + kill_after)
@@ -100,11 +92,11 @@ def _run(
         killed = process.returncode == -signal.SIGKILL
         if process.returncode != 0 and not killed:
             output.seek(0)
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output.read()[-2000:]}")
+            raise RuntimeError(f"{process.args} ended with {process.returncode}:\n{output.read()[-2000:]}")
         return ended - began, killed and partial.exists()
 
 
-def _wait(process: subprocess.Popen[bytes], condition: Callable[[], bool], until: float = math.inf) -> float:
+def _wait(process: subprocess.Popen[Any], condition: Callable[[], bool], until: float = math.inf) -> float:
     """The time at which the process ended, the condition came true, or ``until`` passed."""
     while process.poll() is None and not condition() and time.monotonic() < until:
         time.sleep(POLL_SECONDS)

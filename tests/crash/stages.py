@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,16 @@ def make_workspace(folder: Path) -> None:
     (folder / "hiar").symlink_to(PROJECT / "hiar")
 
 
-def crash(workspace: Path, stage: str, moments: int, seed: int) -> dict[str, Any]:
-    """Kill a stage at ``moments`` random moments, each in a separate run; the stages before it must have run."""
+def crash(workspace: Path, stage: str, moments: int, seed: int, start: Callable[..., Any]) -> dict[str, Any]:
+    """Kill a stage at ``moments`` random moments, each in a separate run; the stages before it must have run.
+
+    start: starts `hiar` (`start` of commands.py).
+    """
     draw = random.Random(f"{seed} {stage}")
     artifact, *also = STAGES[stage]
+    command = ("stage", stage, "--seed", 0, *OPTIONS.get(stage, []))
     return kill_and_resume(
-        [sys.executable, "-m", "hiar", "stage", stage, "--seed", "0", *OPTIONS.get(stage, [])],
-        workspace,
-        {**os.environ, "HIAR_TRACKING": "off"},
+        lambda log: start(*command, folder=workspace, stdout=log, stderr=log, session=True, HIAR_TRACKING="off"),
         sorted(draw.uniform(0.02, 0.98) for _ in range(moments)),
         workspace / "artifacts" / "seed-0" / artifact,
         [workspace / path for path in also],

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from crash.harness import file_hashes, kill_and_resume
+from crash.harness import Start, file_hashes, kill_and_resume
 
-TOY = [sys.executable, str(Path(__file__).with_name("toy.py"))]
+
+def starts(*command: str, folder: Path) -> Start:
+    return lambda log: subprocess.Popen(
+        [sys.executable, *command], cwd=folder, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def toy(folder: Path, kind: str) -> Start:
+    return starts(str(Path(__file__).with_name("toy.py")), str(folder / "out"), kind, folder=folder)
 
 
 def test_a_good_resume_leaves_what_an_unkilled_run_leaves(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = kill_and_resume([*TOY, str(out), "good"], tmp_path, os.environ, [0.3, 0.8], out)
+    result = kill_and_resume(toy(tmp_path, "good"), [0.3, 0.8], out)
     assert [run["sha256"] for run in result["killed"]] == [result["clean"]] * 2
     assert all(run["left"] != "nothing" for run in result["killed"])
     assert (out / "history.txt").read_text().split() == [str(step) for step in range(40)]
@@ -31,7 +39,7 @@ def is_running(pid: str) -> bool:
 
 def test_a_bad_resume_is_found(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = kill_and_resume([*TOY, str(out), "forgetful"], tmp_path, os.environ, [0.5], out)
+    result = kill_and_resume(toy(tmp_path, "forgetful"), [0.5], out)
     (run,) = result["killed"]
     assert run["sha256"] != result["clean"]
     assert run["different"] == ["out/history.txt", "out/manifest.json"]
@@ -39,7 +47,7 @@ def test_a_bad_resume_is_found(tmp_path: Path) -> None:
 
 def test_a_command_that_fails_by_itself_raises_with_its_output(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no such thing"):
-        kill_and_resume([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path, {}, [], tmp_path / "out")
+        kill_and_resume(starts("-c", "raise SystemExit('no such thing')", folder=tmp_path), [], tmp_path / "out")
 
 
 def test_hashes_see_names_and_bytes(tmp_path: Path) -> None:

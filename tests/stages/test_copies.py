@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import environment, hiar
+from commands import environment, hiar, start
 from ports import free_ports
 from students import save_student
 from tiny import relative_error
@@ -41,8 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_copies_make_the_videos_of_one_process_even_after_a_kill(folder: Path) -> None:
-    command = [sys.executable, "-m", "hiar", *map(str, REQUEST), "--copies", "2", "--out", "two"]
-    run = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    run = start(*REQUEST, "--copies", 2, "--out", "two", folder=folder, stderr=subprocess.PIPE)
     latents = folder / "two.partial" / ".latents"
     wait_until(lambda: any(latents.glob("*.safetensors")) or run.poll() is not None)
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True).stdout

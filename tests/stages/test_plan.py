@@ -206,10 +206,10 @@ def test_all_latents_and_one_part_of_the_pictures_must_fit(tmp_path: Path, monke
     latent = 4 * 6 * math.prod(source.latent_size)
     pictures = (4 + 4 + 1) * 3 * 64 * 64 * source.codec.pictures(min(6, source.codec.chunk))
 
-    def check(memory: int, disk: int, batch: int = 2, count: int = 500, kept: bool = False) -> None:
+    def check(memory: int, disk: int, batch: int = 2, count: int = 500, kept: bool = False, beside: int = 1) -> None:
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=memory))
         monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(total=2 * disk, used=disk, free=disk))
-        check_frames(source, 6, count, batch, tmp_path / "out" / "further", kept)
+        check_frames(source, 6, count, batch, tmp_path / "out" / "further", kept, beside=beside)
 
     assert 2 * latent < pictures < 400 * latent
     check(2 * latent + pictures, 500 * latent)
@@ -221,6 +221,9 @@ def test_all_latents_and_one_part_of_the_pictures_must_fit(tmp_path: Path, monke
     ):
         with pytest.raises(UserError, match=rf"^--frames = 6: {line} .* GB.*; ask for fewer"):
             check(memory, disk)
+    check(3 * (2 * latent + pictures), 500 * latent, beside=3)
+    with pytest.raises(UserError, match=r"2 video\(s\) at a time take"):
+        check(3 * (2 * latent + pictures) - 1, 500 * latent, beside=3)
     check(2 * latent + pictures, 1000 * latent, kept=True)  # on disk twice: in parts, and as one file
     with pytest.raises(UserError, match="the latents take"):
         check(2 * latent + pictures, 1000 * latent - 1, kept=True)

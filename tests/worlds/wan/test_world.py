@@ -642,6 +642,8 @@ def test_a_training_loads_the_text_encoder_once_for_many_prompts(
     lines = open_world(with_forty_prompts.world).prompts(seed=0, first=first, count=40)  # all, in the order of drawing
     assert [line in held for line in lines] == [number < last for number in range(40)]  # none that is never drawn
     assert torch.equal(torch.cat(found), teacher.embed(lines[:last]))
+    teacher.embed_nothing()  # guidance asks for it at every step
+    teacher.embed([""])
     assert len(loads) == 3
 
 
