@@ -45,8 +45,8 @@ def test_a_forked_command_is_waited_for_and_killed_like_a_started_one(tmp_path: 
     assert not Path("/proc", str(forked.pid)).exists()
 
 
-def test_no_import_of_any_test_forbids_forks() -> None:
-    """A variable that a library sets, unless commands.py names it, would slow down every command by seconds."""
+def test_nothing_in_this_process_forbids_forks() -> None:
+    """A variable that a library sets on import, unless commands.py names it, would slow each command by seconds."""
     now, forked = inherited(environment(), LATE), prepared_process()[1]
     assert now == forked
 
