@@ -85,7 +85,8 @@ live: $(READY) ## after `make demo`: HiAR and Self-Forcing side by side, endless
 	@$(BIN)/hiar live --checkpoint $(LIVE)/hiar --checkpoint $(LIVE)/self-forcing --port '$(LIVE_PORT)' --open
 
 # Where Python may write no bytecode (PYTHONDONTWRITEBYTECODE), each of the tests' commands would compile all of hiar/.
-test: $(READY) lint types browser ## lint, types, import layers, then every test
+test: $(READY) ## lint, types, import layers, then every test
+	@$(MAKE) --no-print-directory --jobs 3 lint types browser
 	@$(BIN)/python -m compileall -qq hiar flows
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 

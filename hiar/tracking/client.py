@@ -190,7 +190,7 @@ def register(client: Any, run_id: str, run: Mapping[str, Any], source: str, alia
     """Register a run's trained model, stored at ``source``, as a version unless it is one, and give it ``aliases``."""
     from mlflow.exceptions import MlflowException
 
-    name = f"{run['experiment']} {run['identity']['variant']}"
+    name = f"{run['experiment']} {run['identity']['variant']}".replace(":", "-")  # which the registry refuses
     try:
         client.create_registered_model(name)
     except MlflowException as error:

@@ -55,7 +55,7 @@ async def start_student(checkpoint, folder):
     talking.mkdir()
     (talking / "sitecustomize.py").write_text(TALKS.format(checkpoint=str(checkpoint)))
     base = environment()
-    given = {"checkpoint": checkpoint, "number": 0, "crf": 20, "params": folder / "params.yaml"}
+    given = {"checkpoint": checkpoint, "number": 0, "crf": 31, "params": folder / "params.yaml"}
     options = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "hiar.live", *options),
@@ -89,6 +89,7 @@ def test_a_student_makes_the_blocks_it_may_and_ends_with_its_input(checkpoint, t
     made = clean_blocks(source, source.card.walk, stream_rollout(source, PROMPT, {}, source.card.walk, None, 3))
     hashes = [hashlib.sha256(latent.float().numpy().tobytes()).hexdigest() for latent in islice(made, 2)]
     assert [message["latent"] for message, _ in messages[2:]] == hashes
+    assert b" crf=31.0 " in messages[2][1]  # x264 writes its settings before the first picture
     assert messages[-1][0]["memory"] == pytest.approx(memory, rel=0.2)
     assert (rest, code) == (b"", 0)
     assert b"Traceback" not in complaints

@@ -58,16 +58,17 @@ def test_a_student_is_a_version_of_its_method_in_the_registry(
     assert versions["2"].tags["commit"] == trained.data.tags["commit"]
 
 
-def test_a_student_of_an_experiment_with_a_quotation_mark_in_its_name_is_registered_once(
-    params: Params, project: Path, workspace: Path, send: Send
+@pytest.mark.parametrize(("experiment", "registered"), [("it's", "it's hiar"), ("a:b", "a-b hiar")])
+def test_a_student_of_an_oddly_named_experiment_is_registered_once(
+    experiment: str, registered: str, params: Params, project: Path, workspace: Path, send: Send
 ) -> None:
-    odd = workspace.rename(workspace.with_name("it's"))
+    odd = workspace.rename(workspace.with_name(experiment))
     for alias in ("seed-0", "best"):
         with tracked("distill", 0, "hiar", params, odd) as run:
             run.model("s3://store/files/md5/aa/0.dir", [alias])
         send()
     (model,) = Records(project).client.search_registered_models()
-    assert model.name == "it's hiar"
+    assert model.name == registered
     assert {alias: str(version) for alias, version in model.aliases.items()} == {"seed-0": "1", "best": "1"}
 
 
