@@ -138,13 +138,13 @@ def _next(channel: socket.socket) -> list[str]:
     if child := os.fork():
         for end in pipes:
             os.close(end)
-        os.write(status, NUMBER.pack(child))
         _, ended = os.waitpid(child, 0)
         os.write(status, NUMBER.pack(os.waitstatus_to_exitcode(ended)))
         os._exit(0)
-    os.close(status)
     if session:
         os.setsid()
+    os.write(status, NUMBER.pack(os.getpid()))  # now that its group is its own
+    os.close(status)
     for number, end in enumerate(pipes, 1):
         os.dup2(end, number)
         os.close(end)

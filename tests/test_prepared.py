@@ -40,8 +40,8 @@ def test_a_forked_command_is_waited_for_and_killed_like_a_started_one(tmp_path: 
     with pytest.raises(subprocess.TimeoutExpired):
         forked.wait(0.01)
     assert os.getpgid(forked.pid) == os.getsid(forked.pid) == forked.pid
-    forked.terminate()
-    assert forked.wait() == forked.poll() == -signal.SIGTERM
+    forked.kill()
+    assert forked.wait() == forked.poll() == -signal.SIGKILL
     assert not Path("/proc", str(forked.pid)).exists()
 
 
