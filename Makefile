@@ -84,15 +84,20 @@ LIVE := artifacts/seed-0/distill
 live: $(READY) ## after `make demo`: HiAR and Self-Forcing side by side, endless, on http://127.0.0.1:8765 (LIVE_PORT=...)
 	@$(BIN)/hiar live --checkpoint $(LIVE)/hiar --checkpoint $(LIVE)/self-forcing --port '$(LIVE_PORT)' --open
 
+# Half as many again as there are cores, because many tests wait for a server; one thread each, because threads that wait
+# for one another keep cores busy.
+WORKERS = $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) \* 3 / 2)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 # Where Python may write no bytecode (PYTHONDONTWRITEBYTECODE), each of the tests' commands would compile all of hiar/.
 test: $(READY) ## lint, types, import layers, then every test
 	@$(MAKE) --no-print-directory --jobs 3 lint types browser
 	@$(BIN)/python -m compileall -qq hiar flows
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
 
 # Not a part of `make test`: under coverage each of its hundreds of processes takes 1.4 times as long to start.
 coverage: $(READY) browser ## every test, and the lines of hiar/ and flows/ that none has run
-	$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 test-long: $(READY) ## the tests of a minute or more each, which `make test` leaves out
 	$(BIN)/pytest -m long --timeout 3600

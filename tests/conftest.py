@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import ROOT, hiar
+from commands import ROOT, start
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
@@ -28,18 +29,48 @@ def same_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
-@pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workspace of `hiar run smoke` in a copy of the project; tests only read it, and copy what they change."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # run once for all workers: the first to ask runs it, the others wait
-        shared = shared.parent
-    project = shared / "smoke" / "project"
-    with FileLock(shared / "smoke.lock"):
-        if not project.exists():
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that read the smoke experiment come last, file by file, since it runs beside the others."""
+    readers = {item.path for item in items if reads_smoke(item)}
+    items.sort(key=lambda item: item.path in readers)
+
+
+def reads_smoke(item: pytest.Item) -> bool:
+    return "smoke" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def running_smoke(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Path]]:
+    """`hiar run smoke` in a copy of the project, begun beside the first tests if any needs it: the copy, its log."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one run for all workers, the first of which begins it
+        folder = folder.parent
+    project, log = folder / "smoke" / "project", folder / "smoke" / "log"
+    session, run = request.session, None
+    with FileLock(folder / "smoke.lock"):
+        if not log.exists() and any(map(reads_smoke, session.items)):
             copy_project(project)
-            hiar("run", "smoke", folder=project)
-    return project / "runs" / "smoke"
+            with log.open("w") as output:
+                # The command inherits the file, so it holds the lock for as long as it runs.
+                fcntl.flock(output, fcntl.LOCK_EX)
+                run = start("run", "smoke", folder=project, stdout=output, stderr=output)
+    yield project, log
+    if run and (session.shouldfail or session.shouldstop):
+        run.terminate()
+        run.wait()
+
+
+@pytest.fixture(scope="session")
+def smoke(running_smoke: tuple[Path, Path]) -> Path:
+    """The workspace of `hiar run smoke` in a copy of the project; tests only read it, and copy what they change."""
+    project, log = running_smoke
+    with log.open() as output:
+        fcntl.flock(output, fcntl.LOCK_SH)
+    workspace = project / "runs" / "smoke"
+    assert (workspace / "reports" / "index.html").exists(), log.read_text()
+    return workspace
 
 
 @pytest.fixture
