@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound
 
 from hiar.config import Params
 
@@ -31,10 +30,7 @@ def job_variables(kind: str | None, params: Params, stage: str) -> dict[str, Any
 
 
 def kind_of_pool() -> str | None:
-    """The type of the work pool of the deployment of stages; None without a pool."""
+    """The type of the work pool of the deployment of stages; None without a pool, as when it has been deleted."""
     with get_client(sync_client=True) as client:
         pool = client.read_deployment_by_name(DEPLOYMENT).work_pool_name
-        try:
-            return None if pool is None else client.read_work_pool(pool).type
-        except ObjectNotFound:
-            return None
+        return None if pool is None else client.read_work_pool(pool).type

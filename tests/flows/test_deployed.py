@@ -15,6 +15,8 @@ from commands import ROOT
 from waiting import wait_until
 
 from flows import checkout, deployments
+from flows.asked import kind_of_pool
+from flows.devices import take_devices
 from flows.pipeline import MISTAKE, StageFailure
 from flows.processes import ProcessGroups, Stopped
 from hiar.parameters import load_params, parse_params
@@ -84,6 +86,16 @@ def test_a_stage_that_its_experiment_requests_again_is_the_same_run(client, monk
             assert failure.value.code == MISTAKE  # it has been tried again there, and is not here
 
     failing()
+
+
+def test_the_type_of_the_pool_of_stages_is_none_once_the_pool_is_deleted(client):
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    client.create_work_pool(WorkPoolCreate(name="gpus", type="kubernetes"))
+    client.create_deployment(flow_id=client.create_flow(deployments.stage), name="stage", work_pool_name="gpus")
+    assert kind_of_pool() == "kubernetes"
+    client.delete_work_pool("gpus")
+    assert kind_of_pool() is None
 
 
 def test_an_experiment_waits_while_another_run_has_its_workspace(project, monkeypatch):
@@ -172,6 +184,20 @@ def test_a_stopped_flow_does_not_wait_for_stages_that_go_on(client, monkeypatch)
         groups.stop()
         with pytest.raises(Stopped):
             waiting.result(60)
+
+
+def test_a_folder_is_scored_on_a_device_that_nothing_else_uses_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIAR_DEVICES", "7,8")
+    monkeypatch.setenv("HIAR_DEVICE_LOCKS", str(tmp_path / "locks"))
+    seen = []
+
+    def score(*command, variables):
+        with take_devices(1) as others:
+            seen.append((command, variables["CUDA_VISIBLE_DEVICES"], others))
+
+    monkeypatch.setattr(deployments, "_hiar", score)
+    deployments.score.fn("videos", "figures.json")
+    assert seen == [(("score", "videos", "--out", "figures.json"), "7", ["8"])]
 
 
 def test_a_deployed_stage_has_one_device_per_process(client, project, tmp_path, monkeypatch):

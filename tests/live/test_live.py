@@ -26,6 +26,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from hiar.errors import UserError
 from hiar.io.artifacts import content_hash
+from hiar.io.outputs import CRF
 from hiar.live import serving
 from hiar.live.serving import serve
 from hiar.models.generator import load_generator
@@ -77,6 +78,8 @@ def test_latents_equal_those_of_hiar_stream(address, students):
         begun = viewer.until("restart")["block"]
         viewer.watch(begun + 4)
         for number, folder in enumerate(students):
+            # x264 writes its settings before the first picture.
+            assert f" crf={CRF}.0 ".encode() in viewer.videos[number]
             made = [block["latent"] for block in viewer.blocks[number]]
             assert [block["block"] for block in viewer.blocks[number]] == list(range(len(made)))
             assert made[:begun] == latents_of(folder, PROMPT, {change: OTHER}, SEED, begun)

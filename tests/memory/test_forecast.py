@@ -217,6 +217,22 @@ def test_a_causal_teachers_trajectories_take_as_much_disk_each_as_pairs() -> Non
     assert planned["trajectories of an init"] * params.pairs.count == planned["pairs"] * params.init.pairs.count > 0
 
 
+def test_imported_pairs_take_as_much_disk_as_their_shards_which_may_be_in_another_type(tmp_path: Path) -> None:
+    models = networks.open_models(experiment_params(ROOT, "inits"))
+
+    def planned(**changes: object) -> int:
+        pairs = models.sizes.params.pairs.model_copy(update=changes)
+        params = models.sizes.params.model_copy(update={"pairs": pairs})
+        return disk(replace(models, sizes=replace(models.sizes, params=params)))["pairs"]
+
+    made = planned()
+    assert planned(source=tmp_path) == made > 0  # it is on the GPU machine only
+    for number in range(2):
+        (tmp_path / f"{number}.safetensors").write_bytes(bytes(500 + number))
+    assert planned(source=tmp_path) == 1001
+    assert planned(stored=False) == 0
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name != "CausVid"])  # it has no rollout
 def test_planned_rings_equal_measured_ones(name: str) -> None:
     sizes, variant, config = case(name)

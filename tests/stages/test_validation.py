@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -128,6 +129,19 @@ def test_the_last_figures_are_those_of_the_students_own_videos(validated, parent
     latents = sample_latents(student, prompts, 6, student.card.walk, 0, range(first, first + 3))
     found = residual_of(params, student, latents, prompts)
     assert read_validations(validated)[-1].metrics["residual"] == pytest.approx(found, rel=1e-5)
+
+
+def test_another_seed_has_prompts_and_noise_of_its_own(validated, parents):
+    params, _ = parents
+    student, first = load_generator(validated), FIRST_CLIP["validation"]
+    alone = SimpleNamespace(autocast=nullcontext)
+    work = SimpleNamespace(params=params, ranks=ALONE, facts={"seed": 7}, accelerator=alone)
+    judge = open_judge(params.world, params.score, *student.block_pictures)
+    settings = with_validation(params).distill.validation
+    measured = validation._measure(validation._Job(work, settings, student, None, judge, 6), student, 6)["residual"]
+    prompts = sample_world(params).prompts(seed=7, first=first, count=3)
+    latents = sample_latents(student, prompts, 6, student.card.walk, 7, range(first, first + 3))
+    assert measured.mean().item() == pytest.approx(residual_of(params, student, latents, prompts), rel=1e-5)
 
 
 @torch.no_grad()

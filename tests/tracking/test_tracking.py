@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -83,6 +84,26 @@ def test_a_stage_records_parameters_metrics_files_and_tags(
     assert records.experiment.artifact_location == (project / "mlruns").as_uri()
     assert waiting(spool_folder(project)) == []
     assert not any(spool_folder(project).glob("*.files"))
+
+
+def test_a_machines_load_is_recorded_again_after_the_server_was_away(
+    params: Params, project: Path, workspace: Path, send: Send
+) -> None:
+    """MLflow's thread that records it ends when it meets no server."""
+    at_work = sender.Sender(spool_folder(project))
+    with tracked("distill", 3, "hiar", params, workspace, {"code": 1}):
+        at_work.round()
+        (replay,) = at_work.replays.values()
+        client, ended = Records(project).client, replay._monitor
+        replay.beat(client)
+        assert replay._monitor is ended
+        ended._shutdown_event.set()
+        ended._process.join()
+        replay.beat(client)
+        assert replay._monitor._process.is_alive()
+    at_work.round()
+    assert replay._monitor is None
+    assert not any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate())
 
 
 def row(stage: str, variant: str, good: float, se: float | None = 0.1) -> dict[str, object]:
