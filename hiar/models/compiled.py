@@ -15,6 +15,7 @@ from hiar.models.denoiser import Denoiser
 from hiar.models.timing import now, timed
 
 LOOK, MEASURE = (1, 3), (20, 10)  # warm-up calls and counted ones; compiled layers settle slowly
+ENOUGH = 20.0  # seconds of calls that are enough: on a GPU full of videos, a single one takes seconds
 WORTH = 300.0  # seconds in eager layers below which a minute of compiling does not pay off
 GAIN = 1.05  # least speed-up over eager layers; with less they stay eager
 ERROR = 3.0  # in units of the type's precision, see `allowed`
@@ -75,10 +76,10 @@ def allowed(denoiser: Denoiser) -> float:
 @torch.no_grad()
 def measure_compiled(denoiser: Denoiser, forward: Callable[[], Tensor]) -> Compiled:
     """Compile the layers for ``forward``, and compare with eager ones. Raises RuntimeError if torch cannot."""
-    expected, plain = timed(forward, *MEASURE)
+    expected, plain = timed(forward, *MEASURE, ENOUGH)
     start = now(expected.device)
     with compiled(denoiser):
         first_call = now(forward().device) - start
-        out, fast = timed(forward, *MEASURE)
+        out, fast = timed(forward, *MEASURE, ENOUGH)
     error = (out.float() - expected.float()).norm() / expected.float().norm()
     return Compiled(plain / fast, float(error), first_call)
