@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,12 @@ from hiar.models.denoiser import Denoiser
 from hiar.models.timing import now, timed
 
 LOOK, MEASURE = (1, 3), (20, 10)  # warm-up calls and counted ones; compiled layers settle slowly
+ENOUGH = 20.0  # seconds of calls that are enough: on a GPU full of videos, a single one takes seconds
 WORTH = 300.0  # seconds in eager layers below which a minute of compiling does not pay off
 GAIN = 1.05  # least speed-up over eager layers; with less they stay eager
 ERROR = 3.0  # in units of the type's precision, see `allowed`
+# For each fp8 product inductor would otherwise compile and time a hundred kernels of its own: minutes.
+OPTIONS: dict[str, Any] = {"max_autotune_gemm_backends": "ATEN"}
 
 
 class Compiled(NamedTuple):
@@ -35,9 +38,10 @@ def compiled(denoiser: Denoiser, backend: str = "inductor") -> Iterator[None]:
     Attention is not compiled: it writes to rings by block number, and would be compiled again for each block.
     """
     layers = denoiser.transformer.blocks
+    options = OPTIONS if backend == "inductor" else None
     attentions = [attention.processor for layer in layers for attention in (layer.attn1, layer.attn2)]
     for layer in layers:
-        layer.forward = torch.compile(layer.forward, backend=backend)
+        layer.forward = torch.compile(layer.forward, backend=backend, options=options)
     for attention in attentions:
         attention.attend = torch.compiler.disable(attention.attend)
     try:
@@ -75,10 +79,10 @@ def allowed(denoiser: Denoiser) -> float:
 @torch.no_grad()
 def measure_compiled(denoiser: Denoiser, forward: Callable[[], Tensor]) -> Compiled:
     """Compile the layers for ``forward``, and compare with eager ones. Raises RuntimeError if torch cannot."""
-    expected, plain = timed(forward, *MEASURE)
+    expected, plain = timed(forward, *MEASURE, ENOUGH)
     start = now(expected.device)
     with compiled(denoiser):
         first_call = now(forward().device) - start
-        out, fast = timed(forward, *MEASURE)
+        out, fast = timed(forward, *MEASURE, ENOUGH)
     error = (out.float() - expected.float()).norm() / expected.float().norm()
     return Compiled(plain / fast, float(error), first_call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -11,14 +12,19 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def timed(call: Callable[[], Tensor], warm: int, counted: int) -> tuple[Tensor, float]:
-    """A call's result, and its median seconds over ``counted`` calls, after ``warm`` warm-up calls."""
-    seconds = []
-    for _ in range(warm + counted):
+def timed(call: Callable[[], Tensor], warm: int, counted: int, enough: float = math.inf) -> tuple[Tensor, float]:
+    """A call's result, and its median seconds over ``counted`` calls, after ``warm`` warm-up calls.
+
+    enough: seconds of calls after which there are no more, except that there are at least two. If even the warm-up was
+    not over by then, the later half counts.
+    """
+    seconds: list[float] = []
+    while len(seconds) < warm + counted and (len(seconds) < 2 or sum(seconds) < enough):
         start = time.perf_counter()
         out = call()
         seconds.append(now(out.device) - start)
-    return out, statistics.median(seconds[warm:])
+    skipped = warm if len(seconds) > warm else len(seconds) // 2
+    return out, statistics.median(seconds[skipped:])
 
 
 def now(device: torch.device) -> float:

@@ -43,6 +43,24 @@ def test_a_call_takes_the_median_of_its_times_after_the_warm_up(monkeypatch: pyt
     assert (out.item(), seconds) == (169.0, 3.0)
 
 
+@pytest.mark.parametrize(
+    ("enough", "median", "calls"),
+    [(1000.0, 3.0, 7), (158.0, 3.0, 5), (154.0, 2.0, 4), (1.0, 50.0, 2)],
+)
+def test_slow_calls_are_fewer(enough: float, median: float, calls: int, monkeypatch: pytest.MonkeyPatch):
+    clock, took, made = [0.0], [100.0, 50.0, 3.0, 1.0, 9.0, 2.0, 4.0], 0
+
+    def call() -> torch.Tensor:
+        nonlocal made
+        clock[0] += took[made]
+        made += 1
+        return torch.tensor(clock[0])
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert timing.timed(call, 2, 5, enough)[1] == median
+    assert made == calls
+
+
 def test_the_chosen_kernel_comes_first_and_others_are_its_fallback():
     inputs = [torch.randn(1, 5, 2, 12, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     expected = attend(*inputs)
