@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from vbench_toys import film, requests_of
 
-from hiar.vbench.asking import lend, open_environ
+from hiar.errors import UserError
+from hiar.vbench.asking import alone_on, lend, open_environ
 from hiar.vbench.runner import score_folder
 from hiar.vbench.worker import stay_offline
 
@@ -76,3 +77,28 @@ def test_folders_may_be_relative_paths(toy, weights, tmp_path, monkeypatch):
     Path("file.pth").write_bytes(b"net")
     lend(Path("home"), Path("file.pth"))
     assert Path("home/hub/checkpoints/file.pth").read_bytes() == b"net"
+
+
+@pytest.mark.parametrize(
+    ("seen", "device", "gpus"),
+    [
+        (None, "cuda:3", "3"),
+        ("6,7", "cuda:1", "7"),
+        ("GPU-5f,MIG-1a", "cuda:0", "GPU-5f"),
+        ("6,7", "cuda", "6,7"),
+        (None, "cpu", None),
+    ],
+)
+def test_a_process_sees_its_own_gpu_alone(monkeypatch, seen, device, gpus):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    name, variables = alone_on(device)
+    assert (name, variables.get("CUDA_VISIBLE_DEVICES")) == (device.partition(":")[0], gpus)
+
+
+@pytest.mark.parametrize(("seen", "count"), [("6,7", 2), ("", 0)])
+def test_a_gpu_that_is_not_shown_is_refused(monkeypatch, seen, count):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    with pytest.raises(UserError, match=f"^--device = cuda:2: CUDA_VISIBLE_DEVICES = {seen} has {count} GPUs"):
+        alone_on("cuda:2")

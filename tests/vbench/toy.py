@@ -65,6 +65,7 @@ def judged(dimension, video, entry, order, folder, device):
                 call
                 | {
                     "device": str(device),
+                    "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
                     "entry": entry,
                     "isolated": sys.flags.isolated,
                     "pid": os.getpid(),
