@@ -76,6 +76,7 @@ def test_values_of_each_video_and_their_mean(score, videos, weights, tmp_path, m
     assert [one["entry"]["prompt_en"] for one in calls[:3]] == ["a bird", "a bee", "100% of a bear/cub"]
     # what VBench reads from names is kept, and nothing looks like a pattern to OpenCV
     assert {one["name"] for one in calls} == {"a bird-0.mp4", "a bee-0.mp4", "100  of a bear cub-0.mp4"}
+    assert all(one["loads"] == {"map_location": "cpu", "weights_only": False} for one in calls)
     assert all(one["isolated"] for one in calls)  # its import path has nothing of our environment
     assert not any("AWS_SECRET_ACCESS_KEY" in one["variables"] for one in calls)
 
