@@ -35,6 +35,22 @@ def compute_{name}(path, device, submodules, **_):
     return scored("{name}", path, device, progress=tqdm)
 """
 
+TORCH = """class version:
+    cuda = "none"
+
+
+def device(name):
+    return name
+
+
+def no_grad():
+    return lambda compute: compute
+
+
+def load(path):
+    raise NotImplementedError
+"""
+
 
 def build_environment(folder: Path) -> Path:
     """A virtual environment whose `vbench` is tests/vbench/toy.py."""
@@ -54,7 +70,7 @@ def build_environment(folder: Path) -> Path:
         "    def __len__(self):\n        return os.path.getsize(self.path) // 1000\n"
     )
     # what the worker calls in torch before it imports VBench
-    (packages / "torch.py").write_text("class version:\n    cuda = 'none'\n\n\ndef device(name):\n    return name\n")
+    (packages / "torch.py").write_text(TORCH)
     return folder
 
 

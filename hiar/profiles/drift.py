@@ -23,7 +23,7 @@ VERSION = 1
 FRAME = {"saturation": saturation, "sharpness": sharpness}
 METRICS = {
     "musiq": "MUSIQ (pyiqa), trained on SPAQ as VBench's imaging_quality, 0 to 100",
-    "clip_iqa": "CLIP-IQA (pyiqa) of CLIP's RN50, three pairs of prompts, 0 to 1",
+    "clip_iqa": "CLIP-IQA (pyiqa) of CLIP's RN50, five pairs of prompts, 0 to 1",
     "dinov2": "cosine of DINOv2 ViT-B/14's class tokens (transformers) of consecutive frames: shorter side brought to "
     "256 pixels, the middle 224x224",
     "lpips": "LPIPS of AlexNet, version 0.1 (torchmetrics), between consecutive frames",

@@ -14,13 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from hiar.errors import RunFailed
+from hiar.errors import RunFailed, UserError
 from hiar.io.files import writing
 from hiar.vbench.environment import Environment
 from hiar.vbench.suite import file_stem
 
 WORKER = Path(__file__).with_name("worker.py")
 LOOK = "import torch; print(torch.cuda.is_available())"
+_SEEN = "CUDA_VISIBLE_DEVICES"
 _DINO = "dino_model/dino_vitbase16_pretrain.pth"  # loaded from torch.hub's folder, whatever VBench passes
 
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
@@ -53,6 +54,7 @@ def ask(
     """
     with TemporaryDirectory(prefix="hiar-vbench-") as home:
         places = _stage(Path(home), items)
+        device, variables = alone_on(device)
         lend(Path(home), weights / _DINO)
         entries = [
             {"prompt_en": item.prompt, "dimension": [dimension], "video_list": [place]}
@@ -72,7 +74,7 @@ def ask(
             said = log.open("w", encoding="utf-8")
         command = [environment.python, "-I", WORKER]  # -I: nothing of our own environment
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said, "encoding": "utf-8"}
-        with said, subprocess.Popen(command, env=open_environ(), **pipes) as worker:  # type: ignore[call-overload]
+        with said, subprocess.Popen(command, env=variables, **pipes) as worker:  # type: ignore[call-overload]
             begun(worker)
             try:
                 with suppress(BrokenPipeError):  # it has died already, which is reported below
@@ -107,6 +109,24 @@ def device_of(environment: Environment) -> str:
     command: list[str | Path] = [environment.python, "-I", "-c", LOOK]
     said = subprocess.run(command, env=open_environ(), capture_output=True, encoding="utf-8", check=False).stdout
     return "cuda" if said.strip() == "True" else "cpu"
+
+
+def alone_on(device: str) -> tuple[str, dict[str, str]]:
+    """A device as a process calls it that sees no other GPU, and that process's environment variables.
+
+    Given a GPU, parts of VBench (GRiT, for one) take the first that they see. Raises UserError for one that
+    CUDA_VISIBLE_DEVICES leaves out.
+    """
+    kind, _, number = device.partition(":")
+    if not number:
+        return device, open_environ()
+    seen = os.environ.get(_SEEN)
+    if seen is None:
+        return kind, open_environ() | {_SEEN: number}
+    gpus = seen.split(",") if seen else []
+    if int(number) >= len(gpus):
+        raise UserError(f"--device = {device}: {_SEEN} = {seen} has {len(gpus)} GPUs, counted from 0; give one of them")
+    return kind, open_environ() | {_SEEN: gpus[int(number)]}
 
 
 def open_environ() -> dict[str, str]:

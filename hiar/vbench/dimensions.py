@@ -39,13 +39,14 @@ DINO = (
 RAFT = ("raft_model/models/raft-things.pth",)
 _CLIP_B, _CLIP_L = "clip_model/ViT-B-32.pt", "clip_model/ViT-L-14.pt"
 _VICLIP = ("ViCLIP/ViClip-InternVid-10M-FLT.pth", "ViCLIP/bpe_simple_vocab_16e6.txt.gz")
-_BERT = tuple(f"bert-base-uncased/{name}" for name in ("config.json", "vocab.txt", "model.safetensors"))
+_VOCABULARY = "bert-base-uncased/vocab.txt"
+_BERT = ("bert-base-uncased/config.json", _VOCABULARY, "bert-base-uncased/model.safetensors")
 
 
 def _detected() -> Dimension:
     """A dimension that finds objects with GRiT."""
-    files = ("grit_model/grit_b_densecap_objectdet.pth",)
-    return Dimension(SEMANTIC, 0, 1, files=files, packages=("detectron2",), described=True)
+    files = ("grit_model/grit_b_densecap_objectdet.pth", _VOCABULARY)
+    return Dimension(SEMANTIC, 0, 1, files=files, packages=("detectron2", "lvis", "boto3"), described=True)
 
 
 DIMENSIONS = {

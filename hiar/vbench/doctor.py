@@ -14,10 +14,13 @@ from hiar.vbench.environment import Environment, default_folder, find_environmen
 from hiar.vbench.frames import DRIFT, FILES, PACKAGES
 from hiar.vbench.weights import Held, inspect, weights_folder
 
-# How to get packages that `make vbench` does not install.
+# How to get packages that `make vbench` does not install. GRiT imports all three: detectron2, whose build needs our
+# torch, and two that it does not bring along; lvis asks for another OpenCV than ours.
 _BUILT = {
-    "detectron2": "is not on a package registry; build it with pip install git+https://github.com/facebookresearch/"
-    "detectron2 in that environment"
+    "detectron2": "is not on a package registry; build it with pip install --no-build-isolation git+https://github.com/"
+    "facebookresearch/detectron2 in that environment",
+    "lvis": "GRiT imports it; pip install --no-deps lvis in that environment",
+    "boto3": "GRiT imports it; pip install boto3 in that environment",
 }
 _MADE = "should be; remove the environment and rebuild it with `make vbench`"
 

@@ -12,6 +12,7 @@ from hiar.io.files import file_hash, remove, writing
 from hiar.io.names import tell_of_others
 from hiar.io.progress import tell
 from hiar.vbench.across import BRANCHES, SUFFIX, VERSIONS
+from hiar.vbench.asking import alone_on
 from hiar.vbench.clips import clip_folder
 from hiar.vbench.dimensions import (
     DIMENSIONS,
@@ -70,6 +71,7 @@ def score_folder(
     for device in devices:
         if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
             raise UserError(f"--device = {device}: is not a device that VBench knows; give cpu, cuda or cuda:N")
+        alone_on(device)
     kind, *others = sorted({device.partition(":")[0] for device in devices})
     if others:
         raise UserError(f"--device = {', '.join(devices)}: GPUs and CPUs give different values; give only one kind")

@@ -80,9 +80,7 @@ WEIGHTS = {
         "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
         1356917,
     ),
-    "grit_model/grit_b_densecap_objectdet.pth": Weight(
-        "https://datarelease.blob.core.windows.net/grit/models/grit_b_densecap_objectdet.pth"
-    ),
+    "grit_model/grit_b_densecap_objectdet.pth": Weight(_VIDEO + "grit_b_densecap_objectdet.pth"),
     "caption_model/tag2text_swin_14m.pth": Weight(
         "https://huggingface.co/spaces/xinyu1205/recognize-anything/resolve/main/tag2text_swin_14m.pth"
     ),

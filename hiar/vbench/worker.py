@@ -13,6 +13,7 @@ import runpy
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 ACROSS = "_across_clips"  # at the end of the names of VBench-Long's fast branches
@@ -55,6 +56,7 @@ def open_scores(request: dict[str, Any], step: Callable[[], None]) -> Callable[[
     if not dimension.endswith(ACROSS):
         return official(dimension, device, home, step)
     mend_torchvision()
+    load_everything()
     beside = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "first_frames.py"))
     found: Callable[[Any], list[dict[str, Any]]] = beside["open_branch"](
         dimension.removesuffix(ACROSS), device, request["weights"], home, step
@@ -65,13 +67,17 @@ def open_scores(request: dict[str, Any], step: Callable[[], None]) -> Callable[[
 def official(dimension: str, device: str, home: str, step: Callable[[], None]) -> Callable[[Any], list[dict[str, Any]]]:
     """The package's own function for a dimension: from the suite's entries with videos to one record per video."""
     mend_torchvision()
+    load_everything()
     import torch
     from vbench.utils import init_submodules
 
     module = importlib.import_module(f"vbench.{dimension}")
     setattr(module, "tqdm", lambda items, **_: _counted(items, step))  # noqa: B010
     submodules = init_submodules([dimension], local=True)[dimension]
-    compute = getattr(module, f"compute_{dimension}")
+    compute = torch.no_grad()(getattr(module, f"compute_{dimension}"))  # VBench keeps gradients in some dimensions
+    errors: list[Exception] = []
+    if dimension == "object_class":
+        keep_errors(module.DenseCaptioning, "run_caption_tensor", errors)
 
     def score(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         path = os.path.join(home, "entries.json")
@@ -83,6 +89,8 @@ def official(dimension: str, device: str, home: str, step: Callable[[], None]) -
             if dimension != "color":
                 raise
             records = []
+        if errors:
+            raise errors[0]
         return records
 
     return score
@@ -91,6 +99,7 @@ def official(dimension: str, device: str, home: str, step: Callable[[], None]) -
 def static_filter(device: str, weights: str, step: Callable[[], None]) -> Callable[[Any], list[dict[str, Any]]]:
     """The package's own filter: 1 for a video that it finds static, else 0."""
     mend_torchvision()
+    load_everything()
     from argparse import Namespace
 
     import torch
@@ -165,6 +174,30 @@ def mend_torchvision() -> None:
     if torch.version.cuda is None:
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def load_everything() -> None:
+    """Let torch.load read whatever a file of weights holds, to the CPU; only files of known hashes get here.
+
+    Its default since torch 2.6 refuses AMT's file, whose optimizer state has NumPy's numbers.
+    """
+    import torch
+
+    setattr(torch, "load", partial(torch.load, map_location="cpu", weights_only=False))  # noqa: B010
+
+
+def keep_errors(owner: type, name: str, errors: list[Exception]) -> None:
+    """Note the errors of a method: object_class takes any error, even a full GPU, for a picture without objects."""
+    method = getattr(owner, name)
+
+    def noting(*arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    setattr(owner, name, noting)
 
 
 def stay_offline(event: str, details: tuple[Any, ...]) -> None:

@@ -13,6 +13,7 @@ spec = importlib.util.spec_from_file_location("worker", worker)
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 module.mend_torchvision()
+module.load_everything()
 os.environ |= {"VBENCH_CACHE_DIR": weights}
 
 from vbench.cli import static_filter  # noqa: E402

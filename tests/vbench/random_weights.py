@@ -131,12 +131,16 @@ def musiq():
 
 
 def amt():
+    import numpy as np
     import vbench
     from omegaconf import OmegaConf
     from vbench.third_party.amt.utils.build_utils import build_from_cfg
 
     config = OmegaConf.load(Path(vbench.__file__).parent / "third_party/amt/cfgs/AMT-S.yaml").network
-    torch.save({"state_dict": build_from_cfg(config).state_dict()}, place("amt_model/amt-s.pth"))
+    model = build_from_cfg(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=np.cos(1.5))  # its trainer computes the rate by NumPy
+    state = {"epoch": 299, "state_dict": model.state_dict(), "optim": optimizer.state_dict()}
+    torch.save(state, place("amt_model/amt-s.pth"))
 
 
 def raft():

@@ -76,6 +76,7 @@ def test_values_of_each_video_and_their_mean(score, videos, weights, tmp_path, m
     assert [one["entry"]["prompt_en"] for one in calls[:3]] == ["a bird", "a bee", "100% of a bear/cub"]
     # what VBench reads from names is kept, and nothing looks like a pattern to OpenCV
     assert {one["name"] for one in calls} == {"a bird-0.mp4", "a bee-0.mp4", "100  of a bear cub-0.mp4"}
+    assert all(one["loads"] == {"map_location": "cpu", "weights_only": False} for one in calls)
     assert all(one["isolated"] for one in calls)  # its import path has nothing of our environment
     assert not any("AWS_SECRET_ACCESS_KEY" in one["variables"] for one in calls)
 
@@ -123,7 +124,7 @@ def test_other_weights_score_anew_and_lose_nothing(score, videos, weights, tmp_p
     assert "other device, weights; it is set aside as" in capsys.readouterr().err
     assert [(tmp_path / "out" / f"{SMOOTH}.aside-{n}.jsonl").read_text() for n in (1, 2)] == [old, new]
     assert result(tmp_path, SMOOTH)["device"] == "cuda"
-    assert {one["device"] for one in requests_of(weights)} == {"cuda:12"}
+    assert {(one["device"], one["gpus"]) for one in requests_of(weights)} == {("cuda", "12")}
     score(videos, SMOOTH, devices=["cuda:3"])  # another GPU of the same kind
     assert requests_of(weights) == []
 
@@ -132,8 +133,8 @@ def test_dimensions_are_scored_side_by_side_each_on_a_device(score, videos, weig
     behave(weights, **{FLICKERING: "meet", SMOOTH: "meet"})
     scores = score(videos, FLICKERING, SMOOTH, IMAGING, devices=["cuda:0", "cuda:1"])
     assert list(scores.values) == [FLICKERING, SMOOTH, IMAGING]
-    each = {name: {one["device"] for one in calls} for name, calls in by_dimension(requests_of(weights)).items()}
-    assert each[FLICKERING] | each[SMOOTH] == {"cuda:0", "cuda:1"}
+    each = {name: {one["gpus"] for one in calls} for name, calls in by_dimension(requests_of(weights)).items()}
+    assert each[FLICKERING] | each[SMOOTH] == {"0", "1"}
     assert [len(used) for used in each.values()] == [1, 1, 1]
     assert result(tmp_path, SMOOTH)["device"] == "cuda"
 

@@ -1,13 +1,17 @@
 """VBench's process is isolated: no secrets, no network, and nothing that depends on the working directory."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 
+import numpy as np
 import pytest
+import torch
 from vbench_toys import film, requests_of
 
-from hiar.vbench.asking import lend, open_environ
+from hiar.errors import UserError
+from hiar.vbench.asking import alone_on, lend, open_environ
 from hiar.vbench.runner import score_folder
-from hiar.vbench.worker import stay_offline
+from hiar.vbench.worker import keep_errors, load_everything, stay_offline
 
 SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
@@ -76,3 +80,52 @@ def test_folders_may_be_relative_paths(toy, weights, tmp_path, monkeypatch):
     Path("file.pth").write_bytes(b"net")
     lend(Path("home"), Path("file.pth"))
     assert Path("home/hub/checkpoints/file.pth").read_bytes() == b"net"
+
+
+@pytest.mark.parametrize(
+    ("seen", "device", "gpus"),
+    [
+        (None, "cuda:3", "3"),
+        ("6,7", "cuda:1", "7"),
+        ("GPU-5f,MIG-1a", "cuda:0", "GPU-5f"),
+        ("6,7", "cuda", "6,7"),
+        (None, "cpu", None),
+    ],
+)
+def test_a_process_sees_its_own_gpu_alone(monkeypatch, seen, device, gpus):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    name, variables = alone_on(device)
+    assert (name, variables.get("CUDA_VISIBLE_DEVICES")) == (device.partition(":")[0], gpus)
+
+
+@pytest.mark.parametrize(("seen", "count"), [("6,7", 2), ("", 0)])
+def test_a_gpu_that_is_not_shown_is_refused(monkeypatch, seen, count):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    with pytest.raises(UserError, match=f"^--device = cuda:2: CUDA_VISIBLE_DEVICES = {seen} has {count} GPUs"):
+        alone_on("cuda:2")
+
+
+def test_a_file_with_numpys_numbers_is_read(monkeypatch, tmp_path):
+    """Such as AMT's, which holds the state of its optimizer."""
+    monkeypatch.setattr(torch, "load", torch.load)  # undone at the end
+    torch.save({"optim": {"lr": np.cos(0.5)}}, tmp_path / "amt-s.pth")
+    with pytest.raises(UnpicklingError, match="weights_only"):
+        torch.load(tmp_path / "amt-s.pth")
+    load_everything()
+    assert torch.load(tmp_path / "amt-s.pth") == {"optim": {"lr": np.cos(0.5)}}
+
+
+def test_a_swallowed_error_is_kept():
+    class Detector:
+        def detect(self, picture):
+            return 1 / picture
+
+    errors: list[Exception] = []
+    keep_errors(Detector, "detect", errors)
+    assert Detector().detect(2) == 0.5
+    assert errors == []
+    with pytest.raises(ZeroDivisionError):
+        Detector().detect(0)
+    assert [type(error) for error in errors] == [ZeroDivisionError]

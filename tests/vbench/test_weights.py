@@ -31,7 +31,8 @@ def test_each_dimension_says_what_it_lacks(environment, tmp_path):
     assert str(tmp_path / CLIP) in clip
     assert "is missing" in clip
     assert WEIGHTS[CLIP].sha256 in clip
-    assert "detectron2" in findings["color"][0]
+    for problem, lacks in zip(findings["color"], ("detectron2", "lvis", "boto3", "densecap", "vocab.txt"), strict=True):
+        assert lacks in problem
     with pytest.raises(UserError, match=r"^background_consistency: .*ViT-B-32.pt: is missing"):
         require_runnable(examine(environment, tmp_path, ["temporal_flickering", "background_consistency"]))
     for name, more in (("background_consistency", 0), ("overall_consistency", 1), ("subject_consistency", 3)):

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+import torch
+
 LEAVES_OUT = "left out"
 
 
@@ -65,6 +67,8 @@ def judged(dimension, video, entry, order, folder, device):
                 call
                 | {
                     "device": str(device),
+                    "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+                    "loads": torch.load.keywords,
                     "entry": entry,
                     "isolated": sys.flags.isolated,
                     "pid": os.getpid(),
