@@ -12,10 +12,11 @@ DEPLOYMENT = "stage/stage"
 
 
 def job_variables(kind: str | None, params: Params, stage: str) -> dict[str, Any]:
-    """Job variables for a pool of type ``kind``: GPUs if params.yaml asks for them, one per process, and its memory.
+    """Job variables for a pool of type ``kind``: GPUs if params.yaml asks for them, and its memory.
 
-    What it does not set stays at the pool's defaults. A process pool requests nothing: its stages share the machine's
-    devices (flows.devices).
+    Of Kubernetes a stage gets one GPU per process. Of Docker it gets all, since of a number Docker gives each container
+    the first ones; as with a process pool, which requests nothing, stages share the machine's devices (flows.devices).
+    What is not set stays at the pool's defaults.
     """
     runtime, asked = params.runtime, dict[str, Any]()
     count = runtime.processes_of(stage) if runtime.device == "cuda" else None
@@ -24,7 +25,7 @@ def job_variables(kind: str | None, params: Params, stage: str) -> dict[str, Any
     elif kind == "docker":
         # In bytes, as Docker's suffixes mean powers of two.
         limit = runtime.memory_gb and str(round(runtime.memory_gb * 1e9))
-        cards = count and [{"Driver": "nvidia", "Count": count, "Capabilities": [["gpu"]]}]
+        cards = count and [{"Driver": "nvidia", "Count": -1, "Capabilities": [["gpu"]]}]
         asked = {"gpus": cards, "mem_limit": limit}
     return {name: value for name, value in asked.items() if value is not None}
 

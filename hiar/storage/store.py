@@ -96,6 +96,7 @@ def open_store(root: Path, name: str | None = None) -> Store:
             endpoint_url=remote.get("endpointurl"),
             verify=remote.get("ssl_verify"),
             config=Config(
+                signature_version="s3v4",  # for links too: boto3 signs them in the old way where AWS once took it
                 connect_timeout=10,
                 read_timeout=60,
                 retries={"mode": "standard", "max_attempts": 4},

@@ -18,6 +18,8 @@ from hiar.io.loopback import past_proxies
 from hiar.tracking.records import VIEW, artifacts_uri
 
 TIMEOUT_SECONDS = 3  # per request; by default MLflow waits minutes for a dead server
+UPLOAD_SECONDS = 300  # for a file, which MLflow's server passes on to its store before it answers
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 METRICS_BATCH, PARAMS_BATCH = 1000, 100  # MLflow's limits per request
 PAGE = 1000  # runs per request
 SILENT_SECONDS = 600  # without a heartbeat, after which a run counts as dead, on whatever machine
@@ -30,7 +32,7 @@ FOR_GOOD = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it may hold a password
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT_SECONDS),
+    TIMEOUT: str(TIMEOUT_SECONDS),
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
 
@@ -166,6 +168,19 @@ def log_points(client: Any, run_id: str, points: Iterable[tuple[str, float, int,
     metrics = [Metric(*point) for point in points]
     for first in range(0, len(metrics), METRICS_BATCH):
         client.log_batch(run_id, metrics=metrics[first : first + METRICS_BATCH])
+
+
+def log_file(client: Any, run_id: str, path: Path) -> None:
+    """Log a file with a run; the server may take `UPLOAD_SECONDS` for it, unless the user allows it more."""
+    usual = os.environ.get(TIMEOUT)
+    os.environ[TIMEOUT] = str(max(UPLOAD_SECONDS, int(usual or 0)))
+    try:
+        client.log_artifact(run_id, str(path))
+    finally:
+        if usual is None:
+            del os.environ[TIMEOUT]
+        else:
+            os.environ[TIMEOUT] = usual
 
 
 def history(client: Any, run_id: str, name: str) -> dict[int, float]:

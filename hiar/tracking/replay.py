@@ -117,7 +117,7 @@ class Replay:
         elif "artifact" in event:
             file = kept(self.path) / event["artifact"]
             if file.exists():
-                mlflow.unless_refused(client.log_artifact, self._id, str(file))
+                mlflow.unless_refused(mlflow.log_file, client, self._id, file)
         elif "end" in event:
             self._flush(client)
             self._stop_watching()

@@ -88,7 +88,7 @@ def waiting(folder: Path) -> list[Path]:
 def is_written(path: Path) -> bool:
     """Whether the stage that writes a spool file is alive."""
     try:
-        file = path.open("rb")
+        file = path.open("r+b")  # NFS locks only files that are open for writing
     except FileNotFoundError:
         return False
     with file:

@@ -49,7 +49,7 @@ def clip_folder(out: Path) -> Iterator[Path]:
     The next process uses what a killed one leaves.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".clips.lock").open("w") as lock:
+    with (out / ".clips.lock").open("a+") as lock:  # NFS wants it open for reading and for writing, one for each kind
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield out / ".clips"
         with suppress(BlockingIOError):  # others still use it

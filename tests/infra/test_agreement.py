@@ -22,6 +22,7 @@ from infra_files import (
     compose,
     deployed,
     environments,
+    filled,
     manifests,
     pod_specs,
     pools,
@@ -263,8 +264,37 @@ def test_the_experiment_of_the_gpu_jobs_uses_the_gpus_they_request() -> None:
     }
     assert gpus == {text["runtime"]["processes"]}
     assert f"#SBATCH --gpus-per-node={text['runtime']['processes']}\n" in (INFRA / "slurm.sbatch").read_text()
-    assert set(yaml.safe_load((INFRA / "skypilot.yaml").read_text())["resources"]["accelerators"].values()) == gpus
+    sky = yaml.safe_load((INFRA / "skypilot.yaml").read_text())
+    assert set(sky["resources"]["accelerators"].values()) == gpus
+    assert " sh infra/at-commit " in sky["run"], "its permission to execute does not survive SkyPilot's bucket"
     assert os.access(INFRA / "at-commit", os.X_OK)
+    limit = compose()["services"]["worker-gpu"]["deploy"]["resources"]["limits"]["memory"]
+    assert int(limit.removesuffix("G")) >= text["runtime"]["memory_gb"]
+
+
+def test_read_only_workers_can_write_what_their_libraries_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC opens no repository without its cache, and torch loads what it compiles from /tmp."""
+    from dvc.dirs import site_cache_dir
+
+    for name in COMPOSED:
+        service = compose()["services"][name]
+        assert service["read_only"] and service["tmpfs"] == ["/tmp:exec"], name
+        monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
+        for variable, value in service["environment"].items():
+            if variable.startswith("DVC_"):
+                monkeypatch.setenv(variable, value)
+        places = [one.rpartition(":")[2] for one in service["volumes"]]
+        assert any(Path(site_cache_dir()).is_relative_to(one) for one in places), name
+
+
+def test_runs_reach_the_servers_with_the_labels_that_prefect_gives_them() -> None:
+    """Its worker overwrites some labels of the pods that it starts (test_schemas.py asks it)."""
+    labels = filled("kubernetes")["job_manifest"]["spec"]["template"]["metadata"]["labels"]
+    labels |= {"app.kubernetes.io/part-of": "prefect"}
+    policies = {one["metadata"]["name"]: one["spec"] for one in manifests() if one["kind"] == "NetworkPolicy"}
+    for name in ("servers", "store"):
+        (rule,) = policies[name]["ingress"]
+        assert [one for one in rule["from"] if one["podSelector"]["matchLabels"].items() <= labels.items()], name
 
 
 def test_the_docker_pool_finds_what_compose_made() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import jsonschema
 import pytest
@@ -46,6 +47,8 @@ def test_a_run_of_a_pool_gets_the_gpus_it_requests() -> None:
     devices = [{"Driver": "nvidia", "Count": -1, "Capabilities": [["gpu"]]}]
     assert "device_requests" not in filled("docker")["container_create_kwargs"]
     assert filled("docker", gpus=devices)["container_create_kwargs"]["device_requests"] == devices
+    # It would give all GPUs, also those of others, to a run that requests none.
+    assert "NVIDIA_VISIBLE_DEVICES" not in (INFRA / "Dockerfile").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["docker", "kubernetes"])
@@ -156,6 +159,19 @@ def test_docker_and_kubernetes_workers_accept_their_pools() -> None:
     fields = {"docker": docker.DockerWorkerJobConfiguration, "kubernetes": kubernetes.KubernetesWorkerJobConfiguration}
     for name, model in fields.items():
         assert set(pools()[name]["job_configuration"]) <= set(model.model_fields)
+
+
+def test_the_kubernetes_worker_overwrites_one_label_of_its_runs() -> None:
+    """Network policies know runs by the other."""
+    worker = pytest.importorskip("prefect_kubernetes.worker", reason="pip install prefect-kubernetes==0.8.0")
+    from prefect.client.schemas.objects import FlowRun
+
+    given = filled("kubernetes", name="run", labels={}, env={}, command="true")
+    before = dict(given["job_manifest"]["spec"]["template"]["metadata"]["labels"])
+    configuration = worker.KubernetesWorkerJobConfiguration.model_validate(given)
+    configuration.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="smoke 1a2b3c4"))
+    after = configuration.job_manifest["spec"]["template"]["metadata"]["labels"]
+    assert {name for name, value in before.items() if after[name] != value} == {"app.kubernetes.io/part-of"}
 
 
 def test_terraform_parses_and_its_references_are_declared() -> None:

@@ -533,6 +533,15 @@ def test_links_to_a_report_expire_after_the_given_days(
     assert f"{PREFIX}reports/default/{digest}/index.html" in small.objects
 
 
+def test_links_are_signed_as_every_store_accepts_it(root: Path) -> None:
+    """For the region us-east-1, the default, boto3 has an older way, which other stores need not know."""
+    config = root / ".dvc" / "config"
+    config.write_text(config.read_text().replace("region = x", "region = us-east-1"))
+    store = open_store(root)
+    link = store.client.generate_presigned_url("get_object", store.where("x"))
+    assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in link
+
+
 @pytest.mark.parametrize(
     ("status", "code", "line"),
     [

@@ -10,7 +10,9 @@ import tempfile
 import threading
 import time
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,6 +200,44 @@ def test_a_server_is_tried_at_its_port_and_with_the_users_timeout(
     mlflow.connect(f"sqlite:///{project / 'mlflow.db'}")
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_a_file_is_logged_although_the_server_takes_longer_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers once it has passed the file on to its own store; no later record would be sent until it is logged."""
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    received = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])))
+            time.sleep(1.5)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    path = tmp_path / "index.html"
+    path.write_bytes(b"a report")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        artifacts = HttpArtifactRepository(f"http://127.0.0.1:{server.server_port}/artifacts")
+        client = SimpleNamespace(log_artifact=lambda _run, file: artifacts.log_artifact(file))
+        for usual in ("1", None):
+            if usual is None:
+                monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+            else:
+                monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", usual)
+            mlflow.log_file(client, "run", path)
+            assert os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") == usual
+        server.shutdown()
+    assert received == [b"a report"] * 2
 
 
 def test_a_server_has_one_spool_whatever_the_password_and_working_folder(
