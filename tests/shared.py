@@ -78,7 +78,8 @@ class Silent:
 class Case(NamedTuple):
     """A training. wan: the network predicts the flow, else x0 with coordinates; half: compute in bf16.
 
-    device: cpu, or cuda where there is a GPU; offload: real score and optimiser states are on the host.
+    device: cpu, or cuda where there is a GPU; offload: real score and optimiser states are on the host; checkpointing:
+    layers are recomputed in backward.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Case(NamedTuple):
     half: bool = False
     device: str = "cpu"
     offload: bool = False
+    checkpointing: bool = False
 
     @property
     def optimizer(self) -> Optimizer:
@@ -97,7 +99,8 @@ class Case(NamedTuple):
 
 
 def network(case: Case, seed: int):
-    return tiny_denoiser("flow" if case.wan else "x0", coordinates=not case.wan, seed=seed).to(case.device)
+    made = tiny_denoiser("flow" if case.wan else "x0", coordinates=not case.wan, seed=seed)
+    return made.checkpoint(case.checkpointing).to(case.device)
 
 
 def accelerator_of(case: Case) -> Accelerator:

@@ -186,9 +186,10 @@ def test_an_optimisers_states_are_on_the_host_between_updates() -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("processes", [None, 1], ids=["whole", "sharded"])
-def test_a_distillation_gives_the_weights_of_a_cpu(processes: int | None) -> None:
-    case = Case("distill", wan=True, replay=2, steps=2)
+def test_a_distillation_gives_the_weights_of_a_cpu(processes: int | None, checkpointing: bool) -> None:
+    case = Case("distill", wan=True, replay=2, steps=2, checkpointing=checkpointing)
     learnt = []
     for device in ("cpu", "cuda"):
         with joined(runtime(processes, device=device.replace("cuda", "auto"))) as ranks:

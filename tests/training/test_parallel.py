@@ -33,6 +33,7 @@ FEW = [
     Case("distill", wan=True, replay=2, steps=2),
     Case("distill", muon=True, steps=1),
     Case("distill", wan=True, steps=2, half=True),
+    Case("distill", wan=True, steps=2, checkpointing=True),
 ]
 STATE = Case("distill", muon=True, replay=2, steps=5)
 ALL = [Case(name, wan, steps=20) for name in ("init", "distill") for wan in (False, True)]
@@ -97,7 +98,7 @@ def test_two_processes_equal_one_with_two_micro_batches(number: int, results_of_
     assert same(alone(FEW[number], 1), results_of_two[number])
 
 
-@pytest.mark.parametrize("case", [FEW[0], FEW[2]])
+@pytest.mark.parametrize("case", [FEW[0], FEW[2], FEW[5]])
 def test_sharded_and_whole_networks_learn_the_same_with_any_micro_batches(case: Case) -> None:
     whole = alone(case, None)
     assert largest_difference(whole, alone(case, 1)) < 1e-6
