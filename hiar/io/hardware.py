@@ -11,10 +11,13 @@ from typing import Literal
 import torch
 
 
-def hardware(device: Literal["auto", "cpu", "cuda"]) -> str:
-    """The accelerators that ``runtime.device`` gives a run, for example "2x NVIDIA H200", otherwise the processor."""
+def hardware(device: Literal["auto", "cpu", "cuda"], processes: int | None = None) -> str:
+    """The accelerators that ``runtime.device`` gives a run, for example "2x NVIDIA H200", otherwise the processor.
+
+    processes: of the run, each with a GPU, on all its machines; None: all GPUs that are visible here.
+    """
     if device != "cpu" and torch.cuda.is_available():
-        return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name()}"
+        return f"{processes or torch.cuda.device_count()}x {torch.cuda.get_device_name()}"
     return f"{_processor()}, {os.cpu_count()} cores"
 
 

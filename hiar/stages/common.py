@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def stage(
                     take_up(state, restart, folder)
         if ranks.leads:
             if sampled is None:
-                run.tag("hardware", hardware(params.runtime.device))
+                run.tag("hardware", hardware(params.runtime.device, ranks.size))
             for parent, content in contents.items():
                 run.tag(f"content of {parent}", content)
             resumed = any(folder.rglob("*.safetensors"))
@@ -157,7 +158,8 @@ def stage(
         yield Stage(name, params, folder, run, accelerator, contents, settings, facts, ranks)
         if ranks.leads:
             place = out.relative_to(workspace / "artifacts")
-            write_log(workspace, str(place), params, began, stage=name, seed=seed, variant=variant, resumed=resumed)
+            log = partial(write_log, workspace, str(place), params, began, stage=name, seed=seed, variant=variant)
+            log(processes=ranks.size, resumed=resumed)
             run.tag("content", contents["checkpoint"] if sampled else content_hash(folder))
             run.tag("path", str((sampled or out).relative_to(workspace)))
             if sampled:
@@ -189,6 +191,7 @@ def write_log(
     stage: str,
     seed: int | None = None,
     variant: str | None = None,
+    processes: int = 1,
     resumed: bool = False,
 ) -> None:
     """Write logs/<place>.json: when a stage ran, how long (since ``began``, by ``time.monotonic``), and on what."""
@@ -202,7 +205,7 @@ def write_log(
             "started": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
             **peak_memory_mb(params.runtime.device),
-            "hardware": hardware(params.runtime.device),
+            "hardware": hardware(params.runtime.device, processes),
             "threads": torch.get_num_threads(),
             "resumed": resumed,
         },

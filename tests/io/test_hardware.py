@@ -20,6 +20,8 @@ def test_gpus_are_named_where_a_run_may_use_them(monkeypatch: pytest.MonkeyPatch
     for name, value in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     assert hardware("auto") == hardware("cuda") == "2x NVIDIA H200"
+    assert (hardware("auto", 1), hardware("cuda", 16)) == ("1x NVIDIA H200", "16x NVIDIA H200")
+    assert hardware("cpu", 4) == hardware("cpu")
     assert hardware("cpu").endswith(f", {os.cpu_count()} cores")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert hardware("auto") == hardware("cpu")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from students import smoke_params
 from hiar.config import Params
 from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
+from hiar.io.process_group import ALONE, Ranks
 from hiar.stages import common, definition
 from hiar.stages.common import Paths, sample_world, stage, tail_mean, write_curve, write_log, write_metrics
 from hiar.worlds.interface import FIRST_CLIP, open_world
@@ -146,3 +148,21 @@ def test_a_log_has_the_start_duration_and_peak_memory_of_a_stage(tmp_path: Path)
     assert 4900 < (now - datetime.fromisoformat(log["started"])).total_seconds() < 5100
     assert psutil.Process().memory_info().rss * 0.9 < log["peak_memory_mb"] * 2**20 < psutil.virtual_memory().total
     assert (log["stage"], log["seed"], log["variant"], log["resumed"]) == ("init", 0, None, True)
+
+
+def test_a_log_names_as_many_gpus_as_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine that has more."""
+
+    class Together(Ranks):
+        @contextmanager
+        def agreed(self) -> Iterator[None]:
+            yield
+
+    monkeypatch.setattr(common, "hardware", lambda device, processes=None: f"{processes}x GPU")
+    for ranks in (ALONE, Together(size=3)):
+        monkeypatch.setattr(common, "joined", lambda runtime, ranks=ranks: nullcontext(ranks))
+        out = Paths(tmp_path, ranks.size).codec
+        with stage("codec", smoke_params(), tmp_path, out, seed=0, parents={}, shared=True) as work:
+            work.finish("codec")
+        log = json.loads((tmp_path / f"logs/seed-{ranks.size}/codec.json").read_text())
+        assert log["hardware"] == f"{ranks.size}x GPU"
