@@ -84,8 +84,7 @@ LIVE := artifacts/seed-0/distill
 live: $(READY) ## after `make demo`: HiAR and Self-Forcing side by side, endless, on http://127.0.0.1:8765 (LIVE_PORT=...)
 	@$(BIN)/hiar live --checkpoint $(LIVE)/hiar --checkpoint $(LIVE)/self-forcing --port '$(LIVE_PORT)' --open
 
-# Half as many again as there are cores, because many tests wait for a server; one thread each, because threads that wait
-# for one another keep cores busy.
+# Half as many again as there are cores, because many tests wait for a server; one thread each, because these fill the cores.
 WORKERS = $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) \* 3 / 2)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
