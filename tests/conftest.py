@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -33,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that read the smoke experiment come last, file by file, since it runs beside the others."""
     readers = {item.path for item in items if reads_smoke(item)}
     items.sort(key=lambda item: item.path in readers)
+
+
+def pytest_collection_finish() -> None:
+    """What collecting has imported stays: garbage collectors need not look through it a thousand times."""
+    gc.collect()
+    gc.freeze()
 
 
 def reads_smoke(item: pytest.Item) -> bool:

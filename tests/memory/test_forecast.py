@@ -260,7 +260,7 @@ def planned_entries(params: Any, stage: str, gpus: int = 1, batch: int = 1) -> d
     return rows
 
 
-def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
+def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     """Computed by hand: each of three GPUs has a third, rounded up, of what is sharded, and all of what is not."""
     sizes, variant, config = case(QUICK)
     params = sizes.params
@@ -281,6 +281,7 @@ def test_a_stage_holds_its_networks_its_rings_and_its_fullest_phase() -> None:
     roots = 3 * (learned - config["num_layers"] * 4 * layer)  # of student, critic and real score, in fp32
     assert distill["all", "gathered layers"] == roots + 2 * 2 * layer
     assert distill["all", "whole gradients"] == gradients
+    monkeypatch.setattr(forecast, "imagine", lambda *_: {"a step": 1, "walk": 1})  # decides nothing below, takes time
     # With wider layers in the real score, the most gathered at a time are two of those, beside all networks' roots.
     models, wide = networks.open_models(params), config | {"ffn_dim": 3 * config["ffn_dim"]}
     wider = forecast.forecast(replace(models, real=wide), "distill", params.variant("self-forcing"), 1, 3)
@@ -310,8 +311,9 @@ def test_sampling_is_planned_as_a_walk_of_a_frozen_student() -> None:
     assert sample["rings", "keys and values"] + sample["activations", "phase"] == peaks["walk"]
 
 
-def test_offloaded_entries_are_on_the_host_and_not_on_the_gpu() -> None:
+def test_offloaded_entries_are_on_the_host_and_not_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """An offloaded real score leaves two gathered layers on the GPU; networks are sharded either way, here over one."""
+    monkeypatch.setattr(forecast, "imagine", lambda *_: {"a step": 10**12})  # a simulated one would take time
     params = load_params(ROOT / "params.yaml")
     tree = read_yaml(ROOT / "params.yaml")
 

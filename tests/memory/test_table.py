@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +19,13 @@ from hiar.config.inits import Adopted
 from hiar.memory import table
 from hiar.memory.forecast import USABLE, Entry, Forecast, forecast
 from hiar.memory.networks import Models, open_models
+from hiar.memory.steps import Peaks, Sizes
 from hiar.memory.table import MANY, advice, lines
 from hiar.models.generator import Generator
 from hiar.parameters import merge, parse_params, read_yaml
 from hiar.stages.distill import Prompts
 from hiar.worlds.interface import FIRST_CLIP
 
-# Quick to plan: the arithmetic is the same for steps of any size.
 SMALL = {"video": {"frames": 6, "window": 6}, "schedule": {"student_steps": 2}, "model": {"patch": 4, "layers": 2}}
 CHECKPOINTING = {"runtime": {"checkpointing": True}}
 OFFLOADED = {"runtime": {"offload": ["optimizers"]}}
@@ -40,7 +39,17 @@ def models_of(*overrides: dict[str, object]) -> Models:
     return open_models(parse_params(tree, Path("small")))
 
 
-@lru_cache
+@pytest.fixture(autouse=True)
+def steps_by_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample takes 100 MB of activations, or 50 MB with checkpointing; to simulate a step takes a second."""
+
+    def imagine(_: object, sizes: Sizes, *__: object) -> Peaks:
+        each = 5 * 10**7 if sizes.params.runtime.checkpointing else 10**8
+        return {"a step": sizes.batch * each, "walk": sizes.batch * each}
+
+    monkeypatch.setattr("hiar.memory.forecast.imagine", imagine)
+
+
 def planned(saving: bool, stage: str, batch: int, gpus: int, offloaded: bool = False) -> Forecast:
     models = models_of(*[CHECKPOINTING] * saving, *[OFFLOADED] * offloaded)
     return forecast(models, stage, models.sizes.params.variant("self-forcing"), batch, gpus)
@@ -59,20 +68,6 @@ def advised(enough_for: int, saving: bool, stage: str, batch: int, gpus: int = 1
     )
 
 
-@pytest.fixture
-def cached_forecasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches forecasts: each takes a second, and several cases need the same ones."""
-
-    def cached(models: Models, stage: str, variant: Variant, batch: int, gpus: int) -> Forecast:
-        assert variant == models.sizes.params.variant("self-forcing")
-        runtime = models.sizes.params.runtime
-        assert runtime.offload in ([], ["optimizers"])
-        return planned(runtime.checkpointing, stage, batch, gpus, bool(runtime.offload))
-
-    monkeypatch.setattr(table, "forecast", cached)
-
-
-@pytest.mark.usefixtures("cached_forecasts")
 def test_the_first_change_that_makes_a_training_fit_is_advised() -> None:
     """Each includes those before it: checkpointing, fewer samples at a time, host memory, more GPUs."""
     done = "runtime.checkpointing: true, 1 sample at a time"
@@ -87,7 +82,6 @@ def test_the_first_change_that_makes_a_training_fit_is_advised() -> None:
     assert {enough: advised(enough, False, "init", 2) for enough in ways} == ways
 
 
-@pytest.mark.usefixtures("cached_forecasts")
 def test_options_already_in_use_are_not_advised() -> None:
     most = total(True, "init", 1, MANY, offloaded=True)
     half = MANY // 2

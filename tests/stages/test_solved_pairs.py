@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from hiar.errors import UserError
 from hiar.memory.disk import disk
 from hiar.memory.forecast import forecast
 from hiar.memory.networks import open_models
+from hiar.memory.steps import Sizes
 from hiar.parameters import load_params, parse_params
 from hiar.stages import distill, init, pairs
 from hiar.stages.common import Paths
@@ -149,10 +149,13 @@ def test_a_teacher_without_finite_trajectories_is_refused_before_training(
         open_pairs(spoiled, both[1], 0, CPU).states[torch.tensor([7, 2])]
 
 
-def test_a_plan_counts_the_teacher_of_solved_pairs_and_no_disk_space() -> None:
-    small: dict[str, Any] = {"model": {"layers": 1}, "video": {"frames": 6, "window": 6}}
-    small |= {"schedule": {"student_steps": 2}, "distill": {"windows": 1}}  # few passes to imagine
-    params = smoke_params(**small, pairs={"batch": 1})
+def test_a_plan_counts_the_teacher_of_solved_pairs_and_no_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    def imagine(_: object, sizes: Sizes, trained: object, frozen: object = ()) -> dict[str, int]:
+        """Steps that are not simulated: of the solver, and of a training."""
+        return {"backward": 10**6} if trained else {"pairs": 10**5 * sizes.batch}
+
+    monkeypatch.setattr("hiar.memory.forecast.imagine", imagine)
+    params = smoke_params(pairs={"batch": 1})
     for stage in ("init", "distill"):
         plans = [
             forecast(open_models(one), stage, params.variant("hiar"), 2, gpus=2) for one in (params, not_stored(params))
@@ -164,7 +167,7 @@ def test_a_plan_counts_the_teacher_of_solved_pairs_and_no_disk_space() -> None:
     assert teacher == pytest.approx(2 * fewer["real score", "parameters"], rel=0.01)  # only the real score is sharded
     plan = forecast(open_models(not_stored(params)), "distill", params.variant("self-forcing"), 2)
     assert "teacher of the pairs" not in {one.role for one in plan.entries}  # self-forcing draws no pairs
-    many = open_models(not_stored(smoke_params(**small, pairs={"batch": 64})))
+    many = open_models(not_stored(smoke_params(pairs={"batch": 64})))
     solving = forecast(many, "pairs", params.variant("hiar"), 64).entries[-1]
     for stage in ("init", "distill"):  # with so many at a time, solving is the peak
         entries = forecast(many, stage, params.variant("hiar"), 2).entries
