@@ -32,6 +32,10 @@ setup: $(READY) ## create .venv and install the locked packages (done once, and 
 # tests, a seventh of all, are never imported.
 COMPILE = $1/bin/python -m compileall -qq -j 0 -x /tests/ $1/lib || true
 
+# Four parts of the lock at a time, since pip waits for the registry and unpacks on one core. The lock is complete, as
+# `pip check` confirms.
+PARTS := $(VENV)/lock
+
 # The stamp comes last, so that an interrupted installation is resumed.
 $(READY): pyproject.toml requirements.lock | unmoved
 	@test -x $(BIN)/python || { \
@@ -45,7 +49,9 @@ $(READY): pyproject.toml requirements.lock | unmoved
 			"python3 python3-venv, or pyenv install 3.13), or name it: make PYTHON=/path/to/python"; fi >&2; exit 2; }
 	@$(BIN)/python -c '$(FITS)' || { echo "error: $(VENV): is not of Python $(SUPPORTED); remove it" \
 		"(rm -r $(VENV)), and make rebuilds it" >&2; exit 2; }
-	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.lock
+	@mkdir -p $(PARTS) && awk '!/^#/ { print > "$(PARTS)/" NR % 4 }' requirements.lock
+	echo $(PARTS)/* | xargs -P 4 -n 1 $(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement
+	$(BIN)/python -m pip check
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(call COMPILE,$(VENV))
 	touch $@
@@ -85,8 +91,8 @@ LIVE := artifacts/seed-0/distill
 live: $(READY) ## after `make demo`: HiAR and Self-Forcing side by side, endless, on http://127.0.0.1:8765 (LIVE_PORT=...)
 	@$(BIN)/hiar live --checkpoint $(LIVE)/hiar --checkpoint $(LIVE)/self-forcing --port '$(LIVE_PORT)' --open
 
-# Twice as many as there are cores, because many tests wait for a server; one thread each, because these fill the cores.
-WORKERS = $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) \* 2)
+# Two more than there are cores, because many tests wait for a server; one thread each, because these fill the cores.
+WORKERS = $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 2)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## lint and import layers, then types and every test

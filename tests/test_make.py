@@ -17,7 +17,7 @@ from commands import ROOT, environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-TOOLS = ("awk", "cat", "chmod", "cp", "grep", "head", "make", "mkdir", "touch")
+TOOLS = ("awk", "cat", "chmod", "cp", "grep", "head", "make", "mkdir", "touch", "xargs")
 # Reports its version, makes virtual environments with copies of itself, and records what pip is called with.
 PYTHON = """\
 #!/bin/sh
@@ -91,10 +91,14 @@ def test_the_newest_supported_python_that_runs_is_taken(machine: Machine, python
     for name, version in pythons.items():
         machine.add(name, version)
     assert f"installing into .venv with {chosen}, once" in machine.make("setup").stdout
-    assert len(machine.installed) == 2
-    assert all(line.startswith(f"{chosen} -m pip install") for line in machine.installed)
+    *parts, check, own = machine.installed
+    assert all(line.startswith(f"{chosen} -m pip install") for line in (*parts, own))
+    assert check == f"{chosen} -m pip check"
+    asked = [line for part in parts for line in (machine.project / part.split()[-1]).read_text().splitlines()]
+    lock = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert sorted(asked) == sorted(lock)
     machine.make("setup")
-    assert len(machine.installed) == 2
+    assert len(machine.installed) == 6
 
 
 def test_a_missing_python_or_module_is_named_with_its_remedy(machine: Machine) -> None:

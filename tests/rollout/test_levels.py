@@ -108,7 +108,7 @@ def test_context_noise_does_not_apply_to_contexts_at_a_level(level: ContextLevel
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", [0.0, (1.7, 0.6)])
 def test_a_walk_runs_on_tensors_without_values(level: ContextLevel) -> None:
     """`hiar plan` walks on tensors without values, so a walk must not branch on any value."""
     with imagined():
