@@ -58,6 +58,8 @@ def test_axes_begin_at_0_where_nothing_is_below():
     marks = [(text.get("text-anchor"), text.text) for text in svg.findall("text")]
     assert [text for anchor, text in marks if anchor == "end"] == ["0", "20", "40", "60", "80"]
     assert [text for anchor, text in marks if anchor == "middle"] == ["0", "500", "1k", "1.5k", "2k", "2.5k", "x"]
+    (label,) = [text for text in svg.findall("text") if text.text == "x"]
+    assert float(label.get("x")) == pytest.approx((LEFT + WIDTH - RIGHT) / 2, abs=EDGE)
     below = line_chart("chart", "x", [Line("line", "c0", [Point(0, -2000), Point(1, -500)])])
     assert ">-2k<" in below
     assert ">-500<" in below
