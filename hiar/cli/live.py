@@ -53,7 +53,7 @@ def live(
     """Watch endless videos of students, and change the prompt.
 
     Students run side by side on the same prompt, seed and noise, and pause while nobody watches. A new prompt applies
-    from the next block on. Ctrl-C ends the command.
+    from the first block that no student has begun. Ctrl-C ends the command.
     """
     if not SHORTEST_LEAD <= lead <= LONGEST_LEAD:
         raise UserError(f"--lead = {lead:g}: should be {SHORTEST_LEAD:g} to {LONGEST_LEAD:g} seconds")

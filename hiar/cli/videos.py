@@ -16,7 +16,10 @@ from hiar.io.outputs import CRF, is_terminal, output_of
 from hiar.options import MOST_FRAMES, SILENCE, Once, extended_of, level_of, prompts_of, size_of, stall_of, walk_of
 
 Video = Annotated[
-    Path | None, typer.Option(help="Continue this clip, from as much of its end as a window holds.", show_default=False)
+    Path | None,
+    typer.Option(
+        help="Continue this clip, from as much of its end as fits in a window beside a new block.", show_default=False
+    ),
 ]
 Image = Annotated[
     Path | None, typer.Option(help="Begin with this image, held still for one block.", show_default=False)

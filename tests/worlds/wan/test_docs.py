@@ -28,14 +28,14 @@ def test_the_page_can_be_followed_from_top_to_bottom(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").symlink_to(ROOT / "params.yaml")
-    Path("Wan2.1-T2V-1.3B-Diffusers").symlink_to(base)
+    for folder in ("models", "ode_pairs"):
+        Path(folder).mkdir()
+    Path("models", "Wan2.1-T2V-1.3B-Diffusers").symlink_to(base)
     held = load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
-    for name in ("self_forcing_dmd.pt", "hiar.pt"):
+    for name in ("models/self_forcing_dmd.pt", "models/hiar.pt"):
         torch.save({"generator_ema": {f"model.{to_original(key)}": value for key, value in held.items()}}, name)
     Path("prompts.txt").write_text("A red fox trots along a snowy ridge.\nRain on a tram window.\n")
     Image.new("RGB", (40, 40), "teal").save("street.png")
-    for folder in ("models", "ode_pairs"):
-        Path(folder).mkdir()
     torch.save({"A red fox trots along a snowy ridge.": torch.randn(1, 5, 3, 16, 4, 6)}, "ode_pairs/00000.pt")
     assert len(COMMANDS) == 13
     for line in COMMANDS:
