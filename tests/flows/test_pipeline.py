@@ -77,6 +77,14 @@ def test_after_dvc_repro_nothing_is_stale_until_a_change_makes_its_stage_and_lat
     assert stale_stages(project.folder)[0].reason == "changed: stage.py; missing: out/codec-0"
 
 
+def test_an_output_that_is_only_missing_from_the_cache_is_named_as_that(project):
+    """As after a cache was emptied; nothing has changed."""
+    project.dvc("repro")
+    codec = md5((project.folder / "out" / "codec-0").read_bytes()).hexdigest()
+    (project.folder / ".dvc" / "cache" / "files" / "md5" / codec[:2] / codec[2:]).unlink()
+    assert stale_stages(project.folder)[0].reason == "not in cache: out/codec-0"
+
+
 def test_recorded_stages_are_those_whose_outputs_are_in_the_cache(project, monkeypatch):
     """Seen from another working folder, as for an experiment; a stage that reads a folder needs all its files first."""
     project.dvc("repro")

@@ -4,6 +4,7 @@ import base64
 import functools
 import http.server
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +13,17 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import waiting
 from commands import environment
 from waiting import wait_until
 
-from flows.stack.reach import wait_for_server
+from flows.server import NO_CREDENTIALS
+from flows.stack.reach import _check, wait_for_server
 from flows.stack.settings import DATABASES
+from hiar.errors import UserError
 
 PREFECT = """\
 import os, pathlib, subprocess, sys, time
@@ -183,6 +187,19 @@ def test_a_server_is_asked_for_its_version_with_its_user_and_password(monkeypatc
     assert asked == [("/api/admin/version", b"me:one:two")]
 
 
+@pytest.mark.parametrize(
+    ("status", "text", "said"),
+    [
+        (401, "Unauthorized", NO_CREDENTIALS),
+        (403, "Forbidden", NO_CREDENTIALS),  # as proxies before a server say it
+        (404, f'"{version("prefect")}"', "no Prefect server answers there"),
+    ],
+)
+def test_an_error_is_not_taken_for_a_version(status: int, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^http://there/api: {re.escape(said)}"):
+        _check(httpx.Response(status, text=text), "http://there/api")
+
+
 @pytest.mark.parametrize(("seconds", "said"), [(120, "behind"), (-120, "ahead of")])
 def test_a_clock_that_is_off_either_way_is_refused(seconds: int, said: str) -> None:
     from datetime import UTC, datetime, timedelta
@@ -190,7 +207,6 @@ def test_a_clock_that_is_off_either_way_is_refused(seconds: int, said: str) -> N
     from types import SimpleNamespace
 
     from flows.stack.worker import _check_clock
-    from hiar.errors import UserError
 
     its = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
     with pytest.raises(UserError, match=said):

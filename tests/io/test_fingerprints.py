@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,16 @@ def test_a_missing_or_empty_folder_is_one_line(model: Path, cache: Path) -> None
     (model / "empty").mkdir()
     with pytest.raises(UserError, match=r"^[^\n]*empty: holds no files; name a folder with a model$"):
         fingerprint(model / "empty", cache)
+
+
+def test_a_file_that_cannot_be_opened_is_one_line(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket stands for files that only others may read: root, too, cannot open it."""
+    monkeypatch.chdir(model)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        line = rf"^{model}/socket: cannot be read \(No such device or address\); get permission or name another$"
+        with pytest.raises(UserError, match=line):
+            fingerprint(model, cache)
 
 
 def test_the_error_about_an_unusable_cache_names_hiar_cache(model: Path, tmp_path: Path) -> None:

@@ -29,3 +29,18 @@ def test_free_gpu_memory_includes_what_torch_keeps_unused(monkeypatch: pytest.Mo
     for name, value in {"mem_get_info": (3, 80), "memory_reserved": 50, "memory_allocated": 10}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert free.free_bytes(torch.device("cuda")) == 43
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "said"),
+    [
+        (1.5, "1.5 GB"),
+        (12.345, "12.3 GB"),
+        (99.97, "100 GB"),
+        (123.6, "124 GB"),
+        (999.7, "1000 GB"),
+        (1234.6, "1235 GB"),
+    ],
+)
+def test_a_size_has_three_digits_or_all_before_the_point(gigabytes: float, said: str) -> None:
+    assert free.gigabytes(gigabytes * free.GB) == said

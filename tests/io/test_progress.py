@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -66,17 +67,36 @@ def test_the_remaining_time_is_printed_until_there_is_none(eager, capsys):
     assert re.fullmatch(r"work: 3/3 frames in 00:00, \d+\.\d frames/s", last)
 
 
-def test_on_a_terminal_a_bar_goes_on_from_where_it_was(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
+
+def test_on_a_terminal_a_bar_goes_on_from_where_it_was(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     with Progress("work", 10, start=4) as bar:
         bar.advance(5, metrics={"loss": 0.25})
     last = terminal.getvalue().rstrip().split("\r")[-1]
     assert re.match(r"work:  90%\|.*\| 9/10 \[", last)
+
+
+def test_on_a_terminal_what_has_no_end_is_counted(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with Progress("work", None, unit="frames") as bar:
+        bar.advance(3)
+    assert re.match(r"work: 3 frames \[", terminal.getvalue().rstrip().split("\r")[-1])
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError])
+def test_on_a_terminal_what_follows_the_bar_has_its_own_line(monkeypatch, error):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with suppress(RuntimeError), Progress("work", 3) as bar:
+        bar.advance()
+        assert not terminal.getvalue().endswith("\n")
+        if error:
+            raise error
+    assert terminal.getvalue().endswith("\n")
+    assert bar.done == 1
 
 
 def test_work_of_an_earlier_run_counts_for_neither_rate_nor_time(eager, capsys, monkeypatch):

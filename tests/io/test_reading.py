@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from av.stream import Disposition
+from av.video.reformatter import ColorRange, Colorspace
 
 from hiar.errors import UserError
 from hiar.io.reading import _shrink, read_head, read_parts
@@ -62,6 +63,30 @@ def test_of_several_videos_in_a_file_the_one_that_players_choose_is_read(tmp_pat
     path = pictures(tmp_path / "two.mp4", [(16, 16)] * 2, [(64, 64)] * 3)
     assert read_head(path)[:2] == (64, 64)
     assert torch.cat(list(read_parts(path))).shape == (3, 64, 64, 3)
+
+
+@pytest.mark.parametrize("levels", [ColorRange.MPEG, ColorRange.JPEG])
+@pytest.mark.parametrize(
+    ("named", "made"),
+    [
+        (Colorspace.ITU709, Colorspace.ITU709),
+        (Colorspace.ITU601, Colorspace.ITU601),
+        (2, Colorspace.ITU601),  # unspecified, as ffmpeg writes it by default
+    ],
+)
+def test_colours_are_those_that_the_file_says_it_has(
+    tmp_path: Path, named: int, made: Colorspace, levels: ColorRange
+) -> None:
+    """Other programs' videos may have another matrix or range than ours."""
+    red = np.full((64, 64, 3), (200, 40, 60), np.uint8)
+    with av.open(tmp_path / "red.mp4", "w") as container:
+        stream = container.add_stream("libx264", 12, {"crf": "1"}, pix_fmt="yuv420p", width=64, height=64)
+        stream.codec_context.colorspace, stream.codec_context.color_range = named, levels
+        frame = av.VideoFrame.from_ndarray(red, format="rgb24")
+        given = frame.reformat(format="yuv420p", dst_colorspace=made, dst_color_range=levels)
+        container.mux([*stream.encode(given), *stream.encode()])
+    (back,) = read_parts(tmp_path / "red.mp4")
+    assert np.abs(back[0].numpy().astype(int) - red).max() <= 3
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 192])

@@ -453,6 +453,13 @@ def test_later_windows_that_are_encoded_anew_are_in_the_plan(tmp_path: Path) -> 
     assert planned["later windows re-encoded"] > planned["rollout"]
 
 
+def test_a_block_is_as_high_and_wide_as_the_clips_that_it_is_compared_with() -> None:
+    """On Wan, whose frames are not square as the built-in world's are."""
+    sizes = replace(case(QUICK)[0], latent=(16, 60, 104))
+    assert sizes.block_shape == (16, sizes.params.video.block, 60, 104)
+    assert sizes.clips(2) == (2, 16, sizes.params.video.frames, 60, 104)
+
+
 def test_wans_text_encoder_is_read_in_bf16() -> None:
     """UMT5-XXL's encoder: 5.68 billion parameters, including the embedding of 256,384 words."""
     recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))

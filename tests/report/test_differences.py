@@ -50,6 +50,8 @@ def test_large_differences_have_as_few_decimals_as_large_figures():
 
 def test_several_seeds_have_a_table_of_their_own():
     videos, seeds = difference_tables(METRICS, scores([0, 1, 2]), STUDENTS, "distill/hiar")
+    others = [STUDENTS["distill/other"], STUDENTS["distill/same"]]
+    assert [[row.series for row in table.rows] for table in (videos, seeds)] == [others, others]
     assert [row.n for row in videos.rows] == [12, 12]
     assert [row.n for row in seeds.rows] == [3, 3]
     assert seeds.caption.endswith("95 % interval over training seeds")

@@ -18,10 +18,11 @@ from students import smoke_params
 
 from hiar.config import Params
 from hiar.errors import UserError
-from hiar.io.artifacts import write_manifest
+from hiar.io.artifacts import content_hash, write_manifest
 from hiar.io.process_group import ALONE, Ranks
 from hiar.stages import common, definition
 from hiar.stages.common import Paths, sample_world, stage, tail_mean, write_curve, write_log, write_metrics
+from hiar.tracking.spool import spool_folder, take_lock, waiting
 from hiar.worlds.interface import FIRST_CLIP, open_world
 
 
@@ -100,6 +101,30 @@ def test_a_change_during_a_stage_leaves_no_artifact_and_loses_no_work(
     run()
     assert begins == [False, True]
     assert (out / "weights").read_text() == "of hours"
+
+
+def test_the_run_of_a_stage_names_the_content_of_all_its_parents_and_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HIAR_TRACKING", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    parents = {name: (Paths(tmp_path, 0).root / name, name) for name in ("codec", "pairs")}
+    for name, (folder, kind) in parents.items():
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text(f"of the {name}")
+        write_manifest(folder, kind)
+    out, spool = Paths(tmp_path, 0).teacher, spool_folder(tmp_path)
+    spool.mkdir(parents=True)
+    with take_lock(spool), stage("teacher", smoke_params(), tmp_path, out, seed=0, parents=parents) as work:
+        (work.folder / "weights").write_text("of the teacher")
+        work.finish("checkpoint")
+    (records,) = waiting(spool)
+    tags: dict[str, str] = {}
+    for line in records.read_text().splitlines():
+        tags |= json.loads(line).get("tags", {})
+    assert tags.pop("hardware")
+    contents = {f"content of {name}": content_hash(folder) for name, (folder, _) in parents.items()}
+    assert tags == contents | {"content": content_hash(out), "path": "artifacts/seed-0/teacher"}
 
 
 def test_stages_of_variants_have_variant_threads(tmp_path: Path) -> None:

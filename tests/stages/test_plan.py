@@ -237,6 +237,11 @@ def test_all_latents_and_one_part_of_the_pictures_must_fit(tmp_path: Path, monke
     scratch.mkdir(parents=True)
     (scratch / "00000.safetensors").write_bytes(bytes(latent))
     check(2 * latent + pictures, 498 * latent)
+    monkeypatch.setattr(source.codec, "chunk", 3)  # of a long video only a part is decoded at a time
+    pictures = (4 + 4 + 1) * 3 * 64 * 64 * source.codec.pictures(3)
+    check(2 * latent + pictures, 500 * latent)
+    with pytest.raises(UserError, match=r"2 video\(s\) at a time take"):
+        check(2 * latent + pictures - 1, 500 * latent)
 
 
 def test_the_plan_line_has_the_number_of_forward_calls(tmp_path: Path) -> None:

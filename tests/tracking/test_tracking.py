@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -41,10 +42,11 @@ def test_a_stage_records_parameters_metrics_files_and_tags(
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     (workspace / "v.mp4").write_bytes(b"video")
     at_work, began = sender.Sender(spool_folder(project)), time.time() * 1000 - 1
+    content = sha256(b"weights").hexdigest()
     with tracked("distill", 3, "hiar", params, workspace, {"code": 1}) as run:
         for step in range(1500):
             run.log(step, {"loss": 1 / (step + 1), "critic": float(step)})
-        run.tag("content", "abc")
+        run.tag("content", content)
         run.artifact(workspace / "v.mp4")
         (workspace / "v.mp4").rename(workspace / "renamed.mp4")  # as an artifact is renamed once complete
         at_work.round()
@@ -68,7 +70,7 @@ def test_a_stage_records_parameters_metrics_files_and_tags(
         "seed": "3",
         "order": "step_first",
         "context": "output",
-        "content": "abc",
+        "content": content,
         "mlflow.parentRunId": parent.info.run_id,
     }
     assert stage.data.tags.items() >= expected.items()
@@ -468,20 +470,20 @@ def test_events_have_their_time_in_milliseconds(tmp_path: Path) -> None:
     assert began - 1 <= json.loads(writer.path.read_text())["time"] <= ended + 1
 
 
-def test_a_file_is_locked_before_it_gets_its_name(
+def test_a_file_is_locked_and_says_whose_it_is_before_it_gets_its_name(
     params: Params, project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sender takes an unlocked file for a dead stage's, and would end its run."""
+    """A sender takes an unlocked file for a dead stage's, and would end its run; it discards one without a run."""
     rename, held = Path.rename, []
 
     def watched(path: Path, target: Path) -> Path:
         named = rename(path, target)
-        held.append(is_written(named))
+        held.append((is_written(named), json.loads(named.read_bytes())["run"]))
         return named
 
     monkeypatch.setattr(Path, "rename", watched)
-    writer = Writer(spool_folder(project), {})
-    assert held == [True]
+    writer = Writer(spool_folder(project), {"name": "codec seed 0"})
+    assert held == [(True, {"name": "codec seed 0"})]
     writer.close()
     assert not is_written(writer.path)
 

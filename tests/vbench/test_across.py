@@ -63,6 +63,16 @@ def test_dinov2_sees_the_middle_of_the_picture_at_256_pixels(tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_that_lack_some_of_dinov2s_are_refused(tmp_path):
+    """They would be drawn at random, and scored with."""
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=14)
+    model = Dinov2Model(config)
+    kept = {name: weight for name, weight in model.state_dict().items() if name != "layernorm.bias"}
+    model.save_pretrained(tmp_path / "dinov2-base", state_dict=kept)
+    with pytest.raises(SystemExit, match=r"dinov2-base/model\.safetensors belongs to another model: .*layernorm\.bias"):
+        open_dinov2("cpu", str(tmp_path), "")
+
+
 def test_a_call_returns_the_records_of_its_own_videos(tmp_path, monkeypatch):
     """The worker makes one call for every 32 videos."""
     decord = ModuleType("decord")

@@ -117,6 +117,16 @@ def test_a_file_with_numpys_numbers_is_read(monkeypatch, tmp_path):
     assert torch.load(tmp_path / "amt-s.pth") == {"optim": {"lr": np.cos(0.5)}}
 
 
+def test_weights_saved_on_a_gpu_are_read_without_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "load", torch.load)  # undone at the end
+    with monkeypatch.context() as there:
+        there.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")
+        torch.save({"weight": torch.arange(3.0)}, tmp_path / "net.pth")
+    load_everything()
+    weight = torch.load(tmp_path / "net.pth")["weight"]
+    assert (weight.device.type, weight.tolist()) == ("cpu", [0.0, 1.0, 2.0])
+
+
 def test_a_swallowed_error_is_kept():
     class Detector:
         def detect(self, picture):

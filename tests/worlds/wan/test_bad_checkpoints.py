@@ -23,7 +23,7 @@ from hiar.worlds.wan.formats.autoencoder import open_autoencoder
 from hiar.worlds.wan.formats.configs import checked
 from hiar.worlds.wan.formats.loading import load_transformer
 from hiar.worlds.wan.formats.sources import open_source
-from hiar.worlds.wan.formats.stored import Stored, stored_state
+from hiar.worlds.wan.formats.stored import Stored, read_json, read_sharded, stored_state
 from hiar.worlds.wan.formats.text_encoder import open_text_encoder
 from hiar.worlds.wan.formats.writing import write_diffusers, write_original, write_student
 
@@ -226,6 +226,11 @@ def test_incomplete_or_inconsistent_folders_are_refused(
 def test_impossible_file_names_are_refused() -> None:
     for read in (open_source, open_text_encoder, open_autoencoder):
         refused(r"a: cannot be read \(File name too long\); fix", lambda read=read: read(Path("a" * 300)))  # type: ignore[misc]
+
+
+def test_a_missing_file_of_a_folder_is_named(tmp_path: Path) -> None:
+    refused(r"/config\.json: no such file; copy or download it again", lambda: read_json(tmp_path / "config.json"))
+    refused(r"/model\.safetensors: no such file; copy or download", lambda: read_sharded(tmp_path, "model"))
 
 
 def test_folders_of_other_models_are_refused(good: Path, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
