@@ -14,7 +14,7 @@ from hiar.io import free
 def test_what_is_free_fits_and_a_byte_more_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(free, "free_bytes", lambda device: {"cpu": 1000}[device.type])
     free.require_memory("model", 1000)
-    with pytest.raises(UserError, match=r"^model: takes 1e-06 GB of memory, 1e-06 GB are free; end other programs"):
+    with pytest.raises(UserError, match=r"^model: takes 1 kB of memory, 1 kB are free; end other programs"):
         free.require_memory("model", 1001)
 
 
@@ -40,7 +40,10 @@ def test_free_gpu_memory_includes_what_torch_keeps_unused(monkeypatch: pytest.Mo
         (123.6, "124 GB"),
         (999.7, "1000 GB"),
         (1234.6, "1235 GB"),
+        (1e-4, "0.0001 GB"),
+        (6.144e-5, "61.4 kB"),
+        (0, "0 kB"),
     ],
 )
-def test_a_size_has_three_digits_or_all_before_the_point(gigabytes: float, said: str) -> None:
+def test_a_size_has_three_digits_or_all_before_the_point_and_no_exponent(gigabytes: float, said: str) -> None:
     assert free.gigabytes(gigabytes * free.GB) == said

@@ -129,7 +129,7 @@ def test_networks_that_do_not_fit_in_memory_are_refused_before_they_are_read(
     monkeypatch.setattr(free, "free_bytes", lambda device: 1000)
     in_full = partial(load_transformer, dtype=torch.float32)
     for load, folder in ((in_full, base / "transformer"), (load_text_encoder, base)):
-        with pytest.raises(UserError, match=r"takes \S+ GB of memory, 1e-06 GB are free; end other programs"):
+        with pytest.raises(UserError, match=r"takes \S+ GB of memory, 1 kB are free; end other programs"):
             load(folder)
 
 
