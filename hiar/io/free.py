@@ -47,7 +47,7 @@ def require_room(folder: Path, nbytes: int) -> None:
 
 
 def gigabytes(nbytes: float) -> str:
-    """A size in gigabytes, below 0.0001 in kilobytes: three significant digits or more, never in scientific notation."""
+    """A size in gigabytes, below 0.0001 in kilobytes: three significant digits or more and no exponent."""
     if nbytes < 1e-4 * GB:
         return f"{nbytes / 1000:.3g} kB"
     return f"{nbytes / GB:.0f} GB" if nbytes >= 100 * GB else f"{nbytes / GB:.3g} GB"

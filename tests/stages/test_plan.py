@@ -17,7 +17,7 @@ from tiny import relative_error
 from hiar.config import Context, Order, Passes
 from hiar.errors import UserError
 from hiar.grid import walk_passes
-from hiar.io.free import GB
+from hiar.io.free import gigabytes
 from hiar.memory.counting import Counting
 from hiar.memory.sampling import decode, decode_bytes, walk_bytes, walk_through
 from hiar.models.card import Walk
@@ -135,12 +135,12 @@ def test_with_little_memory_fewer_videos_are_made_at_a_time_then_step_by_step(
         (149, 110, True, 150),
     ):
         limit_memory(free, decoding)
-        figures = f"{needed / GB:.3g} GB, {free / GB:.3g} GB are free to use"
+        figures = f"{gigabytes(needed)}, {gigabytes(free)} are free to use"
         with pytest.raises(UserError, match=f"the rest of a video takes are {figures}; ask for a smaller"):
             way_of(source, HIAR, rollout, together=together)
     finished = Walk(order="block_first", context="finished")  # waits for finished blocks: no cheaper way exists
     limit_memory(99, 0)
-    with pytest.raises(UserError, match="GB are free to use"):
+    with pytest.raises(UserError, match="are free to use"):
         way_of(source, finished, make_rollout(source, rollout.text, finished, 24, 0, [0]), 5)
     settled = settled_way(tmp_path, Way("step_first", "fused", 1, 40))
     assert settled_way(tmp_path, Way("diagonal", "batched", 5)) == settled
@@ -157,7 +157,7 @@ def test_a_stream_decodes_one_block_at_a_time_and_sampling_one_part(
     limit_memory(500, 0)
     monkeypatch.setattr(fitting, "decode_bytes", lambda source, frames: (frames * 100, 0))
     assert way_of(source, HIAR, rollout, together=True).videos == 1
-    with pytest.raises(UserError, match=rf"{part * 100 / GB:.3g} GB, .* GB are free to use"):
+    with pytest.raises(UserError, match=rf"{gigabytes(part * 100)}, .* are free to use"):
         way_of(source, HIAR, rollout)
 
 
@@ -171,7 +171,7 @@ def test_caches_that_do_not_fit_are_refused_with_their_size(tmp_path: Path, monk
         monkeypatch.setattr(fitting, "free_bytes", lambda device, free=needed: free)
         check_memory(source, rollout, caches)
         monkeypatch.setattr(fitting, "free_bytes", lambda device, free=needed - 1: free)
-        with pytest.raises(UserError, match=rf"take {needed / GB:.3g} GB for 2 video\(s\) at a time, .* GB are free"):
+        with pytest.raises(UserError, match=rf"take {gigabytes(needed)} for 2 video\(s\) at a time, .* are free"):
             check_memory(source, rollout, caches)
 
 
@@ -194,7 +194,7 @@ def test_a_window_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path)
     request = ("--checkpoint", "student", "--prompt", "a red disc moves left", "--out", "out")
     stderr = hiar("stream", *request, folder=tmp_path, code=2).stderr
     assert stderr.startswith("error: video.window = 999999999: the caches of 999999999 frames and the rest of a video ")
-    assert " GB are free to use; ask for a smaller --size, or take a checkpoint with a shorter window" in stderr
+    assert " are free to use; ask for a smaller --size, or take a checkpoint with a shorter window" in stderr
     assert stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     hiar("sample", *request, "--frames", 9, folder=tmp_path)  # 9 frames are three blocks, however large the window
@@ -219,7 +219,7 @@ def test_all_latents_and_one_part_of_the_pictures_must_fit(tmp_path: Path, monke
         (2 * latent + pictures - 1, 500 * latent, r"2 video\(s\) at a time take"),
         (2 * latent + pictures, 500 * latent - 1, "the latents take"),
     ):
-        with pytest.raises(UserError, match=rf"^--frames = 6: {line} .* GB.*; ask for fewer"):
+        with pytest.raises(UserError, match=rf"^--frames = 6: {line} .* are free.*; ask for fewer"):
             check(memory, disk)
     check(3 * (2 * latent + pictures), 500 * latent, beside=3)
     with pytest.raises(UserError, match=r"2 video\(s\) at a time take"):
@@ -266,7 +266,7 @@ def test_the_plan_line_has_the_size_of_the_caches(tmp_path: Path) -> None:
     one = ring_bytes(source, rollout.grid, 1, 1)
     for way, caches in ((Way("diagonal", "batched", 5), 5 * rollout.grid.caches), (Way("step_first", "fused", 5), 5)):
         line = plan_line(source, HIAR, rollout, Choice(), way)
-        assert f"caches: {caches * one / GB:.3g} GB for 5 video(s) at a time" in line
+        assert f"caches: {gigabytes(caches * one)} for 5 video(s) at a time" in line
     assert rollout.grid.caches > 1
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hiar.errors import UserError
 from hiar.io.artifacts import content_hash, partial_of, read_manifest, write_manifest
-from hiar.io.free import GB
+from hiar.io.free import gigabytes
 from hiar.io.process_group import ALONE, Ranks
 from hiar.io.progress import Progress
 from hiar.io.shards import read_shard
@@ -245,7 +245,7 @@ def test_all_videos_and_no_more_than_a_batch_at_a_time_must_fit(
     ):
         room = SimpleNamespace(total=10**12, used=0, free=free - 1)
         monkeypatch.setattr("shutil.disk_usage", lambda place, room=room: room)
-        with pytest.raises(UserError, match=rf"^{field} = 6: the latents take {free / GB:.3g} GB, .* on the disk"):
+        with pytest.raises(UserError, match=rf"^{field} = 6: the latents take {gigabytes(free)}, .* on the disk"):
             make()
     assert not [*tmp_path.rglob("*.mp4")]
 

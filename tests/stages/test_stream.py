@@ -182,7 +182,7 @@ def test_caches_and_decoding_have_to_fit_together(
     monkeypatch.setattr(fitting, "decode_bytes", lambda source, frames: (100, 30))
     monkeypatch.setattr(fitting, "free_bytes", lambda device: 110 / fitting.USABLE)
     sample_prompts(Request(folder, [PROMPT], 12), tmp_path / "out", save_latents=False)
-    assert "GB are free to use; ask for a smaller --size" in refuse(folder, tmp_path, frames=12)
+    assert "are free to use; ask for a smaller --size" in refuse(folder, tmp_path, frames=12)
 
 
 def test_renew_changes_the_video_and_is_refused_without_a_change(folder: Path, tmp_path: Path) -> None:
