@@ -150,6 +150,8 @@ def test_concurrent_fingerprints_agree_and_read_each_file_once(
 def test_a_missing_or_empty_folder_is_one_line(model: Path, cache: Path) -> None:
     with pytest.raises(UserError, match=r"^[^\n]*nothing: no such file or folder; name an existing model$"):
         fingerprint(model / "nothing", cache)
+    with pytest.raises(UserError, match=r"^[^\n]*json/inside: cannot be read \(Not a directory\); name another$"):
+        fingerprint(model / "config.json" / "inside", cache)
     (model / "empty").mkdir()
     with pytest.raises(UserError, match=r"^[^\n]*empty: holds no files; name a folder with a model$"):
         fingerprint(model / "empty", cache)

@@ -288,6 +288,20 @@ def test_a_sender_waits_for_a_server_as_long_as_a_stage_is_at_work(
     assert clock.now > ended + sender.PATIENCE_SECONDS
 
 
+def test_a_sender_has_something_to_do_as_long_as_a_stage_is_at_work(params: Params, project: Path) -> None:
+    """And then nothing, though it has been connected: otherwise it would never end."""
+    folder = spool_folder(project)
+    folder.mkdir(parents=True)
+    at_work, busy = sender.Sender(folder), []
+    with take_lock(folder):
+        busy.append(at_work.round())
+        with tracked("codec", 0, None, params, project):
+            busy += [at_work.round(), at_work.round()]
+        busy += [at_work.round(), at_work.round()]
+    assert busy == [False, True, True, True, False]
+    assert waiting(folder) == []
+
+
 def test_records_written_as_a_sender_ends_are_sent_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their stage has seen that the lock is taken, and relies on that sender."""
     served = []

@@ -48,17 +48,20 @@ def test_likeness_is_to_the_previous_and_to_the_first_picture():
     assert found == pytest.approx(sum(map(sum, pairs)) / 6)
 
 
-def test_dinov2_sees_the_middle_of_the_picture_at_256_pixels(tmp_path):
+@pytest.mark.parametrize(
+    ("size", "resized_to", "left", "top"), [((64, 96), (256, 384), 80, 16), ((96, 64), (384, 256), 16, 80)]
+)
+def test_dinov2_sees_the_middle_of_the_picture_at_256_pixels(size, resized_to, left, top, tmp_path):
     """The real architecture, at a tiny size."""
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=518, patch_size=14)
     model = Dinov2Model(config).eval()
     model.save_pretrained(tmp_path / "dinov2-base")
-    picture = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
-    resized = interpolate(picture / 255, (256, 384), mode="bicubic", antialias=True)
+    picture = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    resized = interpolate(picture / 255, resized_to, mode="bicubic", antialias=True)
     mean, spread = (torch.tensor(one).view(3, 1, 1) for one in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
-        expected = model((resized[..., 16:240, 80:304] - mean) / spread).pooler_output
+        expected = model((resized[..., top : top + 224, left : left + 224] - mean) / spread).pooler_output
         found = open_dinov2("cpu", str(tmp_path), "")(picture)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
