@@ -12,6 +12,7 @@ from ports import free_ports
 
 from flows import records
 from hiar.io.files import write_text
+from hiar.tracking.records import view_paths
 from hiar.tracking.spool import spool_folder
 
 
@@ -38,6 +39,13 @@ INSERT INTO experiments VALUES (1, 'hiar', 'file:///old/mlruns'), (2, 'hiar/give
 INSERT INTO experiment_tags VALUES ('mlflow.sharedViewState.contenders', '{}', 2), ('other', '{}', 1);
 INSERT INTO runs VALUES ('file:///old/mlruns/1/abc'), ('file:///older/mlruns/2/def');
 """
+
+
+def test_a_database_without_tables_lists_no_contenders(tmp_path):
+    """As of an MLflow server that has just made the file."""
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("CREATE TABLE other (key TEXT)")
+    assert view_paths(tmp_path) == {}
 
 
 def test_records_of_a_moved_project_are_found_and_waiting_ones_are_sent(tmp_path, monkeypatch, capsys):

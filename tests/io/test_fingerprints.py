@@ -173,7 +173,7 @@ def test_the_error_about_an_unusable_cache_names_hiar_cache(model: Path, tmp_pat
     cache = tmp_path / "cache"
     (cache / LOCK).mkdir(parents=True)
     for place, line in ((tmp_path / "home", f"home/{RECORDS}: cannot be read"), (cache, f"{LOCK}: is a directory")):
-        with pytest.raises(UserError, match=rf"{line}[^\n]*; fix that, or set HIAR_CACHE to a folder of your own$"):
+        with pytest.raises(UserError, match=rf"{line}[^;\n]*; fix that, or set HIAR_CACHE to a folder of your own$"):
             fingerprint(model, place)
 
 

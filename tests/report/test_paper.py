@@ -85,6 +85,10 @@ def test_csv_markdown_and_html_show_the_same_figures(table):
     for text in (as_markdown([table]), as_html([table])):
         for part in ("0.0201 [0.0199, 0.0203]", "0.257", "2 / 2", "fails", "Table 2", "0, 1, 2"):
             assert part in text
+    rows = [line for line in as_markdown([table]).splitlines() if line.startswith("|")]
+    separators = [n for n, row in enumerate(rows) if set(row) == set("| -")]
+    assert separators
+    assert all(rows[n].count("|") == rows[n - 1].count("|") == rows[n + 1].count("|") for n in separators)
 
 
 def test_missing_measures_and_contenders_are_stated():
