@@ -49,7 +49,7 @@ $(READY): pyproject.toml requirements.lock | unmoved
 			"python3 python3-venv, or pyenv install 3.13), or name it: make PYTHON=/path/to/python"; fi >&2; exit 2; }
 	@$(BIN)/python -c '$(FITS)' || { echo "error: $(VENV): is not of Python $(SUPPORTED); remove it" \
 		"(rm -r $(VENV)), and make rebuilds it" >&2; exit 2; }
-	@mkdir -p $(PARTS) && awk '!/^#/ { print > "$(PARTS)/" NR % 4 }' requirements.lock
+	@mkdir -p $(PARTS) && awk '!/^#/ { print > ("$(PARTS)/" NR % 4) }' requirements.lock
 	echo $(PARTS)/* | xargs -P 4 -n 1 $(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement
 	$(BIN)/python -m pip check
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
