@@ -8,7 +8,7 @@ GPU.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from hiar import config
@@ -39,11 +39,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A GPU's peak memory in a stage."""
+    """A GPU's peak memory in a stage. peaks: those of a training's step, see `step_peaks`."""
 
     stage: str
     entries: tuple[Entry, ...]
     host: tuple[Entry, ...] = ()  # in the host's memory instead of the GPU's
+    peaks: Peaks = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -59,21 +60,20 @@ class _Training:
     """A training's memory on a GPU, before what `forecast` adds: the teacher of the pairs, offloading and sharding.
 
     host: what is kept on the host instead. gathered: the networks whose layers are gathered if they are sharded.
-    solves: whether it learns from trajectories of the teacher.
     """
 
     entries: list[Entry]
     host: list[Entry]
-    peaks: Peaks
     gathered: list[Denoiser]
-    solves: bool
     rings: int = 0
 
 
-def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int = 1) -> Forecast:
+def forecast(
+    models: Models, stage: str, variant: Variant, batch: int, gpus: int = 1, peaks: Peaks | None = None
+) -> Forecast:
     """A stage's memory on each of ``gpus``, with ``batch`` samples per GPU at a time; ``variant``: the method.
 
-    Raises ValueError for a stage that does not run on a GPU.
+    peaks: a training's `step_peaks`, if they are known. Raises ValueError for a stage that does not run on a GPU.
     """
     models = replace(models, sizes=replace(models.sizes, batch=batch))
     sizes, params = models.sizes, models.sizes.params
@@ -84,10 +84,11 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
     if stage not in TRAINED:
         raise ValueError(f"{stage} has no networks that fill a GPU")
     training = _init(models, gpus) if stage == "init" else _distillation(models, variant, gpus)
-    entries, host, peaks = training.entries, training.host, training.peaks
-    if training.solves and not params.pairs.stored:  # they are solved before anything is held for backward
+    entries, host = training.entries, training.host
+    if _solves(params, stage, variant):
         entries.append(_teacher("teacher of the pairs", models))
-        peaks |= _solver(replace(sizes, batch=params.pairs.batch), models.student)
+    step = step_peaks(models, stage, variant, batch) if peaks is None else peaks
+    peaks = dict(step)
     if "optimizers" in params.runtime.offload:
         optimisers = [entry for entry in entries if entry.what == OPTIMISER]
         entries = [entry for entry in entries if entry.what != OPTIMISER]
@@ -97,20 +98,41 @@ def forecast(models: Models, stage: str, variant: Variant, batch: int, gpus: int
         entries.append(Entry("all", "gathered layers", _gathered(params, training.gathered)))
         # Gradients are reduced once per update, when they are complete.
         entries.append(Entry("all", "whole gradients", storage_bytes(list(models.trained().parameters()))))
-    return Forecast(stage, (*entries, *_activations(peaks, training.rings)), tuple(host))
+    return Forecast(stage, (*entries, *_activations(peaks, training.rings)), tuple(host), step)
+
+
+def step_peaks(models: Models, stage: str, variant: Variant, batch: int) -> Peaks:
+    """Peak bytes of each phase of a training's step, with ``batch`` samples per GPU at a time.
+
+    They depend on ``runtime.checkpointing``, but neither on ``runtime.offload`` nor on the number of GPUs.
+    """
+    sizes = replace(models.sizes, batch=batch)
+    student, others = models.student, [models.real]
+    if stage == "init":
+        kind = inits.KINDS[sizes.params.init.kind]
+        trained, others = [student], [student] if kind.frozen else []
+        peaks = imagine(lambda count, *n: kind.update(count, sizes, *n), sizes, trained, others)
+    else:
+        peaks = imagine(lambda count, *n: steps.distill(count, sizes, variant, *n), sizes, [student, student], others)
+    if _solves(sizes.params, stage, variant):
+        peaks |= _solver(replace(sizes, batch=sizes.params.pairs.batch), student)
+    return peaks
+
+
+def _solves(params: Params, stage: str, variant: Variant) -> bool:
+    """Whether a training solves its pairs itself, which it does before anything is held for backward."""
+    learns = stage == "init" or variant.forward_kl is not None or variant.forcing is not None
+    return learns and not params.pairs.stored
 
 
 def _init(models: Models, gpus: int) -> _Training:
-    sizes, init = models.sizes, models.sizes.params.init
+    init = models.sizes.params.init
     if isinstance(init, config.Adopted):
         raise ValueError("an init that is adopted is not trained")
-    kind = inits.KINDS[init.kind]
     entries = _role("student", models, gpus, init.training.optimizer)
     if isinstance(init, config.CausalOde | config.Consistency):
         entries.append(_teacher("teacher", models))
-    others = [models.student] if kind.frozen else []
-    peaks = imagine(lambda count, *n: kind.update(count, sizes, *n), sizes, [models.student], others)
-    return _Training(entries, [], peaks, [models.trained()], solves=True)
+    return _Training(entries, [], [models.trained()])
 
 
 def _distillation(models: Models, variant: Variant, gpus: int) -> _Training:
@@ -126,18 +148,10 @@ def _distillation(models: Models, variant: Variant, gpus: int) -> _Training:
         entries.append(_frozen("real score", real, gpus))
     if params.distill.windows > 1 and models.apart:
         entries.append(Entry("codec", "parameters", models.codec))
-    peaks = imagine(
-        lambda count, *n: steps.distill(count, sizes, variant, *n),
-        sizes,
-        [models.student, models.student],
-        [models.real],
-    )
     return _Training(
         entries,
         host,
-        peaks,
         gathered=[models.trained(), models.trained(), real],
-        solves=variant.forward_kl is not None or variant.forcing is not None,
         rings=0 if variant.forcing else training_rings(sizes, models.student, variant),
     )
 

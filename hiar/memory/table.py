@@ -80,10 +80,15 @@ def advice(models: Models, found: Forecast, variant: Variant, batch: int, gpus: 
     if found.fits(memory):
         return "fits"
     params = models.sizes.params
+    # Each step is imagined once, which takes many seconds.
+    peaks = {(params.runtime.checkpointing, batch): found.peaks}
 
     def again(params: Params = params, batch: int = batch, gpus: int = gpus) -> Forecast:
         changed = replace(models, sizes=replace(models.sizes, params=params))
-        return forecast(changed, found.stage, variant, batch, gpus)
+        step = params.runtime.checkpointing, batch
+        made = forecast(changed, found.stage, variant, batch, gpus, peaks.get(step))
+        peaks.setdefault(step, made.peaks)
+        return made
 
     saving = _changed(params, checkpointing=True)
     trains = found.stage in ("init", "distill")

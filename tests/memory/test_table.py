@@ -13,6 +13,7 @@ import pytest
 from commands import ROOT
 from typer.testing import CliRunner
 
+import hiar.memory.forecast
 from hiar.cli.app import app
 from hiar.config import Variant
 from hiar.config.inits import Adopted
@@ -96,10 +97,24 @@ def test_options_already_in_use_are_not_advised() -> None:
     assert advised(alone - 2, False, "pairs", 1) == none
 
 
+def test_advice_imagines_a_step_once_for_every_number_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes many seconds to imagine, and neither more GPUs nor offloading changes it."""
+    asked: list[tuple[bool, int]] = []
+    simulated = hiar.memory.forecast.imagine
+
+    def imagine(run: object, sizes: Sizes, *networks: object) -> Peaks:
+        asked.append((sizes.params.runtime.checkpointing, sizes.batch))
+        return cast(Peaks, simulated(run, sizes, *networks))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("hiar.memory.forecast.imagine", imagine)
+    assert "every option" in advised(0, False, "init", 2)
+    assert asked == [(False, 2), (True, 2), (True, 1)]
+
+
 def test_offloading_real_score_and_optimizers_is_advised_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever of them is offloaded already, and in any order."""
 
-    def made(models: Models, stage: str, variant: Variant, batch: int, gpus: int) -> Forecast:
+    def made(models: Models, stage: str, variant: Variant, batch: int, gpus: int, _: object = None) -> Forecast:
         offloaded = {"real_score": 30, "optimizers": 20}
         total = 100 - sum(offloaded[one] for one in models.sizes.params.runtime.offload)
         return Forecast(stage, (Entry("all", "parameters", total),))
