@@ -330,14 +330,18 @@ def test_a_workspace_that_cannot_be_written_is_named(project):
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        (["config", "show"], "interrupted; the same command resumes from here\n"),
+        (["run", "smoke"], "interrupted; the same command resumes from here\n"),
+        (["vbench", "score", "videos", "--out", "scores"], "interrupted; the same command resumes from here\n"),
+        (["vbench", "totals", "scores"], "interrupted\n"),
+        (["config", "show"], "interrupted\n"),
         (["stream", "--checkpoint", "x", "--prompt", "a disc", "--out", "v.mp4"], "interrupted\n"),
         (["live", "--checkpoint", "x"], "interrupted\n"),
     ],
 )
 def test_ctrl_c_ends_a_command_with_a_line_and_the_code_of_shells(project, monkeypatch, capsys, command, line):
     from hiar import cli, workspace
-    from hiar.cli import live, videos
+    from hiar.cli import experiments, live, vbench, videos
+    from hiar.vbench import leaderboard
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -345,7 +349,9 @@ def test_ctrl_c_ends_a_command_with_a_line_and_the_code_of_shells(project, monke
     monkeypatch.chdir(project)
     monkeypatch.setattr(workspace, "experiment_params", interrupted)
     monkeypatch.setattr(videos, "walk_of", interrupted)
-    monkeypatch.setattr(live, "alone", interrupted)
+    for module in (experiments, live, vbench):
+        monkeypatch.setattr(module, "alone", interrupted)
+    monkeypatch.setattr(leaderboard, "read_results", interrupted)
     monkeypatch.setattr(sys, "argv", ["hiar", *command])
     with pytest.raises(SystemExit) as end:
         cli.main()

@@ -25,6 +25,8 @@ from hiar.io.files import writing
 __all__ = ["app", "checkpoints", "experiments", "live", "main", "storage", "vbench", "videos"]
 
 INTERRUPTED = 130
+# The commands that keep what is done when they are interrupted; the others begin anew.
+RESUMED = ("run", "stage", "sample", "score", "import-pairs", "vbench fetch", "vbench score", "storage report")
 
 
 def main() -> NoReturn:
@@ -47,8 +49,8 @@ def main() -> NoReturn:
             raise
         code = _fail(line)
     if code == INTERRUPTED:
-        goes_on = sys.argv[1:2] not in (["stream"], ["live"])
-        print("interrupted" + "; the same command resumes from here" * goes_on, file=sys.stderr)
+        resumed = any(" ".join(sys.argv[1:words]) in RESUMED for words in (2, 3))
+        print("interrupted" + "; the same command resumes from here" * resumed, file=sys.stderr)
     sys.exit(code or 0)
 
 
