@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from hiar.grid import count_passes
 from hiar.io.artifacts import content_hash
 from hiar.io.cpu import multiplies_bf16
 from hiar.io.free import free_bytes, gigabytes
+from hiar.io.process_group import ALONE, Ranks
 from hiar.io.progress import tell
 from hiar.models.card import Walk, load_card
 from hiar.models.fp8 import CAPABILITY, ERROR, MULTIPLE, in_fp8, with_fp8
@@ -22,10 +24,11 @@ from hiar.models.generator import Generator, load_generator
 from hiar.parameters import explain
 from hiar.rollout.cell import Rollout
 from hiar.rollout.walk import split_steps
-from hiar.stages.computing import Choice, full_pass
-from hiar.stages.fitting import Way, ring_bytes
+from hiar.stages.computing import Choice, full_pass, settle
+from hiar.stages.fitting import Way, ring_bytes, settled_way
 from hiar.stages.request import Request
 from hiar.stages.rollouts import DEFAULT_WALK, make_rollout
+from hiar.stages.videos import batches
 
 
 def load_sampler(checkpoint: Path, device: torch.device, fp8: bool = False, offload: bool = False) -> Generator:
@@ -118,6 +121,29 @@ def number_format(source: Generator) -> str:
     """The number format that the denoiser computes in, in words."""
     dtype = str(source.denoiser.dtype).removeprefix("torch.")
     return f"{dtype} with fp8 linear layers" if in_fp8(source.denoiser) else dtype
+
+
+def settled(
+    folder: Path,
+    source: Generator,
+    walk: Walk,
+    rollout: Callable[[range], Rollout],
+    count: int,
+    way: Way | None,
+    ranks: Ranks = ALONE,
+) -> tuple[Way, Choice]:
+    """How an unfinished folder of ``count`` videos is walked, and what computes it, as it was begun.
+
+    A new folder is begun with ``way``, which the process that leads has chosen; that one shows every choice in a line.
+    rollout: makes the rollout of the videos of these numbers.
+    """
+    with ranks.agreed():
+        if ranks.leads:
+            way = settled_way(folder, way)
+            first, *others = batches(count, way.videos)
+            choice = settle(folder, source, walk, rollout(first), 1 + len(others) // ranks.size)
+            tell(plan_line(source, walk, rollout(first), choice, way))
+    return settled_way(folder, way), settle(folder, source, walk, rollout(range(1)), 1)
 
 
 def plan_line(

@@ -21,11 +21,11 @@ from hiar.models.card import Walk
 from hiar.models.generator import Generator
 from hiar.rollout.cell import Rollout
 from hiar.stages.clips import given_latents
-from hiar.stages.computing import computing, settle
+from hiar.stages.computing import computing
 from hiar.stages.definition import code_hash
-from hiar.stages.fitting import check_frames, settled_way, way_of
+from hiar.stages.fitting import check_frames, way_of
 from hiar.stages.group import check_alike
-from hiar.stages.plan import load_asked, number_format, plan_line
+from hiar.stages.plan import load_asked, number_format, settled
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.sample import describe, make_videos
@@ -73,16 +73,11 @@ def sample_prompts(
             if ranks.leads:
                 batch = {} if walk else {"batch": most}
                 folder = stack.enter_context(unfinished(out, key | batch, replaces="samples"))
-                way = way and settled_way(folder, way)
-                if walk is not None and way is not None:
-                    first, *others = batches(len(prompts), way.videos)
-                    choice = settle(folder, source, walk, rollout(first), 1 + len(others) // ranks.size)
-                    tell(plan_line(source, walk, rollout(first), choice, way))
-                    if ranks.size > 1:
-                        tell(f"copies: {1 + len(others)} batch(es) of videos are split over {ranks.size} processes")
-        if walk is not None:  # as the first process chose it
-            way = settled_way(folder, way)
-            choice = settle(folder, source, walk, rollout(range(1)), 1)
+        if walk is not None:
+            way, choice = settled(folder, source, walk, rollout, len(prompts), way, ranks)
+            if ranks.leads and ranks.size > 1:
+                every = len(batches(len(prompts), way.videos))
+                tell(f"copies: {every} batch(es) of videos are split over {ranks.size} processes")
             stack.enter_context(computing(source.denoiser, choice))
         make_videos(
             folder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +22,14 @@ from hiar.models.card import Walk, walk_of
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator
 from hiar.noise import normals
+from hiar.rollout.cell import Rollout
 from hiar.rollout.ode import ode_states
 from hiar.rollout.walk import walk as walk_grid
 from hiar.schedule import step_sigmas
-from hiar.stages.common import Paths, sample_world, stage
-from hiar.stages.fitting import Way, check_frames
-from hiar.stages.plan import load_sampler
+from hiar.stages.common import Paths, Stage, sample_world, stage
+from hiar.stages.computing import Choice, computing
+from hiar.stages.fitting import Way, check_frames, way_of
+from hiar.stages.plan import load_sampler, settled
 from hiar.stages.rollouts import make_rollout
 from hiar.stages.videos import (
     batches,
@@ -78,13 +80,37 @@ def run(params: Params, workspace: Path, seed: int, model: Model, variant: str |
             frames = params.sample.frames if way else source.card.video.frames
             check_frames(source, frames, count, batch, work.folder, kept=True, field="params.yaml: sample.frames")
         source.prepare(prompts)
-        make_videos(work.folder, source, prompts, frames, way, seed, batch, f"sample {variant or model}", ranks=ranks)
+        with ExitStack() as computed:
+            chosen = None
+            if way is not None:
+                chosen, choice = _settled(work, source, way, prompts, frames, batch)
+                computed.enter_context(computing(source.denoiser, choice))
+                batch = chosen.videos
+            label = f"sample {variant or model}"
+            make_videos(work.folder, source, prompts, frames, way, seed, batch, label, way=chosen, ranks=ranks)
         if not ranks.leads:
             return
         write_captions(work.folder, prompts, prompts)
         work.finish("samples", model=model, **describe(source, way, frames))
         for number in range(params.report.videos):
             work.run.artifact(work.folder / video_name(number, count))
+
+
+def _settled(
+    work: Stage, source: Generator, walk: Walk, prompts: Sequence[str], frames: int, most: int
+) -> tuple[Way, Choice]:
+    """The fastest way that fits in memory, with at most ``most`` videos at a time, and what computes it."""
+    ranks, seed = work.ranks, work.facts["seed"]
+
+    def rollout(numbers: range) -> Rollout:
+        text = source.embed(prompts[numbers.start : numbers.stop])
+        return make_rollout(source, text, walk, frames, seed, numbers)
+
+    way = None
+    with ranks.agreed():
+        if ranks.leads:
+            way = way_of(source, walk, rollout(range(1)), most, beside=ranks.size)
+    return settled(work.folder, source, walk, rollout, len(prompts), way, ranks)
 
 
 def make_videos(

@@ -28,6 +28,7 @@ from hiar.models.card import CARD, walk_of
 from hiar.models.denoiser import guided_x0
 from hiar.models.generator import Generator, load_generator
 from hiar.noise import normals
+from hiar.rollout.cell import Rollout
 from hiar.schedule import step_sigmas
 from hiar.stages import computing, fitting, prompted, sample
 from hiar.stages.common import Paths, sample_world
@@ -228,6 +229,34 @@ def test_a_walked_student_walks_as_the_other_variant(tmp_path: Path) -> None:
     assert (folder / "captions.txt").read_text().splitlines() == prompts
     expected = sample_latents(student, prompts, 6, walk_of(walk), 1, range(3))
     torch.testing.assert_close(read_shard(folder / "latents.safetensors")["latents"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stage_makes_fewer_videos_at_a_time_and_step_by_step_if_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = smoke_params(sample={"videos": 3, "frames": 6, "batch": 3}, report={"videos": 1})
+    walked: list[tuple[int, str, str]] = []
+
+    def walk(denoiser: Any, rollout: Rollout, order: Any, given: Any, passes: Any) -> Iterator[Any]:
+        walked.append((len(rollout.samples), order, passes))
+        return sample_walk(denoiser, rollout, order, given, passes=passes)
+
+    sample_walk = sample.walk_grid
+    monkeypatch.setattr(sample, "walk_grid", walk)
+    made = []
+    for free in (10**12, 210, 110):
+        work = tmp_path / str(free)
+        save_student(Paths(work, 1).distilled("hiar"))
+        with monkeypatch.context() as patch:
+            patch.setattr(fitting, "free_bytes", lambda device, free=free: free / fitting.USABLE)
+            patch.setattr(fitting, "decode_bytes", lambda source, frames: (0, 0))
+            patch.setattr(fitting, "walk_bytes", lambda s, rollout, order, p: 100 if order == "step_first" else 200)
+            patch.setattr(fitting, "ring_bytes", lambda source, grid, videos, caches=4: 10 * videos * caches)
+            sample.run(params, work, 1, "distill", "hiar")
+        made.append(read_shard(Paths(work, 1).samples("distill", "hiar") / "latents.safetensors")["latents"])
+    assert walked == [(3, "diagonal", "batched"), *[(1, "diagonal", "batched")] * 3, *[(1, "step_first", "fused")] * 3]
+    assert "walk: step_first, " in capsys.readouterr().err
+    torch.testing.assert_close(made[1:], made[:1] * 2, rtol=1e-4, atol=1e-4)
 
 
 def test_all_videos_and_no_more_than_a_batch_at_a_time_must_fit(
