@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from hiar import config
-from hiar.config import Params, Variant
+from hiar.config import Order, Params, Passes, Variant
+from hiar.grid import fastest
 from hiar.memory import inits, steps
 from hiar.memory.counting import Counting, imagined, network_bytes, storage_bytes
 from hiar.memory.networks import OPTIMISER, Models, make_meta, meta_role, pinned_bytes, role_bytes
@@ -78,7 +79,7 @@ def forecast(
     models = replace(models, sizes=replace(models.sizes, batch=batch))
     sizes, params = models.sizes, models.sizes.params
     if stage == "sample":
-        return _sample(models, variant)
+        return sampling(models, variant, batch)
     if stage == "pairs":
         return Forecast(stage, (_teacher("teacher", models), *_activations(_solver(sizes, models.student), 0)))
     if stage not in TRAINED:
@@ -204,14 +205,17 @@ def _gathered(params: Params, networks: list[Denoiser]) -> int:
     return sum(roots) + 2 * max(layers)
 
 
-def _sample(models: Models, variant: Variant) -> Forecast:
-    sizes, params = models.sizes, models.sizes.params
-    walk = imagine(lambda count, *n: steps.sample(count, sizes, variant, *n), sizes, [], [models.student])["walk"]
+def sampling(models: Models, variant: Variant, batch: int, step_by_step: bool = False) -> Forecast:
+    """The stage's memory on the fastest walk, or step by step, with one step's cache: what it does if that is short."""
+    sizes, params = replace(models.sizes, batch=batch), models.sizes.params
+    way: tuple[Order, Passes] = ("step_first", "fused") if step_by_step else fastest(variant.context)
+    walk = imagine(lambda count, *n: steps.sample(count, sizes, variant, way, *n), sizes, [], [models.student])["walk"]
     with imagined():
         count = Counting()
         codec, (channels, *size) = cast(Codec, models.world.outline(CODEC, params)), sizes.latent
         decode(count, (1, channels, min(codec.chunk, params.sample.frames), *size), codec)  # one video at a time
-    rings = steps.sample_caches(params, variant) * params.video.window_blocks
+    caches = 1 if step_by_step else steps.sample_caches(params, variant)
+    rings = caches * params.video.window_blocks
     itemsize = 2 if params.runtime.precision == "bf16" else 4
     held = sizes.batch * ring_bytes(
         models.student["num_layers"], _dim(models.student), _block_tokens(sizes, models.student), rings, itemsize

@@ -13,8 +13,8 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
-from hiar.config import Context, Params, Variant
-from hiar.grid import Grid, fastest, make_grid, walk_passes
+from hiar.config import Context, Order, Params, Passes, Variant
+from hiar.grid import Grid, make_grid, walk_passes
 from hiar.losses.dmd import dmd_loss, score_difference
 from hiar.losses.flow import flow_matching
 from hiar.losses.forward_kl import forward_kl
@@ -167,17 +167,16 @@ def pairs(count: Counting, sizes: Sizes, teacher: Denoiser) -> None:
 
 
 @torch.no_grad()
-def sample(count: Counting, sizes: Sizes, variant: Variant, student: Denoiser) -> None:
-    """A walk as in `hiar sample`, with the fewest forward calls, up to where its passes and rings are full."""
+def sample(count: Counting, sizes: Sizes, variant: Variant, way: tuple[Order, Passes], student: Denoiser) -> None:
+    """A walk as in `hiar sample`, up to where its passes and rings are full; ``way``: its order and passes."""
     params, schedule = sizes.params, sizes.params.schedule
-    order, passes = fastest(variant.context)
     blocks = min(params.sample.frames // params.video.block, 2 * schedule.student_steps)
     grid = _grid(params, variant.context, blocks, schedule.student_steps)
     text = sizes.text(student.transformer.config, sizes.batch).to(student.dtype)
     sigmas = student_sigmas(schedule)
     samples = range(sizes.batch)
     rollout = Rollout(grid, sigmas, sizes.block_shape, schedule.renoise, 0, samples, text, {}, params.conventions)
-    walk_through(count, student, rollout, order, passes)
+    walk_through(count, student, rollout, *way)
 
 
 def imagine(run: Callable[..., None], sizes: Sizes, trained: Sequence[Config], frozen: Sequence[Config] = ()) -> Peaks:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from hiar.config import Adopted, Params, Variant
+from hiar.contexts import rule_of
 from hiar.io.free import GB
 from hiar.memory.disk import disk
-from hiar.memory.forecast import TRAINED, USABLE, Forecast, forecast
+from hiar.memory.forecast import TRAINED, USABLE, Forecast, forecast, sampling
 from hiar.memory.host import host, most
 from hiar.memory.networks import Models
 from hiar.memory.steps import live_caches, training_grid
@@ -104,6 +105,8 @@ def advice(models: Models, found: Forecast, variant: Variant, batch: int, gpus: 
     if trains:
         counts = [2**n for n in range(1, MANY.bit_length()) if 2**n > gpus]
         ways += [(f"{n} GPUs", lambda n=n: again(lighter, batch=1, gpus=n)) for n in counts]  # type: ignore[misc]
+    if found.stage == "sample" and not rule_of(variant.context).waits:
+        ways.append(("a walk step by step (the stage's own choice then)", lambda: sampling(models, variant, 1, True)))
     told: list[str] = []
     for way, make in ways:
         if way.endswith("GPUs"):

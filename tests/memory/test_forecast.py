@@ -17,6 +17,7 @@ from commands import hiar
 from torch import nn
 
 from hiar.config import AdamW, CausalOde, Muon, Optimizer
+from hiar.grid import fastest
 from hiar.memory import forecast, inits, networks, steps
 from hiar.memory.counting import Counting, imagined, network_bytes, storage_bytes
 from hiar.memory.disk import disk
@@ -307,8 +308,29 @@ def test_sampling_is_planned_as_a_walk_of_a_frozen_student() -> None:
     sizes, variant, config = case(QUICK)
     two = replace(sizes, batch=2)
     sample = planned_entries(sizes.params, "sample", batch=2)
-    peaks = imagine(lambda count, *n: steps.sample(count, two, variant, *n), two, [], [config])
+    way = fastest(variant.context)
+    peaks = imagine(lambda count, *n: steps.sample(count, two, variant, way, *n), two, [], [config])
     assert sample["rings", "keys and values"] + sample["activations", "phase"] == peaks["walk"]
+
+
+def test_a_sample_is_planned_step_by_step_with_one_steps_cache() -> None:
+    sizes, _, _ = case(QUICK)
+    params = sizes.params
+    models, hiar = networks.open_models(params), params.variant("hiar")
+    fast, slow = (
+        {e.what if e.role == "rings" else e.role: e.bytes for e in forecast.sampling(models, hiar, 2, slowly).entries}
+        for slowly in (False, True)
+    )
+    assert fast["keys and values"] == params.schedule.student_steps * slow["keys and values"] > 0
+    assert fast["student"] == slow["student"]
+    two = replace(sizes, batch=2)
+    peaks = imagine(
+        lambda count, *n: steps.sample(count, two, hiar, ("step_first", "fused"), *n), two, [], [models.student]
+    )
+    walked = [
+        e.bytes for e in forecast.sampling(models, hiar, 2, True).entries if e.what in ("walk", "keys and values")
+    ]
+    assert sum(walked) == peaks["walk"]
 
 
 def test_offloaded_entries_are_on_the_host_and_not_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

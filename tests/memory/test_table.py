@@ -83,6 +83,22 @@ def test_the_first_change_that_makes_a_training_fit_is_advised() -> None:
     assert {enough: advised(enough, False, "init", 2) for enough in ways} == ways
 
 
+def test_a_sample_that_fits_step_by_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the grid can be walked so: not if a block is shown only when it is finished."""
+    whole, one = Forecast("sample", (Entry("all", "rings", 40),)), Forecast("sample", (Entry("all", "rings", 10),))
+    monkeypatch.setattr(table, "sampling", lambda models, variant, batch, step_by_step: one)
+    models = models_of()
+
+    def advice_for(name: str, enough_for: int) -> str:
+        return advice(models, whole, models.sizes.params.variant(name), 1, 1, (enough_for + 0.1) / USABLE)
+
+    assert advice_for("hiar", 40) == advice_for("self-forcing", 40) == "fits"
+    told = "does not fit; with a walk step by step (the stage's own choice then) it does"
+    assert advice_for("hiar", 39) == advice_for("hiar", 10) == told
+    none = "does not fit, even with every option: use GPUs with more memory, or a shorter clip or window"
+    assert advice_for("hiar", 9) == advice_for("self-forcing", 39) == none
+
+
 def test_options_already_in_use_are_not_advised() -> None:
     most = total(True, "init", 1, MANY, offloaded=True)
     half = MANY // 2
