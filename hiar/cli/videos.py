@@ -108,7 +108,8 @@ def sample(
     """Generate videos from prompts with a checkpoint.
 
     On several GPUs --copies speeds up many videos, --processes a single one. Under torchrun its processes are the
-    copies or, without --copies, the pipeline: the last one decodes, the others split the steps.
+    copies or, without --copies, the pipeline: the last one decodes, the others split the steps. After an interruption
+    the same command resumes; once complete, it changes nothing.
     """
     if copies is not None and processes is not None:
         raise UserError("--copies: splits the videos, --processes the steps of each; leave one of them out")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -48,6 +49,8 @@ __all__ = [
     "code_version",
     "content_hash",
     "facts",
+    "is_made",
+    "key_hash",
     "partial_of",
     "read_manifest",
     "unfinished",
@@ -74,6 +77,8 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
     with writing(folder):
         folder = followed(folder)
         _check_replaceable(folder, replaces)  # first: a path without a name has no partial_of
+        if replaces is not None and (folder / MANIFEST).exists():
+            tell(f"{folder}: what is there is replaced when the new artifact is complete")
         partial = partial_of(folder)
         partial.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -89,6 +94,19 @@ def unfinished(folder: Path, key: Mapping[str, Any], replaces: str | None = None
                         raise
                     _finish(partial, folder)
                     return
+
+
+def key_hash(key: Mapping[str, Any]) -> str:
+    """SHA-256 of an artifact's key, for its manifest (``key``); see `is_made`."""
+    return hashlib.sha256(canonical(key).encode()).hexdigest()
+
+
+def is_made(folder: Path, kind: str, key: Mapping[str, Any]) -> bool:
+    """Whether ``folder`` is an intact artifact of this kind, made under this ``key``, as its manifest says."""
+    try:
+        return read_manifest(folder, kind).get("key") == key_hash(key)
+    except UserError:
+        return False
 
 
 def partial_of(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hiar.contexts import rule_of
 from hiar.errors import UserError
-from hiar.io.artifacts import check_folder, read_manifest, unfinished
+from hiar.io.artifacts import check_folder, is_made, read_manifest, unfinished
 from hiar.io.cores import process_cores
 from hiar.io.cpu import settle_cpu
 from hiar.io.launcher import own_place
@@ -34,7 +34,7 @@ from hiar.stages.computing import settle
 from hiar.stages.fitting import Way, check_frames, check_memory
 from hiar.stages.group import check_alike, group, numbers_of, own_device, tensor_of
 from hiar.stages.plan import load_asked, plan_line
-from hiar.stages.prompted import BATCH, check_request, finish_samples, sample_key
+from hiar.stages.prompted import BATCH, MADE, check_request, finish_samples, sample_key
 from hiar.stages.request import Request
 from hiar.stages.rollouts import make_rollout, walk_asked
 from hiar.stages.videos import (
@@ -102,6 +102,10 @@ def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_sec
     with ExitStack() as writing:
         with group(rank, ranks, device, stall_seconds) as links:
             check_alike(key, device)
+            if numbers_of(ranks, [is_made(out, "samples", key)] if rank == ranks else None, device) == [True]:
+                if rank == ranks:
+                    tell(MADE.format(out))
+                return
             text = tensor_of(0, source.embed(prompts) if rank == 0 else None, 3, source.denoiser.dtype, device)
 
             def rollout(numbers: range) -> Rollout:
@@ -134,7 +138,7 @@ def sample_on_rank(request: Request, out: Path, save_latents: bool, *, stall_sec
             write_videos(folder, source, index, numbers, len(prompts), request.crf)
         gather(folder, len(prompts), BATCH, save_latents)
         write_captions(folder, request.names, prompts)
-        finish_samples(folder, source, request, walk, frames)
+        finish_samples(folder, source, request, walk, frames, key)
 
 
 def _collect(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hiar.errors import UserError
-from hiar.io.artifacts import partial_of, read_manifest, unfinished, write_manifest
+from hiar.io.artifacts import is_made, key_hash, partial_of, read_manifest, unfinished, write_manifest
 from hiar.io.cpu import settle_cpu
 from hiar.io.launcher import own_place
 from hiar.io.process_group import ALONE, Ranks, gathered
@@ -32,6 +32,7 @@ from hiar.stages.sample import describe, make_videos
 from hiar.stages.videos import batches, write_captions
 
 BATCH = 16  # videos generated at a time
+MADE = "{}: is complete already, by the same command; remove it to make it again"
 
 
 def sample_prompts(
@@ -57,6 +58,10 @@ def sample_prompts(
         key = sample_key(source, request, walk, given, save_latents)
         if ranks.size > 1:
             check_alike(key, ranks.device, ranks.gather)
+        if ranks.told(is_made(out, "samples", key)):
+            if ranks.leads:
+                tell(MADE.format(out))
+            return
 
         def rollout(numbers: range) -> Rollout:
             text = source.embed(prompts[numbers.start : numbers.stop])
@@ -96,7 +101,7 @@ def sample_prompts(
         )
         if ranks.leads:
             write_captions(folder, request.names, prompts)
-            finish_samples(folder, source, request, walk, frames)
+            finish_samples(folder, source, request, walk, frames, key)
 
 
 @contextmanager
@@ -162,9 +167,12 @@ def sample_key(
     }
 
 
-def finish_samples(folder: Path, source: Generator, request: Request, walk: Walk | None, frames: int) -> None:
-    """Write the manifest of a folder of samples that is otherwise complete."""
+def finish_samples(
+    folder: Path, source: Generator, request: Request, walk: Walk | None, frames: int, key: Mapping[str, Any]
+) -> None:
+    """Write the manifest of a folder of samples that is otherwise complete; ``key``: see `sample_key`."""
     facts = {"stage": "sample", "seed": request.seed, "variant": source.card.variant, "model": source.card.stage}
     facts["generated_with"] = "short" if request.captions is None else "extended"  # prompts; captions are always short
+    facts["key"] = key_hash(key)
     parents = {"checkpoint": source.content}
     write_manifest(folder, "samples", parents=parents, **facts, **describe(source, walk, frames))

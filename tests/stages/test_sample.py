@@ -338,6 +338,32 @@ def test_copies_on_one_machine_share_its_memory(
     assert begun == [Way("diagonal", "batched", 2, 100)]  # alone, it would make four of its five at a time
 
 
+def test_samples_of_the_same_command_are_not_made_again(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless a file is damaged; those of another command are replaced, which is said."""
+    request, out = Request(checkpoint, PROMPTS, 6), tmp_path / "out"
+
+    def made(request: Request = request) -> tuple[str, set[int]]:
+        sample_prompts(request, out, save_latents=False)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(out))]
+        return "".join(lines), {path.stat().st_ino for path in out.iterdir()}
+
+    said, first = made()
+    assert said == ""
+    said, again = made()
+    assert said == f"{out}: is complete already, by the same command; remove it to make it again"
+    assert again == first
+    (out / "captions.txt").write_text("damaged\n")
+    replaced = f"{out}: what is there is replaced when the new artifact is complete"
+    said, mended = made()
+    assert said == replaced
+    assert not mended & first
+    said, other = made(replace(request, seed=5))
+    assert said == replaced
+    assert not other & mended
+
+
 def test_a_teachers_clips_are_not_resumed_with_another_number_at_a_time(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
