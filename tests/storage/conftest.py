@@ -56,7 +56,7 @@ def server(tmp_path_factory):
     command += ["-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
     command += [f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64"]
     with (folder / "log").open("wb") as log:
-        store = subprocess.Popen([*command, "-volume.max=50"], stdout=log, stderr=log, cwd=folder)
+        store = subprocess.Popen([*command, "-volume.max=500"], stdout=log, stderr=log, cwd=folder)
     try:
         yield f"http://127.0.0.1:{s3}"
     finally:
