@@ -242,6 +242,8 @@ def test_pairs_for_the_regulariser_alone_may_have_other_levels(foreign: Path, wo
         compared = params.compare.model_copy(update={"distill": [*distilled]})
         return params.model_copy(update={"init": init, "compare": compared, "variants": variants})
 
+    for distilled in (("deep", "hiar"), ("hiar", "deep"), ("deep", "causvid")):
+        assert pairs.levels_needed(of(adopted, *distilled), every=False) == 2
     for other in (of(params.init, "hiar"), of(adopted, "deep")):
         with pytest.raises(UserError, match=r"pairs.source = .*: its levels are 1, .*, the student's 1, "):
             pairs.run(other, workspace, 0)

@@ -328,6 +328,8 @@ def test_the_teacher_learns_as_its_own_section_says(
         assert_averaged(network, *(one[name] for one in networks["teacher"]))
     card = made.card
     assert (card.guidance, card.solver_steps, card.schedule, card.seed) == (2.5, 6, params.schedule, SEED)
+    assert card.precision == "no"
+    assert teacher._card(params_of({"precision": "bf16"}), SEED, "flow", coordinates=False).precision == "bf16"
 
 
 def test_the_codec_learns_from_noise_of_any_strength_and_is_measured_on_other_clips(

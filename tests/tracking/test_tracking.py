@@ -445,6 +445,7 @@ def test_a_sender_is_looked_for_at_once_and_not_at_each_step(
     monkeypatch.setattr(stage, "LOOK_SECONDS", 3600.0)
     monkeypatch.setattr(stage, "_see_to_sender", looks.append)
     with tracked("codec", 0, None, params, project) as run:
+        assert looks == [spool_folder(project)]  # before the stage has anything to record
         for step in range(9):
             run.log(step, {"loss": 1.0})
         assert looks == [spool_folder(project)]
