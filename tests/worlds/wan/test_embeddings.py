@@ -133,6 +133,16 @@ def test_the_size_of_embeddings_is_estimated_before_any_is_made(base: Path, tmp_
     assert embedding_bytes(tmp_path / "Wan2.1-T2V-1.3B", prompts) == 512 * 4096 * 2
 
 
+def test_the_size_of_embeddings_is_estimated_from_prompts_of_the_whole_file(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose later lines may be longer than the first ones."""
+    short, long = ["a fox"] * 4, [PROMPTS[6]] * 4
+    monkeypatch.setattr(embeddings, "SAMPLE", 4)
+    mixed, low, high = (embedding_bytes(base, prompts) for prompts in ([*short, *long], short, long))
+    assert low < mixed < high
+
+
 def test_the_encoder_is_loaded_only_for_missing_prompts(text: Path, cache: Path) -> None:
     first = embed(PROMPTS, text, cache, FLOAT).read(PROMPTS)
     _corrupt_unnoticed(text / "text_encoder" / "model.safetensors")
