@@ -469,17 +469,18 @@ def test_bytes_whose_md5_fits_are_compared_with_the_manifest_s_sha256(
 
 
 def test_an_upload_resumes_with_the_missing_parts(small: SmallStore, store: Store, tmp_path: Path) -> None:
-    """Even if the file has changed since, and another upload with the same prefix has begun."""
+    """Even if the file has changed since, and there are others: an older one, and one with the same prefix."""
     small.page = 2
     path = tmp_path / "large"
     path.write_bytes(b"a" * 10 + b"b" * 10 + b"c" * 10 + b"d" * 10 + b"e")
-    number = small.begin(f"{PREFIX}large")
+    older, number = small.begin(f"{PREFIX}large", ago(1)), small.begin(f"{PREFIX}large")
+    small.parts[older][3] = b"c" * 10
     small.begin(f"{PREFIX}large-one")
     small.parts[number] |= {1: b"a" * 10, 2: b"B" * 10, 4: b"d" * 10}
     assert upload(store, path, "large", "text/x", part=10)
     assert [part for _, part in small.sent] == [2, 3, 5]
     assert small.objects[f"{PREFIX}large"] == path.read_bytes()
-    assert [one["Key"] for one in unfinished_uploads(store)] == [f"{PREFIX}large-one"]
+    assert [one["Key"] for one in unfinished_uploads(store)] == [f"{PREFIX}large", f"{PREFIX}large-one"]
     assert not upload(store, path, "large", "text/x", part=10)  # the key exists
     small.sent.clear()
     assert upload(store, path, "in-parts", "text/x", part=40)
