@@ -79,6 +79,10 @@ def test_each_table_has_an_experiment_that_compares_its_rows(name):
         (lambda t: t["claims"][0].update(of="distill/hair"), "is not in any row; did you mean 'distill/hiar'?"),
         (lambda t: t["claims"][0].update(than="distill/hair"), "is not in any row; did you mean 'distill/hiar'?"),
         (lambda t: t["claims"][0].update(than=t["rows"][2]["name"]), "is not in any row; "),
+        (  # whose videos are of another experiment
+            lambda t: [t["rows"][2].update(contender="distill/other"), t["claims"][0].update(of="distill/other")],
+            "Self-Forcing = 'distill/other': is not in any row; ",
+        ),
         (lambda t: t["claims"][0].update({"is": "larger"}), "table1.claims.0.is = 'larger': input should be 'higher'"),
         (lambda t: t["rows"][1]["paper"].pop("Drift"), "]: give Quality, Semantic, Dynamic, Drift"),
         (
@@ -129,6 +133,18 @@ def test_figures_without_a_measure_are_refused(tmp_path, spoil, message):
         read_table(path, "table1", "shapes")
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_figures_and_claims_that_a_world_cannot_measure_are_left_out(tmp_path):
+    document = copy.deepcopy(REGISTERED)
+    del document["measures"]["shapes"]["Drift"]
+    path = tmp_path / "tables.yaml"
+    path.write_text(yaml.safe_dump(document))
+    whole, part = (read_table(one, "table1", "shapes") for one in (ROOT / TABLES, path))
+    assert [column for column in whole.columns if column.stands_for != "Drift"] == part.columns != whole.columns
+    assert (whole.unmeasured, part.unmeasured) == ([], ["Drift"])
+    drift = REGISTERED["measures"]["shapes"]["Drift"]["metric"]
+    assert [claim for claim in whole.claims if claim.metric != drift] == part.claims != whole.claims
 
 
 def test_a_claims_direction_is_reversed_for_a_metric_of_opposite_sense():
