@@ -193,6 +193,18 @@ def test_embeddings_of_one_device_are_not_read_for_another(
     assert cached.device.type == "meta"
 
 
+def test_prompts_that_were_not_announced_are_embedded_when_they_are_read(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIAR_CACHE", str(tmp_path / "cache"))
+    cached = CachedText(base)
+    cached.prepare(PROMPTS[:1])
+    found = cached.encode(PROMPTS[:2])
+    assert torch.equal(
+        found, pad(load_text_encoder(base).rows(PROMPTS[:1]) + load_text_encoder(base).rows(PROMPTS[1:2]))
+    )
+
+
 def test_another_encoder_tokenizer_or_dtype_has_its_own_cache(text: Path, cache: Path) -> None:
     folders = {embed(PROMPTS[:1], text, cache, dtype).folder for dtype in (FLOAT, torch.bfloat16)}
     config = text / "text_encoder" / "config.json"
