@@ -89,6 +89,17 @@ def require_runnable(findings: Collection[Finding]) -> None:
             raise UserError(f"{finding.dimension}: {finding.problems[0]}{more}{part}")
 
 
+def _without_operators(environment: Environment) -> list[str]:
+    """The problem of a torchvision for GPUs beside a torch without: its operators, which GRiT calls, do not load."""
+    found = environment.versions(("torch", "torchvision"))
+    if not found.get("torch", "").endswith("+cpu") or found.get("torchvision", "+cpu").endswith("+cpu"):
+        return []
+    return [
+        f"torchvision {found['torchvision']} in {environment.packages} is built for GPUs, torch {found['torch']} is "
+        "not, and GRiT calls torchvision's operators; pip install both for the same device in that environment"
+    ]
+
+
 def _files(names: Iterable[str]) -> Iterable[str]:
     return (file for name in names for file in NEEDS[name].files)
 
@@ -100,5 +111,7 @@ def _finding(environment: Environment, name: str, held: Iterable[Held]) -> Findi
         for package in NEEDS[name].packages
         if not environment.has(package)
     ]
+    if "detectron2" in NEEDS[name].packages:
+        packages += _without_operators(environment)
     problems = (*packages, *(one.problem for one in held if one.problem))
     return Finding(name, problems, {one.name: one.sha256 for one in held if one.sha256})

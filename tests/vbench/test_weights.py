@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 import torch
-from vbench_toys import lay_weights
+from vbench_toys import build_environment, lay_weights
 
 from hiar import cli
 from hiar.errors import UserError
@@ -48,6 +48,24 @@ def test_with_all_weights_twelve_dimensions_run_and_hashes_are_reported(environm
     ]  # fmt: skip
     [amt] = [one for one in findings if one.dimension == "motion_smoothness"]
     assert amt.weights == {AMT: hashlib.sha256((tmp_path / AMT).read_bytes()).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("torch_", "torchvision", "fits"),
+    [("2.13.0+cpu", "0.28.0", False), ("2.13.0+cpu", "0.28.0+cpu", True), ("2.13.0", "0.28.0", True)],
+)
+def test_grit_needs_torchvisions_operators(tmp_path, torch_, torchvision, fits):
+    """Those of a wheel for GPUs do not load beside a torch without; VBench's other networks do not need them."""
+    environment = find_environment(build_environment(tmp_path / "venv"))
+    for name, version in (("torch", torch_), ("torchvision", torchvision)):
+        place = environment.packages / f"{name}-{version}.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    weights = lay_weights(tmp_path / "weights")
+    findings = {one.dimension: one.problems for one in examine(environment, weights, ["color", "dynamic_degree"])}
+    told = f"torchvision {torchvision} in {environment.packages} is built for GPUs, torch {torch_} is not, "
+    assert [problem.startswith(told) for problem in findings["color"]].count(True) == (not fits)
+    assert findings["dynamic_degree"] == ()
 
 
 def unapproved_file(folder, name):
