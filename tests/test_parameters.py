@@ -155,6 +155,7 @@ LIMITS = {
     ],
     "init-causal-ode": [
         ("init: {pairs: {solver_steps: ?}}", "28", "26", "init.pairs.solver_steps = 26: must be a multiple of"),
+        ("{init: {pairs: null}, pairs: {source: ?}}", "x", "null", "init.pairs = None: is missing; give the settings"),
     ],
     "init-consistency": [
         ("init: {solver_steps: ?}", "28", "26", "init.solver_steps = 26: must be a multiple of schedule.student_steps"),
@@ -171,6 +172,13 @@ LIMITS = {
         ("teacher: {training: ?}", "null", TRAINING, "teacher.training = '...': comes from the base model; write null"),
         ("sample: {prompts: ?}", "x.txt", "null", "sample.prompts = None: name a text file with one prompt a line"),
         ("sample: {caption_dropout: ?}", "0.0", "0.1", "sample.caption_dropout = 0.1: prompts from a file are used"),
+        # Nothing but a distillation trains on clips, which are longer than the window beside the sinks.
+        *((f"{{init: {{kind: adopted, source: x}}, video: {{frames: 12, sink_blocks: 1}}, {more}}}", taken, refused,
+           "video.sink_blocks = 1: training clips must fit in the window of 9 frames when there are sinks; use 0")
+          for more, taken, refused in (
+              ("compare: {distill: [?]}", "self-forcing", "causvid"),
+              ("variants: {hiar: {forward_kl: {attention: ?}}}", "bidirectional", "causal"),
+          )),
         ("init: {kind: adopted, source: x, validation: ?}", "null", f"{{{WATCHED}, prompts: 2, frames: 9}}",
          "init.validation = '{...}': an adopted student is not trained; use null"),
     ],

@@ -85,9 +85,10 @@ def folders_of(base: Path, part: Part) -> Sequence[Path]:
 
 def _instead(base: Path) -> str:
     """The remedy for a wrong base: users name the original's folder, a hub's cache, one part or only a model."""
-    snapshots = [place for place in sorted(base.glob("snapshots/*")) if (place / "transformer").is_dir()]
-    if snapshots:
-        return f"{base} is a cache of models; name {snapshots[-1]}"
+    snapshots = [place for place in base.glob("snapshots/*") if (place / "transformer").is_dir()]
+    if snapshots:  # named by hashes, so that only their times tell which is the newest
+        newest = max(snapshots, key=lambda place: place.stat().st_mtime_ns)
+        return f"{base} is a cache of models; name {newest}"
     if (base.parent / "transformer").is_dir():
         return f"{base} is a part of a base; name {base.parent}"
     if (base / ORIGINAL).exists():

@@ -64,6 +64,9 @@ def test_folders_mistaken_for_a_base_are_refused_with_the_fix(base: Path, tmp_pa
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
     (cache / "snapshots" / "half").mkdir()  # a download that has just begun
+    for older in ("0bad", "fade"):
+        (cache / "snapshots" / older / "transformer").mkdir(parents=True)
+        os.utime(cache / "snapshots" / older, (1, 1))
     original.mkdir()
     (original / "config.json").write_text("{}")
     for named, words in (
