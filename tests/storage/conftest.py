@@ -131,8 +131,8 @@ def make_bucket(client, name):
 
 
 @pytest.fixture(scope="module")
-def bucket(client):
-    return make_bucket(client, "of-uploads")
+def bucket(client, request):
+    return make_bucket(client, request.module.__name__.rpartition(".")[2].replace("_", "-"))
 
 
 @pytest.fixture(scope="module")
