@@ -55,6 +55,7 @@ def test_long_prompts_that_begin_alike_have_names_of_their_own():
     longest = "a" * (255 - len("-123.mp4"))
     assert file_stem(longest) == longest != file_stem(longest + "a")
     assert len(file_name(longest + "a", 123)) == 255
+    assert 252 < len(file_name("雪" * 100, 123).encode()) <= 255  # a limit of bytes, not of characters
     assert parse_name("a bench-123", {"a bench": "a bench"}) == ("a bench", 123)
 
 
