@@ -27,7 +27,9 @@ def mistake(*arguments, folder):
     """The one error line of a command; lines of progress before it are skipped."""
     run = hiar(*arguments, folder=folder, code=2, HIAR_TRACKING="off")
     assert run.stdout == ""
-    progress = re.compile(r"walk: |.*: \d+/\d+( frames)? in \d\d:\d\d")  # before the mistake was found
+    progress = re.compile(
+        r"walk: |.*: \d+/\d+( frames)? in \d\d:\d\d|.*: what is there is replaced when "
+    )  # before the mistake was found
     (line,) = [line for line in run.stderr.splitlines() if not progress.match(line)]
     assert line.startswith("error: ")
     return line.removeprefix("error: ")

@@ -250,7 +250,8 @@ def test_the_command_prints_what_it_imported(tmp_path: Path) -> None:
     assert run.stdout.startswith("pairs: 5 pairs of 2x3x4x6 ")
     torch.testing.assert_close(load_pairs(tmp_path / "pairs").sigmas, warp(torch.tensor([1, 0.75, 0.5, 0.25, 0]), 3.0))
     assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 2  # one of four pairs and one of one
-    (error,) = hiar("import-pairs", "nowhere", "--out", "pairs", folder=tmp_path, code=2).stderr.splitlines()
+    told, error = hiar("import-pairs", "nowhere", "--out", "pairs", folder=tmp_path, code=2).stderr.splitlines()
+    assert told == "pairs: what is there is replaced when the new artifact is complete"
     assert error == "error: nowhere: is neither a folder of .pt files nor an LMDB; name one"
 
 
