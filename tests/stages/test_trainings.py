@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from students import save_student, smoke_params
 from torch import Tensor
 
 from hiar.config import Params
+from hiar.errors import UserError
 from hiar.io.artifacts import write_manifest
 from hiar.io.states import states
 from hiar.io.video import read_mp4
@@ -32,6 +34,7 @@ from hiar.parameters import merge, parse_params
 from hiar.stages import codec, distill, init, pairs, teacher, truth
 from hiar.stages.common import Paths, sample_world
 from hiar.stages.inits import job
+from hiar.stages.pairs import Trajectories
 from hiar.stages.solved_pairs import open_pairs
 from hiar.statistics.validations import BOTH_WAYS, read_validations
 from hiar.training.loop import train
@@ -189,6 +192,24 @@ def test_a_separate_real_score_is_frozen_in_the_precision_of_training(
     assert {one.dtype for one in scored} == {torch.bfloat16}
     assert not any(weight.requires_grad for weight in scored[0].parameters())
     assert {weight.dtype for role in recorded.roles.values() for weight in role.module.parameters()} == {torch.float32}
+
+
+def test_a_distillation_refuses_pairs_at_other_levels_than_its_regulariser_needs(
+    parents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of imported pairs, if a variant with more steps of forward-KL is compared later."""
+    opened = distill.open_pairs
+
+    def imported(*given: Any) -> Trajectories:
+        pairs = opened(*given)
+        return replace(pairs, sigmas=torch.tensor([1.0, *(0.9 * pairs.sigmas[1:]).tolist()]))
+
+    monkeypatch.setattr(distill, "open_pairs", imported)
+    work = Path(shutil.copytree(parents, tmp_path / "work"))
+    compared = {"distill": ["hiar"], "walked": []}
+    params = merged(params_of(), {"variants": {"hiar": {"forward_kl": {"steps": 2}}}, "compare": compared})
+    with pytest.raises(UserError, match=r"pairs: its levels are 1, 0\.\d+, .*, the student's 1, "):
+        distill.run(params, work, SEED, "hiar")
 
 
 def test_the_student_begins_as_the_init_and_the_critic_as_the_teacher(parents: Path, recorded: Recorded) -> None:
