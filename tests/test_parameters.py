@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hiar.config import Params
+from hiar.config import CausalOde, Params, TeacherForcing
 from hiar.errors import UserError
 from hiar.parameters import load_params, merge, parse_params
 from hiar.plain_yaml import parse
@@ -17,6 +17,11 @@ WATCHED = "every: 2, metric: good, bidirectional: false"
 TRAINING = (
     "{steps: 1, batch: 4, optimizer: {adamw: {lr: 0.1, betas: [0.9, 0.9], weight_decay: 0.0}, muon: null, warmup: 0, "
     "decay: cosine, clip: 1.0, ema: null, ema_from: 0}}"
+)
+CODEC = f"{{patch: 8, channels: 4, width: 64, depth: 2, noise: 0.5, training: {TRAINING}}}"
+MODEL = (
+    "{layers: 4, heads: 6, head_dim: 32, ffn: 768, freq_dim: 64, patch: 8, prediction: x0, coordinates: false, "
+    "text_dim: 64, text_length: 12}"
 )
 # By experiment ("" is the default): a change with a ?, the last valid and first invalid value for it, and the error.
 LIMITS = {
@@ -34,6 +39,11 @@ LIMITS = {
         ("distill: {generator: {warmup: ?}}", "0", "-1", "distill.generator.warmup = -1: input should be greater"),
         ("model: {head_dim: ?}", "6", "4", "model.head_dim = 4: input should be greater than or equal to 6"),
         ("model: {head_dim: ?}", "8", "7", "model.head_dim = 7: input should be a multiple of 2"),
+        ("world: {frames_per_second: ?}", "1", "0", "world.frames_per_second = 0: input should be greater than or"),
+        ("world: {size: ?, radius: 128}", "4096", "4098", "world.size = 4098: input should be less than or equal to"),
+        ("world: {size: 4096, radius: 128, camera: ?}", "4096.0", "4.0e+9", "world.camera = 4000000000.0: input"),
+        ("model: {freq_dim: ?}", "2", "3", "model.freq_dim = 3: input should be a multiple of 2"),
+        ("distill: {generator: {decay: ?}}", "cosine", "linear", "distill.generator.decay = 'linear': input should be"),
         # types, none of which is converted to another
         ("world: {radius: ?}", "14", "true", "world.radius = True: input should be a valid number"),
         ("world: {radius: ?}", "14.0", ".inf", "world.radius = inf: input should be a finite number"),
@@ -42,6 +52,10 @@ LIMITS = {
         ("runtime: {device: ?}", "cpu", "on", "runtime.device = True: YAML reads on, off, yes and no as true or false"),
         ("pairs: {guidance: ?}", "1.5e+3", "1.5e3", "pairs.guidance = '1.5e3': YAML reads it as text; write 1.5e+3"),
         ("pairs: {guidance: ?}", "1.0e+3", "1e3", "pairs.guidance = '1e3': YAML reads it as text; write 1.0e+3"),
+        ("sample: {videos: ?}", "8", "'8.5'", "sample.videos = '8.5': input should be a valid integer"),
+        ("sample: {videos: ?}", "8", "1e3", "sample.videos = '1e3': YAML reads it as text; write 1000"),
+        ("pairs: {guidance: ?}", "1.0", "'inf'", "pairs.guidance = 'inf': input should be a valid number"),
+        ("sample: {videos: ?}", "8", "x" * 200, f"sample.videos = '{'x' * 99}...: input should be a valid integer"),
         # a student's levels: by a shift, or listed
         ("schedule: {student_shift: ?}", "0.1", "null", "schedule.student_shift = None: give either the shift of even"),
         ("schedule: {student_levels: ?}", "null", "[1, 0.7, 0.5, 0.1]", "schedule.student_shift = 4.0: give either"),
@@ -121,6 +135,13 @@ LIMITS = {
               ("output", "[0, 1, 0.5]", "[0, 1]", "(0.0, 1.0): give one number, or 3: one for each of"),
               ("output", "[1, 1, 1]", "[1, 1, 1, 1]", "(1.0, 1.0, 1.0, 1.0): give one number, or 3"),
           )),
+        *((f"variants: {{x: {{{more}, level: {level}, forward_kl: null, drawn: ?}}}}", taken, refused,
+           f"variants.x.drawn = {line}")
+          for more, level, taken, refused, line in (
+              ("order: diagonal, context: output", 1, "[0.5, 1.5]", "[1.0, 1.0]", "[1.0, 1.0]: should be bounds"),
+              ("order: diagonal, context: clean", "null", "null", "[0.5, 1.5]", "[0.5, 1.5]: should be bounds"),
+              ("forcing: diffusion, order: diagonal, context: output", 1, "null", "[0.5, 1.5]", "[0.5, 1.5]: should"),
+          )),
         ("variants: {hiar: {forward_kl: {steps: ?}}}", "4", "5",
          "variants.hiar.forward_kl.steps = 5: cannot exceed schedule.student_steps = 4"),
         ("compare: {init: [?]}", "shared", "shard", "compare.init = 'shard': no such variant; did you mean 'shared'"),
@@ -134,6 +155,7 @@ LIMITS = {
         # training
         ("pairs: {solver_steps: ?}", "28", "26", "pairs.solver_steps = 26: must be a multiple of"),
         ("pairs: {stored: ?, source: x}", "true", "false", "pairs.stored = False: imported pairs are stored; write"),
+        ("pairs: {kept_in: ?, source: x}", "null", "bf16", "pairs.kept_in = 'bf16': imported pairs keep their type"),
         ("distill: {levels: {lowest: ?, highest: 0.5}}", "0.4", "0.5",
          "distill.levels.lowest = 0.5: should be below highest = 0.5"),
         ("teacher: {training: {micro_batch: ?}}", "16", "15", "teacher.training.micro_batch = 15: must divide batch ="),
@@ -169,6 +191,10 @@ LIMITS = {
     "wan-tiny": [
         ("world: {height: ?}", "48", "24", "world.height = 24: input should be a multiple of 16"),
         ("world: {width: ?}", "48", "24", "world.width = 24: input should be a multiple of 16"),
+        *(("world: {" + side + ": ?}", "16", "0", f"world.{side} = 0: input should be greater than or equal to 16")
+          for side in ("height", "width")),
+        ("codec: ?", "null", CODEC, "codec = '...': comes from the base model; write null"),
+        ("model: ?", "null", MODEL, "model = '...': comes from the base model; write null"),
         ("teacher: {training: ?}", "null", TRAINING, "teacher.training = '...': comes from the base model; write null"),
         ("sample: {prompts: ?}", "x.txt", "null", "sample.prompts = None: name a text file with one prompt a line"),
         ("sample: {caption_dropout: ?}", "0.0", "0.1", "sample.caption_dropout = 0.1: prompts from a file are used"),
@@ -188,6 +214,18 @@ LIMITS = {
 def params_of(text: str, name: str = "") -> Params:
     """An experiment with a YAML text merged over it."""
     return parse_params(merge(experiment_tree(ROOT, name or None), parse(text or "{}")), Path("params.yaml"))
+
+
+def test_settings_that_may_be_left_out_have_the_values_that_users_rely_on() -> None:
+    """Runs that were begun without them go on as they were; checkpoints of two states fill a disk of Wan's."""
+    runtime = params_of("").runtime
+    assert not {"processes", "offload", "stall_seconds", "checkpoints_kept"} & runtime.model_fields_set
+    assert (runtime.processes, runtime.offload, runtime.memory_gb) == (None, [], None)
+    assert (runtime.stall_seconds, runtime.checkpoints_kept, runtime.checkpoint_milestone) == (600.0, 1, None)
+    forced, causal = (params_of("", f"init-{kind}").init for kind in ("teacher-forcing", "causal-ode"))
+    assert isinstance(forced, TeacherForcing) and isinstance(causal, CausalOde)
+    assert [one.weighting for one in (forced, causal.teacher)] == ["even", "even"]
+    assert not [one for one in (forced, causal.teacher) if "weighting" in one.model_fields_set]
 
 
 @pytest.mark.parametrize("name", LIMITS)
@@ -213,6 +251,7 @@ def test_the_first_invalid_value_is_refused_with_its_line(name: str) -> None:
         ("seeds: [0_1]", "line 1: 0_1: YAML reads it as 1; write it without leading zeros or colons"),
         ("video:\n  frames: 15\n  block: 1:5", "line 3: 1:5: YAML reads it as 65"),
         ("world: {radius: 1:30.5}", "line 1: 1:30.5: YAML reads it as 90.5"),
+        ("world: {radius: 1:30.}", "line 1: 1:30.: YAML reads it as 90.0"),
         ("world: {radius: -012}", "line 1: -012: YAML reads it as -10"),
     ],
 )
