@@ -53,7 +53,7 @@ LIMITS = {
         ("pairs: {guidance: ?}", "1.5e+3", "1.5e3", "pairs.guidance = '1.5e3': YAML reads it as text; write 1.5e+3"),
         ("pairs: {guidance: ?}", "1.0e+3", "1e3", "pairs.guidance = '1e3': YAML reads it as text; write 1.0e+3"),
         ("sample: {videos: ?}", "8", "'8.5'", "sample.videos = '8.5': input should be a valid integer"),
-        ("sample: {videos: ?}", "8", "1e3", "sample.videos = '1e3': YAML reads it as text; write 1000"),
+        ("sample: {videos: ?}", "8", "1e16", f"sample.videos = '1e16': YAML reads it as text; write 1{'0' * 16}"),
         ("pairs: {guidance: ?}", "1.0", "'inf'", "pairs.guidance = 'inf': input should be a valid number"),
         ("sample: {videos: ?}", "8", "x" * 200, f"sample.videos = '{'x' * 99}...: input should be a valid integer"),
         # a student's levels: by a shift, or listed

@@ -10,7 +10,8 @@ import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from hiar.io.video import read_mp4
 from hiar.losses.flow import flow_matching, stratified_sigmas
 from hiar.models.attention import Bidirectional
 from hiar.models.denoiser import Denoiser
-from hiar.models.generator import load_generator
+from hiar.models.generator import Generator, load_generator
 from hiar.models.pixels import to_frames, to_video
 from hiar.noise import normals, stream
 from hiar.parameters import merge, parse_params
@@ -285,6 +286,22 @@ def test_every_update_uses_new_clips_and_noise(
     trained = [number for number in recorded if FIRST_CLIP["training"] <= number < FIRST_CLIP["held-out"]]
     assert len({*trained[-drawn:]}) == drawn  # before them, the codec's initial weights were fitted to some clips
     assert len(torch.stack(noise).unique(dim=0)) == len(noise) == drawn
+
+
+def test_prompts_are_announced_for_every_part_that_a_batch_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once each, as an encoder as large as Wan's is loaded for it, and no further than the training goes."""
+    monkeypatch.setattr(distill, "AHEAD", 4)
+    spec = params_of(steps=3, batch=2).distill
+    first, announced = FIRST_CLIP["distill"], []
+    world = SimpleNamespace(base=Path("base"), prompts=lambda seed, first, count: [*range(first, first + count)])
+    teacher = SimpleNamespace(world=world, prepare=announced.append, embed=lambda texts: texts)
+    prompts = distill.Prompts(cast(Generator, teacher), SEED, spec)
+    assert prompts(range(first + 3, first + 5)) == [first + 3, first + 4]  # type: ignore[comparison-overlap]
+    count = spec.all_steps * spec.batch
+    assert count > 8
+    assert announced == [[*range(first, first + 4)], [*range(first + 4, first + 8)]]
+    prompts(range(first + count - 1, first + count))
+    assert announced[2:] == [[*range(first + (count - 1) // 4 * 4, first + count)]]
 
 
 def test_true_videos_have_the_prompts_of_the_samples(
