@@ -37,13 +37,24 @@ LIMITS = {
         ("distill: {generator: {ema: ?}}", "0.0", "1.0", "distill.generator.ema = 1.0: input should be less than 1"),
         ("distill: {generator: {ema_from: ?}}", "0", "-1", "distill.generator.ema_from = -1: input should be greater"),
         ("distill: {generator: {warmup: ?}}", "0", "-1", "distill.generator.warmup = -1: input should be greater"),
+        ("distill: {generator: {adamw: {betas: [?, 0.9]}}}", "0.0", "1.0",
+         "distill.generator.adamw.betas.0 = 1.0: input should be less than 1"),
+        ("distill: {critic_floor: ?}", "0.0", "-0.1", "distill.critic_floor = -0.1: input should be greater than or"),
+        ("distill: {critic_floor: ?}", "1.0e+9", "1.1e+9", "distill.critic_floor = 1100000000.0: input should be less"),
+        ("pairs: {guidance: ?}", "1.0e+9", "1.1e+9", "pairs.guidance = 1100000000.0: input should be less than or"),
+        ("sample: {videos: ?}", "1000000000", "1000000001", "sample.videos = 1000000001: input should be less than or"),
+        ("model: {layers: ?}", "1", "0", "model.layers = 0: input should be greater than or equal to 1"),
+        ("model: {layers: ?}", "16384", "16385", "model.layers = 16385: input should be less than or equal to 16384"),
+        ("model: {freq_dim: ?}", "2", "3", "model.freq_dim = 3: input should be a multiple of 2"),
+        ("codec: {noise: ?}", "0.0", "-0.1", "codec.noise = -0.1: input should be greater than or equal to 0"),
+        ("conventions: {context_noise: ?}", "0.0", "-0.1", "conventions.context_noise = -0.1: input should be greater"),
+        ("world: {frames_per_second: ?}", "1", "0", "world.frames_per_second = 0: input should be greater than or"),
+        ("world: {frames_per_second: ?}", "1000", "1001", "world.frames_per_second = 1001: input should be less than"),
+        ("distill: {generator: {decay: ?}}", "constant", "linear", "distill.generator.decay = 'linear': input should"),
         ("model: {head_dim: ?}", "6", "4", "model.head_dim = 4: input should be greater than or equal to 6"),
         ("model: {head_dim: ?}", "8", "7", "model.head_dim = 7: input should be a multiple of 2"),
-        ("world: {frames_per_second: ?}", "1", "0", "world.frames_per_second = 0: input should be greater than or"),
         ("world: {size: ?, radius: 128}", "4096", "4098", "world.size = 4098: input should be less than or equal to"),
         ("world: {size: 4096, radius: 128, camera: ?}", "4096.0", "4.0e+9", "world.camera = 4000000000.0: input"),
-        ("model: {freq_dim: ?}", "2", "3", "model.freq_dim = 3: input should be a multiple of 2"),
-        ("distill: {generator: {decay: ?}}", "cosine", "linear", "distill.generator.decay = 'linear': input should be"),
         # types, none of which is converted to another
         ("world: {radius: ?}", "14", "true", "world.radius = True: input should be a valid number"),
         ("world: {radius: ?}", "14.0", ".inf", "world.radius = inf: input should be a finite number"),
@@ -88,6 +99,7 @@ LIMITS = {
         ("world: {speed: [?, 2.0]}", "2.0", "2.1", "world.speed = (2.1, 2.0): give the slowest first"),
         ("world: {radius: ?}", "28.0", "28.1", "world.radius = 28.1: the shape must fit in 64 pixels"),
         ("world: {radius: ?}", "2.0", "1.9", "world.radius = 1.9: is too small to be found in 64 pixels; give at"),
+        ("world: {radius: 128.0, size: ?}", "4096", "4104", "world.size = 4104: input should be less than or equal to"),
         ("world: {camera: ?}", "64.0", "64.1", "world.camera = 64.1: cannot exceed size = 64 pixels a frame"),
         # videos and what shows them
         ("video: {frames: ?}", "30", "14", "video.frames = 14: must be a multiple of block = 3; try 15"),
@@ -152,6 +164,11 @@ LIMITS = {
          "compare.walked = 'hiar/hiar': no such distilled student"),
         ("compare: {walked: [{student: hiar, walk: ?}]}", "shared", "x", "compare.walked = 'hiar/x': no such variant"),
         ("report: {reference: ?}", "init/hiar", "distill/shared", "report.reference = 'distill/shared': is not"),
+        *((f"variants: {{hiar: {{{change}}}}}", taken, refused, f"variants.hiar.drawn = {line}: should be bounds of")
+          for change, taken, refused, line in (
+              ("drawn: [0.5, ?]", "0.6", "0.5", "[0.5, 0.5]"),
+              ("forcing: ?, drawn: [0.0, 1.0]", "null", "diffusion", "[0.0, 1.0]"),
+          )),
         # training
         ("pairs: {solver_steps: ?}", "28", "26", "pairs.solver_steps = 26: must be a multiple of"),
         ("pairs: {stored: ?, source: x}", "true", "false", "pairs.stored = False: imported pairs are stored; write"),
@@ -176,8 +193,8 @@ LIMITS = {
           )),
     ],
     "init-causal-ode": [
-        ("init: {pairs: {solver_steps: ?}}", "28", "26", "init.pairs.solver_steps = 26: must be a multiple of"),
         ("{init: {pairs: null}, pairs: {source: ?}}", "x", "null", "init.pairs = None: is missing; give the settings"),
+        ("init: {pairs: {solver_steps: ?}}", "28", "26", "init.pairs.solver_steps = 26: must be a multiple of"),
     ],
     "init-consistency": [
         ("init: {solver_steps: ?}", "28", "26", "init.solver_steps = 26: must be a multiple of schedule.student_steps"),
@@ -292,6 +309,24 @@ def test_a_section_of_another_kind_is_replaced_not_merged() -> None:
     assert merge(base, {"init": {"kind": "ode", "training": {"batch": 2}}})["init"] == {
         "kind": "ode", "training": {"steps": 30, "batch": 2},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("", "runtime: {processes: null, offload: [], memory_gb: null, checkpoint_milestone: null}"),
+        ("", "runtime: {stall_seconds: 600, checkpoints_kept: 1}"),
+        ("", "pairs: {stored: true, kept_in: null, source: null, source_sha256: null}"),
+        ("", "{schedule: {student_levels: null}, sample: {prompts: null, prompts_sha256: null}}"),
+        ("", "variants: {hiar: {drawn: null, forcing: null}}"),
+        ("", "distill: {micro_batch: null, real_score_sha256: null}"),
+        ("init-teacher-forcing", "init: {weighting: even}"),
+        ("init-consistency", "init: {teacher: {weighting: even, source: null, weights: null}}"),
+        ("wan-tiny", "world: {prompts_sha256: null}"),
+    ],
+)
+def test_what_is_left_out_has_its_default(name: str, written: str) -> None:
+    assert params_of("", name) == params_of(written, name)
 
 
 def test_the_reference_of_comparisons() -> None:

@@ -96,7 +96,8 @@ def test_longlive_has_a_window_of_twelve_frames_with_a_sink_block() -> None:
     variant = {"order": "step_first", "context": "output", "level": 1.0, "forward_kl": forward_kl}
 
     def changed(**changes: Any) -> dict[str, Any]:
-        return merge(tree, {"variants": {"other": variant | changes}, "compare": {"distill": ["other"]}})
+        both = {"first": variant, "second": variant | changes}
+        return merge(tree, {"variants": both, "compare": {"distill": [*both]}})
 
     parse_params(changed(), ROOT / "params.yaml")
     forced = {"order": "block_first", "context": "finished", "level": None, "forcing": "diffusion", "forward_kl": None}
@@ -111,6 +112,7 @@ def test_causal_forcing_trains_a_causal_teacher_and_distils_its_consistency_firs
     params, other = params_of("wan2.1-causal-forcing"), params_of("wan2.1-self-forcing")
     assert params.distill == other.distill
     init = params.init
+    assert [*init.trainings] == ["teacher.training", "training"]  # in the order in which they run
     assert (init.kind, init.solver_steps, init.guidance) == ("consistency", 48, 3.0)  # type: ignore[union-attr]
     first, second = init.trainings["teacher.training"], init.trainings["training"]
     assert [one.steps for one in (first, second)] == [2000, 3000]

@@ -232,6 +232,7 @@ def test_imported_pairs_take_as_much_disk_as_their_shards_which_may_be_in_anothe
         (tmp_path / f"{number}.safetensors").write_bytes(bytes(500 + number))
     assert planned(source=tmp_path) == 1001
     assert planned(stored=False) == 0
+    assert planned(kept_in="bf16") == planned(kept_in="fp16") == made / 2
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "CausVid"])  # it has no rollout
@@ -457,6 +458,33 @@ def test_an_init_holds_the_causal_teacher_that_it_learns_from() -> None:
     assert held["teacher", "parameters"] == network_bytes(networks.make_meta(other, shape, half=False))
 
 
+@pytest.mark.parametrize(
+    ("stage", "variant", "solves"),
+    [
+        ("init", "self-forcing", True),
+        ("distill", "hiar", True),
+        ("distill", "causvid", True),
+        ("distill", "self-forcing", False),
+    ],
+)
+def test_a_training_that_learns_from_pairs_that_are_not_stored_holds_their_teacher_and_solves_a_batch_of_them(
+    stage: str, variant: str, solves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def imagine(_: object, sizes: Sizes, trained: list[Config], frozen: list[Config]) -> steps.Peaks:
+        return {"a step" if trained else "pairs": 10**9 * sizes.batch}
+
+    monkeypatch.setattr(forecast, "imagine", imagine)  # a simulated one would take time
+    for stored in (True, False):
+        tree = merge(read_yaml(ROOT / "params.yaml"), {"pairs": {"stored": stored, "batch": 7}})
+        params = parse_params(tree, Path("pairs"))
+        models = networks.open_models(params)
+        found = forecast.forecast(models, stage, params.variant(variant), 2)
+        teacher = network_bytes(networks.make_meta(params, models.student, half=False))
+        needed = solves and not stored
+        assert [e.bytes for e in found.entries if e.role == "teacher of the pairs"] == [teacher] * needed
+        assert found.peaks == {"a step": 2 * 10**9} | ({"pairs": 7 * 10**9} if needed else {})
+
+
 @pytest.mark.long
 def test_later_windows_that_are_encoded_anew_are_in_the_plan(tmp_path: Path) -> None:
     """For Wan, whose first latent frame is unlike the others: the codec, and decoding on top of a rollout."""
@@ -486,6 +514,8 @@ def test_wans_text_encoder_is_read_in_bf16() -> None:
     """UMT5-XXL's encoder: 5.68 billion parameters, including the embedding of 256,384 words."""
     recipe = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "experiments" / "wan2.1-1.3b.yaml"))
     assert networks.open_models(parse_params(recipe, Path("recipe"))).text == pytest.approx(2 * 5.68e9, rel=0.01)
+    full = merge(recipe, {"runtime": {"precision": "no"}})
+    assert networks.open_models(parse_params(full, Path("recipe"))).text == pytest.approx(4 * 5.68e9, rel=0.01)
 
 
 def test_the_dearest_variant_has_the_most_caches_and_the_regulariser() -> None:

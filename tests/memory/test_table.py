@@ -173,7 +173,10 @@ def test_a_plan_says_how_often_prompts_are_embedded() -> None:
         for purpose, count in counts.items():
             for number in range(0, count, 64):
                 prompts(range(FIRST_CLIP[purpose] + number, FIRST_CLIP[purpose] + min(number + 64, count)))
-        _, line = islice(lines(open_models(params), ("distill",), 1, 1, 80 * GB), 2)
+        models = open_models(params)
+        head, line = islice(lines(models, ("distill",), 1, 1, 80 * GB), 2)
+        assert head.startswith("Wan2.1, 832x480, clips of 21 latent frames; ")
+        assert line.startswith(f"text encoder: {models.text / GB:.2f} GB while new prompts are embedded, ")
         assert line.endswith(f": {len(loads)} times at most")
 
 
@@ -204,6 +207,14 @@ def test_a_plan_adds_up() -> None:
         elif line and not line.startswith(" "):
             parts.append([])
     assert [len(rows) > 1 for rows in parts[-3:]] == [True, True, True]  # two stages and the disk
+
+
+def test_a_plan_names_the_method_and_the_seeds() -> None:
+    """The method that takes the most memory; each seed takes as much disk."""
+    printed = "\n".join(lines(models_of({"seeds": [3, 4]}), ("init", "distill"), 1, 1, 80 * GB))
+    assert "\ninit, GB a GPU\n" in printed
+    assert "\ndistill hiar, GB a GPU\n" in printed
+    assert "\ndisk, GB, of each of 2 seed(s), in the order of the stages\n" in printed
 
 
 def test_an_init_that_is_adopted_is_not_planned() -> None:

@@ -13,6 +13,10 @@ def test_mean_and_standard_error():
     assert summary == {"mean": 2.5, "se": pytest.approx(math.sqrt(5 / 3) / 2, rel=1e-5), "n": 4}
 
 
+def test_mean_and_standard_error_have_six_digits():
+    assert summarise(torch.tensor([1.0, 1.0, 0.0])) == {"mean": 0.666667, "se": 0.333333, "n": 3}
+
+
 def test_two_videos_have_a_standard_error():
     assert summarise(torch.tensor([1.0, 3.0])) == {"mean": 2.0, "se": 1.0, "n": 2}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 from shape_worlds import DEFAULT
@@ -118,6 +119,12 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def with_more_channels(folder: Path) -> None:
+    """Save a transformer that reads the codec's latents and writes others."""
+    config = WanTransformer3DModel.load_config(folder)
+    WanTransformer3DModel.from_config(config | {"out_channels": config["out_channels"] + 1}).save_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -158,6 +165,14 @@ def edit(path: Path, **changes: object) -> None:
         (
             lambda f: edit(f / "generator.json", world=DEFAULT.model_dump(mode="json") | {"size": 72}),
             r"generator\.json: world: 72x72 pixels: 9x9 latent pixels do not divide into tokens of 8x8; make the",
+        ),
+        (
+            lambda f: edit(f / "generator.json", world=DEFAULT.model_dump(mode="json") | {"size": 68}),
+            r"generator\.json: world: 68x68 pixels: is not a multiple of the codec's patch of 8 pixels; make the",
+        ),
+        (
+            lambda f: with_more_channels(f / "transformer"),
+            r"out_channels = 5: should match the codec beside it: 4; the parts are not of one checkpoint",
         ),
     ],
 )

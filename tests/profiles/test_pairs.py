@@ -73,6 +73,12 @@ def test_pictures_are_made_smaller_by_whole_factors(size, side, expected):
     assert small.mean() == pytest.approx(grey.mean(), abs=1)
 
 
+def test_a_reduced_pixel_is_the_mean_of_its_square():
+    grey = np.random.default_rng(0).integers(0, 256, (12, 15), dtype=np.uint8)
+    means = grey.reshape(4, 3, 5, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(pairs.reduced(grey, 4), means, atol=0.5)
+
+
 def test_grey_is_luma():
     colors = np.zeros((1, 4, 3), np.uint8)
     colors[0, [0, 1, 2], [0, 1, 2]] = 255

@@ -130,4 +130,6 @@ def test_levels_in_words() -> None:
     assert context_words("clean", None) == "clean context"
     assert context_words("output", 1.0) == "output context"
     assert context_words("output", 0.85) == "output context at c = 0.85"
+    assert context_words("output", (0.8, 1.0, 1.0)) == "output context at c = 0.8, 1, 1"
+    assert context_words("output", (1.0, 1.0, 1.0)) == "output context"
     assert context_words("output", (0.8, 1.0, 1.5)) == "output context at c = 0.8, 1, 1.5"

@@ -6,12 +6,17 @@ import json
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
+from commands import ROOT
 
+from hiar.config import WanWorld
 from hiar.errors import UserError
+from hiar.parameters import read_yaml
 from hiar.worlds.interface import CODEC, TEXT, TRANSFORMER, Part
+from hiar.worlds.wan import Wan
 from hiar.worlds.wan.references import FOLDERS, REFERENCE, locate, refer, referred
 
 PLACES: list[tuple[Part, str]] = [
@@ -34,6 +39,20 @@ def test_a_changed_file_of_the_base_is_noticed(base: Path, tmp_path: Path, part:
         file.write("\n")
     with pytest.raises(UserError, match=rf"its {part} has changed; restore the one"):
         locate(tmp_path / "part")
+
+
+def test_a_damaged_file_of_unchanged_size_and_time_is_noticed_when_all_are_read(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    refer(tmp_path / "part", tmp_path / "base", CODEC)
+    path = tmp_path / "base" / "vae" / "config.json"
+    state = path.stat()
+    path.write_bytes(bytes(state.st_size))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert locate(tmp_path / "part") == tmp_path / "base"
+    world = Wan(WanWorld.model_validate(read_yaml(ROOT / "experiments" / "wan-tiny.yaml")["world"]))
+    for reads in (partial(locate, verify=True), world.verify):
+        with pytest.raises(UserError, match=r"its codec has changed; restore the one"):
+            reads(tmp_path / "part")
 
 
 def test_a_base_is_found_from_any_folder_and_an_invalid_reference_refused(
