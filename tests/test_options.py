@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from hiar.errors import UserError
-from hiar.options import LONGEST_SILENCE, Once, extended_of, level_of, levels_of, prompts_of, size_of, stall_of
+from hiar.options import Once, extended_of, level_of, levels_of, prompts_of, size_of, stall_of
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,29 @@ def test_sizes_are_width_and_height() -> None:
 
 
 def test_stall_seconds_have_a_lowest_and_a_highest_value() -> None:
-    assert [stall_of(seconds) for seconds in (1.0, LONGEST_SILENCE)] == [1.0, LONGEST_SILENCE]
-    for seconds in (0.99, LONGEST_SILENCE + 1, math.inf, math.nan):
-        with pytest.raises(UserError, match="--stall-seconds"):
+    assert [stall_of(seconds) for seconds in (1.0, 86_400.0)] == [1.0, 86_400.0]
+    for seconds in (0.99, 86_401.0, math.inf, math.nan):
+        with pytest.raises(UserError, match=r"^--stall-seconds = .*: should be 1 to 86400; leave it out for 600$"):
             stall_of(seconds)
+
+
+def test_a_line_of_a_prompt_file_is_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa  fox\r\n \t\na tram\x0bin the rain\n".encode())
+    assert prompts_of(None, path) == ["a fox", "a tram in the rain"]
+    path.write_bytes(b"a fox\na caf\xe9\na tram\na bee\n")
+    with pytest.raises(UserError, match=r"prompts\.txt: line 2: byte 11 = 0xe9 is not UTF-8; save the file as UTF-8$"):
+        prompts_of(None, path)
+    path.write_bytes(b" \n\n")
+    with pytest.raises(UserError, match=r"prompts\.txt: holds no prompt; write one a line$"):
+        prompts_of(None, path)
+    assert prompts_of(" a \n fox", None) == ["a fox"]
+    for prompt, file, line in (
+        (" ", None, "--prompt = ' ': is empty"),
+        ("a", path, "--prompt, --prompts: give exactly"),
+    ):
+        with pytest.raises(UserError, match=f"^{line}"):
+            prompts_of(prompt, file)
 
 
 def test_extended_prompts_must_be_as_many_as_the_prompts(tmp_path: Path) -> None:

@@ -183,6 +183,15 @@ def test_damage_is_named_in_one_line(folder: Path, damage, message: str) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_pickled_weights_are_not_read(folder: Path) -> None:
+    """They may run code."""
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(UserError, match="transformer: cannot be loaded"):
+        load_generator(folder)
+
+
 def test_loading_leaves_the_librarys_verbosity_as_it_was(folder: Path) -> None:
     before = logging.get_verbosity()
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +42,13 @@ def test_a_changed_file_of_the_base_is_noticed(base: Path, tmp_path: Path, part:
         locate(tmp_path / "part")
 
 
-def test_a_damaged_file_of_unchanged_size_and_time_is_noticed_when_all_are_read(base: Path, tmp_path: Path) -> None:
+WORLD = Wan(WanWorld.model_validate(read_yaml(ROOT / "experiments" / "wan-tiny.yaml")["world"]))
+
+
+@pytest.mark.parametrize("read", [partial(locate, verify=True), WORLD.verify])
+def test_a_damaged_file_of_unchanged_size_and_time_is_noticed_when_all_are_read(
+    read: Callable[[Path], object], base: Path, tmp_path: Path
+) -> None:
     shutil.copytree(base, tmp_path / "base")
     refer(tmp_path / "part", tmp_path / "base", CODEC)
     path = tmp_path / "base" / "vae" / "config.json"
@@ -49,10 +56,8 @@ def test_a_damaged_file_of_unchanged_size_and_time_is_noticed_when_all_are_read(
     path.write_bytes(bytes(state.st_size))
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert locate(tmp_path / "part") == tmp_path / "base"
-    world = Wan(WanWorld.model_validate(read_yaml(ROOT / "experiments" / "wan-tiny.yaml")["world"]))
-    for reads in (partial(locate, verify=True), world.verify):
-        with pytest.raises(UserError, match=r"its codec has changed; restore the one"):
-            reads(tmp_path / "part")
+    with pytest.raises(UserError, match=r"its codec has changed; restore the one"):
+        read(tmp_path / "part")
 
 
 def test_a_base_is_found_from_any_folder_and_an_invalid_reference_refused(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
+from diffusers.utils import logging as of_diffusers
 from safetensors.torch import load_file, save_file
 from tiny import relative_error
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from hiar.errors import UserError
+from hiar.late import let_in
+from hiar.worlds.wan.pretrained import load_pretrained
 from hiar.worlds.wan.text import (
     MAX_TOKENS,
     NEGATIVE_PROMPT,
@@ -176,6 +181,49 @@ def test_weights_that_are_not_exactly_the_encoders_are_refused(broken: Path, edi
     save_file(weights, broken / WEIGHTS, {"format": "pt"})
     with pytest.raises(UserError, match=rf"text_encoder: cannot be loaded \({edit} weights: [^\n]*copy it again$"):
         load_text_encoder(broken)
+
+
+def test_of_many_missing_weights_three_are_named(broken: Path) -> None:
+    weights = load_file(broken / WEIGHTS)
+    first, second, third, *_ = missing = sorted(name for name in weights if name.startswith("encoder."))[-5:]
+    save_file({name: weight for name, weight in weights.items() if name not in missing}, broken / WEIGHTS)
+    with pytest.raises(UserError, match=re.escape(f"(missing weights: {first}, {second}, {third} and 2 more); ")):
+        load_text_encoder(broken)
+
+
+def test_pickled_weights_are_not_read(broken: Path) -> None:
+    """They may run code."""
+    torch.save(load_file(broken / WEIGHTS), broken / "text_encoder" / "pytorch_model.bin")
+    (broken / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=r"^[^\n]*text_encoder"):
+        load_text_encoder(broken)
+    let_in("transformers")
+    from transformers import UMT5EncoderModel
+
+    with pytest.raises(UserError, match=r"text_encoder: cannot be loaded"):
+        load_pretrained(UMT5EncoderModel, broken / "text_encoder")
+
+
+def test_loading_leaves_the_libraries_as_talkative_as_they_were(base: Path, broken: Path) -> None:
+    let_in("transformers")
+    from transformers.utils import logging as of_transformers
+
+    (broken / WEIGHTS).unlink()
+    loggers = (of_diffusers, of_transformers)
+    before = [logger.get_verbosity() for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.set_verbosity_info()
+        of_transformers.disable_progress_bar()
+        for folder in (base, broken):
+            with suppress(UserError):
+                load_text_encoder(folder)
+            assert [logger.get_verbosity() for logger in loggers] == [logger.INFO for logger in loggers]
+            assert [logger.is_progress_bar_enabled() for logger in loggers] == [True, False]
+    finally:
+        of_transformers.enable_progress_bar()
+        for logger, verbosity in zip(loggers, before, strict=True):
+            logger.set_verbosity(verbosity)
 
 
 def test_weights_that_are_not_finite_are_refused_with_the_first_prompt(broken: Path) -> None:
