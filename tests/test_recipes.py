@@ -12,7 +12,7 @@ from commands import hiar
 from hiar.config import ForwardKL, Params
 from hiar.errors import UserError
 from hiar.parameters import merge, parse_params
-from hiar.workspace import experiment_params, experiment_tree, experiments_beside, override_of
+from hiar.workspace import experiment_params, experiment_tree, experiments_beside, override_of, run_params
 from hiar.worlds.interface import FIRST_CLIP
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +184,15 @@ def test_an_experiment_may_be_laid_over_another(tmp_path: Path) -> None:
     assert (params.seeds, params.sample.videos, params.sample.frames) == ([1, 2], 9, 30)
     assert experiment_params(root, "other+high").sample.videos == 9
     assert experiment_params(root, "high+other").sample.videos == 7
+
+
+def test_an_error_in_joined_experiments_names_the_last_one(tmp_path: Path) -> None:
+    """Whose overrides lie over the others'."""
+    root = project(tmp_path, few="sample: {videos: 8}\nreport: {videos: 2}\n", odd="sample: {frames: 91}\n")
+    for read in (experiment_params, run_params):
+        assert read(root, "few").sample.videos == 8
+        with pytest.raises(UserError, match=r"experiments/odd\.yaml: sample\.frames = 91: must be a multiple"):
+            read(root, "few+odd")
 
 
 def test_files_are_utf8_and_what_is_merged_stays_as_it_was(tmp_path: Path) -> None:

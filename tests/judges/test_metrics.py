@@ -97,6 +97,7 @@ def test_every_metric_is_what_its_name_says(params):
     right[0, 6:8] = False
     position = torch.cumsum(torch.tensor([[2.0, 0.0], [0.03, 0.04]])[:, None].expand(2, 10, 2), dim=1).contiguous()
     position[0, 5:, 1] += score.hop
+    position[0, 8:, 1] += 0.9 * score.hop  # with the usual step, not as far as a hop
     background = torch.rand(2, 10, 3, generator=random)
     blank = torch.zeros(2, 10, 3)
     shape = torch.zeros(2, 10, dtype=torch.long)
