@@ -159,6 +159,7 @@ def test_the_page_says_that_the_server_has_gone_and_comes_back(students, tmp_pat
                 until("document.querySelector('video').currentTime > 40 && !document.querySelector('video').paused")
             until(plays)
             process.kill()
+            process.wait()
         until("document.getElementById('state').textContent == 'The server does not answer. Trying again.'")
         port = re.search(r":(\d+)/", address)[1]
         with live(students[0], folder=tmp_path, options=("--port", port)):
