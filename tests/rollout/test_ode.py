@@ -40,7 +40,7 @@ def test_states_are_those_of_euler_s_method_under_guidance() -> None:
 def test_a_causal_teacher_solves_each_block_after_the_ends_of_earlier_ones(window: int) -> None:
     """Compared with forwards on the whole clip so far, with and without text, after the same clean blocks."""
     random = torch.Generator().manual_seed(0)
-    noise, text = torch.randn(2, 3, 6, 4, 4, generator=random), torch.randn(2, 5, 8, generator=random)
+    noise, text = torch.randn(2, 3, 6, 4, 6, generator=random), torch.randn(2, 5, 8, generator=random)
     no_text, sigmas, model = (
         torch.randn(1, 5, 8, generator=random).expand(2, -1, -1),
         step_sigmas(3, 3.0),
