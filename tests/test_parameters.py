@@ -35,6 +35,7 @@ LIMITS = {
         ("pairs: {guidance: ?}", "0.1", "0.0", "pairs.guidance = 0.0: input should be greater than 0"),
         ("world: {camera: ?}", "0.0", "-0.1", "world.camera = -0.1: input should be greater than or equal to 0"),
         ("distill: {generator: {ema: ?}}", "0.0", "1.0", "distill.generator.ema = 1.0: input should be less than 1"),
+        ("distill: {generator: {ema: ?}}", "0.9", "-0.1", "distill.generator.ema = -0.1: input should be greater than"),
         ("distill: {generator: {ema_from: ?}}", "0", "-1", "distill.generator.ema_from = -1: input should be greater"),
         ("distill: {generator: {warmup: ?}}", "0", "-1", "distill.generator.warmup = -1: input should be greater"),
         ("distill: {generator: {adamw: {betas: [?, 0.9]}}}", "0.0", "1.0",
@@ -206,6 +207,11 @@ LIMITS = {
         ("init: {teacher: {training: ?}}", "{steps: 1}", "null", "init.teacher.source = None: give training, or a"),
     ],
     "wan-tiny": [
+        ("world: {frames_per_second: ?}", "1", "0", "world.frames_per_second = 0: input should be greater than or"),
+        ("world: {frames_per_second: ?}", "1000", "1001", "world.frames_per_second = 1001: input should be less than"),
+        ("world: {height: ?}", "8192", "8208", "world.height = 8208: input should be less than or equal to 8192"),
+        ("world: {width: ?}", "8192", "8208", "world.width = 8208: input should be less than or equal to 8192"),
+        ("world: {width: ?}", "16", "0", "world.width = 0: input should be greater than or equal to 16"),
         ("world: {height: ?}", "48", "24", "world.height = 24: input should be a multiple of 16"),
         ("world: {width: ?}", "48", "24", "world.width = 24: input should be a multiple of 16"),
         *(("world: {" + side + ": ?}", "16", "0", f"world.{side} = 0: input should be greater than or equal to 16")

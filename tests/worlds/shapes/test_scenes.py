@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 import torch
@@ -70,6 +71,10 @@ def test_what_happens_in_a_scene_is_drawn_independently() -> None:
     for values, count in zip(named.T, (len(world.shapes), len(world.colors), len(world.backgrounds)), strict=True):
         shares = values.bincount(minlength=count) / len(values)
         assert (shares - 1 / count).abs().max() < 0.1
+    (slow, fast), speed = world.speed, batch.velocity.norm(dim=1)
+    for uniform in (*start.T, angle / (2 * math.pi) + 0.5, (speed - slow) / (fast - slow), batch.phase):
+        shares = uniform.histc(4, 0, 1) / len(uniform)
+        assert (shares - 0.25).abs().max() < 0.06  # four standard deviations
 
 
 def test_seeds_and_indices_give_different_scenes() -> None:

@@ -292,6 +292,18 @@ def test_too_little_disk_space_is_refused_before_anything_is_written(tiny, tmp_p
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_weights_that_do_not_fit_in_memory_are_refused(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is copied: in half precision nearly half as much; as stored, nothing."""
+    folder = good / "diffusers"
+    half = sum(one.nbytes for one in load_transformer(folder, torch.bfloat16).state_dict().values())
+    for dtype, size in ((torch.bfloat16, half), (None, 0)):
+        monkeypatch.setattr("hiar.io.free.free_bytes", lambda _, size=size: size)
+        load_transformer(folder, dtype)
+    monkeypatch.setattr("hiar.io.free.free_bytes", lambda _: half - 1)
+    message = r"diffusers: takes .* of memory, .* are free; end other programs"
+    refused(message, lambda: load_transformer(folder, torch.bfloat16))
+
+
 def test_a_failed_write_leaves_no_file(good: Path, tmp_path: Path) -> None:
     found = open_source(good / "diffusers")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -159,6 +159,18 @@ def test_weights_are_of_the_type_asked_for(base: Path) -> None:
     assert rows.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("dtype", "itemsize"), [(torch.bfloat16, 2), (torch.float32, 4), (None, 4)])
+def test_an_encoder_that_does_not_fit_in_memory_is_refused(
+    dtype: torch.dtype | None, itemsize: int, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = itemsize * sum(weight.numel() for weight in load_file(base / WEIGHTS).values())
+    monkeypatch.setattr("hiar.io.free.free_bytes", lambda _: needed)
+    load_text_encoder(base, dtype=dtype)
+    monkeypatch.setattr("hiar.io.free.free_bytes", lambda _: needed - 1)
+    with pytest.raises(UserError, match=r"text_encoder: takes .* of memory, .* are free; end other programs"):
+        load_text_encoder(base, dtype=dtype)
+
+
 def test_without_ftfy_nothing_is_encoded(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(UserError, match=r"^ftfy: is not installed, .*; in the project, pip install '\.\[wan\]'$"):
