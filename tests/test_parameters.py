@@ -211,7 +211,6 @@ LIMITS = {
         ("world: {frames_per_second: ?}", "1000", "1001", "world.frames_per_second = 1001: input should be less than"),
         ("world: {height: ?}", "8192", "8208", "world.height = 8208: input should be less than or equal to 8192"),
         ("world: {width: ?}", "8192", "8208", "world.width = 8208: input should be less than or equal to 8192"),
-        ("world: {width: ?}", "16", "0", "world.width = 0: input should be greater than or equal to 16"),
         ("world: {height: ?}", "48", "24", "world.height = 24: input should be a multiple of 16"),
         ("world: {width: ?}", "48", "24", "world.width = 24: input should be a multiple of 16"),
         *(("world: {" + side + ": ?}", "16", "0", f"world.{side} = 0: input should be greater than or equal to 16")
