@@ -122,7 +122,8 @@ def test_long_lines_are_thinned_without_moving_their_mean():
 def test_names_are_escaped_and_notes_kept():
     svg = line_chart("<b>", "x & y", [Line("a<b", "c0", [Point(0, 1, note="1 < 2"), Point(1, 1)])])
     assert "<b>" not in svg
-    assert ET.fromstring(svg).find("circle/title").text == "1 < 2"
+    assert [title.text for title in ET.fromstring(svg).findall("circle/title")] == ["1 < 2"]
+    assert len(ET.fromstring(svg).findall("circle")) == 1  # a point without a note has no dot
 
 
 def test_a_chart_of_nothing_is_refused():

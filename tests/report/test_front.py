@@ -69,14 +69,23 @@ def test_bands_lie_inside_the_chart_and_equal_values_have_one_too():
     levels = levels_compared(experiment_params(ROOT, "front"))
     speed = [one for one in METRICS if one.key == "good"]
     (drawn,) = front(speed, scores(levels), levels)
-    for one in re.findall('<polygon[^>]* points="(.*?)"', drawn.svg):
-        heights = [float(place.split(",")[1]) for place in one.split()]
-        assert TOP < min(heights) < max(heights) < HEIGHT - BOTTOM
+    bands = re.findall('<polygon[^>]* points="(.*?)"', drawn.svg)
+    heights = [float(place.split(",")[1]) for one in bands for place in one.split()]
+    margin = (HEIGHT - TOP - BOTTOM) / 12  # a tenth of what lies between two of them
+    assert (min(heights), max(heights)) == pytest.approx((TOP + margin, HEIGHT - BOTTOM - margin), abs=0.1)
     same = {
         name: {video: {"good": 0.5} for video in ((0, 0), (0, 1))} for of in levels.values() for name in of.values()
     }
     (flat,) = front(speed, same, levels)
     assert {float(y) for y in re.findall('<circle[^>]* cy="(.*?)"', flat.svg)} == {(TOP + HEIGHT - BOTTOM) / 2}
+
+
+def test_a_single_video_has_no_band():
+    levels = levels_compared(experiment_params(ROOT, "front"))
+    alone = {name: {(0, 0): of[0, 0]} for name, of in scores(levels).items()}
+    (drawn,) = front([one for one in METRICS if one.key == "good"], alone, levels)
+    assert "polygon" not in drawn.svg
+    assert "distill/c85 at 0.85: 0.8050 ± 0.0000, by seed: 0.8050" in drawn.svg
 
 
 def test_each_metric_has_a_chart_with_a_dot_per_level():
