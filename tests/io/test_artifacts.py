@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -96,6 +97,28 @@ def test_work_is_resumed_only_under_an_equal_key(second: dict[str, object], tmp_
         raise ZeroDivisionError
     with unfinished(tmp_path / "out", second) as partial:
         assert (partial / "done").exists() == (first == second)
+
+
+def test_work_under_another_key_is_kept_and_the_fields_that_differ_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first three, sorted, whether they were changed, added or removed."""
+    first: dict[str, object] = {"world": {"size": 64, "kind": "shapes"}, "seed": 0, "steps": 2}
+    others: list[tuple[dict[str, object], str]] = [
+        (first | {"world": {"size": 32, "kind": "shapes"}}, "world.size"),
+        (first | {"more": 1, "seed": 1, "world": {"kind": "shapes"}}, "more, seed, world.size"),
+        ({"world": {"size": 32, "kind": "wan"}, "code": "x"}, "code, seed, steps and 2 more"),
+        ({"world": {"size": 64}, "seed": 1, "steps": 3, "code": "x"}, "code, seed, steps and 1 more"),
+    ]
+    for number, (other, named) in enumerate(others, 1):
+        for key in (first, other):
+            with pytest.raises(ZeroDivisionError), unfinished(tmp_path / "out", key) as partial:
+                write_text(partial / "done", "1")
+                raise ZeroDivisionError
+        line = f"out.partial: was started with other settings ({named}); it is kept as {tmp_path / 'out'}.aside-"
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert line in said
+        assert said.endswith(f"aside-{2 * number - 1}.partial")
 
 
 def test_killed_at_any_operation_the_next_run_ends_as_an_unkilled_one(memory_disk: Path) -> None:
@@ -315,6 +338,35 @@ def test_a_manifest_is_deterministic_and_follows_contents_through_parents(tmp_pa
     assert manifest["parents"] == {"toy": content_hash(tmp_path / "two")}
     assert manifest["seed"] == 3
     assert str(tmp_path) not in (tmp_path / "child/manifest.json").read_text()
+
+
+def test_the_code_of_a_manifest_is_the_commit_of_the_package_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dirty if a file of the package differs, not with others: every run changes metrics. None if it is installed."""
+
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=tests", "-c", "user.email=tests@localhost")
+        run = subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return run.stdout
+
+    for place in (tmp_path / "hiar", tmp_path / "lib" / "hiar"):
+        (place / "io").mkdir(parents=True)
+        (place / "errors.py").touch()
+    (tmp_path / "dvc.lock").touch()
+    git("init", "--quiet")
+    git("add", "hiar", "dvc.lock")
+    git("commit", "--quiet", "--message", "one")
+    commit = git("rev-parse", "HEAD").strip()
+    monkeypatch.setattr(manifests, "__file__", str(tmp_path / "hiar" / "io" / "manifests.py"))
+    version = manifests.code_version.__wrapped__
+    (tmp_path / "dvc.lock").write_text("of a run")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))  # as inside a hook of another repository
+    assert version() == {"commit": commit, "dirty": False}
+    (tmp_path / "hiar" / "errors.py").write_text("x = 1\n")
+    assert version() == {"commit": commit, "dirty": True}
+    monkeypatch.setattr(manifests, "__file__", str(tmp_path / "lib" / "hiar" / "io" / "manifests.py"))
+    assert version() == {"commit": "unknown", "dirty": False}
 
 
 def test_a_manifest_lists_every_file_but_scratch(tmp_path: Path) -> None:

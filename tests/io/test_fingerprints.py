@@ -91,12 +91,28 @@ def test_a_file_is_read_again_only_on_request(model: Path, cache: Path, capfd: p
 
 
 @pytest.mark.parametrize(("content", "later"), [(b"Weights" + b"weights" * 999, 1), (b"weights", 0)])
-def test_a_file_of_another_size_or_time_is_read_again(model: Path, cache: Path, content: bytes, later: int) -> None:
+def test_a_file_of_another_size_or_time_is_read_again(
+    model: Path, cache: Path, content: bytes, later: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = model / "weights.safetensors"
     before, at = fingerprint(model, cache), path.stat().st_mtime_ns
     path.write_bytes(content)
     os.utime(path, ns=(at + later, at + later))
     assert fingerprint(model, cache) != before
+    assert "its content has changed" not in capfd.readouterr().err  # its size or time tells that
+
+
+def test_progress_counts_megabytes_of_the_files_that_are_read(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each begun one as a whole, and as many in parts as in one."""
+    monkeypatch.setattr(fingerprints, "_PART", 2**20 - 1)
+    (model / "large").write_bytes(bytes(3 * 2**20 + 1))
+    fingerprint(model, cache)
+    assert "fingerprint: 6/6 MB in " in capfd.readouterr().err
+    (model / "more").write_bytes(bytes(2**20))
+    fingerprint(model, cache)
+    assert "fingerprint: 1/1 MB in " in capfd.readouterr().err
 
 
 def test_a_file_is_remembered_by_its_whole_path(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

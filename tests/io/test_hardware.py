@@ -44,7 +44,7 @@ def test_this_machine_is_reached_past_every_proxy() -> None:
     assert past_proxies({})["no_proxy"].split(",") == ["localhost", "127.0.0.1", "::1"]
 
 
-def test_peak_memory_on_a_cpu_is_the_hosts_alone() -> None:
+def test_peak_memory_on_a_cpu_is_the_hosts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     held = torch.ones(2**25)  # 128 MB
     now = psutil.Process().memory_info().rss / 2**20
     peak = peak_memory_mb("cpu")
@@ -52,6 +52,8 @@ def test_peak_memory_on_a_cpu_is_the_hosts_alone() -> None:
     assert list(peak) == ["peak_memory_mb"]
     assert now - 1 <= peak["peak_memory_mb"] < psutil.virtual_memory().total / 2**20
     assert peak_memory_mb("cpu")["peak_memory_mb"] >= peak["peak_memory_mb"]  # the peak so far, not the current value
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert list(peak_memory_mb("auto")) == ["peak_memory_mb"]
 
 
 def test_peak_gpu_memory_is_reported_only_if_the_gpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

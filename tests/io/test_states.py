@@ -124,6 +124,13 @@ def test_the_newest_state_has_the_most_steps_and_incomplete_ones_do_not_count(tm
     }
 
 
+def test_states_after_a_milestone_stay_however_old(tmp_path: Path) -> None:
+    for step in (10, 15, 20, 25, 30):
+        write(tmp_path, step)
+    forget_older(tmp_path, keep=1, milestone=10)
+    assert [path.name for path in states(tmp_path)] == ["state-00000030", "state-00000020", "state-00000010"]
+
+
 def test_a_step_that_is_saved_again_replaces_its_state(tmp_path: Path) -> None:
     write(tmp_path, 4)
     place = write(tmp_path, 4)

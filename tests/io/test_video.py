@@ -51,6 +51,17 @@ def test_a_video_comes_back_at_its_size_with_little_lost(height: int, width: int
     assert psnr(back, video) > least
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "factor"),
+    [(192, 256, 1), (256, 192, 1), (190, 256, 2), (193, 256, 2), (256, 193, 2), (96, 400, 2), (95, 400, 4)],
+)
+def test_only_frames_that_are_small_or_odd_are_enlarged(height: int, width: int, factor: int, tmp_path: Path) -> None:
+    write_mp4(tmp_path / "v.mp4", moving_disc(1, height, width), 12)
+    with av.open(tmp_path / "v.mp4") as container:
+        codec = container.streams.video[0].codec_context
+        assert (codec.height, codec.width) == (factor * height, factor * width)
+
+
 def test_a_file_plays_in_browsers_and_is_enlarged(tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     write_mp4(path, moving_disc(5, 64, 64), 12)

@@ -26,8 +26,8 @@ from hiar.cli.storage import _size
 from hiar.errors import UserError
 from hiar.storage import upload as uploads
 from hiar.storage.reports import share_report
-from hiar.storage.retention import Plan, delete, plan
-from hiar.storage.runs import key_of
+from hiar.storage.retention import Plan, delete, figures_of, plan
+from hiar.storage.runs import Run, key_of
 from hiar.storage.store import Store, asking, listing, open_store, unfinished_uploads
 from hiar.storage.upload import upload
 from hiar.storage.verify import verify
@@ -188,6 +188,7 @@ def test_gc_deletes_exactly_what_nothing_keeps(small: SmallStore, root: Path, st
 
     found = plan(store, root, last=1, best="good", days=1.0)
     found_reasons = reasons(found)
+    assert len(found.runs) == len(found_reasons)  # each once, also if a commit or the working tree has it too
     assert all(re.fullmatch(r"commit [0-9a-f]{7,10}", found_reasons.pop(name)) for name in ("1", "10"))
     assert found_reasons == {
         "2": "best good", "3": "", "4": "", "5": "last 1", "6": "last 1, best good", "7": "here", "8": "last 1, recent",
@@ -285,6 +286,20 @@ def test_the_best_run_is_chosen_by_the_metric_it_was_scored_by(small: SmallStore
         assert reasons(plan(store, root, last=0, best=best, days=1.0)) == {
             "lite 0": "", "lite 1": "best drift_lite", "lite 2": "", "good 0": "", "good 1": "", "good 2": others,
         }  # fmt: skip
+
+
+def test_a_run_is_compared_by_what_all_of_its_students_have(small: SmallStore, store: Store) -> None:
+    """And not at all if the store has no readable summary of it."""
+    one = {"good": {"mean": 0.5}, "drift_lite": {"mean": 0.1}}
+    students = {"hiar": {"seed-0": one, "seed-1": {"good": {"mean": 0.9}}}, "other": {"seed-0": one}}
+    found = []
+    for number, content in enumerate((json.dumps({"distill": students}), '{"distill": {}}', "{", None)):
+        name = f"{number:032x}"
+        if content is not None:
+            small.put(PREFIX + key_of(name), content.encode())
+        run = Run("a", "here", {"make": {"outs": [{"path": "metrics/summary.json", "md5": name}]}})
+        found.append(figures_of(store, run, listing(store)))
+    assert found == [{"good": pytest.approx((0.5 + 0.9 + 0.5) / 3)}, {}, {}, {}]
 
 
 def test_runs_are_listed_with_what_keeps_them(small: SmallStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
