@@ -241,9 +241,9 @@ def test_a_stage_makes_fewer_videos_at_a_time_and_step_by_step_if_memory_is_shor
         walked.append((len(rollout.samples), order, passes))
         return sample_walk(denoiser, rollout, order, given, passes=passes)
 
-    sample_walk = sample.walk_grid
+    sample_walk, made, rollouts = sample.walk_grid, [], []
     monkeypatch.setattr(sample, "walk_grid", walk)
-    made = []
+    monkeypatch.setattr(computing, "choose", lambda *given: rollouts.append(given[3]) or Choice())
     for free in (10**12, 210, 110):
         work = tmp_path / str(free)
         save_student(Paths(work, 1).distilled("hiar"))
@@ -255,6 +255,7 @@ def test_a_stage_makes_fewer_videos_at_a_time_and_step_by_step_if_memory_is_shor
             sample.run(params, work, 1, "distill", "hiar")
         made.append(read_shard(Paths(work, 1).samples("distill", "hiar") / "latents.safetensors")["latents"])
     assert walked == [(3, "diagonal", "batched"), *[(1, "diagonal", "batched")] * 3, *[(1, "step_first", "fused")] * 3]
+    assert rollouts == [1, 3, 3]  # by which compiling pays or not
     assert "walk: step_first, " in capsys.readouterr().err
     torch.testing.assert_close(made[1:], made[:1] * 2, rtol=1e-4, atol=1e-4)
 
